@@ -1,0 +1,78 @@
+"""Batcher: the Ray actor that owns a device group's model, its KV page pool and its step loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pieray.actors.serving import ServingActor
+from pieray.sched.core import BatcherCore
+
+from pieray.assets import model_folder
+from pieray.config import ModelSettings
+from pieray.messages import Message
+from pieray.models.tokenizer import TokenizerSpec
+from pieray.sched.loop import StepLoop
+from pieray.transport import Connection, Endpoint, connect
+
+
+class Batcher(ServingActor):
+    """Shell around `StepLoop`."""
+
+    def load(self) -> dict[str, Any]:
+        """Load the model; returns its facts and tokenizer as plain fields.  Raises ModelError."""
+        from pieray.models.runner import ModelRunner  # torch: imported here, where it computes
+
+        settings = self.config.model
+        folder = model_folder(settings.path)
+        runner = ModelRunner.load(
+            folder, device=_device(settings), dtype=_dtype(settings), num_pages=settings.num_pages or None,
+            page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
+        )  # fmt: skip
+        self._loop = StepLoop(BatcherCore(runner, settings))
+        spec = TokenizerSpec.from_folder(folder)
+        info = {
+            "name": folder.name,
+            "architecture": runner.config.architecture,
+            "vocab_size": runner.config.vocab_size,
+            "max_context": runner.config.max_position,
+            "page_size": runner.pool.page_size,
+            "num_pages": runner.pool.num_pages,
+            "dtype": str(runner.pool.dtype).removeprefix("torch."),
+            "device": str(runner.decoder.device),
+        }
+        tokenizer = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
+        return {"info": info, "tokenizer": tokenizer}
+
+    def open(self, token: str, resource_manager: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Begin to step; fences go to the resource manager.  Returns the endpoint for InferletActors."""
+        ledger = connect(Endpoint.from_wire(resource_manager), _Fences(), role="batcher", peer_id=self.peer_id,
+                         token=token, timeout_s=30.0)  # fmt: skip
+        self._loop.start(ledger)
+        return self.listen(self._loop, token)
+
+    def status(self) -> dict[str, Any]:
+        return {**self.describe(), **self._loop.status()}
+
+
+class _Fences:
+    """The batcher's connection to its resource manager: it only sends."""
+
+    def on_connect(self, conn: Connection) -> None: ...
+
+    def on_messages(self, conn: Connection, messages: list[Message]) -> None: ...
+
+    def on_close(self, conn: Connection, error: Exception) -> None: ...
+
+
+def _device(settings: ModelSettings) -> str:
+    import torch
+
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(settings: ModelSettings) -> str | None:
+    if settings.dtype != "auto":
+        return settings.dtype
+    return "float32" if _device(settings) == "cpu" else None

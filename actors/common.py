@@ -1,0 +1,21 @@
+"""What all actors share: Ray options, names, process set-up."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pieray.config import Config
+
+#: Every actor is named, detached (it outlives its driver) and takes no CPU slot: the Supervisor places work.
+ACTOR_OPTIONS: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 64}
+
+
+def set_up_process(config: Config) -> None:
+    """Logging of an actor process."""
+    logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+
+
+def actor_name(role: str, number: int | None = None) -> str:
+    """Name of an engine's actor in its namespace."""
+    return f"pieray.{role}" if number is None else f"pieray.{role}.{number}"

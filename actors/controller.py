@@ -1,0 +1,55 @@
+"""Controller: the one Ray actor of an engine that others find by name.  It brings the others up and keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pieray.actors.common import set_up_process
+from pieray.actors.supervisor import Supervisor
+
+from pieray.config import Config, from_mapping
+
+
+class Controller:
+    """Shell around `Supervisor`.  Nothing here is on a token's path."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = from_mapping(Config, config)
+        set_up_process(self._config)
+        self._supervisor = Supervisor(self._config)
+
+    def start(self) -> None:
+        """Bring the engine up; raises ModelError, EngineError."""
+        self._supervisor.start()
+
+    def config(self) -> dict[str, Any]:
+        return self._supervisor.config_mapping()
+
+    def token(self) -> str:
+        """The engine's secret; who may call Ray actors of this cluster may have it."""
+        return self._supervisor.token
+
+    def models(self) -> list[dict[str, Any]]:
+        return self._supervisor.models()
+
+    def launch(self, frame: bytes) -> tuple[Any, ...]:
+        """Place and start an inferlet; returns the endpoint of its actor."""
+        return self._supervisor.launch(frame)
+
+    def locate(self, instance_id: str) -> tuple[str, tuple[Any, ...]]:
+        """Name and actor endpoint of an inferlet; raises NotFound."""
+        return self._supervisor.locate(instance_id)
+
+    def kill(self, instance_id: str, reason: str) -> None:
+        self._supervisor.kill(instance_id, reason)
+
+    def ps(self) -> list[dict[str, Any]]:
+        return self._supervisor.ps()
+
+    def status(self) -> dict[str, Any]:
+        return self._supervisor.status()
+
+    def shutdown(self) -> None:
+        """Stop all actors of the engine; this one ends a moment later."""
+        self._supervisor.shutdown()

@@ -1,0 +1,68 @@
+"""InferletActor: the Ray actor that hosts wasmtime stores, one per inferlet.  It never imports torch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from pieray.actors.serving import ServingActor
+
+from pieray.errors import DeviceLost
+from pieray.host.core import ClientService, InferletHost
+from pieray.host.device import DeviceClient
+from pieray.host.models import ModelDirectory, ServedModel
+from pieray.messages import Launch, decode
+from pieray.models.tokenizer import TokenizerSpec
+from pieray.transport import Endpoint
+
+log = logging.getLogger(__name__)
+
+Wire = tuple[Any, ...]
+
+
+class InferletActor(ServingActor):
+    """Shell around `InferletHost`."""
+
+    def open(self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire) -> Wire:
+        """Connect to the device group, warm up, and listen for clients; returns the endpoint."""
+        self._token = token
+        directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
+        self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory)
+        self._host.warm_up()
+        return self.listen(ClientService(self._host), token)
+
+    def reconnect(self, batcher: Wire, resource_manager: Wire) -> None:
+        """The device group was replaced: later launches use the new one."""
+        self._host.replace_device(self._connect(batcher, resource_manager))
+
+    def _connect(self, batcher: Wire, resource_manager: Wire) -> DeviceClient:
+        return DeviceClient(
+            batcher=Endpoint.from_wire(batcher), resource_manager=Endpoint.from_wire(resource_manager),
+            peer_id=self.peer_id, token=self._token, timeout_s=30.0, on_lost=_log_loss,
+        )  # fmt: skip
+
+    def launch(self, frame: bytes) -> None:
+        """Start an inferlet; raises the PierayError that refuses it."""
+        (message,) = decode(frame)
+        assert isinstance(message, Launch)
+        self._host.launch(message)
+
+    def kill(self, instance_id: str, reason: str) -> None:
+        self._host.kill(instance_id, reason)
+
+    def num_live(self) -> int:
+        return self._host.num_live
+
+    def inferlets(self) -> list[dict[str, Any]]:
+        return self._host.status()
+
+    def status(self) -> dict[str, Any]:
+        return {**self.describe(), "executor": self._host.executor, "num_live": self._host.num_live}
+
+    def close(self) -> None:
+        """End all inferlets; their clients are told."""
+        self._host.close()
+
+
+def _log_loss(error: DeviceLost) -> None:
+    log.warning("%s", error)

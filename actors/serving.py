@@ -1,0 +1,49 @@
+"""What Batcher, ResourceManager and InferletActor share: identity, a door for peers, and a life to watch."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from pieray.actors.common import set_up_process
+from pieray.transport.ray_server import RayListener
+
+from pieray.config import Config, from_mapping
+from pieray.transport import Listener, Service, serve
+
+
+class ServingActor:
+    """Base of the actors that peers connect to."""
+
+    def __init__(self, config: Mapping[str, Any], name: str, incarnation: int) -> None:
+        self.config = from_mapping(Config, config)
+        self.name = name
+        self.incarnation = incarnation
+        self.peer_id = f"{name}#{incarnation}"
+        self._listener: Listener | None = None
+        set_up_process(self.config)
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for `pieray ps` and for tests that kill processes."""
+        return {
+            "name": self.name,
+            "incarnation": self.incarnation,
+            "pid": os.getpid(),
+            "node_id": ray.get_runtime_context().get_node_id(),
+        }
+
+    def listen(self, service: Service, token: str) -> tuple[Any, ...]:
+        """Open the door, by socket or by Ray calls as the engine is configured; returns the endpoint."""
+        if self.config.transport == "ray":
+            self._listener = RayListener(service, peer_id=self.peer_id, incarnation=self.incarnation, token=token)
+        else:
+            self._listener = serve(service, peer_id=self.peer_id, incarnation=self.incarnation, token=token,
+                                   host=ray.util.get_node_ip_address())  # fmt: skip
+        return self._listener.endpoint.to_wire()
+
+    def watch(self) -> None:
+        """Never returns: its failure tells the Supervisor at once that this process is gone."""
+        threading.Event().wait()

@@ -1,0 +1,257 @@
+"""Brings an engine's actors up in order, watches them, replaces those that die, places inferlets."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from pieray.actors.batcher import Batcher
+from pieray.actors.common import ACTOR_OPTIONS, actor_name
+from pieray.actors.inferlet_actor import InferletActor
+from pieray.actors.resource_manager import ResourceManager
+
+from pieray.config import Config
+from pieray.errors import EngineError, NotFound, PierayError
+from pieray.messages import Launch, decode
+from pieray.raycalls import ask_actor, await_answer
+
+log = logging.getLogger(__name__)
+
+Wire = tuple[Any, ...]
+
+MAX_RESTARTS, RESTART_WINDOW_S = 5, 60.0
+KEEP_LOCATIONS = 10_000
+PATIENCE_S = 60.0
+
+
+@dataclass(slots=True)
+class Member:
+    """One actor of the engine."""
+
+    role: str
+    handle: Any
+    endpoint: Wire = ()
+
+
+class Supervisor:
+    """The plain heart of the Controller.  Thread-safe."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.token = secrets.token_hex(32)
+        self._resource_manager: Member | None = None
+        self._batcher: Member | None = None
+        self._hosts: list[Member] = []
+        self._models: list[dict[str, Any]] = []
+        self._locations: OrderedDict[str, tuple[str, Member]] = OrderedDict()
+        self._watched: dict[Any, Member] = {}
+        self._restarts: deque[float] = deque()
+        self._incarnation = 0
+        self._failure: str | None = None
+        self._is_stopping = False
+        self._lock = threading.RLock()
+        self._next_host = 0
+
+    # --- life of the engine --------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Bring everything up; on failure everything is taken down again and the error raised."""
+        try:
+            hosts = [self._create(InferletActor, "inferlets", i) for i in range(self._config.actor_pool)]
+            self._bring_up_device()
+            self._hosts = self._open_hosts(hosts)
+        except BaseException:
+            self.shutdown()
+            raise
+        threading.Thread(target=self._watch, name="pieray-supervisor", daemon=True).start()
+
+    def shutdown(self) -> None:
+        """Take all actors down; idempotent."""
+        with self._lock:
+            self._is_stopping = True
+            members = list(self._watched.values())
+        closing = [m.handle.close.remote() for m in members if m.role == "inferlets" and m.endpoint]
+        ray.wait(closing, num_returns=len(closing), timeout=5.0) if closing else None
+        for member in members:
+            ray.kill(member.handle)
+
+    def _create(self, cls: type, role: str, number: int | None = None) -> Member:
+        with self._lock:
+            self._incarnation += 1
+            incarnation = self._incarnation
+        name = actor_name(role, number)
+        options = {**ACTOR_OPTIONS, "name": name, "namespace": self._config.namespace, "lifetime": "detached"}
+        if role == "batcher":
+            options["num_gpus"] = _num_gpus(self._config)
+        handle = ray.remote(cls).options(**options).remote(dataclasses.asdict(self._config), name, incarnation)
+        member = Member(role, handle)
+        with self._lock:
+            self._watched[handle.watch.remote()] = member
+        return member
+
+    def _bring_up_device(self) -> None:
+        manager = self._create(ResourceManager, "resource-manager")
+        batcher = self._create(Batcher, "batcher")
+        facts = self._ask(batcher, "load", timeout_s=self._config.start_timeout_s)
+        manager.endpoint = tuple(self._ask(manager, "open", self.token, facts["info"]["num_pages"]))
+        batcher.endpoint = tuple(self._ask(batcher, "open", self.token, manager.endpoint))
+        self._models = [facts]
+        self._resource_manager, self._batcher = manager, batcher
+
+    def _open_hosts(self, hosts: list[Member]) -> list[Member]:
+        assert self._batcher is not None
+        assert self._resource_manager is not None
+        peers = (self._batcher.endpoint, self._resource_manager.endpoint)
+        opening = [h.handle.open.remote(self.token, self._models, *peers) for h in hosts]
+        for host, ref in zip(hosts, opening, strict=True):
+            host.endpoint = tuple(await_answer(ref, "open", timeout_s=self._config.start_timeout_s))
+        return hosts
+
+    def _ask(self, member: Member, method: str, *args: Any, timeout_s: float = PATIENCE_S) -> Any:
+        return ask_actor(member.handle, method, *args, timeout_s=timeout_s)
+
+    # --- supervision ---------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._is_stopping:
+            ready, _ = ray.wait(list(self._watched), num_returns=1, timeout=1.0)
+            for ref in ready:
+                member = self._watched.pop(ref)
+                if not self._is_stopping:
+                    self._replace(member)
+
+    def _replace(self, member: Member) -> None:
+        log.error("%s died", member.role)
+        try:
+            self._spend_restart(member)
+            with self._lock:
+                if member.role == "inferlets":
+                    self._replace_host(member)
+                elif member in (self._batcher, self._resource_manager):
+                    self._replace_device()
+        except PierayError as error:
+            self._failure = f"{member.role} died and could not be replaced: {error.message}"
+            log.error("%s", self._failure)  # noqa: TRY400 - the cause is in the text
+
+    def _spend_restart(self, member: Member) -> None:
+        now = time.monotonic()
+        while self._restarts and self._restarts[0] < now - RESTART_WINDOW_S:
+            self._restarts.popleft()
+        if len(self._restarts) >= MAX_RESTARTS:
+            raise EngineError(f"{MAX_RESTARTS} restarts within {RESTART_WINDOW_S:.0f} s are the limit; "
+                              f"{member.role} would be one more")  # fmt: skip
+        self._restarts.append(now)
+
+    def _replace_host(self, member: Member) -> None:
+        self._hosts = [h for h in self._hosts if h is not member]
+        self._hosts += self._open_hosts([self._create(InferletActor, "inferlets", self._free_number())])
+
+    def _replace_device(self) -> None:
+        """A batcher and its resource manager live and die together: neither's state means anything alone."""
+        for member in (self._batcher, self._resource_manager):
+            if member is not None:
+                ray.kill(member.handle)
+        self._batcher = self._resource_manager = None
+        _await_free([actor_name("batcher"), actor_name("resource-manager")], self._config.namespace)
+        self._bring_up_device()
+        assert self._batcher is not None
+        assert self._resource_manager is not None
+        for host in self._hosts:
+            self._ask(host, "reconnect", self._batcher.endpoint, self._resource_manager.endpoint)
+
+    def _free_number(self) -> int:
+        self._next_host = max(self._next_host, self._config.actor_pool) + 1
+        return self._next_host
+
+    # --- inferlets -----------------------------------------------------------------------------
+
+    def launch(self, frame: bytes) -> Wire:
+        """Start an inferlet on the actor with the most room; a new actor is added when all are full."""
+        (message,) = decode(frame)
+        assert isinstance(message, Launch)
+        if self._failure is not None:
+            raise EngineError(self._failure)
+        host = self._start_on(self._place(), frame)
+        with self._lock:
+            self._locations[message.instance_id] = (message.name, host)
+            while len(self._locations) > KEEP_LOCATIONS:
+                self._locations.popitem(last=False)
+        return host.endpoint
+
+    def _place(self) -> Member:
+        with self._lock:
+            hosts = list(self._hosts)
+            if len(hosts) == 1:
+                return hosts[0]
+        loads = [(self._ask(host, "num_live"), index) for index, host in enumerate(hosts)]
+        if not loads:
+            raise EngineError("no InferletActor is up; one is being started")
+        return hosts[min(loads)[1]]
+
+    def _start_on(self, host: Member, frame: bytes) -> Member:
+        try:
+            self._ask(host, "launch", frame)
+        except EngineError as error:
+            if "inferlets_per_actor" not in error.message:
+                raise
+            with self._lock:
+                (host,) = self._open_hosts([self._create(InferletActor, "inferlets", self._free_number())])
+                self._hosts.append(host)
+            self._ask(host, "launch", frame)
+        return host
+
+    def locate(self, instance_id: str) -> tuple[str, Wire]:
+        name, host = self._location(instance_id)
+        return name, host.endpoint
+
+    def kill(self, instance_id: str, reason: str) -> None:
+        _, host = self._location(instance_id)
+        self._ask(host, "kill", instance_id, reason)
+
+    def _location(self, instance_id: str) -> tuple[str, Member]:
+        try:
+            return self._locations[instance_id]
+        except KeyError:
+            raise NotFound(f"no inferlet {instance_id!r} was launched here lately; see `pieray ps`") from None
+
+    # --- facts ---------------------------------------------------------------------------------
+
+    def config_mapping(self) -> dict[str, Any]:
+        return dataclasses.asdict(self._config)
+
+    def models(self) -> list[dict[str, Any]]:
+        return [facts["info"] for facts in self._models]
+
+    def ps(self) -> list[dict[str, Any]]:
+        return [row for host in list(self._hosts) for row in self._ask(host, "inferlets")]
+
+    def status(self) -> dict[str, Any]:
+        """Facts of every actor, by role."""
+        alive = [m for m in (self._resource_manager, self._batcher, *self._hosts) if m is not None]
+        members = [{"role": m.role, **self._ask(m, "status")} for m in alive]
+        return {"namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure,
+                "num_restarts": len(self._restarts), "actors": members}  # fmt: skip
+
+
+def _num_gpus(config: Config) -> float:
+    """One GPU where the cluster has one and the model may use it: a hard request elsewhere would wait for ever."""
+    wants = config.model.device == "auto" or config.model.device.startswith("cuda")
+    return 1.0 if wants and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def _await_free(names: list[str], namespace: str) -> None:
+    """Wait until names of killed actors can be taken again."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        taken = {a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == namespace}
+        if not taken.intersection(names):
+            return
+        time.sleep(0.02)
+    raise EngineError(f"the names {names} did not come free within {PATIENCE_S} s")

@@ -1,0 +1,256 @@
+// A whole decoder step on the CPU in one call: Llama, Mistral, Qwen2, Qwen3 with weights of float32 or bfloat16,
+// activations and sums in float32.  For small models most of a torch step is dispatch; here there is none.
+//
+// Each output of a matrix product is one chain of fused multiply-adds over k, in order, in every tile shape, so a
+// row's logits do not depend on the batch around it, to the last bit.
+#include "paged_attention_cpu.c"
+
+#ifndef LANES
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+#endif
+#define PANEL (2 * LANES)  // outputs that one column block of a packed matrix holds
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t hvec __attribute__((vector_size(2 * LANES), aligned(2)));
+
+// A matrix [out, in] packed as [ceil(out / PANEL), in, PANEL], zero-padded; bias is [padded out] float32 or NULL.
+typedef struct {
+    const void *data;
+    const float *bias;
+    int64_t num_out, num_in;
+} Matrix;
+
+typedef struct {
+    Matrix qkv, out, gate_up, down;
+    const float *attn_norm, *mlp_norm, *q_norm, *k_norm;  // the last two NULL without QK norm
+    void *kv;                                             // this layer of the pool
+    int64_t window;
+} Block;
+
+typedef struct {
+    int64_t num_layers, hidden, intermediate, num_heads, num_kv_heads, head_dim, page_size;
+    float eps, scale;
+    int32_t is_bf16;     // the packed matrices, the embedding and the pool
+    const void *embed;   // [vocab, hidden]
+    const float *norm, *cos, *sin;  // cos and sin: [max_position, head_dim / 2]
+    Matrix lm_head;
+    Block *blocks;
+} Model;
+
+typedef struct {
+    const int64_t *tokens, *positions, *slots, *rows;
+    int64_t num_tokens, num_rows;
+    Ragged ragged;
+} Step;
+
+INLINE int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
+
+INLINE vec load_weights(const void *p, int64_t i, int is_bf16) {
+    if (!is_bf16) return *(const vec *)((const float *)p + i);
+    return (vec)(__builtin_convertvector(*(const hvec *)((const uint16_t *)p + i), uvec) << 16);
+}
+
+// y[rows, PANEL * panels) (+)= x w: `rows` and `panels` are constants at each call, the sums stay in registers.
+INLINE void tile(int rows, int panels, const float *x, int64_t x_stride, const Matrix *w, int64_t panel, float *y,
+                 int64_t y_stride, int is_added, int is_bf16) {
+    int64_t k_len = w->num_in, base = panel * k_len * PANEL;
+    vec acc[6][4][2];
+    for (int t = 0; t < rows; t++)
+        for (int p = 0; p < panels; p++) acc[t][p][0] = acc[t][p][1] = (vec){};
+    for (int64_t k = 0; k < k_len; k++) {
+        for (int p = 0; p < panels; p++) {
+            int64_t at = base + (p * k_len + k) * PANEL;
+            vec first = load_weights(w->data, at, is_bf16), second = load_weights(w->data, at + LANES, is_bf16);
+            for (int t = 0; t < rows; t++) {
+                acc[t][p][0] += x[t * x_stride + k] * first;
+                acc[t][p][1] += x[t * x_stride + k] * second;
+            }
+        }
+    }
+    for (int t = 0; t < rows; t++) {
+        for (int p = 0; p < 2 * panels; p++) {
+            int64_t column = panel * PANEL + p * LANES;
+            vec *target = (vec *)(y + t * y_stride + column), sum = acc[t][p / 2][p % 2];
+            if (w->bias) sum += *(const vec *)(w->bias + column);
+            *target = is_added ? *target + sum : sum;
+        }
+    }
+}
+
+// Panels [first, last) for all rows.
+INLINE void multiply_panels(const float *x, int64_t x_stride, int64_t num_rows, const Matrix *w, int64_t first, int64_t last,
+                            float *y, int64_t y_stride, int is_added, int is_bf16) {
+#define TILE(rows, panels) tile(rows, panels, x + t * x_stride, x_stride, w, p, y + t * y_stride, y_stride, is_added, is_bf16)
+    for (int64_t p = first; p < last; p++)
+        for (int64_t t = 0; t + 6 <= num_rows; t += 6) TILE(6, 1);
+    int64_t t = num_rows / 6 * 6, p = first, left = num_rows % 6;
+    if (left == 1) for (; p + 4 <= last; p += 4) TILE(1, 4);
+    if (left == 2) for (; p + 2 <= last; p += 2) TILE(2, 2);
+    for (; p < last; p++) {
+        if (left == 1) TILE(1, 1);
+        if (left == 2) TILE(2, 1);
+        if (left == 3) TILE(3, 1);
+        if (left == 4) TILE(4, 1);
+        if (left == 5) TILE(5, 1);
+    }
+#undef TILE
+}
+
+// y [num_rows, padded(out)] (+)= x [num_rows, in] w^T + bias; called by all threads of the team.
+static void multiply(const float *x, int64_t x_stride, int64_t num_rows, const Matrix *w, float *y, int is_added, int is_bf16) {
+    int64_t num_panels = padded(w->num_out) / PANEL;
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < num_panels; first += 4) {
+        int64_t last = first + 4 < num_panels ? first + 4 : num_panels;
+        if (is_bf16) multiply_panels(x, x_stride, num_rows, w, first, last, y, padded(w->num_out), is_added, 1);
+        else multiply_panels(x, x_stride, num_rows, w, first, last, y, padded(w->num_out), is_added, 0);
+    }
+}
+
+INLINE void normalize(const float *x, const float *weight, float *y, int64_t n, float eps) {
+    v8 sums = {};
+    float rest = 0;
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) sums += *(const v8u *)(x + i) * *(const v8u *)(x + i);
+    for (; i < n; i++) rest += x[i] * x[i];
+    float factor = 1 / sqrtf((sum_lanes(sums) + rest) / n + eps);
+    for (i = 0; i < n; i++) y[i] = x[i] * factor * weight[i];
+}
+
+static void normalize_rows(const float *x, const float *weight, float *y, int64_t num_rows, const Model *m) {
+    int64_t stride = padded(m->hidden);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < num_rows; t++) normalize(x + t * stride, weight, y + t * stride, m->hidden, m->eps);
+}
+
+// QK norm and rotation of one row's heads, then its keys and values into the pool.
+static void place_row(float *heads, const Model *m, const Block *b, int64_t position, int64_t slot) {
+    int64_t d = m->head_dim, half = d / 2, num_keys = m->num_heads + m->num_kv_heads;
+    const float *cos = m->cos + position * half, *sin = m->sin + position * half;
+    for (int64_t h = 0; h < num_keys; h++) {
+        float *x = heads + h * d;
+        if (b->q_norm) normalize(x, h < m->num_heads ? b->q_norm : b->k_norm, x, d, m->eps);
+        for (int64_t i = 0; i < half; i++) {
+            float first = x[i], second = x[i + half];
+            x[i] = first * cos[i] - second * sin[i];
+            x[i + half] = second * cos[i] + first * sin[i];
+        }
+    }
+    int64_t page = slot / m->page_size, offset = slot % m->page_size;
+    for (int64_t h = 0; h < 2 * m->num_kv_heads; h++) {
+        int64_t at = ((page * 2 * m->num_kv_heads + h) * m->page_size + offset) * d;
+        for (int64_t i = 0; i < d; i++) store1(b->kv, at + i, heads[(m->num_heads + h) * d + i], m->is_bf16);
+    }
+}
+
+// mixed[i] = attention of row `rows ? rows[i] : i`, for i in [0, num_rows).
+static void attend_rows(const float *qkv, const Model *m, const Block *b, const Step *s, const int64_t *rows, int64_t num_rows,
+                        float *mixed, float *scores) {
+    Layer l = {b->kv, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, b->window, m->scale};
+    int64_t d = m->head_dim, group = m->num_heads / m->num_kv_heads, q_stride = padded(b->qkv.num_out);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < num_rows * m->num_kv_heads; i++) {
+        int64_t place = i / m->num_kv_heads, head = i % m->num_kv_heads, row = rows ? rows[place] : place;
+        Span span = span_of(&s->ragged, row, b->window);
+        float *target = mixed + (place * m->num_heads + head * group) * d;
+        attend(qkv + row * q_stride + head * group * d, &l, head, &span, target, scores, m->is_bf16);
+    }
+}
+
+// silu(gate) * up; a gate below -87 counts as -87 in the exponent, where silu is 0 either way.
+INLINE v8 gated8(v8 gate, v8 up) {
+    i8 is_low = gate < -87.0f;
+    v8 exponent = (v8)(((i8)-gate & ~is_low) | ((i8)((v8){} + 87.0f) & is_low));
+    return gate / (1 + exp8(exponent)) * up;
+}
+
+// gate_up [num_rows, padded(2 n)] -> y [num_rows, n], silu(gate) * up.
+static void gate_rows(const float *gate_up, float *y, int64_t num_rows, int64_t n) {
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < num_rows; t++) {
+        const float *gate = gate_up + t * padded(2 * n), *up = gate + n;
+        int64_t i = 0;
+        for (; i + 8 <= n; i += 8) *(v8u *)(y + t * n + i) = gated8(*(const v8u *)(gate + i), *(const v8u *)(up + i));
+        for (; i < n; i++) y[t * n + i] = gated8((v8){gate[i]}, (v8){up[i]})[0];
+    }
+}
+
+// dst[i] = src[rows[i]]
+static void take_rows(const float *src, const int64_t *rows, int64_t num_rows, float *dst, int64_t width) {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < num_rows; i++) memcpy(dst + i * width, src + rows[i] * width, width * sizeof(float));
+}
+
+static void embed_rows(const Model *m, const Step *s, float *x) {
+    int64_t n = m->hidden, stride = padded(n);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < s->num_tokens; t++) {
+        int64_t from = s->tokens[t] * n, i = 0;
+        for (; i + 8 <= n; i += 8) *(v8u *)(x + t * stride + i) = load8(m->embed, from + i, m->is_bf16);
+        for (; i < n; i++) {
+            uint32_t bits = (uint32_t)((const uint16_t *)m->embed)[m->is_bf16 ? from + i : 0] << 16;
+            if (m->is_bf16) memcpy(x + t * stride + i, &bits, 4);
+            else x[t * stride + i] = ((const float *)m->embed)[from + i];
+        }
+    }
+}
+
+// Floats that one token takes in the workspace of `decoder_step`.
+int64_t decoder_workspace(const Model *m) {
+    int64_t heads = m->num_heads * m->head_dim, qkv = heads + 2 * m->num_kv_heads * m->head_dim;
+    int64_t wide = padded(2 * m->intermediate) + padded(m->intermediate), attention = padded(qkv) + padded(heads);
+    return 3 * padded(m->hidden) + (wide > attention ? wide : attention);
+}
+
+int64_t decoder_panel(void) { return PANEL; }
+
+// logits [num_rows, padded(vocab)] of the wanted rows; `work` is num_tokens * decoder_workspace floats.
+// Returns 0, or 1 if memory ran out.
+int decoder_step(const Model *m, const Step *s, float *work, float *logits, int threads) {
+    int64_t tokens = s->num_tokens, stride = padded(m->hidden), heads = m->num_heads * m->head_dim;
+    float *all = work, *wanted = all + tokens * stride, *normed = wanted + tokens * stride, *wide = normed + tokens * stride;
+    Layer shape = {NULL, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, 0, 0};
+    int failed = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        float *x = all, *scores = malloc(scratch_floats(&shape, &s->ragged) * sizeof(float));
+        int64_t rows = tokens;
+        if (!scores) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+        if (!failed) embed_rows(m, s, x);
+        for (int64_t layer = 0; layer < m->num_layers && !failed; layer++) {
+            const Block *b = m->blocks + layer;
+            int is_last = layer == m->num_layers - 1;
+            int64_t qkv_stride = padded(b->qkv.num_out);
+            float *mixed = wide + tokens * qkv_stride, *gated = wide + tokens * padded(2 * m->intermediate);
+            normalize_rows(x, b->attn_norm, normed, rows, m);
+            multiply(normed, stride, rows, &b->qkv, wide, 0, m->is_bf16);
+#pragma omp for schedule(static)
+            for (int64_t t = 0; t < rows; t++) place_row(wide + t * qkv_stride, m, b, s->positions[t], s->slots[t]);
+            if (is_last) {  // nothing after the last keys needs the other rows
+                take_rows(x, s->rows, s->num_rows, wanted, stride);
+                x = wanted;
+                rows = s->num_rows;
+            }
+            attend_rows(wide, m, b, s, is_last ? s->rows : NULL, rows, mixed, scores);
+            multiply(mixed, heads, rows, &b->out, x, 1, m->is_bf16);
+            normalize_rows(x, b->mlp_norm, normed, rows, m);
+            multiply(normed, stride, rows, &b->gate_up, wide, 0, m->is_bf16);
+            gate_rows(wide, gated, rows, m->intermediate);
+            multiply(gated, m->intermediate, rows, &b->down, x, 1, m->is_bf16);
+        }
+        if (!failed) {
+            normalize_rows(x, m->norm, normed, rows, m);
+            multiply(normed, stride, rows, &m->lm_head, logits, 0, m->is_bf16);
+        }
+        free(scores);
+    }
+    return failed;
+}

@@ -1,0 +1,90 @@
+"""A whole decoder step in one C call; its reference is `pieray.models.decoder.Decoder`, layer by layer in torch."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int32, c_int64, c_void_p
+
+import torch
+
+from pieray.kernels.cc import library
+from pieray.kernels.paged_attention_cpu import CRagged
+
+
+class CMatrix(ctypes.Structure):
+    """`Matrix` of decoder_step_cpu.c."""
+
+    _fields_ = (("data", c_void_p), ("bias", c_void_p), ("num_out", c_int64), ("num_in", c_int64))
+
+
+class CBlock(ctypes.Structure):
+    """`Block` of decoder_step_cpu.c: one layer."""
+
+    _fields_ = (
+        *((name, CMatrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, c_void_p) for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm", "kv")),
+        ("window", c_int64),
+    )
+
+
+class CModel(ctypes.Structure):
+    """`Model` of decoder_step_cpu.c."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("num_layers", "hidden", "intermediate")),
+        *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim", "page_size")),
+        ("eps", c_float),
+        ("scale", c_float),
+        ("is_bf16", c_int32),
+        *((name, c_void_p) for name in ("embed", "norm", "cos", "sin")),
+        ("lm_head", CMatrix),
+        ("blocks", ctypes.POINTER(CBlock)),
+    )
+
+
+class CStep(ctypes.Structure):
+    """`Step` of decoder_step_cpu.c."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("tokens", "positions", "slots", "rows")),
+        ("num_tokens", c_int64),
+        ("num_rows", c_int64),
+        ("ragged", CRagged),
+    )
+
+
+def decoder_step(model: CModel, step: CStep, work: torch.Tensor, logits: torch.Tensor, threads: int) -> None:
+    """Run `step`; `logits` is float32 [num_rows, padded(vocab)], `work` at least num_tokens * workspace(model) floats."""
+    lib = _library()
+    failed = lib.decoder_step(
+        ctypes.byref(model), ctypes.byref(step), c_void_p(work.data_ptr()), c_void_p(logits.data_ptr()), c_int32(threads)
+    )
+    if failed:
+        raise MemoryError(f"no scratch memory for attention over {step.ragged.max_kv_len} slots")
+
+
+def workspace(model: CModel) -> int:
+    """Floats of work space that a token takes."""
+    lib = _library()
+    lib.decoder_workspace.restype = c_int64
+    return int(lib.decoder_workspace(ctypes.byref(model)))
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to whole panels: the width of the rows that the C side writes."""
+    panel = int(_library().decoder_panel())
+    return -(-size // panel) * panel
+
+
+def pack(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix [out, in] in the order that the C product reads: [panels, in, panel], zero-padded, contiguous."""
+    num_out, num_in = matrix.shape
+    wide = torch.zeros(padded(num_out), num_in, dtype=matrix.dtype)
+    wide[:num_out] = matrix
+    return wide.view(-1, padded(1), num_in).transpose(1, 2).contiguous()
+
+
+def _library() -> ctypes.CDLL:
+    lib = library()
+    assert lib is not None, "callers check `library()` first"
+    return lib

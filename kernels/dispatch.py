@@ -1,0 +1,25 @@
+"""Attention over the page pool, by whatever suits the device."""
+
+from __future__ import annotations
+
+import torch
+
+from pieray.kernels.meta import AttentionMeta
+from pieray.kernels.paged_attention_cpu import paged_attention_cpu
+
+
+def attention(
+    q: torch.Tensor, kv_layer: torch.Tensor, meta: AttentionMeta, *, scale: float | None = None, window: int = 0
+) -> torch.Tensor:
+    """softmax(scale * q k^T + mask) v for each row of q [T, num_heads, head_dim]; returns the same shape and dtype.
+
+    `kv_layer` is [num_pages, 2, num_kv_heads, page_size, head_dim]; `window` counts the slots a row sees, itself
+    included, 0 = all; `scale` defaults to head_dim ** -0.5.  A row whose mask hides everything gives 0.
+    Triton on CUDA; elsewhere the C operator, or torch where there is no C compiler.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if q.is_cuda:
+        from pieray.kernels.paged_attention import paged_attention  # noqa: PLC0415 (imports Triton)
+
+        return paged_attention(q, kv_layer, meta, scale=scale, window=window)
+    return paged_attention_cpu(q, kv_layer, meta, scale=scale, window=window)

@@ -1,0 +1,187 @@
+"""All settings, as one tree of frozen dataclasses.
+
+The same names are command-line flags (`--num-pages`), keys of a config file and environment variables
+(`PIERAY_NUM_PAGES`, `PIERAY_LIMITS_MEMORY_BYTES`).  An unknown key is an error with a suggestion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pieray.errors import ConfigError
+
+MIB = 1 << 20
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one inferlet may use.  Passing a limit is `quota` (or `deadline` for times), naming the field."""
+
+    memory_bytes: int = 128 * MIB
+    """Linear memory of the guest.  The Python runtime itself needs about 17 MiB."""
+    wall_time_s: float = 600.0
+    """From launch to the end, waiting included."""
+    cpu_time_s: float = 60.0
+    """Time that the guest itself computes."""
+    pages: int = 4096
+    """KV page handles held at one time."""
+    page_wait_s: float = 30.0
+    """How long a command waits for memory behind its pages."""
+    queues: int = 64
+    tickets: int = 4096
+    """Tickets issued and not yet taken."""
+    message_bytes: int = 4 * MIB
+    """One session message, either way; also one string or list handed to a handler."""
+    mailbox_bytes: int = 16 * MIB
+    """Messages sent and not yet received, each way."""
+    log_bytes: int = MIB
+    """All that the inferlet logs or prints."""
+    output_bytes: int = 64 * MIB
+    """All that the inferlet sends to its client, the result included."""
+    source_bytes: int = 4 * MIB
+    """Source text or component given by a client at launch."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """One served model and its device group."""
+
+    path: str = "pie-tiny"
+    """Folder with config.json, *.safetensors and tokenizer.json, or the name of an embedded model."""
+    device: str = "auto"
+    """"auto" (cuda where there is one), "cpu", "cuda", "cuda:1"."""
+    dtype: str = "auto"
+    """"auto" (the checkpoint's on cuda, float32 on cpu), "float32", "bfloat16", "float16"."""
+    page_size: int = 16
+    num_pages: int = 0
+    """KV pages in the pool; 0 sizes it from `kv_memory_bytes`."""
+    kv_memory_bytes: int = 256 * MIB
+    max_batch_tokens: int = 2048
+    """Tokens that one step computes at most: longer prefills run in chunks."""
+    max_batch_requests: int = 256
+    cohort_wait_s: float = 0.004
+    """How long a step waits at most for inferlets that have just been answered."""
+    threads: int = 1
+    """CPU threads of the batcher: a second one pays only when no actor needs the core."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """An engine."""
+
+    namespace: str = "pieray"
+    """Ray namespace of the engine's named actors."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    limits: Limits = field(default_factory=Limits)
+    inferlets_per_actor: int = 64
+    """Inferlets in one actor process; 1 gives each an actor of its own."""
+    actor_pool: int = 1
+    """InferletActors started ahead and kept."""
+    executor: str = "auto"
+    """"fiber", "thread", or "auto": fibers where the feature test passes."""
+    transport: str = "socket"
+    """"socket" (unix on a node, TCP across nodes) or "ray" (plain actor calls)."""
+    worker_threads: int = 1
+    """Threads of an InferletActor that run guests."""
+    lease_pages: int = 8
+    """Pages that an inferlet's lease grows by, ahead of need."""
+    start_timeout_s: float = 120.0
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        _check_choice("executor", self.executor, ("auto", "fiber", "thread"))
+        _check_choice("transport", self.transport, ("socket", "ray"))
+        _check_at_least("inferlets_per_actor", self.inferlets_per_actor, 1)
+        _check_at_least("actor_pool", self.actor_pool, 1)
+        _check_at_least("worker_threads", self.worker_threads, 1)
+        _check_at_least("lease_pages", self.lease_pages, 1)
+        _check_at_least("model.page_size", self.model.page_size, 1)
+        _check_at_least("model.max_batch_tokens", self.model.max_batch_tokens, 1)
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is one of {', '.join(allowed)}; given {value!r}")
+
+
+def _check_at_least(name: str, value: float, least: float) -> None:
+    if value < least:
+        raise ConfigError(f"{name} is at least {least}; given {value}")
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Build a settings dataclass from nested mappings; `prefix` names the place in errors.
+
+    Raises ConfigError for an unknown key (with the nearest known one) and for a value of a wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is always a dataclass here
+    kwargs: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
+            raise ConfigError(f"unknown setting {prefix}{key}{hint}")
+        kwargs[name] = _convert(prefix + name, value, hints[name])
+    return cls(**kwargs)
+
+
+def _convert(name: str, value: object, kind: Any) -> Any:
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, Mapping):
+            return from_mapping(kind, value, f"{name}.")
+    elif isinstance(kind, types.UnionType) or (kind is str and isinstance(value, str)):
+        return value
+    elif kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if number == number and (kind is float or number == int(number)):  # noqa: PLR0124 - NaN is not itself
+            return kind(number) if kind is float else int(number)
+    raise ConfigError(f"{name} is {getattr(kind, '__name__', kind)}; given {value!r}")
+
+
+def from_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The nested mapping that `PIERAY_*` variables describe: `PIERAY_LIMITS_PAGES=8` is limits.pages."""
+    environ = os.environ if environ is None else environ
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(Config):
+        group = {"model": ModelSettings, "limits": Limits}.get(f.name)
+        if group is None:
+            if (text := environ.get(f"PIERAY_{f.name.upper()}")) is not None:
+                found[f.name] = text
+            continue
+        for g in dataclasses.fields(group):
+            if (text := environ.get(f"PIERAY_{f.name.upper()}_{g.name.upper()}")) is not None:
+                found.setdefault(f.name, {})[g.name] = text
+    return found
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings laid over each other; later ones win."""
+    out: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping):
+                below = out.get(key)
+                out[key] = merge(below if isinstance(below, Mapping) else {}, value)
+            else:
+                out[key] = value
+    return out
+
+
+def load(overrides: Mapping[str, Any] | None = None) -> Config:
+    """Defaults, then `PIERAY_*`, then `overrides`."""
+    return from_mapping(Config, merge(from_environment(), overrides or {}))

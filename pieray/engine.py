@@ -1,0 +1,202 @@
+"""The engine handle: start or find an engine on a Ray cluster, launch inferlets, look at them, stop it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import pieray.config
+from pieray.config import Config, Limits, from_mapping
+from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError
+from pieray.link import ActorLink
+from pieray.messages import Launch, encode
+from pieray.process import Process
+from pieray.programs import ProgramSource, resolve
+from pieray.raycalls import ask_actor
+from pieray.transport import Endpoint
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
+
+
+class Engine:
+    """A connection to a running engine.  Use as a context manager, or `close` it.  Thread-safe."""
+
+    def __init__(self, config: Config, controller: Any, *, owns_engine: bool, owns_ray: bool) -> None:
+        self.config = config
+        self._controller = controller
+        self._owns_engine = owns_engine
+        self._owns_ray = owns_ray
+        self._peer_id = f"client-{os.getpid()}-{secrets.token_hex(4)}"
+        self._token: str = self._ask("token")
+        self._links: dict[Endpoint, ActorLink] = {}
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    # --- inferlets -----------------------------------------------------------------------------
+
+    def launch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /, *,
+               limits: Mapping[str, float] | None = None, **arguments: Any) -> Process:  # fmt: skip
+        """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
+
+        Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON), ConfigError (unknown
+        limit), EngineError (the engine is gone or full).
+        """
+        found = resolve(program) if isinstance(program, str) else program
+        given = {**(input or {}), **arguments}
+        try:
+            text = json.dumps(given)
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"the arguments of an inferlet are JSON: {error}") from None
+        checked = dict(limits or {})
+        from_mapping(Limits, checked, "limits.")
+        instance_id = f"{found.name}-{secrets.token_hex(6)}"
+        message = Launch(instance_id, found.name, found.filename, found.source, found.component, text, checked)
+        wire = self._ask("launch", encode([message]))
+        link = self._link(Endpoint.from_wire(wire))
+        process = Process(instance_id, found.name, link)
+        link.attach(process)
+        return process
+
+    def attach(self, instance_id: str) -> Process:
+        """The handle of an inferlet that another client launched; raises NotFound."""
+        name, wire = self._ask("locate", instance_id)
+        link = self._link(Endpoint.from_wire(wire))
+        process = Process(instance_id, name, link)
+        link.attach(process)
+        return process
+
+    def ps(self) -> list[dict[str, Any]]:
+        """Inferlets that run or have ended lately: instance_id, name, state, cpu_time_s, memory_bytes, pages, ..."""
+        found: list[dict[str, Any]] = self._ask("ps")
+        return found
+
+    def kill(self, instance_id: str, reason: str = "killed") -> None:
+        """End an inferlet by id; raises NotFound."""
+        self._ask("kill", instance_id, reason)
+
+    # --- the engine ----------------------------------------------------------------------------
+
+    def models(self) -> list[dict[str, Any]]:
+        """Facts of the served models."""
+        found: list[dict[str, Any]] = self._ask("models")
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """Actors (role, pid, node), pages by state, steps, transport and executor in use."""
+        found: dict[str, Any] = self._ask("status")
+        return found
+
+    def shutdown(self) -> None:
+        """Stop the engine for everybody, then close this handle."""
+        try:
+            self._ask("shutdown")
+        except EngineError as error:
+            log.info("the engine was gone already: %s", error)
+        self._owns_engine = False
+        self.close()
+
+    def close(self) -> None:
+        """Hang up; an engine that this handle started stops with it.  Idempotent."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            links, self._links = list(self._links.values()), {}
+        for link in links:
+            link.close()
+        if self._owns_engine:
+            try:
+                self._ask("shutdown")
+            except PierayError as error:
+                log.info("the engine was gone already: %s", error)
+        if self._owns_ray:
+            import ray
+
+            ray.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _ask(self, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
+        return ask_actor(self._controller, method, *args, timeout_s=timeout_s)
+
+    def _link(self, endpoint: Endpoint) -> ActorLink:
+        with self._lock:
+            if self._is_closed:
+                raise EngineError("this engine handle is closed")
+            link = self._links.get(endpoint)
+            if link is None or not link.is_open:
+                try:
+                    link = ActorLink(endpoint, peer_id=self._peer_id, token=self._token, timeout_s=10.0,
+                                     on_lost=self._forget)  # fmt: skip
+                except PeerLost as error:
+                    raise EngineError(f"the InferletActor at {endpoint.peer_id} is gone: {error.message}") from error
+                self._links[endpoint] = link
+            return link
+
+    def _forget(self, link: ActorLink) -> None:
+        with self._lock:
+            if self._links.get(link.endpoint) is link:
+                del self._links[link.endpoint]
+
+
+def start(model: str | None = None, *, address: str | None = None, progress: Progress | None = None,
+          **settings: Any) -> Engine:  # fmt: skip
+    """Start an engine and return its handle; the engine stops when the handle is closed.
+
+    `address`: None starts a local Ray in this process (or uses the one this driver is connected to), "auto"
+    or "host:port" joins a cluster.  `settings` are fields of `Config`; `model` is short for
+    `model={"path": ...}`.  Raises ConfigError, ModelError, EngineError.
+    """
+    if model is not None:
+        settings["model"] = pieray.config.merge({"path": model}, settings.get("model") or {})
+    config = pieray.config.load(settings)
+    from pieray import cluster
+
+    owns_ray = cluster.join(address, progress)
+    try:
+        controller = cluster.start_engine(config, progress)
+        return Engine(config, controller, owns_engine=True, owns_ray=owns_ray)
+    except BaseException:
+        if owns_ray:
+            import ray
+
+            ray.shutdown()
+        raise
+
+
+def connect(address: str = "auto", namespace: str = "pieray") -> Engine:
+    """The handle of an engine that runs already; closing it leaves the engine running.
+
+    Raises NotFound if no engine has that namespace on the cluster, EngineError if there is no cluster.
+    """
+    from pieray import cluster
+
+    owns_ray = cluster.join(address, None)
+    controller = cluster.find_controller(namespace)
+    if controller is None:
+        if owns_ray:
+            import ray
+
+            ray.shutdown()
+        raise NotFound(f"no engine runs in namespace {namespace!r} on {address}; start one with `pieray up`")
+    values = ask_actor(controller, "config", timeout_s=30.0)
+    return Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=owns_ray)
+
+
+def as_mapping(config: Config) -> dict[str, Any]:
+    """The config as nested plain mappings, to travel through Ray."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,166 @@
+"""Every error that pieray reports: one base, one code each, one place.
+
+A code is the WIT `error-code` that a guest sees (`pieray/wit/pieray.wit`); a class is what a client
+catches; `http_status` is what the HTTP door answers; `exit_code` is what the command line exits with
+(1: the inferlet failed, 2: usage, 3: the engine failed).  The text names the limit and the value given.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PierayError(Exception):
+    """Base of all errors of pieray."""
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[PierayError], tuple[str]]:
+        return type(self), (self.message,)
+
+
+class InvalidRequest(PierayError):
+    """An argument is outside its documented range."""
+
+    code, http_status, exit_code = "invalid", 400, 1
+
+
+class BadHandle(PierayError):
+    """A handle was never given to this inferlet, or is closed."""
+
+    code, http_status, exit_code = "bad-handle", 400, 1
+
+
+class Denied(PierayError):
+    """The caller lacks the capability."""
+
+    code, http_status, exit_code = "denied", 403, 1
+
+
+class OutOfPages(PierayError):
+    """No KV page came free before the deadline."""
+
+    code, http_status, exit_code = "out-of-pages", 503, 1
+
+
+class QuotaExceeded(PierayError):
+    """A limit of this inferlet is used up; `limit` names the field of `Limits`."""
+
+    code, http_status, exit_code = "quota", 429, 1
+
+
+class Evicted(PierayError):
+    """The resource was taken back."""
+
+    code, http_status, exit_code = "evicted", 410, 1
+
+
+class DeviceLost(PierayError):
+    """The batcher or the resource manager died with the command in flight."""
+
+    code, http_status = "device-lost", 503
+
+
+class DeadlineExceeded(PierayError):
+    """The time allowed has passed."""
+
+    code, http_status, exit_code = "deadline", 504, 1
+
+
+class Cancelled(PierayError):
+    """The command, or the inferlet, was cancelled."""
+
+    code, http_status, exit_code = "cancelled", 499, 1
+
+
+class NotFound(PierayError):
+    """There is no such thing by that name."""
+
+    code, http_status, exit_code = "not-found", 404, 2
+
+
+class Pending(PierayError):
+    """The ticket has no result yet."""
+
+    code, http_status, exit_code = "pending", 409, 1
+
+
+class WrongType(PierayError):
+    """The value behind the ticket has another type than was asked for."""
+
+    code, http_status, exit_code = "wrong-type", 400, 1
+
+
+class Unsupported(PierayError):
+    """This engine cannot do that."""
+
+    code, http_status, exit_code = "unsupported", 501, 2
+
+
+class GuestFailed(PierayError):
+    """The inferlet's own code raised; the text carries its traceback."""
+
+    code, http_status, exit_code = "guest-failed", 500, 1
+
+
+class GuestTrapped(PierayError):
+    """The inferlet's wasm trapped: out of bounds, stack exhausted, unreachable, exit."""
+
+    code, http_status, exit_code = "guest-trapped", 500, 1
+
+
+class ModelError(PierayError):
+    """A model folder cannot be served: the text names file and key."""
+
+    code, http_status, exit_code = "model", 500, 3
+
+
+class ProtocolError(PierayError):
+    """A peer sent what the protocol does not allow."""
+
+    code, http_status, exit_code = "protocol", 502, 3
+
+
+class PeerLost(PierayError):
+    """The process at the other end is gone."""
+
+    code, http_status, exit_code = "peer-lost", 503, 3
+
+
+class EngineError(PierayError):
+    """The engine could not be started, reached or kept."""
+
+    code, http_status, exit_code = "engine", 503, 3
+
+
+class ConfigError(PierayError):
+    """A setting is unknown or outside its range."""
+
+    code, http_status, exit_code = "config", 400, 2
+
+
+ERRORS: dict[str, type[PierayError]] = {
+    cls.code: cls
+    for cls in (
+        InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, Evicted, DeviceLost, DeadlineExceeded,
+        Cancelled, NotFound, Pending, WrongType, Unsupported, GuestFailed, GuestTrapped, ModelError,
+        ProtocolError, PeerLost, EngineError, ConfigError, PierayError,
+    )
+}  # fmt: skip
+
+#: The codes of the WIT enum `error-code`, in its order.
+WIT_CODES: tuple[str, ...] = (
+    "invalid", "bad-handle", "denied", "out-of-pages", "quota", "evicted", "device-lost", "deadline",
+    "cancelled", "not-found", "pending", "wrong-type", "unsupported", "internal",
+)  # fmt: skip
+
+
+def error_from(code: str, message: str) -> PierayError:
+    """The error that a peer reported as (code, message); an unknown code becomes the base class."""
+    return ERRORS.get(code, PierayError)(message)

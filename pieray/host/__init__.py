@@ -1,0 +1,1 @@
+"""What an InferletActor holds: the handlers behind the WIT, one instance per inferlet, no Ray."""

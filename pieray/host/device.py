@@ -1,0 +1,204 @@
+"""An InferletActor's side of a device group: its links to the Batcher and the ResourceManager."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError, error_from
+from pieray.messages import (
+    CancelInferlet,
+    CloseLease,
+    Completed,
+    Failed,
+    LeasePages,
+    Message,
+    ReclaimSpare,
+    ReleasePages,
+)
+from pieray.transport import Connection, Endpoint, connect
+
+log = logging.getLogger(__name__)
+
+HOST = 0
+"""Inferlet number of the host's own requests."""
+TICKET_MASK = (1 << 32) - 1
+
+
+class Tenant(Protocol):
+    """An inferlet as the device client sees it.  Called on reader threads."""
+
+    def answered(self, answers: Sequence[tuple[int, object]]) -> None:
+        """Results (or PierayErrors) of commands and outputs, by guest ticket."""
+
+    def granted(self, pages: list[int]) -> None: ...
+
+    def lease_failed(self, error: PierayError) -> None: ...
+
+    def device_lost(self, error: DeviceLost) -> None: ...
+
+    def reclaim(self) -> list[int]:
+        """Pages that no handle uses, taken out of the inferlet."""
+
+
+class DeviceClient:
+    """Posts commands, routes answers to inferlets by number, retires inferlets in the safe order."""
+
+    def __init__(self, *, batcher: Endpoint, resource_manager: Endpoint, peer_id: str, token: str,
+                 timeout_s: float, on_lost: Callable[[DeviceLost], None]) -> None:  # fmt: skip
+        self._tenants: dict[int, Tenant] = {}
+        self._lost: DeviceLost | None = None
+        self._on_lost = on_lost
+        self._retiring: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._next_ticket = itertools.count(1)
+        self._lock = threading.Lock()
+
+        def dial(endpoint: Endpoint, on_messages: Callable[[list[Message]], None]) -> Connection:
+            service = _Link(on_messages, self._link_lost)
+            return connect(endpoint, service, role="inferlets", peer_id=peer_id, token=token, timeout_s=timeout_s)
+
+        self._ledger = dial(resource_manager, self._from_ledger)
+        try:
+            self._batcher = dial(batcher, self._from_batcher)
+        except BaseException:
+            self._ledger.close("the batcher did not answer")
+            raise
+
+    @property
+    def lost(self) -> DeviceLost | None:
+        """Why the device group is gone, or None."""
+        return self._lost
+
+    def admit(self, number: int, tenant: Tenant) -> None:
+        """Route answers for inferlet `number` to `tenant` from now on."""
+        if self._lost is not None:
+            raise self._lost
+        self._tenants[number] = tenant
+
+    def post(self, messages: Sequence[Message]) -> None:
+        """Collect messages for the batcher; `flush` sends them as one frame."""
+        self._post(self._batcher, messages)
+
+    def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
+        self._post(self._ledger, [LeasePages(inferlet << 32, inferlet, count, deadline_s)])
+
+    def _post(self, link: Connection, messages: Sequence[Message]) -> None:
+        if self._lost is not None:
+            raise self._lost
+        try:
+            link.post(messages)
+        except PeerLost as error:
+            raise DeviceLost(error.message) from error
+
+    def flush(self) -> None:
+        """Send what was posted: one frame to each peer that has any."""
+        for link in (self._batcher, self._ledger):
+            try:
+                link.flush()
+            except PeerLost as error:
+                self._link_lost(error)
+
+    def retire(self, number: int, done: Callable[[], None]) -> None:
+        """The inferlet has ended: once no step touches its pages, give them back, then call `done`."""
+        if self._lost is not None:
+            self._tenants.pop(number, None)
+            done()
+            return
+        ticket = next(self._next_ticket) & TICKET_MASK
+        with self._lock:
+            self._retiring[ticket] = (number, done)
+        try:
+            self.post([CancelInferlet(ticket, number)])
+            self.flush()
+        except DeviceLost:
+            self._finish_retiring(ticket)
+
+    def _finish_retiring(self, ticket: int) -> None:
+        with self._lock:
+            found = self._retiring.pop(ticket, None)
+        if found is None:
+            return
+        number, done = found
+        self._tenants.pop(number, None)
+        try:
+            self._ledger.post([CloseLease(number)])
+            self._ledger.flush()
+        except PeerLost:
+            log.info("the resource manager is gone; it needs no word that inferlet %d has ended", number)
+        done()
+
+    def _from_batcher(self, messages: list[Message]) -> None:
+        answers: dict[int, list[tuple[int, object]]] = {}
+        for message in messages:
+            if isinstance(message, Completed):
+                result: object = message.value
+            elif isinstance(message, Failed):
+                result = error_from(message.code, message.message)
+            else:
+                raise ProtocolError(f"a batcher does not send {type(message).__name__}")
+            answers.setdefault(message.ticket >> 32, []).append((message.ticket & TICKET_MASK, result))
+        for number, items in answers.items():
+            if number == HOST:
+                for ticket, _ in items:
+                    self._finish_retiring(ticket)
+            elif (tenant := self._tenants.get(number)) is not None:
+                tenant.answered(items)
+        self.flush()
+
+    def _from_ledger(self, messages: list[Message]) -> None:
+        for message in messages:
+            if isinstance(message, ReclaimSpare):
+                self._give_back_spare()
+            elif isinstance(message, Completed) and (tenant := self._tenants.get(message.ticket >> 32)):
+                tenant.granted(np.frombuffer(message.value, "<u4").tolist())
+            elif isinstance(message, Failed) and (tenant := self._tenants.get(message.ticket >> 32)):
+                tenant.lease_failed(error_from(message.code, message.message))
+        self.flush()
+
+    def _give_back_spare(self) -> None:
+        releases: list[Message] = [
+            ReleasePages(number, np.asarray(pages, "<u4").tobytes())
+            for number, tenant in list(self._tenants.items())
+            if (pages := tenant.reclaim())
+        ]
+        if releases:
+            self._ledger.post(releases)
+
+    def _link_lost(self, error: PeerLost) -> None:
+        with self._lock:
+            if self._lost is not None:
+                return
+            self._lost = lost = DeviceLost(f"the device group is gone: {error.message}")
+        for link in (getattr(self, "_batcher", None), getattr(self, "_ledger", None)):
+            if link is not None:
+                link.close("the device group is gone")
+        for tenant in list(self._tenants.values()):
+            tenant.device_lost(lost)
+        for ticket in list(self._retiring):
+            self._finish_retiring(ticket)
+        self._on_lost(lost)
+
+    def close(self) -> None:
+        """Hang up; idempotent."""
+        self._link_lost(PeerLost("this InferletActor is closing"))
+
+
+class _Link:
+    """One connection's service: forwards to the client's methods."""
+
+    def __init__(self, on_messages: Callable[[list[Message]], None], on_lost: Callable[[PeerLost], None]) -> None:
+        self._on_messages = on_messages
+        self._on_lost = on_lost
+
+    def on_connect(self, conn: Connection) -> None: ...
+
+    def on_messages(self, _conn: Connection, messages: list[Message]) -> None:
+        self._on_messages(messages)
+
+    def on_close(self, _conn: Connection, error: PeerLost) -> None:
+        self._on_lost(error)

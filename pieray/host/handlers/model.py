@@ -1,0 +1,58 @@
+"""WIT interface `model`: facts, text to tokens and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from pieray.errors import InvalidRequest
+from pieray.host.handlers.base import U32, HandlerGroup
+
+
+class ModelHandlers(HandlerGroup):
+    """Models and their tokenizers; answered in the InferletActor itself."""
+
+    def model_names(self) -> Sequence[str]:
+        return self._state.models.names
+
+    def model_info(self, model: str) -> str:
+        return self._state.models.info_json(model)
+
+    def model_tokenize(self, model: str, text: str) -> Sequence[int]:
+        return self._state.models.get(model).tokenizer.encode(text)
+
+    def model_detokenize(self, model: str, tokens: U32, skip_special: bool) -> str:
+        found = self._state.models.get(model)
+        _check_tokens(tokens, found.info.vocab_size)
+        return found.tokenizer.decode(tokens.tolist(), skip_special_tokens=skip_special)
+
+    def model_stop_tokens(self, model: str) -> Sequence[int]:
+        return self._state.models.get(model).tokenizer.eos_ids
+
+    def model_render_chat(self, model: str, messages: str, add_generation_prompt: bool) -> str:
+        try:
+            parsed = json.loads(messages)
+        except ValueError as error:
+            raise InvalidRequest(f"messages is a JSON list of {{role, content}}: {error}") from None
+        if not isinstance(parsed, list) or not all(isinstance(m, dict) for m in parsed):
+            raise InvalidRequest(f"messages is a JSON list of {{role, content}}; given {type(parsed).__name__}")
+        tokenizer = self._state.models.get(model).tokenizer
+        return tokenizer.render_chat(parsed, add_generation_prompt=add_generation_prompt)
+
+    def model_stream_open(self, model: str, skip_special: bool) -> int:
+        state = self._state
+        return state.streams.open(state.models.get(model).tokenizer, skip_special)
+
+    def model_stream_push(self, stream: int, tokens: U32) -> str:
+        found = self._state.streams.get(stream)
+        if len(tokens) == 1:
+            return found.push(int(tokens[0]))
+        return "".join(found.push(token) for token in tokens.tolist())
+
+    def model_stream_close(self, stream: int) -> None:
+        self._state.streams.close(stream)
+
+
+def _check_tokens(tokens: U32, vocab: int) -> None:
+    if len(tokens) and int(tokens.max()) >= vocab:
+        raise InvalidRequest(f"token ids are below {vocab}; given {int(tokens.max())}")

@@ -1,0 +1,55 @@
+"""WIT interface `queues`."""
+
+from __future__ import annotations
+
+from pieray.errors import InvalidRequest, QuotaExceeded
+from pieray.host.handlers.base import HandlerGroup
+from pieray.host.outbox import Queue
+from pieray.host.tickets import Kind
+
+MAX_PRIORITY = 100
+
+
+class QueueHandlers(HandlerGroup):
+    """Command queues (paper, section 4)."""
+
+    def queues_create(self, model: str) -> int:
+        state = self._state
+        state.models.get(model)
+        if len(state.queues) >= state.limits.queues:
+            raise QuotaExceeded(f"queues: the limit is {state.limits.queues} open; one more was asked for")
+        handle = state.next_queue
+        state.next_queue += 1
+        state.queues[handle] = Queue(handle)
+        return handle
+
+    def queues_set_priority(self, queue: int, priority: int) -> None:
+        if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+            raise InvalidRequest(f"priority is from -{MAX_PRIORITY} to {MAX_PRIORITY}; given {priority}")
+        self._state.queue(queue).priority = priority
+
+    def queues_flush(self, queue: int) -> None:
+        state = self._state
+        state.queue(queue)
+        with state.lock:
+            state.outbox.pump()
+
+    def queues_synchronize(self, queue: int) -> int:
+        state = self._state
+        found = state.queue(queue)
+        ticket = state.tickets.issue(Kind.NONE)
+        with state.lock:
+            if found.outstanding:
+                found.syncs.append((ticket, set(found.outstanding)))
+            else:
+                state.tickets.resolve(ticket, None)
+        return ticket
+
+    def queues_close(self, queue: int) -> None:
+        state = self._state
+        found = state.queue(queue)
+        with state.lock:
+            if found.outstanding:
+                raise InvalidRequest(f"queue {queue} has {len(found.outstanding)} commands outstanding; "
+                                     "wait for them before closing it")  # fmt: skip
+            del state.queues[queue]

@@ -1,0 +1,64 @@
+"""WIT interface `tickets`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pieray.errors import BadHandle
+from pieray.host.handlers.base import U32, HandlerGroup
+from pieray.host.tickets import Kind
+
+
+class TicketHandlers(HandlerGroup):
+    """The results of enqueued commands."""
+
+    def tickets_flush(self) -> None:
+        """Send all that is staged; called by the wasm host at every wait."""
+        state = self._state
+        with state.lock:
+            state.outbox.pump()
+
+    def tickets_ready(self, tickets: U32) -> list[int]:
+        return self._state.tickets.ready(tickets.tolist())
+
+    def tickets_take_none(self, ticket: int) -> None:
+        self._take(ticket, Kind.NONE)
+
+    def tickets_take_tokens(self, ticket: int) -> U32:
+        return np.frombuffer(self._take(ticket, Kind.TOKENS), "<u4")
+
+    def tickets_take_floats(self, ticket: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        return np.frombuffer(self._take(ticket, Kind.FLOATS), "<f4")
+
+    def tickets_take_text(self, ticket: int) -> str:
+        text: str = self._take(ticket, Kind.TEXT)
+        return text
+
+    def tickets_take_distribution(
+        self, ticket: int
+    ) -> tuple[U32, np.ndarray[tuple[int], np.dtype[np.float32]]]:
+        ids, probabilities = self._take(ticket, Kind.DISTRIBUTION)
+        return np.frombuffer(ids, "<u4"), np.frombuffer(probabilities, "<f4")
+
+    def tickets_cancel(self, tickets: U32) -> None:
+        state = self._state
+        asked = tickets.tolist()
+        for ticket in asked:
+            if not state.tickets.is_open(ticket):
+                raise BadHandle(f"ticket {ticket} is not open")
+        with state.lock:
+            for ticket in asked:
+                state.outbox.cancel(ticket)
+                state.mailbox.cancel(ticket)
+        state.tickets.drop(asked)
+
+    def _take(self, ticket: int, kind: Kind) -> Any:
+        state = self._state
+        try:
+            return state.tickets.take(ticket, kind)
+        finally:
+            if not state.tickets.is_open(ticket):
+                with state.lock:
+                    state.outbox.taken(ticket)

@@ -1,0 +1,136 @@
+"""One inferlet in its InferletActor: state, handlers and guest, from launch to the last event."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pieray.config import Limits
+from pieray.errors import DeviceLost, PierayError, QuotaExceeded
+from pieray.host.device import DeviceClient
+from pieray.host.handlers import GuestHandlers
+from pieray.host.models import ModelDirectory, TextStreams
+from pieray.host.outbox import Outbox
+from pieray.host.session import EventLog, Mailbox
+from pieray.host.state import InstanceState
+from pieray.host.tickets import TicketTable
+from pieray.messages import Launch
+from pieray.pages.handles import PageSpace
+from pieray.pages.lineage import Lineage
+from pieray.wasm.host import Guest, Outcome, Program, WasmHost
+
+
+class Inferlet:
+    """Thread-safe: the guest calls its handlers on a worker thread, answers come on reader threads."""
+
+    def __init__(self, launch: Launch, number: int, *, limits: Limits, device: DeviceClient, models: ModelDirectory,
+                 lease_pages: int, on_end: Callable[[Inferlet], None]) -> None:  # fmt: skip
+        self.launch = launch
+        self.number = number
+        self.started_at = time.time()
+        self.log = EventLog(launch.instance_id, limits)
+        self._limits = limits
+        self._device = device
+        self._on_end = on_end
+        self._guest: Guest | None = None
+        lineage = Lineage()
+        self._pages = PageSpace(models.get("").info.page_size, limits.pages, lineage.forget)
+        self._tickets = TicketTable(limits.tickets)
+        self._outbox = Outbox(number, device, self._pages, self._tickets, lease_pages=lease_pages,
+                              page_wait_s=limits.page_wait_s)  # fmt: skip
+        self._mailbox = Mailbox(limits, self._tickets.resolve)
+        self._state = InstanceState(
+            launch.instance_id, number, limits, self._tickets, self._pages, lineage, self._outbox, self.log,
+            self._mailbox, models, TextStreams(),
+        )  # fmt: skip
+        self._handlers = GuestHandlers(self._state)
+
+    def start(self, host: WasmHost, program: Program) -> None:
+        """Lease the first pages and let the guest run."""
+        self._device.admit(self.number, self)
+        with self._state.lock:
+            self._outbox.pump()
+        source = self.launch.source or None
+        self._guest = host.spawn(
+            program, self._handlers, self._limits, input=self.launch.input, source=source,
+            filename=self.launch.filename, on_exit=self._exited, name=self.launch.instance_id,
+        )  # fmt: skip
+
+    def deliver(self, text: str) -> None:
+        """A message of the client; raises QuotaExceeded or Cancelled."""
+        self._mailbox.put(text)
+        self._unpark()
+
+    def kill(self, error: PierayError) -> None:
+        """End the inferlet with `error` as its result; idempotent."""
+        if self._guest is not None:
+            self._guest.kill(error)
+
+    def answered(self, answers: Sequence[tuple[int, object]]) -> None:
+        with self._state.lock:
+            for ticket, result in answers:
+                self._outbox.answered(ticket, result)
+        self._unpark()
+
+    def granted(self, pages: list[int]) -> None:
+        with self._state.lock:
+            self._outbox.granted(pages)
+
+    def lease_failed(self, error: PierayError) -> None:
+        with self._state.lock:
+            self._outbox.lease_failed(error)
+        self._unpark()
+
+    def device_lost(self, error: DeviceLost) -> None:
+        with self._state.lock:
+            self._outbox.fail_all(error)
+        self._unpark()
+
+    def reclaim(self) -> list[int]:
+        with self._state.lock:
+            return list(self._pages.surplus(keep=0))
+
+    def status(self) -> dict[str, Any]:
+        """Facts for `pieray ps`."""
+        guest = self._guest
+        return {
+            "instance_id": self.launch.instance_id,
+            "name": self.launch.name,
+            "state": "ended" if self.log.is_ended else "running",
+            "started_at": self.started_at,
+            "cpu_time_s": guest.cpu_time_s if guest else 0.0,
+            "memory_bytes": guest.memory_bytes if guest else 0,
+            "pages": self._pages.num_handles,
+            "output_bytes": self.log.output_bytes,
+        }
+
+    def _unpark(self) -> None:
+        if self._guest is not None:
+            self._guest.unpark()
+
+    def _exited(self, outcome: Outcome) -> None:
+        self._mailbox.close()
+        with self._state.lock:
+            self._outbox.close()
+        try:
+            self._handlers.stdout_end()
+        except PierayError as error:
+            outcome = Outcome(None, outcome.error or error, outcome.cpu_time_s, outcome.wall_time_s)
+        if outcome.error is None:
+            self._finish_with_result(outcome.value or "null")
+        else:
+            self._finish_with_error(outcome.error)
+        self._device.retire(self.number, lambda: self._on_end(self))
+
+    def _finish_with_result(self, value: str) -> None:
+        if len(value) > self._limits.message_bytes:
+            self._finish_with_error(
+                QuotaExceeded(f"message_bytes: the limit is {self._limits.message_bytes}; the result has {len(value)}")
+            )
+        else:
+            self.log.end("result", value)
+
+    def _finish_with_error(self, error: PierayError) -> None:
+        self.log.end("error", json.dumps({"code": error.code, "message": error.message}))

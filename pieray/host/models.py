@@ -1,0 +1,98 @@
+"""What an InferletActor knows of the served models: names, facts, tokenizers.  No weights, no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pieray.errors import BadHandle, InvalidRequest, NotFound, QuotaExceeded
+from pieray.models.tokenizer import DecodeStream, Tokenizer, TokenizerSpec
+
+MAX_STREAMS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Facts of a served model, as the guest's `model.info` and `pieray models` give them."""
+
+    name: str
+    architecture: str
+    vocab_size: int
+    max_context: int
+    """Tokens: positions are below it."""
+    page_size: int
+    """Tokens."""
+    num_pages: int
+    dtype: str
+    device: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
+            "traits": ["tokenize", "forward", "sample", "distribution", "logprobs", "mask"]
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model and its tokenizer."""
+
+    info: ModelInfo
+    tokenizer: Tokenizer
+
+    @classmethod
+    def from_wire(cls, facts: Mapping[str, Any], spec: TokenizerSpec) -> ServedModel:
+        return cls(ModelInfo(**facts), Tokenizer(spec))
+
+
+class ModelDirectory:
+    """The served models by name; "" is the default one."""
+
+    def __init__(self, models: list[ServedModel]) -> None:
+        if not models:
+            raise InvalidRequest("an engine serves at least one model; given none")
+        self._models = {m.info.name: m for m in models}
+        self._default = models[0]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._models)
+
+    def get(self, name: str) -> ServedModel:
+        """The model; raises NotFound with the names there are."""
+        if not name:
+            return self._default
+        try:
+            return self._models[name]
+        except KeyError:
+            raise NotFound(f"no model is named {name!r}; served: {', '.join(self._models)}") from None
+
+    def info_json(self, name: str) -> str:
+        return json.dumps(self.get(name).info.as_dict())
+
+
+class TextStreams:
+    """Incremental detokenizers of one inferlet, by handle."""
+
+    def __init__(self) -> None:
+        self._streams: dict[int, DecodeStream] = {}
+        self._next = 1
+
+    def open(self, tokenizer: Tokenizer, skip_special: bool) -> int:
+        if len(self._streams) >= MAX_STREAMS:
+            raise QuotaExceeded(f"text streams: the limit is {MAX_STREAMS} open; one more was asked for")
+        handle = self._next
+        self._next += 1
+        self._streams[handle] = tokenizer.stream(skip_special_tokens=skip_special)
+        return handle
+
+    def get(self, handle: int) -> DecodeStream:
+        try:
+            return self._streams[handle]
+        except KeyError:
+            raise BadHandle(f"text stream {handle} is not open") from None
+
+    def close(self, handle: int) -> None:
+        self.get(handle)
+        del self._streams[handle]

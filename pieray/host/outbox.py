@@ -1,0 +1,240 @@
+"""Commands of one inferlet on their way to the batcher: staged in program order, bound to memory, sent, answered."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from pieray.errors import DeviceLost, PierayError
+from pieray.host.tickets import TicketTable
+from pieray.messages import CopyTokens, Forward, Message, Output
+from pieray.pages.handles import PageSpace, Prepared
+
+MAX_STAGED = 64
+INTERNAL = 0
+"""Guest ticket of commands that the host itself adds (copy-on-write)."""
+
+
+def wire_ticket(inferlet: int, ticket: int) -> int:
+    """The number under which a guest's ticket travels: unique on the connection."""
+    return inferlet << 32 | ticket
+
+
+class Queue:
+    """A guest's command queue: what it has outstanding, and who waits for that."""
+
+    __slots__ = ("handle", "outstanding", "priority", "syncs")
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+        self.priority = 0
+        self.outstanding: set[int] = set()
+        self.syncs: list[tuple[int, set[int]]] = []
+
+
+class Command:
+    """One enqueued command; `ticket` is the guest's."""
+
+    __slots__ = ("is_sent", "prepared", "queue", "ticket")
+
+    def __init__(self, ticket: int, queue: Queue, prepared: Prepared) -> None:
+        self.ticket = ticket
+        self.queue = queue
+        self.prepared = prepared
+        self.is_sent = False
+
+    def message(self, inferlet: int) -> Message:
+        """The command as it travels, its pages physical."""
+        return CopyTokens(
+            wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
+            [list(c) for c in self.prepared.copies],
+        )  # fmt: skip
+
+
+class Pass(Command):
+    """A forward pass and the outputs asked of it."""
+
+    __slots__ = ("kv_len", "mask", "num_tokens", "open_outputs", "outputs", "positions", "tokens")
+
+    def __init__(self, ticket: int, queue: Queue, prepared: Prepared, kv_len: int, tokens: bytes, positions: bytes,
+                 mask: bytes) -> None:  # fmt: skip
+        super().__init__(ticket, queue, prepared)
+        self.kv_len = kv_len
+        self.tokens = tokens
+        self.num_tokens = len(tokens) // 4
+        self.positions = positions
+        self.mask = mask
+        self.outputs: list[Output] = []
+        self.open_outputs: set[int] = set()
+
+    def message(self, inferlet: int) -> Message:
+        for output in self.outputs:
+            output[0] = wire_ticket(inferlet, output[0])
+        return Forward(
+            wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
+            self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, self.mask, self.outputs,
+        )  # fmt: skip
+
+
+class Device(Protocol):
+    """What an outbox needs of the device client."""
+
+    def post(self, messages: Sequence[Message]) -> None:
+        """Collect messages for the batcher; raises DeviceLost when it is gone."""
+
+    def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
+        """Ask for pages; the answer comes to `granted` or `lease_failed`."""
+
+
+class Outbox:
+    """Sends what is staged as memory comes.  All methods are called with the instance's lock held."""
+
+    def __init__(self, inferlet: int, device: Device, pages: PageSpace, tickets: TicketTable, *, lease_pages: int,
+                 page_wait_s: float) -> None:  # fmt: skip
+        self._inferlet = inferlet
+        self._device = device
+        self._pages = pages
+        self._tickets = tickets
+        self._lease_pages = lease_pages
+        self._page_wait_s = page_wait_s
+        self._staged: deque[Command] = deque()
+        self._in_flight: dict[int, Command] = {}
+        self._pass_of: dict[int, Pass] = {}
+        self._is_leasing = False
+        self.passes: dict[int, Pass] = {}
+
+    @property
+    def num_outstanding(self) -> int:
+        return len(self._staged) + len(self._in_flight)
+
+    def stage(self, command: Command) -> None:
+        """Enqueue; past MAX_STAGED what came before is sent."""
+        self._staged.append(command)
+        command.queue.outstanding.add(command.ticket)
+        if isinstance(command, Pass):
+            self.passes[command.ticket] = command
+        if len(self._staged) > MAX_STAGED:
+            self.pump(keep=1)
+
+    def add_output(self, pass_: Pass, output: Output) -> None:
+        """Ask a pass that is not sent yet for one more output, `[ticket, tag, row, ...]`."""
+        if not pass_.outputs:
+            self._tickets.uncount(pass_.ticket)
+        pass_.outputs.append(output)
+        pass_.open_outputs.add(output[0])
+        self._pass_of[output[0]] = pass_
+
+    def pump(self, keep: int = 0) -> None:
+        """Send staged commands but the last `keep`, as far as memory is bound; ask for what is short."""
+        messages: list[Message] = []
+        while len(self._staged) > keep:
+            command = self._staged[0]
+            if not self._pages.bind(command.prepared):
+                break
+            self._staged.popleft()
+            command.is_sent = True
+            self._in_flight[command.ticket] = command
+            if command.prepared.copies and isinstance(command, Pass):
+                messages.append(self._copy_on_write(command))
+            messages.append(command.message(self._inferlet))
+        if messages:
+            self._post(messages)
+        self._lease_ahead()
+
+    def _copy_on_write(self, command: Command) -> Message:
+        queue = command.queue
+        return CopyTokens(wire_ticket(self._inferlet, INTERNAL), self._inferlet, queue.handle, queue.priority,
+                          [list(c) for c in command.prepared.copies])  # fmt: skip
+
+    def _post(self, messages: list[Message]) -> None:
+        try:
+            self._device.post(messages)
+        except DeviceLost as error:
+            self.fail_all(error)
+
+    def _lease_ahead(self) -> None:
+        """Ask for what the staged commands lack, or, ahead of need, for a lease when half of one is used up.
+
+        Only need waits in line: a request ahead of need is granted at once or not at all.
+        """
+        short = self._pages.shortfall(c.prepared for c in self._staged)
+        if self._is_leasing or (short == 0 and self._pages.num_spare * 2 >= self._lease_pages):
+            return
+        self._is_leasing = True
+        try:
+            if short:
+                self._device.lease(self._inferlet, short, self._page_wait_s)
+            else:
+                self._device.lease(self._inferlet, self._lease_pages, 0.0)
+        except DeviceLost as error:
+            self.lease_failed(error)
+
+    def granted(self, pages: Sequence[int]) -> None:
+        """A lease came."""
+        self._is_leasing = False
+        self._pages.grant(pages)
+        if self._staged:
+            self.pump()
+
+    def lease_failed(self, error: PierayError) -> None:
+        """No lease: the command that cannot be bound fails, those behind it get their turn."""
+        self._is_leasing = False
+        if self._staged and not self._pages.bind(self._staged[0].prepared):
+            self._settle(self._staged.popleft(), error)
+            if self._staged:
+                self.pump()
+
+    def answered(self, ticket: int, result: object) -> None:
+        """The batcher's answer to a command or an output."""
+        command = self._in_flight.pop(ticket, None)
+        if command is not None:
+            self._settle(command, result)
+        elif ticket != INTERNAL:
+            self._tickets.resolve(ticket, result)
+
+    def _settle(self, command: Command, result: object) -> None:
+        self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
+        self._tickets.resolve(command.ticket, result)
+        if isinstance(command, Pass):
+            self.passes.pop(command.ticket, None)
+            if isinstance(result, PierayError):
+                for output in list(command.open_outputs):
+                    self._tickets.resolve(output, result)
+        queue = command.queue
+        queue.outstanding.discard(command.ticket)
+        for sync in queue.syncs[:]:
+            sync[1].discard(command.ticket)
+            if not sync[1]:
+                queue.syncs.remove(sync)
+                self._tickets.resolve(sync[0], None)
+
+    def taken(self, ticket: int) -> None:
+        """An output was taken or cancelled: its pass closes with the last of them."""
+        pass_ = self._pass_of.pop(ticket, None)
+        if pass_ is not None:
+            pass_.open_outputs.discard(ticket)
+            if not pass_.open_outputs:
+                self._tickets.drop((pass_.ticket,))
+
+    def cancel(self, ticket: int) -> None:
+        """Forget a ticket: an output that is not sent yet is not computed; commands run all the same."""
+        pass_ = self._pass_of.get(ticket)
+        if pass_ is not None and not pass_.is_sent:
+            pass_.outputs[:] = [o for o in pass_.outputs if o[0] != ticket]
+        self.taken(ticket)
+
+    def close(self) -> None:
+        """The guest has ended: drop what is not sent; its pages come back when the lease is closed."""
+        self.passes.clear()
+        self._staged.clear()
+
+    def fail_all(self, error: PierayError) -> None:
+        """Fail everything staged and in flight."""
+        commands: list[Command] = [*self._in_flight.values(), *self._staged]
+        self._in_flight.clear()
+        self._staged.clear()
+        for command in commands:
+            self._settle(command, error)
+
+

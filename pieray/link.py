@@ -1,0 +1,73 @@
+"""A client's connection to one InferletActor: events in, messages out, for all its processes there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from pieray.errors import PeerLost
+from pieray.messages import Attach, Event, Kill, Message, SendText
+from pieray.process import Event as ProcessEvent
+from pieray.process import Process
+from pieray.transport import Connection, Endpoint, PendingCalls, connect
+
+
+class ActorLink:
+    """Routes events to processes by instance id.  Thread-safe."""
+
+    def __init__(self, endpoint: Endpoint, *, peer_id: str, token: str, timeout_s: float,
+                 on_lost: Callable[[ActorLink], None]) -> None:  # fmt: skip
+        self.endpoint = endpoint
+        self._processes: dict[str, Process] = {}
+        self._lock = threading.Lock()
+        self._calls = PendingCalls()
+        self._on_lost = on_lost
+        self._conn: Connection = connect(
+            endpoint, self, role="client", peer_id=peer_id, token=token, timeout_s=timeout_s
+        )
+
+    @property
+    def is_open(self) -> bool:
+        return self._conn.is_open
+
+    def attach(self, process: Process, timeout_s: float = 30.0) -> None:
+        """Stream the process's events to it from where it stands."""
+        with self._lock:
+            self._processes[process.id] = process
+        self._call(lambda ticket: Attach(ticket, process.id, process.num_events), timeout_s)
+
+    def send_text(self, instance_id: str, text: str, timeout_s: float) -> None:
+        self._call(lambda ticket: SendText(ticket, instance_id, text), timeout_s)
+
+    def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
+        self._call(lambda ticket: Kill(ticket, instance_id, reason), timeout_s)
+
+    def close(self) -> None:
+        self._conn.close("the client has closed its engine handle")
+
+    def _call(self, make: Callable[[int], Message], timeout_s: float) -> None:
+        self._calls.call(self._conn, make, timeout_s)
+
+    def on_connect(self, conn: Connection) -> None: ...
+
+    def on_messages(self, conn: Connection, messages: list[Message]) -> None:
+        by_process: dict[str, list[ProcessEvent]] = {}
+        for message in self._calls.resolve(conn, messages):
+            if isinstance(message, Event):
+                event = ProcessEvent(message.kind, message.payload, message.number)
+                by_process.setdefault(message.instance_id, []).append(event)
+        for instance_id, events in by_process.items():
+            process = self._processes.get(instance_id)
+            if process is not None:
+                process.add(events)
+                if process.is_done:
+                    with self._lock:
+                        self._processes.pop(instance_id, None)
+
+    def on_close(self, conn: Connection, error: PeerLost) -> None:
+        self._calls.fail_all(conn, error)
+        with self._lock:
+            processes, self._processes = list(self._processes.values()), {}
+        for process in processes:
+            process.lose(PeerLost(f"the actor that hosted {process.name} {process.id} is gone: {error.message}"))
+        self._on_lost(self)

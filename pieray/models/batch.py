@@ -1,0 +1,145 @@
+"""From the items of a step to one ragged batch: plain numpy until the tensors are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pieray.errors import InvalidRequest
+from pieray.kernels.meta import AttentionMeta
+from pieray.models.config import ModelConfig
+from pieray.models.kv_pool import KvPool
+
+U32 = npt.NDArray[np.uint32]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class ForwardItem:
+    """One sequence's share of a step: n new tokens after `kv_len` valid ones.
+
+    `pages` are physical page ids in order, enough for kv_len + n tokens.  `mask` is bits [n, kv_len + n], row-major,
+    little-endian within a byte, 1 = may attend, ANDed with causality unless `causal` is False.  `positions` feed the
+    rotary embedding only; causality goes by order.  `rows` are the tokens whose logits are wanted, as indices in [0, n).
+    """
+
+    pages: U32
+    kv_len: int
+    tokens: U32
+    positions: U32
+    mask: bytes | None = None
+    rows: list[int] = field(default_factory=list)
+    causal: bool = True
+
+
+@dataclass(slots=True)
+class RaggedBatch:
+    """A step's tensors, on one device: T tokens of B items, R rows of logits."""
+
+    tokens: torch.Tensor  # int64 [T]
+    positions: torch.Tensor  # int64 [T]
+    slots: torch.Tensor  # int64 [T], page * page_size + offset
+    rows: torch.Tensor  # int64 [R], indices into T
+    attention: AttentionMeta
+
+
+def validate_item(item: ForwardItem, config: ModelConfig, pool: KvPool) -> None:
+    """Raise InvalidRequest, naming the limit and the value given, if the item cannot be computed."""
+    num_tokens = len(item.tokens)
+    total = item.kv_len + num_tokens
+    room = len(item.pages) * pool.page_size
+    if item.kv_len < 0 or total > room:
+        raise InvalidRequest(
+            f"{item.kv_len} cached and {num_tokens} new tokens need {total} slots; "
+            f"{len(item.pages)} pages of {pool.page_size} hold {room}"
+        )
+    if len(item.positions) != num_tokens:
+        raise InvalidRequest(f"{len(item.positions)} positions given for {num_tokens} tokens")
+    if num_tokens:
+        _check_below("token", item.tokens, config.vocab_size, "vocabulary")
+        _check_below("position", item.positions, config.max_position, "context")
+    if len(item.pages):
+        _check_below("page", item.pages, pool.num_pages, "pool")
+    if item.mask is not None and len(item.mask) != (num_tokens * total + 7) // 8:
+        raise InvalidRequest(
+            f"a mask of {num_tokens} x {total} bits takes {(num_tokens * total + 7) // 8} bytes, given {len(item.mask)}"
+        )
+    if any(not 0 <= row < num_tokens for row in item.rows):
+        raise InvalidRequest(f"rows {item.rows} reach outside of {num_tokens} tokens")
+
+
+def _check_below(name: str, values: U32, limit: int, what: str) -> None:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= limit:
+        raise InvalidRequest(f"{name} {high if high >= limit else low} is outside the {what} of {limit}")
+
+
+def build_batch(items: Sequence[ForwardItem], page_size: int, device: torch.device | str = "cpu") -> RaggedBatch:
+    """Lay out valid items (see `validate_item`) side by side, in the order given."""
+    q_lens = np.fromiter((len(item.tokens) for item in items), np.int64, len(items))
+    kv_before = np.fromiter((item.kv_len for item in items), np.int64, len(items))
+    num_pages = np.fromiter((len(item.pages) for item in items), np.int64, len(items))
+    qo_indptr, page_indptr = _indptr(q_lens), _indptr(num_pages)
+    pages = _concat([item.pages for item in items])
+    owner = np.repeat(np.arange(len(items)), q_lens)
+    index = kv_before[owner] + np.arange(len(owner)) - qo_indptr[owner]
+    slots = pages[page_indptr[owner] + index // page_size] * page_size + index % page_size
+    rows = [start + row for start, item in zip(qo_indptr.tolist(), items, strict=False) for row in item.rows]
+    mask, mask_indptr = _masks(items)
+    kv_lens = kv_before + q_lens
+    ints = _to_device(device, np.int32, qo_indptr, page_indptr, pages, kv_lens, [item.causal for item in items])
+    attention = AttentionMeta(
+        qo_indptr=ints[0],
+        page_indptr=ints[1],
+        pages=ints[2],
+        kv_lens=ints[3],
+        causal=ints[4],
+        q_lens=q_lens.tolist(),
+        max_kv_len=int(kv_lens.max(initial=0)),
+        mask=None if mask is None else torch.from_numpy(mask).to(device),
+        mask_indptr=None if mask_indptr is None else torch.from_numpy(mask_indptr).to(device),
+    )
+    longs = _to_device(
+        device,
+        np.int64,
+        _concat([item.tokens for item in items]),
+        _concat([item.positions for item in items]),
+        slots,
+        rows,
+    )
+    return RaggedBatch(longs[0], longs[1], longs[2], longs[3], attention)
+
+
+def _indptr(lengths: I64) -> I64:
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
+
+
+def _concat(arrays: Sequence[U32]) -> I64:
+    return np.concatenate([np.zeros(0, np.int64), *arrays]).astype(np.int64)
+
+
+def _masks(items: Sequence[ForwardItem]) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.int32] | None]:
+    if all(item.mask is None for item in items):
+        return None, None
+    sizes = [0 if item.mask is None else len(item.mask) for item in items]
+    starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+    indptr = np.where([item.mask is None for item in items], -1, starts).astype(np.int32)
+    return np.frombuffer(bytearray(b"".join(item.mask or b"" for item in items)) or bytearray(1), np.uint8), indptr
+
+
+def _to_device(device: torch.device | str, dtype: type[np.signedinteger], *arrays: object) -> list[torch.Tensor]:
+    """The arrays as tensors of `dtype` that share one buffer, so that a GPU step pays for one transfer, not five.
+
+    Each starts on a multiple of 16 elements: Triton compiles a kernel anew for pointers of another alignment.
+    """
+    parts = [np.asarray(array, dtype) for array in arrays]
+    starts = np.concatenate(([0], np.cumsum([-(-len(part) // 16) * 16 for part in parts])))
+    joined = np.zeros(int(starts[-1]), dtype)
+    for part, start in zip(parts, starts.tolist(), strict=False):
+        joined[start : start + len(part)] = part
+    tensor = torch.from_numpy(joined).to(device)
+    return [tensor[start : start + len(part)] for part, start in zip(parts, starts.tolist(), strict=False)]

@@ -1,0 +1,65 @@
+"""The native decoder: Llama, Mistral, Qwen2 and Qwen3 over the page pool, one ragged batch a call."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from pieray.kernels.dispatch import attention
+from pieray.models.batch import RaggedBatch
+from pieray.models.config import ModelConfig
+from pieray.models.kv_pool import KvPool
+from pieray.models.rope import rope_tables, rotate_
+from pieray.models.weights import DecoderWeights, LayerWeights
+
+
+class Decoder:
+    """Owns the weights and the rotary tables; keeps no state between calls, all of that is in the pool."""
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+        self.config = config
+        self.weights = weights
+        self.device = weights.embed.device
+        self.cos, self.sin = rope_tables(config.rope, config.head_dim, config.max_position, self.device)
+
+    def forward(self, batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
+        """Write the keys and values of all T tokens to `pool`; logits [R, vocab] of the wanted rows, in model dtype."""
+        with torch.inference_mode():
+            x = F.embedding(batch.tokens, self.weights.embed)
+            cos, sin = self.cos[batch.positions][:, None], self.sin[batch.positions][:, None]
+            for layer, weights in enumerate(self.weights.layers):
+                mixed = self._attend(self._norm(x, weights.attn_norm), weights, layer, batch, pool, cos, sin)
+                if layer == self.config.num_layers - 1:
+                    x, mixed = x[batch.rows], mixed[batch.rows]  # nothing after the last keys needs the other rows
+                x = x + F.linear(mixed, weights.out, weights.out_bias)
+                x = x + self._mlp(self._norm(x, weights.mlp_norm), weights)
+            return F.linear(self._norm(x, self.weights.norm), self.weights.lm_head)
+
+    def _attend(
+        self,
+        x: torch.Tensor,
+        weights: LayerWeights,
+        layer: int,
+        batch: RaggedBatch,
+        pool: KvPool,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+    ) -> torch.Tensor:
+        """x [T, hidden], normed -> [T, num_heads * head_dim], not yet projected."""
+        c = self.config
+        heads = F.linear(x, weights.qkv, weights.qkv_bias).view(len(x), -1, c.head_dim)
+        q, k = heads[:, : c.num_heads], heads[:, c.num_heads : c.num_heads + c.num_kv_heads]
+        if weights.q_norm is not None and weights.k_norm is not None:
+            q.copy_(self._norm(q, weights.q_norm))
+            k.copy_(self._norm(k, weights.k_norm))
+        rotate_(heads[:, : c.num_heads + c.num_kv_heads], cos, sin)
+        pool.append(layer, batch.slots, heads[:, c.num_heads :].unflatten(1, (2, c.num_kv_heads)))
+        mixed = attention(q, pool.layers[layer], batch.attention, window=c.windows[layer])
+        return mixed.reshape(len(x), -1)
+
+    def _mlp(self, x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
+        gate, up = F.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, -1)
+        return F.linear(F.silu(gate).mul_(up), weights.down, weights.down_bias)
+
+    def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_eps)

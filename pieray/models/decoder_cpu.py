@@ -1,0 +1,109 @@
+"""The decoder as one C call a step, for CPUs: no dispatch, packed weights, the same bits whatever the batch."""
+
+from __future__ import annotations
+
+import torch
+
+from pieray.kernels.cc import library
+from pieray.kernels.decoder_step_cpu import CBlock, CMatrix, CModel, CStep, decoder_step, pack, padded, workspace
+from pieray.kernels.paged_attention_cpu import is_supported, ragged
+from pieray.models.batch import RaggedBatch
+from pieray.models.config import ModelConfig
+from pieray.models.kv_pool import KvPool
+from pieray.models.rope import rope_tables
+from pieray.models.weights import DecoderWeights, LayerWeights
+
+
+class CpuDecoder:
+    """Drop-in for `Decoder`.  Weights and pool in float32 or bfloat16, everything between them in float32.
+
+    Owns packed copies of the matrices; `weights` can be dropped after construction.  Bound to the pool of the last call.
+    """
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+        self.config = config
+        self.device = weights.embed.device
+        self._keep: list[torch.Tensor] = []  # what the C structures point into
+        self._pool: KvPool | None = None
+        self._blocks = (CBlock * config.num_layers)()
+        for layer, one in enumerate(weights.layers):
+            self._blocks[layer] = self._block(one, config.windows[layer])
+        cos, sin = rope_tables(config.rope, config.head_dim, config.max_position, self.device)
+        self._model = CModel(
+            num_layers=config.num_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            eps=config.rms_eps,
+            scale=config.head_dim**-0.5,
+            is_bf16=weights.embed.dtype is torch.bfloat16,
+            embed=self._pointer(weights.embed),
+            norm=self._pointer(weights.norm.float()),
+            cos=self._pointer(cos),
+            sin=self._pointer(sin),
+            lm_head=self._matrix(weights.lm_head, None),
+            blocks=self._blocks,
+        )
+        self._floats_per_token = workspace(self._model)
+        self._work = torch.empty(0)
+
+    @staticmethod
+    def can_run(config: ModelConfig, weights: DecoderWeights) -> bool:
+        """Whether there is a compiled library and it computes this model on this device and dtype."""
+        on_cpu = weights.embed.device.type == "cpu"
+        return on_cpu and is_supported(weights.embed.dtype, config.head_dim) and library() is not None
+
+    def forward(self, batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
+        """Write the keys and values of all T tokens to `pool`; logits float32 [R, vocab] of the wanted rows."""
+        self._bind(pool)
+        num_tokens, num_rows = len(batch.tokens), len(batch.rows)
+        if self._work.numel() < num_tokens * self._floats_per_token:
+            self._work = torch.empty(num_tokens * self._floats_per_token)
+        logits = torch.empty(num_rows, padded(self.config.vocab_size))
+        step = CStep(
+            batch.tokens.data_ptr(),
+            batch.positions.data_ptr(),
+            batch.slots.data_ptr(),
+            batch.rows.data_ptr(),
+            num_tokens,
+            num_rows,
+            ragged(batch.attention),
+        )
+        decoder_step(self._model, step, self._work, logits, torch.get_num_threads())
+        return logits[:, : self.config.vocab_size]
+
+    def _bind(self, pool: KvPool) -> None:
+        if self._pool is pool:
+            return
+        self._pool = pool
+        self._model.page_size = pool.page_size
+        for block, layer in zip(self._blocks, pool.layers, strict=True):
+            block.kv = layer.data_ptr()
+
+    def _block(self, one: LayerWeights, window: int) -> CBlock:
+        return CBlock(
+            qkv=self._matrix(one.qkv, one.qkv_bias),
+            out=self._matrix(one.out, one.out_bias),
+            gate_up=self._matrix(one.gate_up, one.gate_up_bias),
+            down=self._matrix(one.down, one.down_bias),
+            attn_norm=self._pointer(one.attn_norm.float()),
+            mlp_norm=self._pointer(one.mlp_norm.float()),
+            q_norm=None if one.q_norm is None else self._pointer(one.q_norm.float()),
+            k_norm=None if one.k_norm is None else self._pointer(one.k_norm.float()),
+            window=window,
+        )
+
+    def _matrix(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> CMatrix:
+        num_out, num_in = matrix.shape
+        wide = None
+        if bias is not None:
+            wide = torch.zeros(padded(num_out))
+            wide[:num_out] = bias
+        pointer = self._pointer(pack(matrix))
+        return CMatrix(pointer, None if wide is None else self._pointer(wide), num_out, num_in)
+
+    def _pointer(self, tensor: torch.Tensor) -> int:
+        self._keep.append(tensor.contiguous())
+        return self._keep[-1].data_ptr()

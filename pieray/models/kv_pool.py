@@ -1,0 +1,83 @@
+"""The KV page pool of one device: memory only; who owns which page is the ResourceManager's business."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pieray.errors import InvalidRequest, ModelError
+from pieray.models.config import ModelConfig
+
+#: (src_page, src_offset, dst_page, dst_offset, count): `count` tokens, within one page on either side
+TokenRange = tuple[int, int, int, int, int]
+
+
+class KvPool:
+    """`layers[i]` is [num_pages, 2, num_kv_heads, page_size, head_dim]: keys at 0, values at 1, heads outside of tokens.
+
+    A token's *slot* is `page * page_size + offset`.  The memory starts as zeros and is never cleared again.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        if num_pages < 1 or page_size < 1:
+            raise ModelError(f"a pool needs num_pages and page_size of at least 1, given {num_pages} and {page_size}")
+        self.num_pages = num_pages
+        self.page_size = page_size
+        shape = (config.num_layers, num_pages, 2, config.num_kv_heads, page_size, config.head_dim)
+        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.layers = list(self.data.unbind(0))
+
+    @staticmethod
+    def page_nbytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
+        """Bytes of one page over all layers."""
+        return config.num_layers * 2 * config.num_kv_heads * page_size * config.head_dim * dtype.itemsize
+
+    @classmethod
+    def pages_for(cls, config: ModelConfig, page_size: int, dtype: torch.dtype, budget: int) -> int:
+        """How many pages fit in `budget` bytes; ModelError if none does."""
+        page = cls.page_nbytes(config, page_size, dtype)
+        if budget < page:
+            raise ModelError(f"a KV budget of {budget} bytes holds no page: one page of this model takes {page} bytes")
+        return budget // page
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.numel() * self.data.element_size()
+
+    def append(self, layer: int, slots: torch.Tensor, kv: torch.Tensor) -> None:
+        """Write `kv` [T, 2, num_kv_heads, head_dim] at `slots` [T] (int64) of one layer."""
+        page = slots.div(self.page_size, rounding_mode="floor")
+        self.layers[layer][page, :, :, slots - page * self.page_size] = kv
+
+    def copy_tokens(self, ranges: Sequence[TokenRange]) -> None:
+        """Copy token ranges across all layers; all are read before any is written.
+
+        InvalidRequest if a page is outside the pool or a range leaves its page; nothing is copied then.
+        """
+        if not ranges:
+            return
+        table = np.asarray(ranges, dtype=np.int64).reshape(-1, 5)
+        self._check(table)
+        counts = table[:, 4]
+        step = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        src_page, src_off, dst_page, dst_off = (
+            torch.from_numpy(column).to(self.data.device)
+            for column in (
+                np.repeat(table[:, 0], counts),
+                np.repeat(table[:, 1], counts) + step,
+                np.repeat(table[:, 2], counts),
+                np.repeat(table[:, 3], counts) + step,
+            )
+        )
+        self.data[:, dst_page, :, :, dst_off] = self.data[:, src_page, :, :, src_off]
+
+    def _check(self, table: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
+        pages, offsets, counts = table[:, [0, 2]], table[:, [1, 3]], table[:, 4]
+        if (pages < 0).any() or (pages >= self.num_pages).any():
+            raise InvalidRequest(f"copy_tokens: page {int(pages.max())} is outside a pool of {self.num_pages} pages")
+        if (counts < 0).any() or (offsets < 0).any() or (offsets + counts[:, None] > self.page_size).any():
+            raise InvalidRequest(f"copy_tokens: a range leaves its page of {self.page_size} tokens")

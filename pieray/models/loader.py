@@ -1,0 +1,99 @@
+"""Weights from safetensors, whole or sharded; nothing in a model folder is ever executed or unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pieray.errors import ModelError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Checkpoint:
+    """The tensors of a model folder by name, read on demand (memory-mapped), checked against the shape asked for.
+
+    Owns the open files: use it as a context manager.  Every ModelError names the file and the key.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._files: dict[str, Any] = {}
+        self._file_of = self._index() if (self.folder / INDEX).exists() else self._single()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent; tensors already handed out stay valid."""
+        self._files.clear()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The tensor `name`, which must have `shape` and a floating dtype.  Not yet cast or moved."""
+        if name not in self._file_of:
+            raise ModelError(f"{self.folder / INDEX if len(self._names()) > 1 else self.folder / SINGLE}: no {name!r}")
+        path = self.folder / self._file_of[name]
+        try:
+            tensor: torch.Tensor = self._open(self._file_of[name]).get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: cannot read {name!r}: {error}") from error
+        if tuple(tensor.shape) != shape:
+            raise ModelError(f"{path}: {name!r} has shape {tuple(tensor.shape)}; config.json implies {shape}")
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ModelError(f"{path}: {name!r} is {tensor.dtype}; supported: float32, float16 or bfloat16")
+        return tensor
+
+    def _single(self) -> dict[str, str]:
+        path = self.folder / SINGLE
+        if not path.exists():
+            pickles = sorted(item.name for pattern in PICKLES for item in self.folder.glob(pattern))
+            if pickles:
+                raise ModelError(
+                    f"{self.folder / pickles[0]}: pickled weights run code when loaded and are never read; "
+                    f"convert them to {SINGLE}"
+                )
+            raise ModelError(f"{path}: no such file, and no {INDEX} beside it")
+        return dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+
+    def _index(self) -> dict[str, str]:
+        path = self.folder / INDEX
+        try:
+            weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            index = {str(name): str(file) for name, file in weight_map.items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelError(f"{path}: not a safetensors index with a weight_map: {error!r}") from error
+        for name, file in index.items():
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise ModelError(f"{path}: {name!r} is in {file!r}; only *.safetensors of the same folder are read")
+        for file in sorted(set(index.values())):
+            absent = {name for name, place in index.items() if place == file} - set(self._open(file).keys())
+            if absent:
+                raise ModelError(f"{self.folder / file}: no {min(absent)!r}, which {INDEX} places there")
+        return index
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            path = self.folder / file
+            if not path.exists():
+                raise ModelError(f"{path}: no such file, which {INDEX} names")
+            try:
+                self._files[file] = safe_open(path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+        return self._files[file]
+
+    def _names(self) -> set[str]:
+        return set(self._file_of.values())

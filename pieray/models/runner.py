@@ -1,0 +1,230 @@
+"""ModelRunner: a model on a device with its page pool; one call is one ragged step."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pieray.errors import InvalidRequest, ModelError, PierayError
+from pieray.models import sampler
+from pieray.models.batch import ForwardItem, build_batch, validate_item
+from pieray.models.config import ModelConfig
+from pieray.models.decoder import Decoder
+from pieray.models.decoder_cpu import CpuDecoder
+from pieray.models.kv_pool import KvPool, TokenRange
+from pieray.models.sampler import SamplingParams
+from pieray.models.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Draw one token after token `row` of the item (-1 = its last); answers an int.
+
+    `counter` makes the draw of a seed unique: use the sequence length.  `allowed` is [vocab] bits, little-endian,
+    1 = may be drawn.
+    """
+
+    row: int = -1
+    params: SamplingParams = field(default_factory=SamplingParams)
+    counter: int = 0
+    allowed: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """The k most likely next tokens, in order; answers (ids uint32 [k], probabilities float32 [k]); k = 0: all."""
+
+    row: int = -1
+    k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """log p of each of `token_ids` as the next token; answers float32 [n]."""
+
+    row: int = -1
+    token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """The raw logits; answers float32 [vocab]."""
+
+    row: int = -1
+
+
+OutputRequest = Sample | Distribution | Logprobs | Logits
+F32 = npt.NDArray[np.float32]
+OutputValue = int | tuple[npt.NDArray[np.uint32], F32] | F32
+#: what an item gets: a value per request, in order, or the error that failed this item alone
+StepResult = list[OutputValue] | PierayError
+
+
+class ModelRunner:
+    """Owns decoder, pool and device; not thread-safe: one thread steps it."""
+
+    def __init__(self, config: ModelConfig, decoder: Decoder | CpuDecoder, pool: KvPool) -> None:
+        self.config = config
+        self.decoder = decoder
+        self.pool = pool
+        self.default_seed = secrets.randbits(63)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: str | None = None,
+        num_pages: int | None = None,
+        page_size: int = 16,
+        threads: int = 1,
+        kv_bytes: int = 1 << 28,
+    ) -> ModelRunner:
+        """Load the model folder `path`; ModelError if it cannot be served.
+
+        `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`.  `threads` are those of torch
+        in this whole process (CPU only).
+        """
+        config = ModelConfig.from_folder(path)
+        name = dtype or config.dtype
+        if name not in DTYPES:
+            raise ModelError(f"dtype {name!r}: supported are {', '.join(DTYPES)}")
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        weights = load_weights(path, config, DTYPES[name], device)
+        decoder = CpuDecoder(config, weights) if CpuDecoder.can_run(config, weights) else Decoder(config, weights)
+        pages = num_pages or KvPool.pages_for(config, page_size, DTYPES[name], kv_bytes)
+        pool = KvPool(config, pages, page_size, DTYPES[name], device)
+        log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
+        return cls(config, decoder, pool)
+
+    def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]:
+        """Compute all items in one ragged batch; `outputs[i]` are those wanted of `items[i]`.
+
+        Never raises for an item: one that is invalid, not finite or fails to compute gets a PierayError in its place,
+        and the others are computed as if it had not been there.  `items[i].rows` is overwritten.
+        """
+        results: list[StepResult] = [[] for _ in items]
+        good = []
+        for index, (item, wanted) in enumerate(zip(items, outputs, strict=True)):
+            try:
+                self._prepare(item, wanted)
+                good.append(index)
+            except InvalidRequest as error:
+                results[index] = error
+        for index, result in zip(good, self._compute([items[i] for i in good], [outputs[i] for i in good]), strict=True):
+            results[index] = result
+        return results
+
+    def copy_tokens(self, ranges: Sequence[TokenRange]) -> None:
+        """See `KvPool.copy_tokens`."""
+        self.pool.copy_tokens(ranges)
+
+    def _prepare(self, item: ForwardItem, wanted: Sequence[OutputRequest]) -> None:
+        num_tokens, vocab = len(item.tokens), self.config.vocab_size
+        for request in wanted:
+            if not -num_tokens <= request.row < num_tokens:
+                raise InvalidRequest(f"row {request.row} is outside of {num_tokens} tokens")
+            if isinstance(request, Sample):
+                request.params.check()
+                if request.allowed is not None and len(request.allowed) != (vocab + 7) // 8:
+                    raise InvalidRequest(f"a mask of {vocab} tokens takes {(vocab + 7) // 8} bytes, given {len(request.allowed)}")
+            elif isinstance(request, Logprobs) and not all(0 <= token < vocab for token in request.token_ids):
+                raise InvalidRequest(f"a token of {request.token_ids} is outside the vocabulary of {vocab}")
+            elif isinstance(request, Distribution) and request.k < 0:
+                raise InvalidRequest(f"k is {request.k}; it must be 0 (all) or more")
+        item.rows = sorted({request.row % num_tokens for request in wanted})
+        validate_item(item, self.config, self.pool)
+
+    def _compute(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]:
+        if not items:
+            return []
+        try:
+            logits = self.decoder.forward(build_batch(items, self.pool.page_size, self.decoder.device), self.pool)
+            return _Answers(items, outputs, logits, self.default_seed).collect()
+        except (RuntimeError, MemoryError) as error:
+            if len(items) == 1:
+                return [ModelError(f"the step failed: {error}")]
+            log.warning("a step of %d items failed, trying each alone: %s", len(items), error)
+            return [self._compute([item], [wanted])[0] for item, wanted in zip(items, outputs, strict=True)]
+
+
+class _Answers:
+    """From the logits of a step to each item's values, one vectorised call per kind of request."""
+
+    def __init__(
+        self,
+        items: Sequence[ForwardItem],
+        outputs: Sequence[Sequence[OutputRequest]],
+        logits: torch.Tensor,
+        default_seed: int,
+    ) -> None:
+        self.logits = logits
+        self.default_seed = default_seed
+        self.values: list[list[OutputValue]] = [[0] * len(wanted) for wanted in outputs]
+        self.groups: dict[type, list[tuple[int, int, int, OutputRequest]]] = {}
+        self.owner: list[int] = []
+        for index, (item, wanted) in enumerate(zip(items, outputs, strict=True)):
+            row_of = {row: len(self.owner) + place for place, row in enumerate(item.rows)}
+            self.owner += [index] * len(item.rows)
+            for place, request in enumerate(wanted):
+                where = (index, place, row_of[request.row % len(item.tokens)], request)
+                self.groups.setdefault(type(request), []).append(where)
+
+    def collect(self) -> list[StepResult]:
+        bad = self._not_finite()
+        answer: dict[type, Callable[..., Sequence[OutputValue]]] = {
+            Sample: self._sample,
+            Distribution: self._distribution,
+            Logprobs: self._logprobs,
+            Logits: self._logits,
+        }
+        for kind, group in self.groups.items():
+            rows = [row for _, _, row, _ in group]
+            picked = self.logits if rows == list(range(len(self.logits))) else self.logits[rows]
+            for (index, place, _, _), value in zip(group, answer[kind](picked, [one[3] for one in group]), strict=True):
+                self.values[index][place] = value
+        return [bad.get(index, values) for index, values in enumerate(self.values)]
+
+    def _not_finite(self) -> dict[int, PierayError]:
+        """Items with a row that is not finite; such rows are zeroed, so that no sampler trips over them."""
+        if not len(self.logits):
+            return {}
+        is_bad = ~self.logits.amax(-1).isfinite()
+        rows = is_bad.nonzero()[:, 0].tolist()
+        if rows:
+            self.logits = self.logits.masked_fill(is_bad[:, None], 0)
+        return {self.owner[row]: ModelError("the logits of this item are not finite") for row in rows}
+
+    def _sample(self, logits: torch.Tensor, group: Sequence[Sample]) -> list[int]:
+        masked = sampler.mask_tokens(logits, [request.allowed for request in group])
+        params, counters = [request.params for request in group], [request.counter for request in group]
+        tokens: list[int] = sampler.sample(masked, params, counters, self.default_seed).tolist()
+        return tokens
+
+    def _distribution(self, logits: torch.Tensor, group: Sequence[Distribution]) -> Sequence[OutputValue]:
+        vocab = logits.shape[-1]
+        sizes = [min(request.k or vocab, vocab) for request in group]
+        ids, probs = (tensor.cpu().numpy() for tensor in sampler.distribution(logits, max(sizes)))
+        return [(ids[i, :n].astype(np.uint32), probs[i, :n].copy()) for i, n in enumerate(sizes)]
+
+    def _logprobs(self, logits: torch.Tensor, group: Sequence[Logprobs]) -> Sequence[OutputValue]:
+        width = max(len(request.token_ids) for request in group)
+        table = [[*request.token_ids, *[0] * (width - len(request.token_ids))] for request in group]
+        ids = torch.tensor(table, dtype=torch.int64, device=logits.device).view(len(group), width)
+        values = sampler.logprobs(logits, ids).cpu().numpy()
+        return [values[i, : len(request.token_ids)].copy() for i, request in enumerate(group)]
+
+    def _logits(self, logits: torch.Tensor, _group: Sequence[Logits]) -> Sequence[OutputValue]:
+        return list(logits.float().cpu().numpy().copy())

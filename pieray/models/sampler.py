@@ -1,0 +1,146 @@
+"""Sampling, vectorised over the rows of a step: each row has its own parameters and its own random number.
+
+Filters act as in transformers, in its order: temperature, top_k (ties with the k-th are kept), top_p (the smallest
+set that reaches it, at least one), min_p (relative to the most likely).  A row's token depends on its logits, its
+parameters, its seed and its counter alone, never on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pieray.errors import InvalidRequest
+
+#: how many candidates top_p looks at before it sorts the whole vocabulary
+NUCLEUS_GUESS = 1024
+#: the value at which a filter does nothing, beside 0
+OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """temperature 0 = greedy, top_k 0 = off, top_p 1 = off, min_p 0 = off, seed None = the engine's own."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+
+    def check(self) -> None:
+        """Raise InvalidRequest that names the field, its range and the value given."""
+        _check("temperature", self.temperature, 0.0, math.inf)
+        _check("top_k", self.top_k, 0, math.inf)
+        _check("top_p", self.top_p, 0.0, 1.0)
+        _check("min_p", self.min_p, 0.0, 1.0)
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not (low <= value <= high and math.isfinite(value)):
+        raise InvalidRequest(f"{name} is {value}; it must be in [{low}, {high}]")
+
+
+def uniforms(seeds: Sequence[int], counters: Sequence[int]) -> npt.NDArray[np.float64]:
+    """One number in [0, 1) per row from (seed, counter), by two rounds of splitmix64 (Steele et al., OOPSLA 2014)."""
+    seed = np.array([value & 0xFFFFFFFFFFFFFFFF for value in seeds], np.uint64)
+    counter = np.array([value & 0xFFFFFFFFFFFFFFFF for value in counters], np.uint64)
+    with np.errstate(over="ignore"):
+        mixed = _splitmix(_splitmix(seed) + counter)
+    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _splitmix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    z = state + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def sample(
+    logits: torch.Tensor, params: Sequence[SamplingParams], counters: Sequence[int], default_seed: int = 0
+) -> torch.Tensor:
+    """Tokens int64 [R] from logits [R, vocab] (any float dtype), on their device."""
+    tokens = logits.argmax(-1)
+    rows = [row for row, given in enumerate(params) if given.temperature > 0]
+    if rows:
+        drawn = [params[row] for row in rows]
+        seeds = [default_seed if given.seed is None else given.seed for given in drawn]
+        uniform = _column(uniforms(seeds, [counters[row] for row in rows]), logits)
+        tokens[rows] = _draw(filtered(logits[rows], drawn), uniform)
+    return tokens
+
+
+def filtered(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """What rows with temperature > 0 draw from: float32 [R, vocab], at most 0, -inf where a filter removed the token.
+
+    Tokens that tie with the last one kept are kept, so that the result does not hang on the order of a sort.
+    """
+    shifted = logits.float() - logits.float().amax(-1, keepdim=True)  # a tiny temperature must not overflow
+    scaled = shifted / _column([given.temperature for given in params], logits).float().clamp_min(1e-6)
+    for name, threshold in (("top_k", _top_k), ("top_p", _top_p), ("min_p", _min_p)):
+        rows = [row for row, given in enumerate(params) if getattr(given, name) not in (0, OFF[name])]
+        if rows:
+            limit = threshold(scaled[rows], [getattr(params[row], name) for row in rows])
+            scaled[rows] = scaled[rows].masked_fill(scaled[rows] < limit, -torch.inf)
+    return scaled
+
+
+def _top_k(scaled: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
+    ranks = torch.tensor([min(k, scaled.shape[-1]) for k in given], device=scaled.device)[:, None]
+    return scaled.topk(int(ranks.max()), -1).values.gather(-1, ranks - 1)
+
+
+def _top_p(scaled: torch.Tensor, given: Sequence[float]) -> torch.Tensor:
+    goal = _column(given, scaled) * scaled.double().exp().sum(-1, keepdim=True)
+    for width in (NUCLEUS_GUESS, scaled.shape[-1]):
+        values = scaled.topk(min(width, scaled.shape[-1]), -1).values
+        weights = values.double().exp()
+        num_kept = (weights.cumsum(-1) - weights < goal).sum(-1, keepdim=True).clamp_min(1)
+        if int(num_kept.max()) < values.shape[-1]:
+            break
+    return values.gather(-1, num_kept - 1)
+
+
+def _min_p(scaled: torch.Tensor, given: Sequence[float]) -> torch.Tensor:
+    return _column(given, scaled).log().float()  # the most likely token is at 0
+
+
+def _draw(scaled: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Inverse of the distribution function: the first token whose running sum exceeds uniform [R, 1] * total."""
+    running = scaled.double().exp().cumsum(-1)
+    index = torch.searchsorted(running, uniform * running[:, -1:], right=True)
+    return index.clamp_max(scaled.shape[-1] - 1)[:, 0]
+
+
+def _column(values: Sequence[float] | npt.NDArray[np.float64], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(np.asarray(values, np.float64), device=like.device)[:, None]
+
+
+def mask_tokens(logits: torch.Tensor, allowed: Sequence[bytes | None]) -> torch.Tensor:
+    """-inf where a row's bit (little-endian, 1 = allowed, [vocab] bits) is 0; rows with None stay as they are."""
+    rows = [row for row, bits in enumerate(allowed) if bits is not None]
+    if not rows:
+        return logits
+    vocab = logits.shape[-1]
+    packed = np.frombuffer(b"".join(allowed[row] or b"" for row in rows), np.uint8).reshape(len(rows), -1)
+    banned = np.unpackbits(packed, axis=1, count=vocab, bitorder="little") == 0
+    masked = logits.clone()
+    masked[rows] = masked[rows].masked_fill(torch.from_numpy(banned).to(logits.device), -torch.inf)
+    return masked
+
+
+def distribution(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k most likely ids (int64) and probabilities (float32) of each row, [R, min(k, vocab)], in order; 0 = all."""
+    probs = logits.float().softmax(-1)
+    values, ids = probs.topk(min(k or probs.shape[-1], probs.shape[-1]), -1)
+    return ids, values
+
+
+def logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """log p of token_ids [R, n] (int64) under logits [R, vocab]: float32 [R, n]."""
+    return logits.float().gather(-1, token_ids) - logits.float().logsumexp(-1, keepdim=True)

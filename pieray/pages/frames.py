@@ -1,0 +1,138 @@
+"""Frames: the memory behind page handles, bound to physical pages ahead of use and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pieray.errors import PierayError
+
+I64 = npt.NDArray[np.int64]
+UNBOUND = -1
+MAX_PAGE_SIZE = 64  # tokens: the written slots of a frame are the bits of a u64
+
+
+class FrameTable:
+    """Frames by row.  A row is recycled, and its page goes back to `spare`, when no handle and no command uses it.
+
+    `spare` is a stack: the page that came last goes first.
+    """
+
+    def __init__(self, on_gone: Callable[[int], None] | None = None) -> None:
+        self.page: I64 = np.full(16, UNBOUND, np.int64)  # physical page
+        self.refs: I64 = np.zeros(16, np.int64)  # handles
+        self.in_flight: I64 = np.zeros(16, np.int64)  # commands staged and not finished
+        self.written = np.zeros(16, np.uint64)  # bit i: slot i holds KV that this inferlet wrote
+        self.ident: I64 = np.zeros(16, np.int64)  # unique for the life of the table, from 1; 0: row is free
+        self.spare: list[int] = []
+        self._free = list(range(15, -1, -1))
+        self._next_ident = 1
+        self._num_unreferenced = 0  # frames without a handle, kept by commands in flight
+        self._on_gone = on_gone
+
+    def new(self, count: int, refs: int = 1) -> I64:
+        """Rows of new, unbound, unwritten frames."""
+        while len(self._free) < count:
+            self._grow()
+        rows = np.array(self._free[: -count - 1 : -1], np.int64)
+        del self._free[len(self._free) - count :]
+        self.refs[rows] = refs
+        self.ident[rows] = np.arange(self._next_ident, self._next_ident + count)
+        self._next_ident += count
+        return rows
+
+    def bind(self, rows: I64) -> None:
+        """Give each of the unbound, distinct rows the next spare page; the caller has seen to it that they suffice."""
+        for row in rows.tolist():
+            self.page[row] = self.spare.pop()
+
+    def add_refs(self, rows: I64) -> None:
+        np.add.at(self.refs, rows, 1)
+
+    def drop_refs(self, rows: I64) -> None:
+        """One handle less for each entry of `rows`, which may repeat."""
+        np.subtract.at(self.refs, rows, 1)
+        for row in dict.fromkeys(rows[self.refs[rows] == 0].tolist()):
+            if self.in_flight[row]:
+                self._num_unreferenced += 1
+            else:
+                self._recycle(row)
+
+    def move_ref(self, src: int, dst: int) -> None:
+        """The only handle of `src` moves to `dst`; both are pinned."""
+        self.refs[src] -= 1
+        self._num_unreferenced += 1 if self.refs[dst] else 0
+        self.refs[dst] += 1
+
+    def pin(self, rows: I64) -> None:
+        """A command uses the rows; a row named several times counts once, here and in `unpin` alike."""
+        self.in_flight[rows] += 1
+
+    def unpin(self, rows: I64) -> None:
+        """The command has finished; `rows` as it was given to `pin`."""
+        self.in_flight[rows] -= 1
+        if self._num_unreferenced:
+            is_gone = (self.refs[rows] == 0) & (self.in_flight[rows] == 0)
+            for row in dict.fromkeys(rows[is_gone].tolist()):
+                self._num_unreferenced -= 1
+                self._recycle(row)
+
+    def check(self, handle_rows: I64, num_granted: int, num_released: int) -> None:
+        """Raise `internal` with every term unless granted = bound + spare + released, and references add up."""
+        is_used = self.ident > 0
+        bound = self.page[self.page != UNBOUND]
+        refs = np.bincount(handle_rows, minlength=len(self.refs))
+        pages = [*bound.tolist(), *self.spare]
+        num_unreferenced = int((is_used & (self.refs == 0)).sum())
+        is_sound = (
+            num_granted == len(pages) + num_released
+            and len(set(pages)) == len(pages)
+            and bool((refs == self.refs).all())
+            and bool((self.in_flight >= 0).all())
+            and num_unreferenced == self._num_unreferenced
+            and int(is_used.sum()) + len(self._free) == len(self.ident)
+        )
+        if not is_sound:
+            raise PierayError(
+                f"page space does not balance: granted {num_granted} against bound {len(bound)} + spare "
+                f"{len(self.spare)} + released {num_released} ({len(set(pages))} distinct pages); handles "
+                f"{len(handle_rows)}, references {int(self.refs.sum())}; frames {int(is_used.sum())}, free rows "
+                f"{len(self._free)} of {len(self.ident)}; without a handle {num_unreferenced} "
+                f"(counted {self._num_unreferenced}); uses in flight {int(self.in_flight.sum())}"
+            )
+
+    def _recycle(self, row: int) -> None:
+        page, ident = int(self.page[row]), int(self.ident[row])
+        if page != UNBOUND:
+            self.spare.append(page)
+            self.page[row] = UNBOUND
+        self.written[row] = 0
+        self.ident[row] = 0
+        self._free.append(row)
+        if self._on_gone is not None:
+            self._on_gone(ident)
+
+    def _grow(self) -> None:
+        size = len(self.ident)
+        self.page = np.concatenate((self.page, np.full(size, UNBOUND, np.int64)))
+        self.refs, self.in_flight, self.ident = (
+            np.concatenate((array, np.zeros(size, np.int64))) for array in (self.refs, self.in_flight, self.ident)
+        )
+        self.written = np.concatenate((self.written, np.zeros(size, np.uint64)))
+        self._free[:0] = range(2 * size - 1, size - 1, -1)
+
+
+def slot_bits(start: int, end: int) -> int:
+    """The bits of slots `[start, end)`."""
+    return (1 << end) - (1 << start)
+
+
+def written_runs(written: int, start: int, end: int) -> Sequence[tuple[int, int]]:
+    """What a copy must take so that a write of `[start, end)` loses nothing: at most one run (offset, count) on each
+    side, from the outermost written slot; slots between that are not written may come along, unseen."""
+    before = (written & slot_bits(0, start)).bit_length()
+    after = written.bit_length()
+    runs = [(0, before)] if before else []
+    return [*runs, (end, after - end)] if after > end else runs

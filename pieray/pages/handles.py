@@ -1,0 +1,383 @@
+"""PageSpace: one inferlet's KV memory as its handlers see it.
+
+Handles are virtual.  `alloc`, `fork` and `free` never wait and never need memory; a frame gets its
+physical page when the first command that uses it is about to be sent.  A command is prepared in two
+halves, because a guest may fork and free between enqueueing and flushing:
+
+* `stage_forward` / `stage_copy`, in program order: everything is checked, copy-on-write is decided, and
+  the frames are pinned.  An error changes nothing.
+* `bind`, before sending: frames without a page get one from the spare pages; when those are short,
+  nothing changes, and `shortfall` says how many to lease.
+
+`prepare_forward` and `prepare_copy` do both at once, or change nothing.  `finish` ends the command.
+
+A slot may be read only after this inferlet has written it: a page still holds what its last owner left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pieray.errors import BadHandle, ConfigError, InvalidRequest, QuotaExceeded
+from pieray.pages.frames import MAX_PAGE_SIZE, UNBOUND, FrameTable, slot_bits, written_runs
+from pieray.pages.slots import HandleTable
+
+U32 = npt.NDArray[np.uint32]
+I64 = npt.NDArray[np.int64]
+Slots = npt.NDArray[np.intp]
+Copy = tuple[int, int, int, int, int]  # source, offset, destination, offset, count: tokens, within one page each
+
+_NO_PAGES: U32 = np.zeros(0, np.uint32)
+
+
+@dataclass(frozen=True, slots=True)
+class NeedPages:
+    """The spare pages do not suffice: `count` more must be granted first.  Nothing has changed."""
+
+    count: int
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A command whose frames are pinned until `PageSpace.finish`.  `pages` and `copies` are filled by `bind`.
+
+    `pages` are physical, in the order of the handles; `copies` must run before the command itself.
+    """
+
+    rows: I64  # frames in the order of the handles, then sources of copies
+    num_pages: int
+    reads: list[tuple[int, int]]  # rows and slots (bits) that it reads, besides all of rows[:num_full]
+    num_full: int
+    writes: list[tuple[int, int]]  # rows and slots (bits) that it writes
+    row_copies: list[Copy]  # as `copies`, of rows
+    frames: I64  # unique identities of the first num_pages rows: what lineage knows them by
+    frame_copies: list[Copy]  # as `copies`, of identities
+    moved: list[tuple[int, int, int]]  # copy-on-write: slot of the handle, the row it had, the row it has now
+    error: InvalidRequest | None = None  # set by `bind`: a command that was to write what this one reads has failed
+    pages: U32 = field(default_factory=lambda: _NO_PAGES)
+    copies: list[Copy] = field(default_factory=list)
+
+
+class PageSpace:
+    """Handles, frames and spare pages of one inferlet.  `limit` is limits.pages, `page_size` is in tokens.
+
+    `on_frame_gone` is told the identity of each frame that nothing uses any more.
+    """
+
+    def __init__(self, page_size: int, limit: int, on_frame_gone: Callable[[int], None] | None = None) -> None:
+        if not 1 <= page_size <= MAX_PAGE_SIZE:
+            raise ConfigError(f"page_size is in [1, {MAX_PAGE_SIZE}]; given {page_size}")
+        self.page_size = page_size
+        self.limit = limit
+        self.num_granted = 0
+        self.num_released = 0
+        self._full = np.uint64(slot_bits(0, page_size))
+        self._handles = HandleTable("page")
+        self._frames = FrameTable(on_frame_gone)
+        self._has_failed = False
+
+    @property
+    def num_handles(self) -> int:
+        return self._handles.num_live
+
+    @property
+    def num_spare(self) -> int:
+        return len(self._frames.spare)
+
+    @property
+    def num_bound(self) -> int:
+        return self.num_granted - self.num_released - self.num_spare
+
+    # --- handles -------------------------------------------------------------------------------
+
+    def alloc(self, count: int) -> U32:
+        """New handles, each on a frame of its own.  QuotaExceeded past limits.pages."""
+        self._check_quota(count)
+        return self._handles.open(self._frames.new(count))
+
+    def fork(self, handles: U32) -> U32:
+        """Second handles on the same frames; the first write through either gets a frame of its own."""
+        slots = self._handles.find(handles)
+        self._check_quota(len(handles))
+        rows = self._handles.values(slots)
+        forked = self._handles.open(rows)
+        self._frames.add_refs(rows)
+        return forked
+
+    def free(self, handles: U32) -> None:
+        """Close handles.  BadHandle for one that is not live, or named twice; then nothing is freed."""
+        slots = self._handles.find(handles)
+        if len(slots) > 1:
+            _check_distinct(handles)
+        rows = self._handles.values(slots)
+        self._handles.close(slots)
+        self._frames.drop_refs(rows)
+
+    def frame_ids(self, handles: U32) -> I64:
+        """Identities of the frames behind live handles."""
+        return self._frames.ident.take(self._handles.values(self._handles.find(handles)))
+
+    # --- leased pages --------------------------------------------------------------------------
+
+    def grant(self, pages: Sequence[int]) -> None:
+        """Leased pages become spare; the first is the first to be bound."""
+        self._frames.spare.extend(reversed(pages))
+        self.num_granted += len(pages)
+
+    def surplus(self, keep: int) -> list[int]:
+        """Take all spare pages but `keep` out, to be released to the ResourceManager."""
+        count = max(0, self.num_spare - keep)
+        pages = self._frames.spare[:count]
+        del self._frames.spare[:count]
+        self.num_released += count
+        return pages
+
+    def need(self, handles: U32, kv_len: int, num_tokens: int) -> int:
+        """Pages that this forward would bind, spare ones included.  Raises as `stage_forward`."""
+        slots, first = self._check_forward(handles, kv_len, num_tokens)
+        return self._num_to_bind(self._handles.values(slots), first)
+
+    def shortfall(self, prepared: Iterable[Prepared]) -> int:
+        """Pages to be granted before all of `prepared` can be bound."""
+        rows = [one.rows for one in prepared]
+        return max(0, self._num_unbound(np.concatenate(rows)) - self.num_spare) if rows else 0
+
+    # --- commands ------------------------------------------------------------------------------
+
+    def stage_forward(self, handles: U32, kv_len: int, num_tokens: int) -> Prepared:
+        """Check and pin a forward of `num_tokens` behind the `kv_len` tokens in the pages of `handles`.
+
+        The written slots are `[kv_len, kv_len + num_tokens)` of the list.  Raises BadHandle; InvalidRequest if they
+        do not fit in the pages, if a slot below kv_len was never written, or if a page that is written to is named
+        twice.  Handles behind the last page used are checked and otherwise ignored.
+        """
+        slots, first = self._check_forward(handles, kv_len, num_tokens)
+        rows = self._handles.values(slots)
+        return self._stage(slots, rows, first, kv_len, kv_len + num_tokens)
+
+    def stage_copy(self, src: int, src_offset: int, dst: int, dst_offset: int, count: int) -> Prepared:
+        """Check and pin a copy of `count` tokens between two pages; source and destination may be one.
+
+        `frames` and `pages` are [source, destination].  Raises BadHandle, and InvalidRequest if a range leaves its
+        page or the source was not written.  The copy itself is the last of `copies`.
+        """
+        pair = np.array([src, dst], np.int64)
+        if pair.min() < 0 or pair.max() >= 1 << 32:
+            raise BadHandle(f"page handles are u32; given {src} and {dst}")
+        slots = self._handles.find(pair.astype(np.uint32))
+        for name, offset in (("source", src_offset), ("destination", dst_offset)):
+            if not (offset >= 0 < count and offset + count <= self.page_size):
+                raise InvalidRequest(
+                    f"{count} tokens at {name} offset {offset} are outside a page of {self.page_size} tokens"
+                )
+        rows = self._handles.values(slots)
+        wanted = slot_bits(src_offset, src_offset + count)
+        if int(self._frames.written[rows[0]]) & wanted != wanted:
+            raise InvalidRequest(f"slots [{src_offset}, {src_offset + count}) of page {src} were not all written")
+        row_copies: list[Copy] = []
+        stop = dst_offset + count
+        moved: list[tuple[int, int, int]] = []
+        rows[1] = row = self._own(int(slots[1]), int(rows[1]), dst_offset, stop, row_copies, moved)
+        row_copies.append((int(rows[0]), src_offset, row, dst_offset, count))
+        reads = [(int(rows[0]), wanted)]
+        return self._pin(rows, reads, [(row, slot_bits(dst_offset, stop))], row_copies, moved)
+
+    def bind(self, prepared: Prepared) -> bool:
+        """Give each frame of the command a page and fill in `pages` and `copies`; False when spare pages are short.
+
+        True with `error` set: the command can never run, for what it reads will not be written; finish it with that.
+        """
+        frames = self._frames
+        if self._has_failed and self._is_void(prepared):
+            prepared.error = InvalidRequest("the command that was to write what this one reads has failed")
+            return True
+        pages = frames.page.take(prepared.rows)
+        if pages.min() == UNBOUND:
+            unbound = prepared.rows[pages == UNBOUND]
+            unbound = unbound[np.sort(np.unique(unbound, return_index=True)[1])]
+            if len(unbound) > len(frames.spare):
+                return False
+            frames.bind(unbound)
+            pages = frames.page.take(prepared.rows)
+        prepared.pages = pages[: prepared.num_pages].astype("<u4")
+        if prepared.row_copies:
+            prepared.copies = _renamed(prepared.row_copies, frames.page)
+        return True
+
+    def prepare_forward(self, handles: U32, kv_len: int, num_tokens: int) -> Prepared | NeedPages:
+        """`stage_forward` and `bind` in one."""
+        slots, first = self._check_forward(handles, kv_len, num_tokens)
+        rows = self._handles.values(slots)
+        missing = self._num_to_bind(rows, first) - self.num_spare
+        if missing > 0:
+            return NeedPages(missing)
+        return self._bound(self._stage(slots, rows, first, kv_len, kv_len + num_tokens))
+
+    def prepare_copy(self, src: int, src_offset: int, dst: int, dst_offset: int, count: int) -> Prepared | NeedPages:
+        """`stage_copy` and `bind` in one."""
+        ids = np.array([src, dst], np.int64).astype(np.uint32)
+        rows = self._handles.values(self._handles.find(ids))
+        missing = self._num_to_bind(rows, 1) - self.num_spare
+        if missing > 0:
+            return NeedPages(missing)
+        return self._bound(self.stage_copy(src, src_offset, dst, dst_offset, count))
+
+    def finish(self, prepared: Prepared, *, is_ok: bool = True) -> None:
+        """The command has completed or failed, exactly once: unpin its frames.
+
+        After a failure the slots it was to write count as not written.  If it failed before it was bound, handles
+        that copy-on-write has moved go back to their frames where nothing has built on the new ones, and lose what was
+        to be copied where something has.  A command that was bound must have sent its `copies`, whatever became of it.
+        """
+        frames = self._frames
+        if not is_ok:
+            self._has_failed = True
+            for row, bits in prepared.writes:
+                frames.written[row] &= np.uint64(~bits & int(self._full))
+            if not len(prepared.pages):
+                self._move_back(prepared)
+        elif self._has_failed:  # an earlier writer of these slots may have failed meanwhile
+            for row, bits in prepared.writes:
+                frames.written[row] |= np.uint64(bits)
+        frames.unpin(prepared.rows)
+
+    def check(self) -> None:
+        """Raise `internal` unless granted = bound + spare + released and all counts add up; O(frames)."""
+        self._frames.check(self._handles.live_values(), self.num_granted, self.num_released)
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _check_quota(self, count: int) -> None:
+        if count < 0:
+            raise InvalidRequest(f"a count of pages is at least 0; given {count}")
+        if self.num_handles + count > self.limit:
+            raise QuotaExceeded(
+                f"limits.pages is {self.limit}: {self.num_handles} handles are held, {count} more were asked for"
+            )
+
+    def _check_forward(self, handles: U32, kv_len: int, num_tokens: int) -> tuple[Slots, int]:
+        """Slots of the pages that a valid forward uses, and the index of the first it writes to."""
+        end, size = kv_len + num_tokens, self.page_size
+        if kv_len < 0 or num_tokens < 1 or end > len(handles) * size:
+            raise InvalidRequest(
+                f"kv_len {kv_len} + {num_tokens} tokens: kv_len is at least 0, tokens at least 1, and both fit in "
+                f"{len(handles)} pages of {size} ({len(handles) * size} slots)"
+            )
+        slots = self._handles.find(handles)[: -(-end // size)]
+        first, offset = divmod(kv_len, size)
+        written = self._frames.written.take(self._handles.values(slots[: first + 1] if offset else slots[:first]))
+        partial = slot_bits(0, offset)
+        if not (written[:first] == self._full).all() or (offset and int(written[first]) & partial != partial):
+            raise InvalidRequest(f"kv_len {kv_len}: not all slots below it were written; forward or copy to them first")
+        self._check_written_once(slots, first)
+        return slots, first
+
+    def _check_written_once(self, slots: Slots, first: int) -> None:
+        num_written = len(slots) - first
+        if num_written == 1:
+            is_once = np.count_nonzero(slots == slots[first]) == 1
+        else:
+            is_once = len(np.unique(slots[first:])) == num_written and not np.isin(slots[:first], slots[first:]).any()
+        if not is_once:
+            raise InvalidRequest(f"a page to write to is named twice (pages {first} to {len(slots) - 1} of the list)")
+
+    def _stage(self, slots: Slots, rows: I64, first: int, kv_len: int, end: int) -> Prepared:
+        size = self.page_size
+        num_full, offset = divmod(kv_len, size)
+        row_copies: list[Copy] = []
+        moved: list[tuple[int, int, int]] = []
+        writes = []
+        for index in range(first, len(slots)):
+            base = index * size
+            start, stop = max(kv_len - base, 0), min(end - base, size)
+            rows[index] = row = self._own(int(slots[index]), int(rows[index]), start, stop, row_copies, moved)
+            writes.append((row, slot_bits(start, stop)))
+        reads = [(int(rows[num_full]), slot_bits(0, offset))] if offset else []
+        return self._pin(rows, reads, writes, row_copies, moved, num_full)
+
+    def _own(
+        self, slot: int, row: int, start: int, stop: int, row_copies: list[Copy], moved: list[tuple[int, int, int]]
+    ) -> int:
+        """The row to write slots [start, stop) of a handle's frame to: its own, or a new one with copies planned."""
+        frames = self._frames
+        written = int(frames.written[row])
+        if frames.refs[row] > 1:
+            new = int(frames.new(1)[0])
+            row_copies += [(row, offset, new, offset, count) for offset, count in written_runs(written, start, stop)]
+            frames.refs[row] -= 1
+            self._handles.set_value(slot, new)
+            moved.append((slot, row, new))
+            row = new
+        frames.written[row] = written | slot_bits(start, stop)
+        return row
+
+    def _pin(
+        self,
+        rows: I64,
+        reads: list[tuple[int, int]],
+        writes: list[tuple[int, int]],
+        row_copies: list[Copy],
+        moved: list[tuple[int, int, int]],
+        num_full: int = 0,
+    ) -> Prepared:
+        num_pages, ident = len(rows), self._frames.ident
+        frame_copies: list[Copy] = []
+        if row_copies or moved:
+            frame_copies = _renamed(row_copies, ident)
+            rows = np.concatenate((rows, np.array([old for _, old, _ in moved], np.int64)))
+        self._frames.pin(rows)
+        frames = ident.take(rows[:num_pages])
+        return Prepared(rows, num_pages, reads, num_full, writes, row_copies, frames, frame_copies, moved)
+
+    def _is_void(self, prepared: Prepared) -> bool:
+        """Whether a slot that the command reads counts as not written any more."""
+        written = self._frames.written
+        if not (written.take(prepared.rows[: prepared.num_full]) == self._full).all():
+            return True
+        return any(int(written[row]) & bits != bits for row, bits in prepared.reads)
+
+    def _move_back(self, prepared: Prepared) -> None:
+        frames = self._frames
+        for slot, old, new in reversed(prepared.moved):
+            if frames.refs[new] == 1 and frames.in_flight[new] == 1 and self._handles.is_at(slot, new):
+                self._handles.set_value(slot, old)
+                frames.move_ref(new, old)
+            else:
+                frames.written[new] = 0
+
+    def _bound(self, prepared: Prepared) -> Prepared:
+        assert self.bind(prepared)  # the pages were counted before
+        return prepared
+
+    def _num_unbound(self, rows: I64) -> int:
+        unbound = rows[self._frames.page.take(rows) == UNBOUND]
+        return len(np.unique(unbound)) if len(unbound) > 1 else len(unbound)
+
+    def _num_to_bind(self, rows: I64, first: int) -> int:
+        """Pages to bind for a command over `rows` that writes to `rows[first:]`: as `_own` will decide."""
+        frames = self._frames
+        used: list[int] = rows[:first].tolist()
+        refs: dict[int, int] = {}
+        num_new = 0
+        for row in rows[first:].tolist():
+            num_refs = refs.get(row, int(frames.refs[row]))
+            if num_refs > 1:  # this handle gets a new frame, and copies from the old one if there is anything in it
+                refs[row] = num_refs - 1
+                num_new += 1
+            if num_refs == 1 or frames.written[row]:
+                used.append(row)
+        return num_new + self._num_unbound(np.array(used, np.int64))
+
+
+def _renamed(copies: list[Copy], names: I64) -> list[Copy]:
+    return [(int(names[src]), src_off, int(names[dst]), dst_off, n) for src, src_off, dst, dst_off, n in copies]
+
+
+def _check_distinct(handles: U32) -> None:
+    values, counts = np.unique(handles, return_counts=True)
+    if len(values) != len(handles):
+        raise BadHandle(f"page handle {int(values[counts > 1][0])} is named twice")

@@ -1,0 +1,166 @@
+"""The heart of a ResourceManager actor: answers lease requests over connections.  No Ray, no tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from pieray.errors import PeerLost, PierayError, ProtocolError
+from pieray.messages import (
+    CloseLease,
+    Completed,
+    Failed,
+    LeasePages,
+    Message,
+    PeerFenced,
+    ReclaimSpare,
+    ReleasePages,
+)
+from pieray.pages.ledger import Holder, PageLedger
+from pieray.pages.line import Granted, LeaseLine, Refused
+from pieray.transport import Connection
+
+log = logging.getLogger(__name__)
+
+
+class LeaseService:
+    """Serves InferletActors (leases) and the Batcher (fences).  Thread-safe; one lock guards the ledger."""
+
+    def __init__(self, num_pages: int) -> None:
+        self._ledger = PageLedger(num_pages)
+        self._line = LeaseLine(self._ledger)
+        self._peers: dict[str, Connection] = {}
+        self._batcher: Connection | None = None
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._is_closed = False
+        threading.Thread(target=self._watch_deadlines, name="pieray-lease-deadlines", daemon=True).start()
+
+    def on_connect(self, conn: Connection) -> None:
+        with self._lock:
+            if conn.role == "batcher":
+                self._batcher = conn
+            else:
+                self._peers[conn.peer_id] = conn
+
+    def on_messages(self, conn: Connection, messages: list[Message]) -> None:
+        with self._lock:
+            for message in messages:
+                self._serve(conn, message)
+            self._settle()
+        self._flush()
+
+    def on_close(self, conn: Connection, _error: PeerLost) -> None:
+        with self._lock:
+            if conn is self._batcher:
+                self._batcher = None
+                return
+            if self._peers.get(conn.peer_id) is not conn:
+                return
+            del self._peers[conn.peer_id]
+            self._line.drop_peer(conn.peer_id)
+            freed = self._ledger.drop_peer(conn.peer_id, fenced=self._batcher is None)
+            waiting = self._ledger.num_quarantined
+            log.info("%s is gone: %d pages freed, %d await its fence", conn.peer_id, freed, waiting)
+            self._settle()
+        self._flush()
+
+    def _serve(self, conn: Connection, message: Message) -> None:
+        if isinstance(message, PeerFenced) and conn.role == "batcher":
+            self._ledger.fence(message.peer_id)
+            return
+        try:
+            if isinstance(message, LeasePages):
+                self._lease(conn, message)
+            elif isinstance(message, ReleasePages):
+                holder = Holder(conn.peer_id, message.inferlet)
+                self._ledger.release(holder, np.frombuffer(message.pages, "<u4").tolist())
+            elif isinstance(message, CloseLease):
+                holder = Holder(conn.peer_id, message.inferlet)
+                self._line.cancel(holder)
+                self._ledger.close(holder)
+            else:
+                raise ProtocolError(f"a {conn.role} does not send {type(message).__name__} to a resource manager")
+        except PierayError as error:
+            if not isinstance(message, LeasePages):
+                raise
+            _post(conn, Failed(message.ticket, error.code, error.message))
+
+    def _lease(self, conn: Connection, message: LeasePages) -> None:
+        holder = Holder(conn.peer_id, message.inferlet)
+        now = time.monotonic()
+        pages = self._line.request(holder, message.ticket, message.count, now, message.deadline_s)
+        if pages is not None:
+            _post(conn, Completed(message.ticket, np.asarray(pages, "<u4").tobytes()))
+        elif message.deadline_s > 0:
+            for peer in self._peers.values():
+                _post(peer, ReclaimSpare(self._line.shortage))
+
+    def _settle(self) -> None:
+        """Serve and expire the line; called with the lock held."""
+        now = time.monotonic()
+        for outcome in [*self._line.retry(now), *self._line.expire(now)]:
+            conn = self._peers.get(outcome.holder.peer_id)
+            if conn is not None:
+                _post(conn, _answer(outcome))
+        self._wake.notify()
+
+    def _flush(self) -> None:
+        for conn in list(self._peers.values()):
+            try:
+                conn.flush()
+            except PeerLost:
+                log.debug("%s is gone; its pages come back when its connection closes", conn.peer_id)
+
+    def _watch_deadlines(self) -> None:
+        while True:
+            with self._wake:
+                deadline = self._line.next_deadline()
+                wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if wait_s is None or wait_s > 0:
+                    self._wake.wait(wait_s)
+                if self._is_closed:
+                    return
+                self._settle_expired()
+            self._flush()
+
+    def _settle_expired(self) -> None:
+        for refused in self._line.expire(time.monotonic()):
+            conn = self._peers.get(refused.holder.peer_id)
+            if conn is not None:
+                _post(conn, _answer(refused))
+
+    def status(self) -> dict[str, Any]:
+        """Pages by state, and how many requests wait; the books are checked first."""
+        with self._lock:
+            self._ledger.check()
+            return {
+                "total": self._ledger.total,
+                "free": self._ledger.num_free,
+                "leased": self._ledger.num_leased,
+                "quarantined": self._ledger.num_quarantined,
+                "waiting": len(self._line),
+            }
+
+    def close(self) -> None:
+        """Stop; idempotent."""
+        with self._wake:
+            self._is_closed = True
+            self._wake.notify_all()
+
+
+def _answer(outcome: Granted | Refused) -> Message:
+    if isinstance(outcome, Granted):
+        return Completed(outcome.ticket, np.asarray(outcome.pages, "<u4").tobytes())
+    return Failed(outcome.ticket, outcome.error.code, outcome.error.message)
+
+
+def _post(conn: Connection, message: Message) -> None:
+    """Post to a peer that may just have died: its pages come back when its connection closes."""
+    with contextlib.suppress(PeerLost):
+        conn.post([message])

@@ -1,0 +1,174 @@
+"""A running inferlet, as its client holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pieray.errors import DeadlineExceeded, PierayError, error_from
+
+ENDINGS = ("result", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing an inferlet did.
+
+    `kind` is "text" (it sent a message), "log" (`text` is "level: line"), "result" (`text` is JSON) or
+    "error" (`text` is JSON {code, message}); the last two end it.
+    """
+
+    kind: str
+    text: str
+    number: int
+
+
+class Link(Protocol):
+    """The connection to the InferletActor that hosts the process."""
+
+    def send_text(self, instance_id: str, text: str, timeout_s: float) -> None: ...
+
+    def kill(self, instance_id: str, reason: str, timeout_s: float) -> None: ...
+
+
+class Process:
+    """Handle of a running inferlet.  Iterating gives its texts as they come; `result` its return value.
+
+    Thread-safe.  Each iterator starts from the first event, so several may read the same process.
+    """
+
+    def __init__(self, instance_id: str, name: str, link: Link) -> None:
+        self.id = instance_id
+        self.name = name
+        self._link = link
+        self._events: list[Event] = []
+        self._lost: PierayError | None = None
+        self._changed = threading.Condition()
+        self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    def __repr__(self) -> str:
+        state = "ended" if self.is_done else "running"
+        return f"<Process {self.name} {self.id} {state}>"
+
+    @property
+    def is_done(self) -> bool:
+        """True once the result or the error is here."""
+        return self._lost is not None or bool(self._events and self._events[-1].kind in ENDINGS)
+
+    def send(self, text: str, timeout: float = 30.0) -> None:
+        """Send a message to the inferlet; returns when it is in its mailbox.
+
+        Raises QuotaExceeded (mailbox full), Cancelled (the inferlet has ended), DeadlineExceeded, PeerLost.
+        """
+        self._link.send_text(self.id, text, timeout)
+
+    def kill(self, reason: str = "killed by its client", timeout: float = 30.0) -> None:
+        """End the inferlet now; its result raises Cancelled.  Killing one that has ended does nothing."""
+        if not self.is_done:
+            self._link.kill(self.id, reason, timeout)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the end and return what `main` returned; raises the inferlet's typed error.
+
+        Raises DeadlineExceeded after `timeout` seconds; the inferlet runs on then.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not self.is_done:
+                wait_s = None if deadline is None else deadline - time.monotonic()
+                if wait_s is not None and wait_s <= 0:
+                    raise DeadlineExceeded(f"{self.name} {self.id} has not ended within {timeout} s")
+                self._changed.wait(wait_s)
+        return self._outcome()
+
+    def _outcome(self) -> Any:
+        last = self._events[-1] if self._events else None
+        if last is not None and last.kind == "result":
+            return json.loads(last.text)
+        if last is not None and last.kind == "error":
+            problem = json.loads(last.text)
+            raise error_from(problem["code"], problem["message"])
+        assert self._lost is not None
+        raise self._lost
+
+    @property
+    def logs(self) -> list[str]:
+        """Log lines so far, each "level: line"."""
+        return [e.text for e in self._events if e.kind == "log"]
+
+    def events(self) -> Iterator[Event]:
+        """All events from the first, as they come, up to the one that ends the inferlet."""
+        number = 0
+        while True:
+            with self._changed:
+                while number >= len(self._events) and not self.is_done:
+                    self._changed.wait()
+                fresh = self._events[number:]
+            yield from fresh
+            number += len(fresh)
+            if not fresh or fresh[-1].kind in ENDINGS:
+                return
+
+    def __iter__(self) -> Iterator[Event]:
+        """Texts as they come; ends with the inferlet, quietly: ask `result` how it went."""
+        return (event for event in self.events() if event.kind == "text")
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """As `__iter__`, for an event loop."""
+        changed = asyncio.Event()
+        waiter = (asyncio.get_running_loop(), changed)
+        number = 0
+        with self._changed:
+            self._waiters.append(waiter)
+        try:
+            while True:
+                changed.clear()
+                with self._changed:
+                    fresh, done = self._events[number:], self.is_done
+                for event in fresh:
+                    if event.kind == "text":
+                        yield event
+                number += len(fresh)
+                if done:
+                    return
+                await changed.wait()
+        finally:
+            with self._changed:
+                self._waiters.remove(waiter)
+
+    async def wait(self, timeout: float | None = None) -> Any:
+        """`result` for an event loop."""
+        async with asyncio.timeout(timeout):
+            async for _ in self:
+                pass
+        return self._outcome()
+
+    # --- called by the link, on its reader thread ----------------------------------------------
+
+    @property
+    def num_events(self) -> int:
+        return len(self._events)
+
+    def add(self, events: list[Event]) -> None:
+        """Events from the actor; those already here are skipped."""
+        with self._changed:
+            self._events.extend(e for e in events if e.number >= len(self._events))
+            self._notify()
+
+    def lose(self, error: PierayError) -> None:
+        """The actor is gone: whoever waits gets `error`."""
+        with self._changed:
+            if not self.is_done:
+                self._lost = error
+                self._notify()
+
+    def _notify(self) -> None:
+        self._changed.notify_all()
+        for loop, event in self._waiters:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(event.set)

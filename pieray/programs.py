@@ -1,0 +1,68 @@
+"""From what a user names to what is launched: embedded inferlets, Python files, wasm components."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pieray.errors import InvalidRequest, NotFound
+
+COMPONENT_MAGIC = b"\0asm\x0d\0\x01\0"
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramSource:
+    """An inferlet as it is sent to an engine: exactly one of `source` and `component` is given."""
+
+    name: str
+    filename: str
+    source: str = ""
+    component: bytes = b""
+
+
+def inferlets_folder() -> Path:
+    """Where the embedded inferlets lie."""
+    return Path(str(files("pieray.inferlets")))
+
+
+def embedded_inferlets() -> dict[str, dict[str, Any]]:
+    """Manifests of the embedded inferlets, by name."""
+    found = {}
+    for manifest in sorted(inferlets_folder().glob("*/inferlet.toml")):
+        found[manifest.parent.name] = tomllib.loads(manifest.read_text(encoding="utf-8"))
+    return found
+
+
+def resolve(name_or_file: str) -> ProgramSource:
+    """The program behind an embedded inferlet's name, or a path to a .py, .wasm or inferlet folder.
+
+    Raises NotFound with the names there are, InvalidRequest for a file of another kind.
+    """
+    folder = inferlets_folder() / name_or_file
+    if "/" not in name_or_file and (folder / "inferlet.toml").exists():
+        return _from_folder(folder)
+    path = Path(name_or_file).expanduser()
+    if path.is_dir() and (path / "inferlet.toml").exists():
+        return _from_folder(path.resolve())
+    if not path.is_file():
+        names = ", ".join(embedded_inferlets())
+        raise NotFound(f"no inferlet and no file is named {name_or_file!r}; embedded inferlets: {names}")
+    return _from_file(path, path.stem)
+
+
+def _from_folder(folder: Path) -> ProgramSource:
+    manifest = tomllib.loads((folder / "inferlet.toml").read_text(encoding="utf-8"))
+    main = manifest.get("main", "main.py")
+    return _from_file(folder / main, str(manifest.get("name", folder.name)))
+
+
+def _from_file(path: Path, name: str) -> ProgramSource:
+    if path.suffix == ".py":
+        return ProgramSource(name, path.name, source=path.read_text(encoding="utf-8"))
+    data = path.read_bytes()
+    if data[:8] == COMPONENT_MAGIC:
+        return ProgramSource(name, path.name, component=data)
+    raise InvalidRequest(f"{path} is neither Python source (.py) nor a WebAssembly component")

@@ -1,0 +1,29 @@
+"""Calls to Ray actors with a deadline, and their failures as pieray's errors.  Imports Ray only when called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pieray.errors import EngineError, PierayError
+
+
+def ask_actor(actor: Any, method: str, *args: Any, timeout_s: float) -> Any:
+    """Call an actor's method and wait: its PierayErrors come through, its death and silence are EngineErrors."""
+    return await_answer(getattr(actor, method).remote(*args), method, timeout_s=timeout_s)
+
+
+def await_answer(ref: Any, what: str, *, timeout_s: float) -> Any:
+    """Wait for a call that is under way; `what` names it in errors."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, PierayError):
+            raise error.cause from None
+        raise EngineError(f"{what} failed in the engine: {error}") from error
+    except GetTimeoutError as error:
+        raise EngineError(f"the engine did not answer {what} within {timeout_s} s") from error
+    except RayActorError as error:
+        raise EngineError(f"the engine's actor is gone: {error}") from error

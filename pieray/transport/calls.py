@@ -1,0 +1,126 @@
+"""Requests and their answers: ticket numbers out, `Completed` or `Failed` in."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from pieray.errors import DeadlineExceeded, PeerLost, PierayError, error_from
+from pieray.messages import Completed, Failed, Message
+from pieray.transport.base import Connection
+
+#: Called once, with the value or the error, on the reader thread of the connection (or of its `fail_all`).
+Done: TypeAlias = Callable[[Any, PierayError | None], None]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    conn: Connection
+    done: Done
+
+
+class PendingCalls:
+    """The calls of one process that wait for an answer, over any number of connections.
+
+    Its owner, a Service, passes on what it is told:
+
+        def on_messages(self, conn, messages):
+            for message in self.calls.resolve(conn, messages):
+                ...  # all that is no answer
+        def on_close(self, conn, error):
+            self.calls.fail_all(conn, error)
+
+    Each call ends exactly once: with its answer, with PeerLost when its connection closes, or by `forget`.
+    An answer that comes later, or over another connection, is ignored.  No locks: each step is one dict
+    operation, and whoever pops the ticket ends the call.
+    """
+
+    def __init__(self) -> None:
+        self._tickets = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+
+    def __len__(self) -> int:
+        """Calls that have no answer yet."""
+        return len(self._pending)
+
+    def expect(self, conn: Connection, done: Done) -> int:
+        """A fresh ticket whose answer goes to `done`; the caller then sends a message that bears it."""
+        ticket = next(self._tickets)
+        self._pending[ticket] = _Pending(conn, done)
+        return ticket
+
+    def forget(self, ticket: int) -> bool:
+        """Drop the call: `done` is not called any more.  False if it has ended already."""
+        return self._pending.pop(ticket, None) is not None
+
+    def submit(self, conn: Connection, make: Callable[[int], Message], done: Done, *, post: bool = False) -> int:
+        """Send `make(ticket)` and return the ticket; `post` leaves it to the connection's next `flush`.
+
+        Raises as `Connection.send` and `make` do; `done` is not called then.
+        """
+        ticket = self.expect(conn, done)
+        try:
+            message = make(ticket)
+            if post:
+                conn.post((message,))
+            else:
+                conn.send((message,))
+        except BaseException:
+            if self.forget(ticket):
+                raise
+        return ticket
+
+    def call(self, conn: Connection, make: Callable[[int], Message], timeout_s: float) -> Any:
+        """Send `make(ticket)` and wait for the value of its Completed.
+
+        Raises the error that the peer reported, PeerLost if the connection closes, DeadlineExceeded after
+        timeout_s.  Not for reader threads: they would wait for themselves.
+        """
+        outcome: list[Any] = []
+        answered = threading.Lock()
+        answered.acquire()
+
+        def done(value: Any, error: PierayError | None) -> None:
+            outcome.extend((value, error))
+            answered.release()
+
+        ticket = self.submit(conn, make, done)
+        # Whoever has popped the ticket is about to release the lock: then there is an answer to wait for.
+        if not answered.acquire(timeout=timeout_s) and (self.forget(ticket) or not answered.acquire(timeout=1.0)):
+            raise DeadlineExceeded(f"{conn.peer_id} did not answer within {timeout_s} s")
+        value, error = outcome
+        if error is not None:
+            raise error
+        return value
+
+    def resolve(self, conn: Connection, messages: list[Message]) -> list[Message]:
+        """End the calls that these messages answer; the messages that are no answers, in order."""
+        others: list[Message] = []
+        for message in messages:
+            if type(message) is Completed:
+                self._finish(conn, message.ticket, message.value, None)
+            elif type(message) is Failed:
+                self._finish(conn, message.ticket, None, error_from(message.code, message.message))
+            else:
+                others.append(message)
+        return others
+
+    def fail_all(self, conn: Connection, error: PeerLost) -> None:
+        """End every call over the connection: each gets an error of its own with the same text."""
+        for ticket in [ticket for ticket, pending in self._pending.copy().items() if pending.conn is conn]:
+            self._finish(conn, ticket, None, PeerLost(error.message))
+
+    def _finish(self, conn: Connection, ticket: int, value: Any, error: PierayError | None) -> None:
+        pending = self._pending.get(ticket)
+        if pending is None or pending.conn is not conn or self._pending.pop(ticket, None) is None:
+            return
+        try:
+            pending.done(value, error)
+        except Exception:
+            log.exception("the callback of ticket %d raised", ticket)

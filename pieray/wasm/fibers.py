@@ -1,0 +1,241 @@
+"""Many guests on few threads: each guest's wasm runs on a fiber of wasmtime and is polled like a future.
+
+The asynchronous C API is not wrapped by wasmtime-py, but its library exports it; see `native.py`.  The
+rules that keep the process alive, each learned from a crash:
+
+* nothing may leave a ctypes callback, so every host function catches BaseException;
+* host functions run on the fiber's stack, which has to hold the deepest Python handler: STACK_BYTES;
+* a future is deleted before its store is closed, and by the thread that polls it;
+* no Python frame may be on the fiber when it is suspended: the callback of a blocking call returns first,
+  and what wasmtime asks from then on ("done?") is a C function, `strlen` of a two-byte flag.  So a switch
+  costs no call into Python, and no GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+
+import wasmtime
+
+from pieray.errors import PierayError
+from pieray.wasm import native
+from pieray.wasm.calls import Call, WasmFailed, error_of, new_store
+from pieray.wasm.guest import Guest, Task, running
+from pieray.wasm.parks import Park
+from pieray.wasm.timers import Load, Ticker, Timer, Timers
+
+log = logging.getLogger(__name__)
+
+#: of the fiber: 512 KiB for wasm, the rest for host functions (address space; pages come as they are touched)
+STACK_BYTES = 4 << 20
+#: turns after which `on_batch_end` is called though more guests could run
+BATCH_TURNS = 64
+
+_STRLEN = ctypes.cast(ctypes.CDLL(None).strlen, ctypes.c_void_p).value
+_continuation = struct.Struct("<QQQ")  # callback, its argument, finalizer
+_ALWAYS = ctypes.create_string_buffer(b"\1", 2)
+#: the continuation of a blocking call that had its result at once
+DONE = _continuation.pack(_STRLEN, ctypes.addressof(_ALWAYS), 0)
+
+_QUEUED, _RUNNING, _PARKED = range(3)
+
+
+class FiberGuest(Guest):
+    """A guest whose turns are taken by the workers of a FiberExecutor."""
+
+    def __init__(
+        self, task: Task, timers: Timers, on_done: Callable[[Guest], None], enqueue: Callable[[FiberGuest], None]
+    ) -> None:
+        super().__init__(task, timers, on_done)
+        self._enqueue = enqueue
+        self._state = _QUEUED
+        self._is_woken = False
+        self._park: Park | None = None
+        self._park_timer: Timer | None = None
+        self._results = 0
+        self._flag = ctypes.create_string_buffer(2)
+        self.continuation = _continuation.pack(_STRLEN, ctypes.addressof(self._flag), 0)
+        self._body = self._run()
+
+    def start(self) -> None:
+        self._enqueue(self)
+
+    def unpark(self) -> None:
+        with self._lock:
+            if self._state != _PARKED:
+                self._is_woken = True  # `_pause` sees it: a wake-up between the check and the park is not lost
+                return
+            self._state = _QUEUED
+        self._enqueue(self)
+
+    def suspend(self, park: Park, results: int) -> None:
+        """From the callback of a blocking call: wait for `park`, then put its image at `results`."""
+        self._park, self._results = park, results
+        self._flag[0] = b"\0"
+
+    def step(self) -> None:
+        """One turn, on a worker.  Afterwards the guest is queued, parked or done."""
+        began = time.thread_time()
+        running.guest = self
+        with self._lock:
+            self._state, self._is_woken = _RUNNING, False
+        try:
+            outcome = self._turn()
+        except StopIteration as stop:
+            outcome = stop.value
+        except Exception as failed:
+            outcome = None, error_of(self, failed)
+        self.charge(time.thread_time() - began)
+        if outcome is not None:
+            self.finish(*outcome)
+        elif self.error is not None:
+            self._end()
+        elif self._park is not None:
+            self._pause()
+        else:
+            self._state = _QUEUED
+            self._enqueue(self)
+
+    def _turn(self) -> None:
+        """Poll the fiber, unless what it waits for is still not there.  StopIteration carries the outcome."""
+        if self.error is not None:
+            return
+        if self._park is not None:
+            image = self._park.resolve()
+            if image is None:
+                return
+            ctypes.memmove(self._results, image, len(image))
+            self._flag[0] = b"\1"
+            self._park = None
+            self._cancel_park_timer()
+        next(self._body)
+
+    def _pause(self) -> None:
+        assert self._park is not None
+        if self._park.deadline is not None and self._park_timer is None:
+            self._park_timer = self._timers.at(self._park.deadline, self.unpark)
+        with self._lock:
+            if not self._is_woken and self.error is None:
+                self._state = _PARKED
+                return
+            self._state = _QUEUED
+        self._enqueue(self)
+
+    def _end(self) -> None:
+        """Unwind the fiber (deleting its future does) and report the recorded error."""
+        self._cancel_park_timer()
+        self._body.close()
+        self.finish(None, self.error)
+
+    def _cancel_park_timer(self) -> None:
+        if self._park_timer is not None:
+            self._park_timer.cancel()
+            self._park_timer = None
+
+    def _run(self) -> Iterator[None]:
+        """The whole life of the fiber; yields whenever it is suspended, returns (value, error)."""
+        program, limits = self.task.program, self.task.limits
+        store = new_store(program.engine, limits)
+        call = Call(self.task.inputs)
+        try:
+            context = store._context()
+            native.yield_on_epoch(context, 1)
+            yield from _drive(
+                lambda error: native.instantiate_async(
+                    program.linker.ptr(), context, program.component.ptr(), call.instance, error
+                )
+            )
+            call.find_export(store, program.export_index)
+            yield from _drive(
+                lambda error: native.call_async(
+                    call.function, context, call.args, call.num_args, call.result, 1, error
+                )
+            )
+            return call.take_result(limits), None  # type: ignore[return-value]  # read from StopIteration
+        finally:
+            call.close()
+            store.close()
+
+
+def _drive(begin: Callable[[object], int]) -> Iterator[None]:
+    """Poll a future to its end; WasmFailed if that is an error.  Closing the generator unwinds the fiber."""
+    error = ctypes.c_void_p()
+    future = begin(ctypes.byref(error))
+    try:
+        while not native.future_poll(future):
+            yield
+    finally:
+        native.future_delete(future)
+    if error.value:
+        raise WasmFailed(native.take_error(error.value))
+
+
+class FiberExecutor:
+    """`num_threads` workers take turns of guests from one queue, first come, first served."""
+
+    name = "fiber"
+
+    def __init__(
+        self, engine: wasmtime.Engine, timers: Timers, num_threads: int, on_batch_end: Callable[[], None]
+    ) -> None:
+        self._timers = timers
+        self._on_batch_end = on_batch_end
+        self._queue: SimpleQueue[FiberGuest | None] = SimpleQueue()
+        self._turns = [0] * num_threads  # per worker: odd while it runs a turn
+        self._last_turns = list(self._turns)
+        self._ticker = Ticker(lambda: native.increment_epoch(engine.ptr()), self._load)
+        self._threads = [
+            threading.Thread(target=self._work, args=(i,), name=f"pieray-guests-{i}", daemon=True)
+            for i in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def new_guest(self, task: Task, on_done: Callable[[Guest], None]) -> Guest:
+        return FiberGuest(task, self._timers, on_done, self._queue.put)
+
+    def close(self) -> None:
+        """Stop the workers; there must be no guest left."""
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+        self._ticker.close()
+
+    def _work(self, index: int) -> None:
+        turns = 0
+        while (guest := self._queue.get()) is not None:
+            if self._ticker.is_asleep:
+                self._ticker.wake()
+            self._turns[index] += 1
+            try:
+                guest.step()
+            except BaseException as failed:
+                log.exception("the turn of %r failed", guest)
+                guest.finish(None, PierayError(f"the wasm host failed: {failed!r}"))
+            self._turns[index] += 1
+            del guest  # while this thread sleeps, a guest that is done must not live on here
+            turns += 1
+            if turns == BATCH_TURNS or self._queue.empty():
+                turns = 0
+                self._end_batch()
+
+    def _end_batch(self) -> None:
+        try:
+            self._on_batch_end()
+        except Exception:
+            log.exception("on_batch_end failed")
+
+    def _load(self) -> Load:
+        now, before = list(self._turns), self._last_turns
+        self._last_turns = now
+        if any(turn & 1 and turn == last for turn, last in zip(now, before, strict=True)):
+            return Load.OVERDUE
+        return Load.IDLE if now == before else Load.BUSY

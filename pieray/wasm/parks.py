@@ -1,0 +1,67 @@
+"""What a guest waits for: made when it blocks, asked again at each wake-up.
+
+A guest blocks in `tickets.wait` or in a WASI sleep and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Protocol
+
+from pieray.errors import PierayError
+from pieray.wasm.codecs import encode_u32s, error_result, ok_image
+from pieray.wasm.handlers import Handlers, U32s
+
+log = logging.getLogger(__name__)
+
+
+class Park(Protocol):
+    """A blocked call of a guest.  `deadline` (time.monotonic) is when `resolve` gives an image at the latest."""
+
+    deadline: float | None
+
+    def resolve(self) -> bytes | None:
+        """The image of the call's result, or None: still blocked.  Never raises."""
+        ...
+
+
+class TicketPark:
+    """`tickets.wait`: ends when one of the tickets has a result, or at the deadline with none."""
+
+    __slots__ = ("_handlers", "_tickets", "deadline")
+
+    def __init__(self, handlers: Handlers, tickets: U32s, timeout_ms: int) -> None:
+        self._handlers = handlers
+        self._tickets = tickets
+        self.deadline = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1e3
+
+    def resolve(self) -> bytes | None:
+        try:
+            ready = self._handlers.tickets_ready(self._tickets) if len(self._tickets) else []
+            if ready or (self.deadline is not None and time.monotonic() >= self.deadline):
+                return ok_image(encode_u32s(ready))
+            return None
+        except PierayError as error:
+            return error_result(error)
+        except BaseException as error:
+            log.exception("tickets_ready failed")
+            return error_result(PierayError(f"tickets_ready failed: {error!r}"))
+
+
+class SleepPark:
+    """A WASI `poll` or `block` over pollables that become ready at `times` (time.monotonic)."""
+
+    __slots__ = ("_gives_list", "_times", "deadline")
+
+    def __init__(self, times: list[float], *, gives_list: bool) -> None:
+        self._times = times
+        self._gives_list = gives_list
+        self.deadline: float | None = min(times)
+
+    def resolve(self) -> bytes | None:
+        now = time.monotonic()
+        ready = [i for i, t in enumerate(self._times) if t <= now]
+        if not ready:
+            return None
+        return encode_u32s(ready) if self._gives_list else b""

@@ -1,0 +1,187 @@
+"""A thread per guest, on wasmtime's synchronous API: what remains where fibers cannot be used.
+
+Good for some hundred guests.  A blocked guest blocks its thread; a spinning one is asked at each tick of
+the epoch whether it may go on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import wasmtime
+
+from pieray.errors import PierayError
+from pieray.wasm import native
+from pieray.wasm.calls import Call, WasmFailed, error_of, new_store
+from pieray.wasm.guest import Guest, Task, running
+from pieray.wasm.parks import Park
+from pieray.wasm.timers import Load, Ticker, Timers
+
+log = logging.getLogger(__name__)
+
+#: 512 KiB for wasm, the rest for host functions; less than wasm's share ends the process on a deep recursion
+STACK_BYTES = 4 << 20
+
+
+class ThreadGuest(Guest):
+    """A guest with a thread of its own."""
+
+    def __init__(self, task: Task, timers: Timers, on_done: Callable[[Guest], None], executor: ThreadExecutor) -> None:
+        super().__init__(task, timers, on_done)
+        self._executor = executor
+        self._wake = threading.Event()
+        self._charged_at = 0.0
+        self.is_running = False
+
+    def start(self) -> None:
+        self._executor.start_thread(self._run)
+
+    def unpark(self) -> None:
+        self._wake.set()
+
+    def block(self, park: Park) -> bytes | None:
+        """Wait for `park` on this thread; None if the guest was killed meanwhile."""
+        self.charge_turn()
+        self.is_running = False
+        try:
+            self._executor.end_turn()
+            while self.error is None:
+                self._wake.clear()  # before the check: a wake-up after it ends the wait below
+                image = park.resolve()
+                if image is not None:
+                    return image
+                if self.error is None:
+                    self._wake.wait(None if park.deadline is None else max(0.0, park.deadline - time.monotonic()))
+            return None
+        finally:
+            self.is_running = True
+            self._executor.wake_ticker()
+
+    def charge_turn(self) -> None:
+        """Account for the thread's time since the last call."""
+        now = time.thread_time()
+        self.charge(now - self._charged_at)
+        self._charged_at = now
+
+    def _run(self) -> None:
+        running.guest = self
+        self.is_running = True
+        self._executor.wake_ticker()
+        outcome: tuple[str | None, PierayError | None]
+        try:
+            outcome = (self._call(), None) if self.error is None else (None, self.error)
+        except BaseException as failed:
+            error = failed if isinstance(failed, Exception) else PierayError(repr(failed))
+            outcome = None, error_of(self, error)
+        self.charge_turn()
+        self.is_running = False
+        self.finish(*outcome)
+        self._executor.end_turn()
+
+    def _call(self) -> str:
+        program, limits = self.task.program, self.task.limits
+        store = new_store(program.engine, limits)
+        call = Call(self.task.inputs)
+        try:
+            wasmtime._ffi.wasmtime_store_epoch_deadline_callback(store.ptr(), _ON_EPOCH, None, native.NO_FINALIZER)
+            context = store._context()
+            _raise_error(
+                native.linker_instantiate(program.linker.ptr(), context, program.component.ptr(), call.instance)
+            )
+            call.find_export(store, program.export_index)
+            _raise_error(native.func_call(call.function, context, call.args, call.num_args, call.result, 1))
+            return call.take_result(limits)
+        finally:
+            call.close()
+            store.close()
+
+
+def _raise_error(address: int | None) -> None:
+    if address:
+        raise WasmFailed(native.take_error(address))
+
+
+def _on_epoch(_context: Any, _env: Any, delta: Any, _kind: Any) -> int:
+    """May the guest of this thread go on for another slice?"""
+    guest = running.guest
+    try:
+        assert isinstance(guest, ThreadGuest)
+        guest.charge_turn()
+        if guest.error is not None:
+            return guest.trap(guest.error)
+        delta[0] = 1
+        return 0
+    except BaseException as failed:
+        return guest.trap(failed)
+
+
+_ON_EPOCH = type(wasmtime._ffi.wasmtime_store_epoch_deadline_callback) and ctypes.CFUNCTYPE(
+    ctypes.c_size_t,
+    ctypes.POINTER(wasmtime._ffi.wasmtime_context_t),
+    ctypes.c_void_p,
+    ctypes.POINTER(ctypes.c_uint64),
+    ctypes.POINTER(ctypes.c_uint8),
+)(_on_epoch)
+
+
+class ThreadExecutor:
+    """Starts a thread for each guest."""
+
+    name = "thread"
+
+    def __init__(self, engine: wasmtime.Engine, timers: Timers, on_batch_end: Callable[[], None]) -> None:
+        self._timers = timers
+        self._on_batch_end = on_batch_end
+        self._guests: set[ThreadGuest] = set()
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._ticker = Ticker(lambda: native.increment_epoch(engine.ptr()), self._load)
+
+    def new_guest(self, task: Task, on_done: Callable[[Guest], None]) -> Guest:
+        guest = ThreadGuest(task, self._timers, on_done, self)
+        self._guests.add(guest)
+        return guest
+
+    def start_thread(self, run: Callable[[], None]) -> None:
+        def body() -> None:
+            try:
+                run()
+            finally:
+                self._threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=body, name="pieray-guest", daemon=True)
+        self._threads.add(thread)
+        with self._lock:  # the stack size is a setting of the process: for as short as it can be
+            before = threading.stack_size(STACK_BYTES)
+            try:
+                thread.start()
+            finally:
+                threading.stack_size(before)
+
+    def end_turn(self) -> None:
+        """A guest parks or is done.  Nothing coalesces here: each thread's messages go out by themselves."""
+        try:
+            self._on_batch_end()
+        except Exception:
+            log.exception("on_batch_end failed")
+
+    def wake_ticker(self) -> None:
+        if self._ticker.is_asleep:
+            self._ticker.wake()
+
+    def close(self) -> None:
+        """Join the threads; there must be no guest left."""
+        for thread in list(self._threads):
+            if thread is not threading.current_thread():
+                thread.join()
+        self._ticker.close()
+
+    def _load(self) -> Load:
+        guests = [g for g in list(self._guests) if not g.is_done]
+        self._guests.intersection_update(guests)
+        return Load.OVERDUE if any(g.is_running for g in guests) else Load.IDLE

@@ -1,0 +1,96 @@
+"""Compiles shipped variants of the Triton kernels for sm_90 without a GPU; prints one JSON line each.
+
+Usage: compile_ahead.py PART PARTS.  A process of its own, without TRITON_INTERPRET.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import triton
+import triton.backends.nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel
+
+TARGET, ARCH = GPUTarget("cuda", 90, 32), "sm_90a"
+GROUP = 4
+INDEX_POINTERS = ("qo_indptr", "page_indptr", "pages", "kv_lens", "causal", "tile_request", "tile_first", "mask_indptr")
+
+
+def shipped() -> Iterator[tuple[str, Variant, dict[str, object]]]:
+    """Every bfloat16 variant of VARIANTS at head_dim 64 and 128 and pages of 16 and 32."""
+    for (kind, head_dim), variant in VARIANTS.items():
+        for page_size in (16, 32) if head_dim in (64, 128) else ():
+            for is_masked in (False, True) if kind in ("decode", "split") else (kind == "prefill_masked",):
+                name = f"{kind} head_dim={head_dim} page={page_size} mask={int(is_masked)}"
+                constants = {
+                    "PAGE": page_size, "D": head_dim, "GROUP": GROUP, "BLOCK_D": head_dim, "BLOCK_G": GROUP,
+                    "BLOCK_Q": variant.block_m // GROUP, "BLOCK_N": variant.block_n, "HAS_MASK": is_masked,
+                    "HAS_WINDOW": True, "SPLITS": 8 if kind == "split" else 1, "IEEE": False, "UPCAST": False,
+                }  # fmt: skip
+                yield name, variant, constants
+
+
+def compiled(kernel: object, signature: dict[str, str], constants: dict[str, object], options: dict[str, int]) -> object:
+    names = kernel.arg_names
+    aligned = [name for name, kind in signature.items() if kind.startswith("*")] + ["q_stride"]
+    source = ASTSource(
+        fn=kernel,
+        signature={name: signature.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned if name in names},
+    )
+    return triton.compile(source, target=TARGET, options=options)
+
+
+def attention_signature(constants: dict[str, object]) -> dict[str, str]:
+    part = "*fp32" if constants["SPLITS"] > 1 else "*bf16"
+    pointers = {f"{name}_ptr": "*i32" for name in INDEX_POINTERS}
+    numbers = dict.fromkeys(("window", "num_rows", "num_kv_heads", "q_stride"), "i32")
+    mask = "*u8" if constants["HAS_MASK"] else "*i32"
+    return {
+        "q_ptr": "*bf16", "kv_ptr": "*bf16", "out_ptr": part, "lse_ptr": "*fp32", **pointers, "mask_ptr": mask,
+        "scale_log2": "fp32", **numbers,
+    }  # fmt: skip
+
+
+def resources(kernel: object) -> dict[str, int]:
+    """Registers, spilled bytes and shared memory, by the ptxas that Triton carries.
+
+    Triton 3.9 emits PTX newer than its plain `ptxas` reads; `ptxas-blackwell` is the one it uses itself.
+    """
+    folder = Path(triton.backends.nvidia.__file__).parent / "bin"
+    ptxas = next(path for path in (folder / "ptxas-blackwell", folder / "ptxas") if path.exists())
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(kernel.asm["ptx"])
+        file.flush()
+        command = [ptxas, "-v", f"--gpu-name={ARCH}", file.name, "-o", "/dev/null"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    registers = re.search(r"Used (\d+) registers", done.stderr)
+    return {
+        "registers": int(registers.group(1)),
+        "spills": int(spills.group(1)) + int(spills.group(2)),
+        "shared": kernel.metadata.shared,
+    }
+
+
+def main(part: int, parts: int) -> None:
+    for name, variant, constants in list(shipped())[part::parts]:
+        options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
+        kernel = compiled(paged_attention_kernel, attention_signature(constants), constants, options)
+        print(json.dumps({"name": name, **resources(kernel)}), flush=True)
+    if part == 0:
+        signature = {"part_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16", "num_rows": "i32"}
+        constants = {"D": 128, "BLOCK_D": 128, "SPLITS": 8, "BLOCK_R": 4}
+        print(json.dumps({"name": "merge", **resources(compiled(merge_kernel, signature, constants, {"num_warps": 4}))}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,56 @@
+"""The Triton kernel: in the interpreter against the reference, and through the real compiler for sm_90."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from attention_cases import CASES, TOLERANCE, Case
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+SHARED_MEMORY_OF_SM_90 = 232_448
+PARTS = 2
+
+
+def run_script(name: str, interpret: str) -> dict[str, dict[str, float]]:
+    """The JSON lines of tests/kernels/<name>, run as PARTS processes side by side, by name."""
+    script = Path(__file__).parent / name
+    env = {**os.environ, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, script, str(part), str(PARTS)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for part in range(PARTS)
+    ]
+    lines: list[str] = []
+    for process in running:
+        out, err = process.communicate(timeout=250)
+        assert process.returncode == 0, err[-3000:]
+        lines += out.splitlines()
+    return {line["name"]: line for line in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, dict[str, float]]:
+    return run_script("interpret.py", interpret="1")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[str, dict[str, float]]:
+    return run_script("compile_ahead.py", interpret="0")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel_equals_reference(case: Case, interpreted: dict[str, dict[str, float]]) -> None:
+    assert interpreted[case.name]["error"] < TOLERANCE[case.dtype]
+
+
+def test_every_shipped_variant_compiles_for_hopper_without_spills(compiled: dict[str, dict[str, float]]) -> None:
+    assert len(compiled) == 25  # 4 kinds x 2 head sizes x 2 page sizes, decode with and without a mask, and the merge
+    assert {name: line["spills"] for name, line in compiled.items() if line["spills"]} == {}
+    assert {name: line["shared"] for name, line in compiled.items() if line["shared"] > SHARED_MEMORY_OF_SM_90} == {}

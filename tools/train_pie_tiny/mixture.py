@@ -1,0 +1,64 @@
+"""What one training document is: the weights of the tasks, turns, and the recall curriculum."""
+
+from __future__ import annotations
+
+from random import Random
+
+from tools.train_pie_tiny import tasks
+from tools.train_pie_tiny.tasks import SCORED, Item, Task
+from tools.train_pie_tiny.words import RECALL_KEYS
+
+WEIGHTS: dict[str, float] = {
+    "add2": 1.0,
+    "add3": 1.4,
+    "compare": 1.2,
+    "react": 0.8,
+    "react2": 0.6,
+    "tool_call": 0.8,
+    "extract": 0.9,
+    "repeat": 1.0,
+    "sort": 1.2,
+    "merge": 1.2,
+    "recall": 1.2,
+    "grammar": 0.7,
+    "plain_add": 3.0,
+    "add2_direct": 0.5,
+    "add3_direct": 0.5,
+    "greet": 0.1,
+}
+SHORT_CHATS = ("add2", "compare", "react", "extract", "repeat", "sort", "tool_call")
+MAKERS: dict[str, Task] = SCORED | tasks.BONUS | {"greet": tasks.greet}
+SYSTEM_SHARE = 0.1
+SECOND_TURN_SHARE = 0.1
+CURRICULUM_SHARE = 0.35
+SHORTEST_CURRICULUM = 8
+NUM_QUERIES = (1, 4, 8, 12, 20)
+
+
+def longest_recall(progress: float) -> int:
+    """The largest number of recall lines at `progress` in [0, 1] of the run."""
+    grown = min(1.0, progress / CURRICULUM_SHARE)
+    return round(SHORTEST_CURRICULUM + grown * (len(RECALL_KEYS) - SHORTEST_CURRICULUM))
+
+
+def recall_document(rng: Random, progress: float) -> Item:
+    """A recall context with many questions: more targets for the same reading."""
+    longest = longest_recall(progress)
+    segments = tasks.recall_items(rng, 3, longest, rng.choice(NUM_QUERIES), is_held=False)
+    return Item("recall", segments)
+
+
+def document(rng: Random, progress: float) -> Item:
+    """One training document."""
+    task = rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]
+    if task == "recall":
+        return recall_document(rng, progress)
+    item = MAKERS[task](rng, is_held=False)
+    if task in ("grammar", "plain_add"):
+        return item
+    segments = item.segments
+    if rng.random() < SYSTEM_SHARE:
+        segments = (tasks.system_turn(rng), *segments)
+    if rng.random() < SECOND_TURN_SHARE:
+        segments += MAKERS[rng.choice(SHORT_CHATS)](rng, is_held=False).segments
+    return Item(task, segments)
