@@ -32,12 +32,12 @@ class Batcher(ServingActor):
         spec = TokenizerSpec.from_folder(folder)
         info = {
             "name": folder.name,
-            "architecture": runner.config.architecture,
+            "architecture": runner.config.family,
             "vocab_size": runner.config.vocab_size,
             "max_context": runner.config.max_position,
             "page_size": runner.pool.page_size,
             "num_pages": runner.pool.num_pages,
-            "dtype": str(runner.pool.dtype).removeprefix("torch."),
+            "dtype": str(runner.pool.data.dtype).removeprefix("torch."),
             "device": str(runner.decoder.device),
         }
         tokenizer = {name: getattr(spec, name) for name in spec.__dataclass_fields__}

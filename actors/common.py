@@ -7,8 +7,18 @@ from typing import Any
 
 from pieray.config import Config
 
-#: Every actor is named, detached (it outlives its driver) and takes no CPU slot: the Supervisor places work.
-ACTOR_OPTIONS: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 64}
+TRANSPORT_GROUP = "transport"
+
+
+def actor_options(config: Config) -> dict[str, Any]:
+    """Every actor is named, detached (it outlives its driver) and takes no CPU slot: the Supervisor places work."""
+    options: dict[str, Any] = {
+        "num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 16,
+        "namespace": config.namespace, "lifetime": "detached",
+    }  # fmt: skip
+    if config.transport == "ray":
+        options["concurrency_groups"] = {TRANSPORT_GROUP: 64}
+    return options
 
 
 def set_up_process(config: Config) -> None:

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from pieray.actors.common import set_up_process
+from pieray.actors.common import TRANSPORT_GROUP, set_up_process
 from pieray.transport.ray_server import RayListener
 
 from pieray.config import Config, from_mapping
 from pieray.transport import Listener, Service, serve
 
 
-class ServingActor:
+class ServingActor(RayEndpointMixin):
     """Base of the actors that peers connect to."""
 
     def __init__(self, config: Mapping[str, Any], name: str, incarnation: int) -> None:
@@ -23,7 +23,6 @@ class ServingActor:
         self.name = name
         self.incarnation = incarnation
         self.peer_id = f"{name}#{incarnation}"
-        self._listener: Listener | None = None
         set_up_process(self.config)
 
     def describe(self) -> dict[str, Any]:
@@ -37,12 +36,11 @@ class ServingActor:
 
     def listen(self, service: Service, token: str) -> tuple[Any, ...]:
         """Open the door, by socket or by Ray calls as the engine is configured; returns the endpoint."""
+        identity: dict[str, Any] = {"peer_id": self.peer_id, "incarnation": self.incarnation, "token": token}
         if self.config.transport == "ray":
-            self._listener = RayListener(service, peer_id=self.peer_id, incarnation=self.incarnation, token=token)
-        else:
-            self._listener = serve(service, peer_id=self.peer_id, incarnation=self.incarnation, token=token,
-                                   host=ray.util.get_node_ip_address())  # fmt: skip
-        return self._listener.endpoint.to_wire()
+            self.transport_listener = RayListener(service, **identity, concurrency_group=TRANSPORT_GROUP)
+            return self.transport_listener.endpoint.to_wire()
+        return serve(service, **identity, host=ray.util.get_node_ip_address()).endpoint.to_wire()
 
     def watch(self) -> None:
         """Never returns: its failure tells the Supervisor at once that this process is gone."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 from pieray.actors.batcher import Batcher
-from pieray.actors.common import ACTOR_OPTIONS, actor_name
+from pieray.actors.common import actor_name, actor_options
 from pieray.actors.inferlet_actor import InferletActor
 from pieray.actors.resource_manager import ResourceManager
 
@@ -87,7 +87,7 @@ class Supervisor:
             self._incarnation += 1
             incarnation = self._incarnation
         name = actor_name(role, number)
-        options = {**ACTOR_OPTIONS, "name": name, "namespace": self._config.namespace, "lifetime": "detached"}
+        options = {**actor_options(self._config), "name": name}
         if role == "batcher":
             options["num_gpus"] = _num_gpus(self._config)
         handle = ray.remote(cls).options(**options).remote(dataclasses.asdict(self._config), name, incarnation)

@@ -81,6 +81,12 @@ INLINE void tile(int rows, int panels, const float *x, int64_t x_stride, const M
     }
 }
 
+// A panel in float32, so that many rows do not unpack the same weights again; a constant factor, the same bits.
+static void unpack_panel(const Matrix *w, int64_t panel, float *out) {
+    int64_t base = panel * w->num_in * PANEL;
+    for (int64_t i = 0; i < w->num_in * PANEL; i += LANES) *(vec *)(out + i) = load_weights(w->data, base + i, 1);
+}
+
 // Panels [first, last) for all rows.
 INLINE void multiply_panels(const float *x, int64_t x_stride, int64_t num_rows, const Matrix *w, int64_t first, int64_t last,
                             float *y, int64_t y_stride, int is_added, int is_bf16) {

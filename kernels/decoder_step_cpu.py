@@ -6,7 +6,6 @@ import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
 
 import torch
-
 from pieray.kernels.cc import library
 from pieray.kernels.paged_attention_cpu import CRagged
 
@@ -54,10 +53,14 @@ class CStep(ctypes.Structure):
 
 
 def decoder_step(model: CModel, step: CStep, work: torch.Tensor, logits: torch.Tensor, threads: int) -> None:
-    """Run `step`; `logits` is float32 [num_rows, padded(vocab)], `work` at least num_tokens * workspace(model) floats."""
+    """Run `step`; `logits` is float32 [num_rows, padded(vocab)], `work` num_tokens * workspace(model) floats."""
     lib = _library()
     failed = lib.decoder_step(
-        ctypes.byref(model), ctypes.byref(step), c_void_p(work.data_ptr()), c_void_p(logits.data_ptr()), c_int32(threads)
+        ctypes.byref(model),
+        ctypes.byref(step),
+        c_void_p(work.data_ptr()),
+        c_void_p(logits.data_ptr()),
+        c_int32(threads),
     )
     if failed:
         raise MemoryError(f"no scratch memory for attention over {step.ragged.max_kv_len} slots")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention_cpu import paged_attention_cpu
 
@@ -19,7 +18,7 @@ def attention(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if q.is_cuda:
-        from pieray.kernels.paged_attention import paged_attention  # noqa: PLC0415 (imports Triton)
+        from pieray.kernels.paged_attention import paged_attention
 
         return paged_attention(q, kv_layer, meta, scale=scale, window=window)
     return paged_attention_cpu(q, kv_layer, meta, scale=scale, window=window)

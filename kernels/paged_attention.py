@@ -5,6 +5,9 @@ so its keys are read once.  Decode over long contexts is split along the keys an
 The mathematics is that of FlashAttention-2 (Dao, 2023) with the split of Flash-Decoding; `reference` is the definition.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-decorators
+# (the body of a Triton kernel is not Python)
+
 from __future__ import annotations
 
 import os
@@ -15,7 +18,6 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
-
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention_torch import visible
 
@@ -232,7 +234,8 @@ def paged_attention(
     lse = out if splits == 1 else torch.empty((splits, num_rows, num_heads), dtype=torch.float32, device=q.device)
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     paged_attention_kernel[(len(requests), num_kv_heads, splits)](
-        q, kv_layer, part, lse, meta.qo_indptr, meta.page_indptr, meta.pages, meta.kv_lens, meta.causal, requests, firsts,
+        q, kv_layer, part, lse,
+        meta.qo_indptr, meta.page_indptr, meta.pages, meta.kv_lens, meta.causal, requests, firsts,
         meta.kv_lens if meta.mask is None else meta.mask,
         meta.kv_lens if meta.mask_indptr is None else meta.mask_indptr,
         scale * LOG2_E, window, num_rows, num_kv_heads, q.stride(0),
@@ -259,9 +262,7 @@ def variant_for(meta: AttentionMeta, block_g: int, head_dim: int, splits: int) -
     return VARIANTS["prefill" if meta.mask is None else "prefill_masked", padded]
 
 
-def choose_splits(
-    meta: AttentionMeta, num_kv_heads: int, block_g: int, window: int, device: torch.device
-) -> int:
+def choose_splits(meta: AttentionMeta, num_kv_heads: int, block_g: int, window: int, device: torch.device) -> int:
     """How many programs share a row's keys: enough to fill the device twice, each with work to do; a power of two.
 
     Only decode is split.  The count depends on the batch, so on GPUs a row's last bits do too.
@@ -298,7 +299,12 @@ def reference(
         pages = meta.pages[page_indptr[request] : page_indptr[request + 1]].long()
         may = visible(meta, request, q_len, kv_lens[request], window)
         for head in range(num_heads):
-            k, v = kv_layer[pages, :, head // group].transpose(0, 1).reshape(2, -1, head_dim)[:, : kv_lens[request]].double()
+            k, v = (
+                kv_layer[pages, :, head // group]
+                .transpose(0, 1)
+                .reshape(2, -1, head_dim)[:, : kv_lens[request]]
+                .double()
+            )
             scores = q[indptr[request] : indptr[request + 1], head].double() @ k.T * scale
             weights = scores.masked_fill(~may, -torch.inf).softmax(-1).nan_to_num(0)
             out[indptr[request] : indptr[request + 1], head] = weights @ v

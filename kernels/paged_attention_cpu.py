@@ -6,7 +6,6 @@ import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
 
 import torch
-
 from pieray.kernels.cc import library
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention_torch import paged_attention_torch
@@ -28,7 +27,10 @@ class CRagged(ctypes.Structure):
     """`Ragged` of paged_attention_cpu.c."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("qo_indptr", "page_indptr", "pages", "kv_lens", "causal", "mask_indptr", "mask")),
+        *(
+            (name, c_void_p)
+            for name in ("qo_indptr", "page_indptr", "pages", "kv_lens", "causal", "mask_indptr", "mask")
+        ),
         *((name, c_int64) for name in ("num_requests", "max_kv_len")),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from pieray.kernels.meta import AttentionMeta
 
 
@@ -26,9 +25,7 @@ def paged_attention_torch(
     return out
 
 
-def _gathered(
-    q: torch.Tensor, kv_layer: torch.Tensor, meta: AttentionMeta, scale: float, window: int
-) -> torch.Tensor:
+def _gathered(q: torch.Tensor, kv_layer: torch.Tensor, meta: AttentionMeta, scale: float, window: int) -> torch.Tensor:
     page_size = kv_layer.shape[3]
     num_pages = -(-meta.max_kv_len // page_size)
     column = torch.arange(num_pages, device=q.device)[None]

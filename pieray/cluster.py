@@ -71,18 +71,17 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
     """
     import ray
 
-    from pieray.actors.common import ACTOR_OPTIONS, actor_name
+    from pieray.actors.common import actor_name, actor_options
     from pieray.actors.controller import Controller
     from pieray.raycalls import ask_actor
-    from pieray.wasm import prepare
+    from pieray.wasm.prepare import prepare_python_runtime
 
     folder = model_folder(config.model.path)
     if config.model.path not in embedded_models():  # an embedded one is found by name on every node
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(folder)))
-    prepare.python_runtime(progress)
+    prepare_python_runtime(progress)
     _say(progress, f"loading {folder.name}")
-    options = {**ACTOR_OPTIONS, "name": actor_name("controller"), "namespace": config.namespace,
-               "lifetime": "detached"}  # fmt: skip
+    options = {**actor_options(config), "name": actor_name("controller")}
     try:
         controller = ray.remote(Controller).options(**options).remote(dataclasses.asdict(config))
     except ValueError as error:

@@ -74,7 +74,7 @@ class Engine:
         return process
 
     def ps(self) -> list[dict[str, Any]]:
-        """Inferlets that run or have ended lately: instance_id, name, state, cpu_time_s, memory_bytes, pages, ..."""
+        """Inferlets that run or have ended lately: instance_id, name, state, cpu_time_s, pages, output_bytes"""
         found: list[dict[str, Any]] = self._ask("ps")
         return found
 

@@ -35,6 +35,7 @@ class Inferlet:
         self._device = device
         self._on_end = on_end
         self._guest: Guest | None = None
+        self._killed: PierayError | None = None
         lineage = Lineage()
         self._pages = PageSpace(models.get("").info.page_size, limits.pages, lineage.forget)
         self._tickets = TicketTable(limits.tickets)
@@ -53,10 +54,13 @@ class Inferlet:
         with self._state.lock:
             self._outbox.pump()
         source = self.launch.source or None
-        self._guest = host.spawn(
+        self._guest = guest = host.spawn(
             program, self._handlers, self._limits, input=self.launch.input, source=source,
             filename=self.launch.filename, on_exit=self._exited, name=self.launch.instance_id,
         )  # fmt: skip
+        guest.unpark()  # for answers that came while `_guest` was not known yet
+        if self._killed is not None:
+            guest.kill(self._killed)
 
     def deliver(self, text: str) -> None:
         """A message of the client; raises QuotaExceeded or Cancelled."""
@@ -65,6 +69,7 @@ class Inferlet:
 
     def kill(self, error: PierayError) -> None:
         """End the inferlet with `error` as its result; idempotent."""
+        self._killed = error
         if self._guest is not None:
             self._guest.kill(error)
 
@@ -101,7 +106,6 @@ class Inferlet:
             "state": "ended" if self.log.is_ended else "running",
             "started_at": self.started_at,
             "cpu_time_s": guest.cpu_time_s if guest else 0.0,
-            "memory_bytes": guest.memory_bytes if guest else 0,
             "pages": self._pages.num_handles,
             "output_bytes": self.log.output_bytes,
         }

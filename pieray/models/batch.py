@@ -24,7 +24,7 @@ class ForwardItem:
 
     `pages` are physical page ids in order, enough for kv_len + n tokens.  `mask` is bits [n, kv_len + n], row-major,
     little-endian within a byte, 1 = may attend, ANDed with causality unless `causal` is False.  `positions` feed the
-    rotary embedding only; causality goes by order.  `rows` are the tokens whose logits are wanted, as indices in [0, n).
+    rotary embedding only; causality goes by order.  `rows`, in [0, n) and ascending, are those whose logits are wanted.
     """
 
     pages: U32

@@ -57,7 +57,7 @@ def _compiled(template: str) -> Template:
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     env.filters["tojson"] = _tojson
     env.globals["raise_exception"] = _raise_exception
-    env.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)  # noqa: DTZ005 (as upstream)
+    env.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)
     return env.from_string(template)
 
 

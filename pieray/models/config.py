@@ -162,7 +162,7 @@ class _Reader:
         )
 
     def _windows(self, family: str, num_layers: int) -> tuple[int, ...]:
-        """As transformers: Mistral windows every layer, Qwen those of `layer_types`, else from `max_window_layers` on."""
+        """Mistral windows every layer; Qwen those of `layer_types`, else all from `max_window_layers` on."""
         size = int(self.raw.get("sliding_window", 4096) or NO_WINDOW)
         if family == "mistral":
             return (size,) * num_layers

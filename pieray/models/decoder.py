@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
 from pieray.kernels.dispatch import attention
 from pieray.models.batch import RaggedBatch
@@ -53,7 +53,7 @@ class Decoder:
             q.copy_(self._norm(q, weights.q_norm))
             k.copy_(self._norm(k, weights.k_norm))
         rotate_(heads[:, : c.num_heads + c.num_kv_heads], cos, sin)
-        pool.append(layer, batch.slots, heads[:, c.num_heads :].unflatten(1, (2, c.num_kv_heads)))
+        pool.append(layer, batch.slots, heads[:, c.num_heads :].view(len(x), 2, c.num_kv_heads, -1))
         mixed = attention(q, pool.layers[layer], batch.attention, window=c.windows[layer])
         return mixed.reshape(len(x), -1)
 

@@ -17,7 +17,7 @@ from pieray.models.weights import DecoderWeights, LayerWeights
 class CpuDecoder:
     """Drop-in for `Decoder`.  Weights and pool in float32 or bfloat16, everything between them in float32.
 
-    Owns packed copies of the matrices; `weights` can be dropped after construction.  Bound to the pool of the last call.
+    Owns packed copies of the matrices; `weights` can be dropped afterwards.  Bound to the pool of the last call.
     """
 
     def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:

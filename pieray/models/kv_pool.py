@@ -15,7 +15,7 @@ TokenRange = tuple[int, int, int, int, int]
 
 
 class KvPool:
-    """`layers[i]` is [num_pages, 2, num_kv_heads, page_size, head_dim]: keys at 0, values at 1, heads outside of tokens.
+    """`layers[i]` is [num_pages, 2, num_kv_heads, page_size, head_dim]: keys at 0, values at 1.
 
     A token's *slot* is `page * page_size + offset`.  The memory starts as zeros and is never cleared again.
     """

@@ -123,7 +123,9 @@ class ModelRunner:
                 good.append(index)
             except InvalidRequest as error:
                 results[index] = error
-        for index, result in zip(good, self._compute([items[i] for i in good], [outputs[i] for i in good]), strict=True):
+        for index, result in zip(
+            good, self._compute([items[i] for i in good], [outputs[i] for i in good]), strict=True
+        ):
             results[index] = result
         return results
 
@@ -139,7 +141,9 @@ class ModelRunner:
             if isinstance(request, Sample):
                 request.params.check()
                 if request.allowed is not None and len(request.allowed) != (vocab + 7) // 8:
-                    raise InvalidRequest(f"a mask of {vocab} tokens takes {(vocab + 7) // 8} bytes, given {len(request.allowed)}")
+                    raise InvalidRequest(
+                        f"a mask of {vocab} tokens takes {(vocab + 7) // 8} bytes, given {len(request.allowed)}"
+                    )
             elif isinstance(request, Logprobs) and not all(0 <= token < vocab for token in request.token_ids):
                 raise InvalidRequest(f"a token of {request.token_ids} is outside the vocabulary of {vocab}")
             elif isinstance(request, Distribution) and request.k < 0:

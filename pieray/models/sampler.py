@@ -19,7 +19,7 @@ from pieray.errors import InvalidRequest
 
 #: how many candidates top_p looks at before it sorts the whole vocabulary
 NUCLEUS_GUESS = 1024
-#: the value at which a filter does nothing, beside 0
+#: the value at which a filter does nothing
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
@@ -39,6 +39,7 @@ class SamplingParams:
         _check("top_k", self.top_k, 0, math.inf)
         _check("top_p", self.top_p, 0.0, 1.0)
         _check("min_p", self.min_p, 0.0, 1.0)
+
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not (low <= value <= high and math.isfinite(value)):
@@ -83,7 +84,7 @@ def filtered(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Te
     shifted = logits.float() - logits.float().amax(-1, keepdim=True)  # a tiny temperature must not overflow
     scaled = shifted / _column([given.temperature for given in params], logits).float().clamp_min(1e-6)
     for name, threshold in (("top_k", _top_k), ("top_p", _top_p), ("min_p", _min_p)):
-        rows = [row for row, given in enumerate(params) if getattr(given, name) not in (0, OFF[name])]
+        rows = [row for row, given in enumerate(params) if getattr(given, name) != OFF[name]]
         if rows:
             limit = threshold(scaled[rows], [getattr(params[row], name) for row in rows])
             scaled[rows] = scaled[rows].masked_fill(scaled[rows] < limit, -torch.inf)

@@ -84,7 +84,7 @@ class Tokenizer:
         self.spec = spec
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(spec.json.decode())
-        except Exception as error:  # noqa: BLE001 (the Rust side raises bare Exception)
+        except Exception as error:
             raise ModelError(f"{name}: not a tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -65,7 +65,10 @@ class _Fuser:
     def _layer(self, prefix: str) -> LayerWeights:
         c = self.config
         q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        qkv = [(prefix + f"self_attn.{name}_proj", size) for name, size in zip("qkv", (q_size, kv_size, kv_size), strict=True)]
+        qkv = [
+            (prefix + f"self_attn.{name}_proj", size)
+            for name, size in zip("qkv", (q_size, kv_size, kv_size), strict=True)
+        ]
         out = [(prefix + "self_attn.o_proj", c.hidden_size)]
         gate_up = [(prefix + f"mlp.{name}_proj", c.intermediate_size) for name in ("gate", "up")]
         down = [(prefix + "mlp.down_proj", c.hidden_size)]

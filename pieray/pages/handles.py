@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import BadHandle, ConfigError, InvalidRequest, QuotaExceeded
+from pieray.errors import BadHandle, Cancelled, ConfigError, InvalidRequest, QuotaExceeded
 from pieray.pages.frames import MAX_PAGE_SIZE, UNBOUND, FrameTable, slot_bits, written_runs
 from pieray.pages.slots import HandleTable
 
@@ -56,8 +56,8 @@ class Prepared:
     row_copies: list[Copy]  # as `copies`, of rows
     frames: I64  # unique identities of the first num_pages rows: what lineage knows them by
     frame_copies: list[Copy]  # as `copies`, of identities
-    moved: list[tuple[int, int, int]]  # copy-on-write: slot of the handle, the row it had, the row it has now
-    error: InvalidRequest | None = None  # set by `bind`: a command that was to write what this one reads has failed
+    moved: list[tuple[int, int, int]]  # copy-on-write with copies: slot of the handle, the row it had, the row it has
+    error: Cancelled | None = None  # set by `bind`: a command that was to write what this one reads has failed
     pages: U32 = field(default_factory=lambda: _NO_PAGES)
     copies: list[Copy] = field(default_factory=list)
 
@@ -193,11 +193,12 @@ class PageSpace:
         """
         frames = self._frames
         if self._has_failed and self._is_void(prepared):
-            prepared.error = InvalidRequest("the command that was to write what this one reads has failed")
+            prepared.error = Cancelled("a command that was to write what this one reads has failed")
             return True
         pages = frames.page.take(prepared.rows)
-        if pages.min() == UNBOUND:
-            unbound = prepared.rows[pages == UNBOUND]
+        is_unbound = pages == UNBOUND
+        if np.count_nonzero(is_unbound):
+            unbound = prepared.rows[is_unbound]
             unbound = unbound[np.sort(np.unique(unbound, return_index=True)[1])]
             if len(unbound) > len(frames.spare):
                 return False
@@ -271,7 +272,8 @@ class PageSpace:
         first, offset = divmod(kv_len, size)
         written = self._frames.written.take(self._handles.values(slots[: first + 1] if offset else slots[:first]))
         partial = slot_bits(0, offset)
-        if not (written[:first] == self._full).all() or (offset and int(written[first]) & partial != partial):
+        is_full = written[:first].tobytes() == self._full.tobytes() * first
+        if not is_full or (offset and int(written[first]) & partial != partial):
             raise InvalidRequest(f"kv_len {kv_len}: not all slots below it were written; forward or copy to them first")
         self._check_written_once(slots, first)
         return slots, first
@@ -307,10 +309,12 @@ class PageSpace:
         written = int(frames.written[row])
         if frames.refs[row] > 1:
             new = int(frames.new(1)[0])
-            row_copies += [(row, offset, new, offset, count) for offset, count in written_runs(written, start, stop)]
+            runs = written_runs(written, start, stop)
+            row_copies += [(row, offset, new, offset, count) for offset, count in runs]
             frames.refs[row] -= 1
             self._handles.set_value(slot, new)
-            moved.append((slot, row, new))
+            if runs:
+                moved.append((slot, row, new))
             row = new
         frames.written[row] = written | slot_bits(start, stop)
         return row
@@ -326,7 +330,7 @@ class PageSpace:
     ) -> Prepared:
         num_pages, ident = len(rows), self._frames.ident
         frame_copies: list[Copy] = []
-        if row_copies or moved:
+        if row_copies:
             frame_copies = _renamed(row_copies, ident)
             rows = np.concatenate((rows, np.array([old for _, old, _ in moved], np.int64)))
         self._frames.pin(rows)
@@ -358,9 +362,10 @@ class PageSpace:
         return len(np.unique(unbound)) if len(unbound) > 1 else len(unbound)
 
     def _num_to_bind(self, rows: I64, first: int) -> int:
-        """Pages to bind for a command over `rows` that writes to `rows[first:]`: as `_own` will decide."""
+        """Pages to bind for a command that writes to `rows[first:]`: what `_own` will decide, or one a page more."""
         frames = self._frames
-        used: list[int] = rows[:first].tolist()
+        before = rows[:first]
+        used: list[int] = before[frames.page.take(before) == UNBOUND].tolist()
         refs: dict[int, int] = {}
         num_new = 0
         for row in rows[first:].tolist():

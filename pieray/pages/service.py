@@ -104,7 +104,8 @@ class LeaseService:
     def _settle(self) -> None:
         """Serve and expire the line; called with the lock held."""
         now = time.monotonic()
-        for outcome in [*self._line.retry(now), *self._line.expire(now)]:
+        outcomes: list[Granted | Refused] = [*self._line.retry(now), *self._line.expire(now)]
+        for outcome in outcomes:
             conn = self._peers.get(outcome.holder.peer_id)
             if conn is not None:
                 _post(conn, _answer(outcome))

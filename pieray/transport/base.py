@@ -133,7 +133,7 @@ class Connection(abc.ABC):
                 self._send_locked(messages)
 
     def close(self, reason: str = "closed") -> None:
-        """End the connection now: what is still queued is dropped.  Idempotent; `on_close` follows."""
+        """End the connection now: what is still queued may be dropped.  Idempotent; `on_close` follows."""
         with self._lock:
             self._close_locked(reason)
 
@@ -151,10 +151,10 @@ class Connection(abc.ABC):
     def _read(self) -> None:
         """Deliver frames until the connection is over; its exception (if any) is the reason."""
 
-    def _release(self) -> None:
+    def _release(self) -> None:  # noqa: B027 - most have nothing to give back
         """Give back what the connection holds; called once, on the reader thread, before `on_close`."""
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> None:  # noqa: B027 - most need nothing else
         """Start what else the connection needs, before the service hears of it."""
 
     def start(self) -> None:
@@ -191,7 +191,7 @@ class Connection(abc.ABC):
         assert self._lost is not None
         try:
             self._service.on_close(self, self._lost)
-        except Exception:  # noqa: BLE001 - a service's error must not end more than its connection
+        except Exception:
             log.exception("%r: on_close raised", self)
 
     def _accept(self) -> None:

@@ -95,7 +95,7 @@ class FrameQueue:
                 return False
             self._frames.append(frame)
             self._num_bytes += len(frame)
-            self._changed.notify()
+            self._changed.notify_all()
             return True
 
     def take(self, *, max_bytes: int, timeout_s: float | None) -> list[bytes]:
@@ -109,7 +109,14 @@ class FrameQueue:
                 taken.append(self._frames.popleft())
                 num_bytes += len(taken[-1])
             self._num_bytes -= num_bytes
+            if taken:
+                self._changed.notify_all()  # there is room again
             return taken
+
+    def wait_below(self, num_bytes: int, timeout_s: float) -> None:
+        """Wait until at most num_bytes are in line, the queue is closed, or timeout_s have passed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._num_bytes <= num_bytes or self._is_closed, timeout_s)
 
     def close(self, *, drop: bool = False) -> None:
         """Take no more frames; `drop` those in line.  Whoever waits in `take` returns.  Idempotent."""

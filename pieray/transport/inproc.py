@@ -72,11 +72,13 @@ class InprocListener:
         for connection in connections:
             connection.close("the listener was closed")
 
-    def admit(self, service: Service, handshake: ClientHandshake, *, role: str, peer_id: str) -> InprocConnection:
+    def admit(
+        self, service: Service, handshake: ClientHandshake, endpoint: Endpoint, *, role: str, peer_id: str
+    ) -> InprocConnection:
         """The connecting end of a new pair, whose other end is served already."""
         server = ServerHandshake(self._token)
         server.accept(handshake.answer(server.greeting))
-        handshake.finish(server.welcome(self.endpoint.peer_id, self.endpoint.incarnation), self.endpoint)
+        handshake.finish(server.welcome(self.endpoint.peer_id, self.endpoint.incarnation), endpoint)
         there, here = FrameQueue(MAX_QUEUED_BYTES), FrameQueue(MAX_QUEUED_BYTES)
         incarnation = self.endpoint.incarnation
         far = InprocConnection(
@@ -99,6 +101,6 @@ def connect_inproc(endpoint: Endpoint, service: Service, *, role: str, peer_id: 
     listener = _LISTENERS.get(endpoint.actor)
     if listener is None:
         raise PeerLost(f"{endpoint.peer_id} does not listen in this process (any more)")
-    connection = listener.admit(service, handshake, role=role, peer_id=peer_id)
+    connection = listener.admit(service, handshake, endpoint, role=role, peer_id=peer_id)
     connection.start()
     return connection

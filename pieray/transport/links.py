@@ -78,7 +78,7 @@ def connect(
     if endpoint.kind == "inproc":
         return connect_inproc(endpoint, service, role=role, peer_id=peer_id, token=token)
     if endpoint.kind == "ray":
-        from pieray.transport.ray_client import connect_ray  # noqa: PLC0415 - Ray is a second to import
+        from pieray.transport.ray_client import connect_ray  # here: Ray takes half a second to import
 
         return connect_ray(endpoint, service, role=role, peer_id=peer_id, token=token, timeout_s=timeout_s)
     raise ConfigError(f"no transport {endpoint.kind!r}; there are {', '.join(KINDS)}")

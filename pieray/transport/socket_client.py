@@ -70,8 +70,8 @@ def _open(endpoint: Endpoint, deadline: float) -> socket.socket:
             raise
         except OSError as error:
             problem = error
-    where = endpoint.unix_path, f"{endpoint.host}:{endpoint.port}" if endpoint.port else ""
-    raise PeerLost(f"{endpoint.peer_id} is not reached at {' or '.join(filter(None, where)) or 'any address'}: {problem}")
+    where = endpoint.unix_path or "(no unix socket)", f"{endpoint.host}:{endpoint.port}"
+    raise PeerLost(f"{endpoint.peer_id} is not reached at {where[0]} or {where[1]}: {problem}")
 
 
 def _open_unix(path: str, deadline: float) -> socket.socket:

@@ -10,7 +10,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 
 from pieray.errors import EngineError, PeerLost, PierayError
 from pieray.transport.base import Endpoint, Service

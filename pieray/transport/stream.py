@@ -151,7 +151,7 @@ class StreamConnection(Connection):
             if start == end:
                 start = end = 0
             elif large := self._rest_of_large(view, start, end):
-                self._deliver(large)
+                self._deliver(memoryview(large))
                 start = end = 0
             elif start:
                 buffer[: end - start] = buffer[start:end]

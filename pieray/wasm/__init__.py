@@ -1,1 +1,1 @@
-
+"""Inferlets as WebAssembly components, run by wasmtime; see `host`."""

@@ -21,7 +21,15 @@ from pieray.wasm import native as n
 Lifter = Callable[[int, int], Sequence[Any]]  # (address of the arguments, cap) -> Python values
 Encoder = Callable[[Any], bytes]
 
-_FIELDS = {"bool": "8x?23x", "s32": "8xi20x", "u32": "8xI20x", "u64": "8xQ16x", "f32": "8xf20x"}
+_FIELDS = {
+    "bool": "8x?23x",
+    "s32": "8xi20x",
+    "u32": "8xI20x",
+    "u64": "8xQ16x",
+    "f32": "8xf20x",
+    "borrow": "8xQ16x",  # WASI only: the address of a resource
+    "result<_, _>": "8x?23x",
+}
 _VECTOR = "8xQQ8x"  # (size, data): lists, strings, enums
 
 _pack_vector = struct.Struct("<B7xQQ8x").pack
@@ -57,10 +65,18 @@ def _list_lifter(dtype: str) -> Callable[[int, int, int], np.ndarray[Any, Any]]:
     return lift
 
 
+def _lift_borrows(size: int, data: int, cap: int) -> list[int]:
+    if size * 4 > cap:
+        raise _too_big("list", size * 4, cap)
+    return [] if not size else np.frombuffer(string_at(data, size * n.VAL_SIZE), "<u8")[1::4].tolist()
+
+
 _VECTOR_LIFTERS: dict[str, Callable[[int, int, int], Any]] = {
     "string": lift_string,
     "log-level": lift_string,
+    "enum{ipv4, ipv6}": lift_string,
     "list<u8>": lift_u8s,
+    "list<borrow>": _lift_borrows,
     "list<u32>": _list_lifter("<u4"),
     "list<f32>": _list_lifter("<f4"),
 }

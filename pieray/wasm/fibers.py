@@ -18,7 +18,7 @@ import logging
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from queue import SimpleQueue
 
 import wasmtime
@@ -44,6 +44,9 @@ _ALWAYS = ctypes.create_string_buffer(b"\1", 2)
 DONE = _continuation.pack(_STRLEN, ctypes.addressof(_ALWAYS), 0)
 
 _QUEUED, _RUNNING, _PARKED = range(3)
+
+#: (the string returned, the error)
+Ending = tuple[str | None, PierayError | None]
 
 
 class FiberGuest(Guest):
@@ -85,15 +88,16 @@ class FiberGuest(Guest):
         running.guest = self
         with self._lock:
             self._state, self._is_woken = _RUNNING, False
+        ending: Ending | None = None
         try:
-            outcome = self._turn()
+            self._turn()
         except StopIteration as stop:
-            outcome = stop.value
-        except Exception as failed:
-            outcome = None, error_of(self, failed)
+            ending = stop.value
+        except Exception as failed:  # noqa: BLE001 - it becomes the outcome
+            ending = None, error_of(self, failed)
         self.charge(time.thread_time() - began)
-        if outcome is not None:
-            self.finish(*outcome)
+        if ending is not None:
+            self.finish(*ending)
         elif self.error is not None:
             self._end()
         elif self._park is not None:
@@ -103,7 +107,7 @@ class FiberGuest(Guest):
             self._enqueue(self)
 
     def _turn(self) -> None:
-        """Poll the fiber, unless what it waits for is still not there.  StopIteration carries the outcome."""
+        """Poll the fiber, unless what it waits for is still not there.  StopIteration carries the ending."""
         if self.error is not None:
             return
         if self._park is not None:
@@ -138,7 +142,7 @@ class FiberGuest(Guest):
             self._park_timer.cancel()
             self._park_timer = None
 
-    def _run(self) -> Iterator[None]:
+    def _run(self) -> Generator[None, None, Ending]:
         """The whole life of the fiber; yields whenever it is suspended, returns (value, error)."""
         program, limits = self.task.program, self.task.limits
         store = new_store(program.engine, limits)
@@ -153,17 +157,15 @@ class FiberGuest(Guest):
             )
             call.find_export(store, program.export_index)
             yield from _drive(
-                lambda error: native.call_async(
-                    call.function, context, call.args, call.num_args, call.result, 1, error
-                )
+                lambda error: native.call_async(call.function, context, call.args, call.num_args, call.result, 1, error)
             )
-            return call.take_result(limits), None  # type: ignore[return-value]  # read from StopIteration
+            return call.take_result(limits), None
         finally:
             call.close()
             store.close()
 
 
-def _drive(begin: Callable[[object], int]) -> Iterator[None]:
+def _drive(begin: Callable[[object], int]) -> Generator[None, None, None]:
     """Poll a future to its end; WasmFailed if that is an error.  Closing the generator unwinds the fiber."""
     error = ctypes.c_void_p()
     future = begin(ctypes.byref(error))
@@ -221,7 +223,7 @@ class FiberExecutor:
                 log.exception("the turn of %r failed", guest)
                 guest.finish(None, PierayError(f"the wasm host failed: {failed!r}"))
             self._turns[index] += 1
-            del guest  # while this thread sleeps, a guest that is done must not live on here
+            del guest, running.guest  # while this thread sleeps, a guest that is done must not live on here
             turns += 1
             if turns == BATCH_TURNS or self._queue.empty():
                 turns = 0

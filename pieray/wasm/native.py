@@ -16,12 +16,12 @@ from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, c_bool, c_char_p, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any
 
-import wasmtime
+import wasmtime.component
 from wasmtime import _ffi
 
 #: kinds of `wasmtime_component_val_t`
 BOOL, U8, S32, U32, U64, F32, STRING, LIST = 0, 2, 5, 6, 8, 9, 12, 13
-RECORD, TUPLE, ENUM, OPTION, RESULT, RESOURCE = 14, 15, 17, 18, 19, 21
+RECORD, TUPLE, VARIANT, ENUM, OPTION, RESULT, RESOURCE = 14, 15, 16, 17, 18, 19, 21
 
 VAL_SIZE = 32
 ENTRY_SIZE = 48  # of a record: a name (size, data), then a value
@@ -74,13 +74,16 @@ resource_host_delete = _declare("wasmtime_component_resource_host_delete", None,
 resource_any_to_host = _declare("wasmtime_component_resource_any_to_host", c_void_p, c_void_p, c_void_p, c_void_p)
 resource_host_to_any = _declare("wasmtime_component_resource_host_to_any", c_void_p, c_void_p, c_void_p, c_void_p)
 increment_epoch = _declare("wasmtime_engine_increment_epoch", None, c_void_p)
+store_epoch_callback = _declare("wasmtime_store_epoch_deadline_callback", None, c_void_p, c_void_p, c_void_p, c_void_p)
 linker_instantiate = _declare("wasmtime_component_linker_instantiate", c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
 func_call = _declare(
     "wasmtime_component_func_call", c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t
 )
-instance_get_func = _declare(
-    "wasmtime_component_instance_get_func", c_bool, c_void_p, c_void_p, c_void_p, c_void_p
-)
+instance_get_func = _declare("wasmtime_component_instance_get_func", c_bool, c_void_p, c_void_p, c_void_p, c_void_p)
+_add_resource = _declare(
+    "wasmtime_component_linker_instance_add_resource",
+    c_void_p, c_void_p, c_char_p, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p,
+)  # fmt: skip
 _add_func_args = (c_void_p, c_char_p, c_size_t, c_void_p, c_void_p, c_void_p)
 _add_func = _declare("wasmtime_component_linker_instance_add_func", c_void_p, *_add_func_args)
 
@@ -109,8 +112,6 @@ AsyncCallback = CFUNCTYPE(
 ResourceDestructor = CFUNCTYPE(c_size_t, c_void_p, c_void_p, c_uint32)
 #: (context, env, deadline delta out, update kind out) -> error or 0
 EpochCallback = CFUNCTYPE(c_size_t, c_void_p, c_void_p, POINTER(c_uint64), c_void_p)
-Finalizer = CFUNCTYPE(None, c_void_p)
-NO_FINALIZER = Finalizer()
 
 #: room for the (size, data) of a vector that the library fills in
 Pair = c_size_t * 2
@@ -132,5 +133,16 @@ def add_func(linker: wasmtime.component.LinkerInstance, name: str, callback: Any
     is_async = isinstance(callback, AsyncCallback)
     add = _add_func_async if is_async else _add_func
     error = add(linker.ptr(), encoded, len(encoded), ctypes.cast(callback, c_void_p), None, None)
+    if error:
+        raise ValueError(take_error(error))
+
+
+def add_resource(linker: wasmtime.component.LinkerInstance, name: str, number: int, destructor: Any) -> None:
+    """Define a host resource type, the `number`th; `destructor` (a ResourceDestructor) must outlive the linker."""
+    kind = wasmtime.component.ResourceType.host(number)
+    encoded = name.encode()
+    error = _add_resource(
+        linker.ptr(), encoded, len(encoded), kind.ptr(), ctypes.cast(destructor, c_void_p), None, None
+    )
     if error:
         raise ValueError(take_error(error))

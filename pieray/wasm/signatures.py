@@ -127,20 +127,21 @@ def describe(kind: Any) -> str:
     """A component's value type, as WIT text with records, enums and variants written out."""
     match kind:
         case None:
-            return "_"
+            text = "_"
         case wc.ListType():
-            return f"list<{describe(kind.element)}>"
+            text = f"list<{describe(kind.element)}>"
         case wc.OptionType():
-            return f"option<{describe(kind.payload)}>"
+            text = f"option<{describe(kind.payload)}>"
         case wc.TupleType():
-            return f"tuple<{', '.join(describe(e) for e in kind.elements)}>"
+            text = f"tuple<{', '.join(describe(e) for e in kind.elements)}>"
         case wc.ResultType():
-            return f"result<{describe(kind.ok)}, {describe(kind.err)}>"
+            text = f"result<{describe(kind.ok)}, {describe(kind.err)}>"
         case wc.RecordType():
-            return f"record{{{', '.join(f'{name}: {describe(t)}' for name, t in kind.fields)}}}"
+            text = f"record{{{', '.join(f'{name}: {describe(t)}' for name, t in kind.fields)}}}"
         case wc.EnumType():
-            return f"enum{{{', '.join(kind.names)}}}"
+            text = f"enum{{{', '.join(kind.names)}}}"
         case wc.VariantType():
-            return f"variant{{{', '.join(name if t is None else f'{name}({describe(t)})' for name, t in kind.cases)}}}"
+            text = f"variant{{{', '.join(name if t is None else f'{name}({describe(t)})' for name, t in kind.cases)}}}"
         case _:
-            return type(kind).__name__.removesuffix("Type").lower()
+            text = type(kind).__name__.removesuffix("Type").lower()
+    return text

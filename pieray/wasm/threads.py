@@ -75,7 +75,7 @@ class ThreadGuest(Guest):
         outcome: tuple[str | None, PierayError | None]
         try:
             outcome = (self._call(), None) if self.error is None else (None, self.error)
-        except BaseException as failed:
+        except BaseException as failed:  # noqa: BLE001 - it becomes the outcome
             error = failed if isinstance(failed, Exception) else PierayError(repr(failed))
             outcome = None, error_of(self, error)
         self.charge_turn()
@@ -88,7 +88,7 @@ class ThreadGuest(Guest):
         store = new_store(program.engine, limits)
         call = Call(self.task.inputs)
         try:
-            wasmtime._ffi.wasmtime_store_epoch_deadline_callback(store.ptr(), _ON_EPOCH, None, native.NO_FINALIZER)
+            native.store_epoch_callback(store.ptr(), ctypes.cast(_ON_EPOCH, ctypes.c_void_p), None, None)
             context = store._context()
             _raise_error(
                 native.linker_instantiate(program.linker.ptr(), context, program.component.ptr(), call.instance)
@@ -116,17 +116,11 @@ def _on_epoch(_context: Any, _env: Any, delta: Any, _kind: Any) -> int:
             return guest.trap(guest.error)
         delta[0] = 1
         return 0
-    except BaseException as failed:
+    except BaseException as failed:  # noqa: BLE001 - nothing may leave a callback
         return guest.trap(failed)
 
 
-_ON_EPOCH = type(wasmtime._ffi.wasmtime_store_epoch_deadline_callback) and ctypes.CFUNCTYPE(
-    ctypes.c_size_t,
-    ctypes.POINTER(wasmtime._ffi.wasmtime_context_t),
-    ctypes.c_void_p,
-    ctypes.POINTER(ctypes.c_uint64),
-    ctypes.POINTER(ctypes.c_uint8),
-)(_on_epoch)
+_ON_EPOCH = native.EpochCallback(_on_epoch)
 
 
 class ThreadExecutor:
@@ -143,7 +137,11 @@ class ThreadExecutor:
         self._ticker = Ticker(lambda: native.increment_epoch(engine.ptr()), self._load)
 
     def new_guest(self, task: Task, on_done: Callable[[Guest], None]) -> Guest:
-        guest = ThreadGuest(task, self._timers, on_done, self)
+        def forget(guest: Guest) -> None:
+            self._guests.discard(guest)
+            on_done(guest)
+
+        guest = ThreadGuest(task, self._timers, forget, self)
         self._guests.add(guest)
         return guest
 
@@ -182,6 +180,4 @@ class ThreadExecutor:
         self._ticker.close()
 
     def _load(self) -> Load:
-        guests = [g for g in list(self._guests) if not g.is_done]
-        self._guests.intersection_update(guests)
-        return Load.OVERDUE if any(g.is_running for g in guests) else Load.IDLE
+        return Load.OVERDUE if any(g.is_running for g in list(self._guests)) else Load.IDLE

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-
 from pieray.kernels.meta import AttentionMeta
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import triton
 import triton.backends.nvidia
+from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel
 
 TARGET, ARCH = GPUTarget("cuda", 90, 32), "sm_90a"
 GROUP = 4
@@ -37,7 +36,9 @@ def shipped() -> Iterator[tuple[str, Variant, dict[str, object]]]:
                 yield name, variant, constants
 
 
-def compiled(kernel: object, signature: dict[str, str], constants: dict[str, object], options: dict[str, int]) -> object:
+def compiled(
+    kernel: object, signature: dict[str, str], constants: dict[str, object], options: dict[str, int]
+) -> object:
     names = kernel.arg_names
     aligned = [name for name, kind in signature.items() if kind.startswith("*")] + ["q_stride"]
     source = ASTSource(
@@ -89,7 +90,9 @@ def main(part: int, parts: int) -> None:
     if part == 0:
         signature = {"part_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16", "num_rows": "i32"}
         constants = {"D": 128, "BLOCK_D": 128, "SPLITS": 8, "BLOCK_R": 4}
-        print(json.dumps({"name": "merge", **resources(compiled(merge_kernel, signature, constants, {"num_warps": 4}))}))
+        print(
+            json.dumps({"name": "merge", **resources(compiled(merge_kernel, signature, constants, {"num_warps": 4}))})
+        )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,11 @@ def run_script(name: str, interpret: str) -> dict[str, dict[str, float]]:
     env = {**os.environ, "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(
-            [sys.executable, script, str(part), str(PARTS)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, script, str(part), str(PARTS)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for part in range(PARTS)
     ]

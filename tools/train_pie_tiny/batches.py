@@ -85,16 +85,15 @@ def collate(documents: Sequence[Encoded]) -> Batch:
             ids += item.ids[:-1] + [PAD_ID] * padding
             targets += [t if on else IGNORED for t, on in wanted] + [IGNORED] * padding
             positions += range(length)
-    tensors = (torch.tensor(values) for values in (ids, targets, positions))
-    return Batch(*tensors, buckets=tuple(buckets))
+    return Batch(torch.tensor(ids), torch.tensor(targets), torch.tensor(positions), tuple(buckets))
 
 
-def training_batch(tokenizer: Tokenizer, seed: int, step: int, steps: int, tokens: int) -> Batch:
+def training_batch(tokenizer: Tokenizer, seed: int, step: int, tokens: int) -> Batch:
     """The batch of step `step`: at least `tokens` tokens, a function of its arguments only."""
     rng = Random(f"batch:{seed}:{step}")
     documents: list[Encoded] = []
     total = 0
     while total < tokens:
-        documents.append(encode(tokenizer, document(rng, step / steps).segments))
+        documents.append(encode(tokenizer, document(rng, step).segments))
         total += len(documents[-1].ids)
     return collate(documents)

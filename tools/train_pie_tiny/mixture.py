@@ -30,29 +30,29 @@ SHORT_CHATS = ("add2", "compare", "react", "extract", "repeat", "sort", "tool_ca
 MAKERS: dict[str, Task] = SCORED | tasks.BONUS | {"greet": tasks.greet}
 SYSTEM_SHARE = 0.1
 SECOND_TURN_SHARE = 0.1
-CURRICULUM_SHARE = 0.35
+CURRICULUM_STEPS = 980
 SHORTEST_CURRICULUM = 8
 NUM_QUERIES = (1, 4, 8, 12, 20)
 
 
-def longest_recall(progress: float) -> int:
-    """The largest number of recall lines at `progress` in [0, 1] of the run."""
-    grown = min(1.0, progress / CURRICULUM_SHARE)
+def longest_recall(step: int) -> int:
+    """The largest number of recall lines at training step `step`."""
+    grown = min(1.0, step / CURRICULUM_STEPS)
     return round(SHORTEST_CURRICULUM + grown * (len(RECALL_KEYS) - SHORTEST_CURRICULUM))
 
 
-def recall_document(rng: Random, progress: float) -> Item:
+def recall_document(rng: Random, step: int) -> Item:
     """A recall context with many questions: more targets for the same reading."""
-    longest = longest_recall(progress)
+    longest = longest_recall(step)
     segments = tasks.recall_items(rng, 3, longest, rng.choice(NUM_QUERIES), is_held=False)
     return Item("recall", segments)
 
 
-def document(rng: Random, progress: float) -> Item:
-    """One training document."""
+def document(rng: Random, step: int) -> Item:
+    """One document of training step `step`."""
     task = rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]
     if task == "recall":
-        return recall_document(rng, progress)
+        return recall_document(rng, step)
     item = MAKERS[task](rng, is_held=False)
     if task in ("grammar", "plain_add"):
         return item

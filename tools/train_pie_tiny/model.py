@@ -97,6 +97,9 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """The whole decoder; the embedding is also the output head."""
 
+    cos: torch.Tensor
+    sin: torch.Tensor
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.shape = shape
@@ -108,6 +111,10 @@ class Decoder(nn.Module):
         angles = places[:, None] / shape.rope_theta**half
         self.register_buffer("cos", angles.cos()[:, None], persistent=False)
         self.register_buffer("sin", angles.sin()[:, None], persistent=False)
+
+    def decoder_layers(self) -> list[Layer]:
+        """The layers, with their type."""
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """Final hidden states `[tokens, hidden]`."""

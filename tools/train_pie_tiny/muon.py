@@ -14,7 +14,7 @@ def orthogonalise(gradient: torch.Tensor) -> torch.Tensor:
     """Moves the singular values of each matrix in `[n, rows, columns]` towards one."""
     a, b, c = NEWTON_SCHULZ
     is_tall = gradient.shape[1] > gradient.shape[2]
-    x = gradient.mT if is_tall else gradient
+    x: torch.Tensor = gradient.mT if is_tall else gradient
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # noqa: ARG002 - the signature of torch
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 - the signature of torch
         """One update of every matrix."""
         for group in self.param_groups:
             shapes: dict[torch.Size, list[torch.nn.Parameter]] = {}

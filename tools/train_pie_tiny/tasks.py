@@ -162,13 +162,12 @@ def _tool_request(rng: Random, *, is_held: bool) -> tuple[str, str, dict[str, ob
     """A request in words, the tool it needs and the arguments."""
     who = name(rng, is_held=is_held)
     amount = draw(lambda: rng.randint(1, 99), lambda n: ("amount", n), is_held=is_held)
-    return rng.choice(
-        (
-            (f"What is the weather in {who}?", "weather", {"city": who}),
-            (f"Send {amount} coins to {who}.", "send", {"to": who, "amount": amount}),
-            (f"Set a timer for {amount} minutes.", "timer", {"minutes": amount}),
-        )
+    requests: tuple[tuple[str, str, dict[str, object]], ...] = (
+        (f"What is the weather in {who}?", "weather", {"city": who}),
+        (f"Send {amount} coins to {who}.", "send", {"to": who, "amount": amount}),
+        (f"Set a timer for {amount} minutes.", "timer", {"minutes": amount}),
     )
+    return rng.choice(requests)
 
 
 def tool_call(rng: Random, *, is_held: bool) -> Item:

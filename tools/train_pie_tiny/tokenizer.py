@@ -22,7 +22,7 @@ def _corpus(seed: int) -> Iterator[str]:
         yield from [syllable] * DRILL_REPEATS
         yield from [syllable.capitalize()] * DRILL_REPEATS
     for _ in range(NUM_DOCUMENTS):
-        text = "".join(segment.text for segment in document(rng, progress=0.0).segments)
+        text = "".join(segment.text for segment in document(rng, step=0).segments)
         for marker in SPECIAL_TOKENS:
             text = text.replace(marker, "\n")
         yield text

@@ -131,7 +131,7 @@ class Trainer:
     def step(self) -> None:
         """One batch and one update."""
         options = self.options
-        batch = training_batch(self.tokenizer, options.seed, self.next_step, options.steps, options.tokens)
+        batch = training_batch(self.tokenizer, options.seed, self.next_step, options.tokens)
         loss = self.model(batch)
         loss.backward()
         factor = rate(self.next_step, options.steps)

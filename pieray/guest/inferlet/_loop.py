@@ -1,0 +1,281 @@
+"""The event loop of an inferlet: asyncio on one blocking point, `tickets.wait`.
+
+Tasks, timers and callbacks are asyncio's own; where a usual loop polls sockets, this one waits for tickets.
+A coroutine that awaits a ticket while nothing else could run does not reach the loop at all: it waits in
+place (`wait_ticket`), which is what keeps a generated token cheap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import sys
+from asyncio import events
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from . import _host, _report
+from ._host import tickets as host_tickets
+from .errors import error_of
+
+
+class Deadlock(RuntimeError):
+    """Every task waits for something that no task, ticket or timer will ever bring."""
+
+
+class TicketLoop(asyncio.AbstractEventLoop):
+    """An asyncio event loop without sockets, threads, signals or subprocesses."""
+
+    def __init__(self) -> None:
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._num_timers = 0
+        self._num_cancelled = 0
+        self._tickets: dict[int, asyncio.Future[None]] = {}
+        self._generators: set[Any] = set()
+        self._is_running = False
+        self._is_closed = False
+        self._is_stopping = False
+        self._debug = False
+
+    # -- what tasks and futures ask of a loop
+
+    def time(self) -> float:
+        return float(_host.runtime.monotonic_now()) / 1e9
+
+    def get_debug(self) -> bool:
+        return self._debug
+
+    def set_debug(self, enabled: bool) -> None:
+        self._debug = enabled
+
+    def is_running(self) -> bool:
+        return self._is_running
+
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        return asyncio.Task(coro, loop=self, **kwargs)
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon  # there are no threads
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._num_timers += 1
+        heapq.heappush(self._timers, (when, self._num_timers, handle))
+        return handle
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:  # noqa: ARG002 - asyncio's signature
+        self._num_cancelled += 1
+        if self._num_cancelled * 2 > len(self._timers):
+            self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
+            heapq.heapify(self._timers)
+            self._num_cancelled = 0
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        _report.log_unhandled(context)
+
+    default_exception_handler = call_exception_handler
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # noqa: ARG002
+        raise RuntimeError("an inferlet has one thread: call the function directly")
+
+    # -- running
+
+    def run_until_complete(self, future: Any) -> Any:
+        """Run until `future` (a coroutine or a future) is done; its result."""
+        self._check_startable(future)
+        is_owned = not asyncio.isfuture(future)
+        task = asyncio.ensure_future(future, loop=self)
+        try:
+            with self._running():
+                while not task.done():
+                    if self._is_stopping:
+                        raise RuntimeError("the loop was stopped before its future was done")
+                    self._run_once()
+        except BaseException:
+            if is_owned and task.done() and not task.cancelled():
+                task.exception()  # retrieved: it is what is being raised, or worse came
+            raise
+        return task.result()
+
+    def run_forever(self) -> None:
+        """Run until `stop`, or until nothing is left to wait for."""
+        self._check_startable(None)
+        with self._running():
+            while not self._is_stopping and (self._ready or self._timers or self._tickets):
+                self._run_once()
+
+    def stop(self) -> None:
+        self._is_stopping = True
+
+    def close(self) -> None:
+        if self._is_running:
+            raise RuntimeError("a running loop cannot be closed")
+        self._is_closed = True
+        self._ready.clear()
+        self._timers.clear()
+        self._tickets.clear()
+
+    async def shutdown_asyncgens(self) -> None:
+        """Close all asynchronous generators that are still open."""
+        generators, self._generators = list(self._generators), set()
+        results = await asyncio.gather(*(gen.aclose() for gen in generators), return_exceptions=True)
+        for gen, result in zip(generators, results, strict=True):
+            if isinstance(result, Exception):
+                message = f"closing the asynchronous generator {gen.__name__} failed"
+                self.call_exception_handler({"message": message, "exception": result})
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109
+        """Nothing to do: there is no executor."""
+
+    def _check_startable(self, future: Any) -> None:
+        message = ""
+        if self._is_closed:
+            message = "the event loop is closed"
+        elif self._is_running or events._get_running_loop() is not None:
+            message = "an event loop is running already: await instead"
+        if message:
+            if asyncio.iscoroutine(future):
+                future.close()
+            raise RuntimeError(message)
+
+    def _running(self) -> _Running:
+        return _Running(self)
+
+    def _run_once(self) -> None:
+        """Run what is ready, or wait for the next ticket or timer."""
+        ready = self._ready
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:  # type: ignore[attr-defined]  # a property call per callback is dear here
+                handle._run()
+        if self._timers:
+            self._run_timers(wait=not ready)
+        elif not ready:
+            self._wait(-1)
+
+    def _run_timers(self, *, wait: bool) -> None:
+        """Make due timers ready; if there are none and `wait`, wait for the first of them or a ticket."""
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+            self._num_cancelled -= 1
+        now = self.time()
+        if wait and (not timers or timers[0][0] > now):
+            self._wait(-1 if not timers else int((timers[0][0] - now) * 1000) + 1)
+            now = self.time()
+        while self._timers and self._timers[0][0] <= now:
+            handle = heapq.heappop(self._timers)[2]
+            if handle.cancelled():
+                self._num_cancelled -= 1
+            else:
+                self._ready.append(handle)
+
+    def _wait(self, timeout_ms: int) -> None:
+        """Block in the host; complete the futures of the tickets that came."""
+        waiting = self._tickets
+        if timeout_ms < 0 and not waiting:
+            if not self._ready and not self._is_stopping:
+                raise Deadlock(_report.describe_deadlock(asyncio.all_tasks(self)))
+            return
+        try:
+            done = host_tickets.wait(list(waiting), min(timeout_ms, 2**31 - 1))
+        except _host.Err as err:
+            raise error_of(err) from None
+        for ticket in done:
+            future = waiting.pop(ticket, None)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+
+class _Running:
+    """The loop is the thread's running loop while the body runs."""
+
+    def __init__(self, loop: TicketLoop) -> None:
+        self._loop = loop
+
+    def __enter__(self) -> None:
+        loop = self._loop
+        self._hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(firstiter=loop._generators.add, finalizer=self._close_generator)
+        events._set_running_loop(loop)
+        loop._is_running = True
+
+    def _close_generator(self, gen: Any) -> None:
+        self._loop._generators.discard(gen)
+        if not self._loop._is_closed:
+            self._loop.create_task(gen.aclose())
+
+    def __exit__(self, *exc: object) -> None:
+        loop = self._loop
+        loop._is_running = loop._is_stopping = False
+        events._set_running_loop(None)
+        sys.set_asyncgen_hooks(*self._hooks)
+
+
+async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
+    """Return once `ticket` has a result.  If cancelled meanwhile, the ticket is forgotten unless `keep`."""
+    loop = events._get_running_loop()
+    if not isinstance(loop, TicketLoop) or not (loop._ready or loop._tickets or loop._timers):
+        try:
+            host_tickets.wait([ticket], -1)  # nothing else can run: no need to go through the loop
+        except _host.Err as err:
+            raise error_of(err) from None
+        return
+    future = loop._tickets[ticket] = asyncio.Future(loop=loop)
+    try:
+        await future
+    except asyncio.CancelledError:
+        loop._tickets.pop(ticket, None)
+        if not keep:
+            host_tickets.cancel([ticket])
+        raise
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    """What `asyncio.run` does, on a TicketLoop: the result of `main`, then everything else is cancelled."""
+    loop = TicketLoop()
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        _cancel_all(loop)
+        loop.close()
+
+
+def _cancel_all(loop: TicketLoop) -> None:
+    """Cancel what still runs and close what is still open, reporting what goes wrong with it."""
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+    for task in _failed(tasks):
+        loop.call_exception_handler({"message": "a task failed while it was cancelled", "task": task,
+                                     "exception": task.exception()})  # fmt: skip
+    if loop._generators:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+
+
+def _failed(tasks: set[asyncio.Task[Any]]) -> Iterator[asyncio.Task[Any]]:
+    return (task for task in tasks if not task.cancelled() and task.exception() is not None)

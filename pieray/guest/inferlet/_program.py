@@ -1,0 +1,120 @@
+"""Running an inferlet given as source text: compile, bind the input to main()'s parameters, run, report."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import inspect
+import json
+import random
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from . import _host, _loop, _report
+from .errors import InvalidRequest
+
+MODULE = "inferlet_main"
+
+
+class ProgramFailed(Exception):  # noqa: N818 - it carries a WIT `failure`
+    """How an inferlet failed: class of the exception, its text, the traceback of its own frames."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.kind = type(error).__name__
+        self.message = str(error)
+        try:
+            self.trace = _report.format_error(error)
+        except (MemoryError, RecursionError):
+            self.trace = f"{self.kind}: {self.message}\n"
+        super().__init__(self.message)
+
+
+def run_program(source: str, filename: str, text: str) -> str:
+    """Run `source`'s main() with the JSON object `text` as keyword arguments; its result as JSON.
+
+    Raises ProgramFailed, whatever was raised.
+    """
+    try:
+        _prepare()
+        return _run(source, filename, text)
+    except SystemExit as error:
+        if error.code in (None, 0):
+            return "null"
+        raise ProgramFailed(error) from None
+    except BaseException as error:
+        raise ProgramFailed(error) from None
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _prepare() -> None:
+    """Undo what the snapshot froze: the random state, block buffering; let asyncio.run find our loop."""
+    random.seed(_host.runtime.random_u64())
+    if _host.is_component:
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text file in the component
+        asyncio.events.new_event_loop = asyncio.new_event_loop = _loop.TicketLoop
+
+
+def _run(source: str, filename: str, text: str) -> str:
+    _report.register_source(filename, source)
+    code = compile(source, filename, "exec", dont_inherit=True)
+    module = ModuleType(MODULE)
+    module.__file__ = filename
+    sys.modules[MODULE] = module  # dataclasses and pickle look a class's module up
+    exec(code, module.__dict__)
+    main = getattr(module, "main", None)
+    if not callable(main):
+        raise InvalidRequest(f"{filename} defines no main(): an inferlet is `async def main(prompt: str, ...)`")
+    result = main(**arguments_of(main, text))
+    if inspect.isawaitable(result):
+        result = _loop.run(result if inspect.iscoroutine(result) else _await(result))
+    return _to_json(result)
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def arguments_of(main: Callable[..., Any], text: str) -> dict[str, Any]:
+    """The keyword arguments that the launch input gives to main().  Raises InvalidRequest."""
+    try:
+        given = json.loads(text) if text.strip() else {}
+    except ValueError as error:
+        raise InvalidRequest(f"the input is no JSON: {error}") from None
+    if given is None:
+        given = {}
+    if not isinstance(given, dict):
+        raise InvalidRequest(f"the input is a JSON object of main()'s arguments; given {type(given).__name__}")
+    signature = inspect.signature(main)
+    problem = _mismatch(signature, given)
+    if problem:
+        raise InvalidRequest(f"main() takes {_describe(signature)}; {problem}")
+    return given
+
+
+def _mismatch(signature: inspect.Signature, given: dict[str, Any]) -> str:
+    """What is wrong with the arguments, or nothing."""
+    parameters = signature.parameters.values()
+    kinds = inspect.Parameter
+    named = {p.name for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
+    if not any(p.kind is kinds.VAR_KEYWORD for p in parameters):
+        for name in given:
+            if name not in named:
+                near = difflib.get_close_matches(name, named, n=1)
+                return f"there is no {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
+    missing = [p.name for p in parameters if p.name in named and p.default is p.empty and p.name not in given]
+    return f"missing: {', '.join(missing)}" if missing else ""
+
+
+def _describe(signature: inspect.Signature) -> str:
+    return ", ".join(map(str, signature.parameters.values())) or "no arguments"
+
+
+def _to_json(result: Any) -> str:
+    try:
+        return json.dumps(result, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"main() returned what JSON cannot hold: {error}") from None

@@ -1,0 +1,43 @@
+"""Queues for contexts: one each while the limit allows, then shared."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from . import queue
+from .errors import QuotaExceeded
+
+_idle: dict[str, list[int]] = {}
+_users: dict[str, Counter[int]] = {}
+
+
+def acquire(model: str) -> int:
+    """A queue on `model` that no other context uses, or, past the inferlet's limit, the one that fewest use."""
+    users = _users.setdefault(model, Counter())
+    idle = _idle.setdefault(model, [])
+    if idle:
+        chosen = idle.pop()
+    else:
+        try:
+            chosen = queue.create(model)
+        except QuotaExceeded:
+            if not users:
+                raise
+            chosen = min(users, key=users.__getitem__)
+    users[chosen] += 1
+    return chosen
+
+
+def release(model: str, chosen: int) -> None:
+    """Give back what `acquire` returned; queues stay open for the next context."""
+    users = _users[model]
+    users[chosen] -= 1
+    if not users[chosen]:
+        del users[chosen]
+        _idle[model].append(chosen)
+
+
+def reset() -> None:
+    """Forget all queues: another host is installed."""
+    _idle.clear()
+    _users.clear()

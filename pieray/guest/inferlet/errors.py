@@ -1,0 +1,141 @@
+"""Errors of handlers: one class per code of the WIT enum `error-code`, named as the engine names them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
+
+from ._host import Err
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Error(Exception):
+    """Base of all errors that handlers report."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidRequest(Error):
+    """An argument is outside its documented range."""
+
+    code = "invalid"
+
+
+class BadHandle(Error):
+    """A handle was never given to this inferlet, or is closed."""
+
+    code = "bad-handle"
+
+
+class Denied(Error):
+    """The inferlet lacks the capability."""
+
+    code = "denied"
+
+
+class OutOfPages(Error):
+    """No KV page came free before the deadline."""
+
+    code = "out-of-pages"
+
+
+class QuotaExceeded(Error):
+    """A limit of this inferlet is used up; the message names it."""
+
+    code = "quota"
+
+
+class Evicted(Error):
+    """The resource was taken back."""
+
+    code = "evicted"
+
+
+class DeviceLost(Error):
+    """The batcher died with the command in flight."""
+
+    code = "device-lost"
+
+
+class DeadlineExceeded(Error, TimeoutError):
+    """The time allowed has passed."""
+
+    code = "deadline"
+
+
+class Cancelled(Error):
+    """The command was cancelled."""
+
+    code = "cancelled"
+
+
+class NotFound(Error):
+    """There is no such thing by that name."""
+
+    code = "not-found"
+
+
+class Pending(Error):
+    """The ticket has no result yet."""
+
+    code = "pending"
+
+
+class WrongType(Error):
+    """The value behind the ticket has another type than was asked for."""
+
+    code = "wrong-type"
+
+
+class Unsupported(Error):
+    """This engine cannot do that."""
+
+    code = "unsupported"
+
+
+#: The short names by which the WIT calls the two.
+Quota = QuotaExceeded
+Deadline = DeadlineExceeded
+
+BY_CODE: dict[str, type[Error]] = {cls.code: cls for cls in (Error, *Error.__subclasses__())}
+
+
+def error_of(err: Any) -> Error:
+    """The exception for what a binding raised as `Err`."""
+    value = err.value
+    code = value.code.name.lower().replace("_", "-")
+    return BY_CODE.get(code, Error)(value.message)
+
+
+def raises(function: Callable[P, R]) -> Callable[P, R]:
+    """Let `function`, or what it awaits, raise `Error` where the bindings raise `Err`."""
+    if inspect.iscoroutinefunction(function):
+        return cast("Callable[P, R]", _raises_async(function))
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Err as err:
+            raise error_of(err) from None
+
+    return call
+
+
+def _raises_async(function: Callable[P, Any]) -> Callable[P, Any]:
+    @wraps(function)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+        try:
+            return await function(*args, **kwargs)
+        except Err as err:
+            raise error_of(err) from None
+
+    return call

@@ -1,0 +1,84 @@
+"""Forward passes, and what can be asked of their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import _host
+from .errors import raises
+from .tickets import Ticket, take_distribution, take_floats, take_none, take_tokens
+
+
+class Pass(Ticket[None]):
+    """An enqueued forward pass.  Ask for outputs before anything is awaited; then the pass need not be."""
+
+    __slots__ = ("num_rows",)
+
+    def row(self, row: int) -> int:
+        """The index of a row; negative ones count from the end."""
+        return row + self.num_rows if row < 0 else row
+
+    def sample(
+        self, row: int = -1, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int = 0
+    ) -> Ticket[list[int]]:
+        """Sample the token after `row`: temperature 0 is greedy; top-k 0, top-p 1, min-p 0 are off."""
+        return sample(self, row, temperature, top_k, top_p, min_p, seed)
+
+    def distribution(self, k: int, row: int = -1) -> Ticket[tuple[list[int], list[float]]]:
+        """The `k` most probable next tokens after `row`, by falling probability, and their probabilities."""
+        return distribution(self, row, k)
+
+    def logprobs(self, tokens: Sequence[int], row: int = -1) -> Ticket[list[float]]:
+        """Log-probabilities of `tokens` as the next token after `row`."""
+        return logprobs(self, row, tokens)
+
+    def logits(self, row: int = -1) -> Ticket[list[float]]:
+        """All logits after `row`."""
+        return logits(self, row)
+
+
+@raises
+def forward(
+    queue: int,
+    pages: Sequence[int],
+    kv_len: int,
+    tokens: Sequence[int],
+    positions: Sequence[int] = (),
+    mask: Sequence[int] = (),
+) -> Pass:
+    """Enqueue a pass of `tokens` on top of the `kv_len` tokens in `pages`, writing KV into the slots after them.
+
+    `positions` empty: kv_len, kv_len + 1, ...  `mask` empty: causal; else bits packed into u32, least
+    significant first, row-major [len(tokens), kv_len + len(tokens)], 1 = may attend.
+    """
+    handle = _host.forward.forward(queue, list(pages), kv_len, list(tokens), list(positions), list(mask))
+    result = Pass(handle, take_none)
+    result.num_rows = len(tokens)
+    return result
+
+
+@raises
+def sample(
+    pass_: Pass, row: int, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int = 0
+) -> Ticket[list[int]]:
+    """Sample the token after `row`; the draw depends on the seed and the row's position alone."""
+    args = (pass_.row(row), float(temperature), top_k, float(top_p), float(min_p), seed)
+    return Ticket(_host.forward.sample(pass_.id, *args), take_tokens)
+
+
+@raises
+def distribution(pass_: Pass, row: int, k: int) -> Ticket[tuple[list[int], list[float]]]:
+    """The `k` most probable next tokens after `row`, by falling probability, and their probabilities."""
+    return Ticket(_host.forward.distribution(pass_.id, pass_.row(row), k), take_distribution)
+
+
+@raises
+def logprobs(pass_: Pass, row: int, tokens: Sequence[int]) -> Ticket[list[float]]:
+    """Log-probabilities of `tokens` as the next token after `row`."""
+    return Ticket(_host.forward.logprobs(pass_.id, pass_.row(row), list(tokens)), take_floats)
+
+
+@raises
+def logits(pass_: Pass, row: int) -> Ticket[list[float]]:
+    """All logits after `row`, one per vocabulary entry."""
+    return Ticket(_host.forward.logits(pass_.id, pass_.row(row)), take_floats)

@@ -1,0 +1,76 @@
+"""Models and their tokenizers; the model "" is the engine's default."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import _host
+from .errors import raises
+
+
+def names() -> list[str]:
+    """Names of the models served."""
+    return list(_host.model.names())
+
+
+@_host.cached
+@raises
+def info(model: str = "") -> dict[str, Any]:
+    """name, architecture, vocab_size, max_context (tokens), page_size, dtype, traits."""
+    return dict(json.loads(_host.model.info(model)))
+
+
+@raises
+def tokenize(text: str, model: str = "") -> list[int]:
+    """Token ids of `text`."""
+    return list(_host.model.tokenize(model, text))
+
+
+@raises
+def detokenize(tokens: Sequence[int], *, skip_special: bool = False, model: str = "") -> str:
+    """Text of the tokens; bytes that are no UTF-8 become U+FFFD."""
+    return str(_host.model.detokenize(model, list(tokens), skip_special))
+
+
+@_host.cached
+@raises
+def stop_tokens(model: str = "") -> frozenset[int]:
+    """Tokens that end a turn."""
+    return frozenset(_host.model.stop_tokens(model))
+
+
+@raises
+def render_chat(messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, model: str = "") -> str:
+    """Messages ({role, content}) as the model's chat template writes them."""
+    text = json.dumps([dict(message) for message in messages], ensure_ascii=False)
+    return str(_host.model.render_chat(model, text, add_generation_prompt))
+
+
+class TextStream:
+    """Incremental detokenizer: whole characters come out as soon as their last byte is in."""
+
+    __slots__ = ("_handle",)
+
+    @raises
+    def __init__(self, *, skip_special: bool = True, model: str = "") -> None:
+        self._handle: int | None = _host.model.stream_open(model, skip_special)
+
+    @property
+    def handle(self) -> int:
+        if self._handle is None:
+            raise ValueError("the text stream is closed")
+        return self._handle
+
+    @raises
+    def push(self, tokens: list[int]) -> str:
+        """The text that `tokens` complete."""
+        return str(_host.model.stream_push(self.handle, tokens))
+
+    @raises
+    def close(self) -> None:
+        """Close the stream; a second time does nothing."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            _host.model.stream_close(handle)

@@ -1,0 +1,43 @@
+"""This inferlet: its id, its limits, clocks and randomness."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from . import _host
+
+
+def version() -> str:
+    """Version of the handler API."""
+    return str(_host.runtime.version())
+
+
+def instance_id() -> str:
+    """The id of this inferlet."""
+    return str(_host.runtime.instance_id())
+
+
+def limits() -> dict[str, Any]:
+    """This inferlet's limits and what is used of them."""
+    return dict(json.loads(_host.runtime.limits()))
+
+
+def now() -> float:
+    """Seconds since 1970-01-01 UTC."""
+    return float(_host.runtime.wall_now()) / 1e9
+
+
+def monotonic() -> float:
+    """Seconds of a clock that never goes back."""
+    return float(_host.runtime.monotonic_now()) / 1e9
+
+
+def random_u64() -> int:
+    """64 random bits."""
+    return int(_host.runtime.random_u64())
+
+
+def random() -> float:
+    """A random number in [0, 1)."""
+    return (random_u64() >> 11) / (1 << 53)

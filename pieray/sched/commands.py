@@ -1,0 +1,168 @@
+"""Commands as the batcher holds them: checked messages, with what the scheduler notes about them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pieray.errors import InvalidRequest
+from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, CopyTokens, Forward
+
+U32 = npt.NDArray[np.uint32]
+LaneKey: TypeAlias = tuple[str, int]  # peer_id, inferlet
+Slots: TypeAlias = dict[int, int]  # page: bits of its slots
+
+NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3}
+
+
+class Command:
+    """One command.  `num_tokens` is 0 for a copy; `num_done` of them are computed or in the running step."""
+
+    __slots__ = (
+        "arrived", "dependents", "inferlet", "is_over", "lane", "num_blockers", "num_done", "num_tokens",
+        "peer_id", "priority", "queue", "seq", "ticket",
+    )  # fmt: skip
+    is_copy: ClassVar[bool]
+
+    def __init__(self, peer_id: str, message: Forward | CopyTokens, num_tokens: int) -> None:
+        self.peer_id = peer_id
+        self.inferlet = message.inferlet
+        self.lane: LaneKey = (peer_id, message.inferlet)
+        self.queue = message.queue
+        self.priority = message.priority
+        self.ticket = message.ticket
+        self.num_tokens = num_tokens
+        self.num_done = 0
+        self.num_blockers = 0  # unfinished commands that conflict with this one and came before it
+        self.dependents: list[Command] = []  # those that this one blocks
+        self.is_over = False  # failed or dropped: a result that still comes is discarded
+        self.seq = -1  # order of arrival
+        self.arrived = 0.0  # seconds, monotonic
+
+    def used_pages(self) -> list[int]:
+        """Pages read or written."""
+        raise NotImplementedError
+
+    def written_pages(self) -> list[int]:
+        raise NotImplementedError
+
+    def read_slots(self, page_size: int) -> Slots:
+        """What must have been written before."""
+        raise NotImplementedError
+
+    def written_slots(self, page_size: int) -> Slots:
+        raise NotImplementedError
+
+    def tickets(self) -> list[int]:
+        """All tickets that are still to be answered."""
+        return [self.ticket]
+
+
+class ForwardCommand(Command):
+    """A forward pass.  Raises InvalidRequest for a message that does not fit together.
+
+    Values that depend on the model (tokens, positions, page numbers) are checked by the runner, in the step.
+    """
+
+    __slots__ = ("first_written", "kv_len", "mask", "outputs", "pages", "positions", "tokens")
+    is_copy = False
+
+    def __init__(self, peer_id: str, message: Forward, page_size: int) -> None:
+        num_tokens = len(message.tokens) // 4
+        super().__init__(peer_id, message, num_tokens)
+        self.kv_len = message.kv_len
+        self.first_written = message.kv_len // page_size
+        end = message.kv_len + num_tokens
+        num_pages = -(-end // page_size)
+        if num_tokens < 1 or message.kv_len < 0 or num_pages * 4 > len(message.pages):
+            raise InvalidRequest(
+                f"kv_len {message.kv_len} + {num_tokens} tokens: kv_len is at least 0, tokens at least 1, and both fit "
+                f"in {len(message.pages) // 4} pages of {page_size}"
+            )
+        self.pages: U32 = np.frombuffer(message.pages, "<u4", num_pages)
+        self.tokens: U32 = np.frombuffer(message.tokens, "<u4")
+        if message.positions:
+            self.positions: U32 = np.frombuffer(message.positions, "<u4")
+            if len(self.positions) != num_tokens:
+                raise InvalidRequest(f"positions: none or one per token ({num_tokens}); given {len(self.positions)}")
+        else:
+            self.positions = np.arange(message.kv_len, end, dtype=np.uint32)
+        self.mask = _checked_mask(message.mask, num_tokens, end)
+        self.outputs = message.outputs
+        for output in message.outputs:
+            _check_output(output, num_tokens)
+
+    def used_pages(self) -> list[int]:
+        return self.pages.tolist()
+
+    def written_pages(self) -> list[int]:
+        return self.pages[self.first_written :].tolist()
+
+    def read_slots(self, page_size: int) -> Slots:
+        return _slots(self.pages.tolist(), 0, self.kv_len, page_size)
+
+    def written_slots(self, page_size: int) -> Slots:
+        return _slots(self.pages.tolist(), self.kv_len, self.kv_len + self.num_tokens, page_size)
+
+    def tickets(self) -> list[int]:
+        return [self.ticket, *(output[0] for output in self.outputs)]
+
+
+class CopyCommand(Command):
+    """A copy of token ranges.  All ranges are read before any is written."""
+
+    __slots__ = ("copies",)
+    is_copy = True
+
+    def __init__(self, peer_id: str, message: CopyTokens, page_size: int) -> None:
+        super().__init__(peer_id, message, 0)
+        self.copies = [tuple(copy) for copy in message.copies]
+        for copy in self.copies:
+            if len(copy) != 5 or min(copy) < 0 or max(copy[1], copy[3]) + copy[4] > page_size:
+                raise InvalidRequest(f"a copy is [page, offset, page, offset, count] in pages of {page_size}: {copy}")
+
+    def used_pages(self) -> list[int]:
+        return [page for copy in self.copies for page in (copy[0], copy[2])]
+
+    def written_pages(self) -> list[int]:
+        return [copy[2] for copy in self.copies]
+
+    def read_slots(self, page_size: int) -> Slots:  # noqa: ARG002 - a range never leaves its page
+        return _merged((src, offset, count) for src, offset, _, _, count in self.copies)
+
+    def written_slots(self, page_size: int) -> Slots:  # noqa: ARG002
+        return _merged((dst, offset, count) for _, _, dst, offset, count in self.copies)
+
+
+def _slots(pages: list[int], start: int, end: int, page_size: int) -> Slots:
+    first, last = start // page_size, -(-end // page_size)
+    return _merged(
+        (pages[i], offset := max(start - i * page_size, 0), min(end - i * page_size, page_size) - offset)
+        for i in range(first, last)
+    )
+
+
+def _merged(ranges: Any) -> Slots:
+    found: Slots = {}
+    for page, offset, count in ranges:
+        found[page] = found.get(page, 0) | ((1 << count) - 1) << offset
+    return found
+
+
+def _checked_mask(mask: bytes, num_tokens: int, end: int) -> bytes | None:
+    if not mask:
+        return None
+    num_bytes = (num_tokens * end + 7) // 8
+    if not num_bytes <= len(mask) < num_bytes + 4:  # guests pack words
+        raise InvalidRequest(f"a mask of {num_tokens} x {end} bits takes {num_bytes} bytes; given {len(mask)}")
+    return mask[:num_bytes]
+
+
+def _check_output(output: list[Any], num_tokens: int) -> None:
+    tag, row = output[1], output[2]
+    if NUM_OUTPUT_FIELDS.get(tag) != len(output):
+        raise InvalidRequest(f"outputs have a tag of {sorted(NUM_OUTPUT_FIELDS)} and its fields; given {output}")
+    if not 0 <= row < num_tokens:
+        raise InvalidRequest(f"row {row} of a pass of {num_tokens} tokens: rows are in [0, {num_tokens})")

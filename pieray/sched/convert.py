@@ -1,0 +1,73 @@
+"""Between the wire and the runner: commands to forward items, values to answers.  The one file here that needs torch."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, Output
+from pieray.models.batch import ForwardItem
+from pieray.models.runner import Distribution, Logits, Logprobs, OutputRequest, OutputValue, Sample
+from pieray.models.sampler import SamplingParams
+from pieray.sched.commands import ForwardCommand
+
+_TOKEN = struct.Struct("<I")
+
+
+def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size: int) -> ForwardItem:
+    """Tokens `[start, start + num_tokens)` of the command, on top of those before."""
+    if num_tokens == command.num_tokens:
+        return ForwardItem(command.pages, command.kv_len, command.tokens, command.positions, command.mask)
+    kv_len, stop = command.kv_len + start, start + num_tokens
+    return ForwardItem(
+        command.pages[: -(-(kv_len + num_tokens) // page_size)],
+        kv_len,
+        command.tokens[start:stop],
+        command.positions[start:stop],
+        None if command.mask is None else _mask_rows(command, start, stop),
+    )
+
+
+def _mask_rows(command: ForwardCommand, start: int, stop: int) -> bytes:
+    """Rows `[start, stop)` of the mask, cut to the `kv_len + stop` slots that are there by then."""
+    width = command.kv_len + command.num_tokens
+    bits = np.unpackbits(np.frombuffer(command.mask or b"", np.uint8), bitorder="little")
+    rows = bits[start * width : stop * width].reshape(-1, width)[:, : command.kv_len + stop]
+    return np.packbits(rows, bitorder="little").tobytes()
+
+
+def outputs_between(command: ForwardCommand, start: int, stop: int) -> list[Output]:
+    """Outputs asked for rows `[start, stop)`, in the order asked."""
+    if stop - start == command.num_tokens:
+        return command.outputs
+    return [output for output in command.outputs if start <= output[2] < stop]
+
+
+def output_request(command: ForwardCommand, output: Output, start: int) -> OutputRequest:
+    """What the runner is asked, of an item that begins at token `start` of the command."""
+    return _REQUESTS[output[1]](command, output, output[2] - start)
+
+
+def _sample(command: ForwardCommand, output: Output, row: int) -> Sample:
+    _, _, absolute_row, temperature, top_k, top_p, min_p, seed = output
+    return Sample(row, SamplingParams(temperature, top_k, top_p, min_p, seed), command.kv_len + absolute_row)
+
+
+_REQUESTS: dict[int, Callable[[ForwardCommand, Output, int], OutputRequest]] = {
+    SAMPLE: _sample,
+    DISTRIBUTION: lambda _command, output, row: Distribution(row, output[3]),
+    LOGPROBS: lambda _command, output, row: Logprobs(row, tuple(np.frombuffer(output[3], "<u4").tolist())),
+    LOGITS: lambda _command, _output, row: Logits(row),
+}
+
+
+def wire_value(value: OutputValue) -> Any:
+    """The value of a Completed: u32[1], [u32[k], f32[k]] or f32[n], little-endian."""
+    if isinstance(value, int):
+        return _TOKEN.pack(value)
+    if isinstance(value, tuple):
+        return [value[0].astype("<u4", copy=False).tobytes(), value[1].astype("<f4", copy=False).tobytes()]
+    return value.astype("<f4", copy=False).tobytes()

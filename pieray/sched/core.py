@@ -1,0 +1,274 @@
+"""BatcherCore: the plain heart of a Batcher actor: messages in, engine steps, messages out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from pieray.config import ModelSettings
+from pieray.errors import WIT_CODES, Cancelled, DeviceLost, InvalidRequest, PierayError, ProtocolError
+from pieray.messages import CancelInferlet, Completed, CopyTokens, Failed, Forward, Message
+from pieray.sched.cohort import CohortWait
+from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey
+from pieray.sched.scheduler import Scheduler, StepPlan
+
+if TYPE_CHECKING:
+    from pieray.models.batch import ForwardItem
+    from pieray.models.runner import OutputRequest, StepResult
+
+log = logging.getLogger(__name__)
+
+Answers: TypeAlias = list[tuple[str, Message]]  # (peer_id, message)
+
+
+class Runner(Protocol):
+    """What the core needs of `pieray.models.runner.ModelRunner`."""
+
+    @property
+    def pool(self) -> Any: ...
+
+    def step(
+        self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]
+    ) -> list[StepResult]: ...
+
+    def copy_tokens(self, ranges: Sequence[tuple[int, int, int, int, int]]) -> None: ...
+
+
+class BatcherCore:
+    """Not thread-safe: one thread submits, steps and drops.  `clock` times the steps, in seconds, monotonic.
+
+    Every ticket gets exactly one answer, unless its inferlet or peer is dropped before.  A command that fails
+    fails alone, but for those that read what it was to write; a fault of the device fails the commands of its
+    step.  Nothing that a peer sends makes `submit` or `step` raise.
+    """
+
+    def __init__(
+        self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        from pieray.sched import convert  # torch: imported here, in the process that computes
+
+        self._convert = convert
+        self._runner = runner
+        self._clock = clock
+        self._page_size = settings.page_size
+        self._scheduler = Scheduler(settings.page_size, settings.max_batch_tokens, settings.max_batch_requests)
+        self._cohort: CohortWait[LaneKey] = CohortWait(settings.cohort_wait_s)
+        self._running: dict[LaneKey, None] = {}  # inferlets of the running step
+        self._acks: list[tuple[LaneKey, int]] = []  # cancels that wait for the running step: ticket
+        self._counts = dict.fromkeys(("steps", "forwards", "copies", "tokens", "failed"), 0)
+        self._busy_s = 0.0
+
+    # --- in --------------------------------------------------------------------------------------
+
+    def submit(self, peer_id: str, messages: Sequence[Message], now: float) -> Answers:
+        """Take a peer's messages, in order; returns what can be answered at once.
+
+        `now` is best the time at which the messages came in.
+        """
+        answers: Answers = []
+        for message in messages:
+            if isinstance(message, (Forward, CopyTokens)):
+                self._cohort.arrived((peer_id, message.inferlet), now)
+                self._enqueue(peer_id, message, now, answers)
+            elif isinstance(message, CancelInferlet):
+                self._cancel(peer_id, message, answers)
+            else:
+                error = ProtocolError(f"a batcher takes no {type(message).__name__}")
+                if (ticket := getattr(message, "ticket", None)) is not None:
+                    answers.append((peer_id, _failed(ticket, error)))
+                log.warning("%s: %s", peer_id, error)
+        return answers
+
+    def _enqueue(self, peer_id: str, message: Forward | CopyTokens, now: float, answers: Answers) -> None:
+        command: Command
+        try:
+            if isinstance(message, Forward):
+                command = ForwardCommand(peer_id, message, self._page_size)
+            else:
+                command = CopyCommand(peer_id, message, self._page_size)
+        except (InvalidRequest, ValueError, TypeError, LookupError) as error:  # all but the first: not even well-formed
+            self._fail_message(peer_id, message, error, answers)
+            return
+        if not self._scheduler.submit(command, now):
+            self._answer_failed([command], _dependency_failed(), answers)
+
+    def _cancel(self, peer_id: str, message: CancelInferlet, answers: Answers) -> None:
+        key = (peer_id, message.inferlet)
+        self._scheduler.cancel(*key)
+        self._cohort.ended(key)
+        if key in self._running:
+            self._acks.append((key, message.ticket))
+        else:
+            answers.append((peer_id, Completed(message.ticket, None)))
+
+    def drop_peer(self, peer_id: str) -> bool:
+        """The peer is dead: drop all that it has queued.  True when the running step touches none of its pages, so
+        that they may be fenced; until then, call again after each step."""
+        self._scheduler.cancel(peer_id)
+        self._cohort.ended_all(lambda key: key[0] == peer_id)
+        return not any(key[0] == peer_id for key in self._running)
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.num_queued > 0
+
+    def wait_s(self, now: float) -> float:
+        """Seconds to wait for more commands before `step`, unless one comes first; 0: step now."""
+        if self._scheduler.num_lanes >= self._scheduler.max_batch_requests:
+            return 0.0
+        return self._cohort.wait_s(now)
+
+    def step(self, now: float) -> Answers:
+        """One engine step: copies, then one ragged batch of forwards.  Nothing happens without work."""
+        plan = self._scheduler.next_step(now)
+        answers: Answers = []
+        if not plan.copies and not plan.forwards:
+            return answers
+        began = self._clock()
+        self._running = dict.fromkeys([c.lane for c in plan.copies] + [c.lane for c, _, _ in plan.forwards])
+        self._copy(plan.copies, answers)
+        self._forward(plan, answers)
+        ended = self._clock()
+        self._end_step(plan, began, ended, answers)
+        return answers
+
+    def _copy(self, commands: Sequence[CopyCommand], answers: Answers) -> None:
+        for group in independent_groups(commands):
+            error = self._copied([copy for command in group for copy in command.copies])
+            for command in group:
+                alone = self._copied(command.copies) if error is not None and len(group) > 1 else error
+                if alone is not None:
+                    self._fail(command, alone, answers)
+                elif not command.is_over:
+                    answers.append((command.peer_id, Completed(command.ticket, None)))
+                    self._scheduler.finish(command)
+
+    def _copied(self, copies: Sequence[Any]) -> PierayError | None:
+        try:
+            self._runner.copy_tokens(copies)
+        except Exception as error:  # noqa: BLE001 - whatever the device throws, the loop goes on
+            return _device_error(error)
+        return None
+
+    def _forward(self, plan: StepPlan, answers: Answers) -> None:
+        """Compute and answer; a forward whose copy has failed is over already."""
+        convert, page_size = self._convert, self._page_size
+        chunks, items, wanted, requests = [], [], [], []
+        for chunk in plan.forwards:
+            command, start, num_tokens = chunk
+            if command.is_over:
+                continue
+            try:
+                outputs = convert.outputs_between(command, start, start + num_tokens)
+                requests.append([convert.output_request(command, output, start) for output in outputs])
+                items.append(convert.forward_item(command, start, num_tokens, page_size))
+                wanted.append(outputs)
+                chunks.append(chunk)
+            except (ValueError, TypeError, LookupError) as error:  # an output that is not well-formed
+                del requests[len(items) :]
+                self._fail(command, InvalidRequest(f"malformed command: {error}"), answers)
+        for (command, start, num_tokens), outputs, result in zip(
+            chunks, wanted, self._computed(items, requests), strict=True
+        ):
+            if command.is_over:  # dropped while the step ran, or read what one before it has failed to write
+                continue
+            if isinstance(result, PierayError):
+                self._fail(command, result, answers)
+                continue
+            peer_id = command.peer_id
+            for output, value in zip(outputs, result, strict=True):
+                answers.append((peer_id, Completed(output[0], convert.wire_value(value))))
+            if start + num_tokens == command.num_tokens:
+                answers.append((peer_id, Completed(command.ticket, None)))
+                self._scheduler.finish(command)
+
+    def _computed(self, items: list[ForwardItem], requests: list[list[OutputRequest]]) -> Sequence[StepResult]:
+        if not items:
+            return []
+        try:
+            return self._runner.step(items, requests)
+        except Exception as error:  # noqa: BLE001 - whatever the device throws, the loop goes on
+            log.exception("a step of %d forwards failed", len(items))
+            return [_device_error(error)] * len(items)
+
+    def _end_step(self, plan: StepPlan, began: float, ended: float, answers: Answers) -> None:
+        running, self._running = self._running, {}
+        self._cohort.stepped(began, ended)
+        for key in running:
+            if not self._scheduler.is_busy(key):
+                self._cohort.answered(key, ended)
+        for key, ticket in self._acks:
+            self._cohort.ended(key)
+            answers.append((key[0], Completed(ticket, None)))
+        self._acks.clear()
+        counts = self._counts
+        counts["steps"] += 1
+        counts["forwards"] += len(plan.forwards)
+        counts["copies"] += len(plan.copies)
+        counts["tokens"] += plan.num_tokens
+        self._busy_s += ended - began
+
+    def stats(self) -> dict[str, Any]:
+        """Totals since the start; `mean_batch` is forwards per step.  May be called from any thread."""
+        counts = dict(self._counts)
+        mean_batch = counts["forwards"] / counts["steps"] if counts["steps"] else 0.0
+        return {**counts, "queued": self._scheduler.num_queued, "busy_s": self._busy_s, "mean_batch": mean_batch}
+
+    # --- failures --------------------------------------------------------------------------------
+
+    def _fail(self, command: Command, error: PierayError, answers: Answers) -> None:
+        """The command fails, and with it those that read what it was to write."""
+        if command.is_over:
+            return
+        doomed = self._scheduler.fail(command)
+        self._answer_failed([command], error, answers)
+        self._answer_failed(doomed, _dependency_failed(), answers)
+
+    def _answer_failed(self, commands: Iterable[Command], error: PierayError, answers: Answers) -> None:
+        for command in commands:
+            self._counts["failed"] += 1
+            answers += [(command.peer_id, _failed(ticket, error)) for ticket in command.tickets()]
+
+    def _fail_message(
+        self, peer_id: str, message: Forward | CopyTokens, error: Exception, answers: Answers
+    ) -> None:
+        known = error if isinstance(error, PierayError) else InvalidRequest(f"malformed command: {error}")
+        tickets = [message.ticket]
+        if isinstance(message, Forward):
+            tickets += [output[0] for output in message.outputs if isinstance(output, list) and output]
+        self._counts["failed"] += 1
+        answers += [(peer_id, _failed(ticket, known)) for ticket in tickets]
+
+
+def independent_groups(commands: Sequence[CopyCommand]) -> list[list[CopyCommand]]:
+    """Runs of copies, in order, in which none touches what another of its run writes: each run is one device call."""
+    groups: list[list[CopyCommand]] = []
+    written: set[int] = set()
+    for command in commands:
+        if not groups or not written.isdisjoint(command.used_pages()):
+            groups.append([])
+            written = set()
+        groups[-1].append(command)
+        written.update(command.written_pages())
+    return groups
+
+
+def _dependency_failed() -> PierayError:
+    return Cancelled("a command that was to write what this one reads has failed")
+
+
+def _device_error(error: Exception) -> PierayError:
+    if isinstance(error, PierayError):
+        return error
+    text = f"{type(error).__name__}: {error}"
+    is_lost = "CUDA error" in text or "device-side assert" in text  # the context is unusable from here on
+    return DeviceLost(text) if is_lost else PierayError(text)
+
+
+def _failed(ticket: int, error: PierayError) -> Failed:
+    """Codes that are not for guests (a runner's `model`, for one) become `internal`."""
+    return Failed(ticket, error.code if error.code in WIT_CODES else "internal", error.message)

@@ -1,0 +1,77 @@
+"""Which commands of one inferlet must wait for which: conflicts on pages, in order of arrival.
+
+Two commands conflict on a page when one writes what the other reads or writes.  A forward is taken to
+read all pages that it uses.  What one inferlet writes, no other inferlet uses.
+"""
+
+from __future__ import annotations
+
+from pieray.sched.commands import Command, Slots
+
+
+class PageIndex:
+    """Users of each page among the unfinished commands of one inferlet; O(pages) per command."""
+
+    def __init__(self) -> None:
+        self._users: dict[int, dict[Command, None]] = {}
+        self._writer: dict[int, Command] = {}  # the last; earlier ones block it
+
+    def add(self, command: Command) -> None:
+        """Note the command and what blocks it."""
+        blockers: dict[Command, None] = {}
+        used, written = command.used_pages(), command.written_pages()
+        for page in used:
+            if (writer := self._writer.get(page)) is not None:
+                blockers[writer] = None
+        for page in written:
+            blockers.update(self._users.get(page, {}))
+            self._writer[page] = command
+        for page in used:
+            self._users.setdefault(page, {})[command] = None
+        command.num_blockers = len(blockers)
+        for blocker in blockers:
+            blocker.dependents.append(command)
+
+    def remove(self, command: Command) -> None:
+        """The command is finished: it blocks nothing that comes."""
+        for page in dict.fromkeys(command.used_pages()):
+            users = self._users[page]
+            del users[command]
+            if not users:
+                del self._users[page]
+        for page in command.written_pages():
+            if self._writer.get(page) is command:
+                del self._writer[page]
+
+
+class Poison:
+    """Slots of one inferlet that a failed command was to write and nothing has written since.
+
+    They still hold what the page's last owner left: a command that reads one fails too, and so on.
+    """
+
+    def __init__(self, page_size: int) -> None:
+        self._page_size = page_size
+        self._slots: Slots = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._slots)
+
+    def add(self, failed: Command) -> None:
+        for page, bits in failed.written_slots(self._page_size).items():
+            self._slots[page] = self._slots.get(page, 0) | bits
+
+    def admit(self, command: Command) -> bool:
+        """Whether the command, the next in order of arrival, may run: it then writes, else it poisons."""
+        if not self._slots:
+            return True
+        reads = command.read_slots(self._page_size)
+        if any(self._slots.get(page, 0) & bits for page, bits in reads.items()):
+            self.add(command)
+            return False
+        for page, bits in command.written_slots(self._page_size).items():
+            if left := self._slots.get(page, 0) & ~bits:
+                self._slots[page] = left
+            else:
+                self._slots.pop(page, None)
+        return True

@@ -1,0 +1,137 @@
+"""Host functions for a component's imports: the callbacks that wasmtime calls, made once per host.
+
+Each callback finds its guest through `running`, lifts, calls, encodes, and catches everything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from ctypes import c_void_p, memmove
+from typing import Any, cast
+
+from pieray.errors import PierayError
+from pieray.wasm import codecs, native
+from pieray.wasm.fibers import DONE, FiberGuest
+from pieray.wasm.guest import Guest, running
+from pieray.wasm.parks import Park, TicketPark
+from pieray.wasm.signatures import HANDLERS, Signature
+from pieray.wasm.threads import ThreadGuest
+
+log = logging.getLogger(__name__)
+
+#: (guest, context, address of the arguments) -> image of the result; empty where there is no result
+Plain = Callable[[Guest, int, int], bytes]
+#: the same, or what the guest has to wait for
+Blocking = Callable[[Guest, int, int], bytes | Park]
+
+
+def plain_callback(function: Plain) -> Any:
+    """A host function that completes without suspending its guest, in either executor."""
+
+    def callback(_env: int, context: int, _type: int, args: int, _nargs: int, results: int, _nresults: int) -> int:
+        guest = running.guest
+        try:
+            image = function(guest, context, args)
+            memmove(results, image, len(image))
+            return 0
+        except BaseException as error:  # noqa: BLE001 - nothing may leave a callback
+            return guest.trap(error)
+
+    return native.SyncCallback(callback)
+
+
+def blocking_callback(function: Blocking, executor: str) -> Any:
+    """A host function that may park its guest."""
+    return _fiber_callback(function) if executor == "fiber" else _thread_callback(function)
+
+
+def _fiber_callback(function: Blocking) -> Any:
+    def callback(
+        _env: int, context: int, _type: int, args: int, _nargs: int, results: int, _nresults: int,
+        error_out: int, continuation_out: int,
+    ) -> None:  # fmt: skip
+        guest = cast("FiberGuest", running.guest)
+        continuation = DONE
+        try:
+            answer = function(guest, context, args)
+            image = answer if isinstance(answer, bytes) else answer.resolve()
+            if image is not None:
+                memmove(results, image, len(image))
+            else:
+                guest.suspend(cast("Park", answer), results)
+                continuation = guest.continuation
+        except BaseException as error:  # noqa: BLE001 - nothing may leave a callback
+            c_void_p.from_address(error_out).value = guest.trap(error)
+        memmove(continuation_out, continuation, len(continuation))
+
+    return native.AsyncCallback(callback)
+
+
+def _thread_callback(function: Blocking) -> Any:
+    def call(guest: Guest, context: int, args: int) -> bytes:
+        answer = function(guest, context, args)
+        if isinstance(answer, bytes):
+            return answer
+        image = cast("ThreadGuest", guest).block(answer)
+        if image is None:
+            assert guest.error is not None
+            raise guest.error
+        return image
+
+    return plain_callback(call)
+
+
+def handler_name(interface: str, function: str) -> str:
+    """The method of Handlers behind a WIT function."""
+    return f"{interface}_{function}".replace("-", "_")
+
+
+def handler_callback(interface: str, function: str, signature: Signature, executor: str) -> Any:
+    """The callback for one function of the handler API."""
+    lift = codecs.lifter(signature.params)
+    if (interface, function) == ("tickets", "wait"):
+        return blocking_callback(_wait(lift), executor)
+    name = handler_name(interface, function)
+    encode = codecs.result_encoder(signature.ok, is_fallible=signature.is_fallible)
+    if signature.is_fallible:
+        return plain_callback(_fallible(name, lift, encode))
+    return plain_callback(
+        lambda guest, _context, args: encode(getattr(guest.handlers, name)(*lift(args, guest.message_cap)))
+    )
+
+
+def _fallible(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Plain:
+    def call(guest: Guest, _context: int, args: int) -> bytes:
+        try:
+            return encode(getattr(guest.handlers, name)(*lift(args, guest.message_cap)))
+        except PierayError as error:
+            return codecs.error_result(error)
+        except BaseException as error:
+            log.exception("handler %s of %r failed", name, guest)
+            return codecs.error_result(PierayError(f"handler {name} failed: {error!r}"))
+
+    return call
+
+
+def _wait(lift: codecs.Lifter) -> Blocking:
+    def call(guest: Guest, _context: int, args: int) -> bytes | Park:
+        try:
+            tickets, timeout_ms = lift(args, guest.message_cap)
+            guest.handlers.tickets_flush()
+        except PierayError as error:
+            return codecs.error_result(error)
+        except BaseException as error:
+            log.exception("tickets_flush of %r failed", guest)
+            return codecs.error_result(PierayError(f"tickets_flush failed: {error!r}"))
+        return TicketPark(guest.handlers, tickets, timeout_ms)
+
+    return call
+
+
+def handler_callbacks(executor: str) -> dict[str, dict[str, Any]]:
+    """interface -> function -> callback, for all of the handler API."""
+    return {
+        interface: {name: handler_callback(interface, name, s, executor) for name, s in functions.items()}
+        for interface, functions in HANDLERS.items()
+    }

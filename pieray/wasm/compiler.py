@@ -1,0 +1,122 @@
+"""Components to machine code: compiled once, in a subprocess with limits, and kept in a cache of files.
+
+A `.cwasm` is native code: it is trusted because this module wrote it, into a folder that belongs to this
+user, and never because someone sent it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pieray.errors import EngineError, InvalidRequest, QuotaExceeded
+from pieray.wasm import engine, native
+
+COMPONENT_MAGIC = b"\0asm\x0d\x00\x01\x00"
+MODULE_MAGIC = b"\0asm\x01\x00\x00\x00"
+ELF_MAGIC = b"\x7fELF"
+
+
+@dataclass(frozen=True, slots=True)
+class CompileLimits:
+    """What one compilation may use.  The Python runtime (22 MB) takes 12 s of CPU and 0.5 GB."""
+
+    memory_bytes: int = 4 << 30
+    cpu_time_s: int = 120
+    wall_time_s: float = 240.0
+
+
+def cache_folder() -> Path:
+    """$PIERAY_CACHE or ~/.cache/pieray, made if need be; EngineError if it is someone else's."""
+    folder = Path(os.environ.get("PIERAY_CACHE") or Path.home() / ".cache" / "pieray")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise EngineError(
+            f"the cache {folder} holds native code: it must belong to this user and be writable by no other"
+        )
+    return folder
+
+
+def check_magic(wasm: bytes, name: str) -> None:
+    """InvalidRequest unless `wasm` begins as a component in binary form."""
+    if wasm.startswith(COMPONENT_MAGIC):
+        return
+    if wasm.startswith(ELF_MAGIC):
+        raise InvalidRequest(f"{name} is precompiled native code; give the WebAssembly component itself")
+    if wasm.startswith(MODULE_MAGIC):
+        raise InvalidRequest(f"{name} is a core module; give a component (`wasm-tools component new`)")
+    raise InvalidRequest(f"{name} is no WebAssembly component: it begins with {wasm[:8]!r}")
+
+
+def compiled(wasm: bytes, name: str, limits: CompileLimits) -> Path:
+    """The file with the machine code of the component `wasm`, from the cache or compiled now.
+
+    Raises InvalidRequest if it is no valid component, QuotaExceeded if compiling it passes `limits`.
+    One process compiles a component; others that ask for it wait.
+    """
+    check_magic(wasm, name)
+    path = cache_folder() / f"{_key(wasm)}.cwasm"
+    if path.exists():
+        return path
+    with _locked(path.with_suffix(".lock")):
+        if not path.exists():
+            _compile(wasm, name, path, limits)
+    return path
+
+
+def _key(wasm: bytes) -> str:
+    """All that the machine code depends on."""
+    rest = f"{native.wasmtime_version()} {platform.machine()} {sys.platform} {engine.SETTINGS}"
+    return f"{hashlib.sha256(wasm).hexdigest()}-{hashlib.sha256(rest.encode()).hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(wasm: bytes, name: str, path: Path, limits: CompileLimits) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="compile-") as folder:
+        source, target = Path(folder, "component.wasm"), Path(folder, "component.cwasm")
+        source.write_bytes(wasm)
+        _run_child([str(source), str(target), str(limits.memory_bytes), str(limits.cpu_time_s)], name, limits)
+        os.replace(target, path)
+
+
+def _run_child(arguments: list[str], name: str, limits: CompileLimits) -> None:
+    command = [sys.executable, "-m", "pieray.wasm.compile_child", *arguments]
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(min(4, os.cpu_count() or 1)), "MALLOC_ARENA_MAX": "2"}
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and files
+            command,
+            env=environment,
+            capture_output=True,
+            timeout=limits.wall_time_s,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        raise QuotaExceeded(f"compiling {name} took more than {limits.wall_time_s:g} s") from None
+    if done.returncode == 0:
+        return
+    text = done.stderr.decode(errors="replace").strip()
+    if done.returncode == 3:
+        raise InvalidRequest(f"{name} is no valid component: {text}")
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise QuotaExceeded(f"compiling {name} took more than {limits.cpu_time_s} s of CPU time")
+    if "memory allocation" in text or "MemoryError" in text or "Cannot allocate memory" in text:
+        raise QuotaExceeded(f"compiling {name} took more than {limits.memory_bytes} bytes of memory")
+    raise EngineError(f"compiling {name} failed with status {done.returncode}: {text[-500:]}")

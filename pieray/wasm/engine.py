@@ -1,0 +1,48 @@
+"""The settings of wasmtime, for the process that compiles and the one that runs."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+
+import wasmtime
+
+from pieray.wasm import native
+from pieray.wasm.fibers import STACK_BYTES
+
+#: `wasmtime.Config` attributes.  Off is what no toolchain of ours needs: less to compile, less to trust.
+#: NaNs are canonical and there is no relaxed SIMD, so that a replay computes the same bits.
+SETTINGS: dict[str, bool | int] = {
+    "epoch_interruption": True,
+    "cranelift_nan_canonicalization": True,
+    "wasm_relaxed_simd": False,
+    "wasm_threads": False,
+    "wasm_memory64": False,
+    "wasm_gc": False,
+    "wasm_stack_switching": False,
+    "wasm_component_model": True,
+    "max_wasm_stack": 512 << 10,
+}
+
+
+def new_engine() -> wasmtime.Engine:
+    """An engine with SETTINGS.  Code compiled by one process of a version and platform runs in all."""
+    enable_faulthandler()
+    config = wasmtime.Config()
+    for name, value in SETTINGS.items():
+        setattr(config, name, value)
+    if not native.missing_async_symbols():
+        native.async_stack_size_set(config.ptr(), STACK_BYTES)
+    return wasmtime.Engine(config)
+
+
+def enable_faulthandler() -> None:
+    """wasmtime's traps are signals.  Were faulthandler enabled after the engine, it would take the signals
+    and the next trap of a guest would end the process; enabled before, it stays behind wasmtime."""
+    if faulthandler.is_enabled():
+        return
+    try:
+        faulthandler.enable(sys.stderr)
+    except (AttributeError, OSError, ValueError):  # no stderr, or one without a file
+        faulthandler.enable(os.open(os.devnull, os.O_WRONLY))

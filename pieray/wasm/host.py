@@ -1,0 +1,185 @@
+"""The wasm host: loads components, runs any number of guests, ends each within its limits."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import wasmtime
+from wasmtime.component import Component
+
+from pieray.config import Limits
+from pieray.errors import Cancelled, ConfigError, EngineError, InvalidRequest
+from pieray.wasm import native
+from pieray.wasm.compiler import CompileLimits, compiled
+from pieray.wasm.engine import new_engine
+from pieray.wasm.fibers import FiberExecutor
+from pieray.wasm.guest import Guest, Outcome, Task
+from pieray.wasm.handlers import Handlers
+from pieray.wasm.program import Imports, Program
+from pieray.wasm.signatures import EXPORTS
+from pieray.wasm.threads import ThreadExecutor
+from pieray.wasm.timers import Timers
+
+__all__ = ["CompileLimits", "Guest", "Handlers", "Outcome", "Program", "WasmHost"]
+
+log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 30.0
+
+
+class WasmHost:
+    """Runs guests, each in a store of its own.  One per process.
+
+    `executor`: "fiber" (many guests on `worker_threads` threads), "thread" (a thread per guest), or "auto":
+    fibers where this build of wasmtime has them.  Not usable after a fork.
+    """
+
+    #: called on the thread that ran guests when none can run any more, or after some turns
+    on_batch_end: Callable[[], None]
+
+    def __init__(
+        self, executor: str = "auto", worker_threads: int = 1, compile_limits: CompileLimits | None = None
+    ) -> None:
+        self.executor = choose_executor(executor)
+        self.on_batch_end = _nothing
+        self._compile_limits = compile_limits or CompileLimits()
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._guests: set[Guest] = set()
+        self._is_empty = threading.Event()
+        self._is_closed = False
+        self._engine = new_engine()
+        self._imports = Imports(self.executor)
+        self._timers = Timers()
+        self._executor: FiberExecutor | ThreadExecutor
+        if self.executor == "fiber":
+            self._executor = FiberExecutor(self._engine, self._timers, worker_threads, self._end_batch)
+        else:
+            self._executor = ThreadExecutor(self._engine, self._timers, self._end_batch)
+        # a daemon thread that is inside wasm when the interpreter goes away would abort the process
+        self._unregister = _close_at_exit(self)
+
+    def load(self, wasm: Path | bytes, name: str) -> Program:
+        """Check, compile (or find in the cache) and link a component.
+
+        Raises InvalidRequest for anything but a component that imports only the handler API and WASI's
+        subset and exports `run` or `run-source`; QuotaExceeded if compiling it takes too much.
+        """
+        self._check_usable()
+        content = wasm if isinstance(wasm, bytes) else wasm.read_bytes()
+        path = compiled(content, name, self._compile_limits)
+        try:
+            component = Component.deserialize_file(self._engine, str(path))
+        except wasmtime.WasmtimeError as error:  # a damaged file: compile it again, once
+            log.warning("the cached %s is damaged: %s", path, error)
+            path.unlink(missing_ok=True)
+            path = compiled(content, name, self._compile_limits)
+            component = Component.deserialize_file(self._engine, str(path))
+        return self._imports.program(self._engine, component, name)
+
+    def spawn(
+        self,
+        program: Program,
+        handlers: Handlers,
+        limits: Limits,
+        *,
+        input: str,
+        source: str | None = None,
+        filename: str = "main.py",
+        on_exit: Callable[[Outcome], None],
+        name: str = "",
+    ) -> Guest:
+        """Start a guest; returns at once.  `on_exit` is called exactly once, on a thread that runs guests.
+
+        `source` is for programs that export `run-source`, and only for them: InvalidRequest.
+        """
+        self._check_usable()
+        inputs = _inputs(program, input, source, filename)
+        task = Task(program, handlers, limits, inputs, on_exit, name)
+        with self._lock:
+            if self._is_closed:
+                raise EngineError("the wasm host is closed")
+            guest = self._executor.new_guest(task, self._forget)
+            self._guests.add(guest)
+            self._is_empty.clear()
+        guest.arm_wall_limit()
+        guest.start()
+        return guest
+
+    @property
+    def num_guests(self) -> int:
+        return len(self._guests)
+
+    def close(self) -> None:
+        """Kill all guests (Cancelled), wait for their ends and for the threads.  Idempotent."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            guests = list(self._guests)
+        self._unregister()
+        if os.getpid() != self._pid:
+            return
+        for guest in guests:
+            guest.kill(Cancelled("the wasm host was closed"))
+        if guests and not self._is_empty.wait(CLOSE_TIMEOUT_S):
+            log.error("%d guests are stuck in host functions; their threads are left behind", len(self._guests))
+            return
+        self._executor.close()
+        self._timers.close()
+
+    def _forget(self, guest: Guest) -> None:
+        with self._lock:
+            self._guests.discard(guest)
+            if not self._guests:
+                self._is_empty.set()
+
+    def _end_batch(self) -> None:
+        self.on_batch_end()
+
+    def _check_usable(self) -> None:
+        if self._is_closed:
+            raise EngineError("the wasm host is closed")
+        if os.getpid() != self._pid:
+            raise EngineError("a wasm host does not survive a fork; make one in the new process, or spawn it")
+
+
+def choose_executor(wanted: str) -> str:
+    """ "fiber" or "thread"; ConfigError for another name, EngineError if fibers are wanted and not there."""
+    if wanted not in ("auto", "fiber", "thread"):
+        raise ConfigError(f"executor is one of auto, fiber, thread; given {wanted!r}")
+    missing = native.missing_async_symbols()
+    if wanted == "fiber" and missing:
+        raise EngineError(f"executor=fiber needs {', '.join(missing)}; use executor=thread")
+    return "thread" if wanted == "thread" or missing else "fiber"
+
+
+def _inputs(program: Program, text: str, source: str | None, filename: str) -> tuple[str, ...]:
+    if EXPORTS[program.export] == 1:
+        if source is not None:
+            raise InvalidRequest(f"{program.name} is compiled: it takes no source")
+        return (text,)
+    if source is None:
+        raise InvalidRequest(f"{program.name} runs source text: give source")
+    return source, filename, text
+
+
+def _nothing() -> None:
+    pass
+
+
+def _close_at_exit(host: WasmHost) -> Callable[[], None]:
+    reference = weakref.ref(host)
+
+    def close() -> None:
+        if (alive := reference()) is not None:
+            alive.close()
+
+    atexit.register(close)
+    return lambda: atexit.unregister(close)

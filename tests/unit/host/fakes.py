@@ -1,0 +1,103 @@
+"""A device and an instance state without processes, for tests of handlers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from pieray.config import Limits
+from pieray.host.handlers import GuestHandlers
+from pieray.host.models import ModelDirectory, ModelInfo, ServedModel, TextStreams
+from pieray.host.outbox import Outbox
+from pieray.host.session import EventLog, Mailbox
+from pieray.host.state import InstanceState
+from pieray.host.tickets import TicketTable
+from pieray.messages import Completed, Failed, Forward, Message
+from pieray.models.tokenizer import Tokenizer, TokenizerSpec
+from pieray.pages.handles import PageSpace
+from pieray.pages.lineage import Lineage
+
+NUMBER = 7
+PAGE_SIZE = 4
+VOCAB = 256
+
+
+def byte_tokenizer() -> Tokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = RawTokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return Tokenizer(TokenizerSpec(raw.to_str().encode(), None, (0,), {}))
+
+
+class FakeDevice:
+    """Records what is posted; leases when told to."""
+
+    def __init__(self) -> None:
+        self.posted: list[Message] = []
+        self.leases: list[tuple[int, float]] = []
+        self.error: Exception | None = None
+
+    def post(self, messages: Sequence[Message]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.posted.extend(messages)
+
+    def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
+        if self.error is not None:
+            raise self.error
+        assert inferlet == NUMBER
+        self.leases.append((count, deadline_s))
+
+
+class Bench:
+    """One inferlet's handlers over a fake device."""
+
+    def __init__(self, limits: Limits | None = None, lease_pages: int = 4) -> None:
+        self.limits = limits or Limits()
+        self.device = FakeDevice()
+        info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 64, "float32", "cpu")
+        directory = ModelDirectory([ServedModel(info, byte_tokenizer())])
+        lineage = Lineage()
+        self.pages = PageSpace(PAGE_SIZE, self.limits.pages, lineage.forget)
+        self.tickets = TicketTable(self.limits.tickets)
+        self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0)
+        self.log = EventLog("it", self.limits)
+        self.mailbox = Mailbox(self.limits, self.tickets.resolve)
+        self.state = InstanceState("it", NUMBER, self.limits, self.tickets, self.pages, lineage, self.outbox, self.log,
+                                   self.mailbox, directory, TextStreams())  # fmt: skip
+        self.handlers = GuestHandlers(self.state)
+
+    def forwards(self) -> list[Forward]:
+        return [m for m in self.device.posted if isinstance(m, Forward)]
+
+    def answer(self, message: Message) -> None:
+        """The batcher's answer, as the device client routes it."""
+        assert isinstance(message, (Completed, Failed))
+        assert message.ticket >> 32 == NUMBER
+        from pieray.errors import error_from
+
+        result = message.value if isinstance(message, Completed) else error_from(message.code, message.message)
+        self.outbox.answered(message.ticket & 0xFFFFFFFF, result)
+
+    def complete_all(self, token: int = 65) -> None:
+        """Answer everything posted: passes with none, samples with `token`."""
+        posted, self.device.posted = self.device.posted, []
+        for message in posted:
+            assert isinstance(message, Message)
+            self.answer(Completed(message.ticket, None))  # type: ignore[attr-defined]
+            for output in getattr(message, "outputs", []):
+                self.answer(Completed(output[0], token.to_bytes(4, "little")))
+
+    def events(self) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        self.log.subscribe(0, lambda events: found.extend((e.kind, e.payload) for e in events))
+        return found
+
+
+def limits_json(bench: Bench) -> dict[str, dict[str, float]]:
+    parsed: dict[str, dict[str, float]] = json.loads(bench.handlers.runtime_limits())
+    return parsed

@@ -1,0 +1,197 @@
+"""The device client over real connections: a real LeaseService, a scripted batcher."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from pieray.errors import DeviceLost, PeerLost, PierayError
+from pieray.host.device import DeviceClient
+from pieray.messages import CancelInferlet, Completed, Forward, Message, PeerFenced
+from pieray.pages.service import LeaseService
+from pieray.transport import Connection, connect, serve
+
+TOKEN = "t" * 64
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.002)
+
+
+class ScriptedBatcher:
+    """Answers cancels when allowed, and passes with None."""
+
+    def __init__(self) -> None:
+        self.may_cancel = threading.Event()
+        self.may_cancel.set()
+        self.conns: list[Connection] = []
+
+    def on_connect(self, conn: Connection) -> None:
+        self.conns.append(conn)
+
+    def on_messages(self, conn: Connection, messages: list[Message]) -> None:
+        for message in messages:
+            if isinstance(message, CancelInferlet):
+                self.may_cancel.wait(5)
+            assert isinstance(message, (CancelInferlet, Forward))
+            conn.send([Completed(message.ticket, None)])
+
+    def on_close(self, conn: Connection, error: PeerLost) -> None: ...
+
+
+class Recorder:
+    """A tenant that records."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, object]] = []
+        self.pages: list[int] = []
+        self.failures: list[PierayError] = []
+        self.lost: list[DeviceLost] = []
+        self.spare: list[int] = []
+
+    def answered(self, answers: Sequence[tuple[int, object]]) -> None:
+        self.answers.extend(answers)
+
+    def granted(self, pages: list[int]) -> None:
+        self.pages.extend(pages)
+
+    def lease_failed(self, error: PierayError) -> None:
+        self.failures.append(error)
+
+    def device_lost(self, error: DeviceLost) -> None:
+        self.lost.append(error)
+
+    def reclaim(self) -> list[int]:
+        spare, self.spare = self.spare, []
+        return spare
+
+
+class Group:
+    """A device group of real connections."""
+
+    def __init__(self, num_pages: int) -> None:
+        self.leases = LeaseService(num_pages)
+        self.batcher = ScriptedBatcher()
+        self.doors = [
+            serve(service, peer_id=name, incarnation=1, token=TOKEN)
+            for service, name in ((self.leases, "rm"), (self.batcher, "batcher"))
+        ]
+        self.clients: list[DeviceClient] = []
+        self.losses: list[DeviceLost] = []
+
+    def client(self, peer_id: str) -> DeviceClient:
+        client = DeviceClient(
+            batcher=self.doors[1].endpoint, resource_manager=self.doors[0].endpoint, peer_id=peer_id, token=TOKEN,
+            timeout_s=5, on_lost=self.losses.append,
+        )  # fmt: skip
+        self.clients.append(client)
+        return client
+
+    def free(self) -> int:
+        free: int = self.leases.status()["free"]
+        return free
+
+    def close(self) -> None:
+        for client in self.clients:
+            client.close()
+        for door in self.doors:
+            door.close()
+        self.leases.close()
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    group = Group(num_pages=10)
+    yield group
+    group.close()
+
+
+def lease(client: DeviceClient, number: int, count: int, deadline_s: float = 5.0) -> None:
+    client.lease(number, count, deadline_s)
+    client.flush()
+
+
+def test_pages_come_back_only_when_the_batcher_has_let_go(group: Group) -> None:
+    client, tenant, ended = group.client("a"), Recorder(), threading.Event()
+    client.admit(1, tenant)
+    lease(client, 1, 4)
+    until(lambda: tenant.pages == [0, 1, 2, 3])
+    group.batcher.may_cancel.clear()
+    client.retire(1, ended.set)
+    time.sleep(0.05)
+    assert group.free() == 6
+    assert not ended.is_set()
+    group.batcher.may_cancel.set()
+    assert ended.wait(5)
+    until(lambda: group.free() == 10)
+
+
+def test_a_lease_that_waits_is_served_by_spare_pages_of_others(group: Group) -> None:
+    client, rich, poor = group.client("a"), Recorder(), Recorder()
+    client.admit(1, rich)
+    client.admit(2, poor)
+    lease(client, 1, 8)
+    until(lambda: len(rich.pages) == 8)
+    rich.spare = rich.pages[4:]
+    lease(client, 2, 5)
+    until(lambda: len(poor.pages) == 5)
+    assert group.free() == 1
+
+
+def test_a_lease_ahead_of_need_does_not_wait(group: Group) -> None:
+    client, tenant = group.client("a"), Recorder()
+    client.admit(1, tenant)
+    lease(client, 1, 9)
+    until(lambda: len(tenant.pages) == 9)
+    client.admit(2, other := Recorder())
+    lease(client, 2, 2, deadline_s=0.0)
+    until(lambda: len(other.failures) == 1)
+    assert other.failures[0].code == "out-of-pages"
+
+
+def test_a_lease_past_its_deadline_fails_and_names_the_numbers(group: Group) -> None:
+    client, tenant = group.client("a"), Recorder()
+    client.admit(1, tenant)
+    lease(client, 1, 9)
+    client.admit(2, other := Recorder())
+    lease(client, 2, 2, deadline_s=0.05)
+    until(lambda: len(other.failures) == 1)
+    assert "2 pages asked for, 1 of 10 free" in other.failures[0].message
+
+
+def test_pages_of_a_dead_actor_wait_for_the_fence(group: Group) -> None:
+    client, tenant = group.client("a"), Recorder()
+    client.admit(1, tenant)
+    lease(client, 1, 4)
+    until(lambda: len(tenant.pages) == 4)
+    fences = connect(group.doors[0].endpoint, ScriptedBatcher(), role="batcher", peer_id="batcher", token=TOKEN,
+                     timeout_s=5)  # fmt: skip
+    client.close()
+    until(lambda: group.leases.status()["quarantined"] == 4)
+    fences.send([PeerFenced("a")])
+    until(lambda: group.free() == 10)
+    fences.close()
+
+
+def test_a_dead_batcher_is_told_to_all_at_once(group: Group) -> None:
+    client, tenants = group.client("a"), [Recorder(), Recorder()]
+    for number, tenant in enumerate(tenants, 1):
+        client.admit(number, tenant)
+    until(lambda: len(group.batcher.conns) == 1)
+    group.doors[1].close()
+    until(lambda: all(len(t.lost) == 1 for t in tenants))
+    assert len(group.losses) == 1
+    with pytest.raises(DeviceLost):
+        client.post([])
+    with pytest.raises(DeviceLost):
+        client.admit(3, Recorder())
+    ended = threading.Event()
+    client.retire(1, ended.set)
+    assert ended.is_set()
+    until(lambda: group.free() == 10)

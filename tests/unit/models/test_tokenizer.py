@@ -1,0 +1,135 @@
+"""The tokenizer: round trips, streams, chat templates, and what a light process imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from pieray.errors import InvalidRequest, ModelError
+from pieray.models.tokenizer import Tokenizer, TokenizerSpec
+
+TEXT = "Hello, wörld! 你好 🙂 naïve x = [1, 2]\n"
+CHATML = """{%- if tools %}{{- "<tools>" + (tools | tojson) + "</tools>\n" }}{%- endif %}
+{%- for m in messages %}
+    {%- if m.role == 'bad' %}{{ raise_exception('no such role') }}{%- endif %}
+    {%- if m.role == 'assistant' %}{% generation %}{{- '<a>' + m.content + eos_token }}{% endgeneration %}
+    {%- else %}{{- '<u>' + m.content | trim + bos_token }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<a>' }}{%- endif %}"""
+MESSAGES = [
+    {"role": "user", "content": " hi ü "},
+    {"role": "assistant", "content": "hello"},
+    {"role": "user", "content": "bye"},
+]
+TOOLS = [
+    {"type": "function", "function": {"name": "f", "description": "ä <b>", "parameters": {"x": {"type": "integer"}}}}
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rust = RustTokenizer(models.BPE())
+    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rust.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    rust.train_from_iterator([TEXT] * 4, trainer)
+    rust.save(str(tmp_path / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": CHATML, "pad_token": None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return tmp_path
+
+
+def test_text_survives_the_round_trip(folder: Path) -> None:
+    tokenizer = Tokenizer(TokenizerSpec.from_folder(folder))
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert tokenizer.vocab_size == 288  # 256 bytes, 30 merges, 2 special tokens
+    assert tokenizer.special_ids() == {"<s>": 0, "</s>": 1}
+    assert tokenizer.encode("a</s>")[-1] == 1
+    assert tokenizer.decode([1, *tokenizer.encode("a")]) == "a"
+    assert tokenizer.decode([1], skip_special_tokens=False) == "</s>"
+
+
+def test_a_stream_holds_back_broken_characters_and_adds_up_to_the_text(folder: Path) -> None:
+    tokenizer = Tokenizer(TokenizerSpec.from_folder(folder))
+    ids = tokenizer.encode("né🙂")
+    stream = tokenizer.stream()
+    pieces = [stream.push(token) for token in ids]
+    assert "".join(pieces) + stream.finish() == "né🙂"
+    assert all("\ufffd" not in piece for piece in pieces)
+    crab = [tokenizer.token_id(char) for char in "ðŁ"]  # the first two bytes of an emoji, in the byte-level alphabet
+    stream = tokenizer.stream()
+    assert [stream.push(int(token or 0)) for token in crab] == ["", ""]
+    assert set(stream.finish()) == {"\ufffd"}
+    assert stream.finish() == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "eos"),
+    [
+        (None, None, (1,)),
+        ("config.json", {"eos_token_id": 5}, (5,)),
+        ("generation_config.json", {"eos_token_id": [7, 8]}, (7, 8)),
+    ],
+)
+def test_eos_ids_come_from_generation_config_then_config_then_the_tokenizer(
+    file: str | None, value: dict[str, Any], eos: tuple[int, ...], folder: Path
+) -> None:
+    if file:
+        (folder / file).write_text(json.dumps(value))
+    assert TokenizerSpec.from_folder(folder).eos_ids == eos
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS])
+@pytest.mark.parametrize("add_generation_prompt", [False, True])
+def test_chat_equals_transformers(tools: Any, add_generation_prompt: bool, folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>")
+    options = {"tools": tools, "add_generation_prompt": add_generation_prompt}
+    want = theirs.apply_chat_template(MESSAGES, chat_template=CHATML, tokenize=False, **options)
+    assert Tokenizer(TokenizerSpec.from_folder(folder)).render_chat(MESSAGES, **options) == want
+
+
+def test_a_template_that_refuses_says_why_and_cannot_leave_the_sandbox(folder: Path) -> None:
+    tokenizer = Tokenizer(TokenizerSpec.from_folder(folder))
+    with pytest.raises(InvalidRequest, match="no such role"):
+        tokenizer.render_chat([{"role": "bad", "content": ""}])
+    spec = TokenizerSpec.from_folder(folder)
+    hostile = TokenizerSpec(spec.json, "{{ messages.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(InvalidRequest, match="unsafe"):
+        Tokenizer(hostile).render_chat([])
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        Tokenizer(TokenizerSpec(spec.json)).render_chat([])
+
+
+def test_a_template_file_wins_and_named_ones_are_found(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert TokenizerSpec.from_folder(folder).chat_template == "d"
+    (folder / "chat_template.jinja").write_text("file")
+    assert TokenizerSpec.from_folder(folder).chat_template == "file"
+
+
+def test_errors_name_the_file(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"tokenizer\.json: no such file"):
+        TokenizerSpec.from_folder(tmp_path / "nowhere")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"tokenizer\.json: not a tokenizer"):
+        TokenizerSpec.from_folder(folder)
+
+
+def test_light_processes_need_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, pieray.models.tokenizer; print([m for m in ('torch', 'transformers', 'ray') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

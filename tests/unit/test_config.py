@@ -1,0 +1,49 @@
+"""One tree of settings: names, sources, errors."""
+
+from __future__ import annotations
+
+import pytest
+
+from pieray.config import Config, Limits, from_environment, from_mapping, load
+from pieray.errors import ConfigError
+
+
+def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIERAY_LIMITS_PAGES", "8")
+    monkeypatch.setenv("PIERAY_MODEL_DTYPE", "bfloat16")
+    monkeypatch.setenv("PIERAY_ACTOR_POOL", "3")
+    config = load({"actor_pool": 2, "model": {"num-pages": 99}})
+    assert (config.limits.pages, config.actor_pool, config.model.num_pages, config.model.dtype) == (
+        8, 2, 99, "bfloat16",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"limitz": {}}, "unknown setting limitz; did you mean limits"),
+        ({"limits": {"page": 3}}, "limits.page; did you mean limits.pages"),
+        ({"zzz": 1}, "known: actor_pool"),
+        ({"actor_pool": "many"}, "actor_pool is int; given 'many'"),
+        ({"actor_pool": 1.5}, "actor_pool is int; given 1.5"),
+        ({"actor_pool": True}, "actor_pool is int; given True"),
+        ({"actor_pool": 0}, "actor_pool is at least 1; given 0"),
+        ({"executor": "magic"}, "executor is one of auto, fiber, thread; given 'magic'"),
+        ({"limits": 3}, "limits is Limits; given 3"),
+        ({"limits": {"wall_time_s": float("nan")}}, "wall_time_s is float"),
+        ({"namespace": 3}, "namespace is str; given 3"),
+    ],
+)
+def test_a_wrong_setting_is_named(values: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        from_mapping(Config, values)
+
+
+def test_the_environment_is_read_by_name_only() -> None:
+    assert from_environment({"PIERAY_LIMITS_PAGES": "1", "PIERAY_NONSENSE": "2", "PATH": "3"}) == {
+        "limits": {"pages": "1"}
+    }
+
+
+def test_limits_are_numbers_a_client_may_send() -> None:
+    assert from_mapping(Limits, {"pages": 2.0, "wall_time_s": 1}).pages == 2

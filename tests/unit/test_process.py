@@ -1,0 +1,111 @@
+"""The client's handle: events in order, results, errors, loss, several readers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+
+import pytest
+
+from pieray.errors import DeadlineExceeded, PeerLost, QuotaExceeded
+from pieray.process import Event, Process
+
+
+class NoLink:
+    """A link that records."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.killed: list[str] = []
+
+    def send_text(self, instance_id: str, text: str, timeout_s: float) -> None:
+        self.sent.append(text)
+
+    def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
+        self.killed.append(reason)
+
+
+@pytest.fixture
+def process() -> Process:
+    return Process("it", "demo", NoLink())
+
+
+def text(number: int, value: str) -> Event:
+    return Event("text", value, number)
+
+
+def test_texts_come_in_order_and_logs_aside(process: Process) -> None:
+    process.add([text(0, "a"), Event("log", "info: hm", 1), text(2, "b"), Event("result", "[1]", 3)])
+    assert [e.text for e in process] == ["a", "b"]
+    assert [e.kind for e in process.events()] == ["text", "log", "text", "result"]
+    assert process.logs == ["info: hm"]
+    assert process.result() == [1]
+
+
+def test_events_that_come_twice_are_taken_once(process: Process) -> None:
+    process.add([text(0, "a")])
+    process.add([text(0, "a"), text(1, "b")])
+    process.add([Event("result", "null", 2)])
+    assert [e.text for e in process] == ["a", "b"]
+
+
+def test_the_inferlets_error_is_raised_as_its_class(process: Process) -> None:
+    process.add([Event("error", json.dumps({"code": "quota", "message": "pages: the limit is 3"}), 0)])
+    with pytest.raises(QuotaExceeded, match="the limit is 3"):
+        process.result()
+
+
+def test_a_result_that_does_not_come_is_a_deadline(process: Process) -> None:
+    with pytest.raises(DeadlineExceeded, match="0.01 s"):
+        process.result(timeout=0.01)
+
+
+def test_a_lost_actor_answers_everybody_who_waits(process: Process) -> None:
+    got: list[object] = []
+
+    def wait() -> None:
+        try:
+            got.append(process.result())
+        except PeerLost as error:
+            got.append(error.message)
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    process.lose(PeerLost("gone"))
+    for thread in threads:
+        thread.join(5)
+    assert got == ["gone"] * 3
+    assert list(process) == []
+
+
+def test_a_loss_after_the_end_changes_nothing(process: Process) -> None:
+    process.add([Event("result", "7", 0)])
+    process.lose(PeerLost("gone"))
+    assert process.result() == 7
+    process.kill()
+    assert process._link.killed == []  # type: ignore[attr-defined]
+
+
+def test_async_iteration_sees_what_a_thread_adds(process: Process) -> None:
+    async def read() -> list[str]:
+        return [e.text async for e in process]
+
+    async def main() -> tuple[list[str], list[str], object]:
+        def produce() -> None:
+            for i in range(50):
+                process.add([text(i, str(i))])
+            process.add([Event("result", "50", 50)])
+
+        readers = asyncio.gather(read(), read())
+        await asyncio.sleep(0.01)
+        thread = threading.Thread(target=produce)
+        thread.start()
+        first, second = await asyncio.wait_for(readers, 5)
+        thread.join()
+        return first, second, await process.wait(timeout=1)
+
+    first, second, result = asyncio.run(main())
+    assert first == second == [str(i) for i in range(50)]
+    assert result == 50

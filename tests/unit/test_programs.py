@@ -1,0 +1,44 @@
+"""From names and files to programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pieray.errors import InvalidRequest, NotFound
+from pieray.programs import COMPONENT_MAGIC, embedded_inferlets, resolve
+
+
+def test_an_embedded_inferlet_is_found_by_name() -> None:
+    found = resolve("text-completion")
+    assert found.name == "text-completion"
+    assert "async def main" in found.source
+    assert not found.component
+
+
+def test_every_embedded_inferlet_has_a_manifest_that_resolves() -> None:
+    manifests = embedded_inferlets()
+    assert "text-completion" in manifests
+    for name, manifest in manifests.items():
+        assert manifest["name"] == name
+        assert manifest["description"]
+        assert resolve(name).source or resolve(name).component
+
+
+def test_files_are_told_apart_by_what_they_are(tmp_path: Path) -> None:
+    source = tmp_path / "hello.py"
+    source.write_text("def main():\n    return 1\n")
+    assert resolve(str(source)).filename == "hello.py"
+    component = tmp_path / "hello.wasm"
+    component.write_bytes(COMPONENT_MAGIC + b"rest")
+    assert resolve(str(component)).component.endswith(b"rest")
+    core = tmp_path / "core.wasm"
+    core.write_bytes(b"\0asm\1\0\0\0")
+    with pytest.raises(InvalidRequest, match="neither Python source"):
+        resolve(str(core))
+
+
+def test_an_unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(NotFound, match="'nonsense'.*text-completion"):
+        resolve("nonsense")
