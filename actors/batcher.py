@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pieray.actors.serving import ServingActor
-from pieray.sched.core import BatcherCore
-
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.messages import Message
 from pieray.models.tokenizer import TokenizerSpec
+from pieray.sched.core import BatcherCore
 from pieray.sched.loop import StepLoop
 from pieray.transport import Connection, Endpoint, connect
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from pieray.actors.common import set_up_process
 from pieray.actors.supervisor import Supervisor
-
 from pieray.config import Config, from_mapping
 
 

@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 from pieray.actors.serving import ServingActor
-
 from pieray.errors import DeviceLost
 from pieray.host.core import ClientService, InferletHost
 from pieray.host.device import DeviceClient

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from pieray.actors.serving import ServingActor
-
 from pieray.pages.service import LeaseService
 
 

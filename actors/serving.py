@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from pieray.actors.common import TRANSPORT_GROUP, set_up_process
-from pieray.transport.ray_server import RayListener
 
+from pieray.actors.common import TRANSPORT_GROUP, set_up_process
 from pieray.config import Config, from_mapping
-from pieray.transport import Listener, Service, serve
+from pieray.transport import Service, serve
+from pieray.transport.ray_server import RayEndpointMixin, RayListener
 
 
 class ServingActor(RayEndpointMixin):

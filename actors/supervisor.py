@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+
 from pieray.actors.batcher import Batcher
 from pieray.actors.common import actor_name, actor_options
 from pieray.actors.inferlet_actor import InferletActor
 from pieray.actors.resource_manager import ResourceManager
-
 from pieray.config import Config
 from pieray.errors import EngineError, NotFound, PierayError
 from pieray.messages import Launch, decode

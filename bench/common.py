@@ -10,10 +10,8 @@ from pathlib import Path
 
 def machine() -> dict[str, object]:
     """Where and when a figure was measured."""
-    model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), platform.processor())
     return {
         "cpu": model,
         "cores": os.cpu_count(),

@@ -54,66 +54,87 @@ INLINE vec load_weights(const void *p, int64_t i, int is_bf16) {
     return (vec)(__builtin_convertvector(*(const hvec *)((const uint16_t *)p + i), uvec) << 16);
 }
 
-// y[rows, PANEL * panels) (+)= x w: `rows` and `panels` are constants at each call, the sums stay in registers.
-INLINE void tile(int rows, int panels, const float *x, int64_t x_stride, const Matrix *w, int64_t panel, float *y,
-                 int64_t y_stride, int is_added, int is_bf16) {
-    int64_t k_len = w->num_in, base = panel * k_len * PANEL;
+// The part of a product that one call of `tile` computes: columns from `column` on, weights from `data` on.
+typedef struct {
+    const float *x;
+    float *y;
+    const void *data;
+    const float *bias;
+    int64_t x_stride, y_stride, k_len, column;
+    int is_added;
+} Tile;
+
+// y[rows, PANEL * panels) (+)= x w + bias: `rows` and `panels` are constants at each call, the sums stay in registers.
+INLINE void tile(int rows, int panels, Tile t, int64_t row, int is_bf16) {
+    const float *x = t.x + row * t.x_stride;
     vec acc[6][4][2];
-    for (int t = 0; t < rows; t++)
-        for (int p = 0; p < panels; p++) acc[t][p][0] = acc[t][p][1] = (vec){};
-    for (int64_t k = 0; k < k_len; k++) {
+    for (int i = 0; i < rows; i++)
+        for (int p = 0; p < panels; p++) acc[i][p][0] = acc[i][p][1] = (vec){};
+    for (int64_t k = 0; k < t.k_len; k++) {
         for (int p = 0; p < panels; p++) {
-            int64_t at = base + (p * k_len + k) * PANEL;
-            vec first = load_weights(w->data, at, is_bf16), second = load_weights(w->data, at + LANES, is_bf16);
-            for (int t = 0; t < rows; t++) {
-                acc[t][p][0] += x[t * x_stride + k] * first;
-                acc[t][p][1] += x[t * x_stride + k] * second;
+            int64_t at = (p * t.k_len + k) * PANEL;
+            vec first = load_weights(t.data, at, is_bf16), second = load_weights(t.data, at + LANES, is_bf16);
+            for (int i = 0; i < rows; i++) {
+                acc[i][p][0] += x[i * t.x_stride + k] * first;
+                acc[i][p][1] += x[i * t.x_stride + k] * second;
             }
         }
     }
-    for (int t = 0; t < rows; t++) {
+    for (int i = 0; i < rows; i++) {
         for (int p = 0; p < 2 * panels; p++) {
-            int64_t column = panel * PANEL + p * LANES;
-            vec *target = (vec *)(y + t * y_stride + column), sum = acc[t][p / 2][p % 2];
-            if (w->bias) sum += *(const vec *)(w->bias + column);
-            *target = is_added ? *target + sum : sum;
+            int64_t column = t.column + p * LANES;
+            vec *target = (vec *)(t.y + (row + i) * t.y_stride + column), sum = acc[i][p / 2][p % 2];
+            if (t.bias) sum += *(const vec *)(t.bias + column);
+            *target = t.is_added ? *target + sum : sum;
         }
     }
 }
 
-// A panel in float32, so that many rows do not unpack the same weights again; a constant factor, the same bits.
-static void unpack_panel(const Matrix *w, int64_t panel, float *out) {
-    int64_t base = panel * w->num_in * PANEL;
-    for (int64_t i = 0; i < w->num_in * PANEL; i += LANES) *(vec *)(out + i) = load_weights(w->data, base + i, 1);
+// One panel for `num_rows` rows, in tiles of 6 and a rest of 3 to 5: shorter ones would wait for their own sums.
+INLINE void tile_rows(Tile t, int64_t num_rows, int is_bf16) {
+    int64_t row = 0;
+    for (; num_rows - row >= 9 || num_rows - row == 6; row += 6) tile(6, 1, t, row, is_bf16);
+    if (num_rows - row >= 7) { tile(4, 1, t, row, is_bf16); row += 4; }
+    switch (num_rows - row) {
+        case 5: tile(5, 1, t, row, is_bf16); break;
+        case 4: tile(4, 1, t, row, is_bf16); break;
+        case 3: tile(3, 1, t, row, is_bf16); break;
+        case 2: tile(2, 1, t, row, is_bf16); break;
+        case 1: tile(1, 1, t, row, is_bf16); break;
+    }
 }
 
-// Panels [first, last) for all rows.
-INLINE void multiply_panels(const float *x, int64_t x_stride, int64_t num_rows, const Matrix *w, int64_t first, int64_t last,
-                            float *y, int64_t y_stride, int is_added, int is_bf16) {
-#define TILE(rows, panels) tile(rows, panels, x + t * x_stride, x_stride, w, p, y + t * y_stride, y_stride, is_added, is_bf16)
-    for (int64_t p = first; p < last; p++)
-        for (int64_t t = 0; t + 6 <= num_rows; t += 6) TILE(6, 1);
-    int64_t t = num_rows / 6 * 6, p = first, left = num_rows % 6;
-    if (left == 1) for (; p + 4 <= last; p += 4) TILE(1, 4);
-    if (left == 2) for (; p + 2 <= last; p += 2) TILE(2, 2);
-    for (; p < last; p++) {
-        if (left == 1) TILE(1, 1);
-        if (left == 2) TILE(2, 1);
-        if (left == 3) TILE(3, 1);
-        if (left == 4) TILE(4, 1);
-        if (left == 5) TILE(5, 1);
+// A panel in float32, so that many rows do not unpack the same weights again; the same bits either way.
+INLINE void unpack_panel(const void *data, int64_t k_len, float *out) {
+    for (int64_t i = 0; i < k_len * PANEL; i += LANES) *(vec *)(out + i) = load_weights(data, i, 1);
+}
+
+// Panels [first, last) for all rows; `scratch` holds an unpacked panel.
+INLINE void multiply_panels(Tile t, const Matrix *w, int64_t num_rows, int64_t first, int64_t last, float *scratch, int is_bf16) {
+    for (int64_t p = first; p < last; p++) {
+        t.data = (const char *)w->data + p * t.k_len * PANEL * (is_bf16 ? 2 : 4);
+        t.column = p * PANEL;
+        if (num_rows == 1 && p + 4 <= last) { tile(1, 4, t, 0, is_bf16); p += 3; }
+        else if (num_rows == 2 && p + 2 <= last) { tile(2, 2, t, 0, is_bf16); p += 1; }
+        else if (num_rows < 8 || !is_bf16) tile_rows(t, num_rows, is_bf16);
+        else {
+            unpack_panel(t.data, t.k_len, scratch);
+            t.data = scratch;
+            tile_rows(t, num_rows, 0);
+        }
     }
-#undef TILE
 }
 
 // y [num_rows, padded(out)] (+)= x [num_rows, in] w^T + bias; called by all threads of the team.
-static void multiply(const float *x, int64_t x_stride, int64_t num_rows, const Matrix *w, float *y, int is_added, int is_bf16) {
+static void multiply(const float *x, int64_t x_stride, int64_t num_rows, const Matrix *w, float *y, int is_added, float *scratch,
+                     int is_bf16) {
     int64_t num_panels = padded(w->num_out) / PANEL;
+    Tile t = {x, y, NULL, w->bias, x_stride, padded(w->num_out), w->num_in, 0, is_added};
 #pragma omp for schedule(static)
     for (int64_t first = 0; first < num_panels; first += 4) {
         int64_t last = first + 4 < num_panels ? first + 4 : num_panels;
-        if (is_bf16) multiply_panels(x, x_stride, num_rows, w, first, last, y, padded(w->num_out), is_added, 1);
-        else multiply_panels(x, x_stride, num_rows, w, first, last, y, padded(w->num_out), is_added, 0);
+        if (is_bf16) multiply_panels(t, w, num_rows, first, last, scratch, 1);
+        else multiply_panels(t, w, num_rows, first, last, scratch, 0);
     }
 }
 
@@ -212,6 +233,15 @@ int64_t decoder_workspace(const Model *m) {
     return 3 * padded(m->hidden) + (wide > attention ? wide : attention);
 }
 
+// Floats that one thread takes: scores of attention, or an unpacked panel.
+static int64_t thread_floats(const Model *m, const Step *s) {
+    Layer shape = {NULL, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, 0, 0};
+    int64_t heads = m->num_heads * m->head_dim, most = scratch_floats(&shape, &s->ragged);
+    int64_t widths[3] = {m->hidden, m->intermediate, heads};
+    for (int i = 0; i < 3; i++) most = widths[i] * PANEL > most ? widths[i] * PANEL : most;
+    return most;
+}
+
 int64_t decoder_panel(void) { return PANEL; }
 
 // logits [num_rows, padded(vocab)] of the wanted rows; `work` is num_tokens * decoder_workspace floats.
@@ -219,13 +249,12 @@ int64_t decoder_panel(void) { return PANEL; }
 int decoder_step(const Model *m, const Step *s, float *work, float *logits, int threads) {
     int64_t tokens = s->num_tokens, stride = padded(m->hidden), heads = m->num_heads * m->head_dim;
     float *all = work, *wanted = all + tokens * stride, *normed = wanted + tokens * stride, *wide = normed + tokens * stride;
-    Layer shape = {NULL, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, 0, 0};
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *x = all, *scores = malloc(scratch_floats(&shape, &s->ragged) * sizeof(float));
+        float *x = all, *scratch = malloc(thread_floats(m, s) * sizeof(float));
         int64_t rows = tokens;
-        if (!scores) {
+        if (!scratch) {
 #pragma omp atomic write
             failed = 1;
         }
@@ -237,7 +266,7 @@ int decoder_step(const Model *m, const Step *s, float *work, float *logits, int 
             int64_t qkv_stride = padded(b->qkv.num_out);
             float *mixed = wide + tokens * qkv_stride, *gated = wide + tokens * padded(2 * m->intermediate);
             normalize_rows(x, b->attn_norm, normed, rows, m);
-            multiply(normed, stride, rows, &b->qkv, wide, 0, m->is_bf16);
+            multiply(normed, stride, rows, &b->qkv, wide, 0, scratch, m->is_bf16);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < rows; t++) place_row(wide + t * qkv_stride, m, b, s->positions[t], s->slots[t]);
             if (is_last) {  // nothing after the last keys needs the other rows
@@ -245,18 +274,18 @@ int decoder_step(const Model *m, const Step *s, float *work, float *logits, int 
                 x = wanted;
                 rows = s->num_rows;
             }
-            attend_rows(wide, m, b, s, is_last ? s->rows : NULL, rows, mixed, scores);
-            multiply(mixed, heads, rows, &b->out, x, 1, m->is_bf16);
+            attend_rows(wide, m, b, s, is_last ? s->rows : NULL, rows, mixed, scratch);
+            multiply(mixed, heads, rows, &b->out, x, 1, scratch, m->is_bf16);
             normalize_rows(x, b->mlp_norm, normed, rows, m);
-            multiply(normed, stride, rows, &b->gate_up, wide, 0, m->is_bf16);
+            multiply(normed, stride, rows, &b->gate_up, wide, 0, scratch, m->is_bf16);
             gate_rows(wide, gated, rows, m->intermediate);
-            multiply(gated, m->intermediate, rows, &b->down, x, 1, m->is_bf16);
+            multiply(gated, m->intermediate, rows, &b->down, x, 1, scratch, m->is_bf16);
         }
         if (!failed) {
             normalize_rows(x, m->norm, normed, rows, m);
-            multiply(normed, stride, rows, &m->lm_head, logits, 0, m->is_bf16);
+            multiply(normed, stride, rows, &m->lm_head, logits, 0, scratch, m->is_bf16);
         }
-        free(scores);
+        free(scratch);
     }
     return failed;
 }

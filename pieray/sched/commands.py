@@ -66,7 +66,7 @@ class ForwardCommand(Command):
     Values that depend on the model (tokens, positions, page numbers) are checked by the runner, in the step.
     """
 
-    __slots__ = ("first_written", "kv_len", "mask", "outputs", "pages", "positions", "tokens")
+    __slots__ = ("first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions", "tokens")
     is_copy = False
 
     def __init__(self, peer_id: str, message: Forward, page_size: int) -> None:
@@ -90,24 +90,25 @@ class ForwardCommand(Command):
         else:
             self.positions = np.arange(message.kv_len, end, dtype=np.uint32)
         self.mask = _checked_mask(message.mask, num_tokens, end)
+        self.num_answered = 0  # tokens whose outputs have been answered
         self.outputs = message.outputs
         for output in message.outputs:
             _check_output(output, num_tokens)
 
     def used_pages(self) -> list[int]:
-        return self.pages.tolist()
+        return _numbers(self.pages)
 
     def written_pages(self) -> list[int]:
-        return self.pages[self.first_written :].tolist()
+        return _numbers(self.pages[self.first_written :])
 
     def read_slots(self, page_size: int) -> Slots:
-        return _slots(self.pages.tolist(), 0, self.kv_len, page_size)
+        return _slots(_numbers(self.pages), 0, self.kv_len, page_size)
 
     def written_slots(self, page_size: int) -> Slots:
-        return _slots(self.pages.tolist(), self.kv_len, self.kv_len + self.num_tokens, page_size)
+        return _slots(_numbers(self.pages), self.kv_len, self.kv_len + self.num_tokens, page_size)
 
     def tickets(self) -> list[int]:
-        return [self.ticket, *(output[0] for output in self.outputs)]
+        return [self.ticket, *(output[0] for output in self.outputs if output[2] >= self.num_answered)]
 
 
 class CopyCommand(Command):
@@ -134,6 +135,11 @@ class CopyCommand(Command):
 
     def written_slots(self, page_size: int) -> Slots:  # noqa: ARG002
         return _merged((dst, offset, count) for _, _, dst, offset, count in self.copies)
+
+
+def _numbers(pages: U32) -> list[int]:
+    numbers: list[int] = pages.tolist()
+    return numbers
 
 
 def _slots(pages: list[int], start: int, end: int, page_size: int) -> Slots:

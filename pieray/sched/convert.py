@@ -1,4 +1,4 @@
-"""Between the wire and the runner: commands to forward items, values to answers.  The one file here that needs torch."""
+"""Between the wire and the runner: commands to forward items, values to answers.  Only this file needs torch."""
 
 from __future__ import annotations
 

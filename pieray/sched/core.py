@@ -26,12 +26,7 @@ Answers: TypeAlias = list[tuple[str, Message]]  # (peer_id, message)
 class Runner(Protocol):
     """What the core needs of `pieray.models.runner.ModelRunner`."""
 
-    @property
-    def pool(self) -> Any: ...
-
-    def step(
-        self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]
-    ) -> list[StepResult]: ...
+    def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]: ...
 
     def copy_tokens(self, ranges: Sequence[tuple[int, int, int, int, int]]) -> None: ...
 
@@ -44,9 +39,7 @@ class BatcherCore:
     step.  Nothing that a peer sends makes `submit` or `step` raise.
     """
 
-    def __init__(
-        self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic) -> None:
         from pieray.sched import convert  # torch: imported here, in the process that computes
 
         self._convert = convert
@@ -70,7 +63,6 @@ class BatcherCore:
         answers: Answers = []
         for message in messages:
             if isinstance(message, (Forward, CopyTokens)):
-                self._cohort.arrived((peer_id, message.inferlet), now)
                 self._enqueue(peer_id, message, now, answers)
             elif isinstance(message, CancelInferlet):
                 self._cancel(peer_id, message, answers)
@@ -84,6 +76,7 @@ class BatcherCore:
     def _enqueue(self, peer_id: str, message: Forward | CopyTokens, now: float, answers: Answers) -> None:
         command: Command
         try:
+            self._cohort.arrived((peer_id, message.inferlet), now)
             if isinstance(message, Forward):
                 command = ForwardCommand(peer_id, message, self._page_size)
             else:
@@ -118,7 +111,7 @@ class BatcherCore:
 
     def wait_s(self, now: float) -> float:
         """Seconds to wait for more commands before `step`, unless one comes first; 0: step now."""
-        if self._scheduler.num_lanes >= self._scheduler.max_batch_requests:
+        if self._scheduler.is_full:
             return 0.0
         return self._cohort.wait_s(now)
 
@@ -182,7 +175,8 @@ class BatcherCore:
             peer_id = command.peer_id
             for output, value in zip(outputs, result, strict=True):
                 answers.append((peer_id, Completed(output[0], convert.wire_value(value))))
-            if start + num_tokens == command.num_tokens:
+            command.num_answered = start + num_tokens
+            if command.num_answered == command.num_tokens:
                 answers.append((peer_id, Completed(command.ticket, None)))
                 self._scheduler.finish(command)
 
@@ -191,18 +185,20 @@ class BatcherCore:
             return []
         try:
             return self._runner.step(items, requests)
-        except Exception as error:  # noqa: BLE001 - whatever the device throws, the loop goes on
+        except Exception as error:  # whatever is thrown, the loop goes on
             log.exception("a step of %d forwards failed", len(items))
-            return [_device_error(error)] * len(items)
+            found = _device_error(error)
+        if len(items) == 1 or isinstance(found, DeviceLost):
+            return [found] * len(items)
+        return [self._computed([i], [r])[0] for i, r in zip(items, requests, strict=True)]  # find the culprit
 
     def _end_step(self, plan: StepPlan, began: float, ended: float, answers: Answers) -> None:
-        running, self._running = self._running, {}
+        self._running = {}
         self._cohort.stepped(began, ended)
-        for key in running:
-            if not self._scheduler.is_busy(key):
-                self._cohort.answered(key, ended)
+        for command in [*plan.copies, *(command for command, _, _ in plan.forwards)]:
+            if not command.is_over and not self._scheduler.is_busy(command.lane):
+                self._cohort.answered(command.lane, ended)
         for key, ticket in self._acks:
-            self._cohort.ended(key)
             answers.append((key[0], Completed(ticket, None)))
         self._acks.clear()
         counts = self._counts
@@ -233,12 +229,10 @@ class BatcherCore:
             self._counts["failed"] += 1
             answers += [(command.peer_id, _failed(ticket, error)) for ticket in command.tickets()]
 
-    def _fail_message(
-        self, peer_id: str, message: Forward | CopyTokens, error: Exception, answers: Answers
-    ) -> None:
+    def _fail_message(self, peer_id: str, message: Forward | CopyTokens, error: Exception, answers: Answers) -> None:
         known = error if isinstance(error, PierayError) else InvalidRequest(f"malformed command: {error}")
         tickets = [message.ticket]
-        if isinstance(message, Forward):
+        if isinstance(message, Forward) and isinstance(message.outputs, list):
             tickets += [output[0] for output in message.outputs if isinstance(output, list) and output]
         self._counts["failed"] += 1
         answers += [(peer_id, _failed(ticket, known)) for ticket in tickets]

@@ -23,7 +23,7 @@ class StepLoop:
         self._core = core
         self._peers: dict[str, Connection] = {}
         self._ledger: Connection | None = None
-        self._inbox: deque[tuple[str, list[Message] | None]] = deque()
+        self._inbox: deque[tuple[str, list[Message] | None, float]] = deque()  # None: the peer is gone
         self._arrived = threading.Event()
         self._is_closed = False
         self._dead: set[str] = set()
@@ -38,13 +38,13 @@ class StepLoop:
         self._peers[conn.peer_id] = conn
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
-        self._inbox.append((conn.peer_id, messages))
+        self._inbox.append((conn.peer_id, messages, time.monotonic()))
         self._arrived.set()
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
         if self._peers.get(conn.peer_id) is conn:
             del self._peers[conn.peer_id]
-        self._inbox.append((conn.peer_id, None))
+        self._inbox.append((conn.peer_id, None, time.monotonic()))
         self._arrived.set()
 
     def status(self) -> dict[str, Any]:
@@ -74,12 +74,12 @@ class StepLoop:
 
     def _drain(self) -> None:
         while self._inbox:
-            peer_id, messages = self._inbox.popleft()
+            peer_id, messages, came = self._inbox.popleft()
             if messages is None:
                 self._dead.add(peer_id)
                 self._fence()
             else:
-                self._answer(self._core.submit(peer_id, messages, time.monotonic()))
+                self._answer(self._core.submit(peer_id, messages, came))
 
     def _fence(self) -> None:
         """Tell the resource manager of dead peers whose pages no step touches any more."""

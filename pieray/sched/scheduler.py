@@ -61,11 +61,12 @@ class Scheduler:
         self._poison: dict[LaneKey, Poison] = {}
         self._next_seq = 0
         self.num_queued = 0  # commands not fully scheduled
+        self._num_queued_tokens = 0
 
     @property
-    def num_lanes(self) -> int:
-        """Inferlets with unfinished commands."""
-        return len(self._lanes)
+    def is_full(self) -> bool:
+        """Whether more commands could not make the next step any fuller, as far as can be told at once."""
+        return len(self._lanes) >= self.max_batch_requests or self._num_queued_tokens >= self.max_batch_tokens
 
     def is_busy(self, lane: LaneKey) -> bool:
         """Whether the inferlet has unfinished commands."""
@@ -96,6 +97,7 @@ class Scheduler:
         else:
             queue.append(command)
         self.num_queued += 1
+        self._num_queued_tokens += command.num_tokens
         return True
 
     # --- out -------------------------------------------------------------------------------------
@@ -174,7 +176,9 @@ class Scheduler:
             lane = self._lanes.pop(key, None)
             if lane is not None:
                 dropped += lane.unfinished.values()
-                self.num_queued -= sum(map(len, lane.queues.values()))
+                for queue in lane.queues.values():
+                    for command in queue:
+                        self._uncount(command)
         for command in dropped:
             command.is_over = True
         return dropped
@@ -194,6 +198,7 @@ class Scheduler:
             plan.forwards.append((command, command.num_done, num_tokens))
             plan.num_tokens += num_tokens
             command.num_done += num_tokens
+            self._num_queued_tokens -= num_tokens
 
     def _advance(self, lane: _Lane, command: Command, heap: list[_Candidate], now: float) -> None:
         """The command is fully scheduled: the next of its queue may join the step."""
@@ -224,6 +229,10 @@ class Scheduler:
         queue = lane.queues.get(command.queue)
         if queue is not None and command in queue:
             queue.remove(command)
-            self.num_queued -= 1
+            self._uncount(command)
             if not queue:
                 del lane.queues[command.queue]
+
+    def _uncount(self, command: Command) -> None:
+        self.num_queued -= 1
+        self._num_queued_tokens -= command.num_tokens - command.num_done

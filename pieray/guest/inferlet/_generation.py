@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _host
 from . import model as models
 from ._host import Err
-from ._loop import wait_ticket
+from ._loop import wait_ticket, wait_tickets
 from ._stops import StopMatcher
 from .errors import InvalidRequest, error_of
 from .runtime import random_u64
@@ -66,6 +66,7 @@ class Generation:
         self._sampler = sampler
         self._rules = rules
         self._with_logprobs = logprobs
+        self._matcher = StopMatcher(rules.strings)
         self._parts: list[str] = []
         self._iterator: AsyncIterator[Token] | None = None
         self.tokens: list[int] = []
@@ -73,7 +74,7 @@ class Generation:
         self.logprobs: list[float] = []
         """Log-probability of each id in `tokens`, if asked for."""
         self.finish_reason = ""
-        """"stop" (a stop token or string), "length" (max_tokens or the model's context), "" while it runs."""
+        """"stop" (a stop token or string), "length" (max_tokens or the model's context), "" until it ends."""
         self.stopped_by: str | int | None = None
         """The stop string or stop token that ended it."""
 
@@ -84,6 +85,7 @@ class Generation:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens so far, without the stop token."""
         return len(self.tokens)
 
     def __aiter__(self) -> AsyncIterator[Token]:
@@ -100,40 +102,81 @@ class Generation:
         return self.text
 
     async def _run(self) -> AsyncIterator[Token]:
-        """Forward, sample, wait, take: all that a token costs is in this loop."""
-        context, sequence, rules = self._context, self._context.sequence, self._rules
-        chain, num_left = self._chain(), context.room_for(rules.max_tokens)
-        forward, wait, take = sequence.forward, wait_ticket, _host.tickets.take_tokens
-        sample, push = _host.forward.sample, _host.model.stream_push
-        stop_tokens, matcher, handle, spread = rules.tokens, StopMatcher(rules.strings), 0, 0
+        """Forward, sample, wait, take: what a token costs is in this loop."""
+        context, sequence = self._context, self._context.sequence
+        chain, num_left = self._chain(), context.room_for(self._rules.max_tokens)
+        sample, take = _host.forward.sample, _host.tickets.take_tokens
+        handle, logprob = 0, None
         stream = models.TextStream(model=context.model)
         try:
             while num_left:
                 num_left -= 1
                 pending = context.pending()
-                handle, row = forward(pending, num_left), len(pending) - 1
-                ticket = sample(handle, row, *chain)
+                handle = sequence.forward(pending, num_left)
+                ticket = sample(handle, len(pending) - 1, *chain)
                 if self._with_logprobs:
-                    spread = _host.forward.distribution(handle, row, self._num_top)
-                await wait(ticket)
-                token = take(ticket)[0]
-                sequence.commit(row + 1)
-                logprob = await self._logprob(token, spread) if spread else None
+                    token, logprob = await self._take_scored(ticket, handle, len(pending) - 1)
+                else:
+                    await wait_ticket(ticket)
+                    token = take(ticket)[0]
+                    sequence.commit(len(pending))
                 context.extend(token)
-                if token in stop_tokens:
-                    self._finish("stop", token)
-                    if held := matcher.flush():
-                        yield self._emit(held, token, logprob)
-                    return
-                text = push(stream.handle, [token])
-                if rules.strings:
-                    text = self._match(matcher, text, is_last=not num_left)
-                yield self._emit(text, token, logprob)
+                text = self._accept(token, logprob, stream)
+                if text is not None:
+                    if not num_left:
+                        text = self._end(text)
+                    yield Token(text, token, logprob)
                 if self.finish_reason:
                     return
-            self._finish("length")
+            self.finish_reason = "length"
         except Err as err:
             raise error_of(err) from None
         finally:
             sequence.abandon(handle)
             stream.close()
+
+    def _chain(self) -> tuple[float, int, float, float, int]:
+        """The sampler as the handler takes it."""
+        sampler = self._sampler
+        seed = sampler.seed
+        if seed is None:
+            seed = random_u64() if sampler.temperature else 0
+        return float(sampler.temperature), sampler.top_k, float(sampler.top_p), float(sampler.min_p), seed
+
+    def _accept(self, token: int, logprob: float | None, stream: models.TextStream) -> str | None:
+        """Take `token` in; the text that goes out, or None if the token ended it and leaves none."""
+        rules = self._rules
+        if token in rules.tokens:
+            self.finish_reason, self.stopped_by = "stop", token
+            held = self._matcher.flush()
+            self._parts.append(held)
+            return held or None
+        self.tokens.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        text: str = _host.model.stream_push(stream.handle, [token])
+        if rules.strings:
+            text, self.stopped_by = self._matcher.push(text)
+            if self.stopped_by is not None:
+                self.finish_reason = "stop"
+        self._parts.append(text)
+        return text
+
+    def _end(self, text: str) -> str:
+        """The last token's text, with what was held back in case a stop string came."""
+        held = self._matcher.flush()
+        self._parts.append(held)
+        self.finish_reason = self.finish_reason or "length"
+        return text + held
+
+    async def _take_scored(self, ticket: int, handle: int, row: int) -> tuple[int, float]:
+        """The sampled token and its log-probability, looked up among the most probable or scored by itself."""
+        context = self._context
+        spread = _host.forward.distribution(handle, row, TOP_TOKENS)
+        await wait_tickets([ticket, spread])
+        token = _host.tickets.take_tokens(ticket)[0]
+        probable = dict(zip(*_host.tickets.take_distribution(spread), strict=True))
+        context.sequence.commit(row + 1)
+        if probability := probable.get(token):
+            return token, math.log(probability)
+        return token, (await context.logprobs([token]))[0]

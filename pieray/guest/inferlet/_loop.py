@@ -17,7 +17,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from . import _host, _report
-from ._host import tickets as host_tickets
 from .errors import error_of
 
 
@@ -200,7 +199,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
                 raise Deadlock(_report.describe_deadlock(asyncio.all_tasks(self)))
             return
         try:
-            done = host_tickets.wait(list(waiting), min(timeout_ms, 2**31 - 1))
+            done = _host.tickets.wait(list(waiting), min(timeout_ms, 2**31 - 1))
         except _host.Err as err:
             raise error_of(err) from None
         for ticket in done:
@@ -234,14 +233,19 @@ class _Running:
         sys.set_asyncgen_hooks(*self._hooks)
 
 
+def _is_alone(loop: Any) -> bool:
+    """Nothing but the running coroutine can go on: it may block in the host in place of the loop."""
+    return not isinstance(loop, TicketLoop) or not (loop._ready or loop._tickets or loop._timers)
+
+
 async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
-    """Return once `ticket` has a result.  If cancelled meanwhile, the ticket is forgotten unless `keep`."""
-    loop = events._get_running_loop()
-    if not isinstance(loop, TicketLoop) or not (loop._ready or loop._tickets or loop._timers):
-        try:
-            host_tickets.wait([ticket], -1)  # nothing else can run: no need to go through the loop
-        except _host.Err as err:
-            raise error_of(err) from None
+    """Return once `ticket` has a result.  If cancelled meanwhile, the ticket is forgotten unless `keep`.
+
+    Raises what the bindings raise, `Err`, or `Error`.
+    """
+    loop: Any = events._get_running_loop()
+    if _is_alone(loop):
+        _host.tickets.wait([ticket], -1)
         return
     future = loop._tickets[ticket] = asyncio.Future(loop=loop)
     try:
@@ -249,7 +253,27 @@ async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
     except asyncio.CancelledError:
         loop._tickets.pop(ticket, None)
         if not keep:
-            host_tickets.cancel([ticket])
+            _host.tickets.cancel([ticket])
+        raise
+
+
+async def wait_tickets(tickets: list[int]) -> None:
+    """Return once all of `tickets` have a result.  If cancelled meanwhile, all are forgotten."""
+    waiting = tickets
+    if _is_alone(events._get_running_loop()):
+        while waiting:
+            done = set(_host.tickets.wait(waiting, -1))
+            waiting = [ticket for ticket in waiting if ticket not in done]
+        return
+    loop: Any = events._get_running_loop()
+    futures = [loop._tickets.setdefault(ticket, asyncio.Future(loop=loop)) for ticket in tickets]
+    try:
+        for future in futures:
+            await future
+    except asyncio.CancelledError:
+        for ticket in tickets:
+            loop._tickets.pop(ticket, None)
+        _host.tickets.cancel(tickets)
         raise
 
 

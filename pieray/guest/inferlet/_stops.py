@@ -12,16 +12,17 @@ class StopMatcher:
         self._stops = tuple(stops)
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """The text that may go out now, and whether a stop string was met (the text before it goes out)."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """The text that may go out now, and the stop string met, if one was: the text ends before it."""
         buffer = self._held + text
-        found = [place for place in map(buffer.find, self._stops) if place >= 0]
+        found = [(buffer.find(stop), stop) for stop in self._stops if stop in buffer]
         if found:
             self._held = ""
-            return buffer[: min(found)], True
-        keep = max(_overlap(buffer, stop) for stop in self._stops)
-        self._held = buffer[len(buffer) - keep :]
-        return buffer[: len(buffer) - keep], False
+            place, stop = min(found)
+            return buffer[:place], stop
+        cut = len(buffer) - max((_overlap(buffer, stop) for stop in self._stops), default=0)
+        self._held = buffer[cut:]
+        return buffer[:cut], None
 
     def flush(self) -> str:
         """What is held back, once no more text comes."""

@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from . import _host, tickets
+from . import _host
 from . import model as models
 from ._chat import Chat
-from ._generation import Generation, stop_rules
-from ._loop import wait_ticket
+from ._generation import Generation, rules_of
+from ._loop import wait_ticket, wait_tickets
 from ._sequence import KvSequence
 from .errors import InvalidRequest, raises
 from .sampler import Sampler, sampler_of
 
 #: Rows scored in one pass, so that a long continuation stays within the limit of tickets.
-SCORE_CHUNK = 256
+SCORE_ROWS = 256
 
 
 class Context:
     """Text that a model reads and continues.
 
-    What is appended waits until it is needed or `flush`ed; the last token always waits, since the next token
-    is sampled from its row.  `fork` shares the KV so far, copy-on-write.  Close it, use it as an asynchronous
+    What is appended waits until it is needed or `flush`ed; the last token always waits, for the next one is
+    sampled from its row.  `fork` shares the KV so far, copy-on-write.  Close it, use it as an asynchronous
     context manager, or let it go: its pages are given back.
     """
 
     def __init__(self, text: str | Sequence[int] = "", *, model: str = "") -> None:
         self.model = model
+        self.sequence = KvSequence(model)
         self._tokens: list[int] = []
-        self._sequence = KvSequence(model)
         self._marks: list[tuple[int, Chat]] = []
         if len(text):
             self.append(text)
@@ -40,17 +38,16 @@ class Context:
 
     def append(self, text: str | Sequence[int]) -> Context:
         """Add text, or tokens, at the end."""
-        self._sequence.check_open()
+        self.sequence.check_open()
         self._tokens += models.tokenize(text, self.model) if isinstance(text, str) else text
         return self
 
     def chat(self, role: str, content: str) -> Context:
         """Add a message, as the model's chat template writes it; an open reply is closed first."""
-        chat, ended_by = self._chat, ""
-        if chat.is_open and self._tokens and self._tokens[-1] in stop_tokens_of(self.model):
+        ended_by = ""
+        if self._chat.is_open and self._tokens and self._tokens[-1] in models.stop_tokens(self.model):
             ended_by = models.detokenize(self._tokens[-1:], model=self.model)
-        text, chat = chat.add({"role": role, "content": content}, self.model, ended_by)
-        return self._mark(text, chat)
+        return self._mark(*self._chat.add({"role": role, "content": content}, self.model, ended_by))
 
     def system(self, content: str) -> Context:
         """Add a system message."""
@@ -65,39 +62,162 @@ class Context:
         return self.chat("assistant", content)
 
     def cue(self) -> Context:
-        """Begin the assistant's turn now, so that `append` can begin its reply; `generate` does it by itself."""
-        chat = self._chat
-        return self if chat.is_open else self._mark(*chat.open(self.model))
+        """Begin the assistant's turn now, so that `append` can begin the reply; `generate` does it by itself."""
+        return self if self._chat.is_open else self._mark(*self._chat.open(self.model))
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens, and the messages that end within them."""
-        self._sequence.check_open()
+        self.sequence.check_open()
         if not 0 <= length <= len(self._tokens):
             raise InvalidRequest(f"truncate keeps from 0 to {len(self._tokens)} tokens; given {length}")
         del self._tokens[length:]
-        self._sequence.truncate(length)
+        self.sequence.truncate(length)
         while self._marks and self._marks[-1][0] > length:
             self._marks.pop()
 
     @property
     def tokens(self) -> list[int]:
-        """All tokens, those sampled included."""
+        """All tokens, the sampled ones included."""
         return list(self._tokens)
 
     @property
     def position(self) -> int:
-        """Number of tokens."""
+        """Number of tokens: where the next one goes."""
         return len(self._tokens)
-
-    __len__ = position.fget  # type: ignore[assignment]
 
     @property
     def text(self) -> str:
         """All of it, special tokens included."""
         return models.detokenize(self._tokens, model=self.model)
 
-    # -- KV
+    @property
+    def _chat(self) -> Chat:
+        return self._marks[-1][1] if self._marks else Chat()
 
-    @raises_async
+    def _mark(self, text: str, chat: Chat) -> Context:
+        self.append(text)
+        self._marks.append((len(self._tokens), chat))
+        return self
+
+    # -- life
+
+    def fork(self) -> Context:
+        """A context with the same content, sharing the KV that is there.  Flush first: what waits is run by each."""
+        other = Context(model=self.model)
+        other.sequence = self.sequence.fork()
+        other._tokens = list(self._tokens)
+        other._marks = list(self._marks)
+        return other
+
+    def close(self) -> None:
+        """Give the pages back; a second time does nothing."""
+        self.sequence.close()
+
+    async def __aenter__(self) -> Context:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    # -- computing
+
+    def generate(
+        self,
+        max_tokens: int = 256,
+        *,
+        sampler: Sampler | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str | int] = (),
+        stop_tokens: Iterable[int] | None = None,
+        logprobs: bool = False,
+    ) -> Generation:
+        """Continue the text: iterate for tokens, or await for the text.
+
+        Greedy, unless a sampler or one of its numbers is given.  `stop`: strings, which do not go out, and token
+        ids; `stop_tokens` replaces the model's own.  Every sampled token, a stop included, stays in the context.
+        """
+        self.sequence.check_open()
+        if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):
+            self.cue()
+        rules = rules_of(max_tokens, stop, stop_tokens, self.model)
+        chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed)
+        return Generation(self, chosen, rules, logprobs=logprobs)
+
+    async def generate_text(self, max_tokens: int = 256, **options: Any) -> str:
+        """The text of `generate` with the same arguments."""
+        return await self.generate(max_tokens, **options)
+
     async def flush(self) -> None:
-        """Run what waits, but for the last token: afterwards forks share its KV."""
+        """Run what waits, but for the last token."""
+        waiting = self._tokens[self.sequence.kv_len : -1]
+        if waiting:
+            await self.sequence.prefill(waiting)
+
+    @raises
+    async def distribution(self, k: int = 10) -> list[tuple[int, float]]:
+        """The `k` most probable next tokens with their probabilities, by falling probability."""
+        pending = self.pending()
+        handle = self.sequence.forward(pending)
+        try:
+            ticket = _host.forward.distribution(handle, len(pending) - 1, k)
+            await wait_ticket(ticket)
+            tokens, probabilities = _host.tickets.take_distribution(ticket)
+            self.sequence.commit(len(pending))
+        finally:
+            self.sequence.abandon(handle)
+        return list(zip(tokens, probabilities, strict=True))
+
+    @raises
+    async def logprobs(self, continuation: str | Sequence[int]) -> list[float]:
+        """Log-probability of each token of `continuation` after this context, which stays as it is."""
+        is_text = isinstance(continuation, str)
+        targets = models.tokenize(continuation, self.model) if is_text else list(continuation)
+        await self.flush()
+        line, scores, length = self.pending() + targets[:-1], [], len(self._tokens)
+        try:
+            for start in range(0, len(targets), SCORE_ROWS):
+                end = start + SCORE_ROWS
+                scores += await self._score(line[start:end], targets[start:end])
+        finally:
+            self.sequence.truncate(length)
+        return scores
+
+    async def _score(self, line: list[int], targets: list[int]) -> list[float]:
+        """Run `line`; the log-probability of targets[i] after row i."""
+        sequence = self.sequence
+        handle = sequence.forward(line)
+        try:
+            asked = [_host.forward.logprobs(handle, row, [target]) for row, target in enumerate(targets)]
+            await wait_tickets(asked)
+            scores = [float(_host.tickets.take_floats(ticket)[0]) for ticket in asked]
+            sequence.commit(len(line))
+        finally:
+            sequence.abandon(handle)
+        return scores
+
+    # -- for generations
+
+    def pending(self) -> list[int]:
+        """The tokens whose KV is not there yet: at least one, so that there is a row to sample from."""
+        sequence = self.sequence
+        if sequence.kv_len >= len(self._tokens):
+            if not self._tokens:
+                raise InvalidRequest("the context is empty: append something first")
+            sequence.kv_len = len(self._tokens) - 1
+        return self._tokens[sequence.kv_len :]
+
+    def extend(self, token: int) -> None:
+        """Take a sampled token in."""
+        self._tokens.append(token)
+
+    def room_for(self, max_tokens: int) -> int:
+        """How many of `max_tokens` the model's context still has room for."""
+        most = models.info(self.model).get("max_context", 0)
+        length = len(self._tokens)
+        if most and length > most:
+            raise InvalidRequest(f"the model's context is {most} tokens; this one has {length}")
+        return min(max_tokens, most - length) if most else max_tokens

@@ -7,6 +7,7 @@ static volatile uint32_t sink;
 
 __attribute__((noinline)) static uint32_t recurse(uint32_t n) {
   volatile uint32_t here[8] = {n};
+  if (n == UINT32_MAX) return here[0];
   return recurse(n + 1) + here[n & 7];
 }
 

@@ -1,0 +1,72 @@
+"""The SDK of Python inferlets.
+
+    from inferlet import Context, session
+
+    async def main(prompt: str, max_tokens: int = 64):
+        async with Context(prompt) as ctx:
+            async for token in ctx.generate(max_tokens):
+                session.send(token.text)
+            return ctx.text
+
+The modules `queue`, `kv`, `forward`, `model`, `session`, `runtime` and `tickets` are the handlers; `Context` and
+its `generate` are written on them.
+"""
+
+from __future__ import annotations
+
+from . import forward, kv, log, model, queue, runtime, session, tickets
+from ._generation import Generation, Token
+from ._loop import Deadlock
+from .context import Context
+from .errors import (
+    BadHandle,
+    Cancelled,
+    Deadline,
+    DeadlineExceeded,
+    Denied,
+    DeviceLost,
+    Error,
+    Evicted,
+    InvalidRequest,
+    NotFound,
+    OutOfPages,
+    Pending,
+    Quota,
+    QuotaExceeded,
+    Unsupported,
+    WrongType,
+)
+from .sampler import Sampler, greedy
+
+__all__ = [
+    "BadHandle",
+    "Cancelled",
+    "Context",
+    "Deadline",
+    "DeadlineExceeded",
+    "Deadlock",
+    "Denied",
+    "DeviceLost",
+    "Error",
+    "Evicted",
+    "Generation",
+    "InvalidRequest",
+    "NotFound",
+    "OutOfPages",
+    "Pending",
+    "Quota",
+    "QuotaExceeded",
+    "Sampler",
+    "Token",
+    "Unsupported",
+    "WrongType",
+    "forward",
+    "greedy",
+    "kv",
+    "log",
+    "model",
+    "queue",
+    "runtime",
+    "session",
+    "tickets",
+]
