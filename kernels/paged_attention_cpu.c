@@ -105,19 +105,29 @@ INLINE void hide_masked(const Span *s, int64_t group, float *scores, int64_t str
     }
 }
 
+INLINE v8 max8(v8 a, v8 b) {
+    i8 is_a = a > b;
+    return (v8)(((i8)a & is_a) | ((i8)b & ~is_a));
+}
+
 // Turns scores[low, high) into weights that add up to 1; to all 0 if every slot is hidden.
 INLINE void softmax(float *scores, int64_t low, int64_t high) {
-    float top = -INFINITY, total = 0;
-    for (int64_t i = low; i < high; i++) top = scores[i] > top ? scores[i] : top;
+    int64_t first = low / 8 * 8, last = (high + 7) / 8 * 8;
+    for (int64_t i = first; i < low; i++) scores[i] = -INFINITY;
+    for (int64_t i = high; i < last; i++) scores[i] = -INFINITY;
+    v8 tops = (v8){} - INFINITY, totals = {};
+    for (int64_t i = first; i < last; i += 8) tops = max8(*(v8u *)(scores + i), tops);
+    float top = -INFINITY;
+    for (int j = 0; j < 8; j++) top = tops[j] > top ? tops[j] : top;
     if (top == -INFINITY) top = 0;
-    for (int64_t i = low / 8 * 8; i < high; i += 8) {
+    for (int64_t i = first; i < last; i += 8) {
         v8 x = exp8(*(v8u *)(scores + i) - top);
-        for (int j = 0; j < 8; j++) x[j] = i + j >= low && i + j < high ? x[j] : 0;
         *(v8u *)(scores + i) = x;
-        total += sum_lanes(x);
+        totals += x;
     }
+    float total = sum_lanes(totals);
     if (total == 0) return;
-    for (int64_t i = low; i < high; i++) scores[i] /= total;
+    for (int64_t i = first; i < last; i += 8) *(v8u *)(scores + i) *= 1 / total;
 }
 
 // out[column, column + 8 * blocks) = sum of weight * value over the slots; a weight of 0 hides even a NaN.

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from pieray.errors import InvalidRequest, ModelError, PierayError
-from pieray.models import sampler
-from pieray.models.batch import ForwardItem, build_batch, validate_item
+from pieray.models import batch, sampler
+from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
@@ -117,9 +117,12 @@ class ModelRunner:
         """
         results: list[StepResult] = [[] for _ in items]
         good = []
+        are_valid = batch.are_valid(items, self.config, self.pool)
         for index, (item, wanted) in enumerate(zip(items, outputs, strict=True)):
             try:
                 self._prepare(item, wanted)
+                if not are_valid:
+                    batch.validate_item(item, self.config, self.pool)
                 good.append(index)
             except InvalidRequest as error:
                 results[index] = error
@@ -149,13 +152,13 @@ class ModelRunner:
             elif isinstance(request, Distribution) and request.k < 0:
                 raise InvalidRequest(f"k is {request.k}; it must be 0 (all) or more")
         item.rows = sorted({request.row % num_tokens for request in wanted})
-        validate_item(item, self.config, self.pool)
 
     def _compute(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]:
         if not items:
             return []
         try:
-            logits = self.decoder.forward(build_batch(items, self.pool.page_size, self.decoder.device), self.pool)
+            ragged = batch.build_batch(items, self.pool.page_size, self.decoder.device)
+            logits = self.decoder.forward(ragged, self.pool)
             return _Answers(items, outputs, logits, self.default_seed).collect()
         except (RuntimeError, MemoryError) as error:
             if len(items) == 1:
@@ -205,10 +208,11 @@ class _Answers:
         """Items with a row that is not finite; such rows are zeroed, so that no sampler trips over them."""
         if not len(self.logits):
             return {}
-        is_bad = ~self.logits.amax(-1).isfinite()
-        rows = is_bad.nonzero()[:, 0].tolist()
-        if rows:
-            self.logits = self.logits.masked_fill(is_bad[:, None], 0)
+        is_finite = self.logits.amax(-1).isfinite()
+        if bool(is_finite.all()):
+            return {}
+        rows = (~is_finite).nonzero()[:, 0].tolist()
+        self.logits = self.logits.masked_fill(~is_finite[:, None], 0)
         return {self.owner[row]: ModelError("the logits of this item are not finite") for row in rows}
 
     def _sample(self, logits: torch.Tensor, group: Sequence[Sample]) -> list[int]:

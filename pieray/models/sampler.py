@@ -35,6 +35,8 @@ class SamplingParams:
 
     def check(self) -> None:
         """Raise InvalidRequest that names the field, its range and the value given."""
+        if 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 <= self.top_p <= 1 and 0 <= self.min_p <= 1:
+            return
         _check("temperature", self.temperature, 0.0, math.inf)
         _check("top_k", self.top_k, 0, math.inf)
         _check("top_p", self.top_p, 0.0, 1.0)

@@ -134,7 +134,7 @@ class PageLedger:
             )
         for page in pages:
             del held[page]
-        if not held:
+        if pages and not held:
             self._forget(holder)
         return self._drop_refs(pages)
 

@@ -227,4 +227,8 @@ def _own_name() -> tuple[str, str]:
     name = context.get_actor_name()
     if not name:
         raise ConfigError("an actor that listens by Ray calls needs a name: its peers find it by that")
-    return name, context.namespace
+    namespaces = [a["namespace"] for a in ray.util.list_named_actors(all_namespaces=True) if a["name"] == name]
+    for namespace in namespaces:  # the context knows the namespace of the job, which may be another
+        if len(namespaces) == 1 or ray.get_actor(name, namespace)._actor_id.hex() == context.get_actor_id():
+            return name, namespace
+    raise ConfigError(f"actor {name!r} is not among the named actors of its cluster")

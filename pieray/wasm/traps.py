@@ -7,7 +7,7 @@ import re
 from pieray.config import Limits
 from pieray.errors import GuestFailed, GuestTrapped, PierayError, QuotaExceeded
 
-_FRAME = re.compile(r"^\s*\d+:\s+0x[0-9a-f]+ - (\S+)", re.MULTILINE)
+_FRAME = re.compile(r"^\s*\d+:\s+0x[0-9a-f]+ - (?:\S+?!)?(?!<)(\S+)$", re.MULTILINE)
 _NUMBERED = re.compile(r"^\s*\d+:\s+")
 #: what C runtimes and CPython say on stderr when an allocation was refused, before they abort
 _OUT_OF_MEMORY = re.compile(rb"MemoryError|[Oo]ut of memory|memory allocation of \d+ bytes failed")
@@ -20,7 +20,7 @@ def trap_error(text: str, limits: Limits, stderr_tail: bytes = b"") -> PierayErr
         return QuotaExceeded(f"message_bytes is {limits.message_bytes}; a guest handed over far more ({reason})")
     if "exceeds memory limits" in reason or _OUT_OF_MEMORY.search(stderr_tail):
         return QuotaExceeded(f"memory_bytes is {limits.memory_bytes}; {reason}")
-    frames = [name.rsplit("!", 1)[-1] for name in _FRAME.findall(text)[:3]]
+    frames = _FRAME.findall(text)[:3]
     return GuestTrapped(reason + (f" (in {' < '.join(frames)})" if frames else ""))
 
 

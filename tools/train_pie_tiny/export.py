@@ -39,9 +39,12 @@ def llama_weights(model: Decoder) -> dict[str, torch.Tensor]:
     shape = model.shape
     keys = shape.num_key_value_heads * shape.head_dim
     queries = shape.num_attention_heads * shape.head_dim
-    weights = {"model.embed_tokens.weight": model.embedding, "model.norm.weight": model.final_norm}
+    weights: dict[str, torch.Tensor] = {
+        "model.embed_tokens.weight": model.embedding,
+        "model.norm.weight": model.final_norm,
+    }
     for index, layer in enumerate(model.decoder_layers()):
-        query, key, value = layer.qkv.split([queries, keys, keys])
+        query, key, value = torch.split(layer.qkv, [queries, keys, keys])
         gate, up = layer.gate_up.chunk(2)
         parts = {
             "input_layernorm": layer.attention_norm,

@@ -1,4 +1,7 @@
-"""What one training document is: the weights of the tasks, turns, and the recall curriculum."""
+"""What one training document is: the weights of the tasks, turns, and the curriculum.
+
+The tasks that are learnt late (copying, recall, sums at once) weigh more after `FIRST_STEPS`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from tools.train_pie_tiny import tasks
 from tools.train_pie_tiny.tasks import SCORED, Item, Task
 from tools.train_pie_tiny.words import RECALL_KEYS
 
-WEIGHTS: dict[str, float] = {
+FIRST_WEIGHTS: dict[str, float] = {
     "add2": 1.0,
     "add3": 1.4,
     "compare": 1.2,
@@ -26,6 +29,18 @@ WEIGHTS: dict[str, float] = {
     "add3_direct": 0.5,
     "greet": 0.1,
 }
+LATER_WEIGHTS = FIRST_WEIGHTS | {
+    "add2": 0.7,
+    "react": 0.4,
+    "extract": 1.2,
+    "repeat": 2.0,
+    "sort": 1.4,
+    "merge": 1.4,
+    "recall": 1.4,
+    "plain_add": 7.0,
+    "add2_direct": 1.0,
+}
+FIRST_STEPS = 700
 SHORT_CHATS = ("add2", "compare", "react", "extract", "repeat", "sort", "tool_call")
 MAKERS: dict[str, Task] = SCORED | tasks.BONUS | {"greet": tasks.greet}
 SYSTEM_SHARE = 0.1
@@ -50,7 +65,8 @@ def recall_document(rng: Random, step: int) -> Item:
 
 def document(rng: Random, step: int) -> Item:
     """One document of training step `step`."""
-    task = rng.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()))[0]
+    weights = FIRST_WEIGHTS if step < FIRST_STEPS else LATER_WEIGHTS
+    task = rng.choices(tuple(weights), tuple(weights.values()))[0]
     if task == "recall":
         return recall_document(rng, step)
     item = MAKERS[task](rng, is_held=False)

@@ -20,6 +20,10 @@ from . import _host, _report
 from .errors import error_of
 
 
+#: Rounds of callbacks after which tickets are polled although there is always something to run.
+MAX_ROUNDS = 16
+
+
 class Deadlock(RuntimeError):
     """Every task waits for something that no task, ticket or timer will ever bring."""
 
@@ -32,6 +36,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._num_timers = 0
         self._num_cancelled = 0
+        self._num_rounds = 0
         self._tickets: dict[int, asyncio.Future[None]] = {}
         self._generators: set[Any] = set()
         self._is_running = False
@@ -163,16 +168,20 @@ class TicketLoop(asyncio.AbstractEventLoop):
         return _Running(self)
 
     def _run_once(self) -> None:
-        """Run what is ready, or wait for the next ticket or timer."""
+        """Make ready what is due, waiting for the next ticket or timer if need be; run what is ready."""
         ready = self._ready
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if not handle._cancelled:  # type: ignore[attr-defined]  # a property call per callback is dear here
-                handle._run()
+        if not ready or self._num_rounds >= MAX_ROUNDS:
+            self._num_rounds = 0
+            if not self._timers:
+                self._wait(-1 if not ready else 0)
+        elif self._tickets:
+            self._num_rounds += 1
         if self._timers:
             self._run_timers(wait=not ready)
-        elif not ready:
-            self._wait(-1)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle._cancelled:  # type: ignore[attr-defined]  # a method call per callback is dear here
+                handle._run()
 
     def _run_timers(self, *, wait: bool) -> None:
         """Make due timers ready; if there are none and `wait`, wait for the first of them or a ticket."""

@@ -15,8 +15,8 @@ import pytest
 from transport_peers import Client, Door, forward, wait_until
 
 from pieray.errors import DeadlineExceeded, Denied, InvalidRequest, PeerLost
-from pieray.messages import Event, SendText
-from pieray.transport import frames
+from pieray.messages import Event, Message, SendText
+from pieray.transport import Connection, frames
 
 
 class TransportContract:
@@ -32,22 +32,22 @@ class TransportContract:
         client = Client()
         conn = door.connect(client)
         answers: list[int] = []
-        for _ in range(1000):
-            client.calls.submit(conn, forward, lambda value, error, n=len(answers): answers.append(n))
+        for n in range(1000):
+            client.calls.submit(conn, forward, lambda value, error, n=n: answers.append(n))
         client.tell(conn, "nothing")
-        assert len(answers) == 1000
+        assert answers == list(range(1000))
         client.tell(conn, "burst 1000")
         assert client.received == [Event("i", n, "text", "x") for n in range(1000)]
 
     def test_ten_thousand_messages_each_way(self, door: Door) -> None:
-        client, tickets = Client(), []
+        client, answers = Client(), []
         conn = door.connect(client)
         for _ in range(100):
             for _ in range(100):
-                tickets.append(client.calls.submit(conn, forward, lambda value, error: None, post=True))
+                client.calls.submit(conn, forward, lambda value, error: answers.append(value), post=True)
             conn.flush()
         client.tell(conn, "nothing")
-        assert tickets == list(range(1, 10_001))
+        assert answers == [bytes(128)] * 10_000
         assert len(client.calls) == 0
 
     def test_posted_messages_of_many_threads_are_one_frame(self, door: Door) -> None:
@@ -147,9 +147,10 @@ class TransportContract:
         conn = door.connect(client)
         conn.send([SendText(0, "i", "sleep 1.5")])
         start = time.monotonic()
+        for _ in range(5):
+            conn.send([forward(1, chunk)])
         with pytest.raises(PeerLost, match=r"reads too slowly: \d+ bytes wait, the limit is 67108864"):
-            for _ in range(12):
-                conn.send([forward(1, chunk)])
+            send_until_lost(conn, [forward(1, chunk)])
         assert time.monotonic() - start < 1.2
         assert client.is_closed.wait(8)
 
@@ -157,18 +158,12 @@ class TransportContract:
         client = Client()
         conn = door.connect(client)
 
-        def send_until_closed() -> str:
-            while True:
-                try:
-                    conn.send([forward(1 << 40)])
-                except PeerLost as error:
-                    return error.message
-
         with ThreadPoolExecutor(4) as pool:
-            senders = [pool.submit(send_until_closed) for _ in range(4)]
+            senders = [pool.submit(send_until_lost, conn, [forward(1 << 40)]) for _ in range(4)]
             time.sleep(0.05)
             conn.close("enough")
-            assert {sender.result(5) for sender in senders} == {"connection with batcher-0 (inferlets): enough"}
+            errors = [sender.exception(5) for sender in senders]
+        assert [str(error) for error in errors] == ["connection with batcher-0 (inferlets): enough"] * 4
         assert client.is_closed.wait(5)
         assert len(client.closed) == 1
 
@@ -183,13 +178,22 @@ class TransportContract:
     def test_nothing_leaks_over_many_connects(self, door: Door) -> None:
         client = Client()
         client.echo(door.connect(client))
-        threads, files = threading.active_count(), _num_files()
+        threads, files = _num_threads(), _num_files()
         for _ in range(self.num_connects):
             other = Client()
             conn = door.connect(other)
             other.echo(conn)
             conn.close()
-        assert wait_until(lambda: threading.active_count() <= threads and _num_files() <= files)
+        assert wait_until(lambda: _num_threads() <= threads and _num_files() <= files)
+
+
+def send_until_lost(conn: Connection, messages: list[Message]) -> None:
+    while True:
+        conn.send(messages)
+
+
+def _num_threads() -> int:
+    return sum(thread.name.startswith("pieray-") for thread in threading.enumerate())
 
 
 def _num_files() -> int:

@@ -1,0 +1,21 @@
+"""The commands of `pieray`, put together."""
+
+from __future__ import annotations
+
+import typer
+
+from pieray.cli.doctor import doctor
+from pieray.cli.lists import inferlets, kill, models, ps, version
+from pieray.cli.run import run
+from pieray.cli.up import down, up
+
+app = typer.Typer(
+    help="A programmable serving system for language models.",
+    epilog="Exit codes: 0 done, 1 the inferlet failed, 2 usage, 3 the engine failed, 130 and 143 interrupted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for command in (run, up, down, ps, kill, models, inferlets, doctor, version):
+    app.command()(command)

@@ -1,0 +1,109 @@
+"""What `pieray run` prints: texts and the result on stdout, everything about the run on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, Protocol, TextIO
+
+_CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str, stream: TextIO) -> str:
+    """`text` without control characters if `stream` is a terminal: an inferlet must not steer it."""
+    return text.translate(_CONTROL) if stream.isatty() else text
+
+
+def say(text: str) -> None:
+    """One line about the run, on stderr."""
+    print(f"pieray: {printable(text, sys.stderr)}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+class Printer(Protocol):
+    """Where the events of a run go."""
+
+    def started(self, name: str, instance_id: str) -> None: ...
+
+    def text(self, text: str) -> None: ...
+
+    def log(self, line: str) -> None: ...
+
+    def result(self, value: Any) -> None: ...
+
+    def error(self, code: str, message: str) -> None: ...
+
+
+class JsonPrinter:
+    """One JSON object per event and line, flushed at once."""
+
+    def started(self, name: str, instance_id: str) -> None:
+        self._write({"event": "started", "name": name, "id": instance_id})
+
+    def text(self, text: str) -> None:
+        self._write({"event": "text", "text": text})
+
+    def log(self, line: str) -> None:
+        level, _, rest = line.partition(": ")
+        self._write({"event": "log", "level": level, "text": rest})
+
+    def result(self, value: Any) -> None:
+        self._write({"event": "result", "result": value})
+
+    def error(self, code: str, message: str) -> None:
+        self._write({"event": "error", "code": code, "message": message})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+
+
+class TextPrinter:
+    """Texts as they come, then the result, unless the texts have shown it already."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._is_mid_line = False
+
+    def started(self, name: str, instance_id: str) -> None:
+        """Nothing: a person sees the texts."""
+
+    def text(self, text: str) -> None:
+        self._texts.append(text)
+        self._write(text)
+
+    def log(self, line: str) -> None:
+        if sys.stdout.isatty() and sys.stderr.isatty():
+            self._end_line()
+        sys.stderr.write(printable(line, sys.stderr) + "\n")
+        sys.stderr.flush()
+
+    def result(self, value: Any) -> None:
+        self._end_line()
+        if value is None or self._has_shown(value):
+            return
+        if isinstance(value, str):
+            self._write(value + "\n")
+        elif sys.stdout.isatty():
+            from rich.console import Console
+
+            Console().print_json(data=value)
+        else:
+            self._write(json.dumps(value, ensure_ascii=False) + "\n")
+
+    def error(self, code: str, message: str) -> None:
+        self._end_line()
+        say(f"{code}: {message}")
+
+    def _has_shown(self, value: object) -> bool:
+        shown = value.get("text") if isinstance(value, dict) else value
+        return bool(self._texts) and isinstance(shown, str) and shown == "".join(self._texts)
+
+    def _end_line(self) -> None:
+        if self._is_mid_line:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._is_mid_line = not text.endswith("\n")
+            sys.stdout.write(printable(text, sys.stdout))
+            sys.stdout.flush()

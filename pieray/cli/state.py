@@ -1,0 +1,96 @@
+"""What `pieray up` remembers about the engine it started: one JSON file per namespace in `PIERAY_HOME`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pieray.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class UpState:
+    """An engine that `up` started, and the Ray head if that is its own."""
+
+    namespace: str
+    address: str
+    """host:port of the cluster's GCS."""
+    head_pid: int = 0
+    """Process of the own Ray head, the leader of its session; 0: the cluster is not ours."""
+    head_created_s: float = 0.0
+    """When that process began: a pid alone may be another's by now."""
+    temp_dir: str = ""
+    dashboard: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    """What a driver of this cluster needs in its environment, as far as the user has not set it."""
+
+    def is_alive(self) -> bool:
+        """True if the cluster answers (and, for an own head, is the very one that was started)."""
+        if self.head_pid and not is_same_process(self.head_pid, self.head_created_s):
+            return False
+        return answers(self.address)
+
+    def export(self) -> None:
+        """Set up this process to connect."""
+        for name, value in self.environment.items():
+            os.environ.setdefault(name, value)
+
+    def save(self) -> None:
+        target = state_file(self.namespace)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = target.with_suffix(f".{os.getpid()}.tmp")
+        fresh.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        fresh.replace(target)
+
+    def forget(self) -> None:
+        state_file(self.namespace).unlink(missing_ok=True)
+
+
+def home() -> Path:
+    """`PIERAY_HOME`, by default ~/.pieray."""
+    return Path(os.environ.get("PIERAY_HOME") or Path.home() / ".pieray")
+
+
+def state_file(namespace: str) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", namespace):
+        raise ConfigError(f"a namespace is letters, digits, '.', '_' and '-'; given {namespace!r}")
+    return home() / "engines" / f"{namespace}.json"
+
+
+def load(namespace: str) -> UpState | None:
+    """What was saved for the namespace; None if there is nothing, or nothing that can be read."""
+    try:
+        return UpState(**json.loads(state_file(namespace).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def find_alive(namespace: str) -> UpState | None:
+    """The engine that `up` started in this namespace, if its cluster still answers."""
+    found = load(namespace)
+    return found if found is not None and found.is_alive() else None
+
+
+def is_same_process(pid: int, created_s: float) -> bool:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - created_s) < 1.0
+    except psutil.Error:
+        return False
+
+
+def answers(address: str, timeout_s: float = 3.0) -> bool:
+    """True if something accepts connections at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
+            return True
+    except (OSError, ValueError):
+        return False

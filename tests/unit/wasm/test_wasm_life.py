@@ -1,0 +1,221 @@
+"""A guest's life: started, limited, killed in whatever state, ended exactly once, nothing left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+import weakref
+
+import pytest
+from wasm_fakes import GUESTS_C, FakeHandlers, Watched
+
+from pieray.config import Limits
+from pieray.errors import Cancelled, ConfigError, DeadlineExceeded, Denied, EngineError, InvalidRequest, QuotaExceeded
+from pieray.wasm.host import WasmHost
+
+
+def test_the_result_is_what_run_returned(host, misbehave):
+    assert Watched(host, misbehave, "echo grüß dich").value == "grüß dich"
+
+
+def test_a_failure_names_kind_and_message(host, misbehave):
+    error = Watched(host, misbehave, "fail").error
+    assert (error.code, error.message, error.kind) == ("guest-failed", "Sorry: not today", "Sorry")
+
+
+def test_two_hundred_guests_at_once(host, misbehave):
+    handlers = [FakeHandlers() for _ in range(200)]
+    for h in handlers:
+        h.issued.add(1)
+    guests = [Watched(host, misbehave, "await 1", h) for h in handlers]
+    assert not any(w.has_ended(0) for w in guests)
+    for watched in reversed(guests):
+        watched.resolve(1)
+    assert {w.value for w in guests} == {'"ready"'}
+
+
+@pytest.mark.parametrize("doing", ["spin", "flood", "flood-wait", "await 1"])
+def test_kill_ends_a_guest_whatever_it_does(host, misbehave, doing):
+    handlers = FakeHandlers()
+    handlers.issued.add(1)
+    watched = Watched(host, misbehave, doing, handlers)
+    assert not watched.has_ended(0.05)
+    began = time.monotonic()
+    watched.guest.kill(Denied("first"))
+    watched.guest.kill(Cancelled("second"))
+    assert watched.error.message == "first"
+    assert time.monotonic() - began < 1.0
+    assert watched.guest.is_done
+
+
+def test_kill_before_the_first_turn(host, misbehave):
+    busy = [Watched(host, misbehave, "spin") for _ in range(3)]
+    watched = Watched(host, misbehave, "echo never")
+    watched.guest.kill(Cancelled("not started"))
+    for b in busy:
+        b.guest.kill(Cancelled("enough"))
+    assert watched.outcome().error is not None or watched.outcome().value == "never"
+    assert all(b.error.message == "enough" for b in busy)
+
+
+def test_kill_after_the_end_changes_nothing(host, misbehave):
+    watched = Watched(host, misbehave, "echo done")
+    assert watched.value == "done"
+    watched.guest.kill(Cancelled("too late"))
+    watched.guest.unpark()
+    time.sleep(0.02)
+    assert len(watched.outcomes) == 1
+
+
+def test_kill_from_within_a_handler(host, misbehave):
+    class Suicidal(FakeHandlers):
+        def session_send(self, text):
+            watched.guest.kill(Denied("by its own handler"))
+
+    handlers = Suicidal()
+    ready = threading.Event()
+    handlers.kv_page_size = lambda: 16
+    handlers.tickets_flush = ready.wait
+    watched = Watched(host, misbehave, "send 10", handlers)
+    assert watched.error is None or watched.error.message == "by its own handler"
+
+
+def test_cpu_time_is_limited_and_exact(host, misbehave):
+    outcome = Watched(host, misbehave, "spin", limits=Limits(cpu_time_s=0.15)).outcome()
+    assert isinstance(outcome.error, QuotaExceeded)
+    assert outcome.error.message.startswith("cpu_time_s is 0.15;")
+    assert 0.15 <= outcome.cpu_time_s < 0.3
+
+
+def test_waiting_costs_no_cpu_time(host, misbehave):
+    assert Watched(host, misbehave, "sleep 150", limits=Limits(cpu_time_s=0.1)).value == '"slept"'
+
+
+@pytest.mark.parametrize("doing", ["spin", "sleep 60000"])
+def test_wall_time_is_limited(host, misbehave, doing):
+    outcome = Watched(host, misbehave, doing, limits=Limits(wall_time_s=0.15)).outcome()
+    assert isinstance(outcome.error, DeadlineExceeded)
+    assert outcome.error.message.startswith("wall_time_s is 0.15;")
+    assert 0.15 <= outcome.wall_time_s < 1.0
+
+
+def test_memory_growth_is_refused(host, misbehave):
+    assert Watched(host, misbehave, "grow", limits=Limits(memory_bytes=8 << 20)).error.code == "guest-trapped"
+
+
+def test_a_memory_that_is_too_big_at_birth_names_the_limit(host, misbehave):
+    error = Watched(host, misbehave, "echo x", limits=Limits(memory_bytes=1 << 16)).error
+    assert error.code == "quota" and error.message.startswith("memory_bytes is 65536;")
+
+
+def test_an_exit_callback_that_fails_harms_no_one(host, misbehave):
+    def fail(_outcome):
+        raise SystemExit(1)
+
+    host.spawn(misbehave, FakeHandlers(), Limits(), input="echo x", on_exit=fail)
+    assert Watched(host, misbehave, "echo y").value == "y"
+
+
+def test_spawn_checks_source(host, misbehave):
+    with pytest.raises(InvalidRequest, match="takes no source"):
+        host.spawn(misbehave, FakeHandlers(), Limits(), input="", source="x", on_exit=print)
+
+
+def test_nothing_is_left_after_two_hundred_guests(fresh_host):
+    program = fresh_host.load(GUESTS_C / "misbehave.wasm", "misbehave")
+
+    def run(count):
+        watched = [Watched(fresh_host, program, text) for text in ("echo x", "unreachable", "sleep 1") * count]
+        for w in watched:
+            w.outcome()
+        return [weakref.ref(w.guest) for w in watched]
+
+    def state():
+        gc.collect()
+        with open("/proc/self/maps") as maps:
+            return len(os.listdir("/proc/self/fd")), threading.active_count(), sum(1 for _ in maps)
+
+    run(3)
+    time.sleep(0.05)
+    fds, threads, maps = state()
+    guests = run(67)
+    time.sleep(0.1)
+    after = state()
+    assert (after[0], after[1]) == (fds, threads)
+    assert after[2] - maps < 60  # a leaked store is at least three mappings
+    assert [g for g in guests if g() is not None] == []
+    assert fresh_host.num_guests == 0 and len(fresh_host._timers) == 0
+
+
+def test_close_kills_all_and_joins_the_threads(fresh_host):
+    program = fresh_host.load(GUESTS_C / "misbehave.wasm", "misbehave")
+    before = threading.active_count()
+    guests = [Watched(fresh_host, program, doing) for doing in ("spin", "sleep 60000", "flood", "sleep 60000")]
+    time.sleep(0.03)
+    fresh_host.close()
+    fresh_host.close()
+    assert [g.outcomes[0].error.code for g in guests] == ["cancelled"] * 4
+    assert threading.active_count() < before
+    with pytest.raises(EngineError, match="closed"):
+        Watched(fresh_host, program, "echo x")
+
+
+def test_close_from_an_exit_callback(fresh_host):
+    program = fresh_host.load(GUESTS_C / "misbehave.wasm", "misbehave")
+    closed = threading.Event()
+
+    def exit_(_outcome):
+        fresh_host._guests.clear()  # the guest itself is still counted while its callback runs
+        fresh_host.close()
+        closed.set()
+
+    fresh_host.spawn(program, FakeHandlers(), Limits(), input="echo x", on_exit=exit_)
+    assert closed.wait(5)
+
+
+def test_a_forked_process_is_told_to_make_its_own_host(fresh_host):
+    program = fresh_host.load(GUESTS_C / "misbehave.wasm", "misbehave")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            fresh_host.spawn(program, FakeHandlers(), Limits(), input="echo x", on_exit=print)
+        except EngineError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def test_the_process_exits_with_guests_alive():
+    """Daemon threads inside wasm would abort the interpreter; the host is closed at exit."""
+    import subprocess
+    import sys
+
+    script = f"""
+import sys; sys.path.insert(0, {str(GUESTS_C.parents[1] / "unit" / "wasm")!r})
+from wasm_fakes import *
+for executor in ("fiber", "thread"):
+    host = WasmHost(executor)
+    program = host.load(GUESTS_C / "misbehave.wasm", "misbehave")
+    keep = [Watched(host, program, t) for t in ("spin", "sleep 60000", "flood")]
+    globals()[executor] = (host, keep)
+time.sleep(0.1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_unknown_executor_is_refused():
+    with pytest.raises(ConfigError, match="auto, fiber, thread"):
+        WasmHost("process")
+
+
+def test_fibers_are_the_default_here_and_threads_the_fallback(monkeypatch):
+    from pieray.wasm import host, native
+
+    assert host.choose_executor("auto") == "fiber"
+    monkeypatch.setattr(native, "missing_async_symbols", lambda: ["wasmtime_call_future_poll"])
+    assert host.choose_executor("auto") == "thread"
+    with pytest.raises(EngineError, match="needs wasmtime_call_future_poll"):
+        host.choose_executor("fiber")

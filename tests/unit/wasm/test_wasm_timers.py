@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from pieray.wasm.timers import Load, Ticker, Timers
+
+
+@pytest.fixture
+def timers():
+    timers = Timers()
+    yield timers
+    timers.close()
+
+
+def test_timers_fire_in_order(timers):
+    fired, done = [], threading.Event()
+    now = time.monotonic()
+    timers.at(now + 0.06, done.set)
+    timers.at(now + 0.04, lambda: fired.append("b"))
+    timers.at(now + 0.02, lambda: fired.append("a"))
+    assert done.wait(2)
+    assert fired == ["a", "b"]
+    assert len(timers) == 0
+
+
+def test_a_cancelled_timer_does_not_fire_and_leaves_the_heap(timers):
+    fired = []
+    far = [timers.at(time.monotonic() + 100, lambda: fired.append(1)) for _ in range(10)]
+    near = timers.at(time.monotonic() + 0.02, lambda: fired.append(2))
+    near.cancel()
+    for timer in far:
+        timer.cancel()
+        timer.cancel()
+    time.sleep(0.05)
+    assert fired == []
+    assert len(timers) == 0
+
+
+def test_a_callback_that_fails_does_not_stop_the_others(timers):
+    done = threading.Event()
+
+    def fail():
+        raise RuntimeError
+
+    timers.at(time.monotonic(), fail)
+    timers.at(time.monotonic() + 0.01, done.set)
+    assert done.wait(2)
+
+
+def test_the_ticker_ticks_only_for_overdue_turns_and_sleeps_when_idle():
+    ticks, load = [], [Load.BUSY]
+    ticker = Ticker(lambda: ticks.append(1), lambda: load[0], slice_s=0.001)
+    ticker.IDLE_TICKS = 5
+    try:
+        time.sleep(0.05)
+        assert ticks == [] and not ticker.is_asleep
+        load[0] = Load.OVERDUE
+        time.sleep(0.05)
+        assert len(ticks) > 3
+        load[0] = Load.IDLE
+        time.sleep(0.05)
+        assert ticker.is_asleep
+        count = len(ticks)
+        load[0] = Load.OVERDUE
+        ticker.wake()
+        time.sleep(0.05)
+        assert len(ticks) > count
+    finally:
+        ticker.close()
