@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
+
+import ray
 
 from pieray.config import Config
 
 TRANSPORT_GROUP = "transport"
 
 
-def actor_options(config: Config) -> dict[str, Any]:
-    """Every actor is named, detached (it outlives its driver) and takes no CPU slot: the Supervisor places work."""
-    options: dict[str, Any] = {
-        "num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 16,
-        "namespace": config.namespace, "lifetime": "detached",
-    }  # fmt: skip
-    if config.transport == "ray":
-        options["concurrency_groups"] = {TRANSPORT_GROUP: 64}
-    return options
+def create_actor(cls: type, config: Config, name: str, *args: Any, num_gpus: float = 0.0) -> Any:
+    """A new actor of the engine: named, detached (it outlives its driver), without a CPU slot; returns its handle.
+
+    Its place is the Supervisor's business, not Ray's scheduler's.  Raises ActorAlreadyExistsError.
+    """
+    groups = {"concurrency_groups": {TRANSPORT_GROUP: 64}} if config.transport == "ray" else {}
+    actor = ray.remote(num_cpus=0, num_gpus=num_gpus, max_restarts=0, max_task_retries=0, **groups)(cls)
+    options = {"name": name, "namespace": config.namespace, "lifetime": "detached", "max_concurrency": 16}
+    return actor.options(**options).remote(dataclasses.asdict(config), *args)
 
 
 def set_up_process(config: Config) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from pieray.actors.batcher import Batcher
-from pieray.actors.common import actor_name, actor_options
+from pieray.actors.common import actor_name, create_actor
 from pieray.actors.inferlet_actor import InferletActor
 from pieray.actors.resource_manager import ResourceManager
 from pieray.config import Config
@@ -87,10 +87,8 @@ class Supervisor:
             self._incarnation += 1
             incarnation = self._incarnation
         name = actor_name(role, number)
-        options = {**actor_options(self._config), "name": name}
-        if role == "batcher":
-            options["num_gpus"] = _num_gpus(self._config)
-        handle = ray.remote(cls).options(**options).remote(dataclasses.asdict(self._config), name, incarnation)
+        num_gpus = _num_gpus(self._config) if role == "batcher" else 0.0
+        handle = create_actor(cls, self._config, name, name, incarnation, num_gpus=num_gpus)
         member = Member(role, handle)
         with self._lock:
             self._watched[handle.watch.remote()] = member

@@ -18,7 +18,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-SOURCE = "decoder_step_cpu.c"  # includes the others
+SOURCE = "cpu.c"  # includes the others
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
 #: tried in order: not every compiler has OpenMP
 EXTRA_FLAGS = (("-fopenmp",), ())
@@ -29,15 +29,15 @@ COMPILE_SECONDS = 120
 def library() -> ctypes.CDLL | None:
     """The loaded C kernels, None if there is no compiler (then torch computes instead).  One log line says which."""
     if os.environ.get("PIERAY_NO_CC") == "1":
-        log.info("attention on the CPU: torch, for PIERAY_NO_CC=1")
+        log.info("kernels on the CPU: torch, for PIERAY_NO_CC=1")
         return None
     try:
         path = build()
         loaded = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-        log.warning("attention on the CPU: torch, several times slower, for there is no C kernel: %s", error)
+        log.warning("kernels on the CPU: torch, several times slower, for there is no C kernel: %s", error)
         return None
-    log.info("attention on the CPU: C, %s", path)
+    log.info("kernels on the CPU: C, %s", path)
     return loaded
 
 

@@ -6,6 +6,7 @@ import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
 
 import torch
+
 from pieray.kernels.cc import library
 from pieray.kernels.paged_attention_cpu import CRagged
 

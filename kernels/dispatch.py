@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention_cpu import paged_attention_cpu
 

@@ -5,7 +5,7 @@ so its keys are read once.  Decode over long contexts is split along the keys an
 The mathematics is that of FlashAttention-2 (Dao, 2023) with the split of Flash-Decoding; `reference` is the definition.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # (the body of a Triton kernel is not Python)
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention_torch import visible
 

@@ -2,6 +2,7 @@
 //
 // A row's result is a function of the row, its keys and its mask alone: the sums run over slots in order whatever
 // else is in the batch, however the prompt was cut into chunks and wherever the pages lie.  Same bits every time.
+#pragma once
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -45,19 +46,21 @@ INLINE v8 exp8(v8 x) {
 
 INLINE float sum_lanes(v8 a) { return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])); }
 
-INLINE v8 pair_sums(v8 a, v8 b) {
-    return __builtin_shuffle(a, b, (i8){0, 8, 2, 10, 4, 12, 6, 14}) + __builtin_shuffle(a, b, (i8){1, 9, 3, 11, 5, 13, 7, 15});
-}
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (i8){__VA_ARGS__})
+#endif
 
-INLINE v8 quad_sums(v8 a, v8 b) {
-    return __builtin_shuffle(a, b, (i8){0, 1, 8, 9, 4, 5, 12, 13}) + __builtin_shuffle(a, b, (i8){2, 3, 10, 11, 6, 7, 14, 15});
-}
+INLINE v8 pair_sums(v8 a, v8 b) { return SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15); }
+
+INLINE v8 quad_sums(v8 a, v8 b) { return SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15); }
 
 // Lane j of the result is the sum of the lanes of a[j].
 INLINE v8 transpose_sums(const v8 *a) {
     v8 x = quad_sums(pair_sums(a[0], a[1]), pair_sums(a[2], a[3]));
     v8 y = quad_sums(pair_sums(a[4], a[5]), pair_sums(a[6], a[7]));
-    return __builtin_shuffle(x, y, (i8){0, 1, 2, 3, 8, 9, 10, 11}) + __builtin_shuffle(x, y, (i8){4, 5, 6, 7, 12, 13, 14, 15});
+    return SHUFFLE(x, y, 0, 1, 2, 3, 8, 9, 10, 11) + SHUFFLE(x, y, 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
 // One layer of the pool, and what holds for all rows of a call.  Strides in elements.

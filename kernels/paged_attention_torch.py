@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from pieray.kernels.meta import AttentionMeta
 
 

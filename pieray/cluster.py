@@ -70,8 +70,9 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
     the model cannot be served.
     """
     import ray
+    from ray.exceptions import ActorAlreadyExistsError
 
-    from pieray.actors.common import actor_name, actor_options
+    from pieray.actors.common import actor_name, create_actor
     from pieray.actors.controller import Controller
     from pieray.raycalls import ask_actor
     from pieray.wasm.prepare import prepare_python_runtime
@@ -81,10 +82,9 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(folder)))
     prepare_python_runtime(progress)
     _say(progress, f"loading {folder.name}")
-    options = {**actor_options(config), "name": actor_name("controller")}
     try:
-        controller = ray.remote(Controller).options(**options).remote(dataclasses.asdict(config))
-    except ValueError as error:
+        controller = create_actor(Controller, config, actor_name("controller"))
+    except ActorAlreadyExistsError as error:
         raise EngineError(f"an engine runs in namespace {config.namespace!r} already; "
                           "connect to it, stop it, or choose another namespace") from error  # fmt: skip
     try:

@@ -1,9 +1,11 @@
-"""Fixtures for tests on the real thing: one Ray and one engine per session."""
+"""Fixtures for tests on the real thing: one local Ray, an engine for each transport, shared by the session."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -11,26 +13,51 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[object]:
-    """A running engine with the embedded model, on a local Ray."""
+def ray_cluster() -> Iterator[None]:
+    """A Ray of this process, for all tests that need one."""
+    from pieray import cluster
+
+    started = cluster.join(None, None)
+    yield
+    if started:
+        import ray
+
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def engines(ray_cluster: None) -> Iterator[Callable[[str], Any]]:
+    """Engines by transport, each started when first asked for."""
     import pieray
 
-    with pieray.start(namespace="tests") as started:
-        yield started
-        assert_pages_return(started)
+    running: dict[str, Any] = {}
+
+    def get(transport: str) -> Any:
+        if transport not in running:
+            running[transport] = pieray.start(namespace=f"tests-{transport}", transport=transport)
+        return running[transport]
+
+    yield get
+    for engine in running.values():
+        assert_pages_return(engine)
+        engine.close()
 
 
-def assert_pages_return(engine: object, timeout_s: float = 10.0) -> None:
+@pytest.fixture
+def engine(engines: Callable[[str], Any]) -> Iterator[Any]:
+    """The engine that messages over sockets; after each test, all its pages must have returned."""
+    found = engines("socket")
+    yield found
+    assert_pages_return(found)
+
+
+def assert_pages_return(engine: Any, timeout_s: float = 20.0) -> None:
     """Every page comes back once nothing runs; the ledger checks its books as it answers."""
-    import time
-
     deadline = time.monotonic() + timeout_s
     while True:
-        (pages,) = [a for a in engine.status()["actors"] if a["role"] == "resource-manager"]  # type: ignore[attr-defined]
+        (pages,) = [a for a in engine.status()["actors"] if a["role"] == "resource-manager"]
         if pages["free"] == pages["total"]:
             return
-        running = [row for row in engine.ps() if row["state"] == "running"]  # type: ignore[attr-defined]
-        if time.monotonic() > deadline and not running:
-            raise AssertionError(f"pages did not return: {pages}")
-        assert time.monotonic() < deadline, f"inferlets still run: {running}; {pages}"
+        running = [row for row in engine.ps() if row["state"] == "running"]
+        assert time.monotonic() < deadline, f"pages did not return: {pages}; running: {running}"
         time.sleep(0.05)

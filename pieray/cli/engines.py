@@ -9,7 +9,7 @@ from typing import Any
 
 import pieray
 from pieray import config
-from pieray.cli import state
+from pieray import upstate
 from pieray.cli.output import say
 from pieray.cli.progress import Progress
 from pieray.engine import Engine
@@ -35,7 +35,7 @@ def open_for_run(address: str | None, namespace: str | None, settings: Mapping[s
     cluster = given_address(address)
     if cluster is not None and cluster != "local":
         return _open_on_cluster(cluster, namespace, settings, show)
-    running = None if cluster == "local" or settings else state.find_alive(namespace)
+    running = None if cluster == "local" or settings else upstate.find_alive(namespace)
     if running is not None:
         say(f"using the engine of `pieray up` at {running.address}, namespace {namespace}")
         running.export()
@@ -63,7 +63,7 @@ def open_running(address: str | None, namespace: str | None) -> Engine:
     namespace = default_namespace(namespace)
     cluster = given_address(address)
     if cluster is None:
-        running = state.find_alive(namespace)
+        running = upstate.find_alive(namespace)
         if running is None:
             raise EngineError(f"no engine runs on this machine in namespace {namespace}; `pieray up` starts one, "
                               "--address names a cluster")  # fmt: skip

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from pieray.cli.processes import descendants, end
 from pieray.cli.progress import Progress
-from pieray.cli.state import UpState, is_same_process
+from pieray.upstate import UpState, is_same_process
 from pieray.errors import EngineError
 
 if TYPE_CHECKING:

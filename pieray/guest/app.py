@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from componentize_py_types import Err
+from wit_world.imports.types import Failure
+
 from inferlet import _stdlib  # type: ignore[import-not-found]  # noqa: F401 - only modules imported here exist in guests
 from inferlet._program import ProgramFailed, run_program  # type: ignore[import-not-found]
-from wit_world.imports.types import Failure
 
 
 class WitWorld:
     """Exports of the world `python-runtime`."""
 
-    def run_source(self, source: str, filename: str, input: str) -> str:  # noqa: A002 - the WIT's name
+    def run_source(self, source: str, filename: str, input: str) -> str:
         """Run an inferlet given as source; its result as JSON.  Raises Err(Failure)."""
         try:
             return str(run_program(source, filename, input))

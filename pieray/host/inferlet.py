@@ -52,7 +52,7 @@ class Inferlet:
         """Lease the first pages and let the guest run."""
         self._device.admit(self.number, self)
         with self._state.lock:
-            self._outbox.pump()
+            self._outbox.flush()
         source = self.launch.source or None
         self._guest = guest = host.spawn(
             program, self._handlers, self._limits, input=self.launch.input, source=source,

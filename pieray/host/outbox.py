@@ -102,6 +102,7 @@ class Outbox:
         self._in_flight: dict[int, Command] = {}
         self._pass_of: dict[int, Pass] = {}
         self._is_leasing = False
+        self._num_flushed = 0
         self.passes: dict[int, Pass] = {}
 
     @property
@@ -115,7 +116,7 @@ class Outbox:
         if isinstance(command, Pass):
             self.passes[command.ticket] = command
         if len(self._staged) > MAX_STAGED:
-            self.pump(keep=1)
+            self.flush(keep=1)
 
     def add_output(self, pass_: Pass, output: Output) -> None:
         """Ask a pass that is not sent yet for one more output, `[ticket, tag, row, ...]`."""
@@ -125,14 +126,23 @@ class Outbox:
         pass_.open_outputs.add(output[0])
         self._pass_of[output[0]] = pass_
 
-    def pump(self, keep: int = 0) -> None:
-        """Send staged commands but the last `keep`, as far as memory is bound; ask for what is short."""
+    def flush(self, keep: int = 0) -> None:
+        """The guest waits or flushes: all that is staged, but the last `keep`, may go."""
+        self._num_flushed = len(self._staged) - keep
+        self._pump()
+
+    def _pump(self) -> None:
+        """Send what is flushed as far as memory is bound; ask for what is short.
+
+        What is not flushed stays, also when a lease comes: its outputs may not all have been asked for yet.
+        """
         messages: list[Message] = []
-        while len(self._staged) > keep:
+        while self._num_flushed:
             command = self._staged[0]
             if not self._pages.bind(command.prepared):
                 break
             self._staged.popleft()
+            self._num_flushed -= 1
             command.is_sent = True
             self._in_flight[command.ticket] = command
             if command.prepared.copies and isinstance(command, Pass):
@@ -174,16 +184,15 @@ class Outbox:
         """A lease came."""
         self._is_leasing = False
         self._pages.grant(pages)
-        if self._staged:
-            self.pump()
+        self._pump()
 
     def lease_failed(self, error: PierayError) -> None:
         """No lease: the command that cannot be bound fails, those behind it get their turn."""
         self._is_leasing = False
-        if self._staged and not self._pages.bind(self._staged[0].prepared):
+        if self._num_flushed and not self._pages.bind(self._staged[0].prepared):
+            self._num_flushed -= 1
             self._settle(self._staged.popleft(), error)
-            if self._staged:
-                self.pump()
+            self._pump()
 
     def answered(self, ticket: int, result: object) -> None:
         """The batcher's answer to a command or an output."""
@@ -228,12 +237,14 @@ class Outbox:
         """The guest has ended: drop what is not sent; its pages come back when the lease is closed."""
         self.passes.clear()
         self._staged.clear()
+        self._num_flushed = 0
 
     def fail_all(self, error: PierayError) -> None:
         """Fail everything staged and in flight."""
         commands: list[Command] = [*self._in_flight.values(), *self._staged]
         self._in_flight.clear()
         self._staged.clear()
+        self._num_flushed = 0
         for command in commands:
             self._settle(command, error)
 

@@ -73,13 +73,13 @@ def validate_item(item: ForwardItem, config: ModelConfig, pool: KvPool) -> None:
 
 
 def are_valid(items: Sequence[ForwardItem], config: ModelConfig, pool: KvPool) -> bool:
-    """Whether `validate_item` would pass all of them, in one look at the arrays; False where that takes a closer look."""
+    """Whether `validate_item` would pass all of them, from one look at the arrays; masks take a closer one: False."""
     if any(item.mask is not None or len(item.positions) != len(item.tokens) for item in items):
         return False
     if any(item.kv_len < 0 or item.kv_len + len(item.tokens) > len(item.pages) * pool.page_size for item in items):
         return False
     return all(
-        0 <= array.min(initial=0) and array.max(initial=0) < limit
+        array.view(np.uint64).max(initial=0) < limit  # what is negative counts as huge
         for array, limit in (
             (_concat([item.tokens for item in items]), config.vocab_size),
             (_concat([item.positions for item in items]), config.max_position),

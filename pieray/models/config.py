@@ -21,6 +21,9 @@ ARCHITECTURES: dict[str, str] = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
+#: what transformers assumes where the file is silent; else as many kv heads as heads, and hidden_size / num_heads
+DEFAULT_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
+DEFAULT_HEAD_DIM = {"qwen3": 128}
 ROPE_TYPES = ("default", "linear", "llama3")
 ACTIVATIONS = ("silu", "swish")
 NO_WINDOW = 0
@@ -92,11 +95,11 @@ class _Reader:
         family = self._family()
         self._refuse_unsupported()
         num_layers, num_heads = self._count("num_hidden_layers"), self._count("num_attention_heads")
-        num_kv_heads = self._count("num_key_value_heads", num_heads)
+        num_kv_heads = self._count("num_key_value_heads", DEFAULT_KV_HEADS.get(family, num_heads))
         if num_heads % num_kv_heads:
             self._refuse("num_key_value_heads", num_kv_heads, f"a divisor of num_attention_heads = {num_heads}")
         hidden_size = self._count("hidden_size")
-        head_dim = self._count("head_dim", hidden_size // num_heads)
+        head_dim = self._count("head_dim", DEFAULT_HEAD_DIM.get(family, hidden_size // num_heads))
         if head_dim % 2:
             self._refuse("head_dim", head_dim, "an even number")
         attention_bias = family in ("llama", "qwen3") and bool(self.raw.get("attention_bias"))

@@ -16,9 +16,11 @@ import numpy.typing as npt
 import torch
 
 from pieray.errors import InvalidRequest
+from pieray.kernels.sample_cpu import CHOICE, is_supported, sample_rows
 
 #: how many candidates top_p looks at before it sorts the whole vocabulary
 NUCLEUS_GUESS = 1024
+WORD = 0xFFFFFFFFFFFFFFFF
 #: the value at which a filter does nothing
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
@@ -50,8 +52,8 @@ def _check(name: str, value: float, low: float, high: float) -> None:
 
 def uniforms(seeds: Sequence[int], counters: Sequence[int]) -> npt.NDArray[np.float64]:
     """One number in [0, 1) per row from (seed, counter), by two rounds of splitmix64 (Steele et al., OOPSLA 2014)."""
-    seed = np.array([value & 0xFFFFFFFFFFFFFFFF for value in seeds], np.uint64)
-    counter = np.array([value & 0xFFFFFFFFFFFFFFFF for value in counters], np.uint64)
+    seed = np.array([value & WORD for value in seeds], np.uint64)
+    counter = np.array([value & WORD for value in counters], np.uint64)
     with np.errstate(over="ignore"):
         mixed = _splitmix(_splitmix(seed) + counter)
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -67,7 +69,31 @@ def _splitmix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 def sample(
     logits: torch.Tensor, params: Sequence[SamplingParams], counters: Sequence[int], default_seed: int = 0
 ) -> torch.Tensor:
-    """Tokens int64 [R] from logits [R, vocab] (any float dtype), on their device."""
+    """Tokens int64 [R] from logits [R, vocab] (any float dtype), on their device; in C on the CPU, else in torch."""
+    if is_supported(logits):
+        return sample_rows(logits, _choices(params, counters, default_seed))
+    return sample_torch(logits, params, counters, default_seed)
+
+
+def _choices(params: Sequence[SamplingParams], counters: Sequence[int], default_seed: int) -> npt.NDArray[np.void]:
+    table = [
+        (
+            given.temperature,
+            given.top_p,
+            given.min_p,
+            given.top_k,
+            (default_seed if given.seed is None else given.seed) & WORD,
+            counter & WORD,
+        )
+        for given, counter in zip(params, counters, strict=False)
+    ]
+    return np.array(table, CHOICE)
+
+
+def sample_torch(
+    logits: torch.Tensor, params: Sequence[SamplingParams], counters: Sequence[int], default_seed: int = 0
+) -> torch.Tensor:
+    """As `sample`, in torch on any device; also the reference of kernels/sample_cpu.c."""
     tokens = logits.argmax(-1)
     rows = [row for row, given in enumerate(params) if given.temperature > 0]
     if rows:

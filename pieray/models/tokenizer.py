@@ -77,6 +77,17 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return given if isinstance(given, str) else None
 
 
+def _byte_alphabet() -> dict[str, bytes]:
+    """GPT-2's printable stand-in for each byte: itself if printable Latin-1, else from U+0100 on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    pairs = [(chr(byte), byte) for byte in printable] + [(chr(0x100 + i), byte) for i, byte in enumerate(hidden)]
+    return {char: bytes([byte]) for char, byte in pairs}
+
+
+_BYTE_OF = _byte_alphabet()
+
+
 class Tokenizer:
     """Encode, decode and render; cheap to call, about 20 ms and the size of the vocabulary to build."""
 
@@ -86,6 +97,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(spec.json.decode())
         except Exception as error:
             raise ModelError(f"{name}: not a tokenizer: {error}") from error
+        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(spec.json).get("decoder"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -109,8 +121,18 @@ class Tokenizer:
         return found
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What the token adds to a text, in UTF-8, if it stands alone and is whole; used for grammar masks."""
-        return self.decode([token_id], skip_special_tokens=False).encode()
+        """The bytes that the token stands for within a text, pieces of characters included; for grammar masks.
+
+        Empty for an id that is no token.
+        """
+        text: str | None = self._tokenizer.id_to_token(token_id)
+        if text is None:
+            return b""
+        if self._is_byte_level:
+            return b"".join(_BYTE_OF.get(char, char.encode()) for char in text)
+        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):  # SentencePiece's byte fallback
+            return bytes.fromhex(text[3:5])
+        return text.replace("\u2581", " ").encode()
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids; special tokens spelled out in the text are recognised."""

@@ -57,7 +57,8 @@ class RayPeer:
     def _call(self, method: str, args: tuple[Any, ...]) -> Any:
         if not ray.is_initialized():
             raise PeerLost(f"{self._peer_id}: Ray is shut down")
-        return getattr(self._handle, method).options(**self._options).remote(*args)
+        bound = getattr(self._handle, method)
+        return (bound.options(**self._options) if self._options else bound).remote(*args)
 
 
 class RayConnection(Connection):

@@ -28,8 +28,8 @@ class SocketListener:
     """Accepts on a unix socket and, if `host` is given, on a TCP port of that address.
 
     One thread accepts on each; each peer then has one thread, that authenticates it and later reads from
-    it.  A peer that is not authenticated costs one thread and 4 KiB, for `handshake_s`, and at most
-    `max_half_open` of them are borne on each socket.
+    it.  A peer that is not authenticated costs one thread and 4 KiB for `handshake_s`; no more than
+    `max_half_open` of them are let in on each socket: the next ones wait in the kernel's queue.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class _Door:
         self._sock = sock
         self._admit = admit
         self._limit = limit
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()  # guards the two below
         self._half_open: set[socket.socket] = set()
         self._is_closed = False
         self._thread = threading.Thread(target=self._accept, name="pieray-accept", daemon=True)
@@ -120,8 +120,9 @@ class _Door:
 
     def close(self) -> None:
         """Stop accepting, and hang up on peers that are still authenticating.  Idempotent."""
-        with self._lock:
+        with self._changed:
             self._is_closed = True
+            self._changed.notify_all()
             for sock in self._half_open:
                 shut_down(sock)
         shut_down(self._sock)
@@ -130,28 +131,38 @@ class _Door:
         self._sock.close()
 
     def _accept(self) -> None:
-        while not self._is_closed:
+        while self._wait_for_room():
             try:
                 sock, _ = self._sock.accept()
-            except OSError as error:
+                self._let_in(sock)
+            except (OSError, RuntimeError) as error:
                 if not self._is_closed:
                     log.warning("accept: %s", error)
-                    time.sleep(0.05)  # out of file numbers, say: others must get to close some
-                continue
-            if self._may_enter(sock):
-                threading.Thread(target=self._serve, args=(sock,), name="pieray-read", daemon=True).start()
-            else:
-                sock.close()
+                    time.sleep(0.05)  # out of file numbers or threads: others must get to end some
 
-    def _may_enter(self, sock: socket.socket) -> bool:
-        with self._lock:
+    def _wait_for_room(self) -> bool:
+        """False when the door is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or len(self._half_open) < self._limit)
+            return not self._is_closed
+
+    def _let_in(self, sock: socket.socket) -> None:
+        with self._changed:
             if self._is_closed:
-                return False
-            if len(self._half_open) >= self._limit:
-                log.warning("a peer was refused: %d are authenticating, the limit", self._limit)
-                return False
+                sock.close()
+                return
             self._half_open.add(sock)
-            return True
+        try:
+            threading.Thread(target=self._serve, args=(sock,), name="pieray-read", daemon=True).start()
+        except RuntimeError:
+            self._leave(sock)
+            sock.close()
+            raise
+
+    def _leave(self, sock: socket.socket) -> None:
+        with self._changed:
+            self._half_open.discard(sock)
+            self._changed.notify_all()
 
     def _serve(self, sock: socket.socket) -> None:
         """The life of an accepted peer's thread."""
@@ -161,8 +172,7 @@ class _Door:
         except (PierayError, OSError) as error:
             log.warning("a peer was not let in: %s", error)
         finally:
-            with self._lock:
-                self._half_open.discard(sock)
+            self._leave(sock)
             if connection is None:
                 sock.close()
         if connection is not None:

@@ -9,7 +9,6 @@ import sys
 import wasmtime
 
 from pieray.wasm import native
-from pieray.wasm.fibers import STACK_BYTES
 
 #: `wasmtime.Config` attributes.  Off is what no toolchain of ours needs: less to compile, less to trust.
 #: NaNs are canonical and there is no relaxed SIMD, so that a replay computes the same bits.
@@ -22,7 +21,7 @@ SETTINGS: dict[str, bool | int] = {
     "wasm_gc": False,
     "wasm_stack_switching": False,
     "wasm_component_model": True,
-    "max_wasm_stack": 512 << 10,
+    "max_wasm_stack": native.WASM_STACK_BYTES,
 }
 
 
@@ -33,7 +32,7 @@ def new_engine() -> wasmtime.Engine:
     for name, value in SETTINGS.items():
         setattr(config, name, value)
     if not native.missing_async_symbols():
-        native.async_stack_size_set(config.ptr(), STACK_BYTES)
+        native.async_stack_size_set(config.ptr(), native.STACK_BYTES)
     return wasmtime.Engine(config)
 
 

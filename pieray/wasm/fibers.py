@@ -4,7 +4,7 @@ The asynchronous C API is not wrapped by wasmtime-py, but its library exports it
 rules that keep the process alive, each learned from a crash:
 
 * nothing may leave a ctypes callback, so every host function catches BaseException;
-* host functions run on the fiber's stack, which has to hold the deepest Python handler: STACK_BYTES;
+* host functions run on the fiber's stack, which has to hold the deepest Python handler: native.STACK_BYTES;
 * a future is deleted before its store is closed, and by the thread that polls it;
 * no Python frame may be on the fiber when it is suspended: the callback of a blocking call returns first,
   and what wasmtime asks from then on ("done?") is a C function, `strlen` of a two-byte flag.  So a switch
@@ -32,8 +32,6 @@ from pieray.wasm.timers import Load, Ticker, Timer, Timers
 
 log = logging.getLogger(__name__)
 
-#: of the fiber: 512 KiB for wasm, the rest for host functions (address space; pages come as they are touched)
-STACK_BYTES = 4 << 20
 #: turns after which `on_batch_end` is called though more guests could run
 BATCH_TURNS = 64
 

@@ -121,7 +121,5 @@ def _locked(path: Path, tell: Progress) -> Iterator[None]:
         yield
 
 
-
-
 def _nothing(text: str) -> None:
     """No progress is asked for."""

@@ -24,9 +24,6 @@ from pieray.wasm.timers import Load, Ticker, Timers
 
 log = logging.getLogger(__name__)
 
-#: 512 KiB for wasm, the rest for host functions; less than wasm's share ends the process on a deep recursion
-STACK_BYTES = 4 << 20
-
 
 class ThreadGuest(Guest):
     """A guest with a thread of its own."""
@@ -155,7 +152,7 @@ class ThreadExecutor:
         thread = threading.Thread(target=body, name="pieray-guest", daemon=True)
         self._threads.add(thread)
         with self._lock:  # the stack size is a setting of the process: for as short as it can be
-            before = threading.stack_size(STACK_BYTES)
+            before = threading.stack_size(native.STACK_BYTES)
             try:
                 thread.start()
             finally:

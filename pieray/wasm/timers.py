@@ -69,12 +69,18 @@ class Timers:
             self._thread.join()
 
     def _run(self) -> None:
-        while (due := self._next()) is not None:
-            for callback in due:
-                try:
-                    callback()
-                except Exception:
-                    log.exception("a timer's callback failed")
+        while self._run_due():
+            pass
+
+    def _run_due(self) -> bool:
+        """In a frame of its own: while this thread sleeps, it must not hold the last callback and its guest."""
+        due = self._next()
+        for callback in due or ():
+            try:
+                callback()
+            except Exception:
+                log.exception("a timer's callback failed")
+        return due is not None
 
     def _next(self) -> list[Callable[[], object]] | None:
         """Sleep until something is due; None when closed."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+
 from pieray.kernels.meta import AttentionMeta
 
 

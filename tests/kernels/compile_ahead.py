@@ -13,9 +13,10 @@ from pathlib import Path
 
 import triton
 import triton.backends.nvidia
-from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel
 
 TARGET, ARCH = GPUTarget("cuda", 90, 32), "sm_90a"
 GROUP = 4

@@ -12,6 +12,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 from attention_cases import CASES, make
+
 from pieray.kernels.paged_attention import Variant, paged_attention, reference
 
 SMALL = Variant(block_m=16, block_n=16, num_warps=4, num_stages=1)  # several tiles and blocks even for small shapes

@@ -14,6 +14,7 @@ import torch
 from attention_cases import BASE, CASES, TOLERANCE, Case, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pieray.kernels import cc
 from pieray.kernels.dispatch import attention
 from pieray.kernels.meta import AttentionMeta

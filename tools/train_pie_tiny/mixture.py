@@ -40,7 +40,7 @@ LATER_WEIGHTS = FIRST_WEIGHTS | {
     "plain_add": 7.0,
     "add2_direct": 1.0,
 }
-FIRST_STEPS = 700
+FIRST_STEPS = 600
 SHORT_CHATS = ("add2", "compare", "react", "extract", "repeat", "sort", "tool_call")
 MAKERS: dict[str, Task] = SCORED | tasks.BONUS | {"greet": tasks.greet}
 SYSTEM_SHARE = 0.1

@@ -3,6 +3,7 @@
 Everything but rounding follows from the options. Checkpoints go to `--work`, from where `--resume`
 goes on with the same run; the finished model goes to `--out`, and `evaluate --card` writes its
 scores into the card. `--export-only` exports the last checkpoint of a run, finished or not.
+On a machine that others use too, OMP_WAIT_POLICY=passive in the environment makes it faster.
 """
 
 from __future__ import annotations

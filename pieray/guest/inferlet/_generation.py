@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _host
 from . import model as models
 from ._host import Err
-from ._loop import wait_ticket, wait_tickets
 from ._stops import StopMatcher
+from ._waiting import wait_ticket, wait_tickets
 from .errors import InvalidRequest, error_of
 from .runtime import random_u64
 from .sampler import Sampler
@@ -42,9 +42,7 @@ class Rules:
     tokens: frozenset[int] = field(default_factory=frozenset)
 
 
-def rules_of(
-    max_tokens: int, stop: str | Iterable[str | int], stop_tokens: Iterable[int] | None, model: str
-) -> Rules:
+def rules_of(max_tokens: int, stop: str | Iterable[str | int], stop_tokens: Iterable[int] | None, model: str) -> Rules:
     """Rules from what `generate` was given.  `stop_tokens` None: those of the model."""
     if max_tokens < 0:
         raise InvalidRequest(f"max_tokens is at least 0; given {max_tokens}")
@@ -68,7 +66,7 @@ class Generation:
         self._with_logprobs = logprobs
         self._matcher = StopMatcher(rules.strings)
         self._parts: list[str] = []
-        self._iterator: AsyncIterator[Token] | None = None
+        self._is_started = False
         self.tokens: list[int] = []
         """Ids sampled, without the stop token."""
         self.logprobs: list[float] = []
@@ -89,9 +87,10 @@ class Generation:
         return len(self.tokens)
 
     def __aiter__(self) -> AsyncIterator[Token]:
-        if self._iterator is None:
-            self._iterator = self._run()
-        return self._iterator
+        if self._is_started:
+            raise RuntimeError("a generation runs once: call generate again to go on")
+        self._is_started = True
+        return self._run()
 
     def __await__(self) -> Generator[Any, None, str]:
         return self._collect().__await__()

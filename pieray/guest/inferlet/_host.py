@@ -6,24 +6,9 @@ namespaces that `install` fills.  The rest of the SDK reaches the host through t
 
 from __future__ import annotations
 
-import enum
 import functools
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any, TypeVar
-
-T = TypeVar("T")
-INTERFACES = ("tickets", "queues", "kv", "forward", "model", "session", "runtime")
-
-tickets: Any
-queues: Any
-kv: Any
-forward: Any
-model: Any
-session: Any
-runtime: Any
-Err: Any
-LogLevel: Any
 
 try:
     from componentize_py_types import Err
@@ -32,25 +17,14 @@ try:
 
     is_component = True
 except ImportError:
+    from ._outside import Err, LogLevel, forward, kv, model, queues, runtime, session, tickets
+
     is_component = False
-    tickets, queues, kv, forward, model, session, runtime = (SimpleNamespace() for _ in INTERFACES)
 
-    class Err(Exception):  # type: ignore[no-redef]  # noqa: N818 - the bindings' name
-        """A handler's error: `value` has `code` (an enum named like the WIT's) and `message`."""
+__all__ = ["Err", "LogLevel", "forward", "kv", "model", "queues", "runtime", "session", "tickets"]
 
-        def __init__(self, value: Any) -> None:
-            super().__init__(value)
-            self.value = value
-
-    class LogLevel(enum.Enum):  # type: ignore[no-redef]
-        """The WIT enum `log-level`."""
-
-        DEBUG = 0
-        INFO = 1
-        WARNING = 2
-        ERROR = 3
-
-
+T = TypeVar("T")
+INTERFACES = ("tickets", "queues", "kv", "forward", "model", "session", "runtime")
 _caches: list[Any] = []
 
 

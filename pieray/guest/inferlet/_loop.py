@@ -1,8 +1,8 @@
 """The event loop of an inferlet: asyncio on one blocking point, `tickets.wait`.
 
 Tasks, timers and callbacks are asyncio's own; where a usual loop polls sockets, this one waits for tickets.
-A coroutine that awaits a ticket while nothing else could run does not reach the loop at all: it waits in
-place (`wait_ticket`), which is what keeps a generated token cheap.
+A coroutine that awaits a ticket while nothing else could run does not reach the loop at all (`_waiting.py`),
+which is what keeps a generated token cheap.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import heapq
 import sys
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from . import _host, _report
 from .errors import error_of
-
 
 #: Rounds of callbacks after which tickets are polled although there is always something to run.
 MAX_ROUNDS = 16
@@ -67,21 +66,21 @@ class TicketLoop(asyncio.AbstractEventLoop):
     def create_task(self, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
         return asyncio.Task(coro, loop=self, **kwargs)
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]  # typeshed types the callback's arguments
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
-    call_soon_threadsafe = call_soon  # there are no threads
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]  # there are no threads
 
-    def call_later(
+    def call_later(  # type: ignore[override]  # typeshed types the callback's arguments
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
-    def call_at(
+    def call_at(  # type: ignore[override]  # typeshed types the callback's arguments
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
@@ -101,7 +100,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
 
     default_exception_handler = call_exception_handler
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # noqa: ARG002
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]  # noqa: ARG002
         raise RuntimeError("an inferlet has one thread: call the function directly")
 
     # -- running
@@ -114,8 +113,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
         try:
             with self._running():
                 while not task.done():
-                    if self._is_stopping:
-                        raise RuntimeError("the loop was stopped before its future was done")
+                    self._check_not_stopped()
                     self._run_once()
         except BaseException:
             if is_owned and task.done() and not task.cancelled():
@@ -150,7 +148,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
                 message = f"closing the asynchronous generator {gen.__name__} failed"
                 self.call_exception_handler({"message": message, "exception": result})
 
-    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Nothing to do: there is no executor."""
 
     def _check_startable(self, future: Any) -> None:
@@ -163,6 +161,10 @@ class TicketLoop(asyncio.AbstractEventLoop):
             if asyncio.iscoroutine(future):
                 future.close()
             raise RuntimeError(message)
+
+    def _check_not_stopped(self) -> None:
+        if self._is_stopping:
+            raise RuntimeError("the loop was stopped before its future was done")
 
     def _running(self) -> _Running:
         return _Running(self)
@@ -180,7 +182,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
             self._run_timers(wait=not ready)
         for _ in range(len(ready)):
             handle = ready.popleft()
-            if not handle._cancelled:  # type: ignore[attr-defined]  # a method call per callback is dear here
+            if not handle._cancelled:  # a method call per callback is dear here
                 handle._run()
 
     def _run_timers(self, *, wait: bool) -> None:
@@ -240,75 +242,3 @@ class _Running:
         loop._is_running = loop._is_stopping = False
         events._set_running_loop(None)
         sys.set_asyncgen_hooks(*self._hooks)
-
-
-def _is_alone(loop: Any) -> bool:
-    """Nothing but the running coroutine can go on: it may block in the host in place of the loop."""
-    return not isinstance(loop, TicketLoop) or not (loop._ready or loop._tickets or loop._timers)
-
-
-async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
-    """Return once `ticket` has a result.  If cancelled meanwhile, the ticket is forgotten unless `keep`.
-
-    Raises what the bindings raise, `Err`, or `Error`.
-    """
-    loop: Any = events._get_running_loop()
-    if _is_alone(loop):
-        _host.tickets.wait([ticket], -1)
-        return
-    future = loop._tickets[ticket] = asyncio.Future(loop=loop)
-    try:
-        await future
-    except asyncio.CancelledError:
-        loop._tickets.pop(ticket, None)
-        if not keep:
-            _host.tickets.cancel([ticket])
-        raise
-
-
-async def wait_tickets(tickets: list[int]) -> None:
-    """Return once all of `tickets` have a result.  If cancelled meanwhile, all are forgotten."""
-    waiting = tickets
-    if _is_alone(events._get_running_loop()):
-        while waiting:
-            done = set(_host.tickets.wait(waiting, -1))
-            waiting = [ticket for ticket in waiting if ticket not in done]
-        return
-    loop: Any = events._get_running_loop()
-    futures = [loop._tickets.setdefault(ticket, asyncio.Future(loop=loop)) for ticket in tickets]
-    try:
-        for future in futures:
-            await future
-    except asyncio.CancelledError:
-        for ticket in tickets:
-            loop._tickets.pop(ticket, None)
-        _host.tickets.cancel(tickets)
-        raise
-
-
-def run(main: Coroutine[Any, Any, Any]) -> Any:
-    """What `asyncio.run` does, on a TicketLoop: the result of `main`, then everything else is cancelled."""
-    loop = TicketLoop()
-    try:
-        return loop.run_until_complete(main)
-    finally:
-        _cancel_all(loop)
-        loop.close()
-
-
-def _cancel_all(loop: TicketLoop) -> None:
-    """Cancel what still runs and close what is still open, reporting what goes wrong with it."""
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-    for task in _failed(tasks):
-        loop.call_exception_handler({"message": "a task failed while it was cancelled", "task": task,
-                                     "exception": task.exception()})  # fmt: skip
-    if loop._generators:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-
-
-def _failed(tasks: set[asyncio.Task[Any]]) -> Iterator[asyncio.Task[Any]]:
-    return (task for task in tasks if not task.cancelled() and task.exception() is not None)

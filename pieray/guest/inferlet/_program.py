@@ -12,13 +12,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from . import _host, _loop, _report
+from . import _host, _loop, _report, _running
 from .errors import InvalidRequest
 
 MODULE = "inferlet_main"
 
 
-class ProgramFailed(Exception):  # noqa: N818 - it carries a WIT `failure`
+class ProgramFailed(Exception):
     """How an inferlet failed: class of the exception, its text, the traceback of its own frames."""
 
     def __init__(self, error: BaseException) -> None:
@@ -70,7 +70,7 @@ def _run(source: str, filename: str, text: str) -> str:
         raise InvalidRequest(f"{filename} defines no main(): an inferlet is `async def main(prompt: str, ...)`")
     result = main(**arguments_of(main, text))
     if inspect.isawaitable(result):
-        result = _loop.run(result if inspect.iscoroutine(result) else _await(result))
+        result = _running.run(result if inspect.iscoroutine(result) else _await(result))
     return _to_json(result)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from . import _host, _queues, kv
-from ._loop import wait_ticket
+from ._waiting import wait_ticket
 from .errors import BadHandle, InvalidRequest, raises
 
 #: Most pages asked for at one time beyond what the next pass needs.
@@ -99,6 +101,10 @@ class KvSequence:
             self._queue = None
         if pages:
             kv.free(pages)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # nobody is there to be told
+            self.close()
 
     def check_open(self) -> None:
         if self.is_closed:

@@ -9,8 +9,8 @@ from . import _host
 from . import model as models
 from ._chat import Chat
 from ._generation import Generation, rules_of
-from ._loop import wait_ticket, wait_tickets
 from ._sequence import KvSequence
+from ._waiting import wait_ticket, wait_tickets
 from .errors import InvalidRequest, raises
 from .sampler import Sampler, sampler_of
 
@@ -39,7 +39,7 @@ class Context:
     def append(self, text: str | Sequence[int]) -> Context:
         """Add text, or tokens, at the end."""
         self.sequence.check_open()
-        self._tokens += models.tokenize(text, self.model) if isinstance(text, str) else text
+        self._tokens += self._tokens_of(text)
         return self
 
     def chat(self, role: str, content: str) -> Context:
@@ -89,6 +89,9 @@ class Context:
     def text(self) -> str:
         """All of it, special tokens included."""
         return models.detokenize(self._tokens, model=self.model)
+
+    def _tokens_of(self, text: str | Sequence[int]) -> list[int]:
+        return models.tokenize(text, self.model) if isinstance(text, str) else list(text)
 
     @property
     def _chat(self) -> Chat:
@@ -174,10 +177,10 @@ class Context:
     @raises
     async def logprobs(self, continuation: str | Sequence[int]) -> list[float]:
         """Log-probability of each token of `continuation` after this context, which stays as it is."""
-        is_text = isinstance(continuation, str)
-        targets = models.tokenize(continuation, self.model) if is_text else list(continuation)
+        targets = self._tokens_of(continuation)
         await self.flush()
-        line, scores, length = self.pending() + targets[:-1], [], len(self._tokens)
+        line, length = self.pending() + targets[:-1], len(self._tokens)
+        scores: list[float] = []
         try:
             for start in range(0, len(targets), SCORE_ROWS):
                 end = start + SCORE_ROWS

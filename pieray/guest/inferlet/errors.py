@@ -105,7 +105,8 @@ class Unsupported(Error):
 Quota = QuotaExceeded
 Deadline = DeadlineExceeded
 
-BY_CODE: dict[str, type[Error]] = {cls.code: cls for cls in (Error, *Error.__subclasses__())}
+CLASSES: list[type[Error]] = [Error, *Error.__subclasses__()]
+BY_CODE = {cls.code: cls for cls in CLASSES}
 
 
 def error_of(err: Any) -> Error:

@@ -14,12 +14,22 @@ class Pass(Ticket[None]):
 
     __slots__ = ("num_rows",)
 
+    def __init__(self, id: int, num_rows: int) -> None:
+        super().__init__(id, take_none)
+        self.num_rows = num_rows
+
     def row(self, row: int) -> int:
         """The index of a row; negative ones count from the end."""
         return row + self.num_rows if row < 0 else row
 
     def sample(
-        self, row: int = -1, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int = 0
+        self,
+        row: int = -1,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
     ) -> Ticket[list[int]]:
         """Sample the token after `row`: temperature 0 is greedy; top-k 0, top-p 1, min-p 0 are off."""
         return sample(self, row, temperature, top_k, top_p, min_p, seed)
@@ -52,14 +62,18 @@ def forward(
     significant first, row-major [len(tokens), kv_len + len(tokens)], 1 = may attend.
     """
     handle = _host.forward.forward(queue, list(pages), kv_len, list(tokens), list(positions), list(mask))
-    result = Pass(handle, take_none)
-    result.num_rows = len(tokens)
-    return result
+    return Pass(handle, len(tokens))
 
 
 @raises
 def sample(
-    pass_: Pass, row: int, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, seed: int = 0
+    pass_: Pass,
+    row: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    seed: int = 0,
 ) -> Ticket[list[int]]:
     """Sample the token after `row`; the draw depends on the seed and the row's position alone."""
     args = (pass_.row(row), float(temperature), top_k, float(top_p), float(min_p), seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from . import _host
-from ._loop import wait_ticket
+from ._waiting import wait_ticket
 from .errors import DeadlineExceeded, raises
 from .tickets import take_text
 
@@ -24,7 +24,7 @@ def _ask() -> int:
     return int(_host.session.receive())
 
 
-async def receive(timeout: float | None = None) -> str:  # noqa: ASYNC109 - a deadline of its own error
+async def receive(timeout: float | None = None) -> str:
     """The client's next message.  Raises DeadlineExceeded (a TimeoutError) after `timeout` seconds."""
     ticket = _left.pop() if _left else _ask()
     is_taken = False

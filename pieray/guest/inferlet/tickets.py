@@ -6,18 +6,53 @@ from collections.abc import Callable, Generator
 from typing import Any, Generic, TypeVar
 
 from . import _host
-from ._loop import wait_ticket
+from ._waiting import wait_ticket
 from .errors import raises
 
 T = TypeVar("T")
 
-wait_any = raises(lambda ids, timeout_ms=-1: _host.tickets.wait(ids, timeout_ms))
-take_none = raises(lambda ticket: _host.tickets.take_none(ticket))
-take_tokens = raises(lambda ticket: _host.tickets.take_tokens(ticket))
-take_floats = raises(lambda ticket: _host.tickets.take_floats(ticket))
-take_text = raises(lambda ticket: _host.tickets.take_text(ticket))
-take_distribution = raises(lambda ticket: _host.tickets.take_distribution(ticket))
-cancel = raises(lambda ids: _host.tickets.cancel(ids))
+
+@raises
+def wait(tickets: list[int], timeout_ms: int = -1) -> list[int]:
+    """Block the whole inferlet until one of `tickets` has a result; those that have.  Prefer to await a Ticket."""
+    return list(_host.tickets.wait(tickets, timeout_ms))
+
+
+@raises
+def take_none(ticket: int) -> None:
+    """The result of a command that yields nothing."""
+    _host.tickets.take_none(ticket)
+
+
+@raises
+def take_tokens(ticket: int) -> list[int]:
+    """Token ids."""
+    return list(_host.tickets.take_tokens(ticket))
+
+
+@raises
+def take_floats(ticket: int) -> list[float]:
+    """Logits or log-probabilities."""
+    return list(_host.tickets.take_floats(ticket))
+
+
+@raises
+def take_text(ticket: int) -> str:
+    """A message."""
+    return str(_host.tickets.take_text(ticket))
+
+
+@raises
+def take_distribution(ticket: int) -> tuple[list[int], list[float]]:
+    """Token ids by falling probability, and their probabilities."""
+    tokens, probabilities = _host.tickets.take_distribution(ticket)
+    return list(tokens), list(probabilities)
+
+
+@raises
+def cancel(tickets: list[int]) -> None:
+    """Forget tickets; commands already enqueued still run."""
+    _host.tickets.cancel(tickets)
 
 
 class Ticket(Generic[T]):
@@ -25,7 +60,7 @@ class Ticket(Generic[T]):
 
     __slots__ = ("_take", "id")
 
-    def __init__(self, id: int, take: Callable[[int], T]) -> None:  # noqa: A002 - the WIT's term
+    def __init__(self, id: int, take: Callable[[int], T]) -> None:
         self.id = id
         self._take = take
 

@@ -32,7 +32,7 @@ class QueueHandlers(HandlerGroup):
         state = self._state
         state.queue(queue)
         with state.lock:
-            state.outbox.pump()
+            state.outbox.flush()
 
     def queues_synchronize(self, queue: int) -> int:
         state = self._state

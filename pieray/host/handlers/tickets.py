@@ -18,7 +18,7 @@ class TicketHandlers(HandlerGroup):
         """Send all that is staged; called by the wasm host at every wait."""
         state = self._state
         with state.lock:
-            state.outbox.pump()
+            state.outbox.flush()
 
     def tickets_ready(self, tickets: U32) -> list[int]:
         return self._state.tickets.ready(tickets.tolist())

@@ -53,8 +53,9 @@ def build(guest: str, out: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         core = Path(folder, "core.wasm")
         subprocess.run([CLANG, *FLAGS, "-o", str(core), f"{guest}.c"], cwd=HERE, check=True)
-        target = out / f"{guest}.wasm"
-        arguments = [str(jco_folder().resolve()), str(core), str(WIT), "inferlet", str(target)]
+        target, wit = out / f"{guest}.wasm", Path(folder, "pieray.wit")
+        wit.write_text(WIT.read_text().replace("(stream:", "(%stream:"))  # a keyword of newer WIT
+        arguments = [str(jco_folder().resolve()), str(core), str(wit), "inferlet", str(target)]
         subprocess.run(["node", str(HERE / "embed.mjs"), *arguments], check=True)
     return target
 

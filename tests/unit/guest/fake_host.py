@@ -18,9 +18,9 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
-from pieray.errors import BadHandle, InvalidRequest, Pending, PierayError, QuotaExceeded, WrongType
+import fake_model as lm
 
-from . import fake_model as lm
+from pieray.errors import BadHandle, InvalidRequest, Pending, PierayError, QuotaExceeded, WrongType
 
 
 class KvMismatch(AssertionError):
@@ -49,9 +49,16 @@ class Pass:
 class FakeHost:
     """`order` (a seed) answers commands one or a few at a wait, in random order; None answers all at once."""
 
-    def __init__(self, page_size: int = 4, order: int | None = None, num_queues: int = 64, num_pages: int = 4096,
-                 max_context: int = 10_000) -> None:  # fmt: skip
-        self.page_size, self.num_queues, self.num_pages, self.max_context = page_size, num_queues, num_pages, max_context
+    def __init__(
+        self,
+        page_size: int = 4,
+        order: int | None = None,
+        num_queues: int = 64,
+        num_pages: int = 4096,
+        max_context: int = 10_000,
+    ) -> None:
+        self.page_size, self.num_queues = page_size, num_queues
+        self.num_pages, self.max_context = num_pages, max_context
         self.rng = None if order is None else Random(order)
         self.ids = itertools.count(1)
         self.pages: dict[int, Page] = {}
@@ -246,11 +253,20 @@ class FakeHost:
         return self._ask(pass_, row, lambda d, p: ("tokens", [lm.sample(d, p, temperature, top_k, seed)]))
 
     def forward_distribution(self, pass_: int, row: int, k: int) -> int:
-        return self._ask(pass_, row, lambda d, p: ("distribution", tuple(map(list, zip(*lm.distribution(d)[:k])))))
+        def top(digest: int, position: int) -> tuple[str, Any]:
+            tokens, probabilities = zip(*lm.distribution(digest)[:k], strict=True)
+            return "distribution", (list(tokens), list(probabilities))
+
+        return self._ask(pass_, row, top)
 
     def forward_logprobs(self, pass_: int, row: int, tokens: Any) -> int:
         wanted = [int(token) for token in tokens]
-        return self._ask(pass_, row, lambda d, p: ("floats", [_log(dict(lm.distribution(d)).get(t, 0)) for t in wanted]))
+
+        def score(digest: int, position: int) -> tuple[str, Any]:
+            probabilities = dict(lm.distribution(digest))
+            return "floats", [_log(probabilities.get(token, 0)) for token in wanted]
+
+        return self._ask(pass_, row, score)
 
     def forward_logits(self, pass_: int, row: int) -> int:
         def logits(digest: int, position: int) -> tuple[str, Any]:

@@ -35,7 +35,7 @@ def distribution(digest: int) -> tuple[tuple[int, float], ...]:
     """(token, probability) of the next token, by falling probability."""
     rng = Random(digest)
     weights = {token: math.exp(rng.gauss(0, 2)) for token in SAYABLE}
-    weights[END] *= 0.05
+    weights[END] *= 0.3
     total = sum(weights.values())
     return tuple(sorted(((t, w / total) for t, w in weights.items()), key=lambda pair: -pair[1]))
 

@@ -86,6 +86,15 @@ def test_commands_wait_for_memory_in_order_and_fail_typed_without_it() -> None:
     assert bench.pages.num_bound == 0
 
 
+def test_a_lease_that_comes_between_a_pass_and_its_outputs_does_not_send_it(bench: Bench) -> None:
+    pass_ = run_pass(bench, bench.handlers.kv_alloc(1), 0, u32(1))
+    bench.outbox.granted([50, 51])
+    assert bench.forwards() == []
+    bench.handlers.forward_sample(pass_, 0, 0, 0, 1, 0, 0)
+    bench.handlers.tickets_flush()
+    assert len(bench.forwards()[0].outputs) == 1
+
+
 def test_fork_writes_to_its_own_copy_and_the_copy_is_sent_first(bench: Bench) -> None:
     queue = bench.handlers.queues_create("")
     pages = bench.handlers.kv_alloc(1)

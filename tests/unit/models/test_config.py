@@ -29,6 +29,13 @@ def test_defaults_are_those_of_transformers(tmp_path: Path) -> None:
     assert not any((config.qkv_bias, config.out_bias, config.mlp_bias, config.qk_norm, config.tie_embeddings))
 
 
+def test_silent_files_mean_what_each_family_means(tmp_path: Path) -> None:
+    mistral = read(tmp_path, architectures=["MistralForCausalLM"], num_attention_heads=16)
+    assert (mistral.num_kv_heads, mistral.head_dim) == (8, 2)
+    qwen = read(tmp_path, architectures=["Qwen3ForCausalLM"], num_attention_heads=32)
+    assert (qwen.num_kv_heads, qwen.head_dim, qwen.qk_norm) == (32, 128, True)
+
+
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -67,7 +74,7 @@ def test_rope_of_transformers_4_and_5_reads_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_windows(changes: dict[str, Any], windows: tuple[int, ...], tmp_path: Path) -> None:
-    assert read(tmp_path, **changes).windows == windows
+    assert read(tmp_path, num_key_value_heads=2, **changes).windows == windows
 
 
 @pytest.mark.parametrize(

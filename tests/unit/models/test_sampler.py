@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from pieray.errors import InvalidRequest
-from pieray.models.sampler import SamplingParams, distribution, filtered, logprobs, mask_tokens, sample, uniforms
+from pieray.models.sampler import (
+    SamplingParams,
+    distribution,
+    filtered,
+    logprobs,
+    mask_tokens,
+    sample,
+    sample_torch,
+    uniforms,
+)
 
 LOGITS = torch.from_numpy(np.random.default_rng(5).standard_normal((4, 40), dtype=np.float32) * 2)
 
@@ -83,6 +92,16 @@ def test_draws_follow_the_distribution(given: SamplingParams) -> None:
     statistic = float(((counts - expected)[likely] ** 2 / expected[likely]).sum())
     degrees = int(likely.sum()) - 1
     assert statistic < degrees + 4 * math.sqrt(2 * degrees)  # chi-square, four standard deviations
+
+
+@pytest.mark.parametrize("vocab", [3, 40, 3000])
+def test_c_and_torch_draw_the_same_tokens(vocab: int) -> None:
+    logits = torch.from_numpy(np.random.default_rng(1).standard_normal((660, vocab), dtype=np.float32) * 3)
+    logits[::5] = logits[::5].round()  # ties
+    logits[::7, 1:] = -torch.inf  # all but one hidden
+    params = [FILTERS[row % len(FILTERS)] for row in range(660)]
+    one, other = sample(logits, params, range(660), 99), sample_torch(logits, params, range(660), 99)
+    assert int((one != other).sum()) <= 1  # a draw may fall between two roundings of the same sum
 
 
 def test_a_draw_depends_on_seed_and_counter_not_on_the_batch() -> None:

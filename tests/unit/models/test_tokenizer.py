@@ -57,6 +57,14 @@ def test_text_survives_the_round_trip(folder: Path) -> None:
     assert tokenizer.decode([1], skip_special_tokens=False) == "</s>"
 
 
+def test_token_bytes_add_up_to_the_text_even_within_a_character(folder: Path) -> None:
+    tokenizer = Tokenizer(TokenizerSpec.from_folder(folder))
+    text = "né🙂 \t\x00ÿ"
+    assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
+    assert tokenizer.token_bytes(1) == b"</s>"
+    assert tokenizer.token_bytes(10**6) == b""
+
+
 def test_a_stream_holds_back_broken_characters_and_adds_up_to_the_text(folder: Path) -> None:
     tokenizer = Tokenizer(TokenizerSpec.from_folder(folder))
     ids = tokenizer.encode("né🙂")

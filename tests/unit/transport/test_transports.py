@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from transport_contract import TransportContract
-from transport_peers import TOKEN, Door, FakeActor, ScriptedService
+from transport_fake_ray import FakeActor
+from transport_peers import TOKEN, Door, ScriptedService
 
 from pieray.transport import serve
 from pieray.transport.ray_server import RayListener

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pieray.errors import DeadlineExceeded, PeerLost
+from pieray.errors import PeerLost
 from pieray.messages import Completed, Event, Forward, Message, SendText
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
-from pieray.transport.ray_client import connect_peer
-from pieray.transport.ray_server import RayEndpointMixin
 
 TOKEN = "correct horse battery staple"
 OUTPUTS = [[8, 0, 0, 0.75, 40, 0.5, 0.0, 123]]
@@ -101,28 +97,6 @@ class Door:
     def connect(self, service: Any, *, endpoint: Endpoint | None = None, **changes: Any) -> Connection:
         settings: dict[str, Any] = {"role": "inferlets", "peer_id": "host-3", "token": TOKEN, "timeout_s": 10.0}
         return self._dial(endpoint or self.endpoint, service, **(settings | changes))
-
-
-class FakeActor(RayEndpointMixin):
-    """A threaded Ray actor without Ray: a Peer whose calls run in a pool of threads."""
-
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(32, thread_name_prefix="fake-actor")
-
-    def ask(self, method: str, *args: Any, timeout_s: float) -> Any:
-        try:
-            return self.pool.submit(getattr(self, method), *args).result(timeout_s)
-        except RuntimeError as error:
-            raise PeerLost("the fake actor is gone") from error
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"no answer within {timeout_s} s") from error
-
-    def tell(self, method: str, *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):
-            self.pool.submit(getattr(self, method), *args)
-
-    def dial(self, endpoint: Endpoint, service: Any, **settings: Any) -> Connection:
-        return connect_peer(self, endpoint, service, **settings)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 3.0) -> bool:

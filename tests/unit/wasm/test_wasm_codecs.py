@@ -56,7 +56,9 @@ def test_bytes_survive(data):
 
 def test_lifted_arrays_are_copies_that_the_callee_owns():
     array = lifted("list<u32>", codecs.encode_u32s([1, 2, 3, 4, 5]))
-    assert array.flags.owndata and array.flags.writeable and array.flags.c_contiguous
+    assert array.flags.owndata
+    assert array.flags.writeable
+    assert array.flags.c_contiguous
 
 
 def test_arguments_are_read_by_position():
@@ -85,7 +87,8 @@ def test_an_error_has_its_wit_code_and_others_are_internal():
 
     assert code(BadHandle("x")) == "bad-handle"
     assert code(ModelError("x")) == "internal"
-    assert "bad-handle" in WIT_CODES and "model" not in WIT_CODES
+    assert "bad-handle" in WIT_CODES
+    assert "model" not in WIT_CODES
 
 
 def test_encoding_gives_all_memory_back():

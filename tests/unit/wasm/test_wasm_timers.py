@@ -56,7 +56,8 @@ def test_the_ticker_ticks_only_for_overdue_turns_and_sleeps_when_idle():
     ticker.IDLE_TICKS = 5
     try:
         time.sleep(0.05)
-        assert ticks == [] and not ticker.is_asleep
+        assert ticks == []
+        assert not ticker.is_asleep
         load[0] = Load.OVERDUE
         time.sleep(0.05)
         assert len(ticks) > 3

@@ -53,8 +53,10 @@ def test_numbers_arrive_as_they_were_sent(host, misbehave):
     assert (name, pages.tolist(), kv_len, tokens.tolist()) == ("forward", [1], 2**32 - 1, [2**32 - 1] * 2)
     assert (len(positions), len(mask)) == (0, 0)
     sample = next(args for name, args in handlers.calls if name == "sample")
-    assert sample[1] == sample[3] == 2**32 - 1 and sample[6] == 2**64 - 1
-    assert sample[2] != sample[2] and sample[4] == -1.0  # noqa: PLR0124 - NaN
+    assert sample[1] == sample[3] == 2**32 - 1
+    assert sample[6] == 2**64 - 1
+    assert sample[2] != sample[2]
+    assert sample[4] == -1.0
 
 
 def test_the_rest_of_the_api(host, misbehave):
@@ -99,7 +101,8 @@ def test_the_largest_message_passes(host, misbehave):
 
 def test_a_list_that_wasmtime_itself_refuses_is_quota_too(host, misbehave):
     error = Watched(host, misbehave, "free 7000000").error
-    assert isinstance(error, QuotaExceeded) and error.message.startswith("message_bytes is 4194304;")
+    assert isinstance(error, QuotaExceeded)
+    assert error.message.startswith("message_bytes is 4194304;")
 
 
 def test_a_result_beyond_output_bytes_is_quota(host, misbehave):
@@ -115,7 +118,8 @@ def test_a_flood_of_host_calls_ends_at_the_cpu_limit(host, misbehave, doing):
             pass
 
     error = Watched(host, misbehave, doing, Deaf(), Limits(cpu_time_s=0.1)).error
-    assert isinstance(error, QuotaExceeded) and error.message.startswith("cpu_time_s is 0.1;")
+    assert isinstance(error, QuotaExceeded)
+    assert error.message.startswith("cpu_time_s is 0.1;")
 
 
 def test_any_exception_of_a_handler_is_internal(host, misbehave, caplog):
@@ -147,7 +151,8 @@ def test_without_an_err_arm_an_exception_ends_the_guest(host, misbehave):
     handlers = Broken()
     handlers.what = SystemExit(3)
     error = Watched(host, misbehave, "nop 1", handlers).error
-    assert isinstance(error, GuestTrapped) and "a host function failed" in error.message
+    assert isinstance(error, GuestTrapped)
+    assert "a host function failed" in error.message
     handlers.what = Denied("not you")
     assert Watched(host, misbehave, "nop 1", handlers).error.message == "not you"
 
@@ -159,7 +164,8 @@ def test_trap_texts():
         "                    at /home/me/guest/main.c:12:3\n\nCaused by:\n    wasm trap: call stack exhausted"
     )
     assert trap_error(text, Limits()).message == "call stack exhausted (in inner < outer)"
-    assert trap_reason("plain") == "plain" and trap_reason("") == "no reason given"
+    assert trap_reason("plain") == "plain"
+    assert trap_reason("") == "no reason given"
     assert trap_reason("x\n\nCaused by:\n    0: first\n    1: wasm trap: second") == "second"
     assert trap_error("x", Limits(), b"MemoryError\n").code == "quota"
     assert failure_error("MemoryError", "", "", Limits()).code == "quota"

@@ -25,7 +25,7 @@ class FakeHandlers:
     """
 
     def __init__(self, reply: str = "") -> None:
-        self.reply = list(reply.encode()) + [STOP]
+        self.reply = [*list(reply.encode()), STOP]
         self.results: dict[int, object] = {}
         self.issued: set[int] = set()
         self.staged: list[tuple[int, object]] = []
@@ -190,7 +190,9 @@ class FakeHandlers:
 class Watched:
     """A spawned guest and its outcomes."""
 
-    def __init__(self, host: WasmHost, program: Program, text: str, handlers=None, limits: Limits | None = None, **kwargs):
+    def __init__(
+        self, host: WasmHost, program: Program, text: str, handlers=None, limits: Limits | None = None, **kwargs
+    ):
         self.handlers = handlers or FakeHandlers()
         self.outcomes: list[Outcome] = []
         self._ended = threading.Event()

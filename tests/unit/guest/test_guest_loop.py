@@ -1,0 +1,220 @@
+"""asyncio on tickets: what programs use of it behaves as in a usual event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from fake_host import FakeHost
+
+from inferlet import Context, DeadlineExceeded, Deadlock, forward, kv, queue, session
+from inferlet._loop import TicketLoop
+from inferlet._running import run
+
+
+def test_gather_runs_together(host: FakeHost) -> None:
+    async def nap(i: int) -> int:
+        await asyncio.sleep(1 + i / 10)
+        return i
+
+    async def main() -> list[int]:
+        return await asyncio.gather(*map(nap, range(10)))
+
+    assert run(main()) == list(range(10))
+    assert host.clock == pytest.approx(1.9, abs=0.02)
+
+
+def test_a_task_group_cancels_the_others_and_raises_all(host: FakeHost) -> None:
+    cancelled = []
+
+    async def fail() -> None:
+        await asyncio.sleep(0.1)
+        raise ValueError("one")
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(100)
+        except asyncio.CancelledError:
+            cancelled.append(1)
+            raise
+
+    async def main() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            group.create_task(wait())
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(main())
+    assert [str(e) for e in caught.value.exceptions] == ["one"]
+    assert cancelled == [1]
+    assert host.clock < 1
+
+
+def test_timeouts_end_waits_for_tickets(host: FakeHost) -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2):
+                await session.receive()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(session.receive(), 3)
+        with pytest.raises(DeadlineExceeded, match="within 4 s"):
+            await session.receive(timeout=4)
+
+    run(main())
+    assert host.clock == pytest.approx(9, abs=0.02)
+
+
+def test_no_message_is_lost_to_a_timeout(host: FakeHost) -> None:
+    host.inbox = [(5.0, "late"), (6.0, "later")]
+
+    async def main() -> list[str]:
+        with pytest.raises(TimeoutError):
+            await session.receive(timeout=4)
+        task = asyncio.create_task(session.receive())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return [await session.receive(), await session.receive(timeout=10)]
+
+    assert run(main()) == ["late", "later"]
+
+
+def test_a_wait_under_a_timeout_does_not_slow_others(host: FakeHost) -> None:
+    host.inbox = [(1.0, "hello")]
+
+    async def main() -> str:
+        async with asyncio.timeout(5), Context("abc") as ctx:
+            await ctx.generate(5)
+            return await session.receive()
+
+    assert run(main()) == "hello"
+    assert host.clock == 1.0
+
+
+def test_queue_event_semaphore(host: FakeHost) -> None:
+    async def main() -> list[int]:
+        items: asyncio.Queue[int] = asyncio.Queue(2)
+        done, slots, seen = asyncio.Event(), asyncio.Semaphore(1), []
+
+        async def produce() -> None:
+            for i in range(5):
+                await items.put(i)
+            done.set()
+
+        async def consume() -> None:
+            while True:
+                async with slots:
+                    seen.append(await items.get())
+                items.task_done()
+
+        consumers = [asyncio.create_task(consume()) for _ in range(2)]
+        producer = asyncio.create_task(produce())
+        await done.wait()
+        await items.join()
+        await producer
+        for task in consumers:
+            task.cancel()
+        return seen
+
+    assert run(main()) == [0, 1, 2, 3, 4]
+
+
+def test_a_busy_loop_of_zero_sleeps_lets_tickets_through(host: FakeHost) -> None:
+    async def main() -> int:
+        async with Context("abc") as ctx:
+            task = asyncio.create_task(ctx.generate_text(3, stop_tokens=()))
+            rounds = 0
+            while not task.done():
+                await asyncio.sleep(0)
+                rounds += 1
+            return rounds
+
+    assert 0 < run(main()) < 200
+
+
+def test_waiting_for_nothing_is_named(host: FakeHost) -> None:
+    async def stuck() -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        await asyncio.gather(stuck())
+
+    with pytest.raises(Deadlock, match=r"waiting for nothing: .*Task-\d+ at .*test_guest_loop.py:\d+ \(await"):
+        run(main())
+
+
+def test_generators_and_tasks_left_behind_are_closed(host: FakeHost) -> None:
+    closed = []
+
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            yield 1
+            yield 2
+        finally:
+            await asyncio.sleep(0)
+            closed.append("generator")
+
+    async def forever() -> None:
+        try:
+            await asyncio.sleep(1e6)
+        finally:
+            closed.append("task")
+
+    async def main() -> None:
+        kept.append(numbers())
+        await anext(kept[0])
+        asyncio.create_task(forever())  # noqa: RUF006 - what happens to it is the test
+        await asyncio.sleep(0)
+
+    kept: list[AsyncIterator[int]] = []
+    run(main())
+    assert sorted(closed) == ["generator", "task"]
+
+
+def test_a_task_that_fails_unseen_is_logged(host: FakeHost) -> None:
+    async def fail() -> None:
+        raise ValueError("unseen")
+
+    async def main() -> None:
+        asyncio.create_task(fail(), name="worker")  # noqa: RUF006 - nobody looks at it
+        await asyncio.sleep(0.1)
+
+    run(main())
+    assert [level for level, _ in host.logs] == ["error"]
+    assert "worker" in host.logs[0][1]
+    assert "ValueError: unseen" in host.logs[0][1]
+
+
+def test_cancelling_a_task_forgets_its_ticket(host: FakeHost) -> None:
+    async def main() -> None:
+        q = queue.create()
+        task = asyncio.create_task(_await(forward.forward(q, kv.alloc(1), 0, [1, 2])))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert not host.pending
+        kv.free(list(host.pages))
+
+    run(main())
+
+
+def test_the_loop_is_one_that_asyncio_run_can_use(host: FakeHost) -> None:
+    async def main() -> int:
+        await asyncio.sleep(0.5)
+        return 7
+
+    with asyncio.Runner(loop_factory=TicketLoop) as runner:
+        assert runner.run(main()) == 7
+
+    async def nested() -> None:
+        inner = main()
+        with pytest.raises(RuntimeError, match="cannot be called from a running event loop"):
+            asyncio.run(inner)
+        inner.close()
+
+    run(nested())
+
+
+async def _await(awaitable: object) -> object:
+    return await awaitable  # type: ignore[misc]

@@ -1,0 +1,307 @@
+"""BatcherCore with a fake runner: every ticket gets exactly one answer, and one bad command fails alone."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pieray.config import ModelSettings
+from pieray.errors import InvalidRequest, ModelError
+from pieray.messages import (
+    DISTRIBUTION,
+    LOGITS,
+    LOGPROBS,
+    SAMPLE,
+    CancelInferlet,
+    Completed,
+    CopyTokens,
+    Failed,
+    Forward,
+    Hello,
+    Message,
+)
+from pieray.sched.core import BatcherCore
+
+
+def u32(*numbers: int) -> bytes:
+    return np.array(numbers, "<u4").tobytes()
+
+
+class FakeRunner:
+    """Samples token 100 + row; records what it is asked.  Token 666 is invalid, 667 crashes, 668 is fatal."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple]] = []
+        self.wanted: list[list] = []
+        self.copies: list[list[tuple]] = []
+        self.during = lambda: None
+
+    def step(self, items, outputs):
+        self.calls.append([(i.pages.tolist(), i.kv_len, i.tokens.tolist(), i.positions.tolist(), i.mask) for i in items])
+        self.wanted += outputs
+        self.during()
+        tokens = [token for item in items for token in item.tokens.tolist()]
+        if 667 in tokens:
+            raise RuntimeError("out of luck")
+        if 668 in tokens:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return [self._answer(item, wanted) for item, wanted in zip(items, outputs, strict=True)]
+
+    def _answer(self, item, wanted):
+        if 666 in item.tokens.tolist():
+            return InvalidRequest("token 666 is outside the vocabulary of 666")
+        if 665 in item.tokens.tolist():
+            return ModelError("the logits of this item are not finite")
+        values = {
+            "Sample": lambda r: 100 + r.row,
+            "Distribution": lambda r: (np.arange(r.k, dtype=np.uint32), np.full(r.k, 0.5, np.float32)),
+            "Logprobs": lambda r: np.array([-token for token in r.token_ids], np.float32),
+            "Logits": lambda _: np.zeros(3, np.float32),
+        }
+        return [values[type(request).__name__](request) for request in wanted]
+
+    def copy_tokens(self, ranges):
+        if any(copy[0] == 99 for copy in ranges):
+            raise InvalidRequest("copy_tokens: page 99 is outside a pool of 64 pages")
+        self.copies.append(list(ranges))
+
+
+class Desk:
+    def __init__(self, **settings) -> None:
+        self.runner = FakeRunner()
+        self.time = 0.0
+        self.core = BatcherCore(self.runner, ModelSettings(page_size=4, **settings), self._clock)
+
+    def _clock(self) -> float:
+        self.time += 0.005  # each step takes 5 ms
+        return self.time
+
+    def submit(self, *messages: Message, peer: str = "p") -> list[tuple]:
+        return plain(self.core.submit(peer, messages, self.time))
+
+    def step(self) -> list[tuple]:
+        return plain(self.core.step(self.time))
+
+    def run(self) -> list[tuple]:
+        answers = []
+        while self.core.has_work:
+            answers += self.step()
+        return answers
+
+
+def plain(answers) -> list[tuple]:
+    """(peer, ticket, value) of results, (peer, ticket, code, message) of failures."""
+    return [
+        (peer, m.ticket, m.value) if isinstance(m, Completed) else (peer, m.ticket, m.code, m.message)
+        for peer, m in answers
+    ]
+
+
+def forward(ticket, pages, kv_len=0, tokens=(1,), *, inferlet=1, queue=1, positions=(), mask=b"", outputs=()):
+    outputs = [list(output) for output in outputs]
+    return Forward(ticket, inferlet, queue, 0, u32(*pages), kv_len, u32(*tokens), u32(*positions), mask, outputs)
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_output_as_messages_document_it():
+    desk = Desk()
+    outputs = [
+        [2, SAMPLE, 1, 0.5, 3, 0.9, 0.1, 2**63 + 5],
+        [3, DISTRIBUTION, 0, 2],
+        [4, LOGPROBS, 1, u32(7, 8)],
+        [5, LOGITS, 0],
+    ]
+    assert desk.submit(forward(1, [10, 11], 3, (5, 6), outputs=outputs)) == []
+    assert desk.run() == [
+        ("p", 2, u32(101)),
+        ("p", 3, [u32(0, 1), np.array([0.5, 0.5], "<f4").tobytes()]),
+        ("p", 4, np.array([-7, -8], "<f4").tobytes()),
+        ("p", 5, np.zeros(3, "<f4").tobytes()),
+        ("p", 1, None),
+    ]
+    assert desk.runner.calls == [[([10, 11], 3, [5, 6], [3, 4], None)]]
+    sample = desk.runner.wanted[0][0]
+    assert (sample.row, sample.counter, sample.params.seed) == (1, 4, 2**63 + 5)  # slot 3 + 1, whole u64
+    assert (sample.params.temperature, sample.params.top_k, sample.params.top_p) == (0.5, 3, 0.9)
+
+
+def test_prefill_in_chunks_gives_the_same_rows_counters_positions_and_mask():
+    desk = Desk(max_batch_tokens=3)
+    bits = np.tril(np.ones((5, 7), np.uint8), 2)
+    bits[4, 0] = 0
+    mask = np.packbits(bits, bitorder="little").tobytes()
+    outputs = [[2, SAMPLE, 4, 0.0, 0, 1.0, 0.0, 9], [3, SAMPLE, 1, 0.0, 0, 1.0, 0.0, 9]]
+    desk.submit(forward(1, [8, 9], 2, range(5), positions=(9, 8, 7, 6, 5), mask=mask, outputs=outputs))
+    assert desk.step() == [("p", 3, u32(101))]
+    assert desk.step() == [("p", 2, u32(101)), ("p", 1, None)]
+    first = np.packbits(bits[:3, :5], bitorder="little").tobytes()
+    second = np.packbits(bits[3:, :7], bitorder="little").tobytes()
+    assert desk.runner.calls == [
+        [([8, 9], 2, [0, 1, 2], [9, 8, 7], first)],
+        [([8, 9], 5, [3, 4], [6, 5], second)],
+    ]
+    assert [(r.row, r.counter) for wanted in desk.runner.wanted for r in wanted] == [(1, 3), (1, 6)]
+
+
+def test_copies_go_first_and_independent_ones_in_one_call():
+    desk = Desk()
+    desk.submit(
+        CopyTokens(1, 1, 1, 0, [[10, 0, 11, 0, 2]]),
+        CopyTokens(2, 2, 1, 0, [[20, 0, 21, 0, 2]]),
+        CopyTokens(3, 1, 2, 0, [[11, 0, 12, 0, 2]]),
+        forward(4, [12], 2),
+    )
+    assert desk.step() == [("p", 1, None), ("p", 2, None), ("p", 3, None), ("p", 4, None)]
+    assert desk.runner.copies == [[(10, 0, 11, 0, 2), (20, 0, 21, 0, 2)], [(11, 0, 12, 0, 2)]]
+
+
+def test_step_without_work_does_nothing():
+    desk = Desk()
+    assert (desk.core.has_work, desk.step(), desk.core.stats()["steps"]) == (False, [], 0)
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (forward(1, [10], 4), r"kv_len 4 \+ 1 tokens.* 1 pages of 4"),
+        (forward(1, [10], 0, ()), r"kv_len 0 \+ 0 tokens"),
+        (forward(1, [10], 0, (1, 2), positions=(1,)), "one per token .2.; given 1"),
+        (forward(1, [10], 0, (1, 2), mask=b"123456"), "2 x 2 bits takes 1 bytes; given 6"),
+        (forward(1, [10], outputs=[[2, LOGITS, 1]]), r"row 1 of a pass of 1"),
+        (forward(1, [10], outputs=[[2, 9, 0]]), "outputs have a tag"),
+        (forward(1, [10], outputs=[[2, SAMPLE, 0]]), "outputs have a tag"),
+        (CopyTokens(1, 1, 1, 0, [[1, 3, 2, 0, 2]]), "in pages of 4"),
+        (CopyTokens(1, 1, 1, 0, [["a"]]), "page, offset|malformed"),
+        (Forward(1, 1, 1, 0, b"abc", 0, "text", b"", b"", 7), "malformed|kv_len"),  # type: ignore[arg-type]
+    ],
+)
+def test_bad_command_is_answered_at_once_on_all_its_tickets(message, text):
+    desk = Desk()
+    answers = desk.submit(message)
+    assert {answer[2] for answer in answers} == {"invalid"}
+    num_tickets = 2 if getattr(message, "outputs", 7) not in ([], 7) else 1
+    assert [answer[1] for answer in answers] == [1, 2][:num_tickets]
+    assert re.search(text, answers[0][3])
+    assert not desk.core.has_work
+
+
+def test_unknown_message_is_answered():
+    desk = Desk()
+    assert desk.submit(Hello("client", "x", "y")) == []
+    assert [a[2] for a in desk.submit(Failed(3, "x", "y"))] == ["internal"]
+
+
+@pytest.mark.parametrize(("token", "code"), [(666, "invalid"), (665, "internal"), (667, "internal")])
+def test_one_bad_command_fails_alone_with_what_builds_on_it(token, code):
+    desk = Desk()
+    sample = [SAMPLE, 0, 0.0, 0, 1.0, 0.0, 1]
+    desk.submit(
+        forward(1, [10], 0, (token,), outputs=[[2, *sample]]),
+        forward(3, [10], 1, outputs=[[4, *sample]]),
+        forward(5, [11], 0, inferlet=2, outputs=[[6, *sample]]),
+    )
+    answers = desk.run()
+    assert {(a[1], a[2]) for a in answers} == {
+        (1, code), (2, code), (3, "cancelled"), (4, "cancelled"), (5, None), (6, u32(100)),
+    }  # fmt: skip
+    assert max(Counter(a[1] for a in answers).values()) == 1
+    assert [a[2] for a in desk.submit(forward(7, [10], 1))] == ["cancelled"]
+    desk.submit(forward(8, [10], 0), forward(9, [10], 1))
+    assert desk.run() == [("p", 8, None), ("p", 9, None)]
+
+
+def test_lost_device_fails_the_step_and_not_the_loop():
+    desk = Desk()
+    desk.submit(forward(1, [10], 0, (668,)), forward(2, [11], inferlet=2))
+    assert [(a[1], a[2]) for a in desk.run()] == [(1, "device-lost"), (2, "device-lost")]
+    desk.submit(forward(3, [10]))
+    assert desk.run() == [("p", 3, None)]
+    assert desk.core.stats()["failed"] == 2
+
+
+def test_failed_copy_takes_its_forward_along_and_no_other():
+    desk = Desk()
+    desk.submit(
+        CopyTokens(1, 1, 1, 0, [[99, 0, 11, 0, 2]]),
+        forward(2, [11], 2),
+        CopyTokens(3, 2, 1, 0, [[20, 0, 21, 0, 2]]),
+        forward(4, [21], 2, inferlet=2),
+    )
+    assert {(a[1], a[2]) for a in desk.run()} == {(1, "invalid"), (2, "cancelled"), (3, None), (4, None)}
+    assert desk.runner.calls == [[([21], 2, [1], [2], None)]]
+
+
+def test_chunk_that_fails_answers_each_ticket_once():
+    desk = Desk(max_batch_tokens=2)
+    sample = [0.0, 0, 1.0, 0.0, 1]
+    desk.submit(forward(1, [8], 0, (1, 2, 666), outputs=[[2, SAMPLE, 0, *sample], [3, SAMPLE, 2, *sample]]))
+    assert [(a[1], a[2]) for a in desk.run()] == [(2, u32(100)), (1, "invalid"), (3, "invalid")]
+
+
+# --- cancel and fence ----------------------------------------------------------------------------
+
+
+def test_cancel_drops_what_is_queued_and_is_answered_at_once():
+    desk = Desk()
+    desk.submit(forward(1, [10]), forward(2, [11], inferlet=2))
+    assert desk.submit(CancelInferlet(9, 1)) == [("p", 9, None)]
+    assert desk.run() == [("p", 2, None)]
+
+
+def test_cancel_during_a_step_is_answered_after_it_and_its_results_are_discarded():
+    desk = Desk()
+    desk.submit(forward(1, [10]), forward(2, [11], inferlet=2))
+    early: list[tuple] = []
+    desk.runner.during = lambda: early.extend(desk.submit(CancelInferlet(9, 1)))
+    assert desk.run() == [("p", 2, None), ("p", 9, None)]
+    assert early == []
+
+
+def test_fence_waits_for_the_running_step():
+    desk = Desk()
+    desk.submit(forward(1, [10]), forward(2, [10], 1))
+    fences: list[bool] = []
+    desk.runner.during = lambda: fences.append(desk.core.drop_peer("p"))
+    assert desk.run() == []
+    assert fences == [False]
+    assert desk.core.drop_peer("p")
+    assert desk.core.drop_peer("never seen")
+    assert len(desk.runner.calls) == 1
+
+
+# --- waiting for the cohort ------------------------------------------------------------------------
+
+
+def test_step_waits_for_those_just_answered_and_not_for_those_that_ended():
+    desk = Desk(cohort_wait_s=0.004)
+    desk.submit(*(forward(i, [i], inferlet=i) for i in (1, 2, 3)))
+    desk.run()
+    desk.submit(forward(4, [1], 1, inferlet=1))
+    assert desk.core.wait_s(desk.time) == pytest.approx(0.0025)  # half of a step of 5 ms
+    desk.submit(forward(5, [2], 1, inferlet=2))
+    assert desk.core.wait_s(desk.time + 0.001) == pytest.approx(0.0015)
+    desk.submit(CancelInferlet(6, 3))
+    assert desk.core.wait_s(desk.time + 0.001) == 0.0
+
+
+def test_full_batch_waits_for_nobody():
+    desk = Desk(max_batch_tokens=4)
+    desk.submit(forward(1, [1], inferlet=1), forward(2, [2], inferlet=2))
+    desk.run()
+    desk.submit(forward(3, [3, 4], 0, (1,) * 5, inferlet=1))
+    assert desk.core.wait_s(desk.time) == 0.0
+
+
+def test_stats_count():
+    desk = Desk()
+    desk.submit(forward(1, [1], inferlet=1), forward(2, [2], 0, (1, 2), inferlet=2))
+    desk.run()
+    stats = desk.core.stats()
+    assert stats == {"steps": 1, "forwards": 2, "copies": 0, "tokens": 3, "failed": 0, "queued": 0,
+                     "busy_s": pytest.approx(0.005), "mean_batch": 2.0}  # fmt: skip
