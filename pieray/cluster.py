@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
+from pieray import upstate
 from pieray.assets import embedded_models, model_folder
 from pieray.config import Config
-from pieray.errors import EngineError, PierayError
+from pieray.errors import EngineError
 
 Progress = Callable[[str], None]
 
@@ -33,22 +35,54 @@ def prepare_environment() -> None:
 def join(address: str | None, progress: Progress | None) -> bool:
     """Connect this process to Ray; True if it was this call that did, so that closing should undo it.
 
+    `address`: None is RAY_ADDRESS if that is set, else a local Ray of this process; "local" is always that;
+    "auto" is RAY_ADDRESS, else the cluster of `pieray up` on this machine, else what Ray finds.
     Raises EngineError naming the address if there is no cluster.
     """
     prepare_environment()
     import ray
+    from ray.exceptions import RayError
 
     if ray.is_initialized():
         return False
-    if address is None and "RAY_ADDRESS" not in os.environ:
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
         _say(progress, "starting a local Ray")
         ray.init(**LOCAL_RAY)
         return True
     try:
-        ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise EngineError(f"no Ray cluster answers at {address!r}: {error}") from error
+        address = _checked(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
+        raise EngineError(f"no Ray cluster can be joined at {address!r}: {error}{_auth_hint()}") from error
     return True
+
+
+def _checked(address: str) -> str:
+    """The address to give to Ray, known to answer: Ray itself would wait for minutes for one that is gone.
+
+    Raises ConnectionError, ValueError.
+    """
+    known = upstate.all_alive()
+    if address == "auto" and not os.environ.get("RAY_ADDRESS") and known:
+        address = known[0].address
+    for state in known:
+        if state.address == address:
+            state.export()
+    target = address
+    if address == "auto":
+        from ray._private import services
+
+        target = services.canonicalize_bootstrap_address("auto") or address
+    if "://" not in target and not upstate.answers(target):
+        raise ConnectionError(f"nothing answers at {target}")
+    return address
+
+
+def _auth_hint() -> str:
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return ""
+    return "; if the cluster asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
 
 
 def find_controller(namespace: str) -> Any | None:
@@ -69,7 +103,6 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
     Raises EngineError if the namespace has an engine already or it does not come up in time, ModelError if
     the model cannot be served.
     """
-    import ray
     from ray.exceptions import ActorAlreadyExistsError
 
     from pieray.actors.common import actor_name, create_actor
@@ -89,11 +122,41 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
                           "connect to it, stop it, or choose another namespace") from error  # fmt: skip
     try:
         ask_actor(controller, "start", timeout_s=config.start_timeout_s)
-    except PierayError:
-        ray.kill(controller)
+    except BaseException:  # a Ctrl-C too: on a shared cluster nobody else would end the actors
+        end_engine(config.namespace)
         raise
     _say(progress, "ready")
     return controller
+
+
+def end_engine(namespace: str, timeout_s: float = 20.0) -> int:
+    """Kill all actors of a namespace's engine, the Controller first; returns how many there were.
+
+    For an engine whose Controller cannot do it: one that is half started, stuck or gone.
+    """
+    import ray
+
+    num_killed = 0
+    deadline = time.monotonic() + timeout_s
+    while (names := _actors_of(namespace)) and time.monotonic() < deadline:
+        for name in names:
+            try:
+                ray.kill(ray.get_actor(name, namespace=namespace))
+                num_killed += 1
+            except ValueError:
+                continue  # it has ended meanwhile
+        time.sleep(0.05)
+    return num_killed
+
+
+def _actors_of(namespace: str) -> list[str]:
+    import ray
+    from ray.util import list_named_actors
+
+    if not ray.is_initialized():
+        return []
+    found = [a["name"] for a in list_named_actors(all_namespaces=True) if a["namespace"] == namespace]
+    return sorted((n for n in found if n.startswith("pieray.")), key=lambda n: n != "pieray.controller")
 
 
 def _say(progress: Progress | None, text: str) -> None:

@@ -76,6 +76,13 @@ def find_alive(namespace: str) -> UpState | None:
     return found if found is not None and found.is_alive() else None
 
 
+def all_alive() -> list[UpState]:
+    """Every engine that `up` started here and whose cluster answers, the latest first."""
+    files = sorted((home() / "engines").glob("*.json"), key=lambda f: f.stat().st_mtime, reverse=True)
+    found = [load(f.stem) for f in files]
+    return [state for state in found if state is not None and state.is_alive()]
+
+
 def is_same_process(pid: int, created_s: float) -> bool:
     import psutil
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from pieray.config import Limits, from_mapping
 from pieray.errors import ConfigError
+from pieray.programs import ProgramSource
 
 
-def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
+def parse_arguments(words: Sequence[str], texts: Set[str] = frozenset()) -> dict[str, Any]:
     """The words after `--` as keyword arguments of the inferlet's `main`.
 
     `--max-tokens 64` and `--max-tokens=64` give max_tokens=64, `--flag` alone gives True, `--no-flag` alone
@@ -23,10 +25,10 @@ def parse_arguments(words: Sequence[str]) -> dict[str, Any]:
     rest = list(words)
     while rest:
         key, given = _split_key(rest.pop(0))
+        if given is None and rest and not rest[0].startswith("--"):
+            given = rest.pop(0)
         if given is not None:
-            value = parse_value(given)
-        elif rest and not rest[0].startswith("--"):
-            value = parse_value(rest.pop(0))
+            value = given if key in texts else parse_value(given)
         elif key.startswith("no_") and len(key) > 3:
             key, value = key[3:], False
         else:
@@ -43,6 +45,18 @@ def _split_key(word: str) -> tuple[str, str | None]:
     if not word.startswith("--") or not key.isidentifier():
         raise ConfigError(f"{word!r} is no argument of an inferlet: they look like `-- --key value --flag`")
     return key, value if equals else None
+
+
+def text_parameters(program: ProgramSource) -> frozenset[str]:
+    """Parameters of a Python inferlet's main that are annotated `str` or `str | None`: `--prompt 12` is "12" there."""
+    try:
+        tree = ast.parse(program.source)
+    except SyntaxError:
+        return frozenset()  # the inferlet will say so, with the line
+    mains = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name == "main"]
+    parameters = [p for main in mains for p in (*main.args.args, *main.args.kwonlyargs)]
+    texts = ("str", "str | None", "None | str", "Optional[str]")
+    return frozenset(p.arg for p in parameters if p.annotation is not None and ast.unparse(p.annotation) in texts)
 
 
 def parse_value(text: str) -> Any:

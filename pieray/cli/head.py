@@ -6,11 +6,14 @@ Never `ray stop`: that ends every Ray of the machine.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,23 +34,27 @@ def start_head(namespace: str, *, dashboard: bool, num_cpus: int | None, show: P
 
     Whatever ends this early, the head ends with it.  Raises EngineError.
     """
+    import psutil
+
     show("starting a Ray head")
     environment = _environment()
     temp_dir = tempfile.mkdtemp(prefix="pieray-")  # short: Ray keeps unix sockets far below it
     log_path = Path(temp_dir) / "head.log"
+    dashboard_port, client_port = _free_ports(2)
     with log_path.open("w") as log:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            _command(temp_dir, dashboard, num_cpus), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env={**os.environ, **environment}, cwd=temp_dir, start_new_session=True,
+            _command(temp_dir, dashboard_port if dashboard else None, client_port, num_cpus),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment}, cwd=temp_dir,
+            start_new_session=True,
         )  # fmt: skip
     try:
         address = _await_address(process, Path(temp_dir), log_path)
-        return UpState(namespace, address, process.pid, _created_s(process.pid), temp_dir,
-                       dashboard=_dashboard_url(log_path) if dashboard else "", environment=environment)  # fmt: skip
     except BaseException:
         end(descendants(process.pid))
         shutil.rmtree(temp_dir, ignore_errors=True)
         raise
+    url = f"http://127.0.0.1:{dashboard_port}" if dashboard else ""
+    return UpState(namespace, address, process.pid, psutil.Process(process.pid).create_time(), temp_dir, url, environment)
 
 
 def stop_head(state: UpState) -> list[int]:
@@ -59,47 +66,69 @@ def stop_head(state: UpState) -> list[int]:
 
 
 def head_processes(state: UpState) -> list[psutil.Process]:
-    """All that runs of an own head: its tree, and what its death has orphaned, known by the temporary folder.
+    """All that runs of an own head, also after its death: the processes of its session, whoever adopted them.
 
-    The folder is in the command line or the environment of every process of a Ray cluster.
+    Its pid stays taken while the session has members, so if another process has it, nothing of ours is left.
     """
     import psutil
 
     if not state.head_pid:
         return []
-    found = {p.pid: p for p in psutil.process_iter() if p.pid != os.getpid() and _belongs_to(p, state.temp_dir)}
-    if is_same_process(state.head_pid, state.head_created_s):
-        found.update({p.pid: p for p in descendants(state.head_pid)})
-    return list(found.values())
+    if psutil.pid_exists(state.head_pid) and not is_same_process(state.head_pid, state.head_created_s):
+        return [] if not _is_zombie(state.head_pid) else _session(state.head_pid)
+    return _session(state.head_pid)
 
 
-def _belongs_to(process: psutil.Process, temp_dir: str) -> bool:
+def _session(session_id: int) -> list[psutil.Process]:
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == session_id and not _is_zombie(process.pid):
+                found.append(process)
+    return found
+
+
+def _is_zombie(pid: int) -> bool:
     import psutil
 
     try:
-        return any(temp_dir in word for word in process.cmdline())
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 
 
-def _command(temp_dir: str, dashboard: bool, num_cpus: int | None) -> list[str]:
+def _command(temp_dir: str, dashboard_port: int | None, client_port: int, num_cpus: int | None) -> list[str]:
+    """`ray start` with every port free, so that several heads live on a machine."""
     words = [
-        sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0",
-        f"--temp-dir={temp_dir}", f"--include-dashboard={str(dashboard).lower()}", "--disable-usage-stats",
-        f"--object-store-memory={OBJECT_STORE_BYTES}", "--dashboard-agent-listen-port=0", "--ray-client-server-port=0",
+        sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--temp-dir={temp_dir}",
+        "--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--include-dashboard={str(dashboard_port is not None).lower()}", f"--ray-client-server-port={client_port}",
+        "--port=0", "--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0",
     ]  # fmt: skip
-    if dashboard:
-        words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={_free_port()}"]
+    if dashboard_port is not None:
+        words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     if num_cpus is not None:
         words.append(f"--num-cpus={num_cpus}")
     return words
 
 
 def _environment() -> dict[str, str]:
-    """Ray is open to whoever reaches its ports, so the head asks for a token, unless the user has decided."""
+    """What the head and its drivers need: a token, for Ray is open to whoever reaches its ports.
+
+    What the user has decided stays.  Ray's clients look for the token in Ray's own place.
+    """
     if "RAY_AUTH_MODE" in os.environ:
         return {}
-    return {"RAY_AUTH_MODE": "token"}
+    own_place = Path.home() / ".ray" / "auth_token"
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() and not own_place.exists():
+        own_place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(own_place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return {"RAY_AUTH_MODE": "token", **({"RAY_AUTH_TOKEN_PATH": path} if path else {})}
 
 
 def _await_address(process: subprocess.Popen[bytes], temp_dir: Path, log_path: Path) -> str:
@@ -120,15 +149,10 @@ def _last_lines(log_path: Path) -> str:
     return " / ".join(lines[-3:]) or "it said nothing"
 
 
-def _created_s(pid: int) -> float:
-    import psutil
-
-    return float(psutil.Process(pid).create_time())
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free at this moment, all different."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pieray.cli.arguments import parse_arguments, parse_input, parse_limits
+from pieray.cli.arguments import parse_arguments, parse_input, parse_limits, text_parameters
 from pieray.cli.engines import open_for_run
 from pieray.cli.guard import Debug, InferletFailed, guard
 from pieray.cli.options import Address, Device, Json, Model, Namespace, NumPages, Set, engine_settings
@@ -43,11 +43,11 @@ def run(
     printer: Printer = JsonPrinter() if json else TextPrinter()
     with guard(debug=debug, report=printer.error) as signals, no_children_left(signals) as closing:
         source = resolve(program)
-        arguments = {**parse_input(input_json), **parse_arguments(words or [])}
+        arguments = {**parse_input(input_json), **parse_arguments(words or [], text_parameters(source))}
         limits = parse_limits(limit or [])
         settings = engine_settings(model, device, num_pages, pairs)
         with progress() as show, signals.starting_ray():
-            engine = open_for_run(address, namespace, settings, show)
+            engine = open_for_run(address, namespace, settings, signals.kept(show))
         closing.callback(engine.close)
         process = engine.launch(source, arguments, limits=limits)
         printer.started(process.name, process.id)

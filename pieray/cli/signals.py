@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -64,6 +64,15 @@ class StopSignals:
             raise KeyboardInterrupt from None
         finally:
             self.install()
+
+    def kept(self, show: Callable[[str], None]) -> Callable[[str], None]:
+        """`show`, taking the signals back at each line: the earlier the better once Ray is up."""
+
+        def show_and_install(text: str) -> None:
+            self.install()
+            show(text)
+
+        return show_and_install
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if self.signum is None:

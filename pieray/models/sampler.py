@@ -20,6 +20,8 @@ from pieray.kernels.sample_cpu import CHOICE, is_supported, sample_rows
 
 #: how many candidates top_p looks at before it sorts the whole vocabulary
 NUCLEUS_GUESS = 1024
+#: what fits in the u32 of the guest's interface
+MAX_TOP_K = 0xFFFFFFFF
 WORD = 0xFFFFFFFFFFFFFFFF
 #: the value at which a filter does nothing
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -37,10 +39,15 @@ class SamplingParams:
 
     def check(self) -> None:
         """Raise InvalidRequest that names the field, its range and the value given."""
-        if 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 <= self.top_p <= 1 and 0 <= self.min_p <= 1:
+        if (
+            0 <= self.temperature < math.inf
+            and 0 <= self.top_k <= MAX_TOP_K
+            and 0 <= self.top_p <= 1
+            and 0 <= self.min_p <= 1
+        ):
             return
         _check("temperature", self.temperature, 0.0, math.inf)
-        _check("top_k", self.top_k, 0, math.inf)
+        _check("top_k", self.top_k, 0, MAX_TOP_K)
         _check("top_p", self.top_p, 0.0, 1.0)
         _check("min_p", self.min_p, 0.0, 1.0)
 

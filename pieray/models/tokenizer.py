@@ -108,7 +108,7 @@ class Tokenizer:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        return self.spec.eos_ids
+        return tuple(self.spec.eos_ids)  # msgpack makes it a list
 
     def special_ids(self) -> dict[str, int]:
         """Every added special token's text and id."""

@@ -117,6 +117,6 @@ def _run_child(arguments: list[str], name: str, limits: CompileLimits) -> None:
         raise InvalidRequest(f"{name} is no valid component: {text}")
     if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         raise QuotaExceeded(f"compiling {name} took more than {limits.cpu_time_s} s of CPU time")
-    if "memory allocation" in text or "MemoryError" in text or "Cannot allocate memory" in text:
-        raise QuotaExceeded(f"compiling {name} took more than {limits.memory_bytes} bytes of memory")
+    if done.returncode == -signal.SIGABRT or "MemoryError" in text:  # what Rust and Python do without memory
+        raise QuotaExceeded(f"compiling {name} does not do with {limits.memory_bytes} bytes of memory")
     raise EngineError(f"compiling {name} failed with status {done.returncode}: {text[-500:]}")

@@ -57,6 +57,7 @@ class FiberGuest(Guest):
         self._enqueue = enqueue
         self._state = _QUEUED
         self._is_woken = False
+        self.is_preempted = False  # its last turn ended with its slice, not with a call that waits
         self._park: Park | None = None
         self._park_timer: Timer | None = None
         self._results = 0
@@ -84,6 +85,7 @@ class FiberGuest(Guest):
         """One turn, on a worker.  Afterwards the guest is queued, parked or done."""
         began = time.thread_time()
         running.guest = self
+        self.is_preempted = False
         with self._lock:
             self._state, self._is_woken = _RUNNING, False
         ending: Ending | None = None
@@ -101,6 +103,7 @@ class FiberGuest(Guest):
         elif self._park is not None:
             self._pause()
         else:
+            self.is_preempted = True
             self._state = _QUEUED
             self._enqueue(self)
 
@@ -214,6 +217,9 @@ class FiberExecutor:
         while (guest := self._queue.get()) is not None:
             if self._ticker.is_asleep:
                 self._ticker.wake()
+            if guest.is_preempted and turns:  # it will take a whole slice: what others have posted goes first
+                turns = 0
+                self._end_batch()
             self._turns[index] += 1
             try:
                 guest.step()

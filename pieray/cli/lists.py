@@ -1,0 +1,122 @@
+"""`pieray ps`, `kill`, `models`, `inferlets` and `version`: what there is, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import pieray
+from pieray.assets import embedded_models, model_folder
+from pieray.cli.engines import open_running
+from pieray.cli.guard import Debug, guard
+from pieray.cli.options import Address, Json, Namespace
+from pieray.cli.output import printable, say
+from pieray.errors import EngineError
+from pieray.programs import embedded_inferlets
+
+InstanceId = Annotated[str, typer.Argument(metavar="ID", help="As `pieray ps` shows it.", show_default=False)]
+
+PS_COLUMNS = ("instance_id", "name", "state", "cpu_time_s", "pages", "output_bytes")
+
+
+def ps(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:
+    """Show inferlets that run or have ended lately."""
+    with guard(debug=debug), open_running(address, namespace) as engine:
+        rows = engine.ps()
+        show(rows, PS_COLUMNS, json=json, nothing="no inferlet has run lately")
+
+
+def kill(instance_id: InstanceId, address: Address = None, namespace: Namespace = None,
+         debug: Debug = False) -> None:  # fmt: skip
+    """End an inferlet."""
+    with guard(debug=debug), open_running(address, namespace) as engine:
+        engine.kill(instance_id, "killed with `pieray kill`")
+        say(f"{instance_id} has ended")
+
+
+def models(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:
+    """Show the models that come with pieray, and what a running engine serves."""
+    with guard(debug=debug):
+        served = {row["name"]: row for row in _served(address, namespace)}
+        embedded = {name: _facts_of(model_folder(name)) for name in embedded_models()}
+        rows = [
+            {"name": name, "served": name in served, **embedded.get(name, {}), **served.get(name, {})}
+            for name in sorted({*embedded, *served})
+        ]
+        columns = ("name", "served", "architecture", "vocab_size", "max_context", "num_pages", "dtype", "device")
+        show(rows, columns, json=json, nothing="there is no model")
+
+
+def inferlets(json: Json = False, debug: Debug = False) -> None:
+    """Show the inferlets that come with pieray."""
+    with guard(debug=debug):
+        rows = [
+            {"name": name, "description": manifest.get("description", "")}
+            for name, manifest in embedded_inferlets().items()
+        ]
+        show(rows, ("name", "description"), json=json, nothing="no inferlet is embedded")
+
+
+def version() -> None:
+    """Show the version of pieray."""
+    typer.echo(pieray.__version__)
+
+
+def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, json: bool, nothing: str) -> None:
+    """Print rows: all their fields as JSON, or the columns that any row has as a table (tabs if piped)."""
+    if json:
+        typer.echo(json_module.dumps(list(rows)))
+    elif not rows:
+        say(nothing)
+    elif sys.stdout.isatty():
+        _draw(rows, [c for c in columns if any(c in row for row in rows)])
+    else:
+        for row in rows:
+            typer.echo("\t".join(_cell(row.get(column)) for column in columns))
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(_cell(row.get(column)), sys.stdout)) for column in columns))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _served(address: str | None, namespace: str | None) -> list[dict[str, Any]]:
+    """Facts of served models; nothing if no engine runs, unless one was named."""
+    try:
+        with open_running(address, namespace) as engine:
+            return engine.models()
+    except EngineError:
+        if address is not None or namespace is not None:
+            raise
+        return []
+
+
+def _facts_of(folder: Path) -> dict[str, Any]:
+    """What the config of a model says."""
+    values = json_module.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {
+        "architecture": values.get("model_type"),
+        "vocab_size": values.get("vocab_size"),
+        "max_context": values.get("max_position_embeddings"),
+    }

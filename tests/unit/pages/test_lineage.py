@@ -1,0 +1,197 @@
+"""Lineage: any page can be lost and rebuilt, and the log stays small."""
+
+import random
+
+import numpy as np
+import pytest
+
+from pieray.errors import InvalidRequest, Unsupported
+from pieray.pages.handles import PageSpace, Prepared
+from pieray.pages.lineage import CopyStep, ForwardStep, Lineage, Step
+
+PAGE = 4
+NONE = np.zeros(0, np.uint32)
+
+
+class Memory(dict):
+    """KV by frame: a slot holds a hash of token, position and all slots that the token sees, in order."""
+
+    def page(self, frame: int) -> list:
+        return self.setdefault(frame, [None] * PAGE)
+
+    def run(self, step: Step) -> None:
+        if isinstance(step, CopyStep):
+            values = self.page(step.src)[step.src_offset : step.src_offset + step.count]
+            assert None not in values
+            self.page(step.dst)[step.dst_offset : step.dst_offset + step.count] = values
+            return
+        tokens = np.frombuffer(step.tokens, "<u4").tolist()
+        width = step.kv_len + len(tokens)
+        positions = np.frombuffer(step.positions, "<u4").tolist() or list(range(step.kv_len, width))
+        bits = np.unpackbits(np.frombuffer(step.mask, np.uint8), bitorder="little")
+        sees = bits[: len(tokens) * width].reshape(-1, width) if step.mask else np.ones((len(tokens), width))
+        slots = [self.page(step.frames[i // PAGE])[i % PAGE] for i in range(step.kv_len)]
+        assert None not in slots
+        for row, (token, position) in enumerate(zip(tokens, positions, strict=True)):
+            seen = tuple(s for s, visible in zip(slots, sees[row], strict=False) if visible)
+            slots.append(hash((token, position, seen)))
+        for i in range(step.kv_len, width):
+            self.page(step.frames[i // PAGE])[i % PAGE] = slots[i]
+
+
+class Guest:
+    """Programs over alloc, fork, free, forward and copy; `memory` is what the device holds."""
+
+    def __init__(self, seed: int = 0, limit: int = 10, **kwargs) -> None:
+        self.rng = random.Random(seed)
+        self.lineage = Lineage(**kwargs)
+        self.space = PageSpace(PAGE, limit, self._forget)
+        self.space.grant(list(range(64)))
+        self.memory = Memory()
+        self.handles: list[int] = []
+
+    def _forget(self, frame: int) -> None:
+        self.lineage.forget(frame)
+        self.memory.pop(frame, None)
+
+    def alloc(self, count: int) -> list[int]:
+        self.handles += (new := self.space.alloc(count).tolist())
+        return new
+
+    def fork(self, handles: list[int]) -> list[int]:
+        self.handles += (new := self.space.fork(np.array(handles, np.uint32)).tolist())
+        return new
+
+    def free(self, handles: list[int]) -> None:
+        self.space.free(np.array(handles, np.uint32))
+        self.handles = [handle for handle in self.handles if handle not in handles]
+
+    def forward(self, handles, kv_len, tokens, positions=(), mask=b"") -> None:
+        prepared = self.space.prepare_forward(np.array(handles, np.uint32), kv_len, len(tokens))
+        assert isinstance(prepared, Prepared)
+        tokens, positions = np.array(tokens, np.uint32), np.array(positions, np.uint32)
+        self.lineage.record_forward(prepared, kv_len, tokens, positions, mask)
+        for copy in prepared.frame_copies:
+            self.memory.run(CopyStep(*copy))
+        step = ForwardStep(prepared.frames.tolist(), kv_len, tokens.tobytes(), positions.tobytes(), mask)
+        self.memory.run(step)
+        self.space.finish(prepared)
+
+    def copy(self, src, src_offset, dst, dst_offset, count) -> None:
+        prepared = self.space.prepare_copy(src, src_offset, dst, dst_offset, count)
+        assert isinstance(prepared, Prepared)
+        self.lineage.record_copy(prepared)
+        for copy in prepared.frame_copies:
+            self.memory.run(CopyStep(*copy))
+        self.space.finish(prepared)
+
+    def frames(self) -> list[int]:
+        return self.space.frame_ids(np.array(self.handles, np.uint32)).tolist()
+
+    def check_rebuild(self, frames: list[int]) -> list[Step]:
+        """Rebuild the frames on fresh memory: every written slot is what it was."""
+        plan = self.lineage.rebuild_plan(frames)
+        scratch = Memory()
+        for step in plan:
+            scratch.run(step)
+        for frame in frames:
+            for have, lost in zip(scratch.page(frame), self.memory.page(frame), strict=True):
+                assert lost is None or have == lost
+        return plan
+
+    def act(self) -> None:
+        rng = self.rng
+        try:
+            match rng.randrange(9):
+                case 0 if len(self.handles) < 7:
+                    self.alloc(rng.randint(1, 3))
+                case 1 if 0 < len(self.handles) < 7:
+                    self.fork(rng.sample(self.handles, rng.randint(1, min(3, len(self.handles)))))
+                case 2 if self.handles:
+                    self.free(rng.sample(self.handles, rng.randint(1, min(2, len(self.handles)))))
+                case 3 if self.handles:
+                    src, dst = rng.choices(self.handles, k=2)
+                    self.copy(src, rng.randrange(3), dst, rng.randrange(3), rng.randint(1, 2))
+                case _ if self.handles:
+                    self.act_forward()
+        except InvalidRequest:
+            pass
+
+    def act_forward(self) -> None:
+        rng = self.rng
+        handles = rng.sample(self.handles, rng.randint(1, min(3, len(self.handles))))
+        ids = self.space.frame_ids(np.array(handles, np.uint32)).tolist()
+        slots = [value for frame in ids for value in self.memory.get(frame, [None] * PAGE)]
+        filled = slots.index(None) if None in slots else len(slots)
+        kv_len = rng.choice([0, filled, filled, filled, filled // 2])
+        for _ in range(rng.randint(1, 3)):  # often runs on: records merge
+            n = rng.choice([1, 1, 2, 5])
+            if kv_len + n > len(slots):
+                return
+            positions = [rng.randrange(100) for _ in range(n)] if rng.random() < 0.2 else []
+            mask = rng.randbytes((n * (kv_len + n) + 7) // 8) if rng.random() < 0.2 else b""
+            self.forward(handles, kv_len, [rng.randrange(1000) for _ in range(n)], positions, mask)
+            kv_len += n
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_any_lost_pages_can_be_rebuilt(seed):
+    guest = Guest(seed)
+    for _ in range(60):
+        guest.act()
+        frames = sorted(set(guest.frames()))
+        guest.check_rebuild(guest.rng.sample(frames, guest.rng.randint(0, len(frames))))
+    guest.check_rebuild(sorted(set(guest.frames())))
+    guest.free(guest.handles)
+    assert (guest.lineage.num_records, guest.lineage.num_bytes) == (0, 0)
+    assert not guest.lineage._owners
+    assert not guest.lineage._listed
+
+
+def test_generation_is_one_record_of_its_tokens():
+    guest = Guest(limit=64)
+    pages = guest.alloc(16)
+    guest.forward(pages, 0, range(10))
+    for kv_len in range(10, 60):
+        guest.forward(pages, kv_len, [kv_len])
+    frames = guest.frames()[:15]
+    assert guest.check_rebuild(frames) == [
+        ForwardStep(frames, 0, np.arange(60, dtype="<u4").tobytes(), b"", b"")
+    ]
+
+
+def test_interleaved_forks_are_a_record_each():
+    guest = Guest(limit=64)
+    trunk = guest.alloc(2)
+    guest.forward(trunk, 0, range(6))
+    branches = [trunk, *(guest.fork(trunk) + guest.alloc(4) for _ in range(3))]
+    branches[0] = trunk + guest.alloc(4)
+    for kv_len in range(6, 20):
+        for number, branch in enumerate(branches):
+            guest.forward(branch, kv_len, [100 * number + kv_len])
+    assert guest.lineage.num_records == 1 + 3 * 2  # the trunk, run on by the last branch in place; copy and forward
+    guest.check_rebuild(sorted(set(guest.frames())))
+
+
+def test_rewinding_for_ever_does_not_grow_the_log():
+    guest = Guest()
+    pages = guest.alloc(2)
+    guest.forward(pages, 0, range(6))
+    for turn in range(500):
+        guest.forward(pages, 5, [turn, turn])
+    assert guest.lineage.num_records == 2
+    guest.check_rebuild(guest.frames())
+
+
+def test_log_past_its_limit_is_given_up_and_says_so():
+    guest = Guest(max_bytes=20_000)
+    a, b = guest.alloc(2)
+    guest.forward([a], 0, [1, 2])
+    for _ in range(50):  # each copy needs the one before
+        guest.copy(a, 0, b, 2, 2)
+        guest.copy(b, 2, a, 0, 2)
+    assert not guest.lineage.is_complete
+    with pytest.raises(Unsupported, match="passed 20000 bytes"):
+        guest.lineage.rebuild_plan(guest.frames())
+    guest.free([a, b])
+    assert guest.lineage.num_records == 0
