@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +49,9 @@ class Controller:
 
     def status(self) -> dict[str, Any]:
         return self._supervisor.status()
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def shutdown(self) -> None:
         """Stop all actors of the engine; this one ends a moment later."""

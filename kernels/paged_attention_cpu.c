@@ -13,6 +13,7 @@ typedef float v8u __attribute__((vector_size(32), aligned(4)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
 typedef uint16_t h8u __attribute__((vector_size(16), aligned(2)));
+#define MAX_HEAD_DIM 256
 #define INLINE static inline __attribute__((always_inline))
 
 // Elements [i, i + 8) of an array of float or, if is_bf16, of bfloat16.
@@ -86,13 +87,18 @@ INLINE void score_slots(const float *q, const Layer *l, int64_t kv_head, const S
         int64_t page = s->pages[base / page_size], count = s->high - base < page_size ? s->high - base : page_size;
         int64_t keys = (page * 2 * l->num_kv_heads + kv_head) * page_size * d;
         for (int64_t first = 0; first < count; first += 8) {
-            int64_t row[8];
-            for (int j = 0; j < 8; j++) row[j] = keys + (first + j < count ? first + j : count - 1) * d;
+            float unpacked[8 * MAX_HEAD_DIM];
+            const float *row[8];
+            for (int j = 0; j < 8; j++) {
+                int64_t at = keys + (first + j < count ? first + j : count - 1) * d;
+                row[j] = is_bf16 ? unpacked + j * d : (const float *)l->kv + at;
+                for (int64_t i = 0; is_bf16 && i < d; i += 8) *(v8u *)(unpacked + j * d + i) = load8(l->kv, at + i, 1);
+            }
             for (int64_t g = 0; g < group; g++) {
                 v8 acc[8] = {};
                 for (int64_t i = 0; i < d; i += 8) {
                     v8 x = *(const v8u *)(q + g * d + i);
-                    for (int j = 0; j < 8; j++) acc[j] += x * load8(l->kv, row[j] + i, is_bf16);
+                    for (int j = 0; j < 8; j++) acc[j] += x * *(const v8u *)(row[j] + i);
                 }
                 *(v8u *)(scores + g * stride + base + first) = transpose_sums(acc) * l->scale;
             }
@@ -133,21 +139,34 @@ INLINE void softmax(float *scores, int64_t low, int64_t high) {
     for (int64_t i = first; i < last; i += 8) *(v8u *)(scores + i) *= 1 / total;
 }
 
-// out[column, column + 8 * blocks) = sum of weight * value over the slots; a weight of 0 hides even a NaN.
-INLINE void add_values(const float *weights, const Layer *l, int64_t kv_head, const Span *s, float *out, int64_t column,
-                       int blocks, int is_bf16) {
+// out[g * d + column, + 8 * blocks) = sum of weight * value over the slots, for `heads` heads; heads and blocks are
+// constants at each call.  Weights that are 0 for all heads hide even a NaN.
+INLINE void add_values(const float *weights, int64_t stride, const Layer *l, int64_t kv_head, const Span *s, float *out,
+                       int64_t column, int heads, int blocks, int is_bf16) {
     int64_t d = l->head_dim, page_size = l->page_size;
-    v8 acc[8] = {};
+    v8 acc[3][4] = {};
     for (int64_t base = s->low / page_size * page_size; base < s->high; base += page_size) {
         int64_t page = s->pages[base / page_size], count = s->high - base < page_size ? s->high - base : page_size;
         int64_t values = ((page * 2 + 1) * l->num_kv_heads + kv_head) * page_size * d + column;
         for (int64_t j = base < s->low ? s->low - base : 0; j < count; j++) {
-            float w = weights[base + j];
-            if (w == 0) continue;
-            for (int b = 0; b < blocks; b++) acc[b] += w * load8(l->kv, values + j * d + 8 * b, is_bf16);
+            float any = 0;
+            for (int g = 0; g < heads; g++) any += weights[g * stride + base + j];
+            if (any == 0) continue;
+            for (int b = 0; b < blocks; b++) {
+                v8 value = load8(l->kv, values + j * d + 8 * b, is_bf16);
+                for (int g = 0; g < heads; g++) acc[g][b] += weights[g * stride + base + j] * value;
+            }
         }
     }
-    for (int b = 0; b < blocks; b++) *(v8u *)(out + column + 8 * b) = acc[b];
+    for (int g = 0; g < heads; g++)
+        for (int b = 0; b < blocks; b++) *(v8u *)(out + g * d + column + 8 * b) = acc[g][b];
+}
+
+INLINE void add_all_values(const float *weights, int64_t stride, const Layer *l, int64_t kv_head, const Span *s, float *out,
+                           int heads, int is_bf16) {
+    int64_t i = 0, d = l->head_dim;
+    for (; i + 32 <= d; i += 32) add_values(weights, stride, l, kv_head, s, out, i, heads, 4, is_bf16);
+    for (; i < d; i += 8) add_values(weights, stride, l, kv_head, s, out, i, heads, 1, is_bf16);
 }
 
 INLINE void attend_typed(const float *q, const Layer *l, int64_t kv_head, const Span *s, float *out, float *scores,
@@ -155,16 +174,14 @@ INLINE void attend_typed(const float *q, const Layer *l, int64_t kv_head, const 
     int64_t d = l->head_dim, group = l->num_heads / l->num_kv_heads, stride = (s->high + 2 * l->page_size + 15) / 8 * 8;
     score_slots(q, l, kv_head, s, group, scores, stride, is_bf16);
     if (s->mask) hide_masked(s, group, scores, stride);
-    for (int64_t g = 0; g < group; g++) {
-        softmax(scores + g * stride, s->low, s->high);
-        int64_t i = 0;
-        for (; i + 64 <= d; i += 64) add_values(scores + g * stride, l, kv_head, s, out + g * d, i, 8, is_bf16);
-        for (; i + 32 <= d; i += 32) add_values(scores + g * stride, l, kv_head, s, out + g * d, i, 4, is_bf16);
-        for (; i < d; i += 8) add_values(scores + g * stride, l, kv_head, s, out + g * d, i, 1, is_bf16);
-    }
+    for (int64_t g = 0; g < group; g++) softmax(scores + g * stride, s->low, s->high);
+    int64_t g = 0;
+    if (group == 3) { add_all_values(scores, stride, l, kv_head, s, out, 3, is_bf16); return; }
+    for (; g + 2 <= group; g += 2) add_all_values(scores + g * stride, stride, l, kv_head, s, out + g * d, 2, is_bf16);
+    if (g < group) add_all_values(scores + g * stride, stride, l, kv_head, s, out + g * d, 1, is_bf16);
 }
 
-// All query heads of one kv head for one row: q and out are [group, head_dim]; head_dim is a multiple of 8.
+// All query heads of one kv head for one row: q and out are [group, head_dim]; head_dim is a multiple of 8, up to MAX_HEAD_DIM.
 static void attend(const float *q, const Layer *l, int64_t kv_head, const Span *s, float *out, float *scores, int is_bf16) {
     if (is_bf16) attend_typed(q, l, kv_head, s, out, scores, 1);
     else attend_typed(q, l, kv_head, s, out, scores, 0);

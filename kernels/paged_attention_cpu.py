@@ -12,6 +12,7 @@ from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention_torch import paged_attention_torch
 
 POOL_DTYPES = (torch.float32, torch.bfloat16)
+MAX_HEAD_DIM = 256
 
 
 class CLayer(ctypes.Structure):
@@ -66,7 +67,7 @@ def paged_attention_cpu(
 
 def is_supported(dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the C operator computes this pool; it reads eight floats at a time."""
-    return dtype in POOL_DTYPES and head_dim % 8 == 0
+    return dtype in POOL_DTYPES and head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM
 
 
 def ragged(meta: AttentionMeta) -> CRagged:

@@ -115,6 +115,8 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(folder)))
     prepare_python_runtime(progress)
     _say(progress, f"loading {folder.name}")
+    if find_controller(config.namespace) is None:
+        end_engine(config.namespace)  # what a Controller that died has left
     try:
         controller = create_actor(Controller, config, actor_name("controller"))
     except ActorAlreadyExistsError as error:

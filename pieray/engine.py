@@ -96,11 +96,7 @@ class Engine:
 
     def shutdown(self) -> None:
         """Stop the engine for everybody, then close this handle."""
-        try:
-            self._ask("shutdown")
-        except EngineError as error:
-            log.info("the engine was gone already: %s", error)
-        self._owns_engine = False
+        self._owns_engine = True
         self.close()
 
     def close(self) -> None:
@@ -113,14 +109,21 @@ class Engine:
         for link in links:
             link.close()
         if self._owns_engine:
-            try:
-                self._ask("shutdown")
-            except PierayError as error:
-                log.info("the engine was gone already: %s", error)
+            self._stop_engine()
         if self._owns_ray:
             import ray
 
             ray.shutdown()
+
+    def _stop_engine(self) -> None:
+        """Let the Controller end the inferlets and actors; then make sure of it, itself included."""
+        from pieray import cluster
+
+        try:
+            self._ask("shutdown")
+        except PierayError as error:
+            log.info("the Controller did not stop the engine: %s", error)
+        cluster.end_engine(self.config.namespace)
 
     def __enter__(self) -> Self:
         return self

@@ -44,7 +44,8 @@ def doctor(json: Json = False, debug: Debug = False) -> None:
 
 def run_checks() -> Iterator[Check]:
     """All findings, as they come; a check that breaks is a finding too."""
-    for check in (_python, _packages, _fibers, _compiler, _cache, _model, _gpu, _memory, _shared_memory, _auth, _engine):
+    machine = (_python, _packages, _fibers, _compiler, _cache, _model, _gpu, _memory, _shared_memory)
+    for check in (*machine, _auth, _engine):
         yield from _guarded(check)
 
 

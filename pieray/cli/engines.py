@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pieray
-from pieray import config
-from pieray import upstate
+from pieray import config, upstate
 from pieray.cli.output import say
 from pieray.cli.progress import Progress
 from pieray.engine import Engine

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from pieray.cli.processes import descendants, end
 from pieray.cli.progress import Progress
-from pieray.upstate import UpState, is_same_process
 from pieray.errors import EngineError
+from pieray.upstate import UpState, is_same_process
 
 if TYPE_CHECKING:
     import psutil
@@ -54,7 +54,8 @@ def start_head(namespace: str, *, dashboard: bool, num_cpus: int | None, show: P
         shutil.rmtree(temp_dir, ignore_errors=True)
         raise
     url = f"http://127.0.0.1:{dashboard_port}" if dashboard else ""
-    return UpState(namespace, address, process.pid, psutil.Process(process.pid).create_time(), temp_dir, url, environment)
+    created_s = psutil.Process(process.pid).create_time()
+    return UpState(namespace, address, process.pid, created_s, temp_dir, url, environment)
 
 
 def stop_head(state: UpState) -> list[int]:

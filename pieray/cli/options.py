@@ -11,15 +11,15 @@ from pieray.cli.arguments import parse_settings
 from pieray.config import Config, from_mapping
 from pieray.errors import ConfigError
 
-Address = Annotated[str | None, typer.Option(
-    help="Ray cluster: 'auto' or HOST:PORT.  [default: RAY_ADDRESS, else this machine]", show_default=False)]  # fmt: skip
-Namespace = Annotated[str | None, typer.Option(
-    help="Ray namespace of the engine.  [default: pieray]", show_default=False)]  # fmt: skip
+ADDRESS_HELP = "Ray cluster: auto or HOST:PORT; local for a Ray of its own.  Without it RAY_ADDRESS, then this machine."
+SET_HELP = "Any setting of the engine, such as limits.pages=64 or actor_pool=2."
+
+Address = Annotated[str | None, typer.Option(help=ADDRESS_HELP)]
+Namespace = Annotated[str | None, typer.Option(help="Ray namespace of the engine; pieray if not given.")]
 Model = Annotated[str | None, typer.Option(help="Folder of a model, or the name of an embedded one.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 NumPages = Annotated[int | None, typer.Option(help="KV pages in the pool.")]
-Set = Annotated[list[str] | None, typer.Option(
-    "--set", metavar="KEY=VALUE", help="Any setting of the engine, such as limits.pages=64 or actor_pool=2.")]  # fmt: skip
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

@@ -57,7 +57,10 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def end(processes: Iterable[psutil.Process], grace_s: float = GRACE_S) -> list[int]:
-    """SIGTERM, then SIGKILL after `grace_s`; returns the pids that are alive even so.  psutil checks for reused pids."""
+    """SIGTERM, then SIGKILL after `grace_s`; returns the pids that are alive even so.
+
+    A pid that has passed to another process meanwhile is left alone: psutil looks.
+    """
     import psutil
 
     processes = list(processes)

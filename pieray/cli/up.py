@@ -35,8 +35,9 @@ def up(
             say(f"an engine is up already in namespace {chosen} at {running.address}")
             return
         _clear_away(chosen)
+        cluster = given_address(address)
         with progress() as show, signals.starting_ray():
-            state = _bring_up(given_address(address), settings, signals.kept(show), dashboard=dashboard, num_cpus=num_cpus)
+            state = _bring_up(cluster, settings, signals.kept(show), dashboard=dashboard, num_cpus=num_cpus)
         state.save()
         _tell(state)
 

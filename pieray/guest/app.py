@@ -5,7 +5,7 @@ from __future__ import annotations
 from componentize_py_types import Err
 from wit_world.imports.types import Failure
 
-from inferlet import _stdlib, _warm_up  # type: ignore[import-not-found]  # noqa: F401 - only modules imported here exist in guests
+from inferlet import _stdlib  # type: ignore[import-not-found]  # noqa: F401 - only modules imported here exist in guests
 from inferlet._program import ProgramFailed, run_program  # type: ignore[import-not-found]
 
 
@@ -18,6 +18,3 @@ class WitWorld:
             return str(run_program(source, filename, input))
         except ProgramFailed as failed:
             raise Err(Failure(failed.kind, failed.message, failed.trace)) from None
-
-
-_warm_up.warm_up()

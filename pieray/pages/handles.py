@@ -17,49 +17,20 @@ A slot may be read only after this inferlet has written it: a page still holds w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import BadHandle, Cancelled, ConfigError, InvalidRequest, QuotaExceeded
 from pieray.pages.frames import MAX_PAGE_SIZE, UNBOUND, FrameTable, slot_bits, written_runs
+from pieray.pages.prepared import Copy, NeedPages, Prepared
 from pieray.pages.slots import HandleTable
+
+__all__ = ["Copy", "NeedPages", "PageSpace", "Prepared"]
 
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.intp]
-Copy = tuple[int, int, int, int, int]  # source, offset, destination, offset, count: tokens, within one page each
-
-_NO_PAGES: U32 = np.zeros(0, np.uint32)
-
-
-@dataclass(frozen=True, slots=True)
-class NeedPages:
-    """The spare pages do not suffice: `count` more must be granted first.  Nothing has changed."""
-
-    count: int
-
-
-@dataclass(slots=True)
-class Prepared:
-    """A command whose frames are pinned until `PageSpace.finish`.  `pages` and `copies` are filled by `bind`.
-
-    `pages` are physical, in the order of the handles; `copies` must run before the command itself.
-    """
-
-    rows: I64  # frames in the order of the handles, then sources of copies
-    num_pages: int
-    reads: list[tuple[int, int]]  # rows and slots (bits) that it reads, besides all of rows[:num_full]
-    num_full: int
-    writes: list[tuple[int, int]]  # rows and slots (bits) that it writes
-    row_copies: list[Copy]  # as `copies`, of rows
-    frames: I64  # unique identities of the first num_pages rows: what lineage knows them by
-    frame_copies: list[Copy]  # as `copies`, of identities
-    moved: list[tuple[int, int, int]]  # copy-on-write with copies: slot of the handle, the row it had, the row it has
-    error: Cancelled | None = None  # set by `bind`: a command that was to write what this one reads has failed
-    pages: U32 = field(default_factory=lambda: _NO_PAGES)
-    copies: list[Copy] = field(default_factory=list)
 
 
 class PageSpace:

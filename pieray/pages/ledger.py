@@ -186,6 +186,10 @@ class PageLedger:
             num_freed += self._drop_refs(list(pages))
         return num_freed
 
+    def fence_all(self) -> int:
+        """The batcher is dead: nothing touches any page any more; returns how many came free."""
+        return sum(self.fence(peer_id) for peer_id in sorted(self._dead))
+
     def check(self) -> None:
         """Raise `internal` with every term unless the books balance; O(total)."""
         refs = [0] * self.total

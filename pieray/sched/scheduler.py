@@ -50,9 +50,7 @@ class _Lane:
 class Scheduler:
     """Holds commands until a step takes them.  `next_step` and then `finish` for each command that has ended."""
 
-    def __init__(
-        self, page_size: int, max_batch_tokens: int, max_batch_requests: int, max_wait_s: float = 1.0
-    ) -> None:
+    def __init__(self, page_size: int, max_batch_tokens: int, max_batch_requests: int, max_wait_s: float = 1.0) -> None:
         self.page_size = page_size
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_requests = max_batch_requests

@@ -203,13 +203,15 @@ class FiberExecutor:
     def new_guest(self, task: Task, on_done: Callable[[Guest], None]) -> Guest:
         return FiberGuest(task, self._timers, on_done, self._queue.put)
 
+    def runs_on(self, thread: threading.Thread) -> bool:
+        return thread in self._threads
+
     def close(self) -> None:
         """Stop the workers; there must be no guest left."""
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+            thread.join()
         self._ticker.close()
 
     def _work(self, index: int) -> None:

@@ -138,9 +138,8 @@ class Guest(ABC):
         if self._wall_timer is not None:
             self._wall_timer.cancel()
         wall_time_s = time.monotonic() - self._started
+        self._on_done(self)
         try:
             self.task.on_exit(Outcome(None if error else value, error, self.cpu_time_s, wall_time_s))
         except BaseException:
             log.exception("on_exit of %r failed", self)
-        finally:
-            self._on_done(self)

@@ -95,7 +95,9 @@ class WasmHost:
         on_exit: Callable[[Outcome], None],
         name: str = "",
     ) -> Guest:
-        """Start a guest; returns at once.  `on_exit` is called exactly once, on a thread that runs guests.
+        """Start a guest; returns at once.
+
+        `on_exit` is called exactly once, on a thread that runs guests, perhaps before this returns.
 
         `source` is for programs that export `run-source`, and only for them: InvalidRequest.
         """
@@ -117,7 +119,12 @@ class WasmHost:
         return len(self._guests)
 
     def close(self) -> None:
-        """Kill all guests (Cancelled), wait for their ends and for the threads.  Idempotent."""
+        """Kill all guests (Cancelled), wait for their ends and for the threads.  Idempotent.
+
+        EngineError from a handler or an `on_exit`: it would wait for itself.
+        """
+        if self._executor.runs_on(threading.current_thread()):
+            raise EngineError("a wasm host cannot be closed from a thread that runs its guests")
         with self._lock:
             if self._is_closed:
                 return

@@ -27,9 +27,10 @@ VAL_SIZE = 32
 ENTRY_SIZE = 48  # of a record: a name (size, data), then a value
 TESTED_VERSION = "50."
 
-#: of a fiber, and of a guest's thread: WASM_STACK_BYTES for wasm, the rest for host functions.  With less for
-#: the host, a deep recursion in the guest ends the process.  It is address space; pages come as they are touched.
-STACK_BYTES = 4 << 20
+#: of a fiber, and of a guest's thread: WASM_STACK_BYTES for wasm, the rest for host functions, which so have as
+#: much as on any thread.  With too little, a deep recursion in guest or handler ends the process.  It is address
+#: space; pages come as they are touched.
+STACK_BYTES = 8 << 20
 WASM_STACK_BYTES = 512 << 10
 
 _ASYNC_SYMBOLS = (

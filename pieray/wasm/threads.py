@@ -15,7 +15,7 @@ from typing import Any
 
 import wasmtime
 
-from pieray.errors import PierayError
+from pieray.errors import EngineError, PierayError
 from pieray.wasm import native
 from pieray.wasm.calls import Call, WasmFailed, error_of, new_store
 from pieray.wasm.guest import Guest, Task, running
@@ -36,7 +36,10 @@ class ThreadGuest(Guest):
         self.is_running = False
 
     def start(self) -> None:
-        self._executor.start_thread(self._run)
+        try:
+            self._executor.start_thread(self._run)
+        except RuntimeError as error:
+            self.finish(None, EngineError(f"no thread for the guest: {error}"))
 
     def unpark(self) -> None:
         self._wake.set()
@@ -150,11 +153,14 @@ class ThreadExecutor:
                 self._threads.discard(threading.current_thread())
 
         thread = threading.Thread(target=body, name="pieray-guest", daemon=True)
-        self._threads.add(thread)
         with self._lock:  # the stack size is a setting of the process: for as short as it can be
             before = threading.stack_size(native.STACK_BYTES)
             try:
+                self._threads.add(thread)
                 thread.start()
+            except RuntimeError:
+                self._threads.discard(thread)
+                raise
             finally:
                 threading.stack_size(before)
 
@@ -169,11 +175,13 @@ class ThreadExecutor:
         if self._ticker.is_asleep:
             self._ticker.wake()
 
+    def runs_on(self, thread: threading.Thread) -> bool:
+        return thread in self._threads
+
     def close(self) -> None:
         """Join the threads; there must be no guest left."""
         for thread in list(self._threads):
-            if thread is not threading.current_thread():
-                thread.join()
+            thread.join()
         self._ticker.close()
 
     def _load(self) -> Load:

@@ -44,10 +44,5 @@ def install(host: Any) -> None:
         bound = {key: getattr(functions, key) for key in dir(functions) if not key.startswith("_")}
         globals()[name].__dict__.clear()
         globals()[name].__dict__.update(bound)
-    forget()
-
-
-def forget() -> None:
-    """Drop what was remembered of the host before."""
     for remembered in _caches:
         remembered.cache_clear()

@@ -111,7 +111,9 @@ async def main():
 
 
 def test_print_goes_to_the_log_line_by_line(run_component: Run) -> None:
-    source = "import sys\ndef main():\n    print('one')\n    print('two', file=sys.stderr)\n    print('three', end='')\n"
+    source = (
+        "import sys\ndef main():\n    print('one')\n    print('two', file=sys.stderr)\n    print('three', end='')\n"
+    )
     host = FakeHost()
     run_component(host, source)
     out = "".join(text for level, text in host.logs if level == "fd1")
@@ -122,7 +124,9 @@ def test_print_goes_to_the_log_line_by_line(run_component: Run) -> None:
 def test_the_advertised_modules_are_there(run_component: Run) -> None:
     stdlib = Path(__file__).parents[3] / "pieray" / "guest" / "inferlet" / "_stdlib.py"
     lines = [line for line in stdlib.read_text().splitlines() if line.startswith("import ")]
-    source = "\n".join(lines) + "\ndef main():\n    return hashlib.sha256(b'x').hexdigest()[:8] + str(uuid.UUID(int=1))[-2:]"
+    source = (
+        "\n".join(lines) + "\ndef main():\n    return hashlib.sha256(b'x').hexdigest()[:8] + str(uuid.UUID(int=1))[-2:]"
+    )
     assert result(run_component(FakeHost(), source)) == "2d71164201"
 
 

@@ -44,7 +44,9 @@ def test_wrong_arguments_are_named_beside_the_right_ones(host: FakeHost, text: s
 
 
 def test_a_trace_shows_the_users_lines_alone(host: FakeHost) -> None:
-    source = "import asyncio\n\nasync def inner():\n    raise ValueError('no')\n\nasync def main():\n    await inner()\n"
+    source = (
+        "import asyncio\n\nasync def inner():\n    raise ValueError('no')\n\nasync def main():\n    await inner()\n"
+    )
     failed = failure(source)
     assert (failed.kind, failed.message) == ("ValueError", "no")
     lines = failed.trace.splitlines()

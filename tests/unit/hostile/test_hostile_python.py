@@ -142,8 +142,9 @@ def test_the_environment_is_empty(run):
 
 
 def test_a_ten_megabyte_string_is_quota(run):
-    body = "from wit_world.imports import session\ntry: session.send('x' * 10**7)\nexcept BaseException as e: return str(e)"
-    watched = run(body)
+    watched = run(
+        "from wit_world.imports import session\ntry: session.send('x' * 10**7)\nexcept BaseException as e: return str(e)"
+    )
     assert "message_bytes is 4194304" in watched.value
     assert watched.handlers.sent == []
 
@@ -176,10 +177,3 @@ def test_kill_during_a_sleep(host, python):
     assert not watched.has_ended(0.05)
     watched.guest.kill(Cancelled("wake up"))
     assert watched.error.message == "wake up"
-
-
-def test_a_guest_cannot_hoard_host_resources(run):
-    error = run(
-        "import wit_world.imports.monotonic_clock as c\nkeep = [c.subscribe_duration(1) for _ in range(10**6)]"
-    ).error
-    assert isinstance(error, (QuotaExceeded, GuestFailed))

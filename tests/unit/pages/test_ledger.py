@@ -95,6 +95,16 @@ def test_peer_that_never_talked_to_the_batcher_does_not_leak():
     assert ledger.drop_peer("unknown", fenced=False) == 0
 
 
+def test_death_of_the_batcher_fences_all():
+    ledger = PageLedger(4)
+    ledger.lease(A, 2)
+    ledger.lease(B, 1)
+    ledger.drop_peer("peer-a", fenced=False)
+    ledger.drop_peer("peer-b", fenced=False)
+    assert ledger.fence_all() == 3
+    assert counts(ledger) == (4, 0, 0)
+
+
 def test_fence_that_overtakes_the_notice_of_death_is_remembered():
     ledger = PageLedger(4)
     ledger.lease(A, 2)

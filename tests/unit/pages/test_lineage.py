@@ -155,9 +155,7 @@ def test_generation_is_one_record_of_its_tokens():
     for kv_len in range(10, 60):
         guest.forward(pages, kv_len, [kv_len])
     frames = guest.frames()[:15]
-    assert guest.check_rebuild(frames) == [
-        ForwardStep(frames, 0, np.arange(60, dtype="<u4").tobytes(), b"", b"")
-    ]
+    assert guest.check_rebuild(frames) == [ForwardStep(frames, 0, np.arange(60, dtype="<u4").tobytes(), b"", b"")]
 
 
 def test_interleaved_forks_are_a_record_each():

@@ -110,7 +110,9 @@ def simulate(cap_s: float, num: int, think_s: float, idle: int = 0, until_s: flo
 
 def test_simulation_waiting_fills_the_batch_and_serves_more():
     alone, together = simulate(0.0, 64, 0.001), simulate(0.004, 64, 0.001)
-    print(f"64 inferlets, 1-2 ms away: batch {alone[0]:.1f} -> {together[0]:.1f}, {alone[1]:.0f} -> {together[1]:.0f}/s")
+    print(
+        f"64 inferlets, 1-2 ms away: batch {alone[0]:.1f} -> {together[0]:.1f}, {alone[1]:.0f} -> {together[1]:.0f}/s"
+    )
     assert alone[0] < 40
     assert together[0] > 60
     assert together[1] > 1.1 * alone[1]

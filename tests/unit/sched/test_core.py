@@ -38,7 +38,9 @@ class FakeRunner:
         self.during = lambda: None
 
     def step(self, items, outputs):
-        self.calls.append([(i.pages.tolist(), i.kv_len, i.tokens.tolist(), i.positions.tolist(), i.mask) for i in items])
+        self.calls.append(
+            [(i.pages.tolist(), i.kv_len, i.tokens.tolist(), i.positions.tolist(), i.mask) for i in items]
+        )
         self.wanted += outputs
         self.during()
         tokens = [token for item in items for token in item.tokens.tolist()]

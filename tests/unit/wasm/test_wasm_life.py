@@ -164,17 +164,43 @@ def test_close_kills_all_and_joins_the_threads(fresh_host):
         Watched(fresh_host, program, "echo x")
 
 
-def test_close_from_an_exit_callback(fresh_host):
-    program = fresh_host.load(GUESTS_C / "misbehave.wasm", "misbehave")
-    closed = threading.Event()
+def test_close_from_an_exit_callback_is_refused(host, misbehave):
+    answers = []
 
     def exit_(_outcome):
-        fresh_host._guests.clear()  # the guest itself is still counted while its callback runs
-        fresh_host.close()
-        closed.set()
+        try:
+            host.close()
+        except EngineError as error:
+            answers.append(str(error))
 
-    fresh_host.spawn(program, FakeHandlers(), Limits(), input="echo x", on_exit=exit_)
-    assert closed.wait(5)
+    host.spawn(misbehave, FakeHandlers(), Limits(), input="echo x", on_exit=exit_)
+    assert Watched(host, misbehave, "sleep 20").value == '"slept"'
+    assert "cannot be closed from a thread that runs its guests" in answers[0]
+
+
+def test_a_handler_may_recurse_as_deep_as_on_any_thread(host, misbehave):
+    class Deep(FakeHandlers):
+        def kv_page_size(self):
+            def f(n):
+                return sorted([n], key=lambda x: f(n + 1))
+
+            with pytest.raises(RecursionError):
+                f(0)
+            return 16
+
+    assert Watched(host, misbehave, "nop 3", Deep()).value == '"done"'
+
+
+def test_a_thread_that_cannot_start_is_an_outcome(monkeypatch):
+    host = WasmHost("thread")
+    program = host.load(GUESTS_C / "misbehave.wasm", "misbehave")
+
+    def fail(_run):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(host._executor, "start_thread", fail)
+    assert Watched(host, program, "echo x").error.code == "engine"
+    host.close()
 
 
 def test_a_forked_process_is_told_to_make_its_own_host(fresh_host):

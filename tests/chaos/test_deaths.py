@@ -1,0 +1,135 @@
+"""Processes are killed with SIGKILL: everybody who waits gets an answer, the engine comes back, pages return."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import assert_pages_return
+
+import pieray
+from pieray.errors import DeviceLost, EngineError, GuestFailed, PeerLost, PierayError
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "actors"))
+from programs import ECHO, GENERATE, HOLD_PAGES  # noqa: E402 - beside the other tests on a running engine
+
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def engine(ray_cluster: None) -> Iterator[Any]:
+    with pieray.start(namespace=f"chaos-{time.time_ns()}") as started:
+        yield started
+
+
+def kill(engine: Any, role: str) -> int:
+    """SIGKILL the first actor of the role; returns its pid."""
+    pid = next(a["pid"] for a in engine.status()["actors"] if a["role"] == role)
+    os.kill(pid, signal.SIGKILL)
+    return int(pid)
+
+
+def until_replaced(engine: Any, role: str, old_pid: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            pids = [a["pid"] for a in engine.status()["actors"] if a["role"] == role]
+        except EngineError:
+            pids = []
+        if pids and old_pid not in pids:
+            return
+        assert time.monotonic() < deadline, f"no new {role} within {PATIENCE_S} s"
+        time.sleep(0.05)
+
+
+def launch_soon(engine: Any, *args: Any, **kwargs: Any) -> Any:
+    """Launch, again while the engine is being mended."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            process = engine.launch(*args, **kwargs)
+            process.result(timeout=PATIENCE_S)
+        except PierayError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return process
+
+
+def test_a_dead_inferlet_actor_answers_its_clients_and_gives_its_pages_back(engine: Any) -> None:
+    expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=30)
+    holding = [engine.launch(HOLD_PAGES) for _ in range(3)]
+    for process in holding:
+        assert next(iter(process)).text == "held"
+    pid = kill(engine, "inferlets")
+    for process in holding:
+        with pytest.raises(PeerLost, match="gone"):
+            process.result(timeout=10)
+    until_replaced(engine, "inferlets", pid)
+    assert launch_soon(engine, GENERATE, prompt="12+7=").result() == expected
+    assert_pages_return(engine)
+
+
+@pytest.mark.parametrize("role", ["batcher", "resource-manager"])
+def test_a_dead_device_group_fails_what_runs_and_is_replaced(engine: Any, role: str) -> None:
+    expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=30)
+    running = engine.launch(GENERATE, prompt="12+7=", max_tokens=900)
+    next(iter(running))
+    idle = engine.launch(ECHO)
+    pid = kill(engine, role)
+    with pytest.raises((GuestFailed, DeviceLost), match=r"[Dd]evice"):
+        running.result(timeout=10)
+    until_replaced(engine, role, pid)
+    assert launch_soon(engine, GENERATE, prompt="12+7=").result() == expected
+    idle.send("still here")  # an inferlet that needs no device has noticed nothing
+    idle.send("end")
+    assert idle.result(timeout=10) == 1
+    assert_pages_return(engine)
+
+
+def test_a_dead_controller_is_an_answer_not_a_wait(engine: Any) -> None:
+    import ray
+
+    process = engine.launch(ECHO)
+    pid = ray.get(engine._controller.pid.remote())
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match="gone"):
+        engine.launch(ECHO)
+    process.send("end")  # what runs does not need it
+    assert process.result(timeout=10) == 0
+    with pieray.start(namespace=engine.config.namespace) as again:  # the orphans of the old one are in nobody's way
+        assert again.launch(GENERATE, prompt="1+1=", max_tokens=1).result(timeout=30)
+
+
+def test_a_client_that_dies_leaves_its_inferlet_to_others(engine: Any) -> None:
+    process = engine.launch(ECHO)
+    process.send("a")
+    with pieray.connect(namespace=engine.config.namespace) as second:
+        seen = second.attach(process.id)
+        for link in list(engine._links.values()):
+            link.close()
+        with pytest.raises(PeerLost):
+            process.result(timeout=10)
+        seen.send("end")
+        assert seen.result(timeout=10) == 1
+    again = engine.attach(process.id)
+    assert again.result(timeout=10) == 1
+
+
+def test_dedicated_actors_are_added_as_needed(ray_cluster: None) -> None:
+    with pieray.start(namespace="dedicated", inferlets_per_actor=1) as engine:
+        processes = [engine.launch(ECHO) for _ in range(3)]
+        actors = [a for a in engine.status()["actors"] if a["role"] == "inferlets"]
+        assert [a["num_live"] for a in actors] == [1, 1, 1]
+        assert len({a["pid"] for a in actors}) == 3
+        for process in processes:
+            process.send("end")
+            assert process.result(timeout=10) == 0
+        assert_pages_return(engine)

@@ -1,0 +1,87 @@
+"""BatcherCore, PageSpace and the real runner together: chunks, forks and batches change no token."""
+
+import numpy as np
+import pytest
+
+from pieray.assets import model_folder
+from pieray.config import ModelSettings
+from pieray.messages import LOGITS, SAMPLE, Completed, CopyTokens, Forward, Message
+from pieray.models.runner import ModelRunner
+from pieray.pages.handles import PageSpace, Prepared
+from pieray.sched.core import BatcherCore
+
+PROMPT = [int(token) for token in np.random.default_rng(7).integers(0, 200, 50)]
+
+
+@pytest.fixture(scope="module")
+def runner():
+    return ModelRunner.load(model_folder("pie-tiny"), dtype="float32", num_pages=64, page_size=16)
+
+
+class Guest:
+    """One inferlet, straight on a core."""
+
+    def __init__(self, core: BatcherCore, number: int) -> None:
+        self.core, self.number, self.ticket = core, number, 0
+        self.space = PageSpace(16, 64)
+        self.space.grant(list(range(8 * number, 8 * number + 8)))
+
+    def messages(self, handles, kv_len, tokens, tag, *fields) -> list[Message]:
+        prepared = self.space.prepare_forward(handles, kv_len, len(tokens))
+        assert isinstance(prepared, Prepared)
+        self.space.finish(prepared)
+        self.ticket += 3
+        out: list[Message] = []
+        if prepared.copies:
+            out.append(CopyTokens(0, self.number, 1, 0, [list(copy) for copy in prepared.copies]))
+        output = [self.ticket + 1, tag, len(tokens) - 1, *fields]
+        packed = np.array(tokens, "<u4").tobytes()
+        out.append(
+            Forward(self.ticket, self.number, 1, 0, prepared.pages.tobytes(), kv_len, packed, b"", b"", [output])
+        )
+        return out
+
+    def ask(self, *args) -> bytes:
+        answers = self.core.submit(f"p{self.number}", self.messages(*args), 0.0)
+        while self.core.has_work:
+            answers += self.core.step(0.0)
+        assert all(isinstance(answer, Completed) for _, answer in answers), answers
+        return next(answer.value for _, answer in answers if answer.ticket == self.ticket + 1)
+
+    def logits(self, handles, kv_len, tokens) -> np.ndarray:
+        return np.frombuffer(self.ask(handles, kv_len, tokens, LOGITS), "<f4")
+
+
+def test_chunked_prefill_gives_the_logits_of_one_pass(runner):
+    whole = Guest(BatcherCore(runner, ModelSettings()), 0)
+    chunked = Guest(BatcherCore(runner, ModelSettings(max_batch_tokens=7)), 1)
+    expected = whole.logits(whole.space.alloc(4), 0, PROMPT)
+    np.testing.assert_allclose(chunked.logits(chunked.space.alloc(4), 0, PROMPT), expected, rtol=1e-3, atol=1e-3)
+    assert (whole.core.stats()["steps"], chunked.core.stats()["steps"]) == (1, 8)
+
+
+def test_fork_sees_the_same_context_and_leaves_the_parent_alone(runner):
+    guest = Guest(BatcherCore(runner, ModelSettings()), 2)
+    parent = guest.space.alloc(4)
+    guest.logits(parent, 0, PROMPT)
+    child = guest.space.fork(parent)
+    ours = guest.logits(child, 50, [9])
+    np.testing.assert_allclose(guest.logits(parent, 50, [9]), ours, rtol=1e-3, atol=1e-3)
+    assert guest.space.frame_ids(child)[3] != guest.space.frame_ids(parent)[3]
+
+
+def test_seeded_samples_do_not_depend_on_the_batch(runner):
+    def tokens(numbers: list[int]) -> list[bytes]:
+        core = BatcherCore(runner, ModelSettings())
+        guests = [Guest(core, number) for number in numbers]
+        answers = []
+        for guest in guests:
+            prompt = PROMPT[guest.number :]
+            ask = (guest.space.alloc(4), 0, prompt, SAMPLE, 1.0, 0, 1.0, 0.0, 2**64 - 1)
+            answers += core.submit(f"p{guest.number}", guest.messages(*ask), 0.0)
+        answers += core.step(0.0)
+        assert not core.has_work
+        return [next(m.value for p, m in answers if p == f"p{g.number}" and m.value) for g in guests]
+
+    together = tokens([3, 4, 5])
+    assert [tokens([number])[0] for number in (3, 4, 5)] == together
