@@ -15,16 +15,21 @@ async def main(
     seed: int | None = None,
     stop: list[str] | str = "",
     chat: bool = False,
+    ignore_eos: bool = False,
 ) -> dict[str, Any]:
-    """`chat`: the prompt is a user's message.  Temperature 0 takes the most probable tokens."""
+    """`chat`: the prompt is a user's message.  Temperature 0 takes the most probable tokens.
+
+    `ignore_eos`: go on to max_tokens, whatever the model says.
+    """
     async with Context() as ctx:
         if chat:
             ctx.user(prompt)
         else:
             ctx.append(prompt)
         generation = ctx.generate(
-            max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, stop=stop
-        )
+            max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, stop=stop,
+            stop_tokens=() if ignore_eos else None,
+        )  # fmt: skip
         async for token in generation:
             if token.text:
                 session.send(token.text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 def main() -> None:
     """The console script `pieray`; exits with 0 done, 1 the inferlet failed, 2 usage, 3 the engine failed."""
-    from pieray.cli.app import app
-
+    try:
+        from pieray.cli.app import app
+    except KeyboardInterrupt:  # from here on `guard` sees to it
+        raise SystemExit(130) from None
     app(prog_name="pieray")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pieray.cli.signals import StopSignals
 
 GRACE_S = 5.0
+KILL_PATIENCE_S = 5.0
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def _close_and_end(closing: ExitStack) -> None:
     try:
         closing.close()
     finally:
-        end(children)
+        end(children, grace_s=1.0)  # a half-started Ray does not heed SIGTERM, and has nothing to save
 
 
 def _shut_ray_down() -> None:
@@ -64,9 +65,9 @@ def end(processes: Iterable[psutil.Process], grace_s: float = GRACE_S) -> list[i
     import psutil
 
     processes = list(processes)
-    for signal_all in (_terminate, _kill):
+    for signal_all, patience_s in ((_terminate, grace_s), (_kill, KILL_PATIENCE_S)):
         signal_all(processes)
-        _, processes = psutil.wait_procs(processes, timeout=grace_s)
+        _, processes = psutil.wait_procs(processes, timeout=patience_s)
     return [p.pid for p in processes]
 
 

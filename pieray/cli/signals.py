@@ -14,6 +14,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 class StopSignals:
     """While entered, the first SIGINT or SIGTERM raises KeyboardInterrupt in the main thread, once.
 
+    A process that was told to stop stays deaf to more of it, so that what Ray does at exit is done in peace.
     KeyboardInterrupt for both, because Ray's waits let no other exception of a signal handler through.
     """
 
@@ -35,7 +36,7 @@ class StopSignals:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if self.signum is None else signal.SIG_IGN)
 
     def install(self) -> None:
         """Take the signals (back): starting Ray replaces the handler of SIGTERM."""

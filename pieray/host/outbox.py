@@ -143,6 +143,9 @@ class Outbox:
                 break
             self._staged.popleft()
             self._num_flushed -= 1
+            if command.prepared.error is not None:  # what it reads was to be written by a command that has failed
+                self._settle(command, command.prepared.error)
+                continue
             command.is_sent = True
             self._in_flight[command.ticket] = command
             if command.prepared.copies and isinstance(command, Pass):

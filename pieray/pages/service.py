@@ -59,14 +59,12 @@ class LeaseService:
         with self._lock:
             if conn is self._batcher:
                 self._batcher = None
-                return
-            if self._peers.get(conn.peer_id) is not conn:
-                return
-            del self._peers[conn.peer_id]
-            self._line.drop_peer(conn.peer_id)
-            freed = self._ledger.drop_peer(conn.peer_id, fenced=self._batcher is None)
-            waiting = self._ledger.num_quarantined
-            log.info("%s is gone: %d pages freed, %d await its fence", conn.peer_id, freed, waiting)
+                self._ledger.fence_all()  # no batcher, no step
+            elif self._peers.get(conn.peer_id) is conn:
+                del self._peers[conn.peer_id]
+                self._line.drop_peer(conn.peer_id)
+                self._ledger.drop_peer(conn.peer_id, fenced=self._batcher is None)
+                log.info("%s is gone; %d pages await fences", conn.peer_id, self._ledger.num_quarantined)
             self._settle()
         self._flush()
 

@@ -33,7 +33,8 @@ def plain_callback(function: Plain) -> Any:
         guest = running.guest
         try:
             image = function(guest, context, args)
-            memmove(results, image, len(image))
+            if image:
+                native.Image.from_address(results).raw = image
             return 0
         except BaseException as error:  # noqa: BLE001 - nothing may leave a callback
             return guest.trap(error)
@@ -56,11 +57,11 @@ def _fiber_callback(function: Blocking) -> Any:
         try:
             answer = function(guest, context, args)
             image = answer if isinstance(answer, bytes) else answer.resolve()
-            if image is not None:
-                memmove(results, image, len(image))
-            else:
+            if image is None:
                 guest.suspend(cast("Park", answer), results)
                 continuation = guest.continuation
+            elif image:
+                native.Image.from_address(results).raw = image
         except BaseException as error:  # noqa: BLE001 - nothing may leave a callback
             c_void_p.from_address(error_out).value = guest.trap(error)
         memmove(continuation_out, continuation, len(continuation))

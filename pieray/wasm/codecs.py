@@ -85,11 +85,11 @@ _VECTOR_LIFTERS: dict[str, Callable[[int, int, int], Any]] = {
 def lifter(params: Sequence[str]) -> Lifter:
     """Reads all arguments of a function with one copy; QuotaExceeded for a string or list beyond the cap."""
     layout = struct.Struct("<" + "".join(_FIELDS.get(p, _VECTOR) for p in params))
-    unpack, size = layout.unpack, layout.size
+    unpack, block = layout.unpack, n.Image * len(params)
     if not params:
         return lambda _args, _cap: ()
     if all(p in _FIELDS for p in params):
-        return lambda args, _cap: unpack(string_at(args, size))
+        return lambda args, _cap: unpack(block.from_address(args))
     steps: list[tuple[int, Callable[[int, int, int], Any] | None]] = []
     at = 0
     for p in params:
@@ -97,7 +97,7 @@ def lifter(params: Sequence[str]) -> Lifter:
         at += 1 if p in _FIELDS else 2
 
     def lift(args: int, cap: int) -> Sequence[Any]:
-        flat = unpack(string_at(args, size))
+        flat = unpack(block.from_address(args))
         return [flat[i] if one is None else one(flat[i], flat[i + 1], cap) for i, one in steps]
 
     return lift

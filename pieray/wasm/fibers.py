@@ -115,7 +115,8 @@ class FiberGuest(Guest):
             image = self._park.resolve()
             if image is None:
                 return
-            ctypes.memmove(self._results, image, len(image))
+            if image:
+                native.Image.from_address(self._results).raw = image
             self._flag[0] = b"\1"
             self._park = None
             self._cancel_park_timer()

@@ -52,7 +52,7 @@ class Options:
 def parse_options() -> Options:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1640)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens a step, at least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

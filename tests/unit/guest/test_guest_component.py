@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fake_model as lm
 import pytest
@@ -19,6 +21,16 @@ from pieray.wasm.python_runtime import component_path
 
 Run = Callable[..., Outcome]
 PROMPT = "abc abc"
+
+
+class PromptHost(FakeHost):
+    """Has a result for every wait, so that the guest never parks: nothing would wake it."""
+
+    def tickets_ready(self, tickets: Any) -> list[int]:
+        self._deliver()
+        while not (ready := super().tickets_ready(tickets)) and self.hidden:
+            self._reveal()
+        return ready
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +54,15 @@ def run_component() -> Iterator[Run]:
     wasm.close()
 
 
-def result(outcome: Outcome) -> object:
+def result(outcome: Outcome) -> Any:
     assert outcome.error is None, outcome.error
     assert outcome.value is not None
     return json.loads(outcome.value)
+
+
+def streamed(tokens: list[int]) -> str:
+    """The text of `tokens` as it streams: without an unfinished character at its end."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(lm.to_bytes(tokens, skip_special=True))
 
 
 def inferlet(name: str) -> str:
@@ -53,11 +70,11 @@ def inferlet(name: str) -> str:
 
 
 def test_text_completion_streams_what_it_returns(run_component: Run) -> None:
-    host = FakeHost()
+    host = PromptHost()
     found = result(run_component(host, inferlet("text-completion"), prompt=PROMPT, max_tokens=30, top_k=3, seed=4,
                                  temperature=1.0))  # fmt: skip
     expected = lm.continuation(lm.tokenize(PROMPT), 30, 1.0, 3, 4)
-    text = lm.detokenize([t for t in expected if t != lm.END], skip_special=True)
+    text = streamed(expected)
     assert found == {"text": text, "num_tokens": len(expected) - (expected[-1] == lm.END),
                      "finish_reason": "stop" if expected[-1] == lm.END else "length"}  # fmt: skip
     assert "".join(host.sent) == text
@@ -80,7 +97,7 @@ async def main(prompt: str):
         await ctx.flush()
         return await asyncio.gather(*(one(ctx.fork(), seed) for seed in range(6)))
 """
-    host = FakeHost()
+    host = PromptHost()
     found = result(run_component(host, source, prompt=PROMPT))
     line = lm.tokenize(PROMPT)
     assert found == [lm.continuation(line, 10, 1.0, seed=s, stop=frozenset()) for s in range(6)]
@@ -100,7 +117,7 @@ async def main():
             session.send(str(error))
         await ctx.generate(3)
 """
-    host = FakeHost()
+    host = PromptHost()
     host.fail_pass = lambda _: OutOfPages("no page in 30 s")
     outcome = run_component(host, source)
     assert host.sent == ["no page in 30 s"]
@@ -114,7 +131,7 @@ def test_print_goes_to_the_log_line_by_line(run_component: Run) -> None:
     source = (
         "import sys\ndef main():\n    print('one')\n    print('two', file=sys.stderr)\n    print('three', end='')\n"
     )
-    host = FakeHost()
+    host = PromptHost()
     run_component(host, source)
     out = "".join(text for level, text in host.logs if level == "fd1")
     assert out == "one\nthree"
@@ -127,29 +144,88 @@ def test_the_advertised_modules_are_there(run_component: Run) -> None:
     source = (
         "\n".join(lines) + "\ndef main():\n    return hashlib.sha256(b'x').hexdigest()[:8] + str(uuid.UUID(int=1))[-2:]"
     )
-    assert result(run_component(FakeHost(), source)) == "2d71164201"
+    assert result(run_component(PromptHost(), source)) == "2d71164201"
 
 
 def test_random_differs_from_run_to_run_and_repeats_with_the_hosts(run_component: Run) -> None:
     source = "import random\ndef main():\n    return random.random()"
-    host = FakeHost()
+    host = PromptHost()
     first, second = result(run_component(host, source)), result(run_component(host, source))
     assert first != second
-    assert result(run_component(FakeHost(), source)) == first
+    assert result(run_component(PromptHost(), source)) == first
 
 
 def test_asyncio_run_works_in_a_plain_main(run_component: Run) -> None:
-    source = "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    return 5\ndef main():\n    return asyncio.run(f())"
-    assert result(run_component(FakeHost(), source)) == 5
+    source = "import asyncio\nasync def f():\n    return await asyncio.sleep(0, 5)\n"
+    source += "def main():\n    return asyncio.run(f())"
+    assert result(run_component(PromptHost(), source)) == 5
 
 
 def test_a_deadlock_is_named(run_component: Run) -> None:
-    outcome = run_component(FakeHost(), "import asyncio\nasync def main():\n    await asyncio.Event().wait()\n")
+    outcome = run_component(PromptHost(), "import asyncio\nasync def main():\n    await asyncio.Event().wait()\n")
     assert "Deadlock: waiting for nothing" in str(outcome.error)
     assert "main.py:3 (await asyncio.Event().wait())" in str(outcome.error)
 
 
 def test_wrong_arguments_name_the_parameters(run_component: Run) -> None:
-    outcome = run_component(FakeHost(), inferlet("text-completion"), promt="x")
+    outcome = run_component(PromptHost(), inferlet("text-completion"), promt="x")
     assert "main() takes prompt: str, max_tokens: int = 64" in str(outcome.error)
     assert "did you mean 'prompt'?" in str(outcome.error)
+
+
+def test_chat_keeps_a_conversation(run_component: Run) -> None:
+    host = PromptHost()
+    host.inbox = [(0.0, "one"), (0.0, "two"), (0.0, "")]
+    found = result(run_component(host, inferlet("chat"), system="be kind", max_tokens=12))
+    assert [turn["user"] for turn in found["turns"]] == ["one", "two"]
+    assert host.sent == [turn["assistant"] for turn in found["turns"]]
+    host.assert_clean()
+
+
+def test_prompt_lookup_says_what_greedy_says_in_fewer_passes(run_component: Run) -> None:
+    said = lm.continuation(lm.tokenize(PROMPT), 30)
+    prompt = PROMPT + lm.detokenize(said[:8], skip_special=True) * 2 + PROMPT
+    host = PromptHost()
+    found = result(run_component(host, inferlet("prompt-lookup"), prompt=prompt, max_tokens=30))
+    expected = lm.continuation(lm.tokenize(prompt), 30)
+    assert found["text"] == streamed(expected)
+    assert found["num_passes"] <= found["num_tokens"] == len(expected)
+    assert host.num_passes == found["num_passes"]
+
+
+def test_beam_search_of_width_one_is_greedy_and_wider_ones_are_no_worse(run_component: Run) -> None:
+    expected = lm.continuation(lm.tokenize(PROMPT), 10)
+    found = [result(run_component(PromptHost(), inferlet("beam-search"), prompt=PROMPT, width=w, max_tokens=10))
+             for w in (1, 4)]  # fmt: skip
+    assert found[0]["text"] == lm.detokenize(expected, skip_special=True)
+    assert found[1]["logprob"] >= found[0]["logprob"]
+
+
+def test_best_of_n_keeps_the_most_probable(run_component: Run) -> None:
+    host = PromptHost()
+    found = result(run_component(host, inferlet("best-of-n"), prompt=PROMPT, n=5, max_tokens=8))
+    assert found["score"] == max(candidate["score"] for candidate in found["candidates"])
+    host.assert_clean()
+
+
+def test_parallel_gather_is_each_by_itself(run_component: Run) -> None:
+    host = PromptHost(order=3)
+    prompts = ["one", "two", "three"]
+    found = result(run_component(host, inferlet("parallel-gather"), prompts=prompts, max_tokens=9, preamble="a b "))
+    expected = [lm.continuation(lm.tokenize("a b " + prompt), 9) for prompt in prompts]
+    assert [one["text"] for one in found] == [streamed(tokens) for tokens in expected]
+    host.assert_clean()
+
+
+def test_self_consistency_counts_answers(run_component: Run) -> None:
+    host = PromptHost()
+    found = result(run_component(host, inferlet("self-consistency"), question="?", n=6, max_tokens=9, answer="([a-h])"))
+    assert found["votes"][found["answer"]] == max(found["votes"].values())
+    host.assert_clean()
+
+
+def test_react_agent_ends_without_an_answer_from_a_model_that_cannot_act(run_component: Run) -> None:
+    host = PromptHost()
+    found = result(run_component(host, inferlet("react-agent"), question="What is 1 plus 2?", max_tokens=9))
+    assert found["steps"] == []
+    host.assert_clean()

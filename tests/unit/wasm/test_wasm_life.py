@@ -215,22 +215,29 @@ def test_a_forked_process_is_told_to_make_its_own_host(fresh_host):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
-def test_the_process_exits_with_guests_alive():
-    """Daemon threads inside wasm would abort the interpreter; the host is closed at exit."""
+def test_the_process_survives_faulthandler_and_exits_with_guests_alive():
+    """Two ways to lose the process: faulthandler enabled after the engine takes the signals of traps; daemon
+    threads inside wasm abort the interpreter at its end."""
     import subprocess
     import sys
 
     script = f"""
 import sys; sys.path.insert(0, {str(GUESTS_C.parents[1] / "unit" / "wasm")!r})
 from wasm_fakes import *
+import faulthandler
+assert not faulthandler.is_enabled()
 for executor in ("fiber", "thread"):
     host = WasmHost(executor)
+    faulthandler.enable()
     program = host.load(GUESTS_C / "misbehave.wasm", "misbehave")
+    assert "out of bounds" in Watched(host, program, "store-out-of-bounds").error.message
     keep = [Watched(host, program, t) for t in ("spin", "sleep 60000", "flood")]
     globals()[executor] = (host, keep)
 time.sleep(0.1)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30, check=False)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONFAULTHANDLER"}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=False, env=environment)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
