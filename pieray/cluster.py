@@ -69,6 +69,7 @@ def _checked(address: str) -> str:
     for state in known:
         if state.address == address:
             state.export()
+            _reread_environment()
     target = address
     if address == "auto":
         from ray._private import services
@@ -77,6 +78,15 @@ def _checked(address: str) -> str:
     if "://" not in target and not upstate.answers(target):
         raise ConnectionError(f"nothing answers at {target}")
     return address
+
+
+def _reread_environment() -> None:
+    """Ray reads RAY_AUTH_MODE when it is imported, which has happened by now."""
+    import ray
+
+    settings = getattr(ray._raylet, "Config", None)
+    if settings is not None:
+        settings.initialize("")
 
 
 def _auth_hint() -> str:

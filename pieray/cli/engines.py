@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pieray
-from pieray import config, upstate
+from pieray import cluster, config, upstate
 from pieray.cli.output import say
 from pieray.cli.progress import Progress
 from pieray.engine import Engine
@@ -25,50 +25,64 @@ def default_namespace(namespace: str | None) -> str:
 
 
 def open_for_run(address: str | None, namespace: str | None, settings: Mapping[str, Any], show: Progress) -> Engine:
-    """An engine to run an inferlet on; the second line of stderr says which when it is not one of its own.
+    """An engine to run an inferlet on; stderr says which when it is not one of its own.
 
     On a named cluster: the engine of the namespace, or if there is none an engine that ends with the run.
     Without one: what `pieray up` has started here, unless "local" or settings ask for an engine of its own.
     """
     namespace = default_namespace(namespace)
-    cluster = given_address(address)
-    if cluster is not None and cluster != "local":
-        return _open_on_cluster(cluster, namespace, settings, show)
-    running = None if cluster == "local" or settings else upstate.find_alive(namespace)
+    place = given_address(address)
+    if place is not None and place != "local":
+        return _open_on_cluster(place, namespace, settings, show)
+    running = None if place == "local" or settings else upstate.find_alive(namespace)
     if running is not None:
         say(f"using the engine of `pieray up` at {running.address}, namespace {namespace}")
         running.export()
         return pieray.connect(running.address, namespace)
-    return pieray.start(address=cluster, progress=show, namespace=namespace, **settings)
+    return start_own(place, {**settings, "namespace": namespace}, show)
 
 
-def _open_on_cluster(cluster: str, namespace: str, settings: Mapping[str, Any], show: Progress) -> Engine:
-    show(f"joining Ray at {cluster}")
+def _open_on_cluster(place: str, namespace: str, settings: Mapping[str, Any], show: Progress) -> Engine:
+    show(f"joining Ray at {place}")
     try:
-        engine = pieray.connect(cluster, namespace)
+        engine = pieray.connect(place, namespace)
     except NotFound:
         own = f"{namespace}-run-{secrets.token_hex(4)}"  # nobody else may come to depend on it: it ends with the run
-        say(f"no engine runs in namespace {namespace} at {cluster}: starting one for this run")
-        return pieray.start(address=cluster, progress=show, namespace=own, **settings)
+        say(f"no engine runs in namespace {namespace} at {place}: starting one for this run")
+        return start_own(place, {**settings, "namespace": own}, show)
     if settings:
         engine.close()
-        raise ConfigError(f"the engine in namespace {namespace} at {cluster} has its settings already: "
+        raise ConfigError(f"the engine in namespace {namespace} at {place} has its settings already: "
                           "drop --model, --set and the like, or choose another --namespace")  # fmt: skip
     return engine
+
+
+def start_own(address: str | None, settings: Mapping[str, Any], show: Progress) -> Engine:
+    """An engine that ends with its handle, from nested settings; raises ConfigError, ModelError, EngineError."""
+    loaded = config.load(settings)
+    owns_ray = cluster.join(address, show)
+    try:
+        return Engine(loaded, cluster.start_engine(loaded, show), owns_engine=True, owns_ray=owns_ray)
+    except BaseException:
+        if owns_ray:
+            import ray
+
+            ray.shutdown()
+        raise
 
 
 def open_running(address: str | None, namespace: str | None) -> Engine:
     """An engine that runs already; raises EngineError, saying how to start one."""
     namespace = default_namespace(namespace)
-    cluster = given_address(address)
-    if cluster is None:
+    place = given_address(address)
+    if place is None:
         running = upstate.find_alive(namespace)
         if running is None:
             raise EngineError(f"no engine runs on this machine in namespace {namespace}; `pieray up` starts one, "
                               "--address names a cluster")  # fmt: skip
         running.export()
-        cluster = running.address
+        place = running.address
     try:
-        return pieray.connect(cluster, namespace)
+        return pieray.connect(place, namespace)
     except NotFound as error:
         raise EngineError(error.message) from None

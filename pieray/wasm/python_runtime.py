@@ -53,10 +53,8 @@ def component_path(progress: Progress | None = None) -> Path:
 def _sources() -> dict[str, bytes]:
     """Relative path -> content of all that goes into the component."""
     guest = {str(file.relative_to(GUEST_ROOT)): file for file in [GUEST_ROOT / f"{APP}.py", *_sdk_files()]}
-    sources = {name: file.read_bytes() for name, file in sorted(guest.items())}
-    # `stream` has become a keyword of WIT: as a name it is written %stream
-    wit = {f"wit/{file.name}": file.read_bytes() for file in sorted(WIT_FOLDER.glob("*.wit"))}
-    return sources | {name: content.replace(b"(stream:", b"(%stream:") for name, content in wit.items()}
+    wit = {f"wit/{file.name}": file for file in WIT_FOLDER.glob("*.wit")}
+    return {name: file.read_bytes() for name, file in sorted((guest | wit).items())}
 
 
 def _sdk_files() -> Iterator[Path]:

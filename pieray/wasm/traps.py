@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 
 from pieray.config import Limits
-from pieray.errors import GuestFailed, GuestTrapped, PierayError, QuotaExceeded
+from pieray.errors import ERRORS, WIT_CODES, GuestFailed, GuestTrapped, PierayError, QuotaExceeded
 
+#: by the name under which a guest's SDK raises them
+_HANDLER_ERRORS = {cls.__name__: cls for cls in (ERRORS[code] for code in WIT_CODES)}
 _FRAME = re.compile(r"^\s*\d+:\s+0x[0-9a-f]+ - (?:\S+?!)?(?!<)(\S+)$", re.MULTILINE)
 _NUMBERED = re.compile(r"^\s*\d+:\s+")
 #: what C runtimes and CPython say on stderr when an allocation was refused, before they abort
@@ -32,9 +34,14 @@ def trap_reason(text: str) -> str:
 
 
 def failure_error(kind: str, message: str, trace: str, limits: Limits) -> PierayError:
-    """The error for a guest that returned a `failure`; MemoryError is its memory limit at work."""
+    """The error for a guest that returned a `failure`.
+
+    An error of a handler that the guest did not catch keeps its class; MemoryError is the guest's memory limit at
+    work; anything else is GuestFailed.
+    """
     if kind == "MemoryError":
         return QuotaExceeded(f"memory_bytes is {limits.memory_bytes}; {kind}: {message}\n{trace}")
-    error = GuestFailed(f"{kind}: {message}\n{trace}" if trace else f"{kind}: {message}")
-    error.kind, error.trace = kind, trace  # type: ignore[attr-defined]  # for callers in this process
-    return error
+    text = f"{message}\n{trace}" if trace else message
+    if kind in _HANDLER_ERRORS:
+        return _HANDLER_ERRORS[kind](text)
+    return GuestFailed(f"{kind}: {text}")

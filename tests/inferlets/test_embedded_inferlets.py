@@ -82,11 +82,11 @@ def test_self_consistency_agrees_on_a_sum(engine: Any) -> None:
     assert sum(result["votes"].values()) <= 5
 
 
-@pytest.mark.parametrize(("question", "answer"), [("What is 12 plus 7?", "19"), ("Compute 6 times 7.", "42")])
-def test_react_agent_calculates(engine: Any, question: str, answer: str) -> None:
-    result = run(engine, "react-agent", question=question)
-    assert result["answer"] == answer
-    assert [step["observation"] for step in result["steps"]] == [answer]
+def test_react_agent_calculates(engine: Any) -> None:
+    result = run(engine, "react-agent", question="What is 12 plus 7?")
+    assert result["answer"] == "19"
+    assert [step["observation"] for step in result["steps"]] == ["19"]
+    assert "Action: calc(12+7)" in result["steps"][0]["text"]
 
 
 def test_beam_search_of_width_one_is_greedy_and_wider_is_no_worse(engine: Any) -> None:

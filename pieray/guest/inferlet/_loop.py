@@ -151,6 +151,12 @@ class TicketLoop(asyncio.AbstractEventLoop):
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Nothing to do: there is no executor."""
 
+    def alone_ms(self) -> int:
+        """How long nothing but the running callback can go on: -1 no end to it, 0 not at all."""
+        if self._ready or self._tickets:
+            return 0
+        return max(0, int((self._timers[0][0] - self.time()) * 1000)) if self._timers else -1
+
     def _check_startable(self, future: Any) -> None:
         message = ""
         if self._is_closed:

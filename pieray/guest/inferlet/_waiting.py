@@ -10,9 +10,9 @@ from . import _host
 from ._loop import TicketLoop
 
 
-def _is_alone(loop: Any) -> bool:
-    """Nothing but the running coroutine can go on: it may block in the host in place of the loop."""
-    return not isinstance(loop, TicketLoop) or not (loop._ready or loop._tickets or loop._timers)
+def _alone_ms(loop: Any) -> int:
+    """For how long nothing but the running coroutine can go on: it may block in the host in place of the loop."""
+    return loop.alone_ms() if isinstance(loop, TicketLoop) else -1
 
 
 async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
@@ -21,8 +21,8 @@ async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
     Raises what the bindings raise, `Err`, or `Error`.
     """
     loop: Any = events._get_running_loop()
-    if _is_alone(loop):
-        _host.tickets.wait([ticket], -1)
+    alone_ms = _alone_ms(loop)
+    if alone_ms and _host.tickets.wait([ticket], alone_ms):
         return
     future: asyncio.Future[None] = asyncio.Future(loop=loop)
     loop._tickets[ticket] = future
@@ -37,14 +37,11 @@ async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
 
 async def wait_tickets(tickets: list[int]) -> None:
     """Return once all of `tickets` have a result.  If cancelled meanwhile, all are forgotten."""
-    waiting = tickets
-    if _is_alone(events._get_running_loop()):
-        while waiting:
-            done = set(_host.tickets.wait(waiting, -1))
-            waiting = [ticket for ticket in waiting if ticket not in done]
-        return
     loop: Any = events._get_running_loop()
-    futures = [loop._tickets.setdefault(ticket, asyncio.Future(loop=loop)) for ticket in tickets]
+    waiting = tickets
+    while waiting and (alone_ms := _alone_ms(loop)) and (done := _host.tickets.wait(waiting, alone_ms)):
+        waiting = [ticket for ticket in waiting if ticket not in done]
+    futures = [loop._tickets.setdefault(ticket, asyncio.Future(loop=loop)) for ticket in waiting]
     try:
         for future in futures:
             await future

@@ -43,39 +43,47 @@ class ForwardHandlers(HandlerGroup):
     def forward_sample(
         self, pass_: int, row: int, temperature: float, top_k: int, top_p: float, min_p: float, seed: int
     ) -> int:
+        found = self._open_pass(pass_, row)
         _check_finite("temperature", temperature, 0.0, math.inf)
         _check_finite("top-p", top_p, 0.0, 1.0)
         _check_finite("min-p", min_p, 0.0, 1.0)
-        return self._output(pass_, Kind.TOKENS, row, [SAMPLE, row, temperature, top_k, top_p, min_p, seed])
+        return self._ask(found, Kind.TOKENS, [SAMPLE, row, temperature, top_k, top_p, min_p, seed])
 
     def forward_distribution(self, pass_: int, row: int, k: int) -> int:
+        found = self._open_pass(pass_, row)
         vocab = self._state.models.get("").info.vocab_size
         if not 1 <= k <= vocab:
             raise InvalidRequest(f"k is from 1 to {vocab}, the vocabulary; given {k}")
-        return self._output(pass_, Kind.DISTRIBUTION, row, [DISTRIBUTION, row, k])
+        return self._ask(found, Kind.DISTRIBUTION, [DISTRIBUTION, row, k])
 
     def forward_logprobs(self, pass_: int, row: int, tokens: U32) -> int:
+        found = self._open_pass(pass_, row)
         vocab = self._state.models.get("").info.vocab_size
         if len(tokens) == 0 or int(tokens.max()) >= vocab:
             given = "none" if len(tokens) == 0 else str(int(tokens.max()))
             raise InvalidRequest(f"token ids, at least one, are below {vocab}; given {given}")
-        return self._output(pass_, Kind.FLOATS, row, [LOGPROBS, row, tokens.tobytes()])
+        return self._ask(found, Kind.FLOATS, [LOGPROBS, row, tokens.tobytes()])
 
     def forward_logits(self, pass_: int, row: int) -> int:
-        return self._output(pass_, Kind.FLOATS, row, [LOGITS, row])
+        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [LOGITS, row])
 
-    def _output(self, handle: int, kind: Kind, row: int, request: list[object]) -> int:
+    def _open_pass(self, handle: int, row: int) -> Pass:
+        """A pass that can still be asked for outputs of `row`: its guest alone sends it, so it stays so."""
+        state = self._state
+        found = state.outbox.passes.get(handle)
+        if found is None and not state.tickets.is_open(handle):
+            raise BadHandle(f"pass {handle} is not open")
+        if found is None or found.is_sent:
+            raise InvalidRequest(f"pass {handle} is sent already: ask for its outputs before waiting or flushing")
+        if row >= found.num_tokens:
+            raise InvalidRequest(f"rows of this pass are below {found.num_tokens}; given {row}")
+        return found
+
+    def _ask(self, found: Pass, kind: Kind, request: list[object]) -> int:
         state = self._state
         with state.lock:
-            pass_ = state.outbox.passes.get(handle)
-            if pass_ is None or pass_.is_sent:
-                if pass_ is None and not state.tickets.is_open(handle):
-                    raise BadHandle(f"pass {handle} is not open")
-                raise InvalidRequest(f"pass {handle} is sent already: ask for its outputs before waiting or flushing")
-            if row >= pass_.num_tokens:
-                raise InvalidRequest(f"rows of this pass are below {pass_.num_tokens}; given {row}")
             ticket = state.tickets.issue(kind)
-            state.outbox.add_output(pass_, [ticket, *request])
+            state.outbox.add_output(found, [ticket, *request])
         return ticket
 
 

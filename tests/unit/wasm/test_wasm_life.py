@@ -46,7 +46,7 @@ def test_kill_ends_a_guest_whatever_it_does(host, misbehave, doing):
     watched.guest.kill(Denied("first"))
     watched.guest.kill(Cancelled("second"))
     assert watched.error.message == "first"
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5
     assert watched.guest.is_done
 
 
@@ -98,7 +98,7 @@ def test_wall_time_is_limited(host, misbehave, doing):
     outcome = Watched(host, misbehave, doing, limits=Limits(wall_time_s=0.15)).outcome()
     assert isinstance(outcome.error, DeadlineExceeded)
     assert outcome.error.message.startswith("wall_time_s is 0.15;")
-    assert 0.15 <= outcome.wall_time_s < 1.0
+    assert 0.15 <= outcome.wall_time_s < 5
 
 
 def test_memory_growth_is_refused(host, misbehave):
@@ -254,3 +254,21 @@ def test_fibers_are_the_default_here_and_threads_the_fallback(monkeypatch):
     assert host.choose_executor("auto") == "thread"
     with pytest.raises(EngineError, match="needs wasmtime_call_future_poll"):
         host.choose_executor("fiber")
+
+
+def test_fibers_move_between_worker_threads():
+    host = WasmHost("fiber", worker_threads=3)
+    program = host.load(GUESTS_C / "misbehave.wasm", "misbehave")
+    handlers = [FakeHandlers() for _ in range(40)]
+    for h in handlers:
+        h.issued.update(range(50))
+    waiting = [Watched(host, program, "wait 50", h) for h in handlers]
+    spinning = [Watched(host, program, "spin", limits=Limits(cpu_time_s=0.1)) for _ in range(4)]
+    trapping = [Watched(host, program, doing) for doing in ("unreachable", "recurse", "sleep 3") * 10]
+    for ticket in range(50):
+        for w in waiting:
+            w.resolve(ticket)
+    assert {w.value for w in waiting} == {'"done"'}
+    assert {w.error.code for w in spinning} == {"quota"}
+    assert [w.outcome().error is None for w in trapping] == [False, False, True] * 10
+    host.close()

@@ -148,7 +148,7 @@ def test_a_compile_bomb_ends_at_its_cpu_limit(cache, compile_bomb):
     began = time.monotonic()
     with pytest.raises(QuotaExceeded, match="bomb took more than 1 s of CPU time"):
         compiled(compile_bomb, "bomb", CompileLimits(cpu_time_s=1))
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 30
     assert [p.suffix for p in cache.iterdir()] == [".lock"]
 
 

@@ -1,0 +1,56 @@
+# `make run` and `make test` are all one needs; each installs what it wants into .venv, once.
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+PROMPT ?= 12+7=
+BENCHES := $(sort $(wildcard bench/*.py))
+
+# The prompt reaches the shell as an environment variable, unexpanded: quotes, spaces and $ survive.
+override PROMPT := $(value PROMPT)
+export PROMPT
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: run test unit lint bench install clean distclean
+
+run: $(VENV)/.installed
+	@$(BIN)/pieray run text-completion -- "--prompt=$$PROMPT"
+
+test: $(VENV)/.installed-tests
+	$(BIN)/python -m pytest
+
+unit: $(VENV)/.installed-tests
+	$(BIN)/python -m pytest tests/unit -m "not slow"
+
+lint: $(VENV)/.installed-tests
+	$(BIN)/ruff check .
+	PYTHON=$(BIN)/python tools/typecheck
+
+bench: $(VENV)/.installed
+	@for script in $(BENCHES); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+install: $(VENV)/.installed
+
+# torch alone first: pinned, so that nothing that depends on it brings another one
+$(VENV)/.torch: constraints.txt
+	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing torch"
+	@$(PIP) torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@echo "installing pieray"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-tests: $(VENV)/.installed
+	@echo "installing what tests need"
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

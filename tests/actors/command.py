@@ -1,0 +1,71 @@
+"""The installed `pieray` as a process, and everything that descends from it, wherever it is adopted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BIN = Path(sys.executable).parent
+MARK = "PIERAY_TEST_MARK"
+TIMEOUT_S = 120.0
+
+HOLD = """
+import asyncio
+from inferlet import session
+
+async def main():
+    session.send("running\\n")
+    await asyncio.sleep(600)
+"""
+
+
+@dataclass
+class CommandLine:
+    """Runs commands in a folder, with an environment whose mark their processes inherit."""
+
+    folder: Path
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PIERAY_"))}
+        kept |= {name: os.environ[name] for name in ("PIERAY_CACHE",) if name in os.environ}
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        return {**kept, "PATH": path, "PIERAY_HOME": str(self.folder / "home"), MARK: self.mark,
+                "RAY_USAGE_STATS_ENABLED": "0"}  # fmt: skip
+
+    def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run to the end; its output is captured."""
+        return subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True,
+                              timeout=TIMEOUT_S, check=False, **options)  # fmt: skip
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """Start in a session of its own, as a terminal would have it."""
+        return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+
+    def alive(self) -> list[str]:
+        """Processes with the mark."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == self.mark:
+                    found.append(f"{process.pid} {' '.join(process.cmdline())[:100]}")
+            except psutil.Error:
+                continue
+        return found
+
+    def assert_nothing_is_left(self, patience_s: float = 5.0) -> None:
+        """Moments later at most, for a process that a kill -9 orphaned has to notice."""
+        deadline = time.monotonic() + patience_s
+        while self.alive() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert self.alive() == []

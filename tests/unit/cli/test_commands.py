@@ -1,0 +1,106 @@
+"""The other commands on a fake engine, and what the command line loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import FakeEngine, Outcome
+
+import pieray
+from pieray import upstate
+from pieray.cli import doctor
+from pieray.upstate import UpState
+
+Call = Callable[..., Outcome]
+
+
+def test_version_and_help_load_neither_ray_nor_torch() -> None:
+    code = (
+        "import sys; from pieray.cli.app import app; app(['version'], standalone_mode=False); "
+        "print([m for m in ('ray', 'torch', 'wasmtime', 'transformers', 'psutil') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [pieray.__version__, "[]"]
+
+
+def test_ps_prints_rows_for_programs_and_people(engine: FakeEngine, call: Call, is_up: UpState) -> None:
+    assert json.loads(call("ps", "--json").stdout) == engine.ps()
+    assert call("ps").stdout == "fake-1\tfake\trunning\t0.50\t3\t-\n"
+
+
+def test_kill_ends_one_and_an_unknown_id_exits_2(engine: FakeEngine, call: Call, is_up: UpState) -> None:
+    assert call("kill", "fake-1").exit_code == 0
+    assert engine.link.killed == ["fake-1"]
+    missing = call("kill", "other")
+    assert missing.exit_code == 2
+    assert "no inferlet 'other'" in missing.stderr
+
+
+@pytest.mark.parametrize("command", [("ps",), ("kill", "x")])
+def test_without_an_engine_the_error_says_how_to_get_one(
+    engine: FakeEngine, call: Call, command: tuple[str, ...]
+) -> None:
+    done = call(*command)
+    assert done.exit_code == 3
+    assert "`pieray up` starts one" in done.stderr
+
+
+def test_inferlets_and_models_need_no_engine(engine: FakeEngine, call: Call) -> None:
+    rows = json.loads(call("inferlets", "--json").stdout)
+    assert {"text-completion"} <= {row["name"] for row in rows}
+    assert all(row["description"] for row in rows)
+    (tiny,) = [row for row in json.loads(call("models", "--json").stdout) if row["name"] == "pie-tiny"]
+    assert tiny["served"] is False
+    assert tiny["architecture"] == "llama"
+
+
+def test_models_shows_what_is_served(engine: FakeEngine, call: Call, is_up: UpState) -> None:
+    (tiny,) = json.loads(call("models", "--json").stdout)
+    assert (tiny["served"], tiny["num_pages"], tiny["device"]) == (True, 64, "cpu")
+
+
+def test_down_without_up_says_so_and_is_no_error(engine: FakeEngine, call: Call) -> None:
+    done = call("down")
+    assert (done.exit_code, done.stderr) == (0, "pieray: nothing is up in namespace pieray\n")
+
+
+def test_up_refuses_a_wrong_setting_before_it_starts_anything(engine: FakeEngine, call: Call) -> None:
+    done = call("up", "--set", "actor_pol=2")
+    assert done.exit_code == 2
+    assert "actor_pool" in done.stderr
+
+
+def test_doctor_exits_1_only_if_something_needed_is_broken(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [doctor.Check("ok", "python", "3"), doctor.Check("warn", "C compiler", "none", "install one")]
+    monkeypatch.setattr(doctor, "run_checks", lambda: iter(found))
+    done = call("doctor")
+    assert (done.exit_code, done.stdout) == (0, "ok    python: 3\nwarn  C compiler: none  -> install one\n")
+    found.append(doctor.Check("fail", "torch", "not installed"))
+    assert call("doctor", "--json").exit_code == 1
+
+
+def test_a_state_survives_on_disk_and_a_process_with_a_reused_pid_is_not_taken_for_the_head(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PIERAY_HOME", str(tmp_path))
+    state = UpState("blue", "127.0.0.1:1", 1, 12.5, "/tmp/x", environment={"RAY_AUTH_MODE": "token"})
+    state.save()
+    assert upstate.load("blue") == state
+    assert upstate.find_alive("blue") is None
+    assert not replace(state, head_pid=1).is_alive()
+    state.forget()
+    assert upstate.load("blue") is None
+    upstate.state_file("blue").write_text("{broken", encoding="utf-8")
+    assert upstate.load("blue") is None
+
+
+@pytest.mark.parametrize("namespace", ["../x", "", "a/b", ".hidden", "a" * 101])
+def test_a_namespace_that_is_no_file_name_is_refused(call: Call, namespace: str) -> None:
+    with pytest.raises(pieray.PierayError, match="namespace"):
+        upstate.state_file(namespace)

@@ -1,0 +1,195 @@
+"""`pieray run` on a fake engine: what is printed where, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FakeEngine, Outcome
+
+from pieray.errors import DeviceLost, EngineError, GuestFailed, InvalidRequest, ModelError, NotFound, QuotaExceeded
+from pieray.upstate import UpState
+
+Call = Callable[..., Outcome]
+RUN = ("run", "text-completion")
+
+
+def test_texts_stream_and_a_result_that_only_repeats_them_is_not_printed(engine: FakeEngine, call: Call) -> None:
+    engine.texts, engine.result = ["1", "9"], {"text": "19", "num_tokens": 2}
+    done = call(*RUN, "--", "--prompt", "12+7=", "--max-tokens", "64")
+    assert (done.exit_code, done.stdout) == (0, "19\n")
+    assert engine.launches == [
+        {"name": "text-completion", "arguments": {"prompt": "12+7=", "max_tokens": 64}, "limits": {}}
+    ]
+    assert engine.is_closed
+
+
+@pytest.mark.parametrize(
+    ("texts", "result", "expected"),
+    [
+        ([], "answer", "answer\n"),
+        ([], None, ""),
+        (["a\n"], None, "a\n"),
+        (["a"], "a", "a\n"),
+        (["a"], "b", "a\nb\n"),
+        ([], {"score": 1, "ö": [2]}, '{"score": 1, "ö": [2]}\n'),
+        (["a"], 0, "a\n0\n"),
+    ],
+)
+def test_a_result_that_says_more_than_the_texts_is_printed(
+    engine: FakeEngine, call: Call, texts: list[str], result: Any, expected: str
+) -> None:
+    engine.texts, engine.result = texts, result
+    assert call(*RUN).stdout == expected
+
+
+def test_logs_and_progress_go_to_stderr(engine: FakeEngine, call: Call) -> None:
+    engine.logs = ["info: thinking"]
+    done = call(*RUN)
+    assert done.stdout == "19\n"
+    assert done.stderr == "pieray: starting\ninfo: thinking\n"
+
+
+def test_json_gives_one_event_per_line(engine: FakeEngine, call: Call) -> None:
+    engine.texts, engine.logs, engine.result = ["1", "9"], ["warn: a: b"], {"text": "19"}
+    assert call(*RUN, "--json").events == [
+        {"event": "started", "name": "text-completion", "id": "fake-1"},
+        {"event": "text", "text": "1"},
+        {"event": "text", "text": "9"},
+        {"event": "log", "level": "warn", "text": "a: b"},
+        {"event": "result", "result": {"text": "19"}},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [(GuestFailed("KeyError: 'x'"), 1), (QuotaExceeded("pages"), 1), (NotFound("no such export"), 1),
+     (DeviceLost("the batcher died"), 3)],
+)  # fmt: skip
+def test_an_inferlet_that_fails_exits_1_and_a_lost_engine_3(
+    engine: FakeEngine, call: Call, error: Any, exit_code: int
+) -> None:
+    engine.error = error
+    done = call(*RUN)
+    assert (done.exit_code, done.stdout) == (exit_code, "19\n")
+    assert done.stderr.endswith(f"pieray: {error.code}: {error.message}\n")
+    failed = call(*RUN, "--json")
+    assert failed.exit_code == exit_code
+    assert failed.events[-1] == {"event": "error", "code": error.code, "message": error.message}
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"), [(EngineError("full"), 3), (ModelError("no key"), 3), (InvalidRequest("not JSON"), 2)]
+)
+def test_a_launch_that_is_refused_exits_by_whose_fault_it_is(
+    engine: FakeEngine, call: Call, error: BaseException, exit_code: int
+) -> None:
+    engine.refusal = error
+    assert call(*RUN).exit_code == exit_code
+    assert engine.is_closed
+
+
+def test_an_error_of_our_own_is_one_line_and_a_traceback_only_with_debug(engine: FakeEngine, call: Call) -> None:
+    engine.refusal = ZeroDivisionError("oops")
+    brief, full = call(*RUN), call(*RUN, "--debug")
+    assert brief.exit_code == full.exit_code == 3
+    assert brief.stderr.splitlines()[1:] == ["pieray: internal: ZeroDivisionError: oops (--debug shows where)"]
+    assert "Traceback" in full.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "no-such-inferlet"), "text-completion"),
+        (("run",), "NAME_OR_FILE"),
+        ((*RUN, "--input", "{"), "--input is not JSON"),
+        ((*RUN, "--input", "[1]"), "given a list"),
+        ((*RUN, "--set", "model.num_page=8"), "did you mean model.num_pages?"),
+        ((*RUN, "--set", "model=8"), "model"),
+        ((*RUN, "--set", "model"), "name=value"),
+        ((*RUN, "--set", "namespace=x"), "--namespace"),
+        ((*RUN, "--limit", "page=8"), "did you mean limits.pages?"),
+        ((*RUN, "stray"), "stray"),
+        ((*RUN, "--max-tokens", "3"), "--max-tokens"),
+    ],
+)
+def test_wrong_usage_exits_2_before_anything_is_started(
+    engine: FakeEngine, call: Call, words: tuple[str, ...], message: str
+) -> None:
+    done = call(*words)
+    assert done.exit_code == 2, done
+    assert message in done.stderr
+    assert not engine.start_settings
+    assert "Traceback" not in done.stderr
+
+
+def test_arguments_settings_and_limits_reach_the_engine(engine: FakeEngine, call: Call) -> None:
+    call(*RUN, "--model", "/models/m", "--num-pages", "9", "--set", "limits.pages=4", "--set", "model.threads=2",
+         "--limit", "wall_time_s=1.5", "--input", '{"a": 1, "b": 1}', "--", "--b", "2")  # fmt: skip
+    assert engine.start_settings == {
+        "address": None, "namespace": "pieray", "limits": {"pages": "4"},
+        "model": {"path": "/models/m", "num_pages": 9, "threads": "2"},
+    }  # fmt: skip
+    assert engine.launches[0]["arguments"] == {"a": 1, "b": 2}
+    assert engine.launches[0]["limits"] == {"wall_time_s": 1.5}
+
+
+def test_an_engine_that_is_up_is_used_and_said_so(engine: FakeEngine, call: Call, is_up: UpState) -> None:
+    done = call(*RUN)
+    assert engine.connected_to == [(is_up.address, "pieray")]
+    assert f"using the engine of `pieray up` at {is_up.address}" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("--model", "m"), ("--address", "local"), ("--namespace", "other")])
+def test_an_engine_of_its_own_is_started_where_the_one_that_is_up_does_not_fit(
+    engine: FakeEngine, call: Call, is_up: UpState, words: tuple[str, ...]
+) -> None:
+    assert call(*RUN, *words).exit_code == 0
+    assert engine.connected_to == []
+    assert engine.start_settings
+
+
+def test_a_cluster_without_an_engine_gets_one_that_nobody_else_finds(
+    engine: FakeEngine, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(address: str, namespace: str) -> None:
+        raise NotFound("no engine")
+
+    monkeypatch.setattr("pieray.connect", connect)
+    assert call(*RUN, "--address", "10.0.0.9:6379").exit_code == 0
+    assert engine.start_settings["address"] == "10.0.0.9:6379"
+    assert engine.start_settings["namespace"].startswith("pieray-run-")
+
+
+def test_settings_for_an_engine_that_runs_on_a_cluster_are_refused(
+    engine: FakeEngine, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
+    done = call(*RUN, "--num-pages", "8")
+    assert done.exit_code == 2
+    assert "has its settings already" in done.stderr
+    assert engine.is_closed
+
+
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_kills_the_inferlet_closes_the_engine_and_exits_as_shells_expect(
+    engine: FakeEngine, call: Call, signum: int, exit_code: int
+) -> None:
+    before = signal.getsignal(signum)
+    engine.on_launch = lambda: os.kill(os.getpid(), signum)
+    done = call(*RUN, "--json")
+    signal.signal(signum, before)
+    assert done.exit_code == exit_code
+    assert done.events == [{"event": "error", "code": "cancelled", "message": "interrupted"}]
+    assert engine.is_closed
+
+
+def test_a_file_and_a_folder_can_be_run(engine: FakeEngine, call: Call, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("async def main(prompt: str): ...", encoding="utf-8")
+    assert call("run", str(file), "--", "--prompt", "7").exit_code == 0
+    assert engine.launches[0] == {"name": "mine", "arguments": {"prompt": "7"}, "limits": {}}
