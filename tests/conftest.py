@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from engines import assert_pages_return
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -49,15 +49,3 @@ def engine(engines: Callable[[str], Any]) -> Iterator[Any]:
     found = engines("socket")
     yield found
     assert_pages_return(found)
-
-
-def assert_pages_return(engine: Any, timeout_s: float = 20.0) -> None:
-    """Every page comes back once nothing runs; the ledger checks its books as it answers."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        (pages,) = [a for a in engine.status()["actors"] if a["role"] == "resource-manager"]
-        if pages["free"] == pages["total"]:
-            return
-        running = [row for row in engine.ps() if row["state"] == "running"]
-        assert time.monotonic() < deadline, f"pages did not return: {pages}; running: {running}"
-        time.sleep(0.05)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pieray
 from pieray import cluster, config, upstate
+from pieray.assets import model_folder
 from pieray.cli.output import say
 from pieray.cli.progress import Progress
 from pieray.engine import Engine
@@ -60,6 +61,7 @@ def _open_on_cluster(place: str, namespace: str, settings: Mapping[str, Any], sh
 def start_own(address: str | None, settings: Mapping[str, Any], show: Progress) -> Engine:
     """An engine that ends with its handle, from nested settings; raises ConfigError, ModelError, EngineError."""
     loaded = config.load(settings)
+    model_folder(loaded.model.path)  # a wrong one is found before Ray has taken its seconds
     owns_ray = cluster.join(address, show)
     try:
         return Engine(loaded, cluster.start_engine(loaded, show), owns_engine=True, owns_ray=owns_ray)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pieray.cli.signals import StopSignals
 
-GRACE_S = 5.0
+GRACE_S = 2.0
 KILL_PATIENCE_S = 5.0
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from pieray import config, upstate
+from pieray.assets import model_folder
 from pieray.cli.engines import default_namespace, given_address
 from pieray.cli.guard import Debug, guard
 from pieray.cli.head import head_processes, start_head, stop_head
@@ -30,6 +31,7 @@ def up(
     with guard(debug=debug) as signals:
         chosen = default_namespace(namespace)
         settings = config.load({**engine_settings(model, device, num_pages, pairs), "namespace": chosen})
+        model_folder(settings.model.path)
         running = upstate.find_alive(chosen)
         if running is not None and _has_engine(running):
             say(f"an engine is up already in namespace {chosen} at {running.address}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import assert_pages_return
+from engines import assert_pages_return
 from programs import ECHO, GENERATE, HOLD_PAGES, SPIN, program
 
 from pieray.assets import model_folder
@@ -167,7 +167,8 @@ def test_many_launches_from_many_threads(engine: Any) -> None:
 
     def work() -> None:
         for _ in range(5):
-            results.append(engine.launch("text-completion", prompt="3+4=", max_tokens=2).result(timeout=60))
+            process = engine.launch("text-completion", prompt="3+4=", max_tokens=2)
+            results.append(process.result(timeout=60))
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,21 +45,33 @@ def state(cli: CommandLine) -> dict[str, Any]:
     return found
 
 
-def test_a_job_runs_an_inferlet(cli: CommandLine, state: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("async def main(name: str): return f'hello {name}'", encoding="utf-8")
-    submit = [str(BIN / "ray"), "job", "submit", "--address", state["dashboard"], "--working-dir", str(tmp_path), "--"]
-    with_token = ["env", *(f"{name}={value}" for name, value in state["environment"].items())]
-    done = cli.run(*with_token, *submit, "sh", "-c",
-                   "'pieray run mine.py -- --name job && pieray run text-completion -- --prompt 12+7='")  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("pieray", "run", "text-completion", "--json", "--", "--prompt", "12+7=", "--max-tokens", "4"), "num_tokens"),
+        (("pieray", "run", "mine.py", "--", "--name", "12"), "hello 12"),
+    ],
+)
+def test_a_job_runs_an_inferlet(
+    cli: CommandLine, state: dict[str, Any], words: tuple[str, ...], expected: str
+) -> None:
+    (cli.folder / "job").mkdir(exist_ok=True)
+    (cli.folder / "job/mine.py").write_text("async def main(name: str): return f'hello {name}'", encoding="utf-8")
+    done = cli.run(*with_token(state), str(BIN / "ray"), "job", "submit", "--address", state["dashboard"],
+                   "--working-dir", "./job", "--", *words)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "hello job" in done.stdout
+    assert expected in done.stdout
     assert "succeeded" in done.stdout
+
+
+def with_token(state: dict[str, Any]) -> list[str]:
+    """What makes Ray's own tools show the token."""
+    return ["env", *(f"{name}={value}" for name, value in state["environment"].items())]
 
 
 def test_a_plain_driver_attaches(cli: CommandLine, state: dict[str, Any]) -> None:
     (cli.folder / "driver.py").write_text(DRIVER, encoding="utf-8")
-    with_token = ["env", *(f"{name}={value}" for name, value in state["environment"].items())]
-    done = cli.run(*with_token, str(BIN / "python"), "driver.py", state["address"])
+    done = cli.run(*with_token(state), str(BIN / "python"), "driver.py", state["address"])
     assert done.returncode == 0, done.stderr
     texts, ray_lives = done.stdout.splitlines()
     assert texts.split("|")[0] == texts.split("|")[1] != ""

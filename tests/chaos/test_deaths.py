@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import assert_pages_return
+from engines import assert_pages_return
+from programs import ECHO, GENERATE, HOLD_PAGES
 
 import pieray
 from pieray.errors import DeviceLost, EngineError, PeerLost, PierayError
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "actors"))
-from programs import ECHO, GENERATE, HOLD_PAGES  # noqa: E402 - beside the other tests on a running engine
 
 PATIENCE_S = 30.0
 

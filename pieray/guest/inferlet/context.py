@@ -11,7 +11,7 @@ from ._chat import Chat
 from ._generation import Generation, rules_of
 from ._sequence import KvSequence
 from ._waiting import wait_ticket, wait_tickets
-from .errors import InvalidRequest, raises
+from .errors import InvalidRequest, check_numbers, raises
 from .sampler import Sampler, sampler_of
 
 #: Rows scored in one pass, so that a long continuation stays within the limit of tickets.
@@ -91,7 +91,10 @@ class Context:
         return models.detokenize(self._tokens, model=self.model)
 
     def _tokens_of(self, text: str | Sequence[int]) -> list[int]:
-        return models.tokenize(text, self.model) if isinstance(text, str) else list(text)
+        if isinstance(text, str):
+            return models.tokenize(text, self.model)
+        check_numbers("token", text)
+        return list(text)
 
     @property
     def _chat(self) -> Chat:

@@ -117,12 +117,18 @@ def error_of(err: Any) -> Error:
 
 
 def raises(function: Callable[P, R]) -> Callable[P, R]:
-    """Let `function`, or what it awaits, raise `Error` where the bindings raise `Err`."""
+    """Let `function`, or what it awaits, raise `Error` where the bindings raise `Err`.
+
+    Integers are checked first: the bindings abort the whole guest for one that does not fit its type.
+    """
+    check = _number_check(function)
     if inspect.iscoroutinefunction(function):
-        return cast("Callable[P, R]", _raises_async(function))
+        return cast("Callable[P, R]", _raises_async(function, check))
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if check is not None:
+            check(args, kwargs)
         try:
             return function(*args, **kwargs)
         except Err as err:
@@ -131,12 +137,54 @@ def raises(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _raises_async(function: Callable[P, Any]) -> Callable[P, Any]:
+Check = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
+
+def _raises_async(function: Callable[P, Any], check: Check | None) -> Callable[P, Any]:
     @wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+        if check is not None:
+            check(args, kwargs)
         try:
             return await function(*args, **kwargs)
         except Err as err:
             raise error_of(err) from None
 
     return call
+
+
+SIGNED = frozenset({"priority", "timeout_ms", "row"})
+"""Parameters that may be negative: s32 in the WIT, or counted from the end."""
+WIDE = frozenset({"seed"})
+"""Parameters that are u64 in the WIT."""
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise InvalidRequest unless `value` is an integer that the WIT's type for `name` holds."""
+    low = -(1 << 31) if name in SIGNED else 0
+    high = (1 << 64 if name in WIDE else 1 << 31 if name in SIGNED else 1 << 32) - 1
+    if not isinstance(value, int) or not low <= value <= high:
+        raise InvalidRequest(f"{name} is an integer from {low} to {high}; given {value!r}")
+
+
+def check_numbers(name: str, values: Any) -> None:
+    """Raise InvalidRequest naming the first of `values` that is no u32."""
+    for value in values:
+        check_number(name, value)
+
+
+def _number_check(function: Callable[..., Any]) -> Check | None:
+    """The check of the parameters that are annotated as integers or sequences of them; None if there are none."""
+    names = list(inspect.signature(function).parameters)
+    kinds = {n: str(a) for n, a in function.__annotations__.items() if n != "return"}
+    checks = {n: check_number for n, kind in kinds.items() if kind in ("int", "<class 'int'>")}
+    checks |= {n: check_numbers for n, kind in kinds.items() if kind in ("list[int]", "Sequence[int]")}
+    if not checks:
+        return None
+
+    def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in checks:
+                checks[name](name, value)
+
+    return check

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import _host
-from .errors import raises
+from .errors import InvalidRequest, raises
 from .tickets import Ticket, take_distribution, take_floats, take_none, take_tokens
 
 
@@ -20,6 +20,8 @@ class Pass(Ticket[None]):
 
     def row(self, row: int) -> int:
         """The index of a row; negative ones count from the end."""
+        if not -self.num_rows <= row < self.num_rows:
+            raise InvalidRequest(f"rows of this pass are from {-self.num_rows} to {self.num_rows - 1}; given {row}")
         return row + self.num_rows if row < 0 else row
 
     def sample(

@@ -14,7 +14,7 @@ import pytest
 from fake_host import FakeHost
 
 from pieray.config import Limits
-from pieray.errors import GuestFailed, OutOfPages
+from pieray.errors import OutOfPages
 from pieray.programs import inferlets_folder
 from pieray.wasm.host import Outcome, WasmHost
 from pieray.wasm.python_runtime import component_path
@@ -122,9 +122,33 @@ async def main():
     outcome = run_component(host, source)
     assert host.sent == ["no page in 30 s"]
     assert ("warning", "caught no page in 30 s") in host.logs
-    assert isinstance(outcome.error, GuestFailed)
+    assert isinstance(outcome.error, OutOfPages)
     assert 'File "main.py", line 11, in main\n    await ctx.generate(3)' in str(outcome.error)
     assert str(outcome.error).count("File ") == 1
+
+
+def test_numbers_that_no_handler_takes_are_errors_and_not_the_end_of_the_guest(run_component: Run) -> None:
+    source = """
+from inferlet import Context, InvalidRequest, forward, kv, queue
+
+def main():
+    said = []
+    for call in (
+        lambda: kv.alloc(-1), lambda: kv.alloc(2**32), lambda: kv.alloc(1.5), lambda: kv.free([-7]),
+        lambda: kv.copy(queue.create(), 0, 0, 0, 0, -1), lambda: queue.set_priority(1, 2**31),
+        lambda: forward.forward(1, [1], -5, [1]), lambda: forward.forward(1, [1], 0, [2**40]),
+        lambda: Context([1, -2]),
+    ):
+        try:
+            call()
+            said.append("nothing")
+        except InvalidRequest as error:
+            said.append(str(error).split("given ")[1])
+    return said
+"""
+    assert result(run_component(PromptHost(), source)) == [
+        "-1", "4294967296", "1.5", "-7", "-1", "2147483648", "-5", "1099511627776", "-2",
+    ]  # fmt: skip
 
 
 def test_print_goes_to_the_log_line_by_line(run_component: Run) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from random import Random
 
 import fake_model as lm
-from conftest import install
 from fake_host import FakeHost
+from guest_install import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

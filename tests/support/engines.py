@@ -1,0 +1,18 @@
+"""What tests on a running engine share."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+
+def assert_pages_return(engine: Any, timeout_s: float = 20.0) -> None:
+    """Every page comes back once nothing runs; the ledger checks its books as it answers."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        (pages,) = [a for a in engine.status()["actors"] if a["role"] == "resource-manager"]
+        if pages["free"] == pages["total"]:
+            return
+        running = [row for row in engine.ps() if row["state"] == "running"]
+        assert time.monotonic() < deadline, f"pages did not return: {pages}; running: {running}"
+        time.sleep(0.05)
