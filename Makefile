@@ -1,6 +1,7 @@
 # `make run` and `make test` are all one needs; each installs what it wants into .venv, once.
 VENV ?= .venv
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do "$$p" -c '$(FITS)' 2>/dev/null && { echo "$$p"; break; }; done)
 PROMPT ?= 12+7=
 BENCHES := $(sort $(wildcard bench/*.py))
 
@@ -33,6 +34,7 @@ install: $(VENV)/.installed
 
 # torch alone first: pinned, so that nothing that depends on it brings another one
 $(VENV)/.torch: constraints.txt
+	@test -n "$(PYTHON)" || { echo "pieray needs Python 3.11 or 3.12; give it as PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing torch"
 	@$(PIP) torch

@@ -1,4 +1,7 @@
-"""Batcher: the Ray actor that owns a device group's model, its KV page pool and its step loop."""
+"""Batcher: the Ray actor that owns a device group's model, its KV page pool and its step loop.
+
+What computes is imported when the model is loaded: the Controller imports this module too, and has no use for torch.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,6 @@ from pieray.actors.serving import ServingActor
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.messages import Message
-from pieray.models.tokenizer import TokenizerSpec
-from pieray.sched.core import BatcherCore
-from pieray.sched.loop import StepLoop
 from pieray.transport import Connection, Endpoint, connect
 
 
@@ -19,7 +19,10 @@ class Batcher(ServingActor):
 
     def load(self) -> dict[str, Any]:
         """Load the model; returns its facts and tokenizer as plain fields.  Raises ModelError."""
-        from pieray.models.runner import ModelRunner  # torch: imported here, where it computes
+        from pieray.models.runner import ModelRunner
+        from pieray.models.tokenizer import TokenizerSpec
+        from pieray.sched.core import BatcherCore
+        from pieray.sched.loop import StepLoop
 
         settings = self.config.model
         folder = model_folder(settings.path)

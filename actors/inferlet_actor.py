@@ -1,18 +1,20 @@
-"""InferletActor: the Ray actor that hosts wasmtime stores, one per inferlet.  It never imports torch."""
+"""InferletActor: the Ray actor that hosts wasmtime stores, one per inferlet.  It never imports torch.
+
+What it runs is imported when it opens: the Controller imports this module too, and has no use for a wasm host.
+"""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pieray.actors.serving import ServingActor
 from pieray.errors import DeviceLost
-from pieray.host.core import ClientService, InferletHost
-from pieray.host.device import DeviceClient
-from pieray.host.models import ModelDirectory, ServedModel
 from pieray.messages import Launch, decode
-from pieray.models.tokenizer import TokenizerSpec
 from pieray.transport import Endpoint
+
+if TYPE_CHECKING:
+    from pieray.host.device import DeviceClient
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,10 @@ class InferletActor(ServingActor):
 
     def open(self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire) -> Wire:
         """Connect to the device group, warm up, and listen for clients; returns the endpoint."""
+        from pieray.host.core import ClientService, InferletHost
+        from pieray.host.models import ModelDirectory, ServedModel
+        from pieray.models.tokenizer import TokenizerSpec
+
         self._token = token
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
         self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory)
@@ -35,6 +41,8 @@ class InferletActor(ServingActor):
         self._host.replace_device(self._connect(batcher, resource_manager))
 
     def _connect(self, batcher: Wire, resource_manager: Wire) -> DeviceClient:
+        from pieray.host.device import DeviceClient
+
         return DeviceClient(
             batcher=Endpoint.from_wire(batcher), resource_manager=Endpoint.from_wire(resource_manager),
             peer_id=self.peer_id, token=self._token, timeout_s=30.0, on_lost=_log_loss,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from pieray.actors.serving import ServingActor
-from pieray.pages.service import LeaseService
 
 
 class ResourceManager(ServingActor):
@@ -13,6 +12,8 @@ class ResourceManager(ServingActor):
 
     def open(self, token: str, num_pages: int) -> tuple[Any, ...]:
         """Begin to lease out pages `[0, num_pages)`; returns the endpoint."""
+        from pieray.pages.service import LeaseService  # numpy: the Controller imports this module too
+
         self._leases = LeaseService(num_pages)
         return self.listen(self._leases, token)
 

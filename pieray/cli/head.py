@@ -44,8 +44,8 @@ def start_head(namespace: str, *, dashboard: bool, num_cpus: int | None, show: P
     with log_path.open("w") as log:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
             _command(temp_dir, dashboard_port if dashboard else None, client_port, num_cpus),
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment}, cwd=temp_dir,
-            start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=temp_dir, start_new_session=True,
+            env={**os.environ, **environment, "PATH": _path()},
         )  # fmt: skip
     try:
         address = _await_address(process, Path(temp_dir), log_path)
@@ -130,6 +130,11 @@ def _environment() -> dict[str, str]:
             file.write(secrets.token_hex(32))
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     return {"RAY_AUTH_MODE": "token", **({"RAY_AUTH_TOKEN_PATH": path} if path else {})}
+
+
+def _path() -> str:
+    """Jobs say `pieray` and mean this one, whether or not its environment was activated."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _await_address(process: subprocess.Popen[bytes], temp_dir: Path, log_path: Path) -> str:

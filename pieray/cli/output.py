@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any, Protocol, TextIO
 
@@ -17,6 +18,16 @@ def printable(text: str, stream: TextIO) -> str:
 def say(text: str) -> None:
     """One line about the run, on stderr."""
     print(f"pieray: {printable(text, sys.stderr)}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def brief(message: str) -> str:
+    """One line of an error that carries the traceback of an inferlet: what, and where in its source."""
+    first, _, trace = message.partition("\n")
+    places = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    if not places:
+        return first
+    file, line = places[-1]
+    return f"{first} ({file}, line {line}; --debug shows the traceback)"
 
 
 class Printer(Protocol):
@@ -60,7 +71,8 @@ class JsonPrinter:
 class TextPrinter:
     """Texts as they come, then the result, unless the texts have shown it already."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, debug: bool = False) -> None:
+        self._debug = debug
         self._texts: list[str] = []
         self._is_mid_line = False
 
@@ -92,7 +104,7 @@ class TextPrinter:
 
     def error(self, code: str, message: str) -> None:
         self._end_line()
-        say(f"{code}: {message}")
+        say(f"{code}: {message if self._debug else brief(message)}")
 
     def _has_shown(self, value: object) -> bool:
         shown = value.get("text") if isinstance(value, dict) else value

@@ -40,7 +40,7 @@ def run(
     num_pages: NumPages = None, pairs: Set = None, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Run an inferlet; its texts stream to stdout.  Arguments after -- are those of its main()."""
-    printer: Printer = JsonPrinter() if json else TextPrinter()
+    printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
     with guard(debug=debug, report=printer.error) as signals, no_children_left(signals) as closing:
         source = resolve(program)
         arguments = {**parse_input(input_json), **parse_arguments(words or [], text_parameters(source))}

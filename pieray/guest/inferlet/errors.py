@@ -177,7 +177,8 @@ def _number_check(function: Callable[..., Any]) -> Check | None:
     """The check of the parameters that are annotated as integers or sequences of them; None if there are none."""
     names = list(inspect.signature(function).parameters)
     kinds = {n: str(a) for n, a in function.__annotations__.items() if n != "return"}
-    checks = {n: check_number for n, kind in kinds.items() if kind in ("int", "<class 'int'>")}
+    checks: dict[str, Callable[[str, Any], None]] = {}
+    checks |= {n: check_number for n, kind in kinds.items() if kind in ("int", "<class 'int'>")}
     checks |= {n: check_numbers for n, kind in kinds.items() if kind in ("list[int]", "Sequence[int]")}
     if not checks:
         return None

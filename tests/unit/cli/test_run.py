@@ -82,6 +82,16 @@ def test_an_inferlet_that_fails_exits_1_and_a_lost_engine_3(
     assert failed.events[-1] == {"event": "error", "code": error.code, "message": error.message}
 
 
+def test_the_traceback_of_an_inferlet_is_shown_with_debug(engine: FakeEngine, call: Call) -> None:
+    engine.error = GuestFailed('KeyError: 3\nTraceback ...\n  File "a.py", line 5, in main\n    raise\nKeyError: 3\n')
+    brief, full = call(*RUN), call(*RUN, "--debug")
+    assert brief.stderr.splitlines()[1:] == [
+        "pieray: guest-failed: KeyError: 3 (a.py, line 5; --debug shows the traceback)"
+    ]
+    assert "Traceback" in full.stderr
+    assert "Traceback" in call(*RUN, "--json").events[-1]["message"]
+
+
 @pytest.mark.parametrize(
     ("error", "exit_code"), [(EngineError("full"), 3), (ModelError("no key"), 3), (InvalidRequest("not JSON"), 2)]
 )
