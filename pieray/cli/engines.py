@@ -14,6 +14,7 @@ from pieray.cli.output import say
 from pieray.cli.progress import Progress
 from pieray.engine import Engine
 from pieray.errors import ConfigError, EngineError, NotFound
+from pieray.upstate import UpState
 
 
 def given_address(address: str | None) -> str | None:
@@ -38,9 +39,16 @@ def open_for_run(address: str | None, namespace: str | None, settings: Mapping[s
     running = None if place == "local" or settings else upstate.find_alive(namespace)
     if running is not None:
         say(f"using the engine of `pieray up` at {running.address}, namespace {namespace}")
-        running.export()
-        return pieray.connect(running.address, namespace)
+        return _connect(running, namespace)
     return start_own(place, {**settings, "namespace": namespace}, show)
+
+
+def _connect(running: UpState, namespace: str) -> Engine:
+    running.export()
+    try:
+        return pieray.connect(running.address, namespace)
+    except NotFound as error:
+        raise EngineError(f"{error.message}, which clears away what is left of the last one") from None
 
 
 def _open_on_cluster(place: str, namespace: str, settings: Mapping[str, Any], show: Progress) -> Engine:
@@ -82,8 +90,7 @@ def open_running(address: str | None, namespace: str | None) -> Engine:
         if running is None:
             raise EngineError(f"no engine runs on this machine in namespace {namespace}; `pieray up` starts one, "
                               "--address names a cluster")  # fmt: skip
-        running.export()
-        place = running.address
+        return _connect(running, namespace)
     try:
         return pieray.connect(place, namespace)
     except NotFound as error:

@@ -118,18 +118,22 @@ def _command(temp_dir: str, dashboard_port: int | None, client_port: int, num_cp
 def _environment() -> dict[str, str]:
     """What the head and its drivers need: a token, for Ray is open to whoever reaches its ports.
 
-    What the user has decided stays.  Ray's clients look for the token in Ray's own place.
+    What the user has decided stays, and is kept for commands in other shells; only a token itself is not.
     """
-    if "RAY_AUTH_MODE" in os.environ:
-        return {}
-    own_place = Path.home() / ".ray" / "auth_token"
-    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() and not own_place.exists():
-        own_place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(own_place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if mode == "token" and path is None and "RAY_AUTH_TOKEN" not in os.environ:
+        _make_token(Path.home() / ".ray" / "auth_token")
+    return {"RAY_AUTH_MODE": mode, **({"RAY_AUTH_TOKEN_PATH": path} if path else {})}
+
+
+def _make_token(path: Path) -> None:
+    """A token in Ray's own place, where its tools look for it, unless there is one."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    return {"RAY_AUTH_MODE": "token", **({"RAY_AUTH_TOKEN_PATH": path} if path else {})}
 
 
 def _path() -> str:

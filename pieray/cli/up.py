@@ -162,6 +162,6 @@ def _tell(state: UpState) -> None:
     say(f"up in namespace {state.namespace} at {state.address}; `pieray down` stops it")
     if state.dashboard:
         say(f"dashboard, and door for jobs: {state.dashboard}")
-    if state.environment:
+    if state.environment.get("RAY_AUTH_MODE") == "token":
         needed = " ".join(f"{name}={value}" for name, value in state.environment.items())
         say(f"other Ray programs reach it with: export {needed}")

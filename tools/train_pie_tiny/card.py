@@ -62,6 +62,11 @@ trained; `recall_long` is the long end of `recall`):
 |---|---|--:|
 {bonus}
 
+Limits: a low `recall` means that it reads values out of a list little better than by chance; it
+repeats its own syllables and word list, not any English; other wordings than those of
+`tools/train_pie_tiny/tasks.py` may get nonsense. The mixture was set while looking at held-out
+items of another seed.
+
 Measured by `python -m tools.train_pie_tiny.evaluate` (one JSON line, seeded).
 
 ## Training
