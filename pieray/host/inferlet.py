@@ -82,6 +82,7 @@ class Inferlet:
     def granted(self, pages: list[int]) -> None:
         with self._state.lock:
             self._outbox.granted(pages)
+        self._unpark()  # a command that can now be bound may turn out to have failed
 
     def lease_failed(self, error: PierayError) -> None:
         with self._state.lock:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from pieray.errors import DeviceLost, PierayError
+from pieray.errors import DeviceLost, PierayError, QuotaExceeded
 from pieray.host.tickets import TicketTable
 from pieray.messages import CopyTokens, Forward, Message, Output
 from pieray.pages.handles import PageSpace, Prepared
@@ -29,8 +29,16 @@ class Queue:
     def __init__(self, handle: int) -> None:
         self.handle = handle
         self.priority = 0
-        self.outstanding: set[int] = set()
-        self.syncs: list[tuple[int, set[int]]] = []
+        self.outstanding: OrderedDict[int, None] = OrderedDict()  # tickets, which grow: the oldest is the least
+        self.syncs: OrderedDict[int, None] = OrderedDict()  # each waits for the commands with lesser tickets
+
+    def synced(self) -> list[int]:
+        """Take out the syncs that have nothing to wait for any more."""
+        oldest = next(iter(self.outstanding), None)
+        done = []
+        while self.syncs and (oldest is None or next(iter(self.syncs)) < oldest):
+            done.append(self.syncs.popitem(last=False)[0])
+        return done
 
 
 class Command:
@@ -102,6 +110,8 @@ class Outbox:
         self._in_flight: dict[int, Command] = {}
         self._pass_of: dict[int, Pass] = {}
         self._is_leasing = False
+        self._is_lease_needed = False  # by a staged command: such a request waits in line
+        self._is_closed = False
         self._num_flushed = 0
         self.passes: dict[int, Pass] = {}
 
@@ -109,10 +119,16 @@ class Outbox:
     def num_outstanding(self) -> int:
         return len(self._staged) + len(self._in_flight)
 
+    def check_room(self) -> None:
+        """Raise QuotaExceeded over `Limits.tickets` commands: one whose ticket was cancelled still counts here."""
+        if self.num_outstanding >= self._tickets.limit:
+            raise QuotaExceeded(f"tickets: the limit is {self._tickets.limit}, as many commands are outstanding; "
+                                "one more was enqueued")  # fmt: skip
+
     def stage(self, command: Command) -> None:
         """Enqueue; past MAX_STAGED what came before is sent."""
         self._staged.append(command)
-        command.queue.outstanding.add(command.ticket)
+        command.queue.outstanding[command.ticket] = None
         if isinstance(command, Pass):
             self.passes[command.ticket] = command
         if len(self._staged) > MAX_STAGED:
@@ -171,10 +187,12 @@ class Outbox:
 
         Only need waits in line: a request ahead of need is granted at once or not at all.
         """
-        short = self._pages.shortfall(c.prepared for c in self._staged)
-        if self._is_leasing or (short == 0 and self._pages.num_spare * 2 >= self._lease_pages):
+        if self._is_leasing or self._is_closed:
             return
-        self._is_leasing = True
+        short = self._pages.shortfall(c.prepared for c in self._staged)
+        if short == 0 and self._pages.num_spare * 2 >= self._lease_pages:
+            return
+        self._is_leasing, self._is_lease_needed = True, short > 0
         try:
             if short:
                 self._device.lease(self._inferlet, short, self._page_wait_s)
@@ -190,12 +208,17 @@ class Outbox:
         self._pump()
 
     def lease_failed(self, error: PierayError) -> None:
-        """No lease: the command that cannot be bound fails, those behind it get their turn."""
+        """No lease: the command that cannot be bound fails, those behind it get their turn.
+
+        A refusal ahead of need fails nothing: a command that has come meanwhile asks anew, and waits in line.
+        """
         self._is_leasing = False
-        if self._num_flushed and not self._pages.bind(self._staged[0].prepared):
+        if not self._num_flushed:
+            return
+        if self._is_lease_needed and not self._pages.bind(self._staged[0].prepared):
             self._num_flushed -= 1
             self._settle(self._staged.popleft(), error)
-            self._pump()
+        self._pump()
 
     def answered(self, ticket: int, result: object) -> None:
         """The batcher's answer to a command or an output."""
@@ -214,12 +237,10 @@ class Outbox:
                 for output in list(command.open_outputs):
                     self._tickets.resolve(output, result)
         queue = command.queue
-        queue.outstanding.discard(command.ticket)
-        for sync in queue.syncs[:]:
-            sync[1].discard(command.ticket)
-            if not sync[1]:
-                queue.syncs.remove(sync)
-                self._tickets.resolve(sync[0], None)
+        queue.outstanding.pop(command.ticket, None)
+        if queue.syncs:
+            for sync in queue.synced():
+                self._tickets.resolve(sync, None)
 
     def taken(self, ticket: int) -> None:
         """An output was taken or cancelled: its pass closes with the last of them."""
@@ -237,7 +258,11 @@ class Outbox:
         self.taken(ticket)
 
     def close(self) -> None:
-        """The guest has ended: drop what is not sent; its pages come back when the lease is closed."""
+        """The guest has ended: drop what is not sent; its pages come back when the lease is closed.
+
+        From here on nothing is asked of the device: a lease that came after CloseLease would never end.
+        """
+        self._is_closed = True
         self.passes.clear()
         self._staged.clear()
         self._num_flushed = 0
@@ -250,5 +275,3 @@ class Outbox:
         self._num_flushed = 0
         for command in commands:
             self._settle(command, error)
-
-

@@ -33,8 +33,8 @@ class _Ticket:
 class TicketTable:
     """Tickets of one inferlet.  Issued on the guest's thread, resolved on a reader thread."""
 
-    def __init__(self, max_tickets: int) -> None:
-        self._max = max_tickets
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._num_counted = 0
         self._next = 1
         self._tickets: dict[int, _Ticket] = {}
@@ -46,8 +46,8 @@ class TicketTable:
     def issue(self, kind: Kind) -> int:
         """A new ticket without a result.  Raises QuotaExceeded over `Limits.tickets`."""
         with self._lock:
-            if self._num_counted >= self._max:
-                raise QuotaExceeded(f"tickets: the limit is {self._max} issued and not taken; one more was asked for")
+            if self._num_counted >= self.limit:
+                raise QuotaExceeded(f"tickets: the limit is {self.limit} issued and not taken; one more was asked for")
             ticket = self._next
             self._next += 1
             self._num_counted += 1
@@ -92,8 +92,8 @@ class TicketTable:
             if entry.kind is not kind and not failed:
                 raise WrongType(f"ticket {ticket} yields {entry.kind.value}; take-{kind.value} was called")
             self._forget(ticket, entry)
-        if failed:
-            raise entry.result
+        if failed:  # one error may stand behind many tickets: each raise takes one of its own
+            raise type(entry.result)(entry.result.message)
         return entry.result
 
     def drop(self, tickets: Iterable[int]) -> None:
@@ -111,10 +111,3 @@ class TicketTable:
 
     def is_open(self, ticket: int) -> bool:
         return ticket in self._tickets
-
-    def fail_pending(self, error: PierayError) -> None:
-        """Resolve every ticket that has no result with an error."""
-        with self._lock:
-            for entry in self._tickets.values():
-                if not entry.done:
-                    entry.result, entry.done = error, True

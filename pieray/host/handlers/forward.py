@@ -30,6 +30,7 @@ class ForwardHandlers(HandlerGroup):
             raise InvalidRequest(f"positions: none or one per token ({num_tokens}); given {len(positions)}")
         bits = _mask_bytes(mask, num_tokens, kv_len)
         with state.lock:
+            state.outbox.check_room()
             ticket = state.tickets.issue(Kind.NONE)
             try:
                 prepared = state.pages.stage_forward(pages, kv_len, num_tokens)

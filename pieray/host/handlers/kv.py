@@ -32,6 +32,7 @@ class KvHandlers(HandlerGroup):
         state = self._state
         found = state.queue(queue)
         with state.lock:
+            state.outbox.check_room()
             ticket = state.tickets.issue(Kind.NONE)
             try:
                 prepared = state.pages.stage_copy(src, src_offset, dst, dst_offset, count)

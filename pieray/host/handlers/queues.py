@@ -40,7 +40,7 @@ class QueueHandlers(HandlerGroup):
         ticket = state.tickets.issue(Kind.NONE)
         with state.lock:
             if found.outstanding:
-                found.syncs.append((ticket, set(found.outstanding)))
+                found.syncs[ticket] = None
             else:
                 state.tickets.resolve(ticket, None)
         return ticket

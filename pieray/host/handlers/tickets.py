@@ -52,6 +52,8 @@ class TicketHandlers(HandlerGroup):
             for ticket in asked:
                 state.outbox.cancel(ticket)
                 state.mailbox.cancel(ticket)
+                for queue in state.queues.values():
+                    queue.syncs.pop(ticket, None)
         state.tickets.drop(asked)
 
     def _take(self, ticket: int, kind: Kind) -> Any:

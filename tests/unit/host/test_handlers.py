@@ -301,3 +301,66 @@ def test_a_late_answer_to_a_forgotten_ticket_is_dropped(bench: Bench) -> None:
 
 def test_page_size_is_the_models(bench: Bench) -> None:
     assert bench.handlers.kv_page_size() == PAGE_SIZE
+
+
+def test_a_refusal_ahead_of_need_does_not_fail_the_command_that_came_meanwhile() -> None:
+    bench = Bench(lease_pages=4)
+    bench.handlers.tickets_flush()
+    assert bench.device.leases == [(4, 0.0)]
+    pass_ = run_pass(bench, bench.handlers.kv_alloc(1), 0, u32(1))
+    bench.handlers.tickets_flush()
+    bench.outbox.lease_failed(OutOfPages("4 pages asked for; 0 free"))
+    assert bench.device.leases[1:] == [(1, 9.0)]  # now in need: it waits in line
+    assert bench.handlers.tickets_ready(u32(pass_)) == []
+    bench.outbox.granted([3])
+    assert len(bench.forwards()) == 1
+
+
+def test_an_inferlet_that_has_ended_leases_nothing_more() -> None:
+    bench = Bench(lease_pages=4)
+    bench.handlers.tickets_flush()
+    bench.outbox.close()
+    bench.outbox.granted([1])  # less than half a lease is spare: a live inferlet would ask for more
+    bench.outbox.flush()
+    assert len(bench.device.leases) == 1
+
+
+def test_cancelled_tickets_do_not_let_a_guest_enqueue_without_limit() -> None:
+    bench = Bench(Limits(tickets=5))
+    bench.outbox.granted(range(100))
+    queue, pages = bench.handlers.queues_create(""), bench.handlers.kv_alloc(1)
+    for _ in range(5):
+        bench.handlers.tickets_cancel(u32(run_pass(bench, pages, 0, u32(1), queue)))
+    with pytest.raises(QuotaExceeded, match="tickets.*5"):
+        run_pass(bench, pages, 0, u32(1), queue)
+    with pytest.raises(QuotaExceeded, match="tickets.*5"):
+        bench.handlers.kv_copy(queue, int(pages[0]), 0, int(pages[0]), 1, 1)
+    bench.handlers.tickets_flush()
+    bench.complete_all()
+    run_pass(bench, pages, 0, u32(1), queue)
+    bench.pages.check()
+
+
+def test_synchronize_waits_for_what_came_before_it_alone(bench: Bench) -> None:
+    queue, pages = bench.handlers.queues_create(""), bench.handlers.kv_alloc(3)
+    first = run_pass(bench, pages[:1], 0, u32(1), queue)
+    early = bench.handlers.queues_synchronize(queue)
+    second = run_pass(bench, pages[1:2], 0, u32(1), queue)
+    late, forgotten = bench.handlers.queues_synchronize(queue), bench.handlers.queues_synchronize(queue)
+    bench.handlers.tickets_cancel(u32(forgotten))
+    bench.handlers.tickets_flush()
+    bench.answer(Completed(NUMBER << 32 | second, None))
+    assert bench.handlers.tickets_ready(u32(early, late)) == []
+    assert len(bench.state.queue(queue).syncs) == 2
+    bench.answer(Completed(NUMBER << 32 | first, None))
+    assert bench.handlers.tickets_ready(u32(early, late)) == [early, late]
+
+
+def test_errors_that_many_tickets_share_do_not_pile_up_tracebacks(bench: Bench) -> None:
+    lost = DeviceLost("gone")
+    tickets = [run_pass(bench, bench.handlers.kv_alloc(1), 0, u32(1)) for _ in range(3)]
+    bench.outbox.fail_all(lost)
+    for ticket in tickets:
+        with pytest.raises(DeviceLost, match="gone"):
+            bench.handlers.tickets_take_none(ticket)
+    assert lost.__traceback__ is None
