@@ -5,6 +5,7 @@ What computes is imported when the model is loaded: the Controller imports this 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pieray.actors.serving import ServingActor
@@ -30,7 +31,7 @@ class Batcher(ServingActor):
             folder, device=_device(settings), dtype=_dtype(settings), num_pages=settings.num_pages or None,
             page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
         )  # fmt: skip
-        self._loop = StepLoop(BatcherCore(runner, settings))
+        self._loop = StepLoop(BatcherCore(runner, settings), on_failure=lambda: os._exit(70))
         spec = TokenizerSpec.from_folder(folder)
         info = {
             "name": folder.name,

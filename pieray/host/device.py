@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -68,16 +69,24 @@ class DeviceClient:
         except BaseException:
             self._ledger.close("the batcher did not answer")
             raise
+        if self._lost is not None:  # the ledger's link broke meanwhile, when this one could not be closed yet
+            self._batcher.close("the device group is gone")
+            raise self._new_lost()
 
     @property
     def lost(self) -> DeviceLost | None:
         """Why the device group is gone, or None."""
         return self._lost
 
+    def _new_lost(self) -> DeviceLost:
+        """An error for one caller: one that many raise would collect all their tracebacks."""
+        assert self._lost is not None
+        return DeviceLost(self._lost.message)
+
     def admit(self, number: int, tenant: Tenant) -> None:
         """Route answers for inferlet `number` to `tenant` from now on."""
         if self._lost is not None:
-            raise self._lost
+            raise self._new_lost()
         self._tenants[number] = tenant
 
     def post(self, messages: Sequence[Message]) -> None:
@@ -89,7 +98,7 @@ class DeviceClient:
 
     def _post(self, link: Connection, messages: Sequence[Message]) -> None:
         if self._lost is not None:
-            raise self._lost
+            raise self._new_lost()
         try:
             link.post(messages)
         except PeerLost as error:
@@ -119,14 +128,15 @@ class DeviceClient:
             self._finish_retiring(ticket)
 
     def _finish_retiring(self, ticket: int) -> None:
-        with self._lock:
+        with self._lock:  # behind all that was given back before: see _give_back_spare
             found = self._retiring.pop(ticket, None)
-        if found is None:
-            return
-        number, done = found
-        self._tenants.pop(number, None)
+            if found is None:
+                return
+            number, done = found
+            self._tenants.pop(number, None)
+            with contextlib.suppress(PeerLost):
+                self._ledger.post([CloseLease(number)])
         try:
-            self._ledger.post([CloseLease(number)])
             self._ledger.flush()
         except PeerLost:
             log.info("the resource manager is gone; it needs no word that inferlet %d has ended", number)
@@ -161,13 +171,13 @@ class DeviceClient:
         self.flush()
 
     def _give_back_spare(self) -> None:
-        releases: list[Message] = [
-            ReleasePages(number, np.asarray(pages, "<u4").tobytes())
-            for number, tenant in list(self._tenants.items())
-            if (pages := tenant.reclaim())
-        ]
-        if releases:
-            self._ledger.post(releases)
+        for number in list(self._tenants):
+            with self._lock:  # ReleasePages behind the inferlet's CloseLease would name pages that it has no more
+                tenant = self._tenants.get(number)
+                pages = tenant.reclaim() if tenant is not None else []
+                if pages:
+                    with contextlib.suppress(PeerLost):
+                        self._ledger.post([ReleasePages(number, np.asarray(pages, "<u4").tobytes())])
 
     def _link_lost(self, error: PeerLost) -> None:
         with self._lock:

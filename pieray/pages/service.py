@@ -27,6 +27,9 @@ from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
 
+RECLAIM_EVERY_S = 0.1
+"""How often peers are asked for spare pages while requests wait: more may have come to be spare."""
+
 
 class LeaseService:
     """Serves InferletActors (leases) and the Batcher (fences).  Thread-safe; one lock guards the ledger."""
@@ -35,7 +38,9 @@ class LeaseService:
         self._ledger = PageLedger(num_pages)
         self._line = LeaseLine(self._ledger)
         self._peers: dict[str, Connection] = {}
+        self._fenced: set[str] = set()  # peers that the batcher has fenced, and whose connection is not closed yet
         self._batcher: Connection | None = None
+        self._reclaim_at = 0.0
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._is_closed = False
@@ -47,6 +52,7 @@ class LeaseService:
                 self._batcher = conn
             else:
                 self._peers[conn.peer_id] = conn
+                self._fenced.discard(conn.peer_id)
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         with self._lock:
@@ -63,14 +69,16 @@ class LeaseService:
             elif self._peers.get(conn.peer_id) is conn:
                 del self._peers[conn.peer_id]
                 self._line.drop_peer(conn.peer_id)
-                self._ledger.drop_peer(conn.peer_id, fenced=self._batcher is None)
+                is_fenced = self._batcher is None or conn.peer_id in self._fenced
+                self._fenced.discard(conn.peer_id)
+                self._ledger.drop_peer(conn.peer_id, fenced=is_fenced)
                 log.info("%s is gone; %d pages await fences", conn.peer_id, self._ledger.num_quarantined)
             self._settle()
         self._flush()
 
     def _serve(self, conn: Connection, message: Message) -> None:
         if isinstance(message, PeerFenced) and conn.role == "batcher":
-            self._ledger.fence(message.peer_id)
+            self._fence(message.peer_id)
             return
         try:
             if isinstance(message, LeasePages):
@@ -89,15 +97,28 @@ class LeaseService:
                 raise
             _post(conn, Failed(message.ticket, error.code, error.message))
 
+    def _fence(self, peer_id: str) -> None:
+        """The batcher may know of a death before we do: what the peer still asks for would have no second fence."""
+        self._line.drop_peer(peer_id)
+        if peer_id in self._peers:
+            self._fenced.add(peer_id)
+        self._ledger.fence(peer_id)
+
     def _lease(self, conn: Connection, message: LeasePages) -> None:
+        if conn.peer_id in self._fenced:
+            raise PeerLost(f"the batcher has lost {conn.peer_id}; it leases no more")
         holder = Holder(conn.peer_id, message.inferlet)
         now = time.monotonic()
         pages = self._line.request(holder, message.ticket, message.count, now, message.deadline_s)
         if pages is not None:
             _post(conn, Completed(message.ticket, np.asarray(pages, "<u4").tobytes()))
         elif message.deadline_s > 0:
-            for peer in self._peers.values():
-                _post(peer, ReclaimSpare(self._line.shortage))
+            self._reclaim(now)
+
+    def _reclaim(self, now: float) -> None:
+        self._reclaim_at = now + RECLAIM_EVERY_S
+        for peer in self._peers.values():
+            _post(peer, ReclaimSpare(self._line.shortage))
 
     def _settle(self) -> None:
         """Serve and expire the line; called with the lock held."""
@@ -107,7 +128,8 @@ class LeaseService:
             conn = self._peers.get(outcome.holder.peer_id)
             if conn is not None:
                 _post(conn, _answer(outcome))
-        self._wake.notify()
+        if len(self._line):
+            self._wake.notify()
 
     def _flush(self) -> None:
         for conn in list(self._peers.values()):
@@ -119,20 +141,19 @@ class LeaseService:
     def _watch_deadlines(self) -> None:
         while True:
             with self._wake:
-                deadline = self._line.next_deadline()
-                wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if wait_s is None or wait_s > 0:
-                    self._wake.wait(wait_s)
+                self._wake.wait(self._idle_s())
                 if self._is_closed:
                     return
-                self._settle_expired()
+                self._settle()
+                now = time.monotonic()
+                if self._line.shortage and now >= self._reclaim_at:
+                    self._reclaim(now)
             self._flush()
 
-    def _settle_expired(self) -> None:
-        for refused in self._line.expire(time.monotonic()):
-            conn = self._peers.get(refused.holder.peer_id)
-            if conn is not None:
-                _post(conn, _answer(refused))
+    def _idle_s(self) -> float | None:
+        """Until there is something to do for those who wait; None with nobody waiting."""
+        deadline = self._line.next_deadline()
+        return None if deadline is None else max(0.0, min(deadline - time.monotonic(), RECLAIM_EVERY_S))
 
     def status(self) -> dict[str, Any]:
         """Pages by state, and how many requests wait; the books are checked first."""

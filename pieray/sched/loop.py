@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from pieray.errors import PeerLost
@@ -16,16 +17,22 @@ from pieray.transport import Connection
 log = logging.getLogger(__name__)
 
 
-class StepLoop:
-    """Serves InferletActors' connections.  The core is touched by the step thread alone."""
+Arrival = tuple[str, list[Message] | None, float]  # peer, its messages (None: it is gone), when they came
 
-    def __init__(self, core: BatcherCore) -> None:
+
+class StepLoop:
+    """Serves InferletActors' connections.  The core is touched by the step thread alone.
+
+    `on_failure` is called when the step thread fails, which is a bug of ours: nobody would be answered any more, so
+    it must end the process.
+    """
+
+    def __init__(self, core: BatcherCore, on_failure: Callable[[], None]) -> None:
         self._core = core
+        self._on_failure = on_failure
         self._peers: dict[str, Connection] = {}
         self._ledger: Connection | None = None
-        self._inbox: deque[tuple[str, list[Message] | None, float]] = deque()  # None: the peer is gone
-        self._arrived = threading.Event()
-        self._is_closed = False
+        self._inbox: SimpleQueue[Arrival | None] = SimpleQueue()  # None: close
         self._dead: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
 
@@ -38,48 +45,50 @@ class StepLoop:
         self._peers[conn.peer_id] = conn
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
-        self._inbox.append((conn.peer_id, messages, time.monotonic()))
-        self._arrived.set()
+        self._inbox.put((conn.peer_id, messages, time.monotonic()))
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
         if self._peers.get(conn.peer_id) is conn:
             del self._peers[conn.peer_id]
-        self._inbox.append((conn.peer_id, None, time.monotonic()))
-        self._arrived.set()
+        self._inbox.put((conn.peer_id, None, time.monotonic()))
 
     def status(self) -> dict[str, Any]:
         return dict(self._core.stats())
 
     def close(self) -> None:
         """Stop after the step in progress; idempotent."""
-        self._is_closed = True
-        self._arrived.set()
+        self._inbox.put(None)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while not self._is_closed:
-            self._drain()
-            if not self._core.has_work:
-                self._arrived.wait()
-                self._arrived.clear()
-                continue
-            wait_s = self._core.wait_s(time.monotonic())
-            if wait_s > 0:
-                if self._arrived.wait(wait_s):
-                    self._arrived.clear()
-                continue
-            self._answer(self._core.step(time.monotonic()))
-            self._fence()
+        try:
+            while self._take():
+                if self._core.has_work:
+                    self._answer(self._core.step(time.monotonic()))
+                    self._fence()
+        except Exception:
+            log.exception("the step loop failed")
+            self._on_failure()
 
-    def _drain(self) -> None:
-        while self._inbox:
-            peer_id, messages, came = self._inbox.popleft()
-            if messages is None:
-                self._dead.add(peer_id)
-                self._fence()
-            else:
-                self._answer(self._core.submit(peer_id, messages, came))
+    def _take(self) -> bool:
+        """Take what has come, waiting while there is nothing to do or the cohort is worth it; False: close."""
+        while True:
+            wait_s = self._core.wait_s(time.monotonic()) if self._core.has_work else None
+            try:
+                arrival = self._inbox.get(block=wait_s != 0, timeout=wait_s)
+            except Empty:
+                return True
+            if arrival is None:
+                return False
+            self._accept(*arrival)
+
+    def _accept(self, peer_id: str, messages: list[Message] | None, came: float) -> None:
+        if messages is None:
+            self._dead.add(peer_id)
+            self._fence()
+        else:
+            self._answer(self._core.submit(peer_id, messages, came))
 
     def _fence(self) -> None:
         """Tell the resource manager of dead peers whose pages no step touches any more."""

@@ -195,3 +195,80 @@ def test_a_dead_batcher_is_told_to_all_at_once(group: Group) -> None:
     client.retire(1, ended.set)
     assert ended.is_set()
     until(lambda: group.free() == 10)
+
+
+def test_pages_that_come_to_be_spare_later_serve_those_who_wait(group: Group) -> None:
+    client, rich, poor = group.client("a"), Recorder(), Recorder()
+    client.admit(1, rich)
+    client.admit(2, poor)
+    lease(client, 1, 8)
+    until(lambda: len(rich.pages) == 8)
+    lease(client, 2, 5)
+    until(lambda: group.leases.status()["waiting"] == 1)
+    time.sleep(0.05)  # it was asked for spare pages, and had none
+    rich.spare = rich.pages[4:]
+    until(lambda: len(poor.pages) == 5, timeout_s=2.0)
+
+
+def test_who_stands_behind_a_request_that_expires_gets_the_pages_there_are(group: Group) -> None:
+    client, tenants = group.client("a"), [Recorder() for _ in range(3)]
+    for number, tenant in enumerate(tenants):
+        client.admit(number + 1, tenant)
+    lease(client, 1, 6)
+    until(lambda: len(tenants[0].pages) == 6)
+    lease(client, 2, 9, deadline_s=0.1)
+    lease(client, 3, 4, deadline_s=60.0)
+    until(lambda: len(tenants[2].pages) == 4, timeout_s=2.0)
+    assert len(tenants[1].failures) == 1
+
+
+def test_a_deadline_that_is_infinite_does_not_stop_the_others(group: Group) -> None:
+    client, tenants = group.client("a"), [Recorder() for _ in range(3)]
+    for number, tenant in enumerate(tenants):
+        client.admit(number + 1, tenant)
+    lease(client, 1, 6)
+    lease(client, 2, 9, deadline_s=float("inf"))
+    time.sleep(0.05)
+    lease(client, 3, 9, deadline_s=0.1)
+    until(lambda: len(tenants[2].failures) == 1, timeout_s=2.0)
+
+
+def test_spare_pages_are_given_back_before_the_lease_is_closed_or_not_at_all(group: Group) -> None:
+    """Given back behind CloseLease they would be pages of nobody: the resource manager hangs up on such a peer."""
+    client = group.client("a")
+
+    class Slow(Recorder):
+        def reclaim(self) -> list[int]:
+            spare = super().reclaim()
+            if spare:
+                client.retire(1, ended.set)
+                time.sleep(0.1)  # CloseLease would overtake us
+            return spare
+
+    slow, poor, ended = Slow(), Recorder(), threading.Event()
+    client.admit(1, slow)
+    client.admit(2, poor)
+    lease(client, 1, 8)
+    until(lambda: len(slow.pages) == 8)
+    slow.spare = slow.pages[4:]
+    lease(client, 2, 9)
+    until(lambda: len(poor.pages) == 9)
+    assert ended.wait(5)
+    assert client.lost is None
+
+
+def test_what_a_dead_peer_still_asks_for_is_not_leased_behind_its_fence(group: Group) -> None:
+    client, tenant = group.client("a"), Recorder()
+    client.admit(1, tenant)
+    lease(client, 1, 4)
+    until(lambda: len(tenant.pages) == 4)
+    lease(client, 1, 7)  # waits in line
+    fences = connect(group.doors[0].endpoint, ScriptedBatcher(), role="batcher", peer_id="batcher", token=TOKEN,
+                     timeout_s=5)  # fmt: skip
+    fences.send([PeerFenced("a")])  # overtakes the end of the peer's own connection
+    until(lambda: group.leases.status()["waiting"] == 0)
+    lease(client, 1, 1)  # was on its way when the peer died
+    until(lambda: len(tenant.failures) == 1)
+    client.close()
+    until(lambda: group.free() == 10)
+    fences.close()
