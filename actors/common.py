@@ -14,13 +14,15 @@ TRANSPORT_GROUP = "transport"
 
 
 def create_actor(cls: type, config: Config, name: str, *args: Any, num_gpus: float = 0.0) -> Any:
-    """A new actor of the engine: named, detached (it outlives its driver), without a CPU slot; returns its handle.
+    """A new actor of the engine: named, so that other drivers find it, without a CPU slot; returns its handle.
 
-    Its place is the Supervisor's business, not Ray's scheduler's.  Raises ActorAlreadyExistsError.
+    Its place is the Supervisor's business, not Ray's scheduler's.  It ends with whoever creates it (the Controller
+    with its driver, the others with the Controller) unless the engine is detached.  Raises ActorAlreadyExistsError.
     """
     groups = {"concurrency_groups": {TRANSPORT_GROUP: 64}} if config.transport == "ray" else {}
     actor = ray.remote(num_cpus=0, num_gpus=num_gpus, max_restarts=0, max_task_retries=0, **groups)(cls)
-    options = {"name": name, "namespace": config.namespace, "lifetime": "detached", "max_concurrency": 16}
+    options = {"name": name, "namespace": config.namespace, "max_concurrency": 16,
+               "lifetime": "detached" if config.detached else "non_detached"}  # fmt: skip
     return actor.options(**options).remote(dataclasses.asdict(config), *args)
 
 

@@ -10,6 +10,12 @@
 Importing this package imports neither Ray nor torch.
 """
 
+import pkgutil
+
+# A source tree, such as the working folder of a Ray job, has `actors` and `kernels` beside `pieray`, not inside: what
+# is not here is taken from the installed package.
+__path__ = pkgutil.extend_path(__path__, __name__)
+
 from pieray.config import Config, Limits, ModelSettings
 from pieray.engine import Engine, connect, start
 from pieray.errors import PierayError

@@ -30,6 +30,7 @@ def prepare_environment() -> None:
     """Settings that Ray reads from the environment; what the user has set stays."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: batch work; ours answers people
 
 
 def join(address: str | None, progress: Progress | None) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import types
 import typing
@@ -93,6 +94,8 @@ class Config:
     """Threads of an InferletActor that run guests."""
     lease_pages: int = 8
     """Pages that an inferlet's lease grows by, ahead of need."""
+    detached: bool = False
+    """Outlive the driver that starts the engine, until somebody shuts it down.  Otherwise it ends with that driver."""
     start_timeout_s: float = 120.0
     log_level: str = "info"
 
@@ -115,6 +118,9 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _check_at_least(name: str, value: float, least: float) -> None:
     if value < least:
         raise ConfigError(f"{name} is at least {least}; given {value}")
+
+
+_BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
@@ -143,13 +149,17 @@ def _convert(name: str, value: object, kind: Any) -> Any:
             return from_mapping(kind, value, f"{name}.")
     elif isinstance(kind, types.UnionType) or (kind is str and isinstance(value, str)):
         return value
+    elif kind is bool and (isinstance(value, bool) or str(value).lower() in _BOOLEANS):
+        return _BOOLEANS[str(value).lower()]
     elif kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             number = float(value)
         except ValueError:
             number = float("nan")
-        if number == number and (kind is float or number == int(number)):  # noqa: PLR0124 - NaN is not itself
-            return kind(number) if kind is float else int(number)
+        if kind is float and not math.isnan(number):
+            return number
+        if kind is int and number.is_integer():
+            return int(number)
     raise ConfigError(f"{name} is {getattr(kind, '__name__', kind)}; given {value!r}")
 
 

@@ -156,23 +156,23 @@ class Engine:
                 del self._links[link.endpoint]
 
 
-def start(model: str | None = None, *, address: str | None = None, progress: Progress | None = None,
+def start(model: str | Mapping[str, Any] | None = None, *, address: str | None = None, progress: Progress | None = None,
           **settings: Any) -> Engine:  # fmt: skip
-    """Start an engine and return its handle; the engine stops when the handle is closed.
+    """Start an engine and return its handle; the engine stops when the handle is closed, unless it is `detached`.
 
     `address`: None starts a local Ray in this process (or uses the one this driver is connected to), "auto"
-    or "host:port" joins a cluster.  `settings` are fields of `Config`; `model` is short for
-    `model={"path": ...}`.  Raises ConfigError, ModelError, EngineError.
+    or "host:port" joins a cluster.  `settings` are fields of `Config`; a `model` that
+    is a string is its path.  Raises ConfigError, ModelError, EngineError.
     """
     if model is not None:
-        settings["model"] = pieray.config.merge({"path": model}, settings.get("model") or {})
+        settings["model"] = {"path": model} if isinstance(model, str) else model
     config = pieray.config.load(settings)
     from pieray import cluster
 
     owns_ray = cluster.join(address, progress)
     try:
         controller = cluster.start_engine(config, progress)
-        return Engine(config, controller, owns_engine=True, owns_ray=owns_ray)
+        return Engine(config, controller, owns_engine=not config.detached, owns_ray=owns_ray)
     except BaseException:
         if owns_ray:
             import ray

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pieray
-from pieray import cluster, config, upstate
+from pieray import config, upstate
 from pieray.assets import model_folder
 from pieray.cli.output import say
 from pieray.cli.progress import Progress
@@ -68,17 +68,8 @@ def _open_on_cluster(place: str, namespace: str, settings: Mapping[str, Any], sh
 
 def start_own(address: str | None, settings: Mapping[str, Any], show: Progress) -> Engine:
     """An engine that ends with its handle, from nested settings; raises ConfigError, ModelError, EngineError."""
-    loaded = config.load(settings)
-    model_folder(loaded.model.path)  # a wrong one is found before Ray has taken its seconds
-    owns_ray = cluster.join(address, show)
-    try:
-        return Engine(loaded, cluster.start_engine(loaded, show), owns_engine=True, owns_ray=owns_ray)
-    except BaseException:
-        if owns_ray:
-            import ray
-
-            ray.shutdown()
-        raise
+    model_folder(config.load(settings).model.path)  # a wrong one is found before Ray has taken its seconds
+    return pieray.start(address=address, progress=show, **settings)
 
 
 def open_running(address: str | None, namespace: str | None) -> Engine:

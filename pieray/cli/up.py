@@ -30,7 +30,8 @@ def up(
     """Start an engine that stays, on the cluster at --address or on a Ray head of its own."""
     with guard(debug=debug) as signals:
         chosen = default_namespace(namespace)
-        settings = config.load({**engine_settings(model, device, num_pages, pairs), "namespace": chosen})
+        given = engine_settings(model, device, num_pages, pairs)
+        settings = config.load({**given, "namespace": chosen, "detached": True})
         model_folder(settings.model.path)
         running = upstate.find_alive(chosen)
         if running is not None and _has_engine(running):

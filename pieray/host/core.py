@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pieray.config import Config, Limits, from_mapping
+from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError, QuotaExceeded
 from pieray.host.device import DeviceClient
-from pieray.host.inferlet import Inferlet
+from pieray.host.inferlet import EndedInferlet, Inferlet
+from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
+from pieray.host.session import EventLog, Sink, byte_size
 from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendText
 from pieray.transport import Connection
 from pieray.wasm import python_runtime
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 KEEP_ENDED = 256
 """Ended inferlets whose events can still be read."""
+KEEP_ENDED_BYTES = 256 << 20
+"""Of their texts together."""
 
 
 class InferletHost:
@@ -39,7 +41,7 @@ class InferletHost:
         self._wasm.on_batch_end = self._flush
         self._dirty: set[Connection] = set()
         self._programs: dict[str, Program] = {}
-        self._inferlets: OrderedDict[str, Inferlet] = OrderedDict()
+        self._inferlets: OrderedDict[str, Inferlet | EndedInferlet] = OrderedDict()
         self._num_live = 0
         self._next_number = 1
         self._lock = threading.Lock()
@@ -60,8 +62,8 @@ class InferletHost:
 
     def launch(self, launch: Launch) -> None:
         """Start an inferlet.  Raises EngineError when full, InvalidRequest for a bad program or limits."""
-        limits = self._limits_of(launch)
-        size = len(launch.source) + len(launch.component)
+        limits = limits_within(self._config.limits, launch.limits)
+        size = byte_size(launch.source) + len(launch.component)
         if size > limits.source_bytes:
             raise QuotaExceeded(f"source_bytes: the limit is {limits.source_bytes}; given {size}")
         program = self._program_of(launch)
@@ -69,14 +71,9 @@ class InferletHost:
         try:
             inferlet.start(self._wasm, program)
         except BaseException:
-            self._ended(inferlet)
             with self._lock:
-                del self._inferlets[launch.instance_id]
+                self._inferlets.pop(launch.instance_id, None)
             raise
-
-    def _limits_of(self, launch: Launch) -> Limits:
-        values: dict[str, Any] = {**dataclasses.asdict(self._config.limits), **launch.limits}
-        return from_mapping(Limits, values, "limits.")
 
     def _admit(self, launch: Launch, limits: Limits) -> Inferlet:
         with self._lock:
@@ -95,12 +92,19 @@ class InferletHost:
             self._num_live += 1
             return inferlet
 
-    def _ended(self, _inferlet: Inferlet) -> None:
+    def _ended(self, inferlet: Inferlet) -> None:
+        """Its place is free; of its state only the events are kept, and of those not more than is said above."""
+        instance_id = inferlet.launch.instance_id
         with self._lock:
             self._num_live -= 1
-            ended = [i for i, f in self._inferlets.items() if f.log.is_ended]
-            for instance_id in ended[: max(0, len(ended) - KEEP_ENDED)]:
-                del self._inferlets[instance_id]
+            if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
+                self._inferlets[instance_id] = EndedInferlet(inferlet)
+            ended = deque((i, f.num_bytes) for i, f in self._inferlets.items() if isinstance(f, EndedInferlet))
+            num_bytes = sum(size for _, size in ended)
+            while len(ended) > KEEP_ENDED or (num_bytes > KEEP_ENDED_BYTES and len(ended) > 1):
+                forgotten, size = ended.popleft()
+                del self._inferlets[forgotten]
+                num_bytes -= size
 
     def _program_of(self, launch: Launch) -> Program:
         if launch.component:
@@ -117,20 +121,25 @@ class InferletHost:
             return self._programs["python"]
 
     def replace_device(self, device: DeviceClient) -> None:
-        """Launch on another device group from now on; inferlets of the lost one have been told."""
-        self._device = device
+        """Launch on another device group from now on; inferlets of the old one are told that it is lost."""
+        old, self._device = self._device, device
+        old.close("the device group was replaced")
 
     def post_events(self, conn: Connection, events: list[Event]) -> None:
         """Events of a running guest: they leave with the frame that ends its worker's batch.
 
         A client that is gone misses events; the inferlet goes on.
         """
-        with contextlib.suppress(PeerLost):
+        try:
             if events[-1].kind == "text":
                 conn.post(events)
                 self._dirty.add(conn)
             else:
                 conn.send(events)
+        except PeerLost:
+            return
+        except PierayError as error:  # an event that cannot travel: better no client than one that waits for it
+            conn.close(f"events of {events[0].instance_id} cannot be sent: {error.message}")
 
     def _flush(self) -> None:
         self._device.flush()
@@ -138,7 +147,7 @@ class InferletHost:
             with contextlib.suppress(PeerLost, KeyError):
                 self._dirty.pop().flush()
 
-    def find(self, instance_id: str) -> Inferlet:
+    def find(self, instance_id: str) -> Inferlet | EndedInferlet:
         """The inferlet; raises NotFound."""
         try:
             return self._inferlets[instance_id]
@@ -167,10 +176,10 @@ class ClientService:
 
     def __init__(self, host: InferletHost) -> None:
         self._host = host
-        self._attached: dict[int, list[tuple[Inferlet, Callable[[list[Event]], None]]]] = {}
+        self._attached: dict[int, dict[str, tuple[EventLog, Sink]]] = {}  # by connection, then inferlet
 
     def on_connect(self, conn: Connection) -> None:
-        self._attached[id(conn)] = []
+        self._attached[id(conn)] = {}
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
@@ -184,20 +193,24 @@ class ClientService:
 
     def _serve(self, conn: Connection, message: Attach | SendText | Kill) -> None:
         inferlet = self._host.find(message.instance_id)
+        value = None
         if isinstance(message, Attach):
-            conn.send([Completed(message.ticket, None)])
-            sink = partial(self._host.post_events, conn)
-            self._attached[id(conn)].append((inferlet, sink))
-            inferlet.log.subscribe(message.cursor, sink)
-            conn.flush()
-            return
-        if isinstance(message, SendText):
+            value = not self._attach(conn, inferlet.log, message.cursor)
+        elif isinstance(message, SendText):
             inferlet.deliver(message.text)
         else:
             inferlet.kill(Cancelled(message.reason))
-        conn.send([Completed(message.ticket, None)])
+        conn.send([Completed(message.ticket, value)])
+
+    def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
+        """False if the client must ask again for the rest of the story."""
+        attached = {i: found for i, found in self._attached[id(conn)].items() if not found[0].is_ended}
+        self._attached[id(conn)] = attached
+        known = attached.get(log.instance_id)
+        sink = known[1] if known is not None else partial(self._host.post_events, conn)
+        attached[log.instance_id] = log, sink
+        return log.subscribe(cursor, sink)
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
-        for inferlet, sink in self._attached.pop(id(conn), []):
-            inferlet.log.unsubscribe(sink)
-
+        for log, sink in self._attached.pop(id(conn), {}).values():
+            log.unsubscribe(sink)

@@ -193,9 +193,9 @@ class DeviceClient:
             self._finish_retiring(ticket)
         self._on_lost(lost)
 
-    def close(self) -> None:
-        """Hang up; idempotent."""
-        self._link_lost(PeerLost("this InferletActor is closing"))
+    def close(self, reason: str = "this InferletActor is closing") -> None:
+        """Hang up: to inferlets, the device group is lost.  Idempotent."""
+        self._link_lost(PeerLost(reason))
 
 
 class _Link:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pieray.config import Limits
-from pieray.errors import DeviceLost, PierayError, QuotaExceeded
+from pieray.errors import Cancelled, DeviceLost, GuestFailed, PierayError, QuotaExceeded
 from pieray.host.device import DeviceClient
 from pieray.host.handlers import GuestHandlers
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.outbox import Outbox
-from pieray.host.session import EventLog, Mailbox
+from pieray.host.session import EventLog, Mailbox, byte_size
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
 from pieray.messages import Launch
@@ -49,15 +49,19 @@ class Inferlet:
         self._handlers = GuestHandlers(self._state)
 
     def start(self, host: WasmHost, program: Program) -> None:
-        """Lease the first pages and let the guest run."""
-        self._device.admit(self.number, self)
-        with self._state.lock:
-            self._outbox.flush()
-        source = self.launch.source or None
-        self._guest = guest = host.spawn(
-            program, self._handlers, self._limits, input=self.launch.input, source=source,
-            filename=self.launch.filename, on_exit=self._exited, name=self.launch.instance_id,
-        )  # fmt: skip
+        """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
+        try:
+            self._device.admit(self.number, self)
+            with self._state.lock:
+                self._outbox.flush()
+            guest = host.spawn(
+                program, self._handlers, self._limits, input=self.launch.input, source=self.launch.source or None,
+                filename=self.launch.filename, on_exit=self._exited, name=self.launch.instance_id,
+            )  # fmt: skip
+        except BaseException:
+            self._retire()
+            raise
+        self._guest = guest
         guest.unpark()  # for answers that came while `_guest` was not known yet
         if self._killed is not None:
             guest.kill(self._killed)
@@ -116,26 +120,64 @@ class Inferlet:
             self._guest.unpark()
 
     def _exited(self, outcome: Outcome) -> None:
-        self._mailbox.close()
+        try:
+            self._mailbox.close()
+            self._tell_end(outcome)
+        finally:
+            self._retire()
+
+    def _retire(self) -> None:
         with self._state.lock:
             self._outbox.close()
-        try:
-            self._handlers.stdout_end()
-        except PierayError as error:
-            outcome = Outcome(None, outcome.error or error, outcome.cpu_time_s, outcome.wall_time_s)
-        if outcome.error is None:
-            self._finish_with_result(outcome.value or "null")
-        else:
-            self._finish_with_error(outcome.error)
         self._device.retire(self.number, lambda: self._on_end(self))
 
-    def _finish_with_result(self, value: str) -> None:
-        if len(value) > self._limits.message_bytes:
-            self._finish_with_error(
-                QuotaExceeded(f"message_bytes: the limit is {self._limits.message_bytes}; the result has {len(value)}")
-            )
+    def _tell_end(self, outcome: Outcome) -> None:
+        try:
+            self._handlers.stdout_end()
+            if outcome.error is not None:
+                raise outcome.error
+            value = outcome.value or "null"
+            self._check_result(value)
+        except PierayError as error:
+            error = outcome.error or error
+            self.log.end("error", json.dumps({"code": error.code, "message": error.message}))
         else:
             self.log.end("result", value)
 
-    def _finish_with_error(self, error: PierayError) -> None:
-        self.log.end("error", json.dumps({"code": error.code, "message": error.message}))
+    def _check_result(self, value: str) -> None:
+        """Raises QuotaExceeded, and GuestFailed for what is no JSON (which compiled guests may return)."""
+        size, limits, used = byte_size(value), self._limits, self.log.output_bytes
+        if size > limits.message_bytes:
+            raise QuotaExceeded(f"message_bytes: the limit is {limits.message_bytes}; the result has {size}")
+        if used + size > limits.output_bytes:
+            raise QuotaExceeded(f"output_bytes: the limit is {limits.output_bytes}; {used} are used, "
+                                f"the result has {size}")  # fmt: skip
+        try:
+            json.loads(value, parse_constant=_no_json)
+        except (ValueError, RecursionError) as error:
+            raise GuestFailed(f"the result is not JSON: {error}") from None
+
+
+class EndedInferlet:
+    """What is kept of an inferlet: its events, for clients that come late."""
+
+    def __init__(self, inferlet: Inferlet) -> None:
+        self.log = inferlet.log
+        self._status = {**inferlet.status(), "pages": 0}
+
+    @property
+    def num_bytes(self) -> int:
+        return self.log.output_bytes + self.log.log_bytes
+
+    def deliver(self, text: str) -> None:  # noqa: ARG002 - as Inferlet.deliver
+        raise Cancelled("the inferlet has ended; it receives no messages")
+
+    def kill(self, error: PierayError) -> None:
+        """Nothing is left to be ended."""
+
+    def status(self) -> dict[str, Any]:
+        return self._status
+
+
+def _no_json(name: str) -> None:
+    raise ValueError(f"{name} is none")

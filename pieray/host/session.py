@@ -12,9 +12,15 @@ from pieray.messages import Event
 
 Sink = Callable[[list[Event]], None]
 ENDINGS = ("result", "error")
+EVENT_BYTES = 64
+"""What an event takes at least, however short its text: so many bytes of a limit allow one event."""
+FREE_EVENTS = 64
+BACKLOG_BYTES = 16 << 20
+"""Given to a client that attaches in one go: a long story in one piece would overrun its connection."""
 
 
-def _size(text: str) -> int:
+def byte_size(text: str) -> int:
+    """Bytes of the text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
@@ -32,6 +38,8 @@ class EventLog:
         self._sinks: list[Sink] = []
         self._output_bytes = 0
         self._log_bytes = 0
+        self._num_texts = 0
+        self._num_logs = 0
         self._lock = threading.Lock()
 
     @property
@@ -48,36 +56,57 @@ class EventLog:
 
     def send(self, text: str) -> None:
         """A message to the client.  Raises QuotaExceeded naming the limit."""
-        size = _size(text)
+        size = byte_size(text)
         if size > self._limits.message_bytes:
             raise QuotaExceeded(f"message_bytes: the limit is {self._limits.message_bytes}; given {size}")
         if self._output_bytes + size > self._limits.output_bytes:
             raise QuotaExceeded(f"output_bytes: the limit is {self._limits.output_bytes}; "
                                 f"{self._output_bytes} are used, {size} more were given")  # fmt: skip
+        _check_number("output_bytes", self._limits.output_bytes, self._num_texts)
         self._output_bytes += size
+        self._num_texts += 1
         self._append("text", text)
 
     def log(self, level: str, text: str) -> None:
         """A log line.  Raises QuotaExceeded over `Limits.log_bytes`."""
-        size = _size(text)
+        size = byte_size(text)
         if self._log_bytes + size > self._limits.log_bytes:
             raise QuotaExceeded(f"log_bytes: the limit is {self._limits.log_bytes}; "
                                 f"{self._log_bytes} are used, {size} more were given")  # fmt: skip
+        _check_number("log_bytes", self._limits.log_bytes, self._num_logs)
         self._log_bytes += size
+        self._num_logs += 1
         self._append("log", f"{level}: {text}")
 
     def end(self, kind: str, payload: str) -> bool:
         """Add the last event; False if there is one already."""
         return self._append(kind, payload)
 
-    def subscribe(self, cursor: int, sink: Sink) -> None:
-        """Call `sink` with all events from `cursor` on, now and as they come, in order."""
-        if not 0 <= cursor <= len(self._events):
-            raise InvalidRequest(f"cursor is from 0 to {len(self._events)}; given {cursor}")
+    def subscribe(self, cursor: int, sink: Sink) -> bool:
+        """Call `sink` with all events from `cursor` on, now and as they come, in order.
+
+        False if that is too much to be given at once: the sink has the first of it, nothing follows by itself, and
+        the client asks again from there.  Subscribing twice gives the past twice, the future once.
+        """
         with self._lock:
-            if self._events[cursor:]:
-                sink(self._events[cursor:])
-            self._sinks.append(sink)
+            if not 0 <= cursor <= len(self._events):
+                raise InvalidRequest(f"cursor is from 0 to {len(self._events)}; given {cursor}")
+            end = self._backlog_end(cursor)
+            if self._events[cursor:end]:
+                sink(self._events[cursor:end])
+            if end < len(self._events):
+                return False
+            if not self.is_ended and sink not in self._sinks:
+                self._sinks.append(sink)
+            return True
+
+    def _backlog_end(self, cursor: int) -> int:
+        num_bytes = 0
+        for number in range(cursor, len(self._events)):
+            num_bytes += EVENT_BYTES + byte_size(self._events[number].payload)
+            if num_bytes > BACKLOG_BYTES and number > cursor:
+                return number
+        return len(self._events)
 
     def unsubscribe(self, sink: Sink) -> None:
         with self._lock:
@@ -91,7 +120,15 @@ class EventLog:
             self._events.append(event)
             for sink in self._sinks:
                 sink([event])
+            if self.is_ended:
+                self._sinks = []
             return True
+
+
+def _check_number(name: str, limit: int, number: int) -> None:
+    if number >= FREE_EVENTS + limit // EVENT_BYTES:
+        raise QuotaExceeded(f"{name}: the limit is {limit}, and {EVENT_BYTES} are taken at least each time; "
+                            f"{number} were given, and one more")  # fmt: skip
 
 
 class Mailbox:
@@ -108,7 +145,7 @@ class Mailbox:
 
     def put(self, text: str) -> None:
         """A message of the client.  Raises QuotaExceeded when the mailbox is full, Cancelled after the end."""
-        size = _size(text)
+        size = byte_size(text)
         if size > self._limits.message_bytes:
             raise QuotaExceeded(f"message_bytes: the limit is {self._limits.message_bytes}; given {size}")
         with self._lock:
@@ -128,7 +165,7 @@ class Mailbox:
         with self._lock:
             if self._texts:
                 text = self._texts.popleft()
-                self._bytes -= _size(text)
+                self._bytes -= byte_size(text)
                 self._resolve(ticket, text)
             else:
                 self._waiting.append(ticket)

@@ -90,9 +90,17 @@ def test_a_dead_device_group_fails_what_runs_and_is_replaced(engine: Any, role: 
     assert_pages_return(engine)
 
 
-def test_a_dead_controller_is_an_answer_not_a_wait(engine: Any) -> None:
+@pytest.fixture
+def detached(ray_cluster: None) -> Iterator[Any]:
+    with pieray.start(namespace=f"detached-{time.time_ns()}", detached=True) as started:
+        yield started
+        started.shutdown()
+
+
+def test_a_dead_controller_is_an_answer_not_a_wait(detached: Any) -> None:
     import ray
 
+    engine = detached
     process = engine.launch(ECHO)
     pid = ray.get(engine._controller.pid.remote())
     os.kill(pid, signal.SIGKILL)

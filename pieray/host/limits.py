@@ -1,0 +1,28 @@
+"""The limits of one inferlet: what its client asks for, within what the engine allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pieray.config import Limits, from_mapping
+from pieray.errors import ConfigError
+
+
+def limits_within(ceiling: Limits, asked: Mapping[str, Any]) -> Limits:
+    """The engine's limits, lowered to what was asked for.
+
+    Raises ConfigError for an unknown limit, and for one that is no number, below 0 or above the engine's.
+    """
+    try:
+        limits = from_mapping(Limits, {**dataclasses.asdict(ceiling), **asked}, "limits.")
+    except (OverflowError, TypeError, AttributeError) as error:
+        raise ConfigError(f"limits are numbers by name; given {asked!r}: {error}") from None
+    for field in dataclasses.fields(Limits):
+        value, most = getattr(limits, field.name), getattr(ceiling, field.name)
+        if value < 0:
+            raise ConfigError(f"limits.{field.name} is at least 0; given {value}")
+        if value > most:
+            raise ConfigError(f"limits.{field.name}: this engine allows at most {most}; given {value}")
+    return limits
