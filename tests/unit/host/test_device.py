@@ -4,45 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
+from groups import TOKEN, Group, ScriptedBatcher, until
 
-from pieray.errors import DeviceLost, PeerLost, PierayError
+from pieray.errors import DeviceLost, PierayError
 from pieray.host.device import DeviceClient
-from pieray.messages import CancelInferlet, Completed, Forward, Message, PeerFenced
-from pieray.pages.service import LeaseService
-from pieray.transport import Connection, connect, serve
-
-TOKEN = "t" * 64
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.002)
-
-
-class ScriptedBatcher:
-    """Answers cancels when allowed, and passes with None."""
-
-    def __init__(self) -> None:
-        self.may_cancel = threading.Event()
-        self.may_cancel.set()
-        self.conns: list[Connection] = []
-
-    def on_connect(self, conn: Connection) -> None:
-        self.conns.append(conn)
-
-    def on_messages(self, conn: Connection, messages: list[Message]) -> None:
-        for message in messages:
-            if isinstance(message, CancelInferlet):
-                self.may_cancel.wait(5)
-            assert isinstance(message, (CancelInferlet, Forward))
-            conn.send([Completed(message.ticket, None)])
-
-    def on_close(self, conn: Connection, error: PeerLost) -> None: ...
+from pieray.messages import PeerFenced
+from pieray.transport import connect
 
 
 class Recorder:
@@ -70,39 +40,6 @@ class Recorder:
     def reclaim(self) -> list[int]:
         spare, self.spare = self.spare, []
         return spare
-
-
-class Group:
-    """A device group of real connections."""
-
-    def __init__(self, num_pages: int) -> None:
-        self.leases = LeaseService(num_pages)
-        self.batcher = ScriptedBatcher()
-        self.doors = [
-            serve(service, peer_id=name, incarnation=1, token=TOKEN)
-            for service, name in ((self.leases, "rm"), (self.batcher, "batcher"))
-        ]
-        self.clients: list[DeviceClient] = []
-        self.losses: list[DeviceLost] = []
-
-    def client(self, peer_id: str) -> DeviceClient:
-        client = DeviceClient(
-            batcher=self.doors[1].endpoint, resource_manager=self.doors[0].endpoint, peer_id=peer_id, token=TOKEN,
-            timeout_s=5, on_lost=self.losses.append,
-        )  # fmt: skip
-        self.clients.append(client)
-        return client
-
-    def free(self) -> int:
-        free: int = self.leases.status()["free"]
-        return free
-
-    def close(self) -> None:
-        for client in self.clients:
-            client.close()
-        for door in self.doors:
-            door.close()
-        self.leases.close()
 
 
 @pytest.fixture
