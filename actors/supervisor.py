@@ -8,7 +8,6 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -16,6 +15,7 @@ import ray
 from pieray.actors.batcher import Batcher
 from pieray.actors.common import actor_name, create_actor
 from pieray.actors.inferlet_actor import InferletActor
+from pieray.actors.pool import HostPool, Member
 from pieray.actors.resource_manager import ResourceManager
 from pieray.config import Config
 from pieray.errors import EngineError, NotFound, PierayError
@@ -28,16 +28,8 @@ Wire = tuple[Any, ...]
 
 MAX_RESTARTS, RESTART_WINDOW_S = 5, 60.0
 KEEP_LOCATIONS = 10_000
+TEND_S = 10.0
 PATIENCE_S = 60.0
-
-
-@dataclass(slots=True)
-class Member:
-    """One actor of the engine."""
-
-    role: str
-    handle: Any
-    endpoint: Wire = ()
 
 
 class Supervisor:
@@ -48,7 +40,10 @@ class Supervisor:
         self.token = secrets.token_hex(32)
         self._resource_manager: Member | None = None
         self._batcher: Member | None = None
-        self._hosts: list[Member] = []
+        self._pool = HostPool(
+            capacity=config.inferlets_per_actor, spare=config.actor_pool, create=self._new_host, end=self._end,
+            num_live=lambda host: self._ask(host, "num_live"),
+        )  # fmt: skip
         self._models: list[dict[str, Any]] = []
         self._locations: OrderedDict[str, tuple[str, Member]] = OrderedDict()
         self._watched: dict[Any, Member] = {}
@@ -58,19 +53,21 @@ class Supervisor:
         self._is_stopping = False
         self._lock = threading.RLock()
         self._next_host = 0
+        self._may_need_host = threading.Event()
 
     # --- life of the engine --------------------------------------------------------------------
 
     def start(self) -> None:
         """Bring everything up; on failure everything is taken down again and the error raised."""
         try:
-            hosts = [self._create(InferletActor, "inferlets", i) for i in range(self._config.actor_pool)]
+            hosts = [self._create_host() for _ in range(self._config.actor_pool)]
             self._bring_up_device()
-            self._hosts = self._open_hosts(hosts)
+            self._pool.add(self._open_hosts(hosts))
         except BaseException:
             self.shutdown()
             raise
-        threading.Thread(target=self._watch, name="pieray-supervisor", daemon=True).start()
+        for task, name in ((self._watch, "supervisor"), (self._tend, "pool")):
+            threading.Thread(target=task, name=f"pieray-{name}", daemon=True).start()
 
     def shutdown(self) -> None:
         """Take all actors down; idempotent."""
@@ -121,9 +118,21 @@ class Supervisor:
         while not self._is_stopping:
             ready, _ = ray.wait(list(self._watched), num_returns=1, timeout=1.0)
             for ref in ready:
-                member = self._watched.pop(ref)
-                if not self._is_stopping:
+                member = self._watched.pop(ref, None)
+                if member is not None and not self._is_stopping:
                     self._replace(member)
+
+    def _tend(self) -> None:
+        """After launches, and now and then, see to the pool."""
+        while not self._is_stopping:
+            self._may_need_host.wait(TEND_S)
+            self._may_need_host.clear()
+            if self._is_stopping or self._failure is not None:
+                return
+            try:
+                self._pool.tend(time.monotonic())
+            except PierayError as error:
+                log.warning("the pool of InferletActors could not be tended: %s", error)
 
     def _replace(self, member: Member) -> None:
         log.error("%s died", member.role)
@@ -131,7 +140,8 @@ class Supervisor:
             self._spend_restart(member)
             with self._lock:
                 if member.role == "inferlets":
-                    self._replace_host(member)
+                    self._pool.remove(member)
+                    self._may_need_host.set()
                 elif member in (self._batcher, self._resource_manager):
                     self._replace_device()
         except PierayError as error:
@@ -147,10 +157,6 @@ class Supervisor:
                               f"{member.role} would be one more")  # fmt: skip
         self._restarts.append(now)
 
-    def _replace_host(self, member: Member) -> None:
-        self._hosts = [h for h in self._hosts if h is not member]
-        self._hosts += self._open_hosts([self._create(InferletActor, "inferlets", self._free_number())])
-
     def _replace_device(self) -> None:
         """A batcher and its resource manager live and die together: neither's state means anything alone."""
         for member in (self._batcher, self._resource_manager):
@@ -161,12 +167,27 @@ class Supervisor:
         self._bring_up_device()
         assert self._batcher is not None
         assert self._resource_manager is not None
-        for host in self._hosts:
+        for host in self._pool.hosts():
             self._ask(host, "reconnect", self._batcher.endpoint, self._resource_manager.endpoint)
 
-    def _free_number(self) -> int:
-        self._next_host = max(self._next_host, self._config.actor_pool) + 1
-        return self._next_host
+    # --- the pool's hands ----------------------------------------------------------------------
+
+    def _create_host(self) -> Member:
+        with self._lock:
+            number, self._next_host = self._next_host, self._next_host + 1
+        return self._create(InferletActor, "inferlets", number)
+
+    def _new_host(self) -> Member:
+        with self._lock:  # not while the device group is being replaced
+            return self._open_hosts([self._create_host()])[0]
+
+    def _end(self, host: Member) -> None:
+        with self._lock:
+            for ref in [ref for ref, member in self._watched.items() if member is host]:
+                del self._watched[ref]
+            for instance_id in [i for i, (_, where) in self._locations.items() if where is host]:
+                del self._locations[instance_id]
+        ray.kill(host.handle)
 
     # --- inferlets -----------------------------------------------------------------------------
 
@@ -176,34 +197,13 @@ class Supervisor:
         assert isinstance(message, Launch)
         if self._failure is not None:
             raise EngineError(self._failure)
-        host = self._start_on(self._place(), frame)
+        host = self._pool.launch(lambda host: self._ask(host, "launch", frame))
+        self._may_need_host.set()
         with self._lock:
             self._locations[message.instance_id] = (message.name, host)
             while len(self._locations) > KEEP_LOCATIONS:
                 self._locations.popitem(last=False)
         return host.endpoint
-
-    def _place(self) -> Member:
-        with self._lock:
-            hosts = list(self._hosts)
-            if len(hosts) == 1:
-                return hosts[0]
-        loads = [(self._ask(host, "num_live"), index) for index, host in enumerate(hosts)]
-        if not loads:
-            raise EngineError("no InferletActor is up; one is being started")
-        return hosts[min(loads)[1]]
-
-    def _start_on(self, host: Member, frame: bytes) -> Member:
-        try:
-            self._ask(host, "launch", frame)
-        except EngineError as error:
-            if "inferlets_per_actor" not in error.message:
-                raise
-            with self._lock:
-                (host,) = self._open_hosts([self._create(InferletActor, "inferlets", self._free_number())])
-                self._hosts.append(host)
-            self._ask(host, "launch", frame)
-        return host
 
     def locate(self, instance_id: str) -> tuple[str, Wire]:
         name, host = self._location(instance_id)
@@ -228,11 +228,11 @@ class Supervisor:
         return [facts["info"] for facts in self._models]
 
     def ps(self) -> list[dict[str, Any]]:
-        return [row for host in list(self._hosts) for row in self._ask(host, "inferlets")]
+        return [row for host in self._pool.hosts() for row in self._ask(host, "inferlets")]
 
     def status(self) -> dict[str, Any]:
         """Facts of every actor, by role."""
-        alive = [m for m in (self._resource_manager, self._batcher, *self._hosts) if m is not None]
+        alive = [m for m in (self._resource_manager, self._batcher, *self._pool.hosts()) if m is not None]
         members = [{"role": m.role, **self._ask(m, "status")} for m in alive]
         return {"namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure,
                 "num_restarts": len(self._restarts), "actors": members}  # fmt: skip

@@ -149,17 +149,17 @@ def end_engine(namespace: str, timeout_s: float = 20.0) -> int:
     """
     import ray
 
-    num_killed = 0
+    killed: set[str] = set()
     deadline = time.monotonic() + timeout_s
     while (names := _actors_of(namespace)) and time.monotonic() < deadline:
         for name in names:
             try:
                 ray.kill(ray.get_actor(name, namespace=namespace))
-                num_killed += 1
+                killed.add(name)
             except ValueError:
                 continue  # it has ended meanwhile
         time.sleep(0.05)
-    return num_killed
+    return len(killed)
 
 
 def _actors_of(namespace: str) -> list[str]:

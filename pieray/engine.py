@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import pieray.config
-from pieray.config import Config, Limits, from_mapping
+from pieray.config import Config, from_mapping
 from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError
+from pieray.host.limits import limits_within
 from pieray.link import ActorLink
 from pieray.messages import Launch, encode
 from pieray.process import Process
@@ -35,10 +37,10 @@ class Engine:
         self._owns_engine = owns_engine
         self._owns_ray = owns_ray
         self._peer_id = f"client-{os.getpid()}-{secrets.token_hex(4)}"
-        self._token: str = self._ask("token")
         self._links: dict[Endpoint, ActorLink] = {}
         self._lock = threading.Lock()
         self._is_closed = False
+        self._token: str = self._ask("token")
 
     # --- inferlets -----------------------------------------------------------------------------
 
@@ -46,28 +48,29 @@ class Engine:
                limits: Mapping[str, float] | None = None, **arguments: Any) -> Process:  # fmt: skip
         """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
 
-        Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON), ConfigError (unknown
-        limit), EngineError (the engine is gone or full).
+        Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON), ConfigError (a limit is unknown
+        or above the engine's), EngineError (the engine is gone or full).
         """
         found = resolve(program) if isinstance(program, str) else program
-        given = {**(input or {}), **arguments}
-        try:
-            text = json.dumps(given)
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"the arguments of an inferlet are JSON: {error}") from None
-        checked = dict(limits or {})
-        from_mapping(Limits, checked, "limits.")
+        asked = dict(limits or {})
+        limits_within(self.config.limits, asked)
         instance_id = f"{found.name}-{secrets.token_hex(6)}"
-        message = Launch(instance_id, found.name, found.filename, found.source, found.component, text, checked)
-        wire = self._ask("launch", encode([message]))
-        link = self._link(Endpoint.from_wire(wire))
-        process = Process(instance_id, found.name, link)
-        link.attach(process)
-        return process
+        text = _json({**(input or {}), **arguments})
+        message = Launch(instance_id, found.name, found.filename, found.source, found.component, text, asked)
+        wire = self._ask("launch", _frame(message))
+        try:
+            return self._attached(instance_id, found.name, wire)
+        except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
+            with contextlib.suppress(PierayError):
+                self.kill(instance_id, "its client could not attach")
+            raise
 
     def attach(self, instance_id: str) -> Process:
         """The handle of an inferlet that another client launched; raises NotFound."""
         name, wire = self._ask("locate", instance_id)
+        return self._attached(instance_id, name, wire)
+
+    def _attached(self, instance_id: str, name: str, wire: Sequence[Any]) -> Process:
         link = self._link(Endpoint.from_wire(wire))
         process = Process(instance_id, name, link)
         link.attach(process)
@@ -108,19 +111,24 @@ class Engine:
             links, self._links = list(self._links.values()), {}
         for link in links:
             link.close()
-        if self._owns_engine:
-            self._stop_engine()
-        if self._owns_ray:
-            import ray
-
-            ray.shutdown()
+        try:
+            if self._owns_engine:
+                self._stop_engine()
+        finally:
+            if self._owns_ray:
+                _leave_ray()
 
     def _stop_engine(self) -> None:
         """Let the Controller end the inferlets and actors; then make sure of it, itself included."""
+        import ray
+
         from pieray import cluster
 
+        if not ray.is_initialized():
+            log.info("this process has left Ray already; an engine in it has ended with it")
+            return
         try:
-            self._ask("shutdown")
+            ask_actor(self._controller, "shutdown", timeout_s=60.0)
         except PierayError as error:
             log.info("the Controller did not stop the engine: %s", error)
         cluster.end_engine(self.config.namespace)
@@ -134,6 +142,8 @@ class Engine:
     # --- inside --------------------------------------------------------------------------------
 
     def _ask(self, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
+        if self._is_closed:
+            raise EngineError("this engine handle is closed")
         return ask_actor(self._controller, method, *args, timeout_s=timeout_s)
 
     def _link(self, endpoint: Endpoint) -> ActorLink:
@@ -172,12 +182,14 @@ def start(model: str | Mapping[str, Any] | None = None, *, address: str | None =
     owns_ray = cluster.join(address, progress)
     try:
         controller = cluster.start_engine(config, progress)
-        return Engine(config, controller, owns_engine=not config.detached, owns_ray=owns_ray)
+        try:
+            return Engine(config, controller, owns_engine=not config.detached, owns_ray=owns_ray)
+        except BaseException:
+            cluster.end_engine(config.namespace)
+            raise
     except BaseException:
         if owns_ray:
-            import ray
-
-            ray.shutdown()
+            _leave_ray()
         raise
 
 
@@ -189,15 +201,36 @@ def connect(address: str = "auto", namespace: str = "pieray") -> Engine:
     from pieray import cluster
 
     owns_ray = cluster.join(address, None)
-    controller = cluster.find_controller(namespace)
-    if controller is None:
+    try:
+        controller = cluster.find_controller(namespace)
+        if controller is None:
+            raise NotFound(f"no engine runs in namespace {namespace!r} on {address}; start one with `pieray up`")
+        values = ask_actor(controller, "config", timeout_s=30.0)
+        return Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=owns_ray)
+    except BaseException:
         if owns_ray:
-            import ray
+            _leave_ray()
+        raise
 
-            ray.shutdown()
-        raise NotFound(f"no engine runs in namespace {namespace!r} on {address}; start one with `pieray up`")
-    values = ask_actor(controller, "config", timeout_s=30.0)
-    return Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=owns_ray)
+
+def _leave_ray() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _json(arguments: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(arguments, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the arguments of an inferlet are JSON: {error}") from None
+
+
+def _frame(message: Launch) -> bytes:
+    try:
+        return encode([message])
+    except (TypeError, ValueError, OverflowError) as error:  # no text, or text that is not Unicode
+        raise InvalidRequest(f"inferlet {message.name!r} cannot be sent to the engine: {error}") from None
 
 
 def as_mapping(config: Config) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from pieray.errors import PeerLost
 from pieray.messages import Attach, Event, Kill, Message, SendText
 from pieray.process import Event as ProcessEvent
 from pieray.process import Process
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
+
+log = logging.getLogger(__name__)
 
 
 class ActorLink:
@@ -18,7 +22,7 @@ class ActorLink:
     def __init__(self, endpoint: Endpoint, *, peer_id: str, token: str, timeout_s: float,
                  on_lost: Callable[[ActorLink], None]) -> None:  # fmt: skip
         self.endpoint = endpoint
-        self._processes: dict[str, Process] = {}
+        self._processes: dict[str, list[Process]] = {}  # handles of one inferlet may be many
         self._lock = threading.Lock()
         self._calls = PendingCalls()
         self._on_lost = on_lost
@@ -31,10 +35,23 @@ class ActorLink:
         return self._conn.is_open
 
     def attach(self, process: Process, timeout_s: float = 30.0) -> None:
-        """Stream the process's events to it from where it stands."""
+        """Stream the process's events to it from where it stands; on return, all so far are there."""
         with self._lock:
-            self._processes[process.id] = process
-        self._call(lambda ticket: Attach(ticket, process.id, process.num_events), timeout_s)
+            self._processes.setdefault(process.id, []).append(process)
+        try:
+            while self._call(lambda ticket: Attach(ticket, process.id, process.num_events), timeout_s):
+                log.debug("the story of %s is long: more of it is asked for", process.id)
+        except BaseException:
+            self._detach(process)
+            raise
+        if process.is_done:
+            self._detach(process)
+
+    def _detach(self, process: Process) -> None:
+        with self._lock:
+            others = [p for p in self._processes.pop(process.id, []) if p is not process]
+            if others:
+                self._processes[process.id] = others
 
     def send_text(self, instance_id: str, text: str, timeout_s: float) -> None:
         self._call(lambda ticket: SendText(ticket, instance_id, text), timeout_s)
@@ -45,29 +62,31 @@ class ActorLink:
     def close(self) -> None:
         self._conn.close("the client has closed its engine handle")
 
-    def _call(self, make: Callable[[int], Message], timeout_s: float) -> None:
-        self._calls.call(self._conn, make, timeout_s)
+    def _call(self, make: Callable[[int], Message], timeout_s: float) -> Any:
+        return self._calls.call(self._conn, make, timeout_s)
 
     def on_connect(self, conn: Connection) -> None: ...
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
-        by_process: dict[str, list[ProcessEvent]] = {}
-        for message in self._calls.resolve(conn, messages):
+        by_id: dict[str, list[ProcessEvent]] = {}
+        for message in messages:
             if isinstance(message, Event):
                 event = ProcessEvent(message.kind, message.payload, message.number)
-                by_process.setdefault(message.instance_id, []).append(event)
-        for instance_id, events in by_process.items():
-            process = self._processes.get(instance_id)
-            if process is not None:
+                by_id.setdefault(message.instance_id, []).append(event)
+        for instance_id, events in by_id.items():
+            with self._lock:
+                processes = list(self._processes.get(instance_id, ()))
+            for process in processes:
                 process.add(events)
                 if process.is_done:
-                    with self._lock:
-                        self._processes.pop(instance_id, None)
+                    self._detach(process)
+        self._calls.resolve(conn, messages)  # behind the events: who attaches has them all when it is answered
 
     def on_close(self, conn: Connection, error: PeerLost) -> None:
         self._calls.fail_all(conn, error)
         with self._lock:
-            processes, self._processes = list(self._processes.values()), {}
+            processes = [process for found in self._processes.values() for process in found]
+            self._processes = {}
         for process in processes:
             process.lose(PeerLost(f"the actor that hosted {process.name} {process.id} is gone: {error.message}"))
         self._on_lost(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -83,7 +84,7 @@ class Process:
                 wait_s = None if deadline is None else deadline - time.monotonic()
                 if wait_s is not None and wait_s <= 0:
                     raise DeadlineExceeded(f"{self.name} {self.id} has not ended within {timeout} s")
-                self._changed.wait(wait_s)
+                self._changed.wait(None if wait_s is None else min(wait_s, threading.TIMEOUT_MAX))
         return self._outcome()
 
     def _outcome(self) -> Any:
@@ -143,9 +144,14 @@ class Process:
 
     async def wait(self, timeout: float | None = None) -> Any:
         """`result` for an event loop."""
-        async with asyncio.timeout(timeout):
-            async for _ in self:
-                pass
+        try:
+            async with asyncio.timeout(timeout) as allowed:
+                async for _ in self:
+                    pass
+        except TimeoutError:
+            if not allowed.expired():
+                raise
+            raise DeadlineExceeded(f"{self.name} {self.id} has not ended within {timeout} s") from None
         return self._outcome()
 
     # --- called by the link, on its reader thread ----------------------------------------------
@@ -155,9 +161,11 @@ class Process:
         return len(self._events)
 
     def add(self, events: list[Event]) -> None:
-        """Events from the actor; those already here are skipped."""
+        """Events from the actor; those already here are skipped, and those that are not next will come again."""
         with self._changed:
-            self._events.extend(e for e in events if e.number >= len(self._events))
+            for event in events:
+                if event.number == len(self._events):
+                    self._events.append(event)
             self._notify()
 
     def lose(self, error: PierayError) -> None:
@@ -170,5 +178,5 @@ class Process:
     def _notify(self) -> None:
         self._changed.notify_all()
         for loop, event in self._waiters:
-            if not loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
                 loop.call_soon_threadsafe(event.set)

@@ -39,8 +39,15 @@ def embedded_inferlets() -> dict[str, dict[str, Any]]:
 def resolve(name_or_file: str) -> ProgramSource:
     """The program behind an embedded inferlet's name, or a path to a .py, .wasm or inferlet folder.
 
-    Raises NotFound with the names there are, InvalidRequest for a file of another kind.
+    Raises NotFound with the names there are, InvalidRequest for a file of another kind, or that cannot be read.
     """
+    try:
+        return _resolve(name_or_file)
+    except (OSError, ValueError, RuntimeError) as error:  # no text, no TOML, a name with NUL or too long, no home
+        raise InvalidRequest(f"{name_or_file[:200]!r} cannot be read as an inferlet: {error}") from error
+
+
+def _resolve(name_or_file: str) -> ProgramSource:
     folder = inferlets_folder() / name_or_file
     if "/" not in name_or_file and (folder / "inferlet.toml").exists():
         return _from_folder(folder)
@@ -55,8 +62,7 @@ def resolve(name_or_file: str) -> ProgramSource:
 
 def _from_folder(folder: Path) -> ProgramSource:
     manifest = tomllib.loads((folder / "inferlet.toml").read_text(encoding="utf-8"))
-    main = manifest.get("main", "main.py")
-    return _from_file(folder / main, str(manifest.get("name", folder.name)))
+    return _from_file(folder / str(manifest.get("main", "main.py")), str(manifest.get("name", folder.name)))
 
 
 def _from_file(path: Path, name: str) -> ProgramSource:

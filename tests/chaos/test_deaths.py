@@ -131,8 +131,10 @@ def test_dedicated_actors_are_added_as_needed(ray_cluster: None) -> None:
     with pieray.start(namespace="dedicated", inferlets_per_actor=1) as engine:
         processes = [engine.launch(ECHO) for _ in range(3)]
         actors = [a for a in engine.status()["actors"] if a["role"] == "inferlets"]
-        assert [a["num_live"] for a in actors] == [1, 1, 1]
-        assert len({a["pid"] for a in actors}) == 3
+        live = [a["num_live"] for a in actors]
+        assert max(live) == 1
+        assert sum(live) == 3  # and perhaps a spare one, kept ready
+        assert len({a["pid"] for a in actors}) == len(live)
         for process in processes:
             process.send("end")
             assert process.result(timeout=10) == 0

@@ -27,6 +27,8 @@ def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyP
         ({"actor_pool": "many"}, "actor_pool is int; given 'many'"),
         ({"actor_pool": 1.5}, "actor_pool is int; given 1.5"),
         ({"actor_pool": True}, "actor_pool is int; given True"),
+        ({"actor_pool": float("inf")}, "actor_pool is int; given inf"),
+        ({"detached": "perhaps"}, "detached is bool; given 'perhaps'"),
         ({"actor_pool": 0}, "actor_pool is at least 1; given 0"),
         ({"executor": "magic"}, "executor is one of auto, fiber, thread; given 'magic'"),
         ({"limits": 3}, "limits is Limits; given 3"),
