@@ -202,15 +202,19 @@ def connect(address: str = "auto", namespace: str = "pieray") -> Engine:
 
     owns_ray = cluster.join(address, None)
     try:
-        controller = cluster.find_controller(namespace)
-        if controller is None:
-            raise NotFound(f"no engine runs in namespace {namespace!r} on {address}; start one with `pieray up`")
+        controller = _controller_of(cluster.find_controller(namespace), namespace, address)
         values = ask_actor(controller, "config", timeout_s=30.0)
         return Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=owns_ray)
     except BaseException:
         if owns_ray:
             _leave_ray()
         raise
+
+
+def _controller_of(found: Any | None, namespace: str, address: str) -> Any:
+    if found is None:
+        raise NotFound(f"no engine runs in namespace {namespace!r} on {address}; start one with `pieray up`")
+    return found
 
 
 def _leave_ray() -> None:

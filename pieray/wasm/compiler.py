@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from pieray.wasm import engine, native
 COMPONENT_MAGIC = b"\0asm\x0d\x00\x01\x00"
 MODULE_MAGIC = b"\0asm\x01\x00\x00\x00"
 ELF_MAGIC = b"\x7fELF"
+
+
+KEEP_UNUSED_S = 14 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,21 @@ def compiled(wasm: bytes, name: str, limits: CompileLimits) -> Path:
     check_magic(wasm, name)
     path = cache_folder() / f"{_key(wasm)}.cwasm"
     if path.exists():
+        os.utime(path)  # still in use: see `drop_unused`
         return path
     with _locked(path.with_suffix(".lock")):
         if not path.exists():
             _compile(wasm, name, path, limits)
+            drop_unused(path.parent)
     return path
+
+
+def drop_unused(folder: Path, now: float | None = None) -> None:
+    """Delete files of the cache that nobody has asked for in KEEP_UNUSED_S; who has one mapped keeps it."""
+    oldest = (time.time() if now is None else now) - KEEP_UNUSED_S
+    for path in folder.iterdir():
+        if path.suffix in (".cwasm", ".wasm", ".lock") and path.stat().st_mtime < oldest:
+            path.unlink(missing_ok=True)
 
 
 def _key(wasm: bytes) -> str:

@@ -40,6 +40,7 @@ def component_path(progress: Progress | None = None) -> Path:
     sources = _sources()
     path = cache_folder() / f"python-runtime-{_key(sources)}.wasm"
     if path.exists():
+        os.utime(path)
         return path
     tell = progress or _nothing
     with _locked(path.with_suffix(".lock"), tell):

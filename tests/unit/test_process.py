@@ -109,3 +109,29 @@ def test_async_iteration_sees_what_a_thread_adds(process: Process) -> None:
     first, second, result = asyncio.run(main())
     assert first == second == [str(i) for i in range(50)]
     assert result == 50
+
+
+def test_events_out_of_turn_wait_for_those_before_them(process: Process) -> None:
+    process.add([text(2, "c")])  # of another handle's stream: our own past is still to come
+    process.add([text(0, "a"), text(1, "b"), text(2, "c"), Event("result", "1", 3)])
+    assert [e.text for e in process] == ["a", "b", "c"]
+
+
+def test_waiting_takes_any_timeout_and_names_its_deadline(process: Process) -> None:
+    async def wait() -> object:
+        return await process.wait(timeout=0.01)
+
+    with pytest.raises(DeadlineExceeded, match="0.01 s"):
+        asyncio.run(wait())
+    threading.Timer(0.05, process.add, ([Event("result", "1", 0)],)).start()
+    assert process.result(timeout=float("inf")) == 1
+
+
+def test_a_reader_whose_loop_is_closed_does_not_hold_up_the_others(process: Process) -> None:
+    loop = asyncio.new_event_loop()
+    reader = process.__aiter__()
+    process.add([text(0, "a")])
+    assert loop.run_until_complete(anext(reader)).text == "a"
+    loop.close()
+    process.add([Event("result", "1", 1)])
+    assert process.result(timeout=1) == 1

@@ -42,3 +42,14 @@ def test_files_are_told_apart_by_what_they_are(tmp_path: Path) -> None:
 def test_an_unknown_name_lists_what_there_is() -> None:
     with pytest.raises(NotFound, match="'nonsense'.*text-completion"):
         resolve("nonsense")
+
+
+def test_what_cannot_be_read_is_a_typed_error(tmp_path: Path) -> None:
+    (tmp_path / "latin.py").write_bytes(b"x = '\xe9'\n")
+    (tmp_path / "inferlet.toml").write_text("name = ")
+    no_main = tmp_path / "no-main"
+    no_main.mkdir()
+    (no_main / "inferlet.toml").write_text('name = "x"\nmain = "gone.py"\n')
+    for name in (str(tmp_path / "latin.py"), str(tmp_path), str(no_main), "a\0b", "x" * 5000):
+        with pytest.raises(InvalidRequest, match="cannot be read as an inferlet"):
+            resolve(name)

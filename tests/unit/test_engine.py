@@ -1,0 +1,69 @@
+"""The engine handle without an engine: what it refuses, what it cleans up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pieray import engine as engine_module
+from pieray.config import Config
+from pieray.engine import Engine
+from pieray.errors import ConfigError, EngineError, InvalidRequest, PeerLost
+from pieray.programs import ProgramSource
+from pieray.transport import Endpoint
+
+SOURCE = ProgramSource("demo", "demo.py", source="def main(): ...")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Methods that the Controller was asked for."""
+    calls: list[str] = []
+
+    def ask(_controller: Any, method: str, *_args: Any, timeout_s: float) -> Any:
+        calls.append(method)
+        return {"token": "t", "launch": Endpoint("inproc", "nobody", 1).to_wire()}.get(method)
+
+    monkeypatch.setattr(engine_module, "ask_actor", ask)
+    return calls
+
+
+@pytest.fixture
+def engine(asked: list[str]) -> Engine:
+    return Engine(Config(), None, owns_engine=False, owns_ray=False)
+
+
+def test_an_inferlet_that_its_client_cannot_reach_is_ended(engine: Engine, asked: list[str]) -> None:
+    with pytest.raises((EngineError, PeerLost)):
+        engine.launch(SOURCE)
+    assert asked == ["token", "launch", "kill"]
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "limits", "error", "text"),
+    [
+        (SOURCE, {"x": float("nan")}, {}, InvalidRequest, "JSON"),
+        (SOURCE, {"x": object()}, {}, InvalidRequest, "JSON"),
+        (SOURCE, {}, {"pages": 10**9}, ConfigError, "limits.pages: this engine allows at most 4096; given 1000000000"),
+        (SOURCE, {}, {"pages": float("inf")}, ConfigError, "pages"),
+        (ProgramSource("a", "a.py", source="\ud800"), {}, {}, InvalidRequest, "cannot be sent"),
+        (ProgramSource("\udcff", "a.py", source="1"), {}, {}, InvalidRequest, "cannot be sent"),
+        ("\0", {}, {}, InvalidRequest, "cannot be read"),
+    ],
+)
+def test_what_cannot_be_launched_is_not_sent(
+    engine: Engine, asked: list[str], program: Any, arguments: dict[str, Any], limits: dict[str, float],
+    error: type[Exception], text: str,
+) -> None:  # fmt: skip
+    with pytest.raises(error, match=text):
+        engine.launch(program, arguments, limits=limits)
+    assert asked == ["token"]
+
+
+def test_a_closed_handle_launches_nothing(engine: Engine, asked: list[str]) -> None:
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.launch(SOURCE)
+    assert asked == ["token"]

@@ -1,0 +1,78 @@
+"""A client's link over a real connection: several handles of one inferlet, long stories, failed attaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pieray.errors import NotFound, PeerLost
+from pieray.link import ActorLink
+from pieray.messages import Attach, Completed, Event, Failed, Message
+from pieray.process import Process
+from pieray.transport import Connection, serve
+
+TOKEN = "t" * 64
+
+
+class Actor:
+    """Tells the story of the one inferlet "it", at most two events at a time."""
+
+    def __init__(self) -> None:
+        self.story = [Event("it", i, "text", str(i)) for i in range(5)]
+        self.conns: list[Connection] = []
+
+    def on_connect(self, conn: Connection) -> None:
+        self.conns.append(conn)
+
+    def on_messages(self, conn: Connection, messages: list[Message]) -> None:
+        for message in messages:
+            assert isinstance(message, Attach)
+            if message.instance_id != "it":
+                conn.send([Failed(message.ticket, "not-found", "who?")])
+                continue
+            end = message.cursor + 2
+            conn.send([*self.story[message.cursor : end], Completed(message.ticket, end < len(self.story))])
+
+    def on_close(self, conn: Connection, error: PeerLost) -> None: ...
+
+
+@pytest.fixture
+def actor() -> Actor:
+    return Actor()
+
+
+@pytest.fixture
+def link(actor: Actor) -> Iterator[ActorLink]:
+    door = serve(actor, peer_id="host", incarnation=1, token=TOKEN, kind="inproc")
+    link = ActorLink(door.endpoint, peer_id="me", token=TOKEN, timeout_s=5, on_lost=lambda _: None)
+    yield link
+    link.close()
+    door.close()
+
+
+def test_a_second_handle_does_not_silence_the_first(actor: Actor, link: ActorLink) -> None:
+    first, second = Process("it", "demo", link), Process("it", "demo", link)
+    link.attach(first)
+    link.attach(second)
+    assert first.num_events == second.num_events == 5  # all that there was, and each once
+    actor.conns[0].send([Event("it", 5, "result", "7")])
+    assert first.result(timeout=5) == second.result(timeout=5) == 7
+    assert [e.text for e in first] == [e.text for e in second] == ["0", "1", "2", "3", "4"]
+    assert link._processes == {}
+
+
+def test_a_handle_that_could_not_attach_is_forgotten(link: ActorLink) -> None:
+    with pytest.raises(NotFound, match="who"):
+        link.attach(Process("nobody", "demo", link))
+    assert link._processes == {}
+
+
+def test_a_lost_actor_is_told_to_every_handle(actor: Actor, link: ActorLink) -> None:
+    processes = [Process("it", "demo", link) for _ in range(2)]
+    for process in processes:
+        link.attach(process)
+    actor.conns[0].close()
+    for process in processes:
+        with pytest.raises(PeerLost, match="gone"):
+            process.result(timeout=5)
