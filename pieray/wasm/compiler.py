@@ -81,6 +81,11 @@ def compiled(wasm: bytes, name: str, limits: CompileLimits) -> Path:
     return path
 
 
+def is_compiled(wasm: bytes) -> bool:
+    """Whether `compiled` would find the component in the cache."""
+    return (cache_folder() / f"{_key(wasm)}.cwasm").exists()
+
+
 def drop_unused(folder: Path, now: float | None = None) -> None:
     """Delete files of the cache that nobody has asked for in KEEP_UNUSED_S; who has one mapped keeps it."""
     oldest = (time.time() if now is None else now) - KEEP_UNUSED_S

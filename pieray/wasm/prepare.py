@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pieray.wasm import python_runtime
-from pieray.wasm.compiler import CompileLimits, compiled
+from pieray.wasm.compiler import CompileLimits, compiled, is_compiled
 
 
 def prepare_python_runtime(progress: Callable[[str], None] | None = None) -> Path:
@@ -15,5 +15,8 @@ def prepare_python_runtime(progress: Callable[[str], None] | None = None) -> Pat
     About 30 s of one core the first time, milliseconds later.  Raises EngineError with the builder's output.
     """
     path = python_runtime.component_path(progress)
-    compiled(path.read_bytes(), "python-runtime", CompileLimits())
+    component = path.read_bytes()
+    if progress is not None and not is_compiled(component):
+        progress("compiling the Python runtime (once, about 10 s) ...")
+    compiled(component, "python-runtime", CompileLimits())
     return path
