@@ -49,7 +49,7 @@ def test_an_inferlet_that_its_client_cannot_reach_is_ended(engine: Engine, asked
         (SOURCE, {}, {"pages": float("inf")}, ConfigError, "pages"),
         (ProgramSource("a", "a.py", source="\ud800"), {}, {}, InvalidRequest, "cannot be sent"),
         (ProgramSource("\udcff", "a.py", source="1"), {}, {}, InvalidRequest, "cannot be sent"),
-        ("\0", {}, {}, InvalidRequest, "cannot be read"),
+        ("x" * 5000, {}, {}, InvalidRequest, "cannot be read"),
     ],
 )
 def test_what_cannot_be_launched_is_not_sent(
