@@ -200,7 +200,7 @@ def test_what_a_dead_peer_still_asks_for_is_not_leased_behind_its_fence(group: G
     client.admit(1, tenant)
     lease(client, 1, 4)
     until(lambda: len(tenant.pages) == 4)
-    lease(client, 1, 7)  # waits in line
+    lease(client, 2, 7)  # waits in line
     until(lambda: group.leases.status()["waiting"] == 1)
     fences = connect(group.doors[0].endpoint, ScriptedBatcher(), role="batcher", peer_id="batcher", token=TOKEN,
                      timeout_s=5)  # fmt: skip
