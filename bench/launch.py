@@ -18,7 +18,9 @@ from common import machine
 
 import pieray
 
-HELLO = pieray.ProgramSource("hello", "hello.py", source="from inferlet import session\ndef main(): session.send('here')\n")
+HELLO = pieray.ProgramSource(
+    "hello", "hello.py", source="from inferlet import session\ndef main(): session.send('here')\n"
+)
 TARGET_MS = 50.0
 
 
