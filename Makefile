@@ -3,7 +3,7 @@ VENV ?= .venv
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do "$$p" -c '$(FITS)' 2>/dev/null && { echo "$$p"; break; }; done)
 PROMPT ?= 12+7=
-BENCHES := $(sort $(wildcard bench/*.py))
+BENCHES := $(filter-out bench/common.py,$(sort $(wildcard bench/*.py)))
 
 # The prompt reaches the shell as an environment variable, unexpanded: quotes, spaces and $ survive.
 override PROMPT := $(value PROMPT)
