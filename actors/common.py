@@ -9,6 +9,8 @@ from typing import Any
 import ray
 
 from pieray.config import Config
+from pieray.errors import InvalidRequest
+from pieray.messages import Launch, decode
 
 TRANSPORT_GROUP = "transport"
 
@@ -34,3 +36,15 @@ def set_up_process(config: Config) -> None:
 def actor_name(role: str, number: int | None = None) -> str:
     """Name of an engine's actor in its namespace."""
     return f"pieray.{role}" if number is None else f"pieray.{role}.{number}"
+
+
+def launch_of(frame: bytes) -> Launch:
+    """The Launch that a client has sent; raises ProtocolError, InvalidRequest."""
+    messages = decode(frame)
+    if len(messages) != 1 or not isinstance(launch := messages[0], Launch):
+        raise InvalidRequest(f"a launch is one Launch message; {[type(m).__name__ for m in messages]} came")
+    for field in dataclasses.fields(Launch):
+        given = type(getattr(launch, field.name)).__name__
+        if given != field.type.partition("[")[0]:
+            raise InvalidRequest(f"{field.name} of a launch is {field.type}; given {given}")
+    return launch

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from pieray.actors.common import launch_of
 from pieray.actors.serving import ServingActor
 from pieray.errors import DeviceLost
-from pieray.messages import Launch, decode
 from pieray.transport import Endpoint
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ class InferletActor(ServingActor):
 
     def launch(self, frame: bytes) -> None:
         """Start an inferlet; raises the PierayError that refuses it."""
-        (message,) = decode(frame)
-        assert isinstance(message, Launch)
-        self._host.launch(message)
+        self._host.launch(launch_of(frame))
 
     def kill(self, instance_id: str, reason: str) -> None:
         self._host.kill(instance_id, reason)

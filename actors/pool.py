@@ -59,8 +59,9 @@ class HostPool:
     def remove(self, host: Member) -> None:
         """The actor is dead."""
         with self._lock:
-            self._hosts = [h for h in self._hosts if h is not host]
-            self._leaving = [h for h in self._leaving if h is not host]
+            for hosts in (self._hosts, self._leaving):
+                if host in hosts:
+                    hosts.remove(host)
 
     def launch(self, start: Callable[[Member], None]) -> Member:
         """Start an inferlet on the actor with the most room, on a new one if all are full; returns the actor.
@@ -118,17 +119,22 @@ class HostPool:
                 self._grow()
             idle = [h for h in with_room if loads[id(h)] == 0 and h.used_at < now - KEEP_IDLE_S]
             for host in idle[: max(0, len(with_room) - self._spare)]:
-                with self._lock:
-                    self._hosts.remove(host)
-                    self._leaving.append(host)
+                self._move(host, self._hosts, self._leaving)
 
     def _end_leaving(self) -> None:
         with self._lock:
             leaving = list(self._leaving)
         for host in leaving:
-            self.remove(host)
             if self._load(host):
-                self.add([host])
+                self._move(host, self._leaving, self._hosts)
             else:
                 log.info("an idle InferletActor is let go")
+                self.remove(host)
                 self._end(host)
+
+    def _move(self, host: Member, source: list[Member], target: list[Member]) -> None:
+        """Unless it has been removed meanwhile."""
+        with self._lock:
+            if host in source:
+                source.remove(host)
+                target.append(host)

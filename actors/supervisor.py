@@ -8,18 +8,18 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Iterator
 from typing import Any
 
 import ray
 
 from pieray.actors.batcher import Batcher
-from pieray.actors.common import actor_name, create_actor
+from pieray.actors.common import actor_name, create_actor, launch_of
 from pieray.actors.inferlet_actor import InferletActor
 from pieray.actors.pool import HostPool, Member
 from pieray.actors.resource_manager import ResourceManager
 from pieray.config import Config
-from pieray.errors import EngineError, NotFound, PierayError
-from pieray.messages import Launch, decode
+from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NotFound, PeerLost
 from pieray.raycalls import ask_actor, await_answer
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class Supervisor:
         self._incarnation = 0
         self._failure: str | None = None
         self._is_stopping = False
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # guards the fields; never held while an actor is asked
+        self._mending = threading.RLock()  # held while actors are brought up or the device group is replaced
         self._next_host = 0
         self._may_need_host = threading.Event()
 
@@ -70,10 +71,11 @@ class Supervisor:
             threading.Thread(target=task, name=f"pieray-{name}", daemon=True).start()
 
     def shutdown(self) -> None:
-        """Take all actors down; idempotent."""
+        """Take all actors down, also while some are being replaced; idempotent."""
         with self._lock:
             self._is_stopping = True
             members = list(self._watched.values())
+        self._may_need_host.set()
         closing = [m.handle.close.remote() for m in members if m.role == "inferlets" and m.endpoint]
         ray.wait(closing, num_returns=len(closing), timeout=5.0) if closing else None
         for member in members:
@@ -92,17 +94,24 @@ class Supervisor:
         return member
 
     def _bring_up_device(self) -> None:
-        manager = self._create(ResourceManager, "resource-manager")
-        batcher = self._create(Batcher, "batcher")
-        facts = self._ask(batcher, "load", timeout_s=self._config.start_timeout_s)
-        manager.endpoint = tuple(self._ask(manager, "open", self.token, facts["info"]["num_pages"]))
-        batcher.endpoint = tuple(self._ask(batcher, "open", self.token, manager.endpoint))
+        """Start a batcher and its resource manager; of a pair that does not come up, neither is left."""
+        pair: list[Member] = []
+        try:
+            pair.append(manager := self._create(ResourceManager, "resource-manager"))
+            pair.append(batcher := self._create(Batcher, "batcher"))
+            facts = self._ask(batcher, "load", timeout_s=self._config.start_timeout_s)
+            manager.endpoint = tuple(self._ask(manager, "open", self.token, facts["info"]["num_pages"]))
+            batcher.endpoint = tuple(self._ask(batcher, "open", self.token, manager.endpoint))
+        except BaseException:
+            for member in pair:
+                self._end(member)
+            raise
         self._models = [facts]
         self._resource_manager, self._batcher = manager, batcher
 
     def _open_hosts(self, hosts: list[Member]) -> list[Member]:
-        assert self._batcher is not None
-        assert self._resource_manager is not None
+        if self._batcher is None or self._resource_manager is None:
+            raise EngineError("the engine has no device group at present: it died and is not replaced")
         peers = (self._batcher.endpoint, self._resource_manager.endpoint)
         opening = [h.handle.open.remote(self.token, self._models, *peers) for h in hosts]
         for host, ref in zip(hosts, opening, strict=True):
@@ -116,6 +125,9 @@ class Supervisor:
 
     def _watch(self) -> None:
         while not self._is_stopping:
+            if not self._watched:  # all are given up: ray.wait would not wait
+                time.sleep(1.0)
+                continue
             ready, _ = ray.wait(list(self._watched), num_returns=1, timeout=1.0)
             for ref in ready:
                 member = self._watched.pop(ref, None)
@@ -131,22 +143,25 @@ class Supervisor:
                 return
             try:
                 self._pool.tend(time.monotonic())
-            except PierayError as error:
+            except Exception as error:  # noqa: BLE001 - without this thread no actor would ever come again
                 log.warning("the pool of InferletActors could not be tended: %s", error)
 
     def _replace(self, member: Member) -> None:
+        is_device = member in (self._batcher, self._resource_manager)
+        if member.role != "inferlets" and not is_device:
+            return  # the other half of a pair that was given up
         log.error("%s died", member.role)
         try:
             self._spend_restart(member)
-            with self._lock:
-                if member.role == "inferlets":
-                    self._pool.remove(member)
-                    self._may_need_host.set()
-                elif member in (self._batcher, self._resource_manager):
-                    self._replace_device()
-        except PierayError as error:
-            self._failure = f"{member.role} died and could not be replaced: {error.message}"
-            log.error("%s", self._failure)  # noqa: TRY400 - the cause is in the text
+            if is_device:
+                while not self._is_stopping and not self._replaced_device():
+                    self._spend_restart(member)
+            else:
+                self._pool.remove(member)
+                self._may_need_host.set()
+        except Exception as error:
+            self._failure = f"{member.role} died and could not be replaced: {error}"
+            log.exception("%s", self._failure)
 
     def _spend_restart(self, member: Member) -> None:
         now = time.monotonic()
@@ -156,6 +171,16 @@ class Supervisor:
             raise EngineError(f"{MAX_RESTARTS} restarts within {RESTART_WINDOW_S:.0f} s are the limit; "
                               f"{member.role} would be one more")  # fmt: skip
         self._restarts.append(now)
+
+    def _replaced_device(self) -> bool:
+        """False: not this time, but another try may succeed."""
+        try:
+            with self._mending:
+                self._replace_device()
+        except (EngineError, PeerLost, DeviceLost, DeadlineExceeded) as error:
+            log.warning("the device group did not come up again: %s", error)
+            return False
+        return True
 
     def _replace_device(self) -> None:
         """A batcher and its resource manager live and die together: neither's state means anything alone."""
@@ -168,7 +193,11 @@ class Supervisor:
         assert self._batcher is not None
         assert self._resource_manager is not None
         for host in self._pool.hosts():
-            self._ask(host, "reconnect", self._batcher.endpoint, self._resource_manager.endpoint)
+            try:
+                self._ask(host, "reconnect", self._batcher.endpoint, self._resource_manager.endpoint)
+            except EngineError as error:  # dead or stuck; its death is seen to as any other's
+                log.warning("an InferletActor did not take the new device group: %s", error)
+                ray.kill(host.handle)
 
     # --- the pool's hands ----------------------------------------------------------------------
 
@@ -178,8 +207,18 @@ class Supervisor:
         return self._create(InferletActor, "inferlets", number)
 
     def _new_host(self) -> Member:
-        with self._lock:  # not while the device group is being replaced
-            return self._open_hosts([self._create_host()])[0]
+        if not self._mending.acquire(timeout=PATIENCE_S / 2):
+            raise EngineError(f"the engine has been replacing actors for over {PATIENCE_S / 2:.0f} s; try again later")
+        try:
+            host = self._create_host()
+            try:
+                self._open_hosts([host])
+            except BaseException:
+                self._end(host)
+                raise
+            return host
+        finally:
+            self._mending.release()
 
     def _end(self, host: Member) -> None:
         with self._lock:
@@ -193,8 +232,7 @@ class Supervisor:
 
     def launch(self, frame: bytes) -> Wire:
         """Start an inferlet on the actor with the most room; a new actor is added when all are full."""
-        (message,) = decode(frame)
-        assert isinstance(message, Launch)
+        message = launch_of(frame)
         if self._failure is not None:
             raise EngineError(self._failure)
         host = self._pool.launch(lambda host: self._ask(host, "launch", frame))
@@ -214,10 +252,12 @@ class Supervisor:
         self._ask(host, "kill", instance_id, reason)
 
     def _location(self, instance_id: str) -> tuple[str, Member]:
-        try:
-            return self._locations[instance_id]
-        except KeyError:
-            raise NotFound(f"no inferlet {instance_id!r} was launched here lately; see `pieray ps`") from None
+        if (found := self._locations.get(instance_id)) is not None:
+            return found
+        for host, row in self._inferlets():  # it may have run for longer than locations are kept
+            if row["instance_id"] == instance_id:
+                return row["name"], host
+        raise NotFound(f"no inferlet {instance_id!r} was launched here lately; see `pieray ps`")
 
     # --- facts ---------------------------------------------------------------------------------
 
@@ -228,7 +268,18 @@ class Supervisor:
         return [facts["info"] for facts in self._models]
 
     def ps(self) -> list[dict[str, Any]]:
-        return [row for host in self._pool.hosts() for row in self._ask(host, "inferlets")]
+        return [row for _, row in self._inferlets()]
+
+    def _inferlets(self) -> Iterator[tuple[Member, dict[str, Any]]]:
+        """All inferlets, of the actors that answer."""
+        for host in self._pool.hosts():
+            try:
+                rows = self._ask(host, "inferlets")
+            except EngineError as error:
+                log.info("an InferletActor does not answer: %s", error)
+                continue
+            for row in rows:
+                yield host, row
 
     def status(self) -> dict[str, Any]:
         """Facts of every actor, by role."""

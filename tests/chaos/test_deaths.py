@@ -139,3 +139,19 @@ def test_dedicated_actors_are_added_as_needed(ray_cluster: None) -> None:
             process.send("end")
             assert process.result(timeout=10) == 0
         assert_pages_return(engine)
+
+
+def test_an_actor_and_the_device_group_that_die_at_once_are_both_replaced(engine: Any) -> None:
+    expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=30)
+    engine.launch(ECHO)
+    pids = {a["role"]: a["pid"] for a in engine.status()["actors"]}
+    for role in ("batcher", "inferlets"):
+        os.kill(pids[role], signal.SIGKILL)
+    for role in ("batcher", "resource-manager", "inferlets"):
+        until_replaced(engine, role, pids[role])
+    assert launch_soon(engine, GENERATE, prompt="12+7=").result() == expected
+    status = engine.status()
+    assert status["failure"] is None
+    assert status["num_restarts"] <= 3  # each death is counted once; the group may have needed a second try
+    assert {row["name"] for row in engine.ps()} == {"generate"}
+    assert_pages_return(engine)
