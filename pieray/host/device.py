@@ -187,8 +187,11 @@ class DeviceClient:
         for link in (getattr(self, "_batcher", None), getattr(self, "_ledger", None)):
             if link is not None:
                 link.close("the device group is gone")
-        for tenant in list(self._tenants.values()):
-            tenant.device_lost(lost)
+        for number, tenant in list(self._tenants.items()):
+            try:
+                tenant.device_lost(lost)
+            except Exception:  # the others must hear of it all the same
+                log.exception("inferlet %d could not be told", number)
         for ticket in list(self._retiring):
             self._finish_retiring(ticket)
         self._on_lost(lost)

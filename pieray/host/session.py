@@ -140,6 +140,7 @@ class Mailbox:
         self._texts: deque[str] = deque()
         self._bytes = 0
         self._waiting: deque[int] = deque()
+        self._given: dict[int, int] = {}  # size of the message behind each ticket that is not taken yet
         self._closed = False
         self._lock = threading.Lock()
 
@@ -151,27 +152,35 @@ class Mailbox:
         with self._lock:
             if self._closed:
                 raise Cancelled("the inferlet has ended; it receives no messages")
-            while self._waiting:
-                if self._resolve(self._waiting.popleft(), text):
-                    return
             if self._bytes + size > self._limits.mailbox_bytes:
                 raise QuotaExceeded(f"mailbox_bytes: the limit is {self._limits.mailbox_bytes}; "
                                     f"{self._bytes} wait unread, {size} more were given")  # fmt: skip
-            self._texts.append(text)
             self._bytes += size
+            while self._waiting:
+                ticket = self._waiting.popleft()
+                if self._resolve(ticket, text):
+                    self._given[ticket] = size
+                    return
+            self._texts.append(text)
 
     def receive(self, ticket: int) -> None:
         """Resolve the ticket with the next message, now or when it comes."""
         with self._lock:
             if self._texts:
                 text = self._texts.popleft()
-                self._bytes -= byte_size(text)
+                self._given[ticket] = byte_size(text)
                 self._resolve(ticket, text)
             else:
                 self._waiting.append(ticket)
 
+    def taken(self, ticket: int) -> None:
+        """The guest has the message, or wants it no more."""
+        with self._lock:
+            self._bytes -= self._given.pop(ticket, 0)
+
     def cancel(self, ticket: int) -> None:
         """Forget a receive, so that the next message goes to another."""
+        self.taken(ticket)
         with self._lock:
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
@@ -180,4 +189,5 @@ class Mailbox:
         with self._lock:
             self._closed = True
             self._texts.clear()
+            self._given.clear()
             self._bytes = 0

@@ -62,5 +62,7 @@ class TicketHandlers(HandlerGroup):
             return state.tickets.take(ticket, kind)
         finally:
             if not state.tickets.is_open(ticket):
+                if kind is Kind.TEXT:
+                    state.mailbox.taken(ticket)
                 with state.lock:
                     state.outbox.taken(ticket)

@@ -211,3 +211,18 @@ def test_what_a_dead_peer_still_asks_for_is_not_leased_behind_its_fence(group: G
     client.close()
     until(lambda: group.free() == 10)
     fences.close()
+
+
+def test_one_inferlet_that_fails_to_listen_does_not_keep_a_loss_from_the_others(group: Group) -> None:
+    class Deaf(Recorder):
+        def device_lost(self, error: DeviceLost) -> None:
+            raise RuntimeError("a bug")
+
+    client, other, ended = group.client("a"), Recorder(), threading.Event()
+    client.admit(1, Deaf())
+    client.admit(2, other)
+    group.doors[1].close()
+    until(lambda: len(other.lost) == 1)
+    until(lambda: len(group.losses) == 1)
+    client.retire(2, ended.set)
+    assert ended.is_set()

@@ -364,3 +364,17 @@ def test_errors_that_many_tickets_share_do_not_pile_up_tracebacks(bench: Bench) 
         with pytest.raises(DeviceLost, match="gone"):
             bench.handlers.tickets_take_none(ticket)
     assert lost.__traceback__ is None
+
+
+def test_messages_given_to_receives_and_not_taken_count_as_unread() -> None:
+    bench = Bench(Limits(message_bytes=8, mailbox_bytes=8))
+    tickets = [bench.handlers.session_receive() for _ in range(3)]
+    bench.mailbox.put("12345")
+    with pytest.raises(QuotaExceeded, match="mailbox_bytes.*8.*5 wait unread, 4 more"):
+        bench.mailbox.put("1234")
+    assert bench.handlers.tickets_take_text(tickets[0]) == "12345"
+    bench.mailbox.put("12345678")
+    bench.handlers.tickets_cancel(u32(tickets[1]))
+    bench.mailbox.put("abcdefgh")
+    assert bench.handlers.tickets_take_text(tickets[2]) == "abcdefgh"
+    bench.mailbox.put("12345678")
