@@ -1,86 +1,19 @@
-"""A fake engine behind the real command line: no Ray, no wasm."""
+"""The real command line on a fake engine: no Ray, no wasm."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_engine import FakeEngine, Outcome
 from typer.testing import CliRunner
 
 import pieray
 from pieray import upstate
 from pieray.cli import engines
-from pieray.errors import NotFound, PierayError
-from pieray.process import Event, Process
 from pieray.upstate import UpState
-
-
-class FakeLink:
-    """Remembers kills."""
-
-    def __init__(self) -> None:
-        self.killed: list[str] = []
-
-    def send_text(self, instance_id: str, text: str, timeout_s: float) -> None: ...
-
-    def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
-        self.killed.append(instance_id)
-
-
-@dataclass
-class FakeEngine:
-    """Answers each launch with the given texts, logs and ending."""
-
-    texts: Sequence[str] = ("19",)
-    logs: Sequence[str] = ()
-    result: Any = None
-    error: PierayError | None = None
-    refusal: BaseException | None = None
-    ends: bool = True
-    start_settings: dict[str, Any] = field(default_factory=dict)
-    connected_to: list[tuple[str, str]] = field(default_factory=list)
-    launches: list[dict[str, Any]] = field(default_factory=list)
-    is_closed: bool = False
-    link: FakeLink = field(default_factory=FakeLink)
-    on_launch: Callable[[], None] = lambda: None
-
-    def launch(self, program: Any, input: Any = None, /, *, limits: Any = None, **arguments: Any) -> Process:
-        self.on_launch()
-        if self.refusal is not None:
-            raise self.refusal
-        self.launches.append({"name": program.name, "arguments": {**(input or {}), **arguments}, "limits": limits})
-        process = Process("fake-1", program.name, self.link)
-        told = [("text", text) for text in self.texts] + [("log", line) for line in self.logs]
-        if self.error is not None:
-            told.append(("error", json.dumps({"code": self.error.code, "message": self.error.message})))
-        elif self.ends:
-            told.append(("result", json.dumps(self.result)))
-        process.add([Event(kind, text, number) for number, (kind, text) in enumerate(told)])
-        return process
-
-    def ps(self) -> list[dict[str, Any]]:
-        return [{"instance_id": "fake-1", "name": "fake", "state": "running", "cpu_time_s": 0.5, "pages": 3}]
-
-    def models(self) -> list[dict[str, Any]]:
-        return [{"name": "pie-tiny", "num_pages": 64, "device": "cpu"}]
-
-    def kill(self, instance_id: str, reason: str = "") -> None:
-        if instance_id != "fake-1":
-            raise NotFound(f"no inferlet {instance_id!r}")
-        self.link.killed.append(instance_id)
-
-    def close(self) -> None:
-        self.is_closed = True
-
-    def __enter__(self) -> FakeEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @pytest.fixture
@@ -110,19 +43,6 @@ def is_up(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> UpState:
     state = UpState("pieray", "10.0.0.1:6379")
     monkeypatch.setattr(upstate, "find_alive", lambda namespace: state if namespace == "pieray" else None)
     return state
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a command ended."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.stdout.splitlines()]
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import FakeEngine, Outcome
+from fake_engine import FakeEngine, Outcome
 
 import pieray
 from pieray import upstate

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FakeEngine, Outcome
+from fake_engine import FakeEngine, Outcome
 
 from pieray.errors import DeviceLost, EngineError, GuestFailed, InvalidRequest, ModelError, NotFound, QuotaExceeded
 from pieray.upstate import UpState
