@@ -56,11 +56,10 @@ def _register(kind: int) -> Callable[[type[M]], type[M]]:
 @_register(1)
 @dataclass(frozen=True, slots=True)
 class Hello(Message):
-    """First message of the side that connects."""
+    """First message of the side that connects; the handshake around it proves that it knows the engine's token."""
 
     role: str  # "inferlets", "batcher", "resource-manager", "client", "controller"
     peer_id: str  # unique for the life of the process: what a dead peer's resources are found by
-    token: str  # the engine's secret: who has it may connect
 
 
 @_register(2)

@@ -83,7 +83,7 @@ class ClientHandshake:
 
     def __init__(self, token: str, *, role: str, peer_id: str) -> None:
         self._token = token
-        self._hello = encode([Hello(role, peer_id, "")])
+        self._hello = encode([Hello(role, peer_id)])
         if len(self._hello) > MAX_HANDSHAKE_BYTES - NONCE - PROOF:
             raise ConfigError(f"role and peer_id take {len(self._hello)} bytes; a handshake has {MAX_HANDSHAKE_BYTES}")
         self._nonces = b""

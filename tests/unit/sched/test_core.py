@@ -195,7 +195,7 @@ def test_bad_command_is_answered_at_once_on_all_its_tickets(message, text):
 
 def test_unknown_message_is_answered():
     desk = Desk()
-    assert desk.submit(Hello("client", "x", "y")) == []
+    assert desk.submit(Hello("client", "x")) == []
     assert [a[2] for a in desk.submit(Failed(3, "x", "y"))] == ["internal"]
 
 
