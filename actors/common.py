@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import threading
+import time
 from typing import Any
 
 import ray
@@ -28,9 +31,22 @@ def create_actor(cls: type, config: Config, name: str, *args: Any, num_gpus: flo
     return actor.options(**options).remote(dataclasses.asdict(config), *args)
 
 
+ORPHAN_CHECK_S = 1.0
+
+
 def set_up_process(config: Config) -> None:
-    """Logging of an actor process."""
+    """Logging of an actor process, and its end when the node's raylet, its parent, is gone.
+
+    Ray ends its workers then too, but not one that is in the middle of a graceful exit and waits for a method.
+    """
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    threading.Thread(target=_end_with, args=(os.getppid(),), name="pieray-orphan", daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_CHECK_S)
+    os._exit(1)
 
 
 def actor_name(role: str, number: int | None = None) -> str:

@@ -22,19 +22,28 @@ def no_children_left(signals: StopSignals) -> Iterator[ExitStack]:
     """A block after which no process that it started is alive, however it ends; gives a stack for what to close.
 
     Ray ends its own; this is for what an interrupted start leaves.  Descendants are looked up before anything
-    is closed, for Ray's workers are orphans afterwards, and nothing else would find them.
+    is closed, for Ray's workers are orphans afterwards, and nothing else would find them.  In a process that
+    runs Ray already, that Ray and its processes are somebody else's.
     """
     closing = ExitStack()
-    closing.callback(_shut_ray_down)  # the last to be called
+    others = set()
+    if _has_ray():
+        others = {child.pid for child in descendants(os.getpid())[1:]}
+    else:
+        closing.callback(_shut_ray_down)  # the last to be called
     try:
         yield closing
     finally:
         with signals.held():
-            _close_and_end(closing)
+            _close_and_end(closing, others)
 
 
-def _close_and_end(closing: ExitStack) -> None:
-    children = descendants(os.getpid())[1:]
+def _has_ray() -> bool:
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def _close_and_end(closing: ExitStack, others: set[int]) -> None:
+    children = [child for child in descendants(os.getpid())[1:] if child.pid not in others]
     try:
         closing.close()
     finally:

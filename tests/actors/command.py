@@ -68,4 +68,5 @@ class CommandLine:
         deadline = time.monotonic() + patience_s
         while self.alive() and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert self.alive() == []
+        left = self.alive()
+        assert left == [], f"still alive after {patience_s} s: {left}"

@@ -28,8 +28,8 @@ def test_text_completion_streams_what_it_returns(engine: Any) -> None:
 
 
 def test_the_same_seed_gives_the_same_text(engine: Any) -> None:
-    options = {"temperature": 1.5, "max_tokens": 24, "chat": True}
-    texts = [complete(engine, QUESTION, seed=seed, **options)["text"] for seed in (1, 1, 2, 3, 4)]
+    options = {"temperature": 1.5, "max_tokens": 24}  # a plain sentence: the model is sure of its sums
+    texts = [complete(engine, "the", seed=seed, **options)["text"] for seed in (1, 1, 2, 3, 4)]
     assert texts[0] == texts[1]
     assert len(set(texts)) > 1
 
