@@ -41,6 +41,8 @@ class Limits:
     """Tickets issued and not yet taken."""
     message_bytes: int = 4 * MIB
     """One session message, either way; also one string or list handed to a handler."""
+    tokenize_bytes: int = 256 << 10
+    """Text tokenized, or rendered by a chat template, in one call: it runs on the thread of all guests."""
     mailbox_bytes: int = 16 * MIB
     """Messages sent and not yet received, each way."""
     log_bytes: int = MIB
@@ -49,6 +51,12 @@ class Limits:
     """All that the inferlet sends to its client, the result included."""
     source_bytes: int = 4 * MIB
     """Source text or component given by a client at launch."""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if not value >= 0:  # NaN neither
+                raise ConfigError(f"limits.{f.name} is at least 0; given {value}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,18 @@ from pieray.errors import EngineError, PierayError
 
 def ask_actor(actor: Any, method: str, *args: Any, timeout_s: float) -> Any:
     """Call an actor's method and wait: its PierayErrors come through, its death and silence are EngineErrors."""
-    return await_answer(getattr(actor, method).remote(*args), method, timeout_s=timeout_s)
+    try:
+        ref = getattr(actor, method).remote(*args)
+    except Exception as error:
+        # a bare Exception is what Ray raises for an actor of a cluster that this process has left
+        raise EngineError(f"the engine cannot be asked to {method}: {error}") from error
+    return await_answer(ref, method, timeout_s=timeout_s)
 
 
 def await_answer(ref: Any, what: str, *, timeout_s: float) -> Any:
     """Wait for a call that is under way; `what` names it in errors."""
     import ray
-    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+    from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
     try:
         return ray.get(ref, timeout=timeout_s)
@@ -27,3 +32,5 @@ def await_answer(ref: Any, what: str, *, timeout_s: float) -> Any:
         raise EngineError(f"the engine did not answer {what} within {timeout_s} s") from error
     except RayActorError as error:
         raise EngineError(f"the engine's actor is gone: {error}") from error
+    except RayError as error:
+        raise EngineError(f"Ray failed while the engine was asked to {what}: {error}") from error

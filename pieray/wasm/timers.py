@@ -13,6 +13,9 @@ from enum import Enum
 log = logging.getLogger(__name__)
 
 
+MAX_WAIT_S = 3600.0
+
+
 class Timer:
     """One entry; `cancel` is idempotent and cheap."""
 
@@ -97,7 +100,8 @@ class Timers:
                         self._num_cancelled -= 1
                 if due:
                     return due
-                self._changed.wait(self._heap[0][0] - now if self._heap else None)
+                # not for ever: what a lock can wait for is bounded, a limit of 1e300 s is not
+                self._changed.wait(min(self._heap[0][0] - now, MAX_WAIT_S) if self._heap else None)
         return None
 
 

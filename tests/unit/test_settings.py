@@ -33,6 +33,7 @@ def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyP
         ({"executor": "magic"}, "executor is one of auto, fiber, thread; given 'magic'"),
         ({"limits": 3}, "limits is Limits; given 3"),
         ({"limits": {"wall_time_s": float("nan")}}, "wall_time_s is float"),
+        ({"limits": {"pages": -1}}, "limits.pages is at least 0; given -1"),
         ({"namespace": 3}, "namespace is str; given 3"),
     ],
 )

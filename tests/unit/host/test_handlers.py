@@ -299,6 +299,14 @@ def test_a_late_answer_to_a_forgotten_ticket_is_dropped(bench: Bench) -> None:
     assert bench.outbox.num_outstanding == 0
 
 
+def test_long_texts_are_refused_before_they_hold_up_the_neighbours() -> None:
+    bench = Bench(Limits(tokenize_bytes=10))
+    assert len(bench.handlers.model_tokenize("", "x" * 10)) == 10
+    for call in (bench.handlers.model_tokenize, lambda m, t: bench.handlers.model_render_chat(m, t, True)):
+        with pytest.raises(QuotaExceeded, match="tokenize_bytes: the limit is 10 in one call; given 11"):
+            call("", "x" * 11)
+
+
 def test_page_size_is_the_models(bench: Bench) -> None:
     assert bench.handlers.kv_page_size() == PAGE_SIZE
 
