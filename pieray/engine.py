@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -235,8 +234,3 @@ def _frame(message: Launch) -> bytes:
         return encode([message])
     except (TypeError, ValueError, OverflowError) as error:  # no text, or text that is not Unicode
         raise InvalidRequest(f"inferlet {message.name!r} cannot be sent to the engine: {error}") from None
-
-
-def as_mapping(config: Config) -> dict[str, Any]:
-    """The config as nested plain mappings, to travel through Ray."""
-    return dataclasses.asdict(config)
