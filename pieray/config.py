@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import os
 import types
@@ -51,6 +52,39 @@ class Limits:
     """All that the inferlet sends to its client, the result included."""
     source_bytes: int = 4 * MIB
     """Source text or component given by a client at launch."""
+    embed_bytes: int = 64 * MIB
+    """Embeddings held by handles."""
+    exports: int = 256
+    """Exports of one user that exist at one time."""
+    export_pages: int = 4096
+    """KV pages in them."""
+    plans: int = 256
+    """Decode plans open at one time; samplers and matchers likewise."""
+    grammar_bytes: int = 256 << 10
+    """Source text of one grammar."""
+    grammar_time_s: float = 10.0
+    """Compiling one grammar."""
+    adapter_bytes: int = 64 * MIB
+    """LoRA weights that an inferlet has loaded for itself."""
+    scratch_bytes: int = 64 * MIB
+    """Files in the scratch folder."""
+    subscriptions: int = 64
+    children: int = 64
+    """Children that run at one time."""
+    child_depth: int = 4
+    """Generations below an inferlet that a client has launched."""
+    http_calls: int = 256
+    """HTTP requests in all, redirects included."""
+    http_bytes: int = 32 * MIB
+    """Bytes of HTTP bodies in all, both ways."""
+    http_time_s: float = 30.0
+    """One HTTP request, redirects included."""
+    store_bytes: int = 64 * MIB
+    """What the inferlet's tenant keeps in the key-value store."""
+    mcp_calls: int = 1024
+    """Calls of MCP tools in all."""
+    mcp_time_s: float = 60.0
+    """One call of an MCP tool."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -78,6 +112,8 @@ class ModelSettings:
     max_batch_requests: int = 256
     cohort_wait_s: float = 0.004
     """How long a step waits at most for inferlets that have just been answered."""
+    adapters: dict[str, Any] = field(default_factory=dict)
+    """LoRA adapters by name: a safetensors file, or a folder with adapter_config.json."""
     threads: int = 1
     """CPU threads of the batcher: a second one pays only when no actor needs the core."""
 
@@ -102,6 +138,17 @@ class Config:
     """Threads of an InferletActor that run guests."""
     lease_pages: int = 8
     """Pages that an inferlet's lease grows by, ahead of need."""
+    http_hosts: tuple[str, ...] = ()
+    """Hosts that inferlets may ask over HTTP, if their manifests name them too: "api.example.org", "*.example.org",
+    "example.org:8080".  None at first."""
+    http_private: bool = False
+    """Whether those may have private addresses (loopback, link-local, RFC 1918, ...)."""
+    mcp: dict[str, Any] = field(default_factory=dict)
+    """MCP servers by name: {"command": [...], "env": {...}} or {"url": "..."}."""
+    store_path: str = ""
+    """File of the key-value store of tenants; "": in memory, for as long as the engine lives."""
+    registry_path: str = ""
+    """Folder of installed programs; "": for as long as the engine lives."""
     detached: bool = False
     """Outlive the driver that starts the engine, until somebody shuts it down.  Otherwise it ends with that driver."""
     start_timeout_s: float = 120.0
@@ -155,20 +202,53 @@ def _convert(name: str, value: object, kind: Any) -> Any:
             return value
         if isinstance(value, Mapping):
             return from_mapping(kind, value, f"{name}.")
-    elif isinstance(kind, types.UnionType) or (kind is str and isinstance(value, str)):
+    found = _plain(value, kind)
+    if found is None:
+        raise ConfigError(f"{name} is {getattr(kind, '__name__', kind)}; given {value!r}")
+    return found
+
+
+def _plain(value: object, kind: Any) -> Any:
+    """The value as a `kind` that is no settings class, or None."""
+    container = {tuple: _texts, dict: _table}.get(typing.get_origin(kind))
+    if container is not None:
+        return container(value)
+    if isinstance(kind, types.UnionType) or (kind is str and isinstance(value, str)):
         return value
-    elif kind is bool and (isinstance(value, bool) or str(value).lower() in _BOOLEANS):
+    if kind is bool and (isinstance(value, bool) or str(value).lower() in _BOOLEANS):
         return _BOOLEANS[str(value).lower()]
-    elif kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        return _number(value, kind)
+    return None
+
+
+def _number(value: float | str, kind: type) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    if math.isnan(number) or (kind is int and not number.is_integer()):
+        return None
+    return int(number) if kind is int else number
+
+
+def _texts(value: object) -> tuple[str, ...] | None:
+    """A list of strings, also as text with commas."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    return None
+
+
+def _table(value: object) -> dict[str, Any] | None:
+    """A mapping, also as JSON text."""
+    if isinstance(value, str):
         try:
-            number = float(value)
+            value = json.loads(value)
         except ValueError:
-            number = float("nan")
-        if kind is float and not math.isnan(number):
-            return number
-        if kind is int and number.is_integer():
-            return int(number)
-    raise ConfigError(f"{name} is {getattr(kind, '__name__', kind)}; given {value!r}")
+            return None
+    return dict(value) if isinstance(value, Mapping) and all(isinstance(k, str) for k in value) else None
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import pieray.config
+from pieray.capabilities import Capabilities
 from pieray.config import Config, from_mapping
 from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError
 from pieray.host.limits import limits_within
@@ -32,6 +33,10 @@ class Engine:
 
     def __init__(self, config: Config, controller: Any, *, owns_engine: bool, owns_ray: bool) -> None:
         self.config = config
+        self.user = "local"
+        """Who answers for what this handle launches.  Nobody checks it: who may use the cluster may say anything."""
+        self.tenant = "local"
+        """Whose names, messages, store and quota that uses."""
         self._controller = controller
         self._owns_engine = owns_engine
         self._owns_ray = owns_ray
@@ -44,8 +49,11 @@ class Engine:
     # --- inferlets -----------------------------------------------------------------------------
 
     def launch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /, *,
-               limits: Mapping[str, float] | None = None, **arguments: Any) -> Process:  # fmt: skip
+               limits: Mapping[str, float] | None = None, capabilities: Mapping[str, Any] | None = None,
+               **arguments: Any) -> Process:  # fmt: skip
         """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
+
+        `capabilities`: fields of `Capabilities`, in place of those that its manifest declares.
 
         Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON), ConfigError (a limit is unknown
         or above the engine's), EngineError (the engine is gone or full).
@@ -55,7 +63,12 @@ class Engine:
         limits_within(self.config.limits, asked)
         instance_id = f"{found.name}-{secrets.token_hex(6)}"
         text = _json({**(input or {}), **arguments})
-        message = Launch(instance_id, found.name, found.filename, found.source, found.component, text, asked)
+        granted = dict(found.capabilities if capabilities is None else capabilities)
+        from_mapping(Capabilities, granted, "capabilities.")
+        message = Launch(
+            instance_id, found.name, found.filename, found.source, found.component, text, asked, granted,
+            found.version, self.user, self.tenant,
+        )  # fmt: skip
         wire = self._ask("launch", _frame(message))
         try:
             return self._attached(instance_id, found.name, wire)

@@ -103,6 +103,12 @@ class Unsupported(PierayError):
     code, http_status, exit_code = "unsupported", 501, 2
 
 
+class RemoteFailed(PierayError):
+    """A child, or a server that was asked, failed by itself; the text is its own."""
+
+    code, http_status, exit_code = "failed", 502, 1
+
+
 class GuestFailed(PierayError):
     """The inferlet's own code raised; the text carries its traceback."""
 
@@ -149,7 +155,7 @@ ERRORS: dict[str, type[PierayError]] = {
     cls.code: cls
     for cls in (
         InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, Evicted, DeviceLost, DeadlineExceeded,
-        Cancelled, NotFound, Pending, WrongType, Unsupported, GuestFailed, GuestTrapped, ModelError,
+        Cancelled, NotFound, Pending, WrongType, Unsupported, RemoteFailed, GuestFailed, GuestTrapped, ModelError,
         ProtocolError, PeerLost, EngineError, ConfigError, PierayError,
     )
 }  # fmt: skip
@@ -157,7 +163,7 @@ ERRORS: dict[str, type[PierayError]] = {
 #: The codes of the WIT enum `error-code`, in its order.
 WIT_CODES: tuple[str, ...] = (
     "invalid", "bad-handle", "denied", "out-of-pages", "quota", "evicted", "device-lost", "deadline",
-    "cancelled", "not-found", "pending", "wrong-type", "unsupported", "internal",
+    "cancelled", "not-found", "pending", "wrong-type", "unsupported", "internal", "peer-lost", "failed",
 )  # fmt: skip
 
 

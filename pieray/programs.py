@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ class ProgramSource:
     filename: str
     source: str = ""
     component: bytes = b""
+    version: str = ""
+    capabilities: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `Capabilities`, as its manifest declares them."""
 
 
 def inferlets_folder() -> Path:

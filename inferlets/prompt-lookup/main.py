@@ -5,6 +5,7 @@ Written on the handlers alone (pages, passes, samples), to show that a decoding 
 
 from typing import Any
 
+from inferlet import chat as templates
 from inferlet import forward, kv, model, queue, session
 
 
@@ -12,7 +13,7 @@ async def main(
     prompt: str, max_tokens: int = 64, num_draft: int = 8, ngram: int = 2, chat: bool = False
 ) -> dict[str, Any]:
     """Greedy text, the same as without drafts; `num_passes` tells what the guesses saved."""
-    text = model.render_chat([{"role": "user", "content": prompt}]) if chat else prompt
+    text = templates.render([{"role": "user", "content": prompt}]) if chat else prompt
     tokens = model.tokenize(text)
     stops, end = model.stop_tokens(), len(tokens) + max_tokens
     pages = kv.alloc(-(-(end + num_draft) // kv.page_size()))

@@ -16,6 +16,7 @@ from pieray.host.device import DeviceClient
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
+from pieray.host.services import Services
 from pieray.host.session import EventLog, Sink, byte_size
 from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendText
 from pieray.transport import Connection
@@ -33,8 +34,11 @@ KEEP_ENDED_BYTES = 256 << 20
 class InferletHost:
     """All inferlets of one actor process.  Thread-safe."""
 
-    def __init__(self, config: Config, device: DeviceClient, models: ModelDirectory) -> None:
+    def __init__(
+        self, config: Config, device: DeviceClient, models: ModelDirectory, services: Services | None = None
+    ) -> None:
         self._config = config
+        self._services = services or Services()
         self._device = device
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
@@ -86,8 +90,10 @@ class InferletHost:
                 raise InvalidRequest(f"an inferlet {launch.instance_id!r} exists already")
             number = self._next_number
             self._next_number += 1
-            inferlet = Inferlet(launch, number, limits=limits, device=self._device, models=self._models,
-                                lease_pages=self._config.lease_pages, on_end=self._ended)  # fmt: skip
+            inferlet = Inferlet(
+                launch, number, limits=limits, device=self._device, models=self._models, services=self._services,
+                lease_pages=self._config.lease_pages, on_end=self._ended,
+            )  # fmt: skip
             self._inferlets[launch.instance_id] = inferlet
             self._num_live += 1
             return inferlet
@@ -168,6 +174,7 @@ class InferletHost:
         for inferlet in list(self._inferlets.values()):
             inferlet.kill(Cancelled("the engine is shutting down"))
         self._wasm.close()
+        self._services.close()
         self._device.close()
 
 

@@ -11,8 +11,10 @@ from pieray.config import Limits
 from pieray.errors import Cancelled, DeviceLost, GuestFailed, PierayError, QuotaExceeded
 from pieray.host.device import DeviceClient
 from pieray.host.handlers import GuestHandlers
+from pieray.host.limits import capabilities_of
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.outbox import Outbox
+from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox, byte_size
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
@@ -26,7 +28,7 @@ class Inferlet:
     """Thread-safe: the guest calls its handlers on a worker thread, answers come on reader threads."""
 
     def __init__(self, launch: Launch, number: int, *, limits: Limits, device: DeviceClient, models: ModelDirectory,
-                 lease_pages: int, on_end: Callable[[Inferlet], None]) -> None:  # fmt: skip
+                 services: Services, lease_pages: int, on_end: Callable[[Inferlet], None]) -> None:  # fmt: skip
         self.launch = launch
         self.number = number
         self.started_at = time.time()
@@ -43,8 +45,8 @@ class Inferlet:
                               page_wait_s=limits.page_wait_s)  # fmt: skip
         self._mailbox = Mailbox(limits, self._tickets.resolve)
         self._state = InstanceState(
-            launch.instance_id, number, limits, self._tickets, self._pages, lineage, self._outbox, self.log,
-            self._mailbox, models, TextStreams(),
+            launch, number, limits, capabilities_of(launch), services, self._tickets, self._pages, lineage,
+            self._outbox, self.log, self._mailbox, models, TextStreams(), wake=self._unpark,
         )  # fmt: skip
         self._handlers = GuestHandlers(self._state)
 
@@ -127,6 +129,7 @@ class Inferlet:
             self._retire()
 
     def _retire(self) -> None:
+        self._state.close()
         with self._state.lock:
             self._outbox.close()
         self._device.retire(self.number, lambda: self._on_end(self))

@@ -1,4 +1,4 @@
-"""The limits of one inferlet: what its client asks for, within what the engine allows."""
+"""The limits and capabilities of one inferlet: what its client asks for, within what the engine allows."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from pieray.capabilities import Capabilities
 from pieray.config import Limits, from_mapping
 from pieray.errors import ConfigError
+from pieray.messages import Launch
 
 
 def limits_within(ceiling: Limits, asked: Mapping[str, Any]) -> Limits:
@@ -26,3 +28,8 @@ def limits_within(ceiling: Limits, asked: Mapping[str, Any]) -> Limits:
         if value > most:
             raise ConfigError(f"limits.{field.name}: this engine allows at most {most}; given {value}")
     return limits
+
+
+def capabilities_of(launch: Launch) -> Capabilities:
+    """The capabilities that a launch declares; raises ConfigError for an unknown one."""
+    return from_mapping(Capabilities, launch.capabilities, "capabilities.")

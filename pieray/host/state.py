@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.outbox import Outbox, Queue
+from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
-from pieray.host.tickets import TicketTable
+from pieray.host.tickets import Kind, TicketTable
+from pieray.messages import Launch
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+
+log = logging.getLogger(__name__)
+
+
+def _nobody() -> None: ...
 
 
 @dataclass(slots=True)
 class InstanceState:
     """One inferlet.  `lock` guards pages, outbox and queues: guest and reader threads both touch them."""
 
-    instance_id: str
+    launch: Launch
     number: int
     limits: Limits
+    capabilities: Capabilities
+    services: Services
     tickets: TicketTable
     pages: PageSpace
     lineage: Lineage
@@ -33,6 +46,16 @@ class InstanceState:
     queues: dict[int, Queue] = field(default_factory=dict)
     next_queue: int = 1
     lock: threading.RLock = field(default_factory=threading.RLock)
+    wake: Callable[[], None] = _nobody
+    """Lets the guest look at its tickets again; from any thread."""
+    cancels: dict[int, Callable[[], None]] = field(default_factory=dict)
+    """By ticket of work outside of the device: what stops it, called if the guest cancels the ticket or ends."""
+    closers: list[Callable[[], None]] = field(default_factory=list)
+    """Called when the guest has ended, last first: give back what handlers hold elsewhere."""
+
+    @property
+    def instance_id(self) -> str:
+        return self.launch.instance_id
 
     def queue(self, handle: int) -> Queue:
         """The open queue behind a handle; raises BadHandle."""
@@ -40,3 +63,36 @@ class InstanceState:
             return self.queues[handle]
         except KeyError:
             raise BadHandle(f"queue {handle} is not open") from None
+
+    def begin(self, kind: Kind, cancel: Callable[[], None] | None = None) -> int:
+        """A ticket for work outside of the device, ended by `complete`; `cancel` stops that work."""
+        ticket = self.tickets.issue(kind)
+        if cancel is not None:
+            self.cancels[ticket] = cancel
+        return ticket
+
+    def complete(self, ticket: int, result: object) -> bool:
+        """The work has its result, or failed with a PierayError; from any thread.  False: the guest forgot it."""
+        self.cancels.pop(ticket, None)
+        is_wanted = self.tickets.resolve(ticket, result)
+        self.wake()
+        return is_wanted
+
+    def cancel(self, ticket: int) -> None:
+        """Stop the work behind a ticket, if there is any."""
+        if (stop := self.cancels.pop(ticket, None)) is not None:
+            stop()
+
+    def close(self) -> None:
+        """The guest has ended: stop the work outside of the device, give back what is held elsewhere."""
+        for ticket in list(self.cancels):
+            with contextlib.suppress(KeyError):
+                self._quietly(self.cancels.pop(ticket))
+        while self.closers:
+            self._quietly(self.closers.pop())
+
+    def _quietly(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:  # the others must be called all the same
+            log.exception("%s: what it held could not be given back", self.instance_id)

@@ -17,6 +17,7 @@ import numpy as np
 
 from pieray.errors import WIT_CODES, PierayError, QuotaExceeded
 from pieray.wasm import native as n
+from pieray.wasm.signatures import ENUMS
 
 Lifter = Callable[[int, int], Sequence[Any]]  # (address of the arguments, cap) -> Python values
 Encoder = Callable[[Any], bytes]
@@ -55,8 +56,7 @@ def lift_u8s(size: int, data: int, cap: int) -> bytes:
 
 def _list_lifter(dtype: str) -> Callable[[int, int, int], np.ndarray[Any, Any]]:
     def lift(size: int, data: int, cap: int) -> np.ndarray[Any, Any]:
-        if size * 4 > cap:
-            raise _too_big("list", size * 4, cap)
+        _checked_count(size, cap)
         if not size:
             return np.empty(0, dtype)
         words = np.frombuffer(string_at(data, size * n.VAL_SIZE), dtype)
@@ -66,14 +66,30 @@ def _list_lifter(dtype: str) -> Callable[[int, int, int], np.ndarray[Any, Any]]:
 
 
 def _lift_borrows(size: int, data: int, cap: int) -> list[int]:
+    _checked_count(size, cap)
+    return [] if not size else np.frombuffer(string_at(data, size * n.VAL_SIZE), "<u8")[1::4].tolist()
+
+
+def _lift_strings(size: int, data: int, cap: int) -> list[str]:
+    """The cap bounds all of the strings together."""
+    images = string_at(data, _checked_count(size, cap) * n.VAL_SIZE) if size else b""
+    texts = []
+    for i in range(size):
+        length, at = struct.unpack_from("<QQ", images, i * n.VAL_SIZE + 8)
+        texts.append(lift_string(length, at, cap))
+        cap -= length
+    return texts
+
+
+def _checked_count(size: int, cap: int) -> int:
     if size * 4 > cap:
         raise _too_big("list", size * 4, cap)
-    return [] if not size else np.frombuffer(string_at(data, size * n.VAL_SIZE), "<u8")[1::4].tolist()
+    return size
 
 
 _VECTOR_LIFTERS: dict[str, Callable[[int, int, int], Any]] = {
     "string": lift_string,
-    "log-level": lift_string,
+    "list<string>": _lift_strings,
     "enum{ipv4, ipv6}": lift_string,
     "list<u8>": lift_u8s,
     "list<borrow>": _lift_borrows,
@@ -93,7 +109,7 @@ def lifter(params: Sequence[str]) -> Lifter:
     steps: list[tuple[int, Callable[[int, int, int], Any] | None]] = []
     at = 0
     for p in params:
-        steps.append((at, None if p in _FIELDS else _VECTOR_LIFTERS[p]))
+        steps.append((at, None if p in _FIELDS else lift_string if p in ENUMS else _VECTOR_LIFTERS[p]))
         at += 1 if p in _FIELDS else 2
 
     def lift(args: int, cap: int) -> Sequence[Any]:

@@ -20,8 +20,8 @@ from pathlib import Path
 from pieray.errors import EngineError
 from pieray.guest import GUEST_ROOT
 from pieray.wasm.compiler import cache_folder
+from pieray.wit import WIT_FOLDER
 
-WIT_FOLDER = Path(__file__).resolve().parent.parent / "wit"
 WORLD = "python-runtime"
 APP = "app"
 BUILD_TIMEOUT_S = 600.0

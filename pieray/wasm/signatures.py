@@ -1,4 +1,4 @@
-"""The types of the handler API: the one table that the codecs, the checks at load and the tests share.
+"""The types of the handler API, from pieray.wit: what the codecs, the checks at load and the tests share.
 
 Types are written as in WIT, with `error` for `types.error`.  `describe` writes the types of a component
 the same way, so that a component whose imports are not exactly these is refused before it runs: the
@@ -12,15 +12,17 @@ from typing import Any
 
 from wasmtime import component as wc
 
-from pieray.errors import WIT_CODES
+from pieray.wit import Function, api
 
-PACKAGE = "pieray:inferlet"
-VERSION = "0.1.0"
+PACKAGE, VERSION = api().package, api().version
+
+#: enums of the API by name; a function's parameter of such a type is a string to Python
+ENUMS = api().enums
 
 _ALIASES = {
-    "error": f"record{{code: enum{{{', '.join(WIT_CODES)}}}, message: string}}",
+    "error": f"record{{code: enum{{{', '.join(ENUMS['error-code'])}}}, message: string}}",
     "failure": "record{kind: string, message: string, trace: string}",
-    "log-level": "enum{debug, info, warning, error}",
+    **{name: f"enum{{{', '.join(cases)}}}" for name, cases in ENUMS.items()},
 }
 
 
@@ -32,6 +34,10 @@ class Signature:
     ok: str | None
     is_fallible: bool
 
+    @classmethod
+    def of(cls, function: Function) -> Signature:
+        return cls(tuple(kind for _, kind in function.params), function.ok, function.is_fallible)
+
     def __str__(self) -> str:
         """As `describe_func` writes it."""
         params = ", ".join(_ALIASES.get(p, p) for p in self.params)
@@ -39,72 +45,10 @@ class Signature:
         return f"func({params}){result if self.is_fallible or self.ok else ''}"
 
 
-def _fallible(*params: str, ok: str | None = None) -> Signature:
-    return Signature(params, ok, is_fallible=True)
-
-
-def _plain(*params: str, ok: str | None = None) -> Signature:
-    return Signature(params, ok, is_fallible=False)
-
-
-U32S, F32S = "list<u32>", "list<f32>"
-
 #: interface -> function -> signature, in the order of pieray.wit
 HANDLERS: dict[str, dict[str, Signature]] = {
-    "tickets": {
-        "wait": _fallible(U32S, "s32", ok=U32S),
-        "take-none": _fallible("u32"),
-        "take-tokens": _fallible("u32", ok=U32S),
-        "take-floats": _fallible("u32", ok=F32S),
-        "take-text": _fallible("u32", ok="string"),
-        "take-distribution": _fallible("u32", ok=f"tuple<{U32S}, {F32S}>"),
-        "cancel": _fallible(U32S),
-    },
-    "queues": {
-        "create": _fallible("string", ok="u32"),
-        "set-priority": _fallible("u32", "s32"),
-        "flush": _fallible("u32"),
-        "synchronize": _fallible("u32", ok="u32"),
-        "close": _fallible("u32"),
-    },
-    "kv": {
-        "page-size": _plain(ok="u32"),
-        "alloc": _fallible("u32", ok=U32S),
-        "free": _fallible(U32S),
-        "fork": _fallible(U32S, ok=U32S),
-        "copy": _fallible("u32", "u32", "u32", "u32", "u32", "u32", ok="u32"),
-    },
-    "forward": {
-        "forward": _fallible("u32", U32S, "u32", U32S, U32S, U32S, ok="u32"),
-        "sample": _fallible("u32", "u32", "f32", "u32", "f32", "f32", "u64", ok="u32"),
-        "distribution": _fallible("u32", "u32", "u32", ok="u32"),
-        "logprobs": _fallible("u32", "u32", U32S, ok="u32"),
-        "logits": _fallible("u32", "u32", ok="u32"),
-    },
-    "model": {
-        "names": _plain(ok="list<string>"),
-        "info": _fallible("string", ok="string"),
-        "tokenize": _fallible("string", "string", ok=U32S),
-        "detokenize": _fallible("string", U32S, "bool", ok="string"),
-        "stop-tokens": _fallible("string", ok=U32S),
-        "render-chat": _fallible("string", "string", "bool", ok="string"),
-        "stream-open": _fallible("string", "bool", ok="u32"),
-        "stream-push": _fallible("u32", U32S, ok="string"),
-        "stream-close": _fallible("u32"),
-    },
-    "session": {
-        "send": _fallible("string"),
-        "receive": _fallible(ok="u32"),
-    },
-    "runtime": {
-        "version": _plain(ok="string"),
-        "instance-id": _plain(ok="string"),
-        "limits": _plain(ok="string"),
-        "monotonic-now": _plain(ok="u64"),
-        "wall-now": _plain(ok="u64"),
-        "random-u64": _plain(ok="u64"),
-        "log": _fallible("log-level", "string"),
-    },
+    interface.name: {function.name: Signature.of(function) for function in interface.functions}
+    for interface in api().interfaces
 }
 
 #: the exports, of which a program has one, and how many strings each takes

@@ -14,7 +14,7 @@ its `generate` are written on them.
 
 from __future__ import annotations
 
-from . import forward, kv, log, model, queue, runtime, session, tickets
+from . import chat, forward, kv, log, model, queue, runtime, session, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .context import Context
@@ -30,9 +30,11 @@ from .errors import (
     InvalidRequest,
     NotFound,
     OutOfPages,
+    PeerLost,
     Pending,
     Quota,
     QuotaExceeded,
+    RemoteFailed,
     Unsupported,
     WrongType,
 )
@@ -53,13 +55,16 @@ __all__ = [
     "InvalidRequest",
     "NotFound",
     "OutOfPages",
+    "PeerLost",
     "Pending",
     "Quota",
     "QuotaExceeded",
+    "RemoteFailed",
     "Sampler",
     "Token",
     "Unsupported",
     "WrongType",
+    "chat",
     "forward",
     "greedy",
     "kv",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import model as models
+from . import chat
 from .errors import Unsupported
 
 #: Stands for the assistant's reply, whose tokens the context has already.
@@ -35,16 +35,16 @@ class Chat:
 
     def open(self, model: str) -> tuple[str, Chat]:
         """The text that begins the assistant's turn."""
-        text = models.render_chat(self.messages, add_generation_prompt=True, model=model)
-        before = models.render_chat(self.messages, add_generation_prompt=False, model=model)
+        text = chat.render(self.messages, add_generation_prompt=True, model=model)
+        before = chat.render(self.messages, add_generation_prompt=False, model=model)
         return _rest(text, before), replace(self, is_open=True)
 
     def _difference(self, after: tuple[dict[str, Any], ...], before: tuple[dict[str, Any], ...], model: str,
                     reply: str) -> str:  # fmt: skip
-        text = models.render_chat(after, add_generation_prompt=False, model=model)
+        text = chat.render(after, add_generation_prompt=False, model=model)
         if not before:
             return text
-        start = models.render_chat(before, add_generation_prompt=bool(reply), model=model)
+        start = chat.render(before, add_generation_prompt=bool(reply), model=model)
         return _rest(text, start + reply)
 
     @property
@@ -57,6 +57,6 @@ def _rest(text: str, start: str) -> str:
     if not text.startswith(start):
         raise Unsupported(
             "this model's chat template rewrites earlier turns: render the whole conversation with "
-            "model.render_chat into a new Context"
+            "chat.render into a new Context"
         )
     return text[len(start) :]

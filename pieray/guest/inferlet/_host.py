@@ -8,23 +8,98 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 try:
     from componentize_py_types import Err
-    from wit_world.imports import forward, kv, model, queues, runtime, session, tickets
-    from wit_world.imports.types import LogLevel
+    from wit_world.imports import (
+        adapters,
+        chat,
+        children,
+        embeds,
+        forward,
+        grammar,
+        http,
+        kv,
+        mcp,
+        messaging,
+        model,
+        plans,
+        queues,
+        runtime,
+        samplers,
+        scratch,
+        session,
+        store,
+        tickets,
+    )
+    from wit_world.imports.types import Access, GrammarKind, LinkKind, LogLevel
 
     is_component = True
 except ImportError:
-    from ._outside import Err, LogLevel, forward, kv, model, queues, runtime, session, tickets
+    from ._outside import (
+        Access,
+        Err,
+        GrammarKind,
+        LinkKind,
+        LogLevel,
+        adapters,
+        chat,
+        children,
+        embeds,
+        forward,
+        grammar,
+        http,
+        kv,
+        mcp,
+        messaging,
+        model,
+        plans,
+        queues,
+        runtime,
+        samplers,
+        scratch,
+        session,
+        store,
+        tickets,
+    )
 
     is_component = False
 
-__all__ = ["Err", "LogLevel", "forward", "kv", "model", "queues", "runtime", "session", "tickets"]
+INTERFACES = (
+    "tickets", "queues", "kv", "embeds", "samplers", "forward", "plans", "grammar", "adapters", "model", "chat",
+    "session", "scratch", "messaging", "children", "http", "store", "mcp", "runtime",
+)  # fmt: skip
+
+__all__ = [
+    "Access",
+    "Err",
+    "GrammarKind",
+    "LinkKind",
+    "LogLevel",
+    "adapters",
+    "chat",
+    "children",
+    "embeds",
+    "forward",
+    "grammar",
+    "http",
+    "kv",
+    "mcp",
+    "messaging",
+    "model",
+    "plans",
+    "queues",
+    "runtime",
+    "samplers",
+    "scratch",
+    "session",
+    "store",
+    "tickets",
+]
 
 T = TypeVar("T")
-INTERFACES = ("tickets", "queues", "kv", "forward", "model", "session", "runtime")
 _caches: list[Any] = []
 
 
@@ -40,7 +115,7 @@ def install(host: Any) -> None:
     if is_component:
         raise RuntimeError("inside the component the handlers are the engine's")
     for name in INTERFACES:
-        functions = getattr(host, name)
+        functions = getattr(host, name, SimpleNamespace())
         bound = {key: getattr(functions, key) for key in dir(functions) if not key.startswith("_")}
         globals()[name].__dict__.clear()
         globals()[name].__dict__.update(bound)

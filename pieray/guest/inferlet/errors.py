@@ -101,6 +101,18 @@ class Unsupported(Error):
     code = "unsupported"
 
 
+class PeerLost(Error):
+    """The process at the other end (a broker, a child's actor, a server) is gone."""
+
+    code = "peer-lost"
+
+
+class RemoteFailed(Error):
+    """The child, or the server that was asked, failed by itself; the message is its own."""
+
+    code = "failed"
+
+
 #: The short names by which the WIT calls the two.
 Quota = QuotaExceeded
 Deadline = DeadlineExceeded

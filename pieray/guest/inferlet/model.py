@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from . import _host
@@ -39,13 +39,6 @@ def detokenize(tokens: Sequence[int], *, skip_special: bool = False, model: str 
 def stop_tokens(model: str = "") -> frozenset[int]:
     """Tokens that end a turn."""
     return frozenset(_host.model.stop_tokens(model))
-
-
-@raises
-def render_chat(messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, model: str = "") -> str:
-    """Messages ({role, content}) as the model's chat template writes them."""
-    text = json.dumps([dict(message) for message in messages], ensure_ascii=False)
-    return str(_host.model.render_chat(model, text, add_generation_prompt))
 
 
 class TextStream:

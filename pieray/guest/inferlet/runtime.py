@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from . import _host
+from .errors import raises
 
 
 def version() -> str:
@@ -16,6 +17,36 @@ def version() -> str:
 def instance_id() -> str:
     """The id of this inferlet."""
     return str(_host.runtime.instance_id())
+
+
+def program() -> str:
+    """name@version of this inferlet's program."""
+    return str(_host.runtime.program())
+
+
+def user() -> str:
+    """Who answers for this inferlet."""
+    return str(_host.runtime.user())
+
+
+def tenant() -> str:
+    """Whose names, messages, store and quota this inferlet uses."""
+    return str(_host.runtime.tenant())
+
+
+def parent() -> str:
+    """Id of the inferlet that launched this one, or ""."""
+    return str(_host.runtime.parent())
+
+
+def arguments() -> dict[str, Any]:
+    """What this inferlet was launched with."""
+    return dict(json.loads(_host.runtime.input()))
+
+
+def capabilities() -> dict[str, Any]:
+    """What this inferlet may reach beyond itself and its model."""
+    return dict(json.loads(_host.runtime.capabilities()))
 
 
 def limits() -> dict[str, Any]:
@@ -36,6 +67,12 @@ def monotonic() -> float:
 def random_u64() -> int:
     """64 random bits."""
     return int(_host.runtime.random_u64())
+
+
+@raises
+def seed(seed: int) -> None:
+    """From here on `random_u64`, and with it `random` and unseeded samplers, repeat what follows this seed."""
+    _host.runtime.seed(seed)
 
 
 def random() -> float:

@@ -5,17 +5,47 @@ give the guest a typed error.  Nothing here blocks: the single blocking point, `
 host's, built on `tickets_flush` and `tickets_ready`.
 """
 
+from pieray.host.handlers.adapters import AdapterHandlers
+from pieray.host.handlers.chat import ChatHandlers
+from pieray.host.handlers.children import ChildrenHandlers
+from pieray.host.handlers.embeds import EmbedsHandlers
 from pieray.host.handlers.forward import ForwardHandlers
+from pieray.host.handlers.grammar import GrammarHandlers
+from pieray.host.handlers.http import HttpHandlers
 from pieray.host.handlers.kv import KvHandlers
+from pieray.host.handlers.mcp import McpHandlers
+from pieray.host.handlers.messaging import MessagingHandlers
 from pieray.host.handlers.model import ModelHandlers
+from pieray.host.handlers.plans import PlanHandlers
 from pieray.host.handlers.queues import QueueHandlers
 from pieray.host.handlers.runtime import RuntimeHandlers
+from pieray.host.handlers.samplers import SamplerHandlers
+from pieray.host.handlers.scratch import ScratchHandlers
 from pieray.host.handlers.session import SessionHandlers
+from pieray.host.handlers.store import StoreHandlers
 from pieray.host.handlers.tickets import TicketHandlers
 
 
 class GuestHandlers(
-    TicketHandlers, QueueHandlers, KvHandlers, ForwardHandlers, ModelHandlers, SessionHandlers, RuntimeHandlers
+    TicketHandlers,
+    QueueHandlers,
+    KvHandlers,
+    EmbedsHandlers,
+    SamplerHandlers,
+    ForwardHandlers,
+    PlanHandlers,
+    GrammarHandlers,
+    AdapterHandlers,
+    ModelHandlers,
+    ChatHandlers,
+    SessionHandlers,
+    ScratchHandlers,
+    MessagingHandlers,
+    ChildrenHandlers,
+    HttpHandlers,
+    StoreHandlers,
+    McpHandlers,
+    RuntimeHandlers,
 ):
     """Every handler of one inferlet."""
 

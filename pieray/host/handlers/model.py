@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
-from pieray.errors import InvalidRequest, QuotaExceeded
+from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import U32, HandlerGroup
 
 
@@ -20,7 +19,7 @@ class ModelHandlers(HandlerGroup):
 
     def model_tokenize(self, model: str, text: str) -> Sequence[int]:
         found = self._state.models.get(model)
-        self._check_size(text)
+        self._check_text_size(text)
         return found.tokenizer.encode(text)
 
     def model_detokenize(self, model: str, tokens: U32, skip_special: bool) -> str:
@@ -30,22 +29,6 @@ class ModelHandlers(HandlerGroup):
 
     def model_stop_tokens(self, model: str) -> Sequence[int]:
         return self._state.models.get(model).tokenizer.eos_ids
-
-    def model_render_chat(self, model: str, messages: str, add_generation_prompt: bool) -> str:
-        self._check_size(messages)
-        try:
-            parsed = json.loads(messages)
-        except ValueError as error:
-            raise InvalidRequest(f"messages is a JSON list of {{role, content}}: {error}") from None
-        if not isinstance(parsed, list) or not all(isinstance(m, dict) for m in parsed):
-            raise InvalidRequest(f"messages is a JSON list of {{role, content}}; given {type(parsed).__name__}")
-        tokenizer = self._state.models.get(model).tokenizer
-        return tokenizer.render_chat(parsed, add_generation_prompt=add_generation_prompt)
-
-    def _check_size(self, text: str) -> None:
-        limit, size = self._state.limits.tokenize_bytes, len(text)
-        if size > limit:
-            raise QuotaExceeded(f"tokenize_bytes: the limit is {limit} in one call; given {size}")
 
     def model_stream_open(self, model: str, skip_special: bool) -> int:
         state = self._state

@@ -6,12 +6,13 @@ import codecs
 import dataclasses
 import json
 import os
+import random
 import time
 
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.state import InstanceState
-
-API_VERSION = "0.1.0"
+from pieray.host.tickets import Kind
+from pieray.wit import api
 
 
 class RuntimeHandlers(HandlerGroup):
@@ -19,13 +20,33 @@ class RuntimeHandlers(HandlerGroup):
 
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
+        self._random: random.Random | None = None
         self._printed = {fd: _Lines() for fd in (1, 2)}
 
     def runtime_version(self) -> str:
-        return API_VERSION
+        return api().version
 
     def runtime_instance_id(self) -> str:
         return self._state.instance_id
+
+    def runtime_program(self) -> str:
+        launch = self._state.launch
+        return f"{launch.name}@{launch.version}" if launch.version else launch.name
+
+    def runtime_user(self) -> str:
+        return self._state.launch.user
+
+    def runtime_tenant(self) -> str:
+        return self._state.launch.tenant
+
+    def runtime_parent(self) -> str:
+        return self._state.launch.parent
+
+    def runtime_input(self) -> str:
+        return self._state.launch.input
+
+    def runtime_capabilities(self) -> str:
+        return json.dumps(dataclasses.asdict(self._state.capabilities))
 
     def runtime_limits(self) -> str:
         state = self._state
@@ -44,8 +65,20 @@ class RuntimeHandlers(HandlerGroup):
     def runtime_wall_now(self) -> int:
         return time.time_ns()
 
+    def runtime_sleep(self, ms: int) -> int:
+        state = self._state
+        ticket = state.begin(Kind.NONE)
+        timer = state.services.timers.at(time.monotonic() + ms / 1e3, lambda: state.complete(ticket, None))
+        state.cancels[ticket] = timer.cancel
+        return ticket
+
     def runtime_random_u64(self) -> int:
+        if self._random is not None:
+            return self._random.getrandbits(64)
         return int.from_bytes(os.urandom(8), "little")
+
+    def runtime_seed(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - repeatable, not secret
 
     def runtime_log(self, level: str, message: str) -> None:
         self._state.log.log(level, message)

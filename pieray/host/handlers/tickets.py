@@ -54,6 +54,8 @@ class TicketHandlers(HandlerGroup):
                 state.mailbox.cancel(ticket)
                 for queue in state.queues.values():
                     queue.syncs.pop(ticket, None)
+        for ticket in asked:
+            state.cancel(ticket)
         state.tickets.drop(asked)
 
     def _take(self, ticket: int, kind: Kind) -> Any:

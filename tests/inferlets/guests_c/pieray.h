@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 #define PIERAY_IMPORT(interface, function) \
-  __attribute__((import_module("pieray:inferlet/" interface "@0.1.0"), import_name(function))) extern
+  __attribute__((import_module("pieray:inferlet/" interface "@0.2.0"), import_name(function))) extern
 #define PIERAY_EXPORT(name) __attribute__((export_name(name)))
 
 typedef struct { char *data; uint32_t size; } text;
@@ -76,8 +76,9 @@ PIERAY_IMPORT("model", "tokenize") void model_tokenize(const char *, uint32_t, c
 PIERAY_IMPORT("model", "detokenize")
 void model_detokenize(const char *, uint32_t, const uint32_t *, uint32_t, uint32_t skip_special, result *);
 PIERAY_IMPORT("model", "stop-tokens") void model_stop_tokens(const char *, uint32_t, result *);
-PIERAY_IMPORT("model", "render-chat")
-void model_render_chat(const char *, uint32_t, const char *, uint32_t, uint32_t add_prompt, result *);
+PIERAY_IMPORT("chat", "render")
+void chat_render(const char *model, uint32_t, const char *messages, uint32_t, const char *tools, uint32_t,
+                 uint32_t add_prompt, result *);
 PIERAY_IMPORT("model", "stream-open") void model_stream_open(const char *, uint32_t, uint32_t skip_special, result *);
 PIERAY_IMPORT("model", "stream-push") void model_stream_push(uint32_t, const uint32_t *, uint32_t, result *);
 PIERAY_IMPORT("model", "stream-close") void model_stream_close(uint32_t, result *);

@@ -20,6 +20,7 @@ from typing import Any
 
 import fake_model as lm
 
+from inferlet._host import INTERFACES
 from pieray.errors import BadHandle, InvalidRequest, Pending, PierayError, QuotaExceeded, WrongType
 
 
@@ -318,7 +319,7 @@ class FakeHost:
     def model_stop_tokens(self, model: str) -> list[int]:
         return [lm.END]
 
-    def model_render_chat(self, model: str, messages: str, add_generation_prompt: bool) -> str:
+    def chat_render(self, model: str, messages: str, tools: str, add_generation_prompt: bool) -> str:
         return lm.render_chat(messages, add_generation_prompt)
 
     def model_stream_open(self, model: str, skip_special: bool) -> int:
@@ -342,7 +343,7 @@ class FakeHost:
         return ticket
 
     def runtime_version(self) -> str:
-        return "0.1.0"
+        return "0.2.0"
 
     def runtime_instance_id(self) -> str:
         return "fake-1"
@@ -394,7 +395,7 @@ def interfaces(host: FakeHost, err: type[Exception]) -> SimpleNamespace:
     grouped: dict[str, dict[str, Any]] = {}
     for name in dir(host):
         interface, _, function = name.partition("_")
-        if function and interface in ("tickets", "queues", "kv", "forward", "model", "session", "runtime"):
+        if function and interface in INTERFACES:
             grouped.setdefault(interface, {})[function] = bound(getattr(host, name), name)
     return SimpleNamespace(**{interface: SimpleNamespace(**found) for interface, found in grouped.items()})
 

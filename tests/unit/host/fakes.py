@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
+from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.host.handlers import GuestHandlers
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel, TextStreams
 from pieray.host.outbox import Outbox
+from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
-from pieray.messages import Completed, Failed, Forward, Message
+from pieray.messages import Completed, Failed, Forward, Launch, Message
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
@@ -56,7 +58,10 @@ class FakeDevice:
 class Bench:
     """One inferlet's handlers over a fake device."""
 
-    def __init__(self, limits: Limits | None = None, lease_pages: int = 4) -> None:
+    def __init__(
+        self, limits: Limits | None = None, lease_pages: int = 4, capabilities: Capabilities | None = None
+    ) -> None:
+        self.services = Services()
         self.limits = limits or Limits()
         self.device = FakeDevice()
         info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 64, "float32", "cpu")
@@ -67,8 +72,11 @@ class Bench:
         self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0)
         self.log = EventLog("it", self.limits)
         self.mailbox = Mailbox(self.limits, self.tickets.resolve)
-        self.state = InstanceState("it", NUMBER, self.limits, self.tickets, self.pages, lineage, self.outbox, self.log,
-                                   self.mailbox, directory, TextStreams())  # fmt: skip
+        self.state = InstanceState(
+            Launch("it", "it", "it.py", "def main(): ...", b"", "{}", {}), NUMBER, self.limits,
+            capabilities or Capabilities(), self.services,
+            self.tickets, self.pages, lineage, self.outbox, self.log, self.mailbox, directory, TextStreams(),
+        )  # fmt: skip
         self.handlers = GuestHandlers(self.state)
 
     def forwards(self) -> list[Forward]:

@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 from pieray import messages as protocol
 from pieray.errors import ConfigError, InvalidRequest, ProtocolError
 from pieray.messages import Forward, Message, decode, encode
+from pieray.messages import frame as message_frame
 from pieray.transport import Endpoint, SocketOptions
 from pieray.transport import frames as frames_module
 from pieray.transport.frames import FrameQueue, frames_of, joined, split
 
-CLASSES = list(protocol._KINDS.values())
+CLASSES = list(message_frame._KINDS.values())
 OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(-(2**63), 2**64 - 1),
     str: st.text(max_size=20),
     bytes: st.binary(max_size=200),
     float: st.floats(allow_nan=False),
+    dict[str, Any]: st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers(-9, 9), max_size=3),
     dict[str, float]: st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False), max_size=3),
     typing.Any: st.none() | st.binary(max_size=20) | st.text(max_size=5) | st.lists(st.binary(max_size=9), max_size=2),
     list[protocol.Output]: st.lists(st.lists(st.integers(0, 99) | st.floats(0, 1) | st.binary(max_size=9), max_size=8)),

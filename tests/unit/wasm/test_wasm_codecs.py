@@ -116,7 +116,7 @@ def test_the_table_equals_the_imports_of_a_real_component():
         items = extern.ty.exports(engine).items()
         functions = {item: describe_func(e.ty) for item, e in items if isinstance(e.ty, wc.FuncType)}
         if functions:
-            found[name.removeprefix("pieray:inferlet/").removesuffix("@0.1.0")] = functions
+            found[name.removeprefix("pieray:inferlet/").removesuffix("@0.2.0")] = functions
     assert found == {i: {f: str(s) for f, s in functions.items()} for i, functions in HANDLERS.items()}
 
 

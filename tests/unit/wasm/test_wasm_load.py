@@ -71,7 +71,7 @@ def test_garbage_behind_the_magic_is_invalid(host, cache):
 
 
 @pytest.mark.parametrize("name", [
-    "wasi:http/outgoing-handler@0.2.0", "pieray:inferlet/kv@0.2.0", "pieray:inferlet/gpu@0.1.0", "evil:host/exec",
+    "wasi:http/outgoing-handler@0.2.0", "pieray:inferlet/kv@0.9.0", "pieray:inferlet/gpu@0.2.0", "evil:host/exec",
 ])  # fmt: skip
 def test_other_imports_are_refused_by_name(host, name):
     with pytest.raises(InvalidRequest, match=f"it imports {name}"):
@@ -86,14 +86,14 @@ def test_a_bare_function_import_is_refused(host):
 def test_an_import_with_another_type_is_refused(host):
     """The codecs read by position: a guest that lies about types would read or write the host's memory."""
     function = '(export "page-size" (func (param "x" string) (result u64)))'
-    imports = f'(import "pieray:inferlet/kv@0.1.0" (instance {function}))'
+    imports = f'(import "pieray:inferlet/kv@0.2.0" (instance {function}))'
     with pytest.raises(InvalidRequest, match=r"kv#page-size as func\(string\) -> u64; it is func\(\) -> u32"):
         host.load(component(imports), "liar")
 
 
 def test_a_function_that_the_api_has_not_is_refused(host):
-    with pytest.raises(InvalidRequest, match="kv#steal, which is not in version 0.1.0"):
-        host.load(component('(import "pieray:inferlet/kv@0.1.0" (instance (export "steal" (func))))'), "it")
+    with pytest.raises(InvalidRequest, match="kv#steal, which is not in version 0.2.0"):
+        host.load(component('(import "pieray:inferlet/kv@0.2.0" (instance (export "steal" (func))))'), "it")
 
 
 def test_a_wasi_function_with_other_parameters_is_refused(host):

@@ -137,8 +137,8 @@ class FakeHandlers:
     def model_stop_tokens(self, model: str):
         return [STOP]
 
-    def model_render_chat(self, model, messages, add_generation_prompt) -> str:
-        self.calls.append(("render_chat", (model, messages, add_generation_prompt)))
+    def chat_render(self, model, messages, tools, add_generation_prompt) -> str:
+        self.calls.append(("render", (model, messages, tools, add_generation_prompt)))
         return messages
 
     def model_stream_open(self, model, skip_special) -> int:
@@ -161,7 +161,7 @@ class FakeHandlers:
         return self.issue()
 
     def runtime_version(self) -> str:
-        return "0.1.0"
+        return "0.2.0"
 
     def runtime_instance_id(self) -> str:
         return "i-1"

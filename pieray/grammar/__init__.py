@@ -1,0 +1,1 @@
+"""Grammars: which tokens may come next.  Compiled by llguidance, off the step loop, cached per tenant."""

@@ -1,0 +1,24 @@
+"""Conversations, as the model's own chat template writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from . import _host
+from .errors import raises
+
+
+@raises
+def render(
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    add_generation_prompt: bool = True,
+    model: str = "",
+) -> str:
+    """Messages ({role, content}) as the model's chat template writes them, with the `tools` it may call."""
+    text = json.dumps([dict(message) for message in messages], ensure_ascii=False)
+    offered = json.dumps([dict(tool) for tool in tools], ensure_ascii=False) if tools else ""
+    return str(_host.chat.render(model, text, offered, add_generation_prompt))

@@ -1,0 +1,54 @@
+"""InferletActor -> Batcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from pieray.messages.frame import Message, register
+
+#: Outputs of a pass, each `[ticket, tag, row, ...]`; the value of its Completed is given here.
+SAMPLE = 0  # [ticket, 0, row, temperature, top_k, top_p, min_p, seed] -> u32[1]
+DISTRIBUTION = 1  # [ticket, 1, row, k] -> [u32[k], f32[k]]
+LOGPROBS = 2  # [ticket, 2, row, u32 bytes] -> f32[n]
+LOGITS = 3  # [ticket, 3, row] -> f32[vocab]
+
+Output: TypeAlias = list[Any]
+
+
+@register(10)
+@dataclass(frozen=True, slots=True)
+class Forward(Message):
+    """Run tokens on top of `kv_len` tokens of KV, and write their KV behind those."""
+
+    ticket: int
+    inferlet: int  # the sender's number for the inferlet: order and priority are kept per (inferlet, queue)
+    queue: int
+    priority: int
+    pages: bytes  # u32: physical pages, in order
+    kv_len: int
+    tokens: bytes  # u32
+    positions: bytes  # u32, or b"": kv_len, kv_len + 1, ...
+    mask: bytes  # packed bits [tokens, kv_len + tokens], or b"": causal
+    outputs: list[Output]
+
+
+@register(11)
+@dataclass(frozen=True, slots=True)
+class CopyTokens(Message):
+    """Copy KV of token ranges between pages, in all layers."""
+
+    ticket: int
+    inferlet: int
+    queue: int
+    priority: int
+    copies: list[list[int]]  # [source page, offset, destination page, offset, count]
+
+
+@register(12)
+@dataclass(frozen=True, slots=True)
+class CancelInferlet(Message):
+    """Drop what the inferlet has queued; answered (Completed, None) when no step touches its pages any more."""
+
+    ticket: int
+    inferlet: int

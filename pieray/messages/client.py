@@ -1,0 +1,70 @@
+"""Client <-> InferletActor, and the launch that the Controller passes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pieray.messages.frame import Message, register
+
+
+@register(40)
+@dataclass(frozen=True, slots=True)
+class Attach(Message):
+    """Stream the inferlet's events to this connection, from number `cursor` on."""
+
+    ticket: int
+    instance_id: str
+    cursor: int
+
+
+@register(41)
+@dataclass(frozen=True, slots=True)
+class SendText(Message):
+    """A message of the client to the inferlet."""
+
+    ticket: int
+    instance_id: str
+    text: str
+
+
+@register(42)
+@dataclass(frozen=True, slots=True)
+class Kill(Message):
+    """End the inferlet now; its result becomes `cancelled`."""
+
+    ticket: int
+    instance_id: str
+    reason: str
+
+
+@register(43)
+@dataclass(frozen=True, slots=True)
+class Event(Message):
+    """One thing an inferlet did, numbered from 0."""
+
+    instance_id: str
+    number: int
+    kind: str  # "text", "log", "result", "error"; the last two end the stream
+    payload: str  # text; "log": "level: text"; "result": JSON; "error": JSON {code, message}
+
+
+
+@register(50)
+@dataclass(frozen=True, slots=True)
+class Launch(Message):
+    """Start an inferlet; travels in a Ray call."""
+
+    instance_id: str
+    name: str  # of the program, for people
+    filename: str  # shown in tracebacks
+    source: str  # Python source, or "" when `component` is given
+    component: bytes  # a wasm component, or b""
+    input: str  # JSON
+    limits: dict[str, float]  # fields of Limits that differ from the engine's defaults
+    capabilities: dict[str, Any] = field(default_factory=dict)  # fields of Capabilities; absent ones are denied
+    version: str = ""  # of the program
+    user: str = "local"  # who answers for it, as the client says
+    tenant: str = "local"  # whose names, messages, store and quota it uses
+    parent: str = ""  # instance id of the inferlet that launches this one, or ""
+    depth: int = 0  # 0 for a client's own, else its parent's + 1

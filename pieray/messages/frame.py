@@ -1,0 +1,80 @@
+"""The one frame format, and the registry of messages.
+
+A frame is msgpack `[SCHEMA, [message, ...]]`; a message is `[kind, field, ...]` in the order of its
+dataclass.  Messages carry diffs, never state; arrays travel as little-endian bytes (`u32`, `f32`).
+Nothing here is ever pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, ClassVar, TypeVar
+
+import msgpack
+
+from pieray.errors import ProtocolError
+
+SCHEMA = 1
+MAX_FRAME_BYTES = 64 << 20
+
+M = TypeVar("M", bound="Message")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of all messages; subclasses are registered by their `KIND`."""
+
+    KIND: ClassVar[int] = 0
+
+
+_KINDS: dict[int, type[Message]] = {}
+_FIELDS: dict[type[Message], Callable[[Any], tuple[Any, ...]]] = {}
+_NUM_FIELDS: dict[int, int] = {}
+
+
+def register(kind: int) -> Callable[[type[M]], type[M]]:
+    def add(cls: type[M]) -> type[M]:
+        if kind in _KINDS:
+            raise AssertionError(f"message kind {kind} is {_KINDS[kind].__name__} already")
+        cls.KIND = kind
+        names = [f.name for f in dataclasses.fields(cls)]
+        _KINDS[kind], _NUM_FIELDS[kind] = cls, len(names)
+        getter: Any = attrgetter(*names)
+        _FIELDS[cls] = getter if len(names) > 1 else (lambda m: (getter(m),))
+        return cls
+
+    return add
+
+
+def encode(messages: Sequence[Message]) -> bytes:
+    """One frame of the messages, without any length prefix (that is the transport's)."""
+    body = [[m.KIND, *_FIELDS[type(m)](m)] for m in messages]
+    return typing.cast(bytes, msgpack.packb([SCHEMA, body]))
+
+
+def decode(frame: bytes | memoryview) -> list[Message]:
+    """The messages of a frame.  Raises ProtocolError for anything but a well-formed frame of this schema."""
+    try:
+        schema, body = msgpack.unpackb(frame, strict_map_key=True)
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"a frame of {len(frame)} bytes is not msgpack [schema, messages]: {error}") from error
+    if schema != SCHEMA:
+        raise ProtocolError(f"schema {SCHEMA} is spoken here; the peer sent {schema!r}")
+    try:
+        return [_message(item) for item in body]
+    except (TypeError, IndexError, KeyError) as error:
+        raise ProtocolError(f"malformed message in a frame: {error!r}") from error
+
+
+def _message(item: Any) -> Message:
+    kind, *fields = item
+    cls = _KINDS.get(kind)
+    if cls is None:
+        raise ProtocolError(f"message kind {kind!r} is unknown; known: {sorted(_KINDS)}")
+    if len(fields) != _NUM_FIELDS[kind]:
+        raise ProtocolError(f"{cls.__name__} has {_NUM_FIELDS[kind]} fields; the peer sent {len(fields)}")
+    return cls(*fields)
