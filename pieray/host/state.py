@@ -7,12 +7,15 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle
 from pieray.host.models import ModelDirectory, TextStreams
+from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox, Queue
+from pieray.host.samplers import GREEDY, SamplerSpec
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.tickets import Kind, TicketTable
@@ -46,12 +49,29 @@ class InstanceState:
     queues: dict[int, Queue] = field(default_factory=dict)
     next_queue: int = 1
     lock: threading.RLock = field(default_factory=threading.RLock)
+    samplers: Opened[SamplerSpec] = field(init=False)
+    matchers: Opened[Any] = field(init=False)
+    adapters: Opened[int] = field(init=False)
+    """By handle, the batcher's number for the adapter."""
     wake: Callable[[], None] = _nobody
     """Lets the guest look at its tickets again; from any thread."""
     cancels: dict[int, Callable[[], None]] = field(default_factory=dict)
     """By ticket of work outside of the device: what stops it, called if the guest cancels the ticket or ends."""
     closers: list[Callable[[], None]] = field(default_factory=list)
     """Called when the guest has ended, last first: give back what handlers hold elsewhere."""
+
+    def __post_init__(self) -> None:
+        self.samplers = Opened("sampler", "plans", self.limits.plans)
+        self.matchers = Opened("matcher", "plans", self.limits.plans)
+        self.adapters = Opened("adapter", "plans", self.limits.plans)
+
+    def sampler(self, handle: int) -> SamplerSpec:
+        """The chain behind a sampler handle, greedy for 0; raises BadHandle."""
+        return self.samplers.get(handle) if handle else GREEDY
+
+    def adapter(self, handle: int) -> int:
+        """The batcher's number behind an adapter handle, 0 for 0; raises BadHandle."""
+        return self.adapters.get(handle) if handle else 0
 
     @property
     def instance_id(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pieray.messages.frame import Message, register
@@ -31,6 +31,8 @@ class Forward(Message):
     positions: bytes  # u32, or b"": kv_len, kv_len + 1, ...
     mask: bytes  # packed bits [tokens, kv_len + tokens], or b"": causal
     outputs: list[Output]
+    adapter: int = 0  # the batcher's number for a LoRA adapter; 0: none
+    embeds: list[bytes] = field(default_factory=list)  # [rows u32, values f32]: rows that are embeddings, not tokens
 
 
 @register(11)

@@ -28,6 +28,7 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     dict[str, float]: st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False), max_size=3),
     typing.Any: st.none() | st.binary(max_size=20) | st.text(max_size=5) | st.lists(st.binary(max_size=9), max_size=2),
     list[protocol.Output]: st.lists(st.lists(st.integers(0, 99) | st.floats(0, 1) | st.binary(max_size=9), max_size=8)),
+    list[bytes]: st.lists(st.binary(max_size=9), max_size=2),
     list[list[int]]: st.lists(st.lists(st.integers(0, 2**32), min_size=5, max_size=5), max_size=4),
 }
 
