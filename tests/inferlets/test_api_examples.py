@@ -1,0 +1,41 @@
+"""Every example of docs/api.md runs on the embedded model, and the page is what the WIT and the notes say."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+
+from pieray.engine import Engine
+from pieray.programs import ProgramSource
+from pieray.wit import Interface, api
+from tools import apidoc
+
+PRELUDE = "\n".join(apidoc.PRELUDE)
+CAPABILITIES = {"messaging": True, "store": True, "children": True, "mcp": ["*"]}
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert apidoc.fresh_page(), "python -m tools.apidoc"
+
+
+def program(interface: Interface) -> str:
+    """An inferlet that runs all examples of an interface, each by itself, and returns how they went."""
+    parts = ["import traceback", "from inferlet import *", "RUN = {}"]
+    for name, note in apidoc.notes_of(interface).items():
+        body = textwrap.indent(f"{PRELUDE}\n{note.example}", "    ")
+        parts.append(f"async def example():\n{body}\n\nRUN[{name!r}] = example")
+    parts.append(
+        "async def main():\n    found = {}\n    for name, run in RUN.items():\n        try:\n            await run()\n"
+        "            found[name] = 'ok'\n        except Exception:\n            found[name] = traceback.format_exc()\n"
+        "    return found"
+    )
+    return "\n\n".join(parts)
+
+
+@pytest.mark.parametrize("interface", api().interfaces, ids=lambda i: i.name)
+def test_examples_run(engine: Engine, interface: Interface) -> None:
+    source = ProgramSource("examples", f"{interface.name}.py", program(interface))
+    found = engine.launch(source, capabilities=CAPABILITIES).result(timeout=120)
+    failed = {name: text for name, text in found.items() if text != "ok"}
+    assert not failed, "\n".join(f"{name}: {text}" for name, text in failed.items())
