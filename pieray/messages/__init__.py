@@ -1,5 +1,6 @@
 """Every message that crosses a process, by who talks to whom, and the one frame format."""
 
+from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
 from pieray.messages.batcher import (
     DISTRIBUTION,
     LOGITS,
@@ -20,6 +21,7 @@ __all__ = [
     "LOGITS",
     "LOGPROBS",
     "MAX_FRAME_BYTES",
+    "PRIVATE",
     "SAMPLE",
     "SCHEMA",
     "Attach",
@@ -34,12 +36,14 @@ __all__ = [
     "Kill",
     "Launch",
     "LeasePages",
+    "LoadAdapter",
     "Message",
     "Output",
     "PeerFenced",
     "ReclaimSpare",
     "ReleasePages",
     "SendText",
+    "UnloadAdapter",
     "Welcome",
     "decode",
     "encode",

@@ -20,7 +20,9 @@ _TOKEN = struct.Struct("<I")
 def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size: int) -> ForwardItem:
     """Tokens `[start, start + num_tokens)` of the command, on top of those before."""
     if num_tokens == command.num_tokens:
-        return ForwardItem(command.pages, command.kv_len, command.tokens, command.positions, command.mask)
+        return ForwardItem(
+            command.pages, command.kv_len, command.tokens, command.positions, command.mask, adapter=command.adapter
+        )
     kv_len, stop = command.kv_len + start, start + num_tokens
     return ForwardItem(
         command.pages[: -(-(kv_len + num_tokens) // page_size)],
@@ -28,6 +30,7 @@ def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size
         command.tokens[start:stop],
         command.positions[start:stop],
         None if command.mask is None else _mask_rows(command, start, stop),
+        adapter=command.adapter,
     )
 
 
