@@ -59,6 +59,10 @@ class Command:
             [list(c) for c in self.prepared.copies],
         )  # fmt: skip
 
+    def settled(self, result: object) -> object:
+        """What the ticket yields, of the batcher's answer or an error."""
+        return result
+
 
 class Pass(Command):
     """A forward pass and the outputs asked of it."""
@@ -230,7 +234,7 @@ class Outbox:
 
     def _settle(self, command: Command, result: object) -> None:
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
-        self._tickets.resolve(command.ticket, result)
+        self._tickets.resolve(command.ticket, command.settled(result))
         if isinstance(command, Pass):
             self.passes.pop(command.ticket, None)
             if isinstance(result, PierayError):

@@ -111,6 +111,8 @@ class AdapterDesk:
         except Exception as error:
             log.exception("an adapter could not be loaded")
             answer = Failed(message.ticket, "internal", f"{type(error).__name__}: {error}")
+        with self._lock:
+            self._coming.get(lane, set()).discard(message.ticket)
         self.send([(lane[0], answer)])
 
     def _load_own(self, lane: LaneKey, message: LoadAdapter) -> None:
@@ -119,9 +121,7 @@ class AdapterDesk:
         file = AdapterFile(message.name, message.data, message.alpha)
         adapter = self._admitted(file, lane, message.max_bytes)
         with self._lock:
-            coming = self._coming.get(lane, set())
-            if message.ticket in coming:  # else the inferlet has ended meanwhile
-                coming.discard(message.ticket)
+            if message.ticket in self._coming.get(lane, ()):  # else the inferlet has ended meanwhile
                 self._own.setdefault(lane, {})[message.adapter] = adapter
 
     def _admitted(self, file: AdapterFile, lane: LaneKey | None, max_bytes: int) -> LoraAdapter:
