@@ -2,9 +2,12 @@
 
 from pieray.messages.batcher import (
     DISTRIBUTION,
+    ENTROPY,
+    HIDDEN,
     LOGITS,
     LOGPROBS,
     SAMPLE,
+    SAMPLE_WITH,
     CancelInferlet,
     CopyTokens,
     Forward,
@@ -17,10 +20,13 @@ from pieray.messages.opening import Completed, Failed, Hello, Welcome
 
 __all__ = [
     "DISTRIBUTION",
+    "ENTROPY",
+    "HIDDEN",
     "LOGITS",
     "LOGPROBS",
     "MAX_FRAME_BYTES",
     "SAMPLE",
+    "SAMPLE_WITH",
     "SCHEMA",
     "Attach",
     "CancelInferlet",
