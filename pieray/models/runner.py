@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pieray.adapters import AdapterFile
 from pieray.errors import InvalidRequest, ModelError, PierayError
 from pieray.models import batch, sampler
 from pieray.models.batch import ForwardItem
@@ -19,6 +20,7 @@ from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
 from pieray.models.kv_pool import KvPool, TokenRange
+from pieray.models.lora import LoraAdapter
 from pieray.models.sampler import Bias, SamplingParams
 from pieray.models.weights import load_weights
 
@@ -129,11 +131,16 @@ class ModelRunner:
                 good.append(index)
             except InvalidRequest as error:
                 results[index] = error
+        good.sort(key=lambda i: 0 if (adapter := items[i].adapter) is None else adapter.serial)
         for index, result in zip(
             good, self._compute([items[i] for i in good], [outputs[i] for i in good]), strict=True
         ):
             results[index] = result
         return results
+
+    def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
+        """An adapter for this model, to be given with items; see `read_lora`.  From any thread."""
+        return self.decoder.adapt(file, max_bytes)
 
     def copy_tokens(self, ranges: Sequence[TokenRange]) -> None:
         """See `KvPool.copy_tokens`."""
