@@ -67,7 +67,7 @@ class Command:
 class Pass(Command):
     """A forward pass and the outputs asked of it."""
 
-    __slots__ = ("kv_len", "mask", "num_tokens", "open_outputs", "outputs", "positions", "tokens")
+    __slots__ = ("kv_len", "mask", "num_tokens", "open_outputs", "output_bytes", "outputs", "positions", "tokens")
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared, kv_len: int, tokens: bytes, positions: bytes,
                  mask: bytes) -> None:  # fmt: skip
@@ -79,6 +79,7 @@ class Pass(Command):
         self.mask = mask
         self.outputs: list[Output] = []
         self.open_outputs: set[int] = set()
+        self.output_bytes = 0  # of lists that travel with them
 
     def message(self, inferlet: int) -> Message:
         for output in self.outputs:

@@ -3,9 +3,12 @@
 from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
 from pieray.messages.batcher import (
     DISTRIBUTION,
+    ENTROPY,
+    HIDDEN,
     LOGITS,
     LOGPROBS,
     SAMPLE,
+    SAMPLE_WITH,
     CancelInferlet,
     CopyTokens,
     Forward,
@@ -18,11 +21,14 @@ from pieray.messages.opening import Completed, Failed, Hello, Welcome
 
 __all__ = [
     "DISTRIBUTION",
+    "ENTROPY",
+    "HIDDEN",
     "LOGITS",
     "LOGPROBS",
     "MAX_FRAME_BYTES",
     "PRIVATE",
     "SAMPLE",
+    "SAMPLE_WITH",
     "SCHEMA",
     "Attach",
     "CancelInferlet",

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import InvalidRequest
-from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, CopyTokens, Forward
+from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, SAMPLE_WITH, CopyTokens, Forward
 
 U32 = npt.NDArray[np.uint32]
 LaneKey: TypeAlias = tuple[str, int]  # peer_id, inferlet
 Slots: TypeAlias = dict[int, int]  # page: bits of its slots
 
-NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3}
+NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3, SAMPLE_WITH: 4}
 
 
 class Command:

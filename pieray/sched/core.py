@@ -192,7 +192,10 @@ class BatcherCore:
                 continue
             peer_id = command.peer_id
             for output, value in zip(outputs, result, strict=True):
-                answers.append((peer_id, Completed(output[0], convert.wire_value(value))))
+                if isinstance(value, PierayError):
+                    answers.append((peer_id, _failed(output[0], value)))
+                else:
+                    answers.append((peer_id, Completed(output[0], convert.wire_value(value))))
             command.num_answered = start + num_tokens
             if command.num_answered == command.num_tokens:
                 answers.append((peer_id, Completed(command.ticket, None)))
