@@ -59,11 +59,15 @@ class Command:
             [list(c) for c in self.prepared.copies],
         )  # fmt: skip
 
+    def settled(self, result: object) -> object:
+        """What the ticket yields, of the batcher's answer or an error."""
+        return result
+
 
 class Pass(Command):
     """A forward pass and the outputs asked of it."""
 
-    __slots__ = ("kv_len", "mask", "num_tokens", "open_outputs", "outputs", "positions", "tokens")
+    __slots__ = ("kv_len", "mask", "num_tokens", "open_outputs", "output_bytes", "outputs", "positions", "tokens")
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared, kv_len: int, tokens: bytes, positions: bytes,
                  mask: bytes) -> None:  # fmt: skip
@@ -75,6 +79,7 @@ class Pass(Command):
         self.mask = mask
         self.outputs: list[Output] = []
         self.open_outputs: set[int] = set()
+        self.output_bytes = 0  # of lists that travel with them
 
     def message(self, inferlet: int) -> Message:
         for output in self.outputs:
@@ -230,7 +235,7 @@ class Outbox:
 
     def _settle(self, command: Command, result: object) -> None:
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
-        self._tickets.resolve(command.ticket, result)
+        self._tickets.resolve(command.ticket, command.settled(result))
         if isinstance(command, Pass):
             self.passes.pop(command.ticket, None)
             if isinstance(result, PierayError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pieray.host.adapters import AdapterDirectory
 from pieray.wasm.timers import Timers
 
 
@@ -16,6 +17,9 @@ class Services:
 
     timers: Timers = field(default_factory=Timers)
     """Calls functions at given times, on a thread of its own: they must be short."""
+
+    adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
+    """The engine's LoRA adapters, as its owner has loaded them so far."""
 
     def close(self) -> None:
         """Close all of them; idempotent."""

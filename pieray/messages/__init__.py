@@ -1,10 +1,14 @@
 """Every message that crosses a process, by who talks to whom, and the one frame format."""
 
+from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
 from pieray.messages.batcher import (
     DISTRIBUTION,
+    ENTROPY,
+    HIDDEN,
     LOGITS,
     LOGPROBS,
     SAMPLE,
+    SAMPLE_WITH,
     CancelInferlet,
     CopyTokens,
     Forward,
@@ -17,10 +21,14 @@ from pieray.messages.opening import Completed, Failed, Hello, Welcome
 
 __all__ = [
     "DISTRIBUTION",
+    "ENTROPY",
+    "HIDDEN",
     "LOGITS",
     "LOGPROBS",
     "MAX_FRAME_BYTES",
+    "PRIVATE",
     "SAMPLE",
+    "SAMPLE_WITH",
     "SCHEMA",
     "Attach",
     "CancelInferlet",
@@ -34,12 +42,14 @@ __all__ = [
     "Kill",
     "Launch",
     "LeasePages",
+    "LoadAdapter",
     "Message",
     "Output",
     "PeerFenced",
     "ReclaimSpare",
     "ReleasePages",
     "SendText",
+    "UnloadAdapter",
     "Welcome",
     "decode",
     "encode",

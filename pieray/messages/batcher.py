@@ -12,6 +12,9 @@ SAMPLE = 0  # [ticket, 0, row, temperature, top_k, top_p, min_p, seed] -> u32[1]
 DISTRIBUTION = 1  # [ticket, 1, row, k] -> [u32[k], f32[k]]
 LOGPROBS = 2  # [ticket, 2, row, u32 bytes] -> f32[n]
 LOGITS = 3  # [ticket, 3, row] -> f32[vocab]
+ENTROPY = 4  # [ticket, 4, row] -> f32[1], nats
+HIDDEN = 5  # [ticket, 5, row] -> f32[hidden size]
+SAMPLE_WITH = 6  # [ticket, 6, row, SamplerSpec.to_wire()] -> u32[1]
 
 Output: TypeAlias = list[Any]
 

@@ -13,6 +13,7 @@ from pieray.errors import InvalidRequest
 from pieray.kernels.meta import AttentionMeta
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
+from pieray.models.lora import LoraAdapter, LoraSegment, segments_of
 
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
@@ -25,6 +26,7 @@ class ForwardItem:
     `pages` are physical page ids in order, enough for kv_len + n tokens.  `mask` is bits [n, kv_len + n], row-major,
     little-endian within a byte, 1 = may attend, ANDed with causality unless `causal` is False.  `positions` feed the
     rotary embedding only; causality goes by order.  `rows`, in [0, n) and ascending, are those whose logits are wanted.
+    `adapter` is added to the weights, for this item alone.
     """
 
     pages: U32
@@ -34,6 +36,7 @@ class ForwardItem:
     mask: bytes | None = None
     rows: list[int] = field(default_factory=list)
     causal: bool = True
+    adapter: LoraAdapter | None = None
 
 
 @dataclass(slots=True)
@@ -45,6 +48,7 @@ class RaggedBatch:
     slots: torch.Tensor  # int64 [T], page * page_size + offset
     rows: torch.Tensor  # int64 [R], indices into T
     attention: AttentionMeta
+    adapters: list[LoraSegment] = field(default_factory=list)
 
 
 def validate_item(item: ForwardItem, config: ModelConfig, pool: KvPool) -> None:
@@ -127,7 +131,8 @@ def build_batch(items: Sequence[ForwardItem], page_size: int, device: torch.devi
         slots,
         rows,
     )
-    return RaggedBatch(longs[0], longs[1], longs[2], longs[3], attention)
+    adapters = segments_of([(item.adapter, len(item.tokens), len(item.rows)) for item in items])
+    return RaggedBatch(longs[0], longs[1], longs[2], longs[3], attention, adapters)
 
 
 def _indptr(lengths: I64) -> I64:

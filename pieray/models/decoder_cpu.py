@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from pieray.adapters import AdapterFile
 from pieray.kernels.cc import library
 from pieray.kernels.decoder_step_cpu import CBlock, CMatrix, CModel, CStep, decoder_step, pack, padded, workspace
 from pieray.kernels.paged_attention_cpu import is_supported, ragged
 from pieray.models.batch import RaggedBatch
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
+from pieray.models.lora import LoraAdapter, read_lora
+from pieray.models.lora_cpu import compile_adapter, segments
 from pieray.models.rope import rope_tables
 from pieray.models.weights import DecoderWeights, LayerWeights
 
@@ -55,6 +58,12 @@ class CpuDecoder:
         on_cpu = weights.embed.device.type == "cpu"
         return on_cpu and is_supported(weights.embed.dtype, config.head_dim) and library() is not None
 
+    def adapt(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
+        """Load an adapter for this model, in float32; see `read_lora`."""
+        adapter = read_lora(file, self.config, torch.float32, self.device, max_bytes)
+        compile_adapter(adapter)
+        return adapter
+
     def forward(self, batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
         """Write the keys and values of all T tokens to `pool`; logits float32 [R, vocab] of the wanted rows."""
         self._bind(pool)
@@ -62,6 +71,7 @@ class CpuDecoder:
         if self._work.numel() < num_tokens * self._floats_per_token:
             self._work = torch.empty(num_tokens * self._floats_per_token)
         logits = torch.empty(num_rows, padded(self.config.vocab_size))
+        found, lora = segments(batch.adapters)
         step = CStep(
             batch.tokens.data_ptr(),
             batch.positions.data_ptr(),
@@ -70,6 +80,9 @@ class CpuDecoder:
             num_tokens,
             num_rows,
             ragged(batch.attention),
+            found,
+            len(batch.adapters),
+            lora.data_ptr(),
         )
         decoder_step(self._model, step, self._work, logits, torch.get_num_threads())
         return logits[:, : self.config.vocab_size]

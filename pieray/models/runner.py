@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pieray.adapters import AdapterFile
 from pieray.errors import InvalidRequest, ModelError, PierayError
 from pieray.models import batch, sampler
 from pieray.models.batch import ForwardItem
@@ -19,7 +20,8 @@ from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
 from pieray.models.kv_pool import KvPool, TokenRange
-from pieray.models.sampler import SamplingParams
+from pieray.models.lora import LoraAdapter
+from pieray.models.sampler import Bias, SamplingParams
 from pieray.models.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -31,14 +33,16 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Sample:
     """Draw one token after token `row` of the item (-1 = its last); answers an int.
 
-    `counter` makes the draw of a seed unique: use the sequence length.  `allowed` is [vocab] bits, little-endian,
-    1 = may be drawn.
+    `counter` makes the draw of a seed unique: use the sequence length.  `bias` is distinct token ids and what is added
+    to their logits; `allowed` is [vocab] bits, little-endian, 1 = may be drawn.  If nothing may be, the answer is
+    InvalidRequest.
     """
 
     row: int = -1
     params: SamplingParams = field(default_factory=SamplingParams)
     counter: int = 0
     allowed: bytes | None = None
+    bias: Bias | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,8 @@ class Logits:
 
 OutputRequest = Sample | Distribution | Logprobs | Logits
 F32 = npt.NDArray[np.float32]
-OutputValue = int | tuple[npt.NDArray[np.uint32], F32] | F32
+#: an error in place of a value fails that output alone
+OutputValue = int | tuple[npt.NDArray[np.uint32], F32] | F32 | PierayError
 #: what an item gets: a value per request, in order, or the error that failed this item alone
 StepResult = list[OutputValue] | PierayError
 
@@ -126,11 +131,16 @@ class ModelRunner:
                 good.append(index)
             except InvalidRequest as error:
                 results[index] = error
+        good.sort(key=lambda i: 0 if (adapter := items[i].adapter) is None else adapter.serial)
         for index, result in zip(
             good, self._compute([items[i] for i in good], [outputs[i] for i in good]), strict=True
         ):
             results[index] = result
         return results
+
+    def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
+        """An adapter for this model, to be given with items; see `read_lora`.  From any thread."""
+        return self.decoder.adapt(file, max_bytes)
 
     def copy_tokens(self, ranges: Sequence[TokenRange]) -> None:
         """See `KvPool.copy_tokens`."""
@@ -142,11 +152,7 @@ class ModelRunner:
             if not -num_tokens <= request.row < num_tokens:
                 raise InvalidRequest(f"row {request.row} is outside of {num_tokens} tokens")
             if isinstance(request, Sample):
-                request.params.check()
-                if request.allowed is not None and len(request.allowed) != (vocab + 7) // 8:
-                    raise InvalidRequest(
-                        f"a mask of {vocab} tokens takes {(vocab + 7) // 8} bytes, given {len(request.allowed)}"
-                    )
+                _check_sample(request, vocab)
             elif isinstance(request, Logprobs) and not all(0 <= token < vocab for token in request.token_ids):
                 raise InvalidRequest(f"a token of {request.token_ids} is outside the vocabulary of {vocab}")
             elif isinstance(request, Distribution) and request.k < 0:
@@ -165,6 +171,17 @@ class ModelRunner:
                 return [ModelError(f"the step failed: {error}")]
             log.warning("a step of %d items failed, trying each alone: %s", len(items), error)
             return [self._compute([item], [wanted])[0] for item, wanted in zip(items, outputs, strict=True)]
+
+
+def _check_sample(request: Sample, vocab: int) -> None:
+    request.params.check()
+    num_bytes = (vocab + 7) // 8
+    if request.allowed is not None and len(request.allowed) != num_bytes:
+        raise InvalidRequest(f"a mask of {vocab} tokens takes {num_bytes} bytes, given {len(request.allowed)}")
+    if request.bias is not None:
+        ids, values = request.bias
+        if len(ids) != len(values) or int(ids.max(initial=0)) >= vocab or not (values < np.inf).all():
+            raise InvalidRequest(f"a bias is a value below infinity for each token id below {vocab}")
 
 
 class _Answers:
@@ -215,10 +232,14 @@ class _Answers:
         self.logits = self.logits.masked_fill(~is_finite[:, None], 0)
         return {self.owner[row]: ModelError("the logits of this item are not finite") for row in rows}
 
-    def _sample(self, logits: torch.Tensor, group: Sequence[Sample]) -> list[int]:
-        masked = sampler.mask_tokens(logits, [request.allowed for request in group])
+    def _sample(self, logits: torch.Tensor, group: Sequence[Sample]) -> Sequence[OutputValue]:
+        biased = sampler.add_bias(logits, [request.bias for request in group])
+        masked = sampler.mask_tokens(biased, [request.allowed for request in group])
         params, counters = [request.params for request in group], [request.counter for request in group]
-        tokens: list[int] = sampler.sample(masked, params, counters, self.default_seed).tolist()
+        tokens: list[OutputValue] = sampler.sample(masked, params, counters, self.default_seed).tolist()
+        if masked is not logits:
+            for row in (masked.amax(-1) == -torch.inf).nonzero()[:, 0].tolist():
+                tokens[row] = InvalidRequest("the sampler allows no token: all are banned by its bias or its mask")
         return tokens
 
     def _distribution(self, logits: torch.Tensor, group: Sequence[Distribution]) -> Sequence[OutputValue]:

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import InvalidRequest
-from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, CopyTokens, Forward
+from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, SAMPLE_WITH, CopyTokens, Forward
 
 U32 = npt.NDArray[np.uint32]
 LaneKey: TypeAlias = tuple[str, int]  # peer_id, inferlet
 Slots: TypeAlias = dict[int, int]  # page: bits of its slots
 
-NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3}
+NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3, SAMPLE_WITH: 4}
 
 
 class Command:
@@ -66,7 +66,7 @@ class ForwardCommand(Command):
     Values that depend on the model (tokens, positions, page numbers) are checked by the runner, in the step.
     """
 
-    __slots__ = ("first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions", "tokens")
+    __slots__ = ("adapter", "first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions", "tokens")
     is_copy = False
 
     def __init__(self, peer_id: str, message: Forward, page_size: int) -> None:
@@ -90,6 +90,7 @@ class ForwardCommand(Command):
         else:
             self.positions = np.arange(message.kv_len, end, dtype=np.uint32)
         self.mask = _checked_mask(message.mask, num_tokens, end)
+        self.adapter: Any = None  # a `LoraAdapter`: held, so that it stays loaded until the command has run
         self.num_answered = 0  # tokens whose outputs have been answered
         self.outputs = message.outputs
         for output in message.outputs:

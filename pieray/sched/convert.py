@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, Output
+from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, SAMPLE_WITH, Output
 from pieray.models.batch import ForwardItem
-from pieray.models.runner import Distribution, Logits, Logprobs, OutputRequest, OutputValue, Sample
+from pieray.models.runner import Distribution, Logits, Logprobs, OutputRequest, Sample
 from pieray.models.sampler import SamplingParams
 from pieray.sched.commands import ForwardCommand
 
@@ -20,7 +21,9 @@ _TOKEN = struct.Struct("<I")
 def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size: int) -> ForwardItem:
     """Tokens `[start, start + num_tokens)` of the command, on top of those before."""
     if num_tokens == command.num_tokens:
-        return ForwardItem(command.pages, command.kv_len, command.tokens, command.positions, command.mask)
+        return ForwardItem(
+            command.pages, command.kv_len, command.tokens, command.positions, command.mask, adapter=command.adapter
+        )
     kv_len, stop = command.kv_len + start, start + num_tokens
     return ForwardItem(
         command.pages[: -(-(kv_len + num_tokens) // page_size)],
@@ -28,6 +31,7 @@ def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size
         command.tokens[start:stop],
         command.positions[start:stop],
         None if command.mask is None else _mask_rows(command, start, stop),
+        adapter=command.adapter,
     )
 
 
@@ -56,15 +60,25 @@ def _sample(command: ForwardCommand, output: Output, row: int) -> Sample:
     return Sample(row, SamplingParams(temperature, top_k, top_p, min_p, seed), command.kv_len + absolute_row)
 
 
+def sample_request(wire: Sequence[Any], row: int, counter: int) -> Sample:
+    """A draw with a sampler chain as it travels (`SamplerSpec.to_wire`).  Raises ValueError or TypeError if malformed;
+    the runner checks the values."""
+    temperature, top_k, top_p, min_p, typical_p, seed, bias_tokens, bias_values, allowed = wire
+    params = SamplingParams(temperature, top_k, top_p, min_p, seed, typical_p)
+    bias = (np.frombuffer(bias_tokens, "<u4"), np.frombuffer(bias_values, "<f4")) if bias_tokens else None
+    return Sample(row, params, counter, allowed or None, bias)
+
+
 _REQUESTS: dict[int, Callable[[ForwardCommand, Output, int], OutputRequest]] = {
     SAMPLE: _sample,
     DISTRIBUTION: lambda _command, output, row: Distribution(row, output[3]),
     LOGPROBS: lambda _command, output, row: Logprobs(row, tuple(np.frombuffer(output[3], "<u4").tolist())),
     LOGITS: lambda _command, _output, row: Logits(row),
+    SAMPLE_WITH: lambda command, output, row: sample_request(output[3], row, command.kv_len + output[2]),
 }
 
 
-def wire_value(value: OutputValue) -> Any:
+def wire_value(value: int | tuple[Any, Any] | npt.NDArray[Any]) -> Any:
     """The value of a Completed: u32[1], [u32[k], f32[k]] or f32[n], little-endian."""
     if isinstance(value, int):
         return _TOKEN.pack(value)

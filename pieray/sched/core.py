@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from pieray.config import ModelSettings
-from pieray.errors import WIT_CODES, Cancelled, DeviceLost, InvalidRequest, PierayError, ProtocolError
-from pieray.messages import CancelInferlet, Completed, CopyTokens, Failed, Forward, Message
+from pieray.errors import WIT_CODES, Cancelled, DeviceLost, Evicted, InvalidRequest, PierayError, ProtocolError
+from pieray.messages import CancelInferlet, Completed, CopyTokens, Failed, Forward, LoadAdapter, Message, UnloadAdapter
+from pieray.sched.adapters import AdapterDesk
 from pieray.sched.cohort import CohortWait
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey
 from pieray.sched.scheduler import Scheduler, StepPlan
 
 if TYPE_CHECKING:
+    from pieray.adapters import AdapterFile
     from pieray.models.batch import ForwardItem
+    from pieray.models.lora import LoraAdapter
     from pieray.models.runner import OutputRequest, StepResult
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,8 @@ class Runner(Protocol):
     def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]: ...
 
     def copy_tokens(self, ranges: Sequence[tuple[int, int, int, int, int]]) -> None: ...
+
+    def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
 
 
 class BatcherCore:
@@ -52,6 +57,7 @@ class BatcherCore:
         self._acks: list[tuple[LaneKey, int]] = []  # cancels that wait for the running step: ticket
         self._counts = dict.fromkeys(("steps", "forwards", "copies", "tokens", "failed"), 0)
         self._busy_s = 0.0
+        self.adapters = AdapterDesk(lambda file, most: runner.read_adapter(file, most), settings.adapter_bytes)
 
     # --- in --------------------------------------------------------------------------------------
 
@@ -64,6 +70,8 @@ class BatcherCore:
         for message in messages:
             if isinstance(message, (Forward, CopyTokens)):
                 self._enqueue(peer_id, message, now, answers)
+            elif isinstance(message, (LoadAdapter, UnloadAdapter)):
+                answers += self.adapters.submit(peer_id, message)
             elif isinstance(message, CancelInferlet):
                 self._cancel(peer_id, message, answers)
             else:
@@ -86,11 +94,20 @@ class BatcherCore:
             return
         if not self._scheduler.submit(command, now):
             self._answer_failed([command], _dependency_failed(), answers)
+        elif isinstance(message, Forward) and message.adapter:
+            self._attach_adapter(command, message.adapter, answers)
+
+    def _attach_adapter(self, command: Command, number: int, answers: Answers) -> None:
+        try:
+            command.adapter = self.adapters.find(command.lane, number)
+        except Evicted as error:
+            self._fail(command, error, answers)
 
     def _cancel(self, peer_id: str, message: CancelInferlet, answers: Answers) -> None:
         key = (peer_id, message.inferlet)
         self._scheduler.cancel(*key)
         self._cohort.ended(key)
+        self.adapters.drop(*key)
         if key in self._running:
             self._acks.append((key, message.ticket))
         else:
@@ -100,6 +117,7 @@ class BatcherCore:
         """The peer is dead: drop all that it has queued.  True when the running step touches none of its pages, so
         that they may be fenced; until then, call again after each step."""
         self._scheduler.cancel(peer_id)
+        self.adapters.drop(peer_id)
         self._cohort.ended_all(lambda key: key[0] == peer_id)
         return not any(key[0] == peer_id for key in self._running)
 
@@ -174,7 +192,10 @@ class BatcherCore:
                 continue
             peer_id = command.peer_id
             for output, value in zip(outputs, result, strict=True):
-                answers.append((peer_id, Completed(output[0], convert.wire_value(value))))
+                if isinstance(value, PierayError):
+                    answers.append((peer_id, _failed(output[0], value)))
+                else:
+                    answers.append((peer_id, Completed(output[0], convert.wire_value(value))))
             command.num_answered = start + num_tokens
             if command.num_answered == command.num_tokens:
                 answers.append((peer_id, Completed(command.ticket, None)))

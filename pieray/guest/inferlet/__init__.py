@@ -14,7 +14,7 @@ its `generate` are written on them.
 
 from __future__ import annotations
 
-from . import chat, forward, kv, log, model, queue, runtime, session, tickets
+from . import chat, forward, kv, log, model, queue, runtime, scratch, session, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .context import Context
@@ -72,6 +72,7 @@ __all__ = [
     "model",
     "queue",
     "runtime",
+    "scratch",
     "session",
     "tickets",
 ]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from pieray.errors import BadHandle, InvalidRequest
+from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.outbox import Pass
 from pieray.host.tickets import Kind
-from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE
+from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, SAMPLE_WITH
 
 
 class ForwardHandlers(HandlerGroup):
@@ -50,6 +50,12 @@ class ForwardHandlers(HandlerGroup):
         _check_finite("min-p", min_p, 0.0, 1.0)
         return self._ask(found, Kind.TOKENS, [SAMPLE, row, temperature, top_k, top_p, min_p, seed])
 
+    def forward_sample_with(self, pass_: int, row: int, sampler: int) -> int:
+        found = self._open_pass(pass_, row)
+        wire = self._state.sampler(sampler).to_wire()
+        self._count(found, sum(len(part) for part in wire if isinstance(part, bytes)))
+        return self._ask(found, Kind.TOKENS, [SAMPLE_WITH, row, wire])
+
     def forward_distribution(self, pass_: int, row: int, k: int) -> int:
         found = self._open_pass(pass_, row)
         vocab = self._state.models.get("").info.vocab_size
@@ -63,6 +69,7 @@ class ForwardHandlers(HandlerGroup):
         if len(tokens) == 0 or int(tokens.max()) >= vocab:
             given = "none" if len(tokens) == 0 else str(int(tokens.max()))
             raise InvalidRequest(f"token ids, at least one, are below {vocab}; given {given}")
+        self._count(found, tokens.nbytes)
         return self._ask(found, Kind.FLOATS, [LOGPROBS, row, tokens.tobytes()])
 
     def forward_logits(self, pass_: int, row: int) -> int:
@@ -79,6 +86,14 @@ class ForwardHandlers(HandlerGroup):
         if row >= found.num_tokens:
             raise InvalidRequest(f"rows of this pass are below {found.num_tokens}; given {row}")
         return found
+
+    def _count(self, found: Pass, num_bytes: int) -> None:
+        """Raise QuotaExceeded when what a pass carries for its outputs would pass `Limits.message_bytes`."""
+        limit = self._state.limits.message_bytes
+        if found.output_bytes + num_bytes > limit:
+            raise QuotaExceeded(f"message_bytes: the limit is {limit}; the outputs of this pass have "
+                                f"{found.output_bytes}, one more has {num_bytes}")  # fmt: skip
+        found.output_bytes += num_bytes
 
     def _ask(self, found: Pass, kind: Kind, request: list[object]) -> int:
         state = self._state
