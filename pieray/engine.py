@@ -17,6 +17,7 @@ from pieray.config import Config, from_mapping
 from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError
 from pieray.host.limits import limits_within
 from pieray.link import ActorLink
+from pieray.manifest import limits_below
 from pieray.messages import Launch, encode
 from pieray.process import Process
 from pieray.programs import ProgramSource, resolve
@@ -53,13 +54,14 @@ class Engine:
                **arguments: Any) -> Process:  # fmt: skip
         """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
 
-        `capabilities`: fields of `Capabilities`, in place of those that its manifest declares.
+        `capabilities`: fields of `Capabilities`, in place of those that its manifest declares.  `limits`: fields of
+        `Limits`; those that are not given are its manifest's where these are lower than the engine's.
 
         Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON), ConfigError (a limit is unknown
         or above the engine's), EngineError (the engine is gone or full).
         """
         found = resolve(program) if isinstance(program, str) else program
-        asked = dict(limits or {})
+        asked = {**limits_below(found.limits, self.config.limits), **(limits or {})}
         limits_within(self.config.limits, asked)
         instance_id = f"{found.name}-{secrets.token_hex(6)}"
         text = _json({**(input or {}), **arguments})

@@ -56,7 +56,7 @@ def inferlets(json: Json = False, debug: Debug = False) -> None:
     """Show the inferlets that come with pieray."""
     with guard(debug=debug):
         rows = [
-            {"name": name, "description": manifest.get("description", "")}
+            {"name": name, "description": manifest.description}
             for name, manifest in embedded_inferlets().items()
         ]
         show(rows, ("name", "description"), json=json, nothing="no inferlet is embedded")
