@@ -64,7 +64,7 @@ class Manifest:
     """Fields of `Limits`."""
 
     def __post_init__(self) -> None:
-        if self.name and not _NAME.fullmatch(self.name):
+        if self.name and not is_name(self.name):
             raise ConfigError(f"name is up to 64 letters, digits and . _ -, the first a letter or digit; "
                               f"given {self.name[:100]!r}")  # fmt: skip
         if self.version:
@@ -93,6 +93,22 @@ class Manifest:
         return self.entry or (self.language == "py" and self.main) or ENTRIES.get(self.language, "")
 
 
+def is_name(text: str) -> bool:
+    """Whether an inferlet may have that name."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_spec(text: str) -> bool:
+    """Whether a text is a bare name, or `name@version`, and not the path of a file."""
+    name, at, version = text.partition("@")
+    return is_name(name) and Path(name).suffix not in (".wasm", *_LANGUAGES) and (not at or is_version(version))
+
+
+def is_version(text: str) -> bool:
+    """Whether it is a semantic version."""
+    return _VERSION.fullmatch(text) is not None and len(text) <= 64
+
+
 def limits_below(limits: Mapping[str, Any], ceiling: Limits) -> dict[str, float]:
     """Those of a program's own limits that are lower than `ceiling`, the engine's: a launch begins with them."""
     given = from_mapping(Limits, limits, "limits.")
@@ -103,7 +119,7 @@ def limits_below(limits: Mapping[str, Any], ceiling: Limits) -> dict[str, float]
 def version_key(version: str) -> tuple[Any, ...]:
     """Sorts as semantic versions do (semver.org 2.0.0, section 11); raises ConfigError for what is none."""
     found = _VERSION.fullmatch(version)
-    if found is None or len(version) > 64:
+    if found is None or not is_version(version):
         raise ConfigError(f'version is like "1.2.3" or "1.2.3-rc.1"; given {version[:100]!r}')
     numbers = tuple(int(found[i]) for i in (1, 2, 3))
     if not found[4]:
@@ -169,7 +185,7 @@ def _uncommented(line: str) -> str:
 
 
 def _of_values(values: Mapping[str, Any], place: str, name: str) -> Manifest:
-    if "name" not in values and _NAME.fullmatch(name):
+    if "name" not in values and is_name(name):
         values = {**values, "name": name}
     try:
         return from_mapping(Manifest, values)

@@ -43,6 +43,16 @@ def embedded_inferlets() -> dict[str, Manifest]:
     return {folder.name: manifest.of_folder(folder) for folder in folders}
 
 
+def embedded(name: str) -> ProgramSource | None:
+    """The embedded inferlet of that name; never any other file of this machine."""
+    return _from_folder(inferlets_folder() / name) if is_embedded(name) else None
+
+
+def is_embedded(name: str) -> bool:
+    """Whether an embedded inferlet has that name."""
+    return manifest.is_name(name) and (inferlets_folder() / name / manifest.FILE_NAME).exists()
+
+
 def resolve(name_or_file: str) -> ProgramSource:
     """The program behind an embedded inferlet's name, or a path to a .py, .wasm or inferlet folder.
 
@@ -56,9 +66,8 @@ def resolve(name_or_file: str) -> ProgramSource:
 
 
 def _resolve(name_or_file: str) -> ProgramSource:
-    folder = inferlets_folder() / name_or_file
-    if "/" not in name_or_file and (folder / manifest.FILE_NAME).exists():
-        return _from_folder(folder)
+    if (found := embedded(name_or_file)) is not None:
+        return found
     path = Path(name_or_file).expanduser()
     if path.is_dir() and (path / manifest.FILE_NAME).exists():
         return _from_folder(path.resolve())
