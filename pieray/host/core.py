@@ -149,6 +149,7 @@ class InferletHost:
 
     def _flush(self) -> None:
         self._device.flush()
+        self._services.flush()
         while self._dirty:
             with contextlib.suppress(PeerLost, KeyError):
                 self._dirty.pop().flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pieray.host.broker_client import BrokerClient
 from pieray.wasm.timers import Timers
 
 
@@ -16,7 +17,16 @@ class Services:
 
     timers: Timers = field(default_factory=Timers)
     """Calls functions at given times, on a thread of its own: they must be short."""
+    broker: BrokerClient | None = None
+    """Messages between inferlets, and the key-value store."""
+
+    def flush(self) -> None:
+        """Send what was posted while guests ran."""
+        if self.broker is not None:
+            self.broker.flush()
 
     def close(self) -> None:
         """Close all of them; idempotent."""
         self.timers.close()
+        if self.broker is not None:
+            self.broker.close()
