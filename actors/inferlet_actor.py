@@ -25,15 +25,21 @@ Wire = tuple[Any, ...]
 class InferletActor(ServingActor):
     """Shell around `InferletHost`."""
 
-    def open(self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire) -> Wire:
-        """Connect to the device group, warm up, and listen for clients; returns the endpoint."""
+    def open(
+        self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire, broker: Wire
+    ) -> Wire:
+        """Connect to the device group and the broker, warm up, and listen for clients; returns the endpoint."""
+        from pieray.host.broker_client import BrokerClient
         from pieray.host.core import ClientService, InferletHost
         from pieray.host.models import ModelDirectory, ServedModel
+        from pieray.host.services import Services
         from pieray.models.tokenizer import TokenizerSpec
 
         self._token = token
+        self._services = Services(broker=BrokerClient(peer_id=self.peer_id, token=token))
+        self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
-        self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory)
+        self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory, self._services)
         self.set_adapters(models[0]["adapters"])
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
@@ -45,6 +51,11 @@ class InferletActor(ServingActor):
     def set_adapters(self, facts: list[dict[str, Any]]) -> None:
         """The engine's adapters, from now on."""
         self._host.services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
+
+    def reconnect_broker(self, broker: Wire) -> None:
+        """The broker was replaced."""
+        assert self._services.broker is not None
+        self._services.broker.open(Endpoint.from_wire(broker))
 
     def _connect(self, batcher: Wire, resource_manager: Wire) -> DeviceClient:
         from pieray.host.device import DeviceClient

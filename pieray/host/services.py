@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pieray.host.adapters import AdapterDirectory
+from pieray.host.broker_client import BrokerClient
 from pieray.wasm.timers import Timers
 
 
@@ -17,10 +18,18 @@ class Services:
 
     timers: Timers = field(default_factory=Timers)
     """Calls functions at given times, on a thread of its own: they must be short."""
-
+    broker: BrokerClient | None = None
+    """Messages between inferlets, and the key-value store."""
     adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
     """The engine's LoRA adapters, as its owner has loaded them so far."""
+
+    def flush(self) -> None:
+        """Send what was posted while guests ran."""
+        if self.broker is not None:
+            self.broker.flush()
 
     def close(self) -> None:
         """Close all of them; idempotent."""
         self.timers.close()
+        if self.broker is not None:
+            self.broker.close()

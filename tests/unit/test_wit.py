@@ -25,7 +25,9 @@ def test_all_that_the_file_declares_is_read() -> None:
 
 def test_types_and_docs_of_a_function() -> None:
     found = parse(
-        "/// The package.\npackage a:b@1.2.3;\n\ninterface types {\n  /// Colours.\n  enum hue { red, /// and\n blue }\n}\n"
+        "/// The package.\npackage a:b@1.2.3;\n\ninterface types {\n"
+        "  /// Colours.\n  enum hue { red, /// and\n blue }\n"
+        "}\n"
         "/// Things {with: {braces}}.\ninterface things {\n  use types.{hue};\n\n  /// One.\n  /// Two.\n"
         "  make: func(a: u32, b: list<u32>,\n             c: hue) -> result<list<u32>, error>;\n  end: func();\n}\n"
     )
