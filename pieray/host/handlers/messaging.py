@@ -57,7 +57,8 @@ class MessagingHandlers(HandlerGroup):
         try:
             return self._broker.ask(
                 Kind.TOKENS, lambda n: Subscribe(n, *who, topic, found.number), within_s=ANSWER_S,
-                value=lambda _: handle.to_bytes(4, "little"), settle=lambda _, is_taken: self._settled(handle, is_taken),
+                value=lambda _: handle.to_bytes(4, "little"),
+                settle=lambda _, is_taken: self._settled(handle, is_taken),
             )  # fmt: skip
         except BaseException:
             self._subscriptions.drop(handle)
