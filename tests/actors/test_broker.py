@@ -15,7 +15,7 @@ from engines import assert_pages_return
 from programs import GENERATE, program
 
 import pieray
-from pieray.errors import DeadlineExceeded, Denied, PeerLost, PierayError, QuotaExceeded
+from pieray.errors import ConfigError, DeadlineExceeded, Denied, PeerLost, PierayError, QuotaExceeded
 
 BOTH = {"messaging": True, "store": True}
 
@@ -235,6 +235,11 @@ def test_a_store_file_outlives_the_engine(ray_cluster: None, tmp_path: Path) -> 
         with pieray.start(namespace=f"store-{number}", store_path=str(tmp_path / "s")) as engine:
             result = run(engine, STORE, steps=steps)
     assert result == ["v"]
+
+
+def test_an_engine_whose_store_cannot_be_opened_does_not_start(ray_cluster: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="store_path"):
+        pieray.start(namespace="no-store", store_path=str(tmp_path))
 
 
 def test_debaters_hear_each_other(engine: Any) -> None:

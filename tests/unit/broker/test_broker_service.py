@@ -222,6 +222,21 @@ def _is_refused(client: BrokerClient) -> bool:
     return False
 
 
+def test_what_is_asked_before_the_first_broker_is_there_waits_for_it(broker: Broker) -> None:
+    early = BrokerClient(peer_id="early", token=TOKEN, timeout_s=5)
+    broker.clients.append(early)
+    pushes = [push(early, f"m{i}") for i in range(2)]
+    assert not any(p.is_done for p in pushes)
+    early.open(broker.door.endpoint)
+    assert [p.result() for p in pushes] == [None, None]
+    assert pull(early).result() == "m0"
+    never = BrokerClient(peer_id="never", token=TOKEN)
+    asked = push(never, "x")
+    never.close()
+    with pytest.raises(PeerLost):
+        asked.result()
+
+
 def test_a_connection_that_breaks_is_made_again(broker: Broker) -> None:
     a = broker.client()
     generation = a.generation

@@ -42,10 +42,11 @@ class Group:
         self.door = serve(self.service, peer_id="broker", incarnation=1, token=TOKEN, kind="inproc")
         self.benches: list[Bench] = []
 
-    def bench(self, limits: Limits | None = None, capabilities: Capabilities = ALL) -> Bench:
+    def bench(self, limits: Limits | None = None, capabilities: Capabilities = ALL, connect: bool = True) -> Bench:
         bench = Bench(limits, capabilities=capabilities)
         bench.services.broker = BrokerClient(peer_id=f"host-{len(self.benches)}", token=TOKEN)
-        bench.services.broker.open(self.door.endpoint)
+        if connect:
+            bench.services.broker.open(self.door.endpoint)
         self.benches.append(bench)
         return bench
 
@@ -227,6 +228,22 @@ def test_forgotten_requests_count_until_the_broker_has_answered(group: Group) ->
     until(lambda: group.service.status()["requests"] == 0)
     until(lambda: bench.handlers._broker._num_calls == 0)
     bench.handlers.messaging_pull("q")
+
+
+def test_a_request_forgotten_before_the_broker_is_there_is_never_made(group: Group) -> None:
+    bench = group.bench(connect=False)
+    gone, stays = bench.handlers.messaging_pull("q"), bench.handlers.messaging_pull("q")
+    sub = bench.handlers.messaging_subscribe("topic")
+    bench.handlers.tickets_cancel(u32(gone))
+    assert bench.services.broker is not None
+    bench.services.broker.open(group.door.endpoint)
+    (handle,) = tokens(bench, sub)
+    assert group.service.status()["requests"] == 1
+    none(bench, bench.handlers.messaging_push("q", "x", 0))
+    assert text(bench, stays) == "x"
+    assert bench.handlers._broker._num_calls == 0
+    none(bench, bench.handlers.messaging_broadcast("topic", "y", 0))
+    assert text(bench, bench.handlers.messaging_next(handle)) == "y"
 
 
 def test_the_store_is_the_tenants(group: Group) -> None:
