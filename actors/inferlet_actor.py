@@ -28,7 +28,10 @@ class InferletActor(ServingActor):
     def open(
         self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire, broker: Wire
     ) -> Wire:
-        """Connect to the device group and the broker, warm up, and listen for clients; returns the endpoint."""
+        """Connect to the device group and to the broker (`()`: it is not up yet), warm up, and listen for clients.
+
+        Returns the endpoint.
+        """
         from pieray.host.broker_client import BrokerClient
         from pieray.host.core import ClientService, InferletHost
         from pieray.host.models import ModelDirectory, ServedModel
@@ -37,7 +40,8 @@ class InferletActor(ServingActor):
 
         self._token = token
         self._services = Services(broker=BrokerClient(peer_id=self.peer_id, token=token))
-        self.reconnect_broker(broker)
+        if broker:
+            self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
         self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory, self._services)
         self.set_adapters(models[0]["adapters"])
@@ -53,7 +57,7 @@ class InferletActor(ServingActor):
         self._host.services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
 
     def reconnect_broker(self, broker: Wire) -> None:
-        """The broker was replaced."""
+        """The broker has come up, or another one in its place."""
         assert self._services.broker is not None
         self._services.broker.open(Endpoint.from_wire(broker))
 

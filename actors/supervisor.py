@@ -71,15 +71,14 @@ class Supervisor:
         try:
             self.registry = _registry_of(self._config)
             hosts = [self._create_host() for _ in range(self._config.actor_pool)]
-            broker = self._create(Broker, "broker")
-            opening = broker.handle.open.remote(self.token)
             self._bring_up_device()
-            self._take_broker(broker, opening)
+            if self._config.store_path:  # one that cannot be opened is an error of the start
+                self._replace_broker()
             self._pool.add(self._open_hosts(hosts))
         except BaseException:
             self.shutdown()
             raise
-        for task, name in ((self._watch, "supervisor"), (self._tend, "pool")):
+        for task, name in ((self._watch, "supervisor"), (self._tend, "pool"), (self._start_broker, "broker")):
             threading.Thread(target=task, name=f"pieray-{name}", daemon=True).start()
 
     def shutdown(self) -> None:
@@ -122,19 +121,11 @@ class Supervisor:
         self._models = [{**facts, "adapters": self.shelf.facts()}]
         self._resource_manager, self._batcher = manager, batcher
 
-    def _take_broker(self, broker: Member, opening: Any) -> None:
-        """Wait until it is open; one that cannot be opened is not left."""
-        try:
-            broker.endpoint = tuple(await_answer(opening, "open", timeout_s=self._config.start_timeout_s))
-        except BaseException:
-            self._end(broker)
-            raise
-        self._broker = broker
-
     def _open_hosts(self, hosts: list[Member]) -> list[Member]:
-        if self._batcher is None or self._resource_manager is None or self._broker is None:
-            raise EngineError("the engine has no device group or no broker at present: it died and is not replaced")
-        peers = (self._batcher.endpoint, self._resource_manager.endpoint, self._broker.endpoint)
+        if self._batcher is None or self._resource_manager is None:
+            raise EngineError("the engine has no device group at present: it died and is not replaced")
+        broker = () if self._broker is None else self._broker.endpoint
+        peers = (self._batcher.endpoint, self._resource_manager.endpoint, broker)
         opening = [h.handle.open.remote(self.token, self._models, *peers) for h in hosts]
         for host, ref in zip(hosts, opening, strict=True):
             host.endpoint = tuple(await_answer(ref, "open", timeout_s=self._config.start_timeout_s))
@@ -175,25 +166,39 @@ class Supervisor:
             return  # one that was given up, or the other half of a pair
         log.error("%s died", member.role)
         try:
-            self._spend_restart(member)
+            self._spend_restart(member.role)
             if is_device or is_broker:
-                replace = self._replace_device if is_device else self._replace_broker
-                while not self._is_stopping and not self._replaced(replace, member.role):
-                    self._spend_restart(member)
+                self._mend(self._replace_device if is_device else self._replace_broker, member.role)
             else:
                 self._pool.remove(member)
                 self._may_need_host.set()
-        except Exception as error:
-            self._failure = f"{member.role} died and could not be replaced: {error}"
-            log.exception("%s", self._failure)
+        except Exception as error:  # noqa: BLE001 - whatever it is, launches are told
+            self._give_up(member.role, error)
 
-    def _spend_restart(self, member: Member) -> None:
+    def _start_broker(self) -> None:
+        """Once the engine is up, so that its start is no slower: what inferlets ask of it till then waits for it."""
+        try:
+            if self._broker is None:
+                self._mend(self._replace_broker, "broker")
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up("broker", error)
+
+    def _give_up(self, role: str, error: Exception) -> None:
+        if not self._is_stopping:
+            self._failure = f"{role} died and could not be replaced: {error}"
+            log.error("%s", self._failure, exc_info=error)
+
+    def _mend(self, replace: Callable[[], None], role: str) -> None:
+        while not self._is_stopping and not self._replaced(replace, role):
+            self._spend_restart(role)
+
+    def _spend_restart(self, role: str) -> None:
         now = time.monotonic()
         while self._restarts and self._restarts[0] < now - RESTART_WINDOW_S:
             self._restarts.popleft()
         if len(self._restarts) >= MAX_RESTARTS:
             raise EngineError(f"{MAX_RESTARTS} restarts within {RESTART_WINDOW_S:.0f} s are the limit; "
-                              f"{member.role} would be one more")  # fmt: skip
+                              f"{role} would be one more")  # fmt: skip
         self._restarts.append(now)
 
     def _replaced(self, replace: Callable[[], None], role: str) -> bool:
@@ -226,7 +231,12 @@ class Supervisor:
         self._broker = None
         _await_free([actor_name("broker")], self._config.namespace)
         broker = self._create(Broker, "broker")
-        self._take_broker(broker, broker.handle.open.remote(self.token))
+        try:
+            broker.endpoint = tuple(self._ask(broker, "open", self.token, timeout_s=self._config.start_timeout_s))
+        except BaseException:
+            self._end(broker)
+            raise
+        self._broker = broker
         self._tell_hosts("reconnect_broker", broker.endpoint)
 
     def _tell_hosts(self, method: str, *endpoints: Wire) -> None:

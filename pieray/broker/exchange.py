@@ -91,11 +91,11 @@ class Exchange:
     def drop_peer(self, peer: str) -> list[Answer]:
         """The peer is dead: what it waits for is withdrawn, what it was given and has not settled goes back."""
         answers: list[Answer] = []
+        for ticket in reversed(list(self._places.get(peer, {}))):  # the last first: else it might yet get its room
+            answers += self.withdraw(peer, ticket)
         for number in list(self._subscriptions.get(peer, {})):
             answers += self.unsubscribe(peer, number)
         self._subscriptions.pop(peer, None)
-        for ticket in list(self._places.get(peer, {})):
-            answers += self.withdraw(peer, ticket)
         for ticket in list(self._places.get(peer, {})):
             answers += self.settle(peer, ticket, is_taken=False)
         return [(caller, result) for caller, result in answers if caller.peer != peer]

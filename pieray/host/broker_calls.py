@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pieray.errors import DeadlineExceeded, InvalidRequest, PierayError, QuotaExceeded, Unsupported
+from pieray.errors import Cancelled, DeadlineExceeded, InvalidRequest, PierayError, QuotaExceeded, Unsupported
 from pieray.host.broker_client import BrokerClient
 from pieray.host.session import byte_size
 from pieray.host.state import InstanceState
@@ -105,12 +105,15 @@ class _Call:
         self._num_bytes = num_bytes
         self._value = value
         self._settle = settle
-        self._number = 0
+        self._number = 0  # until the message is made
+        self._is_withdrawn = False
         self._timer: Any = None
         self.ticket = 0
 
     def start(self, make: Callable[[int], Message], within_s: float | None) -> None:
         def message(number: int) -> Message:
+            if self._is_withdrawn:
+                raise Cancelled("the request was withdrawn")
             self._number = number
             return make(number)
 
@@ -128,7 +131,9 @@ class _Call:
 
     def _withdraw(self) -> None:
         """The guest wants it no more; the Broker answers all the same."""
-        self._client.tell(Withdraw(self._number))
+        self._is_withdrawn = True
+        if self._number:
+            self._client.tell(Withdraw(self._number))
 
     def _expire(self, seconds: float) -> None:
         self._state.complete(self.ticket, DeadlineExceeded(f"the Broker did not answer within {seconds:g} s"))

@@ -22,7 +22,8 @@ RETRY_S = 0.5
 class BrokerClient:
     """Posts requests, routes answers; reconnects when the connection is lost.  Thread-safe; nothing here waits.
 
-    Without a broker, requests raise PeerLost, and those under way fail with it.
+    Until the first broker is there, requests are kept for it.  When it is lost, those under way fail with PeerLost, and
+    new ones do until the next one is there.
     """
 
     def __init__(self, *, peer_id: str, token: str, timeout_s: float = 30.0) -> None:
@@ -33,6 +34,8 @@ class BrokerClient:
         self._numbers = itertools.count(1)
         self._endpoint: Endpoint | None = None
         self._flow: Flow | None = None
+        self._early: list[tuple[Callable[[int], Message], Done]] | None = []  # before the first broker; None behind
+        self._early_lock = threading.Lock()
         self._connecting = threading.Lock()
         self._closed = threading.Event()
         self.generation = 0
@@ -57,22 +60,45 @@ class BrokerClient:
             raise PeerLost("the Broker hung up")
         if self._closed.is_set():
             conn.close("this InferletActor is closing")
+        with self._early_lock:
+            early, self._early = self._early or [], None
+        for make, done in early:
+            try:
+                self.ask(make, done)
+            except PierayError as error:
+                done(None, error)
+        self.flush()
 
     def new_number(self) -> int:
         """A number that no other request or subscription of this client has."""
         return next(self._numbers)
 
     def ask(self, make: Callable[[int], Message], done: Done) -> None:
-        """Post `make(ticket)` for the next `flush`; `done` is called once, on another thread.  Raises PeerLost."""
+        """Post `make(ticket)` for the next `flush`; `done` is called once, on another thread.
+
+        Raises PeerLost, and what `make` raises; if that is called later, `done` gets its error.
+        """
+        if self._kept(make, done):
+            return
         flow = self._flow
         if flow is None or not flow.conn.is_open:
             raise PeerLost("the Broker is gone; another one is on its way")
         ticket = self._calls.expect(flow.conn, done)
         try:
             flow.post(make(ticket))
-        except PeerLost:
+        except PierayError:
             if self._calls.forget(ticket):
                 raise
+
+    def _kept(self, make: Callable[[int], Message], done: Done) -> bool:
+        """Whether the request waits for the first broker."""
+        if self._early is None:
+            return False
+        with self._early_lock:
+            if self._early is None:
+                return False
+            self._early.append((make, done))
+            return True
 
     def tell(self, message: Message) -> None:
         """Post what has no answer; a broker that is gone needs not to know."""
@@ -114,6 +140,10 @@ class BrokerClient:
         self._closed.set()
         if (flow := self._flow) is not None:
             flow.conn.close("this InferletActor is closing")
+        with self._early_lock:
+            early, self._early = self._early or [], None
+        for _, done in early:
+            done(None, PeerLost("this InferletActor is closing"))
 
 
 class _Link:

@@ -8,13 +8,13 @@
                 session.send(token.text)
             return ctx.text
 
-The modules `queue`, `kv`, `forward`, `model`, `session`, `runtime` and `tickets` are the handlers; `Context` and
-its `generate` are written on them.
+The modules `queue`, `kv`, `forward`, `model`, `session`, `messaging`, `store`, `runtime` and `tickets` are the
+handlers; `Context` and its `generate` are written on them.
 """
 
 from __future__ import annotations
 
-from . import chat, forward, kv, log, model, queue, runtime, scratch, session, tickets
+from . import chat, forward, kv, log, messaging, model, queue, runtime, scratch, session, store, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .context import Context
@@ -69,10 +69,12 @@ __all__ = [
     "greedy",
     "kv",
     "log",
+    "messaging",
     "model",
     "queue",
     "runtime",
     "scratch",
     "session",
+    "store",
     "tickets",
 ]

@@ -13,10 +13,10 @@ from pieray.host.tickets import Kind
 from pieray.messages import Broadcast, Next, Pull, Push, Subscribe, Unsubscribe
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Subscription:
     number: int  # the actor's, at the Broker
-    generation: int  # of the connection that it was made over
+    generation: int = 0  # of the connection that it was made over
 
 
 class MessagingHandlers(HandlerGroup):
@@ -52,12 +52,17 @@ class MessagingHandlers(HandlerGroup):
         who = self._who()
         self._broker.check_name("topic name", topic)
         client = self._broker.client
-        found = _Subscription(client.new_number(), client.generation)
+        found = _Subscription(client.new_number())
         handle = self._subscriptions.put(found)
+
+        def make(number: int) -> Subscribe:
+            found.generation = client.generation
+            return Subscribe(number, *who, topic, found.number)
+
         try:
             return self._broker.ask(
-                Kind.TOKENS, lambda n: Subscribe(n, *who, topic, found.number), within_s=ANSWER_S,
-                value=lambda _: handle.to_bytes(4, "little"), settle=lambda _, is_taken: self._settled(handle, is_taken),
+                Kind.TOKENS, make, within_s=ANSWER_S, value=lambda _: handle.to_bytes(4, "little"),
+                settle=lambda _, is_taken: self._settled(handle, is_taken),
             )  # fmt: skip
         except BaseException:
             self._subscriptions.drop(handle)
@@ -66,7 +71,7 @@ class MessagingHandlers(HandlerGroup):
     def messaging_next(self, subscription: int) -> int:
         self._who()
         found = self._subscriptions.get(subscription)
-        if found.generation != self._broker.client.generation:
+        if found.generation not in (0, self._broker.client.generation):  # 0: it is still to be made
             raise PeerLost("the Broker that kept this subscription is gone; subscribe again")
         settle = keep(self._broker.client)
         return self._broker.ask(Kind.TEXT, lambda n: Next(n, found.number), settle=settle)
