@@ -39,7 +39,7 @@ class InferletActor(ServingActor):
         from pieray.models.tokenizer import TokenizerSpec
 
         self._token = token
-        self._services = Services(broker=BrokerClient(peer_id=self.peer_id, token=token))
+        self._services = Services.of(self.config, BrokerClient(peer_id=self.peer_id, token=token))
         if broker:
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])

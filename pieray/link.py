@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pieray.errors import PeerLost
-from pieray.messages import Attach, Event, Kill, Message, SendText
+from pieray.messages import Attach, Event, Kill, Message, SendFile, SendText
 from pieray.process import Event as ProcessEvent
 from pieray.process import Process
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
 
 log = logging.getLogger(__name__)
+
+PART_BYTES = 1 << 20
+"""Of a file, sent in one message."""
 
 
 class ActorLink:
@@ -24,6 +29,7 @@ class ActorLink:
         self.endpoint = endpoint
         self._processes: dict[str, list[Process]] = {}  # handles of one inferlet may be many
         self._lock = threading.Lock()
+        self._uploading = threading.Lock()  # one file at a time: the parts of two would not follow each other
         self._calls = PendingCalls()
         self._on_lost = on_lost
         self._conn: Connection = connect(
@@ -55,6 +61,15 @@ class ActorLink:
 
     def send_text(self, instance_id: str, text: str, timeout_s: float) -> None:
         self._call(lambda ticket: SendText(ticket, instance_id, text), timeout_s)
+
+    def send_file(self, instance_id: str, name: str, data: bytes, timeout_s: float) -> None:
+        """In parts, each answered before the next is sent: the connection stays free for others."""
+        deadline = time.monotonic() + timeout_s
+        with self._uploading:
+            for offset in range(0, max(len(data), 1), PART_BYTES):
+                part = data[offset : offset + PART_BYTES]
+                is_last = offset + PART_BYTES >= len(data)
+                self._call(partial(_part, instance_id, name, offset, part, is_last), deadline - time.monotonic())
 
     def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
         self._call(lambda ticket: Kill(ticket, instance_id, reason), timeout_s)
@@ -90,3 +105,7 @@ class ActorLink:
         for process in processes:
             process.lose(PeerLost(f"the actor that hosted {process.name} {process.id} is gone: {error.message}"))
         self._on_lost(self)
+
+
+def _part(instance_id: str, name: str, offset: int, data: bytes, is_last: bool, ticket: int) -> SendFile:
+    return SendFile(ticket, instance_id, name, offset, data, is_last)

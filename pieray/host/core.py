@@ -13,12 +13,13 @@ from typing import Any
 from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError, QuotaExceeded
 from pieray.host.device import DeviceClient
+from pieray.host.files import Uploads
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
-from pieray.host.session import EventLog, Sink, byte_size
-from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendText
+from pieray.host.session import OUTPUTS, EventLog, Sink, byte_size
+from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendFile, SendText
 from pieray.transport import Connection
 from pieray.wasm import python_runtime
 from pieray.wasm.host import Program, WasmHost
@@ -38,7 +39,7 @@ class InferletHost:
         self, config: Config, device: DeviceClient, models: ModelDirectory, services: Services | None = None
     ) -> None:
         self._config = config
-        self.services = services or Services()
+        self.services = services or Services.of(config)
         self._device = device
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
@@ -137,7 +138,7 @@ class InferletHost:
         A client that is gone misses events; the inferlet goes on.
         """
         try:
-            if events[-1].kind == "text":
+            if events[-1].kind in OUTPUTS:
                 conn.post(events)
                 self._dirty.add(conn)
             else:
@@ -185,13 +186,15 @@ class ClientService:
     def __init__(self, host: InferletHost) -> None:
         self._host = host
         self._attached: dict[int, dict[str, tuple[EventLog, Sink]]] = {}  # by connection, then inferlet
+        self._uploads: dict[int, Uploads] = {}
 
     def on_connect(self, conn: Connection) -> None:
         self._attached[id(conn)] = {}
+        self._uploads[id(conn)] = Uploads()
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
-            if not isinstance(message, (Attach, SendText, Kill)):
+            if not isinstance(message, (Attach, SendText, SendFile, Kill)):
                 log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
                 continue
             try:
@@ -199,13 +202,17 @@ class ClientService:
             except PierayError as error:
                 conn.send([Failed(message.ticket, error.code, error.message)])
 
-    def _serve(self, conn: Connection, message: Attach | SendText | Kill) -> None:
+    def _serve(self, conn: Connection, message: Attach | SendText | SendFile | Kill) -> None:
         inferlet = self._host.find(message.instance_id)
         value = None
         if isinstance(message, Attach):
             value = not self._attach(conn, inferlet.log, message.cursor)
         elif isinstance(message, SendText):
             inferlet.deliver(message.text)
+        elif isinstance(message, SendFile):
+            data = self._uploads[id(conn)].add(message, inferlet.scratch_bytes)
+            if data is not None:
+                inferlet.deliver_file(message.name, data)
         else:
             inferlet.kill(Cancelled(message.reason))
         conn.send([Completed(message.ticket, value)])
@@ -220,5 +227,6 @@ class ClientService:
         return log.subscribe(cursor, sink)
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
+        self._uploads.pop(id(conn), None)
         for log, sink in self._attached.pop(id(conn), {}).values():
             log.unsubscribe(sink)

@@ -73,6 +73,15 @@ class Inferlet:
         self._mailbox.put(text)
         self._unpark()
 
+    def deliver_file(self, name: str, data: bytes) -> None:
+        """A file of the client; raises InvalidRequest, QuotaExceeded or Cancelled."""
+        self._state.files.put(name, data)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The limit that a file must not exceed."""
+        return self._limits.scratch_bytes
+
     def kill(self, error: PierayError) -> None:
         """End the inferlet with `error` as its result; idempotent."""
         self._killed = error
@@ -174,6 +183,13 @@ class EndedInferlet:
 
     def deliver(self, text: str) -> None:  # noqa: ARG002 - as Inferlet.deliver
         raise Cancelled("the inferlet has ended; it receives no messages")
+
+    def deliver_file(self, name: str, data: bytes) -> None:  # noqa: ARG002 - as Inferlet.deliver_file
+        raise Cancelled("the inferlet has ended; it receives no files")
+
+    @property
+    def scratch_bytes(self) -> int:
+        raise Cancelled("the inferlet has ended; it receives no files")
 
     def kill(self, error: PierayError) -> None:
         """Nothing is left to be ended."""

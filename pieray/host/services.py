@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pieray.config import Config
 from pieray.host.adapters import AdapterDirectory
+from pieray.host.aio import LoopThread
 from pieray.host.broker_client import BrokerClient
+from pieray.host.http.client import HttpClient
 from pieray.wasm.timers import Timers
 
 
@@ -22,6 +25,14 @@ class Services:
     """Messages between inferlets, and the key-value store."""
     adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
     """The engine's LoRA adapters, as its owner has loaded them so far."""
+    loop: LoopThread = field(default_factory=LoopThread)
+    """Where handlers wait for the world: HTTP, MCP servers."""
+    http: HttpClient | None = None
+
+    @classmethod
+    def of(cls, config: Config, broker: BrokerClient | None = None) -> Services:
+        """The services that an engine's settings describe."""
+        return cls(broker=broker, http=HttpClient(config.http_hosts, allow_private=config.http_private))
 
     def flush(self) -> None:
         """Send what was posted while guests ran."""
@@ -33,3 +44,6 @@ class Services:
         self.timers.close()
         if self.broker is not None:
             self.broker.close()
+        self.loop.close()
+        if self.http is not None:
+            self.http.close()

@@ -12,6 +12,7 @@ from typing import Any
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle
+from pieray.host.files import FileInbox
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox, Queue
@@ -53,6 +54,8 @@ class InstanceState:
     samplers: Opened[SamplerSpec] = field(init=False)
     matchers: Opened[Any] = field(init=False)
     scratch: ScratchFolder = field(init=False)
+    files: FileInbox = field(init=False)
+    """Files of the client, on their way to the scratch folder."""
     adapters: Opened[int] = field(init=False)
     """By handle, the batcher's number for the adapter."""
     wake: Callable[[], None] = _nobody
@@ -67,6 +70,7 @@ class InstanceState:
 
     def __post_init__(self) -> None:
         self.scratch = ScratchFolder(self.limits.scratch_bytes)
+        self.files = FileInbox(self.scratch, self.complete)
         self.samplers = Opened("sampler", "plans", self.limits.plans)
         self.matchers = Opened("matcher", "plans", self.limits.plans)
         self.adapters = Opened("adapter", "plans", self.limits.plans)
@@ -124,6 +128,8 @@ class InstanceState:
             self._quietly(lambda ticket=ticket: self.settle(ticket, is_taken=False))  # type: ignore[misc]
         while self.closers:
             self._quietly(self.closers.pop())
+        self.files.close()
+        self.scratch.clear()
 
     def _quietly(self, call: Callable[[], None]) -> None:
         try:

@@ -30,7 +30,7 @@ from pieray.messages.broker import (
     Unsubscribe,
     Withdraw,
 )
-from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendText
+from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
@@ -70,6 +70,7 @@ __all__ = [
     "Push",
     "ReclaimSpare",
     "ReleasePages",
+    "SendFile",
     "SendText",
     "Settle",
     "StoreDelete",

@@ -14,7 +14,7 @@ handlers; `Context` and its `generate` are written on them.
 
 from __future__ import annotations
 
-from . import chat, forward, kv, log, messaging, model, queue, runtime, scratch, session, store, tickets
+from . import chat, forward, http, kv, log, messaging, model, queue, runtime, scratch, session, store, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .context import Context
@@ -67,6 +67,7 @@ __all__ = [
     "chat",
     "forward",
     "greedy",
+    "http",
     "kv",
     "log",
     "messaging",
