@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pieray.host.grammars import GrammarService
 from pieray.wasm.timers import Timers
 
 
@@ -16,7 +17,10 @@ class Services:
 
     timers: Timers = field(default_factory=Timers)
     """Calls functions at given times, on a thread of its own: they must be short."""
+    grammars: GrammarService = field(default_factory=GrammarService)
+    """Compiles grammars; its threads and processes start with the first."""
 
     def close(self) -> None:
         """Close all of them; idempotent."""
         self.timers.close()
+        self.grammars.close()
