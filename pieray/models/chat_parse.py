@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -22,7 +23,7 @@ MAX_BLOCKS = 256
 """Calls, well-formed or not, in one reply: what follows the last is content."""
 
 THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-_LITERALS = ("true", "false", "null", "-")
+_HALF_WORD = re.compile(r"-|\.|[eE][+-]?|t|tr|tru|f|fa|fal|fals|n|nu|nul")
 
 
 def _finite(number: str) -> float:
@@ -226,7 +227,7 @@ def _call_of(value: Any) -> dict[str, Any] | None:
         return None
     arguments = value.get("arguments", value.get("parameters", {}))
     if isinstance(arguments, str):
-        arguments, end, _ = _json_at(arguments, 0)
+        arguments, _, _ = _json_at(arguments, 0)
     return {"name": value["name"], "arguments": arguments} if isinstance(arguments, dict) else None
 
 
@@ -240,7 +241,7 @@ def _json_at(text: str, start: int) -> tuple[Any, int, bool]:
         value, end = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
         rest = text[error.pos :].strip()
-        is_cut = not rest or any(literal.startswith(rest) for literal in _LITERALS)
+        is_cut = not rest or _HALF_WORD.fullmatch(rest) is not None
         is_cut = is_cut or "Unterminated string" in error.msg or ("escape" in error.msg and len(rest) < 6)
         return None, 0, is_cut
     except (RecursionError, ValueError):  # too deep; a number of too many digits

@@ -15,7 +15,8 @@ from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
 QWEN = """{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
-{%- for tool_call in message.tool_calls or [] %}{{- '<tool_call>\\n{\\"name\\": \\"' + tool_call.name + '\\", \\"arguments\\": ' }}
+{%- for tool_call in message.tool_calls or [] %}
+{{- '<tool_call>\\n{\\"name\\": \\"' + tool_call.name + '\\", \\"arguments\\": ' }}
 {{- tool_call.arguments | tojson }}{{- '}\\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 QWEN3 = QWEN + "{# message.content.split('</think>') #}"
@@ -23,12 +24,15 @@ THINKING = QWEN.replace("<|im_start|>assistant\\n", "<|im_start|>assistant\\n<th
 MISTRAL = """{%- for message in messages %}{%- if message.tool_calls %}{{- '[TOOL_CALLS] [' }}{%- endif %}
 {{- message.content }}{%- endfor %}"""
 LLAMA = """{%- for message in messages %}{{- '<|start_header_id|>' + message.role }}{{- message.content }}
-{%- if message.tool_calls %}{{- '{"name": "' + message.tool_calls[0].function.name + '", ' }}{{- '"parameters": ' }}{%- endif %}
+{%- if message.tool_calls %}{{- '{"name": "' + message.tool_calls[0].name + '", ' }}{{- '"parameters": ' }}{%- endif %}
 {%- endfor %}"""
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 PIE_TINY = TokenizerSpec.from_folder(model_folder("pie-tiny")).chat_template
 
-CALL = {"name": "weather", "arguments": {"city": 'Bane "x"</tool_call>', "days": [1, 2.5, None, True], "deep": {"a": {}}}}
+CALL = {
+    "name": "weather",
+    "arguments": {"city": 'Bane "x"</tool_call>', "days": [1, 2.5, None, True], "deep": {"a": {}}},
+}
 WRITTEN = json.dumps(CALL)
 PARAMETERS = WRITTEN.replace('"arguments"', '"parameters"')
 
@@ -40,16 +44,36 @@ def parts(template: str | None, text: str) -> tuple[str, str, list[dict[str, Any
 
 @pytest.mark.parametrize(
     ("template", "name"),
-    [(QWEN, "hermes"), (QWEN3, "hermes"), (MISTRAL, "mistral"), (LLAMA, "llama"), (PIE_TINY, "json"), (PLAIN, "plain"), (None, "plain")],
-)  # fmt: skip
+    [
+        (QWEN, "hermes"),
+        (QWEN3, "hermes"),
+        (MISTRAL, "mistral"),
+        (LLAMA, "llama"),
+        (PIE_TINY, "json"),
+        (PLAIN, "plain"),
+        (None, "plain"),
+    ],
+)
 def test_the_format_is_told_from_the_template(template: str | None, name: str) -> None:
     assert format_name(template) == name
 
 
 GOOD = [
     (QWEN, f"<tool_call>\n{WRITTEN}\n</tool_call>", "", "", [CALL]),
-    (QWEN, f"Let me see.\n<tool_call>{WRITTEN}</tool_call>\n<tool_call>\n{WRITTEN}\n</tool_call>", "Let me see.", "", [CALL, CALL]),
-    (QWEN3, f"<think>\nHm <tool_call>\n</think>\n\nYes.<tool_call>{WRITTEN}</tool_call>", "Yes.", "Hm <tool_call>", [CALL]),
+    (
+        QWEN,
+        f"Let me see.\n<tool_call>{WRITTEN}</tool_call>\n<tool_call>\n{WRITTEN}\n</tool_call>",
+        "Let me see.",
+        "",
+        [CALL, CALL],
+    ),
+    (
+        QWEN3,
+        f"<think>\nHm <tool_call>\n</think>\n\nYes.<tool_call>{WRITTEN}</tool_call>",
+        "Yes.",
+        "Hm <tool_call>",
+        [CALL],
+    ),
     (THINKING, "I think.\n</think>\n\nThe answer", "The answer", "I think.", []),
     (THINKING, "<think>I think.</think>The answer", "The answer", "I think.", []),
     (MISTRAL, f"[TOOL_CALLS] [{WRITTEN}, {WRITTEN}]", "", "", [CALL, CALL]),
@@ -58,16 +82,19 @@ GOOD = [
     (LLAMA, f"<|python_tag|>{PARAMETERS}; {PARAMETERS}", "", "", [CALL, CALL]),
     (PIE_TINY, WRITTEN, "", "", [CALL]),
     (PIE_TINY, json.dumps({"name": "f", "arguments": "{}"}), "", "", [{"name": "f", "arguments": {}}]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("template", "text", "content", "reasoning", "calls"), GOOD)
-def test_calls_thoughts_and_content_are_told_apart(template: str, text: str, content: str, reasoning: str, calls: list[Any]) -> None:
+def test_calls_thoughts_and_content_are_told_apart(
+    template: str, text: str, content: str, reasoning: str, calls: list[Any]
+) -> None:
     assert parts(template, text) == (content, reasoning, calls, True)
 
 
 @pytest.mark.parametrize(
-    "text", ["12 < 13", 'He said {"name": 1}', "a\n b ", "{not json}", '{"answer": 3}', "[1, 2]", "", "<", "{", "\ud83d"]
+    "text",
+    ["12 < 13", 'He said {"name": 1}', "a\n b ", "{not json}", '{"answer": 3}', "[1, 2]", "", "<", "{", "\ud83d"],
 )
 def test_plain_text_stays_as_it_is(text: str) -> None:
     assert parts(PLAIN, text) == (text, "", [], True)
@@ -94,9 +121,17 @@ def test_a_reply_that_is_cut_within_a_call_or_thought_is_not_complete(
         assert parts(template, text[: text.index("</think>") + 4]) == ("", reasoning, [], False)
 
 
-BROKEN = ['{"name": "f"', '{"name": }', "nonsense", '{"name": 3, "arguments": {}}', '{"name": "f", "arguments": [1]}',
-          '{"name": "f", "arguments": {"x": NaN}}', '{"name": "f", "arguments": {"x": 1e999}}', "[" * 100_000,
-          '{"name": "f", "arguments": ' + '{"a":' * 50_000 + "1" + "}" * 50_001]  # fmt: skip
+BROKEN = [
+    '{"name": "f"',
+    '{"name": }',
+    "nonsense",
+    '{"name": 3, "arguments": {}}',
+    '{"name": "f", "arguments": [1]}',
+    '{"name": "f", "arguments": {"x": NaN}}',
+    '{"name": "f", "arguments": {"x": 1e999}}',
+    "[" * 100_000,
+    '{"name": "f", "arguments": ' + '{"a":' * 50_000 + "1" + "}" * 50_001,
+]
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=range(len(BROKEN)))
@@ -118,11 +153,35 @@ def test_the_number_of_calls_is_bounded() -> None:
 
 PIECES = st.lists(
     st.sampled_from(
-        ["<tool_call>", "</tool_call>", "<think>", "</think>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", WRITTEN, PARAMETERS,
-         "[", "]", "{", "}", '"', "\\", ",", ";", " ", "\n", "<", "weather", '{"name": "', '"arguments": ']
-    ) | st.text(max_size=5),
+        [
+            "<tool_call>",
+            "</tool_call>",
+            "<think>",
+            "</think>",
+            "[TOOL_CALLS]",
+            "[ARGS]",
+            "<|python_tag|>",
+            WRITTEN,
+            PARAMETERS,
+            "[",
+            "]",
+            "{",
+            "}",
+            '"',
+            "\\",
+            ",",
+            ";",
+            " ",
+            "\n",
+            "<",
+            "weather",
+            '{"name": "',
+            '"arguments": ',
+        ]
+    )
+    | st.text(max_size=5),
     max_size=8,
-).map("".join)  # fmt: skip
+).map("".join)
 
 
 @pytest.mark.parametrize("template", [LLAMA, PIE_TINY])
