@@ -12,6 +12,7 @@ from typing import Any
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle
+from pieray.host.embeds import EmbedTable
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox, Queue
@@ -51,6 +52,7 @@ class InstanceState:
     lock: threading.RLock = field(default_factory=threading.RLock)
     samplers: Opened[SamplerSpec] = field(init=False)
     matchers: Opened[Any] = field(init=False)
+    embeds: EmbedTable = field(init=False)
     adapters: Opened[int] = field(init=False)
     """By handle, the batcher's number for the adapter."""
     wake: Callable[[], None] = _nobody
@@ -63,6 +65,7 @@ class InstanceState:
     def __post_init__(self) -> None:
         self.samplers = Opened("sampler", "plans", self.limits.plans)
         self.matchers = Opened("matcher", "plans", self.limits.plans)
+        self.embeds = EmbedTable(self.limits.embed_bytes)
         self.adapters = Opened("adapter", "plans", self.limits.plans)
 
     def sampler(self, handle: int) -> SamplerSpec:

@@ -10,8 +10,10 @@ from pieray.messages.batcher import (
     SAMPLE_WITH,
     CancelInferlet,
     CopyTokens,
+    EmbedTokens,
     Forward,
     Output,
+    Verify,
 )
 from pieray.messages.client import Attach, Event, Kill, Launch, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
@@ -33,6 +35,7 @@ __all__ = [
     "CloseLease",
     "Completed",
     "CopyTokens",
+    "EmbedTokens",
     "Event",
     "Failed",
     "Forward",
@@ -46,6 +49,7 @@ __all__ = [
     "ReclaimSpare",
     "ReleasePages",
     "SendText",
+    "Verify",
     "Welcome",
     "decode",
     "encode",
