@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import QuotaExceeded
+from pieray.errors import BadHandle, QuotaExceeded
 from pieray.host.opened import Opened
 from pieray.host.outbox import Command, Queue, wire_ticket
 from pieray.messages import EmbedTokens, Message
@@ -58,7 +58,9 @@ class EmbedTable:
         """Close handles; raises BadHandle for one that is not open, or named twice, and frees none then."""
         for handle in handles:
             self.get(handle)
-        for handle in dict.fromkeys(handles):
+        if len(set(handles)) != len(handles):
+            raise BadHandle("an embedding is named twice")
+        for handle in handles:
             self.num_bytes -= self._opened.pop(handle).nbytes
 
 
