@@ -44,7 +44,8 @@ class VerifyPass(Command):
     __slots__ = ("adapter", "drafts", "kv_len", "lineage", "pages", "parents", "sampler", "tokens")
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared, *, pages: PageSpace, lineage: Lineage,
-                 kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: SamplerSpec, adapter: int) -> None:  # fmt: skip
+                 kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: SamplerSpec,
+                 adapter: int) -> None:  # fmt: skip
         super().__init__(ticket, queue, prepared)
         self.pages = pages
         self.lineage = lineage
