@@ -67,7 +67,9 @@ class Command:
 class Pass(Command):
     """A forward pass and the outputs asked of it."""
 
-    __slots__ = ("kv_len", "mask", "num_tokens", "open_outputs", "output_bytes", "outputs", "positions", "tokens")
+    __slots__ = (
+        "adapter", "kv_len", "mask", "num_tokens", "open_outputs", "output_bytes", "outputs", "positions", "tokens",
+    )  # fmt: skip
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared, kv_len: int, tokens: bytes, positions: bytes,
                  mask: bytes) -> None:  # fmt: skip
@@ -77,6 +79,7 @@ class Pass(Command):
         self.num_tokens = len(tokens) // 4
         self.positions = positions
         self.mask = mask
+        self.adapter = 0  # the batcher's number
         self.outputs: list[Output] = []
         self.open_outputs: set[int] = set()
         self.output_bytes = 0  # of lists that travel with them
@@ -87,6 +90,7 @@ class Pass(Command):
         return Forward(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
             self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, self.mask, self.outputs,
+            self.adapter,
         )  # fmt: skip
 
 

@@ -66,7 +66,9 @@ class ForwardCommand(Command):
     Values that depend on the model (tokens, positions, page numbers) are checked by the runner, in the step.
     """
 
-    __slots__ = ("adapter", "first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions", "tokens")
+    __slots__ = (
+        "adapter", "first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions", "tokens",
+    )  # fmt: skip
     is_copy = False
 
     def __init__(self, peer_id: str, message: Forward, page_size: int) -> None:

@@ -57,7 +57,7 @@ class BatcherCore:
         self._acks: list[tuple[LaneKey, int]] = []  # cancels that wait for the running step: ticket
         self._counts = dict.fromkeys(("steps", "forwards", "copies", "tokens", "failed"), 0)
         self._busy_s = 0.0
-        self.adapters = AdapterDesk(lambda file, most: runner.read_adapter(file, most), settings.adapter_bytes)
+        self.adapters = AdapterDesk(runner, settings.adapter_bytes)
 
     # --- in --------------------------------------------------------------------------------------
 
@@ -94,10 +94,10 @@ class BatcherCore:
             return
         if not self._scheduler.submit(command, now):
             self._answer_failed([command], _dependency_failed(), answers)
-        elif isinstance(message, Forward) and message.adapter:
+        elif isinstance(command, ForwardCommand) and isinstance(message, Forward) and message.adapter:
             self._attach_adapter(command, message.adapter, answers)
 
-    def _attach_adapter(self, command: Command, number: int, answers: Answers) -> None:
+    def _attach_adapter(self, command: ForwardCommand, number: int, answers: Answers) -> None:
         try:
             command.adapter = self.adapters.find(command.lane, number)
         except Evicted as error:

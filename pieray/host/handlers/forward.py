@@ -41,6 +41,9 @@ class ForwardHandlers(HandlerGroup):
             state.outbox.stage(Pass(ticket, found, prepared, kv_len, tokens.tobytes(), positions.tobytes(), bits))
         return ticket
 
+    def forward_set_adapter(self, pass_: int, adapter: int) -> None:
+        self._open_pass(pass_, 0).adapter = self._state.adapter(adapter)
+
     def forward_sample(
         self, pass_: int, row: int, temperature: float, top_k: int, top_p: float, min_p: float, seed: int
     ) -> int:

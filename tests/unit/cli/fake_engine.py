@@ -60,6 +60,9 @@ class FakeEngine:
     def models(self) -> list[dict[str, Any]]:
         return [{"name": "pie-tiny", "num_pages": 64, "device": "cpu"}]
 
+    def adapters(self) -> list[dict[str, Any]]:
+        return [{"name": "tiny", "rank": 8, "alpha": 16.0, "targets": ["q_proj"], "num_bytes": 64, "owner": "me"}]
+
     def kill(self, instance_id: str, reason: str = "") -> None:
         if instance_id != "fake-1":
             raise NotFound(f"no inferlet {instance_id!r}")
