@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,7 +22,9 @@ from pieray.actors.pool import HostPool, Member
 from pieray.actors.resource_manager import ResourceManager
 from pieray.config import Config
 from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NotFound, PeerLost
+from pieray.messages import encode
 from pieray.raycalls import ask_actor, await_answer
+from pieray.registry import Bounds, Registry
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class Supervisor:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.token = secrets.token_hex(32)
+        self.registry: Registry
         self._resource_manager: Member | None = None
         self._batcher: Member | None = None
         self._pool = HostPool(
@@ -63,6 +67,7 @@ class Supervisor:
     def start(self) -> None:
         """Bring everything up; on failure everything is taken down again and the error raised."""
         try:
+            self.registry = _registry_of(self._config)
             hosts = [self._create_host() for _ in range(self._config.actor_pool)]
             self._bring_up_device()
             self._pool.add(self._open_hosts(hosts))
@@ -266,6 +271,9 @@ class Supervisor:
     def launch(self, frame: bytes) -> Wire:
         """Start an inferlet on the actor with the most room; a new actor is added when all are full."""
         message = launch_of(frame)
+        if not message.source and not message.component:
+            message = self.registry.filled(message, self._config.limits)
+            frame = encode([message])
         if self._failure is not None:
             raise EngineError(self._failure)
         host = self._pool.launch(lambda host: self._ask(host, "launch", frame))
@@ -320,6 +328,11 @@ class Supervisor:
         members = [{"role": m.role, **self._ask(m, "status")} for m in alive]
         return {"namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure,
                 "num_restarts": len(self._restarts), "actors": members}  # fmt: skip
+
+
+def _registry_of(config: Config) -> Registry:
+    bounds = Bounds(config.registry_programs, config.registry_bytes, config.limits.source_bytes)
+    return Registry(Path(config.registry_path) if config.registry_path else None, bounds)
 
 
 def _num_gpus(config: Config) -> float:

@@ -151,6 +151,10 @@ class Config:
     """File of the key-value store of tenants; "": in memory, for as long as the engine lives."""
     registry_path: str = ""
     """Folder of installed programs; "": for as long as the engine lives."""
+    registry_programs: int = 1000
+    """Installed programs, each version counted."""
+    registry_bytes: int = 256 * MIB
+    """What they take in all."""
     detached: bool = False
     """Outlive the driver that starts the engine, until somebody shuts it down.  Otherwise it ends with that driver."""
     start_timeout_s: float = 120.0
@@ -163,6 +167,8 @@ class Config:
         _check_at_least("actor_pool", self.actor_pool, 1)
         _check_at_least("worker_threads", self.worker_threads, 1)
         _check_at_least("lease_pages", self.lease_pages, 1)
+        _check_at_least("registry_programs", self.registry_programs, 0)
+        _check_at_least("registry_bytes", self.registry_bytes, 0)
         _check_at_least("model.page_size", self.model.page_size, 1)
         _check_at_least("model.max_batch_tokens", self.model.max_batch_tokens, 1)
 

@@ -14,7 +14,7 @@ from pieray.messages.batcher import (
     Forward,
     Output,
 )
-from pieray.messages.client import Attach, Event, Kill, Launch, SendText
+from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
@@ -39,6 +39,7 @@ __all__ = [
     "Failed",
     "Forward",
     "Hello",
+    "Install",
     "Kill",
     "Launch",
     "LeasePages",
