@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import pieray.config
 from pieray.adapters import AdapterFacts, read_adapter
-from pieray.capabilities import Capabilities
 from pieray.capabilities import ALL, Capabilities
 from pieray.config import Config, from_mapping
 from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError

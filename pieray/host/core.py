@@ -38,7 +38,7 @@ class InferletHost:
         self, config: Config, device: DeviceClient, models: ModelDirectory, services: Services | None = None
     ) -> None:
         self._config = config
-        self.services = services or Services()
+        self.services = services or Services.of(config)
         self._device = device
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)

@@ -14,7 +14,7 @@ The modules `queue`, `kv`, `forward`, `adapters`, `model`, `session`, `runtime` 
 
 from __future__ import annotations
 
-from . import adapters, chat, forward, kv, log, model, queue, runtime, scratch, session, tickets
+from . import adapters, chat, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
@@ -70,6 +70,7 @@ __all__ = [
     "chat",
     "forward",
     "greedy",
+    "http",
     "kv",
     "log",
     "model",

@@ -1,9 +1,9 @@
 """The scratch folder: files in memory, empty at first, gone with the inferlet.
 
-    scratch.write("notes/a.txt", "text")        # or bytes
-    with scratch.open("notes/a.txt", "a") as file:
-        print("more", file=file)
-    scratch.read("notes/a.txt")                 # bytes; scratch.read_text(...) for text
+scratch.write("notes/a.txt", "text")        # or bytes
+with scratch.open("notes/a.txt", "a") as file:
+    print("more", file=file)
+scratch.read("notes/a.txt")                 # bytes; scratch.read_text(...) for text
 """
 
 from __future__ import annotations
