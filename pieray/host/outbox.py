@@ -54,15 +54,16 @@ class Command:
         self.prepared = prepared
         self.is_sent = False
 
-    def settled(self, result: object) -> None:
-        """The result has come, a PierayError or a value; its pages are still pinned."""
-
     def message(self, inferlet: int) -> Message:
         """The command as it travels, its pages physical."""
         return CopyTokens(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
             [list(c) for c in self.prepared.copies],
         )  # fmt: skip
+
+    def settled(self, result: object) -> object:
+        """What the ticket yields, of the batcher's answer or an error; the pages are still pinned."""
+        return result
 
 
 class Pass(Command):
@@ -83,7 +84,7 @@ class Pass(Command):
         self.positions = positions
         self.mask: bytes | bytearray = mask
         self.embeds = embeds
-        self.adapter = 0
+        self.adapter = 0  # the batcher's number
         self.outputs: list[Output] = []
         self.open_outputs: set[int] = set()
         self.output_bytes = 0  # of lists that travel with them
@@ -242,9 +243,9 @@ class Outbox:
             self._tickets.resolve(ticket, result)
 
     def _settle(self, command: Command, result: object) -> None:
-        command.settled(result)
+        value = command.settled(result)
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
-        self._tickets.resolve(command.ticket, result)
+        self._tickets.resolve(command.ticket, value)
         if isinstance(command, Pass):
             self.passes.pop(command.ticket, None)
             if isinstance(result, PierayError):

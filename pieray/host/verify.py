@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import InvalidRequest, PierayError
+from pieray.errors import InvalidRequest
 from pieray.host.outbox import Command, Queue, wire_ticket
 from pieray.host.samplers import SamplerSpec
 from pieray.messages import Message, Verify
@@ -63,10 +63,13 @@ class VerifyPass(Command):
             self.parents.tobytes(), self.sampler.to_wire(), self.adapter,
         )  # fmt: skip
 
-    def settled(self, result: object) -> None:
+    def settled(self, result: object) -> object:
         """The answer: the sampled tokens, of which all but the last are accepted drafts; or an error."""
-        if isinstance(result, PierayError) or not isinstance(result, bytes):
-            return
+        if isinstance(result, bytes):
+            self._keep(result)
+        return result
+
+    def _keep(self, result: bytes) -> None:
         written = np.concatenate((self.tokens, np.frombuffer(result, "<u4")[:-1]))
         is_untouched = self.pages.keep_written(self.prepared, len(written))
         if self.adapter or not is_untouched:

@@ -1,5 +1,6 @@
 """Every message that crosses a process, by who talks to whom, and the one frame format."""
 
+from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
 from pieray.messages.batcher import (
     DISTRIBUTION,
     ENTROPY,
@@ -15,7 +16,7 @@ from pieray.messages.batcher import (
     Output,
     Verify,
 )
-from pieray.messages.client import Attach, Event, Kill, Launch, SendText
+from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
@@ -27,6 +28,7 @@ __all__ = [
     "LOGITS",
     "LOGPROBS",
     "MAX_FRAME_BYTES",
+    "PRIVATE",
     "SAMPLE",
     "SAMPLE_WITH",
     "SCHEMA",
@@ -40,15 +42,18 @@ __all__ = [
     "Failed",
     "Forward",
     "Hello",
+    "Install",
     "Kill",
     "Launch",
     "LeasePages",
+    "LoadAdapter",
     "Message",
     "Output",
     "PeerFenced",
     "ReclaimSpare",
     "ReleasePages",
     "SendText",
+    "UnloadAdapter",
     "Verify",
     "Welcome",
     "decode",

@@ -104,7 +104,9 @@ def _check_embeds(embeds: tuple[U32, F32], num_tokens: int, hidden: int) -> None
 def are_valid(items: Sequence[ForwardItem], config: ModelConfig, pool: KvPool) -> bool:
     """Whether `validate_item` would pass all of them, from one look at the arrays; masks and embeddings take a closer
     one: False."""
-    if any(item.mask is not None or item.embeds is not None or len(item.positions) != len(item.tokens) for item in items):
+    if any(item.mask is not None or item.embeds is not None for item in items):
+        return False
+    if any(len(item.positions) != len(item.tokens) for item in items):
         return False
     if any(item.kv_len < 0 or item.kv_len + len(item.tokens) > len(item.pages) * pool.page_size for item in items):
         return False

@@ -77,7 +77,10 @@ class ForwardCommand(Command):
     Values that depend on the model (tokens, positions, page numbers) are checked by the runner, in the step.
     """
 
-    __slots__ = ("embeds", "first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions", "tokens")
+    __slots__ = (
+        "adapter", "embeds", "first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions",
+        "tokens",
+    )  # fmt: skip
     is_copy = False
 
     def __init__(self, peer_id: str, message: Forward, page_size: int) -> None:
@@ -102,6 +105,7 @@ class ForwardCommand(Command):
             self.positions = np.arange(message.kv_len, end, dtype=np.uint32)
         self.mask = _checked_mask(message.mask, num_tokens, end)
         self.embeds = _checked_embeds(message.embeds, num_tokens)
+        self.adapter: Any = None  # a `LoraAdapter`: held, so that it stays loaded until the command has run
         self.num_answered = 0  # tokens whose outputs have been answered
         self.outputs = message.outputs
         for output in message.outputs:

@@ -22,8 +22,8 @@ def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size
     """Tokens `[start, start + num_tokens)` of the command, on top of those before."""
     if num_tokens == command.num_tokens:
         return ForwardItem(
-            command.pages, command.kv_len, command.tokens, command.positions,
-            command.mask_between(0, num_tokens), embeds=command.embeds,
+            command.pages, command.kv_len, command.tokens, command.positions, command.mask_between(0, num_tokens),
+            embeds=command.embeds, adapter=command.adapter,
         )  # fmt: skip
     kv_len, stop = command.kv_len + start, start + num_tokens
     return ForwardItem(
@@ -33,6 +33,7 @@ def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size
         command.positions[start:stop],
         command.mask_between(start, stop),
         embeds=None if command.embeds is None else _embeds_between(*command.embeds, start, stop),
+        adapter=command.adapter,
     )
 
 

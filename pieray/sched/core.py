@@ -11,8 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.config import ModelSettings
-from pieray.errors import Cancelled, DeviceLost, InvalidRequest, PierayError, ProtocolError
-from pieray.messages import CancelInferlet, Completed, CopyTokens, EmbedTokens, Forward, Message, Output, Verify
+from pieray.errors import Cancelled, DeviceLost, Evicted, InvalidRequest, PierayError, ProtocolError
+from pieray.messages import (
+    CancelInferlet,
+    Completed,
+    CopyTokens,
+    EmbedTokens,
+    Forward,
+    LoadAdapter,
+    Message,
+    Output,
+    UnloadAdapter,
+    Verify,
+)
+from pieray.sched.adapters import AdapterDesk
 from pieray.sched.cohort import CohortWait
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey
 from pieray.sched.lookups import EmbedLookups, failed
@@ -20,7 +32,9 @@ from pieray.sched.scheduler import Scheduler, StepPlan
 from pieray.sched.verify import VerifyCommand
 
 if TYPE_CHECKING:
+    from pieray.adapters import AdapterFile
     from pieray.models.batch import ForwardItem
+    from pieray.models.lora import LoraAdapter
     from pieray.models.runner import OutputRequest, StepResult
 
 log = logging.getLogger(__name__)
@@ -38,6 +52,7 @@ class Runner(Protocol):
     def require_trees(self) -> None: ...
 
     def embed(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
+    def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
 
 
 class BatcherCore:
@@ -62,6 +77,7 @@ class BatcherCore:
         self._acks: list[tuple[LaneKey, int]] = []  # cancels that wait for the running step: ticket
         self._counts = dict.fromkeys(("steps", "forwards", "copies", "tokens", "failed"), 0)
         self._busy_s = 0.0
+        self.adapters = AdapterDesk(runner, settings.adapter_bytes)
 
     # --- in --------------------------------------------------------------------------------------
 
@@ -76,6 +92,8 @@ class BatcherCore:
                 self._enqueue(peer_id, message, now, answers)
             elif isinstance(message, EmbedTokens):
                 self._lookups.add(peer_id, message)
+            elif isinstance(message, (LoadAdapter, UnloadAdapter)):
+                answers += self.adapters.submit(peer_id, message)
             elif isinstance(message, CancelInferlet):
                 self._cancel(peer_id, message, answers)
             else:
@@ -102,12 +120,21 @@ class BatcherCore:
             return
         if not self._scheduler.submit(command, now):
             self._answer_failed([command], _dependency_failed(), answers)
+        elif isinstance(command, ForwardCommand) and isinstance(message, (Forward, Verify)) and message.adapter:
+            self._attach_adapter(command, message.adapter, answers)
+
+    def _attach_adapter(self, command: ForwardCommand, number: int, answers: Answers) -> None:
+        try:
+            command.adapter = self.adapters.find(command.lane, number)
+        except Evicted as error:
+            self._fail(command, error, answers)
 
     def _cancel(self, peer_id: str, message: CancelInferlet, answers: Answers) -> None:
         key = (peer_id, message.inferlet)
         self._scheduler.cancel(*key)
         self._lookups.cancel(*key)
         self._cohort.ended(key)
+        self.adapters.drop(*key)
         if key in self._running:
             self._acks.append((key, message.ticket))
         else:
@@ -118,6 +145,7 @@ class BatcherCore:
         that they may be fenced; until then, call again after each step."""
         self._scheduler.cancel(peer_id)
         self._lookups.cancel(peer_id)
+        self.adapters.drop(peer_id)
         self._cohort.ended_all(lambda key: key[0] == peer_id)
         return not any(key[0] == peer_id for key in self._running)
 
@@ -251,6 +279,7 @@ class BatcherCore:
         """Totals since the start; `mean_batch` is forwards per step.  May be called from any thread."""
         counts = dict(self._counts)
         mean_batch = counts["forwards"] / counts["steps"] if counts["steps"] else 0.0
+        counts["adapter_bytes"] = self.adapters.num_bytes
         return {**counts, "queued": self._scheduler.num_queued, "busy_s": self._busy_s, "mean_batch": mean_batch}
 
     # --- failures --------------------------------------------------------------------------------

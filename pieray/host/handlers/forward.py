@@ -78,8 +78,9 @@ class ForwardHandlers(HandlerGroup):
     def forward_set_adapter(self, pass_: int, adapter: int) -> None:
         found, state = self._unsent(pass_), self._state
         found.adapter = state.adapter(adapter)
-        with state.lock:
-            state.lineage.give_up()
+        if found.adapter:
+            with state.lock:
+                state.lineage.give_up()
 
     def forward_verify(
         self, queue: int, pages: U32, kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: int, adapter: int
