@@ -16,13 +16,6 @@ Copy = tuple[int, int, int, int, int]  # source, offset, destination, offset, co
 _NO_PAGES: U32 = np.zeros(0, np.uint32)
 
 
-@dataclass(frozen=True, slots=True)
-class NeedPages:
-    """The spare pages do not suffice: `count` more must be granted first.  Nothing has changed."""
-
-    count: int
-
-
 @dataclass(slots=True)
 class Prepared:
     """A command whose frames are pinned until `PageSpace.finish`.  `pages` and `copies` are filled by `bind`.
