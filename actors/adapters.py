@@ -49,7 +49,7 @@ class AdapterShelf:
                 one.facts = self._load(batcher, one.number, one.file, one.data, one.owner)
                 kept.append(one)
             except (ModelError, QuotaExceeded) as error:
-                log.error("adapter %r was not loaded again: %s", one.file["name"], error)
+                log.warning("adapter %r was not loaded again: %s", one.file["name"], error)
         self._settings, self._loaded = settings, kept
 
     def add(self, batcher: Member, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:

@@ -145,6 +145,7 @@ class Engine:
     def unload_adapter(self, name: str, *, tenant: str | None = None) -> None:
         """Let go an adapter that was loaded so; later passes through it fail with `evicted`.  Raises NotFound."""
         self._ask("unload_adapter", name, self.tenant if tenant is None else tenant)
+
     # --- programs ------------------------------------------------------------------------------
 
     def install(self, program: str | ProgramSource) -> dict[str, Any]:

@@ -8,6 +8,6 @@
 from pieray.grammar.compiler import Grammar, GrammarCompiler
 from pieray.grammar.matcher import Matcher
 from pieray.grammar.source import KINDS
-from pieray.grammar.trial import Trial
+from pieray.grammar.trial import Trial, TrialPool
 
-__all__ = ["KINDS", "Grammar", "GrammarCompiler", "Matcher", "Trial"]
+__all__ = ["KINDS", "Grammar", "GrammarCompiler", "Matcher", "Trial", "TrialPool"]

@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 from pieray.errors import InvalidRequest, Unsupported
 from pieray.grammar.matcher import Matcher
 from pieray.grammar.source import KINDS, new_matcher, new_tokenizer, plain
-from pieray.grammar.trial import Trial
+from pieray.grammar.trial import Trial, TrialPool
 from pieray.models.tokenizer import TokenizerSpec
 
 CACHE_ENTRIES = 32
@@ -45,7 +45,7 @@ class GrammarCompiler:
     With a `trial` every grammar is tried there first.  Without one, compile only what a trial elsewhere has passed.
     """
 
-    def __init__(self, spec: TokenizerSpec, vocab_size: int, *, trial: Trial | None = None) -> None:
+    def __init__(self, spec: TokenizerSpec, vocab_size: int, *, trial: Trial | TrialPool | None = None) -> None:
         self._spec = spec
         self._vocab_size = vocab_size
         self._trial = trial

@@ -47,7 +47,8 @@ def new_matcher(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
     A hostile text may take minutes, or end the process: try it in a `Trial` first.
     """
     if kind == "json-schema":
-        grammar = LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": WHITESPACE})
+        is_object = text.lstrip().startswith("{")  # `true` is a schema too, and takes no options
+        grammar = LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE} if is_object else None)
     else:
         grammar = {"regex": LLMatcher.grammar_from_regex, "lark": LLMatcher.grammar_from_lark}[kind](text)
     return LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())

@@ -117,6 +117,32 @@ class Trial:
             self._end()
 
 
+class TrialPool:
+    """Up to `size` trials at a time.  Thread-safe."""
+
+    def __init__(self, spec: TokenizerSpec, vocab_size: int, size: int) -> None:
+        self._idle = [Trial(spec, vocab_size) for _ in range(size)]
+        self._all = list(self._idle)
+        self._is_free = threading.Condition()
+
+    def check(self, kind: str, text: str, time_s: float) -> None:
+        """As `Trial.check`, in the trial that was used last of those that are free: it has a process already."""
+        with self._is_free:
+            while not self._idle:
+                self._is_free.wait()
+            trial = self._idle.pop()
+        try:
+            trial.check(kind, text, time_s)
+        finally:
+            with self._is_free:
+                self._idle.append(trial)
+                self._is_free.notify()
+
+    def close(self) -> None:
+        for trial in self._all:
+            trial.close()
+
+
 def _read(fd: int, size: int, end: float) -> bytes:
     """`size` bytes.  Raises TimeoutError after `end`, EOFError."""
     data = b""

@@ -13,6 +13,7 @@ from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle
 from pieray.host.files import FileInbox
+from pieray.host.embeds import EmbedTable
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox, Queue
@@ -53,6 +54,7 @@ class InstanceState:
     lock: threading.RLock = field(default_factory=threading.RLock)
     samplers: Opened[SamplerSpec] = field(init=False)
     matchers: Opened[Any] = field(init=False)
+    embeds: EmbedTable = field(init=False)
     scratch: ScratchFolder = field(init=False)
     files: FileInbox = field(init=False)
     """Files of the client, on their way to the scratch folder."""
@@ -73,6 +75,7 @@ class InstanceState:
         self.files = FileInbox(self.scratch, self.complete)
         self.samplers = Opened("sampler", "plans", self.limits.plans)
         self.matchers = Opened("matcher", "plans", self.limits.plans)
+        self.embeds = EmbedTable(self.limits.embed_bytes)
         self.adapters = Opened("adapter", "plans", self.limits.plans)
 
     def sampler(self, handle: int) -> SamplerSpec:

@@ -11,8 +11,10 @@ from pieray.messages.batcher import (
     SAMPLE_WITH,
     CancelInferlet,
     CopyTokens,
+    EmbedTokens,
     Forward,
     Output,
+    Verify,
 )
 from pieray.messages.broker import (
     Broadcast,
@@ -53,6 +55,7 @@ __all__ = [
     "Completed",
     "CopyTokens",
     "Credit",
+    "EmbedTokens",
     "Event",
     "Failed",
     "Forward",
@@ -81,6 +84,7 @@ __all__ = [
     "Subscribe",
     "UnloadAdapter",
     "Unsubscribe",
+    "Verify",
     "Welcome",
     "Withdraw",
     "decode",

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 from pieray.adapters import AdapterFacts, AdapterFile
@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 Answers: TypeAlias = list[tuple[str, Message]]
 
 
+class AdapterReader(Protocol):
+    """What the desk needs of `pieray.models.runner.ModelRunner`; called from several threads, one at a time."""
+
+    def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
+
+
 class AdapterDesk:
     """Thread-safe.  Adapters are read one at a time, those of inferlets on a thread of the desk's own.
 
@@ -29,9 +35,9 @@ class AdapterDesk:
     `send` takes the answers that come later.
     """
 
-    def __init__(self, read: Callable[[AdapterFile, int], LoraAdapter], max_bytes: int) -> None:
+    def __init__(self, reader: AdapterReader, max_bytes: int) -> None:
         self.send: Callable[[Answers], None] = lambda _: None
-        self._read = read
+        self._reader = reader
         self._max_bytes = max_bytes
         self._common: dict[int, LoraAdapter] = {}
         self._own: dict[LaneKey, dict[int, LoraAdapter]] = {}
@@ -130,7 +136,7 @@ class AdapterDesk:
             sizes = [(adapter.num_bytes, owner) for adapter, owner in self._owner.items()]
         room = self._max_bytes - sum(size for size, _ in sizes)
         left = max_bytes - sum(size for size, owner in sizes if owner == lane)
-        adapter = self._read(file, min(room, left))
+        adapter = self._reader.read_adapter(file, min(room, left))
         with self._lock:
             self._owner[adapter] = lane
         return adapter

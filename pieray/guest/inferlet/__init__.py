@@ -8,15 +8,16 @@
                 session.send(token.text)
             return ctx.text
 
-The modules `queue`, `kv`, `forward`, `model`, `session`, `messaging`, `store`, `runtime` and `tickets` are the
-handlers; `Context` and its `generate` are written on them.
+There is a module for each interface of the handler API (`kv`, `forward`, `plans`, `messaging`, `http`, ...);
+`Context` and its `generate` are written on them, and so could you.
 """
 
 from __future__ import annotations
 
-from . import chat, forward, http, kv, log, messaging, model, queue, runtime, scratch, session, store, tickets
+from . import adapters, chat, forward, http, kv, log, messaging, model, queue, runtime, scratch, session, store, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
+from .adapters import Adapter
 from .context import Context
 from .errors import (
     BadHandle,
@@ -41,6 +42,7 @@ from .errors import (
 from .sampler import Sampler, greedy
 
 __all__ = [
+    "Adapter",
     "BadHandle",
     "Cancelled",
     "Context",
@@ -64,6 +66,7 @@ __all__ = [
     "Token",
     "Unsupported",
     "WrongType",
+    "adapters",
     "chat",
     "forward",
     "greedy",
