@@ -12,7 +12,17 @@ from pieray.messages.batcher import (
 )
 from pieray.messages.client import Attach, Event, Kill, Launch, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
-from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
+from pieray.messages.leases import (
+    CloseLease,
+    ExportPages,
+    ImportPages,
+    LeasePages,
+    ListExports,
+    PeerFenced,
+    ReclaimSpare,
+    ReleasePages,
+    Unexport,
+)
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
 
 __all__ = [
@@ -28,18 +38,22 @@ __all__ = [
     "Completed",
     "CopyTokens",
     "Event",
+    "ExportPages",
     "Failed",
     "Forward",
     "Hello",
+    "ImportPages",
     "Kill",
     "Launch",
     "LeasePages",
+    "ListExports",
     "Message",
     "Output",
     "PeerFenced",
     "ReclaimSpare",
     "ReleasePages",
     "SendText",
+    "Unexport",
     "Welcome",
     "decode",
     "encode",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pieray.errors import Cancelled
 
 U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Copy = tuple[int, int, int, int, int]  # source, offset, destination, offset, count: tokens, within one page each
 
@@ -27,6 +28,7 @@ class Prepared:
     num_pages: int
     reads: list[tuple[int, int]]  # rows and slots (bits) that it reads, besides all of rows[:num_full]
     num_full: int
+    hidden: U64 | None  # of rows[:num_full], the slots (bits) that it does not read after all; None: none
     writes: list[tuple[int, int]]  # rows and slots (bits) that it writes
     row_copies: list[Copy]  # as `copies`, of rows
     frames: I64  # unique identities of the first num_pages rows: what lineage knows them by

@@ -8,6 +8,7 @@ from pieray.errors import BadHandle, InvalidRequest
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.outbox import Pass
 from pieray.host.tickets import Kind
+from pieray.host.visibility import composed
 from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE
 
 
@@ -28,12 +29,12 @@ class ForwardHandlers(HandlerGroup):
             raise InvalidRequest(f"positions are below {info.max_context}, the model's context; given {last}")
         if len(positions) not in (0, num_tokens):
             raise InvalidRequest(f"positions: none or one per token ({num_tokens}); given {len(positions)}")
-        bits = _mask_bytes(mask, num_tokens, kv_len)
+        bits = composed(state.pages.visible(pages, kv_len), num_tokens, _mask_bytes(mask, num_tokens, kv_len))
         with state.lock:
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.NONE)
             try:
-                prepared = state.pages.stage_forward(pages, kv_len, num_tokens)
+                prepared = state.pages.stage_forward(pages, kv_len, num_tokens, is_masked=True)
             except BaseException:
                 state.tickets.drop((ticket,))
                 raise
