@@ -28,7 +28,6 @@ class Prepared:
     num_pages: int
     reads: list[tuple[int, int]]  # rows and slots (bits) that it reads, besides all of rows[:num_full]
     num_full: int
-    hidden: U64 | None  # of rows[:num_full], the slots (bits) that it does not read after all; None: none
     writes: list[tuple[int, int]]  # rows and slots (bits) that it writes
     row_copies: list[Copy]  # as `copies`, of rows
     frames: I64  # unique identities of the first num_pages rows: what lineage knows them by
@@ -37,3 +36,4 @@ class Prepared:
     error: Cancelled | None = None  # set by `bind`: a command that was to write what this one reads has failed
     pages: U32 = field(default_factory=lambda: _NO_PAGES)
     copies: list[Copy] = field(default_factory=list)
+    hidden: U64 | None = None  # of rows[:num_full], the slots (bits) that it does not read after all; None: none

@@ -238,7 +238,7 @@ class Staging:
             self._frames.left(np.array(self._left, np.int64))
             self._left.clear()
         frames = ident.take(rows[:num_pages])
-        return Prepared(rows, num_pages, reads, num_full, None, writes, row_copies, frames, frame_copies, moved)
+        return Prepared(rows, num_pages, reads, num_full, writes, row_copies, frames, frame_copies, moved)
 
     def _is_void(self, prepared: Prepared) -> bool:
         """Whether a slot that the command reads counts as not written any more."""
