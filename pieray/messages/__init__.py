@@ -1,16 +1,22 @@
 """Every message that crosses a process, by who talks to whom, and the one frame format."""
 
+from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
 from pieray.messages.batcher import (
     DISTRIBUTION,
+    ENTROPY,
+    HIDDEN,
     LOGITS,
     LOGPROBS,
     SAMPLE,
+    SAMPLE_WITH,
     CancelInferlet,
     CopyTokens,
+    EmbedTokens,
     Forward,
     Output,
+    Verify,
 )
-from pieray.messages.client import Attach, Event, Kill, Launch, SendText
+from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import (
     CloseLease,
@@ -27,26 +33,33 @@ from pieray.messages.opening import Completed, Failed, Hello, Welcome
 
 __all__ = [
     "DISTRIBUTION",
+    "ENTROPY",
+    "HIDDEN",
     "LOGITS",
     "LOGPROBS",
     "MAX_FRAME_BYTES",
+    "PRIVATE",
     "SAMPLE",
+    "SAMPLE_WITH",
     "SCHEMA",
     "Attach",
     "CancelInferlet",
     "CloseLease",
     "Completed",
     "CopyTokens",
+    "EmbedTokens",
     "Event",
     "ExportPages",
     "Failed",
     "Forward",
     "Hello",
     "ImportPages",
+    "Install",
     "Kill",
     "Launch",
     "LeasePages",
     "ListExports",
+    "LoadAdapter",
     "Message",
     "Output",
     "PeerFenced",
@@ -54,6 +67,8 @@ __all__ = [
     "ReleasePages",
     "SendText",
     "Unexport",
+    "UnloadAdapter",
+    "Verify",
     "Welcome",
     "decode",
     "encode",
