@@ -34,7 +34,17 @@ from pieray.messages.broker import (
 )
 from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
-from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
+from pieray.messages.leases import (
+    CloseLease,
+    ExportPages,
+    ImportPages,
+    LeasePages,
+    ListExports,
+    PeerFenced,
+    ReclaimSpare,
+    ReleasePages,
+    Unexport,
+)
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
 
 __all__ = [
@@ -57,13 +67,16 @@ __all__ = [
     "Credit",
     "EmbedTokens",
     "Event",
+    "ExportPages",
     "Failed",
     "Forward",
     "Hello",
+    "ImportPages",
     "Install",
     "Kill",
     "Launch",
     "LeasePages",
+    "ListExports",
     "LoadAdapter",
     "Message",
     "Next",
@@ -82,6 +95,7 @@ __all__ = [
     "StorePut",
     "StorePutIf",
     "Subscribe",
+    "Unexport",
     "UnloadAdapter",
     "Unsubscribe",
     "Verify",
