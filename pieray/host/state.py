@@ -12,8 +12,8 @@ from typing import Any
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle
-from pieray.host.files import FileInbox
 from pieray.host.embeds import EmbedTable
+from pieray.host.files import FileInbox
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox, Queue

@@ -1,4 +1,4 @@
-"""The pages of docs/guide, followed word by word in an empty folder: files are written, commands are run, output is compared.
+"""The pages of docs/guide, followed word by word in an empty folder: files written, commands run, output compared.
 
 A fenced block whose info string is a language and a file name is that file.  A `sh` block is typed, line by line; a
 `text` block behind it is what it prints (a line `...` stands for any lines).  A `python` block without a name is run.

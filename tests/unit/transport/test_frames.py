@@ -28,14 +28,20 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     dict[str, float]: st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False), max_size=3),
     typing.Any: st.none() | st.binary(max_size=20) | st.text(max_size=5) | st.lists(st.binary(max_size=9), max_size=2),
     list[protocol.Output]: st.lists(st.lists(st.integers(0, 99) | st.floats(0, 1) | st.binary(max_size=9), max_size=8)),
-    list[bytes]: st.lists(st.binary(max_size=9), max_size=2),
+    bool: st.booleans(),
     list[list[int]]: st.lists(st.lists(st.integers(0, 2**32), min_size=5, max_size=5), max_size=4),
 }
 
 
+def of_type(kind: Any) -> st.SearchStrategy[Any]:
+    if kind not in OF_TYPE and typing.get_origin(kind) is list:
+        return st.lists(of_type(typing.get_args(kind)[0]), max_size=4)
+    return OF_TYPE[kind]
+
+
 def of_class(cls: type[Message]) -> st.SearchStrategy[Message]:
     hints = typing.get_type_hints(cls)
-    return st.builds(cls, **{field.name: OF_TYPE[hints[field.name]]
+    return st.builds(cls, **{field.name: of_type(hints[field.name])
                              for field in dataclasses.fields(cls)})  # fmt: skip
 
 
