@@ -10,13 +10,11 @@ import pytest
 import wasmtime.component as wc
 from hypothesis import given
 from hypothesis import strategies as st
-from wasm_fakes import GUESTS_C, FakeHandlers
+from wasm_fakes import GUESTS_C
 
 from pieray.errors import WIT_CODES, BadHandle, ModelError, QuotaExceeded
 from pieray.wasm import codecs, native
-from pieray.wasm.binding import handler_name
 from pieray.wasm.engine import new_engine
-from pieray.wasm.handlers import Handlers
 from pieray.wasm.signatures import HANDLERS, Signature, describe_func
 
 U32 = st.integers(0, 2**32 - 1)
@@ -108,28 +106,17 @@ def test_encoding_gives_all_memory_back():
     assert rss() - before < 8 << 20
 
 
-def test_the_table_equals_the_imports_of_a_real_component():
+def test_the_table_has_the_types_of_the_imports_of_a_real_component():
     engine = new_engine()
     component = wc.Component.from_file(engine, GUESTS_C / "misbehave.wasm")
-    found = {}
+    num_found = 0
     for name, extern in component.type.imports(engine).items():
         items = extern.ty.exports(engine).items()
-        functions = {item: describe_func(e.ty) for item, e in items if isinstance(e.ty, wc.FuncType)}
-        if functions:
-            found[name.removeprefix("pieray:inferlet/").removesuffix("@0.2.0")] = functions
-    assert found == {i: {f: str(s) for f, s in functions.items()} for i, functions in HANDLERS.items()}
-
-
-def test_the_protocol_has_a_method_for_each_function_with_as_many_parameters():
-    for interface, functions in HANDLERS.items():
-        for function, signature in functions.items():
-            name = handler_name(interface, function)
-            if name == "tickets_wait":
-                assert not hasattr(Handlers, name)
-                continue
-            code = getattr(Handlers, name).__code__
-            assert code.co_argcount - 1 == len(signature.params), name
-            assert hasattr(FakeHandlers, name)
+        table = HANDLERS.get(name.removeprefix("pieray:inferlet/").removesuffix("@0.2.0"), {})
+        found = {item: describe_func(e.ty) for item, e in items if isinstance(e.ty, wc.FuncType)}
+        assert found == {item: str(table[item]) for item in found}
+        num_found += len(found)
+    assert num_found >= 40
 
 
 def test_signatures_print_as_wit():
