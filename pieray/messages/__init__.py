@@ -17,6 +17,7 @@ from pieray.messages.client import Attach, Event, Kill, Launch, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
+from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
 
 __all__ = [
     "DISTRIBUTION",
@@ -34,6 +35,7 @@ __all__ = [
     "Completed",
     "CopyTokens",
     "Event",
+    "ExtendPlan",
     "Failed",
     "Forward",
     "Hello",
@@ -43,9 +45,12 @@ __all__ = [
     "Message",
     "Output",
     "PeerFenced",
+    "PlanTokens",
     "ReclaimSpare",
     "ReleasePages",
     "SendText",
+    "StartPlan",
+    "StopPlan",
     "Welcome",
     "decode",
     "encode",
