@@ -7,14 +7,15 @@ import logging
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 from pieray.config import Config
 from pieray.errors import InvalidRequest
-from pieray.messages import Launch, decode
+from pieray.messages import Launch, Message, decode
 
+M = TypeVar("M", bound=Message)
 TRANSPORT_GROUP = "transport"
 
 
@@ -56,11 +57,17 @@ def actor_name(role: str, number: int | None = None) -> str:
 
 def launch_of(frame: bytes) -> Launch:
     """The Launch that a client has sent; raises ProtocolError, InvalidRequest."""
+    return message_of(frame, Launch)
+
+
+def message_of(frame: bytes, cls: type[M]) -> M:
+    """The one message of a frame, with fields of their types; raises ProtocolError, InvalidRequest."""
     messages = decode(frame)
-    if len(messages) != 1 or not isinstance(launch := messages[0], Launch):
-        raise InvalidRequest(f"a launch is one Launch message; {[type(m).__name__ for m in messages]} came")
-    for field in dataclasses.fields(Launch):
-        given = type(getattr(launch, field.name)).__name__
-        if given != field.type.partition("[")[0]:
-            raise InvalidRequest(f"{field.name} of a launch is {field.type}; given {given}")
-    return launch
+    kind = cls.__name__.lower()
+    if len(messages) != 1 or not isinstance(message := messages[0], cls):
+        raise InvalidRequest(f"here comes one {cls.__name__} message; {[type(m).__name__ for m in messages]} came")
+    for field in dataclasses.fields(cls):
+        given = type(getattr(message, field.name)).__name__
+        if given != str(field.type).partition("[")[0]:
+            raise InvalidRequest(f"{field.name} of a {kind} is {field.type}; given {given}")
+    return message

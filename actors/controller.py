@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from pieray.actors.common import set_up_process
+from pieray.actors.common import message_of, set_up_process
 from pieray.actors.supervisor import Supervisor
 from pieray.config import Config, from_mapping
+from pieray.messages import Install, encode
 
 
 class Controller:
@@ -33,9 +35,35 @@ class Controller:
     def models(self) -> list[dict[str, Any]]:
         return self._supervisor.models()
 
+    def adapters(self) -> list[dict[str, Any]]:
+        return self._supervisor.shelf.facts()
+
+    def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
+        """Load a LoRA adapter that `owner`'s inferlets may open; its facts."""
+        return self._supervisor.load_adapter(file, data, owner)
+
+    def unload_adapter(self, name: str, owner: str) -> None:
+        self._supervisor.unload_adapter(name, owner)
+
     def launch(self, frame: bytes) -> tuple[Any, ...]:
         """Place and start an inferlet; returns the endpoint of its actor."""
         return self._supervisor.launch(frame)
+
+    def install(self, frame: bytes) -> dict[str, Any]:
+        """Keep a program under its name and version; returns its facts."""
+        return self._supervisor.registry.install(message_of(frame, Install))
+
+    def uninstall(self, spec: str, tenant: str, user: str) -> list[str]:
+        return self._supervisor.registry.uninstall(spec, tenant, user)
+
+    def programs(self) -> list[dict[str, Any]]:
+        """Facts of the installed programs."""
+        return self._supervisor.registry.programs()
+
+    def program(self, spec: str, with_content: bool) -> bytes:
+        """An installed program, as the Install message that brought it; raises NotFound."""
+        found = self._supervisor.registry.find(spec)
+        return encode([found if with_content else dataclasses.replace(found, source="", component=b"")])
 
     def locate(self, instance_id: str) -> tuple[str, tuple[Any, ...]]:
         """Name and actor endpoint of an inferlet; raises NotFound."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pieray.actors.common import launch_of
 from pieray.actors.serving import ServingActor
+from pieray.adapters import AdapterFacts
 from pieray.errors import DeviceLost
 from pieray.transport import Endpoint
 
@@ -33,12 +34,17 @@ class InferletActor(ServingActor):
         self._token = token
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
         self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory)
+        self.set_adapters(models[0]["adapters"])
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
     def reconnect(self, batcher: Wire, resource_manager: Wire) -> None:
         """The device group was replaced: later launches use the new one."""
         self._host.replace_device(self._connect(batcher, resource_manager))
+
+    def set_adapters(self, facts: list[dict[str, Any]]) -> None:
+        """The engine's adapters, from now on."""
+        self._host.services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
 
     def _connect(self, batcher: Wire, resource_manager: Wire) -> DeviceClient:
         from pieray.host.device import DeviceClient

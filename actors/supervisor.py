@@ -9,10 +9,12 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from pieray.actors.adapters import AdapterShelf
 from pieray.actors.batcher import Batcher
 from pieray.actors.common import actor_name, create_actor, launch_of
 from pieray.actors.inferlet_actor import InferletActor
@@ -20,7 +22,9 @@ from pieray.actors.pool import HostPool, Member
 from pieray.actors.resource_manager import ResourceManager
 from pieray.config import Config
 from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NotFound, PeerLost
+from pieray.messages import encode
 from pieray.raycalls import ask_actor, await_answer
+from pieray.registry import Bounds, Registry
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class Supervisor:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.token = secrets.token_hex(32)
+        self.registry: Registry
         self._resource_manager: Member | None = None
         self._batcher: Member | None = None
         self._pool = HostPool(
@@ -45,6 +50,7 @@ class Supervisor:
             num_live=lambda host: self._ask(host, "num_live"),
         )  # fmt: skip
         self._models: list[dict[str, Any]] = []
+        self.shelf = AdapterShelf()
         self._locations: OrderedDict[str, tuple[str, Member]] = OrderedDict()
         self._watched: dict[Any, Member] = {}
         self._restarts: deque[float] = deque()
@@ -61,6 +67,7 @@ class Supervisor:
     def start(self) -> None:
         """Bring everything up; on failure everything is taken down again and the error raised."""
         try:
+            self.registry = _registry_of(self._config)
             hosts = [self._create_host() for _ in range(self._config.actor_pool)]
             self._bring_up_device()
             self._pool.add(self._open_hosts(hosts))
@@ -100,13 +107,14 @@ class Supervisor:
             pair.append(manager := self._create(ResourceManager, "resource-manager"))
             pair.append(batcher := self._create(Batcher, "batcher"))
             facts = self._ask(batcher, "load", timeout_s=self._config.start_timeout_s)
+            self.shelf.give_to(batcher, facts["adapters"])
             manager.endpoint = tuple(self._ask(manager, "open", self.token, facts["info"]["num_pages"]))
             batcher.endpoint = tuple(self._ask(batcher, "open", self.token, manager.endpoint))
         except BaseException:
             for member in pair:
                 self._end(member)
             raise
-        self._models = [facts]
+        self._models = [{**facts, "adapters": self.shelf.facts()}]
         self._resource_manager, self._batcher = manager, batcher
 
     def _open_hosts(self, hosts: list[Member]) -> list[Member]:
@@ -198,6 +206,7 @@ class Supervisor:
             except EngineError as error:  # dead or stuck; its death is seen to as any other's
                 log.warning("an InferletActor did not take the new device group: %s", error)
                 ray.kill(host.handle)
+        self._tell_adapters()
 
     # --- the pool's hands ----------------------------------------------------------------------
 
@@ -228,11 +237,43 @@ class Supervisor:
                 del self._locations[instance_id]
         ray.kill(host.handle)
 
+    # --- adapters ------------------------------------------------------------------------------
+
+    def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
+        """Load a LoRA adapter into the batcher and make it known; its facts."""
+        with self._mending:
+            if self._batcher is None:
+                raise EngineError("the engine has no device group at present: it died and is not replaced")
+            facts = self.shelf.add(self._batcher, file, data, owner)
+            self._tell_adapters()
+        return facts
+
+    def unload_adapter(self, name: str, owner: str) -> None:
+        """Nobody can open it from now on; passes through handles that are open already fail with `evicted`."""
+        with self._mending:
+            number = self.shelf.remove(name, owner)
+            self._tell_adapters()
+            if self._batcher is not None:
+                self._ask(self._batcher, "remove_adapter", number)
+
+    def _tell_adapters(self) -> None:
+        facts = self.shelf.facts()
+        self._models = [{**self._models[0], "adapters": facts}]
+        asked = [host.handle.set_adapters.remote(facts) for host in self._pool.hosts()]
+        for ref in asked:
+            try:
+                await_answer(ref, "set_adapters", timeout_s=PATIENCE_S)
+            except EngineError as error:  # a new actor in its place is told when it opens
+                log.warning("an InferletActor was not told of the adapters: %s", error)
+
     # --- inferlets -----------------------------------------------------------------------------
 
     def launch(self, frame: bytes) -> Wire:
         """Start an inferlet on the actor with the most room; a new actor is added when all are full."""
         message = launch_of(frame)
+        if not message.source and not message.component:
+            message = self.registry.filled(message, self._config.limits)
+            frame = encode([message])
         if self._failure is not None:
             raise EngineError(self._failure)
         host = self._pool.launch(lambda host: self._ask(host, "launch", frame))
@@ -287,6 +328,11 @@ class Supervisor:
         members = [{"role": m.role, **self._ask(m, "status")} for m in alive]
         return {"namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure,
                 "num_restarts": len(self._restarts), "actors": members}  # fmt: skip
+
+
+def _registry_of(config: Config) -> Registry:
+    bounds = Bounds(config.registry_programs, config.registry_bytes, config.limits.source_bytes)
+    return Registry(Path(config.registry_path) if config.registry_path else None, bounds)
 
 
 def _num_gpus(config: Config) -> float:

@@ -99,10 +99,10 @@ def _scaling(path: Path) -> tuple[float, bool]:
     """(alpha, whether rank-stabilized) of an adapter_config.json; ModelError for what is not computed here."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise TypeError(f"an object is expected, not {type(raw).__name__}")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path}: expected an object, found {type(raw).__name__}")
     for key, supported in (("peft_type", "LORA"), ("bias", "none")):
         if raw.get(key, supported) != supported:
             raise ModelError(f"{path}: {key} is {raw[key]!r}; supported: {supported!r}")

@@ -39,3 +39,7 @@ class Capabilities:
             else:
                 kept[f.name] = most if "*" in mine else mine if "*" in most else tuple(m for m in mine if m in most)
         return Capabilities(**kept)
+
+
+ALL = Capabilities(http=("*",), mcp=("*",), messaging=True, store=True, children=True)
+"""The ceiling that takes nothing away."""

@@ -114,6 +114,8 @@ class ModelSettings:
     """How long a step waits at most for inferlets that have just been answered."""
     adapters: dict[str, Any] = field(default_factory=dict)
     """LoRA adapters by name: a safetensors file, or a folder with adapter_config.json."""
+    adapter_bytes: int = 512 * MIB
+    """LoRA weights loaded at one time, those that inferlets load for themselves included."""
     threads: int = 1
     """CPU threads of the batcher: a second one pays only when no actor needs the core."""
 
@@ -149,6 +151,10 @@ class Config:
     """File of the key-value store of tenants; "": in memory, for as long as the engine lives."""
     registry_path: str = ""
     """Folder of installed programs; "": for as long as the engine lives."""
+    registry_programs: int = 1000
+    """Installed programs, each version counted."""
+    registry_bytes: int = 256 * MIB
+    """What they take in all."""
     detached: bool = False
     """Outlive the driver that starts the engine, until somebody shuts it down.  Otherwise it ends with that driver."""
     start_timeout_s: float = 120.0
@@ -161,6 +167,8 @@ class Config:
         _check_at_least("actor_pool", self.actor_pool, 1)
         _check_at_least("worker_threads", self.worker_threads, 1)
         _check_at_least("lease_pages", self.lease_pages, 1)
+        _check_at_least("registry_programs", self.registry_programs, 0)
+        _check_at_least("registry_bytes", self.registry_bytes, 0)
         _check_at_least("model.page_size", self.model.page_size, 1)
         _check_at_least("model.max_batch_tokens", self.model.max_batch_tokens, 1)
 

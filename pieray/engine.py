@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import pieray.config
-from pieray.capabilities import Capabilities
+from pieray.adapters import AdapterFacts, read_adapter
+from pieray.capabilities import ALL, Capabilities
 from pieray.config import Config, from_mapping
 from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError
 from pieray.host.limits import limits_within
 from pieray.link import ActorLink
-from pieray.messages import Launch, encode
+from pieray.manifest import is_spec, limits_below
+from pieray.messages import Install, Launch, decode, encode
 from pieray.process import Process
-from pieray.programs import ProgramSource, resolve
+from pieray.programs import ProgramSource, embedded_inferlets, is_embedded, resolve
 from pieray.raycalls import ask_actor
 from pieray.transport import Endpoint
 
@@ -53,20 +57,26 @@ class Engine:
                **arguments: Any) -> Process:  # fmt: skip
         """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
 
-        `capabilities`: fields of `Capabilities`, in place of those that its manifest declares.
+        A bare name, perhaps with @version, is an embedded or installed inferlet before it is a file of this machine.
+        `capabilities`: fields of `Capabilities`, in place of those that its manifest declares; of an installed one's
+        they may keep fewer, never add.  `limits`: fields of `Limits`; those that are not given are its manifest's
+        where these are lower than the engine's.
 
         Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON), ConfigError (a limit is unknown
         or above the engine's), EngineError (the engine is gone or full).
         """
-        found = resolve(program) if isinstance(program, str) else program
-        asked = dict(limits or {})
+        found = self.find(program) if isinstance(program, str) else program
+        asked = {**limits_below(found.limits, self.config.limits), **(limits or {})}
         limits_within(self.config.limits, asked)
         instance_id = f"{found.name}-{secrets.token_hex(6)}"
         text = _json({**(input or {}), **arguments})
-        granted = dict(found.capabilities if capabilities is None else capabilities)
+        is_installed = not found.source and not found.component
+        declared = dataclasses.asdict(ALL) if is_installed else found.capabilities
+        granted = dict(declared if capabilities is None else capabilities)
         from_mapping(Capabilities, granted, "capabilities.")
+        name = f"{found.name}@{found.version}" if is_installed and found.version else found.name
         message = Launch(
-            instance_id, found.name, found.filename, found.source, found.component, text, asked, granted,
+            instance_id, name, found.filename, found.source, found.component, text, asked, granted,
             found.version, self.user, self.tenant,
         )  # fmt: skip
         wire = self._ask("launch", _frame(message))
@@ -76,6 +86,21 @@ class Engine:
             with contextlib.suppress(PierayError):
                 self.kill(instance_id, "its client could not attach")
             raise
+
+    def find(self, name_or_file: str) -> ProgramSource:
+        """What `launch` would launch; an installed program comes without its source or component.
+
+        Raises NotFound, and what `pieray.programs.resolve` raises.
+        """
+        if is_spec(name_or_file) and not is_embedded(name_or_file):
+            try:
+                return self.program(name_or_file, with_content=False)
+            except NotFound as missing:
+                with contextlib.suppress(NotFound):
+                    return resolve(name_or_file)
+                names = ", ".join(embedded_inferlets())
+                raise NotFound(f"{missing.message}; no file has that name; embedded inferlets: {names}") from None
+        return resolve(name_or_file)
 
     def attach(self, instance_id: str) -> Process:
         """The handle of an inferlet that another client launched; raises NotFound."""
@@ -96,6 +121,68 @@ class Engine:
     def kill(self, instance_id: str, reason: str = "killed") -> None:
         """End an inferlet by id; raises NotFound."""
         self._ask("kill", instance_id, reason)
+
+    # --- adapters ------------------------------------------------------------------------------
+
+    def adapters(self) -> list[dict[str, Any]]:
+        """LoRA adapters loaded: name, rank, alpha, targets, num_bytes, owner (a tenant; "": all may open it)"""
+        return [AdapterFacts.from_wire(one).public() for one in self._ask("adapters")]
+
+    def load_adapter(self, name: str, source: str | Path | bytes, alpha: float | None = None, *,
+                     tenant: str | None = None) -> dict[str, Any]:  # fmt: skip
+        """Load a LoRA adapter for the inferlets of a tenant (this handle's); its facts.
+
+        `source`: a safetensors file, a folder as PEFT saves it, or a file's bytes; `alpha` None: the folder's, else the
+        rank.  Raises ModelError (the file does not fit the model), InvalidRequest (the name is taken), QuotaExceeded.
+        """
+        file = read_adapter(name, source, alpha, max_bytes=self.config.model.adapter_bytes)
+        fields = {"name": name, "alpha": file.alpha, "is_rank_stabilized": file.is_rank_stabilized,
+                  "source": file.source}  # fmt: skip
+        owner = self.tenant if tenant is None else tenant
+        facts = self._ask("load_adapter", fields, file.data, owner, timeout_s=180.0)
+        return AdapterFacts.from_wire(facts).public()
+
+    def unload_adapter(self, name: str, *, tenant: str | None = None) -> None:
+        """Let go an adapter that was loaded so; later passes through it fail with `evicted`.  Raises NotFound."""
+        self._ask("unload_adapter", name, self.tenant if tenant is None else tenant)
+
+    # --- programs ------------------------------------------------------------------------------
+
+    def install(self, program: str | ProgramSource) -> dict[str, Any]:
+        """Keep a program on the engine, to be launched by name; its facts, as `programs` gives them.
+
+        The name belongs to this handle's tenant and user from then on, and what a version is never changes.  Raises
+        as `launch`, Denied (the name is another's), InvalidRequest (the version is another program), QuotaExceeded.
+        """
+        found = resolve(program) if isinstance(program, str) else program
+        message = Install(
+            found.name, found.version, found.filename, found.source, found.component, dict(found.capabilities),
+            dict(found.limits), found.description, self.user, self.tenant,
+        )  # fmt: skip
+        facts: dict[str, Any] = self._ask("install", _frame(message))
+        return facts
+
+    def uninstall(self, name: str) -> list[str]:
+        """Forget an installed `name@version`, or all versions of `name`; raises NotFound, Denied.
+
+        Inferlets that run already go on.
+        """
+        dropped: list[str] = self._ask("uninstall", name, self.tenant, self.user)
+        return dropped
+
+    def programs(self) -> list[dict[str, Any]]:
+        """Installed programs: name, version, description, sha256, num_bytes, filename, owner, capabilities, limits."""
+        found: list[dict[str, Any]] = self._ask("programs")
+        return found
+
+    def program(self, name: str, *, with_content: bool = True) -> ProgramSource:
+        """An installed program, with its source or component if wanted; raises NotFound."""
+        (found,) = decode(self._ask("program", name, with_content))
+        assert isinstance(found, Install)
+        return ProgramSource(
+            found.name, found.filename, found.source, found.component, found.version, found.capabilities, found.limits,
+            found.description,
+        )  # fmt: skip
 
     # --- the engine ----------------------------------------------------------------------------
 
@@ -242,7 +329,7 @@ def _json(arguments: Mapping[str, Any]) -> str:
         raise InvalidRequest(f"the arguments of an inferlet are JSON: {error}") from None
 
 
-def _frame(message: Launch) -> bytes:
+def _frame(message: Launch | Install) -> bytes:
     try:
         return encode([message])
     except (TypeError, ValueError, OverflowError) as error:  # no text, or text that is not Unicode

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pieray import manifest
 from pieray.errors import InvalidRequest, NotFound
+from pieray.manifest import Manifest
 
 COMPONENT_MAGIC = b"\0asm\x0d\0\x01\0"
 
@@ -25,6 +27,9 @@ class ProgramSource:
     version: str = ""
     capabilities: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `Capabilities`, as its manifest declares them."""
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `Limits`, as its manifest declares them: a launch begins with those below the engine's."""
+    description: str = ""
 
 
 def inferlets_folder() -> Path:
@@ -32,18 +37,27 @@ def inferlets_folder() -> Path:
     return Path(str(files("pieray.inferlets")))
 
 
-def embedded_inferlets() -> dict[str, dict[str, Any]]:
+def embedded_inferlets() -> dict[str, Manifest]:
     """Manifests of the embedded inferlets, by name."""
-    found = {}
-    for manifest in sorted(inferlets_folder().glob("*/inferlet.toml")):
-        found[manifest.parent.name] = tomllib.loads(manifest.read_text(encoding="utf-8"))
-    return found
+    folders = sorted(path.parent for path in inferlets_folder().glob(f"*/{manifest.FILE_NAME}"))
+    return {folder.name: manifest.of_folder(folder) for folder in folders}
+
+
+def embedded(name: str) -> ProgramSource | None:
+    """The embedded inferlet of that name; never any other file of this machine."""
+    return _from_folder(inferlets_folder() / name) if is_embedded(name) else None
+
+
+def is_embedded(name: str) -> bool:
+    """Whether an embedded inferlet has that name."""
+    return manifest.is_name(name) and (inferlets_folder() / name / manifest.FILE_NAME).exists()
 
 
 def resolve(name_or_file: str) -> ProgramSource:
     """The program behind an embedded inferlet's name, or a path to a .py, .wasm or inferlet folder.
 
-    Raises NotFound with the names there are, InvalidRequest for a file of another kind, or that cannot be read.
+    Raises NotFound with the names there are, InvalidRequest for a file of another kind, or that cannot be read,
+    ConfigError for a manifest with a fault.
     """
     try:
         return _resolve(name_or_file)
@@ -52,27 +66,39 @@ def resolve(name_or_file: str) -> ProgramSource:
 
 
 def _resolve(name_or_file: str) -> ProgramSource:
-    folder = inferlets_folder() / name_or_file
-    if "/" not in name_or_file and (folder / "inferlet.toml").exists():
-        return _from_folder(folder)
+    if (found := embedded(name_or_file)) is not None:
+        return found
     path = Path(name_or_file).expanduser()
-    if path.is_dir() and (path / "inferlet.toml").exists():
+    if path.is_dir() and (path / manifest.FILE_NAME).exists():
         return _from_folder(path.resolve())
     if not path.is_file():
         names = ", ".join(embedded_inferlets())
         raise NotFound(f"no inferlet and no file is named {name_or_file!r}; embedded inferlets: {names}")
-    return _from_file(path, path.stem)
+    return _from_file(path)
 
 
 def _from_folder(folder: Path) -> ProgramSource:
-    manifest = tomllib.loads((folder / "inferlet.toml").read_text(encoding="utf-8"))
-    return _from_file(folder / str(manifest.get("main", "main.py")), str(manifest.get("name", folder.name)))
+    declared = manifest.of_folder(folder)
+    main = folder / declared.main_file
+    if declared.language != "py" and not main.exists():
+        raise InvalidRequest(f"{main} is not built yet: `pieray build {folder}`")
+    return _from_file(main, declared)
 
 
-def _from_file(path: Path, name: str) -> ProgramSource:
+def _from_file(path: Path, declared: Manifest | None = None) -> ProgramSource:
+    """The program in a file; its manifest is `declared`, or what the file itself declares."""
     if path.suffix == ".py":
-        return ProgramSource(name, path.name, source=path.read_text(encoding="utf-8"))
+        source = path.read_text(encoding="utf-8")
+        return of_manifest(declared or manifest.of_source(source, path.name), path, source=source)
     data = path.read_bytes()
     if data[:8] == COMPONENT_MAGIC:
-        return ProgramSource(name, path.name, component=data)
+        return of_manifest(declared or Manifest(), path, component=data)
     raise InvalidRequest(f"{path} is neither Python source (.py) nor a WebAssembly component")
+
+
+def of_manifest(declared: Manifest, path: Path, *, source: str = "", component: bytes = b"") -> ProgramSource:
+    """A program with what its manifest declares."""
+    return ProgramSource(
+        declared.name or path.stem, path.name, source, component, declared.version,
+        dataclasses.asdict(declared.capabilities), declared.limits, declared.description,
+    )  # fmt: skip

@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from pieray.cli.doctor import doctor
-from pieray.cli.lists import inferlets, kill, models, ps, version
+from pieray.cli.install import install, uninstall
+from pieray.cli.lists import adapters, inferlets, kill, models, ps, version
 from pieray.cli.run import run
 from pieray.cli.up import down, up
 
@@ -17,5 +18,5 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, up, down, ps, kill, models, inferlets, doctor, version):
+for command in (run, up, down, ps, kill, models, adapters, inferlets, install, uninstall, doctor, version):
     app.command()(command)

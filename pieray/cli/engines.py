@@ -43,6 +43,16 @@ def open_for_run(address: str | None, namespace: str | None, settings: Mapping[s
     return start_own(place, {**settings, "namespace": namespace}, show)
 
 
+def may_have_programs(address: str | None, namespace: str | None, settings: Mapping[str, Any]) -> bool:
+    """Whether the engine of `open_for_run` may hold installed programs: it runs already, or has a folder of them."""
+    if config.load(settings).registry_path:
+        return True
+    place = given_address(address)
+    if place is not None:
+        return place != "local"
+    return not settings and upstate.find_alive(default_namespace(namespace)) is not None
+
+
 def _connect(running: UpState, namespace: str) -> Engine:
     running.export()
     try:

@@ -1,10 +1,10 @@
-"""`pieray ps`, `kill`, `models`, `inferlets` and `version`: what there is, as a table or as JSON."""
+"""`pieray ps`, `kill`, `models`, `adapters`, `inferlets` and `version`: what there is, as a table or as JSON."""
 
 from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,11 +16,13 @@ from pieray.cli.engines import open_running
 from pieray.cli.guard import Debug, guard
 from pieray.cli.options import Address, Json, Namespace
 from pieray.cli.output import printable, say
+from pieray.engine import Engine
 from pieray.errors import EngineError
 from pieray.programs import embedded_inferlets
 
 InstanceId = Annotated[str, typer.Argument(metavar="ID", help="As `pieray ps` shows it.", show_default=False)]
 
+ADAPTER_COLUMNS = ("name", "rank", "alpha", "num_bytes", "owner")
 PS_COLUMNS = ("instance_id", "name", "state", "cpu_time_s", "pages", "output_bytes")
 
 
@@ -42,7 +44,7 @@ def kill(instance_id: InstanceId, address: Address = None, namespace: Namespace 
 def models(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:
     """Show the models that come with pieray, and what a running engine serves."""
     with guard(debug=debug):
-        served = {row["name"]: row for row in _served(address, namespace)}
+        served = {row["name"]: row for row in _asked(address, namespace, lambda engine: engine.models())}
         embedded = {name: _facts_of(model_folder(name)) for name in embedded_models()}
         rows = [
             {"name": name, "served": name in served, **embedded.get(name, {}), **served.get(name, {})}
@@ -52,14 +54,23 @@ def models(address: Address = None, namespace: Namespace = None, json: Json = Fa
         show(rows, columns, json=json, nothing="there is no model")
 
 
-def inferlets(json: Json = False, debug: Debug = False) -> None:
-    """Show the inferlets that come with pieray."""
+def adapters(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:
+    """Show the LoRA adapters that a running engine has loaded."""
+    with guard(debug=debug), open_running(address, namespace) as engine:
+        rows = engine.adapters()
+        show(rows, ADAPTER_COLUMNS, json=json, nothing="no adapter is loaded")
+
+
+def inferlets(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:
+    """Show the inferlets that come with pieray, and those installed on a running engine."""
     with guard(debug=debug):
-        rows = [
-            {"name": name, "description": manifest.get("description", "")}
+        rows: list[dict[str, Any]] = [
+            {"name": name, "version": manifest.version, "where": "embedded", "description": manifest.description}
             for name, manifest in embedded_inferlets().items()
         ]
-        show(rows, ("name", "description"), json=json, nothing="no inferlet is embedded")
+        installed = _asked(address, namespace, lambda engine: engine.programs())
+        rows += [{**facts, "where": "installed"} for facts in installed]
+        show(rows, ("name", "version", "where", "description"), json=json, nothing="no inferlet is embedded")
 
 
 def version() -> None:
@@ -101,11 +112,13 @@ def _cell(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
-def _served(address: str | None, namespace: str | None) -> list[dict[str, Any]]:
-    """Facts of served models; nothing if no engine runs, unless one was named."""
+def _asked(
+    address: str | None, namespace: str | None, ask: Callable[[Engine], list[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """What an engine answers; nothing if none runs, unless one was named."""
     try:
         with open_running(address, namespace) as engine:
-            return engine.models()
+            return ask(engine)
     except EngineError:
         if address is not None or namespace is not None:
             raise

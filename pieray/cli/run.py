@@ -8,22 +8,25 @@ from typing import Annotated
 import typer
 
 from pieray.cli.arguments import parse_arguments, parse_input, parse_limits, text_parameters
-from pieray.cli.engines import open_for_run
+from pieray.cli.engines import may_have_programs, open_for_run
 from pieray.cli.guard import Debug, InferletFailed, guard
 from pieray.cli.options import Address, Device, Json, Model, Namespace, NumPages, Set, engine_settings
 from pieray.cli.output import JsonPrinter, Printer, TextPrinter
 from pieray.cli.processes import no_children_left
 from pieray.cli.progress import progress
+from pieray.engine import Engine
 from pieray.errors import PierayError
+from pieray.manifest import is_spec
 from pieray.process import Process
-from pieray.programs import resolve
+from pieray.programs import ProgramSource, is_embedded, resolve
 
 log = logging.getLogger(__name__)
 
 KILL_PATIENCE_S = 5.0
 
 Program = Annotated[str, typer.Argument(
-    metavar="NAME_OR_FILE", help="An embedded inferlet (see `pieray inferlets`), a .py or .wasm file, or a folder.",
+    metavar="NAME_OR_FILE",
+    help="An embedded or installed inferlet (see `pieray inferlets`), a .py or .wasm file, or a folder.",
     show_default=False)]  # fmt: skip
 Words = Annotated[list[str] | None, typer.Argument(
     metavar="[-- --KEY VALUE ...]", help="Arguments of the inferlet's main: --max-tokens 64 --flag --no-flag.",
@@ -42,16 +45,26 @@ def run(
     """Run an inferlet; its texts stream to stdout.  Arguments after -- are those of its main()."""
     printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
     with guard(debug=debug, report=printer.error) as signals, no_children_left(signals) as closing:
-        source = resolve(program)
-        arguments = {**parse_input(input_json), **parse_arguments(words or [], text_parameters(source))}
-        limits = parse_limits(limit or [])
         settings = engine_settings(model, device, num_pages, pairs)
+        is_asked = is_spec(program) and not is_embedded(program) and may_have_programs(address, namespace, settings)
+        source = None if is_asked else resolve(program)
+        given = parse_input(input_json)
+        arguments = parse_arguments(words or [], text_parameters(source) if source else frozenset())
+        limits = parse_limits(limit or [])
         with progress() as show, signals.starting_ray():
             engine = open_for_run(address, namespace, settings, signals.kept(show))
         closing.callback(engine.close)
-        process = engine.launch(source, arguments, limits=limits)
+        if source is None:
+            source = engine.find(program)
+            arguments = parse_arguments(words or [], text_parameters(_with_content(engine, source)))
+        process = engine.launch(source, {**given, **arguments}, limits=limits)
         printer.started(process.name, process.id)
         _follow(process, printer)
+
+
+def _with_content(engine: Engine, found: ProgramSource) -> ProgramSource:
+    """The same program, installed or not, with its source or component."""
+    return found if found.source or found.component else engine.program(f"{found.name}@{found.version}")
 
 
 def _follow(process: Process, printer: Printer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pieray.errors import Cancelled, DeviceLost, PierayError, QuotaExceeded
 from pieray.host.tickets import TicketTable
@@ -46,15 +46,14 @@ class Command:
     """One enqueued command; `ticket` is the guest's."""
 
     __slots__ = ("is_sent", "prepared", "queue", "ticket")
+    writes_behind_copies: ClassVar[bool] = False
+    """Whether `prepared.copies` are copy-on-write, to be sent ahead, and not the command itself."""
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared) -> None:
         self.ticket = ticket
         self.queue = queue
         self.prepared = prepared
         self.is_sent = False
-
-    def settled(self, result: object) -> None:
-        """It has ended: `result` is a PierayError if badly."""
 
     def message(self, inferlet: int) -> Message:
         """The command as it travels, its pages physical."""
@@ -63,20 +62,30 @@ class Command:
             [list(c) for c in self.prepared.copies],
         )  # fmt: skip
 
+    def settled(self, result: object) -> object:
+        """What the ticket yields, of the batcher's answer or an error; the pages are still pinned."""
+        return result
+
 
 class Pass(Command):
     """A forward pass and the outputs asked of it."""
 
-    __slots__ = ("kv_len", "mask", "num_tokens", "open_outputs", "output_bytes", "outputs", "positions", "tokens")
+    writes_behind_copies = True
+    __slots__ = (
+        "adapter", "embeds", "kv_len", "mask", "num_tokens", "open_outputs", "output_bytes", "outputs", "positions",
+        "tokens",
+    )  # fmt: skip
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared, kv_len: int, tokens: bytes, positions: bytes,
-                 mask: bytes) -> None:  # fmt: skip
+                 mask: bytes, embeds: list[bytes]) -> None:  # fmt: skip
         super().__init__(ticket, queue, prepared)
         self.kv_len = kv_len
         self.tokens = tokens
         self.num_tokens = len(tokens) // 4
         self.positions = positions
-        self.mask = mask
+        self.mask: bytes | bytearray = mask
+        self.embeds = embeds
+        self.adapter = 0  # the batcher's number
         self.outputs: list[Output] = []
         self.open_outputs: set[int] = set()
         self.output_bytes = 0  # of lists that travel with them
@@ -86,13 +95,15 @@ class Pass(Command):
             output[0] = wire_ticket(inferlet, output[0])
         return Forward(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
-            self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, self.mask, self.outputs,
+            self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, bytes(self.mask), self.outputs,
+            self.adapter, self.embeds,
         )  # fmt: skip
 
 
 class Run(Command):
     """A command that grows while the batcher runs it: of a decode plan."""
 
+    writes_behind_copies = True
     __slots__ = ()
 
     def told(self, news: PlanTokens) -> None:
@@ -194,7 +205,7 @@ class Outbox:
             self._in_flight[command.ticket] = command
             if isinstance(command, Run):
                 self._runs[command.ticket] = command
-            if command.prepared.copies and isinstance(command, (Pass, Run)):
+            if command.prepared.copies and command.writes_behind_copies:
                 messages.append(self._copy_on_write(command))
             messages.append(command.message(self._inferlet))
         messages += self._grow_runs()
@@ -293,14 +304,14 @@ class Outbox:
 
     def _settle(self, command: Command, result: object) -> None:
         self._runs.pop(command.ticket, None)
+        value = command.settled(result)
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
-        self._tickets.resolve(command.ticket, result)
+        self._tickets.resolve(command.ticket, value)
         if isinstance(command, Pass):
             self.passes.pop(command.ticket, None)
             if isinstance(result, PierayError):
                 for output in list(command.open_outputs):
                     self._tickets.resolve(output, result)
-        command.settled(result)
         queue = command.queue
         queue.outstanding.pop(command.ticket, None)
         if queue.syncs:

@@ -257,6 +257,7 @@ class PlanRun(Run):
         self.plan.told(self, news)
 
     def settled(self, result: object) -> None:
+        """The plan hears of it; the run's own ticket is nobody's."""
         self.plan.ended(self, result)
 
     def failure(self, result: object) -> PierayError | None:

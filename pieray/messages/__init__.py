@@ -1,5 +1,6 @@
 """Every message that crosses a process, by who talks to whom, and the one frame format."""
 
+from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
 from pieray.messages.batcher import (
     DISTRIBUTION,
     ENTROPY,
@@ -10,10 +11,12 @@ from pieray.messages.batcher import (
     SAMPLE_WITH,
     CancelInferlet,
     CopyTokens,
+    EmbedTokens,
     Forward,
     Output,
+    Verify,
 )
-from pieray.messages.client import Attach, Event, Kill, Launch, SendText
+from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
@@ -26,6 +29,7 @@ __all__ = [
     "LOGITS",
     "LOGPROBS",
     "MAX_FRAME_BYTES",
+    "PRIVATE",
     "SAMPLE",
     "SAMPLE_WITH",
     "SCHEMA",
@@ -34,14 +38,17 @@ __all__ = [
     "CloseLease",
     "Completed",
     "CopyTokens",
+    "EmbedTokens",
     "Event",
     "ExtendPlan",
     "Failed",
     "Forward",
     "Hello",
+    "Install",
     "Kill",
     "Launch",
     "LeasePages",
+    "LoadAdapter",
     "Message",
     "Output",
     "PeerFenced",
@@ -51,6 +58,8 @@ __all__ = [
     "SendText",
     "StartPlan",
     "StopPlan",
+    "UnloadAdapter",
+    "Verify",
     "Welcome",
     "decode",
     "encode",

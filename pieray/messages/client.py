@@ -53,7 +53,11 @@ class Event(Message):
 @register(50)
 @dataclass(frozen=True, slots=True)
 class Launch(Message):
-    """Start an inferlet; travels in a Ray call."""
+    """Start an inferlet; travels in a Ray call.
+
+    With neither `source` nor `component`, `name` (or "name@version") is that of an installed or embedded program,
+    and `capabilities` are what is left of those that its manifest declares.
+    """
 
     instance_id: str
     name: str  # of the program, for people
@@ -68,3 +72,20 @@ class Launch(Message):
     tenant: str = "local"  # whose names, messages, store and quota it uses
     parent: str = ""  # instance id of the inferlet that launches this one, or ""
     depth: int = 0  # 0 for a client's own, else its parent's + 1
+
+
+@register(58)
+@dataclass(frozen=True, slots=True)
+class Install(Message):
+    """A program for the engine's registry, with what its manifest declares; travels in a Ray call."""
+
+    name: str
+    version: str
+    filename: str
+    source: str  # Python source, or "" when `component` is given
+    component: bytes
+    capabilities: dict[str, Any]
+    limits: dict[str, float]
+    description: str
+    user: str  # who owns the name, with the tenant
+    tenant: str

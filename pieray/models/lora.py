@@ -143,7 +143,7 @@ class _LoraReader:
         return a, b
 
     def _tensor(self, name: str) -> torch.Tensor:
-        tensor = self.tensors[name]
+        tensor: torch.Tensor = self.tensors[name]
         if tensor.dtype not in FLOATS or tensor.ndim != 2:
             raise ModelError(f"{self.where}: {name!r} is {tensor.dtype} {tuple(tensor.shape)}; supported: matrices of "
                              "float32, float16 or bfloat16")  # fmt: skip

@@ -213,6 +213,12 @@ def distribution(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     return ids, values
 
 
+def entropies(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy of each row's distribution in nats, float32 [R]: 0 to log(vocab)."""
+    logs = logits.double().log_softmax(-1)
+    return -(logs.exp() * logs.clamp_min(-1e9)).sum(-1).clamp_max(0).float()
+
+
 def logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """log p of token_ids [R, n] (int64) under logits [R, vocab]: float32 [R, n]."""
     return logits.float().gather(-1, token_ids) - logits.float().logsumexp(-1, keepdim=True)

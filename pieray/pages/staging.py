@@ -42,6 +42,33 @@ class Staging:
         rows = self._handles.values(slots)
         return self._stage(slots, rows, first, kv_len, kv_len + num_tokens)
 
+    def stage_verify(self, handles: U32, kv_len: int, num_tokens: int) -> Prepared:
+        """As `stage_forward`, for a command that tells only in the end how much it has written (`keep_written`).
+
+        Until then no slot from kv_len on counts as written, in the pages that it writes to.
+        """
+        prepared = self.stage_forward(handles, kv_len, num_tokens)
+        for row, bits in prepared.writes:
+            self._frames.written[row] &= np.uint64((bits & -bits) - 1)
+        return prepared
+
+    def keep_written(self, prepared: Prepared, num_tokens: int) -> bool:
+        """The command, not finished yet, has written the first `num_tokens` of its slots and no others.
+
+        False if a later command was staged to write some of them too.
+        """
+        frames, left, kept = self._frames, num_tokens, []
+        is_untouched = True
+        for row, bits in prepared.writes:
+            count = min(left, bits.bit_count())
+            first = (bits & -bits).bit_length() - 1
+            kept.append((row, slot_bits(first, first + count)))
+            is_untouched &= not int(frames.written[row]) & kept[-1][1]
+            frames.written[row] |= np.uint64(kept[-1][1])
+            left -= count
+        prepared.writes = kept
+        return is_untouched
+
     def stage_copy(self, src: int, src_offset: int, dst: int, dst_offset: int, count: int) -> Prepared:
         """Check and pin a copy of `count` tokens between two pages; source and destination may be one.
 

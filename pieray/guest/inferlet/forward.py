@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import _host
+from .adapters import Adapter
 from .errors import InvalidRequest, raises
 from .tickets import Ticket, take_distribution, take_floats, take_none, take_tokens
 
@@ -57,13 +58,16 @@ def forward(
     tokens: Sequence[int],
     positions: Sequence[int] = (),
     mask: Sequence[int] = (),
+    adapter: Adapter | None = None,
 ) -> Pass:
     """Enqueue a pass of `tokens` on top of the `kv_len` tokens in `pages`, writing KV into the slots after them.
 
     `positions` empty: kv_len, kv_len + 1, ...  `mask` empty: causal; else bits packed into u32, least
-    significant first, row-major [len(tokens), kv_len + len(tokens)], 1 = may attend.
+    significant first, row-major [len(tokens), kv_len + len(tokens)], 1 = may attend.  `adapter`: LoRA, for this pass.
     """
     handle = _host.forward.forward(queue, list(pages), kv_len, list(tokens), list(positions), list(mask))
+    if adapter is not None:
+        _host.forward.set_adapter(handle, adapter.id)
     return Pass(handle, len(tokens))
 
 

@@ -1,6 +1,6 @@
 // Text completion in C.  Input {"prompt": text, "max_tokens": n}, result {"text": text, "num_tokens": n};
 // each piece of text is sent to the client as soon as it is whole.
-#include "support.h"
+#include "guest.h"
 
 static const char *find(text json, text key) {  // just after `"key":` and blanks; 0 if it is not there
   for (uint32_t i = 0; i + key.size + 2 < json.size; i++)

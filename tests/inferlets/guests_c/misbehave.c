@@ -1,5 +1,5 @@
 // A guest that does what its input says: a word, then perhaps a number.  Most of it no honest guest would do.
-#include "support.h"
+#include "guest.h"
 
 static volatile uint32_t sink;
 #define WORD(s) (word.size == sizeof(s) - 1 && !memcmp(word.data, s, sizeof(s) - 1))
@@ -98,7 +98,7 @@ static outcome *loops(text word, uint32_t count) {
   else if WORD("recurse") sink = recurse(0);
   else if WORD("flood") for (;;) sink = kv_page_size();
   else if WORD("flood-wait") for (;;) { tickets_wait(0, 0, 0, &r); arena_top = save; }
-  else if WORD("flood-log") for (;;) { runtime_log(INFO, "again", 5, &r); arena_top = save; }
+  else if WORD("flood-log") for (;;) { runtime_log(LOG_INFO, "again", 5, &r); arena_top = save; }
   else if WORD("grow") for (;;) alloc(1 << 20);
   else if WORD("count") EACH sink++;
   else if WORD("nop") EACH kv_page_size();
@@ -125,7 +125,7 @@ PIERAY_EXPORT("run") outcome *run(char *data, uint32_t size) {
   if WORD("fail") return fail(TEXT("Sorry"), TEXT("not today"));
   if WORD("sleep") { tickets_wait(0, 0, (int32_t)number, &r); CHECK(r); return succeed(TEXT("\"slept\"")); }
   if WORD("await") { tickets_wait(&number, 1, -1, &r); CHECK(r); return succeed(TEXT("\"ready\"")); }
-  if WORD("log") { runtime_log(WARNING, "hear me", 7, &r); CHECK(r); return succeed(TEXT("\"logged\"")); }
+  if WORD("log") { runtime_log(LOG_WARNING, "hear me", 7, &r); CHECK(r); return succeed(TEXT("\"logged\"")); }
   if WORD("send") { char *s = alloc(number); memset(s, 'x', number); session_send(s, number, &r); CHECK(r); return succeed(TEXT("\"sent\"")); }
   if WORD("free") { kv_free(memset(alloc(number * 4), 0, number * 4), number, &r); CHECK(r); return succeed(TEXT("\"freed\"")); }
   if WORD("return") { char *s = alloc(number); memset(s, 'x', number); return succeed((text){s, number}); }

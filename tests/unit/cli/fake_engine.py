@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from pieray.errors import NotFound, PierayError
 from pieray.process import Event, Process
+from pieray.programs import ProgramSource
 
 
 class FakeLink:
@@ -18,6 +20,26 @@ class FakeLink:
         self.killed: list[str] = []
 
     def send_text(self, instance_id: str, text: str, timeout_s: float) -> None: ...
+
+    def install(self, program: ProgramSource) -> dict[str, Any]:
+        self.installed[program.name] = program
+        return {"name": program.name, "version": program.version, "num_bytes": len(program.source), "sha256": "0" * 64}
+
+    def uninstall(self, name: str) -> list[str]:
+        if self.installed.pop(name, None) is None:
+            raise NotFound(f"no program {name!r} is installed here")
+        return [f"{name}@1.0.0"]
+
+    def programs(self) -> list[dict[str, Any]]:
+        return [{"name": p.name, "version": p.version, "description": p.description} for p in self.installed.values()]
+
+    def program(self, name: str) -> ProgramSource:
+        return self.installed[name.partition("@")[0]]
+
+    def find(self, name: str) -> ProgramSource:
+        if name not in self.installed:
+            raise NotFound(f"no program {name!r} is installed here")
+        return dataclasses.replace(self.installed[name], source="", component=b"")
 
     def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
         self.killed.append(instance_id)
@@ -38,6 +60,7 @@ class FakeEngine:
     launches: list[dict[str, Any]] = field(default_factory=list)
     is_closed: bool = False
     link: FakeLink = field(default_factory=FakeLink)
+    installed: dict[str, ProgramSource] = field(default_factory=dict)
     on_launch: Callable[[], None] = lambda: None
 
     def launch(self, program: Any, input: Any = None, /, *, limits: Any = None, **arguments: Any) -> Process:
@@ -59,6 +82,29 @@ class FakeEngine:
 
     def models(self) -> list[dict[str, Any]]:
         return [{"name": "pie-tiny", "num_pages": 64, "device": "cpu"}]
+
+    def adapters(self) -> list[dict[str, Any]]:
+        return [{"name": "tiny", "rank": 8, "alpha": 16.0, "targets": ["q_proj"], "num_bytes": 64, "owner": "me"}]
+
+    def install(self, program: ProgramSource) -> dict[str, Any]:
+        self.installed[program.name] = program
+        return {"name": program.name, "version": program.version, "num_bytes": len(program.source), "sha256": "0" * 64}
+
+    def uninstall(self, name: str) -> list[str]:
+        if self.installed.pop(name, None) is None:
+            raise NotFound(f"no program {name!r} is installed here")
+        return [f"{name}@1.0.0"]
+
+    def programs(self) -> list[dict[str, Any]]:
+        return [{"name": p.name, "version": p.version, "description": p.description} for p in self.installed.values()]
+
+    def program(self, name: str) -> ProgramSource:
+        return self.installed[name.partition("@")[0]]
+
+    def find(self, name: str) -> ProgramSource:
+        if name not in self.installed:
+            raise NotFound(f"no program {name!r} is installed here")
+        return dataclasses.replace(self.installed[name], source="", component=b"")
 
     def kill(self, instance_id: str, reason: str = "") -> None:
         if instance_id != "fake-1":

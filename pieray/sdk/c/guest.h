@@ -1,5 +1,6 @@
-// What a freestanding guest needs beside the API: memory, text, errors.  Include once, in the guest's file.
+// What a freestanding guest needs beside the API: memory, text, JSON, errors.  Include in one file of the guest.
 #pragma once
+#include <stdbool.h>
 #include "pieray.h"
 
 void *memcpy(void *to, const void *from, size_t n) { char *a = to; const char *b = from; while (n--) *a++ = *b++; return to; }
@@ -10,7 +11,7 @@ int memcmp(const void *a, const void *b, size_t n) {
   return 0;
 }
 
-// An arena over all linear memory after the program's data.  `arena_top` may be saved and put back.
+// ---- memory: an arena over all linear memory after the program's data.  `arena_top` may be saved and put back.
 extern unsigned char __heap_base;
 static uintptr_t arena_top;
 
@@ -18,7 +19,7 @@ PIERAY_EXPORT("cabi_realloc") void *cabi_realloc(void *old, size_t old_size, siz
   if (!arena_top) arena_top = (uintptr_t)&__heap_base;
   uintptr_t start = (arena_top + align - 1) & ~(uintptr_t)(align - 1), end = start + size;
   uintptr_t have = (uintptr_t)__builtin_wasm_memory_size(0) << 16;
-  if (end > have && __builtin_wasm_memory_grow(0, (end - have + 0xffff) >> 16) == (size_t)-1) __builtin_trap();
+  if (end < start || (end > have && __builtin_wasm_memory_grow(0, (end - have + 0xffff) >> 16) == (size_t)-1)) __builtin_trap();
   arena_top = end;
   if (old) memcpy((void *)start, old, old_size < size ? old_size : size);
   return (void *)start;
@@ -26,14 +27,15 @@ PIERAY_EXPORT("cabi_realloc") void *cabi_realloc(void *old, size_t old_size, siz
 
 static void *alloc(size_t size) { return cabi_realloc(0, 0, 16, size); }
 
+// ---- text
 #define TEXT(literal) ((text){(char *)(literal), sizeof(literal) - 1})
 
 // A buffer that grows at the top of the arena.
 static void put(text *out, const char *data, uint32_t size) {
-  char *grown = alloc(out->size + size);
-  memcpy(grown, out->data, out->size);
-  memcpy(grown + out->size, data, size);
-  *out = (text){grown, out->size + size};
+  if (out->data && (uintptr_t)out->data + out->size == arena_top) cabi_realloc(0, 0, 1, size);  // it is the last: grow in place
+  else { char *grown = alloc(out->size + size); memcpy(grown, out->data, out->size); out->data = grown; }
+  memcpy(out->data + out->size, data, size);
+  out->size += size;
 }
 static void put_text(text *out, text s) { put(out, s.data, s.size); }
 static void put_number(text *out, uint32_t n) {
@@ -51,10 +53,11 @@ static void put_json(text *out, text s) {
   }
   put(out, "\"", 1);
 }
+static bool same(text a, text b) { return a.size == b.size && !memcmp(a.data, b.data, a.size); }
 
-static const char *const CODES[] = {"invalid", "bad-handle", "denied", "out-of-pages", "quota", "evicted", "device-lost",
-  "deadline", "cancelled", "not-found", "pending", "wrong-type", "unsupported", "internal"};
-static text code_name(uint8_t code) { uint32_t n = 0; while (CODES[code][n]) n++; return (text){(char *)CODES[code], n}; }
+// ---- errors, and what `run` returns
+static const char *const ERROR_NAMES[] = ERR_NAMES;
+static text code_name(uint8_t code) { uint32_t n = 0; while (ERROR_NAMES[code][n]) n++; return (text){(char *)ERROR_NAMES[code], n}; }
 
 static outcome ret;
 static outcome *succeed(text value) { ret.is_err = 0; ret.value = value; return &ret; }
