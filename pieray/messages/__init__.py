@@ -46,6 +46,7 @@ from pieray.messages.leases import (
     Unexport,
 )
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
+from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
 
 __all__ = [
     "DISTRIBUTION",
@@ -68,6 +69,7 @@ __all__ = [
     "EmbedTokens",
     "Event",
     "ExportPages",
+    "ExtendPlan",
     "Failed",
     "Forward",
     "Hello",
@@ -82,6 +84,7 @@ __all__ = [
     "Next",
     "Output",
     "PeerFenced",
+    "PlanTokens",
     "Pull",
     "Push",
     "ReclaimSpare",
@@ -89,6 +92,8 @@ __all__ = [
     "SendFile",
     "SendText",
     "Settle",
+    "StartPlan",
+    "StopPlan",
     "StoreDelete",
     "StoreGet",
     "StoreNames",
