@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pieray.config import Config
 from pieray.host.aio import LoopThread
 from pieray.host.http.client import HttpClient
+from pieray.host.mcp.servers import ToolServers
 from pieray.wasm.timers import Timers
 
 
@@ -22,11 +23,17 @@ class Services:
     loop: LoopThread = field(default_factory=LoopThread)
     """Where handlers wait for the world: HTTP, MCP servers."""
     http: HttpClient | None = None
+    mcp: ToolServers | None = None
+    """MCP servers of the operator; those of clients are each inferlet's."""
 
     @classmethod
     def of(cls, config: Config) -> Services:
         """The services that an engine's settings describe."""
-        return cls(http=HttpClient(config.http_hosts, allow_private=config.http_private))
+        http = HttpClient(config.http_hosts, allow_private=config.http_private)
+        services = cls(http=http, mcp=ToolServers(config.mcp))
+        assert services.mcp is not None
+        services.loop.before_close(services.mcp.close)
+        return services
 
     def close(self) -> None:
         """Close all of them; idempotent."""

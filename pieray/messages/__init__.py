@@ -11,6 +11,7 @@ from pieray.messages.batcher import (
     Output,
 )
 from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
+from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
@@ -23,7 +24,10 @@ __all__ = [
     "SAMPLE",
     "SCHEMA",
     "Attach",
+    "CancelCall",
     "CancelInferlet",
+    "ClientAnswer",
+    "ClientCall",
     "CloseLease",
     "Completed",
     "CopyTokens",
@@ -42,6 +46,7 @@ __all__ = [
     "ReleasePages",
     "SendFile",
     "SendText",
+    "ServeTools",
     "Welcome",
     "decode",
     "encode",

@@ -14,7 +14,7 @@ its `generate` are written on them.
 
 from __future__ import annotations
 
-from . import chat, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
+from . import chat, forward, http, kv, log, mcp, model, queue, runtime, scratch, session, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .context import Context
@@ -70,6 +70,7 @@ __all__ = [
     "http",
     "kv",
     "log",
+    "mcp",
     "model",
     "queue",
     "runtime",
