@@ -6,11 +6,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pieray.errors import PeerLost
-from pieray.messages import Attach, Event, Kill, Message, SendFile, SendText
+from pieray.clienttools import ClientTools
+from pieray.errors import PeerLost, PierayError
+from pieray.messages import (
+    Attach,
+    CancelCall,
+    ClientAnswer,
+    ClientCall,
+    Event,
+    Kill,
+    Message,
+    SendFile,
+    SendText,
+    ServeTools,
+)
 from pieray.process import Event as ProcessEvent
 from pieray.process import Process
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
@@ -29,6 +42,7 @@ class ActorLink:
         self.endpoint = endpoint
         self._processes: dict[str, list[Process]] = {}  # handles of one inferlet may be many
         self._lock = threading.Lock()
+        self._tools: dict[str, ClientTools] = {}
         self._uploading = threading.Lock()  # one file at a time: the parts of two would not follow each other
         self._calls = PendingCalls()
         self._on_lost = on_lost
@@ -71,6 +85,34 @@ class ActorLink:
                 is_last = offset + PART_BYTES >= len(data)
                 self._call(partial(_part, instance_id, name, offset, part, is_last), deadline - time.monotonic())
 
+    def serve_tools(self, process: Process, tools: ClientTools, timeout_s: float = 30.0) -> None:
+        """Answer the calls of the process from `tools`, which are closed when it ends, or this link does."""
+        with self._lock:
+            self._tools[process.id] = tools
+        self._call(lambda ticket: ServeTools(ticket, process.id), timeout_s)
+        if process.is_done:
+            self._end_tools(process.id)
+
+    def _end_tools(self, instance_id: str) -> None:
+        with self._lock:
+            tools = self._tools.pop(instance_id, None)
+        if tools is not None:
+            tools.close_soon()
+
+    def _call_tools(self, conn: Connection, call: ClientCall) -> None:
+        tools = self._tools.get(call.instance_id)
+
+        def reply(answer: ClientAnswer) -> None:
+            try:
+                conn.send([answer])
+            except PeerLost:
+                log.debug("%s is gone: nobody waits for %s", call.instance_id, call.tool)
+            except PierayError as error:  # it cannot travel
+                conn.send([replace(answer, value="", code=error.code, message=error.message)])
+
+        if tools is not None:
+            tools.answer(call, reply)
+
     def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
         self._call(lambda ticket: Kill(ticket, instance_id, reason), timeout_s)
 
@@ -85,7 +127,12 @@ class ActorLink:
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         by_id: dict[str, list[ProcessEvent]] = {}
         for message in messages:
-            if isinstance(message, Event):
+            if isinstance(message, ClientCall):
+                self._call_tools(conn, message)
+            elif isinstance(message, CancelCall):
+                if (tools := self._tools.get(message.instance_id)) is not None:
+                    tools.cancel(message)
+            elif isinstance(message, Event):
                 event = ProcessEvent(message.kind, message.payload, message.number)
                 by_id.setdefault(message.instance_id, []).append(event)
         for instance_id, events in by_id.items():
@@ -95,6 +142,7 @@ class ActorLink:
                 process.add(events)
                 if process.is_done:
                     self._detach(process)
+                    self._end_tools(instance_id)
         self._calls.resolve(conn, messages)  # behind the events: who attaches has them all when it is answered
 
     def on_close(self, conn: Connection, error: PeerLost) -> None:
@@ -104,6 +152,8 @@ class ActorLink:
             self._processes = {}
         for process in processes:
             process.lose(PeerLost(f"the actor that hosted {process.name} {process.id} is gone: {error.message}"))
+        for instance_id in list(self._tools):
+            self._end_tools(instance_id)
         self._on_lost(self)
 
 

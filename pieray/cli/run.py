@@ -18,6 +18,7 @@ from pieray.cli.processes import no_children_left
 from pieray.cli.progress import progress
 from pieray.engine import Engine
 from pieray.errors import Cancelled, ConfigError, PierayError
+from pieray.host.mcp.spec import parse_option
 from pieray.manifest import is_spec
 from pieray.process import Event, Process
 from pieray.programs import ProgramSource, is_embedded, resolve
@@ -47,17 +48,23 @@ Interactive = Annotated[bool, typer.Option(
     "--interactive", "-i", help="Send each line of stdin as a message, and an empty one at its end.")]  # fmt: skip
 
 
+Mcp = Annotated[list[str] | None, typer.Option(
+    "--mcp", metavar="NAME=COMMAND", help="An MCP server for the inferlet, run here, or NAME=URL; may be repeated.",
+)]  # fmt: skip
+
+
 def run(
     program: Program, words: Words = None, model: Model = None, address: Address = None,
     namespace: Namespace = None, input_json: Input = None, limit: Limit = None, device: Device = None,
     num_pages: NumPages = None, pairs: Set = None, files: Files = None, out: Out = None,
-    interactive: Interactive = False, json: Json = False, debug: Debug = False,
+    servers: Mcp = None, interactive: Interactive = False, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Run an inferlet; its texts stream to stdout.  Arguments after -- are those of its main()."""
     printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
     with guard(debug=debug, report=printer.error) as signals, no_children_left(signals) as closing:
         if interactive and input_json == "@-":
             raise ConfigError("--interactive and --input @- both read stdin")
+        tools = dict(parse_option(text) for text in servers or [])
         sent, received = read_files(files or []), Received(out_folder(out))
         settings = engine_settings(model, device, num_pages, pairs)
         is_asked = is_spec(program) and not is_embedded(program) and may_have_programs(address, namespace, settings)
@@ -71,7 +78,7 @@ def run(
         if source is None:
             source = engine.find(program)
             arguments = parse_arguments(words or [], text_parameters(_with_content(engine, source)))
-        process = engine.launch(source, {**given, **arguments}, limits=limits)
+        process = engine.launch(source, {**given, **arguments}, limits=limits, mcp=tools or None)
         printer.started(process.name, process.id)
         _follow(process, printer, sent, received, interactive=interactive)
 

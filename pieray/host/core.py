@@ -16,10 +16,23 @@ from pieray.host.device import DeviceClient
 from pieray.host.files import Uploads
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
+from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
 from pieray.host.session import OUTPUTS, EventLog, Sink, byte_size
-from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendFile, SendText
+from pieray.messages import (
+    Attach,
+    ClientAnswer,
+    Completed,
+    Event,
+    Failed,
+    Kill,
+    Launch,
+    Message,
+    SendFile,
+    SendText,
+    ServeTools,
+)
 from pieray.transport import Connection
 from pieray.wasm import python_runtime
 from pieray.wasm.host import Program, WasmHost
@@ -187,14 +200,19 @@ class ClientService:
         self._host = host
         self._attached: dict[int, dict[str, tuple[EventLog, Sink]]] = {}  # by connection, then inferlet
         self._uploads: dict[int, Uploads] = {}
+        self._serving: dict[int, list[ClientServers]] = {}
 
     def on_connect(self, conn: Connection) -> None:
         self._attached[id(conn)] = {}
         self._uploads[id(conn)] = Uploads()
+        self._serving[id(conn)] = []
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
-            if not isinstance(message, (Attach, SendText, SendFile, Kill)):
+            if isinstance(message, ClientAnswer):
+                self._pass_on(conn, message)
+                continue
+            if not isinstance(message, (Attach, SendText, SendFile, ServeTools, Kill)):
                 log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
                 continue
             try:
@@ -202,7 +220,7 @@ class ClientService:
             except PierayError as error:
                 conn.send([Failed(message.ticket, error.code, error.message)])
 
-    def _serve(self, conn: Connection, message: Attach | SendText | SendFile | Kill) -> None:
+    def _serve(self, conn: Connection, message: Attach | SendText | SendFile | ServeTools | Kill) -> None:
         inferlet = self._host.find(message.instance_id)
         value = None
         if isinstance(message, Attach):
@@ -213,9 +231,19 @@ class ClientService:
             data = self._uploads[id(conn)].add(message, inferlet.scratch_bytes)
             if data is not None:
                 inferlet.deliver_file(message.name, data)
+        elif isinstance(message, ServeTools):
+            if (servers := inferlet.client_servers) is not None:
+                servers.serve(conn)
+                self._serving[id(conn)].append(servers)
         else:
             inferlet.kill(Cancelled(message.reason))
         conn.send([Completed(message.ticket, value)])
+
+    def _pass_on(self, conn: Connection, answer: ClientAnswer) -> None:
+        """To the inferlet that waits for it, if it still does."""
+        with contextlib.suppress(NotFound):
+            if (servers := self._host.find(answer.instance_id).client_servers) is not None:
+                servers.answered(conn, answer)
 
     def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
         """False if the client must ask again for the rest of the story."""
@@ -228,5 +256,7 @@ class ClientService:
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
         self._uploads.pop(id(conn), None)
+        for servers in self._serving.pop(id(conn), []):
+            servers.gone(conn)
         for log, sink in self._attached.pop(id(conn), {}).values():
             log.unsubscribe(sink)

@@ -12,6 +12,7 @@ from pieray.errors import Cancelled, DeviceLost, GuestFailed, PierayError, Quota
 from pieray.host.device import DeviceClient
 from pieray.host.handlers import GuestHandlers
 from pieray.host.limits import capabilities_of
+from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.outbox import Outbox
 from pieray.host.services import Services
@@ -76,6 +77,11 @@ class Inferlet:
     def deliver_file(self, name: str, data: bytes) -> None:
         """A file of the client; raises InvalidRequest, QuotaExceeded or Cancelled."""
         self._state.files.put(name, data)
+
+    @property
+    def client_servers(self) -> ClientServers | None:
+        """Tools that the client has brought."""
+        return self._state.client_servers
 
     @property
     def scratch_bytes(self) -> int:
@@ -191,6 +197,10 @@ class EndedInferlet:
 
     def deliver_file(self, name: str, data: bytes) -> None:  # noqa: ARG002 - as Inferlet.deliver_file
         raise Cancelled("the inferlet has ended; it receives no files")
+
+    @property
+    def client_servers(self) -> ClientServers | None:
+        return None
 
     @property
     def scratch_bytes(self) -> int:

@@ -14,6 +14,7 @@ from pieray.config import Limits
 from pieray.errors import BadHandle
 from pieray.host.embeds import EmbedTable
 from pieray.host.files import FileInbox
+from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox, Queue
@@ -58,6 +59,8 @@ class InstanceState:
     scratch: ScratchFolder = field(init=False)
     files: FileInbox = field(init=False)
     """Files of the client, on their way to the scratch folder."""
+    client_servers: ClientServers = field(init=False)
+    """MCP servers that the client has brought."""
     adapters: Opened[int] = field(init=False)
     """By handle, the batcher's number for the adapter."""
     wake: Callable[[], None] = _nobody
@@ -73,6 +76,7 @@ class InstanceState:
     def __post_init__(self) -> None:
         self.scratch = ScratchFolder(self.limits.scratch_bytes)
         self.files = FileInbox(self.scratch, self.complete)
+        self.client_servers = ClientServers(self.launch.instance_id, self.launch.client_servers, self.services.loop)
         self.samplers = Opened("sampler", "plans", self.limits.plans)
         self.matchers = Opened("matcher", "plans", self.limits.plans)
         self.embeds = EmbedTable(self.limits.embed_bytes)

@@ -33,6 +33,7 @@ from pieray.messages.broker import (
     Withdraw,
 )
 from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
+from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import (
     CloseLease,
@@ -61,7 +62,10 @@ __all__ = [
     "SCHEMA",
     "Attach",
     "Broadcast",
+    "CancelCall",
     "CancelInferlet",
+    "ClientAnswer",
+    "ClientCall",
     "CloseLease",
     "Completed",
     "CopyTokens",
@@ -91,6 +95,7 @@ __all__ = [
     "ReleasePages",
     "SendFile",
     "SendText",
+    "ServeTools",
     "Settle",
     "StartPlan",
     "StopPlan",

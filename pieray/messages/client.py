@@ -86,6 +86,7 @@ class Launch(Message):
     tenant: str = "local"  # whose names, messages, store and quota it uses
     parent: str = ""  # instance id of the inferlet that launches this one, or ""
     depth: int = 0  # 0 for a client's own, else its parent's + 1
+    client_servers: list[str] = field(default_factory=list)  # names of MCP servers that the client answers for
 
 
 @register(58)

@@ -14,7 +14,23 @@ There is a module for each interface of the handler API (`kv`, `forward`, `plans
 
 from __future__ import annotations
 
-from . import adapters, chat, forward, http, kv, log, messaging, model, queue, runtime, scratch, session, store, tickets
+from . import (
+    adapters,
+    chat,
+    forward,
+    http,
+    kv,
+    log,
+    mcp,
+    messaging,
+    model,
+    queue,
+    runtime,
+    scratch,
+    session,
+    store,
+    tickets,
+)
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
@@ -73,6 +89,7 @@ __all__ = [
     "http",
     "kv",
     "log",
+    "mcp",
     "messaging",
     "model",
     "queue",

@@ -68,12 +68,16 @@ class FakeEngine:
     start_settings: dict[str, Any] = field(default_factory=dict)
     connected_to: list[tuple[str, str]] = field(default_factory=list)
     launches: list[dict[str, Any]] = field(default_factory=list)
+    mcp: Any = None
     is_closed: bool = False
     link: FakeLink = field(default_factory=FakeLink)
     installed: dict[str, ProgramSource] = field(default_factory=dict)
     on_launch: Callable[[], None] = lambda: None
 
-    def launch(self, program: Any, input: Any = None, /, *, limits: Any = None, **arguments: Any) -> Process:
+    def launch(
+        self, program: Any, input: Any = None, /, *, limits: Any = None, mcp: Any = None, **arguments: Any
+    ) -> Process:
+        self.mcp = mcp
         self.on_launch()
         if self.refusal is not None:
             raise self.refusal
