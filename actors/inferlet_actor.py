@@ -27,6 +27,8 @@ class InferletActor(ServingActor):
 
     def open(self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire) -> Wire:
         """Connect to the device group, warm up, and listen for clients; returns the endpoint."""
+        from pieray.actors.launcher import ControllerLauncher
+        from pieray.host.children import ChildService
         from pieray.host.core import ClientService, InferletHost
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.models.tokenizer import TokenizerSpec
@@ -34,6 +36,10 @@ class InferletActor(ServingActor):
         self._token = token
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
         self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory)
+        self._host.services.children = ChildService(
+            ControllerLauncher(self.config), self.config.limits, peer_id=self.peer_id, token=token,
+            timers=self._host.services.timers,
+        )  # fmt: skip
         self.set_adapters(models[0]["adapters"])
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)

@@ -5,15 +5,34 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from pieray.errors import PeerLost
+from pieray.errors import PeerLost, PierayError
 from pieray.messages import Attach, Event, Kill, Message, SendText
 from pieray.process import Event as ProcessEvent
-from pieray.process import Process
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
 
 log = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """Who hears of an inferlet, called on the link's reader thread; usually a `Process`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def is_done(self) -> bool: ...
+
+    @property
+    def num_events(self) -> int: ...
+
+    def add(self, events: list[ProcessEvent]) -> None: ...
+
+    def lose(self, error: PierayError) -> None: ...
 
 
 class ActorLink:
@@ -22,7 +41,7 @@ class ActorLink:
     def __init__(self, endpoint: Endpoint, *, peer_id: str, token: str, timeout_s: float,
                  on_lost: Callable[[ActorLink], None]) -> None:  # fmt: skip
         self.endpoint = endpoint
-        self._processes: dict[str, list[Process]] = {}  # handles of one inferlet may be many
+        self._processes: dict[str, list[Listener]] = {}  # handles of one inferlet may be many
         self._lock = threading.Lock()
         self._calls = PendingCalls()
         self._on_lost = on_lost
@@ -34,7 +53,7 @@ class ActorLink:
     def is_open(self) -> bool:
         return self._conn.is_open
 
-    def attach(self, process: Process, timeout_s: float = 30.0) -> None:
+    def attach(self, process: Listener, timeout_s: float = 30.0) -> None:
         """Stream the process's events to it from where it stands; on return, all so far are there."""
         with self._lock:
             self._processes.setdefault(process.id, []).append(process)
@@ -47,7 +66,7 @@ class ActorLink:
         if process.is_done:
             self._detach(process)
 
-    def _detach(self, process: Process) -> None:
+    def _detach(self, process: Listener) -> None:
         with self._lock:
             others = [p for p in self._processes.pop(process.id, []) if p is not process]
             if others:
@@ -58,6 +77,13 @@ class ActorLink:
 
     def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
         self._call(lambda ticket: Kill(ticket, instance_id, reason), timeout_s)
+
+    def ask(self, make: Callable[[int], Message], done: Callable[[Any, PierayError | None], None]) -> None:
+        """Send `make(ticket)`; `done` is called once, with the answer or an error, on the reader thread.
+
+        Raises PeerLost; `done` is not called then.
+        """
+        self._calls.submit(self._conn, make, done)
 
     def close(self) -> None:
         self._conn.close("the client has closed its engine handle")

@@ -12,13 +12,14 @@ from typing import Any
 
 from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError, QuotaExceeded
+from pieray.host.children import Bonds
 from pieray.host.device import DeviceClient
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Sink, byte_size
-from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendText
+from pieray.messages import Attach, Bind, Completed, Event, Failed, Kill, Launch, Message, SendText
 from pieray.transport import Connection
 from pieray.wasm import python_runtime
 from pieray.wasm.host import Program, WasmHost
@@ -39,6 +40,7 @@ class InferletHost:
     ) -> None:
         self._config = config
         self.services = services or Services.of(config)
+        self.bonds = Bonds(self.services.timers, self._kill_child)
         self._device = device
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
@@ -72,6 +74,8 @@ class InferletHost:
             raise QuotaExceeded(f"source_bytes: the limit is {limits.source_bytes}; given {size}")
         program = self._program_of(launch)
         inferlet = self._admit(launch, limits)
+        if launch.parent:
+            self.bonds.expect(launch.instance_id)
         try:
             inferlet.start(self._wasm, program)
         except BaseException:
@@ -101,6 +105,7 @@ class InferletHost:
     def _ended(self, inferlet: Inferlet) -> None:
         """Its place is free; of its state only the events are kept, and of those not more than is said above."""
         instance_id = inferlet.launch.instance_id
+        self.bonds.ended(instance_id)
         with self._lock:
             self._num_live -= 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
@@ -164,6 +169,10 @@ class InferletHost:
         """End an inferlet with `cancelled`; raises NotFound."""
         self.find(instance_id).kill(Cancelled(reason))
 
+    def _kill_child(self, instance_id: str, reason: str) -> None:
+        with contextlib.suppress(NotFound):
+            self.kill(instance_id, reason)
+
     def status(self) -> list[dict[str, Any]]:
         return [inferlet.status() for inferlet in list(self._inferlets.values())]
 
@@ -179,7 +188,7 @@ class InferletHost:
 
 
 class ClientService:
-    """Serves clients' connections: attach, send, kill."""
+    """Serves clients' connections: attach, send, kill; and bind, for those of parents."""
 
     def __init__(self, host: InferletHost) -> None:
         self._host = host
@@ -190,6 +199,9 @@ class ClientService:
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
+            if isinstance(message, Bind):
+                self._bind(conn, message)
+                continue
             if not isinstance(message, (Attach, SendText, Kill)):
                 log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
                 continue
@@ -209,6 +221,17 @@ class ClientService:
             inferlet.kill(Cancelled(message.reason))
         conn.send([Completed(message.ticket, value)])
 
+    def _bind(self, conn: Connection, message: Bind) -> None:
+        try:
+            inferlet = self._host.find(message.instance_id)
+        except NotFound as error:
+            conn.send([Failed(message.ticket, error.code, error.message)])
+            return
+        self._host.bonds.bind(id(conn), message.instance_id, is_bound=message.is_bound)
+        if inferlet.log.is_ended:
+            self._host.bonds.ended(message.instance_id)
+        conn.send([Completed(message.ticket, None)])
+
     def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
         """False if the client must ask again for the rest of the story."""
         attached = {i: found for i, found in self._attached[id(conn)].items() if not found[0].is_ended}
@@ -219,5 +242,6 @@ class ClientService:
         return log.subscribe(cursor, sink)
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
+        self._host.bonds.lost(id(conn))
         for log, sink in self._attached.pop(id(conn), {}).values():
             log.unsubscribe(sink)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pieray.config import Config
 from pieray.host.adapters import AdapterDirectory
 from pieray.host.aio import LoopThread
+from pieray.host.children import ChildService
 from pieray.host.http.client import HttpClient
 from pieray.wasm.timers import Timers
 
@@ -23,6 +24,8 @@ class Services:
     loop: LoopThread = field(default_factory=LoopThread)
     """Where handlers wait for the world: HTTP, MCP servers."""
     http: HttpClient | None = None
+    children: ChildService | None = None
+    """Launches inferlets for inferlets."""
     adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
     """The engine's LoRA adapters, as its owner has loaded them so far."""
 
@@ -33,6 +36,8 @@ class Services:
 
     def close(self) -> None:
         """Close all of them; idempotent."""
+        if self.children is not None:
+            self.children.close()
         self.timers.close()
         self.loop.close()
         if self.http is not None:

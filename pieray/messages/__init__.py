@@ -14,6 +14,7 @@ from pieray.messages.batcher import (
     Forward,
     Output,
 )
+from pieray.messages.children import Bind
 from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
@@ -31,6 +32,7 @@ __all__ = [
     "SAMPLE_WITH",
     "SCHEMA",
     "Attach",
+    "Bind",
     "CancelInferlet",
     "CloseLease",
     "Completed",

@@ -14,10 +14,11 @@ The modules `queue`, `kv`, `forward`, `adapters`, `model`, `session`, `runtime` 
 
 from __future__ import annotations
 
-from . import adapters, chat, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
+from . import adapters, chat, children, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
+from .children import Child
 from .context import Context
 from .errors import (
     BadHandle,
@@ -45,6 +46,7 @@ __all__ = [
     "Adapter",
     "BadHandle",
     "Cancelled",
+    "Child",
     "Context",
     "Deadline",
     "DeadlineExceeded",
@@ -68,6 +70,7 @@ __all__ = [
     "WrongType",
     "adapters",
     "chat",
+    "children",
     "forward",
     "greedy",
     "http",
