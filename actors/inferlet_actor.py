@@ -32,7 +32,9 @@ class InferletActor(ServingActor):
 
         Returns the endpoint.
         """
+        from pieray.actors.launcher import ControllerLauncher
         from pieray.host.broker_client import BrokerClient
+        from pieray.host.children import ChildService
         from pieray.host.core import ClientService, InferletHost
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.host.services import Services
@@ -44,6 +46,10 @@ class InferletActor(ServingActor):
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
         self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory, self._services)
+        self._services.children = ChildService(
+            ControllerLauncher(self.config), self.config.limits, peer_id=self.peer_id, token=token,
+            timers=self._services.timers,
+        )  # fmt: skip
         self.set_adapters(models[0]["adapters"])
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)

@@ -12,6 +12,7 @@ from typing import Any
 
 from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError, QuotaExceeded
+from pieray.host.children import Bonds
 from pieray.host.device import DeviceClient
 from pieray.host.files import Uploads
 from pieray.host.inferlet import EndedInferlet, Inferlet
@@ -22,6 +23,7 @@ from pieray.host.services import Services
 from pieray.host.session import OUTPUTS, EventLog, Sink, byte_size
 from pieray.messages import (
     Attach,
+    Bind,
     ClientAnswer,
     Completed,
     Event,
@@ -53,6 +55,7 @@ class InferletHost:
     ) -> None:
         self._config = config
         self.services = services or Services.of(config)
+        self.bonds = Bonds(self.services.timers, self._kill_child)
         self._device = device
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
@@ -86,6 +89,8 @@ class InferletHost:
             raise QuotaExceeded(f"source_bytes: the limit is {limits.source_bytes}; given {size}")
         program = self._program_of(launch)
         inferlet = self._admit(launch, limits)
+        if launch.parent:
+            self.bonds.expect(launch.instance_id)
         try:
             inferlet.start(self._wasm, program)
         except BaseException:
@@ -115,6 +120,7 @@ class InferletHost:
     def _ended(self, inferlet: Inferlet) -> None:
         """Its place is free; of its state only the events are kept, and of those not more than is said above."""
         instance_id = inferlet.launch.instance_id
+        self.bonds.ended(instance_id)
         with self._lock:
             self._num_live -= 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
@@ -179,6 +185,10 @@ class InferletHost:
         """End an inferlet with `cancelled`; raises NotFound."""
         self.find(instance_id).kill(Cancelled(reason))
 
+    def _kill_child(self, instance_id: str, reason: str) -> None:
+        with contextlib.suppress(NotFound):
+            self.kill(instance_id, reason)
+
     def status(self) -> list[dict[str, Any]]:
         return [inferlet.status() for inferlet in list(self._inferlets.values())]
 
@@ -194,7 +204,7 @@ class InferletHost:
 
 
 class ClientService:
-    """Serves clients' connections: attach, send, kill."""
+    """Serves clients' connections: attach, send, kill; and bind, for those of parents."""
 
     def __init__(self, host: InferletHost) -> None:
         self._host = host
@@ -211,6 +221,9 @@ class ClientService:
         for message in messages:
             if isinstance(message, ClientAnswer):
                 self._pass_on(conn, message)
+                continue
+            if isinstance(message, Bind):
+                self._bind(conn, message)
                 continue
             if not isinstance(message, (Attach, SendText, SendFile, ServeTools, Kill)):
                 log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
@@ -245,6 +258,17 @@ class ClientService:
             if (servers := self._host.find(answer.instance_id).client_servers) is not None:
                 servers.answered(conn, answer)
 
+    def _bind(self, conn: Connection, message: Bind) -> None:
+        try:
+            inferlet = self._host.find(message.instance_id)
+        except NotFound as error:
+            conn.send([Failed(message.ticket, error.code, error.message)])
+            return
+        self._host.bonds.bind(id(conn), message.instance_id, is_bound=message.is_bound)
+        if inferlet.log.is_ended:
+            self._host.bonds.ended(message.instance_id)
+        conn.send([Completed(message.ticket, None)])
+
     def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
         """False if the client must ask again for the rest of the story."""
         attached = {i: found for i, found in self._attached[id(conn)].items() if not found[0].is_ended}
@@ -258,5 +282,6 @@ class ClientService:
         self._uploads.pop(id(conn), None)
         for servers in self._serving.pop(id(conn), []):
             servers.gone(conn)
+        self._host.bonds.lost(id(conn))
         for log, sink in self._attached.pop(id(conn), {}).values():
             log.unsubscribe(sink)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from . import (
     adapters,
     chat,
+    children,
     forward,
     http,
     kv,
@@ -34,6 +35,7 @@ from . import (
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
+from .children import Child
 from .context import Context
 from .errors import (
     BadHandle,
@@ -61,6 +63,7 @@ __all__ = [
     "Adapter",
     "BadHandle",
     "Cancelled",
+    "Child",
     "Context",
     "Deadline",
     "DeadlineExceeded",
@@ -84,6 +87,7 @@ __all__ = [
     "WrongType",
     "adapters",
     "chat",
+    "children",
     "forward",
     "greedy",
     "http",
