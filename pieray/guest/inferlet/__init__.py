@@ -8,13 +8,13 @@
                 session.send(token.text)
             return ctx.text
 
-The modules `queue`, `kv`, `forward`, `adapters`, `model`, `session`, `runtime` and `tickets` are the handlers;
-`Context` and its `generate` are written on them.
+The modules `queue`, `kv`, `embeds`, `forward`, `adapters`, `model`, `session`, `runtime` and `tickets` are the
+handlers; `Context` and its `generate` are written on them.
 """
 
 from __future__ import annotations
 
-from . import adapters, chat, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
+from . import adapters, chat, embeds, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
@@ -39,7 +39,7 @@ from .errors import (
     Unsupported,
     WrongType,
 )
-from .sampler import Sampler, greedy
+from .sampler import Sampler, SamplerHandle, greedy
 
 __all__ = [
     "Adapter",
@@ -63,11 +63,13 @@ __all__ = [
     "QuotaExceeded",
     "RemoteFailed",
     "Sampler",
+    "SamplerHandle",
     "Token",
     "Unsupported",
     "WrongType",
     "adapters",
     "chat",
+    "embeds",
     "forward",
     "greedy",
     "http",
