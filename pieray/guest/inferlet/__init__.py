@@ -18,6 +18,7 @@ from . import (
     adapters,
     chat,
     children,
+    embeds,
     forward,
     http,
     kv,
@@ -57,7 +58,7 @@ from .errors import (
     Unsupported,
     WrongType,
 )
-from .sampler import Sampler, greedy
+from .sampler import Sampler, SamplerHandle, greedy
 
 __all__ = [
     "Adapter",
@@ -82,12 +83,14 @@ __all__ = [
     "QuotaExceeded",
     "RemoteFailed",
     "Sampler",
+    "SamplerHandle",
     "Token",
     "Unsupported",
     "WrongType",
     "adapters",
     "chat",
     "children",
+    "embeds",
     "forward",
     "greedy",
     "http",
