@@ -25,6 +25,7 @@ from pieray.messages import (
     ServeTools,
 )
 from pieray.process import Event as ProcessEvent
+from pieray.process import Process
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
 
 log = logging.getLogger(__name__)
