@@ -11,7 +11,6 @@ from pieray.programs import ProgramSource
 from pieray.wit import Interface, api
 from tools import apidoc
 
-PRELUDE = "\n".join(apidoc.PRELUDE)
 CAPABILITIES = {"messaging": True, "store": True, "children": True, "mcp": ["*"]}
 
 
@@ -23,7 +22,8 @@ def program(interface: Interface) -> str:
     """An inferlet that runs all examples of an interface, each by itself, and returns how they went."""
     parts = ["import traceback", "from inferlet import *", "RUN = {}"]
     for name, note in apidoc.notes_of(interface).items():
-        body = textwrap.indent(f"{PRELUDE}\n{note.example}", "    ")
+        lines = [*apidoc.PRELUDE, *apidoc.SETUP.get(interface.name, ()), note.example]
+        body = textwrap.indent("\n".join(lines), "    ")
         parts.append(f"async def example():\n{body}\n\nRUN[{name!r}] = example")
     parts.append(
         "async def main():\n    found = {}\n    for name, run in RUN.items():\n        try:\n            await run()\n"

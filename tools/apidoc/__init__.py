@@ -37,8 +37,9 @@ PRELUDE = (
     "pages = kv.alloc(2)",
     'tokens = model.tokenize("12+7=")',
     "step = forward.forward(line, pages, 0, tokens)",
-    "plan = plans.Plan(line, kv.alloc(2), 0, tokens, max_tokens=8)",
 )
+#: What those of one interface find besides.
+SETUP = {"plans": ("plan = plans.Plan(line, kv.alloc(2), 0, tokens, max_tokens=8)",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,9 @@ def _row(interface: Interface) -> str:
 def _section(interface: Interface) -> str:
     notes = notes_of(interface)
     functions = [_entry(interface, function, notes[function.name]) for function in interface.functions]
-    return "\n\n".join([f"## {interface.name}", *([_plain(interface.doc)] if interface.doc else []), *functions])
+    setup = SETUP.get(interface.name, ())
+    intro = ["In the examples also:", "```python\n" + "\n".join(setup) + "\n```"] if setup else []
+    return "\n\n".join([f"## {interface.name}", *filter(None, [_plain(interface.doc)]), *intro, *functions])
 
 
 def _entry(interface: Interface, function: Function, note: Note) -> str:
