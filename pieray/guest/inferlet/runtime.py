@@ -6,7 +6,10 @@ import json
 from typing import Any
 
 from . import _host
-from .errors import raises
+from .errors import InvalidRequest, raises
+from .tickets import Ticket, take_none
+
+MAX_SLEEP_S = ((1 << 32) - 1) / 1e3
 
 
 def version() -> str:
@@ -62,6 +65,18 @@ def now() -> float:
 def monotonic() -> float:
     """Seconds of a clock that never goes back."""
     return float(_host.runtime.monotonic_now()) / 1e9
+
+
+def sleep(seconds: float) -> Ticket[None]:
+    """Awaited, returns after that time."""
+    if not 0 <= seconds <= MAX_SLEEP_S:
+        raise InvalidRequest(f"a sleep is from 0 to {MAX_SLEEP_S} seconds; given {seconds}")
+    return _sleep(round(seconds * 1e3))
+
+
+@raises
+def _sleep(ms: int) -> Ticket[None]:
+    return Ticket(_host.runtime.sleep(ms), take_none)
 
 
 def random_u64() -> int:
