@@ -10,6 +10,7 @@ from . import model as models
 from ._chat import Chat
 from ._generation import Generation, rules_of
 from ._sequence import KvSequence
+from ._snapshots import Snapshots
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
 from .errors import InvalidRequest, check_numbers, raises
@@ -19,12 +20,12 @@ from .sampler import Sampler, sampler_of
 SCORE_ROWS = 256
 
 
-class Context:
+class Context(Snapshots):
     """Text that a model reads and continues.
 
     What is appended waits until it is needed or `flush`ed; the last token always waits, for the next one is
     sampled from its row.  `fork` shares the KV so far, copy-on-write.  Close it, use it as an asynchronous
-    context manager, or let it go: its pages are given back.
+    context manager, or let it go: its pages are given back.  `save` keeps it for `Context.open`, here or elsewhere.
     """
 
     def __init__(self, text: str | Sequence[int] = "", *, model: str = "", adapter: Adapter | None = None) -> None:
