@@ -10,7 +10,17 @@ from pieray.messages.batcher import (
     Forward,
     Output,
 )
-from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
+from pieray.messages.client import (
+    Attach,
+    Event,
+    Install,
+    Kill,
+    Launch,
+    SendFile,
+    SendText,
+    file_part,
+    read_file_part,
+)
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
@@ -50,4 +60,6 @@ __all__ = [
     "Welcome",
     "decode",
     "encode",
+    "file_part",
+    "read_file_part",
 ]
