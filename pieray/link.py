@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
 import logging
 import threading
 import time
@@ -23,6 +26,7 @@ from pieray.messages import (
     SendFile,
     SendText,
     ServeTools,
+    read_file_part,
 )
 from pieray.process import Event as ProcessEvent
 from pieray.process import Process
@@ -128,7 +132,8 @@ class ActorLink:
             except PeerLost:
                 log.debug("%s is gone: nobody waits for %s", call.instance_id, call.tool)
             except PierayError as error:  # it cannot travel
-                conn.send([replace(answer, value="", code=error.code, message=error.message)])
+                with contextlib.suppress(PeerLost):
+                    conn.send([replace(answer, value="", code=error.code, message=error.message)])
 
         if tools is not None:
             tools.answer(call, reply)
@@ -160,7 +165,7 @@ class ActorLink:
                 if (tools := self._tools.get(message.instance_id)) is not None:
                     tools.cancel(message)
             elif isinstance(message, Event):
-                event = ProcessEvent(message.kind, message.payload, message.number)
+                event = ProcessEvent(message.kind, _text(message.payload), message.number)
                 by_id.setdefault(message.instance_id, []).append(event)
         for instance_id, events in by_id.items():
             with self._lock:
@@ -186,3 +191,11 @@ class ActorLink:
 
 def _part(instance_id: str, name: str, offset: int, data: bytes, is_last: bool, ticket: int) -> SendFile:
     return SendFile(ticket, instance_id, name, offset, data, is_last)
+
+
+def _text(payload: str | bytes) -> str:
+    """Of a file's part: JSON, as `pieray.process.Event` has it."""
+    if isinstance(payload, str):
+        return payload
+    head, data = read_file_part(payload)
+    return json.dumps({**head, "data": base64.b64encode(data).decode("ascii")})

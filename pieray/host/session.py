@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import threading
 from collections import deque
@@ -10,13 +9,13 @@ from collections.abc import Callable
 
 from pieray.config import Limits
 from pieray.errors import Cancelled, InvalidRequest, QuotaExceeded
-from pieray.messages import Event
+from pieray.messages import Event, file_part
 
 Sink = Callable[[list[Event]], None]
 OUTPUTS = ("text", "data", "file")
 ENDINGS = ("result", "error")
-FILE_PART_BYTES = 3 << 18
-"""Of a file that one event carries: 1 MiB of base64."""
+FILE_PART_BYTES = 1 << 20
+"""Of a file that one event carries."""
 EVENT_BYTES = 64
 """What an event takes at least, however short its text: so many bytes of a limit allow one event."""
 FREE_EVENTS = 64
@@ -24,9 +23,9 @@ BACKLOG_BYTES = 16 << 20
 """Given to a client that attaches in one go: a long story in one piece would overrun its connection."""
 
 
-def byte_size(text: str) -> int:
-    """Bytes of the text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+def byte_size(text: str | bytes) -> int:
+    """Bytes of the text in UTF-8, or of the bytes."""
+    return len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 class EventLog:
@@ -76,16 +75,14 @@ class EventLog:
 
     def send_file(self, name: str, data: bytes) -> None:
         """A file, in as many events as it needs, or, with QuotaExceeded, none."""
-        encoded = len(data) * 4 // 3
-        if self._output_bytes + encoded > self._limits.output_bytes:
+        if self._output_bytes + len(data) > self._limits.output_bytes:
             raise QuotaExceeded(f"output_bytes: the limit is {self._limits.output_bytes}; {self._output_bytes} are "
-                                f"used, {name!r} takes {encoded} more")  # fmt: skip
+                                f"used, {name!r} takes {len(data)} more")  # fmt: skip
         for offset in range(0, max(len(data), 1), FILE_PART_BYTES):
-            part = base64.b64encode(data[offset : offset + FILE_PART_BYTES]).decode("ascii")
-            payload = f'{{"name": {json.dumps(name)}, "size": {len(data)}, "offset": {offset}, "data": "{part}"}}'
-            self._output("file", payload, len(part))
+            part = data[offset : offset + FILE_PART_BYTES]
+            self._output("file", file_part(name, len(data), offset, part), len(part))
 
-    def _output(self, kind: str, payload: str, size: int) -> None:
+    def _output(self, kind: str, payload: str | bytes, size: int) -> None:
         if self._output_bytes + size > self._limits.output_bytes:
             raise QuotaExceeded(f"output_bytes: the limit is {self._limits.output_bytes}; "
                                 f"{self._output_bytes} are used, {size} more were given")  # fmt: skip
@@ -149,7 +146,7 @@ class EventLog:
         with self._lock:
             self._sinks = [s for s in self._sinks if s is not sink]
 
-    def _append(self, kind: str, payload: str) -> bool:
+    def _append(self, kind: str, payload: str | bytes) -> bool:
         with self._lock:
             if self.is_ended:
                 return False

@@ -33,7 +33,16 @@ from pieray.messages.broker import (
     Withdraw,
 )
 from pieray.messages.children import Bind
-from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
+from pieray.messages.client import (
+    Attach,
+    Event,
+    Install,
+    Kill,
+    Launch,
+    SendFile,
+    SendText,
+    file_part,
+    read_file_part,
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import (
@@ -115,4 +124,6 @@ __all__ = [
     "Withdraw",
     "decode",
     "encode",
+    "file_part",
+    "read_file_part",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,9 +47,20 @@ class Event(Message):
     instance_id: str
     number: int
     kind: str  # "text", "data", "file", "log", "result", "error"; the last two end the stream
-    payload: str
-    """text; "data": JSON {name, value}; "file": JSON {name, size, offset, data: base64}, in order, as many as the file
-    needs; "log": "level: text"; "result": JSON; "error": JSON {code, message}"""
+    payload: str | bytes
+    """text; "data": JSON {name, value}; "file": bytes, see `file_part`, in order, as many as the file needs; "log":
+    "level: text"; "result": JSON; "error": JSON {code, message}"""
+
+
+def file_part(name: str, size: int, offset: int, data: bytes) -> bytes:
+    """Payload of a "file" event: a line of JSON {name, size, offset}, and behind it the bytes from `offset` on."""
+    return b"".join((json.dumps({"name": name, "size": size, "offset": offset}).encode(), b"\n", data))
+
+
+def read_file_part(payload: bytes) -> tuple[dict[str, Any], bytes]:
+    """What `file_part` was given: {name, size, offset}, and the bytes."""
+    head, _, data = payload.partition(b"\n")
+    return json.loads(head), data
 
 
 @register(45)

@@ -15,7 +15,7 @@ from typing import IO, Any
 from . import _host
 from .errors import InvalidRequest, NotFound, raises
 
-CALL_BYTES = 1 << 20
+CALL_BYTES = 1 << 18
 """Moved by one call of the host at most."""
 MODES = ("r", "w", "a", "x")
 

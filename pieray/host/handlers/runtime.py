@@ -56,6 +56,7 @@ class RuntimeHandlers(HandlerGroup):
             "tickets": len(state.tickets),
             "log_bytes": state.log.log_bytes,
             "output_bytes": state.log.output_bytes,
+            "scratch_bytes": state.scratch.num_bytes,
         }
         return json.dumps({"limits": dataclasses.asdict(state.limits), "used": used})
 

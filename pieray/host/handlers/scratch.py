@@ -6,7 +6,7 @@ from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.scratch import from_base64, to_base64
 
-MAX_CALL_BYTES = 1 << 20
+MAX_CALL_BYTES = 1 << 18
 """Moved in one call at most: it runs on the thread of all guests."""
 
 
@@ -20,7 +20,7 @@ class ScratchHandlers(HandlerGroup):
         self._state.scratch.write(path, from_base64(data), append=append)
 
     def scratch_read(self, path: str, offset: int, count: int) -> str:
-        """At most 1 MiB, however much is asked for."""
+        """At most 256 KiB, however much is asked for."""
         return to_base64(self._state.scratch.read(path, offset, min(count, MAX_CALL_BYTES)))
 
     def scratch_size(self, path: str) -> int:

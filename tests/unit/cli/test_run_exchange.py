@@ -107,3 +107,9 @@ def test_what_cannot_be_exchanged_is_told_before_anything_is_started(
     assert done.exit_code == 2
     assert message in done.stderr
     assert not engine.start_settings
+
+
+def test_mcp_servers_are_brought_with_the_launch(engine: FakeEngine, call: Call) -> None:
+    assert call(*RUN, "--mcp", "calc=python 'my calc.py'", "--mcp", "web=https://a.example/mcp").exit_code == 0
+    assert engine.mcp == {"calc": {"command": ["python", "my calc.py"]}, "web": {"url": "https://a.example/mcp"}}
+    assert call(*RUN, "--mcp", "calc").exit_code == 2

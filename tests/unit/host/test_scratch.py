@@ -90,7 +90,7 @@ def test_handlers_move_bytes_and_not_too_many_at_once() -> None:
     assert handlers.scratch_size("a/b") == 10
     assert from_base64(handlers.scratch_read("a/b", 3, 4)) == b"lo, "
     assert handlers.scratch_read("a/b", 1 << 40, 4) == ""
-    with pytest.raises(InvalidRequest, match="at most 1048576 bytes"):
+    with pytest.raises(InvalidRequest, match="at most 262144 bytes"):
         handlers.scratch_write("a", "A" * (2 << 20), False)
     with pytest.raises(NotFound, match="'nothing'"):
         handlers.scratch_read("nothing", 0, 1)

@@ -18,6 +18,7 @@ from pieray.config import Limits
 from pieray.errors import Cancelled, InvalidRequest, NotFound, QuotaExceeded
 from pieray.host.files import MAX_UNREAD, Uploads
 from pieray.host.session import FILE_PART_BYTES
+from pieray.link import _text
 from pieray.messages import SendFile
 from pieray.process import Event, received_files
 
@@ -66,7 +67,7 @@ def test_events_count_as_output() -> None:
 
 
 def files_of(bench: Bench) -> dict[str, bytes]:
-    events = [Event(kind, text, i) for i, (kind, text) in enumerate(bench.events())]
+    events = [Event(kind, _text(payload), i) for i, (kind, payload) in enumerate(bench.events())]
     return {f.name: f.data for f in received_files(events)}
 
 
