@@ -43,6 +43,7 @@ from pieray.messages.client import (
     SendText,
     file_part,
     read_file_part,
+)
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import (
