@@ -52,8 +52,8 @@ class AdapterHandlers(HandlerGroup):
                                 f"{path!r} has {size}")  # fmt: skip
         with state.lock:
             if self._adapter_bytes_coming + size > most:
-                raise QuotaExceeded(f"adapter_bytes: the limit is {most}; {self._adapter_bytes_coming} are being loaded, "
-                                    f"{path!r} has {size} more")  # fmt: skip
+                raise QuotaExceeded(f"adapter_bytes: the limit is {most}; {self._adapter_bytes_coming} are being "
+                                    f"loaded, {path!r} has {size} more")  # fmt: skip
             state.adapters.check_room()
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.TOKENS)

@@ -48,8 +48,8 @@ class ChildrenHandlers(HandlerGroup):
         name = program.partition("@")[0] or INLINE
         message = Launch(
             f"{name}-{secrets.token_hex(6)}", program or INLINE, f"{name}.py", source, b"", input,
-            self._child_limits(limits), dataclasses.asdict(state.capabilities), "", state.launch.user, state.launch.tenant,
-            state.instance_id, depth,
+            self._child_limits(limits), dataclasses.asdict(state.capabilities), "", state.launch.user,
+            state.launch.tenant, state.instance_id, depth,
         )  # fmt: skip
         return self._children.put(family.launch(message, is_linked=link == "linked"))
 
