@@ -9,6 +9,7 @@ from pieray.host.adapters import AdapterDirectory
 from pieray.host.aio import LoopThread
 from pieray.host.children import ChildService
 from pieray.host.http.client import HttpClient
+from pieray.host.mcp.servers import ToolServers
 from pieray.wasm.timers import Timers
 
 
@@ -28,11 +29,17 @@ class Services:
     """Launches inferlets for inferlets."""
     adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
     """The engine's LoRA adapters, as its owner has loaded them so far."""
+    mcp: ToolServers | None = None
+    """MCP servers of the operator; those of clients are each inferlet's."""
 
     @classmethod
     def of(cls, config: Config) -> Services:
         """The services that an engine's settings describe."""
-        return cls(http=HttpClient(config.http_hosts, allow_private=config.http_private))
+        http = HttpClient(config.http_hosts, allow_private=config.http_private)
+        services = cls(http=http, mcp=ToolServers(config.mcp))
+        assert services.mcp is not None
+        services.loop.before_close(services.mcp.close)
+        return services
 
     def close(self) -> None:
         """Close all of them; idempotent."""

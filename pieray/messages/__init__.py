@@ -15,7 +15,8 @@ from pieray.messages.batcher import (
     Output,
 )
 from pieray.messages.children import Bind
-from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendText
+from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
+from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
@@ -33,7 +34,10 @@ __all__ = [
     "SCHEMA",
     "Attach",
     "Bind",
+    "CancelCall",
     "CancelInferlet",
+    "ClientAnswer",
+    "ClientCall",
     "CloseLease",
     "Completed",
     "CopyTokens",
@@ -51,7 +55,9 @@ __all__ = [
     "PeerFenced",
     "ReclaimSpare",
     "ReleasePages",
+    "SendFile",
     "SendText",
+    "ServeTools",
     "UnloadAdapter",
     "Welcome",
     "decode",

@@ -14,7 +14,7 @@ The modules `queue`, `kv`, `forward`, `adapters`, `model`, `session`, `runtime` 
 
 from __future__ import annotations
 
-from . import adapters, chat, children, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
+from . import adapters, chat, children, forward, http, kv, log, mcp, model, queue, runtime, scratch, session, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
@@ -76,6 +76,7 @@ __all__ = [
     "http",
     "kv",
     "log",
+    "mcp",
     "model",
     "queue",
     "runtime",
