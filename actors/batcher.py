@@ -45,6 +45,7 @@ class Batcher(ServingActor):
             "num_pages": runner.pool.num_pages,
             "dtype": str(runner.pool.data.dtype).removeprefix("torch."),
             "device": str(runner.decoder.device),
+            "hidden_size": runner.config.hidden_size,
         }
         tokenizer = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
         return {"info": info, "tokenizer": tokenizer, "adapters": self._load_adapters(settings)}

@@ -65,6 +65,10 @@ typedef struct {
     const Segment *segments;
     int64_t num_segments;
     float *lora;  // [num_tokens, padded(the greatest rank)]
+    const int64_t *embed_rows;  // rows that read `embeds` in place of their tokens' embeddings
+    const float *embeds;        // [num_embeds, hidden]
+    int64_t num_embeds;
+    float *hidden;  // NULL, or [num_rows, hidden]: the wanted rows behind the final norm
 } Step;
 
 INLINE int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
@@ -260,6 +264,18 @@ static void embed_rows(const Model *m, const Step *s, float *x) {
     }
 }
 
+static void place_embeds(const Model *m, const Step *s, float *x) {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < s->num_embeds; i++)
+        memcpy(x + s->embed_rows[i] * padded(m->hidden), s->embeds + i * m->hidden, m->hidden * sizeof(float));
+}
+
+static void give_hidden(const Model *m, const Step *s, const float *normed) {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < s->num_rows; i++)
+        memcpy(s->hidden + i * m->hidden, normed + i * padded(m->hidden), m->hidden * sizeof(float));
+}
+
 // Floats that one token takes in the workspace of `decoder_step`.
 int64_t decoder_workspace(const Model *m) {
     int64_t heads = m->num_heads * m->head_dim, qkv = heads + 2 * m->num_kv_heads * m->head_dim;
@@ -294,6 +310,7 @@ int decoder_step(const Model *m, const Step *s, float *work, float *logits, int 
         }
 #pragma omp barrier
         if (!failed) embed_rows(m, s, x);
+        if (!failed && s->num_embeds) place_embeds(m, s, x);
         for (int64_t layer = 0; layer < m->num_layers && !failed; layer++) {
             const Block *b = m->blocks + layer;
             int is_last = layer == m->num_layers - 1;
@@ -321,6 +338,7 @@ int decoder_step(const Model *m, const Step *s, float *work, float *logits, int 
         }
         if (!failed) {
             normalize_rows(x, m->norm, normed, rows, m);
+            if (s->hidden) give_hidden(m, s, normed);
             multiply(normed, stride, rows, &m->lm_head, logits, 0, scratch, m->is_bf16);
         }
         free(scratch);

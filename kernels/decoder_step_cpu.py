@@ -74,6 +74,9 @@ class CStep(ctypes.Structure):
         ("segments", ctypes.POINTER(CSegment)),
         ("num_segments", c_int64),
         ("lora", c_void_p),
+        *((name, c_void_p) for name in ("embed_rows", "embeds")),
+        ("num_embeds", c_int64),
+        ("hidden", c_void_p),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle, PierayError
+from pieray.host.embeds import EmbedTable
 from pieray.host.files import FileInbox
 from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory, TextStreams
@@ -57,6 +58,7 @@ class InstanceState:
     lock: threading.RLock = field(default_factory=threading.RLock)
     samplers: Opened[SamplerSpec] = field(init=False)
     matchers: Opened[Any] = field(init=False)
+    embeds: EmbedTable = field(init=False)
     scratch: ScratchFolder = field(init=False)
     files: FileInbox = field(init=False)
     """Files of the client, on their way to the scratch folder."""
@@ -79,6 +81,7 @@ class InstanceState:
         self.client_servers = ClientServers(self.launch.instance_id, self.launch.client_servers, self.services.loop)
         self.samplers = Opened("sampler", "plans", self.limits.plans)
         self.matchers = Opened("matcher", "plans", self.limits.plans)
+        self.embeds = EmbedTable(self.limits.embed_bytes)
         self.adapters = Opened("adapter", "plans", self.limits.plans)
 
     def sampler(self, handle: int) -> SamplerSpec:

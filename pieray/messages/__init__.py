@@ -11,14 +11,26 @@ from pieray.messages.batcher import (
     SAMPLE_WITH,
     CancelInferlet,
     CopyTokens,
+    EmbedTokens,
     Forward,
     Output,
+    Verify,
 )
 from pieray.messages.children import Bind
 from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
-from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
+from pieray.messages.leases import (
+    CloseLease,
+    ExportPages,
+    ImportPages,
+    LeasePages,
+    ListExports,
+    PeerFenced,
+    ReclaimSpare,
+    ReleasePages,
+    Unexport,
+)
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
 
 __all__ = [
@@ -41,14 +53,18 @@ __all__ = [
     "CloseLease",
     "Completed",
     "CopyTokens",
+    "EmbedTokens",
     "Event",
+    "ExportPages",
     "Failed",
     "Forward",
     "Hello",
+    "ImportPages",
     "Install",
     "Kill",
     "Launch",
     "LeasePages",
+    "ListExports",
     "LoadAdapter",
     "Message",
     "Output",
@@ -58,7 +74,9 @@ __all__ = [
     "SendFile",
     "SendText",
     "ServeTools",
+    "Unexport",
     "UnloadAdapter",
+    "Verify",
     "Welcome",
     "decode",
     "encode",

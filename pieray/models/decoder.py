@@ -28,10 +28,16 @@ class Decoder:
         """Load an adapter for this model, in its dtype; see `read_lora`."""
         return read_lora(file, self.config, self.weights.embed.dtype, self.device, max_bytes)
 
+    def embeddings(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] of tokens int64 [n], in model dtype."""
+        return self.weights.embed[tokens]
+
     def forward(self, batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
         """Write the keys and values of all T tokens to `pool`; logits [R, vocab] of the wanted rows, in model dtype."""
         with torch.inference_mode():
             x = F.embedding(batch.tokens, self.weights.embed)
+            if batch.embeds is not None:
+                x[batch.embeds.rows] = batch.embeds.values.to(x.dtype)
             cos, sin = self.cos[batch.positions][:, None], self.sin[batch.positions][:, None]
             for layer, weights in enumerate(self.weights.layers):
                 mixed = self._attend(self._norm(x, weights.attn_norm), weights, layer, batch, pool, cos, sin)
@@ -41,7 +47,10 @@ class Decoder:
                 are_rows = layer == self.config.num_layers - 1
                 x = x + add_low_rank(projected, mixed, batch.adapters, layer, "out", are_rows=are_rows)
                 x = x + self._mlp(self._norm(x, weights.mlp_norm), weights, layer, batch)
-            return F.linear(self._norm(x, self.weights.norm), self.weights.lm_head)
+            x = self._norm(x, self.weights.norm)
+            if batch.hidden is not None:
+                batch.hidden.copy_(x)
+            return F.linear(x, self.weights.lm_head)
 
     def _attend(
         self,

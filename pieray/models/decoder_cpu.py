@@ -26,6 +26,7 @@ class CpuDecoder:
     def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.device = weights.embed.device
+        self._embed = weights.embed
         self._keep: list[torch.Tensor] = []  # what the C structures point into
         self._pool: KvPool | None = None
         self._blocks = (CBlock * config.num_layers)()
@@ -64,6 +65,10 @@ class CpuDecoder:
         compile_adapter(adapter)
         return adapter
 
+    def embeddings(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] of tokens int64 [n], in model dtype."""
+        return self._embed[tokens]
+
     def forward(self, batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
         """Write the keys and values of all T tokens to `pool`; logits float32 [R, vocab] of the wanted rows."""
         self._bind(pool)
@@ -83,6 +88,10 @@ class CpuDecoder:
             found,
             len(batch.adapters),
             lora.data_ptr(),
+            None if batch.embeds is None else batch.embeds.rows.data_ptr(),
+            None if batch.embeds is None else batch.embeds.values.data_ptr(),
+            0 if batch.embeds is None else len(batch.embeds.rows),
+            None if batch.hidden is None else batch.hidden.data_ptr(),
         )
         decoder_step(self._model, step, self._work, logits, torch.get_num_threads())
         return logits[:, : self.config.vocab_size]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from pieray.adapters import AdapterFile
-from pieray.errors import InvalidRequest, ModelError, PierayError
+from pieray.errors import InvalidRequest, ModelError, PierayError, Unsupported
 from pieray.models import batch, sampler
 from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
@@ -68,7 +68,21 @@ class Logits:
     row: int = -1
 
 
-OutputRequest = Sample | Distribution | Logprobs | Logits
+@dataclass(frozen=True, slots=True)
+class Entropy:
+    """Entropy of the next token, in nats; answers float32 [1]."""
+
+    row: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """The last hidden state, behind the final norm; answers float32 [hidden]."""
+
+    row: int = -1
+
+
+OutputRequest = Sample | Distribution | Logprobs | Logits | Entropy | Hidden
 F32 = npt.NDArray[np.float32]
 #: an error in place of a value fails that output alone
 OutputValue = int | tuple[npt.NDArray[np.uint32], F32] | F32 | PierayError
@@ -142,6 +156,20 @@ class ModelRunner:
         """An adapter for this model, to be given with items; see `read_lora`.  From any thread."""
         return self.decoder.adapt(file, max_bytes)
 
+    def require_trees(self) -> None:
+        """Raise Unsupported if a sliding window would cut drafts off by their order, not by their positions."""
+        if any(self.config.windows):
+            raise Unsupported("drafts as a tree need a model without sliding windows; give them as a chain")
+
+    def embed(self, tokens: npt.NDArray[np.uint32]) -> F32:
+        """The embeddings of tokens, float32 [n, hidden]; InvalidRequest for one outside the vocabulary."""
+        if int(tokens.max(initial=0)) >= self.config.vocab_size:
+            raise InvalidRequest(f"token {int(tokens.max())} is outside the vocabulary of {self.config.vocab_size}")
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.decoder.device)
+        with torch.inference_mode():
+            values: F32 = self.decoder.embeddings(ids).float().cpu().numpy()
+        return values
+
     def copy_tokens(self, ranges: Sequence[TokenRange]) -> None:
         """See `KvPool.copy_tokens`."""
         self.pool.copy_tokens(ranges)
@@ -164,8 +192,11 @@ class ModelRunner:
             return []
         try:
             ragged = batch.build_batch(items, self.pool.page_size, self.decoder.device)
+            if any(isinstance(request, Hidden) for wanted in outputs for request in wanted):
+                shape = len(ragged.rows), self.config.hidden_size
+                ragged.hidden = torch.empty(shape, dtype=torch.float32, device=self.decoder.device)
             logits = self.decoder.forward(ragged, self.pool)
-            return _Answers(items, outputs, logits, self.default_seed).collect()
+            return _Answers(items, outputs, logits, ragged.hidden, self.default_seed).collect()
         except (RuntimeError, MemoryError) as error:
             if len(items) == 1:
                 return [ModelError(f"the step failed: {error}")]
@@ -192,9 +223,11 @@ class _Answers:
         items: Sequence[ForwardItem],
         outputs: Sequence[Sequence[OutputRequest]],
         logits: torch.Tensor,
+        hidden: torch.Tensor | None,
         default_seed: int,
     ) -> None:
         self.logits = logits
+        self.hidden = hidden
         self.default_seed = default_seed
         self.values: list[list[OutputValue]] = [[0] * len(wanted) for wanted in outputs]
         self.groups: dict[type, list[tuple[int, int, int, OutputRequest]]] = {}
@@ -213,11 +246,16 @@ class _Answers:
             Distribution: self._distribution,
             Logprobs: self._logprobs,
             Logits: self._logits,
+            Entropy: self._entropy,
         }
         for kind, group in self.groups.items():
             rows = [row for _, _, row, _ in group]
-            picked = self.logits if rows == list(range(len(self.logits))) else self.logits[rows]
-            for (index, place, _, _), value in zip(group, answer[kind](picked, [one[3] for one in group]), strict=True):
+            if kind is Hidden:
+                values: Sequence[OutputValue] = self._states(rows)
+            else:
+                picked = self.logits if rows == list(range(len(self.logits))) else self.logits[rows]
+                values = answer[kind](picked, [one[3] for one in group])
+            for (index, place, _, _), value in zip(group, values, strict=True):
                 self.values[index][place] = value
         return [bad.get(index, values) for index, values in enumerate(self.values)]
 
@@ -254,6 +292,13 @@ class _Answers:
         ids = torch.tensor(table, dtype=torch.int64, device=logits.device).view(len(group), width)
         values = sampler.logprobs(logits, ids).cpu().numpy()
         return [values[i, : len(request.token_ids)].copy() for i, request in enumerate(group)]
+
+    def _entropy(self, logits: torch.Tensor, _group: Sequence[Entropy]) -> Sequence[OutputValue]:
+        return list(sampler.entropies(logits).cpu().numpy()[:, None])
+
+    def _states(self, rows: list[int]) -> Sequence[OutputValue]:
+        assert self.hidden is not None
+        return list(self.hidden[rows].cpu().numpy())
 
     def _logits(self, logits: torch.Tensor, _group: Sequence[Logits]) -> Sequence[OutputValue]:
         return list(logits.float().cpu().numpy().copy())

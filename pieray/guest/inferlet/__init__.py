@@ -8,13 +8,29 @@
                 session.send(token.text)
             return ctx.text
 
-The modules `queue`, `kv`, `forward`, `adapters`, `model`, `session`, `runtime` and `tickets` are the handlers;
-`Context` and its `generate` are written on them.
+The modules `queue`, `kv`, `embeds`, `forward`, `adapters`, `model`, `session`, `runtime` and `tickets` are the
+handlers; `Context` and its `generate` are written on them.
 """
 
 from __future__ import annotations
 
-from . import adapters, chat, children, forward, http, kv, log, mcp, model, queue, runtime, scratch, session, tickets
+from . import (
+    adapters,
+    chat,
+    children,
+    embeds,
+    forward,
+    http,
+    kv,
+    log,
+    mcp,
+    model,
+    queue,
+    runtime,
+    scratch,
+    session,
+    tickets,
+)
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
@@ -40,7 +56,7 @@ from .errors import (
     Unsupported,
     WrongType,
 )
-from .sampler import Sampler, greedy
+from .sampler import Sampler, SamplerHandle, greedy
 
 __all__ = [
     "Adapter",
@@ -65,12 +81,14 @@ __all__ = [
     "QuotaExceeded",
     "RemoteFailed",
     "Sampler",
+    "SamplerHandle",
     "Token",
     "Unsupported",
     "WrongType",
     "adapters",
     "chat",
     "children",
+    "embeds",
     "forward",
     "greedy",
     "http",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import _host
@@ -138,6 +138,8 @@ class Context:
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        typical_p: float | None = None,
+        logit_bias: Mapping[int | str, float] | None = None,
         seed: int | None = None,
         stop: str | Iterable[str | int] = (),
         stop_tokens: Iterable[int] | None = None,
@@ -152,7 +154,7 @@ class Context:
         if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):
             self.cue()
         rules = rules_of(max_tokens, stop, stop_tokens, self.model)
-        chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed)
+        chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed, typical_p, logit_bias)
         return Generation(self, chosen, rules, logprobs=logprobs)
 
     async def generate_text(self, max_tokens: int = 256, **options: Any) -> str:

@@ -6,11 +6,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.host.samplers import SamplerSpec
-from pieray.messages import LOGITS, SAMPLE, SAMPLE_WITH, Completed, Failed, Forward
+from pieray.messages import (
+    DISTRIBUTION,
+    ENTROPY,
+    HIDDEN,
+    LOGITS,
+    SAMPLE,
+    SAMPLE_WITH,
+    CancelInferlet,
+    Completed,
+    EmbedTokens,
+    Failed,
+    Forward,
+)
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
 
@@ -83,3 +96,72 @@ def test_a_malformed_chain_fails_its_pass(runner: ModelRunner, wire: Any) -> Non
     (answer,) = ask(runner, [[SAMPLE_WITH, 0, wire]])
     assert isinstance(answer, Failed)
     assert answer.code == "invalid"
+
+
+def floats(answer: Any) -> np.ndarray:
+    assert isinstance(answer, bytes), answer
+    return np.frombuffer(answer, "<f4")
+
+
+@pytest.mark.parametrize("max_batch_tokens", [2048, 11])
+def test_several_outputs_of_one_row_come_from_one_pass(runner: ModelRunner, max_batch_tokens: int) -> None:
+    outputs = [[tag, row] for row in (39, 3) for tag in (LOGITS, ENTROPY, HIDDEN)] + [[DISTRIBUTION, 39, 5]]
+    answers = ask(runner, outputs, max_batch_tokens)
+    head = runner.decoder.embeddings(torch.arange(runner.config.vocab_size)).numpy()  # pie-tiny ties its head to it
+    for logits, entropy, hidden in (map(floats, answers[:3]), map(floats, answers[3:6])):
+        probs = torch.from_numpy(logits.copy()).double().softmax(-1).numpy()
+        assert entropy.tolist() == pytest.approx([-(probs * np.log(probs)).sum()], abs=1e-5)
+        assert hidden.shape == (runner.config.hidden_size,)
+        np.testing.assert_allclose(head @ hidden, logits, rtol=1e-3, atol=1e-3)
+    assert np.frombuffer(answers[6][0], "<u4")[0] == floats(answers[0]).argmax()
+
+
+def look_up(core: BatcherCore, *tokens: list[int], inferlet: int = 1) -> list[Any]:
+    messages = [EmbedTokens(50 + number, inferlet, packed(ids)) for number, ids in enumerate(tokens)]
+    answers = core.submit("p", messages, 0.0)
+    while core.has_work:
+        answers += core.step(0.0)
+    return [m for _, m in answers]
+
+
+@pytest.mark.parametrize("max_batch_tokens", [2048, 11])
+def test_embeddings_in_place_of_tokens_give_the_same_logits(runner: ModelRunner, max_batch_tokens: int) -> None:
+    (found,) = look_up(BatcherCore(runner, ModelSettings()), PROMPT)
+    values = np.frombuffer(found.value, "<f4").reshape(len(PROMPT), -1)
+    outputs = [[LOGITS, row] for row in (0, 12, 39)]
+    want = ask(runner, outputs, max_batch_tokens)
+    rows = [1, 5, 10, 11, 30, 39]
+    some = [0 if row in rows else token for row, token in enumerate(PROMPT)]
+    embeds = [packed(rows), values[rows].tobytes()]
+    assert ask(runner, outputs, max_batch_tokens, tokens=packed(some), embeds=embeds) == want
+    every = [packed(range(40)), values.tobytes()]
+    assert ask(runner, outputs, max_batch_tokens, tokens=packed([0] * 40), embeds=every) == want
+    assert ask(runner, outputs, max_batch_tokens, tokens=packed(some)) != want
+
+
+@pytest.mark.parametrize(
+    "embeds",
+    [
+        [packed([40]), bytes(4 * 96)], [packed([1, 1]), bytes(8 * 96)], [packed([1]), bytes(12)], [packed([]), b""],
+        [packed([1]), packed([0x7FC00000] * 96)], [b"abc", b""],
+    ],
+)  # fmt: skip
+def test_bad_embeddings_fail_their_pass(runner: ModelRunner, embeds: list[bytes]) -> None:
+    (answer,) = ask(runner, [[LOGITS, 0]], embeds=embeds)
+    assert isinstance(answer, Failed)
+    assert answer.code == "invalid"
+
+
+def test_lookups_are_answered_a_bounded_number_at_a_time_and_dropped_with_their_inferlet(runner: ModelRunner) -> None:
+    core = BatcherCore(runner, ModelSettings())
+    core.submit("p", [EmbedTokens(n, 1 + n % 2, packed([5] * 600)) for n in range(4)], 0.0)
+    assert [m.ticket for _, m in core.step(0.0)] == [0, 1]  # type: ignore[attr-defined]
+    (ack,) = core.submit("p", [CancelInferlet(9, 1)], 0.0)
+    assert ack == ("p", Completed(9, None))
+    assert [m.ticket for _, m in core.step(0.0)] == [3]  # type: ignore[attr-defined]
+    assert not core.has_work
+    assert [type(m) for m in look_up(core, [1 << 30], [7])] == [Failed, Completed]
+    core.submit("p", [EmbedTokens(3, 1, b"abc")], 0.0)
+    ((_, malformed),) = core.step(0.0)
+    assert isinstance(malformed, Failed)
+    assert malformed.code == "invalid"
