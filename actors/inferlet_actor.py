@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pieray.actors.common import launch_of
 from pieray.actors.serving import ServingActor
+from pieray.adapters import AdapterFacts
 from pieray.errors import DeviceLost
 from pieray.transport import Endpoint
 
@@ -38,11 +39,13 @@ class InferletActor(ServingActor):
         from pieray.models.tokenizer import TokenizerSpec
 
         self._token = token
-        self._services = Services(broker=BrokerClient(peer_id=self.peer_id, token=token))
+        self._services = Services.of(self.config)
+        self._services.broker = BrokerClient(peer_id=self.peer_id, token=token)
         if broker:
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
         self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory, self._services)
+        self.set_adapters(models[0]["adapters"])
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
@@ -54,6 +57,9 @@ class InferletActor(ServingActor):
         """The broker has come up, or another one in its place."""
         assert self._services.broker is not None
         self._services.broker.open(Endpoint.from_wire(broker))
+    def set_adapters(self, facts: list[dict[str, Any]]) -> None:
+        """The engine's adapters, from now on."""
+        self._host.services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
 
     def _connect(self, batcher: Wire, resource_manager: Wire) -> DeviceClient:
         from pieray.host.device import DeviceClient

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+from pieray.actors.adapters import AdapterShelf
 from pieray.actors.batcher import Batcher
 from pieray.actors.broker import Broker
 from pieray.actors.common import actor_name, create_actor, launch_of
@@ -51,6 +52,7 @@ class Supervisor:
             num_live=lambda host: self._ask(host, "num_live"),
         )  # fmt: skip
         self._models: list[dict[str, Any]] = []
+        self.shelf = AdapterShelf()
         self._locations: OrderedDict[str, tuple[str, Member]] = OrderedDict()
         self._watched: dict[Any, Member] = {}
         self._restarts: deque[float] = deque()
@@ -109,13 +111,14 @@ class Supervisor:
             pair.append(manager := self._create(ResourceManager, "resource-manager"))
             pair.append(batcher := self._create(Batcher, "batcher"))
             facts = self._ask(batcher, "load", timeout_s=self._config.start_timeout_s)
+            self.shelf.give_to(batcher, facts["adapters"])
             manager.endpoint = tuple(self._ask(manager, "open", self.token, facts["info"]["num_pages"]))
             batcher.endpoint = tuple(self._ask(batcher, "open", self.token, manager.endpoint))
         except BaseException:
             for member in pair:
                 self._end(member)
             raise
-        self._models = [facts]
+        self._models = [{**facts, "adapters": self.shelf.facts()}]
         self._resource_manager, self._batcher = manager, batcher
 
     def _open_hosts(self, hosts: list[Member]) -> list[Member]:
@@ -242,6 +245,7 @@ class Supervisor:
             except EngineError as error:  # dead or stuck; its death is seen to as any other's
                 log.warning("an InferletActor did not %s: %s", method, error)
                 ray.kill(host.handle)
+        self._tell_adapters()
 
     # --- the pool's hands ----------------------------------------------------------------------
 
@@ -271,6 +275,35 @@ class Supervisor:
             for instance_id in [i for i, (_, where) in self._locations.items() if where is host]:
                 del self._locations[instance_id]
         ray.kill(host.handle)
+
+    # --- adapters ------------------------------------------------------------------------------
+
+    def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
+        """Load a LoRA adapter into the batcher and make it known; its facts."""
+        with self._mending:
+            if self._batcher is None:
+                raise EngineError("the engine has no device group at present: it died and is not replaced")
+            facts = self.shelf.add(self._batcher, file, data, owner)
+            self._tell_adapters()
+        return facts
+
+    def unload_adapter(self, name: str, owner: str) -> None:
+        """Nobody can open it from now on; passes through handles that are open already fail with `evicted`."""
+        with self._mending:
+            number = self.shelf.remove(name, owner)
+            self._tell_adapters()
+            if self._batcher is not None:
+                self._ask(self._batcher, "remove_adapter", number)
+
+    def _tell_adapters(self) -> None:
+        facts = self.shelf.facts()
+        self._models = [{**self._models[0], "adapters": facts}]
+        asked = [host.handle.set_adapters.remote(facts) for host in self._pool.hosts()]
+        for ref in asked:
+            try:
+                await_answer(ref, "set_adapters", timeout_s=PATIENCE_S)
+            except EngineError as error:  # a new actor in its place is told when it opens
+                log.warning("an InferletActor was not told of the adapters: %s", error)
 
     # --- inferlets -----------------------------------------------------------------------------
 

@@ -58,6 +58,8 @@ class Limits:
     """Exports of one user that exist at one time."""
     export_pages: int = 4096
     """KV pages in them."""
+    export_bytes: int = 64 * MIB
+    """Text kept with them."""
     plans: int = 256
     """Decode plans open at one time; samplers and matchers likewise."""
     grammar_bytes: int = 256 << 10
@@ -119,6 +121,8 @@ class ModelSettings:
     """How long a step waits at most for inferlets that have just been answered."""
     adapters: dict[str, Any] = field(default_factory=dict)
     """LoRA adapters by name: a safetensors file, or a folder with adapter_config.json."""
+    adapter_bytes: int = 512 * MIB
+    """LoRA weights loaded at one time, those that inferlets load for themselves included."""
     threads: int = 1
     """CPU threads of the batcher: a second one pays only when no actor needs the core."""
 

@@ -10,9 +10,11 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import pieray.config
+from pieray.adapters import AdapterFacts, read_adapter
 from pieray.capabilities import ALL, Capabilities
 from pieray.config import Config, from_mapping
 from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError
@@ -119,6 +121,30 @@ class Engine:
     def kill(self, instance_id: str, reason: str = "killed") -> None:
         """End an inferlet by id; raises NotFound."""
         self._ask("kill", instance_id, reason)
+
+    # --- adapters ------------------------------------------------------------------------------
+
+    def adapters(self) -> list[dict[str, Any]]:
+        """LoRA adapters loaded: name, rank, alpha, targets, num_bytes, owner (a tenant; "": all may open it)"""
+        return [AdapterFacts.from_wire(one).public() for one in self._ask("adapters")]
+
+    def load_adapter(self, name: str, source: str | Path | bytes, alpha: float | None = None, *,
+                     tenant: str | None = None) -> dict[str, Any]:  # fmt: skip
+        """Load a LoRA adapter for the inferlets of a tenant (this handle's); its facts.
+
+        `source`: a safetensors file, a folder as PEFT saves it, or a file's bytes; `alpha` None: the folder's, else the
+        rank.  Raises ModelError (the file does not fit the model), InvalidRequest (the name is taken), QuotaExceeded.
+        """
+        file = read_adapter(name, source, alpha, max_bytes=self.config.model.adapter_bytes)
+        fields = {"name": name, "alpha": file.alpha, "is_rank_stabilized": file.is_rank_stabilized,
+                  "source": file.source}  # fmt: skip
+        owner = self.tenant if tenant is None else tenant
+        facts = self._ask("load_adapter", fields, file.data, owner, timeout_s=180.0)
+        return AdapterFacts.from_wire(facts).public()
+
+    def unload_adapter(self, name: str, *, tenant: str | None = None) -> None:
+        """Let go an adapter that was loaded so; later passes through it fail with `evicted`.  Raises NotFound."""
+        self._ask("unload_adapter", name, self.tenant if tenant is None else tenant)
 
     # --- programs ------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import typer
 
 from pieray.cli.doctor import doctor
 from pieray.cli.install import install, uninstall
-from pieray.cli.lists import inferlets, kill, models, ps, version
+from pieray.cli.lists import adapters, inferlets, kill, models, ps, version
 from pieray.cli.run import run
 from pieray.cli.up import down, up
 
@@ -18,5 +18,5 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, up, down, ps, kill, models, inferlets, install, uninstall, doctor, version):
+for command in (run, up, down, ps, kill, models, adapters, inferlets, install, uninstall, doctor, version):
     app.command()(command)

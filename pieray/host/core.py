@@ -38,7 +38,7 @@ class InferletHost:
         self, config: Config, device: DeviceClient, models: ModelDirectory, services: Services | None = None
     ) -> None:
         self._config = config
-        self._services = services or Services()
+        self.services = services or Services.of(config)
         self._device = device
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
@@ -91,7 +91,7 @@ class InferletHost:
             number = self._next_number
             self._next_number += 1
             inferlet = Inferlet(
-                launch, number, limits=limits, device=self._device, models=self._models, services=self._services,
+                launch, number, limits=limits, device=self._device, models=self._models, services=self.services,
                 lease_pages=self._config.lease_pages, on_end=self._ended,
             )  # fmt: skip
             self._inferlets[launch.instance_id] = inferlet
@@ -149,7 +149,7 @@ class InferletHost:
 
     def _flush(self) -> None:
         self._device.flush()
-        self._services.flush()
+        self.services.flush()
         while self._dirty:
             with contextlib.suppress(PeerLost, KeyError):
                 self._dirty.pop().flush()
@@ -175,7 +175,7 @@ class InferletHost:
         for inferlet in list(self._inferlets.values()):
             inferlet.kill(Cancelled("the engine is shutting down"))
         self._wasm.close()
-        self._services.close()
+        self.services.close()
         self._device.close()
 
 

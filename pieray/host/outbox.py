@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from typing import ClassVar, Protocol
 
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
+from pieray.host.ledger import LedgerClient, LedgerDevice
 from pieray.host.tickets import TicketTable
 from pieray.messages import CopyTokens, Forward, Message, Output
 from pieray.pages.handles import PageSpace, Prepared
@@ -45,6 +46,8 @@ class Command:
     """One enqueued command; `ticket` is the guest's."""
 
     __slots__ = ("is_sent", "prepared", "queue", "ticket")
+    writes_behind_copies: ClassVar[bool] = False
+    """Whether `prepared.copies` are copy-on-write, to be sent ahead, and not the command itself."""
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared) -> None:
         self.ticket = ticket
@@ -59,33 +62,45 @@ class Command:
             [list(c) for c in self.prepared.copies],
         )  # fmt: skip
 
+    def settled(self, result: object) -> object:
+        """What the ticket yields, of the batcher's answer or an error; the pages are still pinned."""
+        return result
+
 
 class Pass(Command):
     """A forward pass and the outputs asked of it."""
 
-    __slots__ = ("kv_len", "mask", "num_tokens", "open_outputs", "outputs", "positions", "tokens")
+    writes_behind_copies = True
+    __slots__ = (
+        "adapter", "embeds", "kv_len", "mask", "num_tokens", "open_outputs", "output_bytes", "outputs", "positions",
+        "tokens",
+    )  # fmt: skip
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared, kv_len: int, tokens: bytes, positions: bytes,
-                 mask: bytes) -> None:  # fmt: skip
+                 mask: bytes, embeds: list[bytes]) -> None:  # fmt: skip
         super().__init__(ticket, queue, prepared)
         self.kv_len = kv_len
         self.tokens = tokens
         self.num_tokens = len(tokens) // 4
         self.positions = positions
-        self.mask = mask
+        self.mask: bytes | bytearray = mask
+        self.embeds = embeds
+        self.adapter = 0  # the batcher's number
         self.outputs: list[Output] = []
         self.open_outputs: set[int] = set()
+        self.output_bytes = 0  # of lists that travel with them
 
     def message(self, inferlet: int) -> Message:
         for output in self.outputs:
             output[0] = wire_ticket(inferlet, output[0])
         return Forward(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
-            self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, self.mask, self.outputs,
+            self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, bytes(self.mask), self.outputs,
+            self.adapter, self.embeds,
         )  # fmt: skip
 
 
-class Device(Protocol):
+class Device(LedgerDevice, Protocol):
     """What an outbox needs of the device client."""
 
     def post(self, messages: Sequence[Message]) -> None:
@@ -113,7 +128,9 @@ class Outbox:
         self._is_lease_needed = False  # by a staged command: such a request waits in line
         self._is_closed = False
         self._num_flushed = 0
+        self._is_idle = False  # nothing is leased ahead of need until there is a command again
         self.passes: dict[int, Pass] = {}
+        self.ledger = LedgerClient(inferlet, device, pages)
 
     @property
     def num_outstanding(self) -> int:
@@ -128,6 +145,7 @@ class Outbox:
     def stage(self, command: Command) -> None:
         """Enqueue; past MAX_STAGED what came before is sent."""
         self._staged.append(command)
+        self._is_idle = False
         command.queue.outstanding[command.ticket] = None
         if isinstance(command, Pass):
             self.passes[command.ticket] = command
@@ -147,6 +165,20 @@ class Outbox:
         self._num_flushed = len(self._staged) - keep
         self._pump()
 
+    def writers_of(self, rows: Collection[int]) -> set[int]:
+        """Tickets of the unfinished commands that write to those frames."""
+        commands = (*self._in_flight.values(), *self._staged)
+        return {c.ticket for c in commands if any(row in rows for row, _ in c.prepared.writes)}
+
+    def expect(self) -> None:
+        """The guest prepares for commands: `idle` is over."""
+        self._is_idle = False
+
+    def idle(self) -> None:
+        """No command will come for a while: memory leased ahead of need goes back, and no more is."""
+        self._is_idle = True
+        self.ledger.give_back(is_idle=True)
+
     def _pump(self) -> None:
         """Send what is flushed as far as memory is bound; ask for what is short.
 
@@ -164,11 +196,12 @@ class Outbox:
                 continue
             command.is_sent = True
             self._in_flight[command.ticket] = command
-            if command.prepared.copies and isinstance(command, Pass):
+            if command.prepared.copies and command.writes_behind_copies:
                 messages.append(self._copy_on_write(command))
             messages.append(command.message(self._inferlet))
         if messages:
             self._post(messages)
+        self.ledger.give_back(is_idle=self._is_idle and not self._staged)
         self._lease_ahead()
 
     def _copy_on_write(self, command: Command) -> Message:
@@ -190,7 +223,7 @@ class Outbox:
         if self._is_leasing or self._is_closed:
             return
         short = self._pages.shortfall(c.prepared for c in self._staged)
-        if short == 0 and self._pages.num_spare * 2 >= self._lease_pages:
+        if short == 0 and (self._is_idle or self._pages.num_spare * 2 >= self._lease_pages):
             return
         self._is_leasing, self._is_lease_needed = True, short > 0
         try:
@@ -201,9 +234,10 @@ class Outbox:
         except DeviceLost as error:
             self.lease_failed(error)
 
-    def granted(self, pages: Sequence[int]) -> None:
-        """A lease came."""
-        self._is_leasing = False
+    def granted(self, pages: Sequence[int], *, is_own: bool = False) -> None:
+        """A lease came: one that was asked for here, or by the guest itself (`is_own`)."""
+        if not is_own:
+            self._is_leasing = False
         self._pages.grant(pages)
         self._pump()
 
@@ -229,13 +263,15 @@ class Outbox:
             self._tickets.resolve(ticket, result)
 
     def _settle(self, command: Command, result: object) -> None:
+        value = command.settled(result)
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
-        self._tickets.resolve(command.ticket, result)
+        self._tickets.resolve(command.ticket, value)
         if isinstance(command, Pass):
             self.passes.pop(command.ticket, None)
             if isinstance(result, PierayError):
                 for output in list(command.open_outputs):
                     self._tickets.resolve(output, result)
+        self.ledger.finished(command.ticket)
         queue = command.queue
         queue.outstanding.pop(command.ticket, None)
         if queue.syncs:
@@ -266,6 +302,7 @@ class Outbox:
         self.passes.clear()
         self._staged.clear()
         self._num_flushed = 0
+        self.ledger.close()
 
     def fail_all(self, error: PierayError) -> None:
         """Fail everything staged and in flight."""
@@ -275,3 +312,4 @@ class Outbox:
         self._num_flushed = 0
         for command in commands:
             self._settle(command, error)
+        self.ledger.fail_all(error)

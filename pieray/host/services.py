@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pieray.config import Config
+from pieray.host.adapters import AdapterDirectory
+from pieray.host.aio import LoopThread
 from pieray.host.broker_client import BrokerClient
+from pieray.host.http.client import HttpClient
 from pieray.wasm.timers import Timers
 
 
@@ -19,6 +23,16 @@ class Services:
     """Calls functions at given times, on a thread of its own: they must be short."""
     broker: BrokerClient | None = None
     """Messages between inferlets, and the key-value store."""
+    loop: LoopThread = field(default_factory=LoopThread)
+    """Where handlers wait for the world: HTTP, MCP servers."""
+    http: HttpClient | None = None
+    adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
+    """The engine's LoRA adapters, as its owner has loaded them so far."""
+
+    @classmethod
+    def of(cls, config: Config) -> Services:
+        """The services that an engine's settings describe."""
+        return cls(http=HttpClient(config.http_hosts, allow_private=config.http_private))
 
     def flush(self) -> None:
         """Send what was posted while guests ran."""
@@ -30,3 +44,6 @@ class Services:
         self.timers.close()
         if self.broker is not None:
             self.broker.close()
+        self.loop.close()
+        if self.http is not None:
+            self.http.close()

@@ -12,10 +12,12 @@ from typing import Any
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle
+from pieray.host.embeds import EmbedTable
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox, Queue
 from pieray.host.samplers import GREEDY, SamplerSpec
+from pieray.host.scratch import ScratchFolder
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.tickets import Kind, TicketTable
@@ -51,6 +53,8 @@ class InstanceState:
     lock: threading.RLock = field(default_factory=threading.RLock)
     samplers: Opened[SamplerSpec] = field(init=False)
     matchers: Opened[Any] = field(init=False)
+    embeds: EmbedTable = field(init=False)
+    scratch: ScratchFolder = field(init=False)
     adapters: Opened[int] = field(init=False)
     """By handle, the batcher's number for the adapter."""
     wake: Callable[[], None] = _nobody
@@ -64,8 +68,10 @@ class InstanceState:
     """Called when the guest has ended, last first: give back what handlers hold elsewhere."""
 
     def __post_init__(self) -> None:
+        self.scratch = ScratchFolder(self.limits.scratch_bytes)
         self.samplers = Opened("sampler", "plans", self.limits.plans)
         self.matchers = Opened("matcher", "plans", self.limits.plans)
+        self.embeds = EmbedTable(self.limits.embed_bytes)
         self.adapters = Opened("adapter", "plans", self.limits.plans)
 
     def sampler(self, handle: int) -> SamplerSpec:

@@ -1,14 +1,20 @@
 """Every message that crosses a process, by who talks to whom, and the one frame format."""
 
+from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
 from pieray.messages.batcher import (
     DISTRIBUTION,
+    ENTROPY,
+    HIDDEN,
     LOGITS,
     LOGPROBS,
     SAMPLE,
+    SAMPLE_WITH,
     CancelInferlet,
     CopyTokens,
+    EmbedTokens,
     Forward,
     Output,
+    Verify,
 )
 from pieray.messages.broker import (
     Broadcast,
@@ -28,15 +34,29 @@ from pieray.messages.broker import (
 )
 from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
-from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
+from pieray.messages.leases import (
+    CloseLease,
+    ExportPages,
+    ImportPages,
+    LeasePages,
+    ListExports,
+    PeerFenced,
+    ReclaimSpare,
+    ReleasePages,
+    Unexport,
+)
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
 
 __all__ = [
     "DISTRIBUTION",
+    "ENTROPY",
+    "HIDDEN",
     "LOGITS",
     "LOGPROBS",
     "MAX_FRAME_BYTES",
+    "PRIVATE",
     "SAMPLE",
+    "SAMPLE_WITH",
     "SCHEMA",
     "Attach",
     "Broadcast",
@@ -45,14 +65,19 @@ __all__ = [
     "Completed",
     "CopyTokens",
     "Credit",
+    "EmbedTokens",
     "Event",
+    "ExportPages",
     "Failed",
     "Forward",
     "Hello",
+    "ImportPages",
     "Install",
     "Kill",
     "Launch",
     "LeasePages",
+    "ListExports",
+    "LoadAdapter",
     "Message",
     "Next",
     "Output",
@@ -69,7 +94,10 @@ __all__ = [
     "StorePut",
     "StorePutIf",
     "Subscribe",
+    "Unexport",
+    "UnloadAdapter",
     "Unsubscribe",
+    "Verify",
     "Welcome",
     "Withdraw",
     "decode",

@@ -8,13 +8,24 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import InvalidRequest
-from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, CopyTokens, Forward
+from pieray.messages import (
+    DISTRIBUTION,
+    ENTROPY,
+    HIDDEN,
+    LOGITS,
+    LOGPROBS,
+    SAMPLE,
+    SAMPLE_WITH,
+    CopyTokens,
+    Forward,
+)
 
 U32 = npt.NDArray[np.uint32]
+F32 = npt.NDArray[np.float32]
 LaneKey: TypeAlias = tuple[str, int]  # peer_id, inferlet
 Slots: TypeAlias = dict[int, int]  # page: bits of its slots
 
-NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3}
+NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3, ENTROPY: 3, HIDDEN: 3, SAMPLE_WITH: 4}
 
 
 class Command:
@@ -66,7 +77,10 @@ class ForwardCommand(Command):
     Values that depend on the model (tokens, positions, page numbers) are checked by the runner, in the step.
     """
 
-    __slots__ = ("first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions", "tokens")
+    __slots__ = (
+        "adapter", "embeds", "first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions",
+        "tokens",
+    )  # fmt: skip
     is_copy = False
 
     def __init__(self, peer_id: str, message: Forward, page_size: int) -> None:
@@ -90,10 +104,25 @@ class ForwardCommand(Command):
         else:
             self.positions = np.arange(message.kv_len, end, dtype=np.uint32)
         self.mask = _checked_mask(message.mask, num_tokens, end)
+        self.embeds = _checked_embeds(message.embeds, num_tokens)
+        self.adapter: Any = None  # a `LoraAdapter`: held, so that it stays loaded until the command has run
         self.num_answered = 0  # tokens whose outputs have been answered
         self.outputs = message.outputs
         for output in message.outputs:
             _check_output(output, num_tokens)
+
+    def counter(self, row: int) -> int:
+        """What a draw after `row` depends on beside its seed: tokens before the one that is drawn, less one."""
+        return self.kv_len + row
+
+    def mask_between(self, start: int, stop: int) -> bytes | None:
+        """Rows `[start, stop)` of the mask, cut to the `kv_len + stop` slots that are there by then."""
+        if self.mask is None or stop - start == self.num_tokens:
+            return self.mask
+        width = self.kv_len + self.num_tokens
+        bits = np.unpackbits(np.frombuffer(self.mask, np.uint8), bitorder="little")
+        rows = bits[start * width : stop * width].reshape(-1, width)[:, : self.kv_len + stop]
+        return np.packbits(rows, bitorder="little").tobytes()
 
     def used_pages(self) -> list[int]:
         return _numbers(self.pages)
@@ -164,6 +193,18 @@ def _checked_mask(mask: bytes, num_tokens: int, end: int) -> bytes | None:
     if not num_bytes <= len(mask) < num_bytes + 4:  # guests pack words
         raise InvalidRequest(f"a mask of {num_tokens} x {end} bits takes {num_bytes} bytes; given {len(mask)}")
     return mask[:num_bytes]
+
+
+def _checked_embeds(embeds: list[bytes], num_tokens: int) -> tuple[U32, F32] | None:
+    """Rows, ascending, and their values [rows, hidden]."""
+    if not embeds:
+        return None
+    rows = np.frombuffer(embeds[0], "<u4")
+    values = np.frombuffer(embeds[1], "<f4")
+    if not len(rows) or len(values) % len(rows) or int(rows[-1]) >= num_tokens or not (rows[1:] > rows[:-1]).all():
+        raise InvalidRequest(f"embeddings are ascending rows below {num_tokens} and as many floats for each; given "
+                             f"{len(rows)} rows, {len(values)} floats")  # fmt: skip
+    return rows, values.reshape(len(rows), -1)
 
 
 def _check_output(output: list[Any], num_tokens: int) -> None:

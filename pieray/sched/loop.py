@@ -35,6 +35,7 @@ class StepLoop:
         self._inbox: SimpleQueue[Arrival | None] = SimpleQueue()  # None: close
         self._dead: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
+        core.adapters.send = self._answer
 
     def start(self, ledger: Connection) -> None:
         """Begin to step; fences of dead peers go to `ledger`."""
@@ -57,6 +58,7 @@ class StepLoop:
 
     def close(self) -> None:
         """Stop after the step in progress; idempotent."""
+        self._core.adapters.close()
         self._inbox.put(None)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=10)

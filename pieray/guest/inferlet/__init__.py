@@ -8,15 +8,32 @@
                 session.send(token.text)
             return ctx.text
 
-The modules `queue`, `kv`, `forward`, `model`, `session`, `messaging`, `store`, `runtime` and `tickets` are the
-handlers; `Context` and its `generate` are written on them.
+The modules `queue`, `kv`, `embeds`, `forward`, `adapters`, `model`, `session`, `scratch`, `http`, `messaging`, `store`,
+`runtime` and `tickets` are the handlers; `Context` and its `generate` are written on them.
 """
 
 from __future__ import annotations
 
-from . import chat, forward, kv, log, messaging, model, queue, runtime, session, store, tickets
+from . import (
+    adapters,
+    chat,
+    embeds,
+    forward,
+    http,
+    kv,
+    log,
+    messaging,
+    model,
+    queue,
+    runtime,
+    scratch,
+    session,
+    store,
+    tickets,
+)
 from ._generation import Generation, Token
 from ._loop import Deadlock
+from .adapters import Adapter
 from .context import Context
 from .errors import (
     BadHandle,
@@ -38,9 +55,10 @@ from .errors import (
     Unsupported,
     WrongType,
 )
-from .sampler import Sampler, greedy
+from .sampler import Sampler, SamplerHandle, greedy
 
 __all__ = [
+    "Adapter",
     "BadHandle",
     "Cancelled",
     "Context",
@@ -61,18 +79,23 @@ __all__ = [
     "QuotaExceeded",
     "RemoteFailed",
     "Sampler",
+    "SamplerHandle",
     "Token",
     "Unsupported",
     "WrongType",
+    "adapters",
     "chat",
+    "embeds",
     "forward",
     "greedy",
+    "http",
     "kv",
     "log",
     "messaging",
     "model",
     "queue",
     "runtime",
+    "scratch",
     "session",
     "store",
     "tickets",

@@ -83,6 +83,9 @@ class FakeEngine:
     def models(self) -> list[dict[str, Any]]:
         return [{"name": "pie-tiny", "num_pages": 64, "device": "cpu"}]
 
+    def adapters(self) -> list[dict[str, Any]]:
+        return [{"name": "tiny", "rank": 8, "alpha": 16.0, "targets": ["q_proj"], "num_bytes": 64, "owner": "me"}]
+
     def install(self, program: ProgramSource) -> dict[str, Any]:
         self.installed[program.name] = program
         return {"name": program.name, "version": program.version, "num_bytes": len(program.source), "sha256": "0" * 64}
