@@ -8,6 +8,7 @@ from pieray.config import Config
 from pieray.host.adapters import AdapterDirectory
 from pieray.host.aio import LoopThread
 from pieray.host.broker_client import BrokerClient
+from pieray.host.grammars import GrammarService
 from pieray.host.http.client import HttpClient
 from pieray.wasm.timers import Timers
 
@@ -23,6 +24,8 @@ class Services:
     """Calls functions at given times, on a thread of its own: they must be short."""
     broker: BrokerClient | None = None
     """Messages between inferlets, and the key-value store."""
+    grammars: GrammarService = field(default_factory=GrammarService)
+    """Compiles grammars; its threads and processes start with the first."""
     loop: LoopThread = field(default_factory=LoopThread)
     """Where handlers wait for the world: HTTP, MCP servers."""
     http: HttpClient | None = None
@@ -44,6 +47,7 @@ class Services:
         self.timers.close()
         if self.broker is not None:
             self.broker.close()
+        self.grammars.close()
         self.loop.close()
         if self.http is not None:
             self.http.close()
