@@ -13,12 +13,26 @@ from typing import Any
 from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError, QuotaExceeded
 from pieray.host.device import DeviceClient
+from pieray.host.files import Uploads
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
+from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
-from pieray.host.session import EventLog, Sink, byte_size
-from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendText
+from pieray.host.session import OUTPUTS, EventLog, Sink, byte_size
+from pieray.messages import (
+    Attach,
+    ClientAnswer,
+    Completed,
+    Event,
+    Failed,
+    Kill,
+    Launch,
+    Message,
+    SendFile,
+    SendText,
+    ServeTools,
+)
 from pieray.transport import Connection
 from pieray.wasm import python_runtime
 from pieray.wasm.host import Program, WasmHost
@@ -137,7 +151,7 @@ class InferletHost:
         A client that is gone misses events; the inferlet goes on.
         """
         try:
-            if events[-1].kind == "text":
+            if events[-1].kind in OUTPUTS:
                 conn.post(events)
                 self._dirty.add(conn)
             else:
@@ -185,13 +199,20 @@ class ClientService:
     def __init__(self, host: InferletHost) -> None:
         self._host = host
         self._attached: dict[int, dict[str, tuple[EventLog, Sink]]] = {}  # by connection, then inferlet
+        self._uploads: dict[int, Uploads] = {}
+        self._serving: dict[int, list[ClientServers]] = {}
 
     def on_connect(self, conn: Connection) -> None:
         self._attached[id(conn)] = {}
+        self._uploads[id(conn)] = Uploads()
+        self._serving[id(conn)] = []
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
-            if not isinstance(message, (Attach, SendText, Kill)):
+            if isinstance(message, ClientAnswer):
+                self._pass_on(conn, message)
+                continue
+            if not isinstance(message, (Attach, SendText, SendFile, ServeTools, Kill)):
                 log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
                 continue
             try:
@@ -199,16 +220,30 @@ class ClientService:
             except PierayError as error:
                 conn.send([Failed(message.ticket, error.code, error.message)])
 
-    def _serve(self, conn: Connection, message: Attach | SendText | Kill) -> None:
+    def _serve(self, conn: Connection, message: Attach | SendText | SendFile | ServeTools | Kill) -> None:
         inferlet = self._host.find(message.instance_id)
         value = None
         if isinstance(message, Attach):
             value = not self._attach(conn, inferlet.log, message.cursor)
         elif isinstance(message, SendText):
             inferlet.deliver(message.text)
+        elif isinstance(message, SendFile):
+            data = self._uploads[id(conn)].add(message, inferlet.scratch_bytes)
+            if data is not None:
+                inferlet.deliver_file(message.name, data)
+        elif isinstance(message, ServeTools):
+            if (servers := inferlet.client_servers) is not None:
+                servers.serve(conn)
+                self._serving[id(conn)].append(servers)
         else:
             inferlet.kill(Cancelled(message.reason))
         conn.send([Completed(message.ticket, value)])
+
+    def _pass_on(self, conn: Connection, answer: ClientAnswer) -> None:
+        """To the inferlet that waits for it, if it still does."""
+        with contextlib.suppress(NotFound):
+            if (servers := self._host.find(answer.instance_id).client_servers) is not None:
+                servers.answered(conn, answer)
 
     def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
         """False if the client must ask again for the rest of the story."""
@@ -220,5 +255,8 @@ class ClientService:
         return log.subscribe(cursor, sink)
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
+        self._uploads.pop(id(conn), None)
+        for servers in self._serving.pop(id(conn), []):
+            servers.gone(conn)
         for log, sink in self._attached.pop(id(conn), {}).values():
             log.unsubscribe(sink)

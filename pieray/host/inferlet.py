@@ -12,6 +12,7 @@ from pieray.errors import Cancelled, DeviceLost, GuestFailed, PierayError, Quota
 from pieray.host.device import DeviceClient
 from pieray.host.handlers import GuestHandlers
 from pieray.host.limits import capabilities_of
+from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.outbox import Outbox
 from pieray.host.services import Services
@@ -72,6 +73,20 @@ class Inferlet:
         """A message of the client; raises QuotaExceeded or Cancelled."""
         self._mailbox.put(text)
         self._unpark()
+
+    def deliver_file(self, name: str, data: bytes) -> None:
+        """A file of the client; raises InvalidRequest, QuotaExceeded or Cancelled."""
+        self._state.files.put(name, data)
+
+    @property
+    def client_servers(self) -> ClientServers | None:
+        """Tools that the client has brought."""
+        return self._state.client_servers
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The limit that a file must not exceed."""
+        return self._limits.scratch_bytes
 
     def kill(self, error: PierayError) -> None:
         """End the inferlet with `error` as its result; idempotent."""
@@ -179,6 +194,17 @@ class EndedInferlet:
 
     def deliver(self, text: str) -> None:  # noqa: ARG002 - as Inferlet.deliver
         raise Cancelled("the inferlet has ended; it receives no messages")
+
+    def deliver_file(self, name: str, data: bytes) -> None:  # noqa: ARG002 - as Inferlet.deliver_file
+        raise Cancelled("the inferlet has ended; it receives no files")
+
+    @property
+    def client_servers(self) -> ClientServers | None:
+        return None
+
+    @property
+    def scratch_bytes(self) -> int:
+        raise Cancelled("the inferlet has ended; it receives no files")
 
     def kill(self, error: PierayError) -> None:
         """Nothing is left to be ended."""

@@ -10,6 +10,7 @@ from pieray.host.aio import LoopThread
 from pieray.host.broker_client import BrokerClient
 from pieray.host.grammars import GrammarService
 from pieray.host.http.client import HttpClient
+from pieray.host.mcp.servers import ToolServers
 from pieray.wasm.timers import Timers
 
 
@@ -31,11 +32,17 @@ class Services:
     http: HttpClient | None = None
     adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
     """The engine's LoRA adapters, as its owner has loaded them so far."""
+    mcp: ToolServers | None = None
+    """MCP servers of the operator; those of clients are each inferlet's."""
 
     @classmethod
     def of(cls, config: Config) -> Services:
         """The services that an engine's settings describe."""
-        return cls(http=HttpClient(config.http_hosts, allow_private=config.http_private))
+        http = HttpClient(config.http_hosts, allow_private=config.http_private)
+        services = cls(http=http, mcp=ToolServers(config.mcp))
+        assert services.mcp is not None
+        services.loop.before_close(services.mcp.close)
+        return services
 
     def flush(self) -> None:
         """Send what was posted while guests ran."""

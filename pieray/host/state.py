@@ -13,6 +13,8 @@ from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle
 from pieray.host.embeds import EmbedTable
+from pieray.host.files import FileInbox
+from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox, Queue
@@ -55,6 +57,10 @@ class InstanceState:
     matchers: Opened[Any] = field(init=False)
     embeds: EmbedTable = field(init=False)
     scratch: ScratchFolder = field(init=False)
+    files: FileInbox = field(init=False)
+    """Files of the client, on their way to the scratch folder."""
+    client_servers: ClientServers = field(init=False)
+    """MCP servers that the client has brought."""
     adapters: Opened[int] = field(init=False)
     """By handle, the batcher's number for the adapter."""
     wake: Callable[[], None] = _nobody
@@ -69,6 +75,8 @@ class InstanceState:
 
     def __post_init__(self) -> None:
         self.scratch = ScratchFolder(self.limits.scratch_bytes)
+        self.files = FileInbox(self.scratch, self.complete)
+        self.client_servers = ClientServers(self.launch.instance_id, self.launch.client_servers, self.services.loop)
         self.samplers = Opened("sampler", "plans", self.limits.plans)
         self.matchers = Opened("matcher", "plans", self.limits.plans)
         self.embeds = EmbedTable(self.limits.embed_bytes)
@@ -127,6 +135,8 @@ class InstanceState:
             self._quietly(lambda ticket=ticket: self.settle(ticket, is_taken=False))  # type: ignore[misc]
         while self.closers:
             self._quietly(self.closers.pop())
+        self.files.close()
+        self.scratch.clear()
 
     def _quietly(self, call: Callable[[], None]) -> None:
         try:

@@ -32,7 +32,8 @@ from pieray.messages.broker import (
     Unsubscribe,
     Withdraw,
 )
-from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendText
+from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
+from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import (
     CloseLease,
@@ -60,7 +61,10 @@ __all__ = [
     "SCHEMA",
     "Attach",
     "Broadcast",
+    "CancelCall",
     "CancelInferlet",
+    "ClientAnswer",
+    "ClientCall",
     "CloseLease",
     "Completed",
     "CopyTokens",
@@ -86,7 +90,9 @@ __all__ = [
     "Push",
     "ReclaimSpare",
     "ReleasePages",
+    "SendFile",
     "SendText",
+    "ServeTools",
     "Settle",
     "StoreDelete",
     "StoreGet",

@@ -24,6 +24,8 @@ class Web:
     port: int
     asked: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     """Method, path, headers (names in lower case)."""
+    pages: dict[str, bytes] = field(default_factory=dict)
+    """Further ones, by path without the slash."""
     server_names: list[str | None] = field(default_factory=list)
     """What TLS clients have asked for (SNI)."""
     num_slow: int = 0
@@ -76,7 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def page_none(self, query: Any, body: bytes, headers: Any) -> None:
-        self._answer(b"no such page", 404)
+        page = self.server.web.pages.get(self.path.strip("/"))  # type: ignore[attr-defined]
+        self._answer(b"no such page" if page is None else page, 404 if page is None else 200)
 
     def page_page(self, query: Any, body: bytes, headers: Any) -> None:
         self._answer("red blue green\nsecond lïne\n".encode())
