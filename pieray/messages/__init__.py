@@ -47,6 +47,7 @@ from pieray.messages.leases import (
     Unexport,
 )
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
+from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
 
 __all__ = [
     "DISTRIBUTION",
@@ -72,6 +73,7 @@ __all__ = [
     "EmbedTokens",
     "Event",
     "ExportPages",
+    "ExtendPlan",
     "Failed",
     "Forward",
     "Hello",
@@ -86,6 +88,7 @@ __all__ = [
     "Next",
     "Output",
     "PeerFenced",
+    "PlanTokens",
     "Pull",
     "Push",
     "ReclaimSpare",
@@ -94,6 +97,8 @@ __all__ = [
     "SendText",
     "ServeTools",
     "Settle",
+    "StartPlan",
+    "StopPlan",
     "StoreDelete",
     "StoreGet",
     "StoreNames",
