@@ -30,7 +30,7 @@ class PlanHandlers(HandlerGroup):
     def plans_create(self, queue: int, pages: U32, kv_len: int, tokens: U32, max_tokens: int, sampler: int) -> int:
         state = self._state
         found, info, size = state.queue(queue), state.models.get("").info, state.pages.page_size
-        self._check_tokens("tokens", tokens)
+        self._check_plan_tokens("tokens", tokens)
         if len(tokens) == 0 or max_tokens == 0:
             raise InvalidRequest(f"a plan runs and draws at least 1 token; given {len(tokens)} and {max_tokens}")
         end = kv_len + len(tokens) + max_tokens - 1
@@ -75,7 +75,7 @@ class PlanHandlers(HandlerGroup):
     def plans_set_drafter(self, plan: int, num_drafts: int, history: U32) -> None:
         if num_drafts > MAX_DRAFTS:
             raise InvalidRequest(f"a plan drafts at most {MAX_DRAFTS} tokens a step; given {num_drafts}")
-        self._check_tokens("history", history)
+        self._check_plan_tokens("history", history)
         limit = self._state.models.get("").info.max_context
         if len(history) > limit:
             raise InvalidRequest(f"a history has at most {limit} tokens, the model's context; given {len(history)}")
@@ -149,7 +149,7 @@ class PlanHandlers(HandlerGroup):
             if found.state != ENDED:
                 found.end()
 
-    def _check_tokens(self, name: str, tokens: U32) -> None:
+    def _check_plan_tokens(self, name: str, tokens: U32) -> None:
         vocab = self._state.models.get("").info.vocab_size
         if len(tokens) and int(tokens.max()) >= vocab:
             raise InvalidRequest(f"{name}: token ids are below {vocab}; given {int(tokens.max())}")
