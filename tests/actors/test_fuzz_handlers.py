@@ -25,7 +25,7 @@ from pieray.messages import Launch, encode
 from pieray.wasm.binding import handler_name
 
 ROUNDS = int(os.environ.get("PIERAY_FUZZ_ROUNDS", "1"))
-NUM_PROGRAMS, NUM_CALLS = 24, 120
+NUM_PROGRAMS, NUM_CALLS = 40, 160
 GUESTS_C = Path(__file__).parent.parent / "inferlets" / "guests_c"
 LIMITS = {"cpu_time_s": 20.0, "wall_time_s": 60.0, "memory_bytes": 64 << 20, "pages": 512, "tickets": 2048}
 CAPABILITIES = {"messaging": True, "store": True, "children": True, "http": ["*"], "mcp": ["*"]}
