@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import ray
 
 from pieray.actors.adapters import AdapterShelf
 from pieray.actors.batcher import Batcher
+from pieray.actors.broker import Broker
 from pieray.actors.common import actor_name, create_actor, launch_of
 from pieray.actors.inferlet_actor import InferletActor
 from pieray.actors.pool import HostPool, Member
@@ -45,6 +46,7 @@ class Supervisor:
         self.registry: Registry
         self._resource_manager: Member | None = None
         self._batcher: Member | None = None
+        self._broker: Member | None = None
         self._pool = HostPool(
             capacity=config.inferlets_per_actor, spare=config.actor_pool, create=self._new_host, end=self._end,
             num_live=lambda host: self._ask(host, "num_live"),
@@ -70,11 +72,13 @@ class Supervisor:
             self.registry = _registry_of(self._config)
             hosts = [self._create_host() for _ in range(self._config.actor_pool)]
             self._bring_up_device()
+            if self._config.store_path:  # one that cannot be opened is an error of the start
+                self._replace_broker()
             self._pool.add(self._open_hosts(hosts))
         except BaseException:
             self.shutdown()
             raise
-        for task, name in ((self._watch, "supervisor"), (self._tend, "pool")):
+        for task, name in ((self._watch, "supervisor"), (self._tend, "pool"), (self._start_broker, "broker")):
             threading.Thread(target=task, name=f"pieray-{name}", daemon=True).start()
 
     def shutdown(self) -> None:
@@ -120,7 +124,8 @@ class Supervisor:
     def _open_hosts(self, hosts: list[Member]) -> list[Member]:
         if self._batcher is None or self._resource_manager is None:
             raise EngineError("the engine has no device group at present: it died and is not replaced")
-        peers = (self._batcher.endpoint, self._resource_manager.endpoint)
+        broker = () if self._broker is None else self._broker.endpoint
+        peers = (self._batcher.endpoint, self._resource_manager.endpoint, broker)
         opening = [h.handle.open.remote(self.token, self._models, *peers) for h in hosts]
         for host, ref in zip(hosts, opening, strict=True):
             host.endpoint = tuple(await_answer(ref, "open", timeout_s=self._config.start_timeout_s))
@@ -156,37 +161,53 @@ class Supervisor:
 
     def _replace(self, member: Member) -> None:
         is_device = member in (self._batcher, self._resource_manager)
-        if member.role != "inferlets" and not is_device:
-            return  # the other half of a pair that was given up
+        is_broker = member is self._broker
+        if member.role != "inferlets" and not (is_device or is_broker):
+            return  # one that was given up, or the other half of a pair
         log.error("%s died", member.role)
         try:
-            self._spend_restart(member)
-            if is_device:
-                while not self._is_stopping and not self._replaced_device():
-                    self._spend_restart(member)
+            self._spend_restart(member.role)
+            if is_device or is_broker:
+                self._mend(self._replace_device if is_device else self._replace_broker, member.role)
             else:
                 self._pool.remove(member)
                 self._may_need_host.set()
-        except Exception as error:
-            self._failure = f"{member.role} died and could not be replaced: {error}"
-            log.exception("%s", self._failure)
+        except Exception as error:  # noqa: BLE001 - whatever it is, launches are told
+            self._give_up(member.role, error)
 
-    def _spend_restart(self, member: Member) -> None:
+    def _start_broker(self) -> None:
+        """Once the engine is up, so that its start is no slower: what inferlets ask of it till then waits for it."""
+        try:
+            if self._broker is None:
+                self._mend(self._replace_broker, "broker")
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up("broker", error)
+
+    def _give_up(self, role: str, error: Exception) -> None:
+        if not self._is_stopping:
+            self._failure = f"{role} died and could not be replaced: {error}"
+            log.error("%s", self._failure, exc_info=error)
+
+    def _mend(self, replace: Callable[[], None], role: str) -> None:
+        while not self._is_stopping and not self._replaced(replace, role):
+            self._spend_restart(role)
+
+    def _spend_restart(self, role: str) -> None:
         now = time.monotonic()
         while self._restarts and self._restarts[0] < now - RESTART_WINDOW_S:
             self._restarts.popleft()
         if len(self._restarts) >= MAX_RESTARTS:
             raise EngineError(f"{MAX_RESTARTS} restarts within {RESTART_WINDOW_S:.0f} s are the limit; "
-                              f"{member.role} would be one more")  # fmt: skip
+                              f"{role} would be one more")  # fmt: skip
         self._restarts.append(now)
 
-    def _replaced_device(self) -> bool:
+    def _replaced(self, replace: Callable[[], None], role: str) -> bool:
         """False: not this time, but another try may succeed."""
         try:
             with self._mending:
-                self._replace_device()
+                replace()
         except (EngineError, PeerLost, DeviceLost, DeadlineExceeded) as error:
-            log.warning("the device group did not come up again: %s", error)
+            log.warning("the %s did not come up again: %s", role, error)
             return False
         return True
 
@@ -200,11 +221,29 @@ class Supervisor:
         self._bring_up_device()
         assert self._batcher is not None
         assert self._resource_manager is not None
+        self._tell_hosts("reconnect", self._batcher.endpoint, self._resource_manager.endpoint)
+
+    def _replace_broker(self) -> None:
+        """What waited at the old one has its answer; queues and topics begin anew."""
+        if self._broker is not None:
+            self._end(self._broker)
+        self._broker = None
+        _await_free([actor_name("broker")], self._config.namespace)
+        broker = self._create(Broker, "broker")
+        try:
+            broker.endpoint = tuple(self._ask(broker, "open", self.token, timeout_s=self._config.start_timeout_s))
+        except BaseException:
+            self._end(broker)
+            raise
+        self._broker = broker
+        self._tell_hosts("reconnect_broker", broker.endpoint)
+
+    def _tell_hosts(self, method: str, *endpoints: Wire) -> None:
         for host in self._pool.hosts():
             try:
-                self._ask(host, "reconnect", self._batcher.endpoint, self._resource_manager.endpoint)
+                self._ask(host, method, *endpoints)
             except EngineError as error:  # dead or stuck; its death is seen to as any other's
-                log.warning("an InferletActor did not take the new device group: %s", error)
+                log.warning("an InferletActor did not %s: %s", method, error)
                 ray.kill(host.handle)
         self._tell_adapters()
 
@@ -327,7 +366,7 @@ class Supervisor:
 
     def status(self) -> dict[str, Any]:
         """Facts of every actor, by role."""
-        alive = [m for m in (self._resource_manager, self._batcher, *self._pool.hosts()) if m is not None]
+        alive = [m for m in (self._resource_manager, self._batcher, self._broker, *self._pool.hosts()) if m is not None]
         members = [{"role": m.role, **self._ask(m, "status")} for m in alive]
         return {"namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure,
                 "num_restarts": len(self._restarts), "actors": members}  # fmt: skip

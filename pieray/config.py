@@ -71,6 +71,11 @@ class Limits:
     scratch_bytes: int = 64 * MIB
     """Files in the scratch folder."""
     subscriptions: int = 64
+    """To topics, open at one time."""
+    queue_bytes: int = 16 * MIB
+    """Texts in one message queue, or unread in one subscription."""
+    broker_bytes: int = 256 * MIB
+    """Texts of the inferlet's tenant that nobody has taken, those that wait for room included."""
     children: int = 64
     """Children that run at one time."""
     child_depth: int = 4

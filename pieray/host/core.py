@@ -169,6 +169,7 @@ class InferletHost:
 
     def _flush(self) -> None:
         self._device.flush()
+        self.services.flush()
         while self._dirty:
             with contextlib.suppress(PeerLost, KeyError):
                 self._dirty.pop().flush()

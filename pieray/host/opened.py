@@ -54,5 +54,9 @@ class Opened(Generic[T]):
         del self._values[handle]
         return value
 
+    def drop(self, handle: int) -> T | None:
+        """Close the handle if it is open."""
+        return self._values.pop(handle, None)
+
     def values(self) -> list[T]:
         return list(self._values.values())

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pieray.config import Config
 from pieray.host.adapters import AdapterDirectory
 from pieray.host.aio import LoopThread
+from pieray.host.broker_client import BrokerClient
 from pieray.host.children import ChildService
+from pieray.host.grammars import GrammarService
 from pieray.host.http.client import HttpClient
 from pieray.host.mcp.servers import ToolServers
 from pieray.wasm.timers import Timers
@@ -22,6 +24,10 @@ class Services:
 
     timers: Timers = field(default_factory=Timers)
     """Calls functions at given times, on a thread of its own: they must be short."""
+    broker: BrokerClient | None = None
+    """Messages between inferlets, and the key-value store."""
+    grammars: GrammarService = field(default_factory=GrammarService)
+    """Compiles grammars; its threads and processes start with the first."""
     loop: LoopThread = field(default_factory=LoopThread)
     """Where handlers wait for the world: HTTP, MCP servers."""
     http: HttpClient | None = None
@@ -41,11 +47,19 @@ class Services:
         services.loop.before_close(services.mcp.close)
         return services
 
+    def flush(self) -> None:
+        """Send what was posted while guests ran."""
+        if self.broker is not None:
+            self.broker.flush()
+
     def close(self) -> None:
         """Close all of them; idempotent."""
         if self.children is not None:
             self.children.close()
         self.timers.close()
+        if self.broker is not None:
+            self.broker.close()
+        self.grammars.close()
         self.loop.close()
         if self.http is not None:
             self.http.close()

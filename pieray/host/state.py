@@ -72,6 +72,9 @@ class InstanceState:
     """Ends the inferlet with an error; from any thread."""
     cancels: dict[int, Callable[[], None]] = field(default_factory=dict)
     """By ticket of work outside of the device: what stops it, called if the guest cancels the ticket or ends."""
+    takes: dict[int, Callable[[bool], None]] = field(default_factory=dict)
+    """By ticket with a result that somebody keeps until then: told whether the guest has taken it (or never will)."""
+    is_closed: bool = False
     closers: list[Callable[[], None]] = field(default_factory=list)
     """Called when the guest has ended, last first: give back what handlers hold elsewhere."""
 
@@ -122,11 +125,19 @@ class InstanceState:
         if (stop := self.cancels.pop(ticket, None)) is not None:
             stop()
 
+    def settle(self, ticket: int, is_taken: bool) -> None:
+        """The guest has taken the result behind a ticket, or has forgotten it."""
+        if (tell := self.takes.pop(ticket, None)) is not None:
+            tell(is_taken)
+
     def close(self) -> None:
         """The guest has ended: stop the work outside of the device, give back what is held elsewhere."""
+        self.is_closed = True
         for ticket in list(self.cancels):
             with contextlib.suppress(KeyError):
                 self._quietly(self.cancels.pop(ticket))
+        for ticket in list(self.takes):
+            self._quietly(lambda ticket=ticket: self.settle(ticket, is_taken=False))  # type: ignore[misc]
         while self.closers:
             self._quietly(self.closers.pop())
         self.files.close()

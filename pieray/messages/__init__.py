@@ -16,6 +16,22 @@ from pieray.messages.batcher import (
     Output,
     Verify,
 )
+from pieray.messages.broker import (
+    Broadcast,
+    Credit,
+    Next,
+    Pull,
+    Push,
+    Settle,
+    StoreDelete,
+    StoreGet,
+    StoreNames,
+    StorePut,
+    StorePutIf,
+    Subscribe,
+    Unsubscribe,
+    Withdraw,
+)
 from pieray.messages.children import Bind
 from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
@@ -32,6 +48,7 @@ from pieray.messages.leases import (
     Unexport,
 )
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
+from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
 
 __all__ = [
     "DISTRIBUTION",
@@ -46,6 +63,7 @@ __all__ = [
     "SCHEMA",
     "Attach",
     "Bind",
+    "Broadcast",
     "CancelCall",
     "CancelInferlet",
     "ClientAnswer",
@@ -53,9 +71,11 @@ __all__ = [
     "CloseLease",
     "Completed",
     "CopyTokens",
+    "Credit",
     "EmbedTokens",
     "Event",
     "ExportPages",
+    "ExtendPlan",
     "Failed",
     "Forward",
     "Hello",
@@ -67,17 +87,32 @@ __all__ = [
     "ListExports",
     "LoadAdapter",
     "Message",
+    "Next",
     "Output",
     "PeerFenced",
+    "PlanTokens",
+    "Pull",
+    "Push",
     "ReclaimSpare",
     "ReleasePages",
     "SendFile",
     "SendText",
     "ServeTools",
+    "Settle",
+    "StartPlan",
+    "StopPlan",
+    "StoreDelete",
+    "StoreGet",
+    "StoreNames",
+    "StorePut",
+    "StorePutIf",
+    "Subscribe",
     "Unexport",
     "UnloadAdapter",
+    "Unsubscribe",
     "Verify",
     "Welcome",
+    "Withdraw",
     "decode",
     "encode",
 ]

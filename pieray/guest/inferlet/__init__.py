@@ -8,8 +8,8 @@
                 session.send(token.text)
             return ctx.text
 
-The modules `queue`, `kv`, `embeds`, `forward`, `adapters`, `model`, `session`, `runtime` and `tickets` are the
-handlers; `Context` and its `generate` are written on them.
+The modules `queue`, `kv`, `embeds`, `forward`, `adapters`, `model`, `session`, `scratch`, `http`, `messaging`, `store`,
+`runtime` and `tickets` are the handlers; `Context` and its `generate` are written on them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from . import (
     kv,
     log,
     mcp,
+    messaging,
     model,
     queue,
     runtime,
     scratch,
     session,
+    store,
     tickets,
 )
 from ._generation import Generation, Token
@@ -95,10 +97,12 @@ __all__ = [
     "kv",
     "log",
     "mcp",
+    "messaging",
     "model",
     "queue",
     "runtime",
     "scratch",
     "session",
+    "store",
     "tickets",
 ]
