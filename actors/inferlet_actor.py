@@ -41,16 +41,16 @@ class InferletActor(ServingActor):
         from pieray.models.tokenizer import TokenizerSpec
 
         self._token = token
-        self._services = Services.of(self.config, BrokerClient(peer_id=self.peer_id, token=token))
+        self._services = Services.of(self.config)
+        self._services.broker = BrokerClient(peer_id=self.peer_id, token=token)
+        self._services.children = ChildService(ControllerLauncher(self.config), self.config.limits,
+                                               peer_id=self.peer_id, token=token,
+                                               timers=self._services.timers)  # fmt: skip
+        self.set_adapters(models[0]["adapters"])
         if broker:
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
         self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory, self._services)
-        self._services.children = ChildService(
-            ControllerLauncher(self.config), self.config.limits, peer_id=self.peer_id, token=token,
-            timers=self._services.timers,
-        )  # fmt: skip
-        self.set_adapters(models[0]["adapters"])
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
@@ -58,14 +58,14 @@ class InferletActor(ServingActor):
         """The device group was replaced: later launches use the new one."""
         self._host.replace_device(self._connect(batcher, resource_manager))
 
-    def set_adapters(self, facts: list[dict[str, Any]]) -> None:
-        """The engine's adapters, from now on."""
-        self._host.services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
-
     def reconnect_broker(self, broker: Wire) -> None:
         """The broker has come up, or another one in its place."""
         assert self._services.broker is not None
         self._services.broker.open(Endpoint.from_wire(broker))
+
+    def set_adapters(self, facts: list[dict[str, Any]]) -> None:
+        """The engine's adapters, from now on."""
+        self._services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
 
     def _connect(self, batcher: Wire, resource_manager: Wire) -> DeviceClient:
         from pieray.host.device import DeviceClient

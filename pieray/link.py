@@ -109,7 +109,7 @@ class ActorLink:
                 is_last = offset + PART_BYTES >= len(data)
                 self._call(partial(_part, instance_id, name, offset, part, is_last), deadline - time.monotonic())
 
-    def serve_tools(self, process: Process, tools: ClientTools, timeout_s: float = 30.0) -> None:
+    def serve_tools(self, process: Listener, tools: ClientTools, timeout_s: float = 30.0) -> None:
         """Answer the calls of the process from `tools`, which are closed when it ends, or this link does."""
         with self._lock:
             self._tools[process.id] = tools

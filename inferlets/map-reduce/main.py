@@ -10,8 +10,9 @@ async def main(questions: list[str], width: int = 8, max_tokens: int = 16) -> di
     """The sum of the answers; at most `width` children run at one time."""
     room = asyncio.Semaphore(width)
     found = await asyncio.gather(*(ask(question, max_tokens, room) for question in questions))
-    answers = {question: value for question, value in zip(questions, found, strict=True) if isinstance(value, int)}
-    failed = {question: str(value) for question, value in zip(questions, found, strict=True) if isinstance(value, Error)}
+    ends = dict(zip(questions, found, strict=True))
+    answers = {question: end for question, end in ends.items() if isinstance(end, int)}
+    failed = {question: str(end) for question, end in ends.items() if isinstance(end, Error)}
     return {"answers": answers, "total": sum(answers.values()), "failed": failed}
 
 

@@ -39,10 +39,10 @@ class Services:
     """MCP servers of the operator; those of clients are each inferlet's."""
 
     @classmethod
-    def of(cls, config: Config, broker: BrokerClient | None = None) -> Services:
+    def of(cls, config: Config) -> Services:
         """The services that an engine's settings describe."""
         http = HttpClient(config.http_hosts, allow_private=config.http_private)
-        services = cls(broker=broker, http=http, mcp=ToolServers(config.mcp))
+        services = cls(http=http, mcp=ToolServers(config.mcp))
         assert services.mcp is not None
         services.loop.before_close(services.mcp.close)
         return services

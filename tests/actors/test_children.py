@@ -78,6 +78,17 @@ async def main():
     assert (times, named, total, parent, user, tenant, may) == (2, "19", 3, me, "local", "local", True)
 
 
+def test_children_talk_over_ray_calls_as_well(engines: Any) -> None:
+    found = run(engines("ray"), f'''
+from inferlet import children
+async def main():
+    child = children.launch(source={ECHO!r})
+    await child.send("a")
+    return [[text async for text in child], await child]
+''')  # fmt: skip
+    assert found == [["ready", "A"], 1]
+
+
 def test_a_family_spreads_over_actors(engine: Any) -> None:
     found = run(engine, f'''
 import asyncio
@@ -238,7 +249,7 @@ async def main():
     return total
 '''
     with pytest.raises(QuotaExceeded):
-        run(engine, "from inferlet import children\nasync def main():\n    children.launch(source='x')\n", limits={"children": 0})
+        run(engine, "from inferlet import children\ndef main(): children.launch(source='x')\n", limits={"children": 0})
     process = engine.launch(program(bomb, "bomb"), capabilities=CHILDREN, limits={"child_depth": 3})
     most = 0
     deadline = time.monotonic() + 90

@@ -25,7 +25,7 @@ from pieray.messages import Launch, encode
 from pieray.wasm.binding import handler_name
 
 ROUNDS = int(os.environ.get("PIERAY_FUZZ_ROUNDS", "1"))
-NUM_PROGRAMS, NUM_CALLS = 24, 120
+NUM_PROGRAMS, NUM_CALLS = 40, 160
 GUESTS_C = Path(__file__).parent.parent / "inferlets" / "guests_c"
 LIMITS = {"cpu_time_s": 20.0, "wall_time_s": 60.0, "memory_bytes": 64 << 20, "pages": 512, "tickets": 2048}
 CAPABILITIES = {"messaging": True, "store": True, "children": True, "http": ["*"], "mcp": ["*"]}
@@ -71,6 +71,25 @@ def main(calls):
 )
 
 
+UNEXPORT = program(
+    """
+import json
+from inferlet import _host
+
+def main():
+    listing = _host.kv.list_exports("")
+    _host.tickets.wait([listing], -1)
+    found = json.loads(_host.tickets.take_text(listing))
+    for one in found:
+        ticket = _host.kv.unexport(one["name"], _host.Access[one["access"].upper()])
+        _host.tickets.wait([ticket], -1)
+        _host.tickets.take_none(ticket)
+    return len(found)
+""",
+    "unexport",
+)
+
+
 def served() -> list[str]:
     """Functions that this engine has handlers for; `wait` is the wasm host's own."""
     return [
@@ -111,6 +130,8 @@ class Watch:
         for row in self._engine.ps():  # children that outlive their parents, if any
             if row["state"] == "running":
                 self._engine.kill(row["instance_id"])
+        if "kv.unexport" in served():  # what is exported stays, as it should
+            self._engine.launch(UNEXPORT).result(timeout=60)
         assert_pages_return(self._engine)
         assert self._actors() == self._pids
         assert self._engine.status()["failure"] is None

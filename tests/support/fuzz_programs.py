@@ -35,7 +35,8 @@ GIVES = {
 NUMBERS = (0, 1, 2, 3, 7, 16, 17, 255, 4096, 2**16, 2**31 - 1, 2**31, U32 - 1, U32)
 TEXTS = (
     "", "a", "é😀", "\0", "../../etc/passwd", "/", "a/b", "x" * 600, "{}", "[]", '{"a": 1}', "[" * 5000, "null",
-    "1e999", "pie-tiny", "text-completion", '[{"role": "user", "content": "hi"}]', "AAAA", "=", "(a+)+$", 'start: "a"', "%",
+    "1e999", "pie-tiny", "text-completion", '[{"role": "user", "content": "hi"}]', "AAAA", "=", "(a+)+$", 'start: "a"',
+    "%",
 )  # fmt: skip
 FLOATS = (0.0, -0.0, 1.0, 0.5, -1.0, 1.5, 1e38, -1e38, 1e-45, math.nan, math.inf, -math.inf)
 

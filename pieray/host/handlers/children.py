@@ -31,7 +31,7 @@ class ChildrenHandlers(HandlerGroup):
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
         self._children: Opened[Child] = Opened("child handle", "tickets", state.limits.tickets)
-        self._deadline = time.monotonic() + state.limits.wall_time_s
+        self._children_deadline = time.monotonic() + state.limits.wall_time_s
         self._family: Family | None = None
 
     def children_launch(self, program: str, source: str, input: str, limits: str, link: str) -> int:
@@ -42,32 +42,32 @@ class ChildrenHandlers(HandlerGroup):
             raise QuotaExceeded(f"child_depth: the limit is {state.limits.child_depth} generations; "
                                 f"this would be number {depth}")  # fmt: skip
         _check_program(program, source)
-        self._check_sizes(source, input)
+        self._check_child_sizes(source, input)
         self._children.check_room()
         family = self._the_family()
         name = program.partition("@")[0] or INLINE
         message = Launch(
             f"{name}-{secrets.token_hex(6)}", program or INLINE, f"{name}.py", source, b"", input,
-            self._limits(limits), dataclasses.asdict(state.capabilities), "", state.launch.user, state.launch.tenant,
-            state.instance_id, depth,
+            self._child_limits(limits), dataclasses.asdict(state.capabilities), "", state.launch.user,
+            state.launch.tenant, state.instance_id, depth,
         )  # fmt: skip
         return self._children.put(family.launch(message, is_linked=link == "linked"))
 
     def children_id(self, child: int) -> int:
         found = self._children.get(child)
-        ticket = self._ticket(found, Kind.TEXT)
+        ticket = self._child_ticket(found, Kind.TEXT)
         self._the_family().ask_id(found, ticket)
         return ticket
 
     def children_wait(self, child: int) -> int:
         found = self._children.get(child)
-        ticket = self._ticket(found, Kind.TEXT)
+        ticket = self._child_ticket(found, Kind.TEXT)
         self._the_family().wait(found, ticket)
         return ticket
 
     def children_receive(self, child: int) -> int:
         found = self._children.get(child)
-        ticket = self._ticket(found, Kind.TEXT)
+        ticket = self._child_ticket(found, Kind.TEXT)
         self._the_family().receive(found, ticket)
         return ticket
 
@@ -110,14 +110,14 @@ class ChildrenHandlers(HandlerGroup):
             state.closers.append(self._family.end)
         return self._family
 
-    def _ticket(self, child: Child, kind: Kind) -> int:
+    def _child_ticket(self, child: Child, kind: Kind) -> int:
         """A ticket that its child forgets when the guest does."""
         state, family = self._state, self._the_family()
         ticket = state.begin(kind)
         state.cancels[ticket] = lambda: family.forget(child, ticket)
         return ticket
 
-    def _limits(self, text: str) -> dict[str, float]:
+    def _child_limits(self, text: str) -> dict[str, float]:
         """The child's limits as far as they differ from the engine's: the parent's own, lowered to what was asked."""
         state, service = self._state, self._state.services.children
         assert service is not None
@@ -133,12 +133,12 @@ class ChildrenHandlers(HandlerGroup):
             limits = limits_within(state.limits, asked)
         except ConfigError as error:
             raise InvalidRequest(error.message.replace("this engine allows", "its parent has")) from None
-        left = self._deadline - time.monotonic()
+        left = self._children_deadline - time.monotonic()
         limits = dataclasses.replace(limits, wall_time_s=max(0.0, min(limits.wall_time_s, left)))
         theirs = dataclasses.asdict(service.ceiling)
         return {name: value for name, value in dataclasses.asdict(limits).items() if value != theirs[name]}
 
-    def _check_sizes(self, source: str, input: str) -> None:
+    def _check_child_sizes(self, source: str, input: str) -> None:
         limits = self._state.limits
         for name, limit, text in (
             ("source_bytes", limits.source_bytes, source), ("message_bytes", limits.message_bytes, input),

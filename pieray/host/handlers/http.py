@@ -22,7 +22,7 @@ class HttpHandlers(HandlerGroup):
         super().__init__(state)
         self._budget = Budget(state.limits)
         self._policy: Policy | None = None
-        self._num_running = 0
+        self._num_requests = 0
 
     def http_request(self, method: str, url: str, headers: list[str], body: str, is_base64: bool,
                      timeout_ms: int) -> int:  # fmt: skip
@@ -43,14 +43,14 @@ class HttpHandlers(HandlerGroup):
     async def _request(self, ask: Ask, policy: Policy) -> str:
         client = self._state.services.http
         assert client is not None
-        if self._num_running >= MAX_RUNNING:
+        if self._num_requests >= MAX_RUNNING:
             raise QuotaExceeded(f"http: the limit is {MAX_RUNNING} requests of one inferlet at one time; "
                                 "one more was asked for")  # fmt: skip
-        self._num_running += 1
+        self._num_requests += 1
         try:
             return await client.request(ask, policy, self._budget)
         finally:
-            self._num_running -= 1
+            self._num_requests -= 1
 
     def _check_body(self, body: str) -> None:
         limit, size = self._state.limits.message_bytes, byte_size(body)

@@ -24,7 +24,7 @@ class McpHandlers(HandlerGroup):
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
         self._num_calls = 0
-        self._num_running = 0
+        self._num_tool_calls = 0
 
     def mcp_servers(self) -> list[str]:
         """Those that the inferlet may call; none without the capability."""
@@ -68,10 +68,10 @@ class McpHandlers(HandlerGroup):
 
     async def _call(self, ask: Ask, server: str, tool: str, arguments: str) -> str:
         limits = self._state.limits
-        if self._num_running >= MAX_RUNNING:
+        if self._num_tool_calls >= MAX_RUNNING:
             raise QuotaExceeded(f"mcp: the limit is {MAX_RUNNING} calls of one inferlet at one time; "
                                 "one more was asked for")  # fmt: skip
-        self._num_running += 1
+        self._num_tool_calls += 1
         try:
             async with asyncio.timeout(limits.mcp_time_s) as allowed:
                 answer = await ask(server, tool, arguments)
@@ -81,7 +81,7 @@ class McpHandlers(HandlerGroup):
             raise DeadlineExceeded(f"mcp_time_s: the limit is {limits.mcp_time_s}; server {server!r} "
                                    "has not answered by then") from None  # fmt: skip
         finally:
-            self._num_running -= 1
+            self._num_tool_calls -= 1
         limit, size = limits.message_bytes, byte_size(answer)
         if size > limit:
             raise QuotaExceeded(f"message_bytes: the limit is {limit}; the answer of server {server!r} has {size}")
