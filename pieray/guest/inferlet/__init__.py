@@ -14,7 +14,23 @@ The modules `queue`, `kv`, `forward`, `adapters`, `model`, `session`, `runtime` 
 
 from __future__ import annotations
 
-from . import adapters, chat, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
+from . import (
+    adapters,
+    chat,
+    forward,
+    grammar,
+    http,
+    kv,
+    log,
+    model,
+    queue,
+    runtime,
+    scratch,
+    session,
+    structured,
+    tickets,
+    tools,
+)
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
@@ -39,7 +55,10 @@ from .errors import (
     Unsupported,
     WrongType,
 )
+from .grammar import Grammar, Matcher
 from .sampler import Sampler, greedy
+from .structured import Mismatch, collect_json
+from .tools import Tool, run_tools, tool
 
 __all__ = [
     "Adapter",
@@ -54,7 +73,10 @@ __all__ = [
     "Error",
     "Evicted",
     "Generation",
+    "Grammar",
     "InvalidRequest",
+    "Matcher",
+    "Mismatch",
     "NotFound",
     "OutOfPages",
     "PeerLost",
@@ -64,19 +86,26 @@ __all__ = [
     "RemoteFailed",
     "Sampler",
     "Token",
+    "Tool",
     "Unsupported",
     "WrongType",
     "adapters",
     "chat",
+    "collect_json",
     "forward",
+    "grammar",
     "greedy",
     "http",
     "kv",
     "log",
     "model",
     "queue",
+    "run_tools",
     "runtime",
     "scratch",
     "session",
+    "structured",
     "tickets",
+    "tool",
+    "tools",
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _host
 from . import model as models
+from ._constraint import Constraint
 from ._host import Err
 from ._stops import StopMatcher
 from ._waiting import wait_ticket, wait_tickets
@@ -18,6 +19,7 @@ from .sampler import Sampler
 
 if TYPE_CHECKING:
     from .context import Context
+    from .grammar import Grammar
 
 
 #: Most probable tokens asked for with each sample, among which its log-probability is looked up.
@@ -59,7 +61,9 @@ class Generation:
     generated.  Afterwards `text`, `num_tokens` and `finish_reason` tell what came.
     """
 
-    def __init__(self, context: Context, sampler: Sampler, rules: Rules, *, logprobs: bool) -> None:
+    def __init__(self, context: Context, sampler: Sampler, rules: Rules, *, logprobs: bool,
+                 grammar: Grammar | None = None) -> None:  # fmt: skip
+        self._grammar = grammar
         self._context = context
         self._sampler = sampler
         self._rules = rules
@@ -72,7 +76,8 @@ class Generation:
         self.logprobs: list[float] = []
         """Log-probability of each id in `tokens`, if asked for."""
         self.finish_reason = ""
-        """"stop" (a stop token or string), "length" (max_tokens or the model's context), "" until it ends."""
+        """"stop" (a stop token or string), "length" (max_tokens or the model's context), "grammar" (nothing may
+        follow in it, and the model has no stop token), "" until it ends."""
         self.stopped_by: str | int | None = None
         """The stop string or stop token that ended it."""
 
@@ -105,9 +110,12 @@ class Generation:
         context, sequence = self._context, self._context.sequence
         chain, num_left = self._chain(), context.room_for(self._rules.max_tokens)
         sample, take = _host.forward.sample, _host.tickets.take_tokens
-        handle, logprob = 0, None
+        handle, logprob, constraint = 0, None, None
         stream = models.TextStream(model=context.model)
         try:
+            if self._grammar is not None:
+                constraint = await Constraint.open(self._grammar, chain, context.model)
+                sample = constraint.sample
             while num_left:
                 num_left -= 1
                 pending = context.pending()
@@ -121,6 +129,8 @@ class Generation:
                     sequence.commit(len(pending))
                 context.extend(token)
                 text = self._accept(token, logprob, stream)
+                if constraint is not None and not constraint.take(token):
+                    num_left, self.finish_reason = 0, self.finish_reason or "grammar"
                 if text is not None:
                     if not num_left:
                         text = self._end(text)
@@ -133,6 +143,8 @@ class Generation:
         finally:
             sequence.abandon(handle)
             stream.close()
+            if constraint is not None:
+                constraint.close()
 
     def _chain(self) -> tuple[float, int, float, float, int]:
         """The sampler as the handler takes it."""

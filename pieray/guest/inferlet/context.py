@@ -13,7 +13,10 @@ from ._sequence import KvSequence
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
 from .errors import InvalidRequest, check_numbers, raises
+from .grammar import Grammar
 from .sampler import Sampler, sampler_of
+from .structured import collect_json
+from .tools import specs_of
 
 #: Rows scored in one pass, so that a long continuation stays within the limit of tickets.
 SCORE_ROWS = 256
@@ -27,9 +30,18 @@ class Context:
     context manager, or let it go: its pages are given back.
     """
 
-    def __init__(self, text: str | Sequence[int] = "", *, model: str = "", adapter: Adapter | None = None) -> None:
-        """`adapter`: LoRA, in all passes of this context and its forks."""
+    def __init__(
+        self,
+        text: str | Sequence[int] = "",
+        *,
+        model: str = "",
+        adapter: Adapter | None = None,
+        tools: Iterable[Any] = (),
+    ) -> None:
+        """`adapter`: LoRA, in all passes of this context and its forks.  `tools` (see `tools.tool`): what the model's
+        chat template shows it of them."""
         self.model = model
+        self._tools = specs_of(tools)
         self.sequence = KvSequence(model, adapter)
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
@@ -44,12 +56,15 @@ class Context:
         self._tokens += self._tokens_of(text)
         return self
 
-    def chat(self, role: str, content: str) -> Context:
-        """Add a message, as the model's chat template writes it; an open reply is closed first."""
+    def chat(self, role: str, content: str, **more: Any) -> Context:
+        """Add a message, as the model's chat template writes it; an open reply is closed first.
+
+        `more`: other keys of the message that the template knows, such as `name`.
+        """
         ended_by = ""
         if self._chat.is_open and self._tokens and self._tokens[-1] in models.stop_tokens(self.model):
             ended_by = models.detokenize(self._tokens[-1:], model=self.model)
-        return self._mark(*self._chat.add({"role": role, "content": content}, self.model, ended_by))
+        return self._mark(*self._chat.add({"role": role, "content": content} | more, self.model, ended_by))
 
     def system(self, content: str) -> Context:
         """Add a system message."""
@@ -62,6 +77,10 @@ class Context:
     def assistant(self, content: str) -> Context:
         """Add an assistant's message, as if it had been generated."""
         return self.chat("assistant", content)
+
+    def tool(self, content: str, *, name: str = "") -> Context:
+        """Add what a tool answered."""
+        return self.chat("tool", content, **({"name": name} if name else {}))
 
     def cue(self) -> Context:
         """Begin the assistant's turn now, so that `append` can begin the reply; `generate` does it by itself."""
@@ -100,7 +119,7 @@ class Context:
 
     @property
     def _chat(self) -> Chat:
-        return self._marks[-1][1] if self._marks else Chat()
+        return self._marks[-1][1] if self._marks else Chat(tools=self._tools)
 
     def _mark(self, text: str, chat: Chat) -> Context:
         self.append(text)
@@ -111,7 +130,7 @@ class Context:
 
     def fork(self) -> Context:
         """A context with the same content, sharing the KV that is there.  Flush first: what waits is run by each."""
-        other = Context(model=self.model)
+        other = Context(model=self.model, tools=self._tools)
         other.sequence = self.sequence.fork()
         other._tokens = list(self._tokens)
         other._marks = list(self._marks)
@@ -142,22 +161,29 @@ class Context:
         stop: str | Iterable[str | int] = (),
         stop_tokens: Iterable[int] | None = None,
         logprobs: bool = False,
+        schema: Any = None,
     ) -> Generation:
         """Continue the text: iterate for tokens, or await for the text.
 
         Greedy, unless a sampler or one of its numbers is given.  `stop`: strings, which do not go out, and token
         ids; `stop_tokens` replaces the model's own.  Every sampled token, a stop included, stays in the context.
+        `schema`: only text of a `Grammar`, a JSON schema (a dict) or a type (see `structured.schema_of`).
         """
         self.sequence.check_open()
         if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):
             self.cue()
         rules = rules_of(max_tokens, stop, stop_tokens, self.model)
         chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed)
-        return Generation(self, chosen, rules, logprobs=logprobs)
+        grammar = None if schema is None else Grammar.of(schema)
+        return Generation(self, chosen, rules, logprobs=logprobs, grammar=grammar)
 
     async def generate_text(self, max_tokens: int = 256, **options: Any) -> str:
         """The text of `generate` with the same arguments."""
         return await self.generate(max_tokens, **options)
+
+    async def collect_json(self, type: Any, max_tokens: int = 256, **options: Any) -> Any:
+        """What the model writes next, as a value of a type or of a JSON schema: see `structured.collect_json`."""
+        return await collect_json(self, type, max_tokens, **options)
 
     async def flush(self) -> None:
         """Run what waits, but for the last token."""
