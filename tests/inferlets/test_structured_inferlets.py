@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -171,3 +172,12 @@ def test_a_hostile_grammar_ends_no_actor(engine: Any) -> None:
         engine.launch(UNDER, {"kind": "lark", "text": slow}, limits={"grammar_time_s": 0.5}).result(timeout=60)
     assert len(neighbour.result(timeout=60)[0]) == 40
     assert run(engine, UNDER, kind="regex", text="after")[0] == "after"
+
+
+def test_the_documented_example_runs(engine: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs/inferlets.md").read_text(encoding="utf-8")
+    (source,) = [block for block in re.findall("```python\n(.*?)```", text, re.DOTALL) if "run_tools" in block]
+    age, code, answer = run(engine, program(source, "documented"), text="In Vari lives Mavi, aged 89.")
+    assert age == 89
+    assert re.fullmatch("[A-Z]{2}-[0-9]{4}", code)
+    assert answer == "The result: 20 degrees."
