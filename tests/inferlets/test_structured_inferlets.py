@@ -37,7 +37,7 @@ def test_json_output_parses_whatever_the_model_would_say(engine: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "call", "result", "answer"),
+    ("question", "call", "result"),
     [
         ("Set a timer for 6 minutes.", {"name": "timer", "arguments": {"minutes": 6}}, "done"),
         ("Send 12 coins to Mavi.", {"name": "send", "arguments": {"to": "Mavi", "amount": 12}}, "done"),
