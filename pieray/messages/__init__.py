@@ -20,6 +20,7 @@ from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendTex
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
+from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
 
 __all__ = [
     "DISTRIBUTION",
@@ -39,6 +40,7 @@ __all__ = [
     "CopyTokens",
     "EmbedTokens",
     "Event",
+    "ExtendPlan",
     "Failed",
     "Forward",
     "Hello",
@@ -50,9 +52,12 @@ __all__ = [
     "Message",
     "Output",
     "PeerFenced",
+    "PlanTokens",
     "ReclaimSpare",
     "ReleasePages",
     "SendText",
+    "StartPlan",
+    "StopPlan",
     "UnloadAdapter",
     "Verify",
     "Welcome",

@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from pieray.errors import BadHandle, ConfigError, InvalidRequest, QuotaExceeded
 from pieray.pages.frames import MAX_PAGE_SIZE, FrameTable
+from pieray.pages.growing import GrowingStaging
 from pieray.pages.prepared import Copy, Prepared
 from pieray.pages.slots import HandleTable
-from pieray.pages.staging import Staging
 
 __all__ = ["Copy", "PageSpace", "Prepared"]
 
@@ -33,7 +33,7 @@ U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 
 
-class PageSpace(Staging):
+class PageSpace(GrowingStaging):
     """Handles, frames and spare pages of one inferlet.  `limit` is limits.pages, `page_size` is in tokens.
 
     `on_frame_gone` is told the identity of each frame that nothing uses any more.

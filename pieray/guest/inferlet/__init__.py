@@ -23,6 +23,7 @@ from . import (
     kv,
     log,
     model,
+    plans,
     queue,
     runtime,
     scratch,
@@ -56,6 +57,7 @@ from .errors import (
     WrongType,
 )
 from .grammar import Grammar, Matcher
+from .plans import Plan
 from .sampler import Sampler, greedy
 from .structured import Mismatch, collect_json
 from .tools import Tool, run_tools, tool
@@ -81,6 +83,7 @@ __all__ = [
     "OutOfPages",
     "PeerLost",
     "Pending",
+    "Plan",
     "Quota",
     "QuotaExceeded",
     "RemoteFailed",
@@ -99,6 +102,7 @@ __all__ = [
     "kv",
     "log",
     "model",
+    "plans",
     "queue",
     "run_tools",
     "runtime",
