@@ -123,10 +123,11 @@ class Scheduler:
                     self._advance(lane, command, heap, now)
                     self._release(lane, command, heap, now)
             elif isinstance(command, ForwardCommand):
-                self._take(plan, command)
+                is_taken = self._take(plan, command)
                 if isinstance(command, PlanCommand):
-                    command.turn, command.arrived = self._next_seq, now
-                    self._next_seq += 1
+                    if is_taken:
+                        command.turn, command.arrived = self._next_seq, now
+                        self._next_seq += 1
                 elif command.num_done == command.num_tokens:
                     self._advance(lane, command, heap, now)
         return plan
@@ -218,14 +219,17 @@ class Scheduler:
         kind = 1 if command.is_copy else 2 if command.num_due <= DECODE_TOKENS else 3
         return kind, -command.priority, command.turn, command
 
-    def _take(self, plan: StepPlan, command: ForwardCommand) -> None:
+    def _take(self, plan: StepPlan, command: ForwardCommand) -> bool:
+        """Put what fits of the command into the step; False: nothing does."""
         room = self.max_batch_tokens - plan.num_tokens
-        if room > 0 and len(plan.forwards) < self.max_batch_requests:
-            num_tokens = min(room, command.num_tokens - command.num_done)
-            plan.forwards.append((command, command.num_done, num_tokens))
-            plan.num_tokens += num_tokens
-            command.num_done += num_tokens
-            self._num_queued_tokens -= num_tokens
+        if room <= 0 or len(plan.forwards) >= self.max_batch_requests:
+            return False
+        num_tokens = min(room, command.num_tokens - command.num_done)
+        plan.forwards.append((command, command.num_done, num_tokens))
+        plan.num_tokens += num_tokens
+        command.num_done += num_tokens
+        self._num_queued_tokens -= num_tokens
+        return True
 
     def _advance(self, lane: _Lane, command: Command, heap: list[_Candidate], now: float) -> None:
         """The command is fully scheduled: the next of its queue may join the step."""

@@ -185,10 +185,10 @@ async def main():
     pages = kv.alloc(1)
     await forward.forward(queue.create(), pages, 0, [5, 6, 7])
     said = []
-    for meta in ("", "{}", "[1]", '{"context":1,"model":"","adapter":"","tokens":[5,-6,7],"marks":[],"hidden":[]}',
-                 '{"context":1,"model":"","adapter":"","tokens":[5,6,7],"marks":[],"hidden":[[0,9]]}',
-                 '{"context":1,"model":"","adapter":"x","tokens":[5,6,7],"marks":[],"hidden":[]}',
-                 '{"context":1,"model":"","adapter":"","tokens":[5,6],"marks":[],"hidden":[]}'):
+    for meta in ("", "{}", "[1]", '{"context":1,"model":"","adapter":"","tokens":[5,-6,7],"marks":[],"tools":[],"hidden":[]}',
+                 '{"context":1,"model":"","adapter":"","tokens":[5,6,7],"marks":[],"tools":[],"hidden":[[0,9]]}',
+                 '{"context":1,"model":"","adapter":"x","tokens":[5,6,7],"marks":[],"tools":[],"hidden":[]}',
+                 '{"context":1,"model":"","adapter":"","tokens":[5,6],"marks":[],"tools":[],"hidden":[]}'):
         await kv.export_pages("n", pages, 3, meta=meta, replace=True)
         try:
             await Context.open("n")

@@ -14,7 +14,24 @@ The modules `queue`, `kv`, `forward`, `adapters`, `model`, `session`, `runtime` 
 
 from __future__ import annotations
 
-from . import adapters, chat, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
+from . import (
+    adapters,
+    chat,
+    forward,
+    grammar,
+    http,
+    kv,
+    log,
+    model,
+    plans,
+    queue,
+    runtime,
+    scratch,
+    session,
+    structured,
+    tickets,
+    tools,
+)
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
@@ -39,7 +56,11 @@ from .errors import (
     Unsupported,
     WrongType,
 )
+from .grammar import Grammar, Matcher
+from .plans import Plan
 from .sampler import Sampler, greedy
+from .structured import Mismatch, collect_json
+from .tools import Tool, run_tools, tool
 
 __all__ = [
     "Adapter",
@@ -54,29 +75,41 @@ __all__ = [
     "Error",
     "Evicted",
     "Generation",
+    "Grammar",
     "InvalidRequest",
+    "Matcher",
+    "Mismatch",
     "NotFound",
     "OutOfPages",
     "PeerLost",
     "Pending",
+    "Plan",
     "Quota",
     "QuotaExceeded",
     "RemoteFailed",
     "Sampler",
     "Token",
+    "Tool",
     "Unsupported",
     "WrongType",
     "adapters",
     "chat",
+    "collect_json",
     "forward",
+    "grammar",
     "greedy",
     "http",
     "kv",
     "log",
     "model",
+    "plans",
     "queue",
+    "run_tools",
     "runtime",
     "scratch",
     "session",
+    "structured",
     "tickets",
+    "tool",
+    "tools",
 ]

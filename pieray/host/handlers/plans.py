@@ -30,7 +30,7 @@ class PlanHandlers(HandlerGroup):
     def plans_create(self, queue: int, pages: U32, kv_len: int, tokens: U32, max_tokens: int, sampler: int) -> int:
         state = self._state
         found, info, size = state.queue(queue), state.models.get("").info, state.pages.page_size
-        self._check_tokens("tokens", tokens)
+        self._check_plan_tokens("tokens", tokens)
         if len(tokens) == 0 or max_tokens == 0:
             raise InvalidRequest(f"a plan runs and draws at least 1 token; given {len(tokens)} and {max_tokens}")
         end = kv_len + len(tokens) + max_tokens - 1
@@ -49,7 +49,7 @@ class PlanHandlers(HandlerGroup):
     # --- what it draws with ----------------------------------------------------------------------
 
     def plans_set_sampler(self, plan: int, sampler: int) -> None:
-        self._change(plan, sampler=self._state.sampler(sampler))
+        self._change_plan(plan, sampler=self._state.sampler(sampler))
 
     def plans_set_stop(self, plan: int, tokens: U32, texts: list[str]) -> None:
         num_characters = sum(map(len, texts))
@@ -59,7 +59,7 @@ class PlanHandlers(HandlerGroup):
                                  f"{num_characters}")  # fmt: skip
         if "" in texts:
             raise InvalidRequest("a stop text has at least 1 character; one was empty")
-        self._change(plan, stop_tokens=tokens.astype("<u4").tobytes(), stop_texts=tuple(texts))
+        self._change_plan(plan, stop_tokens=tokens.astype("<u4").tobytes(), stop_texts=tuple(texts))
 
     def plans_set_grammar(self, plan: int, matcher: int) -> None:
         found = self._state.matchers.get(matcher) if matcher else None
@@ -67,19 +67,19 @@ class PlanHandlers(HandlerGroup):
         if found is not None:
             grammar = found.grammar.kind, found.grammar.text, np.array(found.consumed, "<u4").tobytes()
         num_drawn = self._plans.get(plan).num_drawn
-        self._change(plan, grammar=grammar, num_taken=num_drawn)
+        self._change_plan(plan, grammar=grammar, num_taken=num_drawn)
 
     def plans_set_adapter(self, plan: int, adapter: int) -> None:
-        self._change(plan, adapter=self._state.adapter(adapter))
+        self._change_plan(plan, adapter=self._state.adapter(adapter))
 
     def plans_set_drafter(self, plan: int, num_drafts: int, history: U32) -> None:
         if num_drafts > MAX_DRAFTS:
             raise InvalidRequest(f"a plan drafts at most {MAX_DRAFTS} tokens a step; given {num_drafts}")
-        self._check_tokens("history", history)
+        self._check_plan_tokens("history", history)
         limit = self._state.models.get("").info.max_context
         if len(history) > limit:
             raise InvalidRequest(f"a history has at most {limit} tokens, the model's context; given {len(history)}")
-        self._change(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
+        self._change_plan(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
 
     def plans_score(self, plan: int) -> None:
         with self._state.lock:
@@ -88,7 +88,7 @@ class PlanHandlers(HandlerGroup):
                 raise InvalidRequest(f"score: ask for it before start; this plan is {found.state}")
             found.settings.is_scored = True
 
-    def _change(self, plan: int, **values: Any) -> None:
+    def _change_plan(self, plan: int, **values: Any) -> None:
         with self._state.lock:
             found = self._plans.get(plan)
             found.check_editable()
@@ -110,14 +110,14 @@ class PlanHandlers(HandlerGroup):
             found.resume()
 
     def plans_next(self, plan: int) -> int:
-        return self._next(plan, Kind.TOKENS)
+        return self._next_drawn(plan, Kind.TOKENS)
 
     def plans_next_scored(self, plan: int) -> int:
         if not self._plans.get(plan).settings.is_scored:
             raise InvalidRequest("next-scored: call score before start")
-        return self._next(plan, Kind.DISTRIBUTION)
+        return self._next_drawn(plan, Kind.DISTRIBUTION)
 
-    def _next(self, plan: int, kind: Kind) -> int:
+    def _next_drawn(self, plan: int, kind: Kind) -> int:
         state = self._state
         with state.lock:
             found = self._plans.get(plan)
@@ -149,7 +149,7 @@ class PlanHandlers(HandlerGroup):
             if found.state != ENDED:
                 found.end()
 
-    def _check_tokens(self, name: str, tokens: U32) -> None:
+    def _check_plan_tokens(self, name: str, tokens: U32) -> None:
         vocab = self._state.models.get("").info.vocab_size
         if len(tokens) and int(tokens.max()) >= vocab:
             raise InvalidRequest(f"{name}: token ids are below {vocab}; given {int(tokens.max())}")
