@@ -179,16 +179,16 @@ def test_a_snapshot_keeps_messages_and_masks(named: Callable[..., Any]) -> None:
 
 NOT_A_SNAPSHOT = program(
     """
+import json
 from inferlet import Context, InvalidRequest, forward, kv, queue
 
 async def main():
     pages = kv.alloc(1)
     await forward.forward(queue.create(), pages, 0, [5, 6, 7])
     said = []
-    for meta in ("", "{}", "[1]", '{"context":1,"model":"","adapter":"","tokens":[5,-6,7],"marks":[],"tools":[],"hidden":[]}',
-                 '{"context":1,"model":"","adapter":"","tokens":[5,6,7],"marks":[],"tools":[],"hidden":[[0,9]]}',
-                 '{"context":1,"model":"","adapter":"x","tokens":[5,6,7],"marks":[],"tools":[],"hidden":[]}',
-                 '{"context":1,"model":"","adapter":"","tokens":[5,6],"marks":[],"tools":[],"hidden":[]}'):
+    good = {"context": 1, "model": "", "adapter": "", "tokens": [5, 6, 7], "marks": [], "tools": [], "hidden": []}
+    bad = [good | part for part in ({"tokens": [5, -6, 7]}, {"hidden": [[0, 9]]}, {"adapter": "x"}, {"tokens": [5, 6]})]
+    for meta in ("", "{}", "[1]", *map(json.dumps, bad)):
         await kv.export_pages("n", pages, 3, meta=meta, replace=True)
         try:
             await Context.open("n")
