@@ -20,18 +20,22 @@ from . import (
     children,
     embeds,
     forward,
+    grammar,
     http,
     kv,
     log,
     mcp,
     messaging,
     model,
+    plans,
     queue,
     runtime,
     scratch,
     session,
     store,
+    structured,
     tickets,
+    tools,
 )
 from ._generation import Generation, Token
 from ._loop import Deadlock
@@ -58,7 +62,11 @@ from .errors import (
     Unsupported,
     WrongType,
 )
+from .grammar import Grammar, Matcher
+from .plans import Plan
 from .sampler import Sampler, SamplerHandle, greedy
+from .structured import Mismatch, collect_json
+from .tools import Tool, run_tools, tool
 
 __all__ = [
     "Adapter",
@@ -74,24 +82,31 @@ __all__ = [
     "Error",
     "Evicted",
     "Generation",
+    "Grammar",
     "InvalidRequest",
+    "Matcher",
+    "Mismatch",
     "NotFound",
     "OutOfPages",
     "PeerLost",
     "Pending",
+    "Plan",
     "Quota",
     "QuotaExceeded",
     "RemoteFailed",
     "Sampler",
     "SamplerHandle",
     "Token",
+    "Tool",
     "Unsupported",
     "WrongType",
     "adapters",
     "chat",
     "children",
+    "collect_json",
     "embeds",
     "forward",
+    "grammar",
     "greedy",
     "http",
     "kv",
@@ -99,10 +114,15 @@ __all__ = [
     "mcp",
     "messaging",
     "model",
+    "plans",
     "queue",
+    "run_tools",
     "runtime",
     "scratch",
     "session",
     "store",
+    "structured",
     "tickets",
+    "tool",
+    "tools",
 ]

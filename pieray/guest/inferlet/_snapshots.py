@@ -31,10 +31,13 @@ class Snapshots:
     sequence: KvSequence
     _tokens: list[int]
     _marks: list[tuple[int, Chat]]
+    _tools: tuple[dict[str, Any], ...]
 
     if TYPE_CHECKING:
 
-        def __init__(self, text: str = "", *, model: str = "", adapter: Adapter | None = None) -> None: ...
+        def __init__(
+            self, text: str = "", *, model: str = "", adapter: Adapter | None = None, tools: Iterable[Any] = ()
+        ) -> None: ...
 
         async def flush(self) -> None: ...
 
@@ -53,6 +56,7 @@ class Snapshots:
         self.sequence.check_open()
         if not self._tokens:
             raise InvalidRequest("the context is empty: append something before it is saved")
+        self.sequence.release()
         await self.flush()
         if not self.sequence.kv_len:
             await self.sequence.prefill(self._tokens)
@@ -97,6 +101,7 @@ class Snapshots:
             "model": self.model,
             "adapter": adapter.name if adapter is not None else "",
             "tokens": self._tokens,
+            "tools": list(self._tools),
             "marks": [[position, list(chat.messages), chat.is_open] for position, chat in self._marks],
             "hidden": list(self.sequence.hidden),
         }
@@ -117,13 +122,14 @@ class Snapshots:
         meta = json.loads(found.meta)
         tokens = list(meta["tokens"])
         check_numbers("token", tokens)
-        marks = [(int(at), Chat(tuple(messages), bool(is_open))) for at, messages, is_open in meta["marks"]]
+        tools = tuple(dict(tool) for tool in meta["tools"])
+        marks = [(int(at), Chat(tuple(said), bool(is_open), tools=tools)) for at, said, is_open in meta["marks"]]
         hidden = Ranges((int(start), int(end)) for start, end in meta["hidden"])
         if meta["context"] != FORMAT or len(tokens) < found.num_tokens:
             raise ValueError
         if meta["adapter"] != (adapter.name if adapter is not None else ""):
             raise InvalidRequest(f"this snapshot was made with adapter {meta['adapter']!r}: open it with the same")
-        context = cls(model=str(meta["model"]), adapter=adapter)
+        context = cls(model=str(meta["model"]), adapter=adapter, tools=tools)
         context._tokens, context._marks = tokens, marks
         context.sequence.adopt(found.pages, found.num_tokens)
         found.pages.clear()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import _host
 from . import model as models
 from ._chat import Chat
-from ._generation import Generation, rules_of
+from ._generation import Generation, OnToken, rules_of
 from ._sequence import KvSequence
 from ._snapshots import Snapshots
+from ._sources import Drafter
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
 from .errors import InvalidRequest, check_numbers, raises
+from .grammar import Grammar, Matcher
 from .sampler import Sampler, sampler_of
+from .structured import collect_json
+from .tools import specs_of
 
 #: Rows scored in one pass, so that a long continuation stays within the limit of tickets.
 SCORE_ROWS = 256
@@ -28,9 +33,18 @@ class Context(Snapshots):
     context manager, or let it go: its pages are given back.  `save` keeps it for `Context.open`, here or elsewhere.
     """
 
-    def __init__(self, text: str | Sequence[int] = "", *, model: str = "", adapter: Adapter | None = None) -> None:
-        """`adapter`: LoRA, in all passes of this context and its forks."""
+    def __init__(
+        self,
+        text: str | Sequence[int] = "",
+        *,
+        model: str = "",
+        adapter: Adapter | None = None,
+        tools: Iterable[Any] = (),
+    ) -> None:
+        """`adapter`: LoRA, in all passes of this context and its forks.  `tools` (see `tools.tool`): what the model's
+        chat template shows it of them."""
         self.model = model
+        self._tools = specs_of(tools)
         self.sequence = KvSequence(model, adapter)
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
@@ -42,15 +56,21 @@ class Context(Snapshots):
     def append(self, text: str | Sequence[int]) -> Context:
         """Add text, or tokens, at the end."""
         self.sequence.check_open()
-        self._tokens += self._tokens_of(text)
+        added = self._tokens_of(text)
+        if added:
+            self.sequence.release()
+            self._tokens += added
         return self
 
-    def chat(self, role: str, content: str) -> Context:
-        """Add a message, as the model's chat template writes it; an open reply is closed first."""
+    def chat(self, role: str, content: str, **more: Any) -> Context:
+        """Add a message, as the model's chat template writes it; an open reply is closed first.
+
+        `more`: other keys of the message that the template knows, such as `name`.
+        """
         ended_by = ""
         if self._chat.is_open and self._tokens and self._tokens[-1] in models.stop_tokens(self.model):
             ended_by = models.detokenize(self._tokens[-1:], model=self.model)
-        return self._mark(*self._chat.add({"role": role, "content": content}, self.model, ended_by))
+        return self._mark(*self._chat.add({"role": role, "content": content} | more, self.model, ended_by))
 
     def system(self, content: str) -> Context:
         """Add a system message."""
@@ -64,6 +84,10 @@ class Context(Snapshots):
         """Add an assistant's message, as if it had been generated."""
         return self.chat("assistant", content)
 
+    def tool(self, content: str, *, name: str = "") -> Context:
+        """Add what a tool answered."""
+        return self.chat("tool", content, **({"name": name} if name else {}))
+
     def cue(self) -> Context:
         """Begin the assistant's turn now, so that `append` can begin the reply; `generate` does it by itself."""
         return self if self._chat.is_open else self._mark(*self._chat.open(self.model))
@@ -73,6 +97,7 @@ class Context(Snapshots):
         self.sequence.check_open()
         if not 0 <= length <= len(self._tokens):
             raise InvalidRequest(f"truncate keeps from 0 to {len(self._tokens)} tokens; given {length}")
+        self.sequence.release()
         del self._tokens[length:]
         self.sequence.truncate(length)
         while self._marks and self._marks[-1][0] > length:
@@ -101,7 +126,7 @@ class Context(Snapshots):
 
     @property
     def _chat(self) -> Chat:
-        return self._marks[-1][1] if self._marks else Chat()
+        return self._marks[-1][1] if self._marks else Chat(tools=self._tools)
 
     def _mark(self, text: str, chat: Chat) -> Context:
         self.append(text)
@@ -112,7 +137,7 @@ class Context(Snapshots):
 
     def fork(self) -> Context:
         """A context with the same content, sharing the KV that is there.  Flush first: what waits is run by each."""
-        other = Context(model=self.model)
+        other = Context(model=self.model, tools=self._tools)
         other.sequence = self.sequence.fork()
         other._tokens = list(self._tokens)
         other._marks = list(self._marks)
@@ -145,22 +170,44 @@ class Context(Snapshots):
         stop: str | Iterable[str | int] = (),
         stop_tokens: Iterable[int] | None = None,
         logprobs: bool = False,
+        grammar: Grammar | Matcher | None = None,
+        schema: Any = None,
+        drafter: Drafter | str | None = None,
+        on_token: OnToken | None = None,
     ) -> Generation:
         """Continue the text: iterate for tokens, or await for the text.
 
         Greedy, unless a sampler or one of its numbers is given.  `stop`: strings, which do not go out, and token
         ids; `stop_tokens` replaces the model's own.  Every sampled token, a stop included, stays in the context.
+
+        `grammar`: draw only what it allows, or what a matcher as it is now allows.  `schema`: the same for a JSON
+        schema (a dict), a type (see `structured.schema_of`) or a Grammar.  Such a text ends with a stop token.
+
+        `drafter`: "ngram" drafts by prompt lookup in the engine; a function from all tokens to the next ones has its
+        drafts verified in one pass each; both change the speed, not the text.  `on_token` is called with each token
+        before it is given out; what it returns changes what comes next: a Sampler, text or tokens to append, False to
+        end.
+
+        It runs as decode plans, without a round trip per token, unless `drafter` is a function: see `is_plan`.
         """
         self.sequence.check_open()
         if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):
             self.cue()
         rules = rules_of(max_tokens, stop, stop_tokens, self.model)
         chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed, typical_p, logit_bias)
-        return Generation(self, chosen, rules, logprobs=logprobs)
+        if schema is not None:
+            grammar = Grammar.of(schema)
+        if grammar is not None:
+            rules = replace(rules, tokens=rules.tokens | models.stop_tokens(self.model))
+        return Generation(self, chosen, rules, logprobs=logprobs, grammar=grammar, drafter=drafter, on_token=on_token)
 
     async def generate_text(self, max_tokens: int = 256, **options: Any) -> str:
         """The text of `generate` with the same arguments."""
         return await self.generate(max_tokens, **options)
+
+    async def collect_json(self, type: Any, max_tokens: int = 256, **options: Any) -> Any:
+        """What the model writes next, as a value of a type or of a JSON schema: see `structured.collect_json`."""
+        return await collect_json(self, type, max_tokens, **options)
 
     async def flush(self) -> None:
         """Run what waits, but for the last token."""
@@ -222,7 +269,9 @@ class Context(Snapshots):
         return self._tokens[sequence.kv_len :]
 
     def extend(self, token: int) -> None:
-        """Take a sampled token in."""
+        """Take a sampled token in.  What runs ahead has written the KV of all before it."""
+        if self.sequence.source is not None:
+            self.sequence.kv_len = len(self._tokens)
         self._tokens.append(token)
 
     def room_for(self, max_tokens: int) -> int:
