@@ -32,10 +32,11 @@ class Batcher(ServingActor):
             folder, device=_device(settings), dtype=_dtype(settings), num_pages=settings.num_pages or None,
             page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
         )  # fmt: skip
-        core = BatcherCore(runner, settings)
+        spec = TokenizerSpec.from_folder(folder)
+        core = BatcherCore(runner, settings, tokenizer=spec)
+        core.plans.vocab_size = runner.config.vocab_size
         self._adapters = core.adapters
         self._loop = StepLoop(core, on_failure=lambda: os._exit(70))
-        spec = TokenizerSpec.from_folder(folder)
         info = {
             "name": folder.name,
             "architecture": runner.config.family,

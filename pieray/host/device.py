@@ -19,6 +19,7 @@ from pieray.messages import (
     Failed,
     LeasePages,
     Message,
+    PlanTokens,
     ReclaimSpare,
     ReleasePages,
 )
@@ -35,7 +36,7 @@ class Tenant(Protocol):
     """An inferlet as the device client sees it.  Called on reader threads."""
 
     def answered(self, answers: Sequence[tuple[int, object]]) -> None:
-        """Results (or PierayErrors) of commands and outputs, by guest ticket."""
+        """Results (or PierayErrors) of commands and outputs, and PlanTokens of plans, by guest ticket."""
 
     def granted(self, pages: list[int]) -> None: ...
 
@@ -161,6 +162,8 @@ class DeviceClient:
                 result: object = message.value
             elif isinstance(message, Failed):
                 result = error_from(message.code, message.message)
+            elif isinstance(message, PlanTokens):
+                result = message
             else:
                 raise ProtocolError(f"a batcher does not send {type(message).__name__}")
             answers.setdefault(message.ticket >> 32, []).append((message.ticket & TICKET_MASK, result))

@@ -6,10 +6,11 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
 from typing import ClassVar, Protocol
 
-from pieray.errors import DeviceLost, PierayError, QuotaExceeded
+from pieray.errors import Cancelled, DeviceLost, PierayError, QuotaExceeded
 from pieray.host.ledger import LedgerClient, LedgerDevice
 from pieray.host.tickets import TicketTable
-from pieray.messages import CopyTokens, Forward, Message, Output
+from pieray.messages import CopyTokens, ExtendPlan, Forward, Message, Output, PlanTokens, StopPlan
+from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace, Prepared
 
 MAX_STAGED = 64
@@ -102,6 +103,29 @@ class Pass(Command):
         return message
 
 
+class Run(Command):
+    """A command that grows while the batcher runs it: of a decode plan."""
+
+    writes_behind_copies = True
+    __slots__ = ()
+
+    def told(self, news: PlanTokens) -> None:
+        """The batcher tells what it has drawn."""
+        raise NotImplementedError
+
+    def num_wanted(self) -> int:
+        """Pages that it should have soon, beyond those bound."""
+        raise NotImplementedError
+
+    def is_starving(self) -> bool:
+        """Whether it cannot go on without one."""
+        raise NotImplementedError
+
+    def give_up(self, error: PierayError) -> None:
+        """It must end for want of pages: `error` is its result."""
+        raise NotImplementedError
+
+
 class Device(LedgerDevice, Protocol):
     """What an outbox needs of the device client."""
 
@@ -125,6 +149,7 @@ class Outbox:
         self._page_wait_s = page_wait_s
         self._staged: deque[Command] = deque()
         self._in_flight: dict[int, Command] = {}
+        self._runs: dict[int, Run] = {}  # those in flight
         self._pass_of: dict[int, Pass] = {}
         self._is_leasing = False
         self._is_lease_needed = False  # by a staged command: such a request waits in line
@@ -198,13 +223,35 @@ class Outbox:
                 continue
             command.is_sent = True
             self._in_flight[command.ticket] = command
+            if isinstance(command, Run):
+                self._runs[command.ticket] = command
             if command.prepared.copies and command.writes_behind_copies:
                 messages.append(self._copy_on_write(command))
             messages.append(command.message(self._inferlet))
+        messages += self._grow_runs()
         if messages:
             self._post(messages)
         self.ledger.give_back(is_idle=self._is_idle and not self._staged)
         self._lease_ahead()
+
+    def _grow_runs(self) -> list[Message]:
+        """Bind pages that runs will soon need, from what staged commands leave."""
+        messages: list[Message] = []
+        for run in self._runs.values():
+            if (wanted := run.num_wanted()) and isinstance(run.prepared, Growing):
+                pages = self._pages.grow(run.prepared, wanted)
+                if len(pages):
+                    messages.append(ExtendPlan(wire_ticket(self._inferlet, run.ticket), pages.tobytes()))
+        return messages
+
+    def stop(self, run: Run) -> None:
+        """End a run after the step in progress; one that is not sent never begins."""
+        if run in self._staged:
+            self._num_flushed -= self._staged.index(run) < self._num_flushed
+            self._staged.remove(run)
+            self._settle(run, Cancelled("it was stopped before it began"))
+        elif run.ticket in self._runs:
+            self._post([StopPlan(wire_ticket(self._inferlet, run.ticket))])
 
     def _copy_on_write(self, command: Command) -> Message:
         queue = command.queue
@@ -225,14 +272,17 @@ class Outbox:
         if self._is_leasing or self._is_closed:
             return
         short = self._pages.shortfall(c.prepared for c in self._staged)
-        if short == 0 and (self._is_idle or self._pages.num_spare * 2 >= self._lease_pages):
+        wanted = sum(run.num_wanted() for run in self._runs.values())
+        num_starving = sum(run.is_starving() for run in self._runs.values())
+        is_enough = self._is_idle or self._pages.num_spare * 2 >= self._lease_pages
+        if short == 0 and wanted == 0 and is_enough:
             return
-        self._is_leasing, self._is_lease_needed = True, short > 0
+        self._is_leasing, self._is_lease_needed = True, short + num_starving > 0
         try:
-            if short:
-                self._device.lease(self._inferlet, short, self._page_wait_s)
+            if self._is_lease_needed:
+                self._device.lease(self._inferlet, short + num_starving, self._page_wait_s)
             else:
-                self._device.lease(self._inferlet, self._lease_pages, 0.0)
+                self._device.lease(self._inferlet, max(wanted, self._lease_pages), 0.0)
         except DeviceLost as error:
             self.lease_failed(error)
 
@@ -249,15 +299,26 @@ class Outbox:
         A refusal ahead of need fails nothing: a command that has come meanwhile asks anew, and waits in line.
         """
         self._is_leasing = False
-        if not self._num_flushed:
+        starving = next((run for run in self._runs.values() if run.is_starving()), None)
+        if not self._num_flushed and starving is None:
             return
-        if self._is_lease_needed and not self._pages.bind(self._staged[0].prepared):
-            self._num_flushed -= 1
-            self._settle(self._staged.popleft(), error)
+        if self._is_lease_needed:
+            if self._num_flushed:
+                if not self._pages.bind(self._staged[0].prepared):
+                    self._num_flushed -= 1
+                    self._settle(self._staged.popleft(), error)
+            elif starving is not None:
+                starving.give_up(error)
         self._pump()
 
     def answered(self, ticket: int, result: object) -> None:
-        """The batcher's answer to a command or an output."""
+        """The batcher's answer to a command or an output, or PlanTokens of a run."""
+        if isinstance(result, PlanTokens):
+            if (run := self._runs.get(ticket)) is not None:
+                run.told(result)
+                if run.num_wanted():
+                    self._pump()
+            return
         command = self._in_flight.pop(ticket, None)
         if command is not None:
             self._settle(command, result)
@@ -265,6 +326,7 @@ class Outbox:
             self._tickets.resolve(ticket, result)
 
     def _settle(self, command: Command, result: object) -> None:
+        self._runs.pop(command.ticket, None)
         value = command.settled(result)
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
         self._tickets.resolve(command.ticket, value)
@@ -302,6 +364,7 @@ class Outbox:
         """
         self._is_closed = True
         self.passes.clear()
+        self._runs.clear()
         self._staged.clear()
         self._num_flushed = 0
         self.ledger.close()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pieray.config import Config
 from pieray.host.adapters import AdapterDirectory
 from pieray.host.aio import LoopThread
+from pieray.host.grammars import GrammarService
 from pieray.host.http.client import HttpClient
 from pieray.wasm.timers import Timers
 
@@ -20,6 +21,8 @@ class Services:
 
     timers: Timers = field(default_factory=Timers)
     """Calls functions at given times, on a thread of its own: they must be short."""
+    grammars: GrammarService = field(default_factory=GrammarService)
+    """Compiles grammars; its threads and processes start with the first."""
     loop: LoopThread = field(default_factory=LoopThread)
     """Where handlers wait for the world: HTTP, MCP servers."""
     http: HttpClient | None = None
@@ -34,6 +37,7 @@ class Services:
     def close(self) -> None:
         """Close all of them; idempotent."""
         self.timers.close()
+        self.grammars.close()
         self.loop.close()
         if self.http is not None:
             self.http.close()

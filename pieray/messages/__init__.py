@@ -30,6 +30,7 @@ from pieray.messages.leases import (
     Unexport,
 )
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
+from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
 
 __all__ = [
     "DISTRIBUTION",
@@ -50,6 +51,7 @@ __all__ = [
     "EmbedTokens",
     "Event",
     "ExportPages",
+    "ExtendPlan",
     "Failed",
     "Forward",
     "Hello",
@@ -63,9 +65,12 @@ __all__ = [
     "Message",
     "Output",
     "PeerFenced",
+    "PlanTokens",
     "ReclaimSpare",
     "ReleasePages",
     "SendText",
+    "StartPlan",
+    "StopPlan",
     "Unexport",
     "UnloadAdapter",
     "Verify",

@@ -46,6 +46,11 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredSample(Sample):
+    """The same; answers (ids uint32 [1], log p float32 [1]): of the token before bias, temperature and filters."""
+
+
+@dataclass(frozen=True, slots=True)
 class Distribution:
     """The k most likely next tokens, in order; answers (ids uint32 [k], probabilities float32 [k]); k = 0: all."""
 
@@ -243,6 +248,7 @@ class _Answers:
         bad = self._not_finite()
         answer: dict[type, Callable[..., Sequence[OutputValue]]] = {
             Sample: self._sample,
+            ScoredSample: self._scored_sample,
             Distribution: self._distribution,
             Logprobs: self._logprobs,
             Logits: self._logits,
@@ -279,6 +285,15 @@ class _Answers:
             for row in (masked.amax(-1) == -torch.inf).nonzero()[:, 0].tolist():
                 tokens[row] = InvalidRequest("the sampler allows no token: all are banned by its bias or its mask")
         return tokens
+
+    def _scored_sample(self, logits: torch.Tensor, group: Sequence[Sample]) -> Sequence[OutputValue]:
+        drawn = self._sample(logits, group)
+        ids = torch.tensor([[token if isinstance(token, int) else 0] for token in drawn], device=logits.device)
+        scores = sampler.logprobs(logits, ids).cpu().numpy()
+        return [
+            (np.array([token], np.uint32), scores[i]) if isinstance(token, int) else token
+            for i, token in enumerate(drawn)
+        ]
 
     def _distribution(self, logits: torch.Tensor, group: Sequence[Distribution]) -> Sequence[OutputValue]:
         vocab = logits.shape[-1]

@@ -25,9 +25,9 @@ import numpy.typing as npt
 
 from pieray.errors import BadHandle, Cancelled, ConfigError, InvalidRequest, QuotaExceeded
 from pieray.pages.frames import MAX_PAGE_SIZE, FrameTable, slot_bits
+from pieray.pages.growing import GrowingStaging
 from pieray.pages.prepared import Copy, Prepared
 from pieray.pages.slots import HandleTable
-from pieray.pages.staging import Staging
 
 __all__ = ["Copy", "Lent", "PageSpace", "Prepared"]
 
@@ -45,7 +45,7 @@ class Lent:
     num_tokens: int
 
 
-class PageSpace(Staging):
+class PageSpace(GrowingStaging):
     """Handles, frames and spare pages of one inferlet.  `limit` is limits.pages, `page_size` is in tokens.
 
     `on_frame_gone` is told the identity of each frame that nothing uses any more.

@@ -33,7 +33,7 @@ class Command:
 
     __slots__ = (
         "arrived", "dependents", "inferlet", "is_over", "lane", "num_blockers", "num_done", "num_tokens",
-        "peer_id", "priority", "queue", "seq", "ticket",
+        "peer_id", "priority", "queue", "seq", "ticket", "turn",
     )  # fmt: skip
     is_copy: ClassVar[bool]
 
@@ -50,7 +50,18 @@ class Command:
         self.dependents: list[Command] = []  # those that this one blocks
         self.is_over = False  # failed or dropped: a result that still comes is discarded
         self.seq = -1  # order of arrival
+        self.turn = -1  # the same, but for a plan, which takes its turn anew after each step
         self.arrived = 0.0  # seconds, monotonic
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the batcher has all that it needs to run."""
+        return True
+
+    @property
+    def num_due(self) -> int:
+        """Tokens that make it a decode or a prefill."""
+        return self.num_tokens
 
     def used_pages(self) -> list[int]:
         """Pages read or written."""
@@ -131,10 +142,10 @@ class ForwardCommand(Command):
         return _numbers(self.pages[self.first_written :])
 
     def read_slots(self, page_size: int) -> Slots:
-        return _slots(_numbers(self.pages), 0, self.kv_len, page_size)
+        return page_slots(_numbers(self.pages), 0, self.kv_len, page_size)
 
     def written_slots(self, page_size: int) -> Slots:
-        return _slots(_numbers(self.pages), self.kv_len, self.kv_len + self.num_tokens, page_size)
+        return page_slots(_numbers(self.pages), self.kv_len, self.kv_len + self.num_tokens, page_size)
 
     def tickets(self) -> list[int]:
         return [self.ticket, *(output[0] for output in self.outputs if output[2] >= self.num_answered)]
@@ -171,7 +182,8 @@ def _numbers(pages: U32) -> list[int]:
     return numbers
 
 
-def _slots(pages: list[int], start: int, end: int, page_size: int) -> Slots:
+def page_slots(pages: list[int], start: int, end: int, page_size: int) -> Slots:
+    """Slots `[start, end)` of the pages in order."""
     first, last = start // page_size, -(-end // page_size)
     return _merged(
         (pages[i], offset := max(start - i * page_size, 0), min(end - i * page_size, page_size) - offset)

@@ -11,9 +11,19 @@ import numpy.typing as npt
 
 from pieray.messages import DISTRIBUTION, ENTROPY, HIDDEN, LOGITS, LOGPROBS, SAMPLE, SAMPLE_WITH, Output
 from pieray.models.batch import ForwardItem
-from pieray.models.runner import Distribution, Entropy, Hidden, Logits, Logprobs, OutputRequest, Sample
+from pieray.models.runner import (
+    Distribution,
+    Entropy,
+    Hidden,
+    Logits,
+    Logprobs,
+    OutputRequest,
+    Sample,
+    ScoredSample,
+)
 from pieray.models.sampler import SamplingParams
 from pieray.sched.commands import F32, U32, ForwardCommand
+from pieray.sched.plans import PlanCommand
 
 _TOKEN = struct.Struct("<I")
 
@@ -35,6 +45,46 @@ def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size
         embeds=None if command.embeds is None else _embeds_between(*command.embeds, start, stop),
         adapter=command.adapter,
     )
+
+
+def plan_item(plan: PlanCommand, start: int, num_tokens: int) -> ForwardItem:
+    """Tokens `[start, start + num_tokens)` of a plan's run and its drafts."""
+    stop = start + num_tokens
+    tokens, positions = plan.chunk(start, stop)
+    pages = plan.pages[: -(-(plan.kv_len + stop) // plan.page_size)]
+    return ForwardItem(pages, plan.kv_len + start, tokens, positions, plan.mask_rows(start, stop),
+                       adapter=plan.adapter)  # fmt: skip
+
+
+def plan_requests(plan: PlanCommand, start: int, num_tokens: int) -> list[OutputRequest]:
+    """Its draws in that chunk."""
+    return [
+        plan_draw(plan.sampler, row, counter, mask, is_scored=plan.is_scored)
+        for row, counter, mask in plan.draws(start, start + num_tokens)
+    ]
+
+
+def plan_draw(wire: Sequence[Any], row: int, counter: int, mask: bytes, *, is_scored: bool) -> Sample:
+    """A draw as `sample_request` has it, restricted to what the grammar allows too."""
+    sample = sample_request(wire, row, counter)
+    allowed = sample.allowed
+    if mask:
+        allowed = mask if allowed is None else _both(allowed, mask)
+    kind = ScoredSample if is_scored else Sample
+    return kind(row, sample.params, counter, allowed, sample.bias)
+
+
+def _both(mask: bytes, other: bytes) -> bytes:
+    """What both masks allow."""
+    return (np.frombuffer(mask, np.uint8) & np.frombuffer(other, np.uint8)).tobytes()
+
+
+def drawn(values: Sequence[Any], num_kept: int) -> tuple[bytes, bytes]:
+    """The first tokens drawn and, if scored, their log-probabilities, as PlanTokens has them."""
+    kept = values[:num_kept]
+    if kept and isinstance(kept[0], tuple):
+        return b"".join(ids.tobytes() for ids, _ in kept), b"".join(scores.tobytes() for _, scores in kept)
+    return np.array(kept, "<u4").tobytes(), b""
 
 
 def _embeds_between(rows: U32, values: F32, start: int, stop: int) -> tuple[U32, F32] | None:

@@ -17,10 +17,13 @@ from pieray.messages import (
     Completed,
     CopyTokens,
     EmbedTokens,
+    ExtendPlan,
     Forward,
     LoadAdapter,
     Message,
     Output,
+    StartPlan,
+    StopPlan,
     UnloadAdapter,
     Verify,
 )
@@ -28,6 +31,8 @@ from pieray.sched.adapters import AdapterDesk
 from pieray.sched.cohort import CohortWait
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey
 from pieray.sched.lookups import EmbedLookups, failed
+from pieray.sched.plandesk import PlanDesk
+from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler, StepPlan
 from pieray.sched.verify import VerifyCommand
 
@@ -36,10 +41,12 @@ if TYPE_CHECKING:
     from pieray.models.batch import ForwardItem
     from pieray.models.lora import LoraAdapter
     from pieray.models.runner import OutputRequest, StepResult
+    from pieray.models.tokenizer import TokenizerSpec
 
 log = logging.getLogger(__name__)
 
 Answers: TypeAlias = list[tuple[str, Message]]  # (peer_id, message)
+Enqueued: TypeAlias = Forward | CopyTokens | Verify | StartPlan
 
 
 class Runner(Protocol):
@@ -63,7 +70,8 @@ class BatcherCore:
     step.  Nothing that a peer sends makes `submit` or `step` raise.
     """
 
-    def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic,
+                 tokenizer: TokenizerSpec | None = None) -> None:  # fmt: skip
         from pieray.sched import convert  # torch: imported here, in the process that computes
 
         self._convert = convert
@@ -77,6 +85,7 @@ class BatcherCore:
         self._acks: list[tuple[LaneKey, int]] = []  # cancels that wait for the running step: ticket
         self._counts = dict.fromkeys(("steps", "forwards", "copies", "tokens", "failed"), 0)
         self._busy_s = 0.0
+        self.plans = PlanDesk(self._scheduler, self._fail, convert.drawn, tokenizer)
         self.adapters = AdapterDesk(runner, settings.adapter_bytes)
 
     # --- in --------------------------------------------------------------------------------------
@@ -88,8 +97,10 @@ class BatcherCore:
         """
         answers: Answers = []
         for message in messages:
-            if isinstance(message, (Forward, CopyTokens, Verify)):
+            if isinstance(message, (Forward, CopyTokens, Verify, StartPlan)):
                 self._enqueue(peer_id, message, now, answers)
+            elif isinstance(message, (ExtendPlan, StopPlan)):
+                self.plans.change(peer_id, message, answers)
             elif isinstance(message, EmbedTokens):
                 self._lookups.add(peer_id, message)
             elif isinstance(message, (LoadAdapter, UnloadAdapter)):
@@ -103,12 +114,14 @@ class BatcherCore:
                 log.warning("%s: %s", peer_id, error)
         return answers
 
-    def _enqueue(self, peer_id: str, message: Forward | CopyTokens | Verify, now: float, answers: Answers) -> None:
+    def _enqueue(self, peer_id: str, message: Enqueued, now: float, answers: Answers) -> None:
         command: Command
         try:
             self._cohort.arrived((peer_id, message.inferlet), now)
             if isinstance(message, Forward):
                 command = ForwardCommand(peer_id, message, self._page_size)
+            elif isinstance(message, StartPlan):
+                command = self.plans.command(peer_id, message, self._page_size)
             elif isinstance(message, Verify):
                 command = VerifyCommand(peer_id, message, self._page_size)
                 if command.is_tree:
@@ -120,7 +133,10 @@ class BatcherCore:
             return
         if not self._scheduler.submit(command, now):
             self._answer_failed([command], _dependency_failed(), answers)
-        elif isinstance(command, ForwardCommand) and isinstance(message, (Forward, Verify)) and message.adapter:
+            return
+        if isinstance(message, StartPlan) and isinstance(command, PlanCommand):
+            self.plans.begin(command, message, answers)
+        if isinstance(command, ForwardCommand) and not isinstance(message, CopyTokens) and message.adapter:
             self._attach_adapter(command, message.adapter, answers)
 
     def _attach_adapter(self, command: ForwardCommand, number: int, answers: Answers) -> None:
@@ -131,7 +147,7 @@ class BatcherCore:
 
     def _cancel(self, peer_id: str, message: CancelInferlet, answers: Answers) -> None:
         key = (peer_id, message.inferlet)
-        self._scheduler.cancel(*key)
+        self.plans.forget(self._scheduler.cancel(*key))
         self._lookups.cancel(*key)
         self._cohort.ended(key)
         self.adapters.drop(*key)
@@ -143,7 +159,7 @@ class BatcherCore:
     def drop_peer(self, peer_id: str) -> bool:
         """The peer is dead: drop all that it has queued.  True when the running step touches none of its pages, so
         that they may be fenced; until then, call again after each step."""
-        self._scheduler.cancel(peer_id)
+        self.plans.forget(self._scheduler.cancel(peer_id))
         self._lookups.cancel(peer_id)
         self.adapters.drop(peer_id)
         self._cohort.ended_all(lambda key: key[0] == peer_id)
@@ -153,7 +169,7 @@ class BatcherCore:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.num_queued > 0 or bool(self._lookups)
+        return self._scheduler.has_work or bool(self._lookups)
 
     def wait_s(self, now: float) -> float:
         """Seconds to wait for more commands before `step`, unless one comes first; 0: step now."""
@@ -195,20 +211,19 @@ class BatcherCore:
 
     def _forward(self, plan: StepPlan, answers: Answers) -> None:
         """Compute and answer; a forward whose copy has failed is over already."""
-        convert, page_size = self._convert, self._page_size
+        convert = self._convert
         chunks, items, wanted, requests = [], [], [], []
         for chunk in plan.forwards:
             command, start, num_tokens = chunk
             if command.is_over:
                 continue
             try:
-                outputs = convert.outputs_between(command, start, start + num_tokens)
-                requests.append([convert.output_request(command, output, start) for output in outputs])
-                items.append(convert.forward_item(command, start, num_tokens, page_size))
+                item, asked, outputs = self._asked(command, start, num_tokens)
+                items.append(item)
+                requests.append(asked)
                 wanted.append(outputs)
                 chunks.append(chunk)
             except (ValueError, TypeError, LookupError) as error:  # an output that is not well-formed
-                del requests[len(items) :]
                 self._fail(command, InvalidRequest(f"malformed command: {error}"), answers)
         for (command, start, num_tokens), outputs, result in zip(
             chunks, wanted, self._computed(items, requests), strict=True
@@ -217,6 +232,9 @@ class BatcherCore:
                 continue
             if isinstance(result, PierayError):
                 self._fail(command, result, answers)
+                continue
+            if isinstance(command, PlanCommand):
+                self.plans.stepped(command, result, answers)
                 continue
             peer_id = command.peer_id
             if isinstance(command, VerifyCommand):
@@ -231,6 +249,17 @@ class BatcherCore:
             if command.num_answered == command.num_tokens:
                 answers.append((peer_id, Completed(command.ticket, None)))
                 self._scheduler.finish(command)
+
+    def _asked(
+        self, command: ForwardCommand, start: int, num_tokens: int
+    ) -> tuple[ForwardItem, list[OutputRequest], list[Output]]:
+        """What the runner is asked for a chunk, and the outputs that its values answer (none for a plan)."""
+        convert = self._convert
+        if isinstance(command, PlanCommand):
+            return convert.plan_item(command, start, num_tokens), convert.plan_requests(command, start, num_tokens), []
+        outputs = convert.outputs_between(command, start, start + num_tokens)
+        asked = [convert.output_request(command, output, start) for output in outputs]
+        return convert.forward_item(command, start, num_tokens, self._page_size), asked, outputs
 
     def _verify(
         self, command: VerifyCommand, outputs: Sequence[Output], values: Sequence[Any], num_done: int, answers: Answers
@@ -291,6 +320,7 @@ class BatcherCore:
         doomed = self._scheduler.fail(command)
         self._answer_failed([command], error, answers)
         self._answer_failed(doomed, _dependency_failed(), answers)
+        self.plans.forget([command, *doomed])
 
     def _answer_failed(self, commands: Iterable[Command], error: PierayError, answers: Answers) -> None:
         for command in commands:
@@ -298,7 +328,7 @@ class BatcherCore:
             answers += [(command.peer_id, failed(ticket, error)) for ticket in command.tickets()]
 
     def _fail_message(
-        self, peer_id: str, message: Forward | CopyTokens | Verify, error: Exception, answers: Answers
+        self, peer_id: str, message: Enqueued, error: Exception, answers: Answers
     ) -> None:
         known = error if isinstance(error, PierayError) else InvalidRequest(f"malformed command: {error}")
         tickets = [message.ticket]

@@ -14,7 +14,7 @@ handlers; `Context` and its `generate` are written on them.
 
 from __future__ import annotations
 
-from . import adapters, chat, embeds, forward, http, kv, log, model, queue, runtime, scratch, session, tickets
+from . import adapters, chat, embeds, forward, http, kv, log, model, plans, queue, runtime, scratch, session, tickets
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
@@ -39,6 +39,7 @@ from .errors import (
     Unsupported,
     WrongType,
 )
+from .plans import Plan
 from .sampler import Sampler, SamplerHandle, greedy
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "OutOfPages",
     "PeerLost",
     "Pending",
+    "Plan",
     "Quota",
     "QuotaExceeded",
     "RemoteFailed",
@@ -76,6 +78,7 @@ __all__ = [
     "kv",
     "log",
     "model",
+    "plans",
     "queue",
     "runtime",
     "scratch",

@@ -1,26 +1,25 @@
-"""Generation: the loop of forward, sample, wait over a context, as an asynchronous iterator of tokens."""
+"""Generation: what is drawn behind a context, as an asynchronous iterator of tokens."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import AsyncIterator, Generator, Iterable
+import contextlib
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from . import _host
+from . import _host, log
 from . import model as models
 from ._host import Err
+from ._sources import Drafter, Draws, NoPlan, PassSource, PlanSource, Source, open_source
 from ._stops import StopMatcher
-from ._waiting import wait_ticket, wait_tickets
-from .errors import InvalidRequest, error_of
+from .errors import Error, InvalidRequest, error_of
 from .sampler import Sampler
 
 if TYPE_CHECKING:
     from .context import Context
 
 
-#: Most probable tokens asked for with each sample, among which its log-probability is looked up.
-TOP_TOKENS = 16
+OnToken: TypeAlias = Callable[["Token"], "Sampler | str | Sequence[int] | bool | None"]
 
 
 class Token(NamedTuple):
@@ -58,11 +57,17 @@ class Generation:
     generated.  Afterwards `text`, `num_tokens` and `finish_reason` tell what came.
     """
 
-    def __init__(self, context: Context, sampler: Sampler, rules: Rules, *, logprobs: bool) -> None:
+    def __init__(self, context: Context, sampler: Sampler, rules: Rules, *, logprobs: bool, grammar: Any = None,
+                 drafter: Drafter | str | None = None, on_token: OnToken | None = None) -> None:  # fmt: skip
+        if isinstance(drafter, str) and drafter != "ngram":
+            raise InvalidRequest(f"the drafters with a name are: ngram; given {drafter!r}")
         self._context = context
-        self._sampler = sampler
         self._rules = rules
-        self._with_logprobs = logprobs
+        self._draws = Draws(sampler, logprobs, rules.tokens, rules.strings, drafter=drafter, model=context.model)
+        self._grammar = grammar
+        self._owns_grammar = False
+        self._on_token = on_token
+        self._source: Source | None = None
         self._matcher = StopMatcher(rules.strings)
         self._parts: list[str] = []
         self._is_started = False
@@ -71,7 +76,8 @@ class Generation:
         self.logprobs: list[float] = []
         """Log-probability of each id in `tokens`, if asked for."""
         self.finish_reason = ""
-        """"stop" (a stop token or string), "length" (max_tokens or the model's context), "" until it ends."""
+        """"stop" (a stop token or string), "length" (max_tokens or the model's context), "grammar" (nothing may
+        follow), "" until it ends."""
         self.stopped_by: str | int | None = None
         """The stop string or stop token that ended it."""
 
@@ -100,43 +106,86 @@ class Generation:
         return self.text
 
     async def _run(self) -> AsyncIterator[Token]:
-        """Forward, sample, wait, take: what a token costs is in this loop."""
-        context, sequence = self._context, self._context.sequence
+        """Draw, take in, give out: what a token costs is in this loop."""
+        context = self._context
         num_left = context.room_for(self._rules.max_tokens)
-        take = _host.tickets.take_tokens
-        opened = None if self._sampler.is_plain else self._sampler.handle(context.model)
-        sample = _host.forward.sample if opened is None else _host.forward.sample_with
-        chain = self._sampler.numbers() if opened is None else (opened.id,)
-        handle, logprob = 0, None
+        self._source = source = open_source(context, self._draws)
         stream = models.TextStream(model=context.model)
+        self._trace()
         try:
+            if num_left and self._grammar is not None:
+                self._draws.matcher = await self._open_grammar()
             while num_left:
-                num_left -= 1
-                pending = context.pending()
-                handle = sequence.forward(pending, num_left)
-                ticket = sample(handle, len(pending) - 1, *chain)
-                if self._with_logprobs:
-                    token, logprob = await self._take_scored(ticket, handle, len(pending) - 1)
-                else:
-                    await wait_ticket(ticket)
-                    token = take(ticket)[0]
-                    sequence.commit(len(pending))
-                context.extend(token)
-                text = self._accept(token, logprob, stream)
-                if text is not None:
-                    if not num_left:
-                        text = self._end(text)
-                    yield Token(text, token, logprob)
-                if self.finish_reason:
-                    return
-            self.finish_reason = "length"
+                try:
+                    drawn = await source.next(num_left)
+                except NoPlan:
+                    self._source = source = PassSource(context, self._draws)
+                    continue
+                if not drawn:
+                    self.finish_reason = source.finish_reason
+                    break
+                for token, logprob in drawn:
+                    num_left -= 1
+                    context.extend(token)
+                    text = self._accept(token, logprob, stream)
+                    if text is not None:
+                        if not num_left:
+                            text = self._end(text)
+                        out = Token(text, token, logprob)
+                        if self._on_token is not None:
+                            self._change(self._on_token(out))
+                        yield out
+                    if self.finish_reason:
+                        return
+                    if source.is_stale:
+                        num_left = min(num_left, context.room_for(num_left))
+                        break
+            self.finish_reason = self.finish_reason or "length"
         except Err as err:
             raise error_of(err) from None
         finally:
-            sequence.abandon(handle)
+            source.close()
             stream.close()
-            if opened is not None:
-                opened.close()
+            self._close_grammar()
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether it runs as decode plans, so that a token costs no round trip."""
+        return isinstance(self._source, PlanSource)
+
+    def _trace(self) -> None:
+        """Say once which way generations run here."""
+        way = "a decode plan" if self.is_plan else "a pass per token or draft, for its drafter is a function"
+        _say_once(f"generate runs as {way}")
+
+    async def _open_grammar(self) -> int:
+        """The handle of a matcher at the beginning of this generation."""
+        given = self._grammar
+        if hasattr(given, "compile"):
+            given = self._grammar = await given.compile(self._context.model)
+            self._owns_grammar = True
+        handle: int = given.handle
+        return handle
+
+    def _close_grammar(self) -> None:
+        if self._owns_grammar:
+            self._owns_grammar = False
+            self._grammar.close()
+
+    def _change(self, change: Sampler | str | Sequence[int] | bool | None) -> None:
+        """What `on_token` has returned."""
+        if change is None or change is True:
+            return
+        context = self._context
+        if change is False:
+            self.finish_reason = self.finish_reason or "stop"
+        elif isinstance(change, Sampler):
+            self._draws.sampler, self._draws.seed = change, None
+            context.sequence.release()
+            if self._source is not None:
+                self._source.redraw()
+        else:
+            context.append(change)
 
     def _accept(self, token: int, logprob: float | None, stream: models.TextStream) -> str | None:
         """Take `token` in; the text that goes out, or None if the token ended it and leaves none."""
@@ -164,14 +213,8 @@ class Generation:
         self.finish_reason = self.finish_reason or "length"
         return text + held
 
-    async def _take_scored(self, ticket: int, handle: int, row: int) -> tuple[int, float]:
-        """The sampled token and its log-probability, looked up among the most probable or scored by itself."""
-        context = self._context
-        spread = _host.forward.distribution(handle, row, TOP_TOKENS)
-        await wait_tickets([ticket, spread])
-        token = _host.tickets.take_tokens(ticket)[0]
-        probable = dict(zip(*_host.tickets.take_distribution(spread), strict=True))
-        context.sequence.commit(row + 1)
-        if probability := probable.get(token):
-            return token, math.log(probability)
-        return token, (await context.logprobs([token]))[0]
+
+@_host.cached
+def _say_once(text: str) -> None:
+    with contextlib.suppress(Error):  # a full log is no reason not to generate
+        log.debug(text)

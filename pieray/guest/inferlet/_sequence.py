@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 from . import _host, _queues, kv
 from ._waiting import wait_ticket
 from .adapters import Adapter
-from .errors import BadHandle, InvalidRequest, raises
+from .errors import BadHandle, InvalidRequest, QuotaExceeded, raises
+
+if TYPE_CHECKING:
+    from ._sources import Source
 
 #: Most pages asked for at one time beyond what the next pass needs.
 GROWTH_PAGES = 8
@@ -21,7 +25,7 @@ class KvSequence:
     """
 
     __slots__ = ("_capacity", "_in_flight", "_page_size", "_queue", "adapter", "is_closed", "kv_len",
-                 "model", "pages")  # fmt: skip
+                 "model", "pages", "source")  # fmt: skip
 
     def __init__(self, model: str = "", adapter: Adapter | None = None) -> None:
         self.model = model
@@ -33,6 +37,25 @@ class KvSequence:
         self._capacity = 0
         self._queue: int | None = None
         self._in_flight = 0
+        self.source: Source | None = None
+
+    @property
+    def queue(self) -> int:
+        """The queue that passes run on."""
+        if self._queue is None:
+            self._queue = _queues.acquire(self.model)
+        return self._queue
+
+    def release(self) -> None:
+        """The sequence is about to change: what runs ahead of it ends."""
+        if self.source is not None:
+            self.source.release()
+
+    def claim(self) -> None:
+        """The same before a pass or a plan.  Raises InvalidRequest if one is waited for."""
+        if self._in_flight or (self.source is not None and self.source.is_busy):
+            raise InvalidRequest("this context is running a pass already: fork it to run two at once")
+        self.release()
 
     def forward(self, tokens: list[int], num_more: int = 0) -> int:
         """Enqueue a pass over `tokens` on top of the valid KV; its handle.
@@ -40,18 +63,54 @@ class KvSequence:
         `num_more` tokens are expected soon after: pages come ahead of need.  One pass at a time: `commit` or
         `abandon` must follow.
         """
-        if self._in_flight:
-            raise InvalidRequest("this context is running a pass already: fork it to run two at once")
+        self.claim()
         end = self.kv_len + len(tokens)
         if end > self._capacity:
             self._grow(end, num_more)
-        if self._queue is None:
-            self._queue = _queues.acquire(self.model)
-        handle: int = _host.forward.forward(self._queue, self.pages, self.kv_len, tokens, [], [])
+        handle: int = _host.forward.forward(self.queue, self.pages, self.kv_len, tokens, [], [])
         if self.adapter is not None:
             _host.forward.set_adapter(handle, self.adapter.id)
         self._in_flight = handle
         return handle
+
+    def verify(self, tokens: list[int], drafts: list[int], sampler: int) -> int:
+        """Enqueue a verification of drafts behind `tokens`; its ticket.  As `forward` else."""
+        self.claim()
+        end = self.kv_len + len(tokens) + len(drafts)
+        if end > self._capacity:
+            self._grow(end, 0)
+        adapter = 0 if self.adapter is None else self.adapter.id
+        ticket: int = _host.forward.verify(
+            self.queue, self.pages, self.kv_len, tokens, drafts, [], sampler, adapter
+        )
+        self._in_flight = ticket
+        return ticket
+
+    def make_room(self, num_tokens: int, most: int) -> int:
+        """Pages for a plan of `num_tokens` and up to `most` drawn ones; for how many of those there are pages.
+
+        Raises QuotaExceeded if there are none for the first.
+        """
+        self.check_open()
+        end = self.kv_len + num_tokens
+        least = self._num_pages(end) - len(self.pages)
+        extra = self._num_pages(end + most - 1) - len(self.pages)
+        while extra > 0:
+            try:
+                self.pages += kv.alloc(extra)
+                self._capacity = len(self.pages) * self._page_size
+            except QuotaExceeded:
+                if extra <= least:
+                    raise
+                extra = max(least, extra // 2)
+            else:
+                break
+        return min(most, self._capacity - end + 1)
+
+    def trim(self) -> None:
+        """Give back pages that hold no KV."""
+        if not self.is_closed:
+            self.truncate(self.kv_len)
 
     def commit(self, num_tokens: int) -> None:
         """The pass in flight has run: its first `num_tokens` tokens are valid KV."""
@@ -77,6 +136,7 @@ class KvSequence:
     def fork(self) -> KvSequence:
         """A second sequence on the same KV, copy-on-write."""
         self.check_open()
+        self.release()
         other = KvSequence(self.model, self.adapter)
         used = self._num_pages(self.kv_len)
         if used:
@@ -87,6 +147,7 @@ class KvSequence:
 
     def truncate(self, length: int) -> None:
         """Keep the KV of the first `length` tokens at most, and the pages that it needs."""
+        self.release()
         self.kv_len = min(self.kv_len, length)
         used = self._num_pages(self.kv_len)
         surplus = self.pages[used:]
@@ -100,6 +161,7 @@ class KvSequence:
         if self.is_closed:
             return
         self.is_closed = True
+        self.release()
         pages, self.pages, self.kv_len, self._capacity = self.pages, [], 0, 0
         if self._queue is not None:
             _queues.release(self.model, self._queue)

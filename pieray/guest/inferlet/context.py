@@ -8,8 +8,9 @@ from typing import Any
 from . import _host
 from . import model as models
 from ._chat import Chat
-from ._generation import Generation, rules_of
+from ._generation import Generation, OnToken, rules_of
 from ._sequence import KvSequence
+from ._sources import Drafter
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
 from .errors import InvalidRequest, check_numbers, raises
@@ -41,7 +42,10 @@ class Context:
     def append(self, text: str | Sequence[int]) -> Context:
         """Add text, or tokens, at the end."""
         self.sequence.check_open()
-        self._tokens += self._tokens_of(text)
+        added = self._tokens_of(text)
+        if added:
+            self.sequence.release()
+            self._tokens += added
         return self
 
     def chat(self, role: str, content: str) -> Context:
@@ -72,6 +76,7 @@ class Context:
         self.sequence.check_open()
         if not 0 <= length <= len(self._tokens):
             raise InvalidRequest(f"truncate keeps from 0 to {len(self._tokens)} tokens; given {length}")
+        self.sequence.release()
         del self._tokens[length:]
         self.sequence.truncate(length)
         while self._marks and self._marks[-1][0] > length:
@@ -144,18 +149,28 @@ class Context:
         stop: str | Iterable[str | int] = (),
         stop_tokens: Iterable[int] | None = None,
         logprobs: bool = False,
+        grammar: Any = None,
+        drafter: Drafter | str | None = None,
+        on_token: OnToken | None = None,
     ) -> Generation:
         """Continue the text: iterate for tokens, or await for the text.
 
         Greedy, unless a sampler or one of its numbers is given.  `stop`: strings, which do not go out, and token
         ids; `stop_tokens` replaces the model's own.  Every sampled token, a stop included, stays in the context.
+
+        `grammar`: draw only what a matcher, as it is now, allows.  `drafter`: "ngram" drafts by prompt lookup in the
+        engine; a function from all tokens to the next ones has its drafts verified in one pass each; both change the
+        speed, not the text.  `on_token` is called with each token before it is given out; what it returns changes what
+        comes next: a Sampler, text or tokens to append, False to end.
+
+        It runs as decode plans, without a round trip per token, unless `drafter` is a function: see `is_plan`.
         """
         self.sequence.check_open()
         if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):
             self.cue()
         rules = rules_of(max_tokens, stop, stop_tokens, self.model)
         chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed, typical_p, logit_bias)
-        return Generation(self, chosen, rules, logprobs=logprobs)
+        return Generation(self, chosen, rules, logprobs=logprobs, grammar=grammar, drafter=drafter, on_token=on_token)
 
     async def generate_text(self, max_tokens: int = 256, **options: Any) -> str:
         """The text of `generate` with the same arguments."""
@@ -221,7 +236,9 @@ class Context:
         return self._tokens[sequence.kv_len :]
 
     def extend(self, token: int) -> None:
-        """Take a sampled token in."""
+        """Take a sampled token in.  What runs ahead has written the KV of all before it."""
+        if self.sequence.source is not None:
+            self.sequence.kv_len = len(self._tokens)
         self._tokens.append(token)
 
     def room_for(self, max_tokens: int) -> int:

@@ -9,12 +9,14 @@ from fake_host import FakeHost
 from guest_install import install
 
 
-@pytest.fixture
-def make_host() -> Iterator[Callable[..., FakeHost]]:
-    """Makes and installs hosts; each must be clean at the end."""
+@pytest.fixture(params=["plans", "passes"])
+def make_host(request: pytest.FixtureRequest) -> Iterator[Callable[..., FakeHost]]:
+    """Makes and installs hosts, those that have plans and those that have none; each must be clean at the end."""
     made: list[FakeHost] = []
 
     def make(**options: object) -> FakeHost:
+        if request.param == "passes":
+            options.setdefault("num_plans", 0)
         made.append(install(FakeHost(**options)))  # type: ignore[arg-type]
         return made[-1]
 

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fake_model as lm
+from fake_plans import FakePlans
 from fake_samplers import FakeSamplers
 
 from inferlet._host import INTERFACES
@@ -48,7 +49,7 @@ class Pass:
     outputs: list[tuple[int, int, Callable[[int, int], tuple[str, Any]]]] = field(default_factory=list)
 
 
-class FakeHost(FakeSamplers):
+class FakeHost(FakeSamplers, FakePlans):
     """`order` (a seed) answers commands one or a few at a wait, in random order; None answers all at once."""
 
     def __init__(
@@ -58,10 +59,12 @@ class FakeHost(FakeSamplers):
         num_queues: int = 64,
         num_pages: int = 4096,
         max_context: int = 10_000,
+        num_plans: int = 64,
     ) -> None:
         self.page_size, self.num_queues = page_size, num_queues
         self.num_pages, self.max_context = num_pages, max_context
         self.rng = None if order is None else Random(order)
+        self.start_plans(num_plans)
         self.ids = itertools.count(1)
         self.pages: dict[int, Page] = {}
         self.queues: set[int] = set()
@@ -76,7 +79,6 @@ class FakeHost(FakeSamplers):
         self.logs: list[tuple[str, str]] = []
         self.clock = 0.0
         self.calls: list[str] = []
-        self.samplers: dict[int, Any] = {}
         self.num_passes = 0
         self.num_computed = 0
         self.fail_pass: Callable[[Pass], PierayError | None] = lambda _: None
@@ -94,6 +96,8 @@ class FakeHost(FakeSamplers):
                 self._reveal()
             elif self.receivers and self.inbox and self.inbox[0][0] <= end:
                 self.clock = max(self.clock, self.inbox[0][0])
+            elif self.step_plans():
+                continue
             elif end == math.inf:
                 raise AssertionError(f"the inferlet waits for ever for {tickets}")
             else:
@@ -306,6 +310,20 @@ class FakeHost(FakeSamplers):
 
     # -- model
 
+    def forward_verify(self, queue: int, pages: Any, kv_len: int, tokens: Any, drafts: Any, parents: Any, sampler: int,
+                       adapter: int) -> int:  # fmt: skip
+        line = [*map(int, tokens), *map(int, drafts)]
+        pass_ = self.forward_forward(queue, pages, kv_len, line, [], [])
+        digests = self._compute(self.unsent.pop(pass_))
+        self.num_passes += 1
+        drawn: list[int] = []
+        for row in range(len(tokens) - 1, len(line)):
+            drawn.append(self.draw(digests[row], kv_len + row, sampler))
+            if row + 1 == len(line) or line[row + 1] != drawn[-1]:
+                break
+        self.hidden.append((pass_, ("tokens", drawn)))
+        return pass_
+
     def model_names(self) -> list[str]:
         return ["fake"]
 
@@ -375,9 +393,10 @@ class FakeHost(FakeSamplers):
             raise BadHandle(f"{what} is not this inferlet's")
 
     def assert_clean(self) -> None:
-        """Nothing is left: pages, tickets, text streams, samplers."""
+        """Nothing is left: pages, plans, samplers, tickets, text streams."""
         tickets = self.pending - set(self.receivers)
-        left = {"pages": self.pages, "streams": self.streams, "samplers": self.samplers, "tickets": tickets}
+        left = {"pages": self.pages, "plans": self.plans, "samplers": self.samplers, "streams": self.streams}
+        assert not tickets, tickets
         assert not any(left.values()), left
 
 

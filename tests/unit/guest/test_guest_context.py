@@ -214,7 +214,7 @@ def test_distribution_and_logprobs_are_the_models(host: FakeHost) -> None:
 
 @pytest.mark.parametrize("top", [1, 16])
 def test_tokens_carry_their_logprobs(host: FakeHost, top: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inferlet._generation.TOP_TOKENS", top)
+    monkeypatch.setattr("inferlet._sources.TOP_TOKENS", top)
 
     async def main() -> None:
         async with Context(PROMPT) as ctx:
@@ -264,7 +264,9 @@ def test_truncate_forgets_the_messages_cut_off(host: FakeHost) -> None:
     run(main())
 
 
-def test_no_call_per_token_but_the_five(host: FakeHost) -> None:
+def test_no_call_per_token_but_the_five(make_host: Callable[..., FakeHost]) -> None:
+    host = make_host(num_plans=0)
+
     async def main() -> None:
         async with Context(PROMPT) as ctx:
             await ctx.generate(4, stop_tokens=())
@@ -274,7 +276,7 @@ def test_no_call_per_token_but_the_five(host: FakeHost) -> None:
 
     run(main())
     token = ["forward_forward", "forward_sample", "tickets_wait", "tickets_take_tokens", "model_stream_push", "yield"]
-    calls = [call for call in host.calls if call not in ("kv_alloc", "kv_free")]
+    calls = [call for call in host.calls if call not in ("kv_alloc", "kv_free", "plans_create")]
     assert calls == ["model_stream_open", *token, *token, "model_stream_close"]
 
 

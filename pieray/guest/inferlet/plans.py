@@ -1,0 +1,133 @@
+"""Decode plans: generation that the engine runs ahead of this program, without a round trip per token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from . import _host
+from ._waiting import wait_ticket
+from .errors import raises
+from .tickets import Ticket, take_none
+
+
+class Plan:
+    """Runs `tokens` on top of the `kv_len` tokens in `pages`, then draws up to `max_tokens` tokens.
+
+    `pages` have room for all of them but the last.  Configure it, `start` it, take what was drawn with `next` or by
+    iterating over it; while it is paused it may be changed and cut.  `close` it in the end, or use it in `with`.
+    """
+
+    __slots__ = ("_handle",)
+
+    @raises
+    def __init__(
+        self, queue: int, pages: Sequence[int], kv_len: int, tokens: Sequence[int], max_tokens: int, sampler: int = 0
+    ) -> None:
+        self._handle: int | None = None
+        self._handle = _host.plans.create(queue, list(pages), kv_len, list(tokens), max_tokens, sampler)
+
+    @property
+    def handle(self) -> int:
+        """What the handlers take; 0, which they refuse, once the plan is closed."""
+        return self._handle or 0
+
+    # -- before start, or while paused
+
+    @raises
+    def set_sampler(self, sampler: int) -> None:
+        """Draw from this sampler chain from now on; 0: greedy."""
+        _host.plans.set_sampler(self.handle, sampler)
+
+    @raises
+    def set_stop(self, tokens: Sequence[int] = (), texts: Sequence[str] = ()) -> None:
+        """End after one of `tokens`, or when one of `texts` is in the text drawn."""
+        _host.plans.set_stop(self.handle, list(tokens), list(texts))
+
+    @raises
+    def set_grammar(self, matcher: int) -> None:
+        """Draw only what the matcher, as it is now, allows; 0: anything."""
+        _host.plans.set_grammar(self.handle, matcher)
+
+    @raises
+    def set_adapter(self, adapter: int) -> None:
+        """Run through a LoRA adapter; 0: none."""
+        _host.plans.set_adapter(self.handle, adapter)
+
+    @raises
+    def set_drafter(self, num_drafts: int, history: Sequence[int] = ()) -> None:
+        """Draft up to `num_drafts` tokens a step by prompt lookup, in `history` too; 0: off."""
+        _host.plans.set_drafter(self.handle, num_drafts, list(history))
+
+    @raises
+    def score(self) -> None:
+        """Compute log-probabilities, for `next_scored`; before start."""
+        _host.plans.score(self.handle)
+
+    # -- running
+
+    @raises
+    def start(self) -> None:
+        """Begin to run."""
+        _host.plans.start(self.handle)
+
+    @raises
+    async def next(self) -> list[int]:
+        """What was drawn since the last time: at least one token, or none once the plan has ended or is paused."""
+        ticket = _host.plans.next(self.handle)
+        await wait_ticket(ticket)
+        return list(_host.tickets.take_tokens(ticket))
+
+    @raises
+    async def next_scored(self) -> tuple[list[int], list[float]]:
+        """The same, with log-probabilities."""
+        ticket = _host.plans.next_scored(self.handle)
+        await wait_ticket(ticket)
+        tokens, scores = _host.tickets.take_distribution(ticket)
+        return list(tokens), list(scores)
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        """Tokens, until the plan has ended or is paused."""
+        while tokens := await self.next():
+            for token in tokens:
+                yield token
+
+    @raises
+    def pause(self) -> Ticket[None]:
+        """Draw no more after the step in progress; await it for that to be so."""
+        return Ticket(_host.plans.pause(self.handle), take_none)
+
+    @raises
+    def resume(self) -> None:
+        """Go on after a pause."""
+        _host.plans.resume(self.handle)
+
+    @raises
+    def truncate(self, num_tokens: int) -> None:
+        """Forget what was drawn behind the first `num_tokens` tokens; a plan that had ended is paused then."""
+        _host.plans.truncate(self.handle, num_tokens)
+
+    @raises
+    def cancel(self) -> Ticket[None]:
+        """End it; await it until no step touches its pages any more."""
+        return Ticket(_host.plans.cancel(self.handle), take_none)
+
+    @raises
+    def state(self) -> dict[str, Any]:
+        """state ("ready", "running", "paused", "ended"), num_tokens, kv_len, finish_reason, stopped_by, num_steps,
+        num_drafted, num_accepted."""
+        return dict(json.loads(_host.plans.state(self.handle)))
+
+    @raises
+    def close(self) -> None:
+        """Give the handle back; a plan that runs is cancelled.  A second time does nothing."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            _host.plans.close(handle)
+
+    def __enter__(self) -> Plan:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

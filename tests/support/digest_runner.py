@@ -1,0 +1,99 @@
+"""A runner whose pages hold digests of all tokens before: whoever builds on the wrong KV gets another text.
+
+What comes next is a fixed function of the tokens so far, of the seed and of the draw's counter; `reference` is the
+same without pages.
+"""
+
+from __future__ import annotations
+
+import zlib
+from random import Random
+
+import numpy as np
+
+from pieray.models.runner import ScoredSample
+
+VOCAB = 256
+FIRST, SAYABLE = 40, 12
+"""Tokens that are said: few, so that n-grams repeat."""
+
+
+class WrongKv(AssertionError):
+    """An item would read slots that do not hold the sequence before it."""
+
+
+def chain(digest: int, token: int) -> int:
+    return zlib.crc32(token.to_bytes(4, "little"), digest ^ 0x5EED)
+
+
+def draw(digest: int, counter: int, seed: int, temperature: float, allowed: bytes | None = None) -> int:
+    rng = Random(digest % 7 if temperature == 0 else f"{digest % 7}:{counter}:{seed}")
+    tokens = [FIRST + rng.randrange(SAYABLE) for _ in range(64)]
+    if allowed is not None:
+        tokens = [t for t in [*tokens, *range(VOCAB)] if allowed[t // 8] >> t % 8 & 1]
+    return tokens[0]
+
+
+def score(digest: int, token: int) -> float:
+    return -1.0 - (chain(digest, token) % 1000) / 1000
+
+
+def reference(prompt: list[int], count: int, seed: int = 0, temperature: float = 0.0) -> list[int]:
+    """What is said after the prompt, by forward and sample alone."""
+    digest, said = 0, []
+    for token in prompt:
+        digest = chain(digest, token)
+    for _ in range(count):
+        said.append(draw(digest, len(prompt) + len(said) - 1, seed, temperature))
+        digest = chain(digest, said[-1])
+    return said
+
+
+class DigestRunner:
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.slots: dict[tuple[int, int], tuple[int, int]] = {}  # page and offset: token, digest up to it
+        self.num_steps = 0
+        self.batches: list[int] = []
+        self.fail_at: int | None = None
+
+    def step(self, items, outputs):
+        self.num_steps += 1
+        self.batches.append(len(items))
+        if self.num_steps == self.fail_at:
+            raise RuntimeError("out of luck")
+        return [self._one(item, wanted) for item, wanted in zip(items, outputs, strict=True)]
+
+    def _one(self, item, wanted):
+        digest = 0
+        for position in range(item.kv_len):
+            held = self.slots.get(self._slot(item, position))
+            if held is None or held[1] != chain(digest, held[0]):
+                raise WrongKv(f"slot {position} of {item} holds {held}")
+            digest = held[1]
+        digests = []
+        for index, token in enumerate(item.tokens.tolist()):
+            digest = chain(digest, token)
+            digests.append(digest)
+            self.slots[self._slot(item, item.kv_len + index)] = (token, digest)
+        return [self._answer(request, digests[request.row]) for request in wanted]
+
+    def _slot(self, item, position: int) -> tuple[int, int]:
+        return int(item.pages[position // self.page_size]), position % self.page_size
+
+    def _answer(self, request, digest: int):
+        token = draw(digest, request.counter, request.params.seed, request.params.temperature, request.allowed)
+        if isinstance(request, ScoredSample):
+            return np.array([token], "<u4"), np.array([score(digest, token)], "<f4")
+        return token
+
+    def copy_tokens(self, ranges):
+        found = [
+            [self.slots.get((src, start + i)) for i in range(count)] for src, start, _, _, count in ranges
+        ]
+        for (_, _, dst, start, count), held in zip(ranges, found, strict=True):
+            for i in range(count):
+                if held[i] is not None:
+                    self.slots[dst, start + i] = held[i]
+                else:
+                    self.slots.pop((dst, start + i), None)

@@ -1,0 +1,115 @@
+"""One inferlet's handlers on a BatcherCore whose runner checks all KV, in one thread."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from fakes import NUMBER, PAGE_SIZE, Bench, byte_tokenizer
+
+from pieray.config import Limits, ModelSettings
+from pieray.errors import OutOfPages, error_from
+from pieray.messages import Completed, Failed, PlanTokens
+from pieray.sched.core import BatcherCore
+from tests.support.digest_runner import DigestRunner
+
+
+def u32(*numbers: int) -> np.ndarray:
+    return np.array(numbers, np.uint32)
+
+
+class PlanBench(Bench):
+    """`turn` is one exchange with the batcher: frames out, one step, frames back."""
+
+    def __init__(self, num_pages: int = 256, limits: Limits | None = None, **settings) -> None:
+        super().__init__(limits)
+        self.runner = DigestRunner(PAGE_SIZE)
+        spec = byte_tokenizer().spec
+        self.core = BatcherCore(self.runner, ModelSettings(page_size=PAGE_SIZE, **settings), tokenizer=spec)
+        self.core.plans.vocab_size = 256
+        self.free = list(range(num_pages))
+        self.waiting: list[int] = []
+        self.queue = self.handlers.queues_create("")
+
+    def pump(self) -> list:
+        """Leases are granted, what is posted goes to the batcher; its answers at once."""
+        while self.device.leases or self.device.posted:
+            leases, self.device.leases = self.device.leases, []
+            for count, deadline in leases:
+                if count <= len(self.free):
+                    pages, self.free = self.free[:count], self.free[count:]
+                    self.outbox.granted(pages)
+                elif deadline == 0:
+                    self.outbox.lease_failed(OutOfPages("none free"))
+                else:
+                    self.waiting.append(count)
+            posted, self.device.posted = self.device.posted, []
+            self.route(self.core.submit("p", posted, 0.0))
+
+    def lend(self, count: int) -> None:
+        """More pages are free: a lease that waits gets them."""
+        self.free += range(1000 + len(self.runner.slots) * 64, 1000 + len(self.runner.slots) * 64 + count)
+        if self.waiting:
+            self.device.leases.append((self.waiting.pop(0), 9.0))
+        self.pump()
+
+    def route(self, answers) -> None:
+        for _, message in answers:
+            if isinstance(message, PlanTokens):
+                assert message.ticket >> 32 == NUMBER
+                self.outbox.answered(message.ticket & 0xFFFFFFFF, message)
+            else:
+                assert isinstance(message, (Completed, Failed))
+                found = message.value if isinstance(message, Completed) else error_from(message.code, message.message)
+                self.outbox.answered(message.ticket & 0xFFFFFFFF, found)
+
+    def turn(self) -> None:
+        self.handlers.tickets_flush()
+        self.pump()
+        self.route(self.core.step(0.0))
+        self.pump()
+
+    def run(self, most: int = 1000) -> None:
+        """Until nothing is left to be done."""
+        self.handlers.tickets_flush()
+        self.pump()
+        while self.core.has_work and most:
+            most -= 1
+            self.turn()
+
+    # --- as a guest --------------------------------------------------------------------------------
+
+    def plan(self, prompt: list[int], max_tokens: int, *, pages=None, kv_len: int = 0, sampler: int = 0,
+             queue: int | None = None) -> int:  # fmt: skip
+        if pages is None:
+            pages = self.handlers.kv_alloc(-(-(kv_len + len(prompt) + max_tokens) // PAGE_SIZE))
+        return self.handlers.plans_create(queue or self.queue, pages, kv_len, u32(*prompt), max_tokens, sampler)
+
+    def next(self, plan: int) -> list[int]:
+        """All that was drawn since the last time."""
+        ticket = self.handlers.plans_next(plan)
+        for _ in range(200):
+            if self.handlers.tickets_ready(u32(ticket)):
+                return self.handlers.tickets_take_tokens(ticket).tolist()
+            self.turn()
+        raise AssertionError("no token came")
+
+    def all(self, plan: int) -> list[int]:
+        found: list[int] = []
+        while got := self.next(plan):
+            found += got
+        return found
+
+    def wait(self, ticket: int) -> None:
+        for _ in range(200):
+            if self.handlers.tickets_ready(u32(ticket)):
+                return self.handlers.tickets_take_none(ticket)
+            self.turn()
+        raise AssertionError("the ticket did not resolve")
+
+    def state_of(self, plan: int) -> dict:
+        return json.loads(self.handlers.plans_state(plan))
+
+    def check(self) -> None:
+        """All pages add up."""
+        self.pages.check()

@@ -1,0 +1,466 @@
+"""Decode plans from handler to batcher, on a runner that checks what each token is built on."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from plan_bench import PlanBench, u32
+
+from pieray.config import Limits
+from pieray.errors import BadHandle, DeviceLost, InvalidRequest, OutOfPages, PierayError, QuotaExceeded
+from pieray.messages import ExtendPlan, StartPlan
+from tests.support.digest_runner import chain, reference, score
+
+PROMPT = [65, 66, 67, 68, 69]
+
+
+def test_a_plan_says_what_forward_and_sample_say():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 40)
+    bench.handlers.plans_start(plan)
+    assert bench.all(plan) == reference(PROMPT, 40)
+    state = bench.state_of(plan)
+    assert (state["state"], state["finish_reason"], state["num_tokens"], state["kv_len"]) == ("ended", "length", 40, 44)
+    assert state["num_steps"] == 40
+    assert bench.next(plan) == [], "it has ended"
+    bench.check()
+
+
+def test_draws_depend_on_seed_and_position_alone():
+    bench = PlanBench()
+    samplers = [bench.handlers.samplers_create(1.0, 0, 1.0, 0.0, 1.0, seed) for seed in range(8)]
+    plans = [bench.plan(PROMPT, 20, sampler=s, queue=bench.handlers.queues_create("")) for s in samplers]
+    for plan in plans:
+        bench.handlers.plans_start(plan)
+    found = [bench.all(plan) for plan in plans]
+    assert found == [reference(PROMPT, 20, seed, 1.0) for seed in range(8)]
+    assert len(set(map(tuple, found))) == 8
+    assert max(bench.runner.batches) == 8, "plans share steps"
+
+
+def test_the_batcher_runs_ahead_of_the_guest():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 30)
+    bench.handlers.plans_start(plan)
+    first = bench.next(plan)
+    bench.run()
+    assert first == reference(PROMPT, 1)
+    assert bench.next(plan) == reference(PROMPT, 30)[1:], "all the rest at once"
+
+
+def test_pages_are_bound_as_the_plan_gets_there():
+    bench = PlanBench()
+    bench.free = list(range(500))
+    plan = bench.plan(PROMPT, 900)
+    bench.handlers.plans_start(plan)
+    bench.handlers.tickets_flush()
+    bench.pump()
+    assert bench.pages.num_bound < 40
+    bench.run()
+    assert bench.all(plan) == reference(PROMPT, 900)
+    assert bench.pages.num_bound == -(-904 // 4)
+    bench.check()
+
+
+def test_no_page_stalls_a_plan_and_the_deadline_fails_it():
+    bench = PlanBench(num_pages=6)
+    plan = bench.plan(PROMPT, 60)
+    bench.handlers.plans_start(plan)
+    bench.run()
+    expected = reference(PROMPT, 60)
+    got = bench.next(plan)
+    assert 0 < len(got) < 60
+    assert got == expected[: len(got)]
+    assert bench.waiting, "a page is waited for, in line"
+    bench.lend(3)
+    bench.run()
+    more = bench.next(plan)
+    assert got + more == expected[: len(got + more)]
+    assert bench.waiting
+    bench.outbox.lease_failed(OutOfPages("no page in 9 s"))
+    ticket = bench.handlers.plans_next(plan)
+    bench.run()
+    with pytest.raises(OutOfPages, match="no page in 9 s"):
+        bench.handlers.tickets_take_tokens(ticket)
+    assert bench.state_of(plan)["state"] == "ended"
+    bench.free += range(5000, 5050)
+    bench.handlers.plans_truncate(plan, len(got + more))
+    bench.handlers.plans_resume(plan)
+    assert got + more + bench.all(plan) == expected
+    bench.check()
+
+
+def test_pause_truncate_and_resume_change_nothing_but_the_future():
+    bench = PlanBench()
+    hot = bench.handlers.samplers_create(1.0, 0, 1.0, 0.0, 1.0, 5)
+    plan = bench.plan(PROMPT, 50, sampler=hot)
+    bench.handlers.plans_start(plan)
+    got = bench.next(plan) + bench.next(plan)
+    bench.wait(bench.handlers.plans_pause(plan))
+    num_drawn = bench.state_of(plan)["num_tokens"]
+    while more := bench.next(plan):
+        got += more
+    assert len(got) == num_drawn < 50
+    assert bench.state_of(plan)["state"] == "paused"
+    bench.handlers.plans_truncate(plan, 1)
+    cold = bench.handlers.samplers_create(0.0, 0, 1.0, 0.0, 1.0, 0)
+    bench.handlers.plans_set_sampler(plan, cold)
+    bench.handlers.plans_resume(plan)
+    rest = bench.all(plan)
+    assert got[0] == reference(PROMPT, 1, 5, 1.0)[0]
+    assert rest == reference([*PROMPT, got[0]], 49)
+    bench.check()
+
+
+def test_a_paused_plan_lets_others_write_and_then_goes_on_from_its_own_tokens():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(8)
+    plan = bench.plan(PROMPT, 20, pages=pages)
+    bench.handlers.plans_start(plan)
+    got = bench.next(plan)
+    bench.wait(bench.handlers.plans_pause(plan))
+    while more := bench.next(plan):
+        got += more
+    kv_len = bench.state_of(plan)["kv_len"]
+    other = bench.handlers.forward_forward(bench.queue, pages, kv_len, u32(1, 2), u32(), u32())
+    bench.wait(other)
+    bench.handlers.plans_resume(plan)
+    assert got + bench.all(plan) == reference(PROMPT, 20)
+
+
+@pytest.mark.parametrize("place", [0, 3, 9])
+def test_a_stop_token_is_given_and_ends_it(place):
+    bench = PlanBench()
+    expected = reference(PROMPT, 40)
+    stop = expected[place]
+    plan = bench.plan(PROMPT, 40)
+    bench.handlers.plans_set_stop(plan, u32(stop), [])
+    bench.handlers.plans_start(plan)
+    assert bench.all(plan) == expected[: expected.index(stop) + 1]
+    state = bench.state_of(plan)
+    assert (state["finish_reason"], state["stopped_by"]) == ("stop", stop)
+
+
+def test_a_stop_text_is_met_across_tokens_and_across_runs():
+    bench = PlanBench()
+    expected = reference(PROMPT, 60)
+    text = "".join(bench.state.models.get("").tokenizer.decode([t]) for t in expected)
+    stop = text[20:25]
+    end = text.index(stop) + 5
+    plan = bench.plan(PROMPT, 60)
+    bench.handlers.plans_set_stop(plan, u32(), ["never there", stop])
+    bench.handlers.plans_start(plan)
+    got: list[int] = []
+    while bench.state_of(plan)["num_tokens"] < end - 2:
+        got += bench.next(plan)
+    bench.wait(bench.handlers.plans_pause(plan))
+    while more := bench.next(plan):
+        got += more
+    bench.handlers.plans_truncate(plan, end - 2)
+    bench.handlers.plans_resume(plan)
+    assert got[: end - 2] + bench.all(plan) == expected[:end]
+    assert bench.state_of(plan)["stopped_by"] == stop
+
+
+@pytest.mark.parametrize("num_drafts", [1, 4, 15])
+def test_a_drafter_changes_the_steps_and_not_the_text(num_drafts):
+    bench = PlanBench()
+    expected = reference(PROMPT, 120)
+    plan = bench.plan(PROMPT, 120)
+    bench.handlers.plans_set_drafter(plan, num_drafts, u32(*expected))
+    bench.handlers.plans_start(plan)
+    assert bench.all(plan) == expected
+    state = bench.state_of(plan)
+    assert 0 < state["num_accepted"] <= state["num_drafted"]
+    assert state["num_steps"] == 120 - state["num_accepted"]
+    assert state["num_steps"] < 90
+    assert state["kv_len"] == len(PROMPT) + 119
+    bench.check()
+
+
+def test_scores_come_with_the_tokens():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 6)
+    bench.handlers.plans_score(plan)
+    bench.handlers.plans_start(plan)
+    bench.run()
+    ticket = bench.handlers.plans_next_scored(plan)
+    tokens, scores = bench.handlers.tickets_take_distribution(ticket)
+    digest, expected = 0, []
+    for token in PROMPT:
+        digest = chain(digest, token)
+    for token in tokens.tolist():
+        expected.append(score(digest, token))
+        digest = chain(digest, token)
+    assert tokens.tolist() == reference(PROMPT, 6)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+def test_a_grammar_rules_what_is_drawn():
+    from pieray.grammar import GrammarCompiler
+
+    bench = PlanBench()
+    compiler = GrammarCompiler(bench.state.models.get("").tokenizer.spec, 256)
+    matcher = bench.state.matchers.put(compiler.compile("regex", "[0-9]{3}-[a-c]+x", tenant="").matcher())
+    plan = bench.plan(PROMPT, 50)
+    bench.handlers.plans_set_grammar(plan, matcher)
+    bench.handlers.plans_set_drafter(plan, 4, u32())
+    bench.handlers.plans_start(plan)
+    text = bench.state.models.get("").tokenizer.decode(bench.all(plan))
+    assert re.fullmatch("[0-9]{3}-[a-c]+x?!?", text), text
+    assert bench.state_of(plan)["finish_reason"] in ("grammar", "length")
+
+
+def test_a_grammar_goes_on_over_pause_and_truncation():
+    from pieray.grammar import GrammarCompiler
+
+    bench = PlanBench()
+    compiler = GrammarCompiler(bench.state.models.get("").tokenizer.spec, 256)
+    matcher = bench.state.matchers.put(compiler.compile("regex", "[0-9]{8}x", tenant="").matcher())
+    plan = bench.plan(PROMPT, 50)
+    bench.handlers.plans_set_grammar(plan, matcher)
+    bench.handlers.plans_start(plan)
+    bench.next(plan)
+    bench.wait(bench.handlers.plans_pause(plan))
+    whole = bench.plan(PROMPT, 50)
+    bench.handlers.plans_set_grammar(whole, matcher)
+    bench.handlers.plans_start(whole)
+    expected = bench.all(whole)
+    bench.handlers.plans_truncate(plan, 1)
+    bench.handlers.plans_resume(plan)
+    assert [expected[0], *bench.all(plan)] in (expected, [expected[0], *expected])
+
+
+def test_a_grammar_that_cannot_be_compiled_is_the_plans_error():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 5)
+    bench.handlers._plans.get(plan).settings.grammar = ("regex", "[", b"")
+    bench.handlers.plans_start(plan)
+    with pytest.raises(InvalidRequest):
+        bench.next(plan)
+    other = bench.plan(PROMPT, 5)
+    bench.handlers.plans_start(other)
+    assert bench.all(other) == reference(PROMPT, 5)
+
+
+def test_cancel_gives_what_came_and_ends():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 1000)
+    bench.handlers.plans_start(plan)
+    got = bench.next(plan)
+    bench.wait(bench.handlers.plans_cancel(plan))
+    state = bench.state_of(plan)
+    assert (state["state"], state["finish_reason"]) == ("ended", "cancelled")
+    assert got + bench.all(plan) == reference(PROMPT, state["num_tokens"])
+    assert not bench.core.has_work
+    assert bench.core.plans.num_running == 0
+
+
+def test_after_a_cancel_the_pages_hold_what_the_guest_took():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(64)
+    plan = bench.plan(PROMPT, 200, pages=pages)
+    bench.handlers.plans_start(plan)
+    got = bench.next(plan)
+    for _ in range(7):
+        bench.turn()
+    got += bench.next(plan)
+    bench.handlers.plans_close(plan)
+    again = bench.plan(got[-1:], 30, pages=pages, kv_len=len(PROMPT) + len(got) - 1)
+    bench.handlers.plans_start(again)
+    assert got + bench.all(again) == reference(PROMPT, len(got) + 30)
+    bench.check()
+
+
+def test_a_fork_of_running_pages_is_a_copy_of_its_own():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(16)
+    plan = bench.plan(PROMPT, 40, pages=pages)
+    bench.handlers.plans_start(plan)
+    got = bench.next(plan)
+    for _ in range(5):
+        bench.turn()
+    got += bench.next(plan)
+    forked = bench.handlers.kv_fork(pages[:4])
+    stop = bench.handlers.plans_pause(plan)
+    branch = bench.plan([got[3], 99], 20, pages=np.concatenate((forked, bench.handlers.kv_alloc(8))), kv_len=8)
+    bench.handlers.plans_start(branch)
+    bench.wait(stop)
+    bench.handlers.plans_resume(plan)
+    assert bench.all(branch) == reference([*PROMPT, *got[:4], 99], 20)
+    assert got + bench.all(plan) == reference(PROMPT, 40)
+    bench.check()
+
+
+def test_a_conflicting_command_waits_for_the_plan():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(16)
+    plan = bench.plan(PROMPT, 30, pages=pages)
+    bench.handlers.plans_start(plan)
+    bench.next(plan)
+    other = bench.handlers.queues_create("")
+    late = bench.handlers.forward_forward(other, pages, 5, u32(7), u32(), u32())
+    bench.turn()
+    assert not bench.handlers.tickets_ready(u32(late)), "it waits"
+    bench.wait(late)
+    assert bench.state_of(plan)["state"] == "ended"
+
+
+def test_other_inferlets_and_queues_are_not_held_up():
+    bench = PlanBench(max_batch_requests=2)
+    plans = [bench.plan(PROMPT, 30, queue=bench.handlers.queues_create("")) for _ in range(6)]
+    for plan in plans:
+        bench.handlers.plans_start(plan)
+    bench.run(most=15)
+    counts = [bench.state_of(plan)["num_tokens"] for plan in plans]
+    assert max(counts) - min(counts) <= 1, "they take turns"
+
+
+def test_slots_never_written_stay_unreadable():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(16)
+    plan = bench.plan(PROMPT, 40, pages=pages)
+    bench.handlers.plans_start(plan)
+    bench.next(plan)
+    bench.wait(bench.handlers.plans_cancel(plan))
+    kv_len = bench.state_of(plan)["kv_len"]
+    bench.handlers.forward_forward(bench.queue, pages, kv_len, u32(1), u32(), u32())
+    with pytest.raises(InvalidRequest, match="not all slots below it were written"):
+        bench.handlers.forward_forward(bench.queue, pages, kv_len + 9, u32(1), u32(), u32())
+
+
+def test_a_lost_device_fails_the_plan_where_it_is():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 1000)
+    bench.handlers.plans_start(plan)
+    got = bench.next(plan)
+    bench.turn()
+    with bench.state.lock:
+        bench.outbox.fail_all(DeviceLost("the device group is gone"))
+    got += bench.next(plan)
+    assert got == reference(PROMPT, len(got))
+    with pytest.raises(DeviceLost):
+        bench.next(plan)
+    pause = bench.handlers.plans_pause(plan)
+    bench.wait(pause)
+
+
+def test_a_failing_step_is_the_error_of_next():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 10)
+    bench.handlers.plans_start(plan)
+    bench.runner.fail_at = 4
+    got: list[int] = []
+    with pytest.raises(PierayError, match="out of luck"):
+        while True:
+            got += bench.next(plan)
+    assert got == reference(PROMPT, 3)
+    bench.handlers.plans_truncate(plan, 2)
+    bench.handlers.plans_resume(plan)
+    assert got[:2] + bench.all(plan) == reference(PROMPT, 10)
+    bench.check()
+
+
+def test_an_inferlets_end_leaves_nothing_in_the_batcher():
+    from pieray.messages import CancelInferlet
+
+    bench = PlanBench()
+    for _ in range(5):
+        bench.handlers.plans_start(bench.plan(PROMPT, 100, queue=bench.handlers.queues_create("")))
+    bench.turn()
+    bench.turn()
+    assert bench.core.plans.num_running == 5
+    bench.core.submit("p", [CancelInferlet(1, 7)], 0.0)
+    assert bench.core.plans.num_running == 0
+    assert not bench.core.has_work
+
+
+def test_a_plan_that_is_not_sent_yet_can_be_paused_cancelled_and_started_again():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(8)
+    first = bench.plan(PROMPT, 10, pages=pages)
+    bench.handlers.plans_start(first)
+    pause = bench.handlers.plans_pause(first)
+    assert bench.handlers.tickets_ready(u32(pause)) == [pause]
+    assert bench.state_of(first)["state"] == "paused"
+    bench.handlers.plans_resume(first)
+    assert bench.all(first) == reference(PROMPT, 10)
+    second = bench.plan(PROMPT, 10)
+    bench.handlers.plans_start(second)
+    bench.handlers.plans_close(second)
+    bench.run()
+    assert not [m for m in bench.device.posted if isinstance(m, (StartPlan, ExtendPlan))]
+    bench.check()
+
+
+def test_bad_calls_are_named():
+    bench = PlanBench(limits=Limits(plans=3))
+    h = bench.handlers
+    pages = h.kv_alloc(4)
+    for make, match in [
+        (lambda: h.plans_create(bench.queue, pages, 0, u32(), 3, 0), "at least 1 token; given 0 and 3"),
+        (lambda: h.plans_create(bench.queue, pages, 0, u32(1), 0, 0), "at least 1 token; given 1 and 0"),
+        (lambda: h.plans_create(bench.queue, pages, 0, u32(256), 1, 0), "below 256; given 256"),
+        (lambda: h.plans_create(bench.queue, pages, 0, u32(1), 17, 0), "17 tokens; 4 pages of 4"),
+        (lambda: h.plans_create(bench.queue, pages, 0, u32(1), 2**32 - 1, 0), "context of 1024"),
+        (lambda: h.plans_create(bench.queue, pages, 2**32 - 1, u32(1), 1, 0), "context of 1024"),
+    ]:
+        with pytest.raises(InvalidRequest, match=match):
+            make()
+    with pytest.raises(BadHandle):
+        h.plans_create(99, pages, 0, u32(1), 1, 0)
+    with pytest.raises(BadHandle):
+        h.plans_create(bench.queue, u32(12345), 0, u32(1), 1, 0)
+    with pytest.raises(BadHandle):
+        h.plans_create(bench.queue, pages, 0, u32(1), 1, 77)
+    plan = h.plans_create(bench.queue, pages, 0, u32(1), 16, 0)
+    for call in (h.plans_next, h.plans_pause):
+        with pytest.raises(InvalidRequest, match="not started"):
+            call(plan)
+    with pytest.raises(InvalidRequest, match="call score before start"):
+        h.plans_next_scored(plan)
+    with pytest.raises(InvalidRequest, match="15 tokens a step; given 16"):
+        h.plans_set_drafter(plan, 16, u32())
+    with pytest.raises(InvalidRequest, match="one was empty"):
+        h.plans_set_stop(plan, u32(), [""])
+    with pytest.raises(InvalidRequest, match="64 texts"):
+        h.plans_set_stop(plan, u32(), ["x"] * 65)
+    h.plans_start(plan)
+    for change in (
+        lambda: h.plans_start(plan), lambda: h.plans_resume(plan), lambda: h.plans_set_sampler(plan, 0),
+        lambda: h.plans_set_stop(plan, u32(1), []), lambda: h.plans_set_grammar(plan, 0),
+        lambda: h.plans_set_adapter(plan, 0), lambda: h.plans_set_drafter(plan, 1, u32()), lambda: h.plans_score(plan),
+        lambda: h.plans_truncate(plan, 0),
+    ):  # fmt: skip
+        with pytest.raises(InvalidRequest, match="running"):
+            change()
+    for call in (h.plans_start, h.plans_resume, h.plans_next, h.plans_pause, h.plans_cancel, h.plans_close,
+                 h.plans_state, h.plans_score):  # fmt: skip
+        with pytest.raises(BadHandle, match="plan 4711 is not open"):
+            call(4711)
+    assert bench.all(plan) == reference([1], 16)
+    with pytest.raises(InvalidRequest, match="0 to 16 tokens; given 17"):
+        h.plans_truncate(plan, 17)
+    h.plans_create(bench.queue, pages, 0, u32(1), 1, 0)
+    h.plans_create(bench.queue, pages, 0, u32(1), 1, 0)
+    with pytest.raises(QuotaExceeded, match="plans: the limit is 3 plans"):
+        h.plans_create(bench.queue, pages, 0, u32(1), 1, 0)
+    h.plans_close(plan)
+    with pytest.raises(BadHandle):
+        h.plans_close(plan)
+
+
+def test_a_plan_on_unwritten_or_freed_pages_does_not_start():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(4)
+    plan = bench.handlers.plans_create(bench.queue, pages, 3, u32(1), 2, 0)
+    with pytest.raises(InvalidRequest, match="kv_len 3: not all slots"):
+        bench.handlers.plans_start(plan)
+    freed = bench.handlers.plans_create(bench.queue, pages, 0, u32(1), 2, 0)
+    bench.handlers.kv_free(pages)
+    with pytest.raises(BadHandle):
+        bench.handlers.plans_start(freed)
+    assert bench.state_of(freed)["state"] == "ready"
+    bench.check()
