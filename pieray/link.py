@@ -29,7 +29,6 @@ from pieray.messages import (
     read_file_part,
 )
 from pieray.process import Event as ProcessEvent
-from pieray.process import Process
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
 
 log = logging.getLogger(__name__)

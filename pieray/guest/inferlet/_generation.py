@@ -63,7 +63,7 @@ class Generation:
             raise InvalidRequest(f"the drafters with a name are: ngram; given {drafter!r}")
         self._context = context
         self._rules = rules
-        self._draws = Draws(sampler, logprobs, rules.tokens, rules.strings, drafter=drafter)
+        self._draws = Draws(sampler, logprobs, rules.tokens, rules.strings, drafter=drafter, model=context.model)
         self._grammar = grammar
         self._owns_grammar = False
         self._on_token = on_token

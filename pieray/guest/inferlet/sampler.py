@@ -60,6 +60,10 @@ class Sampler:
             seed = random_u64() if self.temperature else 0
         return float(self.temperature), self.top_k, float(self.top_p), float(self.min_p), seed
 
+    def mask(self, model: str = "") -> list[int]:
+        """The tokens allowed, one bit each, packed into u32; empty: all."""
+        return [] if self.allowed is None else _mask(self.allowed, model)
+
     def handle(self, model: str = "") -> SamplerHandle:
         """The chain as the host holds it, with one seed for all draws; close it when it is needed no more."""
         return SamplerHandle(self, model)
@@ -70,16 +74,9 @@ class SamplerHandle:
 
     __slots__ = ("id",)
 
-    @raises
     def __init__(self, sampler: Sampler, model: str = "") -> None:
         self.id = 0
-        *numbers, seed = sampler.numbers()
-        self.id = int(_host.samplers.create(*numbers, float(sampler.typical_p), seed))
-        if sampler.logit_bias:
-            bias = {_token(token, model): float(value) for token, value in sampler.logit_bias.items()}
-            _host.samplers.bias(self.id, list(bias), list(bias.values()))
-        if sampler.allowed is not None:
-            _host.samplers.allow(self.id, _mask(sampler.allowed, model))
+        self.id = open_chain(sampler, sampler.numbers()[-1], model)
 
     @raises
     def close(self) -> None:
@@ -97,6 +94,24 @@ class SamplerHandle:
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # nobody is there to be told
             self.close()
+
+
+@raises
+def open_chain(sampler: Sampler, seed: int, model: str = "") -> int:
+    """The handle of a chain with this seed, for who frees it with `_host.samplers.free`."""
+    bias = {_token(token, model): float(value) for token, value in sampler.logit_bias.items()}
+    mask = sampler.mask(model)
+    *numbers, _ = sampler.numbers()
+    handle = int(_host.samplers.create(*numbers, float(sampler.typical_p), seed))
+    try:
+        if bias:
+            _host.samplers.bias(handle, list(bias), list(bias.values()))
+        if mask:
+            _host.samplers.allow(handle, mask)
+    except BaseException:
+        _host.samplers.free(handle)
+        raise
+    return handle
 
 
 def greedy() -> Sampler:

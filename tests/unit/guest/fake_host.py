@@ -79,7 +79,6 @@ class FakeHost(FakeSamplers, FakePlans):
         self.logs: list[tuple[str, str]] = []
         self.clock = 0.0
         self.calls: list[str] = []
-        self.samplers: dict[int, Any] = {}
         self.num_passes = 0
         self.num_computed = 0
         self.fail_pass: Callable[[Pass], PierayError | None] = lambda _: None

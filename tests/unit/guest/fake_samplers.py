@@ -36,6 +36,9 @@ class Chain:
         return "tokens", [Random(f"{self.seed}:{position}").choices(tokens, probs)[0]]
 
 
+GREEDY = Chain(0.0, 0, 1.0, 0)
+
+
 class FakeSamplers:
     """Handlers of the interface `samplers`."""
 

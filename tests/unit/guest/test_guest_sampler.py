@@ -28,11 +28,13 @@ def generated(host: FakeHost, max_tokens: int = 12, **options: Any) -> list[int]
     return tokens
 
 
-def test_a_plain_sampler_needs_no_handle_and_a_chain_gets_one(host: FakeHost) -> None:
-    plain = generated(host, temperature=1.0, top_k=5, seed=3)
+def test_a_greedy_generation_needs_no_handle_and_each_handle_is_given_back(host: FakeHost) -> None:
+    generated(host)
     assert "samplers_create" not in host.calls
+    plain = generated(host, temperature=1.0, top_k=5, seed=3)
+    host.calls.clear()
     assert generated(host, temperature=1.0, top_k=5, seed=3, typical_p=0.9) == plain  # the fake ignores typical-p
-    assert host.calls.count("samplers_create") == host.calls.count("samplers_free") == 1
+    assert host.calls.count("samplers_create") == host.calls.count("samplers_free") > 0
 
 
 def test_banned_tokens_do_not_come_and_a_bias_alone_is_greedy(host: FakeHost) -> None:
