@@ -58,6 +58,8 @@ class Limits:
     """Exports of one user that exist at one time."""
     export_pages: int = 4096
     """KV pages in them."""
+    export_bytes: int = 64 * MIB
+    """Text kept with them."""
     plans: int = 256
     """Decode plans open at one time; samplers and matchers likewise."""
     grammar_bytes: int = 256 << 10

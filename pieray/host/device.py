@@ -42,6 +42,9 @@ class Tenant(Protocol):
 
     def lease_failed(self, error: PierayError) -> None: ...
 
+    def ledger_answered(self, ticket: int, result: object) -> None:
+        """The answer to a request of its own, by guest ticket: a value or a PierayError."""
+
     def device_lost(self, error: DeviceLost) -> None: ...
 
     def reclaim(self) -> list[int]:
@@ -96,6 +99,15 @@ class DeviceClient:
 
     def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
         self._post(self._ledger, [LeasePages(inferlet << 32, inferlet, count, deadline_s)])
+
+    def ask_ledger(self, message: Message) -> None:
+        """Collect a message for the ResourceManager; `flush` sends it."""
+        self._post(self._ledger, [message])
+
+    def release(self, inferlet: int, pages: Sequence[int]) -> None:
+        """Give pages of an inferlet back that is not retired yet."""
+        with contextlib.suppress(DeviceLost):
+            self.ask_ledger(ReleasePages(inferlet, np.asarray(pages, "<u4").tobytes()))
 
     def _post(self, link: Connection, messages: Sequence[Message]) -> None:
         if self._lost is not None:
@@ -167,10 +179,8 @@ class DeviceClient:
         for message in messages:
             if isinstance(message, ReclaimSpare):
                 self._give_back_spare()
-            elif isinstance(message, Completed) and (tenant := self._tenants.get(message.ticket >> 32)):
-                tenant.granted(np.frombuffer(message.value, "<u4").tolist())
-            elif isinstance(message, Failed) and (tenant := self._tenants.get(message.ticket >> 32)):
-                tenant.lease_failed(error_from(message.code, message.message))
+            elif isinstance(message, (Completed, Failed)) and (tenant := self._tenants.get(message.ticket >> 32)):
+                _tell(tenant, message)
         self.flush()
 
     def _give_back_spare(self) -> None:
@@ -218,3 +228,15 @@ class _Link:
 
     def on_close(self, _conn: Connection, error: PeerLost) -> None:
         self._on_lost(error)
+
+
+def _tell(tenant: Tenant, message: Completed | Failed) -> None:
+    """An answer of the ResourceManager: to a request of the guest's by its ticket, else to one for pages."""
+    ticket = message.ticket & TICKET_MASK
+    if isinstance(message, Failed):
+        error = error_from(message.code, message.message)
+        tenant.ledger_answered(ticket, error) if ticket else tenant.lease_failed(error)
+    elif ticket:
+        tenant.ledger_answered(ticket, message.value)
+    else:
+        tenant.granted(np.frombuffer(message.value, "<u4").tolist())

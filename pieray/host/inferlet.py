@@ -95,6 +95,11 @@ class Inferlet:
             self._outbox.lease_failed(error)
         self._unpark()
 
+    def ledger_answered(self, ticket: int, result: object) -> None:
+        with self._state.lock:
+            self._outbox.ledger.answered(ticket, result)
+        self._unpark()
+
     def device_lost(self, error: DeviceLost) -> None:
         with self._state.lock:
             self._outbox.fail_all(error)
@@ -102,7 +107,7 @@ class Inferlet:
 
     def reclaim(self) -> list[int]:
         with self._state.lock:
-            return list(self._pages.surplus(keep=0))
+            return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
 
     def status(self) -> dict[str, Any]:
         """Facts for `pieray ps`."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar, Protocol
 
 from pieray.errors import Cancelled, DeviceLost, PierayError, QuotaExceeded
+from pieray.host.ledger import LedgerClient, LedgerDevice
 from pieray.host.tickets import TicketTable
 from pieray.messages import CopyTokens, ExtendPlan, Forward, Message, Output, PlanTokens, StopPlan
 from pieray.pages.growing import Growing
@@ -123,7 +124,7 @@ class Run(Command):
         raise NotImplementedError
 
 
-class Device(Protocol):
+class Device(LedgerDevice, Protocol):
     """What an outbox needs of the device client."""
 
     def post(self, messages: Sequence[Message]) -> None:
@@ -152,7 +153,9 @@ class Outbox:
         self._is_lease_needed = False  # by a staged command: such a request waits in line
         self._is_closed = False
         self._num_flushed = 0
+        self._is_idle = False  # nothing is leased ahead of need until there is a command again
         self.passes: dict[int, Pass] = {}
+        self.ledger = LedgerClient(inferlet, device, pages)
 
     @property
     def num_outstanding(self) -> int:
@@ -167,6 +170,7 @@ class Outbox:
     def stage(self, command: Command) -> None:
         """Enqueue; past MAX_STAGED what came before is sent."""
         self._staged.append(command)
+        self._is_idle = False
         command.queue.outstanding[command.ticket] = None
         if isinstance(command, Pass):
             self.passes[command.ticket] = command
@@ -185,6 +189,23 @@ class Outbox:
         """The guest waits or flushes: all that is staged, but the last `keep`, may go."""
         self._num_flushed = len(self._staged) - keep
         self._pump()
+
+    def writers_of(self, rows: Collection[int]) -> set[int]:
+        """Tickets of the unfinished commands that write to those frames."""
+        commands = (*self._in_flight.values(), *self._staged)
+        return {c.ticket for c in commands if any(row in rows for row, _ in c.prepared.writes)}
+
+    def expect(self) -> None:
+        """The guest prepares for commands: `idle` is over."""
+        self._is_idle = False
+
+    def idle(self) -> None:
+        """No command will come for a while: memory leased ahead of need goes back, and no more is."""
+        self._is_idle = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self.ledger.give_back(is_idle=self._is_idle and not self._staged and not self._runs)
 
     def _pump(self) -> None:
         """Send what is flushed as far as memory is bound; ask for what is short.
@@ -211,6 +232,7 @@ class Outbox:
         messages += self._grow_runs()
         if messages:
             self._post(messages)
+        self._give_back()
         self._lease_ahead()
 
     def _grow_runs(self) -> list[Message]:
@@ -253,7 +275,7 @@ class Outbox:
         short = self._pages.shortfall(c.prepared for c in self._staged)
         wanted = sum(run.num_wanted() for run in self._runs.values())
         num_starving = sum(run.is_starving() for run in self._runs.values())
-        if short == 0 and wanted == 0 and self._pages.num_spare * 2 >= self._lease_pages:
+        if short == 0 and wanted == 0 and (self._is_idle or self._pages.num_spare * 2 >= self._lease_pages):
             return
         self._is_leasing, self._is_lease_needed = True, short + num_starving > 0
         try:
@@ -264,9 +286,10 @@ class Outbox:
         except DeviceLost as error:
             self.lease_failed(error)
 
-    def granted(self, pages: Sequence[int]) -> None:
-        """A lease came."""
-        self._is_leasing = False
+    def granted(self, pages: Sequence[int], *, is_own: bool = False) -> None:
+        """A lease came: one that was asked for here, or by the guest itself (`is_own`)."""
+        if not is_own:
+            self._is_leasing = False
         self._pages.grant(pages)
         self._pump()
 
@@ -312,6 +335,7 @@ class Outbox:
             if isinstance(result, PierayError):
                 for output in list(command.open_outputs):
                     self._tickets.resolve(output, result)
+        self.ledger.finished(command.ticket)
         queue = command.queue
         queue.outstanding.pop(command.ticket, None)
         if queue.syncs:
@@ -343,6 +367,7 @@ class Outbox:
         self._runs.clear()
         self._staged.clear()
         self._num_flushed = 0
+        self.ledger.close()
 
     def fail_all(self, error: PierayError) -> None:
         """Fail everything staged and in flight."""
@@ -352,3 +377,4 @@ class Outbox:
         self._num_flushed = 0
         for command in commands:
             self._settle(command, error)
+        self.ledger.fail_all(error)

@@ -18,7 +18,17 @@ from pieray.messages.batcher import (
 )
 from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendText
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
-from pieray.messages.leases import CloseLease, LeasePages, PeerFenced, ReclaimSpare, ReleasePages
+from pieray.messages.leases import (
+    CloseLease,
+    ExportPages,
+    ImportPages,
+    LeasePages,
+    ListExports,
+    PeerFenced,
+    ReclaimSpare,
+    ReleasePages,
+    Unexport,
+)
 from pieray.messages.opening import Completed, Failed, Hello, Welcome
 from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
 
@@ -40,14 +50,17 @@ __all__ = [
     "CopyTokens",
     "EmbedTokens",
     "Event",
+    "ExportPages",
     "ExtendPlan",
     "Failed",
     "Forward",
     "Hello",
+    "ImportPages",
     "Install",
     "Kill",
     "Launch",
     "LeasePages",
+    "ListExports",
     "LoadAdapter",
     "Message",
     "Output",
@@ -58,6 +71,7 @@ __all__ = [
     "SendText",
     "StartPlan",
     "StopPlan",
+    "Unexport",
     "UnloadAdapter",
     "Verify",
     "Welcome",

@@ -11,26 +11,38 @@ halves, because a guest may fork and free between enqueueing and flushing:
 
 `finish` ends the command.
 
-A slot may be read only after this inferlet has written it: a page still holds what its last owner left.
+A slot may be read only after it was written by this inferlet, or by who exported it: a page still holds what its
+last owner left.  Slots that are masked need not be: no pass sees them (`visible`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import BadHandle, ConfigError, InvalidRequest, QuotaExceeded
-from pieray.pages.frames import MAX_PAGE_SIZE, FrameTable
+from pieray.errors import BadHandle, Cancelled, ConfigError, InvalidRequest, QuotaExceeded
+from pieray.pages.frames import MAX_PAGE_SIZE, FrameTable, slot_bits
 from pieray.pages.growing import GrowingStaging
 from pieray.pages.prepared import Copy, Prepared
 from pieray.pages.slots import HandleTable
 
-__all__ = ["Copy", "PageSpace", "Prepared"]
+__all__ = ["Copy", "Lent", "PageSpace", "Prepared"]
 
 U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lent:
+    """Frames held for an export, as they were when it was asked for: whatever writes to them copies them first."""
+
+    rows: I64
+    written: U64  # the slots (bits) exported
+    num_tokens: int
 
 
 class PageSpace(GrowingStaging):
@@ -46,6 +58,7 @@ class PageSpace(GrowingStaging):
         self.limit = limit
         self.num_granted = 0
         self.num_released = 0
+        self._lent: dict[Lent, None] = {}
 
     @property
     def num_handles(self) -> int:
@@ -53,7 +66,7 @@ class PageSpace(GrowingStaging):
 
     @property
     def num_bound(self) -> int:
-        return self.num_granted - self.num_released - self.num_spare
+        return self.num_granted - self.num_released - self.num_spare - len(self._frames.returned)
 
     # --- handles -------------------------------------------------------------------------------
 
@@ -69,6 +82,7 @@ class PageSpace(GrowingStaging):
         rows = self._handles.values(slots)
         forked = self._handles.open(rows)
         self._frames.add_refs(rows)
+        self._marks.inherit(slots, self._handles.find(forked))
         return forked
 
     def free(self, handles: U32) -> None:
@@ -77,8 +91,45 @@ class PageSpace(GrowingStaging):
         if len(slots) > 1:
             _check_distinct(handles)
         rows = self._handles.values(slots)
+        self._marks.forget(slots)
         self._handles.close(slots)
         self._frames.drop_refs(rows)
+
+    def mask(self, handle: int, offset: int, count: int, *, is_visible: bool) -> None:
+        """Hide slots `[offset, offset + count)` of a page from later passes through this handle and its later forks, or
+        show them again.  Raises BadHandle, and InvalidRequest for a range that leaves the page."""
+        slots = self._handles.find(np.array([handle], np.uint32))
+        if offset < 0 or count < 0 or offset + count > self.page_size:
+            raise InvalidRequest(f"slots [{offset}, {offset + count}) are outside a page of {self.page_size} tokens")
+        self._marks.hide(slots, np.array([slot_bits(offset, offset + count)], np.uint64), is_visible=is_visible)
+
+    def truncate(self, handles: U32, num_tokens: int) -> None:
+        """Of the tokens in the pages of `handles`, in order, keep the first: later slots count as not written through
+        these handles.  Raises BadHandle (also for one named twice), and InvalidRequest for more than they hold."""
+        slots = self._handles.find(handles)
+        _check_distinct(handles)
+        size = self.page_size
+        if not 0 <= num_tokens <= len(handles) * size:
+            raise InvalidRequest(
+                f"truncate keeps from 0 to {len(handles) * size} tokens, what {len(handles)} pages of {size} hold; "
+                f"given {num_tokens}"
+            )
+        first, offset = divmod(num_tokens, size)
+        bits = np.full(len(slots) - first, self._full, np.uint64)
+        bits[:1] &= ~np.uint64(slot_bits(0, offset))
+        self._marks.cut_off(slots[first:], bits)
+
+    def visible(self, handles: U32, kv_len: int) -> npt.NDArray[np.bool_] | None:
+        """Which of the first `kv_len` tokens in the pages of `handles` a pass may see, [kv_len]; None: all of them.
+        Raises BadHandle."""
+        if not self._marks.is_used or kv_len > len(handles) * self.page_size:  # such a pass cannot be staged
+            return None
+        hidden = self._hidden(self._handles.find(handles)[: -(-kv_len // self.page_size)], kv_len)
+        if hidden is None:
+            return None
+        bits = np.unpackbits(hidden.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
+        seen: npt.NDArray[np.bool_] = bits[:, : self.page_size].reshape(-1)[:kv_len] == 0
+        return seen
 
     def frame_ids(self, handles: U32) -> I64:
         """Identities of the frames behind live handles."""
@@ -97,20 +148,108 @@ class PageSpace(GrowingStaging):
         pages = self._frames.spare[:count]
         del self._frames.spare[:count]
         self.num_released += count
+        self._frames.num_reserved = min(self._frames.num_reserved, self.num_spare)
         return pages
+
+    @property
+    def num_reserved(self) -> int:
+        """Spare pages that the guest has asked for, and that are not for others."""
+        return self._frames.num_reserved
+
+    def reserve(self, count: int) -> int:
+        """Keep that many pages spare for what comes next; returns how many to lease for that.
+
+        QuotaExceeded if they, with those in use, are more than limits.pages.
+        """
+        if count < 0 or self.num_bound + count > self.limit:
+            raise QuotaExceeded(
+                f"limits.pages is {self.limit}: {self.num_bound} pages are in use, {count} more were asked for"
+            )
+        self._frames.num_reserved = max(self.num_reserved, count)
+        return max(0, count - self.num_spare)
+
+    def unreserve(self) -> None:
+        """Spare pages are for others again."""
+        self._frames.num_reserved = 0
+
+    def take_returned(self) -> list[int]:
+        """Take out the pages of shared frames that nothing here uses any more, to be released."""
+        pages, self._frames.returned = self._frames.returned, []
+        self.num_released += len(pages)
+        return pages
+
+    # --- exports -------------------------------------------------------------------------------
+
+    def lend(self, handles: U32, num_tokens: int) -> Lent:
+        """Hold the frames behind the first `num_tokens` tokens for an export, until `end_loan`.
+
+        Raises BadHandle, QuotaExceeded (they count as handles), and InvalidRequest if the tokens were not all written
+        (or hidden), do not fit, or a page is named twice or holds none of them.
+        """
+        size = self.page_size
+        slots = self._handles.find(handles)
+        if not 1 <= num_tokens <= len(handles) * size:
+            raise InvalidRequest(f"{len(handles)} pages of {size} hold from 1 to {len(handles) * size} tokens; "
+                                 f"given {num_tokens}")  # fmt: skip
+        slots = slots[: -(-num_tokens // size)]
+        self._check_quota(len(slots))
+        rows = self._handles.values(slots)
+        wanted = np.full(len(slots), self._full, np.uint64)
+        wanted[-1] = slot_bits(0, num_tokens - (len(slots) - 1) * size)
+        written = self._written(slots) & wanted
+        if (self._readable(slots) & wanted != wanted).any():
+            raise InvalidRequest(f"not all of the first {num_tokens} tokens were written; forward or copy them first")
+        if not written.all() or len(np.unique(rows)) != len(rows):
+            raise InvalidRequest("a page to export is named twice, or all its tokens are masked and were never written")
+        lent = Lent(rows, written, num_tokens)
+        self._frames.add_refs(rows)
+        self._lent[lent] = None
+        return lent
+
+    def seal(self, lent: Lent) -> list[int]:
+        """Nothing in flight writes to the frames: the pages to export.
+
+        Raises Cancelled if a command that was to write them has failed, and InvalidRequest if one page, imported
+        several times, is among them twice.
+        """
+        if (self._frames.written.take(lent.rows) & lent.written != lent.written).any():
+            raise Cancelled("a command that was to write what is exported has failed")
+        pages: list[int] = self._frames.page.take(lent.rows).tolist()
+        if len(set(pages)) != len(pages):
+            raise InvalidRequest("a page to export is named twice: it was imported more than once")
+        self._frames.is_shared[lent.rows] = True
+        return pages
+
+    def end_loan(self, lent: Lent) -> None:
+        """The export has been made, or has failed."""
+        del self._lent[lent]
+        self._frames.drop_refs(lent.rows)
+
+    def adopt(self, pages: Sequence[int], written: U64) -> U32:
+        """Handles to an export's pages, of which those slots were written; whoever writes to them copies them first.
+
+        QuotaExceeded past limits.pages: then the pages are to be released.
+        """
+        self._check_quota(len(pages))
+        rows = self._frames.new(len(pages))
+        self._frames.adopt(rows, list(pages), written)
+        self.num_granted += len(pages)
+        return self._handles.open(rows)
 
     def check(self) -> None:
         """Raise `internal` unless granted = bound + spare + released and all counts add up; O(frames)."""
-        self._frames.check(self._handles.live_values(), self.num_granted, self.num_released)
+        rows = [self._handles.live_values(), *(lent.rows for lent in self._lent)]
+        self._frames.check(np.concatenate(rows), self.num_granted, self.num_released)
 
     # --- inside --------------------------------------------------------------------------------
 
     def _check_quota(self, count: int) -> None:
         if count < 0:
             raise InvalidRequest(f"a count of pages is at least 0; given {count}")
-        if self.num_handles + count > self.limit:
+        num_held = self.num_handles + sum(len(lent.rows) for lent in self._lent)
+        if num_held + count > self.limit:
             raise QuotaExceeded(
-                f"limits.pages is {self.limit}: {self.num_handles} handles are held, {count} more were asked for"
+                f"limits.pages is {self.limit}: {num_held} handles are held, {count} more were asked for"
             )
 
 

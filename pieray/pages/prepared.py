@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pieray.errors import Cancelled
 
 U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Copy = tuple[int, int, int, int, int]  # source, offset, destination, offset, count: tokens, within one page each
 
@@ -35,3 +36,4 @@ class Prepared:
     error: Cancelled | None = None  # set by `bind`: a command that was to write what this one reads has failed
     pages: U32 = field(default_factory=lambda: _NO_PAGES)
     copies: list[Copy] = field(default_factory=list)
+    hidden: U64 | None = None  # of rows[:num_full], the slots (bits) that it does not read after all; None: none

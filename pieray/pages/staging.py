@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import BadHandle, Cancelled, InvalidRequest
+from pieray.errors import BadHandle, Cancelled, InvalidRequest, Unsupported
 from pieray.pages.frames import UNBOUND, FrameTable, slot_bits, written_runs
+from pieray.pages.marks import Marks
 from pieray.pages.prepared import Copy, Prepared
 from pieray.pages.slots import HandleTable
 
 U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.intp]
 
@@ -25,20 +27,25 @@ class Staging:
         self._full = np.uint64(slot_bits(0, page_size))
         self._handles = handles
         self._frames = frames
+        self._marks = Marks()
+        self._left: list[int] = []  # rows that lost their last handle to a write of the command being staged
         self._has_failed = False
 
     @property
     def num_spare(self) -> int:
         return len(self._frames.spare)
 
-    def stage_forward(self, handles: U32, kv_len: int, num_tokens: int) -> Prepared:
+    def stage_forward(self, handles: U32, kv_len: int, num_tokens: int, *, is_masked: bool = False) -> Prepared:
         """Check and pin a forward of `num_tokens` behind the `kv_len` tokens in the pages of `handles`.
 
         The written slots are `[kv_len, kv_len + num_tokens)` of the list.  Raises BadHandle; InvalidRequest if they
         do not fit in the pages, if a slot below kv_len was never written, or if a page that is written to is named
         twice.  Handles behind the last page used are checked and otherwise ignored.
+
+        `is_masked`: the pass attends nothing that `visible` does not show, so that hidden slots need not have been
+        written: they may hold what another tenant left.  Without it hidden slots are Unsupported.
         """
-        slots, first = self._check_forward(handles, kv_len, num_tokens)
+        slots, first = self._check_forward(handles, kv_len, num_tokens, is_masked=is_masked)
         rows = self._handles.values(slots)
         return self._stage(slots, rows, first, kv_len, kv_len + num_tokens)
 
@@ -86,7 +93,7 @@ class Staging:
                 )
         rows = self._handles.values(slots)
         wanted = slot_bits(src_offset, src_offset + count)
-        if int(self._frames.written[rows[0]]) & wanted != wanted:
+        if int(self._written(slots[:1])[0]) & wanted != wanted:
             raise InvalidRequest(f"slots [{src_offset}, {src_offset + count}) of page {src} were not all written")
         row_copies: list[Copy] = []
         stop = dst_offset + count
@@ -145,7 +152,9 @@ class Staging:
 
     # --- inside --------------------------------------------------------------------------------
 
-    def _check_forward(self, handles: U32, kv_len: int, num_tokens: int) -> tuple[Slots, int]:
+    def _check_forward(
+        self, handles: U32, kv_len: int, num_tokens: int, *, is_masked: bool = False
+    ) -> tuple[Slots, int]:
         """Slots of the pages that a valid forward uses, and the index of the first it writes to."""
         end, size = kv_len + num_tokens, self.page_size
         if kv_len < 0 or num_tokens < 1 or end > len(handles) * size:
@@ -155,7 +164,10 @@ class Staging:
             )
         slots = self._handles.find(handles)[: -(-end // size)]
         first, offset = divmod(kv_len, size)
-        written = self._frames.written.take(self._handles.values(slots[: first + 1] if offset else slots[:first]))
+        read = slots[: first + 1] if offset else slots[:first]
+        written = self._readable(read)
+        if not is_masked and self._marks.is_used and self._hidden(read, kv_len) is not None:
+            raise Unsupported("tokens of these pages are masked, and this command sees all: show them again (kv.mask)")
         partial = slot_bits(0, offset)
         is_full = written[:first].tobytes() == self._full.tobytes() * first
         if not is_full or (offset and int(written[first]) & partial != partial):
@@ -184,7 +196,30 @@ class Staging:
             rows[index] = row = self._own(int(slots[index]), int(rows[index]), start, stop, row_copies, moved)
             writes.append((row, slot_bits(start, stop)))
         reads = [(int(rows[num_full]), slot_bits(0, offset))] if offset else []
-        return self._pin(rows, reads, writes, row_copies, moved, num_full)
+        hidden = self._hidden(slots[: num_full + 1], kv_len) if self._marks.is_used else None
+        if hidden is not None and offset:
+            reads = [(reads[0][0], reads[0][1] & ~int(hidden[num_full]))]
+        prepared = self._pin(rows, reads, writes, row_copies, moved, num_full)
+        if hidden is not None:
+            prepared.hidden = hidden[:num_full]
+        return prepared
+
+    def _written(self, slots: Slots) -> U64:
+        """The page slots that are written, as the handles see it."""
+        written = self._frames.written.take(self._handles.values(slots))
+        return written & ~self._marks.cut(slots) if self._marks.is_used else written
+
+    def _readable(self, slots: Slots) -> U64:
+        """The page slots that a pass may find before it: written, or hidden from it."""
+        written = self._written(slots)
+        return written | self._marks.hidden(slots) & self._full if self._marks.is_used else written
+
+    def _hidden(self, slots: Slots, kv_len: int) -> U64 | None:
+        """The hidden page slots of the pages with the first `kv_len` tokens; None if none of these is hidden."""
+        hidden = self._marks.hidden(slots)
+        if len(slots) * self.page_size > kv_len:
+            hidden[-1] &= np.uint64(slot_bits(0, kv_len % self.page_size))
+        return hidden if hidden.any() else None
 
     def _own(
         self, slot: int, row: int, start: int, stop: int, row_copies: list[Copy], moved: list[tuple[int, int, int]]
@@ -192,17 +227,35 @@ class Staging:
         """The row to write slots [start, stop) of a handle's frame to: its own, or a new one with copies planned."""
         frames = self._frames
         written = int(frames.written[row])
-        if frames.refs[row] > 1:
-            new = int(frames.new(1)[0])
-            runs = written_runs(written, start, stop)
-            row_copies += [(row, offset, new, offset, count) for offset, count in runs]
-            frames.refs[row] -= 1
-            self._handles.set_value(slot, new)
-            if runs:
-                moved.append((slot, row, new))
-            row = new
-        frames.written[row] = written | slot_bits(start, stop)
+        if self._marks.is_used:
+            at = np.array([slot])
+            written &= ~int(self._marks.cut(at)[0])
+            self._marks.written(at, np.array([slot_bits(start, stop)], np.uint64))
+        if not self._is_own(row):
+            row = self._copied(slot, row, written, written_runs(written, start, stop), row_copies, moved)
+        frames.written[row] |= np.uint64(slot_bits(start, stop))
         return row
+
+    def _is_own(self, row: int) -> bool:
+        """Whether one handle alone has the frame, and no export: it is written to in place."""
+        return bool(self._frames.refs[row] == 1 and not self._frames.is_shared[row])
+
+    def _copied(
+        self, slot: int, row: int, written: int, runs: Sequence[tuple[int, int]], row_copies: list[Copy],
+        moved: list[tuple[int, int, int]],
+    ) -> int:  # fmt: skip
+        """A new row for a handle, with the `runs` of the old one to be copied, and `written` as far as it is."""
+        frames = self._frames
+        new = int(frames.new(1)[0])
+        row_copies += [(row, offset, new, offset, count) for offset, count in runs]
+        frames.refs[row] -= 1
+        if not frames.refs[row]:
+            self._left.append(row)
+        self._handles.set_value(slot, new)
+        if runs:
+            moved.append((slot, row, new))
+        frames.written[new] = written
+        return new
 
     def _pin(
         self,
@@ -219,13 +272,17 @@ class Staging:
             frame_copies = _renamed(row_copies, ident)
             rows = np.concatenate((rows, np.array([old for _, old, _ in moved], np.int64)))
         self._frames.pin(rows)
+        if self._left:
+            self._frames.left(np.array(self._left, np.int64))
+            self._left.clear()
         frames = ident.take(rows[:num_pages])
         return Prepared(rows, num_pages, reads, num_full, writes, row_copies, frames, frame_copies, moved)
 
     def _is_void(self, prepared: Prepared) -> bool:
         """Whether a slot that the command reads counts as not written any more."""
         written = self._frames.written
-        if not (written.take(prepared.rows[: prepared.num_full]) == self._full).all():
+        found = written.take(prepared.rows[: prepared.num_full])
+        if not ((found if prepared.hidden is None else found | prepared.hidden) == self._full).all():
             return True
         return any(int(written[row]) & bits != bits for row, bits in prepared.reads)
 

@@ -11,6 +11,7 @@ from . import model as models
 from ._chat import Chat
 from ._generation import Generation, OnToken, rules_of
 from ._sequence import KvSequence
+from ._snapshots import Snapshots
 from ._sources import Drafter
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
@@ -24,12 +25,12 @@ from .tools import specs_of
 SCORE_ROWS = 256
 
 
-class Context:
+class Context(Snapshots):
     """Text that a model reads and continues.
 
     What is appended waits until it is needed or `flush`ed; the last token always waits, for the next one is
     sampled from its row.  `fork` shares the KV so far, copy-on-write.  Close it, use it as an asynchronous
-    context manager, or let it go: its pages are given back.
+    context manager, or let it go: its pages are given back.  `save` keeps it for `Context.open`, here or elsewhere.
     """
 
     def __init__(

@@ -13,6 +13,7 @@ from pieray.host.masks import hide_runs, mask_bytes
 from pieray.host.outbox import Pass
 from pieray.host.tickets import Kind
 from pieray.host.verify import VerifyPass, check_tree
+from pieray.host.visibility import composed
 from pieray.messages import DISTRIBUTION, ENTROPY, HIDDEN, LOGITS, LOGPROBS, SAMPLE, SAMPLE_WITH
 
 
@@ -46,12 +47,12 @@ class ForwardHandlers(HandlerGroup):
         self._check_tokens(tokens, int(positions.max()) if len(positions) else kv_len + num_tokens - 1)
         if len(positions) not in (0, num_tokens):
             raise InvalidRequest(f"positions: none or one per token ({num_tokens}); given {len(positions)}")
-        bits = _mask_bytes(mask, num_tokens, kv_len)
+        bits = composed(state.pages.visible(pages, kv_len), num_tokens, _mask_bytes(mask, num_tokens, kv_len))
         with state.lock:
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.NONE)
             try:
-                prepared = state.pages.stage_forward(pages, kv_len, num_tokens)
+                prepared = state.pages.stage_forward(pages, kv_len, num_tokens, is_masked=True)
             except BaseException:
                 state.tickets.drop((ticket,))
                 raise

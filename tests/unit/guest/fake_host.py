@@ -393,7 +393,8 @@ class FakeHost(FakePlans):
 
     def assert_clean(self) -> None:
         """Nothing is left: pages, tickets, text streams."""
-        left = {"pages": self.pages, "plans": self.plans, "samplers": self.samplers, "streams": self.streams, "tickets": self.pending - set(self.receivers)}
+        left = {"pages": self.pages, "plans": self.plans, "samplers": self.samplers, "streams": self.streams,
+                "tickets": self.pending - set(self.receivers)}  # fmt: skip
         assert not any(left.values()), left
 
 
