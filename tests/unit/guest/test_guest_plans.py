@@ -44,7 +44,7 @@ def test_generate_is_a_plan_where_there_are_plans(make_host: Callable[..., FakeH
     run(main())
     assert [text for level, text in host.logs if level == "debug"] == [
         "generate runs as a decode plan",
-        "generate runs as a pass per token or draft, for its drafter is a function",
+        "generate runs as a pass per draft: the drafter is a function",
     ]
 
 
