@@ -36,11 +36,11 @@ class GrowingStaging(Staging):
     def stage_plan(self, handles: U32, kv_len: int, num_tokens: int, num_more: int) -> Growing:
         """Check and pin a run of `num_tokens` behind `kv_len` tokens, and of up to `num_more` drawn ones.
 
-        Copy-on-write is decided for all pages.  No slot counts as written until `confirm` says so.  Raises as
-        `stage_forward`.
+        Copy-on-write is decided for all pages.  No slot counts as written until `confirm` says so.  The run attends
+        nothing that `visible` does not show.  Raises as `stage_forward`.
         """
         end, size = kv_len + num_tokens + num_more, self.page_size
-        slots, first = self._check_forward(handles, kv_len, num_tokens + num_more)
+        slots, first = self._check_forward(handles, kv_len, num_tokens + num_more, is_masked=True)
         line = self._handles.values(slots)
         row_copies: list[Copy] = []
         moved: list[tuple[int, int, int]] = []
@@ -49,13 +49,17 @@ class GrowingStaging(Staging):
             line[index] = self._own_from(int(slots[index]), int(line[index]), start, row_copies, moved)
         num_full, offset = divmod(kv_len, size)
         reads = [(int(line[num_full]), slot_bits(0, offset))] if offset else []
+        hidden = self._hidden(slots[: num_full + 1], kv_len) if self._marks.is_used else None
+        if hidden is not None and offset:
+            reads = [(reads[0][0], reads[0][1] & ~int(hidden[num_full]))]
         num_pages = min(-(-(kv_len + num_tokens) // size), -(-end // size))
         one = self._pin(line[:num_pages].copy(), reads, [], row_copies, moved, num_full)
         tail = line[num_pages:]
         self._frames.pin(tail)
         return Growing(
             one.rows, one.num_pages, one.reads, one.num_full, [], one.row_copies, one.frames, one.frame_copies,
-            one.moved, tail=tail, line=line, idents=self._frames.ident.take(line),
+            one.moved, hidden=None if hidden is None else hidden[:num_full], tail=tail, line=line,
+            idents=self._frames.ident.take(line),
         )  # fmt: skip
 
     def _own_from(

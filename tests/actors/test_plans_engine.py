@@ -161,8 +161,8 @@ def code(call, *args):
 
 async def main():
     q, pages, plans = queue.create(), kv.alloc(8), _host.plans
-    assert {code(call, forged) for forged in (0, 1, 7, 2**32 - 1) for call in
-            (plans.start, plans.next, plans.pause, plans.resume, plans.state, plans.close, plans.cancel)} == {"bad_handle"}
+    calls = (plans.start, plans.next, plans.pause, plans.resume, plans.state, plans.close, plans.cancel)
+    assert {code(call, forged) for forged in (0, 1, 7, 2**32 - 1) for call in calls} == {"bad_handle"}
     for args in ((q, pages, 0, [1], 2**32 - 1, 0), (q, pages, 2**32 - 1, [1], 1, 0), (q, pages, 0, [2**32 - 1], 1, 0),
                  (q, pages, 0, [], 1, 0), (q, pages, 0, [1], 10**6, 0), (q, pages, 0, [1], 0, 0)):
         assert code(plans.create, *args) == "invalid", args

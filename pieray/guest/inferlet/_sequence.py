@@ -27,8 +27,8 @@ class KvSequence:
     next one, later on the same queue, writes the same slots again.
     """
 
-    __slots__ = ("_capacity", "_in_flight", "_page_size", "_queue", "adapter", "hidden", "is_closed",
-                 "kv_len", "model", "pages", "source")  # fmt: skip
+    __slots__ = ("_capacity", "_in_flight", "_page_size", "_queue", "adapter", "hidden", "is_closed", "kv_len",
+                 "model", "pages", "source")  # fmt: skip
 
     def __init__(self, model: str = "", adapter: Adapter | None = None) -> None:
         self.model = model
@@ -102,8 +102,7 @@ class KvSequence:
         extra = self._num_pages(end + most - 1) - len(self.pages)
         while extra > 0:
             try:
-                self.pages += kv.alloc(extra)
-                self._capacity = len(self.pages) * self._page_size
+                self._add_pages(extra)
             except QuotaExceeded:
                 if extra <= least:
                     raise
@@ -223,7 +222,10 @@ class KvSequence:
         self.check_open()
         needed = self._num_pages(end) - len(self.pages)
         ahead = self._num_pages(end + num_more) - self._num_pages(end)
-        self.pages += kv.alloc(needed + min(ahead, GROWTH_PAGES))
+        self._add_pages(needed + min(ahead, GROWTH_PAGES))
+
+    def _add_pages(self, count: int) -> None:
+        self.pages += kv.alloc(count)
         before, self._capacity = self._capacity, len(self.pages) * self._page_size
         for start, stop in self.hidden.within(before, self._capacity):
             self._mask_slots(start, stop, visible=False)

@@ -98,7 +98,8 @@ class Plans(RuleBasedStateMachine):
         if kv_len and len(line) > kv_len and len(self.guests) < 6:
             used = guest.pages[: -(-kv_len // 4)]
             pages = [*bench.handlers.kv_fork(used).tolist(), *bench.handlers.kv_alloc(5).tolist()]
-            plan = bench.plan(line[kv_len:], 12, pages=u32(*pages), kv_len=kv_len, queue=bench.handlers.queues_create(""))
+            queue = bench.handlers.queues_create("")
+            plan = bench.plan(line[kv_len:], 12, pages=u32(*pages), kv_len=kv_len, queue=queue)
             bench.handlers.plans_start(plan)
             self.guests.append(Guest(line, plan, u32(*pages), 12, draws=[(0, 0, 0.0)]))
         if bench.state_of(guest.plan)["state"] == "paused":
