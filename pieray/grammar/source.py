@@ -46,10 +46,11 @@ def new_matcher(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
 
     A hostile text may take minutes, or end the process: try it in a `Trial` first.
     """
-    if kind == "json-schema":
-        takes_options = text.lstrip().startswith("{") and '"x-guidance"' not in text  # `true` takes none
-        options = {"whitespace_pattern": WHITESPACE} if takes_options else None
-        grammar = LLMatcher.grammar_from_json_schema(text, options)
+    takes_options = text.lstrip().startswith("{") and '"x-guidance"' not in text  # `true` takes none
+    if kind == "json-schema" and not takes_options:
+        grammar = LLMatcher.grammar_from_json_schema(text)
+    elif kind == "json-schema":
+        grammar = LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE})
     else:
         grammar = {"regex": LLMatcher.grammar_from_regex, "lark": LLMatcher.grammar_from_lark}[kind](text)
     return LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())

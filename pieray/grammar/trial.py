@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from pieray.errors import InvalidRequest, PierayError, QuotaExceeded, Unsupported
 from pieray.models.tokenizer import TokenizerSpec
 
+CLOSED = "the grammar compiler is closed"
 START_S = 60.0
 """For the child to be ready: a large tokenizer takes it some seconds."""
 
@@ -57,13 +58,15 @@ class Trial:
             if found:
                 raise InvalidRequest(f"{kind} grammar{' ' if found.startswith('at ') else ': '}{found}")
             return
+        if self._is_closed:
+            raise PierayError(CLOSED)
         if found is None:
             raise QuotaExceeded(f"grammar_time_s: compiling this {kind} grammar took more than {time_s:g} s")
         raise QuotaExceeded(f"compiling this {kind} grammar takes more stack or memory than there is (status {found})")
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._is_closed:
-            raise PierayError("the grammar compiler is closed")
+            raise PierayError(CLOSED)
         if self._child is not None and self._child.poll() is None:
             return self._child
         self._end()

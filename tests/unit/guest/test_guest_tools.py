@@ -176,3 +176,24 @@ def test_the_loop_is_bounded(script: Callable[[list[str]], Script]) -> None:
     answer = _running.run(run_tools(said.context, [add], max_steps=3))
     assert answer.text is None
     assert len(answer.steps) == 3
+
+
+def render(_model: str, messages: str, tools: str, add_generation_prompt: bool) -> str:
+    """A template that shows the tools first, and who answered."""
+    offered = "".join(f"[{one['function']['name']}]" for one in json.loads(tools or "[]"))
+    said = [f"<{m['role']}{':' + m['name'] if 'name' in m else ''}>{m['content']}\n" for m in json.loads(messages)]
+    return offered + "".join(said) + ("<assistant>" if add_generation_prompt else "")
+
+
+def test_tools_are_shown_once_and_their_answers_are_messages(monkeypatch: pytest.MonkeyPatch, host: FakeHost) -> None:
+    monkeypatch.setattr("inferlet._host.chat.render", render)
+    with_spec = Context(tools=[add, weather.spec])
+    with_spec.user("hello")
+    assert with_spec.text == "[sum][weather]<user>hello\n"
+    with_spec.tool("3", name="sum")
+    assert with_spec.text == "[sum][weather]<user>hello\n<tool:sum>3\n"
+    fork = with_spec.fork()
+    fork.cue()
+    assert fork.text == with_spec.text + "<assistant>"
+    fresh = Context(tools=[add]).fork().user("a")
+    assert fresh.text == "[sum]<user>a\n"
