@@ -151,6 +151,9 @@ class ConfigError(PierayError):
     code, http_status, exit_code = "config", 400, 2
 
 
+LAST_LOGS = "last log lines:"
+"""The line of a failed inferlet's error behind which the latest of its log follow."""
+
 ERRORS: dict[str, type[PierayError]] = {
     cls.code: cls
     for cls in (

@@ -7,6 +7,8 @@ import re
 import sys
 from typing import Any, Protocol, TextIO
 
+from pieray.errors import LAST_LOGS
+
 _CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -22,7 +24,7 @@ def say(text: str) -> None:
 
 def brief(message: str) -> str:
     """One line of an error that carries the traceback of an inferlet: what, and where in its source."""
-    first, _, trace = message.partition("\n")
+    first, _, trace = message.partition(f"\n{LAST_LOGS}\n")[0].partition("\n")
     places = re.findall(r'File "([^"]+)", line (\d+)', trace)
     if not places:
         return first

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pieray.config import Limits
-from pieray.errors import Cancelled, DeviceLost, GuestFailed, PierayError, QuotaExceeded
+from pieray.errors import LAST_LOGS, Cancelled, DeviceLost, GuestFailed, PierayError, QuotaExceeded
 from pieray.host.device import DeviceClient
 from pieray.host.handlers import GuestHandlers
 from pieray.host.limits import capabilities_of
@@ -163,9 +163,16 @@ class Inferlet:
             self._check_result(value)
         except PierayError as error:
             error = outcome.error or error
-            self.log.end("error", json.dumps({"code": error.code, "message": error.message}))
+            self.log.end("error", json.dumps({"code": error.code, "message": self._with_logs(error)}))
         else:
             self.log.end("result", value)
+
+    def _with_logs(self, error: PierayError) -> str:
+        """The error's text, and what the inferlet logged before it: who catches it may have seen no event."""
+        lines = [] if isinstance(error, Cancelled) else self.log.last_logs()
+        if not lines:
+            return error.message
+        return "\n".join([error.message.rstrip("\n"), LAST_LOGS, *(f"  {line}" for line in lines)])
 
     def _check_result(self, value: str) -> None:
         """Raises QuotaExceeded, and GuestFailed for what is no JSON (which compiled guests may return)."""

@@ -105,6 +105,16 @@ class EventLog:
         self._num_logs += 1
         self._append("log", f"{level}: {text}")
 
+    def last_logs(self, count: int = 10, width: int = 500) -> list[str]:
+        """The latest log lines, each cut at `width` characters."""
+        found: deque[str] = deque(maxlen=count)
+        for event in reversed(self._events):
+            if event.kind == "log":
+                found.appendleft(event.payload[:width])
+                if len(found) == count:
+                    break
+        return list(found)
+
     def end(self, kind: str, payload: str) -> bool:
         """Add the last event; False if there is one already."""
         return self._append(kind, payload)

@@ -14,5 +14,5 @@ JCO = "@bytecodealliance/jco"
 
 def wrap(core: Path, target: Path, near: Path) -> None:
     """Write the component of the core module `core` to `target`; `near` is where node_modules may lie."""
-    command = [find.node(), HERE / "embed.mjs", find.node_modules(JCO, near), core, WIT_FILE, WORLD, target]
-    find.run(command, f"making a component of {core.name}")
+    modules = find.node_modules(JCO, near)
+    find.run("making a component", find.node(), HERE / "embed.mjs", modules, core, WIT_FILE, WORLD, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from pieray.errors import EngineError, InvalidRequest
 from pieray.wasm.compiler import cache_folder
+
+log = logging.getLogger(__name__)
 
 BUILD_TIMEOUT_S = 300.0
 #: versions of clang and lld that are looked for under their Debian names, after the plain ones
@@ -79,7 +82,7 @@ def rustc() -> tuple[str, str]:
                       "(or name the compiler in PIERAY_RUSTC)")  # fmt: skip
 
 
-def run(command: Sequence[str | Path], what: str, cwd: Path | None = None) -> None:
+def run(what: str, *command: str | Path, cwd: Path | None = None) -> None:
     """Run a tool on the user's sources; raises InvalidRequest with what it printed if it fails."""
     words = [str(word) for word in command]
     try:
@@ -89,8 +92,11 @@ def run(command: Sequence[str | Path], what: str, cwd: Path | None = None) -> No
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise InvalidRequest(f"{what} took more than {BUILD_TIMEOUT_S:.0f} s") from None
+    printed = (done.stderr + done.stdout).strip()[-8000:]
     if done.returncode:
-        raise InvalidRequest(f"{what} failed:\n{(done.stderr + done.stdout).strip()[-8000:]}")
+        raise InvalidRequest(f"{what} failed:\n{printed}")
+    if printed:
+        log.warning("%s:\n%s", what, printed)
 
 
 def _quietly(command: Sequence[str]) -> str:

@@ -23,9 +23,8 @@ def build(entry: Path, target: Path) -> None:
         root = Path(folder).resolve()
         shutil.copytree(entry.parent, root, ignore=_all_but_modules, dirs_exist_ok=True)
         shutil.copytree(SDK, root / "node_modules" / "inferlet", dirs_exist_ok=True)
-        command = [find.node(), component.HERE / "qjs.mjs", modules, root / entry.name, root, WIT_FILE,
-                   component.WORLD, target]  # fmt: skip
-        find.run(command, f"making a component of {entry.name}")
+        find.run(f"making a component of {entry.name}", find.node(), component.HERE / "qjs.mjs", modules,
+                 root / entry.name, root, WIT_FILE, component.WORLD, target)  # fmt: skip
 
 
 def _all_but_modules(folder: str, names: list[str]) -> list[str]:

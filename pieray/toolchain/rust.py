@@ -9,6 +9,8 @@ from pieray.toolchain import component, find
 
 CRATE = Path(__file__).resolve().parents[1] / "sdk" / "rust" / "src" / "lib.rs"
 FLAGS = ("--target", "wasm32-unknown-unknown", "--edition", "2021", "-C", "opt-level=s", "-C", "panic=abort")
+#: a newer linker warns about the metadata in an older compiler's libraries
+LINKING = ("-C", "link-arg=--no-fatal-warnings", "-C", "strip=debuginfo")
 
 
 def build(entry: Path, target: Path) -> None:
@@ -16,9 +18,9 @@ def build(entry: Path, target: Path) -> None:
     rustc, _ = find.rustc()
     with tempfile.TemporaryDirectory() as folder:
         library, core = Path(folder, "libinferlet.rlib"), Path(folder, "core.wasm")
-        crate = [rustc, *FLAGS, "--crate-type", "rlib", "--crate-name", "inferlet", "-o", library, CRATE]
-        find.run(crate, "compiling the Rust SDK")
-        command = [rustc, *FLAGS, "-C", f"linker={find.wasm_ld()}", "-C", "strip=debuginfo", "--crate-type", "cdylib",
-                   "--crate-name", "guest", "--extern", f"inferlet={library}", "-o", core, entry]  # fmt: skip
-        find.run(command, f"compiling {entry.name}")
+        crate = ("--crate-type", "rlib", "--crate-name", "inferlet", "-o", library, CRATE)
+        flags = (*FLAGS, f"--remap-path-prefix={CRATE.parent}=inferlet", f"--remap-path-prefix={entry.parent}/=")
+        find.run("compiling the Rust SDK", rustc, *flags, *crate)
+        guest = ("--crate-type", "cdylib", "--crate-name", "guest", "--extern", f"inferlet={library}", "-o", core)
+        find.run(f"compiling {entry.name}", rustc, *flags, *LINKING, "-C", f"linker={find.wasm_ld()}", *guest, entry)
         component.wrap(core, target, entry.parent)

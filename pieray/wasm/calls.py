@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import wasmtime
 
@@ -13,20 +13,23 @@ from pieray.wasm import codecs, native
 from pieray.wasm.guest import Guest
 from pieray.wasm.traps import failure_error, trap_error
 
-#: `memory_size` bounds each memory, so there is only one; componentize-py needs the rest
-_MAX_MEMORIES, _MAX_TABLES, _MAX_TABLE_ELEMENTS, _MAX_INSTANCES = 1, 50, 30_000, 100
+if TYPE_CHECKING:
+    from pieray.wasm.program import Program
+
+#: what componentize-py needs
+_MAX_TABLES, _MAX_TABLE_ELEMENTS, _MAX_INSTANCES = 50, 30_000, 100
 
 
 class WasmFailed(Exception):
     """wasmtime's error text for an instantiation or a call that did not return."""
 
 
-def new_store(engine: wasmtime.Engine, limits: Limits) -> Any:
-    """A store for one guest.  Close it after its futures."""
-    store = wasmtime.Store(engine)
+def new_store(program: Program, limits: Limits) -> Any:
+    """A store for one guest of `program`.  Close it after its futures."""
+    store = wasmtime.Store(program.engine)
     store.set_limits(
-        memory_size=limits.memory_bytes,
-        memories=_MAX_MEMORIES,
+        memory_size=limits.memory_bytes // program.num_memories,  # it bounds each memory
+        memories=program.num_memories,
         tables=_MAX_TABLES,
         table_elements=_MAX_TABLE_ELEMENTS,
         instances=_MAX_INSTANCES,

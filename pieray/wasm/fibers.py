@@ -147,7 +147,7 @@ class FiberGuest(Guest):
     def _run(self) -> Generator[None, None, Ending]:
         """The whole life of the fiber; yields whenever it is suspended, returns (value, error)."""
         program, limits = self.task.program, self.task.limits
-        store = new_store(program.engine, limits)
+        store = new_store(program, limits)
         call = Call(self.task.inputs)
         try:
             context = store._context()

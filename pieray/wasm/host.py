@@ -21,6 +21,7 @@ from pieray.wasm.engine import new_engine
 from pieray.wasm.fibers import FiberExecutor
 from pieray.wasm.guest import Guest, Outcome, Task
 from pieray.wasm.handlers import Handlers
+from pieray.wasm.memories import checked_memories
 from pieray.wasm.program import Imports, Program
 from pieray.wasm.signatures import EXPORTS
 from pieray.wasm.threads import ThreadExecutor
@@ -81,7 +82,7 @@ class WasmHost:
             path.unlink(missing_ok=True)
             path = compiled(content, name, self._compile_limits)
             component = Component.deserialize_file(self._engine, str(path))
-        return self._imports.program(self._engine, component, name)
+        return self._imports.program(self._engine, component, name, checked_memories(content, name))
 
     def spawn(
         self,

@@ -24,6 +24,8 @@ class Program:
     component: wc.Component
     linker: wc.Linker
     export_index: wc.ExportIndex
+    num_memories: int
+    """Linear memories that it defines: a guest's limit is divided among them."""
 
 
 class Imports:
@@ -34,7 +36,7 @@ class Imports:
         self.wasi = wasi.callbacks(executor)
         self.destructors = wasi.destructors()
 
-    def program(self, engine: wasmtime.Engine, component: wc.Component, name: str) -> Program:
+    def program(self, engine: wasmtime.Engine, component: wc.Component, name: str, num_memories: int) -> Program:
         """Check the component's imports and exports and link it.  InvalidRequest names what is wrong."""
         kind = component.type
         export = _checked_export(kind.exports(engine), name)
@@ -44,7 +46,7 @@ class Imports:
             for import_name, extern in kind.imports(engine).items():
                 self._define(engine, root, import_name, extern.ty, name)
         linker.define_unknown_imports_as_traps(component)
-        return Program(name, export, engine, component, linker, component.get_export_index(export))
+        return Program(name, export, engine, component, linker, component.get_export_index(export), num_memories)
 
     def _define(self, engine: wasmtime.Engine, root: wc.LinkerInstance, full: str, kind: Any, name: str) -> None:
         interface, _, version = full.partition("@")

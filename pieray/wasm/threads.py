@@ -85,7 +85,7 @@ class ThreadGuest(Guest):
 
     def _call(self) -> str:
         program, limits = self.task.program, self.task.limits
-        store = new_store(program.engine, limits)
+        store = new_store(program, limits)
         call = Call(self.task.inputs)
         try:
             native.store_epoch_callback(store.ptr(), ctypes.cast(_ON_EPOCH, ctypes.c_void_p), None, None)

@@ -7,8 +7,8 @@ import re
 from pieray.config import Limits
 from pieray.errors import ERRORS, WIT_CODES, GuestFailed, GuestTrapped, PierayError, QuotaExceeded
 
-#: by the name under which a guest's SDK raises them
-_HANDLER_ERRORS = {cls.__name__: cls for cls in (ERRORS[code] for code in WIT_CODES)}
+#: by the name under which a guest's SDK raises them: Python's by class, the others' by code
+_HANDLER_ERRORS = {name: ERRORS[code] for code in WIT_CODES for name in (ERRORS[code].__name__, code)}
 _FRAME = re.compile(r"^\s*\d+:\s+0x[0-9a-f]+ - (?:\S+?!)?(?!<)(\S+)$", re.MULTILINE)
 _NUMBERED = re.compile(r"^\s*\d+:\s+")
 #: what C runtimes and CPython say on stderr when an allocation was refused, before they abort

@@ -126,6 +126,7 @@ PIERAY_EXPORT("run") outcome *run(char *data, uint32_t size) {
   if WORD("sleep") { tickets_wait(0, 0, (int32_t)number, &r); CHECK(r); return succeed(TEXT("\"slept\"")); }
   if WORD("await") { tickets_wait(&number, 1, -1, &r); CHECK(r); return succeed(TEXT("\"ready\"")); }
   if WORD("log") { runtime_log(LOG_WARNING, "hear me", 7, &r); CHECK(r); return succeed(TEXT("\"logged\"")); }
+  if WORD("log-and-trap") { runtime_log(LOG_ERROR, "about to trap", 13, &r); __builtin_trap(); }
   if WORD("send") { char *s = alloc(number); memset(s, 'x', number); session_send(s, number, &r); CHECK(r); return succeed(TEXT("\"sent\"")); }
   if WORD("free") { kv_free(memset(alloc(number * 4), 0, number * 4), number, &r); CHECK(r); return succeed(TEXT("\"freed\"")); }
   if WORD("return") { char *s = alloc(number); memset(s, 'x', number); return succeed((text){s, number}); }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,14 @@ def test_an_end_that_cannot_be_sent_ends_the_connection_and_not_the_accounts(hos
     host.kill("it", "enough")
     until(lambda: host.num_live == 0)
     assert "cannot be sent" in client.closed[0]
+
+
+def test_a_failed_result_carries_the_last_log_lines(host: InferletHost) -> None:
+    host.launch(launch("trap", "log-and-trap"))
+    message = json.loads(end_of(host, "trap").payload)["message"]
+    first, *rest = message.splitlines()
+    assert "unreachable" in first
+    assert "run" in first  # the function of the guest
+    assert rest == ["last log lines:", "  error: about to trap"]
+    host.launch(launch("quiet", "unreachable"))
+    assert "log lines" not in end_of(host, "quiet").payload

@@ -93,3 +93,14 @@ def test_a_story_that_has_ended_holds_on_to_no_client() -> None:
     log.subscribe(1, Sink())
     assert log._sinks == []
     assert sink.numbers == [0]
+
+
+def test_the_last_log_lines_are_few_and_short() -> None:
+    log = EventLog("i", Limits())
+    assert log.last_logs() == []
+    for i in range(30):
+        log.log("info", f"{i} " + "x" * 1000)
+        log.send("between")
+    lines = log.last_logs()
+    assert [line.split()[1] for line in lines] == [str(i) for i in range(20, 30)]
+    assert {len(line) for line in lines} == {500}

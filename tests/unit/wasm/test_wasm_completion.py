@@ -9,6 +9,8 @@ import sys
 import pytest
 from wasm_fakes import GUESTS_C, Watched
 
+from pieray.errors import QuotaExceeded
+
 _spec = importlib.util.spec_from_file_location("guests_c_build", GUESTS_C / "build.py")
 build = importlib.util.module_from_spec(_spec)
 sys.modules["guests_c_build"] = build
@@ -38,7 +40,8 @@ def test_many_at_once(host, completion, device):
 
 def test_an_error_of_a_handler_is_its_failure(host, completion):
     error = Watched(host, completion, '{"prompt": "x", "max_tokens": 10000}').error
-    assert error.message.startswith("quota: pages is 100; asked for 626")
+    assert isinstance(error, QuotaExceeded)
+    assert error.message.startswith("pages is 100; asked for 626")
     assert Watched(host, completion, "{}").error.message == 'ValueError: the input has no "prompt"'
     assert Watched(host, completion, '{"prompt": ""}').error.message == "ValueError: the prompt is empty"
 

@@ -8,7 +8,7 @@ import pytest
 from wasm_fakes import FakeHandlers, Watched
 
 from pieray.config import Limits
-from pieray.errors import Denied, GuestFailed, GuestTrapped, QuotaExceeded
+from pieray.errors import Denied, GuestTrapped, QuotaExceeded
 from pieray.wasm.traps import failure_error, trap_error, trap_reason
 
 TRAPS = {
@@ -86,8 +86,8 @@ def test_log_levels_are_names(host, misbehave):
 @pytest.mark.parametrize(("doing", "size"), [("send 2000000", 2_000_000), ("free 500000", 2_000_000)])
 def test_strings_and_lists_beyond_message_bytes_are_quota(host, misbehave, doing, size):
     error = Watched(host, misbehave, doing, limits=Limits(message_bytes=1_000_000)).error
-    assert isinstance(error, GuestFailed)  # the guest saw the err arm, and gave up
-    assert error.message.startswith("quota: message_bytes is 1000000;")
+    assert isinstance(error, QuotaExceeded)  # the guest saw the err arm, and gave up with it
+    assert error.message.startswith("message_bytes is 1000000;")
     assert str(size) in error.message
 
 
@@ -131,7 +131,8 @@ def test_any_exception_of_a_handler_is_internal(host, misbehave, caplog):
         handlers = Broken()
         handlers.what = what
         error = Watched(host, misbehave, "send 3", handlers).error
-        assert error.message.startswith("internal: handler session_send failed:")
+        assert error.code == "internal"
+        assert error.message.startswith("handler session_send failed:")
     assert "RuntimeError: boom" in caplog.text
 
 

@@ -1,0 +1,112 @@
+import { InferletError } from "./errors.js";
+import { forward, kv, model, queues, tickets } from "./handlers.js";
+
+/** Text that a model continues: its tokens, of which the first #kvLen have their KV in #pages.  Close it. */
+export class Context {
+  #queue;
+  #pages = [];
+  #kvLen = 0;
+  #ticket = 0;
+  tokens = [];
+  generated = { text: "", num_tokens: 0, finish_reason: "" };
+
+  constructor(text = "") {
+    this.#queue = queues.create("");
+    if (text) this.append(text);
+  }
+
+  /** Add text, or token ids, at the end. */
+  append(text) {
+    this.tokens.push(...(typeof text === "string" ? model.tokenize("", text) : text));
+    return this;
+  }
+
+  /** Run what waits, but for the last token: forks made afterwards share its KV. */
+  flush() {
+    const end = this.tokens.length - 1;
+    if (end <= this.#kvLen) return;
+    const pass = this.#pass(end);
+    tickets.wait([pass], -1);
+    tickets.takeNone(pass);
+    this.#kvLen = end;
+  }
+
+  /** A second context with the same content; pages are shared, copy-on-write. */
+  fork() {
+    const other = new Context();
+    const used = numPages(this.#kvLen);
+    if (used) other.#pages = kv.fork(this.#pages.slice(0, used));
+    other.#kvLen = this.#kvLen;
+    other.tokens = [...this.tokens];
+    return other;
+  }
+
+  /** Begin to sample the next token: contexts that begin before the first of them ends share a batch. */
+  begin({ temperature = 0, top_k = 0, top_p = 1, min_p = 0, seed = 0 } = {}) {
+    if (!this.tokens.length) throw new InferletError("invalid", "the context is empty: append something first");
+    this.#kvLen = Math.min(this.#kvLen, this.tokens.length - 1);
+    const row = this.tokens.length - this.#kvLen - 1;
+    const pass = this.#pass(this.tokens.length);
+    this.#ticket = forward.sample(pass, row, temperature, top_k, top_p, min_p, seed);
+  }
+
+  /** The token that `begin` asked for, which is appended. */
+  end() {
+    tickets.wait([this.#ticket], -1);
+    const [token] = tickets.takeTokens(this.#ticket);
+    this.#kvLen = this.tokens.length;
+    this.tokens.push(token);
+    return token;
+  }
+
+  /** Run what waits and sample the next token, which is appended. */
+  next(how) {
+    this.begin(how);
+    return this.end();
+  }
+
+  /** Continue until a stop token of the model, or for max_tokens; gives the text as it comes, `generated` all of it. */
+  *generate({ max_tokens = 256, ...how } = {}) {
+    const stops = new Set(model.stopTokens(""));
+    const stream = model.streamOpen("", true);
+    const done = (this.generated = { text: "", num_tokens: 0, finish_reason: "length" });
+    try {
+      while (done.num_tokens < max_tokens) {
+        const token = this.next(how);
+        if (stops.has(token)) {
+          done.finish_reason = "stop";
+          return;
+        }
+        done.num_tokens++;
+        const piece = model.streamPush(stream, [token]);
+        done.text += piece;
+        if (piece) yield piece;
+      }
+    } finally {
+      model.streamClose(stream);
+    }
+  }
+
+  /** The whole of `generate`: { text, num_tokens, finish_reason }. */
+  complete(how) {
+    for (const _ of this.generate(how));
+    return this.generated;
+  }
+
+  /** Give pages and queue back. */
+  close() {
+    kv.free(this.#pages);
+    this.#pages = [];
+    queues.close(this.#queue);
+  }
+
+  #pass(end) {
+    const needed = numPages(end) - this.#pages.length;
+    if (needed > 0) this.#pages.push(...kv.alloc(needed));
+    return forward.forward(this.#queue, this.#pages, this.#kvLen, this.tokens.slice(this.#kvLen, end), [], []);
+  }
+}
+
+function numPages(length) {
+  return Math.ceil(length / kv.pageSize());
+}
