@@ -1303,7 +1303,8 @@ pub mod messaging {
         }
     }
 
-    /// The text at the front of a queue, now or when one comes.  Ticket: text.
+    /// The text at the front of a queue, now or when one comes.  Ticket: text.  Until it is taken it is the queue's: if
+    /// the ticket is cancelled, or the inferlet ends, it goes back to its place.
     pub fn pull(queue: &str) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
@@ -1312,7 +1313,8 @@ pub mod messaging {
         }
     }
 
-    /// Give a text to every subscription that there is now.  Ticket: none, once all have room for it.
+    /// Give a text to every subscription that there is now.  Ticket: none, once all have room for it; `deadline` if one
+    /// has none within `timeout-ms`: then nobody has got it.
     pub fn broadcast(topic: &str, text: &str, timeout_ms: u32) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
