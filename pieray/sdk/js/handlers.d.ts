@@ -339,15 +339,9 @@ export declare const messaging: {
    * there is none within `timeout-ms`.
    */
   push(queue: string, text: string, timeoutMs: number): number;
-  /**
-   * The text at the front of a queue, now or when one comes.  Ticket: text.  Until it is taken it is the queue's: if
-   * the ticket is cancelled, or the inferlet ends, it goes back to its place.
-   */
+  /** The text at the front of a queue, now or when one comes.  Ticket: text. */
   pull(queue: string): number;
-  /**
-   * Give a text to every subscription that there is now.  Ticket: none, once all have room for it; `deadline` if one
-   * has none within `timeout-ms`: then nobody has got it.
-   */
+  /** Give a text to every subscription that there is now.  Ticket: none, once all have room for it. */
   broadcast(topic: string, text: string, timeoutMs: number): number;
   /** Every text broadcast to the topic from now on, in order.  Ticket: tokens, the subscription. */
   subscribe(topic: string): number;

@@ -1303,8 +1303,7 @@ pub mod messaging {
         }
     }
 
-    /// The text at the front of a queue, now or when one comes.  Ticket: text.  Until it is taken it is the queue's: if
-    /// the ticket is cancelled, or the inferlet ends, it goes back to its place.
+    /// The text at the front of a queue, now or when one comes.  Ticket: text.
     pub fn pull(queue: &str) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
@@ -1313,8 +1312,7 @@ pub mod messaging {
         }
     }
 
-    /// Give a text to every subscription that there is now.  Ticket: none, once all have room for it; `deadline` if one
-    /// has none within `timeout-ms`: then nobody has got it.
+    /// Give a text to every subscription that there is now.  Ticket: none, once all have room for it.
     pub fn broadcast(topic: &str, text: &str, timeout_ms: u32) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
