@@ -32,7 +32,9 @@ class InferletActor(ServingActor):
 
         Returns the endpoint.
         """
+        from pieray.actors.launcher import ControllerLauncher
         from pieray.host.broker_client import BrokerClient
+        from pieray.host.children import ChildService
         from pieray.host.core import ClientService, InferletHost
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.host.services import Services
@@ -41,11 +43,14 @@ class InferletActor(ServingActor):
         self._token = token
         self._services = Services.of(self.config)
         self._services.broker = BrokerClient(peer_id=self.peer_id, token=token)
+        self._services.children = ChildService(ControllerLauncher(self.config), self.config.limits,
+                                               peer_id=self.peer_id, token=token,
+                                               timers=self._services.timers)  # fmt: skip
+        self.set_adapters(models[0]["adapters"])
         if broker:
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
         self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory, self._services)
-        self.set_adapters(models[0]["adapters"])
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
@@ -57,9 +62,10 @@ class InferletActor(ServingActor):
         """The broker has come up, or another one in its place."""
         assert self._services.broker is not None
         self._services.broker.open(Endpoint.from_wire(broker))
+
     def set_adapters(self, facts: list[dict[str, Any]]) -> None:
         """The engine's adapters, from now on."""
-        self._host.services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
+        self._services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
 
     def _connect(self, batcher: Wire, resource_manager: Wire) -> DeviceClient:
         from pieray.host.device import DeviceClient

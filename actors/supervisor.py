@@ -22,7 +22,7 @@ from pieray.actors.inferlet_actor import InferletActor
 from pieray.actors.pool import HostPool, Member
 from pieray.actors.resource_manager import ResourceManager
 from pieray.config import Config
-from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NotFound, PeerLost
+from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NotFound, PeerLost, QuotaExceeded
 from pieray.messages import encode
 from pieray.raycalls import ask_actor, await_answer
 from pieray.registry import Bounds, Registry
@@ -315,6 +315,9 @@ class Supervisor:
             frame = encode([message])
         if self._failure is not None:
             raise EngineError(self._failure)
+        if message.depth and (num_live := self._pool.num_live()) >= self._config.child_ceiling:
+            raise QuotaExceeded(f"child_ceiling: no child is launched while {self._config.child_ceiling} inferlets run "
+                                f"on this engine; {num_live} do")  # fmt: skip
         host = self._pool.launch(lambda host: self._ask(host, "launch", frame))
         self._may_need_host.set()
         with self._lock:

@@ -147,6 +147,8 @@ class Config:
     """Threads of an InferletActor that run guests."""
     lease_pages: int = 8
     """Pages that an inferlet's lease grows by, ahead of need."""
+    child_ceiling: int = 256
+    """No child is launched while so many inferlets run on the engine: a family that grows without end leaves room."""
     http_hosts: tuple[str, ...] = ()
     """Hosts that inferlets may ask over HTTP, if their manifests name them too: "api.example.org", "*.example.org",
     "example.org:8080".  None at first."""

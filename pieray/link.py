@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from pieray.clienttools import ClientTools
 from pieray.errors import PeerLost, PierayError
@@ -25,7 +25,6 @@ from pieray.messages import (
     ServeTools,
 )
 from pieray.process import Event as ProcessEvent
-from pieray.process import Process
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
 
 log = logging.getLogger(__name__)
@@ -34,13 +33,33 @@ PART_BYTES = 1 << 20
 """Of a file, sent in one message."""
 
 
+class Listener(Protocol):
+    """Who hears of an inferlet, called on the link's reader thread; usually a `Process`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def is_done(self) -> bool: ...
+
+    @property
+    def num_events(self) -> int: ...
+
+    def add(self, events: list[ProcessEvent]) -> None: ...
+
+    def lose(self, error: PierayError) -> None: ...
+
+
 class ActorLink:
     """Routes events to processes by instance id.  Thread-safe."""
 
     def __init__(self, endpoint: Endpoint, *, peer_id: str, token: str, timeout_s: float,
                  on_lost: Callable[[ActorLink], None]) -> None:  # fmt: skip
         self.endpoint = endpoint
-        self._processes: dict[str, list[Process]] = {}  # handles of one inferlet may be many
+        self._processes: dict[str, list[Listener]] = {}  # handles of one inferlet may be many
         self._lock = threading.Lock()
         self._tools: dict[str, ClientTools] = {}
         self._uploading = threading.Lock()  # one file at a time: the parts of two would not follow each other
@@ -54,7 +73,7 @@ class ActorLink:
     def is_open(self) -> bool:
         return self._conn.is_open
 
-    def attach(self, process: Process, timeout_s: float = 30.0) -> None:
+    def attach(self, process: Listener, timeout_s: float = 30.0) -> None:
         """Stream the process's events to it from where it stands; on return, all so far are there."""
         with self._lock:
             self._processes.setdefault(process.id, []).append(process)
@@ -67,7 +86,7 @@ class ActorLink:
         if process.is_done:
             self._detach(process)
 
-    def _detach(self, process: Process) -> None:
+    def _detach(self, process: Listener) -> None:
         with self._lock:
             others = [p for p in self._processes.pop(process.id, []) if p is not process]
             if others:
@@ -85,7 +104,7 @@ class ActorLink:
                 is_last = offset + PART_BYTES >= len(data)
                 self._call(partial(_part, instance_id, name, offset, part, is_last), deadline - time.monotonic())
 
-    def serve_tools(self, process: Process, tools: ClientTools, timeout_s: float = 30.0) -> None:
+    def serve_tools(self, process: Listener, tools: ClientTools, timeout_s: float = 30.0) -> None:
         """Answer the calls of the process from `tools`, which are closed when it ends, or this link does."""
         with self._lock:
             self._tools[process.id] = tools
@@ -115,6 +134,13 @@ class ActorLink:
 
     def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
         self._call(lambda ticket: Kill(ticket, instance_id, reason), timeout_s)
+
+    def ask(self, make: Callable[[int], Message], done: Callable[[Any, PierayError | None], None]) -> None:
+        """Send `make(ticket)`; `done` is called once, with the answer or an error, on the reader thread.
+
+        Raises PeerLost; `done` is not called then.
+        """
+        self._calls.submit(self._conn, make, done)
 
     def close(self) -> None:
         self._conn.close("the client has closed its engine handle")

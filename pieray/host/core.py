@@ -12,6 +12,7 @@ from typing import Any
 
 from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError, QuotaExceeded
+from pieray.host.children import Bonds
 from pieray.host.device import DeviceClient
 from pieray.host.files import Uploads
 from pieray.host.inferlet import EndedInferlet, Inferlet
@@ -22,6 +23,7 @@ from pieray.host.services import Services
 from pieray.host.session import OUTPUTS, EventLog, Sink, byte_size
 from pieray.messages import (
     Attach,
+    Bind,
     ClientAnswer,
     Completed,
     Event,
@@ -53,6 +55,7 @@ class InferletHost:
     ) -> None:
         self._config = config
         self.services = services or Services.of(config)
+        self.bonds = Bonds(self.services.timers, self._kill_child)
         self._device = device
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
@@ -86,6 +89,8 @@ class InferletHost:
             raise QuotaExceeded(f"source_bytes: the limit is {limits.source_bytes}; given {size}")
         program = self._program_of(launch)
         inferlet = self._admit(launch, limits)
+        if launch.parent:
+            self.bonds.expect(launch.instance_id)
         try:
             inferlet.start(self._wasm, program)
         except BaseException:
@@ -115,6 +120,7 @@ class InferletHost:
     def _ended(self, inferlet: Inferlet) -> None:
         """Its place is free; of its state only the events are kept, and of those not more than is said above."""
         instance_id = inferlet.launch.instance_id
+        self.bonds.ended(instance_id)
         with self._lock:
             self._num_live -= 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
@@ -179,6 +185,10 @@ class InferletHost:
         """End an inferlet with `cancelled`; raises NotFound."""
         self.find(instance_id).kill(Cancelled(reason))
 
+    def _kill_child(self, instance_id: str, reason: str) -> None:
+        with contextlib.suppress(NotFound):
+            self.kill(instance_id, reason)
+
     def status(self) -> list[dict[str, Any]]:
         return [inferlet.status() for inferlet in list(self._inferlets.values())]
 
@@ -194,7 +204,7 @@ class InferletHost:
 
 
 class ClientService:
-    """Serves clients' connections: attach, send, kill."""
+    """Serves clients' connections: attach, send, kill; and bind, for those of parents."""
 
     def __init__(self, host: InferletHost) -> None:
         self._host = host
@@ -209,6 +219,9 @@ class ClientService:
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
+            if isinstance(message, Bind):
+                self._bind(conn, message)
+                continue
             if isinstance(message, ClientAnswer):
                 self._pass_on(conn, message)
                 continue
@@ -239,6 +252,17 @@ class ClientService:
             inferlet.kill(Cancelled(message.reason))
         conn.send([Completed(message.ticket, value)])
 
+    def _bind(self, conn: Connection, message: Bind) -> None:
+        try:
+            inferlet = self._host.find(message.instance_id)
+        except NotFound as error:
+            conn.send([Failed(message.ticket, error.code, error.message)])
+            return
+        self._host.bonds.bind(id(conn), message.instance_id, is_bound=message.is_bound)
+        if inferlet.log.is_ended:
+            self._host.bonds.ended(message.instance_id)
+        conn.send([Completed(message.ticket, None)])
+
     def _pass_on(self, conn: Connection, answer: ClientAnswer) -> None:
         """To the inferlet that waits for it, if it still does."""
         with contextlib.suppress(NotFound):
@@ -255,6 +279,7 @@ class ClientService:
         return log.subscribe(cursor, sink)
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
+        self._host.bonds.lost(id(conn))
         self._uploads.pop(id(conn), None)
         for servers in self._serving.pop(id(conn), []):
             servers.gone(conn)

@@ -47,7 +47,7 @@ class Inferlet:
         self._mailbox = Mailbox(limits, self._tickets.resolve)
         self._state = InstanceState(
             launch, number, limits, capabilities_of(launch), services, self._tickets, self._pages, lineage,
-            self._outbox, self.log, self._mailbox, models, TextStreams(), wake=self._unpark,
+            self._outbox, self.log, self._mailbox, models, TextStreams(), wake=self._unpark, fail=self.kill,
         )  # fmt: skip
         self._handlers = GuestHandlers(self._state)
 

@@ -94,11 +94,13 @@ class Pass(Command):
     def message(self, inferlet: int) -> Message:
         for output in self.outputs:
             output[0] = wire_ticket(inferlet, output[0])
-        return Forward(
+        message = Forward(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
             self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, bytes(self.mask), self.outputs,
             self.adapter, self.embeds,
         )  # fmt: skip
+        self.mask, self.embeds = b"", []  # megabytes, perhaps, that thousands of passes in flight need no more
+        return message
 
 
 class Run(Command):

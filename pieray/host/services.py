@@ -8,6 +8,7 @@ from pieray.config import Config
 from pieray.host.adapters import AdapterDirectory
 from pieray.host.aio import LoopThread
 from pieray.host.broker_client import BrokerClient
+from pieray.host.children import ChildService
 from pieray.host.grammars import GrammarService
 from pieray.host.http.client import HttpClient
 from pieray.host.mcp.servers import ToolServers
@@ -30,6 +31,8 @@ class Services:
     loop: LoopThread = field(default_factory=LoopThread)
     """Where handlers wait for the world: HTTP, MCP servers."""
     http: HttpClient | None = None
+    children: ChildService | None = None
+    """Launches inferlets for inferlets."""
     adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
     """The engine's LoRA adapters, as its owner has loaded them so far."""
     mcp: ToolServers | None = None
@@ -51,6 +54,8 @@ class Services:
 
     def close(self) -> None:
         """Close all of them; idempotent."""
+        if self.children is not None:
+            self.children.close()
         self.timers.close()
         if self.broker is not None:
             self.broker.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
-from pieray.errors import BadHandle
+from pieray.errors import BadHandle, PierayError
 from pieray.host.embeds import EmbedTable
 from pieray.host.files import FileInbox
 from pieray.host.mcp.client_side import ClientServers
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 
 def _nobody() -> None: ...
+
+
+def _unheard(_error: PierayError) -> None: ...
 
 
 @dataclass(slots=True)
@@ -65,6 +68,8 @@ class InstanceState:
     """By handle, the batcher's number for the adapter."""
     wake: Callable[[], None] = _nobody
     """Lets the guest look at its tickets again; from any thread."""
+    fail: Callable[[PierayError], None] = _unheard
+    """Ends the inferlet with an error; from any thread."""
     cancels: dict[int, Callable[[], None]] = field(default_factory=dict)
     """By ticket of work outside of the device: what stops it, called if the guest cancels the ticket or ends."""
     takes: dict[int, Callable[[bool], None]] = field(default_factory=dict)

@@ -32,6 +32,7 @@ from pieray.messages.broker import (
     Unsubscribe,
     Withdraw,
 )
+from pieray.messages.children import Bind
 from pieray.messages.client import Attach, Event, Install, Kill, Launch, SendFile, SendText
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
@@ -61,6 +62,7 @@ __all__ = [
     "SAMPLE_WITH",
     "SCHEMA",
     "Attach",
+    "Bind",
     "Broadcast",
     "CancelCall",
     "CancelInferlet",

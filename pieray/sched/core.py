@@ -308,7 +308,6 @@ class BatcherCore:
         """Totals since the start; `mean_batch` is forwards per step.  May be called from any thread."""
         counts = dict(self._counts)
         mean_batch = counts["forwards"] / counts["steps"] if counts["steps"] else 0.0
-        counts["adapter_bytes"] = self.adapters.num_bytes
         return {**counts, "queued": self._scheduler.num_queued, "busy_s": self._busy_s, "mean_batch": mean_batch}
 
     # --- failures --------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ class StepLoop:
         self._inbox.put((conn.peer_id, None, time.monotonic()))
 
     def status(self) -> dict[str, Any]:
-        return dict(self._core.stats())
+        return {**self._core.stats(), "adapter_bytes": self._core.adapters.num_bytes}
 
     def close(self) -> None:
         """Stop after the step in progress; idempotent."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from . import (
     adapters,
     chat,
+    children,
     embeds,
     forward,
     http,
@@ -35,6 +36,7 @@ from . import (
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
+from .children import Child
 from .context import Context
 from .errors import (
     BadHandle,
@@ -62,6 +64,7 @@ __all__ = [
     "Adapter",
     "BadHandle",
     "Cancelled",
+    "Child",
     "Context",
     "Deadline",
     "DeadlineExceeded",
@@ -86,6 +89,7 @@ __all__ = [
     "WrongType",
     "adapters",
     "chat",
+    "children",
     "embeds",
     "forward",
     "greedy",

@@ -23,23 +23,23 @@ class AdapterHandlers(HandlerGroup):
 
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
-        self._queue = Queue(0)
-        self._next_number = PRIVATE
-        self._loading_bytes = 0
+        self._adapter_queue = Queue(0)
+        self._next_adapter = PRIVATE
+        self._adapter_bytes_coming = 0
 
     @property
-    def _known(self) -> AdapterDirectory:
+    def _known_adapters(self) -> AdapterDirectory:
         return self._state.services.adapters
 
     def adapters_names(self) -> Sequence[str]:
-        return self._known.names(self._state.launch.tenant)
+        return self._known_adapters.names(self._state.launch.tenant)
 
     def adapters_info(self, name: str) -> str:
-        return json.dumps(self._known.get(name, self._state.launch.tenant).public())
+        return json.dumps(self._known_adapters.get(name, self._state.launch.tenant).public())
 
     def adapters_open(self, name: str) -> int:
         state = self._state
-        facts = self._known.get(name, state.launch.tenant)
+        facts = self._known_adapters.get(name, state.launch.tenant)
         with state.lock:
             return state.adapters.put(facts.number)
 
@@ -51,16 +51,16 @@ class AdapterHandlers(HandlerGroup):
             raise QuotaExceeded(f"an adapter loaded from the scratch folder has at most {MAX_FILE} bytes; "
                                 f"{path!r} has {size}")  # fmt: skip
         with state.lock:
-            if self._loading_bytes + size > most:
-                raise QuotaExceeded(f"adapter_bytes: the limit is {most}; {self._loading_bytes} are being loaded, "
-                                    f"{path!r} has {size} more")  # fmt: skip
+            if self._adapter_bytes_coming + size > most:
+                raise QuotaExceeded(f"adapter_bytes: the limit is {most}; {self._adapter_bytes_coming} are being "
+                                    f"loaded, {path!r} has {size} more")  # fmt: skip
             state.adapters.check_room()
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.TOKENS)
-            number, self._next_number = self._next_number, self._next_number + 1
+            number, self._next_adapter = self._next_adapter, self._next_adapter + 1
             data = state.scratch.read(path)
-            self._loading_bytes += len(data)
-            state.outbox.stage(Load(ticket, self._queue, number, path, data, alpha, most, self._loaded))
+            self._adapter_bytes_coming += len(data)
+            state.outbox.stage(Load(ticket, self._adapter_queue, number, path, data, alpha, most, self._adapter_loaded))
         return ticket
 
     def adapters_close(self, adapter: int) -> None:
@@ -68,13 +68,13 @@ class AdapterHandlers(HandlerGroup):
         with state.lock:
             if state.adapters.get(adapter) >= PRIVATE:
                 state.outbox.check_room()
-                self._unload(state.adapters.get(adapter))
+                self._unload_adapter(state.adapters.get(adapter))
             state.adapters.pop(adapter)
 
-    def _loaded(self, load: Load, result: object) -> object:
+    def _adapter_loaded(self, load: Load, result: object) -> object:
         """What the ticket of a load yields: a handle, unless it failed, or nobody wants it any more."""
         state = self._state
-        self._loading_bytes -= load.num_bytes
+        self._adapter_bytes_coming -= load.num_bytes
         if isinstance(result, PierayError):
             return result
         try:
@@ -82,10 +82,10 @@ class AdapterHandlers(HandlerGroup):
                 return state.adapters.put(load.number).to_bytes(4, "little")
         except QuotaExceeded as error:
             result = error
-        self._unload(load.number)
+        self._unload_adapter(load.number)
         return result
 
-    def _unload(self, number: int) -> None:
+    def _unload_adapter(self, number: int) -> None:
         """Behind the passes that are enqueued: they still run through it."""
         state = self._state
-        state.outbox.stage(Unload(state.tickets.number(), self._queue, number))
+        state.outbox.stage(Unload(state.tickets.number(), self._adapter_queue, number))

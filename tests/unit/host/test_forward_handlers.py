@@ -307,3 +307,17 @@ def test_a_mask_by_runs_is_bounded() -> None:
     with pytest.raises(QuotaExceeded, match="message_bytes: the limit is 3; the mask of this pass has 5"):
         bench.handlers.forward_mask_runs(pass_, 0, u32(1))
     assert PAGE_SIZE == 4
+
+
+def test_hidden_slots_travel_with_drafts(bench: Bench) -> None:
+    handlers = bench.handlers
+    queue, pages = start(bench)
+    handlers.forward_forward(queue, pages, 0, u32(1, 2, 3), NONE, NONE)
+    handlers.kv_mask(int(pages[0]), 1, 1, False)
+    ticket = verify(bench, queue, pages, 3, u32(5))
+    handlers.tickets_flush()
+    sent = next(m for m in bench.device.posted if isinstance(m, Verify))
+    assert sent.visible == b"\x05"
+    bench.answer(Completed(sent.ticket, u32(9).tobytes()))
+    assert handlers.tickets_take_tokens(ticket).tolist() == [9]
+    assert not bench.state.lineage.is_complete
