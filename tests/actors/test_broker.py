@@ -181,6 +181,37 @@ def test_the_store_outlives_inferlets_and_counts_for_the_tenant(apart: Any) -> N
         process.result(timeout=60)
 
 
+FLOODS = {
+    "pushes": "messaging.push_ticket('flood', 'x' * 100000)",
+    "waiting pushes": "messaging.push_ticket('flood', 'x')",
+    "pulls": "messaging.pull_ticket('nothing')",
+    "forgotten pulls": "messaging.pull_ticket('nothing').cancel()",
+    "broadcasts": "messaging.broadcast_ticket('flood', 'x' * 100000)",
+    "subscriptions": "messaging.subscribe('flood')._ask()",
+    "puts": "store._put(str(i), 'x' * 100000, 0)",
+    "forgotten names": "store._names('').cancel()",
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_ends_its_inferlet_alone(apart: Any, flood: str) -> None:
+    source = program("from inferlet import messaging, store, tickets\nasync def main():\n    for i in range(10**9):\n"
+                     f"        {FLOODS[flood]}\n        if i % 64 == 0: tickets.wait([], 1)\n")  # fmt: skip
+    apart.tenant = "hostile"
+    try:
+        hostile = apart.launch(source, capabilities=BOTH, limits={"cpu_time_s": 1.0, "store_bytes": 1 << 20})
+    finally:
+        apart.tenant = "local"
+    waiting = ready(apart.launch(PULL, capabilities=BOTH, queue="calm"))
+    with pytest.raises(QuotaExceeded, match="tickets|mailbox_bytes|subscriptions|cpu_time_s"):
+        hostile.result(timeout=60)
+    run(apart, PUSH, queue="calm", texts=["still here"])
+    assert waiting.result(timeout=30) == ["still here"]
+    kept = broker(apart)  # which checks its books
+    assert kept["bytes"] <= apart.config.limits.broker_bytes
+    assert kept["subscriptions"] == 0
+
+
 def test_many_workers_do_each_task_once(apart: Any) -> None:
     prompts = [f"{a}+{b}=" for a in range(3, 7) for b in range(10, 13)]
     workers = [apart.launch("worker-queue", role="worker", job="j", capabilities=BOTH) for _ in range(3)]
