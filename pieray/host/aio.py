@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
-from pieray.errors import Cancelled, EngineError, PierayError
+from pieray.errors import Cancelled, EngineError, PierayError, QuotaExceeded
 from pieray.host.tickets import Kind
 
 if TYPE_CHECKING:
@@ -142,3 +142,23 @@ def start(state: InstanceState, loop: LoopThread, make: Callable[[], Work]) -> i
         state.tickets.drop((ticket,))
         raise
     return ticket
+
+
+class Calls:
+    """Calls of one kind of one inferlet: so many at most run, or have answers that were not taken, at one time."""
+
+    def __init__(self, state: InstanceState, what: str, limit: int) -> None:
+        self._state = state
+        self._what = what
+        self._limit = limit
+        self._tickets: set[int] = set()
+
+    def start(self, make: Callable[[], Work]) -> int:
+        """As `start`; raises QuotaExceeded."""
+        self._tickets = {ticket for ticket in self._tickets if self._state.tickets.is_open(ticket)}
+        if len(self._tickets) >= self._limit:
+            raise QuotaExceeded(f"{self._what}: the limit is {self._limit} that run, or whose answers are not taken; "
+                                "one more was asked for")  # fmt: skip
+        ticket = start(self._state, self._state.services.loop, make)
+        self._tickets.add(ticket)
+        return ticket

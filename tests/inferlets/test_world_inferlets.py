@@ -41,7 +41,17 @@ def world_engine(ray_cluster: None, web: Web) -> Iterator[Any]:
     )  # fmt: skip
     yield found
     assert_pages_return(found)
+    result = found.launch(CALL, server="operators", tool="pid", capabilities={"mcp": ["*"]}).result(timeout=60)
     found.close()
+    await_end(int(result[2]))
+
+
+def await_end(pid: int) -> None:
+    """A server that pieray has started does not live on."""
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"process {pid} lives on"
+        time.sleep(0.05)
 
 
 FETCH = program(
@@ -180,11 +190,7 @@ def test_servers_that_a_client_started_end_with_the_inferlet(world_engine: Any) 
     process = world_engine.launch(
         CALL, server="mine", tool="pid", mcp={"mine": {"command": [sys.executable, CALCULATOR]}}
     )
-    pid = int(process.result(timeout=60)[2])
-    deadline = time.monotonic() + 20
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "the server lives on"
-        time.sleep(0.05)
+    await_end(int(process.result(timeout=60)[2]))
 
 
 def test_a_client_that_goes_away_is_peer_lost_to_its_inferlet(world_engine: Any) -> None:

@@ -131,9 +131,9 @@ def error_of(err: Any) -> Error:
 def raises(function: Callable[P, R]) -> Callable[P, R]:
     """Let `function`, or what it awaits, raise `Error` where the bindings raise `Err`.
 
-    Integers are checked first: the bindings abort the whole guest for one that does not fit its type.
+    Integers and texts are checked first: the bindings abort the whole guest for one that does not fit its type.
     """
-    check = _number_check(function)
+    check = _argument_check(function)
     if inspect.iscoroutinefunction(function):
         return cast("Callable[P, R]", _raises_async(function, check))
 
@@ -185,12 +185,24 @@ def check_numbers(name: str, values: Any) -> None:
         check_number(name, value)
 
 
-def _number_check(function: Callable[..., Any]) -> Check | None:
-    """The check of the parameters that are annotated as integers or sequences of them; None if there are none."""
+def check_text(name: str, value: object) -> None:
+    """Raise InvalidRequest unless `value` is text that UTF-8 can hold."""
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} is text; given {value!r:.100}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"{name} is not Unicode text: {error}") from None
+
+
+def _argument_check(function: Callable[..., Any]) -> Check | None:
+    """The check of the parameters that are annotated as integers, sequences of them, or text; None if none are."""
     names = list(inspect.signature(function).parameters)
     kinds = {n: str(a) for n, a in function.__annotations__.items() if n != "return"}
     checks: dict[str, Callable[[str, Any], None]] = {}
     checks |= {n: check_number for n, kind in kinds.items() if kind in ("int", "<class 'int'>")}
+    checks |= {n: check_text for n, kind in kinds.items() if kind in ("str", "<class 'str'>")}
     checks |= {n: check_numbers for n, kind in kinds.items() if kind in ("list[int]", "Sequence[int]")}
     if not checks:
         return None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _host
-from .errors import InvalidRequest, RemoteFailed, raises
+from .errors import InvalidRequest, RemoteFailed, check_text, raises
 from .tickets import Ticket, take_text
 
 
@@ -95,6 +95,8 @@ async def post(
 async def _ask(method: str, url: str, headers: dict[str, str], data: str | bytes, timeout: float | None) -> Response:
     flat = [str(part) for pair in headers.items() for part in pair]
     body = data if isinstance(data, str) else base64.b64encode(data).decode()
+    for part in (*flat, body):
+        check_text("a header, or the body,", part)
     ticket = int(_host.http.request(method, url, flat, body, not isinstance(data, str), _milliseconds(timeout)))
     return _parse(await Ticket(ticket, take_text))
 

@@ -16,7 +16,7 @@ import httpx
 import pieray
 from pieray.errors import DeadlineExceeded, PeerLost, RemoteFailed
 from pieray.host.http.bodies import ACCEPT_ENCODING, Budget, read_body
-from pieray.host.http.policy import Policy, Target, across_origins, parse_patterns
+from pieray.host.http.policy import MAX_HEADER_BYTES, Policy, Target, across_origins, parse_patterns
 from pieray.host.http.transport import CheckedBackend, CheckedTransport, Resolve, SystemResolver
 from pieray.host.scratch import from_base64
 
@@ -143,7 +143,11 @@ def _answer(response: httpx.Response, target: Target, content: bytes) -> str:
         "status": response.status_code, "url": str(target.url),
         "headers": [pair for pair in headers if pair[0].lower() not in dropped], "body": body, "is_base64": is_base64,
     }  # fmt: skip
-    return json.dumps(answer, ensure_ascii=False)
+    text = json.dumps(answer, ensure_ascii=False)
+    if not is_base64 and len(text) > 2 * len(content) + MAX_HEADER_BYTES:  # mostly control characters
+        answer |= {"body": base64.b64encode(content).decode("ascii"), "is_base64": True}
+        text = json.dumps(answer, ensure_ascii=False)
+    return text
 
 
 def _as_text(content: bytes) -> tuple[str, bool]:

@@ -253,3 +253,27 @@ def test_react_agent_ends_without_an_answer_from_a_model_that_cannot_act(run_com
     found = result(run_component(host, inferlet("react-agent"), question="What is 1 plus 2?", max_tokens=9))
     assert found["steps"] == []
     host.assert_clean()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "session.send(None)", "session.send('\\ud800')", "session.emit('\\ud800', 1)", "session.send_file(7)",
+        "scratch.size(b'a')", "scratch.write('\\ud800', b'')", "asyncio.run(http.get('http://\\ud800/'))",
+        "asyncio.run(http.get('http://a/', headers={'a': '\\ud800'}))",
+        "asyncio.run(http.post('http://a/', data='\\ud800'))",
+        "asyncio.run(mcp.call(None, 'a'))", "asyncio.run(mcp.tools('\\ud800'))",
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_an_error_and_no_trap(run_component: Run, call: str) -> None:
+    source = f"""
+import asyncio
+from inferlet import InvalidRequest, http, mcp, scratch, session
+
+def main():
+    try:
+        {call}
+    except InvalidRequest as error:
+        return str(error)
+"""
+    assert "text" in result(run_component(PromptHost(), source))

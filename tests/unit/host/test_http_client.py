@@ -23,6 +23,7 @@ from inferlet import http
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import Denied, InvalidRequest, Unsupported
+from pieray.host.handlers.http import MAX_RUNNING
 from pieray.host.http.client import HttpClient
 
 EVERYWHERE = ("*:*",)
@@ -271,8 +272,9 @@ def test_many_requests_of_one_inferlet_run_at_once_and_not_too_many(make: Any, w
 
     assert all(answer.text == "late" for answer in bench.run(ask(8)))
     assert web.most_slow > 1
-    errors = [e for e in bench.run(ask(20)) if isinstance(e, inferlet.QuotaExceeded)]
+    errors = [e for e in bench.run(ask(MAX_RUNNING + 4)) if isinstance(e, inferlet.QuotaExceeded)]
     assert len(errors) == 4
+    assert bench.run(http.get(web.url("/page"))).ok  # room again, once answers were taken
 
 
 def test_what_is_wrong_with_a_request_is_told_at_once(make: Any, web: Web) -> None:

@@ -22,7 +22,8 @@ import inferlet
 from inferlet import mcp
 from pieray.capabilities import Capabilities
 from pieray.config import Config, Limits
-from pieray.errors import ConfigError, InvalidRequest
+from pieray.errors import ConfigError, InvalidRequest, QuotaExceeded
+from pieray.host.handlers.mcp import MAX_RUNNING
 from pieray.host.mcp import servers
 from pieray.host.mcp.servers import ToolServers, result_of
 from pieray.host.mcp.spec import parse_option, parse_spec
@@ -185,6 +186,16 @@ def test_limits_on_calls_time_and_size(shared: Shared) -> None:
         shared.bench(mcp_time_s=0.2).run(mcp.call("calc", "sleep", seconds=1))
     with pytest.raises(inferlet.QuotaExceeded, match="message_bytes: the limit is 500; the answer of server 'calc'"):
         shared.bench(message_bytes=500).run(mcp.call("calc", "long", size=501))
+
+
+def test_answers_that_nobody_takes_are_bounded(shared: Shared) -> None:
+    bench = shared.bench("object")
+    tickets = [bench.handlers.mcp_tools("object") for _ in range(MAX_RUNNING)]
+    with pytest.raises(QuotaExceeded, match=f"mcp calls: the limit is {MAX_RUNNING}"):
+        bench.handlers.mcp_tools("object")
+    bench.wait(tickets[:1], -1)
+    bench.handlers.tickets_take_text(tickets[0])
+    assert bench.handlers.mcp_tools("object")
 
 
 @pytest.mark.parametrize("arguments", ["", "[]", "1", "{", '{"a": NaN}', "[" * 100_000])
