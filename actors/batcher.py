@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from pieray.actors.serving import ServingActor
+from pieray.adapters import AdapterFile, read_adapter
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.messages import Message
@@ -31,8 +32,11 @@ class Batcher(ServingActor):
             folder, device=_device(settings), dtype=_dtype(settings), num_pages=settings.num_pages or None,
             page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
         )  # fmt: skip
-        self._loop = StepLoop(BatcherCore(runner, settings), on_failure=lambda: os._exit(70))
         spec = TokenizerSpec.from_folder(folder)
+        core = BatcherCore(runner, settings, tokenizer=spec)
+        core.plans.vocab_size = runner.config.vocab_size
+        self._adapters = core.adapters
+        self._loop = StepLoop(core, on_failure=lambda: os._exit(70))
         info = {
             "name": folder.name,
             "architecture": runner.config.family,
@@ -42,9 +46,26 @@ class Batcher(ServingActor):
             "num_pages": runner.pool.num_pages,
             "dtype": str(runner.pool.data.dtype).removeprefix("torch."),
             "device": str(runner.decoder.device),
+            "hidden_size": runner.config.hidden_size,
         }
         tokenizer = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
-        return {"info": info, "tokenizer": tokenizer}
+        return {"info": info, "tokenizer": tokenizer, "adapters": self._load_adapters(settings)}
+
+    def _load_adapters(self, settings: ModelSettings) -> list[dict[str, Any]]:
+        """Those of the settings, with numbers from 1 up; their facts."""
+        facts = []
+        for number, (name, path) in enumerate(settings.adapters.items(), 1):
+            file = read_adapter(name, path, max_bytes=settings.adapter_bytes)
+            facts.append(self._adapters.add(number, file).to_wire())
+        return facts
+
+    def add_adapter(self, number: int, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
+        """Load one more; its facts.  Raises ModelError, QuotaExceeded."""
+        return self._adapters.add(number, AdapterFile(**file, data=data), owner).to_wire()
+
+    def remove_adapter(self, number: int) -> None:
+        """Let it go once no command runs through it."""
+        self._adapters.remove(number)
 
     def open(self, token: str, resource_manager: tuple[Any, ...]) -> tuple[Any, ...]:
         """Begin to step; fences go to the resource manager.  Returns the endpoint for InferletActors."""

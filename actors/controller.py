@@ -35,6 +35,16 @@ class Controller:
     def models(self) -> list[dict[str, Any]]:
         return self._supervisor.models()
 
+    def adapters(self) -> list[dict[str, Any]]:
+        return self._supervisor.shelf.facts()
+
+    def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
+        """Load a LoRA adapter that `owner`'s inferlets may open; its facts."""
+        return self._supervisor.load_adapter(file, data, owner)
+
+    def unload_adapter(self, name: str, owner: str) -> None:
+        self._supervisor.unload_adapter(name, owner)
+
     def launch(self, frame: bytes) -> tuple[Any, ...]:
         """Place and start an inferlet; returns the endpoint of its actor."""
         return self._supervisor.launch(frame)

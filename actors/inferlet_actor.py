@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pieray.actors.common import launch_of
 from pieray.actors.serving import ServingActor
+from pieray.adapters import AdapterFacts
 from pieray.errors import DeviceLost
 from pieray.transport import Endpoint
 
@@ -24,21 +25,47 @@ Wire = tuple[Any, ...]
 class InferletActor(ServingActor):
     """Shell around `InferletHost`."""
 
-    def open(self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire) -> Wire:
-        """Connect to the device group, warm up, and listen for clients; returns the endpoint."""
+    def open(
+        self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire, broker: Wire
+    ) -> Wire:
+        """Connect to the device group and to the broker (`()`: it is not up yet), warm up, and listen for clients.
+
+        Returns the endpoint.
+        """
+        from pieray.actors.launcher import ControllerLauncher
+        from pieray.host.broker_client import BrokerClient
+        from pieray.host.children import ChildService
         from pieray.host.core import ClientService, InferletHost
         from pieray.host.models import ModelDirectory, ServedModel
+        from pieray.host.services import Services
         from pieray.models.tokenizer import TokenizerSpec
 
         self._token = token
+        self._services = Services.of(self.config)
+        self._services.broker = BrokerClient(peer_id=self.peer_id, token=token)
+        self._services.children = ChildService(ControllerLauncher(self.config), self.config.limits,
+                                               peer_id=self.peer_id, token=token,
+                                               timers=self._services.timers)  # fmt: skip
+        self.set_adapters(models[0]["adapters"])
+        if broker:
+            self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
-        self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory)
+        self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory, self._services)
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
     def reconnect(self, batcher: Wire, resource_manager: Wire) -> None:
         """The device group was replaced: later launches use the new one."""
         self._host.replace_device(self._connect(batcher, resource_manager))
+
+    def reconnect_broker(self, broker: Wire) -> None:
+        """The broker has come up, or another one in its place."""
+        assert self._services.broker is not None
+        self._services.broker.open(Endpoint.from_wire(broker))
+
+    def set_adapters(self, facts: list[dict[str, Any]]) -> None:
+        """The engine's adapters, from now on."""
+        self._services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
 
     def _connect(self, batcher: Wire, resource_manager: Wire) -> DeviceClient:
         from pieray.host.device import DeviceClient

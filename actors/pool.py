@@ -41,7 +41,7 @@ class HostPool:
         self._spare = spare
         self._create = create
         self._end = end
-        self._num_live = num_live
+        self._ask_live = num_live
         self._hosts: list[Member] = []
         self._leaving: list[Member] = []
         self._lock = threading.Lock()
@@ -62,6 +62,10 @@ class HostPool:
             for hosts in (self._hosts, self._leaving):
                 if host in hosts:
                     hosts.remove(host)
+
+    def num_live(self) -> int:
+        """Inferlets on all actors; one that does not answer counts as full."""
+        return sum(map(self._load, self.hosts()))
 
     def launch(self, start: Callable[[Member], None]) -> Member:
         """Start an inferlet on the actor with the most room, on a new one if all are full; returns the actor.
@@ -92,7 +96,7 @@ class HostPool:
     def _load(self, host: Member) -> int:
         """Inferlets on the actor; one that does not answer counts as full, until somebody sees that it is dead."""
         try:
-            return self._num_live(host)
+            return self._ask_live(host)
         except EngineError as error:
             log.info("an InferletActor does not answer: %s", error)
             return self._capacity

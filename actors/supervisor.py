@@ -8,19 +8,21 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from pieray.actors.adapters import AdapterShelf
 from pieray.actors.batcher import Batcher
+from pieray.actors.broker import Broker
 from pieray.actors.common import actor_name, create_actor, launch_of
 from pieray.actors.inferlet_actor import InferletActor
 from pieray.actors.pool import HostPool, Member
 from pieray.actors.resource_manager import ResourceManager
 from pieray.config import Config
-from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NotFound, PeerLost
+from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NotFound, PeerLost, QuotaExceeded
 from pieray.messages import encode
 from pieray.raycalls import ask_actor, await_answer
 from pieray.registry import Bounds, Registry
@@ -44,11 +46,13 @@ class Supervisor:
         self.registry: Registry
         self._resource_manager: Member | None = None
         self._batcher: Member | None = None
+        self._broker: Member | None = None
         self._pool = HostPool(
             capacity=config.inferlets_per_actor, spare=config.actor_pool, create=self._new_host, end=self._end,
             num_live=lambda host: self._ask(host, "num_live"),
         )  # fmt: skip
         self._models: list[dict[str, Any]] = []
+        self.shelf = AdapterShelf()
         self._locations: OrderedDict[str, tuple[str, Member]] = OrderedDict()
         self._watched: dict[Any, Member] = {}
         self._restarts: deque[float] = deque()
@@ -68,11 +72,13 @@ class Supervisor:
             self.registry = _registry_of(self._config)
             hosts = [self._create_host() for _ in range(self._config.actor_pool)]
             self._bring_up_device()
+            if self._config.store_path:  # one that cannot be opened is an error of the start
+                self._replace_broker()
             self._pool.add(self._open_hosts(hosts))
         except BaseException:
             self.shutdown()
             raise
-        for task, name in ((self._watch, "supervisor"), (self._tend, "pool")):
+        for task, name in ((self._watch, "supervisor"), (self._tend, "pool"), (self._start_broker, "broker")):
             threading.Thread(target=task, name=f"pieray-{name}", daemon=True).start()
 
     def shutdown(self) -> None:
@@ -105,19 +111,21 @@ class Supervisor:
             pair.append(manager := self._create(ResourceManager, "resource-manager"))
             pair.append(batcher := self._create(Batcher, "batcher"))
             facts = self._ask(batcher, "load", timeout_s=self._config.start_timeout_s)
+            self.shelf.give_to(batcher, facts["adapters"])
             manager.endpoint = tuple(self._ask(manager, "open", self.token, facts["info"]["num_pages"]))
             batcher.endpoint = tuple(self._ask(batcher, "open", self.token, manager.endpoint))
         except BaseException:
             for member in pair:
                 self._end(member)
             raise
-        self._models = [facts]
+        self._models = [{**facts, "adapters": self.shelf.facts()}]
         self._resource_manager, self._batcher = manager, batcher
 
     def _open_hosts(self, hosts: list[Member]) -> list[Member]:
         if self._batcher is None or self._resource_manager is None:
             raise EngineError("the engine has no device group at present: it died and is not replaced")
-        peers = (self._batcher.endpoint, self._resource_manager.endpoint)
+        broker = () if self._broker is None else self._broker.endpoint
+        peers = (self._batcher.endpoint, self._resource_manager.endpoint, broker)
         opening = [h.handle.open.remote(self.token, self._models, *peers) for h in hosts]
         for host, ref in zip(hosts, opening, strict=True):
             host.endpoint = tuple(await_answer(ref, "open", timeout_s=self._config.start_timeout_s))
@@ -153,37 +161,53 @@ class Supervisor:
 
     def _replace(self, member: Member) -> None:
         is_device = member in (self._batcher, self._resource_manager)
-        if member.role != "inferlets" and not is_device:
-            return  # the other half of a pair that was given up
+        is_broker = member is self._broker
+        if member.role != "inferlets" and not (is_device or is_broker):
+            return  # one that was given up, or the other half of a pair
         log.error("%s died", member.role)
         try:
-            self._spend_restart(member)
-            if is_device:
-                while not self._is_stopping and not self._replaced_device():
-                    self._spend_restart(member)
+            self._spend_restart(member.role)
+            if is_device or is_broker:
+                self._mend(self._replace_device if is_device else self._replace_broker, member.role)
             else:
                 self._pool.remove(member)
                 self._may_need_host.set()
-        except Exception as error:
-            self._failure = f"{member.role} died and could not be replaced: {error}"
-            log.exception("%s", self._failure)
+        except Exception as error:  # noqa: BLE001 - whatever it is, launches are told
+            self._give_up(member.role, error)
 
-    def _spend_restart(self, member: Member) -> None:
+    def _start_broker(self) -> None:
+        """Once the engine is up, so that its start is no slower: what inferlets ask of it till then waits for it."""
+        try:
+            if self._broker is None:
+                self._mend(self._replace_broker, "broker")
+        except Exception as error:  # noqa: BLE001 - as above
+            self._give_up("broker", error)
+
+    def _give_up(self, role: str, error: Exception) -> None:
+        if not self._is_stopping:
+            self._failure = f"{role} died and could not be replaced: {error}"
+            log.error("%s", self._failure, exc_info=error)
+
+    def _mend(self, replace: Callable[[], None], role: str) -> None:
+        while not self._is_stopping and not self._replaced(replace, role):
+            self._spend_restart(role)
+
+    def _spend_restart(self, role: str) -> None:
         now = time.monotonic()
         while self._restarts and self._restarts[0] < now - RESTART_WINDOW_S:
             self._restarts.popleft()
         if len(self._restarts) >= MAX_RESTARTS:
             raise EngineError(f"{MAX_RESTARTS} restarts within {RESTART_WINDOW_S:.0f} s are the limit; "
-                              f"{member.role} would be one more")  # fmt: skip
+                              f"{role} would be one more")  # fmt: skip
         self._restarts.append(now)
 
-    def _replaced_device(self) -> bool:
+    def _replaced(self, replace: Callable[[], None], role: str) -> bool:
         """False: not this time, but another try may succeed."""
         try:
             with self._mending:
-                self._replace_device()
+                replace()
         except (EngineError, PeerLost, DeviceLost, DeadlineExceeded) as error:
-            log.warning("the device group did not come up again: %s", error)
+            log.warning("the %s did not come up again: %s", role, error)
             return False
         return True
 
@@ -197,12 +221,31 @@ class Supervisor:
         self._bring_up_device()
         assert self._batcher is not None
         assert self._resource_manager is not None
+        self._tell_hosts("reconnect", self._batcher.endpoint, self._resource_manager.endpoint)
+
+    def _replace_broker(self) -> None:
+        """What waited at the old one has its answer; queues and topics begin anew."""
+        if self._broker is not None:
+            self._end(self._broker)
+        self._broker = None
+        _await_free([actor_name("broker")], self._config.namespace)
+        broker = self._create(Broker, "broker")
+        try:
+            broker.endpoint = tuple(self._ask(broker, "open", self.token, timeout_s=self._config.start_timeout_s))
+        except BaseException:
+            self._end(broker)
+            raise
+        self._broker = broker
+        self._tell_hosts("reconnect_broker", broker.endpoint)
+
+    def _tell_hosts(self, method: str, *endpoints: Wire) -> None:
         for host in self._pool.hosts():
             try:
-                self._ask(host, "reconnect", self._batcher.endpoint, self._resource_manager.endpoint)
+                self._ask(host, method, *endpoints)
             except EngineError as error:  # dead or stuck; its death is seen to as any other's
-                log.warning("an InferletActor did not take the new device group: %s", error)
+                log.warning("an InferletActor did not %s: %s", method, error)
                 ray.kill(host.handle)
+        self._tell_adapters()
 
     # --- the pool's hands ----------------------------------------------------------------------
 
@@ -233,6 +276,35 @@ class Supervisor:
                 del self._locations[instance_id]
         ray.kill(host.handle)
 
+    # --- adapters ------------------------------------------------------------------------------
+
+    def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
+        """Load a LoRA adapter into the batcher and make it known; its facts."""
+        with self._mending:
+            if self._batcher is None:
+                raise EngineError("the engine has no device group at present: it died and is not replaced")
+            facts = self.shelf.add(self._batcher, file, data, owner)
+            self._tell_adapters()
+        return facts
+
+    def unload_adapter(self, name: str, owner: str) -> None:
+        """Nobody can open it from now on; passes through handles that are open already fail with `evicted`."""
+        with self._mending:
+            number = self.shelf.remove(name, owner)
+            self._tell_adapters()
+            if self._batcher is not None:
+                self._ask(self._batcher, "remove_adapter", number)
+
+    def _tell_adapters(self) -> None:
+        facts = self.shelf.facts()
+        self._models = [{**self._models[0], "adapters": facts}]
+        asked = [host.handle.set_adapters.remote(facts) for host in self._pool.hosts()]
+        for ref in asked:
+            try:
+                await_answer(ref, "set_adapters", timeout_s=PATIENCE_S)
+            except EngineError as error:  # a new actor in its place is told when it opens
+                log.warning("an InferletActor was not told of the adapters: %s", error)
+
     # --- inferlets -----------------------------------------------------------------------------
 
     def launch(self, frame: bytes) -> Wire:
@@ -243,6 +315,9 @@ class Supervisor:
             frame = encode([message])
         if self._failure is not None:
             raise EngineError(self._failure)
+        if message.depth and (num_live := self._pool.num_live()) >= self._config.child_ceiling:
+            raise QuotaExceeded(f"child_ceiling: no child is launched while {self._config.child_ceiling} inferlets run "
+                                f"on this engine; {num_live} do")  # fmt: skip
         host = self._pool.launch(lambda host: self._ask(host, "launch", frame))
         self._may_need_host.set()
         with self._lock:
@@ -291,7 +366,7 @@ class Supervisor:
 
     def status(self) -> dict[str, Any]:
         """Facts of every actor, by role."""
-        alive = [m for m in (self._resource_manager, self._batcher, *self._pool.hosts()) if m is not None]
+        alive = [m for m in (self._resource_manager, self._batcher, self._broker, *self._pool.hosts()) if m is not None]
         members = [{"role": m.role, **self._ask(m, "status")} for m in alive]
         return {"namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure,
                 "num_restarts": len(self._restarts), "actors": members}  # fmt: skip

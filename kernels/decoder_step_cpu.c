@@ -5,6 +5,8 @@
 // row's logits do not depend on the batch around it, to the last bit.
 #include "paged_attention_cpu.c"
 
+#include <stddef.h>
+
 #ifndef LANES
 #ifdef __AVX512F__
 #define LANES 16
@@ -41,10 +43,32 @@ typedef struct {
     Block *blocks;
 } Model;
 
+// A low-rank addition to a matrix's output, (x down^T) up^T, in float32 whatever the model; down.data NULL: none.
+typedef struct {
+    Matrix down, up;
+} LowRank;
+
+typedef struct {
+    LowRank qkv, out, gate_up, mlp_down;
+} LoraBlock;
+
+// Tokens [first, first + num_tokens) of a step, and rows [first_row, ...) of the wanted, go through an adapter.
+typedef struct {
+    const LoraBlock *blocks;
+    int64_t first, num_tokens, first_row, num_rows;
+} Segment;
+
 typedef struct {
     const int64_t *tokens, *positions, *slots, *rows;
     int64_t num_tokens, num_rows;
     Ragged ragged;
+    const Segment *segments;
+    int64_t num_segments;
+    float *lora;  // [num_tokens, padded(the greatest rank)]
+    const int64_t *embed_rows;  // rows that read `embeds` in place of their tokens' embeddings
+    const float *embeds;        // [num_embeds, hidden]
+    int64_t num_embeds;
+    float *hidden;  // NULL, or [num_rows, hidden]: the wanted rows behind the final norm
 } Step;
 
 INLINE int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
@@ -138,6 +162,20 @@ static void multiply(const float *x, int64_t x_stride, int64_t num_rows, const M
     }
 }
 
+// y (+)= x w^T + bias for all rows, then what the adapters of its segments add; `at` is the pair's place in a LoraBlock.
+static void project(const float *x, int64_t x_stride, int64_t num_rows, const Matrix *w, float *y, int is_added, float *scratch,
+                    int is_bf16, const Step *s, int64_t layer, size_t at, int are_wanted) {
+    multiply(x, x_stride, num_rows, w, y, is_added, scratch, is_bf16);
+    for (int64_t i = 0; i < s->num_segments; i++) {
+        const Segment *g = s->segments + i;
+        const LowRank *pair = (const LowRank *)((const char *)(g->blocks + layer) + at);
+        int64_t first = are_wanted ? g->first_row : g->first, rows = are_wanted ? g->num_rows : g->num_tokens;
+        if (!pair->down.data || !rows) continue;
+        multiply(x + first * x_stride, x_stride, rows, &pair->down, s->lora, 0, scratch, 0);
+        multiply(s->lora, padded(pair->down.num_out), rows, &pair->up, y + first * padded(w->num_out), 1, scratch, 0);
+    }
+}
+
 INLINE void normalize(const float *x, const float *weight, float *y, int64_t n, float eps) {
     v8 sums = {};
     float rest = 0;
@@ -226,6 +264,18 @@ static void embed_rows(const Model *m, const Step *s, float *x) {
     }
 }
 
+static void place_embeds(const Model *m, const Step *s, float *x) {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < s->num_embeds; i++)
+        memcpy(x + s->embed_rows[i] * padded(m->hidden), s->embeds + i * m->hidden, m->hidden * sizeof(float));
+}
+
+static void give_hidden(const Model *m, const Step *s, const float *normed) {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < s->num_rows; i++)
+        memcpy(s->hidden + i * m->hidden, normed + i * padded(m->hidden), m->hidden * sizeof(float));
+}
+
 // Floats that one token takes in the workspace of `decoder_step`.
 int64_t decoder_workspace(const Model *m) {
     int64_t heads = m->num_heads * m->head_dim, qkv = heads + 2 * m->num_kv_heads * m->head_dim;
@@ -260,13 +310,15 @@ int decoder_step(const Model *m, const Step *s, float *work, float *logits, int 
         }
 #pragma omp barrier
         if (!failed) embed_rows(m, s, x);
+        if (!failed && s->num_embeds) place_embeds(m, s, x);
         for (int64_t layer = 0; layer < m->num_layers && !failed; layer++) {
             const Block *b = m->blocks + layer;
             int is_last = layer == m->num_layers - 1;
             int64_t qkv_stride = padded(b->qkv.num_out);
             float *mixed = wide + tokens * qkv_stride, *gated = wide + tokens * padded(2 * m->intermediate);
             normalize_rows(x, b->attn_norm, normed, rows, m);
-            multiply(normed, stride, rows, &b->qkv, wide, 0, scratch, m->is_bf16);
+            project(normed, stride, rows, &b->qkv, wide, 0, scratch, m->is_bf16, s, layer,
+                    offsetof(LoraBlock, qkv), 0);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < rows; t++) place_row(wide + t * qkv_stride, m, b, s->positions[t], s->slots[t]);
             if (is_last) {  // nothing after the last keys needs the other rows
@@ -275,14 +327,18 @@ int decoder_step(const Model *m, const Step *s, float *work, float *logits, int 
                 rows = s->num_rows;
             }
             attend_rows(wide, m, b, s, is_last ? s->rows : NULL, rows, mixed, scratch);
-            multiply(mixed, heads, rows, &b->out, x, 1, scratch, m->is_bf16);
+            project(mixed, heads, rows, &b->out, x, 1, scratch, m->is_bf16, s, layer,
+                    offsetof(LoraBlock, out), is_last);
             normalize_rows(x, b->mlp_norm, normed, rows, m);
-            multiply(normed, stride, rows, &b->gate_up, wide, 0, scratch, m->is_bf16);
+            project(normed, stride, rows, &b->gate_up, wide, 0, scratch, m->is_bf16, s, layer,
+                    offsetof(LoraBlock, gate_up), is_last);
             gate_rows(wide, gated, rows, m->intermediate);
-            multiply(gated, m->intermediate, rows, &b->down, x, 1, scratch, m->is_bf16);
+            project(gated, m->intermediate, rows, &b->down, x, 1, scratch, m->is_bf16, s, layer,
+                    offsetof(LoraBlock, mlp_down), is_last);
         }
         if (!failed) {
             normalize_rows(x, m->norm, normed, rows, m);
+            if (s->hidden) give_hidden(m, s, normed);
             multiply(normed, stride, rows, &m->lm_head, logits, 0, scratch, m->is_bf16);
         }
         free(scratch);

@@ -42,6 +42,27 @@ class CModel(ctypes.Structure):
     )
 
 
+class CLowRank(ctypes.Structure):
+    """`LowRank` of decoder_step_cpu.c."""
+
+    _fields_ = (("down", CMatrix), ("up", CMatrix))
+
+
+class CLoraBlock(ctypes.Structure):
+    """`LoraBlock` of decoder_step_cpu.c: what an adapter adds in one layer."""
+
+    _fields_ = tuple((name, CLowRank) for name in ("qkv", "out", "gate_up", "mlp_down"))
+
+
+class CSegment(ctypes.Structure):
+    """`Segment` of decoder_step_cpu.c."""
+
+    _fields_ = (
+        ("blocks", ctypes.POINTER(CLoraBlock)),
+        *((name, c_int64) for name in ("first", "num_tokens", "first_row", "num_rows")),
+    )
+
+
 class CStep(ctypes.Structure):
     """`Step` of decoder_step_cpu.c."""
 
@@ -50,6 +71,12 @@ class CStep(ctypes.Structure):
         ("num_tokens", c_int64),
         ("num_rows", c_int64),
         ("ragged", CRagged),
+        ("segments", ctypes.POINTER(CSegment)),
+        ("num_segments", c_int64),
+        ("lora", c_void_p),
+        *((name, c_void_p) for name in ("embed_rows", "embeds")),
+        ("num_embeds", c_int64),
+        ("hidden", c_void_p),
     )
 
 

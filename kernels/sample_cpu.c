@@ -1,9 +1,9 @@
-// Sampling on the CPU, one row at a time: temperature, top_k, top_p, min_p and the draw, without a sort.
+// Sampling on the CPU, one row at a time: temperature, top_k, top_p, min_p, typical_p and the draw, without a sort.
 // As `pieray.models.sampler` says; its torch code is the reference.
 #include "paged_attention_cpu.c"
 
 typedef struct {
-    double temperature, top_p, min_p;
+    double temperature, top_p, min_p, typical_p;
     int64_t top_k;
     uint64_t seed, counter;
 } Choice;
@@ -79,10 +79,70 @@ static int64_t pack_at_least(const float *weights, int64_t n, float threshold, f
     return size;
 }
 
+// The least t such that the entries with distance[i] <= t weigh at least `mass`.  Quickselect: reorders both arrays.
+static float select_nearest(float *distance, float *weights, int64_t n, double mass) {
+    double below = 0;
+    for (;;) {
+        float a = distance[0], b = distance[n / 2], c = distance[n - 1];
+        float pivot = a > b ? (b > c ? b : (a > c ? c : a)) : (a > c ? a : (b > c ? c : b));
+        int64_t less = 0, equal = 0;
+        double less_mass = 0, equal_mass = 0;
+        for (int64_t i = 0; i < n; i++) {  // [0, less) < pivot, [less, less + equal) == pivot
+            float x = distance[i], w = weights[i];
+            if (x > pivot) continue;
+            int64_t next = less + equal;
+            distance[i] = distance[next];
+            weights[i] = weights[next];
+            if (x < pivot) {
+                distance[next] = distance[less];
+                weights[next] = weights[less];
+                next = less++;
+                less_mass += w;
+            } else {
+                equal++;
+                equal_mass += w;
+            }
+            distance[next] = x;
+            weights[next] = w;
+        }
+        if (less && below + less_mass >= mass) { n = less; continue; }
+        below += less_mass + equal_mass;
+        if (below >= mass || less + equal == n) return pivot;
+        distance += less + equal;
+        weights += less + equal;
+        n -= less + equal;
+    }
+}
+
+// Typical sampling: of the tokens that weigh at least `threshold`, those whose log-probability is nearest to its mean
+// keep their weights, until they hold typical_p of the mass; the others' become 0.
+static void keep_typical(const float *x, int64_t n, const Choice *c, float top, float temperature, float threshold,
+                         float *weights, float *pool) {
+    float *distance = pool, *mass_of = pool + n;
+    double mass = 0, mean = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (weights[i] < threshold || weights[i] == 0) { weights[i] = 0; continue; }
+        mass += weights[i];
+        mean += (double)weights[i] * ((x[i] - top) / temperature);
+    }
+    mean /= mass;
+    int64_t size = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (weights[i] == 0) continue;
+        distance[size] = (float)fabs((x[i] - top) / temperature - mean);
+        mass_of[size++] = weights[i];
+    }
+    float limit = select_nearest(distance, mass_of, size, c->typical_p * mass);
+    for (int64_t i = 0; i < n; i++)
+        if (weights[i] != 0 && (float)fabs((x[i] - top) / temperature - mean) > limit) weights[i] = 0;
+}
+
+// `weights` holds n floats rounded up to a multiple of 8, `pool` 2 n.
 static int64_t draw(const float *logits, int64_t n, const Choice *c, float *weights, float *pool) {
     int64_t best = argmax(logits, n), last = best;
     if (c->temperature <= 0) return best;
-    weigh(logits, n, logits[best], c->temperature > 1e-6 ? c->temperature : 1e-6, weights);
+    float temperature = c->temperature > 1e-6 ? c->temperature : 1e-6;
+    weigh(logits, n, logits[best], temperature, weights);
     float threshold = 0;
     double mass, running = 0;
     int64_t size = pack_at_least(weights, n, 0, pool, &mass);
@@ -92,6 +152,7 @@ static int64_t draw(const float *logits, int64_t n, const Choice *c, float *weig
     }
     if (c->top_p < 1) threshold = select_threshold(pool, size, 0, c->top_p * mass);
     if (c->min_p > threshold) threshold = c->min_p;  // the most likely token weighs 1
+    if (c->typical_p < 1) keep_typical(logits, n, c, logits[best], temperature, threshold, weights, pool);
     pack_at_least(weights, n, threshold, pool, &mass);
     double goal = uniform(c) * mass;
     for (int64_t i = 0; i < n; i++) {
@@ -105,7 +166,7 @@ static int64_t draw(const float *logits, int64_t n, const Choice *c, float *weig
 
 // tokens[r] drawn from logits[r * stride, + vocab).  Returns 0, or 1 if memory ran out.
 int sample_rows(const float *logits, int64_t stride, int64_t vocab, const Choice *choices, int64_t num_rows, int64_t *tokens) {
-    float *scratch = malloc((2 * vocab + 16) * sizeof(float));
+    float *scratch = malloc((3 * vocab + 16) * sizeof(float));
     if (!scratch) return 1;
     for (int64_t r = 0; r < num_rows; r++)
         tokens[r] = draw(logits + r * stride, vocab, choices + r, scratch, scratch + (vocab + 7) / 8 * 8);

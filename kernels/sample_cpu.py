@@ -16,6 +16,7 @@ CHOICE = np.dtype(
         ("temperature", np.float64),
         ("top_p", np.float64),
         ("min_p", np.float64),
+        ("typical_p", np.float64),
         ("top_k", np.int64),
         ("seed", np.uint64),
         ("counter", np.uint64),

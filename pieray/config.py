@@ -58,6 +58,8 @@ class Limits:
     """Exports of one user that exist at one time."""
     export_pages: int = 4096
     """KV pages in them."""
+    export_bytes: int = 64 * MIB
+    """Text kept with them."""
     plans: int = 256
     """Decode plans open at one time; samplers and matchers likewise."""
     grammar_bytes: int = 256 << 10
@@ -69,6 +71,11 @@ class Limits:
     scratch_bytes: int = 64 * MIB
     """Files in the scratch folder."""
     subscriptions: int = 64
+    """To topics, open at one time."""
+    queue_bytes: int = 16 * MIB
+    """Texts in one message queue, or unread in one subscription."""
+    broker_bytes: int = 256 * MIB
+    """Texts of the inferlet's tenant that nobody has taken, those that wait for room included."""
     children: int = 64
     """Children that run at one time."""
     child_depth: int = 4
@@ -114,6 +121,8 @@ class ModelSettings:
     """How long a step waits at most for inferlets that have just been answered."""
     adapters: dict[str, Any] = field(default_factory=dict)
     """LoRA adapters by name: a safetensors file, or a folder with adapter_config.json."""
+    adapter_bytes: int = 512 * MIB
+    """LoRA weights loaded at one time, those that inferlets load for themselves included."""
     threads: int = 1
     """CPU threads of the batcher: a second one pays only when no actor needs the core."""
 
@@ -138,6 +147,8 @@ class Config:
     """Threads of an InferletActor that run guests."""
     lease_pages: int = 8
     """Pages that an inferlet's lease grows by, ahead of need."""
+    child_ceiling: int = 256
+    """No child is launched while so many inferlets run on the engine: a family that grows without end leaves room."""
     http_hosts: tuple[str, ...] = ()
     """Hosts that inferlets may ask over HTTP, if their manifests name them too: "api.example.org", "*.example.org",
     "example.org:8080".  None at first."""

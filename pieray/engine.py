@@ -10,10 +10,13 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import pieray.config
+from pieray.adapters import AdapterFacts, read_adapter
 from pieray.capabilities import ALL, Capabilities
+from pieray.clienttools import ClientTools
 from pieray.config import Config, from_mapping
 from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError
 from pieray.host.limits import limits_within
@@ -52,13 +55,15 @@ class Engine:
 
     def launch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /, *,
                limits: Mapping[str, float] | None = None, capabilities: Mapping[str, Any] | None = None,
-               **arguments: Any) -> Process:  # fmt: skip
+               mcp: Mapping[str, Any] | None = None, **arguments: Any) -> Process:  # fmt: skip
         """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
 
         A bare name, perhaps with @version, is an embedded or installed inferlet before it is a file of this machine.
         `capabilities`: fields of `Capabilities`, in place of those that its manifest declares; of an installed one's
         they may keep fewer, never add.  `limits`: fields of `Limits`; those that are not given are its manifest's
-        where these are lower than the engine's.
+        where these are lower than the engine's.  `mcp`: MCP servers that this client brings, by name, which the
+        inferlet may call until it ends: {"command": [...]} (run here), {"url": ...} (asked from here), a server
+        object of the mcp library, or any object with `list_tools` and `call_tool(name, arguments)`.
 
         Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON), ConfigError (a limit is unknown
         or above the engine's), EngineError (the engine is gone or full).
@@ -68,18 +73,21 @@ class Engine:
         limits_within(self.config.limits, asked)
         instance_id = f"{found.name}-{secrets.token_hex(6)}"
         text = _json({**(input or {}), **arguments})
+        tools = ClientTools(mcp) if mcp else None
         is_installed = not found.source and not found.component
         declared = dataclasses.asdict(ALL) if is_installed else found.capabilities
         granted = dict(declared if capabilities is None else capabilities)
+        if tools is not None and capabilities is None:
+            granted["mcp"] = tuple({*granted.get("mcp", ()), *tools.names})
         from_mapping(Capabilities, granted, "capabilities.")
         name = f"{found.name}@{found.version}" if is_installed and found.version else found.name
         message = Launch(
             instance_id, name, found.filename, found.source, found.component, text, asked, granted,
-            found.version, self.user, self.tenant,
+            found.version, self.user, self.tenant, client_servers=tools.names if tools else [],
         )  # fmt: skip
         wire = self._ask("launch", _frame(message))
         try:
-            return self._attached(instance_id, found.name, wire)
+            return self._attached(instance_id, found.name, wire, tools)
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
             with contextlib.suppress(PierayError):
                 self.kill(instance_id, "its client could not attach")
@@ -105,10 +113,12 @@ class Engine:
         name, wire = self._ask("locate", instance_id)
         return self._attached(instance_id, name, wire)
 
-    def _attached(self, instance_id: str, name: str, wire: Sequence[Any]) -> Process:
+    def _attached(self, instance_id: str, name: str, wire: Sequence[Any], tools: ClientTools | None = None) -> Process:
         link = self._link(Endpoint.from_wire(wire))
         process = Process(instance_id, name, link)
         link.attach(process)
+        if tools is not None:
+            link.serve_tools(process, tools)
         return process
 
     def ps(self) -> list[dict[str, Any]]:
@@ -119,6 +129,30 @@ class Engine:
     def kill(self, instance_id: str, reason: str = "killed") -> None:
         """End an inferlet by id; raises NotFound."""
         self._ask("kill", instance_id, reason)
+
+    # --- adapters ------------------------------------------------------------------------------
+
+    def adapters(self) -> list[dict[str, Any]]:
+        """LoRA adapters loaded: name, rank, alpha, targets, num_bytes, owner (a tenant; "": all may open it)"""
+        return [AdapterFacts.from_wire(one).public() for one in self._ask("adapters")]
+
+    def load_adapter(self, name: str, source: str | Path | bytes, alpha: float | None = None, *,
+                     tenant: str | None = None) -> dict[str, Any]:  # fmt: skip
+        """Load a LoRA adapter for the inferlets of a tenant (this handle's); its facts.
+
+        `source`: a safetensors file, a folder as PEFT saves it, or a file's bytes; `alpha` None: the folder's, else the
+        rank.  Raises ModelError (the file does not fit the model), InvalidRequest (the name is taken), QuotaExceeded.
+        """
+        file = read_adapter(name, source, alpha, max_bytes=self.config.model.adapter_bytes)
+        fields = {"name": name, "alpha": file.alpha, "is_rank_stabilized": file.is_rank_stabilized,
+                  "source": file.source}  # fmt: skip
+        owner = self.tenant if tenant is None else tenant
+        facts = self._ask("load_adapter", fields, file.data, owner, timeout_s=180.0)
+        return AdapterFacts.from_wire(facts).public()
+
+    def unload_adapter(self, name: str, *, tenant: str | None = None) -> None:
+        """Let go an adapter that was loaded so; later passes through it fail with `evicted`.  Raises NotFound."""
+        self._ask("unload_adapter", name, self.tenant if tenant is None else tenant)
 
     # --- programs ------------------------------------------------------------------------------
 

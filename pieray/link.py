@@ -4,16 +4,53 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
 
-from pieray.errors import PeerLost
-from pieray.messages import Attach, Event, Kill, Message, SendText
+from pieray.clienttools import ClientTools
+from pieray.errors import PeerLost, PierayError
+from pieray.messages import (
+    Attach,
+    CancelCall,
+    ClientAnswer,
+    ClientCall,
+    Event,
+    Kill,
+    Message,
+    SendFile,
+    SendText,
+    ServeTools,
+)
 from pieray.process import Event as ProcessEvent
-from pieray.process import Process
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
 
 log = logging.getLogger(__name__)
+
+PART_BYTES = 1 << 20
+"""Of a file, sent in one message."""
+
+
+class Listener(Protocol):
+    """Who hears of an inferlet, called on the link's reader thread; usually a `Process`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def is_done(self) -> bool: ...
+
+    @property
+    def num_events(self) -> int: ...
+
+    def add(self, events: list[ProcessEvent]) -> None: ...
+
+    def lose(self, error: PierayError) -> None: ...
 
 
 class ActorLink:
@@ -22,8 +59,10 @@ class ActorLink:
     def __init__(self, endpoint: Endpoint, *, peer_id: str, token: str, timeout_s: float,
                  on_lost: Callable[[ActorLink], None]) -> None:  # fmt: skip
         self.endpoint = endpoint
-        self._processes: dict[str, list[Process]] = {}  # handles of one inferlet may be many
+        self._processes: dict[str, list[Listener]] = {}  # handles of one inferlet may be many
         self._lock = threading.Lock()
+        self._tools: dict[str, ClientTools] = {}
+        self._uploading = threading.Lock()  # one file at a time: the parts of two would not follow each other
         self._calls = PendingCalls()
         self._on_lost = on_lost
         self._conn: Connection = connect(
@@ -34,7 +73,7 @@ class ActorLink:
     def is_open(self) -> bool:
         return self._conn.is_open
 
-    def attach(self, process: Process, timeout_s: float = 30.0) -> None:
+    def attach(self, process: Listener, timeout_s: float = 30.0) -> None:
         """Stream the process's events to it from where it stands; on return, all so far are there."""
         with self._lock:
             self._processes.setdefault(process.id, []).append(process)
@@ -47,7 +86,7 @@ class ActorLink:
         if process.is_done:
             self._detach(process)
 
-    def _detach(self, process: Process) -> None:
+    def _detach(self, process: Listener) -> None:
         with self._lock:
             others = [p for p in self._processes.pop(process.id, []) if p is not process]
             if others:
@@ -56,8 +95,52 @@ class ActorLink:
     def send_text(self, instance_id: str, text: str, timeout_s: float) -> None:
         self._call(lambda ticket: SendText(ticket, instance_id, text), timeout_s)
 
+    def send_file(self, instance_id: str, name: str, data: bytes, timeout_s: float) -> None:
+        """In parts, each answered before the next is sent: the connection stays free for others."""
+        deadline = time.monotonic() + timeout_s
+        with self._uploading:
+            for offset in range(0, max(len(data), 1), PART_BYTES):
+                part = data[offset : offset + PART_BYTES]
+                is_last = offset + PART_BYTES >= len(data)
+                self._call(partial(_part, instance_id, name, offset, part, is_last), deadline - time.monotonic())
+
+    def serve_tools(self, process: Listener, tools: ClientTools, timeout_s: float = 30.0) -> None:
+        """Answer the calls of the process from `tools`, which are closed when it ends, or this link does."""
+        with self._lock:
+            self._tools[process.id] = tools
+        self._call(lambda ticket: ServeTools(ticket, process.id), timeout_s)
+        if process.is_done:
+            self._end_tools(process.id)
+
+    def _end_tools(self, instance_id: str) -> None:
+        with self._lock:
+            tools = self._tools.pop(instance_id, None)
+        if tools is not None:
+            tools.close_soon()
+
+    def _call_tools(self, conn: Connection, call: ClientCall) -> None:
+        tools = self._tools.get(call.instance_id)
+
+        def reply(answer: ClientAnswer) -> None:
+            try:
+                conn.send([answer])
+            except PeerLost:
+                log.debug("%s is gone: nobody waits for %s", call.instance_id, call.tool)
+            except PierayError as error:  # it cannot travel
+                conn.send([replace(answer, value="", code=error.code, message=error.message)])
+
+        if tools is not None:
+            tools.answer(call, reply)
+
     def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
         self._call(lambda ticket: Kill(ticket, instance_id, reason), timeout_s)
+
+    def ask(self, make: Callable[[int], Message], done: Callable[[Any, PierayError | None], None]) -> None:
+        """Send `make(ticket)`; `done` is called once, with the answer or an error, on the reader thread.
+
+        Raises PeerLost; `done` is not called then.
+        """
+        self._calls.submit(self._conn, make, done)
 
     def close(self) -> None:
         self._conn.close("the client has closed its engine handle")
@@ -70,7 +153,12 @@ class ActorLink:
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         by_id: dict[str, list[ProcessEvent]] = {}
         for message in messages:
-            if isinstance(message, Event):
+            if isinstance(message, ClientCall):
+                self._call_tools(conn, message)
+            elif isinstance(message, CancelCall):
+                if (tools := self._tools.get(message.instance_id)) is not None:
+                    tools.cancel(message)
+            elif isinstance(message, Event):
                 event = ProcessEvent(message.kind, message.payload, message.number)
                 by_id.setdefault(message.instance_id, []).append(event)
         for instance_id, events in by_id.items():
@@ -80,6 +168,7 @@ class ActorLink:
                 process.add(events)
                 if process.is_done:
                     self._detach(process)
+                    self._end_tools(instance_id)
         self._calls.resolve(conn, messages)  # behind the events: who attaches has them all when it is answered
 
     def on_close(self, conn: Connection, error: PeerLost) -> None:
@@ -89,4 +178,10 @@ class ActorLink:
             self._processes = {}
         for process in processes:
             process.lose(PeerLost(f"the actor that hosted {process.name} {process.id} is gone: {error.message}"))
+        for instance_id in list(self._tools):
+            self._end_tools(instance_id)
         self._on_lost(self)
+
+
+def _part(instance_id: str, name: str, offset: int, data: bytes, is_last: bool, ticket: int) -> SendFile:
+    return SendFile(ticket, instance_id, name, offset, data, is_last)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any, Protocol
 
 from pieray.errors import DeadlineExceeded, PierayError, error_from
@@ -20,8 +23,9 @@ ENDINGS = ("result", "error")
 class Event:
     """One thing an inferlet did.
 
-    `kind` is "text" (it sent a message), "log" (`text` is "level: line"), "result" (`text` is JSON) or
-    "error" (`text` is JSON {code, message}); the last two end it.
+    `kind` is "text" (it sent a message), "data" (`text` is JSON {name, value}), "file" (`text` is JSON {name, size,
+    offset, data: base64}, a part of a file), "log" (`text` is "level: line"), "result" (`text` is JSON) or "error"
+    (`text` is JSON {code, message}); the last two end it.
     """
 
     kind: str
@@ -29,10 +33,20 @@ class Event:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class ReceivedFile:
+    """A file that an inferlet has sent.  `name` is the inferlet's: no path to be trusted."""
+
+    name: str
+    data: bytes
+
+
 class Link(Protocol):
     """The connection to the InferletActor that hosts the process."""
 
     def send_text(self, instance_id: str, text: str, timeout_s: float) -> None: ...
+
+    def send_file(self, instance_id: str, name: str, data: bytes, timeout_s: float) -> None: ...
 
     def kill(self, instance_id: str, reason: str, timeout_s: float) -> None: ...
 
@@ -67,6 +81,20 @@ class Process:
         Raises QuotaExceeded (mailbox full), Cancelled (the inferlet has ended), DeadlineExceeded, PeerLost.
         """
         self._link.send_text(self.id, text, timeout)
+
+    def send_file(self, name: str, data: bytes | str | PathLike[str], timeout: float = 120.0) -> None:
+        """Send a file: its bytes, or the path of a file of this machine.  It lands in the inferlet's scratch folder
+        as `in/NAME`, and `session.receive_file` there gives the path.
+
+        Raises InvalidRequest (a name that is no relative path), QuotaExceeded (the scratch folder is full),
+        Cancelled (the inferlet has ended), DeadlineExceeded, PeerLost, OSError.
+        """
+        content = data if isinstance(data, bytes) else Path(data).read_bytes()
+        self._link.send_file(self.id, name, content, timeout)
+
+    def files(self) -> list[ReceivedFile]:
+        """The files that the inferlet has sent so far, whole ones, in order."""
+        return received_files([e for e in self._events if e.kind == "file"])
 
     def kill(self, reason: str = "killed by its client", timeout: float = 30.0) -> None:
         """End the inferlet now; its result raises Cancelled.  Killing one that has ended does nothing."""
@@ -180,3 +208,17 @@ class Process:
         for loop, event in self._waiters:
             with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
                 loop.call_soon_threadsafe(event.set)
+
+
+def received_files(events: Iterable[Event]) -> list[ReceivedFile]:
+    """Files from their "file" events; one whose last part has not come is left out."""
+    found: list[ReceivedFile] = []
+    data = bytearray()
+    for event in events:
+        part = json.loads(event.text)
+        if part["offset"] == 0:
+            data = bytearray()
+        data += base64.b64decode(part["data"])
+        if len(data) == part["size"]:
+            found.append(ReceivedFile(part["name"], bytes(data)))
+    return found

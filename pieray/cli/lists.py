@@ -1,4 +1,4 @@
-"""`pieray ps`, `kill`, `models`, `inferlets` and `version`: what there is, as a table or as JSON."""
+"""`pieray ps`, `kill`, `models`, `adapters`, `inferlets` and `version`: what there is, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pieray.programs import embedded_inferlets
 
 InstanceId = Annotated[str, typer.Argument(metavar="ID", help="As `pieray ps` shows it.", show_default=False)]
 
+ADAPTER_COLUMNS = ("name", "rank", "alpha", "num_bytes", "owner")
 PS_COLUMNS = ("instance_id", "name", "state", "cpu_time_s", "pages", "output_bytes")
 
 
@@ -51,6 +52,13 @@ def models(address: Address = None, namespace: Namespace = None, json: Json = Fa
         ]
         columns = ("name", "served", "architecture", "vocab_size", "max_context", "num_pages", "dtype", "device")
         show(rows, columns, json=json, nothing="there is no model")
+
+
+def adapters(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:
+    """Show the LoRA adapters that a running engine has loaded."""
+    with guard(debug=debug), open_running(address, namespace) as engine:
+        rows = engine.adapters()
+        show(rows, ADAPTER_COLUMNS, json=json, nothing="no adapter is loaded")
 
 
 def inferlets(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:

@@ -39,6 +39,10 @@ class Printer(Protocol):
 
     def text(self, text: str) -> None: ...
 
+    def data(self, name: str, value: Any) -> None: ...
+
+    def file(self, name: str, size: int, saved_as: str | None) -> None: ...
+
     def log(self, line: str) -> None: ...
 
     def result(self, value: Any) -> None: ...
@@ -54,6 +58,12 @@ class JsonPrinter:
 
     def text(self, text: str) -> None:
         self._write({"event": "text", "text": text})
+
+    def data(self, name: str, value: Any) -> None:
+        self._write({"event": "data", "name": name, "value": value})
+
+    def file(self, name: str, size: int, saved_as: str | None) -> None:
+        self._write({"event": "file", "name": name, "size": size, "saved_as": saved_as})
 
     def log(self, line: str) -> None:
         level, _, rest = line.partition(": ")
@@ -84,6 +94,15 @@ class TextPrinter:
     def text(self, text: str) -> None:
         self._texts.append(text)
         self._write(text)
+
+    def data(self, name: str, value: Any) -> None:
+        """On stderr: stdout is for texts and the result."""
+        self.log(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+
+    def file(self, name: str, size: int, saved_as: str | None) -> None:
+        self._end_line()
+        kept = f"saved as {saved_as}" if saved_as else "not kept; --out FOLDER keeps it"
+        say(f"file {name}, {size} bytes: {kept}")
 
     def log(self, line: str) -> None:
         if sys.stdout.isatty() and sys.stderr.isatty():

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import logging
+from json import loads as parse_json
 from typing import Annotated
 
 import typer
 
 from pieray.cli.arguments import parse_arguments, parse_input, parse_limits, text_parameters
 from pieray.cli.engines import may_have_programs, open_for_run
+from pieray.cli.exchange import Received, out_folder, read_files, send_lines
 from pieray.cli.guard import Debug, InferletFailed, guard
 from pieray.cli.options import Address, Device, Json, Model, Namespace, NumPages, Set, engine_settings
 from pieray.cli.output import JsonPrinter, Printer, TextPrinter
 from pieray.cli.processes import no_children_left
 from pieray.cli.progress import progress
 from pieray.engine import Engine
-from pieray.errors import PierayError
+from pieray.errors import Cancelled, ConfigError, PierayError
+from pieray.host.mcp.spec import parse_option
 from pieray.manifest import is_spec
-from pieray.process import Process
+from pieray.process import Event, Process
 from pieray.programs import ProgramSource, is_embedded, resolve
 
 log = logging.getLogger(__name__)
@@ -37,14 +40,32 @@ Limit = Annotated[list[str] | None, typer.Option(
     "--limit", metavar="NAME=VALUE", help="A limit of this inferlet, such as wall_time_s=10 or pages=64.")]  # fmt: skip
 
 
+Files = Annotated[list[str] | None, typer.Option(
+    "--file", metavar="PATH", help="A file to send to the inferlet at its start; may be repeated.")]  # fmt: skip
+Out = Annotated[str | None, typer.Option(
+    "--out", metavar="FOLDER", help="Where files that the inferlet sends are saved.")]  # fmt: skip
+Interactive = Annotated[bool, typer.Option(
+    "--interactive", "-i", help="Send each line of stdin as a message, and an empty one at its end.")]  # fmt: skip
+
+
+Mcp = Annotated[list[str] | None, typer.Option(
+    "--mcp", metavar="NAME=COMMAND", help="An MCP server for the inferlet, run here, or NAME=URL; may be repeated.",
+)]  # fmt: skip
+
+
 def run(
     program: Program, words: Words = None, model: Model = None, address: Address = None,
     namespace: Namespace = None, input_json: Input = None, limit: Limit = None, device: Device = None,
-    num_pages: NumPages = None, pairs: Set = None, json: Json = False, debug: Debug = False,
+    num_pages: NumPages = None, pairs: Set = None, files: Files = None, out: Out = None,
+    servers: Mcp = None, interactive: Interactive = False, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Run an inferlet; its texts stream to stdout.  Arguments after -- are those of its main()."""
     printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
     with guard(debug=debug, report=printer.error) as signals, no_children_left(signals) as closing:
+        if interactive and input_json == "@-":
+            raise ConfigError("--interactive and --input @- both read stdin")
+        tools = dict(parse_option(text) for text in servers or [])
+        sent, received = read_files(files or []), Received(out_folder(out))
         settings = engine_settings(model, device, num_pages, pairs)
         is_asked = is_spec(program) and not is_embedded(program) and may_have_programs(address, namespace, settings)
         source = None if is_asked else resolve(program)
@@ -57,9 +78,9 @@ def run(
         if source is None:
             source = engine.find(program)
             arguments = parse_arguments(words or [], text_parameters(_with_content(engine, source)))
-        process = engine.launch(source, {**given, **arguments}, limits=limits)
+        process = engine.launch(source, {**given, **arguments}, limits=limits, mcp=tools or None)
         printer.started(process.name, process.id)
-        _follow(process, printer)
+        _follow(process, printer, sent, received, interactive=interactive)
 
 
 def _with_content(engine: Engine, found: ProgramSource) -> ProgramSource:
@@ -67,17 +88,38 @@ def _with_content(engine: Engine, found: ProgramSource) -> ProgramSource:
     return found if found.source or found.component else engine.program(f"{found.name}@{found.version}")
 
 
-def _follow(process: Process, printer: Printer) -> None:
-    """Print events to the end.  However this is left, the inferlet does not run on."""
+def _follow(process: Process, printer: Printer, sent: list[tuple[str, bytes]], received: Received, *,
+            interactive: bool) -> None:  # fmt: skip
+    """Send what is to be sent, print events to the end.  However this is left, the inferlet does not run on."""
     try:
+        for name, content in sent:
+            _send_file(process, name, content)
+        if interactive:
+            send_lines(process)
         for event in process.events():
-            if event.kind == "text":
-                printer.text(event.text)
-            elif event.kind == "log":
-                printer.log(event.text)
+            _show(event, printer, received)
         printer.result(_result(process))
     finally:
         _end(process)
+
+
+def _send_file(process: Process, name: str, content: bytes) -> None:
+    try:
+        process.send_file(name, content)
+    except Cancelled as error:  # it has ended: its result says how
+        log.info("%s does not take %s: %s", process.id, name, error.message)
+
+
+def _show(event: Event, printer: Printer, received: Received) -> None:
+    if event.kind == "text":
+        printer.text(event.text)
+    elif event.kind == "log":
+        printer.log(event.text)
+    elif event.kind == "data":
+        printer.data(**parse_json(event.text))
+    elif event.kind == "file" and (found := received.add(event)) is not None:
+        file, path = found
+        printer.file(file.name, len(file.data), None if path is None else str(path))
 
 
 def _result(process: Process) -> object:

@@ -12,13 +12,29 @@ from typing import Any
 
 from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError, QuotaExceeded
+from pieray.host.children import Bonds
 from pieray.host.device import DeviceClient
+from pieray.host.files import Uploads
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
+from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
-from pieray.host.session import EventLog, Sink, byte_size
-from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendText
+from pieray.host.session import OUTPUTS, EventLog, Sink, byte_size
+from pieray.messages import (
+    Attach,
+    Bind,
+    ClientAnswer,
+    Completed,
+    Event,
+    Failed,
+    Kill,
+    Launch,
+    Message,
+    SendFile,
+    SendText,
+    ServeTools,
+)
 from pieray.transport import Connection
 from pieray.wasm import python_runtime
 from pieray.wasm.host import Program, WasmHost
@@ -38,7 +54,8 @@ class InferletHost:
         self, config: Config, device: DeviceClient, models: ModelDirectory, services: Services | None = None
     ) -> None:
         self._config = config
-        self._services = services or Services()
+        self.services = services or Services.of(config)
+        self.bonds = Bonds(self.services.timers, self._kill_child)
         self._device = device
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
@@ -72,6 +89,8 @@ class InferletHost:
             raise QuotaExceeded(f"source_bytes: the limit is {limits.source_bytes}; given {size}")
         program = self._program_of(launch)
         inferlet = self._admit(launch, limits)
+        if launch.parent:
+            self.bonds.expect(launch.instance_id)
         try:
             inferlet.start(self._wasm, program)
         except BaseException:
@@ -91,7 +110,7 @@ class InferletHost:
             number = self._next_number
             self._next_number += 1
             inferlet = Inferlet(
-                launch, number, limits=limits, device=self._device, models=self._models, services=self._services,
+                launch, number, limits=limits, device=self._device, models=self._models, services=self.services,
                 lease_pages=self._config.lease_pages, on_end=self._ended,
             )  # fmt: skip
             self._inferlets[launch.instance_id] = inferlet
@@ -101,6 +120,7 @@ class InferletHost:
     def _ended(self, inferlet: Inferlet) -> None:
         """Its place is free; of its state only the events are kept, and of those not more than is said above."""
         instance_id = inferlet.launch.instance_id
+        self.bonds.ended(instance_id)
         with self._lock:
             self._num_live -= 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
@@ -137,7 +157,7 @@ class InferletHost:
         A client that is gone misses events; the inferlet goes on.
         """
         try:
-            if events[-1].kind == "text":
+            if events[-1].kind in OUTPUTS:
                 conn.post(events)
                 self._dirty.add(conn)
             else:
@@ -149,6 +169,7 @@ class InferletHost:
 
     def _flush(self) -> None:
         self._device.flush()
+        self.services.flush()
         while self._dirty:
             with contextlib.suppress(PeerLost, KeyError):
                 self._dirty.pop().flush()
@@ -164,6 +185,10 @@ class InferletHost:
         """End an inferlet with `cancelled`; raises NotFound."""
         self.find(instance_id).kill(Cancelled(reason))
 
+    def _kill_child(self, instance_id: str, reason: str) -> None:
+        with contextlib.suppress(NotFound):
+            self.kill(instance_id, reason)
+
     def status(self) -> list[dict[str, Any]]:
         return [inferlet.status() for inferlet in list(self._inferlets.values())]
 
@@ -174,23 +199,33 @@ class InferletHost:
         for inferlet in list(self._inferlets.values()):
             inferlet.kill(Cancelled("the engine is shutting down"))
         self._wasm.close()
-        self._services.close()
+        self.services.close()
         self._device.close()
 
 
 class ClientService:
-    """Serves clients' connections: attach, send, kill."""
+    """Serves clients' connections: attach, send, kill; and bind, for those of parents."""
 
     def __init__(self, host: InferletHost) -> None:
         self._host = host
         self._attached: dict[int, dict[str, tuple[EventLog, Sink]]] = {}  # by connection, then inferlet
+        self._uploads: dict[int, Uploads] = {}
+        self._serving: dict[int, list[ClientServers]] = {}
 
     def on_connect(self, conn: Connection) -> None:
         self._attached[id(conn)] = {}
+        self._uploads[id(conn)] = Uploads()
+        self._serving[id(conn)] = []
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
-            if not isinstance(message, (Attach, SendText, Kill)):
+            if isinstance(message, Bind):
+                self._bind(conn, message)
+                continue
+            if isinstance(message, ClientAnswer):
+                self._pass_on(conn, message)
+                continue
+            if not isinstance(message, (Attach, SendText, SendFile, ServeTools, Kill)):
                 log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
                 continue
             try:
@@ -198,16 +233,41 @@ class ClientService:
             except PierayError as error:
                 conn.send([Failed(message.ticket, error.code, error.message)])
 
-    def _serve(self, conn: Connection, message: Attach | SendText | Kill) -> None:
+    def _serve(self, conn: Connection, message: Attach | SendText | SendFile | ServeTools | Kill) -> None:
         inferlet = self._host.find(message.instance_id)
         value = None
         if isinstance(message, Attach):
             value = not self._attach(conn, inferlet.log, message.cursor)
         elif isinstance(message, SendText):
             inferlet.deliver(message.text)
+        elif isinstance(message, SendFile):
+            data = self._uploads[id(conn)].add(message, inferlet.scratch_bytes)
+            if data is not None:
+                inferlet.deliver_file(message.name, data)
+        elif isinstance(message, ServeTools):
+            if (servers := inferlet.client_servers) is not None:
+                servers.serve(conn)
+                self._serving[id(conn)].append(servers)
         else:
             inferlet.kill(Cancelled(message.reason))
         conn.send([Completed(message.ticket, value)])
+
+    def _bind(self, conn: Connection, message: Bind) -> None:
+        try:
+            inferlet = self._host.find(message.instance_id)
+        except NotFound as error:
+            conn.send([Failed(message.ticket, error.code, error.message)])
+            return
+        self._host.bonds.bind(id(conn), message.instance_id, is_bound=message.is_bound)
+        if inferlet.log.is_ended:
+            self._host.bonds.ended(message.instance_id)
+        conn.send([Completed(message.ticket, None)])
+
+    def _pass_on(self, conn: Connection, answer: ClientAnswer) -> None:
+        """To the inferlet that waits for it, if it still does."""
+        with contextlib.suppress(NotFound):
+            if (servers := self._host.find(answer.instance_id).client_servers) is not None:
+                servers.answered(conn, answer)
 
     def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
         """False if the client must ask again for the rest of the story."""
@@ -219,5 +279,9 @@ class ClientService:
         return log.subscribe(cursor, sink)
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
+        self._host.bonds.lost(id(conn))
+        self._uploads.pop(id(conn), None)
+        for servers in self._serving.pop(id(conn), []):
+            servers.gone(conn)
         for log, sink in self._attached.pop(id(conn), {}).values():
             log.unsubscribe(sink)

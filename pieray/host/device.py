@@ -19,6 +19,7 @@ from pieray.messages import (
     Failed,
     LeasePages,
     Message,
+    PlanTokens,
     ReclaimSpare,
     ReleasePages,
 )
@@ -35,11 +36,14 @@ class Tenant(Protocol):
     """An inferlet as the device client sees it.  Called on reader threads."""
 
     def answered(self, answers: Sequence[tuple[int, object]]) -> None:
-        """Results (or PierayErrors) of commands and outputs, by guest ticket."""
+        """Results (or PierayErrors) of commands and outputs, and PlanTokens of plans, by guest ticket."""
 
     def granted(self, pages: list[int]) -> None: ...
 
     def lease_failed(self, error: PierayError) -> None: ...
+
+    def ledger_answered(self, ticket: int, result: object) -> None:
+        """The answer to a request of its own, by guest ticket: a value or a PierayError."""
 
     def device_lost(self, error: DeviceLost) -> None: ...
 
@@ -96,6 +100,15 @@ class DeviceClient:
     def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
         self._post(self._ledger, [LeasePages(inferlet << 32, inferlet, count, deadline_s)])
 
+    def ask_ledger(self, message: Message) -> None:
+        """Collect a message for the ResourceManager; `flush` sends it."""
+        self._post(self._ledger, [message])
+
+    def release(self, inferlet: int, pages: Sequence[int]) -> None:
+        """Give pages of an inferlet back that is not retired yet."""
+        with contextlib.suppress(DeviceLost):
+            self.ask_ledger(ReleasePages(inferlet, np.asarray(pages, "<u4").tobytes()))
+
     def _post(self, link: Connection, messages: Sequence[Message]) -> None:
         if self._lost is not None:
             raise self._new_lost()
@@ -149,6 +162,8 @@ class DeviceClient:
                 result: object = message.value
             elif isinstance(message, Failed):
                 result = error_from(message.code, message.message)
+            elif isinstance(message, PlanTokens):
+                result = message
             else:
                 raise ProtocolError(f"a batcher does not send {type(message).__name__}")
             answers.setdefault(message.ticket >> 32, []).append((message.ticket & TICKET_MASK, result))
@@ -164,10 +179,8 @@ class DeviceClient:
         for message in messages:
             if isinstance(message, ReclaimSpare):
                 self._give_back_spare()
-            elif isinstance(message, Completed) and (tenant := self._tenants.get(message.ticket >> 32)):
-                tenant.granted(np.frombuffer(message.value, "<u4").tolist())
-            elif isinstance(message, Failed) and (tenant := self._tenants.get(message.ticket >> 32)):
-                tenant.lease_failed(error_from(message.code, message.message))
+            elif isinstance(message, (Completed, Failed)) and (tenant := self._tenants.get(message.ticket >> 32)):
+                _tell(tenant, message)
         self.flush()
 
     def _give_back_spare(self) -> None:
@@ -215,3 +228,15 @@ class _Link:
 
     def on_close(self, _conn: Connection, error: PeerLost) -> None:
         self._on_lost(error)
+
+
+def _tell(tenant: Tenant, message: Completed | Failed) -> None:
+    """An answer of the ResourceManager: to a request of the guest's by its ticket, else to one for pages."""
+    ticket = message.ticket & TICKET_MASK
+    if isinstance(message, Failed):
+        error = error_from(message.code, message.message)
+        tenant.ledger_answered(ticket, error) if ticket else tenant.lease_failed(error)
+    elif ticket:
+        tenant.ledger_answered(ticket, message.value)
+    else:
+        tenant.granted(np.frombuffer(message.value, "<u4").tolist())

@@ -12,6 +12,7 @@ from pieray.errors import LAST_LOGS, Cancelled, DeviceLost, GuestFailed, PierayE
 from pieray.host.device import DeviceClient
 from pieray.host.handlers import GuestHandlers
 from pieray.host.limits import capabilities_of
+from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.outbox import Outbox
 from pieray.host.services import Services
@@ -46,7 +47,7 @@ class Inferlet:
         self._mailbox = Mailbox(limits, self._tickets.resolve)
         self._state = InstanceState(
             launch, number, limits, capabilities_of(launch), services, self._tickets, self._pages, lineage,
-            self._outbox, self.log, self._mailbox, models, TextStreams(), wake=self._unpark,
+            self._outbox, self.log, self._mailbox, models, TextStreams(), wake=self._unpark, fail=self.kill,
         )  # fmt: skip
         self._handlers = GuestHandlers(self._state)
 
@@ -73,6 +74,20 @@ class Inferlet:
         self._mailbox.put(text)
         self._unpark()
 
+    def deliver_file(self, name: str, data: bytes) -> None:
+        """A file of the client; raises InvalidRequest, QuotaExceeded or Cancelled."""
+        self._state.files.put(name, data)
+
+    @property
+    def client_servers(self) -> ClientServers | None:
+        """Tools that the client has brought."""
+        return self._state.client_servers
+
+    @property
+    def scratch_bytes(self) -> int:
+        """The limit that a file must not exceed."""
+        return self._limits.scratch_bytes
+
     def kill(self, error: PierayError) -> None:
         """End the inferlet with `error` as its result; idempotent."""
         self._killed = error
@@ -95,6 +110,11 @@ class Inferlet:
             self._outbox.lease_failed(error)
         self._unpark()
 
+    def ledger_answered(self, ticket: int, result: object) -> None:
+        with self._state.lock:
+            self._outbox.ledger.answered(ticket, result)
+        self._unpark()
+
     def device_lost(self, error: DeviceLost) -> None:
         with self._state.lock:
             self._outbox.fail_all(error)
@@ -102,7 +122,7 @@ class Inferlet:
 
     def reclaim(self) -> list[int]:
         with self._state.lock:
-            return list(self._pages.surplus(keep=0))
+            return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
 
     def status(self) -> dict[str, Any]:
         """Facts for `pieray ps`."""
@@ -181,6 +201,17 @@ class EndedInferlet:
 
     def deliver(self, text: str) -> None:  # noqa: ARG002 - as Inferlet.deliver
         raise Cancelled("the inferlet has ended; it receives no messages")
+
+    def deliver_file(self, name: str, data: bytes) -> None:  # noqa: ARG002 - as Inferlet.deliver_file
+        raise Cancelled("the inferlet has ended; it receives no files")
+
+    @property
+    def client_servers(self) -> ClientServers | None:
+        return None
+
+    @property
+    def scratch_bytes(self) -> int:
+        raise Cancelled("the inferlet has ended; it receives no files")
 
     def kill(self, error: PierayError) -> None:
         """Nothing is left to be ended."""

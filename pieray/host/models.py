@@ -27,6 +27,7 @@ class ModelInfo:
     num_pages: int
     dtype: str
     device: str
+    hidden_size: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {

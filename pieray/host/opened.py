@@ -43,11 +43,20 @@ class Opened(Generic[T]):
         except KeyError:
             raise BadHandle(f"{self._kind} {handle} is not open") from None
 
+    def replace(self, handle: int, value: T) -> None:
+        """Another value behind an open handle; raises BadHandle."""
+        self.get(handle)
+        self._values[handle] = value
+
     def pop(self, handle: int) -> T:
         """Close the handle; raises BadHandle."""
         value = self.get(handle)
         del self._values[handle]
         return value
+
+    def drop(self, handle: int) -> T | None:
+        """Close the handle if it is open."""
+        return self._values.pop(handle, None)
 
     def values(self) -> list[T]:
         return list(self._values.values())

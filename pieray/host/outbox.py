@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from typing import ClassVar, Protocol
 
-from pieray.errors import DeviceLost, PierayError, QuotaExceeded
+from pieray.errors import Cancelled, DeviceLost, PierayError, QuotaExceeded
+from pieray.host.ledger import LedgerClient, LedgerDevice
 from pieray.host.tickets import TicketTable
-from pieray.messages import CopyTokens, Forward, Message, Output
+from pieray.messages import CopyTokens, ExtendPlan, Forward, Message, Output, PlanTokens, StopPlan
+from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace, Prepared
 
 MAX_STAGED = 64
@@ -45,6 +47,8 @@ class Command:
     """One enqueued command; `ticket` is the guest's."""
 
     __slots__ = ("is_sent", "prepared", "queue", "ticket")
+    writes_behind_copies: ClassVar[bool] = False
+    """Whether `prepared.copies` are copy-on-write, to be sent ahead, and not the command itself."""
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared) -> None:
         self.ticket = ticket
@@ -59,33 +63,70 @@ class Command:
             [list(c) for c in self.prepared.copies],
         )  # fmt: skip
 
+    def settled(self, result: object) -> object:
+        """What the ticket yields, of the batcher's answer or an error; the pages are still pinned."""
+        return result
+
 
 class Pass(Command):
     """A forward pass and the outputs asked of it."""
 
-    __slots__ = ("kv_len", "mask", "num_tokens", "open_outputs", "outputs", "positions", "tokens")
+    writes_behind_copies = True
+    __slots__ = (
+        "adapter", "embeds", "kv_len", "mask", "num_tokens", "open_outputs", "output_bytes", "outputs", "positions",
+        "tokens",
+    )  # fmt: skip
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared, kv_len: int, tokens: bytes, positions: bytes,
-                 mask: bytes) -> None:  # fmt: skip
+                 mask: bytes, embeds: list[bytes]) -> None:  # fmt: skip
         super().__init__(ticket, queue, prepared)
         self.kv_len = kv_len
         self.tokens = tokens
         self.num_tokens = len(tokens) // 4
         self.positions = positions
-        self.mask = mask
+        self.mask: bytes | bytearray = mask
+        self.embeds = embeds
+        self.adapter = 0  # the batcher's number
         self.outputs: list[Output] = []
         self.open_outputs: set[int] = set()
+        self.output_bytes = 0  # of lists that travel with them
 
     def message(self, inferlet: int) -> Message:
         for output in self.outputs:
             output[0] = wire_ticket(inferlet, output[0])
-        return Forward(
+        message = Forward(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
-            self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, self.mask, self.outputs,
+            self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, bytes(self.mask), self.outputs,
+            self.adapter, self.embeds,
         )  # fmt: skip
+        self.mask, self.embeds = b"", []  # megabytes, perhaps, that thousands of passes in flight need no more
+        return message
 
 
-class Device(Protocol):
+class Run(Command):
+    """A command that grows while the batcher runs it: of a decode plan."""
+
+    writes_behind_copies = True
+    __slots__ = ()
+
+    def told(self, news: PlanTokens) -> None:
+        """The batcher tells what it has drawn."""
+        raise NotImplementedError
+
+    def num_wanted(self) -> int:
+        """Pages that it should have soon, beyond those bound."""
+        raise NotImplementedError
+
+    def is_starving(self) -> bool:
+        """Whether it cannot go on without one."""
+        raise NotImplementedError
+
+    def give_up(self, error: PierayError) -> None:
+        """It must end for want of pages: `error` is its result."""
+        raise NotImplementedError
+
+
+class Device(LedgerDevice, Protocol):
     """What an outbox needs of the device client."""
 
     def post(self, messages: Sequence[Message]) -> None:
@@ -108,12 +149,15 @@ class Outbox:
         self._page_wait_s = page_wait_s
         self._staged: deque[Command] = deque()
         self._in_flight: dict[int, Command] = {}
+        self._runs: dict[int, Run] = {}  # those in flight
         self._pass_of: dict[int, Pass] = {}
         self._is_leasing = False
         self._is_lease_needed = False  # by a staged command: such a request waits in line
         self._is_closed = False
         self._num_flushed = 0
+        self._is_idle = False  # nothing is leased ahead of need until there is a command again
         self.passes: dict[int, Pass] = {}
+        self.ledger = LedgerClient(inferlet, device, pages)
 
     @property
     def num_outstanding(self) -> int:
@@ -128,6 +172,7 @@ class Outbox:
     def stage(self, command: Command) -> None:
         """Enqueue; past MAX_STAGED what came before is sent."""
         self._staged.append(command)
+        self._is_idle = False
         command.queue.outstanding[command.ticket] = None
         if isinstance(command, Pass):
             self.passes[command.ticket] = command
@@ -147,6 +192,23 @@ class Outbox:
         self._num_flushed = len(self._staged) - keep
         self._pump()
 
+    def writers_of(self, rows: Collection[int]) -> set[int]:
+        """Tickets of the unfinished commands that write to those frames."""
+        commands = (*self._in_flight.values(), *self._staged)
+        return {c.ticket for c in commands if any(row in rows for row, _ in c.prepared.writes)}
+
+    def expect(self) -> None:
+        """The guest prepares for commands: `idle` is over."""
+        self._is_idle = False
+
+    def idle(self) -> None:
+        """No command will come for a while: memory leased ahead of need goes back, and no more is."""
+        self._is_idle = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self.ledger.give_back(is_idle=self._is_idle and not self._staged and not self._runs)
+
     def _pump(self) -> None:
         """Send what is flushed as far as memory is bound; ask for what is short.
 
@@ -164,12 +226,35 @@ class Outbox:
                 continue
             command.is_sent = True
             self._in_flight[command.ticket] = command
-            if command.prepared.copies and isinstance(command, Pass):
+            if isinstance(command, Run):
+                self._runs[command.ticket] = command
+            if command.prepared.copies and command.writes_behind_copies:
                 messages.append(self._copy_on_write(command))
             messages.append(command.message(self._inferlet))
+        messages += self._grow_runs()
         if messages:
             self._post(messages)
+        self._give_back()
         self._lease_ahead()
+
+    def _grow_runs(self) -> list[Message]:
+        """Bind pages that runs will soon need, from what staged commands leave."""
+        messages: list[Message] = []
+        for run in self._runs.values():
+            if (wanted := run.num_wanted()) and isinstance(run.prepared, Growing):
+                pages = self._pages.grow(run.prepared, wanted)
+                if len(pages):
+                    messages.append(ExtendPlan(wire_ticket(self._inferlet, run.ticket), pages.tobytes()))
+        return messages
+
+    def stop(self, run: Run) -> None:
+        """End a run after the step in progress; one that is not sent never begins."""
+        if run in self._staged:
+            self._num_flushed -= self._staged.index(run) < self._num_flushed
+            self._staged.remove(run)
+            self._settle(run, Cancelled("it was stopped before it began"))
+        elif run.ticket in self._runs:
+            self._post([StopPlan(wire_ticket(self._inferlet, run.ticket))])
 
     def _copy_on_write(self, command: Command) -> Message:
         queue = command.queue
@@ -190,20 +275,23 @@ class Outbox:
         if self._is_leasing or self._is_closed:
             return
         short = self._pages.shortfall(c.prepared for c in self._staged)
-        if short == 0 and self._pages.num_spare * 2 >= self._lease_pages:
+        wanted = sum(run.num_wanted() for run in self._runs.values())
+        num_starving = sum(run.is_starving() for run in self._runs.values())
+        if short == 0 and wanted == 0 and (self._is_idle or self._pages.num_spare * 2 >= self._lease_pages):
             return
-        self._is_leasing, self._is_lease_needed = True, short > 0
+        self._is_leasing, self._is_lease_needed = True, short + num_starving > 0
         try:
-            if short:
-                self._device.lease(self._inferlet, short, self._page_wait_s)
+            if self._is_lease_needed:
+                self._device.lease(self._inferlet, short + num_starving, self._page_wait_s)
             else:
-                self._device.lease(self._inferlet, self._lease_pages, 0.0)
+                self._device.lease(self._inferlet, max(wanted, self._lease_pages), 0.0)
         except DeviceLost as error:
             self.lease_failed(error)
 
-    def granted(self, pages: Sequence[int]) -> None:
-        """A lease came."""
-        self._is_leasing = False
+    def granted(self, pages: Sequence[int], *, is_own: bool = False) -> None:
+        """A lease came: one that was asked for here, or by the guest itself (`is_own`)."""
+        if not is_own:
+            self._is_leasing = False
         self._pages.grant(pages)
         self._pump()
 
@@ -213,15 +301,26 @@ class Outbox:
         A refusal ahead of need fails nothing: a command that has come meanwhile asks anew, and waits in line.
         """
         self._is_leasing = False
-        if not self._num_flushed:
+        starving = next((run for run in self._runs.values() if run.is_starving()), None)
+        if not self._num_flushed and starving is None:
             return
-        if self._is_lease_needed and not self._pages.bind(self._staged[0].prepared):
-            self._num_flushed -= 1
-            self._settle(self._staged.popleft(), error)
+        if self._is_lease_needed:
+            if self._num_flushed:
+                if not self._pages.bind(self._staged[0].prepared):
+                    self._num_flushed -= 1
+                    self._settle(self._staged.popleft(), error)
+            elif starving is not None:
+                starving.give_up(error)
         self._pump()
 
     def answered(self, ticket: int, result: object) -> None:
-        """The batcher's answer to a command or an output."""
+        """The batcher's answer to a command or an output, or PlanTokens of a run."""
+        if isinstance(result, PlanTokens):
+            if (run := self._runs.get(ticket)) is not None:
+                run.told(result)
+                if run.num_wanted():
+                    self._pump()
+            return
         command = self._in_flight.pop(ticket, None)
         if command is not None:
             self._settle(command, result)
@@ -229,13 +328,16 @@ class Outbox:
             self._tickets.resolve(ticket, result)
 
     def _settle(self, command: Command, result: object) -> None:
+        self._runs.pop(command.ticket, None)
+        value = command.settled(result)
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
-        self._tickets.resolve(command.ticket, result)
+        self._tickets.resolve(command.ticket, value)
         if isinstance(command, Pass):
             self.passes.pop(command.ticket, None)
             if isinstance(result, PierayError):
                 for output in list(command.open_outputs):
                     self._tickets.resolve(output, result)
+        self.ledger.finished(command.ticket)
         queue = command.queue
         queue.outstanding.pop(command.ticket, None)
         if queue.syncs:
@@ -264,8 +366,10 @@ class Outbox:
         """
         self._is_closed = True
         self.passes.clear()
+        self._runs.clear()
         self._staged.clear()
         self._num_flushed = 0
+        self.ledger.close()
 
     def fail_all(self, error: PierayError) -> None:
         """Fail everything staged and in flight."""
@@ -275,3 +379,4 @@ class Outbox:
         self._num_flushed = 0
         for command in commands:
             self._settle(command, error)
+        self.ledger.fail_all(error)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+MAX_BIAS = 4096
+"""Tokens that one bias names at most: the chain travels with each draw."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplerSpec:

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pieray.config import Config
+from pieray.host.adapters import AdapterDirectory
+from pieray.host.aio import LoopThread
+from pieray.host.broker_client import BrokerClient
+from pieray.host.children import ChildService
+from pieray.host.grammars import GrammarService
+from pieray.host.http.client import HttpClient
+from pieray.host.mcp.servers import ToolServers
 from pieray.wasm.timers import Timers
 
 
@@ -16,7 +24,42 @@ class Services:
 
     timers: Timers = field(default_factory=Timers)
     """Calls functions at given times, on a thread of its own: they must be short."""
+    broker: BrokerClient | None = None
+    """Messages between inferlets, and the key-value store."""
+    grammars: GrammarService = field(default_factory=GrammarService)
+    """Compiles grammars; its threads and processes start with the first."""
+    loop: LoopThread = field(default_factory=LoopThread)
+    """Where handlers wait for the world: HTTP, MCP servers."""
+    http: HttpClient | None = None
+    children: ChildService | None = None
+    """Launches inferlets for inferlets."""
+    adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
+    """The engine's LoRA adapters, as its owner has loaded them so far."""
+    mcp: ToolServers | None = None
+    """MCP servers of the operator; those of clients are each inferlet's."""
+
+    @classmethod
+    def of(cls, config: Config) -> Services:
+        """The services that an engine's settings describe."""
+        http = HttpClient(config.http_hosts, allow_private=config.http_private)
+        services = cls(http=http, mcp=ToolServers(config.mcp))
+        assert services.mcp is not None
+        services.loop.before_close(services.mcp.close)
+        return services
+
+    def flush(self) -> None:
+        """Send what was posted while guests ran."""
+        if self.broker is not None:
+            self.broker.flush()
 
     def close(self) -> None:
         """Close all of them; idempotent."""
+        if self.children is not None:
+            self.children.close()
         self.timers.close()
+        if self.broker is not None:
+            self.broker.close()
+        self.grammars.close()
+        self.loop.close()
+        if self.http is not None:
+            self.http.close()

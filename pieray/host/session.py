@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +13,10 @@ from pieray.errors import Cancelled, InvalidRequest, QuotaExceeded
 from pieray.messages import Event
 
 Sink = Callable[[list[Event]], None]
+OUTPUTS = ("text", "data", "file")
 ENDINGS = ("result", "error")
+FILE_PART_BYTES = 3 << 18
+"""Of a file that one event carries: 1 MiB of base64."""
 EVENT_BYTES = 64
 """What an event takes at least, however short its text: so many bytes of a limit allow one event."""
 FREE_EVENTS = 64
@@ -59,13 +64,35 @@ class EventLog:
         size = byte_size(text)
         if size > self._limits.message_bytes:
             raise QuotaExceeded(f"message_bytes: the limit is {self._limits.message_bytes}; given {size}")
+        self._output("text", text, size)
+
+    def emit(self, name: str, value: str) -> None:
+        """A structured event; `value` is JSON.  Raises QuotaExceeded naming the limit."""
+        payload = f'{{"name": {json.dumps(name)}, "value": {value}}}'
+        size = byte_size(payload)
+        if size > self._limits.message_bytes:
+            raise QuotaExceeded(f"message_bytes: the limit is {self._limits.message_bytes}; given {size}")
+        self._output("data", payload, size)
+
+    def send_file(self, name: str, data: bytes) -> None:
+        """A file, in as many events as it needs, or, with QuotaExceeded, none."""
+        encoded = len(data) * 4 // 3
+        if self._output_bytes + encoded > self._limits.output_bytes:
+            raise QuotaExceeded(f"output_bytes: the limit is {self._limits.output_bytes}; {self._output_bytes} are "
+                                f"used, {name!r} takes {encoded} more")  # fmt: skip
+        for offset in range(0, max(len(data), 1), FILE_PART_BYTES):
+            part = base64.b64encode(data[offset : offset + FILE_PART_BYTES]).decode("ascii")
+            payload = f'{{"name": {json.dumps(name)}, "size": {len(data)}, "offset": {offset}, "data": "{part}"}}'
+            self._output("file", payload, len(part))
+
+    def _output(self, kind: str, payload: str, size: int) -> None:
         if self._output_bytes + size > self._limits.output_bytes:
             raise QuotaExceeded(f"output_bytes: the limit is {self._limits.output_bytes}; "
                                 f"{self._output_bytes} are used, {size} more were given")  # fmt: skip
         _check_number("output_bytes", self._limits.output_bytes, self._num_texts)
         self._output_bytes += size
         self._num_texts += 1
-        self._append("text", text)
+        self._append(kind, payload)
 
     def log(self, level: str, text: str) -> None:
         """A log line.  Raises QuotaExceeded over `Limits.log_bytes`."""

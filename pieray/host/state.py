@@ -11,11 +11,15 @@ from typing import Any
 
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
-from pieray.errors import BadHandle
+from pieray.errors import BadHandle, PierayError
+from pieray.host.embeds import EmbedTable
+from pieray.host.files import FileInbox
+from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox, Queue
 from pieray.host.samplers import GREEDY, SamplerSpec
+from pieray.host.scratch import ScratchFolder
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.tickets import Kind, TicketTable
@@ -27,6 +31,9 @@ log = logging.getLogger(__name__)
 
 
 def _nobody() -> None: ...
+
+
+def _unheard(_error: PierayError) -> None: ...
 
 
 @dataclass(slots=True)
@@ -51,18 +58,33 @@ class InstanceState:
     lock: threading.RLock = field(default_factory=threading.RLock)
     samplers: Opened[SamplerSpec] = field(init=False)
     matchers: Opened[Any] = field(init=False)
+    embeds: EmbedTable = field(init=False)
+    scratch: ScratchFolder = field(init=False)
+    files: FileInbox = field(init=False)
+    """Files of the client, on their way to the scratch folder."""
+    client_servers: ClientServers = field(init=False)
+    """MCP servers that the client has brought."""
     adapters: Opened[int] = field(init=False)
     """By handle, the batcher's number for the adapter."""
     wake: Callable[[], None] = _nobody
     """Lets the guest look at its tickets again; from any thread."""
+    fail: Callable[[PierayError], None] = _unheard
+    """Ends the inferlet with an error; from any thread."""
     cancels: dict[int, Callable[[], None]] = field(default_factory=dict)
     """By ticket of work outside of the device: what stops it, called if the guest cancels the ticket or ends."""
+    takes: dict[int, Callable[[bool], None]] = field(default_factory=dict)
+    """By ticket with a result that somebody keeps until then: told whether the guest has taken it (or never will)."""
+    is_closed: bool = False
     closers: list[Callable[[], None]] = field(default_factory=list)
     """Called when the guest has ended, last first: give back what handlers hold elsewhere."""
 
     def __post_init__(self) -> None:
+        self.scratch = ScratchFolder(self.limits.scratch_bytes)
+        self.files = FileInbox(self.scratch, self.complete)
+        self.client_servers = ClientServers(self.launch.instance_id, self.launch.client_servers, self.services.loop)
         self.samplers = Opened("sampler", "plans", self.limits.plans)
         self.matchers = Opened("matcher", "plans", self.limits.plans)
+        self.embeds = EmbedTable(self.limits.embed_bytes)
         self.adapters = Opened("adapter", "plans", self.limits.plans)
 
     def sampler(self, handle: int) -> SamplerSpec:
@@ -103,13 +125,23 @@ class InstanceState:
         if (stop := self.cancels.pop(ticket, None)) is not None:
             stop()
 
+    def settle(self, ticket: int, is_taken: bool) -> None:
+        """The guest has taken the result behind a ticket, or has forgotten it."""
+        if (tell := self.takes.pop(ticket, None)) is not None:
+            tell(is_taken)
+
     def close(self) -> None:
         """The guest has ended: stop the work outside of the device, give back what is held elsewhere."""
+        self.is_closed = True
         for ticket in list(self.cancels):
             with contextlib.suppress(KeyError):
                 self._quietly(self.cancels.pop(ticket))
+        for ticket in list(self.takes):
+            self._quietly(lambda ticket=ticket: self.settle(ticket, is_taken=False))  # type: ignore[misc]
         while self.closers:
             self._quietly(self.closers.pop())
+        self.files.close()
+        self.scratch.clear()
 
     def _quietly(self, call: Callable[[], None]) -> None:
         try:

@@ -54,6 +54,12 @@ class TicketTable:
             self._tickets[ticket] = _Ticket(kind, counted=True)
             return ticket
 
+    def number(self) -> int:
+        """A number as a ticket's, for a command whose result nobody takes."""
+        with self._lock:
+            self._next += 1
+            return self._next - 1
+
     def uncount(self, ticket: int) -> None:
         """Stop counting a ticket against the limit: others stand for it (a pass with outputs)."""
         with self._lock:

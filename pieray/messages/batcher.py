@@ -12,6 +12,9 @@ SAMPLE = 0  # [ticket, 0, row, temperature, top_k, top_p, min_p, seed] -> u32[1]
 DISTRIBUTION = 1  # [ticket, 1, row, k] -> [u32[k], f32[k]]
 LOGPROBS = 2  # [ticket, 2, row, u32 bytes] -> f32[n]
 LOGITS = 3  # [ticket, 3, row] -> f32[vocab]
+ENTROPY = 4  # [ticket, 4, row] -> f32[1], nats
+HIDDEN = 5  # [ticket, 5, row] -> f32[hidden size]
+SAMPLE_WITH = 6  # [ticket, 6, row, SamplerSpec.to_wire()] -> u32[1]
 
 Output: TypeAlias = list[Any]
 
@@ -45,6 +48,38 @@ class CopyTokens(Message):
     queue: int
     priority: int
     copies: list[list[int]]  # [source page, offset, destination page, offset, count]
+
+
+@register(13)
+@dataclass(frozen=True, slots=True)
+class EmbedTokens(Message):
+    """Look up the embeddings of tokens -> f32[n * hidden size]."""
+
+    ticket: int
+    inferlet: int
+    tokens: bytes  # u32
+
+
+@register(14)
+@dataclass(frozen=True, slots=True)
+class Verify(Message):
+    """Run tokens and drafts on top of `kv_len` tokens of KV, and keep the drafts that sampling would have given.
+
+    -> u32[accepted + 1], the sampled tokens; the KV of tokens and accepted drafts lies behind kv_len, in order.
+    """
+
+    ticket: int
+    inferlet: int
+    queue: int
+    priority: int
+    pages: bytes  # u32
+    kv_len: int
+    tokens: bytes  # u32, at least one
+    drafts: bytes  # u32
+    parents: bytes  # u32, one per draft: 0 for the last of tokens, else 1 + an earlier draft; b"": a chain
+    sampler: list[Any]  # SamplerSpec.to_wire()
+    adapter: int = 0
+    visible: bytes = b""  # packed bits [kv_len], or b"": all
 
 
 @register(12)

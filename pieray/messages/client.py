@@ -45,9 +45,23 @@ class Event(Message):
 
     instance_id: str
     number: int
-    kind: str  # "text", "log", "result", "error"; the last two end the stream
-    payload: str  # text; "log": "level: text"; "result": JSON; "error": JSON {code, message}
+    kind: str  # "text", "data", "file", "log", "result", "error"; the last two end the stream
+    payload: str
+    """text; "data": JSON {name, value}; "file": JSON {name, size, offset, data: base64}, in order, as many as the file
+    needs; "log": "level: text"; "result": JSON; "error": JSON {code, message}"""
 
+
+@register(45)
+@dataclass(frozen=True, slots=True)
+class SendFile(Message):
+    """A part of a file of the client to the inferlet; the parts come in order, the next once this is answered."""
+
+    ticket: int
+    instance_id: str
+    name: str
+    offset: int
+    data: bytes
+    is_last: bool
 
 
 @register(50)
@@ -72,6 +86,7 @@ class Launch(Message):
     tenant: str = "local"  # whose names, messages, store and quota it uses
     parent: str = ""  # instance id of the inferlet that launches this one, or ""
     depth: int = 0  # 0 for a client's own, else its parent's + 1
+    client_servers: list[str] = field(default_factory=list)  # names of MCP servers that the client answers for
 
 
 @register(58)

@@ -43,6 +43,65 @@ class ReclaimSpare(Message):
     count: int
 
 
+@register(24)
+@dataclass(frozen=True, slots=True)
+class ExportPages(Message):
+    """Keep leased pages under a name; nothing in flight writes to them.  Answered with Completed(None)."""
+
+    ticket: int
+    inferlet: int
+    tenant: str
+    user: str
+    name: str
+    access: str  # "owner", "tenant" or "public"
+    pages: bytes  # u32
+    written: bytes  # u64 per page: bit i set, slot i holds KV
+    num_tokens: int
+    meta: str
+    ttl_s: float  # 0: for as long as the batcher lives
+    is_pinned: bool
+    is_replacing: bool
+    quota: list[int]  # of the owner: exports, pages in them, bytes of meta in them
+
+
+@register(25)
+@dataclass(frozen=True, slots=True)
+class ImportPages(Message):
+    """Lease an export's pages too.  Answered with Completed([pages u32, written u64, num_tokens, meta, access, user])
+    or Failed(not-found or evicted)."""
+
+    ticket: int
+    inferlet: int
+    tenant: str
+    user: str
+    name: str
+
+
+@register(26)
+@dataclass(frozen=True, slots=True)
+class Unexport(Message):
+    """Take an export's name away.  Answered with Completed(None)."""
+
+    ticket: int
+    inferlet: int
+    tenant: str
+    user: str
+    name: str
+    access: str
+
+
+@register(27)
+@dataclass(frozen=True, slots=True)
+class ListExports(Message):
+    """Answered with Completed(JSON of `kv.list-exports`)."""
+
+    ticket: int
+    inferlet: int
+    tenant: str
+    user: str
+    prefix: str
+
+
 @register(30)
 @dataclass(frozen=True, slots=True)
 class PeerFenced(Message):

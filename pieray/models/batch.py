@@ -13,9 +13,11 @@ from pieray.errors import InvalidRequest
 from pieray.kernels.meta import AttentionMeta
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
+from pieray.models.lora import LoraAdapter, LoraSegment, segments_of
 
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -25,6 +27,8 @@ class ForwardItem:
     `pages` are physical page ids in order, enough for kv_len + n tokens.  `mask` is bits [n, kv_len + n], row-major,
     little-endian within a byte, 1 = may attend, ANDed with causality unless `causal` is False.  `positions` feed the
     rotary embedding only; causality goes by order.  `rows`, in [0, n) and ascending, are those whose logits are wanted.
+    `adapter` is added to the weights, for this item alone.  `embeds`, if any, are rows in [0, n), each once, and their
+    embeddings, float32 [len(rows), hidden], which stand in place of those of their tokens.
     """
 
     pages: U32
@@ -34,6 +38,16 @@ class ForwardItem:
     mask: bytes | None = None
     rows: list[int] = field(default_factory=list)
     causal: bool = True
+    adapter: LoraAdapter | None = None
+    embeds: tuple[U32, F32] | None = None
+
+
+@dataclass(slots=True)
+class Embeddings:
+    """Embeddings that a batch reads in place of its tokens' own."""
+
+    rows: torch.Tensor  # int64 [E], indices into T
+    values: torch.Tensor  # float32 [E, hidden], contiguous
 
 
 @dataclass(slots=True)
@@ -45,6 +59,9 @@ class RaggedBatch:
     slots: torch.Tensor  # int64 [T], page * page_size + offset
     rows: torch.Tensor  # int64 [R], indices into T
     attention: AttentionMeta
+    adapters: list[LoraSegment] = field(default_factory=list)
+    embeds: Embeddings | None = None
+    hidden: torch.Tensor | None = None  # float32 [R, hidden]: the decoder writes the rows behind the final norm here
 
 
 def validate_item(item: ForwardItem, config: ModelConfig, pool: KvPool) -> None:
@@ -68,13 +85,28 @@ def validate_item(item: ForwardItem, config: ModelConfig, pool: KvPool) -> None:
         raise InvalidRequest(
             f"a mask of {num_tokens} x {total} bits takes {(num_tokens * total + 7) // 8} bytes, given {len(item.mask)}"
         )
+    if item.embeds is not None:
+        _check_embeds(item.embeds, num_tokens, config.hidden_size)
     if any(not 0 <= row < num_tokens for row in item.rows):
         raise InvalidRequest(f"rows {item.rows} reach outside of {num_tokens} tokens")
 
 
+def _check_embeds(embeds: tuple[U32, F32], num_tokens: int, hidden: int) -> None:
+    rows, values = embeds
+    if len(np.unique(rows)) != len(rows) or int(rows.max(initial=0)) >= num_tokens:
+        raise InvalidRequest(f"rows of embeddings are distinct and below {num_tokens}; given {rows.tolist()[:8]}")
+    if values.shape != (len(rows), hidden):
+        raise InvalidRequest(f"{len(rows)} embeddings are {len(rows)} x {hidden} floats; given {list(values.shape)}")
+    if not np.isfinite(values).all():
+        raise InvalidRequest("embeddings are finite; given NaN or inf")
+
+
 def are_valid(items: Sequence[ForwardItem], config: ModelConfig, pool: KvPool) -> bool:
-    """Whether `validate_item` would pass all of them, from one look at the arrays; masks take a closer one: False."""
-    if any(item.mask is not None or len(item.positions) != len(item.tokens) for item in items):
+    """Whether `validate_item` would pass all of them, from one look at the arrays; masks and embeddings take a closer
+    one: False."""
+    if any(item.mask is not None or item.embeds is not None for item in items):
+        return False
+    if any(len(item.positions) != len(item.tokens) for item in items):
         return False
     if any(item.kv_len < 0 or item.kv_len + len(item.tokens) > len(item.pages) * pool.page_size for item in items):
         return False
@@ -127,7 +159,18 @@ def build_batch(items: Sequence[ForwardItem], page_size: int, device: torch.devi
         slots,
         rows,
     )
-    return RaggedBatch(longs[0], longs[1], longs[2], longs[3], attention)
+    adapters = segments_of([(item.adapter, len(item.tokens), len(item.rows)) for item in items])
+    embeds = _embeddings(items, qo_indptr, device)
+    return RaggedBatch(longs[0], longs[1], longs[2], longs[3], attention, adapters, embeds)
+
+
+def _embeddings(items: Sequence[ForwardItem], starts: I64, device: torch.device | str) -> Embeddings | None:
+    given = [(start, *item.embeds) for start, item in zip(starts.tolist(), items, strict=False) if item.embeds]
+    if not given:
+        return None
+    rows = np.concatenate([start + rows.astype(np.int64) for start, rows, _ in given])
+    values = np.concatenate([values for _, _, values in given]).astype(np.float32, copy=False)
+    return Embeddings(torch.from_numpy(rows).to(device), torch.from_numpy(values).to(device))
 
 
 def _indptr(lengths: I64) -> I64:

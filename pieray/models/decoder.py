@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
+from pieray.adapters import AdapterFile
 from pieray.kernels.dispatch import attention
 from pieray.models.batch import RaggedBatch
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
+from pieray.models.lora import LoraAdapter, add_low_rank, read_lora
 from pieray.models.rope import rope_tables, rotate_
 from pieray.models.weights import DecoderWeights, LayerWeights
 
@@ -22,18 +24,33 @@ class Decoder:
         self.device = weights.embed.device
         self.cos, self.sin = rope_tables(config.rope, config.head_dim, config.max_position, self.device)
 
+    def adapt(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
+        """Load an adapter for this model, in its dtype; see `read_lora`."""
+        return read_lora(file, self.config, self.weights.embed.dtype, self.device, max_bytes)
+
+    def embeddings(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] of tokens int64 [n], in model dtype."""
+        return self.weights.embed[tokens]
+
     def forward(self, batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
         """Write the keys and values of all T tokens to `pool`; logits [R, vocab] of the wanted rows, in model dtype."""
         with torch.inference_mode():
             x = F.embedding(batch.tokens, self.weights.embed)
+            if batch.embeds is not None:
+                x[batch.embeds.rows] = batch.embeds.values.to(x.dtype)
             cos, sin = self.cos[batch.positions][:, None], self.sin[batch.positions][:, None]
             for layer, weights in enumerate(self.weights.layers):
                 mixed = self._attend(self._norm(x, weights.attn_norm), weights, layer, batch, pool, cos, sin)
                 if layer == self.config.num_layers - 1:
                     x, mixed = x[batch.rows], mixed[batch.rows]  # nothing after the last keys needs the other rows
-                x = x + F.linear(mixed, weights.out, weights.out_bias)
-                x = x + self._mlp(self._norm(x, weights.mlp_norm), weights)
-            return F.linear(self._norm(x, self.weights.norm), self.weights.lm_head)
+                projected = F.linear(mixed, weights.out, weights.out_bias)
+                are_rows = layer == self.config.num_layers - 1
+                x = x + add_low_rank(projected, mixed, batch.adapters, layer, "out", are_rows=are_rows)
+                x = x + self._mlp(self._norm(x, weights.mlp_norm), weights, layer, batch)
+            x = self._norm(x, self.weights.norm)
+            if batch.hidden is not None:
+                batch.hidden.copy_(x)
+            return F.linear(x, self.weights.lm_head)
 
     def _attend(
         self,
@@ -47,7 +64,9 @@ class Decoder:
     ) -> torch.Tensor:
         """x [T, hidden], normed -> [T, num_heads * head_dim], not yet projected."""
         c = self.config
-        heads = F.linear(x, weights.qkv, weights.qkv_bias).view(len(x), -1, c.head_dim)
+        projected = F.linear(x, weights.qkv, weights.qkv_bias)
+        add_low_rank(projected, x, batch.adapters, layer, "qkv", are_rows=False)
+        heads = projected.view(len(x), -1, c.head_dim)
         q, k = heads[:, : c.num_heads], heads[:, c.num_heads : c.num_heads + c.num_kv_heads]
         if weights.q_norm is not None and weights.k_norm is not None:
             q.copy_(self._norm(q, weights.q_norm))
@@ -57,9 +76,13 @@ class Decoder:
         mixed = attention(q, pool.layers[layer], batch.attention, window=c.windows[layer])
         return mixed.reshape(len(x), -1)
 
-    def _mlp(self, x: torch.Tensor, weights: LayerWeights) -> torch.Tensor:
-        gate, up = F.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, -1)
-        return F.linear(F.silu(gate).mul_(up), weights.down, weights.down_bias)
+    def _mlp(self, x: torch.Tensor, weights: LayerWeights, layer: int, batch: RaggedBatch) -> torch.Tensor:
+        are_rows = layer == self.config.num_layers - 1
+        wide = F.linear(x, weights.gate_up, weights.gate_up_bias)
+        gate, up = add_low_rank(wide, x, batch.adapters, layer, "gate_up", are_rows=are_rows).chunk(2, -1)
+        gated = F.silu(gate).mul_(up)
+        down = F.linear(gated, weights.down, weights.down_bias)
+        return add_low_rank(down, gated, batch.adapters, layer, "down", are_rows=are_rows)
 
     def _norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.config.rms_eps)

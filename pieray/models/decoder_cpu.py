@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 
+from pieray.adapters import AdapterFile
 from pieray.kernels.cc import library
 from pieray.kernels.decoder_step_cpu import CBlock, CMatrix, CModel, CStep, decoder_step, pack, padded, workspace
 from pieray.kernels.paged_attention_cpu import is_supported, ragged
 from pieray.models.batch import RaggedBatch
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
+from pieray.models.lora import LoraAdapter, read_lora
+from pieray.models.lora_cpu import compile_adapter, segments
 from pieray.models.rope import rope_tables
 from pieray.models.weights import DecoderWeights, LayerWeights
 
@@ -23,6 +26,7 @@ class CpuDecoder:
     def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.device = weights.embed.device
+        self._embed = weights.embed
         self._keep: list[torch.Tensor] = []  # what the C structures point into
         self._pool: KvPool | None = None
         self._blocks = (CBlock * config.num_layers)()
@@ -55,6 +59,16 @@ class CpuDecoder:
         on_cpu = weights.embed.device.type == "cpu"
         return on_cpu and is_supported(weights.embed.dtype, config.head_dim) and library() is not None
 
+    def adapt(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
+        """Load an adapter for this model, in float32; see `read_lora`."""
+        adapter = read_lora(file, self.config, torch.float32, self.device, max_bytes)
+        compile_adapter(adapter)
+        return adapter
+
+    def embeddings(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[n, hidden] of tokens int64 [n], in model dtype."""
+        return self._embed[tokens]
+
     def forward(self, batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
         """Write the keys and values of all T tokens to `pool`; logits float32 [R, vocab] of the wanted rows."""
         self._bind(pool)
@@ -62,6 +76,7 @@ class CpuDecoder:
         if self._work.numel() < num_tokens * self._floats_per_token:
             self._work = torch.empty(num_tokens * self._floats_per_token)
         logits = torch.empty(num_rows, padded(self.config.vocab_size))
+        found, lora = segments(batch.adapters)
         step = CStep(
             batch.tokens.data_ptr(),
             batch.positions.data_ptr(),
@@ -70,6 +85,13 @@ class CpuDecoder:
             num_tokens,
             num_rows,
             ragged(batch.attention),
+            found,
+            len(batch.adapters),
+            lora.data_ptr(),
+            None if batch.embeds is None else batch.embeds.rows.data_ptr(),
+            None if batch.embeds is None else batch.embeds.values.data_ptr(),
+            0 if batch.embeds is None else len(batch.embeds.rows),
+            None if batch.hidden is None else batch.hidden.data_ptr(),
         )
         decoder_step(self._model, step, self._work, logits, torch.get_num_threads())
         return logits[:, : self.config.vocab_size]

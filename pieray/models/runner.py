@@ -12,14 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pieray.errors import InvalidRequest, ModelError, PierayError
+from pieray.adapters import AdapterFile
+from pieray.errors import InvalidRequest, ModelError, PierayError, Unsupported
 from pieray.models import batch, sampler
 from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
 from pieray.models.kv_pool import KvPool, TokenRange
-from pieray.models.sampler import SamplingParams
+from pieray.models.lora import LoraAdapter
+from pieray.models.sampler import Bias, SamplingParams
 from pieray.models.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -31,14 +33,21 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 class Sample:
     """Draw one token after token `row` of the item (-1 = its last); answers an int.
 
-    `counter` makes the draw of a seed unique: use the sequence length.  `allowed` is [vocab] bits, little-endian,
-    1 = may be drawn.
+    `counter` makes the draw of a seed unique: use the sequence length.  `bias` is distinct token ids and what is added
+    to their logits; `allowed` is [vocab] bits, little-endian, 1 = may be drawn.  If nothing may be, the answer is
+    InvalidRequest.
     """
 
     row: int = -1
     params: SamplingParams = field(default_factory=SamplingParams)
     counter: int = 0
     allowed: bytes | None = None
+    bias: Bias | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredSample(Sample):
+    """The same; answers (ids uint32 [1], log p float32 [1]): of the token before bias, temperature and filters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +73,24 @@ class Logits:
     row: int = -1
 
 
-OutputRequest = Sample | Distribution | Logprobs | Logits
+@dataclass(frozen=True, slots=True)
+class Entropy:
+    """Entropy of the next token, in nats; answers float32 [1]."""
+
+    row: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """The last hidden state, behind the final norm; answers float32 [hidden]."""
+
+    row: int = -1
+
+
+OutputRequest = Sample | Distribution | Logprobs | Logits | Entropy | Hidden
 F32 = npt.NDArray[np.float32]
-OutputValue = int | tuple[npt.NDArray[np.uint32], F32] | F32
+#: an error in place of a value fails that output alone
+OutputValue = int | tuple[npt.NDArray[np.uint32], F32] | F32 | PierayError
 #: what an item gets: a value per request, in order, or the error that failed this item alone
 StepResult = list[OutputValue] | PierayError
 
@@ -126,11 +150,30 @@ class ModelRunner:
                 good.append(index)
             except InvalidRequest as error:
                 results[index] = error
+        good.sort(key=lambda i: 0 if (adapter := items[i].adapter) is None else adapter.serial)
         for index, result in zip(
             good, self._compute([items[i] for i in good], [outputs[i] for i in good]), strict=True
         ):
             results[index] = result
         return results
+
+    def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
+        """An adapter for this model, to be given with items; see `read_lora`.  From any thread."""
+        return self.decoder.adapt(file, max_bytes)
+
+    def require_trees(self) -> None:
+        """Raise Unsupported if a sliding window would cut drafts off by their order, not by their positions."""
+        if any(self.config.windows):
+            raise Unsupported("drafts as a tree need a model without sliding windows; give them as a chain")
+
+    def embed(self, tokens: npt.NDArray[np.uint32]) -> F32:
+        """The embeddings of tokens, float32 [n, hidden]; InvalidRequest for one outside the vocabulary."""
+        if int(tokens.max(initial=0)) >= self.config.vocab_size:
+            raise InvalidRequest(f"token {int(tokens.max())} is outside the vocabulary of {self.config.vocab_size}")
+        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.decoder.device)
+        with torch.inference_mode():
+            values: F32 = self.decoder.embeddings(ids).float().cpu().numpy()
+        return values
 
     def copy_tokens(self, ranges: Sequence[TokenRange]) -> None:
         """See `KvPool.copy_tokens`."""
@@ -142,11 +185,7 @@ class ModelRunner:
             if not -num_tokens <= request.row < num_tokens:
                 raise InvalidRequest(f"row {request.row} is outside of {num_tokens} tokens")
             if isinstance(request, Sample):
-                request.params.check()
-                if request.allowed is not None and len(request.allowed) != (vocab + 7) // 8:
-                    raise InvalidRequest(
-                        f"a mask of {vocab} tokens takes {(vocab + 7) // 8} bytes, given {len(request.allowed)}"
-                    )
+                _check_sample(request, vocab)
             elif isinstance(request, Logprobs) and not all(0 <= token < vocab for token in request.token_ids):
                 raise InvalidRequest(f"a token of {request.token_ids} is outside the vocabulary of {vocab}")
             elif isinstance(request, Distribution) and request.k < 0:
@@ -158,13 +197,27 @@ class ModelRunner:
             return []
         try:
             ragged = batch.build_batch(items, self.pool.page_size, self.decoder.device)
+            if any(isinstance(request, Hidden) for wanted in outputs for request in wanted):
+                shape = len(ragged.rows), self.config.hidden_size
+                ragged.hidden = torch.empty(shape, dtype=torch.float32, device=self.decoder.device)
             logits = self.decoder.forward(ragged, self.pool)
-            return _Answers(items, outputs, logits, self.default_seed).collect()
+            return _Answers(items, outputs, logits, ragged.hidden, self.default_seed).collect()
         except (RuntimeError, MemoryError) as error:
             if len(items) == 1:
                 return [ModelError(f"the step failed: {error}")]
             log.warning("a step of %d items failed, trying each alone: %s", len(items), error)
             return [self._compute([item], [wanted])[0] for item, wanted in zip(items, outputs, strict=True)]
+
+
+def _check_sample(request: Sample, vocab: int) -> None:
+    request.params.check()
+    num_bytes = (vocab + 7) // 8
+    if request.allowed is not None and len(request.allowed) != num_bytes:
+        raise InvalidRequest(f"a mask of {vocab} tokens takes {num_bytes} bytes, given {len(request.allowed)}")
+    if request.bias is not None:
+        ids, values = request.bias
+        if len(ids) != len(values) or int(ids.max(initial=0)) >= vocab or not (values < np.inf).all():
+            raise InvalidRequest(f"a bias is a value below infinity for each token id below {vocab}")
 
 
 class _Answers:
@@ -175,9 +228,11 @@ class _Answers:
         items: Sequence[ForwardItem],
         outputs: Sequence[Sequence[OutputRequest]],
         logits: torch.Tensor,
+        hidden: torch.Tensor | None,
         default_seed: int,
     ) -> None:
         self.logits = logits
+        self.hidden = hidden
         self.default_seed = default_seed
         self.values: list[list[OutputValue]] = [[0] * len(wanted) for wanted in outputs]
         self.groups: dict[type, list[tuple[int, int, int, OutputRequest]]] = {}
@@ -193,14 +248,20 @@ class _Answers:
         bad = self._not_finite()
         answer: dict[type, Callable[..., Sequence[OutputValue]]] = {
             Sample: self._sample,
+            ScoredSample: self._scored_sample,
             Distribution: self._distribution,
             Logprobs: self._logprobs,
             Logits: self._logits,
+            Entropy: self._entropy,
         }
         for kind, group in self.groups.items():
             rows = [row for _, _, row, _ in group]
-            picked = self.logits if rows == list(range(len(self.logits))) else self.logits[rows]
-            for (index, place, _, _), value in zip(group, answer[kind](picked, [one[3] for one in group]), strict=True):
+            if kind is Hidden:
+                values: Sequence[OutputValue] = self._states(rows)
+            else:
+                picked = self.logits if rows == list(range(len(self.logits))) else self.logits[rows]
+                values = answer[kind](picked, [one[3] for one in group])
+            for (index, place, _, _), value in zip(group, values, strict=True):
                 self.values[index][place] = value
         return [bad.get(index, values) for index, values in enumerate(self.values)]
 
@@ -215,11 +276,24 @@ class _Answers:
         self.logits = self.logits.masked_fill(~is_finite[:, None], 0)
         return {self.owner[row]: ModelError("the logits of this item are not finite") for row in rows}
 
-    def _sample(self, logits: torch.Tensor, group: Sequence[Sample]) -> list[int]:
-        masked = sampler.mask_tokens(logits, [request.allowed for request in group])
+    def _sample(self, logits: torch.Tensor, group: Sequence[Sample]) -> Sequence[OutputValue]:
+        biased = sampler.add_bias(logits, [request.bias for request in group])
+        masked = sampler.mask_tokens(biased, [request.allowed for request in group])
         params, counters = [request.params for request in group], [request.counter for request in group]
-        tokens: list[int] = sampler.sample(masked, params, counters, self.default_seed).tolist()
+        tokens: list[OutputValue] = sampler.sample(masked, params, counters, self.default_seed).tolist()
+        if masked is not logits:
+            for row in (masked.amax(-1) == -torch.inf).nonzero()[:, 0].tolist():
+                tokens[row] = InvalidRequest("the sampler allows no token: all are banned by its bias or its mask")
         return tokens
+
+    def _scored_sample(self, logits: torch.Tensor, group: Sequence[Sample]) -> Sequence[OutputValue]:
+        drawn = self._sample(logits, group)
+        ids = torch.tensor([[token if isinstance(token, int) else 0] for token in drawn], device=logits.device)
+        scores = sampler.logprobs(logits, ids).cpu().numpy()
+        return [
+            (np.array([token], np.uint32), scores[i]) if isinstance(token, int) else token
+            for i, token in enumerate(drawn)
+        ]
 
     def _distribution(self, logits: torch.Tensor, group: Sequence[Distribution]) -> Sequence[OutputValue]:
         vocab = logits.shape[-1]
@@ -233,6 +307,13 @@ class _Answers:
         ids = torch.tensor(table, dtype=torch.int64, device=logits.device).view(len(group), width)
         values = sampler.logprobs(logits, ids).cpu().numpy()
         return [values[i, : len(request.token_ids)].copy() for i, request in enumerate(group)]
+
+    def _entropy(self, logits: torch.Tensor, _group: Sequence[Entropy]) -> Sequence[OutputValue]:
+        return list(sampler.entropies(logits).cpu().numpy()[:, None])
+
+    def _states(self, rows: list[int]) -> Sequence[OutputValue]:
+        assert self.hidden is not None
+        return list(self.hidden[rows].cpu().numpy())
 
     def _logits(self, logits: torch.Tensor, _group: Sequence[Logits]) -> Sequence[OutputValue]:
         return list(logits.float().cpu().numpy().copy())

@@ -1,8 +1,8 @@
 """Sampling, vectorised over the rows of a step: each row has its own parameters and its own random number.
 
 Filters act as in transformers, in its order: temperature, top_k (ties with the k-th are kept), top_p (the smallest
-set that reaches it, at least one), min_p (relative to the most likely).  A row's token depends on its logits, its
-parameters, its seed and its counter alone, never on what else is in the batch.
+set that reaches it, at least one), min_p (relative to the most likely), typical_p (Meister et al. 2022).  A row's token
+depends on its logits, its parameters, its seed and its counter alone, never on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ from pieray.kernels.sample_cpu import CHOICE, is_supported, sample_rows
 
 #: how many candidates top_p looks at before it sorts the whole vocabulary
 NUCLEUS_GUESS = 1024
+#: rows whose entropies are computed at a time, in double precision
+ENTROPY_ROWS = 64
 #: what fits in the u32 of the guest's interface
 MAX_TOP_K = 0xFFFFFFFF
 WORD = 0xFFFFFFFFFFFFFFFF
+Bias = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]
 #: the value at which a filter does nothing
-OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """temperature 0 = greedy, top_k 0 = off, top_p 1 = off, min_p 0 = off, seed None = the engine's own."""
+    """temperature 0: greedy; top_k 0, top_p 1, min_p 0, typical_p 1: off; seed None: the engine's own."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None
+    typical_p: float = 1.0
 
     def check(self) -> None:
         """Raise InvalidRequest that names the field, its range and the value given."""
@@ -44,12 +48,14 @@ class SamplingParams:
             and 0 <= self.top_k <= MAX_TOP_K
             and 0 <= self.top_p <= 1
             and 0 <= self.min_p <= 1
+            and 0 <= self.typical_p <= 1
         ):
             return
         _check("temperature", self.temperature, 0.0, math.inf)
         _check("top_k", self.top_k, 0, MAX_TOP_K)
         _check("top_p", self.top_p, 0.0, 1.0)
         _check("min_p", self.min_p, 0.0, 1.0)
+        _check("typical_p", self.typical_p, 0.0, 1.0)
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
@@ -88,6 +94,7 @@ def _choices(params: Sequence[SamplingParams], counters: Sequence[int], default_
             given.temperature,
             given.top_p,
             given.min_p,
+            given.typical_p,
             given.top_k,
             (default_seed if given.seed is None else given.seed) & WORD,
             counter & WORD,
@@ -123,6 +130,10 @@ def filtered(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Te
         if rows:
             limit = threshold(scaled[rows], [getattr(params[row], name) for row in rows])
             scaled[rows] = scaled[rows].masked_fill(scaled[rows] < limit, -torch.inf)
+    rows = [row for row, given in enumerate(params) if given.typical_p != OFF["typical_p"]]
+    if rows:
+        is_far = _is_untypical(scaled[rows], [params[row].typical_p for row in rows])
+        scaled[rows] = scaled[rows].masked_fill(is_far, -torch.inf)
     return scaled
 
 
@@ -146,6 +157,20 @@ def _min_p(scaled: torch.Tensor, given: Sequence[float]) -> torch.Tensor:
     return _column(given, scaled).log().float()  # the most likely token is at 0
 
 
+def _is_untypical(scaled: torch.Tensor, given: Sequence[float]) -> torch.Tensor:
+    """Tokens farther from the mean of `scaled` than those that, from the nearest on, hold `given` of the mass.
+
+    The mean of log-probabilities is minus the entropy, so that is the distance of a token's surprise from it.
+    """
+    weights = scaled.double().exp()
+    total = weights.sum(-1, keepdim=True)
+    mean = (weights * scaled.nan_to_num(neginf=0.0)).sum(-1, keepdim=True) / total
+    distance = (scaled.double() - mean).abs().float()
+    nearest = distance.sort(-1)
+    num_short = (weights.gather(-1, nearest.indices).cumsum(-1) < _column(given, scaled) * total).sum(-1, keepdim=True)
+    return distance > nearest.values.gather(-1, num_short.clamp_max(scaled.shape[-1] - 1))
+
+
 def _draw(scaled: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Inverse of the distribution function: the first token whose running sum exceeds uniform [R, 1] * total."""
     running = scaled.double().exp().cumsum(-1)
@@ -155,6 +180,19 @@ def _draw(scaled: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 def _column(values: Sequence[float] | npt.NDArray[np.float64], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(np.asarray(values, np.float64), device=like.device)[:, None]
+
+
+def add_bias(logits: torch.Tensor, biases: Sequence[Bias | None]) -> torch.Tensor:
+    """Rows with a (token ids, values) get the values added at these ids, which are distinct; -inf bans a token."""
+    given = [(row, *bias) for row, bias in enumerate(biases) if bias is not None]
+    if not given:
+        return logits
+    owner = np.concatenate([np.full(len(ids), row, np.int64) for row, ids, _ in given])
+    column = np.concatenate([ids for _, ids, _ in given]).astype(np.int64)
+    biased = logits.clone()
+    where = torch.from_numpy(owner).to(logits.device), torch.from_numpy(column).to(logits.device)
+    biased[where] += torch.from_numpy(np.concatenate([values for _, _, values in given])).to(logits)
+    return biased
 
 
 def mask_tokens(logits: torch.Tensor, allowed: Sequence[bytes | None]) -> torch.Tensor:
@@ -175,6 +213,15 @@ def distribution(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     probs = logits.float().softmax(-1)
     values, ids = probs.topk(min(k or probs.shape[-1], probs.shape[-1]), -1)
     return ids, values
+
+
+def entropies(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy of each row's distribution in nats, float32 [R]: 0 to log(vocab)."""
+    parts = []
+    for rows in logits.split(ENTROPY_ROWS):
+        logs = rows.double().log_softmax(-1)
+        parts.append((-(logs.exp() * logs.clamp_min(-1e9)).sum(-1)).clamp_min(0).float())
+    return torch.cat(parts)
 
 
 def logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ MAX_PAGE_SIZE = 64  # tokens: the written slots of a frame are the bits of a u64
 class FrameTable:
     """Frames by row.  A row is recycled, and its page goes back to `spare`, when no handle and no command uses it.
 
-    `spare` is a stack: the page that came last goes first.
+    `spare` is a stack: the page that came last goes first.  A *shared* frame's page is an export's too: it is never
+    written to again, and goes to `returned` in place of `spare`.
     """
 
     def __init__(self, on_gone: Callable[[int], None] | None = None) -> None:
@@ -26,7 +27,10 @@ class FrameTable:
         self.in_flight: I64 = np.zeros(16, np.int64)  # commands staged and not finished
         self.written = np.zeros(16, np.uint64)  # bit i: slot i holds KV that this inferlet wrote
         self.ident: I64 = np.zeros(16, np.int64)  # unique for the life of the table, from 1; 0: row is free
+        self.is_shared = np.zeros(16, np.bool_)
         self.spare: list[int] = []
+        self.returned: list[int] = []  # pages to be released: others may still have them
+        self.num_reserved = 0  # spare pages that the guest has asked to keep for itself
         self._free = list(range(15, -1, -1))
         self._next_ident = 1
         self._num_unreferenced = 0  # frames without a handle, kept by commands in flight
@@ -47,6 +51,11 @@ class FrameTable:
         """Give each of the unbound, distinct rows the next spare page; the caller has seen to it that they suffice."""
         for row in rows.tolist():
             self.page[row] = self.spare.pop()
+        self.num_reserved = max(0, self.num_reserved - len(rows))
+
+    def adopt(self, rows: I64, pages: list[int], written: npt.NDArray[np.uint64]) -> None:
+        """The new frames are pages of an export, with those slots written."""
+        self.page[rows], self.written[rows], self.is_shared[rows] = pages, written, True
 
     def add_refs(self, rows: I64) -> None:
         np.add.at(self.refs, rows, 1)
@@ -54,6 +63,10 @@ class FrameTable:
     def drop_refs(self, rows: I64) -> None:
         """One handle less for each entry of `rows`, which may repeat."""
         np.subtract.at(self.refs, rows, 1)
+        self.left(rows)
+
+    def left(self, rows: I64) -> None:
+        """Handles have left the rows, which may repeat, and are counted off already."""
         for row in dict.fromkeys(rows[self.refs[rows] == 0].tolist()):
             if self.in_flight[row]:
                 self._num_unreferenced += 1
@@ -80,15 +93,19 @@ class FrameTable:
                 self._recycle(row)
 
     def check(self, handle_rows: I64, num_granted: int, num_released: int) -> None:
-        """Raise `internal` with every term unless granted = bound + spare + released, and references add up."""
+        """Raise `internal` with every term unless granted = bound + spare + returned + released, and references add
+        up; a page is bound twice only if it is shared."""
         is_used = self.ident > 0
         bound = self.page[self.page != UNBOUND]
         refs = np.bincount(handle_rows, minlength=len(self.refs))
-        pages = [*bound.tolist(), *self.spare]
+        pages = [*bound.tolist(), *self.spare, *self.returned]
+        own = [*self.page[(self.page != UNBOUND) & ~self.is_shared].tolist(), *self.spare]
+        shared = set(self.page[self.is_shared].tolist())
         num_unreferenced = int((is_used & (self.refs == 0)).sum())
         is_sound = (
             num_granted == len(pages) + num_released
-            and len(set(pages)) == len(pages)
+            and len(set(own)) == len(own)
+            and shared.isdisjoint(own)
             and bool((refs == self.refs).all())
             and bool((self.in_flight >= 0).all())
             and num_unreferenced == self._num_unreferenced
@@ -97,7 +114,8 @@ class FrameTable:
         if not is_sound:
             raise PierayError(
                 f"page space does not balance: granted {num_granted} against bound {len(bound)} + spare "
-                f"{len(self.spare)} + released {num_released} ({len(set(pages))} distinct pages); handles "
+                f"{len(self.spare)} + returned {len(self.returned)} + released {num_released} (own {len(own)}, "
+                f"distinct {len(set(own))}, shared as well {len(shared.intersection(own))}); handles "
                 f"{len(handle_rows)}, references {int(self.refs.sum())}; frames {int(is_used.sum())}, free rows "
                 f"{len(self._free)} of {len(self.ident)}; without a handle {num_unreferenced} "
                 f"(counted {self._num_unreferenced}); uses in flight {int(self.in_flight.sum())}"
@@ -106,8 +124,9 @@ class FrameTable:
     def _recycle(self, row: int) -> None:
         page, ident = int(self.page[row]), int(self.ident[row])
         if page != UNBOUND:
-            self.spare.append(page)
+            (self.returned if self.is_shared[row] else self.spare).append(page)
             self.page[row] = UNBOUND
+            self.is_shared[row] = False
         self.written[row] = 0
         self.ident[row] = 0
         self._free.append(row)
@@ -120,6 +139,7 @@ class FrameTable:
         self.refs, self.in_flight, self.ident = (
             np.concatenate((array, np.zeros(size, np.int64))) for array in (self.refs, self.in_flight, self.ident)
         )
+        self.is_shared = np.concatenate((self.is_shared, np.zeros(size, np.bool_)))
         self.written = np.concatenate((self.written, np.zeros(size, np.uint64)))
         self._free[:0] = range(2 * size - 1, size - 1, -1)
 

@@ -9,31 +9,43 @@ halves, because a guest may fork and free between enqueueing and flushing:
 * `bind`, before sending: frames without a page get one from the spare pages; when those are short,
   nothing changes, and `shortfall` says how many to lease.
 
-`prepare_forward` and `prepare_copy` do both at once, or change nothing.  `finish` ends the command.
+`finish` ends the command.
 
-A slot may be read only after this inferlet has written it: a page still holds what its last owner left.
+A slot may be read only after it was written by this inferlet, or by who exported it: a page still holds what its
+last owner left.  Slots that are masked need not be: no pass sees them (`visible`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import BadHandle, Cancelled, ConfigError, InvalidRequest, QuotaExceeded
-from pieray.pages.frames import MAX_PAGE_SIZE, UNBOUND, FrameTable, slot_bits, written_runs
-from pieray.pages.prepared import Copy, NeedPages, Prepared
+from pieray.pages.frames import MAX_PAGE_SIZE, FrameTable, slot_bits
+from pieray.pages.growing import GrowingStaging
+from pieray.pages.prepared import Copy, Prepared
 from pieray.pages.slots import HandleTable
 
-__all__ = ["Copy", "NeedPages", "PageSpace", "Prepared"]
+__all__ = ["Copy", "Lent", "PageSpace", "Prepared"]
 
 U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
-Slots = npt.NDArray[np.intp]
 
 
-class PageSpace:
+@dataclass(frozen=True, slots=True, eq=False)
+class Lent:
+    """Frames held for an export, as they were when it was asked for: whatever writes to them copies them first."""
+
+    rows: I64
+    written: U64  # the slots (bits) exported
+    num_tokens: int
+
+
+class PageSpace(GrowingStaging):
     """Handles, frames and spare pages of one inferlet.  `limit` is limits.pages, `page_size` is in tokens.
 
     `on_frame_gone` is told the identity of each frame that nothing uses any more.
@@ -42,26 +54,19 @@ class PageSpace:
     def __init__(self, page_size: int, limit: int, on_frame_gone: Callable[[int], None] | None = None) -> None:
         if not 1 <= page_size <= MAX_PAGE_SIZE:
             raise ConfigError(f"page_size is in [1, {MAX_PAGE_SIZE}]; given {page_size}")
-        self.page_size = page_size
+        super().__init__(page_size, HandleTable("page"), FrameTable(on_frame_gone))
         self.limit = limit
         self.num_granted = 0
         self.num_released = 0
-        self._full = np.uint64(slot_bits(0, page_size))
-        self._handles = HandleTable("page")
-        self._frames = FrameTable(on_frame_gone)
-        self._has_failed = False
+        self._lent: dict[Lent, None] = {}
 
     @property
     def num_handles(self) -> int:
         return self._handles.num_live
 
     @property
-    def num_spare(self) -> int:
-        return len(self._frames.spare)
-
-    @property
     def num_bound(self) -> int:
-        return self.num_granted - self.num_released - self.num_spare
+        return self.num_granted - self.num_released - self.num_spare - len(self._frames.returned)
 
     # --- handles -------------------------------------------------------------------------------
 
@@ -77,6 +82,7 @@ class PageSpace:
         rows = self._handles.values(slots)
         forked = self._handles.open(rows)
         self._frames.add_refs(rows)
+        self._marks.inherit(slots, self._handles.find(forked))
         return forked
 
     def free(self, handles: U32) -> None:
@@ -85,8 +91,45 @@ class PageSpace:
         if len(slots) > 1:
             _check_distinct(handles)
         rows = self._handles.values(slots)
+        self._marks.forget(slots)
         self._handles.close(slots)
         self._frames.drop_refs(rows)
+
+    def mask(self, handle: int, offset: int, count: int, *, is_visible: bool) -> None:
+        """Hide slots `[offset, offset + count)` of a page from later passes through this handle and its later forks, or
+        show them again.  Raises BadHandle, and InvalidRequest for a range that leaves the page."""
+        slots = self._handles.find(np.array([handle], np.uint32))
+        if offset < 0 or count < 0 or offset + count > self.page_size:
+            raise InvalidRequest(f"slots [{offset}, {offset + count}) are outside a page of {self.page_size} tokens")
+        self._marks.hide(slots, np.array([slot_bits(offset, offset + count)], np.uint64), is_visible=is_visible)
+
+    def truncate(self, handles: U32, num_tokens: int) -> None:
+        """Of the tokens in the pages of `handles`, in order, keep the first: later slots count as not written through
+        these handles.  Raises BadHandle (also for one named twice), and InvalidRequest for more than they hold."""
+        slots = self._handles.find(handles)
+        _check_distinct(handles)
+        size = self.page_size
+        if not 0 <= num_tokens <= len(handles) * size:
+            raise InvalidRequest(
+                f"truncate keeps from 0 to {len(handles) * size} tokens, what {len(handles)} pages of {size} hold; "
+                f"given {num_tokens}"
+            )
+        first, offset = divmod(num_tokens, size)
+        bits = np.full(len(slots) - first, self._full, np.uint64)
+        bits[:1] &= ~np.uint64(slot_bits(0, offset))
+        self._marks.cut_off(slots[first:], bits)
+
+    def visible(self, handles: U32, kv_len: int) -> npt.NDArray[np.bool_] | None:
+        """Which of the first `kv_len` tokens in the pages of `handles` a pass may see, [kv_len]; None: all of them.
+        Raises BadHandle."""
+        if not self._marks.is_used or kv_len > len(handles) * self.page_size:  # such a pass cannot be staged
+            return None
+        hidden = self._hidden(self._handles.find(handles)[: -(-kv_len // self.page_size)], kv_len)
+        if hidden is None:
+            return None
+        bits = np.unpackbits(hidden.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
+        seen: npt.NDArray[np.bool_] = bits[:, : self.page_size].reshape(-1)[:kv_len] == 0
+        return seen
 
     def frame_ids(self, handles: U32) -> I64:
         """Identities of the frames behind live handles."""
@@ -105,252 +148,109 @@ class PageSpace:
         pages = self._frames.spare[:count]
         del self._frames.spare[:count]
         self.num_released += count
+        self._frames.num_reserved = min(self._frames.num_reserved, self.num_spare)
         return pages
 
-    def need(self, handles: U32, kv_len: int, num_tokens: int) -> int:
-        """Pages that this forward would bind, spare ones included.  Raises as `stage_forward`."""
-        slots, first = self._check_forward(handles, kv_len, num_tokens)
-        return self._num_to_bind(self._handles.values(slots), first)
+    @property
+    def num_reserved(self) -> int:
+        """Spare pages that the guest has asked for, and that are not for others."""
+        return self._frames.num_reserved
 
-    def shortfall(self, prepared: Iterable[Prepared]) -> int:
-        """Pages to be granted before all of `prepared` can be bound."""
-        rows = [one.rows for one in prepared]
-        return max(0, self._num_unbound(np.concatenate(rows)) - self.num_spare) if rows else 0
+    def reserve(self, count: int) -> int:
+        """Keep that many pages spare for what comes next; returns how many to lease for that.
 
-    # --- commands ------------------------------------------------------------------------------
-
-    def stage_forward(self, handles: U32, kv_len: int, num_tokens: int) -> Prepared:
-        """Check and pin a forward of `num_tokens` behind the `kv_len` tokens in the pages of `handles`.
-
-        The written slots are `[kv_len, kv_len + num_tokens)` of the list.  Raises BadHandle; InvalidRequest if they
-        do not fit in the pages, if a slot below kv_len was never written, or if a page that is written to is named
-        twice.  Handles behind the last page used are checked and otherwise ignored.
+        QuotaExceeded if they, with those in use, are more than limits.pages.
         """
-        slots, first = self._check_forward(handles, kv_len, num_tokens)
+        if count < 0 or self.num_bound + count > self.limit:
+            raise QuotaExceeded(
+                f"limits.pages is {self.limit}: {self.num_bound} pages are in use, {count} more were asked for"
+            )
+        self._frames.num_reserved = max(self.num_reserved, count)
+        return max(0, count - self.num_spare)
+
+    def unreserve(self) -> None:
+        """Spare pages are for others again."""
+        self._frames.num_reserved = 0
+
+    def take_returned(self) -> list[int]:
+        """Take out the pages of shared frames that nothing here uses any more, to be released."""
+        pages, self._frames.returned = self._frames.returned, []
+        self.num_released += len(pages)
+        return pages
+
+    # --- exports -------------------------------------------------------------------------------
+
+    def lend(self, handles: U32, num_tokens: int) -> Lent:
+        """Hold the frames behind the first `num_tokens` tokens for an export, until `end_loan`.
+
+        Raises BadHandle, QuotaExceeded (they count as handles), and InvalidRequest if the tokens were not all written
+        (or hidden), do not fit, or a page is named twice or holds none of them.
+        """
+        size = self.page_size
+        slots = self._handles.find(handles)
+        if not 1 <= num_tokens <= len(handles) * size:
+            raise InvalidRequest(f"{len(handles)} pages of {size} hold from 1 to {len(handles) * size} tokens; "
+                                 f"given {num_tokens}")  # fmt: skip
+        slots = slots[: -(-num_tokens // size)]
+        self._check_quota(len(slots))
         rows = self._handles.values(slots)
-        return self._stage(slots, rows, first, kv_len, kv_len + num_tokens)
+        wanted = np.full(len(slots), self._full, np.uint64)
+        wanted[-1] = slot_bits(0, num_tokens - (len(slots) - 1) * size)
+        written = self._written(slots) & wanted
+        if (self._readable(slots) & wanted != wanted).any():
+            raise InvalidRequest(f"not all of the first {num_tokens} tokens were written; forward or copy them first")
+        if not written.all() or len(np.unique(rows)) != len(rows):
+            raise InvalidRequest("a page to export is named twice, or all its tokens are masked and were never written")
+        lent = Lent(rows, written, num_tokens)
+        self._frames.add_refs(rows)
+        self._lent[lent] = None
+        return lent
 
-    def stage_copy(self, src: int, src_offset: int, dst: int, dst_offset: int, count: int) -> Prepared:
-        """Check and pin a copy of `count` tokens between two pages; source and destination may be one.
+    def seal(self, lent: Lent) -> list[int]:
+        """Nothing in flight writes to the frames: the pages to export.
 
-        `frames` and `pages` are [source, destination].  Raises BadHandle, and InvalidRequest if a range leaves its
-        page or the source was not written.  The copy itself is the last of `copies`.
+        Raises Cancelled if a command that was to write them has failed, and InvalidRequest if one page, imported
+        several times, is among them twice.
         """
-        pair = np.array([src, dst], np.int64)
-        if pair.min() < 0 or pair.max() >= 1 << 32:
-            raise BadHandle(f"page handles are u32; given {src} and {dst}")
-        slots = self._handles.find(pair.astype(np.uint32))
-        for name, offset in (("source", src_offset), ("destination", dst_offset)):
-            if not (offset >= 0 < count and offset + count <= self.page_size):
-                raise InvalidRequest(
-                    f"{count} tokens at {name} offset {offset} are outside a page of {self.page_size} tokens"
-                )
-        rows = self._handles.values(slots)
-        wanted = slot_bits(src_offset, src_offset + count)
-        if int(self._frames.written[rows[0]]) & wanted != wanted:
-            raise InvalidRequest(f"slots [{src_offset}, {src_offset + count}) of page {src} were not all written")
-        row_copies: list[Copy] = []
-        stop = dst_offset + count
-        moved: list[tuple[int, int, int]] = []
-        rows[1] = row = self._own(int(slots[1]), int(rows[1]), dst_offset, stop, row_copies, moved)
-        row_copies.append((int(rows[0]), src_offset, row, dst_offset, count))
-        reads = [(int(rows[0]), wanted)]
-        return self._pin(rows, reads, [(row, slot_bits(dst_offset, stop))], row_copies, moved)
+        if (self._frames.written.take(lent.rows) & lent.written != lent.written).any():
+            raise Cancelled("a command that was to write what is exported has failed")
+        pages: list[int] = self._frames.page.take(lent.rows).tolist()
+        if len(set(pages)) != len(pages):
+            raise InvalidRequest("a page to export is named twice: it was imported more than once")
+        self._frames.is_shared[lent.rows] = True
+        return pages
 
-    def bind(self, prepared: Prepared) -> bool:
-        """Give each frame of the command a page and fill in `pages` and `copies`; False when spare pages are short.
+    def end_loan(self, lent: Lent) -> None:
+        """The export has been made, or has failed."""
+        del self._lent[lent]
+        self._frames.drop_refs(lent.rows)
 
-        True with `error` set: the command can never run, for what it reads will not be written; finish it with that.
+    def adopt(self, pages: Sequence[int], written: U64) -> U32:
+        """Handles to an export's pages, of which those slots were written; whoever writes to them copies them first.
+
+        QuotaExceeded past limits.pages: then the pages are to be released.
         """
-        frames = self._frames
-        if self._has_failed and self._is_void(prepared):
-            prepared.error = Cancelled("a command that was to write what this one reads has failed")
-            return True
-        pages = frames.page.take(prepared.rows)
-        is_unbound = pages == UNBOUND
-        if np.count_nonzero(is_unbound):
-            unbound = prepared.rows[is_unbound]
-            unbound = unbound[np.sort(np.unique(unbound, return_index=True)[1])]
-            if len(unbound) > len(frames.spare):
-                return False
-            frames.bind(unbound)
-            pages = frames.page.take(prepared.rows)
-        prepared.pages = pages[: prepared.num_pages].astype("<u4")
-        if prepared.row_copies:
-            prepared.copies = _renamed(prepared.row_copies, frames.page)
-        return True
-
-    def prepare_forward(self, handles: U32, kv_len: int, num_tokens: int) -> Prepared | NeedPages:
-        """`stage_forward` and `bind` in one."""
-        slots, first = self._check_forward(handles, kv_len, num_tokens)
-        rows = self._handles.values(slots)
-        missing = self._num_to_bind(rows, first) - self.num_spare
-        if missing > 0:
-            return NeedPages(missing)
-        return self._bound(self._stage(slots, rows, first, kv_len, kv_len + num_tokens))
-
-    def prepare_copy(self, src: int, src_offset: int, dst: int, dst_offset: int, count: int) -> Prepared | NeedPages:
-        """`stage_copy` and `bind` in one."""
-        ids = np.array([src, dst], np.int64).astype(np.uint32)
-        rows = self._handles.values(self._handles.find(ids))
-        missing = self._num_to_bind(rows, 1) - self.num_spare
-        if missing > 0:
-            return NeedPages(missing)
-        return self._bound(self.stage_copy(src, src_offset, dst, dst_offset, count))
-
-    def finish(self, prepared: Prepared, *, is_ok: bool = True) -> None:
-        """The command has completed or failed, exactly once: unpin its frames.
-
-        After a failure the slots it was to write count as not written.  If it failed before it was bound, handles
-        that copy-on-write has moved go back to their frames where nothing has built on the new ones, and lose what was
-        to be copied where something has.  A command that was bound must have sent its `copies`, whatever became of it.
-        """
-        frames = self._frames
-        if not is_ok:
-            self._has_failed = True
-            for row, bits in prepared.writes:
-                frames.written[row] &= np.uint64(~bits & int(self._full))
-            if not len(prepared.pages):
-                self._move_back(prepared)
-        elif self._has_failed:  # an earlier writer of these slots may have failed meanwhile
-            for row, bits in prepared.writes:
-                frames.written[row] |= np.uint64(bits)
-        frames.unpin(prepared.rows)
+        self._check_quota(len(pages))
+        rows = self._frames.new(len(pages))
+        self._frames.adopt(rows, list(pages), written)
+        self.num_granted += len(pages)
+        return self._handles.open(rows)
 
     def check(self) -> None:
         """Raise `internal` unless granted = bound + spare + released and all counts add up; O(frames)."""
-        self._frames.check(self._handles.live_values(), self.num_granted, self.num_released)
+        rows = [self._handles.live_values(), *(lent.rows for lent in self._lent)]
+        self._frames.check(np.concatenate(rows), self.num_granted, self.num_released)
 
     # --- inside --------------------------------------------------------------------------------
 
     def _check_quota(self, count: int) -> None:
         if count < 0:
             raise InvalidRequest(f"a count of pages is at least 0; given {count}")
-        if self.num_handles + count > self.limit:
+        num_held = self.num_handles + sum(len(lent.rows) for lent in self._lent)
+        if num_held + count > self.limit:
             raise QuotaExceeded(
-                f"limits.pages is {self.limit}: {self.num_handles} handles are held, {count} more were asked for"
+                f"limits.pages is {self.limit}: {num_held} handles are held, {count} more were asked for"
             )
-
-    def _check_forward(self, handles: U32, kv_len: int, num_tokens: int) -> tuple[Slots, int]:
-        """Slots of the pages that a valid forward uses, and the index of the first it writes to."""
-        end, size = kv_len + num_tokens, self.page_size
-        if kv_len < 0 or num_tokens < 1 or end > len(handles) * size:
-            raise InvalidRequest(
-                f"kv_len {kv_len} + {num_tokens} tokens: kv_len is at least 0, tokens at least 1, and both fit in "
-                f"{len(handles)} pages of {size} ({len(handles) * size} slots)"
-            )
-        slots = self._handles.find(handles)[: -(-end // size)]
-        first, offset = divmod(kv_len, size)
-        written = self._frames.written.take(self._handles.values(slots[: first + 1] if offset else slots[:first]))
-        partial = slot_bits(0, offset)
-        is_full = written[:first].tobytes() == self._full.tobytes() * first
-        if not is_full or (offset and int(written[first]) & partial != partial):
-            raise InvalidRequest(f"kv_len {kv_len}: not all slots below it were written; forward or copy to them first")
-        self._check_written_once(slots, first)
-        return slots, first
-
-    def _check_written_once(self, slots: Slots, first: int) -> None:
-        num_written = len(slots) - first
-        if num_written == 1:
-            is_once = np.count_nonzero(slots == slots[first]) == 1
-        else:
-            is_once = len(np.unique(slots[first:])) == num_written and not np.isin(slots[:first], slots[first:]).any()
-        if not is_once:
-            raise InvalidRequest(f"a page to write to is named twice (pages {first} to {len(slots) - 1} of the list)")
-
-    def _stage(self, slots: Slots, rows: I64, first: int, kv_len: int, end: int) -> Prepared:
-        size = self.page_size
-        num_full, offset = divmod(kv_len, size)
-        row_copies: list[Copy] = []
-        moved: list[tuple[int, int, int]] = []
-        writes = []
-        for index in range(first, len(slots)):
-            base = index * size
-            start, stop = max(kv_len - base, 0), min(end - base, size)
-            rows[index] = row = self._own(int(slots[index]), int(rows[index]), start, stop, row_copies, moved)
-            writes.append((row, slot_bits(start, stop)))
-        reads = [(int(rows[num_full]), slot_bits(0, offset))] if offset else []
-        return self._pin(rows, reads, writes, row_copies, moved, num_full)
-
-    def _own(
-        self, slot: int, row: int, start: int, stop: int, row_copies: list[Copy], moved: list[tuple[int, int, int]]
-    ) -> int:
-        """The row to write slots [start, stop) of a handle's frame to: its own, or a new one with copies planned."""
-        frames = self._frames
-        written = int(frames.written[row])
-        if frames.refs[row] > 1:
-            new = int(frames.new(1)[0])
-            runs = written_runs(written, start, stop)
-            row_copies += [(row, offset, new, offset, count) for offset, count in runs]
-            frames.refs[row] -= 1
-            self._handles.set_value(slot, new)
-            if runs:
-                moved.append((slot, row, new))
-            row = new
-        frames.written[row] = written | slot_bits(start, stop)
-        return row
-
-    def _pin(
-        self,
-        rows: I64,
-        reads: list[tuple[int, int]],
-        writes: list[tuple[int, int]],
-        row_copies: list[Copy],
-        moved: list[tuple[int, int, int]],
-        num_full: int = 0,
-    ) -> Prepared:
-        num_pages, ident = len(rows), self._frames.ident
-        frame_copies: list[Copy] = []
-        if row_copies:
-            frame_copies = _renamed(row_copies, ident)
-            rows = np.concatenate((rows, np.array([old for _, old, _ in moved], np.int64)))
-        self._frames.pin(rows)
-        frames = ident.take(rows[:num_pages])
-        return Prepared(rows, num_pages, reads, num_full, writes, row_copies, frames, frame_copies, moved)
-
-    def _is_void(self, prepared: Prepared) -> bool:
-        """Whether a slot that the command reads counts as not written any more."""
-        written = self._frames.written
-        if not (written.take(prepared.rows[: prepared.num_full]) == self._full).all():
-            return True
-        return any(int(written[row]) & bits != bits for row, bits in prepared.reads)
-
-    def _move_back(self, prepared: Prepared) -> None:
-        frames = self._frames
-        for slot, old, new in reversed(prepared.moved):
-            if frames.refs[new] == 1 and frames.in_flight[new] == 1 and self._handles.is_at(slot, new):
-                self._handles.set_value(slot, old)
-                frames.move_ref(new, old)
-            else:
-                frames.written[new] = 0
-
-    def _bound(self, prepared: Prepared) -> Prepared:
-        assert self.bind(prepared)  # the pages were counted before
-        return prepared
-
-    def _num_unbound(self, rows: I64) -> int:
-        unbound = rows[self._frames.page.take(rows) == UNBOUND]
-        return len(np.unique(unbound)) if len(unbound) > 1 else len(unbound)
-
-    def _num_to_bind(self, rows: I64, first: int) -> int:
-        """Pages to bind for a command that writes to `rows[first:]`: what `_own` will decide, or one a page more."""
-        frames = self._frames
-        before = rows[:first]
-        used: list[int] = before[frames.page.take(before) == UNBOUND].tolist()
-        refs: dict[int, int] = {}
-        num_new = 0
-        for row in rows[first:].tolist():
-            num_refs = refs.get(row, int(frames.refs[row]))
-            if num_refs > 1:  # this handle gets a new frame, and copies from the old one if there is anything in it
-                refs[row] = num_refs - 1
-                num_new += 1
-            if num_refs == 1 or frames.written[row]:
-                used.append(row)
-        return num_new + self._num_unbound(np.array(used, np.int64))
-
-
-def _renamed(copies: list[Copy], names: I64) -> list[Copy]:
-    return [(int(names[src]), src_off, int(names[dst]), dst_off, n) for src, src_off, dst, dst_off, n in copies]
 
 
 def _check_distinct(handles: U32) -> None:

@@ -1,8 +1,11 @@
 """Who holds which KV page: the plain heart of the ResourceManager.
 
-Pages are numbered `[0, total)`.  A page is *free*, *leased* (a live holder has it) or *quarantined*
-(only holders of dead peers have it, and the batcher may still be writing to it).  After every
-operation, `free + leased + quarantined == total`.
+Pages are numbered `[0, total)`.  A page is *leased* (a live holder has it), *cached* (else an export keeps
+it), *quarantined* (else a holder of a dead peer has it, and the batcher may still be writing to it) or
+*free*.  After every operation, `free + leased + cached + quarantined == total`.
+
+A holder may have a page several times, once for its lease and once for each import; exports keep pages
+beside all holders (`keep`, `drop`): what they keep is complete, so that no death of a peer touches it.
 
 Free pages are a stack: the lowest ids go first, and pages that come back are the next to be given,
 in the order in which they were released.
@@ -10,7 +13,9 @@ in the order in which they were released.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 from pieray.errors import InvalidRequest, OutOfPages, PeerLost, PierayError, QuotaExceeded
@@ -23,8 +28,15 @@ class Holder(NamedTuple):
     inferlet: int
 
 
+class _State(IntEnum):
+    FREE = 0
+    LEASED = 1
+    CACHED = 2
+    QUARANTINED = 3
+
+
 class PageLedger:
-    """Leases, reference counts and quarantine of `total` pages; every operation is O(pages named)."""
+    """Leases, reference counts, exports' pages and quarantine of `total` pages; all operations are O(pages named)."""
 
     def __init__(self, total: int, max_pages_per_holder: int | None = None) -> None:
         if total < 1:
@@ -34,12 +46,13 @@ class PageLedger:
         self._free = list(range(total - 1, -1, -1))
         self._refs = [0] * total
         self._dead_refs = [0] * total  # of those, how many are holders of dead peers
-        self._held: dict[Holder, dict[int, None]] = {}
+        self._kept = [0] * total  # exports with the page
+        self._held: dict[Holder, dict[int, int]] = {}  # how many times, by page
         self._peers: dict[str, dict[Holder, None]] = {}
         self._dead: set[str] = set()  # peers whose pages wait for their fence
         self._fenced_early: set[str] = set()
-        self._num_leased = 0
-        self._num_quarantined = 0
+        self._num = dict.fromkeys(_State, 0)
+        self._num[_State.FREE] = total
 
     # --- what is where -------------------------------------------------------------------------
 
@@ -49,11 +62,15 @@ class PageLedger:
 
     @property
     def num_leased(self) -> int:
-        return self._num_leased
+        return self._num[_State.LEASED]
+
+    @property
+    def num_cached(self) -> int:
+        return self._num[_State.CACHED]
 
     @property
     def num_quarantined(self) -> int:
-        return self._num_quarantined
+        return self._num[_State.QUARANTINED]
 
     def pages_of(self, holder: Holder) -> list[int]:
         """Pages of the holder, oldest lease first."""
@@ -61,6 +78,15 @@ class PageLedger:
 
     def num_pages_of(self, holder: Holder) -> int:
         return len(self._held.get(holder, ()))
+
+    def is_held(self, holder: Holder, pages: Iterable[int]) -> bool:
+        """Whether the holder has one of the pages."""
+        held = self._held.get(holder, {})
+        return any(page in held for page in pages)
+
+    def is_leased(self, page: int) -> bool:
+        """Whether a live holder has the page."""
+        return 0 <= page < self.total and self._refs[page] > self._dead_refs[page]
 
     # --- leasing -------------------------------------------------------------------------------
 
@@ -93,56 +119,64 @@ class PageLedger:
             return None
         pages = self._free[: -count - 1 : -1]
         del self._free[-count:]
-        self._fenced_early.discard(holder.peer_id)
-        self._holding(holder).update(dict.fromkeys(pages))
-        for page in pages:
-            self._refs[page] = 1
-        self._num_leased += count
+        self._hold(holder, pages)
         return pages
 
     def share(self, holder: Holder, pages: Sequence[int]) -> None:
-        """Make the holder one more holder of leased pages.
+        """Make the holder a holder, or once more one, of pages that are leased or cached.
 
-        Raises InvalidRequest naming pages that are not leased or that the holder has already, QuotaExceeded
-        and PeerLost as `admit`; then nothing has changed.
+        Raises InvalidRequest naming pages that are neither, or named twice, and PeerLost; then nothing has changed.
         """
-        held = self._held.get(holder, {})
-        wrong = [p for p in pages if not self._is_leased(p) or p in held]
+        wrong = [p for p in pages if not self.is_leased(p) and not (0 <= p < self.total and self._kept[p])]
         if wrong or len(set(pages)) != len(pages):
-            raise InvalidRequest(f"pages {wrong or list(pages)} are not leased by another holder, or are named twice")
-        if pages:
-            self.admit(holder, len(pages))
-            self._holding(holder).update(dict.fromkeys(pages))
-            for page in pages:
-                self._refs[page] += 1
+            raise InvalidRequest(f"pages {wrong or list(pages)} are not leased or exported, or are named twice")
+        self._check_alive(holder.peer_id)
+        self._hold(holder, pages)
+
+    # --- exports -------------------------------------------------------------------------------
+
+    def keep(self, holder: Holder, pages: Sequence[int]) -> None:
+        """An export of the holder keeps the pages, whatever becomes of the holder.
+
+        Raises InvalidRequest naming pages that the holder does not have, or names twice, and PeerLost; then
+        nothing has changed.
+        """
+        if len(set(pages)) != len(pages):
+            raise InvalidRequest(f"an export's pages are distinct; given {list(pages)}")
+        self._check_held(holder, pages)
+        for page in pages:
+            self._change(page, kept=1)
+
+    def drop(self, pages: Sequence[int]) -> int:
+        """An export lets go of its pages; returns how many came free."""
+        return self._all_changed(pages, kept=-1)
 
     # --- giving back ---------------------------------------------------------------------------
 
     def release(self, holder: Holder, pages: Sequence[int]) -> int:
         """Give pages back; returns how many came free.
 
-        Raises InvalidRequest naming the pages that the holder does not hold, or names twice, and PeerLost for
-        a dead peer, whose pages only its fence frees; then nothing has changed.
+        Raises InvalidRequest naming the pages that the holder does not hold, or not as often as it names them, and
+        PeerLost for a dead peer, whose pages only its fence frees; then nothing has changed.
         """
-        self._check_alive(holder.peer_id)
-        held = self._held.get(holder, {})
-        missing = [p for p in pages if p not in held]
-        if missing or len(set(pages)) != len(pages):
-            raise InvalidRequest(
-                f"pages {missing or list(pages)} are not held by inferlet {holder.inferlet} of {holder.peer_id}, "
-                f"or are named twice"
-            )
+        held = self._check_held(holder, pages)
         for page in pages:
-            del held[page]
+            held[page] -= 1
+            if not held[page]:
+                del held[page]
         if pages and not held:
             self._forget(holder)
-        return self._drop_refs(pages)
+        return self._all_changed(pages, refs=-1)
 
     def close(self, holder: Holder) -> int:
         """All pages of the holder come back; returns how many came free.  A dead peer's wait for its fence: 0."""
         if holder.peer_id in self._dead or holder not in self._held:
             return 0
-        return self.release(holder, list(self._held[holder]))
+        held = self._held[holder]
+        again = [page for page, count in held.items() for _ in range(count - 1)]
+        self._all_changed(again, refs=-1)
+        held.update(dict.fromkeys(again, 1))
+        return self.release(holder, list(held))
 
     # --- death of peers ------------------------------------------------------------------------
 
@@ -160,7 +194,8 @@ class PageLedger:
         if peer_id not in self._dead:
             self._dead.add(peer_id)
             for holder in self._peers[peer_id]:
-                self._quarantine(self._held[holder])
+                for page, count in self._held[holder].items():
+                    self._change(page, dead=count)
         return self.fence(peer_id) if fenced else 0
 
     def fence(self, peer_id: str) -> int:
@@ -176,14 +211,12 @@ class PageLedger:
         self._dead.remove(peer_id)
         num_freed = 0
         for holder in list(self._peers[peer_id]):
-            pages = self._held[holder]
-            for page in pages:
-                self._dead_refs[page] -= 1
-                if self._refs[page] - self._dead_refs[page] == 1:  # counted as leased again until it is dropped
-                    self._num_quarantined -= 1
-                    self._num_leased += 1
+            held = self._held[holder]
             self._forget(holder)
-            num_freed += self._drop_refs(list(pages))
+            num_before = self.num_free
+            for page in reversed(held):
+                self._change(page, refs=-held[page], dead=-held[page])
+            num_freed += self.num_free - num_before
         return num_freed
 
     def fence_all(self) -> int:
@@ -193,39 +226,77 @@ class PageLedger:
     def check(self) -> None:
         """Raise `internal` with every term unless the books balance; O(total)."""
         refs = [0] * self.total
-        for pages in self._held.values():
-            for page in pages:
-                refs[page] += 1
-        leased = sum(self._is_leased(p) for p in range(self.total))
-        quarantined = sum(0 < self._refs[p] == self._dead_refs[p] for p in range(self.total))
+        for held in self._held.values():
+            for page, count in held.items():
+                refs[page] += count
+        states = [self._state(page) for page in range(self.total)]
+        num = {state: states.count(state) for state in _State}
         is_sound = (
-            len(self._free) + leased + quarantined == self.total
-            and (leased, quarantined) == (self._num_leased, self._num_quarantined)
+            num == self._num
+            and len(self._free) == num[_State.FREE]
             and refs == self._refs
             and len(set(self._free)) == len(self._free)
-            and all(self._refs[p] == 0 for p in self._free)
+            and all(states[page] is _State.FREE for page in self._free)
+            and all(0 <= dead <= held for dead, held in zip(self._dead_refs, self._refs, strict=True))
         )
         if not is_sound:
+            terms = ", ".join(f"{state.name.lower()} {num[state]} (counted {self._num[state]})" for state in _State)
             raise PierayError(
-                f"page ledger does not balance: free {len(self._free)} + leased {leased} (counted {self._num_leased}) "
-                f"+ quarantined {quarantined} (counted {self._num_quarantined}) against total {self.total}; "
-                f"references {sum(self._refs)}, held {sum(refs)}, dead {sum(self._dead_refs)}"
+                f"page ledger does not balance: {terms}; in the free list {len(self._free)}; total {self.total}; "
+                f"references {sum(self._refs)}, held {sum(refs)}, dead {sum(self._dead_refs)}, kept {sum(self._kept)}"
             )
 
     # --- inside --------------------------------------------------------------------------------
 
-    def _is_leased(self, page: int) -> bool:
-        return 0 <= page < self.total and self._refs[page] > self._dead_refs[page]
+    def _state(self, page: int) -> _State:
+        if self._refs[page] > self._dead_refs[page]:
+            return _State.LEASED
+        if self._kept[page]:
+            return _State.CACHED
+        return _State.QUARANTINED if self._refs[page] else _State.FREE
+
+    def _change(self, page: int, *, refs: int = 0, dead: int = 0, kept: int = 0) -> None:
+        """All that changes a page's counts; one that comes free is the next to be given."""
+        before = self._state(page)
+        self._refs[page] += refs
+        self._dead_refs[page] += dead
+        self._kept[page] += kept
+        after = self._state(page)
+        self._num[before] -= 1
+        self._num[after] += 1
+        if after is _State.FREE and before is not after:
+            self._free.append(page)
+
+    def _all_changed(self, pages: Sequence[int], *, refs: int = 0, kept: int = 0) -> int:
+        """Change the pages so that the first of them is the next to be given; returns how many came free."""
+        num_before = self.num_free
+        for page in reversed(pages):
+            self._change(page, refs=refs, kept=kept)
+        return self.num_free - num_before
 
     def _check_alive(self, peer_id: str) -> None:
         if peer_id in self._dead:
             raise PeerLost(f"peer {peer_id} is dead; its pages wait for the batcher's fence")
 
-    def _holding(self, holder: Holder) -> dict[int, None]:
-        if holder not in self._held:
-            self._held[holder] = {}
-            self._peers.setdefault(holder.peer_id, {})[holder] = None
-        return self._held[holder]
+    def _check_held(self, holder: Holder, pages: Sequence[int]) -> dict[int, int]:
+        self._check_alive(holder.peer_id)
+        held = self._held.get(holder, {})
+        missing = [p for p, count in Counter(pages).items() if held.get(p, 0) < count]
+        if missing:
+            raise InvalidRequest(
+                f"pages {missing} are not held by inferlet {holder.inferlet} of {holder.peer_id}, or not that often"
+            )
+        return held
+
+    def _hold(self, holder: Holder, pages: Sequence[int]) -> None:
+        if not pages:
+            return
+        self._fenced_early.discard(holder.peer_id)  # alive after all
+        held = self._held.setdefault(holder, {})
+        self._peers.setdefault(holder.peer_id, {})[holder] = None
+        for page in pages:
+            held[page] = held.get(page, 0) + 1
+            self._change(page, refs=1)
 
     def _forget(self, holder: Holder) -> None:
         del self._held[holder]
@@ -234,22 +305,3 @@ class PageLedger:
         if not holders:
             del self._peers[holder.peer_id]
             self._fenced_early.discard(holder.peer_id)
-
-    def _quarantine(self, pages: dict[int, None]) -> None:
-        for page in pages:
-            self._dead_refs[page] += 1
-            if self._refs[page] == self._dead_refs[page]:
-                self._num_leased -= 1
-                self._num_quarantined += 1
-
-    def _drop_refs(self, pages: Sequence[int]) -> int:
-        num_before = len(self._free)
-        for page in reversed(pages):
-            self._refs[page] -= 1
-            if self._refs[page] == 0:
-                self._free.append(page)
-                self._num_leased -= 1
-            elif self._refs[page] == self._dead_refs[page]:
-                self._num_leased -= 1
-                self._num_quarantined += 1
-        return len(self._free) - num_before

@@ -146,6 +146,14 @@ class Lineage:
                 self._add_copy(CopyStep(*copy))
             self._check_limit()
 
+    def give_up(self) -> None:
+        """Something was staged that the log cannot hold: pages cannot be rebuilt from here on."""
+        self.is_complete = False
+        self.num_bytes = 0
+        self._records.clear()
+        self._owners.clear()
+        self._listed.clear()
+
     def forget(self, frame: int) -> None:
         """Nothing uses the frame any more."""
         self._close_all(frame)
@@ -164,7 +172,9 @@ class Lineage:
         log has been given up.
         """
         if not self.is_complete:
-            raise Unsupported(f"these pages cannot be rebuilt: their log has passed {self.max_bytes} bytes")
+            raise Unsupported(
+                f"these pages cannot be rebuilt: their log was given up, or has passed {self.max_bytes} bytes"
+            )
         todo = [record for frame in frames for _, record in self._owners.get(frame, ())]
         needed: dict[int, _Record] = {}
         while todo:
@@ -275,8 +285,4 @@ class Lineage:
 
     def _check_limit(self) -> None:
         if self.num_bytes > self.max_bytes:
-            self.is_complete = False
-            self.num_bytes = 0
-            self._records.clear()
-            self._owners.clear()
-            self._listed.clear()
+            self.give_up()

@@ -10,17 +10,11 @@ import numpy.typing as npt
 from pieray.errors import Cancelled
 
 U32 = npt.NDArray[np.uint32]
+U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 Copy = tuple[int, int, int, int, int]  # source, offset, destination, offset, count: tokens, within one page each
 
 _NO_PAGES: U32 = np.zeros(0, np.uint32)
-
-
-@dataclass(frozen=True, slots=True)
-class NeedPages:
-    """The spare pages do not suffice: `count` more must be granted first.  Nothing has changed."""
-
-    count: int
 
 
 @dataclass(slots=True)
@@ -42,3 +36,4 @@ class Prepared:
     error: Cancelled | None = None  # set by `bind`: a command that was to write what this one reads has failed
     pages: U32 = field(default_factory=lambda: _NO_PAGES)
     copies: list[Copy] = field(default_factory=list)
+    hidden: U64 | None = None  # of rows[:num_full], the slots (bits) that it does not read after all; None: none

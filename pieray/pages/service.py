@@ -1,4 +1,4 @@
-"""The heart of a ResourceManager actor: answers lease requests over connections.  No Ray, no tensors."""
+"""The heart of a ResourceManager actor: leases and exports, over connections.  No Ray, no tensors."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from pieray.errors import PeerLost, PierayError, ProtocolError
+from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError
 from pieray.messages import (
     CloseLease,
     Completed,
+    ExportPages,
     Failed,
+    ImportPages,
     LeasePages,
+    ListExports,
     Message,
     PeerFenced,
     ReclaimSpare,
     ReleasePages,
+    Unexport,
 )
+from pieray.pages import export_calls
+from pieray.pages.exports import ExportTable
 from pieray.pages.ledger import Holder, PageLedger
 from pieray.pages.line import Granted, LeaseLine, Refused
 from pieray.transport import Connection
@@ -32,11 +38,16 @@ RECLAIM_EVERY_S = 0.1
 
 
 class LeaseService:
-    """Serves InferletActors (leases) and the Batcher (fences).  Thread-safe; one lock guards the ledger."""
+    """Serves InferletActors (leases, exports) and the Batcher (fences).  Thread-safe; one lock guards the ledger.
+
+    Exports end with the batcher, for good: what their pages held is gone with it.
+    """
 
     def __init__(self, num_pages: int) -> None:
         self._ledger = PageLedger(num_pages)
         self._line = LeaseLine(self._ledger)
+        self._exports = ExportTable(self._ledger)
+        self._is_batcher_lost = False
         self._peers: dict[str, Connection] = {}
         self._fenced: set[str] = set()  # peers that the batcher has fenced, and whose connection is not closed yet
         self._batcher: Connection | None = None
@@ -65,6 +76,8 @@ class LeaseService:
         with self._lock:
             if conn is self._batcher:
                 self._batcher = None
+                self._is_batcher_lost = True
+                self._exports.clear()
                 self._ledger.fence_all()  # no batcher, no step
             elif self._peers.get(conn.peer_id) is conn:
                 del self._peers[conn.peer_id]
@@ -90,12 +103,14 @@ class LeaseService:
                 holder = Holder(conn.peer_id, message.inferlet)
                 self._line.cancel(holder)
                 self._ledger.close(holder)
+            elif isinstance(message, (ExportPages, ImportPages, Unexport, ListExports)):
+                self._serve_export(conn, message)
             else:
                 raise ProtocolError(f"a {conn.role} does not send {type(message).__name__} to a resource manager")
         except PierayError as error:
-            if not isinstance(message, LeasePages):
+            if (ticket := getattr(message, "ticket", None)) is None:
                 raise
-            _post(conn, Failed(message.ticket, error.code, error.message))
+            _post(conn, Failed(ticket, error.code, error.message))
 
     def _fence(self, peer_id: str) -> None:
         """The batcher may know of a death before we do: what the peer still asks for would have no second fence."""
@@ -115,6 +130,18 @@ class LeaseService:
         elif message.deadline_s > 0:
             self._reclaim(now)
 
+    def _serve_export(self, conn: Connection, message: export_calls.ExportCall) -> None:
+        if self._is_batcher_lost:
+            raise DeviceLost("the batcher is gone, and all exports with it")
+        if conn.peer_id in self._fenced:
+            raise PeerLost(f"the batcher has lost {conn.peer_id}; it imports and exports no more")
+        now = time.monotonic()
+        self._exports.expire(now)
+        value = export_calls.answer(self._exports, Holder(conn.peer_id, message.inferlet), message, now)
+        _post(conn, Completed(message.ticket, value))
+        if self._exports.next_expiry() is not None:
+            self._wake.notify()
+
     def _reclaim(self, now: float) -> None:
         self._reclaim_at = now + RECLAIM_EVERY_S
         for peer in self._peers.values():
@@ -123,7 +150,11 @@ class LeaseService:
     def _settle(self) -> None:
         """Serve and expire the line; called with the lock held."""
         now = time.monotonic()
-        outcomes: list[Granted | Refused] = [*self._line.retry(now), *self._line.expire(now)]
+        self._exports.expire(now)
+        outcomes: list[Granted | Refused] = [*self._line.expire(now)]
+        if self._line.shortage:
+            self._exports.evict(self._line.shortage)
+        outcomes += self._line.retry(now)
         for outcome in outcomes:
             conn = self._peers.get(outcome.holder.peer_id)
             if conn is not None:
@@ -151,9 +182,11 @@ class LeaseService:
             self._flush()
 
     def _idle_s(self) -> float | None:
-        """Until there is something to do for those who wait; None with nobody waiting."""
-        deadline = self._line.next_deadline()
-        return None if deadline is None else max(0.0, min(deadline - time.monotonic(), RECLAIM_EVERY_S))
+        """Until there is something to do: for those who wait, or an export expires; None: nothing to come."""
+        deadline, expiry, now = self._line.next_deadline(), self._exports.next_expiry(), time.monotonic()
+        waits = [] if deadline is None else [min(deadline - now, RECLAIM_EVERY_S)]
+        waits += [] if expiry is None else [min(expiry - now, threading.TIMEOUT_MAX)]
+        return max(0.0, min(waits)) if waits else None
 
     def status(self) -> dict[str, Any]:
         """Pages by state, and how many requests wait; the books are checked first."""
@@ -163,8 +196,10 @@ class LeaseService:
                 "total": self._ledger.total,
                 "free": self._ledger.num_free,
                 "leased": self._ledger.num_leased,
+                "cached": self._ledger.num_cached,
                 "quarantined": self._ledger.num_quarantined,
                 "waiting": len(self._line),
+                "exports": len(self._exports),
             }
 
     def close(self) -> None:

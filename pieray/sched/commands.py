@@ -8,13 +8,24 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import InvalidRequest
-from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE, CopyTokens, Forward
+from pieray.messages import (
+    DISTRIBUTION,
+    ENTROPY,
+    HIDDEN,
+    LOGITS,
+    LOGPROBS,
+    SAMPLE,
+    SAMPLE_WITH,
+    CopyTokens,
+    Forward,
+)
 
 U32 = npt.NDArray[np.uint32]
+F32 = npt.NDArray[np.float32]
 LaneKey: TypeAlias = tuple[str, int]  # peer_id, inferlet
 Slots: TypeAlias = dict[int, int]  # page: bits of its slots
 
-NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3}
+NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3, ENTROPY: 3, HIDDEN: 3, SAMPLE_WITH: 4}
 
 
 class Command:
@@ -22,7 +33,7 @@ class Command:
 
     __slots__ = (
         "arrived", "dependents", "inferlet", "is_over", "lane", "num_blockers", "num_done", "num_tokens",
-        "peer_id", "priority", "queue", "seq", "ticket",
+        "peer_id", "priority", "queue", "seq", "ticket", "turn",
     )  # fmt: skip
     is_copy: ClassVar[bool]
 
@@ -39,7 +50,18 @@ class Command:
         self.dependents: list[Command] = []  # those that this one blocks
         self.is_over = False  # failed or dropped: a result that still comes is discarded
         self.seq = -1  # order of arrival
+        self.turn = -1  # the same, but for a plan, which takes its turn anew after each step
         self.arrived = 0.0  # seconds, monotonic
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the batcher has all that it needs to run."""
+        return True
+
+    @property
+    def num_due(self) -> int:
+        """Tokens that make it a decode or a prefill."""
+        return self.num_tokens
 
     def used_pages(self) -> list[int]:
         """Pages read or written."""
@@ -66,7 +88,10 @@ class ForwardCommand(Command):
     Values that depend on the model (tokens, positions, page numbers) are checked by the runner, in the step.
     """
 
-    __slots__ = ("first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions", "tokens")
+    __slots__ = (
+        "adapter", "embeds", "first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions",
+        "tokens",
+    )  # fmt: skip
     is_copy = False
 
     def __init__(self, peer_id: str, message: Forward, page_size: int) -> None:
@@ -90,10 +115,25 @@ class ForwardCommand(Command):
         else:
             self.positions = np.arange(message.kv_len, end, dtype=np.uint32)
         self.mask = _checked_mask(message.mask, num_tokens, end)
+        self.embeds = _checked_embeds(message.embeds, num_tokens)
+        self.adapter: Any = None  # a `LoraAdapter`: held, so that it stays loaded until the command has run
         self.num_answered = 0  # tokens whose outputs have been answered
         self.outputs = message.outputs
         for output in message.outputs:
             _check_output(output, num_tokens)
+
+    def counter(self, row: int) -> int:
+        """What a draw after `row` depends on beside its seed: tokens before the one that is drawn, less one."""
+        return self.kv_len + row
+
+    def mask_between(self, start: int, stop: int) -> bytes | None:
+        """Rows `[start, stop)` of the mask, cut to the `kv_len + stop` slots that are there by then."""
+        if self.mask is None or stop - start == self.num_tokens:
+            return self.mask
+        width = self.kv_len + self.num_tokens
+        bits = np.unpackbits(np.frombuffer(self.mask, np.uint8), bitorder="little")
+        rows = bits[start * width : stop * width].reshape(-1, width)[:, : self.kv_len + stop]
+        return np.packbits(rows, bitorder="little").tobytes()
 
     def used_pages(self) -> list[int]:
         return _numbers(self.pages)
@@ -102,10 +142,10 @@ class ForwardCommand(Command):
         return _numbers(self.pages[self.first_written :])
 
     def read_slots(self, page_size: int) -> Slots:
-        return _slots(_numbers(self.pages), 0, self.kv_len, page_size)
+        return page_slots(_numbers(self.pages), 0, self.kv_len, page_size)
 
     def written_slots(self, page_size: int) -> Slots:
-        return _slots(_numbers(self.pages), self.kv_len, self.kv_len + self.num_tokens, page_size)
+        return page_slots(_numbers(self.pages), self.kv_len, self.kv_len + self.num_tokens, page_size)
 
     def tickets(self) -> list[int]:
         return [self.ticket, *(output[0] for output in self.outputs if output[2] >= self.num_answered)]
@@ -142,7 +182,8 @@ def _numbers(pages: U32) -> list[int]:
     return numbers
 
 
-def _slots(pages: list[int], start: int, end: int, page_size: int) -> Slots:
+def page_slots(pages: list[int], start: int, end: int, page_size: int) -> Slots:
+    """Slots `[start, end)` of the pages in order."""
     first, last = start // page_size, -(-end // page_size)
     return _merged(
         (pages[i], offset := max(start - i * page_size, 0), min(end - i * page_size, page_size) - offset)
@@ -164,6 +205,18 @@ def _checked_mask(mask: bytes, num_tokens: int, end: int) -> bytes | None:
     if not num_bytes <= len(mask) < num_bytes + 4:  # guests pack words
         raise InvalidRequest(f"a mask of {num_tokens} x {end} bits takes {num_bytes} bytes; given {len(mask)}")
     return mask[:num_bytes]
+
+
+def _checked_embeds(embeds: list[bytes], num_tokens: int) -> tuple[U32, F32] | None:
+    """Rows, ascending, and their values [rows, hidden]."""
+    if not embeds:
+        return None
+    rows = np.frombuffer(embeds[0], "<u4")
+    values = np.frombuffer(embeds[1], "<f4")
+    if not len(rows) or len(values) % len(rows) or int(rows[-1]) >= num_tokens or not (rows[1:] > rows[:-1]).all():
+        raise InvalidRequest(f"embeddings are ascending rows below {num_tokens} and as many floats for each; given "
+                             f"{len(rows)} rows, {len(values)} floats")  # fmt: skip
+    return rows, values.reshape(len(rows), -1)
 
 
 def _check_output(output: list[Any], num_tokens: int) -> None:

@@ -7,20 +7,46 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from pieray.config import ModelSettings
-from pieray.errors import WIT_CODES, Cancelled, DeviceLost, InvalidRequest, PierayError, ProtocolError
-from pieray.messages import CancelInferlet, Completed, CopyTokens, Failed, Forward, Message
+from pieray.errors import Cancelled, DeviceLost, Evicted, InvalidRequest, PierayError, ProtocolError
+from pieray.messages import (
+    CancelInferlet,
+    Completed,
+    CopyTokens,
+    EmbedTokens,
+    ExtendPlan,
+    Forward,
+    LoadAdapter,
+    Message,
+    Output,
+    StartPlan,
+    StopPlan,
+    UnloadAdapter,
+    Verify,
+)
+from pieray.sched.adapters import AdapterDesk
 from pieray.sched.cohort import CohortWait
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey
+from pieray.sched.lookups import EmbedLookups, failed
+from pieray.sched.plandesk import PlanDesk
+from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler, StepPlan
+from pieray.sched.verify import VerifyCommand
 
 if TYPE_CHECKING:
+    from pieray.adapters import AdapterFile
     from pieray.models.batch import ForwardItem
+    from pieray.models.lora import LoraAdapter
     from pieray.models.runner import OutputRequest, StepResult
+    from pieray.models.tokenizer import TokenizerSpec
 
 log = logging.getLogger(__name__)
 
 Answers: TypeAlias = list[tuple[str, Message]]  # (peer_id, message)
+Enqueued: TypeAlias = Forward | CopyTokens | Verify | StartPlan
 
 
 class Runner(Protocol):
@@ -29,6 +55,11 @@ class Runner(Protocol):
     def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]: ...
 
     def copy_tokens(self, ranges: Sequence[tuple[int, int, int, int, int]]) -> None: ...
+
+    def require_trees(self) -> None: ...
+
+    def embed(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
+    def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
 
 
 class BatcherCore:
@@ -39,7 +70,8 @@ class BatcherCore:
     step.  Nothing that a peer sends makes `submit` or `step` raise.
     """
 
-    def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic,
+                 tokenizer: TokenizerSpec | None = None) -> None:  # fmt: skip
         from pieray.sched import convert  # torch: imported here, in the process that computes
 
         self._convert = convert
@@ -49,9 +81,12 @@ class BatcherCore:
         self._scheduler = Scheduler(settings.page_size, settings.max_batch_tokens, settings.max_batch_requests)
         self._cohort: CohortWait[LaneKey] = CohortWait(settings.cohort_wait_s)
         self._running: dict[LaneKey, None] = {}  # inferlets of the running step
+        self._lookups = EmbedLookups()
         self._acks: list[tuple[LaneKey, int]] = []  # cancels that wait for the running step: ticket
         self._counts = dict.fromkeys(("steps", "forwards", "copies", "tokens", "failed"), 0)
         self._busy_s = 0.0
+        self.plans = PlanDesk(self._scheduler, self._fail, convert.drawn, tokenizer)
+        self.adapters = AdapterDesk(runner, settings.adapter_bytes)
 
     # --- in --------------------------------------------------------------------------------------
 
@@ -62,35 +97,60 @@ class BatcherCore:
         """
         answers: Answers = []
         for message in messages:
-            if isinstance(message, (Forward, CopyTokens)):
+            if isinstance(message, (Forward, CopyTokens, Verify, StartPlan)):
                 self._enqueue(peer_id, message, now, answers)
+            elif isinstance(message, (ExtendPlan, StopPlan)):
+                self.plans.change(peer_id, message, answers)
+            elif isinstance(message, EmbedTokens):
+                self._lookups.add(peer_id, message)
+            elif isinstance(message, (LoadAdapter, UnloadAdapter)):
+                answers += self.adapters.submit(peer_id, message)
             elif isinstance(message, CancelInferlet):
                 self._cancel(peer_id, message, answers)
             else:
                 error = ProtocolError(f"a batcher takes no {type(message).__name__}")
                 if (ticket := getattr(message, "ticket", None)) is not None:
-                    answers.append((peer_id, _failed(ticket, error)))
+                    answers.append((peer_id, failed(ticket, error)))
                 log.warning("%s: %s", peer_id, error)
         return answers
 
-    def _enqueue(self, peer_id: str, message: Forward | CopyTokens, now: float, answers: Answers) -> None:
+    def _enqueue(self, peer_id: str, message: Enqueued, now: float, answers: Answers) -> None:
         command: Command
         try:
             self._cohort.arrived((peer_id, message.inferlet), now)
             if isinstance(message, Forward):
                 command = ForwardCommand(peer_id, message, self._page_size)
+            elif isinstance(message, StartPlan):
+                command = self.plans.command(peer_id, message, self._page_size)
+            elif isinstance(message, Verify):
+                command = VerifyCommand(peer_id, message, self._page_size)
+                if command.is_tree:
+                    self._runner.require_trees()
             else:
                 command = CopyCommand(peer_id, message, self._page_size)
-        except (InvalidRequest, ValueError, TypeError, LookupError) as error:  # all but the first: not even well-formed
+        except (PierayError, ValueError, TypeError, LookupError) as error:  # all but the first: not even well-formed
             self._fail_message(peer_id, message, error, answers)
             return
         if not self._scheduler.submit(command, now):
             self._answer_failed([command], _dependency_failed(), answers)
+            return
+        if isinstance(message, StartPlan) and isinstance(command, PlanCommand):
+            self.plans.begin(command, message, answers)
+        if isinstance(command, ForwardCommand) and not isinstance(message, CopyTokens) and message.adapter:
+            self._attach_adapter(command, message.adapter, answers)
+
+    def _attach_adapter(self, command: ForwardCommand, number: int, answers: Answers) -> None:
+        try:
+            command.adapter = self.adapters.find(command.lane, number)
+        except Evicted as error:
+            self._fail(command, error, answers)
 
     def _cancel(self, peer_id: str, message: CancelInferlet, answers: Answers) -> None:
         key = (peer_id, message.inferlet)
-        self._scheduler.cancel(*key)
+        self.plans.forget(self._scheduler.cancel(*key))
+        self._lookups.cancel(*key)
         self._cohort.ended(key)
+        self.adapters.drop(*key)
         if key in self._running:
             self._acks.append((key, message.ticket))
         else:
@@ -99,7 +159,9 @@ class BatcherCore:
     def drop_peer(self, peer_id: str) -> bool:
         """The peer is dead: drop all that it has queued.  True when the running step touches none of its pages, so
         that they may be fenced; until then, call again after each step."""
-        self._scheduler.cancel(peer_id)
+        self.plans.forget(self._scheduler.cancel(peer_id))
+        self._lookups.cancel(peer_id)
+        self.adapters.drop(peer_id)
         self._cohort.ended_all(lambda key: key[0] == peer_id)
         return not any(key[0] == peer_id for key in self._running)
 
@@ -107,18 +169,18 @@ class BatcherCore:
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.num_queued > 0
+        return self._scheduler.has_work or bool(self._lookups)
 
     def wait_s(self, now: float) -> float:
         """Seconds to wait for more commands before `step`, unless one comes first; 0: step now."""
-        if self._scheduler.is_full:
+        if self._scheduler.is_full or self._lookups:
             return 0.0
         return self._cohort.wait_s(now)
 
     def step(self, now: float) -> Answers:
         """One engine step: copies, then one ragged batch of forwards.  Nothing happens without work."""
         plan = self._scheduler.next_step(now)
-        answers: Answers = []
+        answers: Answers = self._lookups.answer(self._runner)
         if not plan.copies and not plan.forwards:
             return answers
         began = self._clock()
@@ -149,20 +211,19 @@ class BatcherCore:
 
     def _forward(self, plan: StepPlan, answers: Answers) -> None:
         """Compute and answer; a forward whose copy has failed is over already."""
-        convert, page_size = self._convert, self._page_size
+        convert = self._convert
         chunks, items, wanted, requests = [], [], [], []
         for chunk in plan.forwards:
             command, start, num_tokens = chunk
             if command.is_over:
                 continue
             try:
-                outputs = convert.outputs_between(command, start, start + num_tokens)
-                requests.append([convert.output_request(command, output, start) for output in outputs])
-                items.append(convert.forward_item(command, start, num_tokens, page_size))
+                item, asked, outputs = self._asked(command, start, num_tokens)
+                items.append(item)
+                requests.append(asked)
                 wanted.append(outputs)
                 chunks.append(chunk)
             except (ValueError, TypeError, LookupError) as error:  # an output that is not well-formed
-                del requests[len(items) :]
                 self._fail(command, InvalidRequest(f"malformed command: {error}"), answers)
         for (command, start, num_tokens), outputs, result in zip(
             chunks, wanted, self._computed(items, requests), strict=True
@@ -172,13 +233,48 @@ class BatcherCore:
             if isinstance(result, PierayError):
                 self._fail(command, result, answers)
                 continue
+            if isinstance(command, PlanCommand):
+                self.plans.stepped(command, result, answers)
+                continue
             peer_id = command.peer_id
+            if isinstance(command, VerifyCommand):
+                self._verify(command, outputs, result, start + num_tokens, answers)
+                continue
             for output, value in zip(outputs, result, strict=True):
-                answers.append((peer_id, Completed(output[0], convert.wire_value(value))))
+                if isinstance(value, PierayError):
+                    answers.append((peer_id, failed(output[0], value)))
+                else:
+                    answers.append((peer_id, Completed(output[0], convert.wire_value(value))))
             command.num_answered = start + num_tokens
             if command.num_answered == command.num_tokens:
                 answers.append((peer_id, Completed(command.ticket, None)))
                 self._scheduler.finish(command)
+
+    def _asked(
+        self, command: ForwardCommand, start: int, num_tokens: int
+    ) -> tuple[ForwardItem, list[OutputRequest], list[Output]]:
+        """What the runner is asked for a chunk, and the outputs that its values answer (none for a plan)."""
+        convert = self._convert
+        if isinstance(command, PlanCommand):
+            return convert.plan_item(command, start, num_tokens), convert.plan_requests(command, start, num_tokens), []
+        outputs = convert.outputs_between(command, start, start + num_tokens)
+        asked = [convert.output_request(command, output, start) for output in outputs]
+        return convert.forward_item(command, start, num_tokens, self._page_size), asked, outputs
+
+    def _verify(
+        self, command: VerifyCommand, outputs: Sequence[Output], values: Sequence[Any], num_done: int, answers: Answers
+    ) -> None:
+        """Note what was drawn; behind the last chunk, bring the accepted drafts into a row and answer."""
+        error = command.take(outputs, values)
+        command.num_answered = num_done
+        if error is None and num_done == command.num_tokens:
+            sampled, copies = command.outcome(self._page_size)
+            error = self._copied(copies) if copies else None
+            if error is None:
+                answers.append((command.peer_id, Completed(command.ticket, sampled.tobytes())))
+                self._scheduler.finish(command)
+        if error is not None:
+            self._fail(command, error, answers)
 
     def _computed(self, items: list[ForwardItem], requests: list[list[OutputRequest]]) -> Sequence[StepResult]:
         if not items:
@@ -223,19 +319,22 @@ class BatcherCore:
         doomed = self._scheduler.fail(command)
         self._answer_failed([command], error, answers)
         self._answer_failed(doomed, _dependency_failed(), answers)
+        self.plans.forget([command, *doomed])
 
     def _answer_failed(self, commands: Iterable[Command], error: PierayError, answers: Answers) -> None:
         for command in commands:
             self._counts["failed"] += 1
-            answers += [(command.peer_id, _failed(ticket, error)) for ticket in command.tickets()]
+            answers += [(command.peer_id, failed(ticket, error)) for ticket in command.tickets()]
 
-    def _fail_message(self, peer_id: str, message: Forward | CopyTokens, error: Exception, answers: Answers) -> None:
+    def _fail_message(
+        self, peer_id: str, message: Enqueued, error: Exception, answers: Answers
+    ) -> None:
         known = error if isinstance(error, PierayError) else InvalidRequest(f"malformed command: {error}")
         tickets = [message.ticket]
         if isinstance(message, Forward) and isinstance(message.outputs, list):
             tickets += [output[0] for output in message.outputs if isinstance(output, list) and output]
         self._counts["failed"] += 1
-        answers += [(peer_id, _failed(ticket, known)) for ticket in tickets]
+        answers += [(peer_id, failed(ticket, known)) for ticket in tickets]
 
 
 def independent_groups(commands: Sequence[CopyCommand]) -> list[list[CopyCommand]]:
@@ -261,8 +360,3 @@ def _device_error(error: Exception) -> PierayError:
     text = f"{type(error).__name__}: {error}"
     is_lost = "CUDA error" in text or "device-side assert" in text  # the context is unusable from here on
     return DeviceLost(text) if is_lost else PierayError(text)
-
-
-def _failed(ticket: int, error: PierayError) -> Failed:
-    """Codes that are not for guests (a runner's `model`, for one) become `internal`."""
-    return Failed(ticket, error.code if error.code in WIT_CODES else "internal", error.message)

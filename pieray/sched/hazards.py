@@ -32,6 +32,13 @@ class PageIndex:
         for blocker in blockers:
             blocker.dependents.append(command)
 
+    def extend(self, command: Command, pages: list[int]) -> None:
+        """The command uses, and writes, more pages.  It waits for nobody because of that: to others of its inferlet,
+        the pages are new."""
+        for page in pages:
+            self._users.setdefault(page, {})[command] = None
+            self._writer.setdefault(page, command)
+
     def remove(self, command: Command) -> None:
         """The command is finished: it blocks nothing that comes."""
         for page in dict.fromkeys(command.used_pages()):

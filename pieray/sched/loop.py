@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 
 Arrival = tuple[str, list[Message] | None, float]  # peer, its messages (None: it is gone), when they came
+Later = Callable[[], list[tuple[str, Message]]]  # what another thread has prepared; answers
 
 
 class StepLoop:
@@ -32,9 +33,11 @@ class StepLoop:
         self._on_failure = on_failure
         self._peers: dict[str, Connection] = {}
         self._ledger: Connection | None = None
-        self._inbox: SimpleQueue[Arrival | None] = SimpleQueue()  # None: close
+        self._inbox: SimpleQueue[Arrival | Later | None] = SimpleQueue()  # None: close
         self._dead: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
+        core.plans.call_later = self._inbox.put
+        core.adapters.send = self._answer
 
     def start(self, ledger: Connection) -> None:
         """Begin to step; fences of dead peers go to `ledger`."""
@@ -53,10 +56,12 @@ class StepLoop:
         self._inbox.put((conn.peer_id, None, time.monotonic()))
 
     def status(self) -> dict[str, Any]:
-        return dict(self._core.stats())
+        return {**self._core.stats(), "adapter_bytes": self._core.adapters.num_bytes}
 
     def close(self) -> None:
         """Stop after the step in progress; idempotent."""
+        self._core.plans.close()
+        self._core.adapters.close()
         self._inbox.put(None)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=10)
@@ -81,7 +86,10 @@ class StepLoop:
                 return True
             if arrival is None:
                 return False
-            self._accept(*arrival)
+            if callable(arrival):
+                self._answer(arrival())
+            else:
+                self._accept(*arrival)
 
     def _accept(self, peer_id: str, messages: list[Message] | None, came: float) -> None:
         if messages is None:

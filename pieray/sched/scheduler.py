@@ -9,17 +9,20 @@
 * Nothing starves: a command that has waited for `max_wait_s` goes before all that arrived later, whatever
   their kind and priority.  So it waits at most `max_wait_s`, plus the steps for what arrived before it.
 * Work-conserving: whatever may run and fits in the budgets does.
+* A plan stays at the head of its queue from step to step.  Each step's tokens count as having just arrived.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey
+from pieray.sched.commands import U32, Command, CopyCommand, ForwardCommand, LaneKey
 from pieray.sched.hazards import PageIndex, Poison
+from pieray.sched.plans import PlanCommand
 
 DECODE_TOKENS = 16
 """A pass of so few tokens is a decode: one token, or the drafts of one."""
@@ -66,6 +69,11 @@ class Scheduler:
         """Whether more commands could not make the next step any fuller, as far as can be told at once."""
         return len(self._lanes) >= self.max_batch_requests or self._num_queued_tokens >= self.max_batch_tokens
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would run anything: a plan may wait for pages, and others for it."""
+        return any(True for _ in self._candidates())
+
     def is_busy(self, lane: LaneKey) -> bool:
         """Whether the inferlet has unfinished commands."""
         return lane in self._lanes
@@ -80,7 +88,8 @@ class Scheduler:
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane()
-        command.seq, command.arrived = self._next_seq, now
+        command.seq = command.turn = self._next_seq
+        command.arrived = now
         self._next_seq += 1
         if lane.unfinished:
             if lane.index is None:
@@ -103,12 +112,7 @@ class Scheduler:
     def next_step(self, now: float) -> StepPlan:
         """Choose, and count as scheduled, what runs in the next step; empty without work."""
         plan = StepPlan()
-        heap = [
-            self._candidate(queue[0], now)
-            for lane in self._lanes.values()
-            for queue in lane.queues.values()
-            if not queue[0].num_blockers
-        ]
+        heap = [self._candidate(command, now) for command in self._candidates()]
         heapq.heapify(heap)
         while heap:
             command = heapq.heappop(heap)[3]
@@ -120,7 +124,10 @@ class Scheduler:
                     self._release(lane, command, heap, now)
             elif isinstance(command, ForwardCommand):
                 self._take(plan, command)
-                if command.num_done == command.num_tokens:
+                if isinstance(command, PlanCommand):
+                    command.turn, command.arrived = self._next_seq, now
+                    self._next_seq += 1
+                elif command.num_done == command.num_tokens:
                     self._advance(lane, command, heap, now)
         return plan
 
@@ -135,6 +142,21 @@ class Scheduler:
                 dependent.num_blockers -= 1
         if not lane.unfinished:
             del self._lanes[command.lane]
+
+    def drawn(self, plan: PlanCommand, num_due: int) -> None:
+        """A plan of the step has drawn: it ends, or has other tokens to run than the `num_due` that it had."""
+        lane = self._lanes[plan.lane]
+        self._num_queued_tokens += plan.num_due - num_due
+        if plan.finish is not None:
+            self._unqueue(lane, plan)
+            self.finish(plan)
+
+    def extend(self, plan: PlanCommand, pages: U32) -> None:
+        """A plan gets more pages."""
+        lane = self._lanes[plan.lane]
+        if lane.index is not None:
+            lane.index.extend(plan, pages.tolist())
+        plan.extend(pages)
 
     def fail(self, command: Command) -> list[Command]:
         """A scheduled command has failed: it leaves, with all later ones that read what it was to write.
@@ -183,11 +205,18 @@ class Scheduler:
 
     # --- inside ----------------------------------------------------------------------------------
 
+    def _candidates(self) -> Iterator[Command]:
+        """Heads of queues that may run."""
+        for lane in self._lanes.values():
+            for queue in lane.queues.values():
+                if not queue[0].num_blockers and queue[0].is_ready:
+                    yield queue[0]
+
     def _candidate(self, command: Command, now: float) -> _Candidate:
         if now - command.arrived >= self.max_wait_s:
-            return 0, 0, command.seq, command
-        kind = 1 if command.is_copy else 2 if command.num_tokens <= DECODE_TOKENS else 3
-        return kind, -command.priority, command.seq, command
+            return 0, 0, command.turn, command
+        kind = 1 if command.is_copy else 2 if command.num_due <= DECODE_TOKENS else 3
+        return kind, -command.priority, command.turn, command
 
     def _take(self, plan: StepPlan, command: ForwardCommand) -> None:
         room = self.max_batch_tokens - plan.num_tokens
@@ -205,14 +234,14 @@ class Scheduler:
         self.num_queued -= 1
         if not queue:
             del lane.queues[command.queue]
-        elif not queue[0].num_blockers:
+        elif not queue[0].num_blockers and queue[0].is_ready:
             heapq.heappush(heap, self._candidate(queue[0], now))
 
     def _release(self, lane: _Lane, copy: CopyCommand, heap: list[_Candidate], now: float) -> None:
         """A copy will have run before the forwards of its step: what waits for it alone may join."""
         for command in copy.dependents:
             command.num_blockers -= 1
-            if not command.num_blockers and lane.queues[command.queue][0] is command:
+            if not command.num_blockers and command.is_ready and lane.queues[command.queue][0] is command:
                 heapq.heappush(heap, self._candidate(command, now))
         copy.dependents.clear()
 

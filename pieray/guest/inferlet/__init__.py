@@ -8,15 +8,35 @@
                 session.send(token.text)
             return ctx.text
 
-The modules `queue`, `kv`, `forward`, `model`, `session`, `runtime` and `tickets` are the handlers; `Context` and
-its `generate` are written on them.
+The modules `queue`, `kv`, `embeds`, `forward`, `adapters`, `model`, `session`, `scratch`, `http`, `messaging`, `store`,
+`runtime` and `tickets` are the handlers; `Context` and its `generate` are written on them.
 """
 
 from __future__ import annotations
 
-from . import chat, forward, kv, log, model, queue, runtime, session, tickets
+from . import (
+    adapters,
+    chat,
+    children,
+    embeds,
+    forward,
+    http,
+    kv,
+    log,
+    mcp,
+    messaging,
+    model,
+    queue,
+    runtime,
+    scratch,
+    session,
+    store,
+    tickets,
+)
 from ._generation import Generation, Token
 from ._loop import Deadlock
+from .adapters import Adapter
+from .children import Child
 from .context import Context
 from .errors import (
     BadHandle,
@@ -38,11 +58,13 @@ from .errors import (
     Unsupported,
     WrongType,
 )
-from .sampler import Sampler, greedy
+from .sampler import Sampler, SamplerHandle, greedy
 
 __all__ = [
+    "Adapter",
     "BadHandle",
     "Cancelled",
+    "Child",
     "Context",
     "Deadline",
     "DeadlineExceeded",
@@ -61,17 +83,26 @@ __all__ = [
     "QuotaExceeded",
     "RemoteFailed",
     "Sampler",
+    "SamplerHandle",
     "Token",
     "Unsupported",
     "WrongType",
+    "adapters",
     "chat",
+    "children",
+    "embeds",
     "forward",
     "greedy",
+    "http",
     "kv",
     "log",
+    "mcp",
+    "messaging",
     "model",
     "queue",
     "runtime",
+    "scratch",
     "session",
+    "store",
     "tickets",
 ]

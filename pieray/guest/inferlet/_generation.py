@@ -13,7 +13,6 @@ from ._host import Err
 from ._stops import StopMatcher
 from ._waiting import wait_ticket, wait_tickets
 from .errors import InvalidRequest, error_of
-from .runtime import random_u64
 from .sampler import Sampler
 
 if TYPE_CHECKING:
@@ -103,8 +102,11 @@ class Generation:
     async def _run(self) -> AsyncIterator[Token]:
         """Forward, sample, wait, take: what a token costs is in this loop."""
         context, sequence = self._context, self._context.sequence
-        chain, num_left = self._chain(), context.room_for(self._rules.max_tokens)
-        sample, take = _host.forward.sample, _host.tickets.take_tokens
+        num_left = context.room_for(self._rules.max_tokens)
+        take = _host.tickets.take_tokens
+        opened = None if self._sampler.is_plain else self._sampler.handle(context.model)
+        sample = _host.forward.sample if opened is None else _host.forward.sample_with
+        chain = self._sampler.numbers() if opened is None else (opened.id,)
         handle, logprob = 0, None
         stream = models.TextStream(model=context.model)
         try:
@@ -133,14 +135,8 @@ class Generation:
         finally:
             sequence.abandon(handle)
             stream.close()
-
-    def _chain(self) -> tuple[float, int, float, float, int]:
-        """The sampler as the handler takes it."""
-        sampler = self._sampler
-        seed = sampler.seed
-        if seed is None:
-            seed = random_u64() if sampler.temperature else 0
-        return float(sampler.temperature), sampler.top_k, float(sampler.top_p), float(sampler.min_p), seed
+            if opened is not None:
+                opened.close()
 
     def _accept(self, token: int, logprob: float | None, stream: models.TextStream) -> str | None:
         """Take `token` in; the text that goes out, or None if the token ended it and leaves none."""

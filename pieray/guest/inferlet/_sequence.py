@@ -6,6 +6,7 @@ import contextlib
 
 from . import _host, _queues, kv
 from ._waiting import wait_ticket
+from .adapters import Adapter
 from .errors import BadHandle, InvalidRequest, raises
 
 #: Most pages asked for at one time beyond what the next pass needs.
@@ -19,10 +20,12 @@ class KvSequence:
     next one, later on the same queue, writes the same slots again.
     """
 
-    __slots__ = ("_capacity", "_in_flight", "_page_size", "_queue", "is_closed", "kv_len", "model", "pages")
+    __slots__ = ("_capacity", "_in_flight", "_page_size", "_queue", "adapter", "is_closed", "kv_len",
+                 "model", "pages")  # fmt: skip
 
-    def __init__(self, model: str = "") -> None:
+    def __init__(self, model: str = "", adapter: Adapter | None = None) -> None:
         self.model = model
+        self.adapter = adapter
         self.pages: list[int] = []
         self.kv_len = 0
         self.is_closed = False
@@ -45,6 +48,8 @@ class KvSequence:
         if self._queue is None:
             self._queue = _queues.acquire(self.model)
         handle: int = _host.forward.forward(self._queue, self.pages, self.kv_len, tokens, [], [])
+        if self.adapter is not None:
+            _host.forward.set_adapter(handle, self.adapter.id)
         self._in_flight = handle
         return handle
 
@@ -72,7 +77,7 @@ class KvSequence:
     def fork(self) -> KvSequence:
         """A second sequence on the same KV, copy-on-write."""
         self.check_open()
-        other = KvSequence(self.model)
+        other = KvSequence(self.model, self.adapter)
         used = self._num_pages(self.kv_len)
         if used:
             other.pages = kv.fork(self.pages[:used])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from . import _host
@@ -11,6 +11,7 @@ from ._chat import Chat
 from ._generation import Generation, rules_of
 from ._sequence import KvSequence
 from ._waiting import wait_ticket, wait_tickets
+from .adapters import Adapter
 from .errors import InvalidRequest, check_numbers, raises
 from .sampler import Sampler, sampler_of
 
@@ -26,9 +27,10 @@ class Context:
     context manager, or let it go: its pages are given back.
     """
 
-    def __init__(self, text: str | Sequence[int] = "", *, model: str = "") -> None:
+    def __init__(self, text: str | Sequence[int] = "", *, model: str = "", adapter: Adapter | None = None) -> None:
+        """`adapter`: LoRA, in all passes of this context and its forks."""
         self.model = model
-        self.sequence = KvSequence(model)
+        self.sequence = KvSequence(model, adapter)
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
         if len(text):
@@ -136,6 +138,8 @@ class Context:
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        typical_p: float | None = None,
+        logit_bias: Mapping[int | str, float] | None = None,
         seed: int | None = None,
         stop: str | Iterable[str | int] = (),
         stop_tokens: Iterable[int] | None = None,
@@ -150,7 +154,7 @@ class Context:
         if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):
             self.cue()
         rules = rules_of(max_tokens, stop, stop_tokens, self.model)
-        chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed)
+        chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed, typical_p, logit_bias)
         return Generation(self, chosen, rules, logprobs=logprobs)
 
     async def generate_text(self, max_tokens: int = 256, **options: Any) -> str:

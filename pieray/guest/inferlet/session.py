@@ -1,16 +1,26 @@
-"""The client of this inferlet."""
+"""The client of this inferlet.
+
+async for message in session:               # until it is cancelled: `break` on a word of your own
+    session.send(message.upper())
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
+from types import ModuleType
+from typing import Any
 
 from . import _host
 from ._waiting import wait_ticket
-from .errors import DeadlineExceeded, raises
+from .errors import DeadlineExceeded, InvalidRequest, raises
 from .tickets import take_text
 
-#: Tickets of receives whose waiter gave up: the next receive takes them over, so that no message is lost.
+#: Tickets of receives whose waiter gave up: the next receive takes them over, so that nothing is lost.
 _left: list[int] = []
+_left_files: list[int] = []
 
 
 @raises
@@ -19,14 +29,55 @@ def send(text: str) -> None:
     _host.session.send(text)
 
 
+def emit(name: str, value: Any = None) -> None:
+    """Send a structured event: a name, and a value that JSON can hold.  Raises InvalidRequest, QuotaExceeded."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the value of event {name!r} is JSON: {error}") from None
+    _emit(name, text)
+
+
+@raises
+def _emit(name: str, text: str) -> None:
+    _host.session.emit(name, text)
+
+
+@raises
+def send_file(path: str) -> None:
+    """Send a file of the scratch folder to the client.  Raises NotFound, QuotaExceeded."""
+    _host.session.send_file(path)
+
+
+async def receive(timeout: float | None = None) -> str:
+    """The client's next message.  Raises DeadlineExceeded (a TimeoutError) after `timeout` seconds."""
+    return await _next(_left, _ask, "message", timeout)
+
+
+async def receive_file(timeout: float | None = None) -> str:
+    """Path, in the scratch folder, of the client's next file.  Raises DeadlineExceeded after `timeout` seconds."""
+    return await _next(_left_files, _ask_file, "file", timeout)
+
+
+async def messages() -> AsyncIterator[str]:
+    """The client's messages as they come; `async for` over this module is the same."""
+    while True:
+        yield await receive()
+
+
 @raises
 def _ask() -> int:
     return int(_host.session.receive())
 
 
-async def receive(timeout: float | None = None) -> str:
-    """The client's next message.  Raises DeadlineExceeded (a TimeoutError) after `timeout` seconds."""
-    ticket = _left.pop() if _left else _ask()
+@raises
+def _ask_file() -> int:
+    return int(_host.session.receive_file())
+
+
+@raises
+async def _next(left: list[int], ask: Callable[[], int], what: str, timeout: float | None) -> str:
+    ticket = left.pop(0) if left else ask()
     is_taken = False
     try:
         if timeout is None:
@@ -36,7 +87,17 @@ async def receive(timeout: float | None = None) -> str:
         is_taken = True
         return str(take_text(ticket))
     except TimeoutError:
-        raise DeadlineExceeded(f"no message from the client within {timeout} s") from None
+        raise DeadlineExceeded(f"no {what} from the client within {timeout} s") from None
     finally:
         if not is_taken:
-            _left.append(ticket)
+            left.append(ticket)
+
+
+class _Session(ModuleType):
+    """This module, with `async for` over it."""
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return messages()
+
+
+sys.modules[__name__].__class__ = _Session

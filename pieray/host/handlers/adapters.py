@@ -2,8 +2,90 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
+from pieray.adapters import check_alpha
+from pieray.errors import PierayError, QuotaExceeded
+from pieray.host.adapters import AdapterDirectory, Load, Unload
 from pieray.host.handlers.base import HandlerGroup
+from pieray.host.outbox import Queue
+from pieray.host.state import InstanceState
+from pieray.host.tickets import Kind
+from pieray.messages import PRIVATE
+
+MAX_FILE = 32 << 20
+"""Bytes of an adapter that an inferlet loads: it travels to the batcher in one frame."""
 
 
 class AdapterHandlers(HandlerGroup):
-    """See `pieray/wit/pieray.wit`."""
+    """The engine's adapters by name, and the inferlet's own from its scratch folder."""
+
+    def __init__(self, state: InstanceState) -> None:
+        super().__init__(state)
+        self._adapter_queue = Queue(0)
+        self._next_adapter = PRIVATE
+        self._adapter_bytes_coming = 0
+
+    @property
+    def _known_adapters(self) -> AdapterDirectory:
+        return self._state.services.adapters
+
+    def adapters_names(self) -> Sequence[str]:
+        return self._known_adapters.names(self._state.launch.tenant)
+
+    def adapters_info(self, name: str) -> str:
+        return json.dumps(self._known_adapters.get(name, self._state.launch.tenant).public())
+
+    def adapters_open(self, name: str) -> int:
+        state = self._state
+        facts = self._known_adapters.get(name, state.launch.tenant)
+        with state.lock:
+            return state.adapters.put(facts.number)
+
+    def adapters_load(self, path: str, alpha: float) -> int:
+        state = self._state
+        check_alpha(alpha)
+        size, most = state.scratch.size(path), state.limits.adapter_bytes
+        if size > MAX_FILE:
+            raise QuotaExceeded(f"an adapter loaded from the scratch folder has at most {MAX_FILE} bytes; "
+                                f"{path!r} has {size}")  # fmt: skip
+        with state.lock:
+            if self._adapter_bytes_coming + size > most:
+                raise QuotaExceeded(f"adapter_bytes: the limit is {most}; {self._adapter_bytes_coming} are being "
+                                    f"loaded, {path!r} has {size} more")  # fmt: skip
+            state.adapters.check_room()
+            state.outbox.check_room()
+            ticket = state.tickets.issue(Kind.TOKENS)
+            number, self._next_adapter = self._next_adapter, self._next_adapter + 1
+            data = state.scratch.read(path)
+            self._adapter_bytes_coming += len(data)
+            state.outbox.stage(Load(ticket, self._adapter_queue, number, path, data, alpha, most, self._adapter_loaded))
+        return ticket
+
+    def adapters_close(self, adapter: int) -> None:
+        state = self._state
+        with state.lock:
+            if state.adapters.get(adapter) >= PRIVATE:
+                state.outbox.check_room()
+                self._unload_adapter(state.adapters.get(adapter))
+            state.adapters.pop(adapter)
+
+    def _adapter_loaded(self, load: Load, result: object) -> object:
+        """What the ticket of a load yields: a handle, unless it failed, or nobody wants it any more."""
+        state = self._state
+        self._adapter_bytes_coming -= load.num_bytes
+        if isinstance(result, PierayError):
+            return result
+        try:
+            if state.tickets.is_open(load.ticket):
+                return state.adapters.put(load.number).to_bytes(4, "little")
+        except QuotaExceeded as error:
+            result = error
+        self._unload_adapter(load.number)
+        return result
+
+    def _unload_adapter(self, number: int) -> None:
+        """Behind the passes that are enqueued: they still run through it."""
+        state = self._state
+        state.outbox.stage(Unload(state.tickets.number(), self._adapter_queue, number))

@@ -7,6 +7,7 @@ from typing import Any
 
 from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import HandlerGroup
+from pieray.models.chat_parse import parse_reply
 
 
 class ChatHandlers(HandlerGroup):
@@ -21,6 +22,10 @@ class ChatHandlers(HandlerGroup):
             tools=_objects("tools", tools, "{type, function}") if tools else None,
             add_generation_prompt=add_generation_prompt,
         )
+
+    def chat_parse(self, model: str, text: str) -> str:
+        self._check_text_size(text)
+        return parse_reply(self._state.models.get(model).tokenizer.spec.chat_template, text).to_json()
 
 
 def _objects(name: str, text: str, shape: str) -> list[dict[str, Any]]:

@@ -2,8 +2,154 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import secrets
+import time
+from typing import Any
+
+from pieray.errors import ConfigError, InvalidRequest, QuotaExceeded, Unsupported
+from pieray.host.family import Child, Family
 from pieray.host.handlers.base import HandlerGroup
+from pieray.host.limits import limits_within
+from pieray.host.opened import Opened
+from pieray.host.session import byte_size
+from pieray.host.state import InstanceState
+from pieray.host.tickets import Kind
+from pieray.manifest import is_spec
+from pieray.messages import Launch
+
+MAX_LIMITS_TEXT = 4096
+MAX_REASON = 1000
+INLINE = "child"
+"""Name of what is launched from source."""
 
 
 class ChildrenHandlers(HandlerGroup):
-    """See `pieray/wit/pieray.wit`."""
+    """Children by handle.  They run in the parent's name, within its limits and capabilities."""
+
+    def __init__(self, state: InstanceState) -> None:
+        super().__init__(state)
+        self._children: Opened[Child] = Opened("child handle", "tickets", state.limits.tickets)
+        self._children_deadline = time.monotonic() + state.limits.wall_time_s
+        self._family: Family | None = None
+
+    def children_launch(self, program: str, source: str, input: str, limits: str, link: str) -> int:
+        state = self._state
+        state.capabilities.require("children")
+        depth = state.launch.depth + 1
+        if depth > state.limits.child_depth:
+            raise QuotaExceeded(f"child_depth: the limit is {state.limits.child_depth} generations; "
+                                f"this would be number {depth}")  # fmt: skip
+        _check_program(program, source)
+        self._check_child_sizes(source, input)
+        self._children.check_room()
+        family = self._the_family()
+        name = program.partition("@")[0] or INLINE
+        message = Launch(
+            f"{name}-{secrets.token_hex(6)}", program or INLINE, f"{name}.py", source, b"", input,
+            self._child_limits(limits), dataclasses.asdict(state.capabilities), "", state.launch.user,
+            state.launch.tenant, state.instance_id, depth,
+        )  # fmt: skip
+        return self._children.put(family.launch(message, is_linked=link == "linked"))
+
+    def children_id(self, child: int) -> int:
+        found = self._children.get(child)
+        ticket = self._child_ticket(found, Kind.TEXT)
+        self._the_family().ask_id(found, ticket)
+        return ticket
+
+    def children_wait(self, child: int) -> int:
+        found = self._children.get(child)
+        ticket = self._child_ticket(found, Kind.TEXT)
+        self._the_family().wait(found, ticket)
+        return ticket
+
+    def children_receive(self, child: int) -> int:
+        found = self._children.get(child)
+        ticket = self._child_ticket(found, Kind.TEXT)
+        self._the_family().receive(found, ticket)
+        return ticket
+
+    def children_send(self, child: int, text: str) -> int:
+        state, found = self._state, self._children.get(child)
+        if (size := byte_size(text)) > state.limits.message_bytes:
+            raise QuotaExceeded(f"message_bytes: the limit is {state.limits.message_bytes}; given {size}")
+        ticket = state.begin(Kind.NONE)
+        try:
+            self._the_family().send(found, text, ticket)
+        except QuotaExceeded:
+            state.tickets.drop((ticket,))
+            raise
+        return ticket
+
+    def children_cancel(self, child: int, reason: str) -> int:
+        found = self._children.get(child)
+        ticket = self._state.begin(Kind.NONE)
+        self._the_family().kill(found, reason[:MAX_REASON] or "cancelled by its parent", ticket)
+        return ticket
+
+    def children_detach(self, child: int) -> int:
+        found = self._children.get(child)
+        ticket = self._state.begin(Kind.TEXT)
+        self._children.pop(child)
+        self._the_family().detach(found, ticket)
+        return ticket
+
+    def children_close(self, child: int) -> None:
+        self._the_family().close(self._children.pop(child))
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _the_family(self) -> Family:
+        state = self._state
+        if self._family is None:
+            if state.services.children is None:
+                raise Unsupported("children: this engine launches none")
+            self._family = Family(state, state.services.children)
+            state.closers.append(self._family.end)
+        return self._family
+
+    def _child_ticket(self, child: Child, kind: Kind) -> int:
+        """A ticket that its child forgets when the guest does."""
+        state, family = self._state, self._the_family()
+        ticket = state.begin(kind)
+        state.cancels[ticket] = lambda: family.forget(child, ticket)
+        return ticket
+
+    def _child_limits(self, text: str) -> dict[str, float]:
+        """The child's limits as far as they differ from the engine's: the parent's own, lowered to what was asked."""
+        state, service = self._state, self._state.services.children
+        assert service is not None
+        if len(text) > MAX_LIMITS_TEXT:
+            raise InvalidRequest(f"limits have at most {MAX_LIMITS_TEXT} characters of JSON; given {len(text)}")
+        try:
+            asked: Any = json.loads(text) if text.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"limits are JSON: {error}") from None
+        if not isinstance(asked, dict):
+            raise InvalidRequest(f"limits are a JSON object; given {type(asked).__name__}")
+        try:
+            limits = limits_within(state.limits, asked)
+        except ConfigError as error:
+            raise InvalidRequest(error.message.replace("this engine allows", "its parent has")) from None
+        left = self._children_deadline - time.monotonic()
+        limits = dataclasses.replace(limits, wall_time_s=max(0.0, min(limits.wall_time_s, left)))
+        theirs = dataclasses.asdict(service.ceiling)
+        return {name: value for name, value in dataclasses.asdict(limits).items() if value != theirs[name]}
+
+    def _check_child_sizes(self, source: str, input: str) -> None:
+        limits = self._state.limits
+        for name, limit, text in (
+            ("source_bytes", limits.source_bytes, source), ("message_bytes", limits.message_bytes, input),
+        ):  # fmt: skip
+            if (size := byte_size(text)) > limit:
+                raise QuotaExceeded(f"{name}: the limit is {limit}; given {size}")
+
+
+def _check_program(program: str, source: str) -> None:
+    if bool(program) == bool(source.strip()):
+        raise InvalidRequest(f"a child is a program by name, or source; given {'both' if program else 'neither'}")
+    if program and not is_spec(program):
+        raise InvalidRequest(f"a program's name is letters, digits and . _ -, perhaps with @version; "
+                             f"given {program[:100]!r}")  # fmt: skip

@@ -4,41 +4,109 @@ from __future__ import annotations
 
 import math
 
-from pieray.errors import BadHandle, InvalidRequest
+import numpy as np
+
+from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
+from pieray.host.embeds import joined
 from pieray.host.handlers.base import U32, HandlerGroup
+from pieray.host.masks import hide_runs, mask_bytes
 from pieray.host.outbox import Pass
 from pieray.host.tickets import Kind
-from pieray.messages import DISTRIBUTION, LOGITS, LOGPROBS, SAMPLE
+from pieray.host.verify import VerifyPass, check_tree
+from pieray.host.visibility import composed
+from pieray.messages import DISTRIBUTION, ENTROPY, HIDDEN, LOGITS, LOGPROBS, SAMPLE, SAMPLE_WITH
 
 
 class ForwardHandlers(HandlerGroup):
     """Forward passes.  What can be checked here is, so that a bad call fails at once, not in the batch."""
 
     def forward_forward(self, queue: int, pages: U32, kv_len: int, tokens: U32, positions: U32, mask: U32) -> int:
+        return self._enqueue(queue, pages, kv_len, tokens, positions, mask, [])
+
+    def forward_forward_embeds(
+        self, queue: int, pages: U32, kv_len: int, embeds: U32, positions: U32, mask: U32
+    ) -> int:
+        state = self._state
+        parts = [state.embeds.get(handle) for handle in embeds.tolist()]
+        num_rows, room = sum(part.num_rows for part in parts), len(pages) * state.pages.page_size
+        if num_rows > room:
+            raise InvalidRequest(f"{num_rows} rows do not fit in {len(pages)} pages, which have {room} slots")
+        num_bytes = sum(len(part.values) for part in parts)
+        if num_bytes > state.limits.message_bytes:
+            raise QuotaExceeded(f"message_bytes: the limit is {state.limits.message_bytes}; the embeddings of this "
+                                f"pass have {num_bytes}")  # fmt: skip
+        tokens, rows = joined(parts)
+        return self._enqueue(queue, pages, kv_len, tokens, positions, mask, rows)
+
+    def _enqueue(
+        self, queue: int, pages: U32, kv_len: int, tokens: U32, positions: U32, mask: U32, embeds: list[bytes]
+    ) -> int:
         state = self._state
         found = state.queue(queue)
-        info = state.models.get("").info
         num_tokens = len(tokens)
-        if num_tokens == 0:
-            raise InvalidRequest("a pass runs at least 1 token; given 0")
-        if int(tokens.max()) >= info.vocab_size:
-            raise InvalidRequest(f"token ids are below {info.vocab_size}; given {int(tokens.max())}")
-        last = int(positions.max()) if len(positions) else kv_len + num_tokens - 1
-        if last >= info.max_context:
-            raise InvalidRequest(f"positions are below {info.max_context}, the model's context; given {last}")
+        self._check_tokens(tokens, int(positions.max()) if len(positions) else kv_len + num_tokens - 1)
         if len(positions) not in (0, num_tokens):
             raise InvalidRequest(f"positions: none or one per token ({num_tokens}); given {len(positions)}")
-        bits = _mask_bytes(mask, num_tokens, kv_len)
+        bits = composed(state.pages.visible(pages, kv_len), num_tokens, _mask_bytes(mask, num_tokens, kv_len))
         with state.lock:
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.NONE)
             try:
-                prepared = state.pages.stage_forward(pages, kv_len, num_tokens)
+                prepared = state.pages.stage_forward(pages, kv_len, num_tokens, is_masked=True)
             except BaseException:
                 state.tickets.drop((ticket,))
                 raise
+            if embeds:
+                state.lineage.give_up()
             state.lineage.record_forward(prepared, kv_len, tokens, positions, bits)
-            state.outbox.stage(Pass(ticket, found, prepared, kv_len, tokens.tobytes(), positions.tobytes(), bits))
+            packed = tokens.tobytes(), positions.tobytes(), bits, embeds
+            state.outbox.stage(Pass(ticket, found, prepared, kv_len, *packed))
+        return ticket
+
+    def forward_mask_runs(self, pass_: int, row: int, runs: U32) -> None:
+        found, state = self._open_pass(pass_, row), self._state
+        width = found.kv_len + found.num_tokens
+        num_bytes = mask_bytes(found.num_tokens, width)
+        if num_bytes > state.limits.message_bytes:
+            raise QuotaExceeded(f"message_bytes: the limit is {state.limits.message_bytes}; the mask of this pass has "
+                                f"{num_bytes}")  # fmt: skip
+        mask = found.mask if isinstance(found.mask, bytearray) else bytearray(found.mask or b"\xff" * num_bytes)
+        hide_runs(mask, row, width, runs)
+        found.mask = mask
+        with state.lock:
+            state.lineage.give_up()
+
+    def forward_set_adapter(self, pass_: int, adapter: int) -> None:
+        found, state = self._unsent(pass_), self._state
+        found.adapter = state.adapter(adapter)
+        if found.adapter:
+            with state.lock:
+                state.lineage.give_up()
+
+    def forward_verify(
+        self, queue: int, pages: U32, kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: int, adapter: int
+    ) -> int:
+        state = self._state
+        found, spec, number = state.queue(queue), state.sampler(sampler), state.adapter(adapter)
+        depth = check_tree(len(drafts), parents)
+        self._check_tokens(tokens, kv_len + len(tokens) + depth - 1)
+        self._check_tokens(np.concatenate((tokens, drafts)), 0)
+        seen = state.pages.visible(pages, kv_len)
+        visible = b"" if seen is None else np.packbits(seen, bitorder="little").tobytes()
+        with state.lock:
+            state.outbox.check_room()
+            ticket = state.tickets.issue(Kind.TOKENS)
+            try:
+                prepared = state.pages.stage_verify(pages, kv_len, len(tokens) + len(drafts), is_masked=True)
+            except BaseException:
+                state.tickets.drop((ticket,))
+                raise
+            state.lineage.record_copy(prepared)
+            prepared.frame_copies = []
+            state.outbox.stage(VerifyPass(
+                ticket, found, prepared, pages=state.pages, lineage=state.lineage, kv_len=kv_len, tokens=tokens,
+                drafts=drafts, parents=parents, sampler=spec, adapter=number, visible=visible,
+            ))  # fmt: skip
         return ticket
 
     def forward_sample(
@@ -49,6 +117,12 @@ class ForwardHandlers(HandlerGroup):
         _check_finite("top-p", top_p, 0.0, 1.0)
         _check_finite("min-p", min_p, 0.0, 1.0)
         return self._ask(found, Kind.TOKENS, [SAMPLE, row, temperature, top_k, top_p, min_p, seed])
+
+    def forward_sample_with(self, pass_: int, row: int, sampler: int) -> int:
+        found = self._open_pass(pass_, row)
+        wire = self._state.sampler(sampler).to_wire()
+        self._count(found, sum(len(part) for part in wire if isinstance(part, bytes)))
+        return self._ask(found, Kind.TOKENS, [SAMPLE_WITH, row, wire])
 
     def forward_distribution(self, pass_: int, row: int, k: int) -> int:
         found = self._open_pass(pass_, row)
@@ -63,22 +137,52 @@ class ForwardHandlers(HandlerGroup):
         if len(tokens) == 0 or int(tokens.max()) >= vocab:
             given = "none" if len(tokens) == 0 else str(int(tokens.max()))
             raise InvalidRequest(f"token ids, at least one, are below {vocab}; given {given}")
+        self._count(found, tokens.nbytes)
         return self._ask(found, Kind.FLOATS, [LOGPROBS, row, tokens.tobytes()])
 
     def forward_logits(self, pass_: int, row: int) -> int:
         return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [LOGITS, row])
 
+    def forward_entropy(self, pass_: int, row: int) -> int:
+        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [ENTROPY, row])
+
+    def forward_hidden(self, pass_: int, row: int) -> int:
+        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [HIDDEN, row])
+
+    def _check_tokens(self, tokens: U32, last: int) -> None:
+        """Raise InvalidRequest unless there are tokens, of the vocabulary, and `last` is a position of the model."""
+        info = self._state.models.get("").info
+        if len(tokens) == 0:
+            raise InvalidRequest("a pass runs at least 1 token; given 0")
+        if int(tokens.max()) >= info.vocab_size:
+            raise InvalidRequest(f"token ids are below {info.vocab_size}; given {int(tokens.max())}")
+        if last >= info.max_context:
+            raise InvalidRequest(f"positions are below {info.max_context}, the model's context; given {last}")
+
     def _open_pass(self, handle: int, row: int) -> Pass:
-        """A pass that can still be asked for outputs of `row`: its guest alone sends it, so it stays so."""
+        """A pass that can still be asked for outputs of `row`."""
+        found = self._unsent(handle)
+        if row >= found.num_tokens:
+            raise InvalidRequest(f"rows of this pass are below {found.num_tokens}; given {row}")
+        return found
+
+    def _unsent(self, handle: int) -> Pass:
+        """A pass that can still be changed: its guest alone sends it, so it stays so."""
         state = self._state
         found = state.outbox.passes.get(handle)
         if found is None and not state.tickets.is_open(handle):
             raise BadHandle(f"pass {handle} is not open")
         if found is None or found.is_sent:
             raise InvalidRequest(f"pass {handle} is sent already: ask for its outputs before waiting or flushing")
-        if row >= found.num_tokens:
-            raise InvalidRequest(f"rows of this pass are below {found.num_tokens}; given {row}")
         return found
+
+    def _count(self, found: Pass, num_bytes: int) -> None:
+        """Raise QuotaExceeded when what a pass carries for its outputs would pass `Limits.message_bytes`."""
+        limit = self._state.limits.message_bytes
+        if found.output_bytes + num_bytes > limit:
+            raise QuotaExceeded(f"message_bytes: the limit is {limit}; the outputs of this pass have "
+                                f"{found.output_bytes}, one more has {num_bytes}")  # fmt: skip
+        found.output_bytes += num_bytes
 
     def _ask(self, found: Pass, kind: Kind, request: list[object]) -> int:
         state = self._state

@@ -2,8 +2,109 @@
 
 from __future__ import annotations
 
-from pieray.host.handlers.base import HandlerGroup
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pieray.errors import InvalidRequest, PierayError, QuotaExceeded
+from pieray.host.handlers.base import U32, HandlerGroup
+from pieray.host.session import byte_size
+from pieray.host.state import InstanceState
+from pieray.host.tickets import Kind
+
+if TYPE_CHECKING:
+    from pieray.grammar import Grammar, Matcher
+
+MAX_ACCEPTED = 4096
+"""Tokens in one call of `accept`: it runs on the thread of all guests."""
 
 
 class GrammarHandlers(HandlerGroup):
-    """See `pieray/wit/pieray.wit`."""
+    """Matchers are answered here; grammars are compiled by `Services.grammars`.
+
+    `state.lock` guards the table: compiled grammars come in on a thread of the service.
+    """
+
+    def __init__(self, state: InstanceState) -> None:
+        super().__init__(state)
+        self._num_compiling = 0
+
+    def grammar_compile(self, model: str, kind: str, text: str) -> int:
+        state = self._state
+        served = state.models.get(model)
+        limit, size = state.limits.grammar_bytes, byte_size(text)
+        if size > limit:
+            raise QuotaExceeded(f"grammar_bytes: the limit is {limit}; given {size}")
+        with state.lock:
+            self._check_room()
+            self._num_compiling += 1
+            ticket = state.begin(Kind.TOKENS)
+        take_back = state.services.grammars.compile(
+            served, kind, text, state.launch.tenant, state.limits.grammar_time_s,
+            lambda found: self._compiled(ticket, found),
+        )  # fmt: skip
+        if not state.tickets.ready([ticket]):
+            state.cancels[ticket] = lambda: self._cancel(take_back)
+        return ticket
+
+    def _cancel(self, take_back: Callable[[], bool]) -> None:
+        if take_back():
+            with self._state.lock:
+                self._num_compiling -= 1
+
+    def _compiled(self, ticket: int, found: Grammar | PierayError) -> None:
+        """The service is done, on whatever thread."""
+        state = self._state
+        with state.lock:
+            self._num_compiling -= 1
+            if isinstance(found, PierayError):
+                state.complete(ticket, found)
+                return
+            handle = state.matchers.put(found.matcher())
+            if not state.complete(ticket, handle.to_bytes(4, "little")):
+                state.matchers.pop(handle)
+
+    def _check_room(self) -> None:
+        limit, used = self._state.limits.plans, len(self._state.matchers) + self._num_compiling
+        if used >= limit:
+            raise QuotaExceeded(f"plans: the limit is {limit} matchers open; one more was asked for")
+
+    def grammar_fork(self, matcher: int) -> int:
+        state = self._state
+        found = self._matcher(matcher)
+        with state.lock:
+            self._check_room()
+            return state.matchers.put(found.fork())
+
+    def grammar_accept(self, matcher: int, tokens: U32) -> int:
+        found = self._matcher(matcher)
+        most = self._state.models.get("").info.max_context
+        if len(tokens) > MAX_ACCEPTED:
+            raise InvalidRequest(f"accept takes at most {MAX_ACCEPTED} tokens in one call; given {len(tokens)}")
+        if len(found.consumed) + len(tokens) > most:
+            raise InvalidRequest(f"a text is at most {most} tokens long, the model's context; this one has "
+                                 f"{len(found.consumed)}, given {len(tokens)} more")  # fmt: skip
+        return found.accept(tokens.tolist())
+
+    def grammar_rollback(self, matcher: int, count: int) -> None:
+        self._matcher(matcher).rollback(count)
+
+    def grammar_mask(self, matcher: int) -> U32:
+        mask = self._matcher(matcher).mask_bytes()
+        return np.frombuffer(mask.ljust(-(-len(mask) // 4) * 4, b"\0"), "<u4")
+
+    def grammar_forced(self, matcher: int) -> Sequence[int]:
+        return self._matcher(matcher).forced()
+
+    def grammar_is_complete(self, matcher: int) -> bool:
+        return self._matcher(matcher).is_complete
+
+    def grammar_free(self, matcher: int) -> None:
+        with self._state.lock:
+            self._state.matchers.pop(matcher)
+
+    def _matcher(self, handle: int) -> Matcher:
+        """Raises BadHandle."""
+        found: Matcher = self._state.matchers.get(handle)
+        return found

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pieray.errors import QuotaExceeded
+from pieray.host.exports import PageRequests, check_name
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.outbox import Command
+from pieray.host.session import byte_size
+from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
 
 
 class KvHandlers(HandlerGroup):
     """KV pages."""
+
+    def __init__(self, state: InstanceState) -> None:
+        super().__init__(state)
+        self._requests = PageRequests(state)
 
     def kv_page_size(self) -> int:
         return self._state.pages.page_size
@@ -42,3 +50,53 @@ class KvHandlers(HandlerGroup):
             state.lineage.record_copy(prepared)
             state.outbox.stage(Command(ticket, found, prepared))
         return ticket
+
+    def kv_mask(self, page: int, offset: int, count: int, visible: bool) -> None:
+        state = self._state
+        with state.lock:
+            state.pages.mask(page, offset, count, is_visible=visible)
+
+    def kv_truncate(self, pages: U32, num_tokens: int) -> None:
+        state = self._state
+        with state.lock:
+            state.pages.truncate(pages, num_tokens)
+
+    def kv_reserve(self, count: int) -> int:
+        with self._state.lock:
+            return self._requests.reserve(count)
+
+    def kv_idle(self, pages: U32) -> None:
+        state = self._state
+        with state.lock:
+            state.pages.frame_ids(pages)
+            state.outbox.idle()
+
+    def kv_export_pages(
+        self, name: str, pages: U32, num_tokens: int, meta: str, access: str, ttl_ms: int, pinned: bool, replace: bool
+    ) -> int:
+        state = self._state
+        check_name(name)
+        limit, size = state.limits.message_bytes, byte_size(meta)
+        if size > limit:
+            raise QuotaExceeded(f"message_bytes: the limit is {limit}; the meta has {size}")
+        with state.lock:
+            lent = state.pages.lend(pages, num_tokens)
+            try:
+                return self._requests.export(lent, name, meta, access, ttl_ms, pinned=pinned, replace=replace)
+            except BaseException:
+                state.pages.end_loan(lent)
+                raise
+
+    def kv_import_pages(self, name: str) -> int:
+        check_name(name)
+        with self._state.lock:
+            return self._requests.open(name)
+
+    def kv_unexport(self, name: str, access: str) -> int:
+        check_name(name)
+        with self._state.lock:
+            return self._requests.remove(name, access)
+
+    def kv_list_exports(self, prefix: str) -> int:
+        with self._state.lock:
+            return self._requests.names(prefix)

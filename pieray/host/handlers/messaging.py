@@ -1,9 +1,95 @@
-"""WIT interface `messaging`: messages between inferlets."""
+"""WIT interface `messaging`: messages between inferlets of a tenant, by way of the Broker."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from pieray.errors import PeerLost
+from pieray.host.broker_calls import ANSWER_S, BrokerCalls, keep
 from pieray.host.handlers.base import HandlerGroup
+from pieray.host.opened import Opened
+from pieray.host.state import InstanceState
+from pieray.host.tickets import Kind
+from pieray.messages import Broadcast, Next, Pull, Push, Subscribe, Unsubscribe
+
+
+@dataclass(slots=True)
+class _Subscription:
+    number: int  # the actor's, at the Broker
+    generation: int = 0  # of the connection that it was made over
 
 
 class MessagingHandlers(HandlerGroup):
-    """See `pieray/wit/pieray.wit`."""
+    """See `pieray/wit/pieray.wit`.  A text that was pulled and not taken goes back to its place."""
+
+    def __init__(self, state: InstanceState) -> None:
+        super().__init__(state)
+        self._broker = BrokerCalls(state)
+        self._subscriptions: Opened[_Subscription] = Opened("subscription", "subscriptions", state.limits.subscriptions)
+        state.closers.append(self._close_subscriptions)
+
+    def messaging_push(self, queue: str, text: str, timeout_ms: int) -> int:
+        who = self._who()
+        self._broker.check_name("queue name", queue)
+        size = self._broker.check_text(text)
+        return self._broker.ask(Kind.NONE, lambda n: Push(n, *who, queue, text, timeout_ms), num_bytes=size,
+                                within_s=timeout_ms / 1e3 + ANSWER_S)  # fmt: skip
+
+    def messaging_pull(self, queue: str) -> int:
+        who = self._who()
+        self._broker.check_name("queue name", queue)
+        settle = keep(self._broker.client)
+        return self._broker.ask(Kind.TEXT, lambda n: Pull(n, *who, queue), settle=settle)
+
+    def messaging_broadcast(self, topic: str, text: str, timeout_ms: int) -> int:
+        who = self._who()
+        self._broker.check_name("topic name", topic)
+        size = self._broker.check_text(text)
+        return self._broker.ask(Kind.NONE, lambda n: Broadcast(n, *who, topic, text, timeout_ms), num_bytes=size,
+                                within_s=timeout_ms / 1e3 + ANSWER_S)  # fmt: skip
+
+    def messaging_subscribe(self, topic: str) -> int:
+        who = self._who()
+        self._broker.check_name("topic name", topic)
+        client = self._broker.client
+        found = _Subscription(client.new_number())
+        handle = self._subscriptions.put(found)
+
+        def make(number: int) -> Subscribe:
+            found.generation = client.generation
+            return Subscribe(number, *who, topic, found.number)
+
+        try:
+            return self._broker.ask(
+                Kind.TOKENS, make, within_s=ANSWER_S, value=lambda _: handle.to_bytes(4, "little"),
+                settle=lambda _, is_taken: self._settled(handle, is_taken),
+            )  # fmt: skip
+        except BaseException:
+            self._subscriptions.drop(handle)
+            raise
+
+    def messaging_next(self, subscription: int) -> int:
+        self._who()
+        found = self._subscriptions.get(subscription)
+        if found.generation not in (0, self._broker.client.generation):  # 0: it is still to be made
+            raise PeerLost("the Broker that kept this subscription is gone; subscribe again")
+        settle = keep(self._broker.client)
+        return self._broker.ask(Kind.TEXT, lambda n: Next(n, found.number), settle=settle)
+
+    def messaging_unsubscribe(self, subscription: int) -> None:
+        self._who()
+        self._broker.client.tell(Unsubscribe(self._subscriptions.pop(subscription).number))
+
+    def _who(self) -> tuple[str, str]:
+        """Tenant and inferlet; raises Denied."""
+        self._state.capabilities.require("messaging")
+        return self._state.launch.tenant, self._state.instance_id
+
+    def _settled(self, handle: int, is_taken: bool) -> None:
+        """Close a subscription that the guest will never hear of."""
+        if not is_taken and (found := self._subscriptions.drop(handle)) is not None:
+            self._broker.client.tell(Unsubscribe(found.number))
+
+    def _close_subscriptions(self) -> None:
+        for found in self._subscriptions.values():
+            self._broker.client.tell(Unsubscribe(found.number))

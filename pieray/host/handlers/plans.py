@@ -2,8 +2,154 @@
 
 from __future__ import annotations
 
-from pieray.host.handlers.base import HandlerGroup
+from typing import Any
+
+import numpy as np
+
+from pieray.errors import InvalidRequest
+from pieray.host.handlers.base import U32, HandlerGroup
+from pieray.host.opened import Opened
+from pieray.host.plans import ENDED, READY, Plan
+from pieray.host.state import InstanceState
+from pieray.host.tickets import Kind
+
+MAX_STOP_TOKENS = 1024
+MAX_STOP_TEXTS = 64
+MAX_STOP_CHARACTERS = 16384
+"""Of all stop texts together: each is looked for at each token, on the thread that steps the model."""
+MAX_DRAFTS = 15
 
 
 class PlanHandlers(HandlerGroup):
-    """See `pieray/wit/pieray.wit`."""
+    """Plans.  What can be checked here is, so that a bad plan fails at once, not in the batch."""
+
+    def __init__(self, state: InstanceState) -> None:
+        super().__init__(state)
+        self._plans: Opened[Plan] = Opened("plan", "plans", state.limits.plans)
+
+    def plans_create(self, queue: int, pages: U32, kv_len: int, tokens: U32, max_tokens: int, sampler: int) -> int:
+        state = self._state
+        found, info, size = state.queue(queue), state.models.get("").info, state.pages.page_size
+        self._check_plan_tokens("tokens", tokens)
+        if len(tokens) == 0 or max_tokens == 0:
+            raise InvalidRequest(f"a plan runs and draws at least 1 token; given {len(tokens)} and {max_tokens}")
+        end = kv_len + len(tokens) + max_tokens - 1
+        if end > info.max_context:
+            raise InvalidRequest(f"a plan fits in the model's context of {info.max_context}; kv-len {kv_len} + "
+                                 f"{len(tokens)} tokens + max-tokens {max_tokens} - 1 is {end}")  # fmt: skip
+        if end > len(pages) * size:
+            raise InvalidRequest(f"a plan's pages have room for kv-len + tokens + max-tokens - 1, {end} tokens; "
+                                 f"{len(pages)} pages of {size} were given")  # fmt: skip
+        chain = state.sampler(sampler)
+        with state.lock:
+            state.pages.frame_ids(pages)
+            used = pages[: -(-end // size)].copy()
+            return self._plans.put(Plan(state, found, used, kv_len, tokens, max_tokens, chain))
+
+    # --- what it draws with ----------------------------------------------------------------------
+
+    def plans_set_sampler(self, plan: int, sampler: int) -> None:
+        self._change(plan, sampler=self._state.sampler(sampler))
+
+    def plans_set_stop(self, plan: int, tokens: U32, texts: list[str]) -> None:
+        num_characters = sum(map(len, texts))
+        if len(tokens) > MAX_STOP_TOKENS or len(texts) > MAX_STOP_TEXTS or num_characters > MAX_STOP_CHARACTERS:
+            raise InvalidRequest(f"at most {MAX_STOP_TOKENS} stop tokens, and {MAX_STOP_TEXTS} texts of together "
+                                 f"{MAX_STOP_CHARACTERS} characters; given {len(tokens)}, {len(texts)} and "
+                                 f"{num_characters}")  # fmt: skip
+        if "" in texts:
+            raise InvalidRequest("a stop text has at least 1 character; one was empty")
+        self._change(plan, stop_tokens=tokens.astype("<u4").tobytes(), stop_texts=tuple(texts))
+
+    def plans_set_grammar(self, plan: int, matcher: int) -> None:
+        found = self._state.matchers.get(matcher) if matcher else None
+        grammar: tuple[Any, ...] = ()
+        if found is not None:
+            grammar = found.grammar.kind, found.grammar.text, np.array(found.consumed, "<u4").tobytes()
+        num_drawn = self._plans.get(plan).num_drawn
+        self._change(plan, grammar=grammar, num_taken=num_drawn)
+
+    def plans_set_adapter(self, plan: int, adapter: int) -> None:
+        self._change(plan, adapter=self._state.adapter(adapter))
+
+    def plans_set_drafter(self, plan: int, num_drafts: int, history: U32) -> None:
+        if num_drafts > MAX_DRAFTS:
+            raise InvalidRequest(f"a plan drafts at most {MAX_DRAFTS} tokens a step; given {num_drafts}")
+        self._check_plan_tokens("history", history)
+        limit = self._state.models.get("").info.max_context
+        if len(history) > limit:
+            raise InvalidRequest(f"a history has at most {limit} tokens, the model's context; given {len(history)}")
+        self._change(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
+
+    def plans_score(self, plan: int) -> None:
+        with self._state.lock:
+            found = self._plans.get(plan)
+            if found.state != READY:
+                raise InvalidRequest(f"score: ask for it before start; this plan is {found.state}")
+            found.settings.is_scored = True
+
+    def _change(self, plan: int, **values: Any) -> None:
+        with self._state.lock:
+            found = self._plans.get(plan)
+            found.check_editable()
+            for name, value in values.items():
+                setattr(found.settings, name, value)
+
+    # --- running ---------------------------------------------------------------------------------
+
+    def plans_start(self, plan: int) -> None:
+        with self._state.lock:
+            found = self._plans.get(plan)
+            self._state.queue(found.queue.handle)
+            found.start()
+
+    def plans_resume(self, plan: int) -> None:
+        with self._state.lock:
+            found = self._plans.get(plan)
+            self._state.queue(found.queue.handle)
+            found.resume()
+
+    def plans_next(self, plan: int) -> int:
+        return self._next(plan, Kind.TOKENS)
+
+    def plans_next_scored(self, plan: int) -> int:
+        if not self._plans.get(plan).settings.is_scored:
+            raise InvalidRequest("next-scored: call score before start")
+        return self._next(plan, Kind.DISTRIBUTION)
+
+    def _next(self, plan: int, kind: Kind) -> int:
+        state = self._state
+        with state.lock:
+            found = self._plans.get(plan)
+            if found.state == READY:
+                raise InvalidRequest("next: the plan is not started")
+            ticket = state.tickets.issue(kind)
+            found.next(ticket, is_scored=kind is Kind.DISTRIBUTION)
+        return ticket
+
+    def plans_pause(self, plan: int) -> int:
+        with self._state.lock:
+            return self._plans.get(plan).pause()
+
+    def plans_cancel(self, plan: int) -> int:
+        with self._state.lock:
+            return self._plans.get(plan).cancel()
+
+    def plans_truncate(self, plan: int, num_tokens: int) -> None:
+        with self._state.lock:
+            self._plans.get(plan).truncate(num_tokens)
+
+    def plans_state(self, plan: int) -> str:
+        with self._state.lock:
+            return self._plans.get(plan).describe()
+
+    def plans_close(self, plan: int) -> None:
+        with self._state.lock:
+            found = self._plans.pop(plan)
+            if found.state != ENDED:
+                found.end()
+
+    def _check_plan_tokens(self, name: str, tokens: U32) -> None:
+        vocab = self._state.models.get("").info.vocab_size
+        if len(tokens) and int(tokens.max()) >= vocab:
+            raise InvalidRequest(f"{name}: token ids are below {vocab}; given {int(tokens.max())}")

@@ -2,8 +2,59 @@
 
 from __future__ import annotations
 
-from pieray.host.handlers.base import HandlerGroup
+import dataclasses
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from pieray.errors import InvalidRequest
+from pieray.host.handlers.base import U32, HandlerGroup
+from pieray.host.samplers import MAX_BIAS, SamplerSpec
 
 
 class SamplerHandlers(HandlerGroup):
-    """See `pieray/wit/pieray.wit`."""
+    """A handle names a chain as it is now: a change makes a new value, and what was asked for keeps the old one."""
+
+    def samplers_create(
+        self, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float, seed: int
+    ) -> int:
+        _check_range("temperature", temperature, math.inf)
+        for name, value in (("top-p", top_p), ("min-p", min_p), ("typical-p", typical_p)):
+            _check_range(name, value, 1.0)
+        return self._state.samplers.put(SamplerSpec(temperature, top_k, top_p, min_p, typical_p, seed))
+
+    def samplers_bias(self, sampler: int, tokens: U32, values: npt.NDArray[np.float32]) -> None:
+        found = self._state.samplers.get(sampler)
+        vocab = self._state.models.get("").info.vocab_size
+        if len(tokens) != len(values):
+            raise InvalidRequest(f"a bias has one value per token; given {len(tokens)} tokens, {len(values)} values")
+        if len(tokens) > MAX_BIAS:
+            raise InvalidRequest(f"a bias names at most {MAX_BIAS} tokens (see samplers.allow); given {len(tokens)}")
+        if len(tokens) and int(tokens.max()) >= vocab:
+            raise InvalidRequest(f"token ids are below {vocab}; given {int(tokens.max())}")
+        if len(np.unique(tokens)) != len(tokens):
+            raise InvalidRequest("a bias names each token once; one was given twice")
+        if not (values < np.inf).all():
+            raise InvalidRequest("values of a bias are finite, or -inf; given NaN or inf")
+        changed = dataclasses.replace(
+            found, bias_tokens=tokens.astype("<u4").tobytes(), bias_values=values.astype("<f4").tobytes()
+        )
+        self._state.samplers.replace(sampler, changed)
+
+    def samplers_allow(self, sampler: int, mask: U32) -> None:
+        found = self._state.samplers.get(sampler)
+        vocab = self._state.models.get("").info.vocab_size
+        num_words = -(-vocab // 32)
+        if len(mask) not in (0, num_words):
+            raise InvalidRequest(f"a mask of {vocab} tokens takes {num_words} words, or none; given {len(mask)}")
+        allowed = mask.astype("<u4").tobytes()[: -(-vocab // 8)]
+        self._state.samplers.replace(sampler, dataclasses.replace(found, allowed=allowed))
+
+    def samplers_free(self, sampler: int) -> None:
+        self._state.samplers.pop(sampler)
+
+
+def _check_range(name: str, value: float, high: float) -> None:
+    if not 0.0 <= value <= high or math.isinf(value):
+        raise InvalidRequest(f"{name} is a finite number from 0.0 to {high}; given {value}")

@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import HandlerGroup
+from pieray.host.scratch import from_base64, to_base64
+
+MAX_CALL_BYTES = 1 << 20
+"""Moved in one call at most: it runs on the thread of all guests."""
 
 
 class ScratchHandlers(HandlerGroup):
-    """See `pieray/wit/pieray.wit`."""
+    """The scratch folder; bytes travel as base64."""
+
+    def scratch_write(self, path: str, data: str, append: bool) -> None:
+        if len(data) > MAX_CALL_BYTES * 4 // 3 + 4:
+            raise InvalidRequest(f"one call writes at most {MAX_CALL_BYTES} bytes; given about {len(data) * 3 // 4}; "
+                                 "write the rest with `append`")  # fmt: skip
+        self._state.scratch.write(path, from_base64(data), append=append)
+
+    def scratch_read(self, path: str, offset: int, count: int) -> str:
+        """At most 1 MiB, however much is asked for."""
+        return to_base64(self._state.scratch.read(path, offset, min(count, MAX_CALL_BYTES)))
+
+    def scratch_size(self, path: str) -> int:
+        return self._state.scratch.size(path)
+
+    def scratch_names(self, prefix: str) -> list[str]:
+        return self._state.scratch.names(prefix)
+
+    def scratch_remove(self, path: str) -> None:
+        self._state.scratch.remove(path)

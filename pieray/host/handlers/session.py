@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
+from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.tickets import Kind
 
+MAX_NAME = 128
+
 
 class SessionHandlers(HandlerGroup):
-    """Messages to and from the client."""
+    """Messages, events and files to and from the client."""
 
     def session_send(self, text: str) -> None:
         self._state.log.send(text)
@@ -17,3 +22,28 @@ class SessionHandlers(HandlerGroup):
         ticket = state.tickets.issue(Kind.TEXT)
         state.mailbox.receive(ticket)
         return ticket
+
+    def session_emit(self, name: str, value: str) -> None:
+        if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+            raise InvalidRequest(f"the name of an event has from 1 to {MAX_NAME} printable characters; given {name!r}")
+        self._check_text_size(value)  # it is parsed here
+        try:
+            json.loads(value, parse_constant=_no_json)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"the value of event {name!r} is not JSON: {error}") from None
+        self._state.log.emit(name, value)
+
+    def session_send_file(self, path: str) -> None:
+        state = self._state
+        state.log.send_file(path, state.scratch.read(path))
+
+    def session_receive_file(self) -> int:
+        state = self._state
+        ticket = state.begin(Kind.TEXT)
+        state.cancels[ticket] = lambda: state.files.cancel(ticket)
+        state.files.receive(ticket)
+        return ticket
+
+
+def _no_json(name: str) -> None:
+    raise ValueError(f"{name} is none")

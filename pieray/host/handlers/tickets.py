@@ -57,6 +57,8 @@ class TicketHandlers(HandlerGroup):
         for ticket in asked:
             state.cancel(ticket)
         state.tickets.drop(asked)
+        for ticket in asked:
+            state.settle(ticket, is_taken=False)
 
     def _take(self, ticket: int, kind: Kind) -> Any:
         state = self._state
@@ -64,6 +66,7 @@ class TicketHandlers(HandlerGroup):
             return state.tickets.take(ticket, kind)
         finally:
             if not state.tickets.is_open(ticket):
+                state.settle(ticket, is_taken=True)
                 if kind is Kind.TEXT:
                     state.mailbox.taken(ticket)
                 with state.lock:

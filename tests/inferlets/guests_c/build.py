@@ -15,7 +15,7 @@ from pieray.errors import PierayError
 from pieray.toolchain import c, component, find
 
 HERE = Path(__file__).resolve().parent
-GUESTS = ("completion", "misbehave")
+GUESTS = ("completion", "misbehave", "fuzz")
 HEADERS = ("pieray.h", "guest.h")
 
 
@@ -31,7 +31,8 @@ def missing_tools() -> list[str]:
 
 
 def sources(guest: str) -> dict[str, Path]:
-    return {f"{guest}.c": HERE / f"{guest}.c", **{name: c.HEADERS / name for name in HEADERS}}
+    own = ("fuzz.c", "calls.h") if guest == "fuzz" else (f"{guest}.c",)
+    return {**{name: HERE / name for name in own}, **{name: c.HEADERS / name for name in HEADERS}}
 
 
 def digest(path: Path) -> str:
@@ -46,7 +47,10 @@ def build(guest: str, out: Path) -> Path:
 
 
 def main(out: Path) -> None:
+    import calls  # beside this file: there when it runs as a script
+
     manifest = {}
+    (HERE / "calls.h").write_text(calls.header())
     for guest in GUESTS:
         target = build(guest, out)
         manifest[target.name] = {

@@ -18,8 +18,16 @@ class FakeLink:
 
     def __init__(self) -> None:
         self.killed: list[str] = []
+        self.sent: list[str] = []
+        self.files: list[tuple[str, bytes]] = []
+        self.on_text: Callable[[str], None] = lambda _: None
 
-    def send_text(self, instance_id: str, text: str, timeout_s: float) -> None: ...
+    def send_text(self, instance_id: str, text: str, timeout_s: float) -> None:
+        self.sent.append(text)
+        self.on_text(text)
+
+    def send_file(self, instance_id: str, name: str, data: bytes, timeout_s: float) -> None:
+        self.files.append((name, data))
 
     def install(self, program: ProgramSource) -> dict[str, Any]:
         self.installed[program.name] = program
@@ -51,6 +59,8 @@ class FakeEngine:
 
     texts: Sequence[str] = ("19",)
     logs: Sequence[str] = ()
+    others: Sequence[tuple[str, str]] = ()
+    """Kind and text of further events."""
     result: Any = None
     error: PierayError | None = None
     refusal: BaseException | None = None
@@ -58,18 +68,23 @@ class FakeEngine:
     start_settings: dict[str, Any] = field(default_factory=dict)
     connected_to: list[tuple[str, str]] = field(default_factory=list)
     launches: list[dict[str, Any]] = field(default_factory=list)
+    mcp: Any = None
     is_closed: bool = False
     link: FakeLink = field(default_factory=FakeLink)
     installed: dict[str, ProgramSource] = field(default_factory=dict)
     on_launch: Callable[[], None] = lambda: None
 
-    def launch(self, program: Any, input: Any = None, /, *, limits: Any = None, **arguments: Any) -> Process:
+    def launch(
+        self, program: Any, input: Any = None, /, *, limits: Any = None, mcp: Any = None, **arguments: Any
+    ) -> Process:
+        self.mcp = mcp
         self.on_launch()
         if self.refusal is not None:
             raise self.refusal
         self.launches.append({"name": program.name, "arguments": {**(input or {}), **arguments}, "limits": limits})
         process = Process("fake-1", program.name, self.link)
         told = [("text", text) for text in self.texts] + [("log", line) for line in self.logs]
+        told.extend(self.others)
         if self.error is not None:
             told.append(("error", json.dumps({"code": self.error.code, "message": self.error.message})))
         elif self.ends:
@@ -82,6 +97,9 @@ class FakeEngine:
 
     def models(self) -> list[dict[str, Any]]:
         return [{"name": "pie-tiny", "num_pages": 64, "device": "cpu"}]
+
+    def adapters(self) -> list[dict[str, Any]]:
+        return [{"name": "tiny", "rank": 8, "alpha": 16.0, "targets": ["q_proj"], "num_bytes": 64, "owner": "me"}]
 
     def install(self, program: ProgramSource) -> dict[str, Any]:
         self.installed[program.name] = program

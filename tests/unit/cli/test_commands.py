@@ -34,6 +34,11 @@ def test_ps_prints_rows_for_programs_and_people(engine: FakeEngine, call: Call, 
     assert call("ps").stdout == "fake-1\tfake\trunning\t0.50\t3\t-\n"
 
 
+def test_adapters_are_listed(engine: FakeEngine, call: Call, is_up: UpState) -> None:
+    assert json.loads(call("adapters", "--json").stdout) == engine.adapters()
+    assert call("adapters").stdout == "tiny\t8\t16.00\t64\tme\n"
+
+
 def test_kill_ends_one_and_an_unknown_id_exits_2(engine: FakeEngine, call: Call, is_up: UpState) -> None:
     assert call("kill", "fake-1").exit_code == 0
     assert engine.link.killed == ["fake-1"]

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fake_model as lm
+from fake_samplers import FakeSamplers
 
 from inferlet._host import INTERFACES
 from pieray.errors import BadHandle, InvalidRequest, Pending, PierayError, QuotaExceeded, WrongType
@@ -47,7 +48,7 @@ class Pass:
     outputs: list[tuple[int, int, Callable[[int, int], tuple[str, Any]]]] = field(default_factory=list)
 
 
-class FakeHost:
+class FakeHost(FakeSamplers):
     """`order` (a seed) answers commands one or a few at a wait, in random order; None answers all at once."""
 
     def __init__(
@@ -75,6 +76,7 @@ class FakeHost:
         self.logs: list[tuple[str, str]] = []
         self.clock = 0.0
         self.calls: list[str] = []
+        self.samplers: dict[int, Any] = {}
         self.num_passes = 0
         self.num_computed = 0
         self.fail_pass: Callable[[Pass], PierayError | None] = lambda _: None
@@ -373,8 +375,9 @@ class FakeHost:
             raise BadHandle(f"{what} is not this inferlet's")
 
     def assert_clean(self) -> None:
-        """Nothing is left: pages, tickets, text streams."""
-        left = {"pages": self.pages, "streams": self.streams, "tickets": self.pending - set(self.receivers)}
+        """Nothing is left: pages, tickets, text streams, samplers."""
+        tickets = self.pending - set(self.receivers)
+        left = {"pages": self.pages, "streams": self.streams, "samplers": self.samplers, "tickets": tickets}
         assert not any(left.values()), left
 
 

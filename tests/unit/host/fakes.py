@@ -41,6 +41,8 @@ class FakeDevice:
     def __init__(self) -> None:
         self.posted: list[Message] = []
         self.leases: list[tuple[int, float]] = []
+        self.asked: list[Message] = []
+        self.released: list[int] = []
         self.error: Exception | None = None
 
     def post(self, messages: Sequence[Message]) -> None:
@@ -53,6 +55,15 @@ class FakeDevice:
             raise self.error
         assert inferlet == NUMBER
         self.leases.append((count, deadline_s))
+
+    def ask_ledger(self, message: Message) -> None:
+        if self.error is not None:
+            raise self.error
+        self.asked.append(message)
+
+    def release(self, inferlet: int, pages: Sequence[int]) -> None:
+        assert inferlet == NUMBER
+        self.released.extend(pages)
 
 
 class Bench:

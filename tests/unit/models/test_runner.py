@@ -59,6 +59,11 @@ def test_an_invalid_item_fails_alone(runner: ModelRunner) -> None:
         Sample(-22),
         Sample(params=SamplingParams(-1)),
         Sample(allowed=b"x"),
+        Sample(bias=(u32([96]), np.ones(1, np.float32))),
+        Sample(bias=(u32([9]), np.array([np.nan], np.float32))),
+        Sample(bias=(u32([9]), np.array([np.inf], np.float32))),
+        Sample(bias=(u32([9]), np.ones(2, np.float32))),
+        Sample(params=SamplingParams(typical_p=2.0)),
         Logprobs(0, (96,)),
         Distribution(k=-1),
     ],
@@ -66,6 +71,24 @@ def test_an_invalid_item_fails_alone(runner: ModelRunner) -> None:
 def test_an_invalid_output_request_fails_its_item(wanted: Sample, runner: ModelRunner) -> None:
     (result,) = runner.step([Sequence(runner, 0, 4).item(PROMPT)], [[wanted]])
     assert isinstance(result, InvalidRequest)
+
+
+def test_bias_and_mask_choose_the_token_and_a_chain_without_one_fails_alone(runner: ModelRunner) -> None:
+    nothing, everything = bytes(12), b"\xff" * 12
+    only_5 = np.packbits(np.arange(96) == 5, bitorder="little").tobytes()
+    ban_5 = (u32([5]), np.array([-np.inf], np.float32))
+    push_7 = (u32([7]), np.array([1e6], np.float32))
+    wanted = [
+        Sample(allowed=nothing), Sample(allowed=only_5), Sample(allowed=only_5, bias=ban_5), Sample(bias=push_7),
+        Sample(allowed=everything), Sample(), Sample(params=SamplingParams(9.0, seed=1), allowed=only_5),
+    ]  # fmt: skip
+    (result,) = runner.step([Sequence(runner, 0, 4).item(PROMPT)], [wanted])
+    assert isinstance(result, list)
+    assert isinstance(result[0], InvalidRequest)
+    assert isinstance(result[2], InvalidRequest)
+    assert "allows no token" in result[2].message
+    assert (result[1], result[3], result[6]) == (5, 7, 5)
+    assert result[4] == result[5]
 
 
 def test_a_poisoned_context_fails_alone(runner: ModelRunner) -> None:

@@ -11,6 +11,7 @@ import torch
 from pieray.errors import InvalidRequest
 from pieray.models.sampler import (
     SamplingParams,
+    add_bias,
     distribution,
     filtered,
     logprobs,
@@ -24,7 +25,7 @@ LOGITS = torch.from_numpy(np.random.default_rng(5).standard_normal((4, 40), dtyp
 
 
 def plain(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
-    """Probabilities after temperature, top_k, top_p and min_p, one step at a time, one row, sorted lists."""
+    """Probabilities after temperature, top_k, top_p, min_p and typical_p, one step at a time, one row, sorted lists."""
     scores = logits.astype(np.float64) / params.temperature
     probs = np.exp(scores - scores.max())
     if params.top_k:
@@ -38,6 +39,13 @@ def plain(logits: np.ndarray, params: SamplingParams) -> np.ndarray:
                 probs[token] = 0
             reached += probs[token]
     probs[probs < params.min_p * probs.max()] = 0
+    probs /= probs.sum()
+    if params.typical_p < 1:
+        kept = np.flatnonzero(probs)
+        entropy = -(probs[kept] * np.log(probs[kept])).sum()
+        order = kept[np.argsort(np.abs(-np.log(probs[kept]) - entropy))]
+        num_kept = int((np.cumsum(probs[order]) < params.typical_p).sum()) + 1
+        probs[order[num_kept:]] = 0
     return probs / probs.sum()
 
 
@@ -53,6 +61,10 @@ FILTERS = [
     SamplingParams(1.0, min_p=0.1),
     SamplingParams(1.0, min_p=1.0),
     SamplingParams(1.5, top_k=9, top_p=0.8, min_p=0.05),
+    SamplingParams(1.0, typical_p=0.0),
+    SamplingParams(1.0, typical_p=0.5),
+    SamplingParams(0.8, typical_p=0.95),
+    SamplingParams(1.3, top_k=20, top_p=0.95, min_p=0.01, typical_p=0.7),
 ]
 
 
@@ -72,9 +84,10 @@ def test_filters_are_those_of_transformers() -> None:
         warpers = [hf.TopKLogitsWarper(given.top_k)] if given.top_k else []
         warpers += [hf.TopPLogitsWarper(given.top_p)] if 0 < given.top_p < 1 else []
         warpers += [hf.MinPLogitsWarper(given.min_p)] if given.min_p else []
+        warpers += [hf.TypicalLogitsWarper(given.typical_p)] if 0 < given.typical_p < 1 else []
         for warper in warpers:
             scores = warper(None, scores)
-        if given.top_p > 0:  # transformers refuses 0
+        if given.top_p > 0 and given.typical_p > 0:  # transformers refuses 0
             want = scores.isinf()
             assert torch.equal(filtered(LOGITS, [given] * len(LOGITS)).isinf(), want), given
 
@@ -149,6 +162,8 @@ def test_uniforms_are_uniform_and_free_of_pattern() -> None:
         (SamplingParams(top_k=-1), "top_k is -1"),
         (SamplingParams(top_p=1.5), r"top_p is 1.5; it must be in \[0.0, 1.0\]"),
         (SamplingParams(min_p=-0.1), "min_p is -0.1"),
+        (SamplingParams(typical_p=1.1), "typical_p is 1.1"),
+        (SamplingParams(typical_p=math.nan), "typical_p is nan"),
     ],
 )
 def test_parameters_out_of_range_are_named(given: SamplingParams, says: str) -> None:
@@ -164,6 +179,17 @@ def test_a_mask_leaves_only_what_it_allows() -> None:
     assert torch.equal(masked[[0, 2, 3]], LOGITS[[0, 2, 3]])
     tokens = sample(masked[1:2].expand(50, -1), [SamplingParams(5.0)] * 50, range(50))
     assert set(tokens.tolist()) == {3, 17}
+
+
+def test_a_bias_moves_the_distribution_and_bans() -> None:
+    ids, values = np.array([3, 17], np.uint32), np.array([2.5, -math.inf], np.float32)
+    biased = add_bias(LOGITS, [None, (ids, values), None, (ids[:1], values[:1])])
+    assert torch.equal(biased[[0, 2]], LOGITS[[0, 2]])
+    torch.testing.assert_close(biased[[1, 3], 3], LOGITS[[1, 3], 3] + 2.5)
+    assert biased[1, 17] == -math.inf
+    assert biased[3, 17] == LOGITS[3, 17]
+    draws = sample(biased[1:2].expand(300, -1), [SamplingParams(20.0)] * 300, range(300))
+    assert set(draws.tolist()) == set(range(40)) - {17}
 
 
 def test_distribution_and_logprobs_agree_with_softmax() -> None:

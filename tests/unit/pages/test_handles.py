@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
-from pieray.pages.handles import NeedPages, PageSpace, Prepared
+from pieray.pages.handles import PageSpace, Prepared
 
 
 def u32(*numbers: int) -> np.ndarray:
@@ -17,10 +17,15 @@ def space_with(num_pages: int, page_size: int = 4, limit: int = 64) -> PageSpace
     return space
 
 
+def bound(space: PageSpace, staged: Prepared) -> Prepared:
+    """The staged command with its pages."""
+    assert space.bind(staged), f"{space.shortfall([staged])} pages are short"
+    return staged
+
+
 def run(space: PageSpace, handles: np.ndarray, kv_len: int, num_tokens: int) -> tuple[list[int], list]:
     """A forward from staging to the end: its pages and copies."""
-    prepared = space.prepare_forward(handles, kv_len, num_tokens)
-    assert isinstance(prepared, Prepared), prepared
+    prepared = bound(space, space.stage_forward(handles, kv_len, num_tokens))
     space.finish(prepared)
     space.check()
     return prepared.pages.tolist(), prepared.copies
@@ -108,11 +113,9 @@ def test_pages_are_bound_at_first_use_in_order():
 def test_short_memory_changes_nothing_and_says_how_much():
     space = space_with(1)
     handles = space.alloc(3)
-    assert space.need(handles, 0, 12) == 3
-    assert space.prepare_forward(handles, 0, 12) == NeedPages(2)
-    assert (space.num_spare, space.num_bound) == (1, 0)
     staged = space.stage_forward(handles, 0, 12)
     assert not space.bind(staged)
+    assert (space.num_spare, space.num_bound) == (1, 0)
     assert space.shortfall([staged]) == 2
     space.grant([7, 8])
     assert space.shortfall([staged]) == 0
@@ -138,16 +141,16 @@ def test_freed_pages_go_back_to_spare_and_surplus_leaves_with_the_oldest():
 def test_page_in_flight_is_not_reused_before_its_command_ends():
     space = space_with(1)
     handles = space.alloc(1)
-    first = space.prepare_forward(handles, 0, 1)
-    second = space.prepare_forward(handles, 1, 1)
+    first = bound(space, space.stage_forward(handles, 0, 1))
+    second = bound(space, space.stage_forward(handles, 1, 1))
     space.free(handles)
     space.check()
-    other = space.alloc(1)
-    assert space.prepare_forward(other, 0, 1) == NeedPages(1)
+    other = space.stage_forward(space.alloc(1), 0, 1)
+    assert not space.bind(other)
     space.finish(first)
-    assert space.prepare_forward(other, 0, 1) == NeedPages(1)
+    assert not space.bind(other)
     space.finish(second)
-    assert run(space, other, 0, 1) == ([100], [])
+    assert bound(space, other).pages.tolist() == [100]
 
 
 def test_frames_that_nothing_uses_are_reported_once():
@@ -244,7 +247,6 @@ def test_writing_through_both_handles_of_a_fork_in_one_pass():
     run(space, page, 0, 2)
     twin = space.fork(page)
     both = np.concatenate((page, twin))
-    assert space.need(both, 2, 4) == 1
     assert run(space, both, 2, 4) == ([101, 100], [(100, 0, 101, 0, 2)])
     assert space.frame_ids(both).tolist() == [2, 1]
 
@@ -273,7 +275,7 @@ def test_copy_between_pages():
     space = space_with(8)
     a, b = space.alloc(2).tolist()
     run(space, u32(a), 0, 3)
-    prepared = space.prepare_copy(a, 1, b, 0, 2)
+    prepared = bound(space, space.stage_copy(a, 1, b, 0, 2))
     assert (prepared.copies, prepared.pages.tolist()) == ([(100, 1, 101, 0, 2)], [100, 101])
     space.finish(prepared)
     run(space, u32(b), 2, 1)
@@ -284,7 +286,7 @@ def test_copy_into_a_shared_page_copies_the_rest_of_it_first():
     a, b = space.alloc(2).tolist()
     run(space, u32(a, b), 0, 8)
     twin = int(space.fork(u32(b))[0])
-    prepared = space.prepare_copy(a, 0, twin, 1, 2)
+    prepared = bound(space, space.stage_copy(a, 0, twin, 1, 2))
     assert prepared.copies == [(101, 0, 102, 0, 1), (101, 3, 102, 3, 1), (100, 0, 102, 1, 2)]
     space.finish(prepared)
     space.check()
@@ -314,7 +316,7 @@ def test_slots_of_a_failed_command_count_as_not_written():
     space = space_with(8)
     handles = space.alloc(2)
     run(space, handles, 0, 2)
-    failed = space.prepare_forward(handles, 2, 4)
+    failed = bound(space, space.stage_forward(handles, 2, 4))
     behind = space.stage_forward(handles, 6, 1)
     space.finish(failed, is_ok=False)
     assert space.bind(behind)

@@ -65,7 +65,7 @@ def test_shared_page_is_free_only_when_its_last_holder_gives_it_back():
     assert counts(ledger) == (3, 1, 0)
     assert ledger.release(B, [0]) == 1
     assert counts(ledger) == (4, 0, 0)
-    with pytest.raises(InvalidRequest, match="not leased"):
+    with pytest.raises(InvalidRequest, match="not leased or exported"):
         ledger.share(B, [0])
 
 
@@ -135,11 +135,59 @@ def test_page_shared_with_a_dead_peer_stays_leased_and_is_quarantined_when_its_l
     assert counts(ledger) == (2, 0, 0)
 
 
+def test_what_an_export_keeps_is_cached_once_its_holders_are_gone_and_comes_free_when_it_is_dropped():
+    ledger = PageLedger(4)
+    ledger.lease(A, 3)
+    ledger.keep(A, [0, 2])
+    assert (counts(ledger), ledger.num_cached) == ((1, 3, 0), 0)
+    assert ledger.close(A) == 1  # page 1
+    assert (counts(ledger), ledger.num_cached) == ((2, 0, 0), 2)
+    assert ledger.lease(B, 3) is None
+    ledger.share(B, [0, 2])
+    assert (counts(ledger), ledger.num_cached) == ((2, 2, 0), 0)
+    assert ledger.drop([0, 2]) == 0  # whoever has imported keeps them
+    assert ledger.close(B) == 2
+    assert counts(ledger) == (4, 0, 0)
+
+
+def test_export_made_by_a_peer_that_died_later_stays_and_its_pages_are_not_free_before_the_fence():
+    ledger = PageLedger(4)
+    ledger.lease(A, 2)
+    ledger.keep(A, [0])
+    ledger.drop_peer("peer-a", fenced=False)
+    assert (counts(ledger), ledger.num_cached) == ((2, 0, 1), 1)
+    ledger.share(B, [0])
+    assert (counts(ledger), ledger.num_cached) == ((2, 1, 1), 0)
+    ledger.release(B, [0])
+    assert ledger.drop([0]) == 0
+    assert (counts(ledger), ledger.num_cached) == ((2, 0, 2), 0)
+    assert ledger.fence("peer-a") == 2
+    assert counts(ledger) == (4, 0, 0)
+    with pytest.raises(InvalidRequest, match=r"\[0\] are not held"):
+        ledger.keep(A, [0])
+
+
+def test_a_holder_may_have_a_page_several_times_and_gives_it_back_as_often():
+    ledger = PageLedger(4)
+    ledger.lease(A, 1)
+    ledger.share(A, [0])
+    ledger.share(A, [0])
+    assert ledger.pages_of(A) == [0]
+    assert ledger.release(A, [0]) == 0
+    with pytest.raises(InvalidRequest, match="not that often"):
+        ledger.release(A, [0, 0, 0])
+    assert ledger.release(A, [0, 0]) == 1
+    ledger.lease(A, 2)
+    ledger.share(A, [0])
+    assert ledger.close(A) == 2
+    assert counts(ledger) == (4, 0, 0)
+
+
 def test_imbalance_is_reported_with_every_term():
     ledger = PageLedger(4)
     ledger.lease(A, 1)
     ledger._free.pop()
-    with pytest.raises(PierayError, match=r"free 2 \+ leased 1 .* \+ quarantined 0 .* total 4"):
+    with pytest.raises(PierayError, match=r"free 3 .*leased 1 .*cached 0 .*quarantined 0 .*free list 2; total 4"):
         ledger.check()
 
 
@@ -148,7 +196,7 @@ def test_books_balance_after_any_operations_and_the_pool_is_full_again(seed):
     rng = random.Random(seed)
     ledger = PageLedger(24, max_pages_per_holder=10)
     holders = [Holder(f"p{i}", j) for i in range(3) for j in range(3)]
-    dead: set[str] = set()
+    kept: list[list[int]] = []
     for _ in range(300):
         holder, held = rng.choice(holders), []
         held = ledger.pages_of(holder)
@@ -163,9 +211,18 @@ def test_books_balance_after_any_operations_and_the_pool_is_full_again(seed):
                 case 5:
                     other = ledger.pages_of(rng.choice(holders))
                     ledger.share(holder, rng.sample(other, rng.randint(0, min(3, len(other)))))
+                    if rng.random() < 0.5:
+                        kept.append(rng.sample(held, rng.randint(0, min(3, len(held)))))
+                        try:
+                            ledger.keep(holder, kept[-1])
+                        except PeerLost:
+                            kept.pop()
+                    elif kept:
+                        ledger.share(holder, kept[-1])
+                case 6 if kept and rng.random() < 0.5:
+                    ledger.drop(kept.pop(rng.randrange(len(kept))))
                 case 6 if rng.random() < 0.3:
                     ledger.drop_peer(holder.peer_id, fenced=rng.random() < 0.3)
-                    dead.add(holder.peer_id)
                 case 7:
                     ledger.fence(holder.peer_id)
         except (InvalidRequest, QuotaExceeded, PeerLost):
@@ -173,4 +230,8 @@ def test_books_balance_after_any_operations_and_the_pool_is_full_again(seed):
         ledger.check()
     for i in range(3):
         ledger.drop_peer(f"p{i}", fenced=True)
+    assert ledger.num_cached == len({page for pages in kept for page in pages})
+    for pages in kept:
+        ledger.drop(pages)
     assert counts(ledger) == (24, 0, 0)
+    assert ledger.num_cached == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pieray.errors import InvalidRequest, Unsupported
-from pieray.pages.handles import PageSpace, Prepared
+from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import CopyStep, ForwardStep, Lineage, Step
 
 PAGE = 4
@@ -67,8 +67,8 @@ class Guest:
         self.handles = [handle for handle in self.handles if handle not in handles]
 
     def forward(self, handles, kv_len, tokens, positions=(), mask=b"") -> None:
-        prepared = self.space.prepare_forward(np.array(handles, np.uint32), kv_len, len(tokens))
-        assert isinstance(prepared, Prepared)
+        prepared = self.space.stage_forward(np.array(handles, np.uint32), kv_len, len(tokens))
+        assert self.space.bind(prepared)
         tokens, positions = np.array(tokens, np.uint32), np.array(positions, np.uint32)
         self.lineage.record_forward(prepared, kv_len, tokens, positions, mask)
         for copy in prepared.frame_copies:
@@ -78,8 +78,8 @@ class Guest:
         self.space.finish(prepared)
 
     def copy(self, src, src_offset, dst, dst_offset, count) -> None:
-        prepared = self.space.prepare_copy(src, src_offset, dst, dst_offset, count)
-        assert isinstance(prepared, Prepared)
+        prepared = self.space.stage_copy(src, src_offset, dst, dst_offset, count)
+        assert self.space.bind(prepared)
         self.lineage.record_copy(prepared)
         for copy in prepared.frame_copies:
             self.memory.run(CopyStep(*copy))

@@ -7,7 +7,7 @@ from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.messages import LOGITS, SAMPLE, Completed, CopyTokens, Forward, Message
 from pieray.models.runner import ModelRunner
-from pieray.pages.handles import PageSpace, Prepared
+from pieray.pages.handles import PageSpace
 from pieray.sched.core import BatcherCore
 
 PROMPT = [int(token) for token in np.random.default_rng(7).integers(0, 200, 50)]
@@ -27,8 +27,8 @@ class Guest:
         self.space.grant(list(range(8 * number, 8 * number + 8)))
 
     def messages(self, handles, kv_len, tokens, tag, *fields) -> list[Message]:
-        prepared = self.space.prepare_forward(handles, kv_len, len(tokens))
-        assert isinstance(prepared, Prepared)
+        prepared = self.space.stage_forward(handles, kv_len, len(tokens))
+        assert self.space.bind(prepared)
         self.space.finish(prepared)
         self.ticket += 3
         out: list[Message] = []

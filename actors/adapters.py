@@ -1,0 +1,78 @@
+"""The adapters of an engine: those of its settings, and those that clients have loaded, kept for a new batcher."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from pieray.actors.pool import Member
+from pieray.errors import EngineError, InvalidRequest, ModelError, NotFound, QuotaExceeded
+from pieray.raycalls import ask_actor
+
+log = logging.getLogger(__name__)
+
+FIRST_NUMBER = 1 << 16
+"""Below are those of the settings, which the batcher numbers."""
+MAX_LOADED = 1024
+LOAD_S = 120.0
+
+
+@dataclass(slots=True)
+class _Loaded:
+    number: int
+    file: dict[str, Any]  # fields of AdapterFile, without `data`
+    data: Any  # in Ray's object store
+    owner: str
+    facts: dict[str, Any]
+
+
+class AdapterShelf:
+    """Not thread-safe: the Supervisor holds its lock."""
+
+    def __init__(self) -> None:
+        self._settings: list[dict[str, Any]] = []
+        self._loaded: list[_Loaded] = []
+        self._next = FIRST_NUMBER
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Of all, as `AdapterFacts.from_wire` takes them."""
+        return [*self._settings, *(one.facts for one in self._loaded)]
+
+    def give_to(self, batcher: Member, settings: list[dict[str, Any]]) -> None:
+        """A new batcher has those of the settings; it gets the others.  One that it does not take is forgotten."""
+        kept = []
+        for one in self._loaded:
+            try:
+                one.facts = self._load(batcher, one.number, one.file, one.data, one.owner)
+                kept.append(one)
+            except (ModelError, QuotaExceeded) as error:
+                log.warning("adapter %r was not loaded again: %s", one.file["name"], error)
+        self._settings, self._loaded = settings, kept
+
+    def add(self, batcher: Member, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
+        """Load one; its facts.  Raises InvalidRequest (the name is taken), ModelError, QuotaExceeded."""
+        name = file["name"]
+        if any((one["name"], one["owner"]) == (name, owner) for one in self.facts()):
+            raise InvalidRequest(f"{owner or 'the engine'} has an adapter {name!r} already; unload it first")
+        if len(self._loaded) >= MAX_LOADED:
+            raise EngineError(f"an engine keeps at most {MAX_LOADED} loaded adapters; {name!r} would be one more")
+        number, self._next = self._next, self._next + 1
+        kept = ray.put(data)
+        facts = self._load(batcher, number, file, kept, owner)
+        self._loaded.append(_Loaded(number, file, kept, owner, facts))
+        return facts
+
+    def remove(self, name: str, owner: str) -> int:
+        """Forget one; its number.  Raises NotFound."""
+        for one in self._loaded:
+            if (one.file["name"], one.owner) == (name, owner):
+                self._loaded.remove(one)
+                return one.number
+        raise NotFound(f"{owner or 'the engine'} has loaded no adapter {name!r}")
+
+    def _load(self, batcher: Member, number: int, file: dict[str, Any], data: Any, owner: str) -> dict[str, Any]:
+        facts: dict[str, Any] = ask_actor(batcher.handle, "add_adapter", number, file, data, owner, timeout_s=LOAD_S)
+        return facts

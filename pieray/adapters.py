@@ -1,0 +1,115 @@
+"""LoRA adapters as files and as facts (Hu et al. 2021): read by clients and batchers, without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pieray.errors import InvalidRequest, ModelError
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+MAX_NAME = 128
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """An adapter as it travels: safetensors bytes, named as PEFT names its tensors, and how they are scaled."""
+
+    name: str
+    data: bytes
+    alpha: float = 0.0  # 0: the rank
+    is_rank_stabilized: bool = False  # scaled by alpha / sqrt(rank) (Kalajdzievski 2023), not alpha / rank
+    source: str = ""  # where it was read, for errors
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFacts:
+    """What an InferletActor knows of an adapter that the engine's owner has loaded."""
+
+    name: str
+    number: int
+    """The batcher's number for it."""
+    rank: int
+    """The greatest, where they differ."""
+    alpha: float
+    targets: tuple[str, ...]
+    """"q_proj", "down_proj", ..."""
+    num_bytes: int
+    """On the device."""
+    owner: str = ""
+    """The tenant that may open it; "": all."""
+
+    def public(self) -> dict[str, Any]:
+        """As guests and `pieray adapters` are told."""
+        return {
+            "name": self.name, "rank": self.rank, "alpha": self.alpha, "targets": list(self.targets),
+            "num_bytes": self.num_bytes, "owner": self.owner,
+        }  # fmt: skip
+
+    def to_wire(self) -> dict[str, Any]:
+        return {"number": self.number, **self.public()}
+
+    @classmethod
+    def from_wire(cls, facts: Mapping[str, Any]) -> AdapterFacts:
+        return cls(**{**facts, "targets": tuple(facts["targets"])})
+
+
+def read_adapter(name: str, source: str | Path | bytes, alpha: float | None = None, *, max_bytes: int) -> AdapterFile:
+    """An adapter from a safetensors file, from a folder as PEFT saves it, or from a file's bytes.
+
+    `alpha` None: the folder's, else the rank.  Raises InvalidRequest (name, alpha), ModelError (the file).
+    """
+    check_name(name)
+    check_alpha(alpha or 0.0)
+    if isinstance(source, bytes):
+        _check_size(f"adapter {name!r}", len(source), max_bytes)
+        return AdapterFile(name, source, alpha or 0.0, source=f"adapter {name!r}")
+    path, scaling = Path(source).expanduser(), (0.0, False)
+    if path.is_dir():
+        scaling, path = _scaling(path / CONFIG), path / WEIGHTS
+    try:
+        _check_size(str(path), path.stat().st_size, max_bytes)
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: an adapter is a safetensors file, or a folder with {WEIGHTS}: {error}") from error
+    return AdapterFile(name, data, scaling[0] if alpha is None else alpha, scaling[1], source=str(path))
+
+
+def check_name(name: str) -> None:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise InvalidRequest(f"an adapter's name has from 1 to {MAX_NAME} printable characters; given {name!r:.200}")
+
+
+def check_alpha(alpha: float) -> None:
+    if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha >= 0):
+        raise InvalidRequest(f"alpha is a finite number, 0 (the rank) or more; given {alpha!r}")
+
+
+def _check_size(what: str, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise ModelError(f"{what}: model.adapter_bytes is {max_bytes}; the file has {size} bytes")
+
+
+def _scaling(path: Path) -> tuple[float, bool]:
+    """(alpha, whether rank-stabilized) of an adapter_config.json; ModelError for what is not computed here."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path}: expected an object, found {type(raw).__name__}")
+    for key, supported in (("peft_type", "LORA"), ("bias", "none")):
+        if raw.get(key, supported) != supported:
+            raise ModelError(f"{path}: {key} is {raw[key]!r}; supported: {supported!r}")
+    for key in ("use_dora", "fan_in_fan_out", "alpha_pattern", "modules_to_save"):
+        if raw.get(key):
+            raise ModelError(f"{path}: {key} is {raw[key]!r}; supported: none")
+    alpha = raw.get("lora_alpha", 0.0)
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha < 0:
+        raise ModelError(f"{path}: lora_alpha is {alpha!r}; supported: a finite number, 0 or more")
+    return float(alpha), bool(raw.get("use_rslora"))

@@ -1,0 +1,65 @@
+"""LoRA adapters: open or load one, and run passes through it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from . import _host
+from ._waiting import wait_ticket
+from .errors import raises
+from .tickets import take_tokens
+
+
+class Adapter:
+    """An open adapter, for `forward.forward` and `Context`.  Close it, use it in `with`, or let the host do it."""
+
+    __slots__ = ("_is_closed", "id", "name")
+
+    def __init__(self, id: int, name: str) -> None:
+        self.id = id
+        self.name = name
+        self._is_closed = False
+
+    @raises
+    def close(self) -> None:
+        """Give the handle back; passes enqueued already still run through the adapter.  Idempotent."""
+        if not self._is_closed:
+            self._is_closed = True
+            _host.adapters.close(self.id)
+
+    def __enter__(self) -> Adapter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def names() -> list[str]:
+    """Names of the adapters that this inferlet may open."""
+    return list(_host.adapters.names())
+
+
+@raises
+def info(name: str) -> dict[str, Any]:
+    """name, rank, alpha, targets, num_bytes, owner"""
+    return dict(json.loads(_host.adapters.info(name)))
+
+
+@raises
+def open(name: str) -> Adapter:  # noqa: A001 - the handler's name
+    """An adapter of the engine's, by name.  Raises NotFound."""
+    return Adapter(_host.adapters.open(name), name)
+
+
+async def load(path: str, alpha: float = 0.0) -> Adapter:
+    """Load an adapter for this inferlet alone from a safetensors file in the scratch folder, named as PEFT names its
+    tensors.  `alpha` 0: the rank.  Raises InvalidRequest naming the tensor, QuotaExceeded, NotFound."""
+    ticket = _ask(path, float(alpha))
+    await wait_ticket(ticket)
+    return Adapter(take_tokens(ticket)[0], path)
+
+
+@raises
+def _ask(path: str, alpha: float) -> int:
+    return int(_host.adapters.load(path, alpha))

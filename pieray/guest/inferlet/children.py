@@ -1,0 +1,160 @@
+"""Inferlets that this one launches.  Capability: children."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import linecache
+import sys
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from typing import Any
+
+from . import _host
+from ._waiting import wait_ticket
+from .errors import Cancelled, DeadlineExceeded, InvalidRequest, raises
+from .tickets import take_none, take_text
+
+
+def launch(
+    program: str | Callable[..., Any] = "",
+    /,
+    *,
+    source: str = "",
+    limits: Mapping[str, float] | None = None,
+    linked: bool = False,
+    **arguments: Any,
+) -> Child:
+    """Launch a program by name, Python `source`, or a function of this program, with `arguments` for its main.
+
+    A function runs in a child of its own, on this program's source: its arguments and its result travel as JSON,
+    nothing else does.  `linked`: if the child fails, so does this inferlet.  If it cannot be launched, waiting for
+    it tells.
+    """
+    name = ""
+    if isinstance(program, str):
+        name = program
+    else:
+        source = _source_of(program)
+    try:
+        text = json.dumps(arguments, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(f"the arguments of a child are JSON: {error}") from None
+    return Child(_launch(name, source, text, json.dumps(dict(limits)) if limits else "", linked))
+
+
+@raises
+def _launch(program: str, source: str, text: str, limits: str, linked: bool) -> int:
+    link = _host.LinkKind.LINKED if linked else _host.LinkKind.NONE
+    return int(_host.children.launch(program, source, text, limits, link))
+
+
+def _source_of(function: Callable[..., Any]) -> str:
+    """This program's source, with `function` as its main."""
+    name = getattr(function, "__name__", "")
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    if module is None or getattr(module, name, None) is not function or not inspect.isfunction(function):
+        raise InvalidRequest(f"a child runs a function of this program's top level; given {function!r}")
+    lines = linecache.getlines(str(module.__file__))
+    if not lines:
+        raise InvalidRequest(f"the source of {name} is not known here; give source=")
+    return "".join(lines) + ("" if name == "main" else f"\n\nmain = {name}\n")
+
+
+class Child:
+    """A child: await it for its result, iterate it for the texts that it sends, close it or leave it to the end.
+
+    It ends with this inferlet unless it is detached.  `async with` closes it, which ends it if it runs.
+    """
+
+    def __init__(self, id: int) -> None:
+        self.id = id
+        self._left: list[int] = []  # receives whose waiter gave up: the next one takes them over
+        self._is_closed = False
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.wait().__await__()
+
+    async def wait(self, timeout: float | None = None) -> Any:
+        """What its main returned; raises its error (RemoteFailed if its own code raised), or DeadlineExceeded after
+        `timeout` seconds, and the child runs on."""
+        return json.loads(await self._text(_ask(_host.children.wait, self.id), timeout, "has not ended"))
+
+    async def instance_id(self) -> str:
+        """Its instance id, once it runs."""
+        return await self._text(_ask(_host.children.id, self.id), None, "")
+
+    async def receive(self, timeout: float | None = None) -> str:
+        """The next text that it sends.  Raises Cancelled when it has ended and sent no more."""
+        ticket = self._left.pop() if self._left else _ask(_host.children.receive, self.id)
+        is_taken = False
+        try:
+            await _within(wait_ticket(ticket, keep=True), timeout, "has sent nothing")
+            is_taken = True
+            return take_text(ticket)
+        finally:
+            if not is_taken:
+                self._left.append(ticket)
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """The texts that it sends, until it ends; `wait` says how."""
+        while True:
+            try:
+                text = await self.receive()
+            except Cancelled:
+                return
+            yield text
+
+    async def send(self, text: str) -> None:
+        """A message that its `session.receive` gets."""
+        await _none(_ask(_host.children.send, self.id, text))
+
+    async def cancel(self, reason: str = "") -> None:
+        """End it; waiting for it raises Cancelled."""
+        await _none(_ask(_host.children.cancel, self.id, reason))
+
+    async def detach(self) -> str:
+        """Let it outlive this inferlet; its instance id.  This handle closes."""
+        self._is_closed = True
+        return await self._text(_ask(_host.children.detach, self.id), None, "")
+
+    def close(self) -> None:
+        """Give the handle back; a child that runs is ended.  Idempotent."""
+        if not self._is_closed:
+            self._is_closed = True
+            _close(self.id)
+
+    async def __aenter__(self) -> Child:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
+    async def _text(self, ticket: int, timeout: float | None, what: str) -> str:
+        await _within(wait_ticket(ticket), timeout, what)
+        return take_text(ticket)
+
+
+@raises
+def _ask(handler: Callable[..., Any], *args: Any) -> int:
+    return int(handler(*args))
+
+
+@raises
+def _close(child: int) -> None:
+    _host.children.close(child)
+
+
+async def _none(ticket: int) -> None:
+    await wait_ticket(ticket)
+    take_none(ticket)
+
+
+async def _within(waiting: Any, timeout: float | None, what: str) -> None:
+    if timeout is None:
+        await waiting
+        return
+    try:
+        await asyncio.wait_for(waiting, timeout)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the child {what} within {timeout} s") from None

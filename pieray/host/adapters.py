@@ -1,0 +1,81 @@
+"""LoRA adapters in an InferletActor: which there are, and the commands by which an inferlet loads its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from pieray.adapters import AdapterFacts
+from pieray.errors import NotFound
+from pieray.host.outbox import Command, Queue, wire_ticket
+from pieray.messages import LoadAdapter, Message, UnloadAdapter
+from pieray.pages.prepared import Prepared
+
+
+class AdapterDirectory:
+    """The adapters that the engine's owner has loaded, as this actor has been told."""
+
+    def __init__(self, facts: Iterable[AdapterFacts] = ()) -> None:
+        self._facts = list(facts)
+
+    def replace(self, facts: Iterable[AdapterFacts]) -> None:
+        self._facts = list(facts)
+
+    def names(self, tenant: str) -> list[str]:
+        """Those that the tenant's inferlets may open."""
+        return sorted({one.name for one in self._facts if one.owner in ("", tenant)})
+
+    def get(self, name: str, tenant: str) -> AdapterFacts:
+        """By name, the tenant's own first; raises NotFound."""
+        found = [one for one in self._facts if one.name == name and one.owner in ("", tenant)]
+        if not found:
+            names = ", ".join(self.names(tenant)) or "none"
+            raise NotFound(f"no adapter is named {name[:200]!r}; there are: {names}")
+        return max(found, key=lambda one: one.owner)
+
+
+class Load(Command):
+    """The batcher is to load an adapter for this inferlet.  `loaded` turns its answer into what the ticket yields."""
+
+    __slots__ = ("_alpha", "_data", "_loaded", "_max_bytes", "_name", "number")
+
+    def __init__(self, ticket: int, queue: Queue, number: int, name: str, data: bytes, alpha: float, max_bytes: int,
+                 loaded: Callable[[Load, object], object]) -> None:  # fmt: skip
+        super().__init__(ticket, queue, _no_pages())
+        self.number = number
+        self._name = name
+        self._data = data
+        self._alpha = alpha
+        self._max_bytes = max_bytes
+        self._loaded = loaded
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self._data)
+
+    def message(self, inferlet: int) -> Message:
+        return LoadAdapter(wire_ticket(inferlet, self.ticket), inferlet, self.number, self._name, self._data,
+                           self._alpha, self._max_bytes)  # fmt: skip
+
+    def settled(self, result: object) -> object:
+        return self._loaded(self, result)
+
+
+class Unload(Command):
+    """The batcher may forget an adapter of this inferlet, behind the passes enqueued so far."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, ticket: int, queue: Queue, number: int) -> None:
+        super().__init__(ticket, queue, _no_pages())
+        self.number = number
+
+    def message(self, inferlet: int) -> Message:
+        return UnloadAdapter(wire_ticket(inferlet, self.ticket), inferlet, self.number)
+
+
+def _no_pages() -> Prepared:
+    none = np.zeros(0, np.int64)
+    return Prepared(rows=none, num_pages=0, reads=[], num_full=0, writes=[], row_copies=[], frames=none,
+                    frame_copies=[], moved=[])  # fmt: skip

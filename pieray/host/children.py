@@ -1,0 +1,187 @@
+"""Launching children: through the Controller, then over a client's connection to the actor that hosts the child."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Protocol
+
+from pieray.config import Limits
+from pieray.errors import DeadlineExceeded, EngineError, PierayError, QuotaExceeded
+from pieray.link import ActorLink
+from pieray.messages import Bind, Launch
+from pieray.transport import Endpoint
+from pieray.wasm.timers import Timers
+
+if TYPE_CHECKING:
+    from pieray.host.family import Child, Link
+
+log = logging.getLogger(__name__)
+
+THREADS = 4
+RETRY_S = 0.2
+PATIENCE_S = 10.0
+"""How long a launch waits for room on a full engine."""
+
+
+class Launcher(Protocol):
+    """The way to the Controller.  Both may block."""
+
+    def launch(self, message: Launch) -> Endpoint:
+        """Start an inferlet; the endpoint of its actor.  QuotaExceeded naming child_ceiling: no room at present."""
+        ...
+
+    def kill(self, instance_id: str, reason: str) -> None:
+        """Raises NotFound, EngineError."""
+
+
+class ChildService:
+    """Thread-safe.  One for all inferlets of an actor: they share its connections and threads."""
+
+    def __init__(self, launcher: Launcher, ceiling: Limits, *, peer_id: str, token: str, timers: Timers,
+                 patience_s: float = PATIENCE_S) -> None:  # fmt: skip
+        self.ceiling = ceiling
+        """The engine's limits: a launch says what differs from them."""
+        self._launcher = launcher
+        self._identity = {"peer_id": f"{peer_id}/parents", "token": token}
+        self._timers = timers
+        self._patience_s = patience_s
+        self._links: dict[Endpoint, ParentLink] = {}
+        self._lock = threading.Lock()
+        self._dialing = threading.Lock()
+        self._pool = ThreadPoolExecutor(THREADS, "pieray-children")
+
+    def launch(self, message: Launch, child: Child, done: Callable[[Link | PierayError], None]) -> None:
+        """Launch, attach `child`, bind it to this actor's life; `done` is called once, on another thread."""
+        self._submit(message, child, done, time.monotonic() + self._patience_s)
+
+    def close(self) -> None:
+        """Hang up: children that are bound end.  Idempotent."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            links, self._links = list(self._links.values()), {}
+        for link in links:
+            link.close()
+
+    def _submit(
+        self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float
+    ) -> None:
+        try:
+            self._pool.submit(self._work, message, child, done, deadline)
+        except RuntimeError:  # the pool is shut down
+            done(EngineError("this InferletActor is closing"))
+
+    def _work(
+        self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float
+    ) -> None:
+        found: Link | PierayError
+        try:
+            found = self._launched(message, child)
+        except QuotaExceeded as error:
+            if "child_ceiling" not in error.message:
+                found = error
+            elif time.monotonic() < deadline and not child.is_unwanted:
+                self._timers.at(time.monotonic() + RETRY_S, lambda: self._submit(message, child, done, deadline))
+                return
+            else:
+                found = DeadlineExceeded(f"no room for a child within {self._patience_s} s; {error.message}")
+        except PierayError as error:
+            found = error
+        except Exception as error:
+            log.exception("a child could not be launched")
+            found = PierayError(f"{type(error).__name__}: {error}")
+        done(found)
+
+    def _launched(self, message: Launch, child: Child) -> ActorLink:
+        endpoint = self._launcher.launch(message)
+        try:
+            link = self._link(endpoint)
+            link.bind(child.id)
+            link.attach(child)
+        except BaseException:
+            self._end_orphan(child.id)
+            raise
+        return link
+
+    def _end_orphan(self, instance_id: str) -> None:
+        try:
+            self._launcher.kill(instance_id, "its parent could not attach to it")
+        except PierayError as error:
+            log.info("%s runs on until its actor misses its parent: %s", instance_id, error.message)
+
+    def _link(self, endpoint: Endpoint) -> ParentLink:
+        """The one connection to that actor.  Raises PeerLost."""
+        with self._dialing:
+            with self._lock:
+                link = self._links.get(endpoint)
+            if link is None or not link.is_open:
+                link = ParentLink(endpoint, **self._identity, timeout_s=10.0, on_lost=self._forget)
+                with self._lock:
+                    self._links[endpoint] = link
+            return link
+
+    def _forget(self, link: ActorLink) -> None:
+        with self._lock:
+            if self._links.get(link.endpoint) is link:
+                del self._links[link.endpoint]
+
+
+class ParentLink(ActorLink):
+    """As a client's link, and its inferlets end with it."""
+
+    def bind(self, instance_id: str, timeout_s: float = 30.0) -> None:
+        """The inferlet ends with this connection from now on.  Raises NotFound, PeerLost, DeadlineExceeded."""
+        self._call(lambda ticket: Bind(ticket, instance_id, is_bound=True), timeout_s)
+
+
+class Bonds:
+    """In the actor that hosts children: which of them end with which connection.  Thread-safe.
+
+    A child that no parent binds within `wait_s` ends too: its parent died before it could.
+    """
+
+    def __init__(self, timers: Timers, kill: Callable[[str, str], None], wait_s: float = 60.0) -> None:
+        self._timers = timers
+        self._kill = kill
+        self._wait_s = wait_s
+        self._unbound: set[str] = set()
+        self._bound: dict[int, set[str]] = {}  # by connection
+        self._lock = threading.Lock()
+
+    def expect(self, instance_id: str) -> None:
+        """A child is launched."""
+        with self._lock:
+            self._unbound.add(instance_id)
+        self._timers.at(time.monotonic() + self._wait_s, lambda: self._miss(instance_id))
+
+    def bind(self, conn: int, instance_id: str, *, is_bound: bool) -> None:
+        with self._lock:
+            self._unbound.discard(instance_id)
+            if is_bound:
+                self._bound.setdefault(conn, set()).add(instance_id)
+            else:
+                self._bound.get(conn, set()).discard(instance_id)
+
+    def ended(self, instance_id: str) -> None:
+        """The inferlet has ended."""
+        with self._lock:
+            self._unbound.discard(instance_id)
+            for bound in self._bound.values():
+                bound.discard(instance_id)
+
+    def lost(self, conn: int) -> None:
+        """The connection is closed."""
+        with self._lock:
+            bound = self._bound.pop(conn, set())
+        for instance_id in bound:
+            self._kill(instance_id, "the actor of its parent is gone")
+
+    def _miss(self, instance_id: str) -> None:
+        with self._lock:
+            if instance_id not in self._unbound:
+                return
+            self._unbound.discard(instance_id)
+        self._kill(instance_id, f"its parent did not attach to it within {self._wait_s} s")

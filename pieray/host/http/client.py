@@ -1,0 +1,157 @@
+"""HTTP requests of inferlets: checked, bounded, redirects followed and checked anew."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpcore
+import httpx
+
+import pieray
+from pieray.errors import DeadlineExceeded, PeerLost, RemoteFailed
+from pieray.host.http.bodies import ACCEPT_ENCODING, Budget, read_body
+from pieray.host.http.policy import Policy, Target, across_origins, parse_patterns
+from pieray.host.http.transport import CheckedBackend, CheckedTransport, Resolve, SystemResolver
+from pieray.host.scratch import from_base64
+
+MAX_REDIRECTS = 5
+MAX_CONNECTIONS = 64
+"""Of all inferlets of an actor, at one time; others wait, and their time runs."""
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request, its parts checked already but for the body."""
+
+    method: str
+    target: Target
+    headers: Sequence[tuple[str, str]]
+    body: str
+    is_base64: bool
+    timeout_s: float
+
+
+class HttpClient:
+    """Shared by the inferlets of an actor.  All methods run on one event loop."""
+
+    def __init__(self, hosts: Sequence[str], *, allow_private: bool, resolve: Resolve | None = None,
+                 ssl_context: ssl.SSLContext | None = None) -> None:  # fmt: skip
+        self.patterns = parse_patterns(hosts)
+        self._resolver = None if resolve is not None else SystemResolver()
+        self._backend = CheckedBackend(resolve or self._resolver, allow_private=allow_private)  # type: ignore[arg-type]
+        self._ssl_context = ssl_context
+        self._transport: CheckedTransport | None = None
+        self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
+
+    async def request(self, ask: Ask, policy: Policy, budget: Budget) -> str:
+        """The response as the WIT describes it.  Raises Denied, QuotaExceeded, DeadlineExceeded, PeerLost,
+        RemoteFailed; any status is a response."""
+        try:
+            async with asyncio.timeout(ask.timeout_s) as allowed:
+                async with self._connections:
+                    return await self._follow(ask, policy, budget)
+        except TimeoutError:
+            if not allowed.expired():
+                raise
+            raise DeadlineExceeded(f"http: {ask.target.host} did not answer within {ask.timeout_s} s") from None
+
+    def close(self) -> None:
+        if self._resolver is not None:
+            self._resolver.close()
+
+    async def _follow(self, ask: Ask, policy: Policy, budget: Budget) -> str:
+        method, target, headers = ask.method, ask.target, list(ask.headers)
+        body = from_base64(ask.body) if ask.is_base64 else ask.body.encode("utf-8", "surrogatepass")
+        for _ in range(MAX_REDIRECTS + 1):
+            budget.call()
+            budget.charge(len(body))
+            answer = await self._once(method, target, headers, body, budget)
+            if not isinstance(answer, _Redirect):
+                return answer
+            if _becomes_get(answer.status, method):
+                method, body = "GET", b""
+                headers = [(name, value) for name, value in headers if not name.lower().startswith("content-")]
+            before, target = target, policy.check_redirect(_joined(target.url, answer.location))
+            if target.origin != before.origin:
+                headers = across_origins(headers)
+        raise RemoteFailed(f"http: more than {MAX_REDIRECTS} redirects, the last to {target.host}")
+
+    async def _once(self, method: str, target: Target, headers: list[tuple[str, str]], body: bytes,
+                    budget: Budget) -> str | _Redirect:  # fmt: skip
+        request = httpx.Request(method, target.url, headers=_with_ours(headers), content=body or None)
+        try:
+            response = await self._open().handle_async_request(request)
+            try:
+                location = response.headers.get("location")
+                if response.status_code in REDIRECTS and location is not None:
+                    return _Redirect(response.status_code, location)
+                content = b"" if method == "HEAD" else await read_body(response, budget)
+            finally:
+                await response.stream.aclose()  # type: ignore[union-attr]  # asynchronous, as our transport makes it
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, OSError) as error:
+            raise PeerLost(f"http: the connection with {target.host}:{target.port} failed: {_text(error)}") from None
+        return _answer(response, target, content)
+
+    def _open(self) -> CheckedTransport:
+        if self._transport is None:
+            context = self._ssl_context or httpx.create_ssl_context(trust_env=False)
+            self._transport = CheckedTransport(self._backend, context)
+        return self._transport
+
+
+def _becomes_get(status: int, method: str) -> bool:
+    """RFC 9110, section 15.4, and what all clients do with 301 and 302."""
+    return (status == 303 and method != "HEAD") or (status in (301, 302) and method == "POST")
+
+
+@dataclass(frozen=True, slots=True)
+class _Redirect:
+    status: int
+    location: str
+
+
+def _with_ours(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    given = {name.lower() for name, _ in headers}
+    ours = [("Accept-Encoding", ACCEPT_ENCODING), ("Connection", "close")]
+    ours += [("User-Agent", f"pieray/{pieray.__version__}")] if "user-agent" not in given else []
+    ours += [("Accept", "*/*")] if "accept" not in given else []
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in [*headers, *ours]]
+
+
+def _joined(url: httpx.URL, location: str) -> str:
+    """Where a redirect leads, as text that is read anew; what is odd in the location stays in it."""
+    if any(c in location for c in "\\ \t\r\n"):
+        return f"http://{location}"  # refused by whoever reads it: browsers and libraries differ about these
+    try:
+        return str(url.join(location))
+    except (httpx.InvalidURL, ValueError):
+        return f"http://\\{location}"
+
+
+def _answer(response: httpx.Response, target: Target, content: bytes) -> str:
+    dropped = {"content-encoding", "content-length"} if "content-encoding" in response.headers else set()
+    headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in response.headers.raw]
+    body, is_base64 = _as_text(content)
+    answer: dict[str, Any] = {
+        "status": response.status_code, "url": str(target.url),
+        "headers": [pair for pair in headers if pair[0].lower() not in dropped], "body": body, "is_base64": is_base64,
+    }  # fmt: skip
+    return json.dumps(answer, ensure_ascii=False)
+
+
+def _as_text(content: bytes) -> tuple[str, bool]:
+    try:
+        return content.decode("utf-8"), False
+    except UnicodeDecodeError:
+        return base64.b64encode(content).decode("ascii"), True
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,92 @@
+"""What an inferlet asks of the ResourceManager by itself: pages reserved, exports, imports; and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from pieray.errors import Cancelled, DeviceLost, PierayError
+from pieray.messages import Message
+from pieray.pages.handles import PageSpace
+
+OnAnswer = Callable[[object], None]
+"""Told the value of an answer, or a PierayError."""
+
+
+class LedgerDevice(Protocol):
+    """What is needed of the device client."""
+
+    def ask_ledger(self, message: Message) -> None:
+        """Collect a message for the ResourceManager; raises DeviceLost when it is gone."""
+
+    def release(self, inferlet: int, pages: Sequence[int]) -> None:
+        """Give leased pages back."""
+
+
+class LedgerClient:
+    """All methods are called with the instance's lock held."""
+
+    def __init__(self, inferlet: int, device: LedgerDevice, pages: PageSpace) -> None:
+        self.inferlet = inferlet
+        self._device = device
+        self._pages = pages
+        self._asked: dict[int, OnAnswer] = {}
+        self._waiting: dict[int, tuple[set[int], OnAnswer]] = {}  # by ticket: commands not yet finished
+        self._is_closed = False
+
+    def ask(self, ticket: int, message: Message, on_answer: OnAnswer) -> None:
+        """Send a request under the guest's ticket; `on_answer` is called, perhaps at once, with what came of it."""
+        self._asked[ticket] = on_answer
+        try:
+            self._device.ask_ledger(message)
+        except DeviceLost as error:
+            self.answered(ticket, error)
+
+    def answered(self, ticket: int, result: object) -> None:
+        """The answer to a request."""
+        on_answer = self._asked.pop(ticket, None)
+        if on_answer is not None:
+            on_answer(result)
+            self.give_back()
+
+    def after(self, commands: set[int], ticket: int, call: OnAnswer) -> None:
+        """Call with None when the commands, by ticket, have finished; with an error if the device is lost before."""
+        if commands:
+            self._waiting[ticket] = commands, call
+        else:
+            call(None)
+
+    def finished(self, command: int) -> None:
+        """A command has completed or failed, and its pages are not in flight any more."""
+        if not self._waiting:
+            return
+        for ticket, (commands, call) in list(self._waiting.items()):
+            commands.discard(command)
+            if not commands:
+                del self._waiting[ticket]
+                call(None)
+
+    def give_back(self, *, is_idle: bool = False) -> None:
+        """Release the pages of exports that nothing here uses any more; those leased ahead of need too if `is_idle`."""
+        pages = self._pages.take_returned()
+        if is_idle:
+            self._pages.unreserve()
+            pages += self._pages.surplus(keep=0)
+        self.release(pages)
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Give pages back.  Not after the guest's end: all of them come back then, and with its lease."""
+        if pages and not self._is_closed:
+            self._device.release(self.inferlet, pages)
+
+    def fail_all(self, error: PierayError) -> None:
+        """The device is lost."""
+        for ticket in list(self._waiting):
+            self._waiting.pop(ticket)[1](error)
+        for ticket in list(self._asked):
+            self.answered(ticket, error)
+
+    def close(self) -> None:
+        """The guest has ended."""
+        self._is_closed = True
+        self.fail_all(Cancelled("the inferlet has ended"))

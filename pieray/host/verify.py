@@ -1,0 +1,79 @@
+"""Draft tokens to be verified: what a guest may draft, and the command that does it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pieray.errors import InvalidRequest
+from pieray.host.outbox import Command, Queue, wire_ticket
+from pieray.host.samplers import SamplerSpec
+from pieray.messages import Message, Verify
+from pieray.pages.handles import PageSpace, Prepared
+from pieray.pages.lineage import Lineage
+
+U32 = npt.NDArray[np.uint32]
+
+MAX_DRAFTS = 256
+"""Drafts of one pass: each takes a row of logits."""
+
+
+def check_tree(num_drafts: int, parents: U32) -> int:
+    """Depth of the deepest draft, 0 without any; `parents` empty: a chain.
+
+    Raises InvalidRequest for too many drafts, and for a parent that is no earlier draft.
+    """
+    if num_drafts > MAX_DRAFTS:
+        raise InvalidRequest(f"a pass verifies at most {MAX_DRAFTS} drafts; given {num_drafts}")
+    if len(parents) == 0:
+        return num_drafts
+    if len(parents) != num_drafts:
+        raise InvalidRequest(f"parents: none or one per draft ({num_drafts}); given {len(parents)}")
+    depths = [0]
+    for draft, parent in enumerate(parents.tolist()):
+        if parent > draft:
+            raise InvalidRequest(f"the parent of draft {draft} is 0 or 1 + an earlier draft; given {parent}")
+        depths.append(depths[parent] + 1)
+    return max(depths)
+
+
+class VerifyPass(Command):
+    """A pass over tokens and drafts.  Its slots count as written once it is known which drafts were accepted."""
+
+    writes_behind_copies = True
+    __slots__ = ("adapter", "drafts", "kv_len", "lineage", "pages", "parents", "sampler", "tokens", "visible")
+
+    def __init__(self, ticket: int, queue: Queue, prepared: Prepared, *, pages: PageSpace, lineage: Lineage,
+                 kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: SamplerSpec,
+                 adapter: int, visible: bytes) -> None:  # fmt: skip
+        super().__init__(ticket, queue, prepared)
+        self.pages = pages
+        self.lineage = lineage
+        self.kv_len = kv_len
+        self.tokens = tokens
+        self.drafts = drafts
+        self.parents = parents
+        self.sampler = sampler
+        self.adapter = adapter
+        self.visible = visible
+
+    def message(self, inferlet: int) -> Message:
+        return Verify(
+            wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
+            self.prepared.pages.tobytes(), self.kv_len, self.tokens.tobytes(), self.drafts.tobytes(),
+            self.parents.tobytes(), self.sampler.to_wire(), self.adapter, self.visible,
+        )  # fmt: skip
+
+    def settled(self, result: object) -> object:
+        """The answer: the sampled tokens, of which all but the last are accepted drafts; or an error."""
+        if isinstance(result, bytes):
+            self._keep(result)
+        return result
+
+    def _keep(self, result: bytes) -> None:
+        written = np.concatenate((self.tokens, np.frombuffer(result, "<u4")[:-1]))
+        is_untouched = self.pages.keep_written(self.prepared, len(written))
+        if self.adapter or self.visible or not is_untouched:
+            self.lineage.give_up()
+        else:
+            self.lineage.record_forward(self.prepared, self.kv_len, written, np.zeros(0, np.uint32), b"")

@@ -1,0 +1,69 @@
+"""InferletActor <-> Batcher: decode plans.
+
+A plan travels as *runs*: from `start` or `resume` until it ends or is paused.  Each run is a command of its own with
+all that it needs, so that a batcher keeps nothing of a plan that is paused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pieray.messages.frame import Message, register
+
+
+@register(15)
+@dataclass(frozen=True, slots=True)
+class StartPlan(Message):
+    """Run tokens on top of `kv_len` tokens of KV, then draw up to `max_tokens` tokens, each run in its turn.
+
+    Answered with PlanTokens as they come, at last with Completed([finish_reason, stopped_by]); the reason is "" for a
+    run that was stopped, `stopped_by` the token or text that ended it, or "".
+    """
+
+    ticket: int
+    inferlet: int
+    queue: int
+    priority: int
+    pages: bytes  # u32: physical pages, in order; room for kv_len + tokens at least, for the rest see ExtendPlan
+    kv_len: int
+    tokens: bytes  # u32
+    max_tokens: int
+    sampler: list[Any]  # SamplerSpec.to_wire(); the draw after the token at position p has counter p
+    stop_tokens: bytes  # u32
+    stop_texts: list[str]
+    grammar: list[Any]  # [kind, text, tokens taken in u32 bytes, tenant], or []
+    adapter: int
+    num_drafts: int  # most tokens to draft a step
+    history: bytes  # u32: what the drafter looks at besides `tokens` and what is drawn
+    drawn: bytes  # u32: tokens that earlier runs have drawn, if there are stop texts: one may begin in them
+    is_scored: bool  # whether log-probabilities are wanted
+    visible: bytes  # packed bits [kv_len], 1 = may be attended to; b"": all
+
+
+@register(16)
+@dataclass(frozen=True, slots=True)
+class ExtendPlan(Message):
+    """More pages behind those of a run; nothing if it has ended."""
+
+    ticket: int  # of the StartPlan, as in the others
+    pages: bytes  # u32
+
+
+@register(17)
+@dataclass(frozen=True, slots=True)
+class StopPlan(Message):
+    """End a run after the step in progress; nothing if it has ended."""
+
+    ticket: int
+
+
+@register(34)
+@dataclass(frozen=True, slots=True)
+class PlanTokens(Message):
+    """What one step of a run has drawn; the KV of all its tokens but the last one is written."""
+
+    ticket: int
+    tokens: bytes  # u32, at least one
+    logprobs: bytes  # f32, one per token, or b""
+    counts: list[int]  # of the run so far: steps, tokens drafted, drafted tokens accepted

@@ -1,0 +1,69 @@
+"""Embeddings that were asked for: looked up before a step, a bounded number of tokens at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pieray.errors import WIT_CODES, InvalidRequest, PierayError
+from pieray.messages import Completed, EmbedTokens, Failed, Message
+
+TOKENS_PER_STEP = 1024
+"""So many tokens are looked up in one step, or one request of more: a copy of their rows, no computation."""
+
+
+class Lookup(Protocol):
+    """What embeds tokens: `pieray.models.runner.ModelRunner`."""
+
+    def embed(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
+
+
+class EmbedLookups:
+    """Requests in order of arrival, until a step answers them or their inferlet ends."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, EmbedTokens]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, peer_id: str, message: EmbedTokens) -> None:
+        self._waiting.append((peer_id, message))
+
+    def cancel(self, peer_id: str, inferlet: int | None = None) -> None:
+        """Drop those of an inferlet, or of all of a peer's."""
+        self._waiting = deque(
+            (peer, message)
+            for peer, message in self._waiting
+            if peer != peer_id or inferlet not in (None, message.inferlet)
+        )
+
+    def answer(self, runner: Lookup) -> list[tuple[str, Message]]:
+        """Answers to the first of them, by peer."""
+        answers: list[tuple[str, Message]] = []
+        num_left = TOKENS_PER_STEP
+        while self._waiting and num_left > 0:
+            peer_id, message = self._waiting.popleft()
+            answers.append((peer_id, _answer(runner, message)))
+            num_left -= len(message.tokens) // 4 if isinstance(message.tokens, bytes) else 0
+        return answers
+
+
+def _answer(runner: Lookup, message: EmbedTokens) -> Message:
+    try:
+        values = runner.embed(np.frombuffer(message.tokens, "<u4"))
+    except PierayError as error:
+        return failed(message.ticket, error)
+    except (ValueError, TypeError) as error:
+        return failed(message.ticket, InvalidRequest(f"malformed request: {error}"))
+    except Exception as error:  # noqa: BLE001 - whatever the device throws, the loop goes on
+        return failed(message.ticket, PierayError(f"{type(error).__name__}: {error}"))
+    return Completed(message.ticket, values.astype("<f4", copy=False).tobytes())
+
+
+def failed(ticket: int, error: PierayError) -> Failed:
+    """Codes that are not for guests (a runner's `model`, for one) become `internal`."""
+    return Failed(ticket, error.code if error.code in WIT_CODES else "internal", error.message)

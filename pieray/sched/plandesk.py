@@ -1,0 +1,180 @@
+"""The plans that run in a batcher: begun, changed and stopped by messages, answered after each step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from pieray.errors import InvalidRequest, PierayError, Unsupported
+from pieray.messages import Completed, ExtendPlan, Message, PlanTokens, StartPlan, StopPlan
+from pieray.sched.commands import Command
+from pieray.sched.plans import PlanCommand
+
+if TYPE_CHECKING:
+    from pieray.grammar.compiler import GrammarCompiler
+    from pieray.grammar.matcher import Matcher
+    from pieray.models.tokenizer import Tokenizer, TokenizerSpec
+    from pieray.sched.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+Answers: TypeAlias = list[tuple[str, Message]]
+Later: TypeAlias = Callable[[], Answers]
+
+
+class PlanDesk:
+    """Used by the step thread alone.  `call_later` takes what the step thread is to call when a grammar is compiled,
+    from another thread; until somebody sets it, grammars compile at once."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        fail: Callable[[Command, PierayError, Answers], None],
+        drawn: Callable[[Sequence[Any], int], tuple[bytes, bytes]],
+        spec: TokenizerSpec | None,
+    ) -> None:
+        self.call_later: Callable[[Later], None] | None = None
+        self.vocab_size = 0
+        self._scheduler = scheduler
+        self._fail = fail
+        self._drawn = drawn
+        self._spec = spec
+        self._tokenizer: Tokenizer | None = None
+        self._compiler: GrammarCompiler | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._plans: dict[tuple[str, int], PlanCommand] = {}  # by peer and ticket
+
+    @property
+    def num_running(self) -> int:
+        return len(self._plans)
+
+    # --- messages --------------------------------------------------------------------------------
+
+    def command(self, peer_id: str, message: StartPlan, page_size: int) -> PlanCommand:
+        """The run that a message asks for.  Raises InvalidRequest, Unsupported, or what a malformed one raises."""
+        plan = PlanCommand(peer_id, message, page_size)
+        if message.stop_texts:
+            plan.stream = self._ready_tokenizer().stream()
+            plan.replay(np.frombuffer(message.drawn, "<u4").tolist())
+        if message.grammar:
+            plan.is_waiting = True
+        else:
+            plan.look_ahead()
+        return plan
+
+    def begin(self, plan: PlanCommand, message: StartPlan, answers: Answers) -> None:
+        """The scheduler has taken the run."""
+        self._plans[plan.peer_id, plan.ticket] = plan
+        if not message.grammar:
+            return
+        if self.call_later is None:
+            answers += self._compiled(plan, self._compile(message.grammar))
+            return
+        call_later, grammar = self.call_later, message.grammar
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "pieray-grammars")
+
+        def work() -> None:
+            found = self._compile(grammar)
+            call_later(lambda: self._compiled(plan, found))
+
+        self._thread.submit(work)
+
+    def change(self, peer_id: str, message: ExtendPlan | StopPlan, answers: Answers) -> None:
+        """More pages for a run, or its end; nothing if it is over, of which its inferlet will have heard."""
+        plan = self._plans.get((peer_id, message.ticket))
+        if plan is None:
+            return
+        if isinstance(message, StopPlan):
+            plan.finish = ""
+            self._settle(plan, plan.num_due, answers)
+        else:
+            self._scheduler.extend(plan, np.frombuffer(message.pages, "<u4"))
+
+    def forget(self, commands: Iterable[Command]) -> None:
+        """They have failed, or their inferlet is gone."""
+        for command in commands:
+            self._plans.pop((command.peer_id, command.ticket), None)
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def stepped(self, plan: PlanCommand, values: Sequence[Any], answers: Answers) -> None:
+        """A step has run a part of the plan; `values` are its draws."""
+        num_due = plan.num_due
+        error = next((value for value in values if isinstance(value, PierayError)), None)
+        try:
+            if error is not None:
+                raise error
+            kept = plan.take([int(value[0][0]) if isinstance(value, tuple) else value for value in values])
+        except PierayError as failure:
+            self._fail(plan, failure, answers)
+            return
+        if kept:
+            tokens, logprobs = self._drawn(values, len(kept))
+            answers.append((plan.peer_id, PlanTokens(plan.ticket, tokens, logprobs, list(plan.counts))))
+        self._settle(plan, num_due, answers)
+
+    def _settle(self, plan: PlanCommand, num_due: int, answers: Answers) -> None:
+        self._scheduler.drawn(plan, num_due)
+        if plan.finish is not None:
+            del self._plans[plan.peer_id, plan.ticket]
+            answers.append((plan.peer_id, Completed(plan.ticket, [plan.finish, plan.stopped_by])))
+
+    # --- grammars --------------------------------------------------------------------------------
+
+    def _compile(self, grammar: Sequence[Any]) -> Matcher | PierayError:
+        """A matcher that has taken the tokens given in; from any thread."""
+        try:
+            kind, text, consumed, tenant = grammar
+            compiled = self._ready_compiler().compile(kind, text, tenant)
+            return compiled.matcher(np.frombuffer(consumed, "<u4").tolist())
+        except PierayError as error:
+            return error
+        except Exception as error:  # else the plan would wait for ever
+            log.exception("a grammar could not be compiled")
+            return InvalidRequest(f"the grammar of this plan cannot be compiled: {error}")
+
+    def _compiled(self, plan: PlanCommand, found: Matcher | PierayError) -> Answers:
+        """The grammar is there: the plan may run."""
+        answers: Answers = []
+        if plan.is_over or plan.finish is not None:
+            return answers
+        plan.is_waiting = False
+        num_due = plan.num_due
+        try:
+            if isinstance(found, PierayError):
+                raise found
+            plan.matcher = found
+            plan.look_ahead()
+        except PierayError as error:
+            self._fail(plan, error, answers)
+        else:
+            self._settle(plan, num_due, answers)
+        return answers
+
+    def _ready_compiler(self) -> GrammarCompiler:
+        from pieray.grammar.compiler import GrammarCompiler
+
+        if self._compiler is None:
+            if self._spec is None:
+                raise Unsupported("this batcher has no tokenizer, which grammars need")
+            self._compiler = GrammarCompiler(self._spec, self.vocab_size)
+        return self._compiler
+
+    def _ready_tokenizer(self) -> Tokenizer:
+        from pieray.models.tokenizer import Tokenizer
+
+        if self._tokenizer is None:
+            if self._spec is None:
+                raise Unsupported("this batcher has no tokenizer, which stop texts need")
+            self._tokenizer = Tokenizer(self._spec)
+        return self._tokenizer
+
+    def close(self) -> None:
+        """Stop compiling; idempotent."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)

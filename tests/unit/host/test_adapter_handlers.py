@@ -1,0 +1,148 @@
+"""Handlers of `adapters`: who may open what, loads as commands, quotas, and nothing that hangs or leaks."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import numpy as np
+import pytest
+from fakes import NUMBER, Bench
+
+from pieray.adapters import AdapterFacts
+from pieray.config import Limits
+from pieray.errors import BadHandle, DeviceLost, InvalidRequest, NotFound, QuotaExceeded
+from pieray.messages import PRIVATE, Completed, Failed, LoadAdapter, UnloadAdapter
+
+NONE = np.zeros(0, np.uint32)
+
+
+def u32(*values: int) -> np.ndarray:
+    return np.array(values, np.uint32)
+
+
+def fact(name: str, number: int, owner: str) -> AdapterFacts:
+    return AdapterFacts(name, number, 8, 16.0, ("q_proj",), 64, owner)
+
+
+@pytest.fixture
+def bench() -> Bench:
+    made = Bench(Limits(adapter_bytes=100, plans=3))
+    made.services.adapters.replace([fact("a", 1, ""), fact("b", 2, "local"), fact("b", 3, ""), fact("c", 4, "other")])
+    made.handlers.scratch_write("mine", base64.b64encode(b"x" * 60).decode(), False)
+    return made
+
+
+def load(bench: Bench, path: str = "mine") -> tuple[int, LoadAdapter]:
+    ticket = bench.handlers.adapters_load(path, 0.0)
+    bench.handlers.tickets_flush()
+    message = bench.device.posted.pop()
+    assert isinstance(message, LoadAdapter)
+    return ticket, message
+
+
+def run_pass(bench: Bench, adapter: int) -> None:
+    bench.pages.grant(list(range(8))) if not bench.pages.num_granted else None
+    queue, pages = bench.handlers.queues_create(""), bench.handlers.kv_alloc(1)
+    handle = bench.handlers.forward_forward(queue, pages, 0, u32(1, 2), NONE, NONE)
+    bench.handlers.forward_set_adapter(handle, adapter)
+
+
+def test_a_tenant_sees_its_own_adapters_and_those_for_all(bench: Bench) -> None:
+    assert bench.handlers.adapters_names() == ["a", "b"]
+    assert json.loads(bench.handlers.adapters_info("b")) == {
+        "name": "b", "rank": 8, "alpha": 16.0, "targets": ["q_proj"], "num_bytes": 64, "owner": "local",
+    }  # fmt: skip
+    for ask in (bench.handlers.adapters_info, bench.handlers.adapters_open):
+        with pytest.raises(NotFound, match="'c'; there are: a, b"):
+            ask("c")
+
+
+def test_a_pass_carries_the_number_of_its_adapter(bench: Bench) -> None:
+    run_pass(bench, bench.handlers.adapters_open("b"))
+    run_pass(bench, 0)
+    bench.handlers.tickets_flush()
+    assert [message.adapter for message in bench.forwards()] == [2, 0]
+    for handle in (9, 1 << 31):
+        with pytest.raises(BadHandle, match="adapter"):
+            run_pass(bench, handle)
+
+
+def test_a_handle_is_closed_once_and_they_are_limited(bench: Bench) -> None:
+    handles = [bench.handlers.adapters_open("a") for _ in range(3)]
+    with pytest.raises(QuotaExceeded, match="plans: the limit is 3 adapters open"):
+        bench.handlers.adapters_open("a")
+    bench.handlers.adapters_close(handles[0])
+    with pytest.raises(BadHandle, match="adapter 1 is not open"):
+        bench.handlers.adapters_close(handles[0])
+    assert bench.handlers.adapters_open("a") == 4
+
+
+def test_an_adapter_of_the_inferlets_own_is_loaded_used_and_unloaded_in_order(bench: Bench) -> None:
+    ticket, message = load(bench)
+    assert message == LoadAdapter(NUMBER << 32 | ticket, NUMBER, PRIVATE, "mine", b"x" * 60, 0.0, 100)
+    bench.answer(Completed(message.ticket, None))
+    (handle,) = bench.handlers.tickets_take_tokens(ticket).tolist()
+    run_pass(bench, handle)
+    bench.handlers.adapters_close(handle)
+    with pytest.raises(BadHandle):
+        bench.handlers.adapters_close(handle)
+    bench.handlers.tickets_flush()
+    assert [type(m).__name__ for m in bench.device.posted] == ["Forward", "UnloadAdapter"]
+    assert [m.adapter for m in bench.device.posted] == [PRIVATE, PRIVATE]
+    bench.complete_all()
+    assert bench.outbox.num_outstanding == 0
+
+
+def test_a_load_that_fails_tells_why_and_leaves_nothing(bench: Bench) -> None:
+    ticket, message = load(bench)
+    bench.answer(Failed(message.ticket, "invalid", "no such tensor"))
+    with pytest.raises(InvalidRequest, match="no such tensor"):
+        bench.handlers.tickets_take_tokens(ticket)
+    assert len(bench.state.adapters) == 0
+    load(bench)  # the bytes of the first count no more
+
+
+def test_a_load_that_is_forgotten_is_unloaded(bench: Bench) -> None:
+    ticket, message = load(bench)
+    bench.handlers.tickets_cancel(u32(ticket))
+    bench.answer(Completed(message.ticket, None))
+    bench.handlers.tickets_flush()
+    (unload,) = bench.device.posted
+    assert isinstance(unload, UnloadAdapter)
+    assert (unload.adapter, len(bench.state.adapters)) == (PRIVATE, 0)
+
+
+def test_a_load_whose_handle_has_no_room_is_unloaded(bench: Bench) -> None:
+    ticket, message = load(bench)
+    for _ in range(3):
+        bench.handlers.adapters_open("a")
+    bench.answer(Completed(message.ticket, None))
+    with pytest.raises(QuotaExceeded, match="plans"):
+        bench.handlers.tickets_take_tokens(ticket)
+    bench.handlers.tickets_flush()
+    assert isinstance(bench.device.posted[0], UnloadAdapter)
+
+
+def test_bytes_on_their_way_are_limited(bench: Bench) -> None:
+    bench.handlers.adapters_load("mine", 0.0)
+    with pytest.raises(QuotaExceeded, match="adapter_bytes: the limit is 100; 60 are being loaded, 'mine' has 60 more"):
+        bench.handlers.adapters_load("mine", 0.0)
+
+
+def test_a_lost_device_answers_a_load(bench: Bench) -> None:
+    ticket, _ = load(bench)
+    bench.outbox.fail_all(DeviceLost("gone"))
+    with pytest.raises(DeviceLost):
+        bench.handlers.tickets_take_tokens(ticket)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, float("nan"), float("inf")])
+def test_alpha_is_finite(bench: Bench, alpha: float) -> None:
+    with pytest.raises(InvalidRequest, match="alpha"):
+        bench.handlers.adapters_load("mine", alpha)
+
+
+def test_a_file_must_be_there(bench: Bench) -> None:
+    with pytest.raises(NotFound):
+        bench.handlers.adapters_load("other", 0.0)
