@@ -107,7 +107,7 @@ class EventLog:
         found: deque[str] = deque(maxlen=count)
         for event in reversed(self._events):
             if event.kind == "log":
-                found.appendleft(event.payload[:width])
+                found.appendleft(str(event.payload)[:width])
                 if len(found) == count:
                     break
         return list(found)
