@@ -36,6 +36,8 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
 def of_type(kind: Any) -> st.SearchStrategy[Any]:
     if kind not in OF_TYPE and typing.get_origin(kind) is list:
         return st.lists(of_type(typing.get_args(kind)[0]), max_size=4)
+    if kind not in OF_TYPE and typing.get_args(kind):  # a union
+        return st.one_of([of_type(one) for one in typing.get_args(kind)])
     return OF_TYPE[kind]
 
 
