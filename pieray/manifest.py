@@ -25,7 +25,7 @@ from __future__ import annotations
 import io
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ _LANGUAGES = {".py": "py", ".js": "js", ".mjs": "js", ".c": "c", ".rs": "rust"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NUMBER = "(0|[1-9][0-9]{0,8})"
 _VERSION = re.compile(rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?")
-_START, _END = "# /// inferlet", "# ///"
+BLOCK, _END = "# /// inferlet", "# ///"
+"""The lines around the manifest of a single file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,21 +152,31 @@ def of_source(source: str, filename: str) -> Manifest:
     try:
         values = tomllib.loads("\n".join(_block(source)))
     except ValueError as error:
-        raise ConfigError(f"{filename}, block `{_START}`: {error}") from None
+        raise ConfigError(f"{filename}, block `{BLOCK}`: {error}") from None
     for key in ("main", "entry", "lang"):
         if key in values:
-            raise ConfigError(f"{filename}, block `{_START}`: {key} has no place here, the file is the inferlet")
+            raise ConfigError(f"{filename}, block `{BLOCK}`: {key} has no place here, the file is the inferlet")
     return _of_values(values, filename, Path(filename).stem)
+
+
+def has_block(source: str) -> bool:
+    """Whether Python source begins with a manifest."""
+    return BLOCK in _leading_comments(source)
+
+
+def _leading_comments(source: str) -> Iterator[str]:
+    for line in map(str.rstrip, io.StringIO(source)):
+        if line and not line.startswith("#"):
+            return
+        yield line
 
 
 def _block(source: str) -> list[str]:
     """The lines between `# /// inferlet` and `# ///` among the comments that the source begins with."""
     lines: list[str] = []
     is_inside = is_ended = False
-    for line in map(str.rstrip, io.StringIO(source)):
-        if line and not line.startswith("#"):
-            break
-        if line == _START:
+    for line in _leading_comments(source):
+        if line == BLOCK:
             if is_inside or is_ended:
                 raise ValueError("there are two; one is the most")
             is_inside = True

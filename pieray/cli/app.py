@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from pieray.cli.build import build, check, new
 from pieray.cli.doctor import doctor
 from pieray.cli.install import install, uninstall
 from pieray.cli.lists import adapters, inferlets, kill, models, ps, version
@@ -18,5 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (run, up, down, ps, kill, models, adapters, inferlets, install, uninstall, doctor, version):
+for command in (
+    run, up, down, ps, kill, models, adapters, inferlets, install, uninstall, new, build, check, doctor, version,
+):  # fmt: skip
     app.command()(command)

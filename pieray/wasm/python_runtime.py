@@ -59,7 +59,7 @@ def _sources() -> dict[str, bytes]:
 
 
 def _sdk_files() -> Iterator[Path]:
-    return (GUEST_ROOT / "inferlet").rglob("*.py")
+    return (path for path in (GUEST_ROOT / "inferlet").rglob("*.py") if path.name != "testing.py")  # for users' tests
 
 
 def _key(sources: dict[str, bytes]) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toolchains import needs
+from toolchains import needs, write_project
 
 from pieray import ProgramSource
-from pieray.errors import GuestFailed, QuotaExceeded
+from pieray.errors import GuestFailed, GuestTrapped, QuotaExceeded
 from pieray.programs import inferlets_folder, resolve
 from pieray.toolchain import c, js, rust
+from pieray.toolchain.build import build
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = ["12+7=", "the", 'Say "é\\": 😀\n\t']
@@ -79,10 +80,54 @@ def test_the_committed_component_was_built_from_the_sources_here(folder: Path) -
     assert recorded == build_inferlets.record(folder, build_inferlets.committed()[folder])
 
 
-@pytest.mark.parametrize(("language", "build"), [("c", c.build), ("rust", rust.build)])
-def test_the_sources_build_and_run(engine: Any, language: str, build: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("language", "make"), [("c", c.build), ("rust", rust.build)])
+def test_the_sources_build_and_run(engine: Any, language: str, make: Any, tmp_path: Path) -> None:
     needs(language)
     entry = inferlets_folder() / f"completion-{language}" / ("main.c" if language == "c" else "main.rs")
-    build(entry, tmp_path / "rebuilt.wasm")
+    make(entry, tmp_path / "rebuilt.wasm")
     given = {"prompt": "12+7=", "max_tokens": 8}
     assert engine.launch(str(tmp_path / "rebuilt.wasm"), given).result(timeout=60) == python(engine, **given)
+
+
+PANICS = """use inferlet::{json::Value, Failure};
+inferlet::main!(run);
+fn run(input: &Value) -> Result<Value, Failure> {
+    let texts: Vec<&str> = input["texts"].as_list().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    Ok(Value::from(texts[2]))
+}
+"""
+
+
+def test_a_panic_in_rust_is_told_with_its_place(engine: Any, tmp_path: Path) -> None:
+    needs("rust")
+    build(write_project(tmp_path, "rust", PANICS))
+    assert engine.launch(str(tmp_path), texts=["a", "\u00e9\n", "\U0001f600\"\\"]).result(timeout=60) == "\U0001f600\"\\"
+    with pytest.raises(GuestTrapped, match="unreachable") as raised:
+        engine.launch(str(tmp_path), texts=["a"]).result(timeout=60)
+    assert "last log lines:\n  error: panicked at" in raised.value.message
+    assert "the len is 1 but the index is 2', main.rs:5:" in raised.value.message
+
+
+SPEAKS = """import { main } from "inferlet";
+
+export const run = main(({ how }) => {
+  console.log("now", { year: new Date(Date.now()).getFullYear() });
+  if (how === "throw") throw new RangeError("too far");
+  return [Math.random(), Math.random()];
+});
+"""
+
+
+def test_javascript_has_clock_chance_and_console_and_its_errors_have_places(engine: Any, tmp_path: Path) -> None:
+    needs("js")
+    build(write_project(tmp_path, "js", SPEAKS))
+    process = engine.launch(str(tmp_path), how="")
+    one, other = process.result(timeout=60)
+    assert 0 <= one < 1
+    assert one != other
+    (line,) = process.logs
+    assert line.startswith('info: now {"year":20')
+    assert engine.launch(str(tmp_path), how="").result(timeout=60)[0] != one
+    with pytest.raises(GuestFailed, match="RangeError: too far") as raised:
+        engine.launch(str(tmp_path), how="throw").result(timeout=60)
+    assert ":5:" in raised.value.message  # the line

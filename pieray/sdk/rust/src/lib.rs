@@ -15,6 +15,8 @@
 //!
 //! The modules `kv`, `forward`, `session`, ... are the handlers; `Context` is written on them.  No dependencies.
 
+#![allow(clashing_extern_declarations)] // an import's name is one of its module's: there are several `create`
+
 pub mod abi;
 mod context;
 pub mod handlers;

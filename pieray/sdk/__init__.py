@@ -1,0 +1,1 @@
+"""The SDKs of languages other than Python: C headers, a Rust crate, a JavaScript module."""

@@ -1,0 +1,91 @@
+"""`inferlet.testing`: what users' own tests run on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inferlet import Context, Sampler, errors, forward, kv, log, model, queue, session, testing
+
+
+async def complete(prompt: str, max_tokens: int = 64, n: int = 1) -> list[str]:
+    async with Context(prompt) as ctx:
+        await ctx.flush()
+        forks = [ctx.fork() for _ in range(n)]
+        texts = [await fork.generate(max_tokens, sampler=Sampler(seed=i)) for i, fork in enumerate(forks)]
+        for fork, text in zip(forks, texts, strict=True):
+            session.send(text)
+            fork.close()
+    return texts
+
+
+def test_the_model_says_what_it_is_told_and_every_page_comes_back() -> None:
+    done = testing.run(complete, reply="Grüße, 42!", prompt="Say hello to forty-two people", n=3)
+    assert done.result == done.sent == ["Grüße, 42!"] * 3
+    assert done.host._pages == {}
+    assert testing.run(complete, reply="abcdef", prompt="x", max_tokens=3).result == ["abc"]
+
+
+def test_a_function_sees_all_of_the_text() -> None:
+    seen = []
+
+    def reply(text: str) -> str:
+        seen.append(text)
+        return "" if text.endswith("!") else "!"
+
+    assert testing.run(complete, reply=reply, prompt="Hey").result == ["!"]
+    assert seen == ["Hey", "Hey!"]
+
+
+def test_messages_chats_logs_and_sleeps() -> None:
+    async def main() -> str:
+        async with Context() as ctx:
+            ctx.user(await session.receive())
+            await asyncio.sleep(1000)
+            log.info("asked")
+            return await ctx.generate(20)
+
+    done = testing.run(main, reply="Fine.", messages=["How are you?"])
+    assert (done.result, done.logs[-1]) == ("Fine.", "info: asked")
+    with pytest.raises(AssertionError, match="waits for ever"):
+        testing.run(main, reply="Fine.")
+
+
+def test_the_bare_handlers_are_there() -> None:
+    async def main() -> list[object]:
+        q, pages = queue.create(), kv.alloc(1)
+        run = forward.forward(q, pages, 0, model.tokenize("ab"))
+        ids, (top, _) = await run.sample(), await run.distribution(1)
+        return [ids, top, sorted(model.stop_tokens())]
+
+    result = testing.run(main, reply="c").result
+    assert result == [[ord("c")], [ord("c")], [testing.END]]
+
+
+def test_mistakes_are_the_sdks_errors() -> None:
+    async def freed() -> None:
+        kv.free([99])
+
+    with pytest.raises(errors.BadHandle, match="page 99"):
+        testing.run(freed)
+    with pytest.raises(errors.InvalidRequest, match="did you mean 'prompt'"):
+        testing.run(complete, promt="x")
+    with pytest.raises(TypeError, match="JSON"):
+        testing.run(object)
+
+
+def test_a_handler_of_ones_own_or_none() -> None:
+    from inferlet import _host
+
+    class Store(testing.Host):
+        def store_get(self, key: str) -> int:
+            return self.ticket(f"value of {key}")
+
+    def main() -> str:
+        return str(_host.tickets.take_text(_host.store.get("k")))
+
+    assert testing.run(main, host=Store()).result == "value of k"
+    with pytest.raises(_host.Err) as raised:
+        testing.run(main)
+    assert raised.value.value.code.name == "UNSUPPORTED"
