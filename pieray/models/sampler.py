@@ -218,8 +218,8 @@ def distribution(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 def entropies(logits: torch.Tensor) -> torch.Tensor:
     """Entropy of each row's distribution in nats, float32 [R]: 0 to log(vocab)."""
     parts = []
-    for rows in logits.split(ENTROPY_ROWS):
-        logs = rows.double().log_softmax(-1)
+    for start in range(0, len(logits), ENTROPY_ROWS):
+        logs = logits[start : start + ENTROPY_ROWS].double().log_softmax(-1)
         parts.append((-(logs.exp() * logs.clamp_min(-1e9)).sum(-1)).clamp_min(0).float())
     return torch.cat(parts)
 
