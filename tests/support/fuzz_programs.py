@@ -19,6 +19,8 @@ from pieray.wit import Function, api
 
 GOOD, BAD = 0.5, 0.35
 """How often an argument is as it should be, and how often garbage; else it is of another kind."""
+HONEST, ONE_WRONG = 0.4, 0.4
+"""How often a call has nothing but good arguments, and how often all but one; else each is left to chance."""
 U32, U64 = 2**32 - 1, 2**64 - 1
 HANDLES = ("queue", "page", "pass", "plan", "matcher", "sampler", "adapter", "embed", "ticket", "subscription", "child",
            "stream")  # fmt: skip
@@ -38,7 +40,19 @@ TEXTS = (
     "1e999", "pie-tiny", "text-completion", '[{"role": "user", "content": "hi"}]', "AAAA", "=", "(a+)+$", 'start: "a"',
     "%",
 )  # fmt: skip
+HIDDEN_SIZE = 192
+"""Of pie-tiny."""
 FLOATS = (0.0, -0.0, 1.0, 0.5, -1.0, 1.5, 1e38, -1e38, 1e-45, math.nan, math.inf, -math.inf)
+#: what an honest guest gives, by parameter or by function and parameter; 0, "" and [] where nothing is said
+HONEST_VALUES: dict[str, Any] = {
+    "count": 1, "max-tokens": 4, "num-tokens": 1, "k": 3, "num-drafts": 2, "ms": 1, "tokens": [1, 2], "drafts": [1],
+    "history": [1, 2, 1], "samplers.bias.values": [0.5, -1.0], "values": [0.25] * HIDDEN_SIZE, "texts": ["x"],
+    "temperature": 0.7, "top-p": 0.9, "typical-p": 1.0, "queue": "q", "topic": "topic", "name": "n", "key": "k",
+    "path": "f", "data": "AAAA", "method": "GET", "url": "http://127.0.0.1:9/", "input": "{}", "value": "1",
+    "source": "def main(): return 1", "messages": '[{"role": "user", "content": "hi"}]', "arguments": "{}",
+    "grammar.compile.text": "[0-9]+", "kind": "regex", "link": "none", "level": "info", "access": "tenant",
+    "replace": True, "timeout-ms": 5,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +98,7 @@ class Programs:
             if not self._due:
                 self._due = self._random.sample(sorted(self._functions), len(self._functions))
             interface, function = self._functions[self._due.pop()]
-            self._add(interface, function, tuple(self._argument(interface, n, k) for n, k in function.params))
+            self._add(interface, function, self._arguments(interface, function))
             if function.name.startswith("forward"):  # outputs can be asked for only until the pass is sent
                 self._due += self._random.sample(self._on_passes, min(3, len(self._on_passes)))
         return self._calls
@@ -124,6 +138,26 @@ class Programs:
             if kind == "pass":
                 self._given["ticket"].append(ref)
         return ref
+
+    def _arguments(self, interface: str, function: Function) -> tuple[Any, ...]:
+        luck = self._random.random()
+        wrong = self._random.randrange(max(1, len(function.params))) if luck > HONEST else -1
+        is_honest = luck < HONEST + ONE_WRONG
+        return tuple(
+            self._honest(f"{interface}.{function.name}.{name}", name, kind) if is_honest and place != wrong
+            else self._argument(interface, name, kind)
+            for place, (name, kind) in enumerate(function.params)
+        )  # fmt: skip
+
+    def _honest(self, path: str, name: str, kind: str) -> Any:
+        handle = KINDS.get(name, name)
+        if handle in HANDLES and kind in ("u32", "list<u32>"):
+            given = self._given[handle][-2:]
+            if kind == "u32":
+                return self._random.choice(given) if given else 0  # 0 is "none" for some
+            return given
+        nothing = {"string": "", "bool": False, "f32": 0.0}.get(kind, [] if kind.startswith("list<") else 0)
+        return HONEST_VALUES.get(path, HONEST_VALUES.get(name, nothing))
 
     def _argument(self, interface: str, name: str, kind: str) -> Any:
         if kind == "u32":
