@@ -160,7 +160,7 @@ def paged_attention_kernel(
         total = total * shrink + tl.sum(p, 1)
         acc = acc * shrink[:, None]
         if HAS_MASK:  # what no row may see can be NaN, and 0 * NaN is not 0
-            is_kv = is_kv & (tl.max(may.to(tl.int32), 0) != 0)[:, None]
+            is_kv = is_kv & (tl.max((may & is_row[:, None]).to(tl.int32), 0) != 0)[:, None]
         v = tl.load(kv_ptr + num_kv_heads * PAGE * D + at[:, None] + column[None, :], mask=is_kv, other=0.0)
         if UPCAST:
             acc = tl.dot(p.to(v.dtype).to(tl.float32), v.to(tl.float32), acc)
