@@ -13,7 +13,6 @@ from pieray.messages import (
     CancelInferlet,
     Completed,
     ExtendPlan,
-    Failed,
     Forward,
     PlanTokens,
     StartPlan,
@@ -145,7 +144,7 @@ def test_after_a_stop_the_pages_serve_the_next_command():
     desk.submit(start(1, [0, 1, 2], [5, 6], 9))
     desk.step()
     desk.step()
-    desk.submit(StopPlan(1), start(2, [0, 1, 2], desk.said[1][1:] + [50], 3, kv_len=3))
+    desk.submit(StopPlan(1), start(2, [0, 1, 2], [*desk.said[1][1:], 50], 3, kv_len=3))
     desk.run()
     assert desk.said[2] == reference([5, 6, *desk.said[1], 50], 3)
 
