@@ -13,8 +13,8 @@ KINDS = ("json-schema", "regex", "lark")
 """The WIT's `grammar-kind`."""
 
 WHITESPACE = r"[ \n\r\t]{0,32}"
-"""Between the tokens of JSON.  Bounded: a model that likes blanks must come to the point.  A schema may say
-otherwise with "x-guidance": {"whitespace_pattern": ...}."""
+"""Between the tokens of JSON.  Bounded: a model that likes blanks must come to the point.  A schema with "x-guidance"
+has llguidance's own defaults in its place, and what it says there ("whitespace_flexible": false)."""
 
 MAX_PLACE_TRIES = 128
 """Subschemas compiled to find which one is at fault."""
@@ -47,8 +47,9 @@ def new_matcher(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
     A hostile text may take minutes, or end the process: try it in a `Trial` first.
     """
     if kind == "json-schema":
-        is_object = text.lstrip().startswith("{")  # `true` is a schema too, and takes no options
-        grammar = LLMatcher.grammar_from_json_schema(text, {"whitespace_pattern": WHITESPACE} if is_object else None)
+        takes_options = text.lstrip().startswith("{") and '"x-guidance"' not in text  # `true` takes none
+        options = {"whitespace_pattern": WHITESPACE} if takes_options else None
+        grammar = LLMatcher.grammar_from_json_schema(text, options)
     else:
         grammar = {"regex": LLMatcher.grammar_from_regex, "lark": LLMatcher.grammar_from_lark}[kind](text)
     return LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())

@@ -204,7 +204,10 @@ class Outbox:
     def idle(self) -> None:
         """No command will come for a while: memory leased ahead of need goes back, and no more is."""
         self._is_idle = True
-        self.ledger.give_back(is_idle=True)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        self.ledger.give_back(is_idle=self._is_idle and not self._staged and not self._runs)
 
     def _pump(self) -> None:
         """Send what is flushed as far as memory is bound; ask for what is short.
@@ -231,7 +234,7 @@ class Outbox:
         messages += self._grow_runs()
         if messages:
             self._post(messages)
-        self.ledger.give_back(is_idle=self._is_idle and not self._staged)
+        self._give_back()
         self._lease_ahead()
 
     def _grow_runs(self) -> list[Message]:
@@ -274,8 +277,7 @@ class Outbox:
         short = self._pages.shortfall(c.prepared for c in self._staged)
         wanted = sum(run.num_wanted() for run in self._runs.values())
         num_starving = sum(run.is_starving() for run in self._runs.values())
-        is_enough = self._is_idle or self._pages.num_spare * 2 >= self._lease_pages
-        if short == 0 and wanted == 0 and is_enough:
+        if short == 0 and wanted == 0 and (self._is_idle or self._pages.num_spare * 2 >= self._lease_pages):
             return
         self._is_leasing, self._is_lease_needed = True, short + num_starving > 0
         try:

@@ -100,11 +100,14 @@ class Plan:
         instance.outbox.check_room()
         ticket = instance.tickets.issue(Kind.NONE)
         instance.tickets.drop((ticket,))  # a number of the host's own: no guest may take or cancel it
-        prepared = instance.pages.stage_plan(self._pages, self._kv_len + done, len(tokens), num_more - 1)
+        kv_len = self._kv_len + done
+        visible = instance.pages.visible(self._pages, kv_len)
+        prepared = instance.pages.stage_plan(self._pages, kv_len, len(tokens), num_more - 1)
         instance.lineage.record_copy(prepared)
-        self._run = PlanRun(ticket, self, prepared, done, tokens.tobytes(), num_more)
+        self._run = run = PlanRun(ticket, self, prepared, done, tokens.tobytes(), num_more)
+        run.visible = b"" if visible is None else np.packbits(visible, bitorder="little").tobytes()
         self.state = RUNNING
-        instance.outbox.stage(self._run)
+        instance.outbox.stage(run)
 
     def message(self, run: PlanRun) -> StartPlan:
         """A run as it travels."""
@@ -121,7 +124,8 @@ class Plan:
             wire_ticket(instance.number, run.ticket), instance.number, queue.handle, queue.priority,
             run.growing.pages.tobytes(), self._kv_len + run.done, run.tokens, run.max_tokens,
             settings.sampler.to_wire(), settings.stop_tokens, list(settings.stop_texts), grammar, settings.adapter,
-            settings.num_drafts, history, drawn.tobytes() if settings.stop_texts else b"", settings.is_scored, b"",
+            settings.num_drafts, history, drawn.tobytes() if settings.stop_texts else b"", settings.is_scored,
+            run.visible,
         )  # fmt: skip
 
     def told(self, run: PlanRun, news: PlanTokens) -> None:
@@ -236,7 +240,8 @@ class Plan:
 class PlanRun(Run):
     """A plan's way from `start` or `resume` until it ends or is paused: one command to the batcher."""
 
-    __slots__ = ("counts", "done", "error", "growing", "is_stopped", "max_tokens", "num_valid", "plan", "tokens")
+    __slots__ = ("counts", "done", "error", "growing", "is_stopped", "max_tokens", "num_valid", "plan", "tokens",
+                 "visible")  # fmt: skip
 
     def __init__(self, ticket: int, plan: Plan, growing: Growing, done: int, tokens: bytes, max_tokens: int) -> None:
         super().__init__(ticket, plan.queue, growing)
@@ -245,6 +250,7 @@ class PlanRun(Run):
         self.done = done  # tokens of the plan's line before those of the run
         self.num_valid = done  # tokens of the line whose KV is written
         self.tokens = tokens
+        self.visible = b""  # packed bits [kv_len]; b"": all
         self.max_tokens = max_tokens
         self.counts = list(plan._counts)  # of the runs before
         self.error: PierayError | None = None

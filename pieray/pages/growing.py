@@ -36,11 +36,11 @@ class GrowingStaging(Staging):
     def stage_plan(self, handles: U32, kv_len: int, num_tokens: int, num_more: int) -> Growing:
         """Check and pin a run of `num_tokens` behind `kv_len` tokens, and of up to `num_more` drawn ones.
 
-        Copy-on-write is decided for all pages.  No slot counts as written until `confirm` says so.  Raises as
-        `stage_forward`.
+        Copy-on-write is decided for all pages.  No slot counts as written until `confirm` says so.  The run attends
+        nothing that `visible` does not show.  Raises as `stage_forward`.
         """
         end, size = kv_len + num_tokens + num_more, self.page_size
-        slots, first = self._check_forward(handles, kv_len, num_tokens + num_more)
+        slots, first = self._check_forward(handles, kv_len, num_tokens + num_more, is_masked=True)
         line = self._handles.values(slots)
         row_copies: list[Copy] = []
         moved: list[tuple[int, int, int]] = []
@@ -49,32 +49,33 @@ class GrowingStaging(Staging):
             line[index] = self._own_from(int(slots[index]), int(line[index]), start, row_copies, moved)
         num_full, offset = divmod(kv_len, size)
         reads = [(int(line[num_full]), slot_bits(0, offset))] if offset else []
+        hidden = self._hidden(slots[: num_full + 1], kv_len) if self._marks.is_used else None
+        if hidden is not None and offset:
+            reads = [(reads[0][0], reads[0][1] & ~int(hidden[num_full]))]
         num_pages = min(-(-(kv_len + num_tokens) // size), -(-end // size))
         one = self._pin(line[:num_pages].copy(), reads, [], row_copies, moved, num_full)
         tail = line[num_pages:]
         self._frames.pin(tail)
         return Growing(
             one.rows, one.num_pages, one.reads, one.num_full, [], one.row_copies, one.frames, one.frame_copies,
-            one.moved, tail=tail, line=line, idents=self._frames.ident.take(line),
+            one.moved, hidden=None if hidden is None else hidden[:num_full], tail=tail, line=line,
+            idents=self._frames.ident.take(line),
         )  # fmt: skip
 
     def _own_from(
         self, slot: int, row: int, start: int, row_copies: list[Copy], moved: list[tuple[int, int, int]]
     ) -> int:
         """As `_own`, of the slots from `start` on, none of which counts as written yet."""
-        frames = self._frames
-        if frames.refs[row] == 1:
-            return row
-        written = int(frames.written[row])
-        new = int(frames.new(1)[0])
-        runs = written_runs(written & slot_bits(0, start), start, start)
-        row_copies += [(row, offset, new, offset, count) for offset, count in runs]
-        frames.refs[row] -= 1
-        self._handles.set_value(slot, new)
-        if runs:
-            moved.append((slot, row, new))
-        frames.written[new] = written & slot_bits(0, start)
-        return new
+        frames, kept = self._frames, slot_bits(0, start)
+        written = int(frames.written[row]) & kept
+        if self._marks.is_used:
+            at = np.array([slot])
+            written &= ~int(self._marks.cut(at)[0])
+            self._marks.written(at, np.array([~kept & int(self._full)], np.uint64))
+        if not self._is_own(row):
+            return self._copied(slot, row, written, written_runs(written, start, start), row_copies, moved)
+        frames.written[row] &= np.uint64(kept)
+        return row
 
     def grow(self, growing: Growing, num_pages: int) -> U32:
         """Bind up to `num_pages` more pages, as far as spare ones go; the physical pages, in order."""

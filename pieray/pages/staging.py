@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -231,20 +231,31 @@ class Staging:
             at = np.array([slot])
             written &= ~int(self._marks.cut(at)[0])
             self._marks.written(at, np.array([slot_bits(start, stop)], np.uint64))
-        if frames.refs[row] > 1 or frames.is_shared[row]:
-            new = int(frames.new(1)[0])
-            runs = written_runs(written, start, stop)
-            row_copies += [(row, offset, new, offset, count) for offset, count in runs]
-            frames.refs[row] -= 1
-            if not frames.refs[row]:
-                self._left.append(row)
-            self._handles.set_value(slot, new)
-            if runs:
-                moved.append((slot, row, new))
-            row = new
-            frames.written[row] = written
+        if not self._is_own(row):
+            row = self._copied(slot, row, written, written_runs(written, start, stop), row_copies, moved)
         frames.written[row] |= np.uint64(slot_bits(start, stop))
         return row
+
+    def _is_own(self, row: int) -> bool:
+        """Whether one handle alone has the frame, and no export: it is written to in place."""
+        return bool(self._frames.refs[row] == 1 and not self._frames.is_shared[row])
+
+    def _copied(
+        self, slot: int, row: int, written: int, runs: Sequence[tuple[int, int]], row_copies: list[Copy],
+        moved: list[tuple[int, int, int]],
+    ) -> int:  # fmt: skip
+        """A new row for a handle, with the `runs` of the old one to be copied, and `written` as far as it is."""
+        frames = self._frames
+        new = int(frames.new(1)[0])
+        row_copies += [(row, offset, new, offset, count) for offset, count in runs]
+        frames.refs[row] -= 1
+        if not frames.refs[row]:
+            self._left.append(row)
+        self._handles.set_value(slot, new)
+        if runs:
+            moved.append((slot, row, new))
+        frames.written[new] = written
+        return new
 
     def _pin(
         self,

@@ -65,6 +65,8 @@ class DigestRunner:
         return [self._one(item, wanted) for item, wanted in zip(items, outputs, strict=True)]
 
     def _one(self, item, wanted):
+        if item.mask is not None:
+            return self._masked(item, wanted)
         digest = 0
         for position in range(item.kv_len):
             held = self.slots.get(self._slot(item, position))
@@ -76,6 +78,19 @@ class DigestRunner:
             digest = chain(digest, token)
             digests.append(digest)
             self.slots[self._slot(item, item.kv_len + index)] = (token, digest)
+        return [self._answer(request, digests[request.row]) for request in wanted]
+
+    def _masked(self, item, wanted):
+        """Rows read the tokens of visible slots alone: of hidden ones there may be none."""
+        num_tokens, total = len(item.tokens), item.kv_len + len(item.tokens)
+        bits = np.unpackbits(np.frombuffer(item.mask, np.uint8), count=num_tokens * total, bitorder="little")
+        digests = []
+        for index, token in enumerate(item.tokens.tolist()):
+            self.slots[self._slot(item, item.kv_len + index)] = (token, 0)
+            digest = 0
+            for position in np.flatnonzero(bits.reshape(num_tokens, total)[index, : item.kv_len + index + 1]).tolist():
+                digest = chain(digest, self.slots[self._slot(item, position)][0])
+            digests.append(digest)
         return [self._answer(request, digests[request.row]) for request in wanted]
 
     def _slot(self, item, position: int) -> tuple[int, int]:

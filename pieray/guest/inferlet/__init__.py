@@ -14,7 +14,25 @@ handlers; `Context` and its `generate` are written on them.
 
 from __future__ import annotations
 
-from . import adapters, chat, embeds, forward, http, kv, log, model, plans, queue, runtime, scratch, session, tickets
+from . import (
+    adapters,
+    chat,
+    embeds,
+    forward,
+    grammar,
+    http,
+    kv,
+    log,
+    model,
+    plans,
+    queue,
+    runtime,
+    scratch,
+    session,
+    structured,
+    tickets,
+    tools,
+)
 from ._generation import Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
@@ -39,8 +57,11 @@ from .errors import (
     Unsupported,
     WrongType,
 )
+from .grammar import Grammar, Matcher
 from .plans import Plan
 from .sampler import Sampler, SamplerHandle, greedy
+from .structured import Mismatch, collect_json
+from .tools import Tool, run_tools, tool
 
 __all__ = [
     "Adapter",
@@ -55,7 +76,10 @@ __all__ = [
     "Error",
     "Evicted",
     "Generation",
+    "Grammar",
     "InvalidRequest",
+    "Matcher",
+    "Mismatch",
     "NotFound",
     "OutOfPages",
     "PeerLost",
@@ -67,12 +91,15 @@ __all__ = [
     "Sampler",
     "SamplerHandle",
     "Token",
+    "Tool",
     "Unsupported",
     "WrongType",
     "adapters",
     "chat",
+    "collect_json",
     "embeds",
     "forward",
+    "grammar",
     "greedy",
     "http",
     "kv",
@@ -80,8 +107,12 @@ __all__ = [
     "model",
     "plans",
     "queue",
+    "run_tools",
     "runtime",
     "scratch",
     "session",
+    "structured",
     "tickets",
+    "tool",
+    "tools",
 ]

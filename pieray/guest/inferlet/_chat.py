@@ -18,6 +18,8 @@ class Chat:
 
     messages: tuple[dict[str, Any], ...] = ()
     is_open: bool = False
+    tools: tuple[dict[str, Any], ...] = ()
+    """Offered to the model by its template."""
 
     def add(self, message: dict[str, Any], model: str, ended_by: str) -> tuple[str, Chat]:
         """The text that `message` adds.
@@ -28,24 +30,27 @@ class Chat:
         messages = self.messages
         if not self.is_open:
             added = self._difference((*messages, message), messages, model, "")
-            return added, Chat((*messages, message))
+            return added, replace(self, messages=(*messages, message))
         messages = (*messages, {"role": "assistant", "content": REPLY})
         added = self._difference((*messages, message), self.messages, model, REPLY)
-        return added.removeprefix(ended_by), Chat((*messages, message))
+        return added.removeprefix(ended_by), replace(self, messages=(*messages, message), is_open=False)
 
     def open(self, model: str) -> tuple[str, Chat]:
         """The text that begins the assistant's turn."""
-        text = chat.render(self.messages, add_generation_prompt=True, model=model)
-        before = chat.render(self.messages, add_generation_prompt=False, model=model)
+        text = self._render(self.messages, model, add_generation_prompt=True)
+        before = self._render(self.messages, model)
         return _rest(text, before), replace(self, is_open=True)
 
     def _difference(self, after: tuple[dict[str, Any], ...], before: tuple[dict[str, Any], ...], model: str,
                     reply: str) -> str:  # fmt: skip
-        text = chat.render(after, add_generation_prompt=False, model=model)
+        text = self._render(after, model)
         if not before:
             return text
-        start = chat.render(before, add_generation_prompt=bool(reply), model=model)
+        start = self._render(before, model, add_generation_prompt=bool(reply))
         return _rest(text, start + reply)
+
+    def _render(self, messages: tuple[dict[str, Any], ...], model: str, *, add_generation_prompt: bool = False) -> str:
+        return chat.render(messages, tools=self.tools, add_generation_prompt=add_generation_prompt, model=model)
 
     @property
     def awaits_reply(self) -> bool:

@@ -63,7 +63,9 @@ class Generation:
             raise InvalidRequest(f"the drafters with a name are: ngram; given {drafter!r}")
         self._context = context
         self._rules = rules
-        self._draws = Draws(sampler, logprobs, rules.tokens, rules.strings, drafter=drafter, model=context.model)
+        self._draws = Draws(
+            sampler, logprobs, rules.tokens, rules.strings, grammar is not None, drafter=drafter, model=context.model
+        )
         self._grammar = grammar
         self._owns_grammar = False
         self._on_token = on_token
@@ -109,9 +111,8 @@ class Generation:
         """Draw, take in, give out: what a token costs is in this loop."""
         context = self._context
         num_left = context.room_for(self._rules.max_tokens)
-        self._source = source = open_source(context, self._draws)
+        source = self._begin(open_source(context, self._draws, num_left))
         stream = models.TextStream(model=context.model)
-        self._trace()
         try:
             if num_left and self._grammar is not None:
                 self._draws.matcher = await self._open_grammar()
@@ -119,10 +120,11 @@ class Generation:
                 try:
                     drawn = await source.next(num_left)
                 except NoPlan:
-                    self._source = source = PassSource(context, self._draws)
+                    source = self._begin(PassSource(context, self._draws, "no plan is free"))
                     continue
                 if not drawn:
                     self.finish_reason = source.finish_reason
+                    self._parts.append(self._matcher.flush())
                     break
                 for token, logprob in drawn:
                     num_left -= 1
@@ -153,10 +155,11 @@ class Generation:
         """Whether it runs as decode plans, so that a token costs no round trip."""
         return isinstance(self._source, PlanSource)
 
-    def _trace(self) -> None:
-        """Say once which way generations run here."""
-        way = "a decode plan" if self.is_plan else "a pass per token or draft, for its drafter is a function"
-        _say_once(f"generate runs as {way}")
+    def _begin(self, source: Source) -> Source:
+        """Draw from this source; the log says which way, once each."""
+        self._source = source
+        _say_once(f"generate runs as {source.way}")
+        return source
 
     async def _open_grammar(self) -> int:
         """The handle of a matcher at the beginning of this generation."""

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from . import _host, _queues, kv
+from ._ranges import Ranges
 from ._waiting import wait_ticket
 from .adapters import Adapter
 from .errors import BadHandle, InvalidRequest, QuotaExceeded, raises
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Most pages asked for at one time beyond what the next pass needs.
 GROWTH_PAGES = 8
+#: Tokens of a pass while others are masked.
+MASKED_TOKENS = 256
 
 
 class KvSequence:
@@ -24,7 +27,7 @@ class KvSequence:
     next one, later on the same queue, writes the same slots again.
     """
 
-    __slots__ = ("_capacity", "_in_flight", "_page_size", "_queue", "adapter", "is_closed", "kv_len",
+    __slots__ = ("_capacity", "_in_flight", "_page_size", "_queue", "adapter", "hidden", "is_closed", "kv_len",
                  "model", "pages", "source")  # fmt: skip
 
     def __init__(self, model: str = "", adapter: Adapter | None = None) -> None:
@@ -32,6 +35,8 @@ class KvSequence:
         self.adapter = adapter
         self.pages: list[int] = []
         self.kv_len = 0
+        self.hidden = Ranges()
+        """Tokens that passes do not see (`kv.mask`), those not run yet included."""
         self.is_closed = False
         self._page_size = kv.page_size()
         self._capacity = 0
@@ -97,8 +102,7 @@ class KvSequence:
         extra = self._num_pages(end + most - 1) - len(self.pages)
         while extra > 0:
             try:
-                self.pages += kv.alloc(extra)
-                self._capacity = len(self.pages) * self._page_size
+                self._add_pages(extra)
             except QuotaExceeded:
                 if extra <= least:
                     raise
@@ -124,7 +128,12 @@ class KvSequence:
 
     @raises
     async def prefill(self, tokens: list[int]) -> None:
-        """Run `tokens` for their KV alone."""
+        """Run `tokens` for their KV alone; in parts where tokens are masked, for each pass has a mask then."""
+        size = MASKED_TOKENS if self.hidden else len(tokens)
+        for start in range(0, len(tokens), size):
+            await self._prefill(tokens[start : start + size])
+
+    async def _prefill(self, tokens: list[int]) -> None:
         handle = self.forward(tokens)
         try:
             await wait_ticket(handle)
@@ -142,12 +151,37 @@ class KvSequence:
         if used:
             other.pages = kv.fork(self.pages[:used])
         other.kv_len = self.kv_len
+        other.hidden = Ranges(self.hidden)
         other._capacity = used * self._page_size
         return other
+
+    def adopt(self, pages: list[int], kv_len: int) -> None:
+        """Begin with the first `kv_len` tokens of imported pages."""
+        self.pages = list(pages)
+        self.kv_len = kv_len
+        self._capacity = len(pages) * self._page_size
+
+    def mask(self, start: int, end: int, *, visible: bool) -> None:
+        """Hide tokens [start, end), run or not, from later passes, or show them again."""
+        self.release()
+        if visible:
+            self.hidden.remove(start, end)
+        else:
+            self.hidden.add(start, end)
+        self._mask_slots(start, min(end, self._capacity), visible=visible)
+
+    def _mask_slots(self, start: int, end: int, *, visible: bool) -> None:
+        while start < end:
+            page, offset = divmod(start, self._page_size)
+            count = min(self._page_size - offset, end - start)
+            kv.mask(self.pages[page], offset, count, visible)
+            start += count
 
     def truncate(self, length: int) -> None:
         """Keep the KV of the first `length` tokens at most, and the pages that it needs."""
         self.release()
+        for start, end in self.hidden.within(length, 1 << 32):
+            self.mask(start, end, visible=True)
         self.kv_len = min(self.kv_len, length)
         used = self._num_pages(self.kv_len)
         surplus = self.pages[used:]
@@ -184,5 +218,10 @@ class KvSequence:
         self.check_open()
         needed = self._num_pages(end) - len(self.pages)
         ahead = self._num_pages(end + num_more) - self._num_pages(end)
-        self.pages += kv.alloc(needed + min(ahead, GROWTH_PAGES))
-        self._capacity = len(self.pages) * self._page_size
+        self._add_pages(needed + min(ahead, GROWTH_PAGES))
+
+    def _add_pages(self, count: int) -> None:
+        self.pages += kv.alloc(count)
+        before, self._capacity = self._capacity, len(self.pages) * self._page_size
+        for start, stop in self.hidden.within(before, self._capacity):
+            self._mask_slots(start, stop, visible=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,10 +37,12 @@ class Draws:
     logprobs: bool
     stop_tokens: frozenset[int]
     stop_strings: tuple[str, ...]
-    matcher: int = 0  # at the beginning of the generation
+    has_grammar: bool = False
+    matcher: int = 0  # its matcher at the beginning of the generation, once it is compiled
     drafter: Drafter | str | None = None
     seed: int | None = None
     model: str = ""
+    began: int = 0  # tokens of the context before those drawn
 
     def chain(self) -> tuple[float, int, float, float, int]:
         """The sampler as `forward.sample` takes it; the seed is drawn once."""
@@ -72,6 +75,8 @@ class Source(Protocol):
     is_stale: bool
     """The context has changed: what was drawn and not taken is void."""
     finish_reason: str
+    way: str
+    """How it draws, for the log."""
 
     async def next(self, num_left: int) -> Drawn:
         """One or more tokens, at most `num_left`; none when `finish_reason` says why."""
@@ -92,11 +97,11 @@ class PlanSource:
     def __init__(self, context: Context, draws: Draws) -> None:
         self._context = context
         self._draws = draws
-        self._began = context.position
         self._plan: Plan | None = None
         self.is_busy = False
         self.is_stale = False
         self.finish_reason = ""
+        self.way = "a decode plan"
 
     async def next(self, num_left: int) -> Drawn:
         while True:
@@ -159,7 +164,8 @@ class PlanSource:
     def _set_up(self, plan: Plan, kv_len: int) -> None:
         context, draws = self._context, self._draws
         if draws.stop_tokens or draws.stop_strings:
-            plan.set_stop(sorted(draws.stop_tokens), draws.stop_strings)
+            with contextlib.suppress(InvalidRequest):  # more than a plan takes: the generation looks for them as well
+                plan.set_stop(sorted(draws.stop_tokens), draws.stop_strings)
         if draws.logprobs:
             plan.score()
         if context.sequence.adapter is not None:
@@ -171,7 +177,7 @@ class PlanSource:
 
     def _set_grammar(self, plan: Plan) -> None:
         """The grammar behind what was drawn before."""
-        said = self._context.tokens[self._began :]
+        said = self._context.tokens[self._draws.began :]
         if not said:
             plan.set_grammar(self._draws.matcher)
             return
@@ -204,7 +210,8 @@ class PlanSource:
 class PassSource:
     """A forward and a sample per token; the fewest calls."""
 
-    def __init__(self, context: Context, draws: Draws) -> None:
+    def __init__(self, context: Context, draws: Draws, why: str) -> None:
+        self.way = f"a pass per token: {why}"
         self._context = context
         self._draws = draws
         self._handle = 0
@@ -212,10 +219,7 @@ class PassSource:
         self._matcher = 0
         self._sampler = 0
         self._mask: list[int] = []
-        self._began = context.position
         self._num_accepted = 0
-        if draws.matcher:
-            self._matcher = _host.grammar.fork(draws.matcher)
         self._open_sampler()
         self.is_busy = False  # the sequence knows of its pass
         self.is_stale = False
@@ -224,7 +228,7 @@ class PassSource:
     async def next(self, num_left: int) -> Drawn:
         context, sequence = self._context, self._context.sequence
         self.is_stale = False
-        if self._matcher and not self._follow():
+        if self._draws.matcher and not self._follow():
             return []
         pending = context.pending()
         handle = self._handle = sequence.forward(pending, num_left)
@@ -242,7 +246,10 @@ class PassSource:
 
     def _follow(self) -> bool:
         """Bring the matcher to where the context is; False: nothing may follow."""
-        said = self._context.tokens[self._began + self._num_accepted :]
+        if not self._matcher:
+            self._matcher = _host.grammar.fork(self._draws.matcher)
+            self._open_sampler()
+        said = self._context.tokens[self._draws.began + self._num_accepted :]
         if said and _host.grammar.accept(self._matcher, said) < len(said):
             raise InvalidRequest("what was added to the context is not in the grammar of this generation")
         self._num_accepted += len(said)
@@ -295,6 +302,7 @@ class DraftSource:
 
     def __init__(self, context: Context, draws: Draws) -> None:
         assert callable(draws.drafter)
+        self.way = "a pass per draft: the drafter is a function"
         self._context = context
         self._draws = draws
         self._drafter = draws.drafter
@@ -333,10 +341,13 @@ class DraftSource:
             _host.samplers.free(sampler)
 
 
-def open_source(context: Context, draws: Draws) -> Source:
-    """A plan wherever the loop allows it."""
-    if callable(draws.drafter) and not draws.logprobs and not draws.matcher:
-        return DraftSource(context, draws)
+def open_source(context: Context, draws: Draws, num_tokens: int) -> Source:
+    """A plan wherever the loop allows it, and pays."""
+    draws.began = context.position
     if callable(draws.drafter):
-        return PassSource(context, draws)
+        if not draws.logprobs and not draws.has_grammar:
+            return DraftSource(context, draws)
+        return PassSource(context, draws, "the drafter is a function")
+    if num_tokens <= 1:
+        return PassSource(context, draws, "there is only one")
     return PlanSource(context, draws)

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import _host
 from .errors import raises
+
+
+@dataclass(slots=True)
+class Reply:
+    """A reply taken apart.  `tool_calls`: {"name", "arguments"}; not complete: it only begins a call or a thought."""
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    is_complete: bool = True
 
 
 @raises
@@ -22,3 +33,9 @@ def render(
     text = json.dumps([dict(message) for message in messages], ensure_ascii=False)
     offered = json.dumps([dict(tool) for tool in tools], ensure_ascii=False) if tools else ""
     return str(_host.chat.render(model, text, offered, add_generation_prompt))
+
+
+@raises
+def parse(text: str, *, model: str = "") -> Reply:
+    """The parts of a reply, special tokens included, in the format that the model's chat template tells of."""
+    return Reply(**json.loads(_host.chat.parse(model, text)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import _host
@@ -10,27 +11,40 @@ from . import model as models
 from ._chat import Chat
 from ._generation import Generation, OnToken, rules_of
 from ._sequence import KvSequence
+from ._snapshots import Snapshots
 from ._sources import Drafter
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
 from .errors import InvalidRequest, check_numbers, raises
+from .grammar import Grammar, Matcher
 from .sampler import Sampler, sampler_of
+from .structured import collect_json
+from .tools import specs_of
 
 #: Rows scored in one pass, so that a long continuation stays within the limit of tickets.
 SCORE_ROWS = 256
 
 
-class Context:
+class Context(Snapshots):
     """Text that a model reads and continues.
 
     What is appended waits until it is needed or `flush`ed; the last token always waits, for the next one is
     sampled from its row.  `fork` shares the KV so far, copy-on-write.  Close it, use it as an asynchronous
-    context manager, or let it go: its pages are given back.
+    context manager, or let it go: its pages are given back.  `save` keeps it for `Context.open`, here or elsewhere.
     """
 
-    def __init__(self, text: str | Sequence[int] = "", *, model: str = "", adapter: Adapter | None = None) -> None:
-        """`adapter`: LoRA, in all passes of this context and its forks."""
+    def __init__(
+        self,
+        text: str | Sequence[int] = "",
+        *,
+        model: str = "",
+        adapter: Adapter | None = None,
+        tools: Iterable[Any] = (),
+    ) -> None:
+        """`adapter`: LoRA, in all passes of this context and its forks.  `tools` (see `tools.tool`): what the model's
+        chat template shows it of them."""
         self.model = model
+        self._tools = specs_of(tools)
         self.sequence = KvSequence(model, adapter)
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
@@ -48,12 +62,15 @@ class Context:
             self._tokens += added
         return self
 
-    def chat(self, role: str, content: str) -> Context:
-        """Add a message, as the model's chat template writes it; an open reply is closed first."""
+    def chat(self, role: str, content: str, **more: Any) -> Context:
+        """Add a message, as the model's chat template writes it; an open reply is closed first.
+
+        `more`: other keys of the message that the template knows, such as `name`.
+        """
         ended_by = ""
         if self._chat.is_open and self._tokens and self._tokens[-1] in models.stop_tokens(self.model):
             ended_by = models.detokenize(self._tokens[-1:], model=self.model)
-        return self._mark(*self._chat.add({"role": role, "content": content}, self.model, ended_by))
+        return self._mark(*self._chat.add({"role": role, "content": content} | more, self.model, ended_by))
 
     def system(self, content: str) -> Context:
         """Add a system message."""
@@ -66,6 +83,10 @@ class Context:
     def assistant(self, content: str) -> Context:
         """Add an assistant's message, as if it had been generated."""
         return self.chat("assistant", content)
+
+    def tool(self, content: str, *, name: str = "") -> Context:
+        """Add what a tool answered."""
+        return self.chat("tool", content, **({"name": name} if name else {}))
 
     def cue(self) -> Context:
         """Begin the assistant's turn now, so that `append` can begin the reply; `generate` does it by itself."""
@@ -105,7 +126,7 @@ class Context:
 
     @property
     def _chat(self) -> Chat:
-        return self._marks[-1][1] if self._marks else Chat()
+        return self._marks[-1][1] if self._marks else Chat(tools=self._tools)
 
     def _mark(self, text: str, chat: Chat) -> Context:
         self.append(text)
@@ -116,7 +137,7 @@ class Context:
 
     def fork(self) -> Context:
         """A context with the same content, sharing the KV that is there.  Flush first: what waits is run by each."""
-        other = Context(model=self.model)
+        other = Context(model=self.model, tools=self._tools)
         other.sequence = self.sequence.fork()
         other._tokens = list(self._tokens)
         other._marks = list(self._marks)
@@ -149,7 +170,8 @@ class Context:
         stop: str | Iterable[str | int] = (),
         stop_tokens: Iterable[int] | None = None,
         logprobs: bool = False,
-        grammar: Any = None,
+        grammar: Grammar | Matcher | None = None,
+        schema: Any = None,
         drafter: Drafter | str | None = None,
         on_token: OnToken | None = None,
     ) -> Generation:
@@ -158,10 +180,13 @@ class Context:
         Greedy, unless a sampler or one of its numbers is given.  `stop`: strings, which do not go out, and token
         ids; `stop_tokens` replaces the model's own.  Every sampled token, a stop included, stays in the context.
 
-        `grammar`: draw only what a matcher, as it is now, allows.  `drafter`: "ngram" drafts by prompt lookup in the
-        engine; a function from all tokens to the next ones has its drafts verified in one pass each; both change the
-        speed, not the text.  `on_token` is called with each token before it is given out; what it returns changes what
-        comes next: a Sampler, text or tokens to append, False to end.
+        `grammar`: draw only what it allows, or what a matcher as it is now allows.  `schema`: the same for a JSON
+        schema (a dict), a type (see `structured.schema_of`) or a Grammar.  Such a text ends with a stop token.
+
+        `drafter`: "ngram" drafts by prompt lookup in the engine; a function from all tokens to the next ones has its
+        drafts verified in one pass each; both change the speed, not the text.  `on_token` is called with each token
+        before it is given out; what it returns changes what comes next: a Sampler, text or tokens to append, False to
+        end.
 
         It runs as decode plans, without a round trip per token, unless `drafter` is a function: see `is_plan`.
         """
@@ -170,11 +195,19 @@ class Context:
             self.cue()
         rules = rules_of(max_tokens, stop, stop_tokens, self.model)
         chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed, typical_p, logit_bias)
+        if schema is not None:
+            grammar = Grammar.of(schema)
+        if grammar is not None:
+            rules = replace(rules, tokens=rules.tokens | models.stop_tokens(self.model))
         return Generation(self, chosen, rules, logprobs=logprobs, grammar=grammar, drafter=drafter, on_token=on_token)
 
     async def generate_text(self, max_tokens: int = 256, **options: Any) -> str:
         """The text of `generate` with the same arguments."""
         return await self.generate(max_tokens, **options)
+
+    async def collect_json(self, type: Any, max_tokens: int = 256, **options: Any) -> Any:
+        """What the model writes next, as a value of a type or of a JSON schema: see `structured.collect_json`."""
+        return await collect_json(self, type, max_tokens, **options)
 
     async def flush(self) -> None:
         """Run what waits, but for the last token."""

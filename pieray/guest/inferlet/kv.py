@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any, NamedTuple
+
 from . import _host
-from .errors import raises
-from .tickets import Ticket, take_none
+from .errors import InvalidRequest, raises
+from .tickets import Ticket, take_none, take_text
 
 
 @_host.cached
@@ -35,3 +38,108 @@ def fork(pages: list[int]) -> list[int]:
 def copy(queue: int, src: int, src_offset: int, dst: int, dst_offset: int, count: int) -> Ticket[None]:
     """Copy `count` tokens of KV from slot `src_offset` of page `src` to slot `dst_offset` of page `dst`."""
     return Ticket(_host.kv.copy(queue, src, src_offset, dst, dst_offset, count), take_none)
+
+
+@raises
+def reserve(count: int) -> Ticket[None]:
+    """Lease memory for `count` pages ahead of their use; the ticket may bring OutOfPages."""
+    return Ticket(_host.kv.reserve(count), take_none)
+
+
+@raises
+def mask(page: int, offset: int, count: int, visible: bool = False) -> None:
+    """Hide slots [offset, offset + count) of a page from later passes through this handle, or show them again.
+
+    Forks made later inherit it.  A hidden slot need not have been written; writing to it does not show it.
+    """
+    _host.kv.mask(page, offset, count, visible)
+
+
+@raises
+def truncate(pages: list[int], num_tokens: int) -> None:
+    """Of the tokens in `pages`, in order, keep the first: later slots count as not written."""
+    _host.kv.truncate(pages, num_tokens)
+
+
+@raises
+def idle(pages: list[int]) -> None:
+    """No pass will use these pages for a while: memory leased ahead of need goes back now."""
+    _host.kv.idle(pages)
+
+
+class Imported(NamedTuple):
+    """An export, opened: handles of your own, copy-on-write."""
+
+    pages: list[int]
+    num_tokens: int
+    meta: str
+    access: str
+    owner: str
+
+
+class Export(NamedTuple):
+    """What `list_exports` tells of an export; `expires_in`: seconds, None: never."""
+
+    name: str
+    access: str
+    owner: str
+    num_pages: int
+    num_tokens: int
+    pinned: bool
+    expires_in: float | None
+    num_importers: int
+
+
+@raises
+def export_pages(
+    name: str,
+    pages: list[int],
+    num_tokens: int,
+    *,
+    meta: str = "",
+    access: str = "owner",
+    ttl: float = 0,
+    pinned: bool = False,
+    replace: bool = False,
+) -> Ticket[None]:
+    """Give the first `num_tokens` tokens of pages a name under which others import them; await the ticket.
+
+    They outlive this inferlet: for `ttl` seconds (0: as long as the engine lives), unless memory is short and nobody
+    has them open (`pinned`: even then).  `access`: "owner" (your user), "tenant" or "public".
+    """
+    ttl_ms = max(1, round(ttl * 1000)) if ttl > 0 else 0
+    arguments = (name, pages, num_tokens, meta, _access(access), ttl_ms, pinned, replace)
+    return Ticket(_host.kv.export_pages(*arguments), take_none)
+
+
+@raises
+def import_pages(name: str) -> Ticket[Imported]:
+    """Open an export: yours, else the tenant's, else a public one.  The ticket may bring NotFound or Evicted."""
+    return Ticket(_host.kv.import_pages(name), lambda ticket: Imported(**json.loads(take_text(ticket))))
+
+
+@raises
+def unexport(name: str, access: str = "owner") -> Ticket[None]:
+    """Take the name of an export of yours away; who has imported the pages keeps them."""
+    return Ticket(_host.kv.unexport(name, _access(access)), take_none)
+
+
+@raises
+def list_exports(prefix: str = "") -> Ticket[list[Export]]:
+    """Exports that this inferlet may import and whose names begin with `prefix`."""
+    return Ticket(_host.kv.list_exports(prefix), _take_exports)
+
+
+def _take_exports(ticket: int) -> list[Export]:
+    rows = json.loads(take_text(ticket))
+    for row in rows:
+        left = row.pop("expires_in_ms")
+        row["expires_in"] = None if left is None else left / 1000
+    return [Export(**row) for row in rows]
+
+
+def _access(name: str) -> Any:
+    try:
+        return _host.Access[name.upper()]
+    except (KeyError, AttributeError):
+        raise InvalidRequest(f"access is owner, tenant or public; given {name!r}") from None

@@ -94,6 +94,15 @@ def test_forced_tokens_are_the_only_ones_and_are_accepted() -> None:
     assert matcher.forced() == []
 
 
+def test_whitespace_in_json_is_bounded_and_a_schema_may_forbid_it() -> None:
+    schema = {"type": "array", "items": {"type": "null"}}
+    spaces = tokens_of(" ") * 40
+    assert new("json-schema", json.dumps(schema)).accept([*tokens_of("["), *spaces]) == 1 + 32
+    strict = json.dumps(schema | {"x-guidance": {"whitespace_flexible": False, "item_separator": ", "}})
+    assert new("json-schema", strict).accept([*tokens_of("["), *spaces]) == 1
+    assert new("json-schema", strict).accept(tokens_of("[null, null]")) == len(tokens_of("[null, null]"))
+
+
 def test_rollback_knows_its_range() -> None:
     matcher = new("regex", "[0-9]+")
     matcher.accept(tokens_of("12"))

@@ -1,0 +1,25 @@
+"""Attend to the first few tokens and the latest ones only (attention sinks: Xiao et al., arXiv 2309.17453)."""
+
+from typing import Any
+
+from inferlet import Context, session
+
+
+async def main(prompt: str, max_tokens: int = 32, window: int = 64, num_sinks: int = 4) -> dict[str, Any]:
+    """Greedy text; each token sees the `num_sinks` first tokens, the `window` before it, and itself."""
+    async with Context(prompt) as ctx:
+        pieces, num_tokens, reason = [], 0, "length"
+        while num_tokens < max_tokens:
+            first_seen = max(num_sinks, ctx.position - 1 - window)
+            if first_seen > num_sinks:
+                await ctx.flush()
+                ctx.mask(num_sinks, first_seen)
+            generation = ctx.generate(1)
+            async for token in generation:
+                session.send(token.text)
+            pieces.append(generation.text)
+            num_tokens += generation.num_tokens
+            if generation.finish_reason == "stop":
+                reason = "stop"
+                break
+        return {"text": "".join(pieces), "num_tokens": num_tokens, "finish_reason": reason, "tokens": ctx.tokens}

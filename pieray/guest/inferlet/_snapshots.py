@@ -1,0 +1,169 @@
+"""What a context keeps beyond its life, and what it tells of its memory: exports, masks, hints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from . import kv
+from ._chat import Chat
+from ._ranges import Ranges
+from .errors import InvalidRequest, check_numbers
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from ._sequence import KvSequence
+    from .adapters import Adapter
+
+FORMAT = 1
+
+
+class Snapshots:
+    """The part of `Context` that saves and opens it, masks its tokens and plans its memory.
+
+    A snapshot is an export of the context's pages whose meta holds tokens, messages and masks: opening it computes
+    nothing.
+    """
+
+    model: str
+    sequence: KvSequence
+    _tokens: list[int]
+    _marks: list[tuple[int, Chat]]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, text: str = "", *, model: str = "", adapter: Adapter | None = None) -> None: ...
+
+        async def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    # -- snapshots
+
+    async def save(
+        self, name: str, *, ttl: float = 0, pinned: bool = False, access: str = "owner", replace: bool = True
+    ) -> None:
+        """Keep the context as it is now under a name, for `Context.open` in this or another inferlet.
+
+        `ttl`: seconds, 0: for as long as the engine lives.  It may be dropped when memory is short and nobody has it
+        open, unless it is `pinned`.  `access`: "owner" (your user), "tenant" or "public".
+        """
+        self.sequence.check_open()
+        if not self._tokens:
+            raise InvalidRequest("the context is empty: append something before it is saved")
+        self.sequence.release()
+        await self.flush()
+        if not self.sequence.kv_len:
+            await self.sequence.prefill(self._tokens)
+        sequence = self.sequence
+        meta = json.dumps(self._meta(), separators=(",", ":"))
+        options: dict[str, Any] = {"ttl": ttl, "pinned": pinned, "access": access, "replace": replace}
+        await kv.export_pages(name, sequence.pages, sequence.kv_len, meta=meta, **options)
+
+    @classmethod
+    async def open(cls, name: str, *, adapter: Adapter | None = None) -> Self:
+        """A fork of a snapshot: yours by that name, else the tenant's, else a public one.
+
+        Raises NotFound, Evicted, and InvalidRequest if it is no snapshot, or one made with another adapter.
+        """
+        return (await cls._opened(name, adapter))[0]
+
+    @classmethod
+    async def take(cls, name: str, *, adapter: Adapter | None = None) -> Self:
+        """Open a snapshot of yours and delete it."""
+        context, access = await cls._opened(name, adapter)
+        try:
+            await kv.unexport(name, access)
+        except BaseException:
+            context.close()
+            raise
+        return context
+
+    @staticmethod
+    async def delete(name: str, access: str = "owner") -> None:
+        """Delete a snapshot of yours; contexts opened from it stay."""
+        await kv.unexport(name, access)
+
+    @staticmethod
+    async def names(prefix: str = "") -> list[str]:
+        """Names that `open` finds, in order."""
+        return sorted({export.name for export in await kv.list_exports(prefix)})
+
+    def _meta(self) -> dict[str, Any]:
+        adapter = self.sequence.adapter
+        return {
+            "context": FORMAT,
+            "model": self.model,
+            "adapter": adapter.name if adapter is not None else "",
+            "tokens": self._tokens,
+            "marks": [[position, list(chat.messages), chat.is_open] for position, chat in self._marks],
+            "hidden": list(self.sequence.hidden),
+        }
+
+    @classmethod
+    async def _opened(cls, name: str, adapter: Adapter | None) -> tuple[Self, str]:
+        found = await kv.import_pages(name)
+        try:
+            return cls._restored(found, adapter), found.access
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise InvalidRequest(f"export {name!r} is no snapshot of a context; kv.import_pages imports it") from None
+        finally:
+            if found.pages:  # not handed over to a context
+                kv.free(found.pages)
+
+    @classmethod
+    def _restored(cls, found: kv.Imported, adapter: Adapter | None) -> Self:
+        meta = json.loads(found.meta)
+        tokens = list(meta["tokens"])
+        check_numbers("token", tokens)
+        marks = [(int(at), Chat(tuple(messages), bool(is_open))) for at, messages, is_open in meta["marks"]]
+        hidden = Ranges((int(start), int(end)) for start, end in meta["hidden"])
+        if meta["context"] != FORMAT or len(tokens) < found.num_tokens:
+            raise ValueError
+        if meta["adapter"] != (adapter.name if adapter is not None else ""):
+            raise InvalidRequest(f"this snapshot was made with adapter {meta['adapter']!r}: open it with the same")
+        context = cls(model=str(meta["model"]), adapter=adapter)
+        context._tokens, context._marks = tokens, marks
+        context.sequence.adopt(found.pages, found.num_tokens)
+        found.pages.clear()
+        context._mask_all(hidden)
+        return context
+
+    # -- masks
+
+    def mask(self, start: int, end: int, visible: bool = False) -> None:
+        """Hide the tokens [start, end) from what comes later, or show them again.
+
+        Positions stay what they are; their KV stays in memory.  Forks and snapshots inherit it.
+        """
+        self.sequence.check_open()
+        if not 0 <= start <= end <= len(self._tokens):
+            raise InvalidRequest(f"a mask lies within the {len(self._tokens)} tokens; given [{start}, {end})")
+        self.sequence.mask(start, end, visible=visible)
+
+    def _mask_all(self, ranges: Iterable[tuple[int, int]]) -> None:
+        try:
+            for start, end in ranges:
+                self.mask(start, end)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- memory
+
+    async def reserve(self, num_tokens: int) -> None:
+        """Lease memory for `num_tokens` more tokens now.  Raises OutOfPages if there is none in time."""
+        self.sequence.check_open()
+        if num_tokens < 0:
+            raise InvalidRequest(f"reserve takes a number of tokens from 0 on; given {num_tokens}")
+        size, sequence = kv.page_size(), self.sequence
+        count = -(-(len(self._tokens) + num_tokens) // size) - -(-sequence.kv_len // size)
+        if count > 0:
+            await kv.reserve(count)
+
+    def idle(self) -> None:
+        """Nothing will be computed here for a while: memory leased ahead of need goes back now."""
+        self.sequence.check_open()
+        kv.idle(self.sequence.pages)

@@ -1,0 +1,166 @@
+"""Tools: functions of the inferlet that the model may call."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import json
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from . import chat, model
+from .errors import InvalidRequest
+from .structured import Mismatch, fields_schema, parse_fields
+
+if TYPE_CHECKING:
+    from .context import Context
+
+
+class Tool:
+    """A function with its JSON schema.  Call it as before, or with a model's arguments through `call`."""
+
+    def __init__(self, function: Callable[..., Any], name: str = "", description: str = "") -> None:
+        self.function = function
+        self.name = name or function.__name__
+        text, notes = _docstring(function)
+        self.description = description or text
+        self._hints, self._required = _parameters(function)
+        self.parameters = fields_schema(self._hints, self._required)
+        for parameter, note in notes.items():
+            self.parameters["properties"].get(parameter, {}).setdefault("description", note)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        described = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": described}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    async def call(self, arguments: Mapping[str, Any] | str) -> str:
+        """The result for JSON arguments, as text (JSON, unless it is a str).
+
+        What is wrong with the arguments, or was raised, is a text too, for the model: "error: ...".
+        """
+        try:
+            given = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
+            result = self.function(**parse_fields(self._hints, self._required, given))
+            if inspect.isawaitable(result):
+                result = await result
+            return result if isinstance(result, str) else json.dumps(_plain(result), ensure_ascii=False)
+        except (Mismatch, json.JSONDecodeError) as problem:
+            return f"error: {self.name}: {problem}"
+        except Exception as raised:
+            return f"error: {type(raised).__name__}: {raised}"
+
+
+def tool(function: Callable[..., Any] | None = None, *, name: str = "", description: str = "") -> Any:
+    """Make a tool of a function, by its type hints and docstring (its "Args:" describe the parameters)."""
+    if function is None:
+        return lambda found: Tool(found, name, description)
+    return Tool(function, name, description)
+
+
+@dataclass(slots=True)
+class Step:
+    """One reply that called tools, and what they answered."""
+
+    content: str
+    calls: list[dict[str, Any]]
+    results: list[str]
+
+
+@dataclass(slots=True)
+class Answer:
+    """How a loop of tools ended: `text` is None if `max_steps` replies in a row called tools."""
+
+    text: str | None
+    steps: list[Step] = field(default_factory=list)
+
+
+async def run_tools(
+    ctx: Context,
+    tools: Iterable[Tool | Callable[..., Any]],
+    *,
+    max_steps: int = 8,
+    max_tokens: int = 256,
+    **options: Any,
+) -> Answer:
+    """Generate and call the tools that the model asks for, several of one reply at once, until it answers.
+
+    The context should have been made with the same `tools`, if the model's template shows them.  Options are those
+    of `generate`.
+    """
+    by_name = {found.name: found for found in map(tool_of, tools)}
+    answer = Answer(None)
+    for _ in range(max_steps):
+        generation = ctx.generate(max_tokens, **options)
+        await generation
+        reply = chat.parse(model.detokenize(generation.tokens, model=ctx.model), model=ctx.model)
+        if not reply.tool_calls:
+            answer.text = reply.content if reply.is_complete else generation.text
+            return answer
+        results = await asyncio.gather(*(_call(by_name, one) for one in reply.tool_calls))
+        answer.steps.append(Step(reply.content, reply.tool_calls, list(results)))
+        for called, result in zip(reply.tool_calls, results, strict=True):
+            ctx.tool(result, name=called["name"])
+    return answer
+
+
+async def _call(by_name: dict[str, Tool], asked: dict[str, Any]) -> str:
+    found = by_name.get(asked["name"])
+    if found is None:
+        return f"error: there is no tool {asked['name']!r}; there are: {', '.join(by_name)}"
+    return await found.call(asked["arguments"])
+
+
+def tool_of(given: Tool | Callable[..., Any]) -> Tool:
+    """A tool as it is, or made of a function."""
+    return given if isinstance(given, Tool) else Tool(given)
+
+
+def specs_of(tools: Iterable[Tool | Callable[..., Any] | Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """What a chat template takes; tools may be given as such dicts already."""
+    return tuple(dict(one) if isinstance(one, Mapping) else tool_of(one).spec for one in tools)
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Any], set[str]]:
+    """The parameters' types by name, and the names of those without a default."""
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise InvalidRequest(f"the tool {function.__name__}: {error}; define it at the top of the file") from None
+    parameters = inspect.signature(function).parameters
+    for parameter in parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise InvalidRequest(f"a tool's parameters have names of their own; {function.__name__} has {parameter}")
+        if parameter.name not in hints:
+            raise InvalidRequest(f"the parameter {parameter.name!r} of the tool {function.__name__} has no type")
+    required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
+    return {name: hints[name] for name in parameters}, required
+
+
+def _docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """The text before "Args:", and what stands there of each parameter."""
+    text, _, rest = (inspect.getdoc(function) or "").partition("\nArgs:\n")
+    notes: dict[str, str] = {}
+    for line in rest.splitlines():
+        name, colon, note = line.strip().partition(":")
+        if not line.startswith(" "):
+            break
+        if colon:
+            notes[name.split(" ")[0]] = note.strip()
+    return text.strip(), notes
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return [_plain(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+__all__ = ["Answer", "Step", "Tool", "run_tools", "tool"]
