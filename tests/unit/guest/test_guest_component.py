@@ -28,8 +28,9 @@ class PromptHost(FakeHost):
 
     def tickets_ready(self, tickets: Any) -> list[int]:
         self._deliver()
-        while not (ready := super().tickets_ready(tickets)) and self.hidden:
-            self._reveal()
+        while not (ready := super().tickets_ready(tickets)) and (self.hidden or self.step_plans()):
+            if self.hidden:
+                self._reveal()
         return ready
 
 

@@ -321,3 +321,18 @@ def test_hidden_slots_travel_with_drafts(bench: Bench) -> None:
     bench.answer(Completed(sent.ticket, u32(9).tobytes()))
     assert handlers.tickets_take_tokens(ticket).tolist() == [9]
     assert not bench.state.lineage.is_complete
+
+
+def test_drafts_in_flight_fail_with_the_device(bench: Bench) -> None:
+    handlers = bench.handlers
+    queue, pages = start(bench)
+    sent = verify(bench, queue, pages, 0, u32(5))
+    handlers.tickets_flush()
+    waiting = verify(bench, queue, handlers.kv_alloc(1), 0, u32(5))
+    bench.outbox.fail_all(DeviceLost("gone"))
+    for ticket in (sent, waiting):
+        with pytest.raises(DeviceLost):
+            handlers.tickets_take_tokens(ticket)
+    with pytest.raises(InvalidRequest, match="written"):
+        handlers.forward_forward(queue, pages, 2, u32(1), NONE, NONE)
+    bench.pages.check()
