@@ -94,11 +94,13 @@ class Pass(Command):
     def message(self, inferlet: int) -> Message:
         for output in self.outputs:
             output[0] = wire_ticket(inferlet, output[0])
-        return Forward(
+        message = Forward(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
             self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, bytes(self.mask), self.outputs,
             self.adapter, self.embeds,
         )  # fmt: skip
+        self.mask, self.embeds = b"", []  # megabytes, perhaps, that thousands of passes in flight need no more
+        return message
 
 
 class Run(Command):
@@ -275,7 +277,8 @@ class Outbox:
         short = self._pages.shortfall(c.prepared for c in self._staged)
         wanted = sum(run.num_wanted() for run in self._runs.values())
         num_starving = sum(run.is_starving() for run in self._runs.values())
-        if short == 0 and wanted == 0 and (self._is_idle or self._pages.num_spare * 2 >= self._lease_pages):
+        is_enough = self._is_idle or self._pages.num_spare * 2 >= self._lease_pages
+        if short == 0 and wanted == 0 and is_enough:
             return
         self._is_leasing, self._is_lease_needed = True, short + num_starving > 0
         try:

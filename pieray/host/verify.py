@@ -41,11 +41,11 @@ class VerifyPass(Command):
     """A pass over tokens and drafts.  Its slots count as written once it is known which drafts were accepted."""
 
     writes_behind_copies = True
-    __slots__ = ("adapter", "drafts", "kv_len", "lineage", "pages", "parents", "sampler", "tokens")
+    __slots__ = ("adapter", "drafts", "kv_len", "lineage", "pages", "parents", "sampler", "tokens", "visible")
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared, *, pages: PageSpace, lineage: Lineage,
                  kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: SamplerSpec,
-                 adapter: int) -> None:  # fmt: skip
+                 adapter: int, visible: bytes) -> None:  # fmt: skip
         super().__init__(ticket, queue, prepared)
         self.pages = pages
         self.lineage = lineage
@@ -55,12 +55,13 @@ class VerifyPass(Command):
         self.parents = parents
         self.sampler = sampler
         self.adapter = adapter
+        self.visible = visible
 
     def message(self, inferlet: int) -> Message:
         return Verify(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
             self.prepared.pages.tobytes(), self.kv_len, self.tokens.tobytes(), self.drafts.tobytes(),
-            self.parents.tobytes(), self.sampler.to_wire(), self.adapter,
+            self.parents.tobytes(), self.sampler.to_wire(), self.adapter, self.visible,
         )  # fmt: skip
 
     def settled(self, result: object) -> object:
@@ -72,7 +73,7 @@ class VerifyPass(Command):
     def _keep(self, result: bytes) -> None:
         written = np.concatenate((self.tokens, np.frombuffer(result, "<u4")[:-1]))
         is_untouched = self.pages.keep_written(self.prepared, len(written))
-        if self.adapter or not is_untouched:
+        if self.adapter or self.visible or not is_untouched:
             self.lineage.give_up()
         else:
             self.lineage.record_forward(self.prepared, self.kv_len, written, np.zeros(0, np.uint32), b"")

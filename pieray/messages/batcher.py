@@ -79,6 +79,7 @@ class Verify(Message):
     parents: bytes  # u32, one per draft: 0 for the last of tokens, else 1 + an earlier draft; b"": a chain
     sampler: list[Any]  # SamplerSpec.to_wire()
     adapter: int = 0
+    visible: bytes = b""  # packed bits [kv_len], or b"": all
 
 
 @register(12)

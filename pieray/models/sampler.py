@@ -20,6 +20,8 @@ from pieray.kernels.sample_cpu import CHOICE, is_supported, sample_rows
 
 #: how many candidates top_p looks at before it sorts the whole vocabulary
 NUCLEUS_GUESS = 1024
+#: rows whose entropies are computed at a time, in double precision
+ENTROPY_ROWS = 64
 #: what fits in the u32 of the guest's interface
 MAX_TOP_K = 0xFFFFFFFF
 WORD = 0xFFFFFFFFFFFFFFFF
@@ -215,8 +217,11 @@ def distribution(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 
 def entropies(logits: torch.Tensor) -> torch.Tensor:
     """Entropy of each row's distribution in nats, float32 [R]: 0 to log(vocab)."""
-    logs = logits.double().log_softmax(-1)
-    return -(logs.exp() * logs.clamp_min(-1e9)).sum(-1).clamp_max(0).float()
+    parts = []
+    for start in range(0, len(logits), ENTROPY_ROWS):
+        logs = logits[start : start + ENTROPY_ROWS].double().log_softmax(-1)
+        parts.append((-(logs.exp() * logs.clamp_min(-1e9)).sum(-1)).clamp_min(0).float())
+    return torch.cat(parts)
 
 
 def logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

@@ -49,12 +49,12 @@ class Staging:
         rows = self._handles.values(slots)
         return self._stage(slots, rows, first, kv_len, kv_len + num_tokens)
 
-    def stage_verify(self, handles: U32, kv_len: int, num_tokens: int) -> Prepared:
+    def stage_verify(self, handles: U32, kv_len: int, num_tokens: int, *, is_masked: bool = False) -> Prepared:
         """As `stage_forward`, for a command that tells only in the end how much it has written (`keep_written`).
 
         Until then no slot from kv_len on counts as written, in the pages that it writes to.
         """
-        prepared = self.stage_forward(handles, kv_len, num_tokens)
+        prepared = self.stage_forward(handles, kv_len, num_tokens, is_masked=is_masked)
         for row, bits in prepared.writes:
             self._frames.written[row] &= np.uint64((bits & -bits) - 1)
         return prepared

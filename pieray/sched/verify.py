@@ -19,7 +19,7 @@ class VerifyCommand(ForwardCommand):
     Behind the last token, and behind each draft, the next token is drawn as plain decoding would draw it there.
     """
 
-    __slots__ = ("num_given", "parents", "sampled")
+    __slots__ = ("num_given", "parents", "sampled", "visible")
 
     def __init__(self, peer_id: str, message: Verify, page_size: int) -> None:
         tokens, drafts = np.frombuffer(message.tokens, "<u4"), np.frombuffer(message.drafts, "<u4")
@@ -28,6 +28,7 @@ class VerifyCommand(ForwardCommand):
             raise InvalidRequest(f"kv_len {message.kv_len} is at least 0, {num_given} tokens at least 1, and both fit "
                                  f"in {len(message.pages) // 4} pages of {page_size}")  # fmt: skip
         self.parents = _checked_parents(message.parents, len(drafts))
+        self.visible = _checked_visible(message.visible, message.kv_len)
         self.sampled: dict[int, int] = {}  # by row: the token drawn behind it
         depths = np.zeros(len(drafts) + 1, np.uint32)
         for draft, parent in enumerate(self.parents.tolist()):
@@ -54,10 +55,15 @@ class VerifyCommand(ForwardCommand):
         return int(self.positions[row])
 
     def mask_between(self, start: int, stop: int) -> bytes | None:
-        if not self.is_tree or stop <= self.num_given:
+        is_flat = not self.is_tree or stop <= self.num_given
+        if is_flat and self.visible is None:
             return None
-        first, behind = max(start, self.num_given), self.kv_len + self.num_given
         visible = np.ones((stop - start, self.kv_len + stop), np.uint8)
+        if self.visible is not None:
+            visible[:, : self.kv_len] = self.visible
+        if is_flat:
+            return np.packbits(visible, bitorder="little").tobytes()
+        first, behind = max(start, self.num_given), self.kv_len + self.num_given
         visible[first - start :, behind:] = self._ancestors()[first - self.num_given : stop - self.num_given,
                                                              : stop - self.num_given]  # fmt: skip
         return np.packbits(visible, bitorder="little").tobytes()
@@ -99,6 +105,14 @@ class VerifyCommand(ForwardCommand):
     def _slot(self, row: int, page_size: int) -> tuple[int, int]:
         index, offset = divmod(self.kv_len + row, page_size)
         return int(self.pages[index]), offset
+
+
+def _checked_visible(packed: bytes, kv_len: int) -> npt.NDArray[np.uint8] | None:
+    if not packed:
+        return None
+    if len(packed) != -(-kv_len // 8):
+        raise InvalidRequest(f"visible is {kv_len} bits; given {len(packed)} bytes")
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=kv_len, bitorder="little")
 
 
 def _checked_parents(packed: bytes, num_drafts: int) -> npt.NDArray[np.int64]:

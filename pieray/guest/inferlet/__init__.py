@@ -8,8 +8,8 @@
                 session.send(token.text)
             return ctx.text
 
-The modules `queue`, `kv`, `forward`, `adapters`, `model`, `session`, `runtime` and `tickets` are the handlers;
-`Context` and its `generate` are written on them.
+The modules `queue`, `kv`, `embeds`, `forward`, `adapters`, `model`, `session`, `runtime` and `tickets` are the
+handlers; `Context` and its `generate` are written on them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from . import (
     adapters,
     chat,
+    embeds,
     forward,
     grammar,
     http,
@@ -58,7 +59,7 @@ from .errors import (
 )
 from .grammar import Grammar, Matcher
 from .plans import Plan
-from .sampler import Sampler, greedy
+from .sampler import Sampler, SamplerHandle, greedy
 from .structured import Mismatch, collect_json
 from .tools import Tool, run_tools, tool
 
@@ -88,6 +89,7 @@ __all__ = [
     "QuotaExceeded",
     "RemoteFailed",
     "Sampler",
+    "SamplerHandle",
     "Token",
     "Tool",
     "Unsupported",
@@ -95,6 +97,7 @@ __all__ = [
     "adapters",
     "chat",
     "collect_json",
+    "embeds",
     "forward",
     "grammar",
     "greedy",

@@ -63,7 +63,8 @@ class Generation:
             raise InvalidRequest(f"the drafters with a name are: ngram; given {drafter!r}")
         self._context = context
         self._rules = rules
-        self._draws = Draws(sampler, logprobs, rules.tokens, rules.strings, grammar is not None, drafter=drafter)
+        self._draws = Draws(sampler, logprobs, rules.tokens, rules.strings, grammar is not None, drafter=drafter,
+                            model=context.model)  # fmt: skip
         self._grammar = grammar
         self._owns_grammar = False
         self._on_token = on_token

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from . import _host
 from ._waiting import wait_ticket, wait_tickets
-from .errors import InvalidRequest, QuotaExceeded, Unsupported, raises
+from .errors import InvalidRequest, QuotaExceeded, Unsupported
 from .plans import Plan
 from .runtime import random_u64
-from .sampler import Sampler
+from .sampler import Sampler, open_chain
 
 if TYPE_CHECKING:
     from .context import Context
@@ -42,6 +42,7 @@ class Draws:
     drafter: Drafter | str | None = None
     seed: int | None = None
     began: int = 0  # tokens of the context before those drawn
+    model: str = ""
 
     def chain(self) -> tuple[float, int, float, float, int]:
         """The sampler as `forward.sample` takes it; the seed is drawn once."""
@@ -54,13 +55,12 @@ class Draws:
 
     def open_sampler(self) -> int:
         """A sampler chain's handle, to be freed; 0: greedy."""
-        temperature, top_k, top_p, min_p, seed = self.chain()
-        return _create_sampler(temperature, top_k, top_p, min_p, 1.0, seed) if temperature else 0
+        is_greedy = self.sampler.is_plain and not self.sampler.temperature
+        return 0 if is_greedy else self.open_chain()
 
-
-@raises
-def _create_sampler(temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float, seed: int) -> int:
-    return int(_host.samplers.create(temperature, top_k, top_p, min_p, typical_p, seed))
+    def open_chain(self) -> int:
+        """As `open_sampler`, never 0."""
+        return open_chain(self.sampler, self.chain()[-1], self.model)
 
 
 class NoPlan(Exception):
@@ -218,7 +218,9 @@ class PassSource:
         self._chain = draws.chain()
         self._matcher = 0
         self._sampler = 0
+        self._mask: list[int] = []
         self._num_accepted = 0
+        self._open_sampler()
         self.is_busy = False  # the sequence knows of its pass
         self.is_stale = False
         self.finish_reason = ""
@@ -231,7 +233,7 @@ class PassSource:
         pending = context.pending()
         handle = self._handle = sequence.forward(pending, num_left)
         row = len(pending) - 1
-        if self._matcher:
+        if self._sampler:
             ticket = _host.forward.sample_with(handle, row, self._sampler)
         else:
             ticket = _host.forward.sample(handle, row, *self._chain)
@@ -246,12 +248,14 @@ class PassSource:
         """Bring the matcher to where the context is; False: nothing may follow."""
         if not self._matcher:
             self._matcher = _host.grammar.fork(self._draws.matcher)
-            self._sampler = _host.samplers.create(*self._chain[:4], 1.0, self._chain[4])
+            self._open_sampler()
         said = self._context.tokens[self._draws.began + self._num_accepted :]
         if said and _host.grammar.accept(self._matcher, said) < len(said):
             raise InvalidRequest("what was added to the context is not in the grammar of this generation")
         self._num_accepted += len(said)
         mask = _host.grammar.mask(self._matcher)
+        if self._mask:
+            mask = [word & allowed for word, allowed in zip(mask, self._mask, strict=True)]
         if not any(mask):
             self.finish_reason = "grammar"
             return False
@@ -274,14 +278,21 @@ class PassSource:
 
     def redraw(self) -> None:
         self._chain = self._draws.chain()
-        if self._matcher:
-            _host.samplers.free(self._sampler)
-            self._sampler = _host.samplers.create(*self._chain[:4], 1.0, self._chain[4])
+        self._open_sampler()
+
+    def _open_sampler(self) -> None:
+        """A chain for what numbers alone cannot say: the handle of the one before is given back."""
+        draws, old = self._draws, self._sampler
+        self._mask = draws.sampler.mask(draws.model)
+        self._sampler = draws.open_chain() if self._matcher or not draws.sampler.is_plain else 0
+        if old:
+            _host.samplers.free(old)
 
     def close(self) -> None:
         self._context.sequence.abandon(self._handle)
         if self._matcher:
             _host.grammar.free(self._matcher)
+        if self._sampler:
             _host.samplers.free(self._sampler)
         self._matcher = self._sampler = 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -164,6 +164,8 @@ class Context(Snapshots):
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        typical_p: float | None = None,
+        logit_bias: Mapping[int | str, float] | None = None,
         seed: int | None = None,
         stop: str | Iterable[str | int] = (),
         stop_tokens: Iterable[int] | None = None,
@@ -192,7 +194,7 @@ class Context(Snapshots):
         if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):
             self.cue()
         rules = rules_of(max_tokens, stop, stop_tokens, self.model)
-        chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed)
+        chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed, typical_p, logit_bias)
         if schema is not None:
             grammar = Grammar.of(schema)
         if grammar is not None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from . import _host
 from .adapters import Adapter
+from .embeds import Embedding
 from .errors import InvalidRequest, raises
+from .sampler import Sampler, SamplerHandle
 from .tickets import Ticket, take_distribution, take_floats, take_none, take_tokens
 
 
@@ -33,9 +35,16 @@ class Pass(Ticket[None]):
         top_p: float = 1.0,
         min_p: float = 0.0,
         seed: int = 0,
+        *,
+        sampler: Sampler | SamplerHandle | None = None,
     ) -> Ticket[list[int]]:
-        """Sample the token after `row`: temperature 0 is greedy; top-k 0, top-p 1, min-p 0 are off."""
-        return sample(self, row, temperature, top_k, top_p, min_p, seed)
+        """Sample the token after `row`: temperature 0 is greedy; top-k 0, top-p 1, min-p 0 are off.
+
+        `sampler` stands in place of the numbers; a `SamplerHandle` saves making one for each draw.
+        """
+        if sampler is None:
+            return sample(self, row, temperature, top_k, top_p, min_p, seed)
+        return sample_with(self, row, sampler)
 
     def distribution(self, k: int, row: int = -1) -> Ticket[tuple[list[int], list[float]]]:
         """The `k` most probable next tokens after `row`, by falling probability, and their probabilities."""
@@ -48,6 +57,22 @@ class Pass(Ticket[None]):
     def logits(self, row: int = -1) -> Ticket[list[float]]:
         """All logits after `row`."""
         return logits(self, row)
+
+    def entropy(self, row: int = -1) -> Ticket[float]:
+        """Entropy of the next token after `row`, in nats."""
+        return entropy(self, row)
+
+    def hidden(self, row: int = -1) -> Ticket[list[float]]:
+        """The last hidden state of `row`, behind the final norm."""
+        return hidden(self, row)
+
+    def mask_runs(self, row: int, runs: Sequence[int]) -> Pass:
+        """Hide slots from one row by run lengths: hidden, visible, hidden, ... in turns, beginning with hidden.
+
+        Slots behind the last run are visible; what the mask of the pass hides stays hidden.
+        """
+        mask_runs(self, row, runs)
+        return self
 
 
 @raises
@@ -72,6 +97,56 @@ def forward(
 
 
 @raises
+def forward_embeds(
+    queue: int,
+    pages: Sequence[int],
+    kv_len: int,
+    embeds: Sequence[Embedding],
+    positions: Sequence[int] = (),
+    mask: Sequence[int] = (),
+    adapter: Adapter | None = None,
+) -> Pass:
+    """As `forward`, over the rows of `embeds`, one after the other."""
+    ids = [one.id for one in embeds]
+    handle = _host.forward.forward_embeds(queue, list(pages), kv_len, ids, list(positions), list(mask))
+    if adapter is not None:
+        _host.forward.set_adapter(handle, adapter.id)
+    return Pass(handle, sum(one.num_rows for one in embeds))
+
+
+@raises
+def verify(
+    queue: int,
+    pages: Sequence[int],
+    kv_len: int,
+    tokens: Sequence[int],
+    drafts: Sequence[int],
+    parents: Sequence[int] = (),
+    sampler: Sampler | SamplerHandle | None = None,
+    adapter: Adapter | None = None,
+) -> Ticket[list[int]]:
+    """Run `tokens`, at least one, and behind them verify drafts, a chain or a tree: the tokens sampled.
+
+    `parents[i]` is 0 if draft i follows the last of `tokens`, else 1 + the earlier draft that it follows.  The result
+    is the accepted drafts and one token more; the slots behind kv_len hold `tokens` and the accepted drafts.
+    Greedy without a sampler; one without a seed draws another at each call.
+    """
+    if isinstance(sampler, Sampler):
+        with sampler.handle() as made:
+            return verify(queue, pages, kv_len, tokens, drafts, parents, made, adapter)
+    chain = 0 if sampler is None else sampler.id
+    lora = 0 if adapter is None else adapter.id
+    args = (list(tokens), list(drafts), list(parents), chain, lora)
+    return Ticket(_host.forward.verify(queue, list(pages), kv_len, *args), take_tokens)
+
+
+@raises
+def mask_runs(pass_: Pass, row: int, runs: Sequence[int]) -> None:
+    """Hide slots of a pass that is not sent yet from one of its rows; see `Pass.mask_runs`."""
+    _host.forward.mask_runs(pass_.id, pass_.row(row), list(runs))
+
+
+@raises
 def sample(
     pass_: Pass,
     row: int,
@@ -84,6 +159,29 @@ def sample(
     """Sample the token after `row`; the draw depends on the seed and the row's position alone."""
     args = (pass_.row(row), float(temperature), top_k, float(top_p), float(min_p), seed)
     return Ticket(_host.forward.sample(pass_.id, *args), take_tokens)
+
+
+@raises
+def sample_with(pass_: Pass, row: int, sampler: Sampler | SamplerHandle) -> Ticket[list[int]]:
+    """Sample the token after `row` with a sampler chain."""
+    if isinstance(sampler, SamplerHandle):
+        return Ticket(_host.forward.sample_with(pass_.id, pass_.row(row), sampler.id), take_tokens)
+    if sampler.is_plain:
+        return sample(pass_, row, *sampler.numbers())
+    with sampler.handle() as made:
+        return sample_with(pass_, row, made)
+
+
+@raises
+def entropy(pass_: Pass, row: int) -> Ticket[float]:
+    """Entropy of the next token after `row`, in nats."""
+    return Ticket(_host.forward.entropy(pass_.id, pass_.row(row)), lambda ticket: take_floats(ticket)[0])
+
+
+@raises
+def hidden(pass_: Pass, row: int) -> Ticket[list[float]]:
+    """The last hidden state of `row`, behind the final norm: as many floats as the model's hidden size."""
+    return Ticket(_host.forward.hidden(pass_.id, pass_.row(row)), take_floats)
 
 
 @raises

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from .errors import InvalidRequest
+from . import _host
+from . import model as models
+from .errors import InvalidRequest, raises
+from .runtime import random_u64
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """A sampler chain: temperature, then top-k, top-p and min-p.  Temperature 0 takes the most probable token."""
+    """A sampler chain: bias, allowed tokens, temperature, top-k, top-p, min-p, typical-p.
+
+    Temperature 0 takes the most probable token.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
@@ -20,14 +29,89 @@ class Sampler:
     """Only tokens at least p times as probable as the best; 0 is off."""
     seed: int | None = None
     """The draws depend on the seed and the position alone; None draws a fresh seed."""
+    typical_p: float = 1.0
+    """Only the tokens nearest to the expected information that together reach p (Meister et al. 2022); 1 is off."""
+    logit_bias: Mapping[int | str, float] = field(default_factory=dict, hash=False)
+    """What is added to the logits of tokens, by id or by a text that is one token; -inf bans a token."""
+    allowed: Collection[int | str] | None = field(default=None, hash=False)
+    """Only these tokens, by id or by a text that is one token; None: all."""
 
     def __post_init__(self) -> None:
         _check("temperature", self.temperature, 0.0, float("inf"))
         _check("top_k", self.top_k, 0, 2**31)
         _check("top_p", self.top_p, 0.0, 1.0)
         _check("min_p", self.min_p, 0.0, 1.0)
+        _check("typical_p", self.typical_p, 0.0, 1.0)
+        for token, value in self.logit_bias.items():
+            if not isinstance(value, (int, float)) or not value < float("inf"):
+                raise InvalidRequest(f"a logit bias is a number below infinity; given {value!r} for {token!r}")
         if self.seed is not None:
             _check("seed", self.seed, 0, 2**64 - 1)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its numbers alone say it all, as `forward.sample` takes them: no handle is needed then."""
+        return self.typical_p == 1.0 and not self.logit_bias and self.allowed is None
+
+    def numbers(self) -> tuple[float, int, float, float, int]:
+        """temperature, top-k, top-p, min-p, seed: what `forward.sample` takes.  A seed is drawn where none is set."""
+        seed = self.seed
+        if seed is None:
+            seed = random_u64() if self.temperature else 0
+        return float(self.temperature), self.top_k, float(self.top_p), float(self.min_p), seed
+
+    def mask(self, model: str = "") -> list[int]:
+        """The tokens allowed, one bit each, packed into u32; empty: all."""
+        return [] if self.allowed is None else _mask(self.allowed, model)
+
+    def handle(self, model: str = "") -> SamplerHandle:
+        """The chain as the host holds it, with one seed for all draws; close it when it is needed no more."""
+        return SamplerHandle(self, model)
+
+
+class SamplerHandle:
+    """A sampler in the host.  What was asked with it keeps it as it was; close it, or use it in `with`."""
+
+    __slots__ = ("id",)
+
+    def __init__(self, sampler: Sampler, model: str = "") -> None:
+        self.id = 0
+        self.id = open_chain(sampler, sampler.numbers()[-1], model)
+
+    @raises
+    def close(self) -> None:
+        """Give the handle back; a second time does nothing."""
+        handle, self.id = self.id, 0
+        if handle:
+            _host.samplers.free(handle)
+
+    def __enter__(self) -> SamplerHandle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # nobody is there to be told
+            self.close()
+
+
+@raises
+def open_chain(sampler: Sampler, seed: int, model: str = "") -> int:
+    """The handle of a chain with this seed, for who frees it with `_host.samplers.free`."""
+    bias = {_token(token, model): float(value) for token, value in sampler.logit_bias.items()}
+    mask = sampler.mask(model)
+    *numbers, _ = sampler.numbers()
+    handle = int(_host.samplers.create(*numbers, float(sampler.typical_p), seed))
+    try:
+        if bias:
+            _host.samplers.bias(handle, list(bias), list(bias.values()))
+        if mask:
+            _host.samplers.allow(handle, mask)
+    except BaseException:
+        _host.samplers.free(handle)
+        raise
+    return handle
 
 
 def greedy() -> Sampler:
@@ -42,15 +126,44 @@ def sampler_of(
     top_p: float | None,
     min_p: float | None,
     seed: int | None,
+    typical_p: float | None = None,
+    logit_bias: Mapping[int | str, float] | None = None,
 ) -> Sampler:
-    """One sampler from what `generate` was given: greedy if nothing was."""
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    given = {name: value for name, value in given.items() if value is not None}
+    """One sampler from what `generate` was given: greedy if nothing was, or a bias alone."""
+    named: dict[str, Any] = {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed,
+        "typical_p": typical_p, "logit_bias": logit_bias,
+    }  # fmt: skip
+    given = {name: value for name, value in named.items() if value is not None}
     if sampler is None:
-        return Sampler(**given) if given.keys() - {"seed"} else greedy()  # type: ignore[arg-type]
+        is_drawn = bool(given.keys() - {"seed", "logit_bias"})
+        return Sampler(**given) if is_drawn else Sampler(temperature=0.0, logit_bias=logit_bias or {})
     if given:
         raise InvalidRequest(f"give either sampler or {', '.join(given)}")
     return sampler
+
+
+def _token(token: int | str, model: str) -> int:
+    if isinstance(token, int):
+        if not 0 <= token < 1 << 32:
+            raise InvalidRequest(f"a token id is from 0 to {(1 << 32) - 1}; given {token}")
+        return token
+    ids = models.tokenize(token, model)
+    if len(ids) != 1:
+        raise InvalidRequest(f"{token!r} is {len(ids)} tokens, {ids[:8]}; name one token, or give ids")
+    return ids[0]
+
+
+def _mask(allowed: Collection[int | str], model: str) -> list[int]:
+    """One bit per token, packed into u32."""
+    vocab = int(models.info(model)["vocab_size"])
+    words = [0] * -(-vocab // 32)
+    for token in allowed:
+        found = _token(token, model)
+        if found >= vocab:
+            raise InvalidRequest(f"token ids are below {vocab}; given {found}")
+        words[found >> 5] |= 1 << (found & 31)
+    return words
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:

@@ -91,11 +91,13 @@ class ForwardHandlers(HandlerGroup):
         depth = check_tree(len(drafts), parents)
         self._check_tokens(tokens, kv_len + len(tokens) + depth - 1)
         self._check_tokens(np.concatenate((tokens, drafts)), 0)
+        seen = state.pages.visible(pages, kv_len)
+        visible = b"" if seen is None else np.packbits(seen, bitorder="little").tobytes()
         with state.lock:
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.TOKENS)
             try:
-                prepared = state.pages.stage_verify(pages, kv_len, len(tokens) + len(drafts))
+                prepared = state.pages.stage_verify(pages, kv_len, len(tokens) + len(drafts), is_masked=True)
             except BaseException:
                 state.tickets.drop((ticket,))
                 raise
@@ -103,7 +105,7 @@ class ForwardHandlers(HandlerGroup):
             prepared.frame_copies = []
             state.outbox.stage(VerifyPass(
                 ticket, found, prepared, pages=state.pages, lineage=state.lineage, kv_len=kv_len, tokens=tokens,
-                drafts=drafts, parents=parents, sampler=spec, adapter=number,
+                drafts=drafts, parents=parents, sampler=spec, adapter=number, visible=visible,
             ))  # fmt: skip
         return ticket
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import fake_model as lm
 from fake_plans import FakePlans
+from fake_samplers import FakeSamplers
 from fake_services import FakeServices
 
 from inferlet._host import INTERFACES
@@ -47,7 +48,7 @@ class Pass:
     outputs: list[tuple[int, int, Callable[[int, int], tuple[str, Any]]]] = field(default_factory=list)
 
 
-class FakeHost(FakePlans, FakeServices):
+class FakeHost(FakeSamplers, FakePlans, FakeServices):
     """`order` (a seed) answers commands one or a few at a wait, in random order; None answers all at once."""
 
     def __init__(
@@ -327,9 +328,10 @@ class FakeHost(FakePlans, FakeServices):
             raise BadHandle(f"{what} is not this inferlet's")
 
     def assert_clean(self) -> None:
-        """Nothing is left: pages, tickets, text streams."""
-        left = {"pages": self.pages, "plans": self.plans, "samplers": self.samplers, "streams": self.streams,
-                "tickets": self.pending - set(self.receivers)}  # fmt: skip
+        """Nothing is left: pages, plans, samplers, tickets, text streams."""
+        tickets = self.pending - set(self.receivers)
+        left = {"pages": self.pages, "plans": self.plans, "samplers": self.samplers, "streams": self.streams}
+        assert not tickets, tickets
         assert not any(left.values()), left
 
 

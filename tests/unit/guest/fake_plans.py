@@ -1,13 +1,14 @@
-"""Samplers and decode plans of the fake host: a plan is passes that the host enqueues by itself."""
+"""Decode plans of the fake host: a plan is passes that the host enqueues by itself."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
 import fake_model as lm
+from fake_samplers import GREEDY, Chain
 
 from pieray.errors import InvalidRequest, PierayError, QuotaExceeded
 
@@ -22,7 +23,7 @@ class FakePlan:
     line: list[int]
     max_tokens: int
     sampler: int
-    chain: tuple[Any, ...]
+    chain: Chain
     state: str = "ready"
     stop_tokens: frozenset[int] = frozenset()
     stop_texts: tuple[str, ...] = ()
@@ -41,26 +42,16 @@ class FakePlans:
     """Mixed into FakeHost, which has pages, passes and tickets."""
 
     plans: dict[int, FakePlan]
-    samplers: dict[int, tuple[Any, ...]]
+    samplers: dict[int, Chain]
     rng: Random | None
 
     def start_plans(self, num_plans: int) -> None:
         self.num_plans = num_plans
         self.plans, self.samplers = {}, {}
 
-    # -- samplers
-
-    def samplers_create(self, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float,
-                        seed: int) -> int:  # fmt: skip
-        self.samplers[handle := next(self.ids)] = (temperature, top_k, seed)
-        return handle
-
-    def samplers_free(self, sampler: int) -> None:
-        del self.samplers[sampler]
-
     def draw(self, digest: int, position: int, sampler: int) -> int:
-        temperature, top_k, seed = self.samplers[sampler] if sampler else (0.0, 0, 0)
-        return lm.sample(digest, position, temperature, top_k, seed)
+        token: int = (self.samplers[sampler] if sampler else GREEDY).draw(digest, position)[1][0]
+        return token
 
     # -- plans
 
@@ -72,7 +63,7 @@ class FakePlans:
         end = kv_len + len(tokens) + max_tokens - 1
         if not len(tokens) or not max_tokens or end > len(pages) * self.page_size or end > self.max_context:
             raise InvalidRequest(f"{len(pages)} pages for {end} tokens")
-        chain = self.samplers[sampler] if sampler else (0.0, 0, 0)
+        chain = replace(self.samplers[sampler] if sampler else GREEDY)
         plan = FakePlan(queue, [*map(int, pages)], kv_len, [*map(int, tokens)], max_tokens, sampler, chain)
         self.plans[handle := next(self.ids)] = plan
         return handle
@@ -136,8 +127,7 @@ class FakePlans:
         self.num_passes += 1
         self.num_computed += len(command.tokens)
         plan.done = len(plan.line)
-        temperature, top_k, seed = plan.chain
-        token = lm.sample(digest, plan.kv_len + plan.done - 1, temperature, top_k, seed)
+        token = plan.chain.draw(digest, plan.kv_len + plan.done - 1)[1][0]
         plan.line.append(token)
         plan.drawn.append(token)
         plan.scores.append(self._score(digest, token))

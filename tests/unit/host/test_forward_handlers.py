@@ -307,3 +307,32 @@ def test_a_mask_by_runs_is_bounded() -> None:
     with pytest.raises(QuotaExceeded, match="message_bytes: the limit is 3; the mask of this pass has 5"):
         bench.handlers.forward_mask_runs(pass_, 0, u32(1))
     assert PAGE_SIZE == 4
+
+
+def test_hidden_slots_travel_with_drafts(bench: Bench) -> None:
+    handlers = bench.handlers
+    queue, pages = start(bench)
+    handlers.forward_forward(queue, pages, 0, u32(1, 2, 3), NONE, NONE)
+    handlers.kv_mask(int(pages[0]), 1, 1, False)
+    ticket = verify(bench, queue, pages, 3, u32(5))
+    handlers.tickets_flush()
+    sent = next(m for m in bench.device.posted if isinstance(m, Verify))
+    assert sent.visible == b"\x05"
+    bench.answer(Completed(sent.ticket, u32(9).tobytes()))
+    assert handlers.tickets_take_tokens(ticket).tolist() == [9]
+    assert not bench.state.lineage.is_complete
+
+
+def test_drafts_in_flight_fail_with_the_device(bench: Bench) -> None:
+    handlers = bench.handlers
+    queue, pages = start(bench)
+    sent = verify(bench, queue, pages, 0, u32(5))
+    handlers.tickets_flush()
+    waiting = verify(bench, queue, handlers.kv_alloc(1), 0, u32(5))
+    bench.outbox.fail_all(DeviceLost("gone"))
+    for ticket in (sent, waiting):
+        with pytest.raises(DeviceLost):
+            handlers.tickets_take_tokens(ticket)
+    with pytest.raises(InvalidRequest, match="written"):
+        handlers.forward_forward(queue, pages, 2, u32(1), NONE, NONE)
+    bench.pages.check()

@@ -11,7 +11,7 @@ import torch
 from families import Sequence, make_model, u32
 
 from pieray.assets import model_folder
-from pieray.errors import InvalidRequest
+from pieray.errors import InvalidRequest, Unsupported
 from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
@@ -126,3 +126,10 @@ def test_bad_embeddings_fail_their_item(untied: ModelRunner, rows: list[int], va
     assert isinstance(good, list)
     with pytest.raises(InvalidRequest, match="96"):
         untied.embed(u32([96]))
+
+
+def test_trees_of_drafts_need_a_model_without_windows(tmp_path: Path, untied: ModelRunner) -> None:
+    make_model("mistral", tmp_path, sliding_window=8, head_dim=16)
+    with pytest.raises(Unsupported, match="sliding windows"):
+        runner_of(tmp_path, "c").require_trees()
+    untied.require_trees()

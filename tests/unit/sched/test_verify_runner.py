@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loras import as_bytes, random_lora
 
+from pieray.adapters import AdapterFile
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.errors import Unsupported
@@ -153,3 +155,53 @@ def test_a_tree_on_a_model_with_sliding_windows_is_refused(monkeypatch: pytest.M
     assert isinstance(refused, Failed)
     assert refused.code == "unsupported"
     assert line.verify(0, PROMPT, [5, 6], None)
+
+
+@pytest.mark.parametrize("parents", [None, [0, 0, 1, 2]])
+@pytest.mark.parametrize("chunk", [3, 2048])
+def test_hidden_tokens_are_hidden_from_all_rows(parents: list[int] | None, chunk: int) -> None:
+    """The KV of 20 tokens, some of them hidden: what is drawn is what a masked pass, token by token, draws."""
+    line = Line(SamplerSpec(temperature=1.5, seed=9), chunk)
+    kv_len, tokens = 20, PROMPT[20:]
+    line.decode(0, PROMPT[:kv_len], 1)
+    seen = np.arange(kv_len) % 3 != 1
+    drawn, at, pending = [], kv_len, tokens
+    for _ in range(4):
+        bits = np.tri(len(pending), at + len(pending), at, dtype=np.uint8)
+        bits[:, :kv_len] &= seen
+        mask = np.packbits(bits, bitorder="little").tobytes()
+        output = [2, SAMPLE_WITH, len(pending) - 1, line.wire]
+        answer = line.run(Forward(1, 1, 1, 0, PAGES.tobytes(), at, packed(pending), b"", mask, [output]))[2]
+        at, pending = at + len(pending), np.frombuffer(answer, "<u4").tolist()
+        drawn += pending
+    drafts = drawn[:3] if parents is None else [drawn[0] + 1, drawn[0], 7, drawn[1]]
+    tree = b"" if parents is None else packed(parents)
+    message = Verify(
+        1, 1, 1, 0, PAGES.tobytes(), kv_len, packed(tokens), packed(drafts), tree,
+        line.wire, 0, np.packbits(seen, bitorder="little").tobytes(),
+    )  # fmt: skip
+    (answer,) = line.run(message).values()
+    assert np.frombuffer(answer, "<u4").tolist() == drawn[: 4 if parents is None else 3]
+    assert drawn != line.decode(kv_len, tokens, 4)  # so hiding did count
+
+
+def test_drafts_run_through_an_adapter() -> None:
+    line = Line(SamplerSpec())
+    tensors = random_lora(model_folder("pie-tiny"), 4, size=0.5)
+    line.core.adapters.add(7, AdapterFile("lora", as_bytes(tensors)))
+
+    def adapted(kv_len: int, tokens: list[int]) -> int:
+        output = [2, SAMPLE_WITH, len(tokens) - 1, line.wire]
+        message = Forward(1, 1, 1, 0, PAGES.tobytes(), kv_len, packed(tokens), b"", b"", [output], 7)
+        return int.from_bytes(line.run(message)[2], "little")
+
+    drawn = [adapted(0, PROMPT)]
+    for place in range(4):
+        drawn.append(adapted(len(PROMPT) + place, drawn[-1:]))
+    message = Verify(1, 1, 1, 0, PAGES.tobytes(), 0, packed(PROMPT), packed(drawn[:4]), b"", line.wire, 7)
+    (answer,) = line.run(message).values()
+    assert np.frombuffer(answer, "<u4").tolist() == drawn
+    assert drawn != line.decode(0, PROMPT, 5)
+    (refused,) = line.run(Verify(1, 1, 1, 0, PAGES.tobytes(), 0, packed(PROMPT), b"", b"", line.wire, 8)).values()
+    assert isinstance(refused, Failed)
+    assert refused.code == "evicted"
