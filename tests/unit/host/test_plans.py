@@ -435,7 +435,8 @@ def test_a_plan_that_is_not_sent_yet_can_be_paused_cancelled_and_started_again()
     first = bench.plan(PROMPT, 10, pages=pages)
     bench.handlers.plans_start(first)
     pause = bench.handlers.plans_pause(first)
-    assert bench.handlers.tickets_ready(u32(pause)) == [pause]
+    bench.wait(pause)
+    assert not [m for m in bench.device.posted if isinstance(m, StartPlan)]
     assert bench.state_of(first)["state"] == "paused"
     bench.handlers.plans_resume(first)
     assert bench.all(first) == reference(PROMPT, 10)
