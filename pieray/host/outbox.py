@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Sequence
 from typing import ClassVar, Protocol
 
-from pieray.errors import Cancelled, DeviceLost, PierayError, QuotaExceeded
+from pieray.errors import DeviceLost, PierayError, QuotaExceeded
 from pieray.host.ledger import LedgerClient, LedgerDevice
 from pieray.host.tickets import TicketTable
 from pieray.messages import CopyTokens, ExtendPlan, Forward, Message, Output, PlanTokens, StopPlan
@@ -108,6 +108,7 @@ class Run(Command):
 
     writes_behind_copies = True
     __slots__ = ()
+    is_stopped: bool
 
     def told(self, news: PlanTokens) -> None:
         """The batcher tells what it has drawn."""
@@ -224,6 +225,11 @@ class Outbox:
             if command.prepared.error is not None:  # what it reads was to be written by a command that has failed
                 self._settle(command, command.prepared.error)
                 continue
+            if isinstance(command, Run) and command.is_stopped:
+                if command.prepared.copies:
+                    messages.append(self._copy_on_write(command))
+                self._settle(command, ["", ""])
+                continue
             command.is_sent = True
             self._in_flight[command.ticket] = command
             if isinstance(command, Run):
@@ -248,12 +254,8 @@ class Outbox:
         return messages
 
     def stop(self, run: Run) -> None:
-        """End a run after the step in progress; one that is not sent never begins."""
-        if run in self._staged:
-            self._num_flushed -= self._staged.index(run) < self._num_flushed
-            self._staged.remove(run)
-            self._settle(run, Cancelled("it was stopped before it began"))
-        elif run.ticket in self._runs:
+        """End a run after the step in progress; of one that is not sent, copy-on-write alone will be."""
+        if run.ticket in self._runs:
             self._post([StopPlan(wire_ticket(self._inferlet, run.ticket))])
 
     def _copy_on_write(self, command: Command) -> Message:

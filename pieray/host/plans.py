@@ -139,8 +139,11 @@ class Plan:
         self._counts = [before + now for before, now in zip(run.counts, news.counts, strict=True)]
         first = self._kv_len + start
         written = instance.pages.confirm(run.growing, first, self._kv_len + run.num_valid)
-        tokens = np.array(self._line[start : run.num_valid], np.uint32)
-        instance.lineage.record_forward(written, first, tokens, np.zeros(0, np.uint32), b"")
+        if written is None or run.visible or self.settings.adapter:
+            instance.lineage.give_up()  # its log has no room for these
+        else:
+            tokens = np.array(self._line[start : run.num_valid], np.uint32)
+            instance.lineage.record_forward(written, first, tokens, np.zeros(0, np.uint32), b"")
         self._give()
 
     def ended(self, run: PlanRun, result: object) -> None:

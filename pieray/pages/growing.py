@@ -90,16 +90,23 @@ class GrowingStaging(Staging):
         growing.num_bound += len(found)
         return np.array(found, "<u4")
 
-    def confirm(self, growing: Growing, start: int, stop: int) -> Prepared:
-        """Slots `[start, stop)` of the run's line are written; the command that would have done just that."""
+    def confirm(self, growing: Growing, start: int, stop: int) -> Prepared | None:
+        """Slots `[start, stop)` of the run's line are written; the command that would have done just that.
+
+        None if another command was staged meanwhile to write some of them too.
+        """
         size = self.page_size
         num_full, offset = divmod(start, size)
         writes = []
+        is_untouched = True
         for index in range(num_full, -(-stop // size)):
             row = int(growing.line[index])
             bits = slot_bits(max(start - index * size, 0), min(stop - index * size, size))
+            is_untouched &= not int(self._frames.written[row]) & bits
             self._frames.written[row] |= np.uint64(bits)
             writes.append((row, bits))
+        if not is_untouched:
+            return None
         num_pages = num_full + len(writes)
         reads = [(int(growing.line[num_full]), slot_bits(0, offset))] if offset else []
         return Prepared(growing.line[:num_pages], num_pages, reads, num_full, writes, [], growing.idents[:num_pages],

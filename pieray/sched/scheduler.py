@@ -245,7 +245,8 @@ class Scheduler:
         """A copy will have run before the forwards of its step: what waits for it alone may join."""
         for command in copy.dependents:
             command.num_blockers -= 1
-            if not command.num_blockers and command.is_ready and lane.queues[command.queue][0] is command:
+            queue = lane.queues.get(command.queue)  # none for a plan that was stopped while it waited
+            if not command.num_blockers and command.is_ready and queue is not None and queue[0] is command:
                 heapq.heappush(heap, self._candidate(command, now))
         copy.dependents.clear()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from plan_bench import PlanBench, u32
@@ -139,6 +139,7 @@ class Plans(RuleBasedStateMachine):
 
 
 Plans.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck),
+    phases=(Phase.reuse, Phase.generate), report_multiple_bugs=False,
+)  # fmt: skip
 TestPlans: Callable[..., object] = Plans.TestCase

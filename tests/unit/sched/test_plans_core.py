@@ -12,6 +12,7 @@ from pieray.messages import (
     SAMPLE,
     CancelInferlet,
     Completed,
+    CopyTokens,
     ExtendPlan,
     Forward,
     PlanTokens,
@@ -137,6 +138,15 @@ def test_stop_ends_a_plan_wherever_it_is():
     desk.submit(StopPlan(1), StopPlan(77), ExtendPlan(1, u32(4)))
     assert not desk.core.has_work
     assert desk.core.plans.num_running == 0
+
+
+def test_a_plan_stopped_while_it_waits_for_a_copy_is_gone():
+    desk = Desk()
+    desk.submit(forward(1, [0], [5, 6], queue=1))
+    desk.submit(CopyTokens(2, 1, 1, 0, [[0, 0, 1, 0, 2]]), start(3, [1], [7], 2, kv_len=2, queue=2))
+    desk.submit(StopPlan(3))
+    desk.run()
+    assert desk.ends == {1: None, 2: None, 3: ["", ""]}
 
 
 def test_after_a_stop_the_pages_serve_the_next_command():
