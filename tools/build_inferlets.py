@@ -1,6 +1,6 @@
 """Build the embedded inferlets in C and Rust, whose components are committed: `python tools/build_inferlets.py`.
 
-Beside each component, `built.json` has its SHA-256 and those of the sources it was built from.
+Beside each component, `built.json` has its SHA-256 and those of the sources it was built from, comments left out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pieray import manifest
 from pieray.manifest import Manifest
 from pieray.toolchain import c, rust
 from pieray.toolchain.build import build
+from pieray.toolchain.sources import code_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 SDK_SOURCES = {"c": (c.HEADERS, "*.h"), "rust": (rust.CRATE.parent, "*.rs")}
@@ -30,7 +31,7 @@ def record(folder: Path, declared: Manifest) -> dict[str, object]:
     sources = [folder / declared.entry_file, *sorted(sdk.glob(pattern))]
     return {
         "sha256": _digest(folder / declared.main_file),
-        "sources": {str(path.relative_to(ROOT)): _digest(path) for path in sources},
+        "sources": {str(path.relative_to(ROOT)): code_digest(path) for path in sources},
     }
 
 

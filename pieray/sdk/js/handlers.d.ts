@@ -107,11 +107,11 @@ export declare const kv: {
 export declare const embeds: {
   /** The embeddings of tokens.  Looked up when a pass uses them. */
   text(tokens: readonly number[]): number;
-  /** Embeddings of the guest's own: float32, row-major [rows, hidden size], all finite. */
+  /** Embeddings of the guest's own: float32, row-major [rows, hidden size], all finite, at least one row. */
   put(values: readonly number[]): number;
   /** Rows behind the handle. */
   size(embed: number): number;
-  /** The rows' values.  Ticket: floats, [rows, hidden size]. */
+  /** The rows' values, at most limits.message-bytes of them.  Ticket: floats, [rows, hidden size]. */
   values(queue: number, embed: number): number;
   free(embeds: readonly number[]): void;
 };
@@ -123,7 +123,10 @@ export declare const embeds: {
 export declare const samplers: {
   /** temperature 0: greedy; top-k 0, top-p 1, min-p 0, typical-p 1: off (typical: Meister et al. 2022). */
   create(temperature: number, topK: number, topP: number, minP: number, typicalP: number, seed: number): number;
-  /** Add `values` to the logits of `tokens`; replaces what was there.  -inf bans a token. */
+  /**
+   * Add `values` to the logits of `tokens`, each named once, at most 4096; replaces what was there.  -inf bans a
+   * token.  A draw for which no token is left fails with `invalid`.
+   */
   bias(sampler: number, tokens: readonly number[], values: readonly number[]): void;
   /**
    * Only tokens whose bit is 1 may be drawn: packed, least significant first, one bit per vocabulary entry;
@@ -144,12 +147,16 @@ export declare const forward: {
    */
   forward(queue: number, pages: readonly number[], kvLen: number, tokens: readonly number[], positions: readonly
     number[], mask: readonly number[]): number;
-  /** The same over embeddings: the rows of `embeds`, one handle after the other. */
+  /**
+   * The same over embeddings: the rows of `embeds`, one handle after the other; at most limits.message-bytes of
+   * values that the guest has put.
+   */
   forwardEmbeds(queue: number, pages: readonly number[], kvLen: number, embeds: readonly number[], positions: readonly
     number[], mask: readonly number[]): number;
   /**
    * Mask one row of a pass that is not sent yet, by run lengths over its kv-len + tokens slots: hidden, visible,
-   * hidden, ... in turns, beginning with hidden (perhaps 0).  Slots behind the last run are visible.
+   * hidden, ... in turns, beginning with hidden (perhaps 0).  Slots behind the last run are visible.  What the pass
+   * hides already stays hidden; rows without runs stay as they are.
    */
   maskRuns(pass: number, row: number, runs: readonly number[]): void;
   /** Run a pass that is not sent yet through an adapter (0: none). */
@@ -175,11 +182,13 @@ export declare const forward: {
   hidden(pass: number, row: number): number;
   /**
    * Verify draft tokens in one pass (speculative decoding).  Runs `tokens`, at least one, and behind them the
-   * drafts; `parents[i]` is 0 if draft i follows the last of `tokens`, else 1 + the draft that it follows, an
-   * earlier one; empty: a chain.  From the last of `tokens` on, each accepted node's next token is sampled
+   * drafts, at most 256; `parents[i]` is 0 if draft i follows the last of `tokens`, else 1 + the draft that it
+   * follows, an earlier one; empty: a chain.  From the last of `tokens` on, each accepted node's next token is sampled
    * (sampler 0: greedy) as a forward and a sample would, and followed while a draft has it.  Ticket: tokens, the
    * sampled ones: the accepted drafts and one more.  Afterwards the slots behind kv-len hold `tokens` and the
-   * accepted drafts; later ones count as not written.
+   * accepted drafts; later ones in the pages written to count as not written, and until the result has come none
+   * behind kv-len counts as written.  `pages` must have room for all drafts.  A tree on a model with sliding windows
+   * is `unsupported`.
    */
   verify(queue: number, pages: readonly number[], kvLen: number, tokens: readonly number[], drafts: readonly number[],
     parents: readonly number[], sampler: number, adapter: number): number;

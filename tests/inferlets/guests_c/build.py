@@ -1,7 +1,7 @@
 """Build the C guests of the tests: `python tests/inferlets/guests_c/build.py [OUT]` (OUT: this folder).
 
 Needs what `pieray build` needs for C.  The components are committed with `manifest.json`, which holds the SHA-256
-of each component and of the sources it was built from.
+of each component and of the sources it was built from, comments left out.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pieray.errors import PierayError
 from pieray.toolchain import c, component, find
+from pieray.toolchain.sources import code_digest
 
 HERE = Path(__file__).resolve().parent
 GUESTS = ("completion", "misbehave", "fuzz")
@@ -55,7 +56,7 @@ def main(out: Path) -> None:
         target = build(guest, out)
         manifest[target.name] = {
             "sha256": digest(target),
-            "sources": {name: digest(path) for name, path in sources(guest).items()},
+            "sources": {name: code_digest(path) for name, path in sources(guest).items()},
         }
         print(f"{target}: {target.stat().st_size} bytes")
     (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

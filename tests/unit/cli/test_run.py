@@ -203,3 +203,9 @@ def test_a_file_and_a_folder_can_be_run(engine: FakeEngine, call: Call, tmp_path
     file.write_text("async def main(prompt: str): ...", encoding="utf-8")
     assert call("run", str(file), "--", "--prompt", "7").exit_code == 0
     assert engine.launches[0] == {"name": "mine", "arguments": {"prompt": "7"}, "limits": {}}
+
+
+def test_the_place_of_an_error_is_not_looked_for_in_its_log_lines(engine: FakeEngine, call: Call) -> None:
+    trace = 'Oops: no\nTraceback:\n  File "main.py", line 3, in main\nlast log lines:\n  info: File "other.py", line 9'
+    engine.error = GuestFailed(trace)
+    assert "pieray: guest-failed: Oops: no (main.py, line 3; --debug" in call(*RUN).stderr

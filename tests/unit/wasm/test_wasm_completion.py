@@ -50,7 +50,7 @@ def test_an_error_of_a_handler_is_its_failure(host, completion):
 def test_the_committed_component_was_built_from_the_source_beside_it(guest):
     manifest = json.loads((GUESTS_C / "manifest.json").read_text())[f"{guest}.wasm"]
     assert manifest["sha256"] == build.digest(GUESTS_C / f"{guest}.wasm")
-    assert manifest["sources"] == {name: build.digest(path) for name, path in build.sources(guest).items()}
+    assert manifest["sources"] == {name: build.code_digest(path) for name, path in build.sources(guest).items()}
 
 
 @pytest.mark.skipif(bool(build.missing_tools()), reason=f"building needs {', '.join(build.missing_tools())}")

@@ -425,7 +425,7 @@ pub mod embeds {
         }
     }
 
-    /// Embeddings of the guest's own: float32, row-major [rows, hidden size], all finite.
+    /// Embeddings of the guest's own: float32, row-major [rows, hidden size], all finite, at least one row.
     pub fn put(values: &[f32]) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
@@ -443,7 +443,7 @@ pub mod embeds {
         }
     }
 
-    /// The rows' values.  Ticket: floats, [rows, hidden size].
+    /// The rows' values, at most limits.message-bytes of them.  Ticket: floats, [rows, hidden size].
     pub fn values(queue: u32, embed: u32) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
@@ -487,7 +487,8 @@ pub mod samplers {
         }
     }
 
-    /// Add `values` to the logits of `tokens`; replaces what was there.  -inf bans a token.
+    /// Add `values` to the logits of `tokens`, each named once, at most 4096; replaces what was there.  -inf bans a
+    /// token.  A draw for which no token is left fails with `invalid`.
     pub fn bias(sampler: u32, tokens: &[u32], values: &[f32]) -> Result<(), Error> {
         let mut out = Area::new();
         unsafe {
@@ -560,7 +561,8 @@ pub mod forward {
         }
     }
 
-    /// The same over embeddings: the rows of `embeds`, one handle after the other.
+    /// The same over embeddings: the rows of `embeds`, one handle after the other; at most limits.message-bytes of
+    /// values that the guest has put.
     pub fn forward_embeds(queue: u32, pages: &[u32], kv_len: u32, embeds: &[u32], positions: &[u32], mask: &[u32]) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
@@ -570,7 +572,8 @@ pub mod forward {
     }
 
     /// Mask one row of a pass that is not sent yet, by run lengths over its kv-len + tokens slots: hidden, visible,
-    /// hidden, ... in turns, beginning with hidden (perhaps 0).  Slots behind the last run are visible.
+    /// hidden, ... in turns, beginning with hidden (perhaps 0).  Slots behind the last run are visible.  What the pass
+    /// hides already stays hidden; rows without runs stay as they are.
     pub fn mask_runs(pass: u32, row: u32, runs: &[u32]) -> Result<(), Error> {
         let mut out = Area::new();
         unsafe {
@@ -654,11 +657,13 @@ pub mod forward {
     }
 
     /// Verify draft tokens in one pass (speculative decoding).  Runs `tokens`, at least one, and behind them the
-    /// drafts; `parents[i]` is 0 if draft i follows the last of `tokens`, else 1 + the draft that it follows, an
-    /// earlier one; empty: a chain.  From the last of `tokens` on, each accepted node's next token is sampled
+    /// drafts, at most 256; `parents[i]` is 0 if draft i follows the last of `tokens`, else 1 + the draft that it
+    /// follows, an earlier one; empty: a chain.  From the last of `tokens` on, each accepted node's next token is sampled
     /// (sampler 0: greedy) as a forward and a sample would, and followed while a draft has it.  Ticket: tokens, the
     /// sampled ones: the accepted drafts and one more.  Afterwards the slots behind kv-len hold `tokens` and the
-    /// accepted drafts; later ones count as not written.
+    /// accepted drafts; later ones in the pages written to count as not written, and until the result has come none
+    /// behind kv-len counts as written.  `pages` must have room for all drafts.  A tree on a model with sliding windows
+    /// is `unsupported`.
     pub fn verify(queue: u32, pages: &[u32], kv_len: u32, tokens: &[u32], drafts: &[u32], parents: &[u32], sampler: u32, adapter: u32) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
