@@ -320,19 +320,22 @@ export declare const session: {
   send(text: string): void;
   /** The client's next message.  Ticket: text. */
   receive(): number;
-  /** A structured event: a name, and a JSON value. */
+  /** A structured event: a name of up to 128 printable characters, and a JSON value of up to `tokenize_bytes`. */
   emit(name: string, value: string): void;
-  /** Send a file of the scratch folder. */
+  /** Send a file of the scratch folder, under its path. */
   sendFile(path: string): void;
-  /** The client's next file.  Ticket: text, its path in the scratch folder. */
+  /**
+   * The client's next file.  Ticket: text, its path in the scratch folder: "in/" and the client's name for it, with
+   * a number if that is taken.
+   */
   receiveFile(): number;
 };
 
 /** A folder in memory, empty at first, gone with the inferlet.  Paths are relative, of parts divided by "/". */
 export declare const scratch: {
-  /** Write base64 bytes: in place of what is there, or behind it. */
+  /** Write base64 bytes, up to 256 KiB of them: in place of what is there, or behind it. */
   write(path: string, data: string, append: boolean): void;
-  /** Up to `count` bytes from `offset`, as base64. */
+  /** Up to `count` bytes from `offset`, never more than 256 KiB, as base64. */
   read(path: string, offset: number, count: number): string;
   /** Bytes. */
   size(path: string): number;
@@ -386,8 +389,11 @@ export declare const children: {
 /** HTTP.  Capability: http, with the hosts allowed; private addresses are `denied`, also after redirects. */
 export declare const http: {
   /**
-   * `headers`: name, value, name, value, ...  Ticket: text, JSON {"status", "url", "headers": [[name, value]],
-   * "body", "is_base64"}: base64 unless the body is UTF-8.
+   * `method`: GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS.  `headers`: name, value, name, value, ...; those that say
+   * how a message travels (Host, Content-Length, Connection, Accept-Encoding, Proxy-*, ...) are `invalid`.
+   * `timeout-ms` 0: the limit `http_time_s`.  Up to 5 redirects are followed, each checked as the URL is.  Ticket:
+   * text, JSON {"status", "url", "headers": [[name, value]], "body", "is_base64"}: base64 unless the body is UTF-8.
+   * A status of 4xx or 5xx is no error; a connection that fails is `peer-lost`.
    */
   request(method: string, url: string, headers: readonly string[], body: string, isBase64: boolean, timeoutMs:
     number): number;
@@ -409,10 +415,14 @@ export declare const store: {
 
 /** Tools of MCP servers that the operator registered, or that the client brought.  Capability: mcp. */
 export declare const mcp: {
+  /** Those that this inferlet may call. */
   servers(): string[];
   /** Ticket: text, JSON list of {"name", "description", "input_schema"}. */
   tools(server: string): number;
-  /** `arguments`: JSON object.  Ticket: text, JSON {"is_error", "content": [...], "structured"}. */
+  /**
+   * `arguments`: JSON object of up to `tokenize_bytes`.  Ticket: text, JSON {"is_error", "content": [...],
+   * "structured"}; a tool's own failure is `is_error`, a server's refusal `failed`, a server that is gone `peer-lost`.
+   */
   call(server: string, tool: string, arguments: string): number;
 };
 

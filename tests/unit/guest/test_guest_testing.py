@@ -47,7 +47,7 @@ def test_messages_chats_logs_and_sleeps() -> None:
             return await ctx.generate(20)
 
     done = testing.run(main, reply="Fine.", messages=["How are you?"])
-    assert (done.result, done.logs[-1]) == ("Fine.", "info: asked")
+    assert (done.result, "info: asked" in done.logs) == ("Fine.", True)
     with pytest.raises(AssertionError, match="waits for ever"):
         testing.run(main, reply="Fine.")
 

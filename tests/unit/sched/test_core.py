@@ -305,5 +305,5 @@ def test_stats_count():
     desk.submit(forward(1, [1], inferlet=1), forward(2, [2], 0, (1, 2), inferlet=2))
     desk.run()
     stats = desk.core.stats()
-    assert stats == {"steps": 1, "forwards": 2, "copies": 0, "tokens": 3, "failed": 0, "queued": 0, "adapter_bytes": 0,
+    assert stats == {"steps": 1, "forwards": 2, "copies": 0, "tokens": 3, "failed": 0, "queued": 0,
                      "busy_s": pytest.approx(0.005), "mean_batch": 2.0}  # fmt: skip

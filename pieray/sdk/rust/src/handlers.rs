@@ -1187,7 +1187,7 @@ pub mod session {
         }
     }
 
-    /// A structured event: a name, and a JSON value.
+    /// A structured event: a name of up to 128 printable characters, and a JSON value of up to `tokenize_bytes`.
     pub fn emit(name: &str, value: &str) -> Result<(), Error> {
         let mut out = Area::new();
         unsafe {
@@ -1196,7 +1196,7 @@ pub mod session {
         }
     }
 
-    /// Send a file of the scratch folder.
+    /// Send a file of the scratch folder, under its path.
     pub fn send_file(path: &str) -> Result<(), Error> {
         let mut out = Area::new();
         unsafe {
@@ -1205,7 +1205,8 @@ pub mod session {
         }
     }
 
-    /// The client's next file.  Ticket: text, its path in the scratch folder.
+    /// The client's next file.  Ticket: text, its path in the scratch folder: "in/" and the client's name for it, with
+    /// a number if that is taken.
     pub fn receive_file() -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
@@ -1233,7 +1234,7 @@ pub mod scratch {
         fn raw_remove(path: *const u8, path_len: usize, out: *mut Area);
     }
 
-    /// Write base64 bytes: in place of what is there, or behind it.
+    /// Write base64 bytes, up to 256 KiB of them: in place of what is there, or behind it.
     pub fn write(path: &str, data: &str, append: bool) -> Result<(), Error> {
         let mut out = Area::new();
         unsafe {
@@ -1242,7 +1243,7 @@ pub mod scratch {
         }
     }
 
-    /// Up to `count` bytes from `offset`, as base64.
+    /// Up to `count` bytes from `offset`, never more than 256 KiB, as base64.
     pub fn read(path: &str, offset: u64, count: u32) -> Result<String, Error> {
         let mut out = Area::new();
         unsafe {
@@ -1462,8 +1463,11 @@ pub mod http {
         fn raw_request(method: *const u8, method_len: usize, url: *const u8, url_len: usize, headers: *const [usize; 2], headers_len: usize, body: *const u8, body_len: usize, is_base64: u32, timeout_ms: u32, out: *mut Area);
     }
 
-    /// `headers`: name, value, name, value, ...  Ticket: text, JSON {"status", "url", "headers": [[name, value]],
-    /// "body", "is_base64"}: base64 unless the body is UTF-8.
+    /// `method`: GET, HEAD, POST, PUT, PATCH, DELETE or OPTIONS.  `headers`: name, value, name, value, ...; those that say
+    /// how a message travels (Host, Content-Length, Connection, Accept-Encoding, Proxy-*, ...) are `invalid`.
+    /// `timeout-ms` 0: the limit `http_time_s`.  Up to 5 redirects are followed, each checked as the URL is.  Ticket:
+    /// text, JSON {"status", "url", "headers": [[name, value]], "body", "is_base64"}: base64 unless the body is UTF-8.
+    /// A status of 4xx or 5xx is no error; a connection that fails is `peer-lost`.
     pub fn request(method: &str, url: &str, headers: &[&str], body: &str, is_base64: bool, timeout_ms: u32) -> Result<u32, Error> {
         let headers = pairs(headers);
         let mut out = Area::new();
@@ -1552,6 +1556,7 @@ pub mod mcp {
         fn raw_call(server: *const u8, server_len: usize, tool: *const u8, tool_len: usize, arguments: *const u8, arguments_len: usize, out: *mut Area);
     }
 
+    /// Those that this inferlet may call.
     pub fn servers() -> Vec<String> {
         let mut out = Area::new();
         unsafe {
@@ -1569,7 +1574,8 @@ pub mod mcp {
         }
     }
 
-    /// `arguments`: JSON object.  Ticket: text, JSON {"is_error", "content": [...], "structured"}.
+    /// `arguments`: JSON object of up to `tokenize_bytes`.  Ticket: text, JSON {"is_error", "content": [...],
+    /// "structured"}; a tool's own failure is `is_error`, a server's refusal `failed`, a server that is gone `peer-lost`.
     pub fn call(server: &str, tool: &str, arguments: &str) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
