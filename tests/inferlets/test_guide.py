@@ -18,11 +18,21 @@ from typer.testing import CliRunner
 import pieray
 from pieray import upstate
 from pieray.cli.app import app
+from pieray.programs import ProgramSource
 from pieray.upstate import UpState
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
 PAGES = sorted(GUIDE.glob("[0-9]-*.md"))
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
+
+
+FORGET = ProgramSource("forget", "forget.py", """
+from inferlet import Context
+
+async def main():
+    for name in await Context.names():
+        await Context.delete(name)
+""")
 
 
 class Borrowed:
@@ -52,6 +62,7 @@ def at_home(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     yield tmp_path
     for program in engine.programs():
         engine.uninstall(program["name"])
+    engine.launch(FORGET).result(timeout=60)
 
 
 def typed(line: str) -> str:

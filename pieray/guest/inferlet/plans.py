@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from . import _host
 from ._waiting import wait_ticket
+from .adapters import Adapter
 from .errors import raises
+from .grammar import Matcher
+from .sampler import Sampler, SamplerHandle
 from .tickets import Ticket, take_none
 
 
@@ -23,10 +27,17 @@ class Plan:
 
     @raises
     def __init__(
-        self, queue: int, pages: Sequence[int], kv_len: int, tokens: Sequence[int], max_tokens: int, sampler: int = 0
+        self,
+        queue: int,
+        pages: Sequence[int],
+        kv_len: int,
+        tokens: Sequence[int],
+        max_tokens: int,
+        sampler: Sampler | SamplerHandle | int = 0,
     ) -> None:
         self._handle: int | None = None
-        self._handle = _host.plans.create(queue, list(pages), kv_len, list(tokens), max_tokens, sampler)
+        with _opened(sampler) as chain:
+            self._handle = _host.plans.create(queue, list(pages), kv_len, list(tokens), max_tokens, chain)
 
     @property
     def handle(self) -> int:
@@ -36,9 +47,10 @@ class Plan:
     # -- before start, or while paused
 
     @raises
-    def set_sampler(self, sampler: int) -> None:
-        """Draw from this sampler chain from now on; 0: greedy."""
-        _host.plans.set_sampler(self.handle, sampler)
+    def set_sampler(self, sampler: Sampler | SamplerHandle | int) -> None:
+        """Draw from this sampler chain, as it is now; 0: greedy."""
+        with _opened(sampler) as chain:
+            _host.plans.set_sampler(self.handle, chain)
 
     @raises
     def set_stop(self, tokens: Sequence[int] = (), texts: Sequence[str] = ()) -> None:
@@ -46,14 +58,14 @@ class Plan:
         _host.plans.set_stop(self.handle, list(tokens), list(texts))
 
     @raises
-    def set_grammar(self, matcher: int) -> None:
+    def set_grammar(self, matcher: Matcher | int) -> None:
         """Draw only what the matcher, as it is now, allows; 0: anything."""
-        _host.plans.set_grammar(self.handle, matcher)
+        _host.plans.set_grammar(self.handle, matcher if isinstance(matcher, int) else matcher.handle)
 
     @raises
-    def set_adapter(self, adapter: int) -> None:
+    def set_adapter(self, adapter: Adapter | int) -> None:
         """Run through a LoRA adapter; 0: none."""
-        _host.plans.set_adapter(self.handle, adapter)
+        _host.plans.set_adapter(self.handle, adapter if isinstance(adapter, int) else adapter.id)
 
     @raises
     def set_drafter(self, num_drafts: int, history: Sequence[int] = ()) -> None:
@@ -131,3 +143,13 @@ class Plan:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _opened(sampler: Sampler | SamplerHandle | int) -> Iterator[int]:
+    """The handle of a chain while it is handed over: plans keep what it was."""
+    if isinstance(sampler, Sampler):
+        with sampler.handle() as opened:
+            yield opened.id
+    else:
+        yield sampler if isinstance(sampler, int) else sampler.id
