@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pieray.errors import InvalidRequest, PierayError, QuotaExceeded
-from pieray.host.outbox import wire_ticket
+from pieray.host.commands import wire_ticket
 from pieray.host.session import byte_size
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind

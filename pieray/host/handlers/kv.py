@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pieray.errors import QuotaExceeded
+from pieray.host.commands import Command
 from pieray.host.exports import PageRequests, check_name
 from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.outbox import Command
 from pieray.host.session import byte_size
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
