@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from pieray.config import Config, Limits
-from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError, QuotaExceeded
+from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError
 from pieray.host.children import Bonds
 from pieray.host.device import DeviceClient
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
-from pieray.host.session import OUTPUTS, byte_size
+from pieray.host.session import OUTPUTS
 from pieray.messages import (
     Event,
     Launch,
 )
+from pieray.texts import byte_size, check_size
 from pieray.transport import Connection
 from pieray.wasm import python_runtime
 from pieray.wasm.host import Program, WasmHost
@@ -71,9 +72,7 @@ class InferletHost:
     def launch(self, launch: Launch) -> None:
         """Start an inferlet.  Raises EngineError when full, InvalidRequest for a bad program or limits."""
         limits = limits_within(self._config.limits, launch.limits)
-        size = byte_size(launch.source) + len(launch.component)
-        if size > limits.source_bytes:
-            raise QuotaExceeded(f"source_bytes: the limit is {limits.source_bytes}; given {size}")
+        check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch)
         inferlet = self._admit(launch, limits)
         if launch.parent:
