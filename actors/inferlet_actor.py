@@ -35,7 +35,8 @@ class InferletActor(ServingActor):
         from pieray.actors.launcher import ControllerLauncher
         from pieray.host.broker_client import BrokerClient
         from pieray.host.children import ChildService
-        from pieray.host.core import ClientService, InferletHost
+        from pieray.host.clients import ClientService
+        from pieray.host.core import InferletHost
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.host.services import Services
         from pieray.models.tokenizer import TokenizerSpec

@@ -7,7 +7,6 @@ import logging
 import secrets
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ import ray
 from pieray.actors.adapters import AdapterShelf
 from pieray.actors.batcher import Batcher
 from pieray.actors.broker import Broker
+from pieray.actors.cluster_facts import await_free, num_gpus
 from pieray.actors.common import actor_name, create_actor, launch_of
 from pieray.actors.inferlet_actor import InferletActor
 from pieray.actors.pool import HostPool, Member
+from pieray.actors.records import Locations, Restarts
 from pieray.actors.resource_manager import ResourceManager
 from pieray.config import Config
 from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NotFound, PeerLost, QuotaExceeded
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 
 Wire = tuple[Any, ...]
 
-MAX_RESTARTS, RESTART_WINDOW_S = 5, 60.0
-KEEP_LOCATIONS = 10_000
 TEND_S = 10.0
 PATIENCE_S = 60.0
 
@@ -53,9 +52,9 @@ class Supervisor:
         )  # fmt: skip
         self._models: list[dict[str, Any]] = []
         self.shelf = AdapterShelf()
-        self._locations: OrderedDict[str, tuple[str, Member]] = OrderedDict()
+        self._locations = Locations()
         self._watched: dict[Any, Member] = {}
-        self._restarts: deque[float] = deque()
+        self._restarts = Restarts()
         self._incarnation = 0
         self._failure: str | None = None
         self._is_stopping = False
@@ -97,8 +96,8 @@ class Supervisor:
             self._incarnation += 1
             incarnation = self._incarnation
         name = actor_name(role, number)
-        num_gpus = _num_gpus(self._config) if role == "batcher" else 0.0
-        handle = create_actor(cls, self._config, name, name, incarnation, num_gpus=num_gpus)
+        gpus = num_gpus(self._config) if role == "batcher" else 0.0
+        handle = create_actor(cls, self._config, name, name, incarnation, num_gpus=gpus)
         member = Member(role, handle)
         with self._lock:
             self._watched[handle.watch.remote()] = member
@@ -166,7 +165,7 @@ class Supervisor:
             return  # one that was given up, or the other half of a pair
         log.error("%s died", member.role)
         try:
-            self._spend_restart(member.role)
+            self._restarts.spend(member.role)
             if is_device or is_broker:
                 self._mend(self._replace_device if is_device else self._replace_broker, member.role)
             else:
@@ -190,16 +189,7 @@ class Supervisor:
 
     def _mend(self, replace: Callable[[], None], role: str) -> None:
         while not self._is_stopping and not self._replaced(replace, role):
-            self._spend_restart(role)
-
-    def _spend_restart(self, role: str) -> None:
-        now = time.monotonic()
-        while self._restarts and self._restarts[0] < now - RESTART_WINDOW_S:
-            self._restarts.popleft()
-        if len(self._restarts) >= MAX_RESTARTS:
-            raise EngineError(f"{MAX_RESTARTS} restarts within {RESTART_WINDOW_S:.0f} s are the limit; "
-                              f"{role} would be one more")  # fmt: skip
-        self._restarts.append(now)
+            self._restarts.spend(role)
 
     def _replaced(self, replace: Callable[[], None], role: str) -> bool:
         """False: not this time, but another try may succeed."""
@@ -217,7 +207,7 @@ class Supervisor:
             if member is not None:
                 ray.kill(member.handle)
         self._batcher = self._resource_manager = None
-        _await_free([actor_name("batcher"), actor_name("resource-manager")], self._config.namespace)
+        await_free([actor_name("batcher"), actor_name("resource-manager")], self._config.namespace)
         self._bring_up_device()
         assert self._batcher is not None
         assert self._resource_manager is not None
@@ -229,7 +219,7 @@ class Supervisor:
         if self._broker is not None:
             self._end(self._broker)
         self._broker = None
-        _await_free([actor_name("broker")], self._config.namespace)
+        await_free([actor_name("broker")], self._config.namespace)
         broker = self._create(Broker, "broker")
         try:
             broker.endpoint = tuple(self._ask(broker, "open", self.token, timeout_s=self._config.start_timeout_s))
@@ -272,8 +262,7 @@ class Supervisor:
         with self._lock:
             for ref in [ref for ref, member in self._watched.items() if member is host]:
                 del self._watched[ref]
-            for instance_id in [i for i, (_, where) in self._locations.items() if where is host]:
-                del self._locations[instance_id]
+        self._locations.forget(host)
         ray.kill(host.handle)
 
     # --- adapters ------------------------------------------------------------------------------
@@ -320,10 +309,7 @@ class Supervisor:
                                 f"on this engine; {num_live} do")  # fmt: skip
         host = self._pool.launch(lambda host: self._ask(host, "launch", frame))
         self._may_need_host.set()
-        with self._lock:
-            self._locations[message.instance_id] = (message.name, host)
-            while len(self._locations) > KEEP_LOCATIONS:
-                self._locations.popitem(last=False)
+        self._locations.add(message.instance_id, message.name, host)
         return host.endpoint
 
     def locate(self, instance_id: str) -> tuple[str, Wire]:
@@ -335,7 +321,7 @@ class Supervisor:
         self._ask(host, "kill", instance_id, reason)
 
     def _location(self, instance_id: str) -> tuple[str, Member]:
-        if (found := self._locations.get(instance_id)) is not None:
+        if (found := self._locations.find(instance_id)) is not None:
             return found
         for host, row in self._inferlets():  # it may have run for longer than locations are kept
             if row["instance_id"] == instance_id:
@@ -369,26 +355,9 @@ class Supervisor:
         alive = [m for m in (self._resource_manager, self._batcher, self._broker, *self._pool.hosts()) if m is not None]
         members = [{"role": m.role, **self._ask(m, "status")} for m in alive]
         return {"namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure,
-                "num_restarts": len(self._restarts), "actors": members}  # fmt: skip
+                "num_restarts": self._restarts.num_recent, "actors": members}  # fmt: skip
 
 
 def _registry_of(config: Config) -> Registry:
     bounds = Bounds(config.registry_programs, config.registry_bytes, config.limits.source_bytes)
     return Registry(Path(config.registry_path) if config.registry_path else None, bounds)
-
-
-def _num_gpus(config: Config) -> float:
-    """One GPU where the cluster has one and the model may use it: a hard request elsewhere would wait for ever."""
-    wants = config.model.device == "auto" or config.model.device.startswith("cuda")
-    return 1.0 if wants and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-
-
-def _await_free(names: list[str], namespace: str) -> None:
-    """Wait until names of killed actors can be taken again."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        taken = {a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == namespace}
-        if not taken.intersection(names):
-            return
-        time.sleep(0.02)
-    raise EngineError(f"the names {names} did not come free within {PATIENCE_S} s")

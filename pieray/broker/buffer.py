@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from pieray.errors import Cancelled, PierayError, QuotaExceeded
+from pieray.texts import byte_size
 
 TEXT_OVERHEAD = 256
 """Counted for each text beside its own bytes: short ones take memory too."""
@@ -48,7 +49,7 @@ class Text:
 
 def cost_of(text: str) -> int:
     """Bytes that a text is counted as."""
-    return TEXT_OVERHEAD + (len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")))
+    return TEXT_OVERHEAD + byte_size(text)
 
 
 class Usage:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pieray.errors import ConfigError, NotFound, QuotaExceeded
+from pieray.texts import byte_size
 
 ENTRY_OVERHEAD = 64
 """Counted for each entry beside the bytes of its key and value."""
@@ -91,7 +92,7 @@ class Store:
             if not key.startswith(prefix):
                 break
             names.append(key)
-            num_bytes += len(key.encode()) + 4
+            num_bytes += byte_size(key) + 4
             if num_bytes > max_bytes:
                 raise QuotaExceeded(f"message_bytes: the limit is {max_bytes}; the keys that begin with {prefix!r} "
                                     "have more: give a longer prefix")  # fmt: skip
@@ -118,7 +119,7 @@ class Store:
         now = self._clock()
         if now - self._swept_at > SWEEP_EVERY_S:
             self._sweep(now)
-        size = ENTRY_OVERHEAD + len(key.encode()) + len(value.encode())
+        size = ENTRY_OVERHEAD + byte_size(key) + byte_size(value)
         grown = self._grown(tenant, key, size)
         if grown > max_bytes:
             self._sweep(now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import sys
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from pieray.config import Limits, from_mapping
 from pieray.errors import ConfigError
 from pieray.programs import ProgramSource
+from pieray.texts import parse_json
 
 
 def parse_arguments(words: Sequence[str], texts: Set[str] = frozenset()) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def text_parameters(program: ProgramSource) -> frozenset[str]:
 def parse_value(text: str) -> Any:
     """`text` as JSON where it is JSON, else as it stands: 64, true, [1, 2], "12", but also plain words."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return parse_json(text)
     except ValueError:
         return text
 
@@ -75,7 +75,7 @@ def parse_input(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        value = json.loads(_read(text), parse_constant=_refuse)
+        value = parse_json(_read(text))
     except ValueError as error:
         raise ConfigError(f"--input is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -118,10 +118,6 @@ def _read(text: str) -> str:
         return sys.stdin.read() if text == "@-" else Path(text[1:]).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--input {text}: {error}") from None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _kind(value: object) -> str:

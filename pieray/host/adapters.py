@@ -8,7 +8,7 @@ import numpy as np
 
 from pieray.adapters import AdapterFacts
 from pieray.errors import NotFound
-from pieray.host.outbox import Command, Queue, wire_ticket
+from pieray.host.commands import Command, Queue, wire_ticket
 from pieray.messages import LoadAdapter, Message, UnloadAdapter
 from pieray.pages.prepared import Prepared
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from pieray.errors import Cancelled, DeadlineExceeded, InvalidRequest, PierayError, QuotaExceeded, Unsupported
 from pieray.host.broker_client import BrokerClient
-from pieray.host.session import byte_size
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
 from pieray.messages import Message, Settle, Withdraw
+from pieray.texts import byte_size, check_size
 
 MAX_NAME_BYTES = 512
 ANSWER_S = 30.0
@@ -45,9 +45,8 @@ class BrokerCalls:
 
     def check_text(self, text: str) -> int:
         """Bytes of a text; raises QuotaExceeded."""
-        size, limit = byte_size(text), self._state.limits.message_bytes
-        if size > limit:
-            raise QuotaExceeded(f"message_bytes: the limit is {limit}; given {size}")
+        size = byte_size(text)
+        check_size("message_bytes", self._state.limits.message_bytes, size)
         return size
 
     def ask(self, kind: Kind, make: Callable[[int], Message], *, num_bytes: int = 0, within_s: float | None = None,

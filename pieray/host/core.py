@@ -1,4 +1,4 @@
-"""The heart of an InferletActor, without Ray: launches inferlets, serves their clients."""
+"""The heart of an InferletActor, without Ray: launches inferlets and keeps what the ended ones said."""
 
 from __future__ import annotations
 
@@ -6,35 +6,23 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict, deque
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pieray.config import Config, Limits
-from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError, QuotaExceeded
+from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError
 from pieray.host.children import Bonds
 from pieray.host.device import DeviceClient
-from pieray.host.files import Uploads
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
-from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
-from pieray.host.session import OUTPUTS, EventLog, Sink, byte_size
+from pieray.host.session import OUTPUTS
 from pieray.messages import (
-    Attach,
-    Bind,
-    ClientAnswer,
-    Completed,
     Event,
-    Failed,
-    Kill,
     Launch,
-    Message,
-    SendFile,
-    SendText,
-    ServeTools,
 )
+from pieray.texts import byte_size, check_size
 from pieray.transport import Connection
 from pieray.wasm import python_runtime
 from pieray.wasm.host import Program, WasmHost
@@ -84,9 +72,7 @@ class InferletHost:
     def launch(self, launch: Launch) -> None:
         """Start an inferlet.  Raises EngineError when full, InvalidRequest for a bad program or limits."""
         limits = limits_within(self._config.limits, launch.limits)
-        size = byte_size(launch.source) + len(launch.component)
-        if size > limits.source_bytes:
-            raise QuotaExceeded(f"source_bytes: the limit is {limits.source_bytes}; given {size}")
+        check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch)
         inferlet = self._admit(launch, limits)
         if launch.parent:
@@ -201,87 +187,3 @@ class InferletHost:
         self._wasm.close()
         self.services.close()
         self._device.close()
-
-
-class ClientService:
-    """Serves clients' connections: attach, send, kill; and bind, for those of parents."""
-
-    def __init__(self, host: InferletHost) -> None:
-        self._host = host
-        self._attached: dict[int, dict[str, tuple[EventLog, Sink]]] = {}  # by connection, then inferlet
-        self._uploads: dict[int, Uploads] = {}
-        self._serving: dict[int, list[ClientServers]] = {}
-
-    def on_connect(self, conn: Connection) -> None:
-        self._attached[id(conn)] = {}
-        self._uploads[id(conn)] = Uploads()
-        self._serving[id(conn)] = []
-
-    def on_messages(self, conn: Connection, messages: list[Message]) -> None:
-        for message in messages:
-            if isinstance(message, ClientAnswer):
-                self._pass_on(conn, message)
-                continue
-            if isinstance(message, Bind):
-                self._bind(conn, message)
-                continue
-            if not isinstance(message, (Attach, SendText, SendFile, ServeTools, Kill)):
-                log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
-                continue
-            try:
-                self._serve(conn, message)
-            except PierayError as error:
-                conn.send([Failed(message.ticket, error.code, error.message)])
-
-    def _serve(self, conn: Connection, message: Attach | SendText | SendFile | ServeTools | Kill) -> None:
-        inferlet = self._host.find(message.instance_id)
-        value = None
-        if isinstance(message, Attach):
-            value = not self._attach(conn, inferlet.log, message.cursor)
-        elif isinstance(message, SendText):
-            inferlet.deliver(message.text)
-        elif isinstance(message, SendFile):
-            data = self._uploads[id(conn)].add(message, inferlet.scratch_bytes)
-            if data is not None:
-                inferlet.deliver_file(message.name, data)
-        elif isinstance(message, ServeTools):
-            if (servers := inferlet.client_servers) is not None:
-                servers.serve(conn)
-                self._serving[id(conn)].append(servers)
-        else:
-            inferlet.kill(Cancelled(message.reason))
-        conn.send([Completed(message.ticket, value)])
-
-    def _pass_on(self, conn: Connection, answer: ClientAnswer) -> None:
-        """To the inferlet that waits for it, if it still does."""
-        with contextlib.suppress(NotFound):
-            if (servers := self._host.find(answer.instance_id).client_servers) is not None:
-                servers.answered(conn, answer)
-
-    def _bind(self, conn: Connection, message: Bind) -> None:
-        try:
-            inferlet = self._host.find(message.instance_id)
-        except NotFound as error:
-            conn.send([Failed(message.ticket, error.code, error.message)])
-            return
-        self._host.bonds.bind(id(conn), message.instance_id, is_bound=message.is_bound)
-        if inferlet.log.is_ended:
-            self._host.bonds.ended(message.instance_id)
-        conn.send([Completed(message.ticket, None)])
-
-    def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
-        """False if the client must ask again for the rest of the story."""
-        attached = {i: found for i, found in self._attached[id(conn)].items() if not found[0].is_ended}
-        self._attached[id(conn)] = attached
-        known = attached.get(log.instance_id)
-        sink = known[1] if known is not None else partial(self._host.post_events, conn)
-        attached[log.instance_id] = log, sink
-        return log.subscribe(cursor, sink)
-
-    def on_close(self, conn: Connection, _error: PeerLost) -> None:
-        self._uploads.pop(id(conn), None)
-        for servers in self._serving.pop(id(conn), []):
-            servers.gone(conn)
-        self._host.bonds.lost(id(conn))
-        for log, sink in self._attached.pop(id(conn), {}).values():
-            log.unsubscribe(sink)

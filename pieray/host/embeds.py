@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import BadHandle, QuotaExceeded
+from pieray.host.commands import Command, Queue, wire_ticket
 from pieray.host.opened import Opened
-from pieray.host.outbox import Command, Queue, wire_ticket
 from pieray.messages import EmbedTokens, Message
 from pieray.pages.prepared import Prepared
 

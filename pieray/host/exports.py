@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from pieray.errors import InvalidRequest, PierayError, QuotaExceeded
-from pieray.host.outbox import wire_ticket
-from pieray.host.session import byte_size
+from pieray.host.commands import wire_ticket
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
 from pieray.messages import ExportPages, ImportPages, LeasePages, ListExports, Message, Unexport
 from pieray.pages.handles import Lent
+from pieray.texts import byte_size
 
 MAX_NAME_BYTES = 256
 

@@ -24,9 +24,10 @@ from pieray.errors import (
     RemoteFailed,
     error_from,
 )
-from pieray.host.session import EVENT_BYTES, byte_size
+from pieray.host.session import EVENT_BYTES
 from pieray.messages import Bind, Kill, Launch, Message, SendText
 from pieray.process import ENDINGS, Event
+from pieray.texts import byte_size
 
 if TYPE_CHECKING:
     from pieray.host.state import InstanceState

@@ -16,12 +16,13 @@ from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.outbox import Outbox
 from pieray.host.services import Services
-from pieray.host.session import EventLog, Mailbox, byte_size
+from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
 from pieray.messages import Launch
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.texts import byte_size, check_size, parse_json
 from pieray.wasm.host import Guest, Outcome, Program, WasmHost
 
 
@@ -177,14 +178,13 @@ class Inferlet:
     def _check_result(self, value: str) -> None:
         """Raises QuotaExceeded, and GuestFailed for what is no JSON (which compiled guests may return)."""
         size, limits, used = byte_size(value), self._limits, self.log.output_bytes
-        if size > limits.message_bytes:
-            raise QuotaExceeded(f"message_bytes: the limit is {limits.message_bytes}; the result has {size}")
+        check_size("message_bytes", limits.message_bytes, size, "the result")
         if used + size > limits.output_bytes:
             raise QuotaExceeded(f"output_bytes: the limit is {limits.output_bytes}; {used} are used, "
                                 f"the result has {size}")  # fmt: skip
         try:
-            json.loads(value, parse_constant=_no_json)
-        except (ValueError, RecursionError) as error:
+            parse_json(value)
+        except ValueError as error:
             raise GuestFailed(f"the result is not JSON: {error}") from None
 
 
@@ -218,7 +218,3 @@ class EndedInferlet:
 
     def status(self) -> dict[str, Any]:
         return self._status
-
-
-def _no_json(name: str) -> None:
-    raise ValueError(f"{name} is none")

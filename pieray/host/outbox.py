@@ -2,129 +2,19 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Collection, Sequence
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
+from pieray.host.commands import INTERNAL, Command, Pass, Run, wire_ticket
 from pieray.host.ledger import LedgerClient, LedgerDevice
 from pieray.host.tickets import TicketTable
-from pieray.messages import CopyTokens, ExtendPlan, Forward, Message, Output, PlanTokens, StopPlan
+from pieray.messages import CopyTokens, ExtendPlan, Message, Output, PlanTokens, StopPlan
 from pieray.pages.growing import Growing
-from pieray.pages.handles import PageSpace, Prepared
+from pieray.pages.handles import PageSpace
 
 MAX_STAGED = 64
-INTERNAL = 0
-"""Guest ticket of commands that the host itself adds (copy-on-write)."""
-
-
-def wire_ticket(inferlet: int, ticket: int) -> int:
-    """The number under which a guest's ticket travels: unique on the connection."""
-    return inferlet << 32 | ticket
-
-
-class Queue:
-    """A guest's command queue: what it has outstanding, and who waits for that."""
-
-    __slots__ = ("handle", "outstanding", "priority", "syncs")
-
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-        self.priority = 0
-        self.outstanding: OrderedDict[int, None] = OrderedDict()  # tickets, which grow: the oldest is the least
-        self.syncs: OrderedDict[int, None] = OrderedDict()  # each waits for the commands with lesser tickets
-
-    def synced(self) -> list[int]:
-        """Take out the syncs that have nothing to wait for any more."""
-        oldest = next(iter(self.outstanding), None)
-        done = []
-        while self.syncs and (oldest is None or next(iter(self.syncs)) < oldest):
-            done.append(self.syncs.popitem(last=False)[0])
-        return done
-
-
-class Command:
-    """One enqueued command; `ticket` is the guest's."""
-
-    __slots__ = ("is_sent", "prepared", "queue", "ticket")
-    writes_behind_copies: ClassVar[bool] = False
-    """Whether `prepared.copies` are copy-on-write, to be sent ahead, and not the command itself."""
-
-    def __init__(self, ticket: int, queue: Queue, prepared: Prepared) -> None:
-        self.ticket = ticket
-        self.queue = queue
-        self.prepared = prepared
-        self.is_sent = False
-
-    def message(self, inferlet: int) -> Message:
-        """The command as it travels, its pages physical."""
-        return CopyTokens(
-            wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
-            [list(c) for c in self.prepared.copies],
-        )  # fmt: skip
-
-    def settled(self, result: object) -> object:
-        """What the ticket yields, of the batcher's answer or an error; the pages are still pinned."""
-        return result
-
-
-class Pass(Command):
-    """A forward pass and the outputs asked of it."""
-
-    writes_behind_copies = True
-    __slots__ = (
-        "adapter", "embeds", "kv_len", "mask", "num_tokens", "open_outputs", "output_bytes", "outputs", "positions",
-        "tokens",
-    )  # fmt: skip
-
-    def __init__(self, ticket: int, queue: Queue, prepared: Prepared, kv_len: int, tokens: bytes, positions: bytes,
-                 mask: bytes, embeds: list[bytes]) -> None:  # fmt: skip
-        super().__init__(ticket, queue, prepared)
-        self.kv_len = kv_len
-        self.tokens = tokens
-        self.num_tokens = len(tokens) // 4
-        self.positions = positions
-        self.mask: bytes | bytearray = mask
-        self.embeds = embeds
-        self.adapter = 0  # the batcher's number
-        self.outputs: list[Output] = []
-        self.open_outputs: set[int] = set()
-        self.output_bytes = 0  # of lists that travel with them
-
-    def message(self, inferlet: int) -> Message:
-        for output in self.outputs:
-            output[0] = wire_ticket(inferlet, output[0])
-        message = Forward(
-            wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
-            self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, bytes(self.mask), self.outputs,
-            self.adapter, self.embeds,
-        )  # fmt: skip
-        self.mask, self.embeds = b"", []  # megabytes, perhaps, that thousands of passes in flight need no more
-        return message
-
-
-class Run(Command):
-    """A command that grows while the batcher runs it: of a decode plan."""
-
-    writes_behind_copies = True
-    __slots__ = ()
-    is_stopped: bool
-
-    def told(self, news: PlanTokens) -> None:
-        """The batcher tells what it has drawn."""
-        raise NotImplementedError
-
-    def num_wanted(self) -> int:
-        """Pages that it should have soon, beyond those bound."""
-        raise NotImplementedError
-
-    def is_starving(self) -> bool:
-        """Whether it cannot go on without one."""
-        raise NotImplementedError
-
-    def give_up(self, error: PierayError) -> None:
-        """It must end for want of pages: `error` is its result."""
-        raise NotImplementedError
 
 
 class Device(LedgerDevice, Protocol):

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import InvalidRequest, PierayError
-from pieray.host.outbox import Queue, Run, wire_ticket
+from pieray.host.commands import Queue, Run, wire_ticket
 from pieray.host.samplers import SamplerSpec
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind

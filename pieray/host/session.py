@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pieray.config import Limits
 from pieray.errors import Cancelled, InvalidRequest, QuotaExceeded
 from pieray.messages import Event, file_part
+from pieray.texts import byte_size, check_size
 
 Sink = Callable[[list[Event]], None]
 OUTPUTS = ("text", "data", "file")
@@ -21,11 +22,6 @@ EVENT_BYTES = 64
 FREE_EVENTS = 64
 BACKLOG_BYTES = 16 << 20
 """Given to a client that attaches in one go: a long story in one piece would overrun its connection."""
-
-
-def byte_size(text: str | bytes) -> int:
-    """Bytes of the text in UTF-8, or of the bytes."""
-    return len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 class EventLog:
@@ -61,16 +57,14 @@ class EventLog:
     def send(self, text: str) -> None:
         """A message to the client.  Raises QuotaExceeded naming the limit."""
         size = byte_size(text)
-        if size > self._limits.message_bytes:
-            raise QuotaExceeded(f"message_bytes: the limit is {self._limits.message_bytes}; given {size}")
+        check_size("message_bytes", self._limits.message_bytes, size)
         self._output("text", text, size)
 
     def emit(self, name: str, value: str) -> None:
         """A structured event; `value` is JSON.  Raises QuotaExceeded naming the limit."""
         payload = f'{{"name": {json.dumps(name)}, "value": {value}}}'
         size = byte_size(payload)
-        if size > self._limits.message_bytes:
-            raise QuotaExceeded(f"message_bytes: the limit is {self._limits.message_bytes}; given {size}")
+        check_size("message_bytes", self._limits.message_bytes, size)
         self._output("data", payload, size)
 
     def send_file(self, name: str, data: bytes) -> None:
@@ -181,8 +175,7 @@ class Mailbox:
     def put(self, text: str) -> None:
         """A message of the client.  Raises QuotaExceeded when the mailbox is full, Cancelled after the end."""
         size = byte_size(text)
-        if size > self._limits.message_bytes:
-            raise QuotaExceeded(f"message_bytes: the limit is {self._limits.message_bytes}; given {size}")
+        check_size("message_bytes", self._limits.message_bytes, size)
         with self._lock:
             if self._closed:
                 raise Cancelled("the inferlet has ended; it receives no messages")

@@ -12,12 +12,13 @@ from typing import Any
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle, PierayError
+from pieray.host.commands import Queue
 from pieray.host.embeds import EmbedTable
 from pieray.host.files import FileInbox
 from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.opened import Opened
-from pieray.host.outbox import Outbox, Queue
+from pieray.host.outbox import Outbox
 from pieray.host.samplers import GREEDY, SamplerSpec
 from pieray.host.scratch import ScratchFolder
 from pieray.host.services import Services

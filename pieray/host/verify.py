@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import InvalidRequest
-from pieray.host.outbox import Command, Queue, wire_ticket
+from pieray.host.commands import Command, Queue, wire_ticket
 from pieray.host.samplers import SamplerSpec
 from pieray.messages import Message, Verify
 from pieray.pages.handles import PageSpace, Prepared

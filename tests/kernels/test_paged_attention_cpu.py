@@ -63,7 +63,7 @@ cases = st.builds(
 
 
 @needs_c
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases)
 def test_c_operator_equals_reference_for_any_shape(case: Case) -> None:
     out = paged_attention_cpu(*make(case), scale=SCALE, window=case.window)

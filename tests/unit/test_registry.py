@@ -241,5 +241,5 @@ class Model(RuleBasedStateMachine):
                 assert self.registry.find(name).version == max(releases, key=version_key)
 
 
-Model.TestCase.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+Model.TestCase.settings = settings(max_examples=30, stateful_step_count=25)
 TestRegistryModel = Model.TestCase

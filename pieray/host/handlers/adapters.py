@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pieray.adapters import check_alpha
 from pieray.errors import PierayError, QuotaExceeded
 from pieray.host.adapters import AdapterDirectory, Load, Unload
+from pieray.host.commands import Queue
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.outbox import Queue
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
 from pieray.messages import PRIVATE

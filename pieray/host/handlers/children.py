@@ -13,11 +13,11 @@ from pieray.host.family import Child, Family
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.limits import limits_within
 from pieray.host.opened import Opened
-from pieray.host.session import byte_size
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
 from pieray.manifest import is_spec
 from pieray.messages import Launch
+from pieray.texts import byte_size, check_size
 
 MAX_LIMITS_TEXT = 4096
 MAX_REASON = 1000
@@ -73,8 +73,7 @@ class ChildrenHandlers(HandlerGroup):
 
     def children_send(self, child: int, text: str) -> int:
         state, found = self._state, self._children.get(child)
-        if (size := byte_size(text)) > state.limits.message_bytes:
-            raise QuotaExceeded(f"message_bytes: the limit is {state.limits.message_bytes}; given {size}")
+        check_size("message_bytes", state.limits.message_bytes, byte_size(text))
         ticket = state.begin(Kind.NONE)
         try:
             self._the_family().send(found, text, ticket)
@@ -140,11 +139,8 @@ class ChildrenHandlers(HandlerGroup):
 
     def _check_child_sizes(self, source: str, input: str) -> None:
         limits = self._state.limits
-        for name, limit, text in (
-            ("source_bytes", limits.source_bytes, source), ("message_bytes", limits.message_bytes, input),
-        ):  # fmt: skip
-            if (size := byte_size(text)) > limit:
-                raise QuotaExceeded(f"{name}: the limit is {limit}; given {size}")
+        check_size("source_bytes", limits.source_bytes, byte_size(source))
+        check_size("message_bytes", limits.message_bytes, byte_size(input))
 
 
 def _check_program(program: str, source: str) -> None:

@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
+from pieray.host.commands import Pass
 from pieray.host.embeds import joined
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.masks import hide_runs, mask_bytes
-from pieray.host.outbox import Pass
 from pieray.host.tickets import Kind
 from pieray.host.verify import VerifyPass, check_tree
 from pieray.host.visibility import composed

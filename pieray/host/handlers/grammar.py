@@ -9,9 +9,9 @@ import numpy as np
 
 from pieray.errors import InvalidRequest, PierayError, QuotaExceeded
 from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.session import byte_size
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
+from pieray.texts import byte_size, check_size
 
 if TYPE_CHECKING:
     from pieray.grammar import Grammar, Matcher
@@ -33,9 +33,7 @@ class GrammarHandlers(HandlerGroup):
     def grammar_compile(self, model: str, kind: str, text: str) -> int:
         state = self._state
         served = state.models.get(model)
-        limit, size = state.limits.grammar_bytes, byte_size(text)
-        if size > limit:
-            raise QuotaExceeded(f"grammar_bytes: the limit is {limit}; given {size}")
+        check_size("grammar_bytes", state.limits.grammar_bytes, byte_size(text))
         with state.lock:
             self._check_room()
             self._num_compiling += 1

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pieray.errors import ConfigError, InvalidRequest, QuotaExceeded, Unsupported
+from pieray.errors import ConfigError, InvalidRequest, Unsupported
 from pieray.host import aio
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.http.bodies import Budget
 from pieray.host.http.client import Ask
 from pieray.host.http.policy import HostPattern, Policy, check_headers, check_method, parse_patterns
-from pieray.host.session import byte_size
 from pieray.host.state import InstanceState
+from pieray.texts import byte_size, check_size
 
 MAX_RUNNING = 32
 """Requests of one inferlet at one time."""
@@ -41,9 +41,7 @@ class HttpHandlers(HandlerGroup):
         return self._http_calls.start(lambda: client.request(ask, policy, self._http_budget))
 
     def _check_http_body(self, body: str) -> None:
-        limit, size = self._state.limits.message_bytes, byte_size(body)
-        if size > limit:
-            raise QuotaExceeded(f"message_bytes: the limit is {limit}; the body given has {size}")
+        check_size("message_bytes", self._state.limits.message_bytes, byte_size(body), "the body given")
 
     def _http_policy_of(self, engine: list[HostPattern]) -> Policy:
         if self._http_policy is None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pieray.errors import QuotaExceeded
+from pieray.host.commands import Command
 from pieray.host.exports import PageRequests, check_name
 from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.outbox import Command
-from pieray.host.session import byte_size
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
+from pieray.texts import byte_size, check_size
 
 
 class KvHandlers(HandlerGroup):
@@ -76,9 +75,7 @@ class KvHandlers(HandlerGroup):
     ) -> int:
         state = self._state
         check_name(name)
-        limit, size = state.limits.message_bytes, byte_size(meta)
-        if size > limit:
-            raise QuotaExceeded(f"message_bytes: the limit is {limit}; the meta has {size}")
+        check_size("message_bytes", state.limits.message_bytes, byte_size(meta), "the meta")
         with state.lock:
             lent = state.pages.lend(pages, num_tokens)
             try:

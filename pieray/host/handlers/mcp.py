@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 
 from pieray.errors import DeadlineExceeded, Denied, InvalidRequest, NotFound, QuotaExceeded
 from pieray.host import aio
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.session import byte_size
 from pieray.host.state import InstanceState
+from pieray.texts import byte_size, check_size, parse_json
 
 MAX_RUNNING = 32
 """Calls of one inferlet at one time."""
@@ -76,20 +75,14 @@ class McpHandlers(HandlerGroup):
                 raise
             raise DeadlineExceeded(f"mcp_time_s: the limit is {limits.mcp_time_s}; server {server!r} "
                                    "has not answered by then") from None  # fmt: skip
-        limit, size = limits.message_bytes, byte_size(answer)
-        if size > limit:
-            raise QuotaExceeded(f"message_bytes: the limit is {limit}; the answer of server {server!r} has {size}")
+        check_size("message_bytes", limits.message_bytes, byte_size(answer), f"the answer of server {server!r}")
         return answer
 
 
 def _check_object(text: str) -> None:
     try:
-        is_object = isinstance(json.loads(text, parse_constant=_no_json), dict)
-    except (ValueError, RecursionError) as error:
+        is_object = isinstance(parse_json(text), dict)
+    except ValueError as error:
         raise InvalidRequest(f"the arguments of a tool are a JSON object: {error}") from None
     if not is_object:
         raise InvalidRequest(f"the arguments of a tool are a JSON object; given {text[:100]}")
-
-
-def _no_json(name: str) -> None:
-    raise ValueError(f"{name} is none")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pieray.errors import InvalidRequest, QuotaExceeded
+from pieray.host.commands import Queue
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.outbox import Queue
 from pieray.host.tickets import Kind
 
 MAX_PRIORITY = 100

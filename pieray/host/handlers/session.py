@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.tickets import Kind
+from pieray.texts import parse_json
 
 MAX_NAME = 128
 
@@ -28,8 +27,8 @@ class SessionHandlers(HandlerGroup):
             raise InvalidRequest(f"the name of an event has from 1 to {MAX_NAME} printable characters; given {name!r}")
         self._check_text_size(value)  # it is parsed here
         try:
-            json.loads(value, parse_constant=_no_json)
-        except (ValueError, RecursionError) as error:
+            parse_json(value)
+        except ValueError as error:
             raise InvalidRequest(f"the value of event {name!r} is not JSON: {error}") from None
         self._state.log.emit(name, value)
 
@@ -43,7 +42,3 @@ class SessionHandlers(HandlerGroup):
         state.cancels[ticket] = lambda: state.files.cancel(ticket)
         state.files.receive(ticket)
         return ticket
-
-
-def _no_json(name: str) -> None:
-    raise ValueError(f"{name} is none")

@@ -192,7 +192,7 @@ class Model:
             assert not self.exchange.settle(peer, caller.ticket, True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)
 @given(STEPS)
 def test_texts_are_neither_lost_nor_doubled_nor_reordered(steps: list[tuple[Any, ...]]) -> None:
     model = Model()
@@ -203,7 +203,7 @@ def test_texts_are_neither_lost_nor_doubled_nor_reordered(steps: list[tuple[Any,
         assert len(texts) == len(set(texts)), f"{name}: a text was taken twice"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(["push", "pull"]), max_size=60))
 def test_with_one_reader_a_queue_is_first_in_first_out(steps: list[str]) -> None:
     model = Model()

@@ -130,7 +130,7 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
 KEYS = st.sampled_from(["a", "b", "ab"])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from(["put", "put_if", "delete", "wait"]), KEYS, st.integers(0, 3)), max_size=40))
 def test_it_is_a_dictionary_with_times(steps: list[tuple[str, str, int]]) -> None:
     clock = Clock()

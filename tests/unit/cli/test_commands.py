@@ -20,6 +20,7 @@ from pieray.upstate import UpState
 Call = Callable[..., Outcome]
 
 
+@pytest.mark.slow
 def test_version_and_help_load_neither_ray_nor_torch() -> None:
     code = (
         "import sys; from pieray.cli.app import app; app(['version'], standalone_mode=False); "

@@ -117,7 +117,7 @@ def test_tokens_that_the_grammar_does_not_allow_cannot_be_replayed() -> None:
         COMPILER.compile("regex", "[0-9]+").matcher(tokens_of("1x"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(GRAMMARS), st.integers(0, 2**32), st.lists(st.integers(0, 12), max_size=8))
 def test_rollback_undoes_accept(grammar: tuple[str, str], seed: int, lengths: list[int]) -> None:
     """Random walks: the mask after rollback is the mask before, and a replay of `consumed` gives it too."""
@@ -134,7 +134,7 @@ def test_rollback_undoes_accept(grammar: tuple[str, str], seed: int, lengths: li
             assert (matcher.mask_bytes(), matcher.consumed, matcher.is_complete) == (before, consumed, complete)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(GRAMMARS), st.integers(0, 2**32))
 def test_forks_go_their_own_ways(grammar: tuple[str, str], seed: int) -> None:
     rng, matcher = Random(seed), new(*grammar)
@@ -150,7 +150,7 @@ def test_forks_go_their_own_ways(grammar: tuple[str, str], seed: int) -> None:
     assert fork.mask_bytes() == before
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from(GRAMMARS), st.integers(0, 2**32))
 def test_the_mask_says_what_accept_takes(grammar: tuple[str, str], seed: int) -> None:
     rng, matcher = Random(seed), new(*grammar)

@@ -14,7 +14,8 @@ from groups import Group, until
 from pieray.config import Config
 from pieray.errors import Cancelled, ConfigError, EngineError, InvalidRequest, NotFound, PierayError, QuotaExceeded
 from pieray.host import core
-from pieray.host.core import ClientService, InferletHost
+from pieray.host.clients import ClientService
+from pieray.host.core import InferletHost
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendText
 

@@ -145,6 +145,7 @@ def test_a_server_object_of_the_library_runs_in_process() -> None:
         shared.services.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_fails_the_call_in_flight_and_is_started_anew(shared: Shared) -> None:
     bench = shared.bench()
     before = int(bench.run(mcp.call("calc", "pid")).text)
@@ -223,6 +224,7 @@ def test_calls_run_side_by_side_and_a_cancelled_one_ends(shared: Shared) -> None
     bench.handlers.tickets_cancel(np.array([ticket], np.uint32))
 
 
+@pytest.mark.slow
 def test_closing_ends_the_servers() -> None:
     shared = Shared({"calc": COMMAND})
     pid = int(shared.bench().run(mcp.call("calc", "pid")).text)
@@ -231,6 +233,7 @@ def test_closing_ends_the_servers() -> None:
     assert not is_alive(pid)
 
 
+@pytest.mark.slow
 def test_a_server_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
     stubborn = "import signal, time\nfor s in (1, 2, 15): signal.signal(s, signal.SIG_IGN)\ntime.sleep(600)"
     owner = subprocess.Popen(
@@ -280,6 +283,7 @@ def serve_http(port: int) -> subprocess.Popen[bytes]:
     raise AssertionError("the server does not listen")
 
 
+@pytest.mark.slow
 def test_a_server_over_http_also_after_it_was_away(http_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "RESTART_S", 0.0)
     shared = Shared({"web": {"url": f"http://127.0.0.1:{http_port}/mcp"}})

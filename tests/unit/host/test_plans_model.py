@@ -139,7 +139,7 @@ class Plans(RuleBasedStateMachine):
 
 
 Plans.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck),
+    max_examples=25, stateful_step_count=25, suppress_health_check=list(HealthCheck),
     phases=(Phase.reuse, Phase.generate), report_multiple_bugs=False,
 )  # fmt: skip
 TestPlans: Callable[..., object] = Plans.TestCase

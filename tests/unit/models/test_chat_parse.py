@@ -191,7 +191,7 @@ def test_bare_json_is_not_complete_before_its_end(template: str) -> None:
         assert parts(template, written[:end]) == ("", "", [], False)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(PIECES, st.sampled_from([QWEN, QWEN3, THINKING, MISTRAL, LLAMA, PIE_TINY, PLAIN, None]))
 def test_every_prefix_of_anything_parses_and_completed_calls_never_change(text: str, template: str | None) -> None:
     seen: list[Any] = []

@@ -73,7 +73,7 @@ CHAINS = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data(), spec=CHAINS, chunk=st.sampled_from([3, 9, 2048]), split=st.integers(0, len(PROMPT) - 1))
 def test_verified_trees_give_the_tokens_of_plain_decoding(
     data: st.DataObject, spec: SamplerSpec, chunk: int, split: int

@@ -29,6 +29,7 @@ def call(*words: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.slow
 def test_a_new_python_project_passes_its_own_tests_and_check(tmp_path: Path) -> None:
     code, output = call("new", str(tmp_path / "hello"))
     assert code == 0, output

@@ -124,6 +124,7 @@ def test_spawn_checks_source(host, misbehave):
         host.spawn(misbehave, FakeHandlers(), Limits(), input="", source="x", on_exit=print)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_after_two_hundred_guests(fresh_host):
     program = fresh_host.load(GUESTS_C / "misbehave.wasm", "misbehave")
 
@@ -215,6 +216,7 @@ def test_a_forked_process_is_told_to_make_its_own_host(fresh_host):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
+@pytest.mark.slow
 def test_the_process_survives_faulthandler_and_exits_with_guests_alive():
     """Two ways to lose the process: faulthandler enabled after the engine takes the signals of traps; daemon
     threads inside wasm abort the interpreter at its end."""

@@ -144,6 +144,7 @@ def compile_bomb():
     return bomb(300)
 
 
+@pytest.mark.slow
 def test_a_compile_bomb_ends_at_its_cpu_limit(cache, compile_bomb):
     began = time.monotonic()
     with pytest.raises(QuotaExceeded, match="bomb took more than 1 s of CPU time"):
@@ -157,6 +158,7 @@ def test_a_compile_bomb_ends_at_its_memory_limit(cache, compile_bomb):
         compiled(compile_bomb, "bomb", CompileLimits(memory_bytes=64_000_000))
 
 
+@pytest.mark.slow
 def test_a_compile_bomb_ends_at_its_wall_limit(cache, compile_bomb):
     with pytest.raises(QuotaExceeded, match=r"took more than 0.3 s"):
         compiled(compile_bomb, "bomb", CompileLimits(wall_time_s=0.3))

@@ -1,0 +1,29 @@
+"""What a supervisor asks Ray's cluster."""
+
+from __future__ import annotations
+
+import time
+
+import ray
+
+from pieray.config import Config
+from pieray.errors import EngineError
+
+NAMES_FREE_S = 60.0
+
+
+def num_gpus(config: Config) -> float:
+    """One GPU where the cluster has one and the model may use it: a hard request elsewhere would wait for ever."""
+    wants = config.model.device == "auto" or config.model.device.startswith("cuda")
+    return 1.0 if wants and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def await_free(names: list[str], namespace: str) -> None:
+    """Wait until names of killed actors can be taken again."""
+    deadline = time.monotonic() + NAMES_FREE_S
+    while time.monotonic() < deadline:
+        taken = {a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == namespace}
+        if not taken.intersection(names):
+            return
+        time.sleep(0.02)
+    raise EngineError(f"the names {names} did not come free within {NAMES_FREE_S} s")

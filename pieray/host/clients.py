@@ -1,0 +1,112 @@
+"""Serves the clients of an actor's inferlets, and the actors of their parents: who is attached, what they send."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from functools import partial
+
+from pieray.errors import Cancelled, NotFound, PeerLost, PierayError
+from pieray.host.core import InferletHost
+from pieray.host.files import Uploads
+from pieray.host.mcp.client_side import ClientServers
+from pieray.host.session import EventLog, Sink
+from pieray.messages import (
+    Attach,
+    Bind,
+    ClientAnswer,
+    Completed,
+    Failed,
+    Kill,
+    Message,
+    SendFile,
+    SendText,
+    ServeTools,
+)
+from pieray.transport import Connection
+
+log = logging.getLogger(__name__)
+
+
+class ClientService:
+    """Serves clients' connections: attach, send, kill; and bind, for those of parents."""
+
+    def __init__(self, host: InferletHost) -> None:
+        self._host = host
+        self._attached: dict[int, dict[str, tuple[EventLog, Sink]]] = {}  # by connection, then inferlet
+        self._uploads: dict[int, Uploads] = {}
+        self._serving: dict[int, list[ClientServers]] = {}
+
+    def on_connect(self, conn: Connection) -> None:
+        self._attached[id(conn)] = {}
+        self._uploads[id(conn)] = Uploads()
+        self._serving[id(conn)] = []
+
+    def on_messages(self, conn: Connection, messages: list[Message]) -> None:
+        for message in messages:
+            if isinstance(message, ClientAnswer):
+                self._pass_on(conn, message)
+                continue
+            if isinstance(message, Bind):
+                self._bind(conn, message)
+                continue
+            if not isinstance(message, (Attach, SendText, SendFile, ServeTools, Kill)):
+                log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
+                continue
+            try:
+                self._serve(conn, message)
+            except PierayError as error:
+                conn.send([Failed(message.ticket, error.code, error.message)])
+
+    def _serve(self, conn: Connection, message: Attach | SendText | SendFile | ServeTools | Kill) -> None:
+        inferlet = self._host.find(message.instance_id)
+        value = None
+        if isinstance(message, Attach):
+            value = not self._attach(conn, inferlet.log, message.cursor)
+        elif isinstance(message, SendText):
+            inferlet.deliver(message.text)
+        elif isinstance(message, SendFile):
+            data = self._uploads[id(conn)].add(message, inferlet.scratch_bytes)
+            if data is not None:
+                inferlet.deliver_file(message.name, data)
+        elif isinstance(message, ServeTools):
+            if (servers := inferlet.client_servers) is not None:
+                servers.serve(conn)
+                self._serving[id(conn)].append(servers)
+        else:
+            inferlet.kill(Cancelled(message.reason))
+        conn.send([Completed(message.ticket, value)])
+
+    def _pass_on(self, conn: Connection, answer: ClientAnswer) -> None:
+        """To the inferlet that waits for it, if it still does."""
+        with contextlib.suppress(NotFound):
+            if (servers := self._host.find(answer.instance_id).client_servers) is not None:
+                servers.answered(conn, answer)
+
+    def _bind(self, conn: Connection, message: Bind) -> None:
+        try:
+            inferlet = self._host.find(message.instance_id)
+        except NotFound as error:
+            conn.send([Failed(message.ticket, error.code, error.message)])
+            return
+        self._host.bonds.bind(id(conn), message.instance_id, is_bound=message.is_bound)
+        if inferlet.log.is_ended:
+            self._host.bonds.ended(message.instance_id)
+        conn.send([Completed(message.ticket, None)])
+
+    def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
+        """False if the client must ask again for the rest of the story."""
+        attached = {i: found for i, found in self._attached[id(conn)].items() if not found[0].is_ended}
+        self._attached[id(conn)] = attached
+        known = attached.get(log.instance_id)
+        sink = known[1] if known is not None else partial(self._host.post_events, conn)
+        attached[log.instance_id] = log, sink
+        return log.subscribe(cursor, sink)
+
+    def on_close(self, conn: Connection, _error: PeerLost) -> None:
+        self._uploads.pop(id(conn), None)
+        for servers in self._serving.pop(id(conn), []):
+            servers.gone(conn)
+        self._host.bonds.lost(id(conn))
+        for log, sink in self._attached.pop(id(conn), {}).values():
+            log.unsubscribe(sink)

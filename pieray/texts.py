@@ -1,0 +1,32 @@
+"""Sizes and contents of texts that come from outside."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pieray.errors import QuotaExceeded
+
+
+def byte_size(text: str | bytes) -> int:
+    """Bytes of the text in UTF-8, or of the bytes."""
+    return len(text) if isinstance(text, bytes) or text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def check_size(name: str, limit: int, size: int, what: str = "") -> None:
+    """Raise QuotaExceeded, with the limit's name and what was given, for more than `limit` bytes."""
+    if size > limit:
+        told = f"{what} has {size}" if what else f"given {size}"
+        raise QuotaExceeded(f"{name}: the limit is {limit}; {told}")
+
+
+def parse_json(text: str) -> Any:
+    """Strictly, as RFC 8259 has it: raises ValueError for NaN and infinities too, and for what nests too deep."""
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
