@@ -162,9 +162,9 @@ class PageSpace(GrowingStaging):
         QuotaExceeded if they, with those in use and the `num_coming` asked for before, are more than limits.pages.
         """
         if count < 0 or self.num_bound + num_coming + count > self.limit:
+            coming = f" and {num_coming} on their way" if num_coming else ""
             raise QuotaExceeded(
-                f"limits.pages is {self.limit}: {self.num_bound} pages are in use and {num_coming} on their way, "
-                f"{count} more were asked for"
+                f"limits.pages is {self.limit}: {self.num_bound} pages are in use{coming}, {count} more were asked for"
             )
         self._frames.num_reserved = max(self.num_reserved, count)
         return max(0, count - self.num_spare)

@@ -1,4 +1,4 @@
-"""What a hostile guest can pile up in its InferletActor, or keep its thread busy with, by calls that are each correct."""
+"""What a hostile guest can pile up in its InferletActor, or keep its thread busy with, by calls that are correct."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ SMALL = dataclasses.replace(Limits(), tickets=16, pages=8)
 ])  # fmt: skip
 def test_cancelled_requests_for_exports_still_count(call) -> None:  # type: ignore[no-untyped-def]
     bench = Bench(SMALL)
+    for _ in range(16):
+        bench.handlers.tickets_cancel(u32(call(bench.handlers)))
     with pytest.raises(QuotaExceeded, match="tickets: the limit is 16, as many requests"):
-        for _ in range(100):
-            bench.handlers.tickets_cancel(u32(call(bench.handlers)))
+        call(bench.handlers)
     assert len(bench.device.asked) == 16
     bench.outbox.ledger.answered(bench.device.asked[0].ticket & 0xFFFFFFFF, InvalidRequest("no"))  # type: ignore[attr-defined]
     call(bench.handlers)
