@@ -25,15 +25,23 @@ class PageRequests:
         self._state = state
         self._ledger = state.outbox.ledger
         self._who = (state.launch.tenant, state.launch.user)
+        self._num_coming = 0  # pages asked for by `reserve`
 
     def reserve(self, count: int) -> int:
         """Ticket: none.  Raises QuotaExceeded."""
         state = self._state
-        short = state.pages.reserve(count)
-        state.outbox.expect()
+        self._ledger.check_room()
         ticket = state.tickets.issue(Kind.NONE)
+        try:
+            short = state.pages.reserve(count, self._num_coming)
+        except BaseException:
+            state.tickets.drop((ticket,))
+            raise
+        state.outbox.expect()
+        self._num_coming += short
 
         def granted(result: object) -> None:
+            self._num_coming -= short
             if isinstance(result, PierayError):
                 state.pages.unreserve()
                 state.tickets.resolve(ticket, result)
@@ -50,6 +58,7 @@ class PageRequests:
 
     def export(self, lent: Lent, name: str, meta: str, access: str, ttl_ms: int, *, pinned: bool, replace: bool) -> int:
         """Ticket: none, once what was staged before has written the pages and they are kept."""
+        self._ledger.check_room()
         state, limits = self._state, self._state.limits
         ticket = state.tickets.issue(Kind.NONE)
 
@@ -76,6 +85,7 @@ class PageRequests:
 
     def open(self, name: str) -> int:
         """Ticket: text, as `kv.import-pages` documents it."""
+        self._ledger.check_room()
         ticket = self._state.tickets.issue(Kind.TEXT)
         self._ledger.ask(ticket, ImportPages(*self._wire(ticket), *self._who, name), lambda r: self._opened(ticket, r))
         return ticket
@@ -99,11 +109,13 @@ class PageRequests:
 
     def remove(self, name: str, access: str) -> int:
         """Ticket: none."""
+        self._ledger.check_room()
         ticket = self._state.tickets.issue(Kind.NONE)
         return self._ask(ticket, Unexport(*self._wire(ticket), *self._who, name, access))
 
     def names(self, prefix: str) -> int:
         """Ticket: text, as `kv.list-exports` documents it."""
+        self._ledger.check_room()
         ticket = self._state.tickets.issue(Kind.TEXT)
         return self._ask(ticket, ListExports(*self._wire(ticket), *self._who, prefix))
 
@@ -123,10 +135,10 @@ class PageRequests:
         return wire_ticket(self._ledger.inferlet, ticket), self._ledger.inferlet
 
 
-def check_name(name: str) -> None:
-    """Raise InvalidRequest for a name that is empty or too long."""
-    if not 0 < byte_size(name) <= MAX_NAME_BYTES:
-        raise InvalidRequest(f"a name has from 1 to {MAX_NAME_BYTES} bytes; given {byte_size(name)}")
+def check_name(name: str, least: int = 1) -> None:
+    """Raise InvalidRequest for a name, or the beginning of one, that is too short or too long."""
+    if not least <= byte_size(name) <= MAX_NAME_BYTES:
+        raise InvalidRequest(f"a name has from {least} to {MAX_NAME_BYTES} bytes; given {byte_size(name)}")
 
 
 def _u32(data: Any) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pieray.errors import Cancelled, DeviceLost, PierayError
+from pieray.errors import Cancelled, DeviceLost, PierayError, QuotaExceeded
 from pieray.messages import Message
 from pieray.pages.handles import PageSpace
 
@@ -26,13 +26,20 @@ class LedgerDevice(Protocol):
 class LedgerClient:
     """All methods are called with the instance's lock held."""
 
-    def __init__(self, inferlet: int, device: LedgerDevice, pages: PageSpace) -> None:
+    def __init__(self, inferlet: int, device: LedgerDevice, pages: PageSpace, limit: int) -> None:
         self.inferlet = inferlet
+        self._limit = limit  # Limits.tickets
         self._device = device
         self._pages = pages
         self._asked: dict[int, OnAnswer] = {}
         self._waiting: dict[int, tuple[set[int], OnAnswer]] = {}  # by ticket: commands not yet finished
         self._is_closed = False
+
+    def check_room(self) -> None:
+        """Raise QuotaExceeded over `Limits.tickets` requests: one whose ticket was cancelled still counts here."""
+        if len(self._asked) + len(self._waiting) >= self._limit:
+            raise QuotaExceeded(f"tickets: the limit is {self._limit}, as many requests for pages and exports are "
+                                "under way; one more was made")  # fmt: skip
 
     def ask(self, ticket: int, message: Message, on_answer: OnAnswer) -> None:
         """Send a request under the guest's ticket; `on_answer` is called, perhaps at once, with what came of it."""

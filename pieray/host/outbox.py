@@ -48,7 +48,7 @@ class Outbox:
         self._num_flushed = 0
         self._is_idle = False  # nothing is leased ahead of need until there is a command again
         self.passes: dict[int, Pass] = {}
-        self.ledger = LedgerClient(inferlet, device, pages)
+        self.ledger = LedgerClient(inferlet, device, pages, tickets.limit)
 
     @property
     def num_outstanding(self) -> int:

@@ -164,6 +164,8 @@ class Plan:
     def next(self, ticket: int, *, is_scored: bool) -> None:
         """Resolve the ticket with what was drawn since the last one, now or when there is more."""
         self._nexts.append((ticket, is_scored))
+        if len(self._nexts) > 2 * (tickets := self._instance.tickets).limit:  # most of them were cancelled
+            self._nexts = deque(one for one in self._nexts if tickets.is_open(one[0]))
         self._give()
 
     def _give(self) -> None:
@@ -209,6 +211,8 @@ class Plan:
             tickets.resolve(ticket, None)
             return ticket
         self._stops.append(ticket)
+        if len(self._stops) > 2 * tickets.limit:  # most of them were cancelled
+            self._stops = [one for one in self._stops if tickets.is_open(one)]
         self._stop_run()
         return ticket
 

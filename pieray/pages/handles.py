@@ -156,14 +156,15 @@ class PageSpace(GrowingStaging):
         """Spare pages that the guest has asked for, and that are not for others."""
         return self._frames.num_reserved
 
-    def reserve(self, count: int) -> int:
+    def reserve(self, count: int, num_coming: int = 0) -> int:
         """Keep that many pages spare for what comes next; returns how many to lease for that.
 
-        QuotaExceeded if they, with those in use, are more than limits.pages.
+        QuotaExceeded if they, with those in use and the `num_coming` asked for before, are more than limits.pages.
         """
-        if count < 0 or self.num_bound + count > self.limit:
+        if count < 0 or self.num_bound + num_coming + count > self.limit:
+            coming = f" and {num_coming} on their way" if num_coming else ""
             raise QuotaExceeded(
-                f"limits.pages is {self.limit}: {self.num_bound} pages are in use, {count} more were asked for"
+                f"limits.pages is {self.limit}: {self.num_bound} pages are in use{coming}, {count} more were asked for"
             )
         self._frames.num_reserved = max(self.num_reserved, count)
         return max(0, count - self.num_spare)

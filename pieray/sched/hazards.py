@@ -76,9 +76,13 @@ class Poison:
         if any(self._slots.get(page, 0) & bits for page, bits in reads.items()):
             self.add(command)
             return False
-        for page, bits in command.written_slots(self._page_size).items():
+        self.clear(command.written_slots(self._page_size))
+        return True
+
+    def clear(self, written: Slots) -> None:
+        """Those slots have been written."""
+        for page, bits in written.items():
             if left := self._slots.get(page, 0) & ~bits:
                 self._slots[page] = left
             else:
                 self._slots.pop(page, None)
-        return True

@@ -79,6 +79,8 @@ class PlanDesk:
             self._thread = ThreadPoolExecutor(1, "pieray-grammars")
 
         def work() -> None:
+            if plan.is_over or plan.finish is not None:  # stopped before its turn: a guest may begin thousands
+                return
             found = self._compile(grammar)
             call_later(lambda: self._compiled(plan, found))
 
@@ -111,6 +113,7 @@ class PlanDesk:
                 raise error
             kept = plan.take([int(value[0][0]) if isinstance(value, tuple) else value for value in values])
         except PierayError as failure:
+            self._scheduler.recount(plan, num_due)
             self._fail(plan, failure, answers)
             return
         if kept:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from pieray.sched.commands import U32, Command, CopyCommand, ForwardCommand, LaneKey
+from pieray.sched.commands import U32, Command, CopyCommand, ForwardCommand, LaneKey, page_slots
 from pieray.sched.hazards import PageIndex, Poison
 from pieray.sched.plans import PlanCommand
 
@@ -147,10 +147,18 @@ class Scheduler:
     def drawn(self, plan: PlanCommand, num_due: int) -> None:
         """A plan of the step has drawn: it ends, or has other tokens to run than the `num_due` that it had."""
         lane = self._lanes[plan.lane]
-        self._num_queued_tokens += plan.num_due - num_due
+        self.recount(plan, num_due)
+        if (poison := self._poison.get(plan.lane)) is not None:
+            poison.clear(page_slots(plan.pages.tolist(), plan.kv_len, plan.kv_len + plan.num_done, self.page_size))
+            if not poison:
+                del self._poison[plan.lane]
         if plan.finish is not None:
             self._unqueue(lane, plan)
             self.finish(plan)
+
+    def recount(self, plan: PlanCommand, num_due: int) -> None:
+        """A plan has other tokens to run than the `num_due` that it had."""
+        self._num_queued_tokens += plan.num_due - num_due
 
     def extend(self, plan: PlanCommand, pages: U32) -> None:
         """A plan gets more pages."""

@@ -95,5 +95,6 @@ class KvHandlers(HandlerGroup):
             return self._requests.remove(name, access)
 
     def kv_list_exports(self, prefix: str) -> int:
+        check_name(prefix, least=0)
         with self._state.lock:
             return self._requests.names(prefix)

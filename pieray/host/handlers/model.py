@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pieray.errors import InvalidRequest
+from pieray.errors import InvalidRequest, QuotaExceeded
 from pieray.host.handlers.base import U32, HandlerGroup
+
+BYTES_PER_TOKEN = 4
+"""What a token costs in `Limits.tokenize_bytes` when it becomes text: about as long as so many bytes the other way."""
+BYTES_PER_PUSH = 16
+"""The same in a stream, token by token."""
 
 
 class ModelHandlers(HandlerGroup):
@@ -24,6 +29,7 @@ class ModelHandlers(HandlerGroup):
 
     def model_detokenize(self, model: str, tokens: U32, skip_special: bool) -> str:
         found = self._state.models.get(model)
+        self._check_num_tokens(tokens, BYTES_PER_TOKEN)
         _check_tokens(tokens, found.info.vocab_size)
         return found.tokenizer.decode(tokens.tolist(), skip_special_tokens=skip_special)
 
@@ -38,10 +44,18 @@ class ModelHandlers(HandlerGroup):
         found = self._state.streams.get(stream)
         if len(tokens) == 1:
             return found.push(int(tokens[0]))
+        self._check_num_tokens(tokens, BYTES_PER_PUSH)
         return "".join(found.push(token) for token in tokens.tolist())
 
     def model_stream_close(self, stream: int) -> None:
         self._state.streams.close(stream)
+
+    def _check_num_tokens(self, tokens: U32, num_bytes: int) -> None:
+        """Raise QuotaExceeded for more tokens than one call may have worked on; each counts as `num_bytes` of text."""
+        limit = self._state.limits.tokenize_bytes
+        if len(tokens) * num_bytes > limit:
+            raise QuotaExceeded(f"tokenize_bytes: the limit is {limit} in one call, {limit // num_bytes} tokens; given "
+                                f"{len(tokens)}")  # fmt: skip
 
 
 def _check_tokens(tokens: U32, vocab: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pieray.errors import BadHandle
+from pieray.errors import BadHandle, QuotaExceeded
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.tickets import Kind
 
@@ -21,6 +21,9 @@ class TicketHandlers(HandlerGroup):
             state.outbox.flush()
 
     def tickets_ready(self, tickets: U32) -> list[int]:
+        most = 2 * self._state.limits.tickets  # each pass that does not count has an output that does
+        if len(tickets) > most:
+            raise QuotaExceeded(f"tickets: {most} at most are asked about at one time; given {len(tickets)}")
         return self._state.tickets.ready(tickets.tolist())
 
     def tickets_take_none(self, ticket: int) -> None:
@@ -44,7 +47,7 @@ class TicketHandlers(HandlerGroup):
 
     def tickets_cancel(self, tickets: U32) -> None:
         state = self._state
-        asked = tickets.tolist()
+        asked = np.unique(tickets).tolist()  # a list may name one a million times
         for ticket in asked:
             if not state.tickets.is_open(ticket):
                 raise BadHandle(f"ticket {ticket} is not open")
@@ -53,7 +56,8 @@ class TicketHandlers(HandlerGroup):
                 state.outbox.cancel(ticket)
                 state.mailbox.cancel(ticket)
                 for queue in state.queues.values():
-                    queue.syncs.pop(ticket, None)
+                    if queue.syncs:
+                        queue.syncs.pop(ticket, None)
         for ticket in asked:
             state.cancel(ticket)
         state.tickets.drop(asked)

@@ -1,0 +1,53 @@
+"""Plans on pages that a failed command was to write, and on pages that other commands use."""
+
+from __future__ import annotations
+
+import pytest
+from test_plans_core import Desk, forward, start
+
+from pieray.errors import QuotaExceeded
+from pieray.messages import StopPlan
+from pieray.sched.plans import PlanCommand
+
+
+def test_what_a_plan_has_drawn_over_a_failed_pass_can_be_read():
+    desk = Desk()
+    desk.runner.fail_at = 1
+    desk.submit(forward(1, [0, 1], [5, 6, 7, 8, 9, 10], queue=1))
+    desk.run()
+    assert desk.ends[1] == "internal"
+    desk.submit(start(2, [0, 1], [5], 7))
+    desk.run()
+    assert desk.ends[2] == ["length", ""]
+    desk.submit(forward(3, [0, 1], [7], kv_len=7))
+    desk.run()
+    assert desk.ends[3] is None, "slots 0 to 6 hold what the plan has drawn"
+
+
+def test_what_a_stopped_plan_has_not_drawn_stays_unreadable():
+    desk = Desk()
+    desk.runner.fail_at = 1
+    desk.submit(forward(1, [0, 1], [5, 6, 7, 8, 9, 10], queue=1))
+    desk.run()
+    desk.submit(start(2, [0, 1], [5], 7))
+    desk.step()
+    desk.step()
+    desk.submit(StopPlan(2))
+    desk.submit(forward(3, [0, 1], [7], kv_len=5, queue=2))
+    desk.run()
+    assert desk.ends[3] == "cancelled"
+
+
+def test_the_count_of_queued_tokens_comes_back_to_nothing(monkeypatch: pytest.MonkeyPatch):
+    desk = Desk()
+    desk.submit(start(1, [0, 1], [5], 7), start(2, [2, 3], [6], 7, inferlet=2))
+    desk.step()
+
+
+    def spent(_plan: PlanCommand) -> None:
+        raise QuotaExceeded("the grammar is spent")
+
+    monkeypatch.setattr(PlanCommand, "look_ahead", spent)
+    desk.run()
+    assert desk.ends == {1: "quota", 2: "quota"}
+    assert desk.core._scheduler._num_queued_tokens == 0
