@@ -23,6 +23,16 @@ class LedgerDevice(Protocol):
         """Give leased pages back."""
 
 
+class Device(LedgerDevice, Protocol):
+    """What an outbox needs of the device client."""
+
+    def post(self, messages: Sequence[Message]) -> None:
+        """Collect messages for the batcher; raises DeviceLost when it is gone."""
+
+    def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
+        """Ask for pages; the answer comes to `granted` or `lease_failed`."""
+
+
 class LedgerClient:
     """All methods are called with the instance's lock held."""
 

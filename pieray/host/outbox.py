@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from typing import Protocol
 
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
 from pieray.host.commands import INTERNAL, Command, Pass, Run, wire_ticket
-from pieray.host.ledger import LedgerClient, LedgerDevice
+from pieray.host.ledger import Device, LedgerClient
 from pieray.host.tickets import TicketTable
 from pieray.messages import CopyTokens, ExtendPlan, Message, Output, PlanTokens, StopPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
 
 MAX_STAGED = 64
-
-
-class Device(LedgerDevice, Protocol):
-    """What an outbox needs of the device client."""
-
-    def post(self, messages: Sequence[Message]) -> None:
-        """Collect messages for the batcher; raises DeviceLost when it is gone."""
-
-    def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
-        """Ask for pages; the answer comes to `granted` or `lease_failed`."""
 
 
 class Outbox:
@@ -46,6 +35,7 @@ class Outbox:
         self._is_lease_needed = False  # by a staged command: such a request waits in line
         self._is_closed = False
         self._num_flushed = 0
+        self._num_lacking = 0  # pages for runs without which the first of what is staged cannot go
         self._is_idle = False  # nothing is leased ahead of need until there is a command again
         self.passes: dict[int, Pass] = {}
         self.ledger = LedgerClient(inferlet, device, pages, tickets.limit)
@@ -106,9 +96,10 @@ class Outbox:
         What is not flushed stays, also when a lease comes: its outputs may not all have been asked for yet.
         """
         messages: list[Message] = []
+        self._num_lacking = 0
         while self._num_flushed:
             command = self._staged[0]
-            if not self._pages.bind(command.prepared):
+            if not self._bind(command, messages):
                 break
             self._staged.popleft()
             self._num_flushed -= 1
@@ -128,23 +119,37 @@ class Outbox:
                 messages.append(self._copy_on_write(command))
             messages.append(command.message(self._inferlet))
         messages += self._grow_runs()
-        if messages:
-            self._post(messages)
+        self._post(messages)
         self._give_back()
         self._lease_ahead()
+
+    def _bind(self, command: Command, messages: list[Message]) -> bool:
+        """Bind memory; first to the runs before it, up to the last page that both use: it waits for these."""
+        for run in self._runs.values():
+            if isinstance(run.prepared, Growing) and (count := self._pages.num_before(run.prepared, command.prepared)):
+                self._num_lacking = count - self._extend(run, run.prepared, count, messages)
+                if self._num_lacking:
+                    return False
+        return self._pages.bind(command.prepared)
+
+    def _extend(self, run: Run, growing: Growing, count: int, messages: list[Message]) -> int:
+        pages = self._pages.grow(growing, count)
+        if len(pages):
+            messages.append(ExtendPlan(wire_ticket(self._inferlet, run.ticket), pages.tobytes()))
+        return len(pages)
 
     def _grow_runs(self) -> list[Message]:
         """Bind pages that runs will soon need, from what staged commands leave."""
         messages: list[Message] = []
         for run in self._runs.values():
             if (wanted := run.num_wanted()) and isinstance(run.prepared, Growing):
-                pages = self._pages.grow(run.prepared, wanted)
-                if len(pages):
-                    messages.append(ExtendPlan(wire_ticket(self._inferlet, run.ticket), pages.tobytes()))
+                self._extend(run, run.prepared, wanted, messages)
         return messages
 
     def stop(self, run: Run) -> None:
         """End a run after the step in progress; of one that is not sent, copy-on-write alone will be."""
+        if isinstance(run.prepared, Growing):
+            self._pages.stop_growing(run.prepared)
         if run.ticket in self._runs:
             self._post([StopPlan(wire_ticket(self._inferlet, run.ticket))])
 
@@ -155,7 +160,8 @@ class Outbox:
 
     def _post(self, messages: list[Message]) -> None:
         try:
-            self._device.post(messages)
+            if messages:
+                self._device.post(messages)
         except DeviceLost as error:
             self.fail_all(error)
 
@@ -166,7 +172,7 @@ class Outbox:
         """
         if self._is_leasing or self._is_closed:
             return
-        short = self._pages.shortfall(c.prepared for c in self._staged)
+        short = max(self._pages.shortfall(c.prepared for c in self._staged), self._num_lacking)
         wanted = sum(run.num_wanted() for run in self._runs.values())
         num_starving = sum(run.is_starving() for run in self._runs.values())
         is_enough = self._is_idle or self._pages.num_spare * 2 >= self._lease_pages
@@ -199,9 +205,11 @@ class Outbox:
             return
         if self._is_lease_needed:
             if self._num_flushed:
-                if not self._pages.bind(self._staged[0].prepared):
+                messages: list[Message] = []
+                if not self._bind(self._staged[0], messages):
                     self._num_flushed -= 1
                     self._settle(self._staged.popleft(), error)
+                self._post(messages)
             elif starving is not None:
                 starving.give_up(error)
         self._pump()
@@ -217,6 +225,8 @@ class Outbox:
         command = self._in_flight.pop(ticket, None)
         if command is not None:
             self._settle(command, result)
+            if self._num_lacking:  # what waits behind a run for its pages
+                self._pump()
         elif ticket != INTERNAL:
             self._tickets.resolve(ticket, result)
 

@@ -25,6 +25,7 @@ class FrameTable:
         self.page: I64 = np.full(16, UNBOUND, np.int64)  # physical page
         self.refs: I64 = np.zeros(16, np.int64)  # handles
         self.in_flight: I64 = np.zeros(16, np.int64)  # commands staged and not finished
+        self.unreached: I64 = np.zeros(16, np.int64)  # of those, plans that may still get here
         self.written = np.zeros(16, np.uint64)  # bit i: slot i holds KV that this inferlet wrote
         self.ident: I64 = np.zeros(16, np.int64)  # unique for the life of the table, from 1; 0: row is free
         self.is_shared = np.zeros(16, np.bool_)
@@ -108,6 +109,8 @@ class FrameTable:
             and shared.isdisjoint(own)
             and bool((refs == self.refs).all())
             and bool((self.in_flight >= 0).all())
+            and bool((self.unreached >= 0).all())
+            and bool((self.unreached <= self.in_flight).all())
             and num_unreferenced == self._num_unreferenced
             and int(is_used.sum()) + len(self._free) == len(self.ident)
         )
@@ -136,8 +139,9 @@ class FrameTable:
     def _grow(self) -> None:
         size = len(self.ident)
         self.page = np.concatenate((self.page, np.full(size, UNBOUND, np.int64)))
-        self.refs, self.in_flight, self.ident = (
-            np.concatenate((array, np.zeros(size, np.int64))) for array in (self.refs, self.in_flight, self.ident)
+        self.refs, self.in_flight, self.unreached, self.ident = (
+            np.concatenate((array, np.zeros(size, np.int64)))
+            for array in (self.refs, self.in_flight, self.unreached, self.ident)
         )
         self.is_shared = np.concatenate((self.is_shared, np.zeros(size, np.bool_)))
         self.written = np.concatenate((self.written, np.zeros(size, np.uint64)))

@@ -17,7 +17,10 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class Growing(Prepared):
-    """A plan's run.  `tail` are the rows behind the first `num_pages`: pinned, the first `num_bound` of them bound."""
+    """A plan's run.  `tail` are the rows behind the first `num_pages`: pinned, the first `num_bound` of them bound.
+
+    `rows` reach to the last page that commands before it still use, so that the batcher lets it wait for them.
+    """
 
     tail: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     num_bound: int = 0
@@ -39,7 +42,7 @@ class GrowingStaging(Staging):
         Copy-on-write is decided for all pages.  No slot counts as written until `confirm` says so.  The run attends
         nothing that `visible` does not show.  Raises as `stage_forward`.
         """
-        end, size = kv_len + num_tokens + num_more, self.page_size
+        size = self.page_size
         slots, first = self._check_forward(handles, kv_len, num_tokens + num_more, is_masked=True)
         line = self._handles.values(slots)
         row_copies: list[Copy] = []
@@ -52,10 +55,12 @@ class GrowingStaging(Staging):
         hidden = self._hidden(slots[: num_full + 1], kv_len) if self._marks.is_used else None
         if hidden is not None and offset:
             reads = [(reads[0][0], reads[0][1] & ~int(hidden[num_full]))]
-        num_pages = min(-(-(kv_len + num_tokens) // size), -(-end // size))
+        busy = np.flatnonzero(self._frames.in_flight.take(line))
+        num_pages = max(-(-(kv_len + num_tokens) // size), int(busy[-1]) + 1 if len(busy) else 0)
         one = self._pin(line[:num_pages].copy(), reads, [], row_copies, moved, num_full)
         tail = line[num_pages:]
         self._frames.pin(tail)
+        self._frames.unreached[tail] += 1
         return Growing(
             one.rows, one.num_pages, one.reads, one.num_full, [], one.row_copies, one.frames, one.frame_copies,
             one.moved, hidden=None if hidden is None else hidden[:num_full], tail=tail, line=line,
@@ -87,8 +92,22 @@ class GrowingStaging(Staging):
                     break
                 frames.page[row] = frames.spare.pop()
             found.append(int(frames.page[row]))
+            frames.unreached[row] -= 1
         growing.num_bound += len(found)
         return np.array(found, "<u4")
+
+    def num_before(self, growing: Growing, later: Prepared) -> int:
+        """Pages for the run to get before a command staged behind it may go: up to the last that both use."""
+        if not self._frames.unreached.take(later.rows).any():
+            return 0
+        both = np.flatnonzero(np.isin(growing.tail[growing.num_bound :], later.rows))
+        return int(both[-1]) + 1 if len(both) else 0
+
+    def stop_growing(self, growing: Growing) -> None:
+        """The run gets no more pages: those that it has not got are not in use any more.  Idempotent."""
+        rest, growing.tail = growing.tail[growing.num_bound :], growing.tail[: growing.num_bound]
+        self._frames.unreached[rest] -= 1
+        self._frames.unpin(rest)
 
     def confirm(self, growing: Growing, start: int, stop: int) -> Prepared | None:
         """Slots `[start, stop)` of the run's line are written; the command that would have done just that.
@@ -115,4 +134,5 @@ class GrowingStaging(Staging):
     def finish(self, prepared: Prepared, *, is_ok: bool = True) -> None:
         super().finish(prepared, is_ok=is_ok)
         if isinstance(prepared, Growing):
+            self.stop_growing(prepared)
             self._frames.unpin(prepared.tail)
