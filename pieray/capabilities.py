@@ -8,6 +8,8 @@ from typing import Any
 
 from pieray.errors import Denied
 
+_EXAMPLES = {"http": '["HOST"]', "mcp": '["SERVER"]'}
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
@@ -24,7 +26,8 @@ class Capabilities:
     def require(self, name: str) -> None:
         """Raise Denied unless the capability `name` was declared."""
         if not getattr(self, name):
-            raise Denied(f"{name}: the inferlet does not have this capability; declare it in its manifest")
+            raise Denied(f"{name}: the inferlet does not have this capability; its manifest declares it so: "
+                         f"[capabilities] {name} = {_EXAMPLES.get(name, 'true')}")  # fmt: skip
 
     def within(self, ceiling: Capabilities) -> Capabilities:
         """These, without what `ceiling` lacks: what a child gets of its parent.

@@ -53,9 +53,11 @@ class ClientTools:
         """End the servers that were started here; returns when they have ended.  Idempotent."""
         self._loop.close()
 
-    def close_soon(self) -> None:
+    def close_soon(self) -> threading.Thread:
         """`close` on a thread of its own, which the interpreter waits for at its exit."""
-        threading.Thread(target=self.close, name="pieray-tools-close").start()
+        thread = threading.Thread(target=self.close, name="pieray-tools-close")
+        thread.start()
+        return thread
 
 
 def _answer(call: ClientCall, result: Any) -> ClientAnswer:

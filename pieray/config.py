@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -178,6 +179,9 @@ class Config:
         _check_at_least("lease_pages", self.lease_pages, 1)
         _check_at_least("registry_programs", self.registry_programs, 0)
         _check_at_least("registry_bytes", self.registry_bytes, 0)
+        _check_choice("model.dtype", self.model.dtype, ("auto", "float32", "bfloat16", "float16"))
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.model.device):
+            raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
         _check_at_least("model.page_size", self.model.page_size, 1)
         _check_at_least("model.max_batch_tokens", self.model.max_batch_tokens, 1)
 

@@ -33,6 +33,8 @@ from pieray.transport import Connection, Endpoint, PendingCalls, connect
 
 log = logging.getLogger(__name__)
 
+TOOLS_PATIENCE_S = 10.0
+"""For the servers of tools to end, when a link closes."""
 PART_BYTES = 1 << 20
 """Of a file, sent in one message."""
 
@@ -66,6 +68,7 @@ class ActorLink:
         self._processes: dict[str, list[Listener]] = {}  # handles of one inferlet may be many
         self._lock = threading.Lock()
         self._tools: dict[str, ClientTools] = {}
+        self._closing: list[threading.Thread] = []
         self._uploading = threading.Lock()  # one file at a time: the parts of two would not follow each other
         self._calls = PendingCalls()
         self._on_lost = on_lost
@@ -119,8 +122,8 @@ class ActorLink:
     def _end_tools(self, instance_id: str) -> None:
         with self._lock:
             tools = self._tools.pop(instance_id, None)
-        if tools is not None:
-            tools.close_soon()
+            if tools is not None:
+                self._closing = [*(t for t in self._closing if t.is_alive()), tools.close_soon()]
 
     def _call_tools(self, conn: Connection, call: ClientCall) -> None:
         tools = self._tools.get(call.instance_id)
@@ -148,7 +151,15 @@ class ActorLink:
         self._calls.submit(self._conn, make, done)
 
     def close(self) -> None:
+        """Hang up, and wait for the tools' servers that were run here, as long as these have to end."""
         self._conn.close("the client has closed its engine handle")
+        for instance_id in list(self._tools):
+            self._end_tools(instance_id)
+        deadline = time.monotonic() + TOOLS_PATIENCE_S
+        with self._lock:
+            threads = list(self._closing)
+        for closing in threads:
+            closing.join(max(deadline - time.monotonic(), 0.0))
 
     def _call(self, make: Callable[[int], Message], timeout_s: float) -> Any:
         return self._calls.call(self._conn, make, timeout_s)

@@ -27,10 +27,16 @@ def await_answer(ref: Any, what: str, *, timeout_s: float) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, PierayError):
             raise error.cause from None
-        raise EngineError(f"{what} failed in the engine: {error}") from error
+        raise EngineError(f"{what} failed in the engine: {_one_line(error.cause)}") from error
     except GetTimeoutError as error:
         raise EngineError(f"the engine did not answer {what} within {timeout_s} s") from error
     except RayActorError as error:
         raise EngineError(f"the engine's actor is gone: {error}") from error
     except RayError as error:
         raise EngineError(f"Ray failed while the engine was asked to {what}: {error}") from error
+
+
+def _one_line(cause: BaseException) -> str:
+    """What a person can use of it; the actor's traceback is in the chain, and in Ray's logs."""
+    lines = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__

@@ -29,6 +29,8 @@ def brief(message: str) -> str:
     if not places:
         return first
     file, line = places[-1]
+    if first.endswith(f"({file}, line {line})"):  # as those of a SyntaxError do
+        return f"{first.removesuffix(')')}; --debug shows the traceback)"
     return f"{first} ({file}, line {line}; --debug shows the traceback)"
 
 
@@ -105,6 +107,8 @@ class TextPrinter:
         say(f"file {name}, {size} bytes: {kept}")
 
     def log(self, line: str) -> None:
+        if line.startswith("debug: ") and not self._debug:
+            return
         if sys.stdout.isatty() and sys.stderr.isatty():
             self._end_line()
         sys.stderr.write(printable(line, sys.stderr) + "\n")

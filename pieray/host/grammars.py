@@ -6,13 +6,16 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pieray.errors import Cancelled, PierayError
-from pieray.grammar import Grammar, GrammarCompiler, TrialPool
 from pieray.host.models import ServedModel
 
+if TYPE_CHECKING:
+    from pieray.grammar import Grammar, GrammarCompiler
+
 NUM_THREADS = 2
-Done = Callable[[Grammar | PierayError], None]
+Done = Callable[["Grammar | PierayError"], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +64,8 @@ class GrammarService:
         return lambda: False
 
     def _compiler(self, model: ServedModel) -> GrammarCompiler:
+        from pieray.grammar import GrammarCompiler, TrialPool  # most actors never see a grammar
+
         with self._changed:
             name = model.info.name
             if name not in self._compilers:

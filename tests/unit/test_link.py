@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from pieray.errors import NotFound, PeerLost
 from pieray.link import ActorLink
-from pieray.messages import Attach, Completed, Event, Failed, Message
+from pieray.messages import Attach, Completed, Event, Failed, Message, ServeTools
 from pieray.process import Process
 from pieray.transport import Connection, serve
 
@@ -27,6 +30,9 @@ class Actor:
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
+            if isinstance(message, ServeTools):
+                conn.send([Completed(message.ticket, None)])
+                continue
             assert isinstance(message, Attach)
             if message.instance_id != "it":
                 conn.send([Failed(message.ticket, "not-found", "who?")])
@@ -76,3 +82,33 @@ def test_a_lost_actor_is_told_to_every_handle(actor: Actor, link: ActorLink) -> 
     for process in processes:
         with pytest.raises(PeerLost, match="gone"):
             process.result(timeout=5)
+
+
+class SlowTools:
+    """A server that takes a while to end."""
+
+    def __init__(self) -> None:
+        self.has_ended = False
+
+    def close_soon(self) -> threading.Thread:
+        thread = threading.Thread(target=self._end)
+        thread.start()
+        return thread
+
+    def _end(self) -> None:
+        time.sleep(0.2)
+        self.has_ended = True
+
+
+def test_closing_a_link_waits_until_the_tools_have_ended(actor: Actor, link: ActorLink) -> None:
+    running: Any
+    ended, running = SlowTools(), SlowTools()
+    process = Process("it", "demo", link)
+    link.attach(process)
+    link.serve_tools(process, ended)  # type: ignore[arg-type]
+    actor.conns[0].send([Event("it", 5, "result", "7")])
+    assert process.result(timeout=5) == 7
+    link.serve_tools(Process("other", "demo", link), running)
+    link.close()
+    assert ended.has_ended
+    assert running.has_ended

@@ -30,6 +30,8 @@ def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyP
         ({"actor_pool": float("inf")}, "actor_pool is int; given inf"),
         ({"detached": "perhaps"}, "detached is bool; given 'perhaps'"),
         ({"actor_pool": 0}, "actor_pool is at least 1; given 0"),
+        ({"model": {"device": "gpu"}}, "model.device is auto, cpu, cuda or cuda:NUMBER; given 'gpu'"),
+        ({"model": {"dtype": "int8"}}, "model.dtype is one of auto, float32, bfloat16, float16; given 'int8'"),
         ({"executor": "magic"}, "executor is one of auto, fiber, thread; given 'magic'"),
         ({"limits": 3}, "limits is Limits; given 3"),
         ({"limits": {"wall_time_s": float("nan")}}, "wall_time_s is float"),

@@ -23,6 +23,8 @@ class HttpHandlers(HandlerGroup):
         self._http_budget = Budget(state.limits)
         self._http_policy: Policy | None = None
         self._http_calls = aio.Calls(state, "http requests", MAX_RUNNING)
+        if state.capabilities.http and state.services.http is not None:
+            state.services.http.load()
 
     def http_request(self, method: str, url: str, headers: list[str], body: str, is_base64: bool,
                      timeout_ms: int) -> int:  # fmt: skip

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import AsyncIterable
-
-import httpx
+from typing import TYPE_CHECKING
 
 from pieray.config import Limits
 from pieray.errors import QuotaExceeded, RemoteFailed
+
+if TYPE_CHECKING:
+    import httpx
 
 ACCEPT_ENCODING = "gzip, deflate"
 

@@ -8,17 +8,18 @@ import json
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import httpcore
-import httpx
+from typing import TYPE_CHECKING, Any
 
 import pieray
 from pieray.errors import DeadlineExceeded, PeerLost, RemoteFailed
 from pieray.host.http.bodies import ACCEPT_ENCODING, Budget, read_body
 from pieray.host.http.policy import MAX_HEADER_BYTES, Policy, Target, across_origins, parse_patterns
-from pieray.host.http.transport import CheckedBackend, CheckedTransport, Resolve, SystemResolver
 from pieray.host.scratch import from_base64
+
+if TYPE_CHECKING:  # httpx is loaded when it is needed: most actors never make a request
+    import httpx
+
+    from pieray.host.http.transport import CheckedTransport, Resolve, SystemResolver
 
 MAX_REDIRECTS = 5
 MAX_CONNECTIONS = 64
@@ -44,11 +45,16 @@ class HttpClient:
     def __init__(self, hosts: Sequence[str], *, allow_private: bool, resolve: Resolve | None = None,
                  ssl_context: ssl.SSLContext | None = None) -> None:  # fmt: skip
         self.patterns = parse_patterns(hosts)
-        self._resolver = None if resolve is not None else SystemResolver()
-        self._backend = CheckedBackend(resolve or self._resolver, allow_private=allow_private)  # type: ignore[arg-type]
+        self._resolve = resolve
+        self._resolver: SystemResolver | None = None
+        self._allow_private = allow_private
         self._ssl_context = ssl_context
         self._transport: CheckedTransport | None = None
         self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
+
+    def load(self) -> None:
+        """Import what requests need, some tenths of a second of it: not to be done first while guests run."""
+        from pieray.host.http import transport  # noqa: F401 - loaded, no more
 
     async def request(self, ask: Ask, policy: Policy, budget: Budget) -> str:
         """The response as the WIT describes it.  Raises Denied, QuotaExceeded, DeadlineExceeded, PeerLost,
@@ -85,6 +91,9 @@ class HttpClient:
 
     async def _once(self, method: str, target: Target, headers: list[tuple[str, str]], body: bytes,
                     budget: Budget) -> str | _Redirect:  # fmt: skip
+        import httpcore
+        import httpx
+
         request = httpx.Request(method, target.url, headers=_with_ours(headers), content=body or None)
         try:
             response = await self._open().handle_async_request(request)
@@ -101,8 +110,15 @@ class HttpClient:
 
     def _open(self) -> CheckedTransport:
         if self._transport is None:
+            import httpx
+
+            from pieray.host.http.transport import CheckedBackend, CheckedTransport, SystemResolver
+
+            if self._resolve is None:
+                self._resolve = self._resolver = SystemResolver()
             context = self._ssl_context or httpx.create_ssl_context(trust_env=False)
-            self._transport = CheckedTransport(self._backend, context)
+            backend = CheckedBackend(self._resolve, allow_private=self._allow_private)
+            self._transport = CheckedTransport(backend, context)
         return self._transport
 
 
@@ -127,6 +143,8 @@ def _with_ours(headers: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
 
 def _joined(url: httpx.URL, location: str) -> str:
     """Where a redirect leads, as text that is read anew; what is odd in the location stays in it."""
+    import httpx
+
     if any(c in location for c in "\\ \t\r\n"):
         return f"http://{location}"  # refused by whoever reads it: browsers and libraries differ about these
     try:

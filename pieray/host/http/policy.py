@@ -10,11 +10,13 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import httpx
+from typing import TYPE_CHECKING
 
 from pieray.errors import ConfigError, Denied, InvalidRequest
 from pieray.host.http import addresses
+
+if TYPE_CHECKING:
+    import httpx
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -103,6 +105,8 @@ class Policy:
 
 def read_url(text: str) -> Target:
     """The URL in its one reading.  Raises Denied for one that could be read in two ways."""
+    import httpx
+
     if len(text) > MAX_URL:
         raise InvalidRequest(f"a URL has at most {MAX_URL} characters; given {len(text)}")
     if _ODD.search(text):

@@ -54,6 +54,20 @@ def test_logs_and_progress_go_to_stderr(engine: FakeEngine, call: Call) -> None:
     assert done.stderr == "pieray: starting\ninfo: thinking\n"
 
 
+def test_debug_lines_of_the_log_are_shown_to_who_asks_for_them(engine: FakeEngine, call: Call) -> None:
+    engine.logs = ["debug: aside", "info: thinking"]
+    assert call(*RUN).stderr == "pieray: starting\ninfo: thinking\n"
+    assert "debug: aside\n" in call(*RUN, "--debug").stderr
+    assert {"event": "log", "level": "debug", "text": "aside"} in call(*RUN, "--json").events
+
+
+def test_the_place_of_a_syntax_error_is_said_once(engine: FakeEngine, call: Call) -> None:
+    engine.error = GuestFailed('SyntaxError: invalid syntax (a.py, line 3)\n  File "a.py", line 3\n    x y')
+    assert call(*RUN).stderr.splitlines()[-1] == (
+        "pieray: guest-failed: SyntaxError: invalid syntax (a.py, line 3; --debug shows the traceback)"
+    )
+
+
 def test_json_gives_one_event_per_line(engine: FakeEngine, call: Call) -> None:
     engine.texts, engine.logs, engine.result = ["1", "9"], ["warn: a: b"], {"text": "19"}
     assert call(*RUN, "--json").events == [
