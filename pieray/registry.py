@@ -113,14 +113,20 @@ class Registry:
         """A launch by name with the program that it means: an installed one, then an embedded one.
 
         Its capabilities are those of the program's manifest, of which `launch` may keep fewer, never add; its limits
-        are the manifest's where lower than `ceiling`, the engine's, unless `launch` gives others.  Raises NotFound.
+        are the manifest's where lower than `ceiling`, the engine's, unless `launch` gives others; a child's are the
+        lower of its manifest's and those that its parent gives.  Raises NotFound.
         """
         program = self._program(launch.name)
         granted = _capabilities(program.capabilities).within(_capabilities(launch.capabilities))
+        limits = limits_below(program.limits, ceiling)
+        if launch.parent:
+            given = {name: min(value, limits.get(name, value)) for name, value in launch.limits.items()}
+        else:
+            given = launch.limits
         return dataclasses.replace(
             launch, name=program.name, version=program.version, filename=program.filename, source=program.source,
             component=program.component, capabilities=dataclasses.asdict(granted),
-            limits={**limits_below(program.limits, ceiling), **launch.limits},
+            limits={**limits, **given},
         )  # fmt: skip
 
     def _program(self, spec: str) -> Install | ProgramSource:

@@ -14,7 +14,7 @@ async def main(thread: str, prompt: str = "", max_tokens: int = 64, idle_timeout
     ctx, turns, is_resumed = await restored(thread, prompt)
     async with ctx:
         if not is_resumed:
-            turns[-1]["draft"] = await ctx.generate_text(max_tokens)
+            turns[-1]["draft"] = await ctx.collect_text(max_tokens)
         while True:
             session.emit("approve", {"draft": turns[-1]["draft"], "turn": len(turns)})
             ctx.idle()  # a person takes their time: memory leased ahead goes back
@@ -28,7 +28,7 @@ async def main(thread: str, prompt: str = "", max_tokens: int = 64, idle_timeout
             turns.append({"said": answer})
             ctx.user(answer)
             await ctx.reserve(max_tokens)  # out of pages is known before anything is computed
-            turns[-1]["draft"] = await ctx.generate_text(max_tokens)
+            turns[-1]["draft"] = await ctx.collect_text(max_tokens)
     status = {"yes": "approved", "no": "rejected"}.get(answer or "", "waiting")
     return {"status": status, "draft": turns[-1]["draft"], "num_turns": len(turns), "is_resumed": is_resumed}
 

@@ -19,7 +19,7 @@ async def main(
             ctx.system(system)
         while message := await next_message(idle_timeout):
             ctx.user(message)
-            reply = await ctx.generate_text(max_tokens, temperature=temperature, seed=seed)
+            reply = await ctx.collect_text(max_tokens, temperature=temperature, seed=seed)
             session.send(reply)
             turns.append({"user": message, "assistant": reply})
         return {"turns": turns, "num_tokens": ctx.position}

@@ -53,7 +53,7 @@ async def answer(question: str, said: list[dict[str, str]], max_tokens: int, tem
     async with Context() as ctx:
         if said:
             ctx.user(question).assistant(f"answer {majority(said[-1])}")
-        text = await ctx.user(question).cue().generate_text(max_tokens, temperature=temperature, seed=seed)
+        text = await ctx.user(question).cue().collect_text(max_tokens, temperature=temperature, seed=seed)
     found = re.findall(r"answer (\S+)", text)
     return found[-1] if found else text.strip()
 

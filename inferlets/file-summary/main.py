@@ -25,7 +25,7 @@ async def main(max_tokens: int = 64, idle_timeout: float = 60.0) -> dict[str, An
 async def fields_of(line: str, max_tokens: int) -> Any:
     async with Context() as ctx:
         ctx.user(f"Extract JSON: {line}")
-        text = await ctx.generate_text(max_tokens)
+        text = await ctx.collect_text(max_tokens)
     try:
         return json.loads(text)
     except ValueError:

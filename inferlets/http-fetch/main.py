@@ -12,7 +12,7 @@ async def main(url: str, timeout: float = 10.0, max_tokens: int = 64) -> dict[st
     line = next((line.strip() for line in answer.text.splitlines() if line.strip()), "")
     async with Context() as ctx:
         ctx.user(f"Extract JSON: {line}")
-        text = await ctx.generate_text(max_tokens)
+        text = await ctx.collect_text(max_tokens)
     session.send(text)
     return {"status": answer.status, "url": answer.url, "line": line, "text": text, "fields": parsed(text)}
 

@@ -25,7 +25,7 @@ async def main(
 
 async def draw(ctx: Context, max_tokens: int, temperature: float) -> str:
     async with ctx:
-        return await ctx.generate_text(max_tokens, temperature=temperature)
+        return await ctx.collect_text(max_tokens, temperature=temperature)
 
 
 def room(num_pages: int, most: int) -> int:

@@ -29,4 +29,4 @@ async def main(
 
 async def think(ctx: Context, max_tokens: int, temperature: float, seed: int) -> str:
     async with ctx:
-        return await ctx.generate_text(max_tokens, temperature=temperature, seed=seed)
+        return await ctx.collect_text(max_tokens, temperature=temperature, seed=seed)

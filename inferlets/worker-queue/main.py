@@ -45,7 +45,7 @@ async def work(job: str, name: str, max_tokens: int) -> int:
     while (text := await messaging.pull(f"{job}/tasks")) != "end":
         task = json.loads(text)
         async with Context(task["prompt"]) as ctx:
-            answer = await ctx.generate_text(max_tokens)
+            answer = await ctx.collect_text(max_tokens)
         await messaging.push(f"{job}/answers", json.dumps({"number": task["number"], "text": answer, "worker": name}))
         count += 1
     return count

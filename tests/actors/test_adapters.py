@@ -191,6 +191,61 @@ def test_lora_switch_answers_with_two_adapters_side_by_side(engine: Any, loras: 
     assert len({texts[name] for name in ("", "two", "mine")}) == 3
 
 
+ONE_GENERATION = program(
+    '''
+from inferlet import Context, adapters
+
+async def by_hand(ctx, n, adapter):
+    for _ in range(n):
+        step = ctx.forward(adapter=adapter)
+        drawn = step.sample()
+        await step
+        ctx.append(await drawn)
+
+async def main(prompt, n):
+    two, found = adapters.open("two"), {}
+    for name, options in {"plan": {}, "scored": {"logprobs": True}, "draft": {"drafter": lambda t: t[-2:]},
+                          "ngram": {"drafter": "ngram"}}.items():
+        async with Context(prompt) as ctx:
+            generation = ctx.generate(n, adapter=two, stop_tokens=(), **options)
+            await generation
+            found[name] = [generation.is_plan, ctx.tokens]
+    async with Context(prompt) as ctx:
+        await by_hand(ctx, n, two)
+        found["by hand"] = [False, ctx.tokens]
+    async with Context(prompt, adapter=two) as ctx:
+        await ctx.generate(n, stop_tokens=())
+        found["context"] = [True, ctx.tokens]
+    mixed = []
+    for _ in range(2):  # the base's KV, the adapter's tokens, then the base's again
+        async with Context(prompt) as ctx:
+            await ctx.flush()
+            if mixed:
+                await by_hand(ctx, n, two)
+                await by_hand(ctx, n, None)
+            else:
+                await ctx.generate(n, adapter=two, stop_tokens=())
+                await ctx.generate(n, stop_tokens=())
+            mixed.append(ctx.tokens)
+    async with Context(prompt) as ctx:
+        await ctx.generate(n, stop_tokens=())
+        base = ctx.tokens
+    return found, mixed, base
+''',
+    "one-generation",
+)
+
+
+def test_a_generation_through_an_adapter_is_forward_and_sample_through_it(engine: Any, loras: dict[str, Any]) -> None:
+    engine.load_adapter("two", as_bytes(loras["two"]), alpha=400)
+    found, mixed, base = engine.launch(ONE_GENERATION, prompt=PROMPT, n=12).result(timeout=60)
+    expected = found["by hand"][1]
+    assert expected != base
+    assert {name: tokens for name, (_, tokens) in found.items()} == dict.fromkeys(found, expected)
+    assert [found[name][0] for name in ("plan", "scored", "ngram", "draft")] == [True, True, True, False]
+    assert mixed[0] == mixed[1] != base
+
+
 def test_a_new_batcher_and_a_new_actor_have_the_adapters_again(
     engine: Any, loras: dict[str, Any], expected: dict[str, np.ndarray]
 ) -> None:

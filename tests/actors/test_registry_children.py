@@ -45,3 +45,15 @@ def test_a_child_by_name_has_what_both_its_manifest_and_its_parent_have(engine: 
                 engine.launch(PARENT, name=name, capabilities=allowed).result(timeout=60)
     finally:
         engine.uninstall("kid")
+
+
+def test_a_child_by_name_has_the_lower_limits_of_its_manifest_and_its_parent(engine: Any) -> None:
+    source = "from inferlet import runtime\ndef main(): return runtime.limits()['limits']\n"
+    declared = {"pages": 9, "tickets": 90}
+    engine.install(ProgramSource("small", "small.py", source=source, version="1.0.0", limits=declared))
+    try:
+        limits = {"pages": 50, "tickets": 40}
+        found = engine.launch(PARENT, name="small", capabilities={"children": True}, limits=limits).result(timeout=60)
+        assert (found["pages"], found["tickets"]) == (9, 40)
+    finally:
+        engine.uninstall("small")

@@ -151,18 +151,18 @@ async def main():
         ctx.mask(2, 6)
         await ctx.save("c")
         ctx.cue()
-        alone = await ctx.generate_text(40)
+        alone = await ctx.collect_text(40)
         async with await Context.open("c") as again:
             again.cue()
-            same = await again.generate_text(40)
+            same = await again.collect_text(40)
             names = await Context.names("c")
             ranges = [list(r) for r in again.sequence.hidden]
     taken = await Context.take("c")
     taken.mask(2, 6, visible=True)
     taken.cue()
-    shown = await taken.generate_text(40)
+    shown = await taken.collect_text(40)
     async with Context() as ctx:
-        plain = await ctx.system("Be kind.").user("12+7=? Think step by step.").generate_text(40)
+        plain = await ctx.system("Be kind.").user("12+7=? Think step by step.").collect_text(40)
     return [alone, same, names, ranges, shown, plain]
 """,
     "chat",
@@ -289,7 +289,7 @@ from inferlet import Context, InvalidRequest, OutOfPages, QuotaExceeded, kv
 async def main(total):
     async with Context("12+7=") as ctx:
         await ctx.reserve(100)
-        text = await ctx.generate_text(8)
+        text = await ctx.collect_text(8)
         ctx.idle()
         said = [text]
         for count in (total + 1, 10_000_000):

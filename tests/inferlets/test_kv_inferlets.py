@@ -26,7 +26,7 @@ from inferlet import Context
 async def main(prefix, prompt):
     async with Context(prefix) as ctx:
         ctx.append(prompt)
-        return [await ctx.generate_text(16), ctx.position]
+        return [await ctx.collect_text(16), ctx.position]
 """,
     "plain",
 )

@@ -243,3 +243,10 @@ class Model(RuleBasedStateMachine):
 
 Model.TestCase.settings = settings(max_examples=30, stateful_step_count=25)
 TestRegistryModel = Model.TestCase
+
+
+def test_a_child_has_the_lower_of_its_manifests_and_its_parents_limits() -> None:
+    registry = Registry()
+    registry.install(program(limits={"pages": 9, "tickets": 9}))
+    given = launch("notes", limits={"tickets": 5, "pages": 50, "queues": 2}, parent="someone-1")
+    assert registry.filled(given, Limits(pages=100)).limits == {"pages": 9, "tickets": 5, "queues": 2}

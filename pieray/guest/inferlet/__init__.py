@@ -14,6 +14,8 @@ There is a module for each interface of the handler API (`kv`, `forward`, `plans
 
 from __future__ import annotations
 
+from asyncio import TaskGroup, gather, sleep, timeout
+
 from . import (
     adapters,
     chat,
@@ -37,10 +39,10 @@ from . import (
     tickets,
     tools,
 )
-from ._generation import Generation, Token
+from ._generation import Finish, Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
-from .children import Child
+from .children import Child, launch
 from .context import Context
 from .errors import (
     BadHandle,
@@ -81,6 +83,7 @@ __all__ = [
     "DeviceLost",
     "Error",
     "Evicted",
+    "Finish",
     "Generation",
     "Grammar",
     "InvalidRequest",
@@ -96,6 +99,7 @@ __all__ = [
     "RemoteFailed",
     "Sampler",
     "SamplerHandle",
+    "TaskGroup",
     "Token",
     "Tool",
     "Unsupported",
@@ -106,10 +110,12 @@ __all__ = [
     "collect_json",
     "embeds",
     "forward",
+    "gather",
     "grammar",
     "greedy",
     "http",
     "kv",
+    "launch",
     "log",
     "mcp",
     "messaging",
@@ -120,9 +126,11 @@ __all__ = [
     "runtime",
     "scratch",
     "session",
+    "sleep",
     "store",
     "structured",
     "tickets",
+    "timeout",
     "tool",
     "tools",
 ]

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from . import _host, log
 from . import model as models
+from ._draws import Drafter, Draws, NoPlan, Source
 from ._host import Err
-from ._sources import Drafter, Draws, NoPlan, PassSource, PlanSource, Source, open_source
+from ._plan_source import PlanSource
+from ._sources import PassSource, open_source
 from ._stops import StopMatcher
+from .adapters import Adapter
 from .errors import Error, InvalidRequest, error_of
 from .sampler import Sampler
 
@@ -29,6 +32,17 @@ class Token(NamedTuple):
     """The text that may go out with it: none while a character or a stop string is incomplete."""
     id: int
     logprob: float | None = None
+
+
+class Finish(NamedTuple):
+    """How a generation ended: the last of its `events`."""
+
+    reason: str
+    """See `Generation.finish_reason`."""
+    stopped_by: str | int | None
+    """The stop string or stop token, if one ended it."""
+    num_tokens: int
+    """Tokens, without the stop token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +65,24 @@ def rules_of(max_tokens: int, stop: str | Iterable[str | int], stop_tokens: Iter
 
 
 class Generation:
-    """Tokens as they come: iterate it, or await it for the text.
+    """Tokens as they come: iterate it, await it for the text, or iterate `events` for the tokens and how it ended.
 
     Between two tokens the context is complete and may be read, forked or left: what is not asked for is not
-    generated.  Afterwards `text`, `num_tokens` and `finish_reason` tell what came.
+    generated.  A stop token is given out only if text was held back for it.  At any time, and afterwards, `text`,
+    `tokens`, `num_tokens`, `logprobs`, `finish_reason` and `stopped_by` tell what came.  It runs once.
     """
 
     def __init__(self, context: Context, sampler: Sampler, rules: Rules, *, logprobs: bool, grammar: Any = None,
-                 drafter: Drafter | str | None = None, on_token: OnToken | None = None) -> None:  # fmt: skip
+                 drafter: Drafter | str | None = None, adapter: Adapter | None = None,
+                 on_token: OnToken | None = None) -> None:  # fmt: skip
         if isinstance(drafter, str) and drafter != "ngram":
             raise InvalidRequest(f"the drafters with a name are: ngram; given {drafter!r}")
         self._context = context
         self._rules = rules
         self._draws = Draws(
-            sampler, logprobs, rules.tokens, rules.strings, grammar is not None, drafter=drafter, model=context.model
-        )
+            sampler, logprobs, rules.tokens, rules.strings, grammar is not None, drafter=drafter,
+            adapter=adapter or context.sequence.adapter, model=context.model,
+        )  # fmt: skip
         self._grammar = grammar
         self._owns_grammar = False
         self._on_token = on_token
@@ -78,8 +95,8 @@ class Generation:
         self.logprobs: list[float] = []
         """Log-probability of each id in `tokens`, if asked for."""
         self.finish_reason = ""
-        """"stop" (a stop token or string), "length" (max_tokens or the model's context), "grammar" (nothing may
-        follow), "" until it ends."""
+        """"stop" (a stop token or string, or `on_token` said so), "length" (max_tokens or the model's context: a text
+        under a grammar is cut there like any other), "grammar" (nothing may follow), "" until it ends."""
         self.stopped_by: str | int | None = None
         """The stop string or stop token that ended it."""
 
@@ -101,6 +118,12 @@ class Generation:
 
     def __await__(self) -> Generator[Any, None, str]:
         return self._collect().__await__()
+
+    async def events(self) -> AsyncIterator[Token | Finish]:
+        """The tokens, and a `Finish` at the end."""
+        async for token in self:
+            yield token
+        yield Finish(self.finish_reason, self.stopped_by, self.num_tokens)
 
     async def _collect(self) -> str:
         async for _ in self:

@@ -12,7 +12,7 @@ from .adapters import Adapter
 from .errors import BadHandle, InvalidRequest, QuotaExceeded, raises
 
 if TYPE_CHECKING:
-    from ._sources import Source
+    from ._draws import Source
 
 #: Most pages asked for at one time beyond what the next pass needs.
 GROWTH_PAGES = 8
@@ -62,32 +62,32 @@ class KvSequence:
             raise InvalidRequest("this context is running a pass already: fork it to run two at once")
         self.release()
 
-    def forward(self, tokens: list[int], num_more: int = 0) -> int:
+    def forward(self, tokens: list[int], num_more: int = 0, adapter: Adapter | None = None) -> int:
         """Enqueue a pass over `tokens` on top of the valid KV; its handle.
 
-        `num_more` tokens are expected soon after: pages come ahead of need.  One pass at a time: `commit` or
-        `abandon` must follow.
+        `num_more` tokens are expected soon after: pages come ahead of need.  `adapter` None: the sequence's own.
+        One pass at a time: `commit` or `abandon` must follow.
         """
         self.claim()
         end = self.kv_len + len(tokens)
         if end > self._capacity:
             self._grow(end, num_more)
         handle: int = _host.forward.forward(self.queue, self.pages, self.kv_len, tokens, [], [])
-        if self.adapter is not None:
-            _host.forward.set_adapter(handle, self.adapter.id)
+        adapter = adapter or self.adapter
+        if adapter is not None:
+            _host.forward.set_adapter(handle, adapter.id)
         self._in_flight = handle
         return handle
 
-    def verify(self, tokens: list[int], drafts: list[int], sampler: int) -> int:
+    def verify(self, tokens: list[int], drafts: list[int], sampler: int, adapter: Adapter | None = None) -> int:
         """Enqueue a verification of drafts behind `tokens`; its ticket.  As `forward` else."""
         self.claim()
         end = self.kv_len + len(tokens) + len(drafts)
         if end > self._capacity:
             self._grow(end, 0)
-        adapter = 0 if self.adapter is None else self.adapter.id
-        ticket: int = _host.forward.verify(
-            self.queue, self.pages, self.kv_len, tokens, drafts, [], sampler, adapter
-        )
+        adapter = adapter or self.adapter
+        lora = 0 if adapter is None else adapter.id
+        ticket: int = _host.forward.verify(self.queue, self.pages, self.kv_len, tokens, drafts, [], sampler, lora)
         self._in_flight = ticket
         return ticket
 
@@ -121,6 +121,11 @@ class KvSequence:
         """The pass in flight has run: its first `num_tokens` tokens are valid KV."""
         self.kv_len += num_tokens
         self._in_flight = 0
+
+    def commit_pass(self, handle: int, num_tokens: int) -> None:
+        """`commit` of that pass, if it is still the one in flight."""
+        if self._in_flight == handle and not self.is_closed:
+            self.commit(num_tokens)
 
     def abandon(self, handle: int) -> None:
         """The pass `handle` failed or is not waited for; nothing if it was committed."""
@@ -179,7 +184,12 @@ class KvSequence:
             start += count
 
     def truncate(self, length: int) -> None:
-        """Keep the KV of the first `length` tokens at most, and the pages that it needs."""
+        """Keep the KV of the first `length` tokens at most, and the pages that it needs.
+
+        Raises InvalidRequest while a pass runs that would be committed behind them.
+        """
+        if self._in_flight:
+            raise InvalidRequest("this context is running a pass: await it before it is truncated")
         self.release()
         for start, end in self.hidden.within(length, 1 << 32):
             self.mask(start, end, visible=True)

@@ -1,212 +1,21 @@
-"""Where a generation's tokens come from: a decode plan, or passes that this program asks for one by one."""
+"""A generation's tokens from passes that this program asks for one by one, and the choice of a source."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from . import _host
+from ._draws import Drawn, Draws, Source
+from ._plan_source import PlanSource
 from ._waiting import wait_ticket, wait_tickets
-from .errors import InvalidRequest, QuotaExceeded, Unsupported
-from .plans import Plan
-from .runtime import random_u64
-from .sampler import Sampler, open_chain
+from .errors import InvalidRequest
 
 if TYPE_CHECKING:
     from .context import Context
 
 TOP_TOKENS = 16
 """Most probable tokens asked for with each sample, among which its log-probability is looked up."""
-PLAN_TOKENS = 256
-"""Tokens of one plan: it needs page handles for all of them.  A longer generation is several plans."""
-NUM_DRAFTS = 8
-"""Tokens that a plan drafts a step at most."""
-
-Drafter: TypeAlias = Callable[[list[int]], Sequence[int]]
-Drawn: TypeAlias = list[tuple[int, float | None]]
-
-
-@dataclass(slots=True)
-class Draws:
-    """How tokens are drawn."""
-
-    sampler: Sampler
-    logprobs: bool
-    stop_tokens: frozenset[int]
-    stop_strings: tuple[str, ...]
-    has_grammar: bool = False
-    matcher: int = 0  # its matcher at the beginning of the generation, once it is compiled
-    drafter: Drafter | str | None = None
-    seed: int | None = None
-    model: str = ""
-    began: int = 0  # tokens of the context before those drawn
-
-    def chain(self) -> tuple[float, int, float, float, int]:
-        """The sampler as `forward.sample` takes it; the seed is drawn once."""
-        sampler = self.sampler
-        if self.seed is None:
-            self.seed = sampler.seed
-        if self.seed is None:
-            self.seed = random_u64() if sampler.temperature else 0
-        return float(sampler.temperature), sampler.top_k, float(sampler.top_p), float(sampler.min_p), self.seed
-
-    def open_sampler(self) -> int:
-        """A sampler chain's handle, to be freed; 0: greedy."""
-        is_greedy = self.sampler.is_plain and not self.sampler.temperature
-        return 0 if is_greedy else self.open_chain()
-
-    def open_chain(self) -> int:
-        """As `open_sampler`, never 0."""
-        return open_chain(self.sampler, self.chain()[-1], self.model)
-
-
-class NoPlan(Exception):
-    """No plan can be opened: the limit of plans is reached, this engine has none, or tokens are masked."""
-
-
-class Source(Protocol):
-    """Draws tokens behind a context, whose KV holds all but the last of those drawn so far."""
-
-    is_busy: bool
-    """Whether its generation waits for a token."""
-    is_stale: bool
-    """The context has changed: what was drawn and not taken is void."""
-    finish_reason: str
-    way: str
-    """How it draws, for the log."""
-
-    async def next(self, num_left: int) -> Drawn:
-        """One or more tokens, at most `num_left`; none when `finish_reason` says why."""
-
-    def release(self) -> None:
-        """The context is about to change."""
-
-    def redraw(self) -> None:
-        """The sampler has changed."""
-
-    def close(self) -> None:
-        """No more is wanted; a second time does nothing."""
-
-
-class PlanSource:
-    """A decode plan.  It runs ahead; when the context changes it is cancelled, and another begins where that stands."""
-
-    def __init__(self, context: Context, draws: Draws) -> None:
-        self._context = context
-        self._draws = draws
-        self._plan: Plan | None = None
-        self.is_busy = False
-        self.is_stale = False
-        self.finish_reason = ""
-        self.way = "a decode plan"
-
-    async def next(self, num_left: int) -> Drawn:
-        while True:
-            if self._plan is None:
-                self._open(num_left)
-            self.is_busy = True
-            try:
-                drawn = await self._next()
-            finally:
-                self.is_busy = False
-            if self.is_stale:
-                self.is_stale = False
-            elif drawn:
-                return drawn
-            elif self._has_ended():
-                return []
-
-    async def _next(self) -> Drawn:
-        plan = self._plan
-        assert plan is not None
-        if self._draws.logprobs:
-            tokens, scores = await plan.next_scored()
-            return list(zip(tokens, scores, strict=True))
-        return [(token, None) for token in await plan.next()]
-
-    def _has_ended(self) -> bool:
-        """Nothing more comes from this plan: whether from another one."""
-        plan = self._plan
-        if plan is None:
-            return False
-        reason = plan.state()["finish_reason"]
-        self.release()
-        self.is_stale = False
-        self.finish_reason = "" if reason == "length" else reason
-        return bool(self.finish_reason)
-
-    def _open(self, num_left: int) -> None:
-        context, draws = self._context, self._draws
-        sequence = context.sequence
-        if sequence.hidden:
-            raise NoPlan
-        sequence.claim()
-        pending = context.pending()
-        num_tokens = sequence.make_room(len(pending), min(num_left, PLAN_TOKENS))
-        sampler = 0
-        try:
-            sampler = draws.open_sampler()
-            plan = Plan(sequence.queue, sequence.pages, sequence.kv_len, pending, num_tokens, sampler)
-        except (QuotaExceeded, Unsupported) as error:
-            raise NoPlan from error
-        finally:
-            if sampler:
-                _host.samplers.free(sampler)
-        try:
-            self._set_up(plan, sequence.kv_len)
-            plan.start()
-        except BaseException:
-            plan.close()
-            raise
-        self._plan, sequence.source, self.is_stale = plan, self, False
-
-    def _set_up(self, plan: Plan, kv_len: int) -> None:
-        context, draws = self._context, self._draws
-        if draws.stop_tokens or draws.stop_strings:
-            with contextlib.suppress(InvalidRequest):  # more than a plan takes: the generation looks for them as well
-                plan.set_stop(sorted(draws.stop_tokens), draws.stop_strings)
-        if draws.logprobs:
-            plan.score()
-        if context.sequence.adapter is not None:
-            plan.set_adapter(context.sequence.adapter.id)
-        if draws.drafter == "ngram":
-            plan.set_drafter(NUM_DRAFTS, context.tokens[:kv_len])
-        if draws.matcher:
-            self._set_grammar(plan)
-
-    def _set_grammar(self, plan: Plan) -> None:
-        """The grammar behind what was drawn before."""
-        said = self._context.tokens[self._draws.began :]
-        if not said:
-            plan.set_grammar(self._draws.matcher)
-            return
-        matcher = _host.grammar.fork(self._draws.matcher)
-        try:
-            if _host.grammar.accept(matcher, said) < len(said):
-                raise InvalidRequest("what was added to the context is not in the grammar of this generation")
-            plan.set_grammar(matcher)
-        finally:
-            _host.grammar.free(matcher)
-
-    def release(self) -> None:
-        plan, self._plan = self._plan, None
-        if plan is None:
-            return
-        self.is_stale = True
-        if self._context.sequence.source is self:
-            self._context.sequence.source = None
-        plan.close()
-
-    def redraw(self) -> None: ...
-
-    def close(self) -> None:
-        is_mine = self._context.sequence.source is self
-        self.release()
-        if is_mine:
-            self._context.sequence.trim()
 
 
 class PassSource:
@@ -233,7 +42,7 @@ class PassSource:
         if self._draws.matcher and not self._follow():
             return []
         pending = context.pending()
-        handle = self._handle = sequence.forward(pending, num_left)
+        handle = self._handle = sequence.forward(pending, num_left, self._draws.adapter)
         row = len(pending) - 1
         if self._sampler:
             ticket = _host.forward.sample_with(handle, row, self._sampler)
@@ -274,7 +83,7 @@ class PassSource:
         context.sequence.commit(row + 1)
         if probability := probable.get(token):
             return token, math.log(probability)
-        return token, (await context.logprobs([token]))[0]
+        return token, (await context.scores([token], self._draws.adapter))[0]
 
     def release(self) -> None: ...
 
@@ -318,7 +127,7 @@ class DraftSource:
         context, sequence = self._context, self._context.sequence
         pending = context.pending()
         drafts = list(self._drafter(context.tokens))[: num_left - 1]
-        ticket = self._ticket = sequence.verify(pending, drafts, self._sampler)
+        ticket = self._ticket = sequence.verify(pending, drafts, self._sampler, self._draws.adapter)
         sequence.source, self.is_stale = self, False
         await wait_ticket(ticket)
         tokens: list[Any] = _host.tickets.take_tokens(ticket)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from . import _host
 from . import model as models
 from ._chat import Chat
+from ._draws import Drafter
 from ._generation import Generation, OnToken, rules_of
 from ._sequence import KvSequence
 from ._snapshots import Snapshots
-from ._sources import Drafter
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
 from .errors import InvalidRequest, check_numbers, raises
+from .forward import Pass
 from .grammar import Grammar, Matcher
 from .sampler import Sampler, sampler_of
 from .structured import collect_json
 from .tools import specs_of
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from ._options import FreeOptions, Options
+
+T = TypeVar("T")
 
 #: Rows scored in one pass, so that a long continuation stays within the limit of tickets.
 SCORE_ROWS = 256
@@ -173,6 +181,7 @@ class Context(Snapshots):
         grammar: Grammar | Matcher | None = None,
         schema: Any = None,
         drafter: Drafter | str | None = None,
+        adapter: Adapter | None = None,
         on_token: OnToken | None = None,
     ) -> Generation:
         """Continue the text: iterate for tokens, or await for the text.
@@ -181,12 +190,17 @@ class Context(Snapshots):
         ids; `stop_tokens` replaces the model's own.  Every sampled token, a stop included, stays in the context.
 
         `grammar`: draw only what it allows, or what a matcher as it is now allows.  `schema`: the same for a JSON
-        schema (a dict), a type (see `structured.schema_of`) or a Grammar.  Such a text ends with a stop token.
+        schema (a dict), a type (see `structured.schema_of`) or a Grammar.  Such a text ends with a stop token, or
+        before it is whole where `max_tokens` ends it: `finish_reason` is "length" then.
 
         `drafter`: "ngram" drafts by prompt lookup in the engine; a function from all tokens to the next ones has its
         drafts verified in one pass each; both change the speed, not the text.  `on_token` is called with each token
         before it is given out; what it returns changes what comes next: a Sampler, text or tokens to append, False to
         end.
+
+        `adapter`: LoRA for this generation in place of the context's.  All that it runs goes through it: what waits
+        (see `flush`), what it samples and what `on_token` appends.  The KV that was there before stays, as does the
+        KV it leaves; so do not flush a prompt that the adapter is to read.  The last token waits, as always.
 
         It runs as decode plans, without a round trip per token, unless `drafter` is a function: see `is_plan`.
         """
@@ -199,15 +213,39 @@ class Context(Snapshots):
             grammar = Grammar.of(schema)
         if grammar is not None:
             rules = replace(rules, tokens=rules.tokens | models.stop_tokens(self.model))
-        return Generation(self, chosen, rules, logprobs=logprobs, grammar=grammar, drafter=drafter, on_token=on_token)
+        return Generation(self, chosen, rules, logprobs=logprobs, grammar=grammar, drafter=drafter, adapter=adapter,
+                          on_token=on_token)  # fmt: skip
 
-    async def generate_text(self, max_tokens: int = 256, **options: Any) -> str:
+    async def collect_text(self, max_tokens: int = 256, **options: Unpack[Options]) -> str:
         """The text of `generate` with the same arguments."""
         return await self.generate(max_tokens, **options)
 
-    async def collect_json(self, type: Any, max_tokens: int = 256, **options: Any) -> Any:
+    @overload
+    async def collect_json(self, type: type[T], max_tokens: int = 256, **options: Unpack[FreeOptions]) -> T: ...
+    @overload
+    async def collect_json(self, type: Any, max_tokens: int = 256, **options: Unpack[FreeOptions]) -> Any: ...
+    async def collect_json(self, type: Any, max_tokens: int = 256, **options: Unpack[FreeOptions]) -> Any:
         """What the model writes next, as a value of a type or of a JSON schema: see `structured.collect_json`."""
         return await collect_json(self, type, max_tokens, **options)
+
+    @raises
+    def forward(self, *, adapter: Adapter | None = None) -> Pass:
+        """One pass over what waits, the last token included (that one again where nothing waits).
+
+        Ask its rows for outputs, several if you like, await the pass itself, and its KV counts; then take the outputs
+        (with the last of them the pass is closed).
+
+            step = ctx.forward()
+            drawn, nats = step.sample(), step.entropy()
+            await step
+            ctx.append(await drawn)
+
+        Until it is awaited, or given up with `cancel`, the context runs nothing else.  `adapter`: LoRA for this pass.
+        """
+        sequence = self.sequence
+        sequence.claim()
+        waiting = self.pending()
+        return ContextPass(sequence, sequence.forward(waiting, adapter=adapter), len(waiting))
 
     async def flush(self) -> None:
         """Run what waits, but for the last token."""
@@ -234,20 +272,24 @@ class Context(Snapshots):
         """Log-probability of each token of `continuation` after this context, which stays as it is."""
         targets = self._tokens_of(continuation)
         await self.flush()
+        return await self.scores(targets, None)
+
+    async def scores(self, targets: list[int], adapter: Adapter | None) -> list[float]:
+        """`logprobs` through an adapter, of tokens, when all but the last has been run."""
         line, length = self.pending() + targets[:-1], len(self._tokens)
         scores: list[float] = []
         try:
             for start in range(0, len(targets), SCORE_ROWS):
                 end = start + SCORE_ROWS
-                scores += await self._score(line[start:end], targets[start:end])
+                scores += await self._score(line[start:end], targets[start:end], adapter)
         finally:
             self.sequence.truncate(length)
         return scores
 
-    async def _score(self, line: list[int], targets: list[int]) -> list[float]:
+    async def _score(self, line: list[int], targets: list[int], adapter: Adapter | None) -> list[float]:
         """Run `line`; the log-probability of targets[i] after row i."""
         sequence = self.sequence
-        handle = sequence.forward(line)
+        handle = sequence.forward(line, adapter=adapter)
         try:
             asked = [_host.forward.logprobs(handle, row, [target]) for row, target in enumerate(targets)]
             await wait_tickets(asked)
@@ -281,3 +323,37 @@ class Context(Snapshots):
         if most and length > most:
             raise InvalidRequest(f"the model's context is {most} tokens; this one has {length}")
         return min(max_tokens, most - length) if most else max_tokens
+
+
+class ContextPass(Pass):
+    """A pass of a context, whose KV counts once it is awaited."""
+
+    __slots__ = ("_sequence",)
+
+    def __init__(self, sequence: KvSequence, id: int, num_rows: int) -> None:
+        super().__init__(id, num_rows)
+        self._sequence = sequence
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._finish().__await__()
+
+    @raises
+    async def _finish(self) -> None:
+        try:
+            await wait_ticket(self.id)
+            self.take()
+        finally:
+            self._sequence.abandon(self.id)
+
+    def take(self) -> None:
+        """Take the KV in, without waiting.  Raises Pending if the pass has not run yet."""
+        super().take()
+        self._sequence.commit_pass(self.id, self.num_rows)
+
+    def cancel(self) -> None:
+        """Give the pass up: its KV does not count, and the context may run others."""
+        self._sequence.abandon(self.id)
+        super().cancel()
+
+    def __del__(self) -> None:
+        self._sequence.abandon(self.id)

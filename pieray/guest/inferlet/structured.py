@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 from .errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from typing import Unpack
+
+    from ._options import FreeOptions
     from .context import Context
 
 T = TypeVar("T")
@@ -33,17 +36,21 @@ class Mismatch(ValueError):
     """A JSON value is not of the type; the text names the place."""
 
 
-async def collect_json(ctx: Context, type: type[T] | Mapping[str, Any], max_tokens: int = 256, **options: Any) -> T:
+async def collect_json(
+    ctx: Context, type: type[T] | Mapping[str, Any], max_tokens: int = 256, **options: Unpack[FreeOptions]
+) -> T:
     """What the model writes next, as JSON of a type: a dataclass, TypedDict, enum or the like, or a JSON schema.
 
-    Options are those of `generate`.  Raises Mismatch if `max_tokens` cut it.
+    Options are those of `generate`.  Raises Mismatch if it ended before the JSON did: at `max_tokens`, at the end of
+    the model's context, at a stop string.
     """
     generation = ctx.generate(max_tokens, schema=type, **options)
     text = await generation
     try:
         value = json.loads(text)
     except ValueError:
-        raise Mismatch(f"no whole JSON in {max_tokens} tokens: {text!r}") from None
+        how = f"by {generation.finish_reason!r} after {generation.num_tokens} tokens (max_tokens {max_tokens})"
+        raise Mismatch(f"no whole JSON: the generation ended {how}: {text!r}") from None
     return typing.cast("T", value if isinstance(type, Mapping) else parse_as(type, value))
 
 

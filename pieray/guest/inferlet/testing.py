@@ -27,6 +27,7 @@ from typing import Any, TypeAlias
 from pieray.wit import api
 
 from . import _host, _program, _queues, _running, session
+from ._testing_plans import HandlerError, PlanHandlers
 
 END = 256
 """The token that ends a reply."""
@@ -47,14 +48,6 @@ class Run:
     host: Host
 
 
-class HandlerError(Exception):
-    """What a handler of a `Host` raises; the program gets the SDK's error of that code, such as "not-found"."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 def run(main: Callable[..., Any], *, reply: Reply = "", messages: Iterable[str] = (), host: Host | None = None,
         **arguments: Any) -> Run:  # fmt: skip
     """Run an inferlet's `main` with these arguments.
@@ -72,7 +65,7 @@ def run(main: Callable[..., Any], *, reply: Reply = "", messages: Iterable[str] 
     return Run(json.loads(_program._to_json(value)), served.sent, served.logs, served)
 
 
-class Host:
+class Host(PlanHandlers):
     """The handlers of one inferlet.  Everything has its result at once."""
 
     def __init__(self, reply: Reply = "", messages: Iterable[str] = ()) -> None:
@@ -84,6 +77,7 @@ class Host:
         self._ids = itertools.count(1)
         self._results: dict[int, Any] = {}
         self._pages: dict[int, list[int | None]] = {}
+        self._plans = {}
         self._rows: dict[int, list[list[int]]] = {}  # by pass: all tokens up to each row
         self._streams: dict[int, Any] = {}
         self._clock = 0.0

@@ -67,6 +67,7 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
         self.ids = itertools.count(1)
         self.pages: dict[int, Page] = {}
         self.queues: set[int] = set()
+        self.owners: dict[int, int] = {}  # passes by outputs not taken
         self.unsent: dict[int, Pass | None] = {}
         self.results: dict[int, tuple[str, Any]] = {}
         self.hidden: list[tuple[int, tuple[str, Any]]] = []
@@ -143,7 +144,7 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
         self._check(ticket in self.pending, f"ticket {ticket}")
         if ticket not in self.results:
             raise Pending(f"ticket {ticket}")
-        self.pending.discard(ticket)
+        self._forget(ticket)
         found, value = self.results.pop(ticket)
         if found == "error":
             raise value
@@ -168,8 +169,16 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
 
     def tickets_cancel(self, tickets: Any) -> None:
         for ticket in map(int, tickets):
-            self.pending.discard(ticket)
+            self._forget(ticket)
             self.results.pop(ticket, None)
+
+    def _forget(self, ticket: int) -> None:
+        """Close a ticket, and its pass if it is the last output of it."""
+        self.pending.discard(ticket)
+        owner = self.owners.pop(ticket, None)
+        if owner is not None and owner not in self.owners.values():
+            self.pending.discard(owner)
+            self.results.pop(owner, None)
 
     # -- queues
 
@@ -251,7 +260,7 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
         if not 0 <= row < len(command.tokens):
             raise InvalidRequest(f"row {row} of {len(command.tokens)}")
         command.outputs.append((ticket := self._new_ticket(), row, output))
-        self.pending.discard(pass_)
+        self.owners[ticket] = pass_
         return ticket
 
     def forward_sample(self, pass_: int, row: int, temperature: float, top_k: int, top_p: float, min_p: float,

@@ -54,7 +54,7 @@ def test_sampled_text_depends_on_the_seed_alone(host: FakeHost) -> None:
 def test_without_a_seed_two_generations_differ(host: FakeHost) -> None:
     async def main() -> str:
         async with Context(PROMPT) as ctx:
-            return await ctx.generate_text(30, sampler=Sampler(), stop_tokens=())
+            return await ctx.collect_text(30, sampler=Sampler(), stop_tokens=())
 
     assert run(main()) != run(main())
 
@@ -146,7 +146,7 @@ def test_cancelling_leaves_a_context_that_goes_on(make_host: Callable[..., FakeH
 
     async def main() -> None:
         async with Context(PROMPT) as ctx, Context("other") as other:
-            task = asyncio.create_task(ctx.generate_text(10_000, stop_tokens=()))
+            task = asyncio.create_task(ctx.collect_text(10_000, stop_tokens=()))
             await other.generate(20, stop_tokens=())
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -306,7 +306,7 @@ def test_bad_arguments_are_named(host: FakeHost) -> None:
     with pytest.raises(InvalidRequest, match="either sampler or top_k"):
         ctx.generate(sampler=greedy(), top_k=3)
     with pytest.raises(InvalidRequest, match="the context is empty"):
-        run(Context().generate_text(3))
+        run(Context().collect_text(3))
 
 
 def test_generation_ends_with_the_models_context(make_host: Callable[..., FakeHost]) -> None:
@@ -356,7 +356,7 @@ def test_more_contexts_than_queues_share_them(make_host: Callable[..., FakeHost]
 def test_two_passes_at_once_on_one_context_are_refused(host: FakeHost) -> None:
     async def main() -> None:
         async with Context(PROMPT) as ctx:
-            results = await asyncio.gather(ctx.generate_text(3), ctx.generate_text(3), return_exceptions=True)
+            results = await asyncio.gather(ctx.collect_text(3), ctx.collect_text(3), return_exceptions=True)
             assert [type(r) for r in results] == [str, InvalidRequest]
 
     run(main())

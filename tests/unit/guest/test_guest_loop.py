@@ -123,7 +123,7 @@ def test_queue_event_semaphore(host: FakeHost) -> None:
 def test_a_busy_loop_of_zero_sleeps_lets_tickets_through(host: FakeHost) -> None:
     async def main() -> int:
         async with Context("abc") as ctx:
-            task = asyncio.create_task(ctx.generate_text(3, stop_tokens=()))
+            task = asyncio.create_task(ctx.collect_text(3, stop_tokens=()))
             rounds = 0
             while not task.done():
                 await asyncio.sleep(0)

@@ -110,7 +110,7 @@ def test_what_is_appended_between_two_tokens_is_gone_on_from(host: FakeHost) -> 
 def test_another_task_forks_while_a_token_is_waited_for(host: FakeHost) -> None:
     async def main() -> None:
         async with Context(PROMPT) as ctx:
-            task = asyncio.create_task(ctx.generate_text(60, stop_tokens=()))
+            task = asyncio.create_task(ctx.collect_text(60, stop_tokens=()))
             for _ in range(5):
                 await asyncio.sleep(0.01)
                 fork = ctx.fork()

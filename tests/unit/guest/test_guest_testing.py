@@ -89,3 +89,15 @@ def test_a_handler_of_ones_own_or_none() -> None:
     with pytest.raises(_host.Err) as raised:
         testing.run(main)
     assert raised.value.value.code.name == "UNSUPPORTED"
+
+
+def test_generations_run_as_plans_as_usual() -> None:
+    async def main() -> list[object]:
+        async with Context("x") as ctx:
+            generation = ctx.generate(9, stop="de", logprobs=True)
+            text = await generation
+            return [text, generation.is_plan, generation.finish_reason, len(generation.logprobs)]
+
+    done = testing.run(main, reply="abcdef")
+    assert done.result == ["abc", True, "stop", 5]
+    assert (done.host._plans, done.host._pages) == ({}, {})

@@ -1,0 +1,77 @@
+"""How a generation draws its tokens, and what a source of them is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from .adapters import Adapter
+from .runtime import random_u64
+from .sampler import Sampler, open_chain
+
+Drafter: TypeAlias = Callable[[list[int]], Sequence[int]]
+Drawn: TypeAlias = list[tuple[int, float | None]]
+
+
+@dataclass(slots=True)
+class Draws:
+    """How tokens are drawn."""
+
+    sampler: Sampler
+    logprobs: bool
+    stop_tokens: frozenset[int]
+    stop_strings: tuple[str, ...]
+    has_grammar: bool = False
+    matcher: int = 0  # its matcher at the beginning of the generation, once it is compiled
+    drafter: Drafter | str | None = None
+    adapter: Adapter | None = None  # that its passes run through
+    seed: int | None = None
+    model: str = ""
+    began: int = 0  # tokens of the context before those drawn
+
+    def chain(self) -> tuple[float, int, float, float, int]:
+        """The sampler as `forward.sample` takes it; the seed is drawn once."""
+        sampler = self.sampler
+        if self.seed is None:
+            self.seed = sampler.seed
+        if self.seed is None:
+            self.seed = random_u64() if sampler.temperature else 0
+        return float(sampler.temperature), sampler.top_k, float(sampler.top_p), float(sampler.min_p), self.seed
+
+    def open_sampler(self) -> int:
+        """A sampler chain's handle, to be freed; 0: greedy."""
+        is_greedy = self.sampler.is_plain and not self.sampler.temperature
+        return 0 if is_greedy else self.open_chain()
+
+    def open_chain(self) -> int:
+        """As `open_sampler`, never 0."""
+        return open_chain(self.sampler, self.chain()[-1], self.model)
+
+
+class NoPlan(Exception):
+    """No plan can be opened: the limit of plans is reached, this engine has none, or tokens are masked."""
+
+
+class Source(Protocol):
+    """Draws tokens behind a context, whose KV holds all but the last of those drawn so far."""
+
+    is_busy: bool
+    """Whether its generation waits for a token."""
+    is_stale: bool
+    """The context has changed: what was drawn and not taken is void."""
+    finish_reason: str
+    way: str
+    """How it draws, for the log."""
+
+    async def next(self, num_left: int) -> Drawn:
+        """One or more tokens, at most `num_left`; none when `finish_reason` says why."""
+
+    def release(self) -> None:
+        """The context is about to change."""
+
+    def redraw(self) -> None:
+        """The sampler has changed."""
+
+    def close(self) -> None:
+        """No more is wanted; a second time does nothing."""
