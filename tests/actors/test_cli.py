@@ -70,7 +70,7 @@ def test_a_killed_client_leaves_no_process(cli: CommandLine) -> None:
     assert process.stdout.readline() == "running\n"
     process.kill()
     process.communicate(timeout=60)
-    cli.assert_nothing_is_left(20.0)
+    cli.assert_nothing_is_left(90.0)  # a process of Ray that was just starting gets to look for its parent late
 
 
 def test_up_run_ps_kill_down(cli: CommandLine) -> None:

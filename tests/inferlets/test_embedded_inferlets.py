@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from engines import run
 
 PROMPTS = ["12+7=", "3+4=", "20+31="]
 QUESTION = "12+7=? Think step by step."
-
-
-def run(engine: Any, name: str, **arguments: object) -> Any:
-    return engine.launch(name, arguments).result(timeout=60)
 
 
 def complete(engine: Any, prompt: str, **arguments: object) -> Any:

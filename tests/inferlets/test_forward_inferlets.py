@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engines import run
 
 from pieray.assets import model_folder
 
 SORT = "Sort: 3 1 2"
 REPEAT = "Repeat: red blue red blue red blue"
-
-
-def run(engine: Any, name: str, **arguments: object) -> Any:
-    return engine.launch(name, arguments).result(timeout=60)
 
 
 def complete(engine: Any, prompt: str, **arguments: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from engines import run
 from programs import program
 
 PREFIX = "the quick brown fox jumps over the lazy dog, and so on, as 3+4=7, "
@@ -53,10 +54,6 @@ async def main(prompt, max_tokens, window, num_sinks):
 """,
     "window",
 )
-
-
-def run(engine: Any, name: Any, **arguments: object) -> Any:
-    return engine.launch(name, arguments).result(timeout=60)
 
 
 def test_the_second_run_computes_only_what_follows_the_prefix(engine: Any) -> None:

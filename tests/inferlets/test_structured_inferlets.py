@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from engines import run
 from programs import program
 
 from pieray.errors import InvalidRequest, QuotaExceeded
@@ -17,10 +18,6 @@ SENTENCES = {
     "In Vari lives Mavi, aged 89.": {"name": "Mavi", "age": 89, "city": "Vari"},
     "My friend Kemi from Bane is 31.": {"name": "Kemi", "age": 31, "city": "Bane"},
 }
-
-
-def run(engine: Any, name: Any, **arguments: object) -> Any:
-    return engine.launch(name, arguments).result(timeout=60)
 
 
 def test_json_output_finds_the_person(engine: Any) -> None:

@@ -16,3 +16,8 @@ def assert_pages_return(engine: Any, timeout_s: float = 20.0) -> None:
         running = [row for row in engine.ps() if row["state"] == "running"]
         assert time.monotonic() < deadline, f"pages did not return: {pages}; running: {running}"
         time.sleep(0.05)
+
+
+def run(engine: Any, program: Any, **arguments: object) -> Any:
+    """The result of a program, a source or an installed name, launched with these arguments."""
+    return engine.launch(program, arguments).result(timeout=60)

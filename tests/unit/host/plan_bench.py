@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
+from arrays import u32
 from fakes import NUMBER, PAGE_SIZE, Bench, byte_tokenizer
 
 from pieray.config import Limits, ModelSettings
@@ -12,10 +12,6 @@ from pieray.errors import OutOfPages, error_from
 from pieray.messages import Completed, Failed, PlanTokens
 from pieray.sched.core import BatcherCore
 from tests.support.digest_runner import DigestRunner
-
-
-def u32(*numbers: int) -> np.ndarray:
-    return np.array(numbers, np.uint32)
 
 
 class PlanBench(Bench):

@@ -5,20 +5,14 @@ from __future__ import annotations
 import base64
 import json
 
-import numpy as np
 import pytest
+from arrays import NONE, u32
 from fakes import NUMBER, Bench
 
 from pieray.adapters import AdapterFacts
 from pieray.config import Limits
 from pieray.errors import BadHandle, DeviceLost, InvalidRequest, NotFound, QuotaExceeded
 from pieray.messages import PRIVATE, Completed, Failed, LoadAdapter, UnloadAdapter
-
-NONE = np.zeros(0, np.uint32)
-
-
-def u32(*values: int) -> np.ndarray:
-    return np.array(values, np.uint32)
 
 
 def fact(name: str, number: int, owner: str) -> AdapterFacts:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import pytest
+from arrays import u32
 from fakes import Bench
 from groups import TOKEN, until
 
@@ -62,10 +61,6 @@ def group() -> Iterator[Group]:
     found = Group()
     yield found
     found.close()
-
-
-def u32(*values: int) -> Any:
-    return np.array(values, np.uint32)
 
 
 def wait(bench: Bench, ticket: int) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from groups import until
 
 from pieray.config import Limits
 from pieray.errors import DeadlineExceeded, EngineError, NotFound, PeerLost, QuotaExceeded
@@ -92,13 +92,6 @@ def scene() -> Iterator[Scene]:
     made = Scene()
     yield made
     made.close()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_a_child_is_bound_before_it_is_attached_and_connections_are_shared(scene: Scene) -> None:

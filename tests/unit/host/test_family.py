@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
+from arrays import u32
 from fakes import Bench
 
 from pieray.capabilities import Capabilities
@@ -101,10 +101,6 @@ class Nursery:
 @pytest.fixture
 def nursery() -> Nursery:
     return Nursery()
-
-
-def u32(*values: int) -> np.ndarray:
-    return np.array(values, np.uint32)
 
 
 def test_a_child_is_launched_in_its_parents_name_within_what_it_has() -> None:

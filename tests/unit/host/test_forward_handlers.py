@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from arrays import NONE, f32, u32
 from fakes import NUMBER, PAGE_SIZE, VOCAB, Bench
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,15 +23,6 @@ HIDDEN_SIZE = 6
 NAN, INF = math.nan, math.inf
 
 
-def u32(*values: int) -> np.ndarray:
-    return np.array(values, np.uint32)
-
-
-def f32(*values: float) -> np.ndarray:
-    return np.array(values, np.float32)
-
-
-NONE = u32()
 
 
 def make(limits: Limits | None = None) -> Bench:

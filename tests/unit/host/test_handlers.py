@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from arrays import NONE, u32
 from fakes import NUMBER, PAGE_SIZE, Bench, limits_json
 
 from pieray.config import Limits
@@ -19,13 +20,6 @@ from pieray.errors import (
     WrongType,
 )
 from pieray.messages import Completed, CopyTokens, Failed
-
-
-def u32(*values: int) -> np.ndarray:
-    return np.array(values, np.uint32)
-
-
-NONE = u32()
 
 
 @pytest.fixture

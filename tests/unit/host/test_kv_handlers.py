@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
+from arrays import u32
 from fakes import NUMBER, Bench
+from kv_bench import Engine, forward
 
-from pieray.config import Limits
 from pieray.errors import (
     BadHandle,
     Cancelled,
@@ -19,95 +19,10 @@ from pieray.errors import (
     InvalidRequest,
     NotFound,
     OutOfPages,
-    PierayError,
     QuotaExceeded,
 )
 from pieray.host.visibility import MAX_MASK_BITS
-from pieray.messages import CloseLease, Completed, ExportPages, Failed, ImportPages, LeasePages
-from pieray.pages import export_calls
-from pieray.pages.exports import ExportTable
-from pieray.pages.ledger import Holder, PageLedger
-
-NONE = np.zeros(0, np.uint32)
-
-
-def u32(*values: int) -> np.ndarray:
-    return np.array(values, np.uint32)
-
-
-class Engine:
-    """A ledger with exports, and inferlets of one peer each."""
-
-    def __init__(self, num_pages: int = 64) -> None:
-        self.ledger = PageLedger(num_pages)
-        self.table = ExportTable(self.ledger)
-        self.benches: list[Bench] = []
-        self.now = 0.0
-
-    def launch(self, user: str = "ann", tenant: str = "acme", num_pages: int = 8, **limits: float) -> Bench:
-        bench = Bench(dataclasses.replace(Limits(), **limits))
-        bench.state.launch = dataclasses.replace(bench.state.launch, user=user, tenant=tenant)
-        bench.handlers = type(bench.handlers)(bench.state)
-        self.benches.append(bench)
-        bench.outbox.granted(self.ledger.lease(self.holder(bench), num_pages) or [])
-        bench.device.leases.clear()
-        return bench
-
-    def holder(self, bench: Bench) -> Holder:
-        return Holder(f"peer-{self.benches.index(bench)}", NUMBER)
-
-    def serve(self, bench: Bench) -> None:
-        """What the inferlet has asked of the ResourceManager, and given back."""
-        asked, bench.device.asked = bench.device.asked, []
-        for message in asked:
-            assert message.ticket >> 32 == NUMBER  # type: ignore[attr-defined]
-            bench.outbox.ledger.answered(message.ticket & 0xFFFFFFFF, self.answer(bench, message))  # type: ignore[attr-defined]
-        self.take_back(bench)
-
-    def answer(self, bench: Bench, message: object) -> object:
-        try:
-            if isinstance(message, LeasePages):
-                pages = self.ledger.lease(self.holder(bench), message.count)
-                return OutOfPages("none free") if pages is None else np.array(pages, "<u4").tobytes()
-            return export_calls.answer(self.table, self.holder(bench), message, self.now)  # type: ignore[arg-type]
-        except PierayError as error:
-            return error
-
-    def take_back(self, bench: Bench) -> None:
-        released, bench.device.released = bench.device.released, []
-        self.ledger.release(self.holder(bench), released)
-        self.ledger.check()
-        bench.pages.check()
-        assert self.ledger.num_pages_of(self.holder(bench)) <= bench.pages.num_granted - bench.pages.num_released
-
-    def fill(self, bench: Bench, num_tokens: int = 6) -> np.ndarray:
-        """Pages with that many tokens run."""
-        pages = bench.handlers.kv_alloc(-(-num_tokens // 4))
-        forward(bench, pages, 0, num_tokens)
-        bench.handlers.tickets_flush()
-        bench.complete_all()
-        return pages
-
-    def export(self, bench: Bench, name: str, pages: np.ndarray, num_tokens: int, **options: object) -> int:
-        given = {"meta": "", "access": "owner", "ttl_ms": 0, "pinned": False, "replace": False, **options}
-        return bench.handlers.kv_export_pages(name, pages, num_tokens, *given.values())
-
-    def done(self, bench: Bench, ticket: int) -> None:
-        bench.handlers.tickets_flush()
-        bench.complete_all()
-        self.serve(bench)
-        bench.handlers.tickets_take_none(ticket)
-
-    def open(self, bench: Bench, name: str) -> dict[str, object]:
-        ticket = bench.handlers.kv_import_pages(name)
-        self.serve(bench)
-        found: dict[str, object] = json.loads(bench.handlers.tickets_take_text(ticket))
-        return found
-
-
-def forward(bench: Bench, pages: np.ndarray, kv_len: int, num_tokens: int, mask: np.ndarray = NONE) -> int:
-    queue = bench.handlers.queues_create("")
-    return bench.handlers.forward_forward(queue, pages, kv_len, np.ones(num_tokens, np.uint32), NONE, mask)
+from pieray.messages import CloseLease, Completed, ExportPages, Failed, ImportPages
 
 
 @pytest.fixture

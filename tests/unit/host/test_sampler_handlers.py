@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
+from arrays import NONE, f32, u32
 from fakes import VOCAB, Bench
 
 from pieray.config import Limits
@@ -16,15 +16,6 @@ from pieray.messages import SAMPLE_WITH
 INF, NAN = math.inf, math.nan
 
 
-def u32(*values: int) -> np.ndarray:
-    return np.array(values, np.uint32)
-
-
-def f32(*values: float) -> np.ndarray:
-    return np.array(values, np.float32)
-
-
-NONE = u32()
 
 
 @pytest.fixture

@@ -2,13 +2,10 @@
 
 import numpy as np
 import pytest
+from arrays import u32
 
 from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
 from pieray.pages.handles import PageSpace, Prepared
-
-
-def u32(*numbers: int) -> np.ndarray:
-    return np.array(numbers, np.uint32)
 
 
 def space_with(num_pages: int, page_size: int = 4, limit: int = 64) -> PageSpace:

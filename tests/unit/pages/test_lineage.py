@@ -10,7 +10,6 @@ from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import CopyStep, ForwardStep, Lineage, Step
 
 PAGE = 4
-NONE = np.zeros(0, np.uint32)
 
 
 class Memory(dict):

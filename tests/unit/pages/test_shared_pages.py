@@ -7,10 +7,6 @@ from pieray.errors import Cancelled, InvalidRequest, QuotaExceeded
 from pieray.pages.handles import PageSpace
 
 
-def u32(*numbers: int) -> np.ndarray:
-    return np.array(numbers, np.uint32)
-
-
 def space_with(num_pages: int, limit: int = 64) -> PageSpace:
     space = PageSpace(4, limit)
     space.grant(list(range(100, 100 + num_pages)))

@@ -1,0 +1,265 @@
+"""Decode plans that end early, run beside others, are lost or asked for wrongly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from plan_bench import PlanBench, u32
+
+from pieray.config import Limits
+from pieray.errors import BadHandle, DeviceLost, InvalidRequest, PierayError, QuotaExceeded
+from pieray.messages import ExtendPlan, StartPlan
+from tests.support.digest_runner import reference
+
+PROMPT = [65, 66, 67, 68, 69]
+
+
+def test_cancel_gives_what_came_and_ends():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 1000)
+    bench.handlers.plans_start(plan)
+    got = bench.next(plan)
+    bench.wait(bench.handlers.plans_cancel(plan))
+    state = bench.state_of(plan)
+    assert (state["state"], state["finish_reason"]) == ("ended", "cancelled")
+    assert got + bench.all(plan) == reference(PROMPT, state["num_tokens"])
+    assert not bench.core.has_work
+    assert bench.core.plans.num_running == 0
+
+
+def test_after_a_cancel_the_pages_hold_what_the_guest_took():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(64)
+    plan = bench.plan(PROMPT, 200, pages=pages)
+    bench.handlers.plans_start(plan)
+    got = bench.next(plan)
+    for _ in range(7):
+        bench.turn()
+    got += bench.next(plan)
+    bench.handlers.plans_close(plan)
+    again = bench.plan(got[-1:], 30, pages=pages, kv_len=len(PROMPT) + len(got) - 1)
+    bench.handlers.plans_start(again)
+    assert got + bench.all(again) == reference(PROMPT, len(got) + 30)
+    bench.check()
+
+
+def test_a_fork_of_running_pages_is_a_copy_of_its_own():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(16)
+    plan = bench.plan(PROMPT, 40, pages=pages)
+    bench.handlers.plans_start(plan)
+    got = bench.next(plan)
+    for _ in range(5):
+        bench.turn()
+    got += bench.next(plan)
+    forked = bench.handlers.kv_fork(pages[:4])
+    stop = bench.handlers.plans_pause(plan)
+    branch = bench.plan([got[3], 99], 20, pages=np.concatenate((forked, bench.handlers.kv_alloc(8))), kv_len=8)
+    bench.handlers.plans_start(branch)
+    bench.wait(stop)
+    bench.handlers.plans_resume(plan)
+    assert bench.all(branch) == reference([*PROMPT, *got[:4], 99], 20)
+    assert got + bench.all(plan) == reference(PROMPT, 40)
+    bench.check()
+
+
+def test_a_conflicting_command_waits_for_the_plan():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(16)
+    plan = bench.plan(PROMPT, 30, pages=pages)
+    bench.handlers.plans_start(plan)
+    bench.next(plan)
+    other = bench.handlers.queues_create("")
+    late = bench.handlers.forward_forward(other, pages, 5, u32(7), u32(), u32())
+    bench.turn()
+    assert not bench.handlers.tickets_ready(u32(late)), "it waits"
+    bench.wait(late)
+    assert bench.state_of(plan)["state"] == "ended"
+
+
+def test_other_inferlets_and_queues_are_not_held_up():
+    bench = PlanBench(max_batch_requests=2)
+    plans = [bench.plan(PROMPT, 30, queue=bench.handlers.queues_create("")) for _ in range(6)]
+    for plan in plans:
+        bench.handlers.plans_start(plan)
+    bench.run(most=15)
+    counts = [bench.state_of(plan)["num_tokens"] for plan in plans]
+    assert max(counts) - min(counts) <= 1, "they take turns"
+
+
+def test_slots_never_written_stay_unreadable():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(16)
+    plan = bench.plan(PROMPT, 40, pages=pages)
+    bench.handlers.plans_start(plan)
+    bench.next(plan)
+    bench.wait(bench.handlers.plans_cancel(plan))
+    kv_len = bench.state_of(plan)["kv_len"]
+    bench.handlers.forward_forward(bench.queue, pages, kv_len, u32(1), u32(), u32())
+    with pytest.raises(InvalidRequest, match="not all slots below it were written"):
+        bench.handlers.forward_forward(bench.queue, pages, kv_len + 9, u32(1), u32(), u32())
+
+
+def test_what_a_plan_wrote_can_be_rebuilt():
+    from pieray.pages.lineage import CopyStep, ForwardStep
+
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(16)
+    plan = bench.plan(PROMPT, 30, pages=pages)
+    bench.handlers.plans_start(plan)
+    said = bench.next(plan)
+    bench.wait(bench.handlers.plans_pause(plan))
+    forked = bench.handlers.kv_fork(pages)
+    bench.handlers.plans_resume(plan)
+    said += bench.all(plan)
+    assert said == reference(PROMPT, 30)
+    frames = bench.pages.frame_ids(pages[:9]).tolist()
+    slots: dict[tuple[int, int], int] = {}
+    for step in bench.state.lineage.rebuild_plan(frames):
+        if isinstance(step, ForwardStep):
+            tokens = np.frombuffer(step.tokens, "<u4").tolist()
+            for index, token in enumerate(tokens, step.kv_len):
+                slots[step.frames[index // 4], index % 4] = token
+        else:
+            assert isinstance(step, CopyStep)
+            for i in range(step.count):
+                slots[step.dst, step.dst_offset + i] = slots[step.src, step.src_offset + i]
+    line = PROMPT + said[:-1]
+    assert [slots[frames[i // 4], i % 4] for i in range(len(line))] == line
+    bench.handlers.kv_free(forked)
+
+
+def test_a_lost_device_fails_the_plan_where_it_is():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 1000)
+    bench.handlers.plans_start(plan)
+    got = bench.next(plan)
+    bench.turn()
+    with bench.state.lock:
+        bench.outbox.fail_all(DeviceLost("the device group is gone"))
+    got += bench.next(plan)
+    assert got == reference(PROMPT, len(got))
+    with pytest.raises(DeviceLost):
+        bench.next(plan)
+    pause = bench.handlers.plans_pause(plan)
+    bench.wait(pause)
+
+
+def test_a_failing_step_is_the_error_of_next():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 10)
+    bench.handlers.plans_start(plan)
+    bench.runner.fail_at = 4
+    bench.run()
+    got = bench.next(plan)
+    assert got == reference(PROMPT, 3)
+    with pytest.raises(PierayError, match="out of luck"):
+        bench.next(plan)
+    bench.handlers.plans_truncate(plan, 2)
+    bench.handlers.plans_resume(plan)
+    assert got[:2] + bench.all(plan) == reference(PROMPT, 10)
+    bench.check()
+
+
+def test_an_inferlets_end_leaves_nothing_in_the_batcher():
+    from pieray.messages import CancelInferlet
+
+    bench = PlanBench()
+    for _ in range(5):
+        bench.handlers.plans_start(bench.plan(PROMPT, 100, queue=bench.handlers.queues_create("")))
+    bench.turn()
+    bench.turn()
+    assert bench.core.plans.num_running == 5
+    bench.core.submit("p", [CancelInferlet(1, 7)], 0.0)
+    assert bench.core.plans.num_running == 0
+    assert not bench.core.has_work
+
+
+def test_a_plan_that_is_not_sent_yet_can_be_paused_cancelled_and_started_again():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(8)
+    first = bench.plan(PROMPT, 10, pages=pages)
+    bench.handlers.plans_start(first)
+    pause = bench.handlers.plans_pause(first)
+    bench.wait(pause)
+    assert not [m for m in bench.device.posted if isinstance(m, StartPlan)]
+    assert bench.state_of(first)["state"] == "paused"
+    bench.handlers.plans_resume(first)
+    assert bench.all(first) == reference(PROMPT, 10)
+    second = bench.plan(PROMPT, 10)
+    bench.handlers.plans_start(second)
+    bench.handlers.plans_close(second)
+    bench.run()
+    assert not [m for m in bench.device.posted if isinstance(m, (StartPlan, ExtendPlan))]
+    bench.check()
+
+
+def test_bad_calls_are_named():
+    bench = PlanBench(limits=Limits(plans=3))
+    h = bench.handlers
+    pages = h.kv_alloc(4)
+    for make, match in [
+        (lambda: h.plans_create(bench.queue, pages, 0, u32(), 3, 0), "at least 1 token; given 0 and 3"),
+        (lambda: h.plans_create(bench.queue, pages, 0, u32(1), 0, 0), "at least 1 token; given 1 and 0"),
+        (lambda: h.plans_create(bench.queue, pages, 0, u32(256), 1, 0), "below 256; given 256"),
+        (lambda: h.plans_create(bench.queue, pages, 0, u32(1), 17, 0), "17 tokens; 4 pages of 4"),
+        (lambda: h.plans_create(bench.queue, pages, 0, u32(1), 2**32 - 1, 0), "context of 1024"),
+        (lambda: h.plans_create(bench.queue, pages, 2**32 - 1, u32(1), 1, 0), "context of 1024"),
+    ]:
+        with pytest.raises(InvalidRequest, match=match):
+            make()
+    with pytest.raises(BadHandle):
+        h.plans_create(99, pages, 0, u32(1), 1, 0)
+    with pytest.raises(BadHandle):
+        h.plans_create(bench.queue, u32(12345), 0, u32(1), 1, 0)
+    with pytest.raises(BadHandle):
+        h.plans_create(bench.queue, pages, 0, u32(1), 1, 77)
+    plan = h.plans_create(bench.queue, pages, 0, u32(1), 16, 0)
+    for call in (h.plans_next, h.plans_pause):
+        with pytest.raises(InvalidRequest, match="not started"):
+            call(plan)
+    with pytest.raises(InvalidRequest, match="call score before start"):
+        h.plans_next_scored(plan)
+    with pytest.raises(InvalidRequest, match="15 tokens a step; given 16"):
+        h.plans_set_drafter(plan, 16, u32())
+    with pytest.raises(InvalidRequest, match="one was empty"):
+        h.plans_set_stop(plan, u32(), [""])
+    with pytest.raises(InvalidRequest, match="64 texts"):
+        h.plans_set_stop(plan, u32(), ["x"] * 65)
+    h.plans_start(plan)
+    for change in (
+        lambda: h.plans_start(plan), lambda: h.plans_resume(plan), lambda: h.plans_set_sampler(plan, 0),
+        lambda: h.plans_set_stop(plan, u32(1), []), lambda: h.plans_set_grammar(plan, 0),
+        lambda: h.plans_set_adapter(plan, 0), lambda: h.plans_set_drafter(plan, 1, u32()), lambda: h.plans_score(plan),
+        lambda: h.plans_truncate(plan, 0),
+    ):  # fmt: skip
+        with pytest.raises(InvalidRequest, match="running"):
+            change()
+    for call in (h.plans_start, h.plans_resume, h.plans_next, h.plans_pause, h.plans_cancel, h.plans_close,
+                 h.plans_state, h.plans_score):  # fmt: skip
+        with pytest.raises(BadHandle, match="plan 4711 is not open"):
+            call(4711)
+    assert bench.all(plan) == reference([1], 16)
+    with pytest.raises(InvalidRequest, match="0 to 16 tokens; given 17"):
+        h.plans_truncate(plan, 17)
+    h.plans_create(bench.queue, pages, 0, u32(1), 1, 0)
+    h.plans_create(bench.queue, pages, 0, u32(1), 1, 0)
+    with pytest.raises(QuotaExceeded, match="plans: the limit is 3 plans"):
+        h.plans_create(bench.queue, pages, 0, u32(1), 1, 0)
+    h.plans_close(plan)
+    with pytest.raises(BadHandle):
+        h.plans_close(plan)
+
+
+def test_a_plan_on_unwritten_or_freed_pages_does_not_start():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(4)
+    plan = bench.handlers.plans_create(bench.queue, pages, 3, u32(1), 2, 0)
+    with pytest.raises(InvalidRequest, match="kv_len 3: not all slots"):
+        bench.handlers.plans_start(plan)
+    freed = bench.handlers.plans_create(bench.queue, pages, 0, u32(1), 2, 0)
+    bench.handlers.kv_free(pages)
+    with pytest.raises(BadHandle):
+        bench.handlers.plans_start(freed)
+    assert bench.state_of(freed)["state"] == "ready"
+    bench.check()
