@@ -28,7 +28,8 @@ def program(interface: Interface) -> str:
     parts.append(
         "async def main():\n    found = {}\n    for name, run in RUN.items():\n        try:\n            await run()\n"
         "            found[name] = 'ok'\n        except Exception:\n            found[name] = traceback.format_exc()\n"
-        "    for export in await kv.list_exports(''):\n        await kv.unexport(export.name)\n    return found"
+        "    for export in await kv.list_exports(''):\n"
+        "        if export.owner == runtime.user():\n            await kv.unexport(export.name)\n    return found"
     )
     return "\n\n".join(parts)
 
