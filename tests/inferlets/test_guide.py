@@ -27,11 +27,12 @@ FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 
 
 FORGET = ProgramSource("forget", "forget.py", """
-from inferlet import Context
+from inferlet import kv, runtime
 
 async def main():
-    for name in await Context.names():
-        await Context.delete(name)
+    for export in await kv.list_exports(""):
+        if export.owner == runtime.user():
+            await kv.unexport(export.name, export.access)
 """)
 
 
