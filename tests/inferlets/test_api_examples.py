@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import textwrap
+from collections.abc import Iterator
 
 import pytest
+from loras import as_bytes, random_lora
 
+from pieray.assets import model_folder
 from pieray.engine import Engine
 from pieray.programs import ProgramSource
 from pieray.wit import Interface, api
 from tools import apidoc
 
+CALCULATOR = {"command": [sys.executable, str(apidoc.ROOT / "tests" / "support" / "mcp_calculator.py")]}
 CAPABILITIES = {"messaging": True, "store": True, "children": True, "mcp": ["*"]}
 
 
@@ -34,9 +40,24 @@ def program(interface: Interface) -> str:
     return "\n\n".join(parts)
 
 
+@contextlib.contextmanager
+def style(engine: Engine) -> Iterator[bytes]:
+    """While the engine has an adapter by that name; its file."""
+    adapter = as_bytes(random_lora(model_folder("pie-tiny"), 4, ("q_proj",)))
+    engine.load_adapter("style", adapter)
+    try:
+        yield adapter
+    finally:
+        engine.unload_adapter("style")
+
+
 @pytest.mark.parametrize("interface", api().interfaces, ids=lambda i: i.name)
 def test_examples_run(engine: Engine, interface: Interface) -> None:
     source = ProgramSource("examples", f"{interface.name}.py", program(interface))
-    found = engine.launch(source, capabilities=CAPABILITIES).result(timeout=120)
+    with style(engine) as adapter:
+        process = engine.launch(source, capabilities=CAPABILITIES, mcp={"calculator": CALCULATOR})
+        if interface.name == "adapters":
+            process.send_file("style.safetensors", adapter)
+        found = process.result(timeout=120)
     failed = {name: text for name, text in found.items() if text != "ok"}
     assert not failed, "\n".join(f"{name}: {text}" for name, text in failed.items())

@@ -39,7 +39,11 @@ PRELUDE = (
     "step = forward.forward(line, pages, 0, tokens)",
 )
 #: What those of one interface find besides.
-SETUP = {"plans": ("plan = plans.Plan(line, kv.alloc(2), 0, tokens, max_tokens=8)",)}
+SETUP = {
+    "plans": ("plan = plans.Plan(line, kv.alloc(2), 0, tokens, max_tokens=8)",),
+    "adapters": ('# the engine has an adapter "style", and the client sends the file of another',),
+    "mcp": ('# the client brought a server "calculator"',),
+}
 
 
 @dataclass(frozen=True, slots=True)
