@@ -24,6 +24,7 @@ class Batcher(ServingActor):
         from pieray.models.runner import ModelRunner
         from pieray.models.tokenizer import TokenizerSpec
         from pieray.sched.core import BatcherCore
+        from pieray.sched.costs import CostModel
         from pieray.sched.loop import StepLoop
 
         settings = self.config.model
@@ -33,7 +34,8 @@ class Batcher(ServingActor):
             page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
         )  # fmt: skip
         spec = TokenizerSpec.from_folder(folder)
-        core = BatcherCore(runner, settings, tokenizer=spec)
+        costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
+        core = BatcherCore(runner, settings, tokenizer=spec, costs=costs)
         core.plans.vocab_size = runner.config.vocab_size
         self._adapters = core.adapters
         self._loop = StepLoop(core, on_failure=lambda: os._exit(70))

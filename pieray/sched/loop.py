@@ -71,6 +71,7 @@ class StepLoop:
             while self._take():
                 if self._core.has_work:
                     self._answer(self._core.step(time.monotonic()))
+                    self._core.sent()
                     self._fence()
         except Exception:
             log.exception("the step loop failed")

@@ -80,6 +80,10 @@ class PlanCommand(ForwardCommand):
         return not self.is_waiting and self._room >= self.num_tokens
 
     @property
+    def is_masked(self) -> bool:
+        return self.visible is not None
+
+    @property
     def num_due(self) -> int:
         """Tokens to run next."""
         return self.num_tokens - self.num_done

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pieray.errors import DeviceLost, PeerLost
 from pieray.host.device import DeviceClient
-from pieray.messages import CancelInferlet, Completed, Forward, Message
+from pieray.messages import CancelInferlet, Completed, Forward, Message, OpenInferlet
 from pieray.pages.service import LeaseService
 from pieray.transport import Connection, serve
 
@@ -35,6 +35,8 @@ class ScriptedBatcher:
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
+            if isinstance(message, OpenInferlet):
+                continue
             if isinstance(message, CancelInferlet):
                 self.may_cancel.wait(5)
             assert isinstance(message, (CancelInferlet, Forward))
