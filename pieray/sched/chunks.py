@@ -85,7 +85,7 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
         num_draws = start + num_tokens - max(len(command.line) - 1, start)
         if num_draws > 0:
             add_draw(work, command.sampler, num_draws, is_masked=bool(command.masks))
-            seconds += num_draws * costs.seconds[Kind.DRAWS if command.sampler[0] else Kind.GREEDY]
+            seconds += num_draws * costs.seconds[command.draw_kind]
             if command.masks:
                 seconds += num_draws * costs.seconds[Kind.FILTERED]
         return seconds
@@ -100,5 +100,5 @@ def decode_seconds(command: ForwardCommand, costs: CostModel) -> float:
     num_tokens = command.num_tokens - command.num_done
     seconds = costs.decode(num_tokens, command.kv_len + command.num_done, num_draws=0)
     if isinstance(command, PlanCommand):
-        return seconds + (1 + len(command.drafts)) * costs.seconds[Kind.DRAWS if command.sampler[0] else Kind.GREEDY]
+        return seconds + (1 + len(command.drafts)) * costs.seconds[command.draw_kind]
     return seconds + command.seconds_of_outputs(costs.output)

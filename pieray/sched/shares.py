@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from pieray.sched.commands import LaneKey
+from pieray.sched.costs import CostModel, Kind
 
 CROWD_STEPS = 2.0
 """Bare steps that all slices add to a step, at most, while somebody decodes; or as much as all who decode take."""
@@ -187,6 +188,12 @@ class Shares:
         tenant.clock = clock = max(tenant.clock + share, min([one.account.spent for one in lanes]))
         for one in lanes:
             one.account.is_ahead = one.account.spent > clock
+
+    def are_even(self, costs: CostModel, shortest: int, longest: int, most: int) -> bool:
+        """Whether nobody takes more than a share of a step of decodes, one of each inferlet: they attend to from
+        `shortest` to `longest` slots (times their tokens), and a tenant has at most `most` of them."""
+        step_s, decode_s, slot_s = costs.seconds[Kind.STEP], costs.decode(1, 0), costs.seconds[Kind.ATTENTION]
+        return most * (decode_s + slot_s * longest) <= step_s + decode_s + slot_s * shortest
 
     def allowance(self, account: Account, *, is_decode: bool) -> float:
         """Seconds that the inferlet may still take of this step; 0: nothing more.  The first decode of one that is not
