@@ -6,8 +6,9 @@ What computes is imported when the model is loaded: the Controller imports this 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pieray.actors.common import EXIT_FAILED, control
 from pieray.actors.serving import ServingActor
 from pieray.adapters import AdapterFile, read_adapter
 from pieray.assets import model_folder
@@ -16,11 +17,16 @@ from pieray.errors import DeviceLost
 from pieray.messages import Message
 from pieray.transport import Connection, Endpoint, connect
 
-EXIT_FAILED, EXIT_DEVICE_LOST = 70, 71
+if TYPE_CHECKING:
+    from pieray.sched.loop import StepLoop
+
+EXIT_DEVICE_LOST = 71
 
 
 class Batcher(ServingActor):
     """Shell around `StepLoop`."""
+
+    _loop: StepLoop | None = None
 
     def load(self) -> dict[str, Any]:
         """Load the model; returns its facts and tokenizer as plain fields.  Raises ModelError."""
@@ -74,10 +80,18 @@ class Batcher(ServingActor):
         """Begin to step; fences go to the resource manager.  Returns the endpoint for InferletActors."""
         ledger = connect(Endpoint.from_wire(resource_manager), _Fences(), role="batcher", peer_id=self.peer_id,
                          token=token, timeout_s=30.0)  # fmt: skip
+        assert self._loop is not None
         self._loop.start(ledger)
         return self.listen(self._loop, token)
 
+    @property
+    def busy_s(self) -> float:
+        """How long the step thread has been at its present turn."""
+        return self._loop.busy_s if self._loop is not None else 0.0
+
+    @control
     def status(self) -> dict[str, Any]:
+        assert self._loop is not None
         return {**self.describe(), **self._loop.status()}
 
 

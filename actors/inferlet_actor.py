@@ -6,15 +6,18 @@ What it runs is imported when it opens: the Controller imports this module too, 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
-from pieray.actors.common import launch_of
+from pieray.actors.common import control, launch_of
 from pieray.actors.serving import ServingActor
 from pieray.adapters import AdapterFacts
-from pieray.errors import DeviceLost
+from pieray.errors import DeadlineExceeded, DeviceLost, Stalled
 from pieray.transport import Endpoint
 
 if TYPE_CHECKING:
+    from pieray.host.core import InferletHost
     from pieray.host.device import DeviceClient
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,8 @@ Wire = tuple[Any, ...]
 
 class InferletActor(ServingActor):
     """Shell around `InferletHost`."""
+
+    _host: InferletHost | None = None
 
     def open(
         self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire, broker: Wire
@@ -51,13 +56,18 @@ class InferletActor(ServingActor):
         if broker:
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
+        self._reconnecting = threading.Lock()
+        self._group = batcher, resource_manager
         self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory, self._services)
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
     def reconnect(self, batcher: Wire, resource_manager: Wire) -> None:
-        """The device group was replaced: later launches use the new one."""
-        self._host.replace_device(self._connect(batcher, resource_manager))
+        """The device group was replaced: later launches use the new one.  Idempotent."""
+        with self._reconnecting:
+            if self._group != (batcher, resource_manager):
+                self._running.replace_device(self._connect(batcher, resource_manager))
+                self._group = batcher, resource_manager
 
     def reconnect_broker(self, broker: Wire) -> None:
         """The broker has come up, or another one in its place."""
@@ -76,25 +86,54 @@ class InferletActor(ServingActor):
             peer_id=self.peer_id, token=self._token, timeout_s=30.0, on_lost=_log_loss,
         )  # fmt: skip
 
-    def launch(self, frame: bytes) -> None:
-        """Start an inferlet; raises the PierayError that refuses it."""
-        self._host.launch(launch_of(frame))
+    @property
+    def _running(self) -> InferletHost:
+        assert self._host is not None
+        return self._host
 
+    def launch(self, frame: bytes, sent_at: float, deadline: float) -> None:
+        """Start an inferlet; raises the PierayError that refuses it.
+
+        Times are of this process's time.monotonic.  Past `deadline`, or if the process has stood still since `sent_at`,
+        nobody may wait for it any more: it does not start.
+        """
+
+        def check() -> None:
+            if self.stalls.is_since(sent_at):
+                raise Stalled(f"{self.name} stood still while it had the launch")
+            if (late_s := time.monotonic() - deadline) > 0:
+                raise DeadlineExceeded(f"{self.name} could have launched it {late_s:.1f} s too late")
+
+        self._running.launch(launch_of(frame), check)
+
+    @control
     def kill(self, instance_id: str, reason: str) -> None:
-        self._host.kill(instance_id, reason)
+        self._running.kill(instance_id, reason)
 
-    def num_live(self) -> int:
-        return self._host.num_live
+    @property
+    def busy_s(self) -> float:
+        return self._host.busy_s if self._host is not None else 0.0
 
+    @property
+    def num_returned(self) -> int:
+        return self._host.num_returned if self._host is not None else 0
+
+    @control
+    def count_returned(self) -> int:
+        """See `num_returned`."""
+        return self.num_returned
+
+    @control
     def inferlets(self) -> list[dict[str, Any]]:
-        return self._host.status()
+        return self._running.status()
 
+    @control
     def status(self) -> dict[str, Any]:
-        return {**self.describe(), "executor": self._host.executor, "num_live": self._host.num_live}
+        return {**self.describe(), "executor": self._running.executor, "num_live": self._running.num_live}
 
     def close(self) -> None:
         """End all inferlets; their clients are told."""
-        self._host.close()
+        self._running.close()
 
 
 def _log_loss(error: DeviceLost) -> None:

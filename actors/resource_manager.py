@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pieray.actors.common import control
 from pieray.actors.serving import ServingActor
+
+if TYPE_CHECKING:
+    from pieray.pages.service import LeaseService
 
 
 class ResourceManager(ServingActor):
     """Shell around `LeaseService`."""
+
+    _leases: LeaseService | None = None
 
     def open(self, token: str, num_pages: int) -> tuple[Any, ...]:
         """Begin to lease out pages `[0, num_pages)`; returns the endpoint."""
@@ -17,6 +23,13 @@ class ResourceManager(ServingActor):
         self._leases = LeaseService(num_pages)
         return self.listen(self._leases, token)
 
+    @property
+    def busy_s(self) -> float:
+        """How long its lock, under which all work is done, has been held."""
+        return self._leases.busy_s if self._leases is not None else 0.0
+
+    @control
     def status(self) -> dict[str, Any]:
         """Pages by state; raises `internal` if the ledger does not balance."""
+        assert self._leases is not None
         return {**self.describe(), **self._leases.status()}

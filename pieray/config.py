@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 from pieray.errors import ConfigError
 
 MIB = 1 << 20
+LEAST_SUSPECT_S = 2.0
+"""Longer than what `pieray.stalls` takes for a stall: a launch that is given up must not start any more."""
 T = TypeVar("T")
 
 
@@ -140,6 +142,14 @@ class Config:
     """Inferlets in one actor process; 1 gives each an actor of its own."""
     actor_pool: int = 1
     """InferletActors started ahead and kept."""
+    max_actors: int = 64
+    """InferletActors at most; launches that find no room wait, and fail after a minute."""
+    suspect_after_s: float = 3.0
+    """An actor that has not answered for so long is set aside: nothing is placed on it, nobody waits for it."""
+    replace_after_s: float = 15.0
+    """After so long it is taken for frozen: it is killed and replaced."""
+    turn_timeout_s: float = 300.0
+    """One turn of an actor's work (a step of the batcher, a host function) that takes longer hangs: it is replaced."""
     executor: str = "auto"
     """"fiber", "thread", or "auto": fibers where the feature test passes."""
     transport: str = "socket"
@@ -175,6 +185,10 @@ class Config:
         _check_choice("transport", self.transport, ("socket", "ray"))
         _check_at_least("inferlets_per_actor", self.inferlets_per_actor, 1)
         _check_at_least("actor_pool", self.actor_pool, 1)
+        _check_at_least("max_actors", self.max_actors, self.actor_pool)
+        _check_at_least("suspect_after_s", self.suspect_after_s, LEAST_SUSPECT_S)
+        _check_at_least("replace_after_s", self.replace_after_s, self.suspect_after_s)
+        _check_at_least("turn_timeout_s", self.turn_timeout_s, 1)
         _check_at_least("worker_threads", self.worker_threads, 1)
         _check_at_least("lease_pages", self.lease_pages, 1)
         _check_at_least("registry_programs", self.registry_programs, 0)

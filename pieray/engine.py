@@ -18,19 +18,23 @@ from pieray.adapters import AdapterFacts, read_adapter
 from pieray.capabilities import ALL, Capabilities
 from pieray.clienttools import ClientTools
 from pieray.config import Config, from_mapping
-from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError
+from pieray.controllercalls import ControllerCalls
+from pieray.errors import EngineError, InvalidRequest, NoAnswer, NotFound, PeerLost, PierayError
 from pieray.host.limits import limits_within
 from pieray.link import ActorLink
 from pieray.manifest import is_spec, limits_below
 from pieray.messages import Install, Launch, decode, encode
 from pieray.process import Process
 from pieray.programs import ProgramSource, embedded_inferlets, is_embedded, resolve
-from pieray.raycalls import ask_actor
+from pieray.raycalls import ask_actor, asker
 from pieray.transport import Endpoint
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
+
+ASK_S = 60.0
+"""How long the Controller may take over what it is asked, as long as it says that it lives."""
 
 
 class Engine:
@@ -43,6 +47,7 @@ class Engine:
         self.tenant = "local"
         """Whose names, messages, store and quota that uses."""
         self._controller = controller
+        self._calls = ControllerCalls(asker(controller))
         self._owns_engine = owns_engine
         self._owns_ray = owns_ray
         self._peer_id = f"client-{os.getpid()}-{secrets.token_hex(4)}"
@@ -85,7 +90,13 @@ class Engine:
             instance_id, name, found.filename, found.source, found.component, text, asked, granted,
             found.version, self.user, self.tenant, client_servers=tools.names if tools else [],
         )  # fmt: skip
-        wire = self._ask("launch", _frame(message))
+        frame = _frame(message)
+        self._check_open()
+        try:
+            wire = self._calls.launch(frame, ASK_S)
+        except NoAnswer:
+            self._calls.tell("kill", instance_id, "its launch was given up")
+            raise
         try:
             return self._attached(instance_id, found.name, wire, tools)
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
@@ -235,7 +246,7 @@ class Engine:
             log.info("this process has left Ray already; an engine in it has ended with it")
             return
         try:
-            ask_actor(self._controller, "shutdown", timeout_s=60.0)
+            self._calls.ask("shutdown", timeout_s=ASK_S)
         except PierayError as error:
             log.info("the Controller did not stop the engine: %s", error)
         cluster.end_engine(self.config.namespace)
@@ -248,10 +259,13 @@ class Engine:
 
     # --- inside --------------------------------------------------------------------------------
 
-    def _ask(self, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
+    def _ask(self, method: str, *args: Any, timeout_s: float = ASK_S) -> Any:
+        self._check_open()
+        return self._calls.ask(method, *args, timeout_s=timeout_s)
+
+    def _check_open(self) -> None:
         if self._is_closed:
             raise EngineError("this engine handle is closed")
-        return ask_actor(self._controller, method, *args, timeout_s=timeout_s)
 
     def _link(self, endpoint: Endpoint) -> ActorLink:
         with self._lock:
