@@ -70,7 +70,7 @@ class Health:
         return self.answered(member, facts)
 
     def _silent(self, member: Member, elapsed_s: float) -> str:
-        if not member.is_heard:
+        if not member.is_heard and not member.endpoint:
             return ""
         member.silent_s += elapsed_s
         if member.silent_s >= self._replace_s:

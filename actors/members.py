@@ -38,7 +38,7 @@ class Member:
     pulse: Answer | None = None
     """The question for a sign of life that is under way."""
     is_heard: bool = False
-    """Whether it has ever answered: until then its start has a deadline, and silence none."""
+    """Whether it has ever answered: until then, or until it is open, its start has a deadline, and silence none."""
     silent_s: float = 0.0
     is_suspect: bool = False
     """It does not answer: nothing is placed on it, nobody waits for it."""

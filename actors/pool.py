@@ -146,7 +146,8 @@ class HostPool:
         if time.monotonic() >= deadline:
             raise EngineError(f"no InferletActor had room in time: {len(self._hosts)} run, max_actors is "
                               f"{self._max_hosts}, inferlets_per_actor is {self._capacity}; {self._num_waiting} "
-                              "launches wait")  # fmt: skip
+                              f"launches wait, {sum(h.is_suspect for h in self._hosts)} actors do not answer, "
+                              f"{sum(not h.is_current for h in self._hosts)} have no device group")  # fmt: skip
 
     def _roomiest(self, avoided: Collection[Member]) -> Member | None:
         room = [h for h in self._hosts if h.is_current and not h.is_suspect and h not in avoided]

@@ -187,6 +187,7 @@ class Supervisor:
         log.error("%s %s", member.describe(), why)
         self._end(member)
         if is_device:
+            self._drop_pair()
             self._keep_device.down()
         elif is_broker:
             self._keep_broker.down()
@@ -206,10 +207,7 @@ class Supervisor:
         The resource manager is put on the batcher's node: they die together in any case.
         """
         with self._device_lock:
-            with self._lock:
-                old, self._pair = self._pair, None
-            for member in old or ():
-                self._end(member)
+            self._drop_pair()
             pair: list[Member] = []
             try:
                 pair.append(batcher := self._create(BATCHER))
@@ -236,6 +234,16 @@ class Supervisor:
             raise ActorGone("one of the new device group has died already")
         self._tell_all()
 
+    def _drop_pair(self) -> None:
+        """End what is left of the device group; until hosts are connected to another one, launches wait."""
+        with self._lock:
+            old, self._pair = self._pair, None
+            self._wanted.pop("reconnect", None)
+        for host in self._pool.hosts():
+            self._is_behind(host)
+        for member in old or ():
+            self._end(member)
+
     def _bring_up_broker(self) -> None:
         """What waited at the old one has its answer; queues and topics begin anew."""
         with self._lock:
@@ -258,6 +266,7 @@ class Supervisor:
     # --- hosts: what they are told ---------------------------------------------------------------
 
     def _is_behind(self, host: Member) -> bool:
+        """Whether there is something to tell it; notes whether it is connected to the device group of today."""
         with self._lock:
             host.is_current = host.told.get("reconnect") == self._wanted.get("reconnect")
             return any(host.told.get(method) != args for method, args in self._wanted.items())
