@@ -275,7 +275,7 @@ class Outbox:
         self.ledger.close()
 
     def fail_all(self, error: PierayError) -> None:
-        """The device is lost: fail everything staged and in flight.  No answer comes any more to what was asked of it."""
+        """The device is lost: fail everything staged and in flight; what was asked of it is never answered."""
         commands: list[Command] = [*self._in_flight.values(), *self._staged]
         self._in_flight.clear()
         self._staged.clear()
