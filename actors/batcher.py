@@ -12,7 +12,10 @@ from pieray.actors.serving import ServingActor
 from pieray.adapters import AdapterFile, read_adapter
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
+from pieray.errors import DeviceLost
 from pieray.transport import Connection, Endpoint, Service, connect
+
+EXIT_FAILED, EXIT_DEVICE_LOST = 70, 71
 
 
 class Batcher(ServingActor):
@@ -35,7 +38,7 @@ class Batcher(ServingActor):
         core = BatcherCore(runner, settings, tokenizer=spec)
         core.plans.vocab_size = runner.config.vocab_size
         self._adapters = core.adapters
-        self._loop = StepLoop(core, on_failure=lambda: os._exit(70))
+        self._loop = StepLoop(core, on_failure=_end_process)
         info = {
             "name": folder.name,
             "architecture": runner.config.family,
@@ -83,6 +86,11 @@ class Batcher(ServingActor):
     def status(self) -> dict[str, Any]:
         links = {"resource-manager": self._fences.status()}
         return {**self.describe(), **self._loop.status(), "links": links}
+
+
+def _end_process(error: BaseException) -> None:
+    """Peers see it by EOF, the Supervisor starts another pair; the log has the reason already."""
+    os._exit(EXIT_DEVICE_LOST if isinstance(error, DeviceLost) else EXIT_FAILED)
 
 
 def _device(settings: ModelSettings) -> str:
