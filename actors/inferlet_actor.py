@@ -5,22 +5,17 @@ What it runs is imported when it opens: the Controller imports this module too, 
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from pieray.actors.common import control, launch_of
 from pieray.actors.serving import ServingActor
 from pieray.adapters import AdapterFacts
-from pieray.errors import DeadlineExceeded, DeviceLost, Stalled
+from pieray.errors import DeadlineExceeded, Stalled
 from pieray.transport import Endpoint
 
 if TYPE_CHECKING:
     from pieray.host.core import InferletHost
-    from pieray.host.device import DeviceClient
-
-log = logging.getLogger(__name__)
 
 Wire = tuple[Any, ...]
 
@@ -44,9 +39,11 @@ class InferletActor(ServingActor):
         from pieray.host.core import InferletHost
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.host.services import Services
+        from pieray.host.sessions import DeviceSessions
         from pieray.models.tokenizer import TokenizerSpec
 
-        self._token = token
+        self._device = DeviceSessions(peer_id=self.peer_id, token=token)
+        self._device.open(Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
         self._services = Services.of(self.config)
         self._services.broker = BrokerClient(peer_id=self.peer_id, token=token)
         self._services.children = ChildService(ControllerLauncher(self.config), self.config.limits,
@@ -56,18 +53,13 @@ class InferletActor(ServingActor):
         if broker:
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
-        self._reconnecting = threading.Lock()
-        self._group = batcher, resource_manager
-        self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory, self._services)
+        self._host = InferletHost(self.config, self._device, directory, self._services)
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
     def reconnect(self, batcher: Wire, resource_manager: Wire) -> None:
-        """The device group was replaced: later launches use the new one.  Idempotent."""
-        with self._reconnecting:
-            if self._group != (batcher, resource_manager):
-                self._running.replace_device(self._connect(batcher, resource_manager))
-                self._group = batcher, resource_manager
+        """The device group was replaced: later launches use the new one."""
+        self._device.open(Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
 
     def reconnect_broker(self, broker: Wire) -> None:
         """The broker has come up, or another one in its place."""
@@ -78,18 +70,11 @@ class InferletActor(ServingActor):
         """The engine's adapters, from now on."""
         self._services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
 
-    def _connect(self, batcher: Wire, resource_manager: Wire) -> DeviceClient:
-        from pieray.host.device import DeviceClient
-
-        return DeviceClient(
-            batcher=Endpoint.from_wire(batcher), resource_manager=Endpoint.from_wire(resource_manager),
-            peer_id=self.peer_id, token=self._token, timeout_s=30.0, on_lost=_log_loss,
-        )  # fmt: skip
-
     @property
     def _running(self) -> InferletHost:
         assert self._host is not None
         return self._host
+
 
     def launch(self, frame: bytes, sent_at: float, deadline: float) -> None:
         """Start an inferlet; raises the PierayError that refuses it.
@@ -129,12 +114,11 @@ class InferletActor(ServingActor):
 
     @control
     def status(self) -> dict[str, Any]:
-        return {**self.describe(), "executor": self._running.executor, "num_live": self._running.num_live}
+        links = {"device": self._device.status(), "broker": self._services.broker_status()}
+        host = self._running
+        return {**self.describe(), "executor": host.executor, "num_live": host.num_live, "links": links}
 
     def close(self) -> None:
         """End all inferlets; their clients are told."""
         self._running.close()
 
-
-def _log_loss(error: DeviceLost) -> None:
-    log.warning("%s", error)

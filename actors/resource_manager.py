@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
-from pieray.actors.common import control
+from pieray.actors.common import EXIT_FAILED, control
 from pieray.actors.serving import ServingActor
 
 if TYPE_CHECKING:
@@ -17,10 +18,13 @@ class ResourceManager(ServingActor):
     _leases: LeaseService | None = None
 
     def open(self, token: str, num_pages: int) -> tuple[Any, ...]:
-        """Begin to lease out pages `[0, num_pages)`; returns the endpoint."""
+        """Begin to lease out pages `[0, num_pages)`; returns the endpoint.
+
+        The process ends when its Batcher stays away for good: neither is of use alone, and the pair is replaced.
+        """
         from pieray.pages.service import LeaseService  # numpy: the Controller imports this module too
 
-        self._leases = LeaseService(num_pages)
+        self._leases = LeaseService(num_pages, on_batcher_lost=lambda: os._exit(EXIT_FAILED))
         return self.listen(self._leases, token)
 
     @property

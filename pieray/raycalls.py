@@ -6,11 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from pieray.deadlines import Deadline
 from pieray.errors import ActorGone, EngineError, NoAnswer, PierayError
 
 
 def ask_actor(actor: Any, method: str, *args: Any, timeout_s: float) -> Any:
-    """Call an actor's method and wait: its PierayErrors come through, its death and silence are EngineErrors."""
+    """Call an actor's method and wait, a day at most: its PierayErrors come through, its death and silence are
+    EngineErrors."""
     return await_answer(begin_call(actor, method, *args), method, timeout_s=timeout_s)
 
 
@@ -42,7 +44,7 @@ def await_answer(ref: Any, what: str, *, timeout_s: float) -> Any:
     from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
     try:
-        return ray.get(ref, timeout=max(0.0, timeout_s))
+        return ray.get(ref, timeout=Deadline(timeout_s).left_s())
     except RayTaskError as error:
         if isinstance(error.cause, PierayError):
             raise error.cause from None

@@ -19,6 +19,7 @@ from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
 from pieray.host.session import OUTPUTS
+from pieray.host.sessions import DeviceSessions
 from pieray.messages import (
     Event,
     Launch,
@@ -40,7 +41,7 @@ class InferletHost:
     """All inferlets of one actor process.  Thread-safe."""
 
     def __init__(
-        self, config: Config, device: DeviceClient, models: ModelDirectory, services: Services | None = None
+        self, config: Config, device: DeviceSessions, models: ModelDirectory, services: Services | None = None
     ) -> None:
         self._config = config
         self.services = services or Services.of(config)
@@ -82,7 +83,7 @@ class InferletHost:
         return self._wasm.busy_s
 
     def launch(self, launch: Launch, check: Callable[[], None] = lambda: None) -> None:
-        """Start an inferlet.  Raises NoRoom when full, InvalidRequest for a bad program or limits.
+        """Start an inferlet.  Raises NoRoom when full, InvalidRequest for a bad program or limits, DeviceLost.
 
         `check` is called when all is ready but the start, and raises what is against it.
         """
@@ -105,10 +106,11 @@ class InferletHost:
         limits = limits_within(self._config.limits, launch.limits)
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch)
+        device = self._device.current()  # may wait
         check()
-        return self._admit(launch, limits), program
+        return self._admit(launch, limits, device), program
 
-    def _admit(self, launch: Launch, limits: Limits) -> Inferlet:
+    def _admit(self, launch: Launch, limits: Limits, device: DeviceClient) -> Inferlet:
         with self._lock:
             if self._is_closed:
                 raise EngineError("this InferletActor is closing")
@@ -120,7 +122,7 @@ class InferletHost:
             number = self._next_number
             self._next_number += 1
             inferlet = Inferlet(
-                launch, number, limits=limits, device=self._device, models=self._models, services=self.services,
+                launch, number, limits=limits, device=device, models=self._models, services=self.services,
                 lease_pages=self._config.lease_pages, on_end=self._ended,
             )  # fmt: skip
             self._inferlets[launch.instance_id] = inferlet
@@ -156,11 +158,6 @@ class InferletHost:
                 path: Path = python_runtime.component_path()
                 self._programs["python"] = self._wasm.load(path, "python-runtime")
             return self._programs["python"]
-
-    def replace_device(self, device: DeviceClient) -> None:
-        """Launch on another device group from now on; inferlets of the old one are told that it is lost."""
-        old, self._device = self._device, device
-        old.close("the device group was replaced")
 
     def post_events(self, conn: Connection, events: list[Event]) -> None:
         """Events of a running guest: they leave with the frame that ends its worker's batch.
