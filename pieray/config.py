@@ -121,6 +121,8 @@ class ModelSettings:
     max_batch_requests: int = 256
     cohort_wait_s: float = 0.004
     """How long a step waits at most for inferlets that have just been answered."""
+    cuda_graphs: bool = True
+    """Replay decode steps as CUDA graphs, captured at first use; of no meaning on a CPU."""
     adapters: dict[str, Any] = field(default_factory=dict)
     """LoRA adapters by name: a safetensors file, or a folder with adapter_config.json."""
     adapter_bytes: int = 512 * MIB
