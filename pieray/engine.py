@@ -58,6 +58,8 @@ class Engine:
         self._links: dict[Endpoint, ActorLink] = {}
         self._lock = threading.Lock()
         self._is_closed = False
+        self.on_close: Callable[[], None] = _nothing
+        """Called when this handle has been closed."""
         self._token: str = controller.token if isinstance(controller, ControllerLink) else self._ask("token")
 
     # --- inferlets -----------------------------------------------------------------------------
@@ -249,6 +251,10 @@ class Engine:
         found: dict[str, Any] = self._ask("status")
         return found
 
+    def door(self) -> tuple[tuple[Any, ...], str]:
+        """Endpoint of the Controller's socket, () if it has none, and the engine's token: what `connect_door` takes."""
+        return tuple(self._ask("door")), self._token
+
     def shutdown(self) -> None:
         """Stop the engine for everybody, then close this handle."""
         self._owns_engine = True
@@ -271,6 +277,7 @@ class Engine:
                 self._controller.close()
             if self._owns_ray:
                 _leave_ray()
+            self.on_close()
 
     def _stop_engine(self) -> None:
         """Let the Controller end the inferlets and actors; then make sure of it, itself included."""
@@ -372,7 +379,8 @@ def connect(address: str = "auto", namespace: str = "pieray") -> Engine:
         raise
 
 
-def connect_door(endpoint: Sequence[Any], token: str, timeout_s: float = 10.0) -> Engine:
+def connect_door(endpoint: Sequence[Any], token: str, timeout_s: float = 10.0, *,
+                 on_close: Callable[[], None] | None = None) -> Engine:  # fmt: skip
     """The handle of an engine through the socket of its Controller: this process needs no Ray.
 
     `endpoint` as the Controller's `door` gives it; `token` is the engine's.  Raises PeerLost (it is gone), Denied,
@@ -381,10 +389,12 @@ def connect_door(endpoint: Sequence[Any], token: str, timeout_s: float = 10.0) -
     controller = ControllerLink(Endpoint.from_wire(endpoint), token, timeout_s)
     try:
         values = controller.ask("config", timeout_s=30.0)
-        return Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=False)
+        engine = Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=False)
     except BaseException:
         controller.close()
         raise
+    engine.on_close = on_close or _nothing
+    return engine
 
 
 def _tools_of(servers: Mapping[str, Any]) -> ClientTools:
@@ -403,6 +413,9 @@ def _leave_ray() -> None:
     import ray
 
     ray.shutdown()
+
+
+def _nothing() -> None: ...
 
 
 def _json(arguments: Mapping[str, Any]) -> str:
