@@ -62,7 +62,8 @@ def resolve(name_or_file: str) -> ProgramSource:
     """
     try:
         return _resolve(name_or_file)
-    except (OSError, ValueError, SyntaxError, RuntimeError) as error:  # no text, no TOML, a name with NUL or too long, no home
+    except (OSError, ValueError, SyntaxError, RuntimeError) as error:
+        # no text, no TOML, a name with NUL or too long, an unknown encoding, no home
         raise InvalidRequest(f"{name_or_file[:200]!r} cannot be read as an inferlet: {error}") from error
 
 
@@ -73,8 +74,8 @@ def _resolve(name_or_file: str) -> ProgramSource:
     if path.is_dir() and (path / manifest.FILE_NAME).exists():
         return _from_folder(path.resolve())
     if path.is_dir():
-        raise InvalidRequest(f"the folder {name_or_file!r} has no {manifest.FILE_NAME}, so it is no inferlet; `pieray new` "
-                             "makes one that is, and a single .py or .wasm file needs none")  # fmt: skip
+        raise InvalidRequest(f"the folder {name_or_file!r} has no {manifest.FILE_NAME}, so it is no inferlet; "
+                             "`pieray new` makes one, and a single .py or .wasm file needs none")  # fmt: skip
     if not path.is_file():
         names = ", ".join(embedded_inferlets())
         raise NotFound(f"no inferlet and no file is named {name_or_file!r}; embedded inferlets: {names}")

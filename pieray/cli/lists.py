@@ -45,7 +45,7 @@ def _told(row: Mapping[str, Any], now: float) -> dict[str, str]:
 def duration(seconds: float) -> str:
     """The two largest units: 12s, 3m 20s, 5h 2m, 4d 7h."""
     left = max(int(seconds), 0)
-    parts = []
+    parts: list[str] = []
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         number, left = divmod(left, size)
         if number or parts or unit == "s":

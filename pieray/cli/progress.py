@@ -18,7 +18,6 @@ def progress(*, is_quiet: bool = False) -> Iterator[Progress]:
         yield lambda _: None
     elif sys.stderr.isatty():
         from rich.console import Console
-
         from rich.markup import escape
 
         with Console(stderr=True).status("starting") as status:

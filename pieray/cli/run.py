@@ -128,9 +128,9 @@ def _follow(process: Process, printer: Printer, sent: list[tuple[str, bytes]], r
             _send_file(process, name, content)
         if interactive:
             send_lines(process)
-        for event in process.events():
+        for event in _events(process):
             _show(event, printer, received)
-        printer.result(_result(process))
+        printer.result(process.result())
     finally:
         _end(process)
 
@@ -154,9 +154,9 @@ def _show(event: Event, printer: Printer, received: Received) -> None:
         printer.file(file.name, len(file.data), None if path is None else str(path))
 
 
-def _result(process: Process) -> object:
+def _events(process: Process) -> Iterator[Event]:
     try:
-        return process.result()
+        yield from process.events()
     except PierayError as error:
         raise InferletFailed(error) from None
 

@@ -13,16 +13,14 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def leave_at_once() -> None:
-    """Let a stopping signal end this process with its exit code, without a word: there is nothing to put in order.
-
-    One that is ignored, as under `nohup`, stays so.
-    """
+    """Let a stopping signal end this process with its exit code, without a word: there is nothing to put in order."""
     _install(lambda signum, _frame: os._exit(128 + signum))
 
 
 def _install(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Take the stopping signals; under `nohup` a closed terminal goes on to be ignored."""
     for number in STOPPING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
 
 

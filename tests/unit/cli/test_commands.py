@@ -15,6 +15,7 @@ from fake_engine import FakeEngine, Outcome
 import pieray
 from pieray import upstate
 from pieray.cli import doctor
+from pieray.errors import GuestFailed
 from pieray.upstate import UpState
 
 Call = Callable[..., Outcome]
@@ -31,8 +32,22 @@ def test_version_and_help_load_neither_ray_nor_torch() -> None:
 
 
 def test_ps_prints_rows_for_programs_and_people(engine: FakeEngine, call: Call, is_up: UpState) -> None:
-    assert json.loads(call("ps", "--json").stdout) == engine.ps()
-    assert call("ps").stdout == "fake-1\tfake\trunning\t0.50\t3\t-\n"
+    rows = json.loads(call("ps", "--json").stdout)
+    assert [row["instance_id"] for row in rows] == ["fake-1", "\x1b[2Jfake-2"]
+    assert rows[0].keys() == engine.ps()[0].keys()
+    running, failed = call("ps").stdout.splitlines()
+    assert running.split("\t") == ["fake-1", "fake", "running", "lab/ada", "3m 20s", "0.50", "3", "7", "-", "-"]
+    assert failed.split("\t") == [
+        r"\x1b[2Jfake-2", r"a\tb\n", "failed", "lab/ada", "1d 1h", "0.50", "3", "7", "fake-1", r"quota: \x9b1m"
+    ]  # fmt: skip
+
+
+def test_what_an_inferlet_logs_and_how_it_fails_steers_no_terminal(engine: FakeEngine, call: Call) -> None:
+    engine.logs, engine.error = ["info: \x1b]0;title\x07 and \u202e"], GuestFailed("no \x9b2J\nsecond line")
+    done = call("run", "text-completion", "--debug", "--", "--prompt", "a")
+    assert done.stderr.splitlines()[1:] == [
+        r"info: \x1b]0;title\x07 and \u202e", r"pieray: guest-failed: no \x9b2J", "second line"
+    ]  # fmt: skip
 
 
 def test_adapters_are_listed(engine: FakeEngine, call: Call, is_up: UpState) -> None:
