@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pieray.config import Config
 from pieray.errors import NotFound, PierayError
 from pieray.process import Event, Process
 from pieray.programs import ProgramSource
@@ -71,6 +72,7 @@ class FakeEngine:
     launches: list[dict[str, Any]] = field(default_factory=list)
     mcp: Any = None
     is_attached: bool = False
+    config: Config = field(default_factory=Config)
     is_closed: bool = False
     link: FakeLink = field(default_factory=FakeLink)
     installed: dict[str, ProgramSource] = field(default_factory=dict)
