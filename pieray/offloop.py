@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -18,6 +20,8 @@ async def off_loop(call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -
     The thread is a daemon of its own and none of a pool's: calls that wait never keep others from starting, and none
     keeps the interpreter from ending.  If the awaiting task is cancelled, the call runs on to its end.
     """
+    import asyncio  # here: it takes longer to import than all that a client without an event loop needs
+
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import json
@@ -11,11 +10,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, 
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pieray.deadlines import Deadline
 from pieray.errors import PierayError, error_from
 from pieray.offloop import off_loop
+
+if TYPE_CHECKING:
+    import asyncio
 
 ENDINGS = ("result", "error")
 
@@ -175,6 +177,8 @@ class Process:
 
     async def aevents(self) -> AsyncGenerator[Event, None]:
         """`events` for an event loop."""
+        import asyncio  # here and below: it takes longer to import than all of this package
+
         changed = asyncio.Event()
         waiter = (asyncio.get_running_loop(), changed)
         number = 0
@@ -209,6 +213,8 @@ class Process:
 
     async def wait(self, timeout: float | None = None) -> Any:
         """`result` for an event loop."""
+        import asyncio
+
         deadline = Deadline(timeout)
         try:
             async with asyncio.timeout(deadline.allowed_s) as allowed:

@@ -6,7 +6,6 @@ import dataclasses
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ class ProgramSource:
 
 def inferlets_folder() -> Path:
     """Where the embedded inferlets lie."""
+    from importlib.resources import files
+
     return Path(str(files("pieray.inferlets")))
 
 

@@ -50,9 +50,12 @@ def test_run_prints_the_text_and_exits_0(cli: CommandLine) -> None:
     ("words", "exit_code", "message"),
     [
         (("run", "text-completio"), 2, "text-completion"),
+        (("run", "text-completion"), 2, "missing: prompt"),
+        (("run", "text-completion", "--", "--prompt", "a", "--max-tokens", "five"), 2, "is int; given 'five'"),
+        (("run", "text-completion", "--num-pages", "-3"), 2, "model.num_pages is at least 0; given -3"),
         (("run", "text-completion", "--input", "{"), 2, "--input is not JSON"),
-        (("run", "text-completion", "--model", "/no/such"), 3, "/no/such/config.json"),
-        (("run", "text-completion", "--address", "127.0.0.1:1"), 3, "nothing answers at 127.0.0.1:1"),
+        (("run", "text-completion", "--model", "/no/such", "--", "--prompt", "a"), 3, "/no/such/config.json"),
+        (("run", "text-completion", "--address", "127.0.0.1:1", "--", "--prompt", "a"), 3, "nothing answers at 127.0.0.1:1"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
