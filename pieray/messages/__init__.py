@@ -1,73 +1,66 @@
-"""Every message that crosses a process, by who talks to whom, and the one frame format.
+"""Every message that crosses a process, by who talks to whom, and the one frame format."""
 
-A name is imported when it is first used, a frame's unknown kind brings all: making the classes is most of what a client
-would spend on its start, and it has no use for those of others.
-"""
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
-    from pieray.messages.batcher import (
-        DISTRIBUTION,
-        ENTROPY,
-        HIDDEN,
-        LOGITS,
-        LOGPROBS,
-        SAMPLE,
-        SAMPLE_WITH,
-        CancelInferlet,
-        CopyTokens,
-        EmbedTokens,
-        Forward,
-        Output,
-        Verify,
-    )
-    from pieray.messages.broker import (
-        Broadcast,
-        Credit,
-        Next,
-        Pull,
-        Push,
-        Settle,
-        StoreDelete,
-        StoreGet,
-        StoreNames,
-        StorePut,
-        StorePutIf,
-        Subscribe,
-        Unsubscribe,
-        Withdraw,
-    )
-    from pieray.messages.children import Bind
-    from pieray.messages.client import (
-        Attach,
-        Event,
-        Install,
-        Kill,
-        Launch,
-        SendFile,
-        SendText,
-        file_part,
-        read_file_part,
-    )
-    from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
-    from pieray.messages.controller import Ask
-    from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
-    from pieray.messages.leases import (
-        CloseLease,
-        ExportPages,
-        ImportPages,
-        LeasePages,
-        ListExports,
-        PeerFenced,
-        ReclaimSpare,
-        ReleasePages,
-        Unexport,
-    )
-    from pieray.messages.opening import Completed, Failed, Hello, Welcome
-    from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
+from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
+from pieray.messages.batcher import (
+    DISTRIBUTION,
+    ENTROPY,
+    HIDDEN,
+    LOGITS,
+    LOGPROBS,
+    SAMPLE,
+    SAMPLE_WITH,
+    CancelInferlet,
+    CopyTokens,
+    EmbedTokens,
+    Forward,
+    Output,
+    Verify,
+)
+from pieray.messages.broker import (
+    Broadcast,
+    Credit,
+    Next,
+    Pull,
+    Push,
+    Settle,
+    StoreDelete,
+    StoreGet,
+    StoreNames,
+    StorePut,
+    StorePutIf,
+    Subscribe,
+    Unsubscribe,
+    Withdraw,
+)
+from pieray.messages.children import Bind
+from pieray.messages.client import (
+    Attach,
+    Event,
+    Install,
+    Kill,
+    Launch,
+    SendFile,
+    SendText,
+    file_part,
+    read_file_part,
+)
+from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
+from pieray.messages.controller import Ask
+from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
+from pieray.messages.leases import (
+    CloseLease,
+    ExportPages,
+    FencePeer,
+    ImportPages,
+    LeasePages,
+    ListExports,
+    PeerFenced,
+    ReclaimSpare,
+    ReleasePages,
+    Unexport,
+)
+from pieray.messages.opening import Completed, Failed, Hello, Welcome
+from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
 
 __all__ = [
     "DISTRIBUTION",
@@ -97,6 +90,7 @@ __all__ = [
     "ExportPages",
     "ExtendPlan",
     "Failed",
+    "FencePeer",
     "Forward",
     "Hello",
     "ImportPages",
@@ -138,27 +132,3 @@ __all__ = [
     "file_part",
     "read_file_part",
 ]
-
-#: Where names are looked for, first those that every client needs.
-_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "batcher", "plans",
-            "adapters", "broker")  # fmt: skip
-
-
-def __getattr__(name: str) -> Any:
-    """A name of `__all__` (PEP 562)."""
-    if name in __all__:
-        for module in map(_load, _MODULES):
-            if hasattr(module, name):
-                globals()[name] = getattr(module, name)
-                return globals()[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def load_all() -> None:
-    """Import every module, so that all kinds are registered."""
-    for module in _MODULES:
-        _load(module)
-
-
-def _load(module: str) -> Any:
-    return importlib.import_module(f"{__name__}.{module}")
