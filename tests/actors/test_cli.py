@@ -14,6 +14,7 @@ from command import HOLD, CommandLine
 
 pytestmark = pytest.mark.slow
 
+COMPLETE = ("text-completion", "--", "--prompt", "a")
 NO_ROOM = "pieray: output: stdout cannot be written: No space left on device"
 CLOSED = "pieray: output: stdout cannot be written: Bad file descriptor"
 LOADED = """
@@ -54,8 +55,8 @@ def test_run_prints_the_text_and_exits_0(cli: CommandLine) -> None:
         (("run", "text-completion", "--", "--prompt", "a", "--max-tokens", "five"), 2, "is int; given 'five'"),
         (("run", "text-completion", "--num-pages", "-3"), 2, "model.num_pages is at least 0; given -3"),
         (("run", "text-completion", "--input", "{"), 2, "--input is not JSON"),
-        (("run", "text-completion", "--model", "/no/such", "--", "--prompt", "a"), 3, "/no/such/config.json"),
-        (("run", "text-completion", "--address", "127.0.0.1:1", "--", "--prompt", "a"), 3, "nothing answers at 127.0.0.1:1"),
+        (("run", "--model", "/no/such", *COMPLETE), 3, "/no/such/config.json"),
+        (("run", "--address", "127.0.0.1:1", *COMPLETE), 3, "nothing answers at 127.0.0.1:1"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
