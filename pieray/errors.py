@@ -160,6 +160,8 @@ class NoRoom(EngineError):
 class Stalled(EngineError):
     """The process stood still while the request waited in it, and has not carried it out: ask again."""
 
+    code = "stalled"
+
 
 class ConfigError(PierayError):
     """A setting is unknown or outside its range."""
@@ -175,7 +177,7 @@ ERRORS: dict[str, type[PierayError]] = {
     for cls in (
         InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, Evicted, DeviceLost, DeadlineExceeded,
         Cancelled, NotFound, Pending, WrongType, Unsupported, RemoteFailed, GuestFailed, GuestTrapped, ModelError,
-        ProtocolError, PeerLost, EngineError, ConfigError, PierayError,
+        ProtocolError, PeerLost, EngineError, Stalled, ConfigError, PierayError,
     )
 }  # fmt: skip
 

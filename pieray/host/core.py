@@ -93,8 +93,8 @@ class InferletHost:
             with self._lock:
                 self._num_returned += 1
             raise
-        if launch.parent:
-            self.bonds.expect(launch.instance_id)
+        if launch.parent or launch.is_attached:
+            self.bonds.expect(launch.instance_id, is_child=bool(launch.parent))
         try:
             inferlet.start(self._wasm, program)
         except BaseException:
