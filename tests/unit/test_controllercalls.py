@@ -1,4 +1,4 @@
-"""Calls to a Controller that answers, is silent, freezes, dies: short deadlines, no launch that starts twice or late."""
+"""Calls to a Controller that answers, is silent, freezes, dies: short deadlines, and no launch twice or late."""
 
 from __future__ import annotations
 
