@@ -6,18 +6,26 @@ What computes is imported when the model is loaded: the Controller imports this 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pieray.actors.common import EXIT_FAILED, control
 from pieray.actors.serving import ServingActor
 from pieray.adapters import AdapterFile, read_adapter
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
-from pieray.messages import Message
-from pieray.transport import Connection, Endpoint, connect
+from pieray.errors import DeviceLost
+from pieray.transport import Connection, Endpoint, Service, connect
+
+if TYPE_CHECKING:
+    from pieray.sched.loop import StepLoop
+
+EXIT_DEVICE_LOST = 71
 
 
 class Batcher(ServingActor):
     """Shell around `StepLoop`."""
+
+    _loop: StepLoop | None = None
 
     def load(self) -> dict[str, Any]:
         """Load the model; returns its facts and tokenizer as plain fields.  Raises ModelError."""
@@ -32,13 +40,14 @@ class Batcher(ServingActor):
         runner = ModelRunner.load(
             folder, device=_device(settings), dtype=_dtype(settings), num_pages=settings.num_pages or None,
             page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
+            cuda_graphs=settings.cuda_graphs,
         )  # fmt: skip
         spec = TokenizerSpec.from_folder(folder)
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
         core = BatcherCore(runner, settings, tokenizer=spec, costs=costs)
         core.plans.vocab_size = runner.config.vocab_size
         self._adapters = core.adapters
-        self._loop = StepLoop(core, on_failure=lambda: os._exit(70))
+        self._loop = StepLoop(core, on_failure=_end_process)
         info = {
             "name": folder.name,
             "architecture": runner.config.family,
@@ -71,23 +80,34 @@ class Batcher(ServingActor):
 
     def open(self, token: str, resource_manager: tuple[Any, ...]) -> tuple[Any, ...]:
         """Begin to step; fences go to the resource manager.  Returns the endpoint for InferletActors."""
-        ledger = connect(Endpoint.from_wire(resource_manager), _Fences(), role="batcher", peer_id=self.peer_id,
-                         token=token, timeout_s=30.0)  # fmt: skip
-        self._loop.start(ledger)
+        from pieray.sched.fences import FenceLink
+
+        assert self._loop is not None
+        endpoint = Endpoint.from_wire(resource_manager)
+
+        def dial(service: Service) -> Connection:
+            return connect(endpoint, service, role="batcher", peer_id=self.peer_id, token=token, timeout_s=10.0)
+
+        self._fences = FenceLink(dial, self._loop.lose)
+        self._fences.open()
+        self._loop.start(self._fences)
         return self.listen(self._loop, token)
 
+    @property
+    def busy_s(self) -> float:
+        """How long the step thread has been at its present turn."""
+        return self._loop.busy_s if self._loop is not None else 0.0
+
+    @control
     def status(self) -> dict[str, Any]:
-        return {**self.describe(), **self._loop.status()}
+        assert self._loop is not None
+        links = {"resource-manager": self._fences.status()}
+        return {**self.describe(), **self._loop.status(), "links": links}
 
 
-class _Fences:
-    """The batcher's connection to its resource manager: it only sends."""
-
-    def on_connect(self, conn: Connection) -> None: ...
-
-    def on_messages(self, conn: Connection, messages: list[Message]) -> None: ...
-
-    def on_close(self, conn: Connection, error: Exception) -> None: ...
+def _end_process(error: BaseException) -> None:
+    """Peers see it by EOF, the Supervisor starts another pair; the log has the reason already."""
+    os._exit(EXIT_DEVICE_LOST if isinstance(error, DeviceLost) else EXIT_FAILED)
 
 
 def _device(settings: ModelSettings) -> str:

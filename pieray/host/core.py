@@ -6,11 +6,12 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pieray.config import Config, Limits
-from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError
+from pieray.errors import Cancelled, EngineError, InvalidRequest, NoRoom, NotFound, PeerLost, PierayError
 from pieray.host.children import Bonds
 from pieray.host.device import DeviceClient
 from pieray.host.inferlet import EndedInferlet, Inferlet
@@ -18,6 +19,7 @@ from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
 from pieray.host.session import OUTPUTS
+from pieray.host.sessions import DeviceSessions
 from pieray.messages import (
     Event,
     Launch,
@@ -39,7 +41,7 @@ class InferletHost:
     """All inferlets of one actor process.  Thread-safe."""
 
     def __init__(
-        self, config: Config, device: DeviceClient, models: ModelDirectory, services: Services | None = None
+        self, config: Config, device: DeviceSessions, models: ModelDirectory, services: Services | None = None
     ) -> None:
         self._config = config
         self.services = services or Services.of(config)
@@ -52,6 +54,7 @@ class InferletHost:
         self._programs: dict[str, Program] = {}
         self._inferlets: OrderedDict[str, Inferlet | EndedInferlet] = OrderedDict()
         self._num_live = 0
+        self._num_returned = 0
         self._next_number = 1
         self._lock = threading.Lock()
         self._is_closed = False
@@ -69,14 +72,29 @@ class InferletHost:
         """Load the Python runtime, so that the first launch finds it mapped."""
         self._python_program()
 
-    def launch(self, launch: Launch) -> None:
-        """Start an inferlet.  Raises EngineError when full, InvalidRequest for a bad program or limits."""
-        limits = limits_within(self._config.limits, launch.limits)
-        check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
-        program = self._program_of(launch)
-        inferlet = self._admit(launch, limits)
-        if launch.parent:
-            self.bonds.expect(launch.instance_id)
+    @property
+    def num_returned(self) -> int:
+        """Launches refused, and inferlets that have left their place, in all."""
+        return self._num_returned
+
+    @property
+    def busy_s(self) -> float:
+        """How long a worker has been at one turn of a guest, as seen by calls of this, by one thread."""
+        return self._wasm.busy_s
+
+    def launch(self, launch: Launch, check: Callable[[], None] = lambda: None) -> None:
+        """Start an inferlet.  Raises NoRoom when full, InvalidRequest for a bad program or limits, DeviceLost.
+
+        `check` is called when all is ready but the start, and raises what is against it.
+        """
+        try:
+            inferlet, program = self._prepared(launch, check)
+        except BaseException:
+            with self._lock:
+                self._num_returned += 1
+            raise
+        if launch.parent or launch.is_attached:
+            self.bonds.expect(launch.instance_id, is_child=bool(launch.parent))
         try:
             inferlet.start(self._wasm, program)
         except BaseException:
@@ -84,19 +102,27 @@ class InferletHost:
                 self._inferlets.pop(launch.instance_id, None)
             raise
 
-    def _admit(self, launch: Launch, limits: Limits) -> Inferlet:
+    def _prepared(self, launch: Launch, check: Callable[[], None]) -> tuple[Inferlet, Program]:
+        limits = limits_within(self._config.limits, launch.limits)
+        check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
+        program = self._program_of(launch)
+        device = self._device.current()  # may wait
+        check()
+        return self._admit(launch, limits, device), program
+
+    def _admit(self, launch: Launch, limits: Limits, device: DeviceClient) -> Inferlet:
         with self._lock:
             if self._is_closed:
                 raise EngineError("this InferletActor is closing")
             if self._num_live >= self._config.inferlets_per_actor:
-                raise EngineError(f"inferlets_per_actor: the limit is {self._config.inferlets_per_actor}; "
-                                  "one more was launched")  # fmt: skip
+                raise NoRoom(f"inferlets_per_actor: the limit is {self._config.inferlets_per_actor}; "
+                             "one more was launched")  # fmt: skip
             if launch.instance_id in self._inferlets:
                 raise InvalidRequest(f"an inferlet {launch.instance_id!r} exists already")
             number = self._next_number
             self._next_number += 1
             inferlet = Inferlet(
-                launch, number, limits=limits, device=self._device, models=self._models, services=self.services,
+                launch, number, limits=limits, device=device, models=self._models, services=self.services,
                 lease_pages=self._config.lease_pages, on_end=self._ended,
             )  # fmt: skip
             self._inferlets[launch.instance_id] = inferlet
@@ -109,6 +135,7 @@ class InferletHost:
         self.bonds.ended(instance_id)
         with self._lock:
             self._num_live -= 1
+            self._num_returned += 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
                 self._inferlets[instance_id] = EndedInferlet(inferlet)
             ended = deque((i, f.num_bytes) for i, f in self._inferlets.items() if isinstance(f, EndedInferlet))
@@ -131,11 +158,6 @@ class InferletHost:
                 path: Path = python_runtime.component_path()
                 self._programs["python"] = self._wasm.load(path, "python-runtime")
             return self._programs["python"]
-
-    def replace_device(self, device: DeviceClient) -> None:
-        """Launch on another device group from now on; inferlets of the old one are told that it is lost."""
-        old, self._device = self._device, device
-        old.close("the device group was replaced")
 
     def post_events(self, conn: Connection, events: list[Event]) -> None:
         """Events of a running guest: they leave with the frame that ends its worker's batch.

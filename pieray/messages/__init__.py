@@ -46,10 +46,12 @@ from pieray.messages.client import (
     read_file_part,
 )
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
+from pieray.messages.controller import Ask
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import (
     CloseLease,
     ExportPages,
+    FencePeer,
     ImportPages,
     LeasePages,
     ListExports,
@@ -72,6 +74,7 @@ __all__ = [
     "SAMPLE",
     "SAMPLE_WITH",
     "SCHEMA",
+    "Ask",
     "Attach",
     "Bind",
     "Broadcast",
@@ -88,6 +91,7 @@ __all__ = [
     "ExportPages",
     "ExtendPlan",
     "Failed",
+    "FencePeer",
     "Forward",
     "Hello",
     "ImportPages",

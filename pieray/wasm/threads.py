@@ -15,6 +15,7 @@ from typing import Any
 
 import wasmtime
 
+from pieray.deadlines import wait_s
 from pieray.errors import EngineError, PierayError
 from pieray.wasm import native
 from pieray.wasm.calls import Call, WasmFailed, error_of, new_store
@@ -56,7 +57,7 @@ class ThreadGuest(Guest):
                 if image is not None:
                     return image
                 if self.error is None:
-                    self._wake.wait(None if park.deadline is None else max(0.0, park.deadline - time.monotonic()))
+                    self._wake.wait(None if park.deadline is None else wait_s(park.deadline))
             return None
         finally:
             self.is_running = True
@@ -174,6 +175,11 @@ class ThreadExecutor:
     def wake_ticker(self) -> None:
         if self._ticker.is_asleep:
             self._ticker.wake()
+
+    @property
+    def busy_s(self) -> float:
+        """0: a guest that hangs in a host function keeps nobody else from running."""
+        return 0.0
 
     def runs_on(self, thread: threading.Thread) -> bool:
         return thread in self._threads
