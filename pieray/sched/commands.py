@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import InvalidRequest
+from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import (
     DISTRIBUTION,
     ENTROPY,
@@ -27,6 +27,8 @@ F32 = npt.NDArray[np.float32]
 LaneKey: TypeAlias = tuple[str, int]  # peer_id, inferlet
 Slots: TypeAlias = dict[int, int]  # page: bits of its slots
 
+PART_BYTES = 64 << 10
+"""Of a list of tokens, multiples of 4: a longer one is answered in parts, which may be computed in different steps."""
 NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3, ENTROPY: 3, HIDDEN: 3, SAMPLE_WITH: 4}
 
 
@@ -91,8 +93,8 @@ class ForwardCommand(Command):
     """
 
     __slots__ = (
-        "_output_s", "adapter", "all_outputs", "embeds", "first_written", "kv_len", "mask", "num_answered", "num_asked",
-        "outputs", "pages", "positions", "tokens",
+        "_output_s", "_parts", "adapter", "all_outputs", "embeds", "first_written", "kv_len", "mask", "num_answered",
+        "num_asked", "outputs", "pages", "positions", "tokens",
     )  # fmt: skip
     is_copy = False
 
@@ -121,11 +123,38 @@ class ForwardCommand(Command):
         self.adapter: Any = None  # a `LoraAdapter`: held, so that it stays loaded until the command has run
         for output in message.outputs:
             _check_output(output, num_tokens)
-        self.all_outputs = message.outputs  # in the order asked
-        self.outputs = _by_row(message.outputs)
+        self._parts: dict[int, tuple[int, list[Any]]] = {}  # by ticket: of how many parts, and those that are here
+        self.all_outputs = self._cut_up(message.outputs)  # in the order asked
+        self.outputs = _by_row(self.all_outputs)
         self.num_asked = 0  # of `outputs`: those that are computed or in the running step
         self.num_answered = 0  # of `outputs`
         self._output_s = -1.0  # what all outputs take, in seconds, if that has been asked
+
+    def _cut_up(self, outputs: list[Output]) -> list[Output]:
+        """Outputs with long lists become several with parts of the list: no step need compute more than one."""
+        if not any(output[1] == LOGPROBS and len(output[3]) > PART_BYTES for output in outputs):
+            return outputs
+        parts: list[Output] = []
+        for output in outputs:
+            if output[1] != LOGPROBS or len(output[3]) <= PART_BYTES:
+                parts.append(output)
+                continue
+            ticket, tag, row, ids = output
+            starts = range(0, len(ids), PART_BYTES)
+            parts += [[ticket, tag, row, ids[start : start + PART_BYTES]] for start in starts]
+            self._parts[ticket] = len(starts), []
+        return parts
+
+    def joined(self, ticket: int, value: Any) -> Any:
+        """The whole value of an output, from its next part or all of it; None: there are parts to come."""
+        if ticket not in self._parts:
+            return value
+        count, parts = self._parts[ticket]
+        parts.append(value)
+        if len(parts) < count:
+            return None
+        del self._parts[ticket]
+        return next((part for part in parts if isinstance(part, PierayError)), None) or np.concatenate(parts)
 
     @property
     def is_masked(self) -> bool:
@@ -165,7 +194,7 @@ class ForwardCommand(Command):
         return page_slots(_numbers(self.pages), self.kv_len, self.kv_len + self.num_tokens, page_size)
 
     def tickets(self) -> list[int]:
-        return [self.ticket, *(output[0] for output in self.outputs[self.num_answered :])]
+        return [self.ticket, *dict.fromkeys(output[0] for output in self.outputs[self.num_answered :])]
 
 
 class CopyCommand(Command):

@@ -243,7 +243,6 @@ class BatcherCore:
 
     def _forward(self, plan: StepPlan, answers: Answers) -> None:
         """Compute and answer; a forward whose copy has failed is over already."""
-        convert = self._convert
         chunks, items, requests = [], [], []
         for chunk in plan.forwards:
             if chunk.command.is_over:
@@ -268,16 +267,21 @@ class BatcherCore:
             if isinstance(command, VerifyCommand):
                 self._verify(command, chunk, result, answers)
                 continue
-            peer_id = command.peer_id
-            for output, value in zip(chunk.outputs, result, strict=True):
-                if isinstance(value, PierayError):
-                    answers.append((peer_id, failed(output[0], value)))
-                else:
-                    answers.append((peer_id, Completed(output[0], convert.wire_value(value))))
-            command.num_answered += len(chunk.outputs)
-            if chunk.is_last:
-                answers.append((peer_id, Completed(command.ticket, None)))
-                self._scheduler.finish(command)
+            self._answer_outputs(chunk, result, answers)
+
+    def _answer_outputs(self, chunk: Chunk, values: Sequence[Any], answers: Answers) -> None:
+        """Answer what the values complete, and, behind the last chunk, the pass."""
+        command, peer_id = chunk.command, chunk.command.peer_id
+        for output, found in zip(chunk.outputs, values, strict=True):
+            value = command.joined(output[0], found)
+            if isinstance(value, PierayError):
+                answers.append((peer_id, failed(output[0], value)))
+            elif value is not None:
+                answers.append((peer_id, Completed(output[0], self._convert.wire_value(value))))
+        command.num_answered += len(chunk.outputs)
+        if chunk.is_last:
+            answers.append((peer_id, Completed(command.ticket, None)))
+            self._scheduler.finish(command)
 
     def _asked(self, chunk: Chunk) -> tuple[ForwardItem, list[OutputRequest]]:
         """What the runner is asked for a chunk."""

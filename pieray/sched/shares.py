@@ -7,8 +7,8 @@ alone, and an inferlet that wants more than that (a prefill, a hundred sequences
 
 Each account has spent some of its level's clock (virtual time; a form of deficit round robin, Shreedhar and Varghese
 1995).  A step moves the clock by one share, and what an inferlet takes moves its account: while it is not ahead of the
-clock, it may take what it is behind.  An account falls behind by at most BURST_STEPS, which is what a newcomer begins
-with: a short prefill runs at once, a flood is soon held to its share.  The clock never falls behind all who want
+clock, it may take what it is behind.  An account falls behind by at most BURST_STEPS shares, which is what a newcomer
+begins with: a short prefill runs at once, a flood is soon held to its share.  The clock never falls behind all who want
 something: nothing is kept from one inferlet while no other wants it.
 """
 
@@ -26,10 +26,12 @@ CROWD_STEPS = 2.0
 SLICE_OF_STEP = 0.8
 """What one may add to a step, as a part of what the step takes for the least of the others alone.  What is left of it
 is for what no step measures: the work of the actor's threads and of receivers."""
+FREE_OF_STEP = 0.3
+"""The first decode of each in a step takes of nobody's share while it is no longer than that part of a step."""
 ALONE_STEPS = 8.0
 """Bare steps that a step takes while nobody decodes: so long a newcomer may wait."""
 BURST_STEPS = 64.0
-"""Bare steps that an account may fall behind."""
+"""Steps whose shares an account may fall behind by."""
 RECENT_S = 1.0
 """An inferlet that has been away for less is taken to come back for a decode."""
 
@@ -40,6 +42,8 @@ class Tenant:
 
     spent: float
     clock: float = 0.0
+    burst_s: float = 0.0  # that its inferlets may fall behind by
+    free_s: float = 0.0  # that the first decode of each in a step takes of nobody's share
     num_accounts: int = 0
     num_away: int = 0
     taken: float = 0.0  # in the step that is being filled
@@ -100,9 +104,9 @@ class Shares:
             return found
         owner = self._tenants.get(tenant)
         if owner is None:
-            owner = self._tenants[tenant] = Tenant(self._clock - self._burst_s)
+            owner = self._tenants[tenant] = Tenant(-math.inf)
         owner.num_accounts += 1
-        found = self._accounts[key] = Account(owner, owner.clock - self._burst_s)
+        found = self._accounts[key] = Account(owner, -math.inf)
         return found
 
     def leave(self, key: LaneKey, now: float) -> None:
@@ -132,7 +136,6 @@ class Shares:
         short sequence adds `decode_s`."""
         self._forget_old(now)
         bare = step_s + decode_s
-        self._burst_s = BURST_STEPS * bare
         self._is_alone = len(demands) == 1 and not self._away
         for tenant in self._tenants.values():
             tenant.lanes.clear()
@@ -158,7 +161,7 @@ class Shares:
         """What all slices of the step may add, and what one tenant's may."""
         decoding = [tenant.decode_s for tenant in present if tenant.decode_s > 0.0]
         if self._are_tenants_alone:
-            self._clock = max(self._clock, max((tenant.spent for tenant in wanting), default=0.0))
+            self._clock = max([self._clock, *(tenant.spent for tenant in wanting)])
             return math.inf, math.inf
         least = min(decoding, default=math.inf)
         crowd = max(CROWD_STEPS * bare, step_s + least * len(decoding)) if decoding else ALONE_STEPS * bare
@@ -166,7 +169,8 @@ class Shares:
             tenant.decode_s > step_s + least or any(one.has_more for one in tenant.lanes) for tenant in wanting
         )
         share = min(SLICE_OF_STEP * (step_s + least), crowd / max(num_wanting_more, 1))
-        self._clock = max(self._clock + share, min((tenant.spent for tenant in wanting), default=0.0))
+        self._burst_s = BURST_STEPS * share
+        self._clock = max(self._clock + share, min([tenant.spent for tenant in wanting]))
         for tenant in wanting:
             tenant.is_ahead = tenant.spent > self._clock
         return crowd, share
@@ -182,9 +186,14 @@ class Shares:
         self._left_s = min(self._left_s, crowd)
         crowd = min(crowd, tenant_share)
         quantum = step_s + least
-        num_wanting_more = sum([one.has_more or one.decode_s > quantum for one in lanes])
+        tenant.free_s = 0.0 if tenant.decode_s > tenant_share else max(least, FREE_OF_STEP * quantum)
+        if tenant.decode_s > tenant_share:
+            num_wanting_more = len(lanes)  # not even their decodes fit in what the tenant may take
+        else:
+            num_wanting_more = sum([one.has_more or one.decode_s > quantum for one in lanes])
         share = min(SLICE_OF_STEP * quantum, crowd / max(num_wanting_more, 1))
         self._least_s = bare / 4.0
+        tenant.burst_s = BURST_STEPS * share
         tenant.clock = clock = max(tenant.clock + share, min([one.account.spent for one in lanes]))
         for one in lanes:
             one.account.is_ahead = one.account.spent > clock
@@ -207,21 +216,24 @@ class Shares:
         if not self._are_tenants_alone:
             if tenant.is_ahead:
                 return 0.0
-            room = max(self._clock - tenant.spent, self._least_s - tenant.taken)
+            room = max(min(self._clock - tenant.spent, self._burst_s), self._least_s - tenant.taken)
             if room <= 0.0:
                 return 0.0
         if is_decode and account.taken == 0.0:
             return math.inf
-        own = max(tenant.clock - account.spent, self._least_s - account.taken)
+        own = max(min(tenant.clock - account.spent, tenant.burst_s), self._least_s - account.taken)
         return max(min(room, own, self._left_s), 0.0)
 
     def charge(self, account: Account, seconds: float, *, is_decode: bool) -> None:
         """The inferlet takes so much of this step."""
         tenant = account.tenant
+        own = seconds
         if not is_decode or account.taken > 0.0:
             self._left_s -= seconds
+        else:
+            own = max(0.0, seconds - tenant.free_s)
         account.taken += seconds
-        account.spent = max(account.spent, tenant.clock - self._burst_s) + seconds
+        account.spent = max(account.spent, tenant.clock - tenant.burst_s) + own
         tenant.taken += seconds
         tenant.spent = max(tenant.spent, self._clock - self._burst_s) + seconds
 
