@@ -44,6 +44,9 @@ class Limits:
     """Tickets issued and not yet taken."""
     message_bytes: int = 4 * MIB
     """One session message, either way; also one string or list handed to a handler."""
+    pass_bytes: int = 64 * MIB
+    """Results of passes (logits, distributions, log-probabilities, hidden states, embeddings) asked for and not yet
+    taken, and what goes with passes under way (masks, embeddings, lists of tokens)."""
     tokenize_bytes: int = 256 << 10
     """Text tokenized, or rendered by a chat template, in one call: it runs on the thread of all guests."""
     mailbox_bytes: int = 16 * MIB

@@ -134,12 +134,12 @@ class ActorLink:
 
         def reply(answer: ClientAnswer) -> None:
             try:
-                conn.send([answer])
+                conn.send([answer], lane=call.instance_id)
             except PeerLost:
                 log.debug("%s is gone: nobody waits for %s", call.instance_id, call.tool)
-            except PierayError as error:  # it cannot travel
+            except PierayError as error:
                 with contextlib.suppress(PeerLost):
-                    conn.send([replace(answer, value="", code=error.code, message=error.message)])
+                    self._refused(conn, answer, error)
 
         if tools is not None:
             tools.answer(call, reply)
@@ -168,7 +168,15 @@ class ActorLink:
     def _call(self, make: Callable[[int], Message], timeout: float | Deadline | None) -> Any:
         return self._calls.call(self._conn, make, timeout)
 
-    def on_connect(self, conn: Connection) -> None: ...
+    def on_connect(self, conn: Connection) -> None:
+        conn.on_refused = partial(self._refused, conn)
+
+    def _refused(self, conn: Connection, message: Message, error: PierayError) -> None:
+        """What cannot travel (it is larger than a frame) fails alone; an inferlet that waits for an answer is told."""
+        if isinstance(message, ClientAnswer):
+            conn.send([replace(message, value="", code=error.code, message=error.message)], lane=message.instance_id)
+        else:
+            self._calls.refuse(message, error)
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         by_id: dict[str, list[ProcessEvent]] = {}

@@ -45,7 +45,7 @@ from pieray.messages.client import (
     read_file_part,
 )
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
-from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
+from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode, size_of
 from pieray.messages.leases import (
     CloseLease,
     ExportPages,
@@ -129,4 +129,5 @@ __all__ = [
     "encode",
     "file_part",
     "read_file_part",
+    "size_of",
 ]

@@ -251,5 +251,6 @@ def _answer(outcome: Granted | Refused) -> Message:
 
 def _post(conn: Connection, message: Message) -> None:
     """Post to a peer that may just have died: its pages come back when its connection closes."""
-    with contextlib.suppress(PeerLost):
-        conn.post([message])
+    ticket = getattr(message, "ticket", None)
+    with contextlib.suppress(PeerLost):  # answers by inferlet: texts of exports may be long
+        conn.post([message], lane=None if ticket is None else ticket >> 32)

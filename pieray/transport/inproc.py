@@ -34,6 +34,14 @@ class InprocConnection(Connection):
         self._inbox = inbox
         self._outbox = outbox
 
+    @property
+    def num_unsent(self) -> int:
+        return self._outbox.num_bytes
+
+    def wait_sent(self, num_bytes: int, timeout_s: float) -> int:
+        self._outbox.wait_below(num_bytes, timeout_s)
+        return self._outbox.num_bytes
+
     def _write(self, frame: bytes) -> None:
         if self._outbox.put(frame):
             return

@@ -72,6 +72,14 @@ class RayConnection(Connection):
     def _prepare(self) -> None:
         threading.Thread(target=self._push_all, name=f"pieray-push-{self.peer_id}", daemon=True).start()
 
+    @property
+    def num_unsent(self) -> int:
+        return self._outbox.num_bytes
+
+    def wait_sent(self, num_bytes: int, timeout_s: float) -> int:
+        self._outbox.wait_below(num_bytes, timeout_s)
+        return self._outbox.num_bytes
+
     def _write(self, frame: bytes) -> None:
         if not self._outbox.put(frame):
             raise self._too_slow(self._outbox.num_bytes + len(frame))

@@ -197,6 +197,14 @@ class RayServerConnection(Connection):
         """The peer has closed; what it pushed before is still delivered."""
         self._inbox.close()
 
+    @property
+    def num_unsent(self) -> int:
+        return self._outbox.num_bytes
+
+    def wait_sent(self, num_bytes: int, timeout_s: float) -> int:
+        self._outbox.wait_below(num_bytes, timeout_s)
+        return self._outbox.num_bytes
+
     def _write(self, frame: bytes) -> None:
         if not self._outbox.put(frame):
             raise self._too_slow(self._outbox.num_bytes + len(frame))
