@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -226,25 +227,87 @@ def test_other_schema_is_a_protocol_error(listen: Serve, monkeypatch: pytest.Mon
     raw.close()
 
 
+def still_open(raws: list[socket.socket]) -> list[socket.socket]:
+    """Those that the listener has not hung up on; each has been greeted before."""
+    return [raw for raw in raws if not select.select([raw], [], [], 0)[0]]
+
+
 @pytest.mark.parametrize("tcp", [False, True])
 def test_half_open_peers_are_few_and_short_lived(listen: Serve, tcp: bool) -> None:
     endpoint = listen(options=FAST).endpoint
-    raws = [dial(endpoint, tcp=tcp) for _ in range(8)]
-    start, client = time.monotonic(), Client()
-    assert wait_until(lambda: len(select.select(raws, [], [], 0)[0]) >= FAST.max_half_open)
-    time.sleep(0.05)
-    greeted = select.select(raws, [], [], 0)[0]
-    assert len(greeted) == FAST.max_half_open
-    assert greeted[0].recv(GREETING_BYTES)
-    greeted[0].sendall(PREFIX.pack(1 << 30))  # an answer of a gigabyte: refused at once
-    assert receive_block(greeted[0], start + 5)
-    for raw in greeted[1:]:
-        assert raw.recv(GREETING_BYTES)
+    start, raws = time.monotonic(), []
+    for n in range(8):
+        raws.append(dial(endpoint, tcp=tcp))
+        assert receive_bytes(raws[-1], GREETING_BYTES, start + 5)
+        assert len(still_open(raws)) <= FAST.max_half_open, n
+    assert still_open(raws[:4]) == []  # the oldest had to go
+    last = raws[-1]
+    last.sendall(PREFIX.pack(1 << 30))  # an answer of a gigabyte: refused at once
+    assert receive_block(last, start + 5)
+    assert wait_until(lambda: still_open(raws) == [])
+    for raw in raws[:-1]:
+        raw.settimeout(5)
         assert raw.recv(1) == b""
     assert 0.2 < time.monotonic() - start < 4
+    client = Client()
     assert client.echo(Door(replace(endpoint, unix_path="") if tcp else endpoint).connect(client)) == bytes(128)
     for raw in raws:
         raw.close()
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_idle_peers_at_the_door_keep_nobody_waiting(listen: Serve, tcp: bool) -> None:
+    """As many as the kernel lets in, and more whenever one is hung up on: those who know the token come in at once."""
+    endpoint = listen(options=SocketOptions(handshake_s=30.0)).endpoint
+    target = replace(endpoint, unix_path="") if tcp else endpoint
+    idle = [dial(endpoint, tcp=tcp) for _ in range(300)]
+    for raw in idle[::2]:
+        with contextlib.suppress(OSError):  # hung up on already
+            raw.sendall(b"\x40\0")  # the first half of a length: these are slow, not silent
+    start = time.monotonic()
+    for _ in range(5):
+        client = Client()
+        conn = Door(target).connect(client, timeout_s=10.0)
+        assert client.echo(conn) == bytes(128)
+        idle.append(dial(endpoint, tcp=tcp))
+    assert time.monotonic() - start < 3.0  # of 30 s that idle ones are given
+    for raw in idle:
+        raw.close()
+
+
+def test_a_flood_from_one_address_costs_those_of_others_nothing(listen: Serve) -> None:
+    """The peer from elsewhere is slow, and older than all of them."""
+    endpoint = listen(host="0.0.0.0", options=SocketOptions(handshake_s=30.0, max_half_open=8)).endpoint
+    other = socket.create_connection(("127.0.0.1", endpoint.port), source_address=("127.0.0.2", 0))
+    flood = [socket.create_connection(("127.0.0.1", endpoint.port)) for _ in range(100)]
+    for raw in flood[:40]:
+        raw.settimeout(5)
+        receive_bytes(raw, GREETING_BYTES, time.monotonic() + 5)
+        assert raw.recv(1) == b""
+    authenticate(other, endpoint)
+    for raw in [*flood, other]:
+        raw.close()
+
+
+def test_a_peer_hung_up_on_at_the_door_knocks_again(listen: Serve) -> None:
+    """Where one address is all there is (a unix socket), a flood may cost a peer its turn, not its way in."""
+    endpoint = listen(options=SocketOptions(handshake_s=30.0, max_half_open=2)).endpoint
+    is_over, client = threading.Event(), Client()
+
+    def flood() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(OSError):
+                dial(endpoint).close()
+
+    threads = [threading.Thread(target=flood, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert client.echo(Door(endpoint).connect(client, timeout_s=10.0)) == bytes(128)
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join(10)
 
 
 def test_empty_token_protects_nothing(listen: Serve) -> None:
