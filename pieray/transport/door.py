@@ -58,7 +58,7 @@ class _HalfOpen:
 
 
 class Door:
-    """Never full: of more than `max_half_open` peers that have not authenticated, one is hung up on for each that comes.
+    """Never full: past `max_half_open` peers that have not authenticated, one is hung up on for each that comes.
 
     That is one of the address which has the most of them, and there the one that has been silent for longest.  So idle
     or slow peers keep nobody waiting, and a flood from one address costs the peers of others nothing.

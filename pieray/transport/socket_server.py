@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class SocketListener:
     """Accepts on a unix socket and, if `host` is given, on a TCP port of that address.
 
-    One thread accepts on each and authenticates its peers (`Door`); each that is let in has a thread that reads from it.
+    One thread accepts on each and authenticates its peers (`Door`); each that is let in has a thread that reads.
     """
 
     def __init__(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,13 +21,13 @@ ROWS = 128
 
 LOGITS = program(
     """
-from inferlet import forward, kv, queues
+from inferlet import forward, kv, queue
 
 async def main(rows, repeat=1):
-    queue, pages = queues.create(), kv.alloc(-(-rows // 16))
+    line, pages = queue.create(), kv.alloc(-(-rows // 16))
     sums = []
     for _ in range(repeat):
-        asked = forward.forward(queue, pages, 0, [n % 50 + 3 for n in range(rows)])
+        asked = forward.forward(line, pages, 0, [n % 50 + 3 for n in range(rows)])
         tickets = [asked.logits(row) for row in range(rows)]
         sums = []
         for ticket in tickets:
@@ -42,11 +41,11 @@ async def main(rows, repeat=1):
 
 DISTRIBUTION = program(
     """
-from inferlet import forward, kv, queues
+from inferlet import forward, kv, queue
 
 async def main(rows):
-    queue, pages = queues.create(), kv.alloc(-(-rows // 16))
-    asked = forward.forward(queue, pages, 0, [n % 50 + 3 for n in range(rows)])
+    line, pages = queue.create(), kv.alloc(-(-rows // 16))
+    asked = forward.forward(line, pages, 0, [n % 50 + 3 for n in range(rows)])
     tickets = [asked.distribution(151_936, row) for row in range(rows)]
     total = 0.0
     for ticket in tickets:
@@ -59,12 +58,12 @@ async def main(rows):
 
 NEIGHBOUR = program(
     """
-from inferlet import forward, kv, queues, runtime
+from inferlet import forward, kv, queue
 
 async def main(count):
-    queue, pages = queues.create(), kv.alloc(1)
+    line, pages = queue.create(), kv.alloc(1)
     for n in range(count):
-        ticket = forward.forward(queue, pages, 0, [n % 50 + 3]).sample()
+        ticket = forward.forward(line, pages, 0, [n % 50 + 3]).sample()
         await ticket
     return count
 """,
@@ -128,13 +127,13 @@ def test_whole_distributions_of_a_chunked_pass_arrive(engine: Any) -> None:
 def test_results_that_nobody_takes_fail_their_owner_alone(engine: Any) -> None:
     hoarder = program(
         """
-from inferlet import forward, kv, queues, tickets
+from inferlet import forward, kv, queue
 
 async def main():
-    queue, pages, held = queues.create(), kv.alloc(1), []
+    line, pages, held = queue.create(), kv.alloc(1), []
     while True:
-        held.append(forward.forward(queue, pages, 0, [3]).logits())
-        tickets.flush()
+        held.append(forward.forward(line, pages, 0, [3]).logits())
+        queue.flush(line)
 """,
         "hoarder",
     )
