@@ -75,8 +75,8 @@ class InferletHost:
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch)
         inferlet = self._admit(launch, limits)
-        if launch.parent:
-            self.bonds.expect(launch.instance_id)
+        if launch.parent or launch.is_attached:
+            self.bonds.expect(launch.instance_id, is_child=bool(launch.parent))
         try:
             inferlet.start(self._wasm, program)
         except BaseException:
