@@ -19,12 +19,8 @@ from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
-<<<<<<< HEAD
 from pieray.host.transfers import Transfers
-from pieray.messages import Launch
-=======
 from pieray.messages import Event, Launch
->>>>>>> main
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
 from pieray.texts import byte_size, check_size, parse_json
