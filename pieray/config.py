@@ -149,7 +149,12 @@ class Config:
     executor: str = "auto"
     """"fiber", "thread", or "auto": fibers where the feature test passes."""
     transport: str = "socket"
-    """"socket" (unix on a node, TCP across nodes) or "ray" (plain actor calls)."""
+    """"socket" (unix on a node, TCP across nodes), "tcp" (on one node too) or "ray" (plain actor calls)."""
+    heartbeat_s: float = 2.0
+    """An idle TCP connection carries an empty frame this often."""
+    lost_after_s: float = 10.0
+    """A TCP peer that is silent for so long is lost (a host that vanished, a frozen process); at least twice
+    `heartbeat_s`."""
     worker_threads: int = 1
     """Threads of an InferletActor that run guests."""
     lease_pages: int = 8
@@ -178,8 +183,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_choice("executor", self.executor, ("auto", "fiber", "thread"))
-        _check_choice("transport", self.transport, ("socket", "ray"))
+        _check_choice("transport", self.transport, ("socket", "tcp", "ray"))
         _check_choice("log_level", self.log_level.lower(), ("debug", "info", "warning", "error", "critical"))
+        if not 0 < self.heartbeat_s <= self.lost_after_s / 2:
+            raise ConfigError(f"heartbeat_s is above 0 and at most half of lost_after_s ({self.lost_after_s}); "
+                              f"given {self.heartbeat_s}")  # fmt: skip
         _check_choice("model.dtype", self.model.dtype, ("auto", "float32", "bfloat16", "float16"))
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.model.device):
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from pieray.errors import PeerLost, PierayError, ProtocolError
-from pieray.messages import Hello
+from pieray.messages import Hello, Welcome
 from pieray.transport.frames import PREFIX
 from pieray.transport.handshake import MAX_HANDSHAKE_BYTES, ServerHandshake
 from pieray.transport.options import SocketOptions
@@ -64,10 +64,10 @@ class Door:
     or slow peers keep nobody waiting, and a flood from one address costs the peers of others nothing.
     """
 
-    def __init__(self, sock: socket.socket, token: str, welcome: tuple[str, int], options: SocketOptions,
+    def __init__(self, sock: socket.socket, token: str, welcome: Welcome, options: SocketOptions,
                  on_peer: Callable[[socket.socket, Hello], None]) -> None:  # fmt: skip
-        """`welcome`: peer id and incarnation of the listener.  `on_peer` is called with each peer that is let in, on a
-        thread that is the peer's from then on, and closes the socket."""
+        """`on_peer` is called with each peer that is let in, on a thread that is the peer's from then on, and closes
+        the socket."""
         self._sock = sock
         self._token = token
         self._welcome = welcome
@@ -156,7 +156,7 @@ class Door:
             if answer is None:
                 return
             hello = peer.handshake.accept(answer)
-            block = peer.handshake.welcome(*self._welcome)
+            block = peer.handshake.welcome(self._welcome)
             peer.send(PREFIX.pack(len(block)) + block)
         except PierayError as error:
             with contextlib.suppress(OSError):

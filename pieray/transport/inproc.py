@@ -7,6 +7,7 @@ import threading
 import weakref
 
 from pieray.errors import PeerLost
+from pieray.messages import Welcome
 from pieray.transport.base import MAX_QUEUED_BYTES, Connection, Endpoint, Service
 from pieray.transport.frames import FrameQueue
 from pieray.transport.handshake import ClientHandshake, ServerHandshake, check_token
@@ -86,7 +87,7 @@ class InprocListener:
         """The connecting end of a new pair, whose other end is served already."""
         server = ServerHandshake(self._token)
         server.accept(handshake.answer(server.greeting))
-        handshake.finish(server.welcome(self.endpoint.peer_id, self.endpoint.incarnation), endpoint)
+        handshake.finish(server.welcome(Welcome(self.endpoint.peer_id, self.endpoint.incarnation)), endpoint)
         there, here = FrameQueue(MAX_QUEUED_BYTES), FrameQueue(MAX_QUEUED_BYTES)
         incarnation = self.endpoint.incarnation
         far = InprocConnection(

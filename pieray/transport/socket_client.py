@@ -6,6 +6,7 @@ import socket
 import time
 
 from pieray.errors import DeadlineExceeded, PeerLost
+from pieray.messages import Welcome
 from pieray.transport.base import Connection, Endpoint, Service
 from pieray.transport.blocks import receive_block, receive_bytes, send_block, time_left
 from pieray.transport.handshake import GREETING_BYTES, ClientHandshake
@@ -25,7 +26,7 @@ def connect_socket(
     peer_id: str,
     token: str,
     timeout_s: float,
-    options: SocketOptions,
+    options: SocketOptions | None,
 ) -> Connection:
     """A connection to a SocketListener; see `pieray.transport.connect`."""
     deadline = time.monotonic() + timeout_s
@@ -33,7 +34,7 @@ def connect_socket(
     while True:
         handshake = ClientHandshake(token, role=role, peer_id=peer_id)
         try:
-            sock = _authenticated(handshake, endpoint, deadline)
+            sock, welcome = _authenticated(handshake, endpoint, deadline)
             break
         except _HungUpError as error:  # the listener may have had too many peers at its door
             hung_up = PeerLost(f"{endpoint.peer_id}: {error} (during the handshake)")
@@ -44,6 +45,7 @@ def connect_socket(
         if time.monotonic() + RETRY_S >= deadline:
             raise hung_up
         time.sleep(RETRY_S)
+    options = options or SocketOptions(heartbeat_s=welcome.heartbeat_s, lost_after_s=welcome.lost_after_s)
     try:
         connection = StreamConnection(
             sock, service, peer_id=endpoint.peer_id, role=role, incarnation=endpoint.incarnation, options=options
@@ -59,8 +61,13 @@ class _HungUpError(Exception):
     """The other end has closed the connection before the handshake was over."""
 
 
-def _authenticated(handshake: ClientHandshake, endpoint: Endpoint, deadline: float) -> socket.socket:
-    """A socket whose handshake is done.  Raises _HungUpError, TimeoutError, and as `ClientHandshake.finish`."""
+def _authenticated(
+    handshake: ClientHandshake, endpoint: Endpoint, deadline: float
+) -> tuple[socket.socket, Welcome]:
+    """A socket whose handshake is done, and the listener's word.
+
+    Raises _HungUpError, TimeoutError, and as `ClientHandshake.finish`.
+    """
     sock = _open(endpoint, deadline)
     try:
         greeting = receive_bytes(sock, GREETING_BYTES, deadline)
@@ -76,11 +83,10 @@ def _authenticated(handshake: ClientHandshake, endpoint: Endpoint, deadline: flo
         sock.close()
         raise
     try:
-        handshake.finish(last, endpoint)
+        return sock, handshake.finish(last, endpoint)
     except BaseException:
         sock.close()
         raise
-    return sock
 
 
 def _open(endpoint: Endpoint, deadline: float) -> socket.socket:

@@ -9,7 +9,7 @@ import threading
 import weakref
 
 from pieray.errors import EngineError, PeerLost, PierayError
-from pieray.messages import Hello
+from pieray.messages import Hello, Welcome
 from pieray.transport.base import Endpoint, Service
 from pieray.transport.door import Door
 from pieray.transport.handshake import check_token
@@ -58,7 +58,8 @@ class SocketListener:
                 raise EngineError(f"cannot listen on {host}:{port}: {error}") from error
         bound_port = sockets[-1].getsockname()[1] if host else 0
         self.endpoint = Endpoint("socket", peer_id, incarnation, boot_id(), os.fspath(self._path), host, bound_port)
-        self._doors = [Door(sock, token, (peer_id, incarnation), options, self._serve) for sock in sockets]
+        welcome = Welcome(peer_id, incarnation, options.heartbeat_s, options.lost_after_s)
+        self._doors = [Door(sock, token, welcome, options, self._serve) for sock in sockets]
 
     def close(self) -> None:
         """Accept no more, and close every connection that came through here.  Idempotent."""

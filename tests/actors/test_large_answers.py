@@ -80,7 +80,7 @@ def engine(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )  # fmt: skip
     for path in model_folder("pie-tiny").glob("tokenizer*"):
         shutil.copy(path, folder / path.name)
-    limits = {"pass_bytes": 256 << 20}
+    limits = {"pass_bytes": 256 << 20, "memory_bytes": 1 << 30}
     model = {"path": str(folder), "num_pages": 256}
     with pieray.start(model, namespace=f"large-{time.time_ns()}", limits=limits) as started:
         yield started

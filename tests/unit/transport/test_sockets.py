@@ -21,7 +21,7 @@ import pytest
 from transport_peers import TOKEN, Client, Door, ScriptedService, forward, wait_until
 
 from pieray.errors import ConfigError, DeadlineExceeded, Denied, EngineError, PeerLost, ProtocolError
-from pieray.messages import MAX_FRAME_BYTES, Hello, encode
+from pieray.messages import MAX_FRAME_BYTES, Hello, Welcome, encode
 from pieray.transport import Endpoint, Listener, SocketOptions, connect, serve
 from pieray.transport.blocks import receive_block, receive_bytes, send_block
 from pieray.transport.frames import PREFIX
@@ -183,7 +183,7 @@ def test_listener_must_prove_that_it_knows_the_token() -> None:
         handshake, deadline = ServerHandshake("another"), time.monotonic() + 5
         sock.sendall(handshake.greeting)
         receive_block(sock, deadline)
-        send_block(sock, handshake.welcome("batcher-0", 7), deadline)
+        send_block(sock, handshake.welcome(Welcome("batcher-0", 7)), deadline)
 
     endpoint, door = impostor(reply)
     with pytest.raises(Denied, match="the listener does not know"):
@@ -449,6 +449,16 @@ def test_silent_tcp_peer_is_lost_and_a_quiet_one_is_not(listen: Serve, service: 
     assert quiet.is_open
     assert client.echo(quiet) == bytes(128)
     silent.close()
+
+
+def test_both_ends_go_by_the_heartbeats_of_the_listener(listen: Serve, service: ScriptedService) -> None:
+    endpoint = replace(listen(options=FAST).endpoint, unix_path="")
+    client = Client()
+    conn = Door(endpoint).connect(client)  # whose own would be one each 2 s, four times as rare as the listener bears
+    assert conn._heartbeat_s == FAST.heartbeat_s  # type: ignore[attr-defined]
+    time.sleep(3 * FAST.lost_after_s)
+    assert client.echo(conn) == bytes(128)
+    assert service.closed == []
 
 
 def test_long_handler_is_not_taken_for_a_dead_peer(listen: Serve) -> None:
