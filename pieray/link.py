@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pieray.deadlines import Deadline
-from pieray.errors import PeerLost, PierayError
+from pieray.errors import DeadlineExceeded, EngineError, PeerLost, PierayError
 from pieray.messages import (
     Attach,
     Bind,
@@ -222,6 +222,70 @@ class ActorLink:
         for instance_id in list(self._tools):
             self._end_tools(instance_id)
         self._on_lost(self)
+
+
+class ActorLinks:
+    """One link to each actor, dialled when it is first needed and again when it has broken.  Thread-safe.
+
+    While one actor is dialled, which may be frozen, those to others are to be had.
+    """
+
+    def __init__(self, *, peer_id: str, token: str, timeout_s: float = 10.0) -> None:
+        self._identity = {"peer_id": peer_id, "token": token}
+        self._timeout_s = timeout_s
+        self._links: dict[Endpoint, ActorLink] = {}
+        self._dialing: dict[Endpoint, threading.Lock] = {}
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def get(self, endpoint: Endpoint) -> ActorLink:
+        """The open link to that actor.  Raises PeerLost, DeadlineExceeded, EngineError when closed."""
+        with self._lock:
+            if (link := self._open_link(endpoint)) is not None:
+                return link
+            dialing = self._dialing.setdefault(endpoint, threading.Lock())
+        if not dialing.acquire(timeout=self._timeout_s):
+            raise DeadlineExceeded(f"{endpoint.peer_id} did not answer within {self._timeout_s} s")
+        try:
+            return self._dialled(endpoint)
+        finally:
+            dialing.release()
+
+    def _dialled(self, endpoint: Endpoint) -> ActorLink:
+        with self._lock:
+            if (link := self._open_link(endpoint)) is not None:  # by another thread, meanwhile
+                return link
+        link = ActorLink(endpoint, **self._identity, timeout_s=self._timeout_s, on_lost=self._forget)
+        with self._lock:
+            if not self._is_closed:
+                self._links[endpoint] = link
+                return link
+        link.close()
+        raise EngineError("this handle is closed")
+
+    def _open_link(self, endpoint: Endpoint) -> ActorLink | None:
+        if self._is_closed:
+            raise EngineError("this handle is closed")
+        link = self._links.get(endpoint)
+        return link if link is not None and link.is_open else None
+
+    def open_links(self) -> list[ActorLink]:
+        with self._lock:
+            return [link for link in self._links.values() if link.is_open]
+
+    def close(self) -> None:
+        """Close all; idempotent."""
+        with self._lock:
+            self._is_closed = True
+            links, self._links = list(self._links.values()), {}
+        for link in links:
+            link.close()
+
+    def _forget(self, link: ActorLink) -> None:
+        with self._lock:
+            if self._links.get(link.endpoint) is link:
+                del self._links[link.endpoint]
+                self._dialing.pop(link.endpoint, None)
 
 
 def _part(instance_id: str, name: str, offset: int, data: bytes, is_last: bool, ticket: int) -> SendFile:
