@@ -97,26 +97,37 @@ async def main(value):
 
 
 def test_after_a_freeze_the_broker_is_dialled_again(engine: Any) -> None:
-    assert engine.launch(STORE, value="a").result(timeout=PATIENCE_S) == "a"
+    may = {"store": True}
+    assert engine.launch(STORE, value="a", capabilities=may).result(timeout=PATIENCE_S) == "a"
     frozen(engine, "broker")
     until("dialling again", lambda: all_links_up(engine))
-    processes = [engine.launch(STORE, value=str(n)) for n in range(5)]
+    processes = [engine.launch(STORE, value=str(n), capabilities=may) for n in range(5)]
     for process in processes:
         process.result(timeout=PATIENCE_S)
 
 
+HOLDS_PAGES = program(
+    """
+from inferlet import forward, kv, queue, session
+
+async def main():
+    line, pages = queue.create(), kv.alloc(24)
+    await forward.forward(line, pages, 0, [5] * (24 * 16))
+    session.send("held")
+    await session.receive()
+""",
+    "holds-pages",
+)
+
 WAITS_FOR_PAGES = program(
     """
 from time import monotonic
-from inferlet import forward, kv, queue, session
+from inferlet import forward, kv, queue
 from inferlet.errors import DeviceLost
 
 async def main():
-    line, pages = queue.create(), kv.alloc(30)
-    await forward.forward(line, pages, 0, [5] * (30 * 16))
-    more = kv.alloc(8)
-    first = forward.forward(line, more, 0, [5] * (8 * 16))
-    session.send("waits")
+    line = queue.create()
+    first = forward.forward(line, kv.alloc(20), 0, [5] * (20 * 16))
     try:
         await first
     except DeviceLost:
@@ -136,8 +147,8 @@ def test_who_waits_for_pages_when_the_resource_manager_dies_is_told_and_goes_on(
     model = {"num_pages": 32}
     limits = {"page_wait_s": 300.0}
     with pieray.start(namespace=f"lease-{time.time_ns()}", model=model, limits=limits) as engine:
+        assert next(iter(engine.launch(HOLDS_PAGES))).text == "held"
         process = engine.launch(WAITS_FOR_PAGES)
-        assert next(iter(process)).text == "waits"
         until("waiting for pages", lambda: actor(engine, "resource-manager")["waiting"] == 1)
         os.kill(actor(engine, "resource-manager")["pid"], signal.SIGKILL)
         assert process.result(timeout=PATIENCE_S) < 10.0
