@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pieray.config
 from pieray.adapters import AdapterFacts, read_adapter
-from pieray.assets import model_folder
 from pieray.capabilities import ALL, Capabilities
 from pieray.config import Config, from_mapping
 from pieray.controllerlink import ControllerLink
@@ -344,9 +343,10 @@ def start(model: str | Mapping[str, Any] | None = None, *, address: str | None =
         settings["model"] = {"path": model} if isinstance(model, str) else model
     config = pieray.config.load(settings)
     from pieray import cluster
+    from pieray.preflight import check_files
 
     if cluster.is_local(address):
-        model_folder(config.model.path)  # a wrong one is found before Ray has taken its seconds
+        check_files(config)
     owns_ray = cluster.join(address, progress)
     try:
         controller = cluster.start_engine(config, progress)
