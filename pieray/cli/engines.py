@@ -18,7 +18,6 @@ from pieray.cli.progress import Progress
 from pieray.config import Config
 from pieray.engine import Engine, connect_door
 from pieray.errors import ConfigError, Denied, EngineError, NotFound, PeerLost
-from pieray.preflight import check_files
 from pieray.upstate import UpState
 
 
@@ -123,6 +122,8 @@ def start_own(address: str | None, settings: Mapping[str, Any], show: Progress) 
 def check(settings: Config, *, is_own: bool) -> None:
     """What can be told before Ray has taken its seconds: of a cluster that is not ours, whether there is the model."""
     if is_own:
+        from pieray.preflight import check_files
+
         check_files(settings)
     else:
         model_folder(settings.model.path)

@@ -168,7 +168,7 @@ def _stop_engine(state: UpState) -> None:
     """Let the inferlets end in order; on a cluster that is not ours its actors are ended too."""
     try:
         if state.temp_dir:
-            if (found := find_up(state.namespace)) is not None:
+            if state.is_whole and (found := find_up(state.namespace)) is not None:
                 found[1].shutdown()
             return
         state.export()
