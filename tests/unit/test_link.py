@@ -148,3 +148,18 @@ def test_an_actor_that_does_not_answer_keeps_nobody_from_the_others() -> None:
         links.get(door.endpoint)
     door.close()
     frozen.close()
+
+
+def test_a_closed_handle_says_so_to_who_holds_a_process(actor: Actor, link: ActorLink) -> None:
+    process = Process("it", "demo", link)
+    link.attach(process)
+    link.close()
+    deadline = time.monotonic() + 30
+    while not process.is_done:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    with pytest.raises(PeerLost, match="the engine handle of demo it is closed; it may run on"):
+        process.result()
+    for call in (process.kill, lambda: process.send("a"), lambda: process.send_file("a", b"")):
+        with pytest.raises(PeerLost, match="closed its engine handle"):
+            call()
