@@ -235,7 +235,7 @@ class Connection(abc.ABC):
             log.warning("%r: %s", self, reason)
         except OSError as error:
             reason = error.strerror or repr(error)
-        except Exception as error:
+        except BaseException as error:  # a panic of native code too: nobody would read any more
             reason = f"internal error {error!r}"
             log.exception("%r", self)
         self._end(reason)
@@ -246,13 +246,13 @@ class Connection(abc.ABC):
         assert self._lost is not None
         try:
             self._service.on_close(self, self._lost)
-        except Exception:
+        except BaseException:
             log.exception("%r: on_close raised", self)
 
     def _accept(self) -> None:
         try:
             self._service.on_connect(self)
-        except Exception as error:
+        except BaseException as error:
             log.exception("%r: on_connect raised", self)
             self.close(f"on_connect raised {error!r}")
 
@@ -262,7 +262,7 @@ class Connection(abc.ABC):
             return
         try:
             self._service.on_messages(self, messages)
-        except Exception as error:
+        except BaseException as error:
             log.exception("%r: on_messages raised", self)
             self.close(f"on_messages raised {error!r}")
 

@@ -137,5 +137,5 @@ class PendingCalls:
             return
         try:
             pending.done(value, error)
-        except Exception:
+        except BaseException:
             log.exception("the callback of ticket %d raised", ticket)

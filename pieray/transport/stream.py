@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import socket
 import struct
 import threading
@@ -12,6 +13,8 @@ from pieray.errors import PeerLost
 from pieray.transport.base import MAX_QUEUED_BYTES, Connection, Service
 from pieray.transport.frames import HEARTBEAT, PREFIX, check_length
 from pieray.transport.options import SocketOptions
+
+log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 16  # one read; larger frames get a buffer of their own
 _WHOLE_BYTES = 1 << 17  # frames up to this size are copied behind their prefix: one system call
@@ -110,6 +113,9 @@ class StreamConnection(Connection):
                 self._count_silence()
             except OSError as error:
                 self.close(f"{error.strerror or error!r}")
+            except BaseException as error:
+                log.exception("%r", self)
+                self.close(f"internal error {error!r}")
             else:
                 self._forget(sent)
 

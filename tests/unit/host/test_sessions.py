@@ -31,9 +31,12 @@ def group() -> Iterator[Group]:
 
 def break_link(group: Group, name: str, peer_id: str) -> None:
     """One end hangs up; both processes live."""
-    found: dict[str, Connection] = {conn.peer_id: conn for conn in group.batcher.conns}
-    conn = found[peer_id] if name == "batcher" else group.leases._peers[peer_id]
-    conn.close("a test breaks this link")
+
+    def peers() -> dict[str, Connection]:
+        return {conn.peer_id: conn for conn in group.batcher.conns} if name == "batcher" else group.leases._peers
+
+    until(lambda: peer_id in peers())  # the other end may have heard of it a moment before
+    peers()[peer_id].close("a test breaks this link")
 
 
 def forward(number: int, ticket: int) -> Forward:

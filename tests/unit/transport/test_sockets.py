@@ -317,6 +317,39 @@ def test_empty_token_protects_nothing(listen: Serve) -> None:
         Door(listen().endpoint).connect(Client(), token="")
 
 
+class PanicError(BaseException):
+    """A panic of native code is no Exception."""
+
+
+@pytest.mark.parametrize("method", ["on_connect", "on_messages"])
+def test_a_panic_in_a_service_closes_that_connection_only(listen: Serve, service: ScriptedService, method: str,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    endpoint, bad, good = listen().endpoint, Client(), Client()
+
+    def panic(*_: object) -> None:
+        raise PanicError("native")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service, method, panic)
+        conn = Door(endpoint).connect(bad)
+        with contextlib.suppress(PeerLost):
+            conn.send([forward(1)])
+        assert bad.is_closed.wait(5)
+        assert wait_until(lambda: service.closed == ["host-3"])
+    assert good.echo(Door(endpoint).connect(good)) == bytes(128)
+
+
+def test_a_panic_in_a_callback_costs_that_call_only(listen: Serve, service: ScriptedService) -> None:
+    client = Client()
+    conn = Door(listen().endpoint).connect(client)
+
+    def panic(_value: object, _error: object) -> None:
+        raise PanicError("native")
+
+    client.calls.submit(conn, forward, panic)  # of one call: the others are answered
+    assert client.echo(conn) == bytes(128)
+
+
 # --- where it listens ----------------------------------------------------------------------------
 
 
