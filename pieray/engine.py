@@ -32,6 +32,9 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
+START_S = 900.0
+"""For a component to be compiled, its turn included: the engine gives up before."""
+
 
 class Engine:
     """A connection to a running engine.  Use as a context manager, or `close` it.  Thread-safe."""
@@ -87,7 +90,10 @@ class Engine:
         )  # fmt: skip
         wire = self._ask("launch", _frame(message))
         try:
-            return self._attached(instance_id, found.name, wire, tools)
+            process = self._attached(instance_id, found.name, wire, tools)
+            if not found.source:  # a component, or an installed program that may be one: it may have to be compiled
+                self._link(Endpoint.from_wire(wire)).await_start(instance_id, START_S)
+            return process
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
             with contextlib.suppress(PierayError):
                 self.kill(instance_id, "its client could not attach")

@@ -17,6 +17,7 @@ from pieray.clienttools import ClientTools
 from pieray.errors import PeerLost, PierayError
 from pieray.messages import (
     Attach,
+    AwaitStart,
     CancelCall,
     ClientAnswer,
     ClientCall,
@@ -98,6 +99,10 @@ class ActorLink:
             others = [p for p in self._processes.pop(process.id, []) if p is not process]
             if others:
                 self._processes[process.id] = others
+
+    def await_start(self, instance_id: str, timeout_s: float) -> None:
+        """Return once the inferlet runs; raises why it never will."""
+        self._call(lambda ticket: AwaitStart(ticket, instance_id), timeout_s)
 
     def send_text(self, instance_id: str, text: str, timeout_s: float) -> None:
         self._call(lambda ticket: SendText(ticket, instance_id, text), timeout_s)

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict, deque
-from pathlib import Path
+from concurrent.futures import Future
 from typing import Any
 
 from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError
 from pieray.host.children import Bonds
+from pieray.host.components import Components
 from pieray.host.device import DeviceClient
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
@@ -24,7 +25,6 @@ from pieray.messages import (
 )
 from pieray.texts import byte_size, check_size
 from pieray.transport import Connection
-from pieray.wasm import python_runtime
 from pieray.wasm.host import Program, WasmHost
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ class InferletHost:
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
         self._wasm.on_batch_end = self._flush
+        self._components = Components(self._wasm)
         self._dirty: set[Connection] = set()
-        self._programs: dict[str, Program] = {}
         self._inferlets: OrderedDict[str, Inferlet | EndedInferlet] = OrderedDict()
         self._num_live = 0
         self._next_number = 1
@@ -67,18 +67,29 @@ class InferletHost:
 
     def warm_up(self) -> None:
         """Load the Python runtime, so that the first launch finds it mapped."""
-        self._python_program()
+        self._components.python()
 
     def launch(self, launch: Launch) -> None:
-        """Start an inferlet.  Raises EngineError when full, InvalidRequest for a bad program or limits."""
+        """Start an inferlet.  Raises EngineError when full, InvalidRequest for a bad program or limits.
+
+        A component that must be compiled first starts when it is (`Inferlet.started`): this returns at once.
+        """
         limits = limits_within(self._config.limits, launch.limits)
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
-        program = self._program_of(launch)
-        inferlet = self._admit(launch, limits)
+        program = self._program_of(launch, limits)
+        try:
+            inferlet = self._admit(launch, limits)
+        except BaseException:
+            if isinstance(program, Future):
+                program.cancel()
+            raise
         if launch.parent:
             self.bonds.expect(launch.instance_id)
         try:
-            inferlet.start(self._wasm, program)
+            if isinstance(program, Future):
+                inferlet.start_later(self._wasm, program)
+            else:
+                inferlet.start(self._wasm, program)
         except BaseException:
             with self._lock:
                 self._inferlets.pop(launch.instance_id, None)
@@ -118,19 +129,15 @@ class InferletHost:
                 del self._inferlets[forgotten]
                 num_bytes -= size
 
-    def _program_of(self, launch: Launch) -> Program:
+    def _program_of(self, launch: Launch, limits: Limits) -> Program | Future[Program]:
         if launch.component:
-            return self._wasm.load(launch.component, launch.name)
+            return self._components.find(launch.component, launch.name) or self._components.compile(
+                launch.component, launch.name, tenant=launch.tenant, owner=launch.instance_id,
+                wait_s=limits.wall_time_s,
+            )  # fmt: skip
         if not launch.source:
             raise InvalidRequest("a launch gives Python source or a wasm component; given neither")
-        return self._python_program()
-
-    def _python_program(self) -> Program:
-        with self._lock:
-            if "python" not in self._programs:
-                path: Path = python_runtime.component_path()
-                self._programs["python"] = self._wasm.load(path, "python-runtime")
-            return self._programs["python"]
+        return self._components.python()
 
     def replace_device(self, device: DeviceClient) -> None:
         """Launch on another device group from now on; inferlets of the old one are told that it is lost."""
@@ -184,6 +191,7 @@ class InferletHost:
             self._is_closed = True
         for inferlet in list(self._inferlets.values()):
             inferlet.kill(Cancelled("the engine is shutting down"))
+        self._components.close()
         self._wasm.close()
         self.services.close()
         self._device.close()

@@ -35,6 +35,7 @@ from pieray.messages.broker import (
 from pieray.messages.children import Bind
 from pieray.messages.client import (
     Attach,
+    AwaitStart,
     Event,
     Install,
     Kill,
@@ -72,6 +73,7 @@ __all__ = [
     "SAMPLE_WITH",
     "SCHEMA",
     "Attach",
+    "AwaitStart",
     "Bind",
     "Broadcast",
     "CancelCall",
