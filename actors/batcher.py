@@ -12,8 +12,11 @@ from pieray.actors.serving import ServingActor
 from pieray.adapters import AdapterFile, read_adapter
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
+from pieray.errors import DeviceLost
 from pieray.messages import Message
 from pieray.transport import Connection, Endpoint, connect
+
+EXIT_FAILED, EXIT_DEVICE_LOST = 70, 71
 
 
 class Batcher(ServingActor):
@@ -36,7 +39,7 @@ class Batcher(ServingActor):
         core = BatcherCore(runner, settings, tokenizer=spec)
         core.plans.vocab_size = runner.config.vocab_size
         self._adapters = core.adapters
-        self._loop = StepLoop(core, on_failure=lambda: os._exit(70))
+        self._loop = StepLoop(core, on_failure=_end_process)
         info = {
             "name": folder.name,
             "architecture": runner.config.family,
@@ -76,6 +79,11 @@ class Batcher(ServingActor):
 
     def status(self) -> dict[str, Any]:
         return {**self.describe(), **self._loop.status()}
+
+
+def _end_process(error: BaseException) -> None:
+    """Peers see it by EOF, the Supervisor starts another pair; the log has the reason already."""
+    os._exit(EXIT_DEVICE_LOST if isinstance(error, DeviceLost) else EXIT_FAILED)
 
 
 class _Fences:

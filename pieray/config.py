@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from pieray.errors import ConfigError
 
 MIB = 1 << 20
+MAX_COHORT_WAIT_S = 60.0
 T = TypeVar("T")
 
 
@@ -184,6 +185,10 @@ class Config:
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
         _check_at_least("model.page_size", self.model.page_size, 1)
         _check_at_least("model.max_batch_tokens", self.model.max_batch_tokens, 1)
+        _check_at_least("start_timeout_s", self.start_timeout_s, 0)
+        if not 0 <= self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
+            raise ConfigError(f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; "
+                              f"given {self.model.cohort_wait_s}")  # fmt: skip
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -192,7 +197,7 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _check_at_least(name: str, value: float, least: float) -> None:
-    if value < least:
+    if not value >= least:  # NaN neither
         raise ConfigError(f"{name} is at least {least}; given {value}")
 
 

@@ -7,13 +7,13 @@ import contextlib
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 from pieray.clienttools import ClientTools
+from pieray.deadlines import Deadline
 from pieray.errors import PeerLost, PierayError
 from pieray.messages import (
     Attach,
@@ -100,21 +100,25 @@ class ActorLink:
             if others:
                 self._processes[process.id] = others
 
-    def await_start(self, instance_id: str, timeout_s: float) -> None:
+    def await_start(self, instance_id: str, timeout: float | None) -> None:
         """Return once the inferlet runs; raises why it never will."""
-        self._call(lambda ticket: AwaitStart(ticket, instance_id), timeout_s)
+        self._call(lambda ticket: AwaitStart(ticket, instance_id), timeout)
 
-    def send_text(self, instance_id: str, text: str, timeout_s: float) -> None:
-        self._call(lambda ticket: SendText(ticket, instance_id, text), timeout_s)
+    def send_text(self, instance_id: str, text: str, timeout: float | None) -> None:
+        self._call(lambda ticket: SendText(ticket, instance_id, text), timeout)
 
-    def send_file(self, instance_id: str, name: str, data: bytes, timeout_s: float) -> None:
+    def send_file(self, instance_id: str, name: str, data: bytes, timeout: float | None) -> None:
         """In parts, each answered before the next is sent: the connection stays free for others."""
-        deadline = time.monotonic() + timeout_s
-        with self._uploading:
+        deadline = Deadline(timeout)
+        while not self._uploading.acquire(timeout=deadline.left_s()):
+            deadline.check(f"file {name!r} has not had its turn behind others")
+        try:
             for offset in range(0, max(len(data), 1), PART_BYTES):
                 part = data[offset : offset + PART_BYTES]
                 is_last = offset + PART_BYTES >= len(data)
-                self._call(partial(_part, instance_id, name, offset, part, is_last), deadline - time.monotonic())
+                self._call(partial(_part, instance_id, name, offset, part, is_last), deadline)
+        finally:
+            self._uploading.release()
 
     def serve_tools(self, process: Listener, tools: ClientTools, timeout_s: float = 30.0) -> None:
         """Answer the calls of the process from `tools`, which are closed when it ends, or this link does."""
@@ -145,8 +149,8 @@ class ActorLink:
         if tools is not None:
             tools.answer(call, reply)
 
-    def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
-        self._call(lambda ticket: Kill(ticket, instance_id, reason), timeout_s)
+    def kill(self, instance_id: str, reason: str, timeout: float | None) -> None:
+        self._call(lambda ticket: Kill(ticket, instance_id, reason), timeout)
 
     def ask(self, make: Callable[[int], Message], done: Callable[[Any, PierayError | None], None]) -> None:
         """Send `make(ticket)`; `done` is called once, with the answer or an error, on the reader thread.
@@ -160,14 +164,14 @@ class ActorLink:
         self._conn.close("the client has closed its engine handle")
         for instance_id in list(self._tools):
             self._end_tools(instance_id)
-        deadline = time.monotonic() + TOOLS_PATIENCE_S
+        deadline = Deadline(TOOLS_PATIENCE_S)
         with self._lock:
             threads = list(self._closing)
         for closing in threads:
-            closing.join(max(deadline - time.monotonic(), 0.0))
+            closing.join(deadline.left_s())
 
-    def _call(self, make: Callable[[int], Message], timeout_s: float) -> Any:
-        return self._calls.call(self._conn, make, timeout_s)
+    def _call(self, make: Callable[[int], Message], timeout: float | Deadline | None) -> Any:
+        return self._calls.call(self._conn, make, timeout)
 
     def on_connect(self, conn: Connection) -> None: ...
 

@@ -7,14 +7,14 @@ import base64
 import contextlib
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-from pieray.errors import DeadlineExceeded, PierayError, error_from
+from pieray.deadlines import Deadline
+from pieray.errors import PierayError, error_from
 
 ENDINGS = ("result", "error")
 
@@ -44,16 +44,18 @@ class ReceivedFile:
 class Link(Protocol):
     """The connection to the InferletActor that hosts the process."""
 
-    def send_text(self, instance_id: str, text: str, timeout_s: float) -> None: ...
+    def send_text(self, instance_id: str, text: str, timeout: float | None) -> None: ...
 
-    def send_file(self, instance_id: str, name: str, data: bytes, timeout_s: float) -> None: ...
+    def send_file(self, instance_id: str, name: str, data: bytes, timeout: float | None) -> None: ...
 
-    def kill(self, instance_id: str, reason: str, timeout_s: float) -> None: ...
+    def kill(self, instance_id: str, reason: str, timeout: float | None) -> None: ...
 
 
 class Process:
     """Handle of a running inferlet.  Iterating gives its texts as they come; `result` its return value.
 
+    Every `timeout` is in seconds; None and inf wait for ever, what has passed (0 and below) raises DeadlineExceeded
+    where it would wait, NaN raises InvalidRequest.
     Thread-safe.  Each iterator starts from the first event, so several may read the same process.
     """
 
@@ -75,14 +77,14 @@ class Process:
         """True once the result or the error is here."""
         return self._lost is not None or bool(self._events and self._events[-1].kind in ENDINGS)
 
-    def send(self, text: str, timeout: float = 30.0) -> None:
+    def send(self, text: str, timeout: float | None = 30.0) -> None:
         """Send a message to the inferlet; returns when it is in its mailbox.
 
         Raises QuotaExceeded (mailbox full), Cancelled (the inferlet has ended), DeadlineExceeded, PeerLost.
         """
         self._link.send_text(self.id, text, timeout)
 
-    def send_file(self, name: str, data: bytes | str | PathLike[str], timeout: float = 120.0) -> None:
+    def send_file(self, name: str, data: bytes | str | PathLike[str], timeout: float | None = 120.0) -> None:
         """Send a file: its bytes, or the path of a file of this machine.  It lands in the inferlet's scratch folder
         as `in/NAME`, and `session.receive_file` there gives the path.
 
@@ -96,7 +98,7 @@ class Process:
         """The files that the inferlet has sent so far, whole ones, in order."""
         return received_files([e for e in self._events if e.kind == "file"])
 
-    def kill(self, reason: str = "killed by its client", timeout: float = 30.0) -> None:
+    def kill(self, reason: str = "killed by its client", timeout: float | None = 30.0) -> None:
         """End the inferlet now; its result raises Cancelled.  Killing one that has ended does nothing."""
         if not self.is_done:
             self._link.kill(self.id, reason, timeout)
@@ -106,13 +108,11 @@ class Process:
 
         Raises DeadlineExceeded after `timeout` seconds; the inferlet runs on then.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = Deadline(timeout)
         with self._changed:
             while not self.is_done:
-                wait_s = None if deadline is None else deadline - time.monotonic()
-                if wait_s is not None and wait_s <= 0:
-                    raise DeadlineExceeded(f"{self.name} {self.id} has not ended within {timeout} s")
-                self._changed.wait(None if wait_s is None else min(wait_s, threading.TIMEOUT_MAX))
+                deadline.check(f"{self.name} {self.id} has not ended")
+                self._changed.wait(deadline.left_s())
         return self._outcome()
 
     def _outcome(self) -> Any:
@@ -172,14 +172,15 @@ class Process:
 
     async def wait(self, timeout: float | None = None) -> Any:
         """`result` for an event loop."""
+        deadline = Deadline(timeout)
         try:
-            async with asyncio.timeout(timeout) as allowed:
+            async with asyncio.timeout(deadline.allowed_s) as allowed:
                 async for _ in self:
                     pass
         except TimeoutError:
             if not allowed.expired():
                 raise
-            raise DeadlineExceeded(f"{self.name} {self.id} has not ended within {timeout} s") from None
+            raise deadline.error(f"{self.name} {self.id} has not ended") from None
         return self._outcome()
 
     # --- called by the link, on its reader thread ----------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from pieray.errors import PeerLost
+from pieray.errors import DeviceLost, PeerLost
 from pieray.messages import Message, PeerFenced
 from pieray.sched.core import BatcherCore
 from pieray.transport import Connection
@@ -24,11 +24,11 @@ Later = Callable[[], list[tuple[str, Message]]]  # what another thread has prepa
 class StepLoop:
     """Serves InferletActors' connections.  The core is touched by the step thread alone.
 
-    `on_failure` is called when the step thread fails, which is a bug of ours: nobody would be answered any more, so
-    it must end the process.
+    `on_failure` is called, on the step thread, when it ends other than by `close`: with DeviceLost when the device is
+    dead, with anything else for a bug of ours.  Nobody would be answered any more, so it must end the process.
     """
 
-    def __init__(self, core: BatcherCore, on_failure: Callable[[], None]) -> None:
+    def __init__(self, core: BatcherCore, on_failure: Callable[[BaseException], None]) -> None:
         self._core = core
         self._on_failure = on_failure
         self._peers: dict[str, Connection] = {}
@@ -38,6 +38,7 @@ class StepLoop:
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
         core.plans.call_later = self._inbox.put
         core.adapters.send = self._answer
+        core.adapters.on_lost = lambda error: self._inbox.put(lambda: self._lose(error))
 
     def start(self, ledger: Connection) -> None:
         """Begin to step; fences of dead peers go to `ledger`."""
@@ -72,9 +73,18 @@ class StepLoop:
                 if self._core.has_work:
                     self._answer(self._core.step(time.monotonic()))
                     self._fence()
-        except Exception:
-            log.exception("the step loop failed")
-            self._on_failure()
+                if self._core.lost is not None:
+                    log.critical("this batcher ends: %s", self._core.lost.message)
+                    self._on_failure(self._core.lost)
+                    return
+        except BaseException as error:
+            log.critical("the step loop failed", exc_info=error)
+            self._on_failure(error)
+
+    def _lose(self, error: DeviceLost) -> list[tuple[str, Message]]:
+        answers: list[tuple[str, Message]] = []
+        self._core.lose(error, answers)
+        return answers
 
     def _take(self) -> bool:
         """Take what has come, waiting while there is nothing to do or the cohort is worth it; False: close."""
@@ -88,6 +98,8 @@ class StepLoop:
                 return False
             if callable(arrival):
                 self._answer(arrival())
+                if self._core.lost is not None:
+                    return True
             else:
                 self._accept(*arrival)
 

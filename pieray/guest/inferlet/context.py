@@ -340,7 +340,7 @@ class ContextPass(Pass):
     @raises
     async def _finish(self) -> None:
         try:
-            await wait_ticket(self.id)
+            await self.arrive()
             self.take()
         finally:
             self._sequence.abandon(self.id)
