@@ -66,7 +66,7 @@ class Limits:
     """Decode plans open at one time; samplers and matchers likewise."""
     grammar_bytes: int = 256 << 10
     """Source text of one grammar."""
-    grammar_time_s: float = 10.0
+    grammar_time_s: float = 5.0
     """Compiling one grammar."""
     adapter_bytes: int = 64 * MIB
     """LoRA weights that an inferlet has loaded for itself."""

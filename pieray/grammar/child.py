@@ -12,11 +12,14 @@ import threading
 from pathlib import Path
 from typing import BinaryIO
 
+from pieray.errors import shortened
 from pieray.grammar.source import fault, new_tokenizer
 from pieray.grammar.trial import frame, read_frame
 
 STACK_BYTES = 4 << 20
 """Half of what those have that compile the grammar afterwards: what recurses too deep dies here."""
+MAX_FAULT = 1000
+"""Characters of what is wrong with a grammar: a library's complaint may quote all that it has made of the text."""
 MEMORY_BYTES = 512 << 20
 """Address space for grammars, beyond what the process has once it is ready."""
 
@@ -36,13 +39,13 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     while (asked := read_frame(requests)) is not None:
         try:
             found = fault(tokenizer, asked["kind"], asked["text"])
-        except (ValueError, RecursionError) as error:
+        except BaseException as error:  # noqa: BLE001 - a panic of llguidance too: the grammar is at fault
             found = str(error) or repr(error)
         _answer(answers, found)
 
 
 def _answer(answers: BinaryIO, text: str) -> None:
-    answers.write(frame(text))
+    answers.write(frame(shortened(text, MAX_FAULT)))
     answers.flush()
 
 

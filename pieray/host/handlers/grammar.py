@@ -39,8 +39,8 @@ class GrammarHandlers(HandlerGroup):
             self._num_compiling += 1
             ticket = state.begin(Kind.TOKENS)
         take_back = state.services.grammars.compile(
-            served, kind, text, state.launch.tenant, state.limits.grammar_time_s,
-            lambda found: self._compiled(ticket, found),
+            served, kind, text, state.limits.grammar_time_s, lambda found: self._compiled(ticket, found),
+            tenant=state.launch.tenant, owner=state.instance_id,
         )  # fmt: skip
         if not state.tickets.ready([ticket]):
             state.cancels[ticket] = lambda: self._cancel(take_back)
