@@ -83,7 +83,7 @@ class ChildService:
         except QuotaExceeded as error:
             done(error)
             return
-        launching.add_done_callback(lambda found: done(error) if (error := _error_of(found)) is not None else None)
+        launching.add_done_callback(lambda found: done(failed) if (failed := _error_of(found)) is not None else None)
 
     def _work(
         self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float

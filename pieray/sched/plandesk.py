@@ -103,7 +103,7 @@ class PlanDesk:
         except PierayError as error:  # too many wait
             answers += self._compiled(plan, error)
             return
-        compiling.add_done_callback(lambda done: give_up(error) if (error := _error_of(done)) is not None else None)
+        compiling.add_done_callback(lambda done: give_up(failed) if (failed := _error_of(done)) is not None else None)
 
     def change(self, peer_id: str, message: ExtendPlan | StopPlan, answers: Answers) -> None:
         """More pages for a run, or its end; nothing if it is over, of which its inferlet will have heard."""

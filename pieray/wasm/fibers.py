@@ -136,6 +136,8 @@ class FiberGuest(Guest):
     def _end(self) -> None:
         """Unwind the fiber (deleting its future does) and report the recorded error."""
         self._cancel_park_timer()
+        if self._park is not None:
+            self._park.abandon()
         self._body.close()
         self.finish(None, self.error)
 
