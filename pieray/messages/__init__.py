@@ -50,6 +50,7 @@ from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, enco
 from pieray.messages.leases import (
     CloseLease,
     ExportPages,
+    FencePeer,
     ImportPages,
     LeasePages,
     ListExports,
@@ -89,6 +90,7 @@ __all__ = [
     "ExportPages",
     "ExtendPlan",
     "Failed",
+    "FencePeer",
     "Forward",
     "Hello",
     "ImportPages",

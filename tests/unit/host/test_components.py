@@ -67,7 +67,7 @@ def host(slow: SlowCompiler) -> Iterator[InferletHost]:
     with contextlib.closing(Group(num_pages=20)) as group:
         info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 20, "float32", "cpu")
         models = ModelDirectory([ServedModel(info, byte_tokenizer())])
-        host = InferletHost(Config(inferlets_per_actor=128), group.client("host"), models)
+        host = InferletHost(Config(inferlets_per_actor=128), group.sessions("host"), models)
         yield host
         slow.release.set()
         host.close()
