@@ -28,9 +28,7 @@ class Trial:
         try:
             found: str = self._child.ask({"kind": kind, "text": text}, time_s)
         except TimeoutError:
-            raise QuotaExceeded(
-                f"grammar_time_s: compiling this {kind} grammar took more than {time_s:g} s"
-            ) from None
+            raise QuotaExceeded(f"grammar_time_s: compiling this {kind} grammar took more than {time_s:g} s") from None
         except ChildDied as died:
             raise QuotaExceeded(f"compiling this {kind} grammar takes more stack or memory than there is "
                                 f"(status {died.status})") from None  # fmt: skip

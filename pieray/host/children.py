@@ -85,9 +85,7 @@ class ChildService:
             return
         launching.add_done_callback(lambda found: done(failed) if (failed := _error_of(found)) is not None else None)
 
-    def _work(
-        self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float
-    ) -> None:
+    def _work(self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float) -> None:
         found: Link | PierayError
         try:
             found = self._launched(message, child)

@@ -18,6 +18,8 @@ MAX_WAITING = 64
 """Components of one tenant that wait to be compiled."""
 MAX_WAIT_S = 600.0
 """For a compiler to come free, if the inferlet's `wall_time_s` is no shorter."""
+NICE = 5
+"""Of compilers: behind the processes that compute tokens."""
 KEEP_LOADED = 16
 
 
@@ -70,7 +72,7 @@ class Components:
         return self._pool.submit(load, tenant=tenant, owner=owner, wait_s=min(wait_s, MAX_WAIT_S))
 
     def _load(self, component: bytes, name: str) -> Program:
-        program = self._wasm.load(component, name)
+        program = self._wasm.load(component, name, nice=NICE)
         with self._lock:
             self._loaded[hashlib.sha256(component).digest()] = program
             while len(self._loaded) > KEEP_LOADED:

@@ -66,6 +66,7 @@ class Inferlet:
             guest = host.spawn(
                 program, self._handlers, self._limits, input=self.launch.input, source=self.launch.source or None,
                 filename=self.launch.filename, on_exit=self._exited, name=self.launch.instance_id,
+                tenant=self.launch.tenant,
             )  # fmt: skip
         except BaseException:
             self._retire()

@@ -77,5 +77,3 @@ class TextWorkers:
             children = list(self._all)
         for child in children:
             child.close()
-
-
