@@ -33,6 +33,7 @@ class Batcher(ServingActor):
         runner = ModelRunner.load(
             folder, device=_device(settings), dtype=_dtype(settings), num_pages=settings.num_pages or None,
             page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
+            cuda_graphs=settings.cuda_graphs,
         )  # fmt: skip
         spec = TokenizerSpec.from_folder(folder)
         core = BatcherCore(runner, settings, tokenizer=spec)

@@ -121,6 +121,8 @@ class ModelSettings:
     max_batch_requests: int = 256
     cohort_wait_s: float = 0.004
     """How long a step waits at most for inferlets that have just been answered."""
+    cuda_graphs: bool = True
+    """Replay decode steps as CUDA graphs, captured at first use; of no meaning on a CPU."""
     adapters: dict[str, Any] = field(default_factory=dict)
     """LoRA adapters by name: a safetensors file, or a folder with adapter_config.json."""
     adapter_bytes: int = 512 * MIB
@@ -174,21 +176,29 @@ class Config:
     def __post_init__(self) -> None:
         _check_choice("executor", self.executor, ("auto", "fiber", "thread"))
         _check_choice("transport", self.transport, ("socket", "ray"))
-        _check_at_least("inferlets_per_actor", self.inferlets_per_actor, 1)
-        _check_at_least("actor_pool", self.actor_pool, 1)
-        _check_at_least("worker_threads", self.worker_threads, 1)
-        _check_at_least("lease_pages", self.lease_pages, 1)
-        _check_at_least("registry_programs", self.registry_programs, 0)
-        _check_at_least("registry_bytes", self.registry_bytes, 0)
+        _check_choice("log_level", self.log_level.lower(), ("debug", "info", "warning", "error", "critical"))
         _check_choice("model.dtype", self.model.dtype, ("auto", "float32", "bfloat16", "float16"))
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.model.device):
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
-        _check_at_least("model.page_size", self.model.page_size, 1)
-        _check_at_least("model.max_batch_tokens", self.model.max_batch_tokens, 1)
-        _check_at_least("start_timeout_s", self.start_timeout_s, 0)
-        if not 0 <= self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
+        _check_numbers(self, "")
+        _check_numbers(self.model, "model.")
+        if not self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
             raise ConfigError(f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; "
                               f"given {self.model.cohort_wait_s}")  # fmt: skip
+
+
+_AT_LEAST_1 = frozenset({
+    "inferlets_per_actor", "actor_pool", "worker_threads", "lease_pages", "model.page_size", "model.kv_memory_bytes",
+    "model.max_batch_tokens", "model.max_batch_requests", "model.threads",
+})  # fmt: skip
+
+
+def _check_numbers(settings: object, prefix: str) -> None:
+    """Every number is at least 0, or 1 where 0 means nothing."""
+    for f in dataclasses.fields(settings):  # type: ignore[arg-type]  # always one of the dataclasses here
+        value = getattr(settings, f.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_at_least(prefix + f.name, value, 1 if prefix + f.name in _AT_LEAST_1 else 0)
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -83,8 +83,8 @@ class InferletHost:
             if isinstance(program, Future):
                 program.cancel()
             raise
-        if launch.parent:
-            self.bonds.expect(launch.instance_id)
+        if launch.parent or launch.is_attached:
+            self.bonds.expect(launch.instance_id, is_child=bool(launch.parent))
         try:
             if isinstance(program, Future):
                 inferlet.start_later(self._wasm, program)

@@ -46,6 +46,7 @@ from pieray.messages.client import (
     read_file_part,
 )
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
+from pieray.messages.controller import Ask
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import (
     CloseLease,
@@ -73,6 +74,7 @@ __all__ = [
     "SAMPLE",
     "SAMPLE_WITH",
     "SCHEMA",
+    "Ask",
     "Attach",
     "AwaitStart",
     "Bind",
