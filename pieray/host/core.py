@@ -14,6 +14,7 @@ from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NoRoom, NotFound, PeerLost, PierayError
 from pieray.host.children import Bonds
 from pieray.host.components import Components
+from pieray.host.device import DeviceClient
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
