@@ -150,13 +150,13 @@ def test_pause_truncate_resume_on_the_handlers(engine: Any) -> None:
 HOSTILE = program(
     '''
 from inferlet import _host, kv, model, queue, BadHandle, InvalidRequest, QuotaExceeded, Plan
-from inferlet._host import Err
+from inferlet import Error
 
 def code(call, *args):
     try:
         call(*args)
-    except Err as err:
-        return err.value.code.name.lower()
+    except Error as error:
+        return error.code.replace("-", "_")
     return "ok"
 
 async def main():

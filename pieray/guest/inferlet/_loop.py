@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import math
 import sys
 from asyncio import events
 from collections import deque
@@ -17,10 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _host, _report
-from .errors import error_of
+from .errors import InvalidRequest
 
 #: Rounds of callbacks after which tickets are polled although there is always something to run.
 MAX_ROUNDS = 16
+#: Longest single wait, in ms: what is due later is waited for several times.
+MAX_WAIT_MS = (1 << 30) - 1
 
 
 class Deadlock(RuntimeError):
@@ -83,6 +86,8 @@ class TicketLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]  # typeshed types the callback's arguments
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
+        if math.isnan(when):
+            raise InvalidRequest("a time is a number of seconds; given nan")
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         self._num_timers += 1
         heapq.heappush(self._timers, (when, self._num_timers, handle))
@@ -155,7 +160,11 @@ class TicketLoop(asyncio.AbstractEventLoop):
         """How long nothing but the running callback can go on: -1 no end to it, 0 not at all."""
         if self._ready or self._tickets:
             return 0
-        return max(0, int((self._timers[0][0] - self.time()) * 1000)) if self._timers else -1
+        return self._ms_to_timer() if self._timers else -1
+
+    def _ms_to_timer(self) -> int:
+        """Whole milliseconds to the first timer, at most what `tickets.wait` takes."""
+        return int(min(max((self._timers[0][0] - self.time()) * 1000, 0), MAX_WAIT_MS))
 
     def _check_startable(self, future: Any) -> None:
         message = ""
@@ -199,7 +208,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
             self._num_cancelled -= 1
         now = self.time()
         if wait and (not timers or timers[0][0] > now):
-            self._wait(-1 if not timers else int((timers[0][0] - now) * 1000) + 1)
+            self._wait(-1 if not timers else self._ms_to_timer() + 1)
             now = self.time()
         while self._timers and self._timers[0][0] <= now:
             handle = heapq.heappop(self._timers)[2]
@@ -215,11 +224,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
             if not self._ready and not self._is_stopping:
                 raise Deadlock(_report.describe_deadlock(asyncio.all_tasks(self)))
             return
-        try:
-            done = _host.tickets.wait(list(waiting), min(timeout_ms, 2**31 - 1))
-        except _host.Err as err:
-            raise error_of(err) from None
-        for ticket in done:
+        for ticket in _host.tickets.wait(list(waiting), timeout_ms):
             future = waiting.pop(ticket, None)
             if future is not None and not future.done():
                 future.set_result(None)

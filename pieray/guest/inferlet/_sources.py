@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from . import _host
+from . import _convert, _host
 from ._draws import Drawn, Draws, Source
 from ._plan_source import PlanSource
 from ._waiting import wait_ticket, wait_tickets
@@ -126,7 +126,7 @@ class DraftSource:
     async def next(self, num_left: int) -> Drawn:
         context, sequence = self._context, self._context.sequence
         pending = context.pending()
-        drafts = list(self._drafter(context.tokens))[: num_left - 1]
+        drafts = _convert.u32s("drafts of the drafter", self._drafter(context.tokens))[: num_left - 1]
         ticket = self._ticket = sequence.verify(pending, drafts, self._sampler, self._draws.adapter)
         sequence.source, self.is_stale = self, False
         await wait_ticket(ticket)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import events
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
-from . import _host
+from . import _convert, _host
 from ._loop import TicketLoop
+from .errors import DeadlineExceeded
+
+T = TypeVar("T")
 
 
 def _alone_ms(loop: Any) -> int:
@@ -17,8 +21,6 @@ def _alone_ms(loop: Any) -> int:
 
 async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
     """Return once `ticket` has a result.  If cancelled meanwhile, the ticket is forgotten unless `keep`.
-
-    Raises what the bindings raise, `Err`, or `Error`.
     """
     loop: Any = events._get_running_loop()
     alone_ms = _alone_ms(loop)
@@ -50,3 +52,21 @@ async def wait_tickets(tickets: list[int]) -> None:
             loop._tickets.pop(ticket, None)
         _host.tickets.cancel(tickets)
         raise
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise InvalidRequest unless `timeout` is None or a number of seconds from 0 on."""
+    if timeout is not None:
+        _convert.number("timeout", timeout, 0)
+
+
+async def within(waiting: Coroutine[Any, Any, T], timeout: float | None, what: str) -> T:
+    """What `waiting` gives.  Raises DeadlineExceeded, saying `what`, after `timeout` seconds; None: there is no end."""
+    if timeout is None:
+        return await waiting
+    try:
+        return await asyncio.wait_for(waiting, timeout)
+    except DeadlineExceeded:
+        raise
+    except TimeoutError:
+        raise DeadlineExceeded(f"{what} within {timeout} s") from None

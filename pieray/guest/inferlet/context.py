@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from . import _host
+from . import _convert, _host
 from . import model as models
 from ._chat import Chat
 from ._draws import Drafter
@@ -15,7 +15,7 @@ from ._sequence import KvSequence
 from ._snapshots import Snapshots
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
-from .errors import InvalidRequest, check_numbers, raises
+from .errors import InvalidRequest
 from .forward import Pass
 from .grammar import Grammar, Matcher
 from .sampler import Sampler, sampler_of
@@ -51,13 +51,14 @@ class Context(Snapshots):
     ) -> None:
         """`adapter`: LoRA, in all passes of this context and its forks.  `tools` (see `tools.tool`): what the model's
         chat template shows it of them."""
-        self.model = model
+        self.model = _convert.text("model", model)
         self._tools = specs_of(tools)
+        if adapter is not None:
+            _convert.instance("adapter", adapter, Adapter)
         self.sequence = KvSequence(model, adapter)
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
-        if len(text):
-            self.append(text)
+        self.append(text)
 
     # -- content
 
@@ -103,8 +104,7 @@ class Context(Snapshots):
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens, and the messages that end within them."""
         self.sequence.check_open()
-        if not 0 <= length <= len(self._tokens):
-            raise InvalidRequest(f"truncate keeps from 0 to {len(self._tokens)} tokens; given {length}")
+        _convert.integer("length", length, 0, len(self._tokens))
         self.sequence.release()
         del self._tokens[length:]
         self.sequence.truncate(length)
@@ -128,9 +128,8 @@ class Context(Snapshots):
 
     def _tokens_of(self, text: str | Sequence[int]) -> list[int]:
         if isinstance(text, str):
-            return models.tokenize(text, self.model)
-        check_numbers("token", text)
-        return list(text)
+            return models.tokenize(text, self.model) if text else []
+        return _convert.u32s("tokens", text)
 
     @property
     def _chat(self) -> Chat:
@@ -210,8 +209,13 @@ class Context(Snapshots):
         rules = rules_of(max_tokens, stop, stop_tokens, self.model)
         chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed, typical_p, logit_bias)
         if schema is not None:
+            if grammar is not None:
+                raise InvalidRequest("give either grammar or schema: a generation follows one of them")
             grammar = Grammar.of(schema)
+        if adapter is not None:
+            _convert.instance("adapter", adapter, Adapter)
         if grammar is not None:
+            _convert.instance("grammar", grammar, Grammar, Matcher)
             rules = replace(rules, tokens=rules.tokens | models.stop_tokens(self.model))
         return Generation(self, chosen, rules, logprobs=logprobs, grammar=grammar, drafter=drafter, adapter=adapter,
                           on_token=on_token)  # fmt: skip
@@ -228,7 +232,6 @@ class Context(Snapshots):
         """What the model writes next, as a value of a type or of a JSON schema: see `structured.collect_json`."""
         return await collect_json(self, type, max_tokens, **options)
 
-    @raises
     def forward(self, *, adapter: Adapter | None = None) -> Pass:
         """One pass over what waits, the last token included (that one again where nothing waits).
 
@@ -243,6 +246,8 @@ class Context(Snapshots):
         Until it is awaited, or given up with `cancel`, the context runs nothing else.  `adapter`: LoRA for this pass.
         """
         sequence = self.sequence
+        if adapter is not None:
+            _convert.instance("adapter", adapter, Adapter)
         sequence.claim()
         waiting = self.pending()
         return ContextPass(sequence, sequence.forward(waiting, adapter=adapter), len(waiting))
@@ -253,7 +258,6 @@ class Context(Snapshots):
         if waiting:
             await self.sequence.prefill(waiting)
 
-    @raises
     async def distribution(self, k: int = 10) -> list[tuple[int, float]]:
         """The `k` most probable next tokens with their probabilities, by falling probability."""
         pending = self.pending()
@@ -267,7 +271,6 @@ class Context(Snapshots):
             self.sequence.abandon(handle)
         return list(zip(tokens, probabilities, strict=True))
 
-    @raises
     async def logprobs(self, continuation: str | Sequence[int]) -> list[float]:
         """Log-probability of each token of `continuation` after this context, which stays as it is."""
         targets = self._tokens_of(continuation)
@@ -337,7 +340,6 @@ class ContextPass(Pass):
     def __await__(self) -> Generator[Any, None, None]:
         return self._finish().__await__()
 
-    @raises
     async def _finish(self) -> None:
         try:
             await wait_ticket(self.id)

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from pieray.wit import api
 
-from . import _host, _program, _queues, _running, session
+from . import _host, _program, _running
 from ._testing_plans import HandlerError, PlanHandlers
 
 END = 256
@@ -57,8 +57,6 @@ def run(main: Callable[..., Any], *, reply: Reply = "", messages: Iterable[str] 
     """
     served = host or Host(reply, messages)
     _host.install(_interfaces(served))
-    _queues.reset()
-    session._left.clear()
     value = main(**_program.arguments_of(main, json.dumps(arguments)))
     if hasattr(value, "__await__"):
         value = _running.run(_program._await(value))

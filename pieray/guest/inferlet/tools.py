@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import chat, model
+from . import _convert, chat, model
 from .errors import InvalidRequest
 from .structured import Mismatch, fields_schema, parse_fields
 
@@ -23,8 +23,12 @@ class Tool:
     """A function with its JSON schema.  Call it as before, or with a model's arguments through `call`."""
 
     def __init__(self, function: Callable[..., Any], name: str = "", description: str = "") -> None:
+        if not callable(function):
+            raise InvalidRequest(f"a tool is a function; given {_convert.shown(function)}")
         self.function = function
-        self.name = name or function.__name__
+        self.name = _convert.text("the name of a tool", name or getattr(function, "__name__", ""))
+        if not self.name:
+            raise InvalidRequest(f"this function has no name of its own: give name=; given {_convert.shown(function)}")
         text, notes = _docstring(function)
         self.description = description or text
         self._hints, self._required = _parameters(function)
