@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from array import array
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -11,8 +13,9 @@ from .errors import InvalidRequest
 
 T = TypeVar("T")
 
-MAX_SHOWN = 100
-"""Characters of a wrong value that a message repeats."""
+MAX_DEPTH = 500
+"""Of JSON: the stack of the component ends the guest at less than twice as much, before Python notices."""
+CONTAINERS = (dict, list, tuple)
 
 
 def u32(name: str, value: Any) -> int:
@@ -145,23 +148,47 @@ def to_json(name: str, value: Any) -> str:
     """`dump` of a value."""
     try:
         return dump(value)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise InvalidRequest(f"{name} is JSON: {error}") from None
 
 
 def dump(value: Any) -> str:
-    """JSON (RFC 8259) in UTF-8: raises TypeError or ValueError for NaN, infinities and lone surrogates too, and
-    RecursionError for what nests too deep."""
+    """JSON (RFC 8259) in UTF-8.  Raises TypeError or ValueError for what it cannot hold: NaN, infinities and lone
+    surrogates too, and what nests deeper than MAX_DEPTH."""
+    level = {id(value): value} if isinstance(value, CONTAINERS) else {}
+    for _ in range(MAX_DEPTH):
+        if not level:
+            break
+        inner = (item for one in level.values() for item in (one.values() if isinstance(one, dict) else one))
+        level = {id(item): item for item in inner if isinstance(item, CONTAINERS)}
+    else:
+        raise ValueError(f"it nests deeper than {MAX_DEPTH}, or contains itself")
     found = json.dumps(value, ensure_ascii=False, allow_nan=False)
     if not found.isascii():
         found.encode()
     return found
 
 
+def load(given: str | bytes) -> Any:
+    """The value of a JSON text.  Raises ValueError for what is none, and for what nests deeper than MAX_DEPTH."""
+    found = given if isinstance(given, str) else given.decode(json.detect_encoding(given), "surrogatepass")
+    if found.count("[") + found.count("{") > MAX_DEPTH:
+        depth = 0
+        for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[][{}]', found, re.DOTALL):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+            if depth > MAX_DEPTH:
+                raise ValueError(f"the JSON nests deeper than {MAX_DEPTH}")
+    return json.loads(found)
+
+
 def shown(value: Any) -> str:
-    """The value, for a message: cut short, and without what its own `repr` may do."""
+    """The value, for a message: cut short, and whatever its `repr` does."""
     try:
-        found = repr(value)
+        return _short.repr(value)
     except Exception as error:
-        found = f"a {type(value).__name__} whose repr raises {type(error).__name__}"
-    return found if len(found) <= MAX_SHOWN else found[:MAX_SHOWN] + "..."
+        return f"a {type(value).__name__} whose repr raises {type(error).__name__}"
+
+
+_short = reprlib.Repr()
+_short.maxlevel = 3
+_short.maxstring = _short.maxother = _short.maxlong = 100

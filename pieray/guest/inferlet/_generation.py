@@ -134,7 +134,7 @@ class Generation:
     async def _run(self) -> AsyncIterator[Token]:
         """Draw, take in, give out: what a token costs is in this loop."""
         context = self._context
-        num_left = context.room_for(self._rules.max_tokens)
+        num_left = context._room_for(self._rules.max_tokens)
         source = self._begin(open_source(context, self._draws, num_left))
         stream = models.TextStream(model=context.model)
         try:
@@ -152,7 +152,7 @@ class Generation:
                     break
                 for token, logprob in drawn:
                     num_left -= 1
-                    context.extend(token)
+                    context._extend(token)
                     text = self._accept(token, logprob, stream)
                     if text is not None:
                         if not num_left:
@@ -164,7 +164,7 @@ class Generation:
                     if self.finish_reason:
                         return
                     if source.is_stale:
-                        num_left = min(num_left, context.room_for(num_left))
+                        num_left = min(num_left, context._room_for(num_left))
                         break
             self.finish_reason = self.finish_reason or "length"
         finally:

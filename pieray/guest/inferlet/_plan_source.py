@@ -141,7 +141,7 @@ class PlanSource:
         if sequence.hidden:
             raise NoPlan
         sequence.claim()
-        pending = context.pending()
+        pending = context._pending()
         num_tokens = sequence.make_room(len(pending), min(num_left, PLAN_TOKENS))
         sampler = 0
         try:

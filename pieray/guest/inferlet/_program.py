@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import difflib
 import inspect
-import json
 import random
 import sys
 from collections.abc import Callable
@@ -90,7 +89,7 @@ async def _await(awaitable: Any) -> Any:
 def arguments_of(main: Callable[..., Any], text: str) -> dict[str, Any]:
     """The keyword arguments that the launch input gives to main().  Raises InvalidRequest."""
     try:
-        given = json.loads(text) if text.strip() else {}
+        given = _convert.load(text) if text.strip() else {}
     except ValueError as error:
         raise InvalidRequest(f"the input is no JSON: {error}") from None
     if given is None:
@@ -125,5 +124,5 @@ def _describe(signature: inspect.Signature) -> str:
 def _to_json(result: Any) -> str:
     try:
         return _convert.dump(result)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise TypeError(f"main() returned what JSON cannot hold: {error}") from None

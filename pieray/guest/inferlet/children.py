@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import linecache
 import sys
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
@@ -46,7 +45,7 @@ def _source_of(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", "")
     module = sys.modules.get(getattr(function, "__module__", ""))
     if module is None or getattr(module, name, None) is not function or not inspect.isfunction(function):
-        raise InvalidRequest(f"a child runs a function of this program's top level; given {function!r}")
+        raise InvalidRequest(f"a child runs a function of this program's top level; given {_convert.shown(function)}")
     lines = linecache.getlines(str(module.__file__))
     if not lines:
         raise InvalidRequest(f"the source of {name} is not known here; give source=")
@@ -71,7 +70,7 @@ class Child:
         """What its main returned; raises its error (RemoteFailed if its own code raised), or DeadlineExceeded after
         `timeout` seconds, and the child runs on."""
         check_timeout(timeout)
-        return json.loads(await self._text(_host.children.wait(self.id), timeout, "has not ended"))
+        return _convert.load(await self._text(_host.children.wait(self.id), timeout, "has not ended"))
 
     async def instance_id(self) -> str:
         """Its instance id, once it runs."""

@@ -249,7 +249,7 @@ class Context(Snapshots):
         if adapter is not None:
             _convert.instance("adapter", adapter, Adapter)
         sequence.claim()
-        waiting = self.pending()
+        waiting = self._pending()
         return ContextPass(sequence, sequence.forward(waiting, adapter=adapter), len(waiting))
 
     async def flush(self) -> None:
@@ -260,7 +260,7 @@ class Context(Snapshots):
 
     async def distribution(self, k: int = 10) -> list[tuple[int, float]]:
         """The `k` most probable next tokens with their probabilities, by falling probability."""
-        pending = self.pending()
+        pending = self._pending()
         handle = self.sequence.forward(pending)
         try:
             ticket = _host.forward.distribution(handle, len(pending) - 1, k)
@@ -275,11 +275,11 @@ class Context(Snapshots):
         """Log-probability of each token of `continuation` after this context, which stays as it is."""
         targets = self._tokens_of(continuation)
         await self.flush()
-        return await self.scores(targets, None)
+        return await self._scores(targets, None)
 
-    async def scores(self, targets: list[int], adapter: Adapter | None) -> list[float]:
+    async def _scores(self, targets: list[int], adapter: Adapter | None) -> list[float]:
         """`logprobs` through an adapter, of tokens, when all but the last has been run."""
-        line, length = self.pending() + targets[:-1], len(self._tokens)
+        line, length = self._pending() + targets[:-1], len(self._tokens)
         scores: list[float] = []
         try:
             for start in range(0, len(targets), SCORE_ROWS):
@@ -304,7 +304,7 @@ class Context(Snapshots):
 
     # -- for generations
 
-    def pending(self) -> list[int]:
+    def _pending(self) -> list[int]:
         """The tokens whose KV is not there yet: at least one, so that there is a row to sample from."""
         sequence = self.sequence
         if sequence.kv_len >= len(self._tokens):
@@ -313,13 +313,13 @@ class Context(Snapshots):
             sequence.kv_len = len(self._tokens) - 1
         return self._tokens[sequence.kv_len :]
 
-    def extend(self, token: int) -> None:
+    def _extend(self, token: int) -> None:
         """Take a sampled token in.  What runs ahead has written the KV of all before it."""
         if self.sequence.source is not None:
             self.sequence.kv_len = len(self._tokens)
         self._tokens.append(token)
 
-    def room_for(self, max_tokens: int) -> int:
+    def _room_for(self, max_tokens: int) -> int:
         """How many of `max_tokens` the model's context still has room for."""
         most = models.info(self.model).get("max_context", 0)
         length = len(self._tokens)

@@ -26,7 +26,7 @@ class Grammar:
     text: str
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if _convert.text("the kind of a grammar", self.kind) not in KINDS:
             raise InvalidRequest(f"a grammar is one of {', '.join(KINDS)}; given {_convert.shown(self.kind)}")
         _convert.text("the text of a grammar", self.text)
 

@@ -39,11 +39,12 @@ class Response:
 
     def json(self) -> Any:
         """The body as JSON; raises ValueError."""
-        return _json.loads(self.bytes)
+        return _convert.load(self.bytes)
 
     def header(self, name: str, default: str = "") -> str:
         """The first header of that name, in any case."""
-        return next((value for key, value in self.headers if key.lower() == name.lower()), default)
+        wanted = _convert.text("name", name).lower()
+        return next((value for key, value in self.headers if key.lower() == wanted), default)
 
     def raise_for_status(self) -> Response:
         """This response; raises RemoteFailed unless its status is 2xx."""

@@ -132,7 +132,6 @@ def _take_exports(ticket: int) -> list[Export]:
 
 
 def _access(name: str) -> Any:
-    try:
+    if isinstance(name, str) and name.upper() in _host.Access.__members__:
         return _host.Access[name.upper()]
-    except (KeyError, AttributeError):
-        raise InvalidRequest(f"access is owner, tenant or public; given {name!r}") from None
+    raise InvalidRequest(f"access is owner, tenant or public; given {_convert.shown(name)}")

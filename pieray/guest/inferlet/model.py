@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import _host
+from . import _convert, _host
 from .errors import BadHandle
 
 
@@ -15,9 +15,13 @@ def names() -> list[str]:
     return list(_host.model.names())
 
 
-@_host.cached
 def info(model: str = "") -> dict[str, Any]:
-    """name, architecture, vocab_size, max_context (tokens), page_size, dtype, traits."""
+    """name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits."""
+    return dict(_info(_convert.text("model", model)))
+
+
+@_host.cached
+def _info(model: str) -> Mapping[str, Any]:
     return dict(json.loads(_host.model.info(model)))
 
 
@@ -31,9 +35,13 @@ def detokenize(tokens: Sequence[int], *, skip_special: bool = False, model: str 
     return str(_host.model.detokenize(model, tokens, skip_special))
 
 
-@_host.cached
 def stop_tokens(model: str = "") -> frozenset[int]:
     """Tokens that end a turn."""
+    return _stop_tokens(_convert.text("model", model))
+
+
+@_host.cached
+def _stop_tokens(model: str) -> frozenset[int]:
     return frozenset(_host.model.stop_tokens(model))
 
 

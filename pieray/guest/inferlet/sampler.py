@@ -46,7 +46,7 @@ class Sampler:
         for token, value in _convert.instance("logit_bias", self.logit_bias, Mapping).items():
             _check_token(token)
             if not _convert.f32("a logit bias", value) < math.inf:
-                raise InvalidRequest(f"a logit bias is below infinity; given {value!r} for {token!r}")
+                raise InvalidRequest(f"a logit bias is below infinity; given {value} for {token!r:.100}")
         if self.allowed is not None:
             for token in _convert.items("allowed", self.allowed, "token ids or texts"):
                 _check_token(token)

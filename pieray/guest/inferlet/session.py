@@ -29,7 +29,7 @@ def send(text: str) -> None:
 
 def emit(name: str, value: Any = None) -> None:
     """Send a structured event: a name, and a value that JSON can hold.  Raises InvalidRequest, QuotaExceeded."""
-    _host.session.emit(name, _convert.to_json(f"the value of event {name!r}", value))
+    _host.session.emit(name, _convert.to_json(f"the value of event {_convert.text('name', name)!r}", value))
 
 
 def send_file(path: str) -> None:

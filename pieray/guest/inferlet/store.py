@@ -49,7 +49,7 @@ async def names(prefix: str = "") -> list[str]:
 async def get_json(key: str, default: Any = None) -> Any:
     """The value whose JSON is at a key, or `default`."""
     try:
-        return json.loads(await Ticket(_host.store.get(key), take_text))
+        return _convert.load(await Ticket(_host.store.get(key), take_text))
     except NotFound:
         return default
 

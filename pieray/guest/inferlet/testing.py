@@ -158,7 +158,8 @@ class Host(PlanHandlers):
         for place, token in enumerate(tokens, kv_len):
             self._slots(pages[place // PAGE_SIZE])[place % PAGE_SIZE] = token
         line = [self._slots(pages[place // PAGE_SIZE])[place % PAGE_SIZE] for place in range(end)]
-        assert None not in line, f"a pass reads {line.count(None)} slots that were never written"
+        if None in line:
+            raise HandlerError("invalid", f"a pass reads {line.count(None)} slots that were never written")
         self.num_passes += 1
         handle = self.ticket()
         self._rows[handle] = [[t for t in line[: kv_len + row + 1] if t is not None] for row in range(len(tokens))]
