@@ -54,9 +54,8 @@ VALUES: list[Any] = [
     None, True, -1, 0, 2**31, 2**32, 2**64, -(2**63), 10**400, 1.5, -0.5, 1e300, math.nan, math.inf, -math.inf, "", "x",
     SURROGATE, "a" + SURROGATE, "\0", b"", b"\xff", [], [-1], [2**32], [1.5], ["x"], [SURROGATE], [None], [[]], (),
     {}, {"a": 1}, {SURROGATE: 1}, {"a": SURROGATE}, {"a": math.nan}, {1: 2}, {"x": {"y": object()}}, {5}, range(3),
-    nested(20_000),
-    nested_tuple(20_000), object(), object, int, len, Hostile(), lambda *_, **__: None, lambda *_, **__: [-1], Number.LOW,
-    1j, ...,
+    nested(20_000), nested_tuple(20_000), object(), object, int, len, Hostile(), lambda *_, **__: None,
+    lambda *_, **__: [-1], Number.LOW, 1j, ...,
 ]  # fmt: skip
 
 #: What is called as Python's own is, and raises what that raises.

@@ -32,12 +32,11 @@ from ._bindings import (
     store,
     tickets,
 )
-from ._raw import INTERFACES, Access, Err, GrammarKind, LinkKind, LogLevel, is_component
+from ._raw import INTERFACES, Access, GrammarKind, LinkKind, LogLevel, is_component
 
 __all__ = [
     "INTERFACES",
     "Access",
-    "Err",
     "GrammarKind",
     "LinkKind",
     "LogLevel",

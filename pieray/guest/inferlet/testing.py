@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from pieray.wit import api
 
-from . import _host, _program, _running
+from . import _host, _program, _raw, _running
 from ._testing_plans import HandlerError, PlanHandlers
 
 END = 256
@@ -289,6 +289,6 @@ def _bound(host: Host, name: str) -> Callable[..., Any]:
             return getattr(host, name, missing)(*args)
         except HandlerError as error:
             code = SimpleNamespace(name=error.code.upper().replace("-", "_"))
-            raise _host.Err(SimpleNamespace(code=code, message=str(error))) from None
+            raise _raw.Err(SimpleNamespace(code=code, message=str(error))) from None
 
     return call
