@@ -77,14 +77,19 @@ async def main():
 """
 #: Source -> class and text of the error that its client gets.
 ENDS = {
-    "a result with a lone surrogate": ("def main():\n    return 'a\\ud800'", "TypeError", "JSON cannot hold"),
     "a result that nests too deep": (DEEP, "TypeError", "JSON cannot hold"),
     "an error with a lone surrogate": ("def main():\n    raise ValueError('a\\ud800')", "ValueError", "a\\ud800"),
     "an error that has no text": (NO_TEXT, "Odd", "its __str__ raises KeyError"),
     "an output that is gone": ("import sys\ndef main():\n    sys.stdout = None\n    1 / 0", "ZeroDivision", "zero"),
     "a drafter of ids that are none": (DRAFTER, "InvalidRequest", "given -1"),
-    "text from valid JSON": (USER, "InvalidRequest", "surrogates not allowed"),
+    "text from valid JSON": (USER, "InvalidRequest", "surrogate"),
 }
+
+
+def test_a_lone_surrogate_in_a_result_comes_back_as_it_was(engine: Any) -> None:
+    found = {"a\ud800": ["\udfff", "é"]}
+    source = "from inferlet import session\ndef main(x):\n    session.emit('x', x)\n    return x"
+    assert engine.launch(program(source), x=found).result(timeout=60) == found
 
 
 @pytest.mark.parametrize(("source", "kind", "text"), ENDS.values(), ids=ENDS.keys())

@@ -144,17 +144,20 @@ def instances(name: str, values: Any, kind: type[T]) -> list[T]:
     return [instance(f"each of {name}", value, kind) for value in items(name, values, f"{kind.__name__} objects")]
 
 
-def to_json(name: str, value: Any) -> str:
+def to_json(name: str, value: Any, *, is_ascii: bool = False) -> str:
     """`dump` of a value."""
     try:
-        return dump(value)
+        return dump(value, is_ascii=is_ascii)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"{name} is JSON: {error}") from None
 
 
-def dump(value: Any) -> str:
-    """JSON (RFC 8259) in UTF-8.  Raises TypeError or ValueError for what it cannot hold: NaN, infinities and lone
-    surrogates too, and what nests deeper than MAX_DEPTH."""
+def dump(value: Any, *, is_ascii: bool = False) -> str:
+    """JSON (RFC 8259) that UTF-8 can hold: lone surrogates are escapes in it, so that they come back as they were.
+
+    Raises TypeError or ValueError for what JSON cannot hold, NaN and infinities too, and for what nests deeper than
+    MAX_DEPTH.
+    """
     level = {id(value): value} if isinstance(value, CONTAINERS) else {}
     for _ in range(MAX_DEPTH):
         if not level:
@@ -163,9 +166,12 @@ def dump(value: Any) -> str:
         level = {id(item): item for item in inner if isinstance(item, CONTAINERS)}
     else:
         raise ValueError(f"it nests deeper than {MAX_DEPTH}, or contains itself")
-    found = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    found = json.dumps(value, ensure_ascii=is_ascii, allow_nan=False)
     if not found.isascii():
-        found.encode()
+        try:
+            found.encode()
+        except UnicodeEncodeError:
+            return json.dumps(value, allow_nan=False)
     return found
 
 

@@ -69,7 +69,7 @@ async def request(
     """
     sent = dict(_convert.instance("headers", headers or {}, Mapping))  # type: ignore[type-abstract]
     if json is not None:
-        data = _convert.to_json("the body", json)
+        data = _convert.to_json("the body", json, is_ascii=True)
         if not any(str(name).lower() == "content-type" for name in sent):
             sent["Content-Type"] = "application/json"
     return await _ask(_convert.text("method", method).upper(), url, sent, data, timeout)

@@ -8,6 +8,7 @@ from typing import Any
 from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import HandlerGroup
 from pieray.models.chat_parse import parse_reply
+from pieray.texts import check_unicode
 
 
 class ChatHandlers(HandlerGroup):
@@ -36,4 +37,5 @@ def _objects(name: str, text: str, shape: str) -> list[dict[str, Any]]:
         raise InvalidRequest(f"{name} is a JSON list of {shape}: {error}") from None
     if not isinstance(parsed, list) or not all(isinstance(m, dict) for m in parsed):
         raise InvalidRequest(f"{name} is a JSON list of {shape}; given {type(parsed).__name__}")
+    check_unicode(name, text, parsed)
     return parsed
