@@ -7,10 +7,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import ray
+
 from pieray.actors.common import message_of, set_up_process
+from pieray.actors.door import open_door
 from pieray.actors.supervisor import Supervisor
 from pieray.config import Config, from_mapping
 from pieray.messages import Install, encode
+from pieray.transport import Listener
 
 
 class Controller:
@@ -20,10 +24,17 @@ class Controller:
         self._config = from_mapping(Config, config)
         set_up_process(self._config)
         self._supervisor = Supervisor(self._config)
+        self._listener: Listener | None = None
 
     def start(self) -> None:
         """Bring the engine up; raises ModelError, EngineError."""
         self._supervisor.start()
+        if self._config.transport == "socket":  # with "ray" no port is opened
+            self._listener = open_door(self, self._supervisor.token, ray.util.get_node_ip_address())
+
+    def door(self) -> tuple[Any, ...]:
+        """Endpoint of the socket that clients may ask through; () if there is none."""
+        return self._listener.endpoint.to_wire() if self._listener is not None else ()
 
     def config(self) -> dict[str, Any]:
         return self._supervisor.config_mapping()

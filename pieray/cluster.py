@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,13 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: batch work; ours answers people
+
+
+def is_local(address: str | None) -> bool:
+    """True if `join` would start a Ray of this process: what is on this machine is then all there is."""
+    if (address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+        return False
+    return "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
 def join(address: str | None, progress: Progress | None) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from pieray.errors import ConfigError
 
 MIB = 1 << 20
+MAX_COHORT_WAIT_S = 60.0
 T = TypeVar("T")
 
 
@@ -173,17 +174,29 @@ class Config:
     def __post_init__(self) -> None:
         _check_choice("executor", self.executor, ("auto", "fiber", "thread"))
         _check_choice("transport", self.transport, ("socket", "ray"))
-        _check_at_least("inferlets_per_actor", self.inferlets_per_actor, 1)
-        _check_at_least("actor_pool", self.actor_pool, 1)
-        _check_at_least("worker_threads", self.worker_threads, 1)
-        _check_at_least("lease_pages", self.lease_pages, 1)
-        _check_at_least("registry_programs", self.registry_programs, 0)
-        _check_at_least("registry_bytes", self.registry_bytes, 0)
+        _check_choice("log_level", self.log_level.lower(), ("debug", "info", "warning", "error", "critical"))
         _check_choice("model.dtype", self.model.dtype, ("auto", "float32", "bfloat16", "float16"))
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.model.device):
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
-        _check_at_least("model.page_size", self.model.page_size, 1)
-        _check_at_least("model.max_batch_tokens", self.model.max_batch_tokens, 1)
+        _check_numbers(self, "")
+        _check_numbers(self.model, "model.")
+        if not self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
+            raise ConfigError(f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; "
+                              f"given {self.model.cohort_wait_s}")  # fmt: skip
+
+
+_AT_LEAST_1 = frozenset({
+    "inferlets_per_actor", "actor_pool", "worker_threads", "lease_pages", "model.page_size", "model.kv_memory_bytes",
+    "model.max_batch_tokens", "model.max_batch_requests", "model.threads",
+})  # fmt: skip
+
+
+def _check_numbers(settings: object, prefix: str) -> None:
+    """Every number is at least 0, or 1 where 0 means nothing."""
+    for f in dataclasses.fields(settings):  # type: ignore[arg-type]  # always one of the dataclasses here
+        value = getattr(settings, f.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_at_least(prefix + f.name, value, 1 if prefix + f.name in _AT_LEAST_1 else 0)
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -192,7 +205,7 @@ def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _check_at_least(name: str, value: float, least: float) -> None:
-    if value < least:
+    if not value >= least:  # NaN neither
         raise ConfigError(f"{name} is at least {least}; given {value}")
 
 

@@ -7,16 +7,16 @@ import contextlib
 import json
 import logging
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pieray.clienttools import ClientTools
+from pieray.deadlines import Deadline
 from pieray.errors import PeerLost, PierayError
 from pieray.messages import (
     Attach,
+    Bind,
     CancelCall,
     ClientAnswer,
     ClientCall,
@@ -30,6 +30,9 @@ from pieray.messages import (
 )
 from pieray.process import Event as ProcessEvent
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
+
+if TYPE_CHECKING:
+    from pieray.clienttools import ClientTools
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,7 @@ class ActorLink:
         self._tools: dict[str, ClientTools] = {}
         self._closing: list[threading.Thread] = []
         self._uploading = threading.Lock()  # one file at a time: the parts of two would not follow each other
+        self._is_closing = False
         self._calls = PendingCalls()
         self._on_lost = on_lost
         self._conn: Connection = connect(
@@ -93,23 +97,31 @@ class ActorLink:
         if process.is_done:
             self._detach(process)
 
+    def bind(self, instance_id: str, timeout_s: float = 30.0) -> None:
+        """The inferlet ends with this connection from now on.  Raises NotFound, PeerLost, DeadlineExceeded."""
+        self._call(lambda ticket: Bind(ticket, instance_id, is_bound=True), timeout_s)
+
     def _detach(self, process: Listener) -> None:
         with self._lock:
             others = [p for p in self._processes.pop(process.id, []) if p is not process]
             if others:
                 self._processes[process.id] = others
 
-    def send_text(self, instance_id: str, text: str, timeout_s: float) -> None:
-        self._call(lambda ticket: SendText(ticket, instance_id, text), timeout_s)
+    def send_text(self, instance_id: str, text: str, timeout: float | None) -> None:
+        self._call(lambda ticket: SendText(ticket, instance_id, text), timeout)
 
-    def send_file(self, instance_id: str, name: str, data: bytes, timeout_s: float) -> None:
+    def send_file(self, instance_id: str, name: str, data: bytes, timeout: float | None) -> None:
         """In parts, each answered before the next is sent: the connection stays free for others."""
-        deadline = time.monotonic() + timeout_s
-        with self._uploading:
+        deadline = Deadline(timeout)
+        while not self._uploading.acquire(timeout=deadline.left_s()):
+            deadline.check(f"file {name!r} has not had its turn behind others")
+        try:
             for offset in range(0, max(len(data), 1), PART_BYTES):
                 part = data[offset : offset + PART_BYTES]
                 is_last = offset + PART_BYTES >= len(data)
-                self._call(partial(_part, instance_id, name, offset, part, is_last), deadline - time.monotonic())
+                self._call(partial(_part, instance_id, name, offset, part, is_last), deadline)
+        finally:
+            self._uploading.release()
 
     def serve_tools(self, process: Listener, tools: ClientTools, timeout_s: float = 30.0) -> None:
         """Answer the calls of the process from `tools`, which are closed when it ends, or this link does."""
@@ -140,8 +152,8 @@ class ActorLink:
         if tools is not None:
             tools.answer(call, reply)
 
-    def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
-        self._call(lambda ticket: Kill(ticket, instance_id, reason), timeout_s)
+    def kill(self, instance_id: str, reason: str, timeout: float | None) -> None:
+        self._call(lambda ticket: Kill(ticket, instance_id, reason), timeout)
 
     def ask(self, make: Callable[[int], Message], done: Callable[[Any, PierayError | None], None]) -> None:
         """Send `make(ticket)`; `done` is called once, with the answer or an error, on the reader thread.
@@ -152,17 +164,18 @@ class ActorLink:
 
     def close(self) -> None:
         """Hang up, and wait for the tools' servers that were run here, as long as these have to end."""
+        self._is_closing = True
         self._conn.close("the client has closed its engine handle")
         for instance_id in list(self._tools):
             self._end_tools(instance_id)
-        deadline = time.monotonic() + TOOLS_PATIENCE_S
+        deadline = Deadline(TOOLS_PATIENCE_S)
         with self._lock:
             threads = list(self._closing)
         for closing in threads:
-            closing.join(max(deadline - time.monotonic(), 0.0))
+            closing.join(deadline.left_s())
 
-    def _call(self, make: Callable[[int], Message], timeout_s: float) -> Any:
-        return self._calls.call(self._conn, make, timeout_s)
+    def _call(self, make: Callable[[int], Message], timeout: float | Deadline | None) -> Any:
+        return self._calls.call(self._conn, make, timeout)
 
     def on_connect(self, conn: Connection) -> None: ...
 
@@ -193,7 +206,11 @@ class ActorLink:
             processes = [process for found in self._processes.values() for process in found]
             self._processes = {}
         for process in processes:
-            process.lose(PeerLost(f"the actor that hosted {process.name} {process.id} is gone: {error.message}"))
+            if self._is_closing:
+                reason = f"the engine handle of {process.name} {process.id} is closed; it may run on"
+            else:
+                reason = f"the actor that hosted {process.name} {process.id} is gone: {error.message}"
+            process.lose(PeerLost(reason))
         for instance_id in list(self._tools):
             self._end_tools(instance_id)
         self._on_lost(self)

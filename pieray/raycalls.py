@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from pieray.deadlines import Deadline
 from pieray.errors import EngineError, PierayError
 
 
 def ask_actor(actor: Any, method: str, *args: Any, timeout_s: float) -> Any:
-    """Call an actor's method and wait: its PierayErrors come through, its death and silence are EngineErrors."""
+    """Call an actor's method and wait, a day at most: its PierayErrors come through, its death and silence are
+    EngineErrors."""
     try:
         ref = getattr(actor, method).remote(*args)
     except Exception as error:
@@ -23,7 +25,7 @@ def await_answer(ref: Any, what: str, *, timeout_s: float) -> Any:
     from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
     try:
-        return ray.get(ref, timeout=timeout_s)
+        return ray.get(ref, timeout=Deadline(timeout_s).left_s())
     except RayTaskError as error:
         if isinstance(error.cause, PierayError):
             raise error.cause from None

@@ -29,7 +29,7 @@ def parse_json(text: str) -> Any:
 
 
 def check_unicode(what: str, text: str, value: Any) -> None:
-    """Raise InvalidRequest if `value`, which is what the JSON `text` says, has a lone surrogate: UTF-8 cannot hold it."""
+    """Raise InvalidRequest if `value`, which the JSON `text` says, has a lone surrogate: UTF-8 cannot hold it."""
     if "\\ud" in text.lower():
         try:
             json.dumps(value, ensure_ascii=False).encode()

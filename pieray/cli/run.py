@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from json import loads as parse_json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pieray.cli.arguments import parse_arguments, parse_input, parse_limits, text_parameters
-from pieray.cli.engines import may_have_programs, open_for_run
+from pieray import config
+from pieray.cli.arguments import parse_arguments, parse_input, parse_limits
+from pieray.cli.engines import open_existing, start_for_run
 from pieray.cli.exchange import Received, out_folder, read_files, send_lines
 from pieray.cli.guard import Debug, InferletFailed, guard
 from pieray.cli.options import Address, Device, Json, Model, Namespace, NumPages, Set, engine_settings
 from pieray.cli.output import JsonPrinter, Printer, TextPrinter
-from pieray.cli.processes import no_children_left
 from pieray.cli.progress import progress
+from pieray.cli.signals import StopSignals
+from pieray.cli.signature import main_of
 from pieray.engine import Engine
 from pieray.errors import Cancelled, ConfigError, PierayError
 from pieray.host.mcp.spec import parse_option
@@ -61,31 +65,59 @@ def run(
 ) -> None:  # fmt: skip
     """Run an inferlet; its texts stream to stdout.  Arguments after -- are those of its main()."""
     printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
-    with guard(debug=debug, report=printer.error) as signals, no_children_left(signals) as closing:
+    with guard(debug=debug, report=printer.error) as signals, _closing(signals) as closing:
         if interactive and input_json == "@-":
             raise ConfigError("--interactive and --input @- both read stdin")
         tools = dict(parse_option(text) for text in servers or [])
         sent, received = read_files(files or []), Received(out_folder(out))
         settings = engine_settings(model, device, num_pages, pairs)
-        is_asked = is_spec(program) and not is_embedded(program) and may_have_programs(address, namespace, settings)
-        source = None if is_asked else resolve(program)
-        given = parse_input(input_json)
-        arguments = parse_arguments(words or [], text_parameters(source) if source else frozenset())
-        limits = parse_limits(limit or [])
+        given, limits = parse_input(input_json), parse_limits(limit or [])
         with progress() as show, signals.starting_ray():
-            engine = open_for_run(address, namespace, settings, signals.kept(show))
-        closing.callback(engine.close)
+            engine = open_existing(address, namespace, settings, show)
+            if engine is not None:
+                closing.callback(engine.close)
+            source = _find(program, engine, settings)
+            arguments = None if source is None else _arguments(source, engine, words, given)
+            if engine is None:
+                engine = start_for_run(address, namespace, settings, show)
+                closing.callback(engine.close)
         if source is None:
             source = engine.find(program)
-            arguments = parse_arguments(words or [], text_parameters(_with_content(engine, source)))
-        process = engine.launch(source, {**given, **arguments}, limits=limits, mcp=tools or None)
+        if arguments is None:
+            arguments = _arguments(source, engine, words, given)
+        process = engine.launch(source, arguments, limits=limits, mcp=tools or None, attached=True)
         printer.started(process.name, process.id)
         _follow(process, printer, sent, received, interactive=interactive)
 
 
-def _with_content(engine: Engine, found: ProgramSource) -> ProgramSource:
-    """The same program, installed or not, with its source or component."""
-    return found if found.source or found.component else engine.program(f"{found.name}@{found.version}")
+@contextmanager
+def _closing(signals: StopSignals) -> Iterator[ExitStack]:
+    """What a command has opened: closed at its end, which no signal cuts short."""
+    stack = ExitStack()
+    try:
+        yield stack
+    finally:
+        with signals.held():
+            stack.close()
+
+
+def _find(program: str, engine: Engine | None, settings: Mapping[str, Any]) -> ProgramSource | None:
+    """The program, as long as no engine is needed to find it that does not run yet: then None."""
+    is_installed = is_spec(program) and not is_embedded(program)
+    if engine is not None:
+        return engine.find(program) if is_installed else resolve(program)
+    return None if is_installed and config.load(settings).registry_path else resolve(program)
+
+
+def _arguments(source: ProgramSource, engine: Engine | None, words: list[str] | None,
+               given: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """What the user gives to main, checked against what is known of it; raises ConfigError."""
+    if engine is not None and not source.source and not source.component and source.filename.endswith(".py"):
+        source = engine.program(f"{source.name}@{source.version}")
+    main = main_of(source)
+    found = {**given, **parse_arguments(words or [], main)}
+    main.check(found)
+    return found
 
 
 def _follow(process: Process, printer: Printer, sent: list[tuple[str, bytes]], received: Received, *,
@@ -96,9 +128,9 @@ def _follow(process: Process, printer: Printer, sent: list[tuple[str, bytes]], r
             _send_file(process, name, content)
         if interactive:
             send_lines(process)
-        for event in process.events():
+        for event in _events(process):
             _show(event, printer, received)
-        printer.result(_result(process))
+        printer.result(process.result())
     finally:
         _end(process)
 
@@ -122,9 +154,9 @@ def _show(event: Event, printer: Printer, received: Received) -> None:
         printer.file(file.name, len(file.data), None if path is None else str(path))
 
 
-def _result(process: Process) -> object:
+def _events(process: Process) -> Iterator[Event]:
     try:
-        return process.result()
+        yield from process.events()
     except PierayError as error:
         raise InferletFailed(error) from None
 

@@ -7,16 +7,16 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from pieray.broker.flow import Flow
 from pieray.errors import PeerLost, PierayError
 from pieray.messages import Message
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
 from pieray.transport.calls import Done
+from pieray.transport.redial import Redial
 
 log = logging.getLogger(__name__)
-
-RETRY_S = 0.5
 
 
 class BrokerClient:
@@ -26,7 +26,7 @@ class BrokerClient:
     new ones do until the next one is there.
     """
 
-    def __init__(self, *, peer_id: str, token: str, timeout_s: float = 30.0) -> None:
+    def __init__(self, *, peer_id: str, token: str, timeout_s: float = 10.0) -> None:
         self._peer_id = peer_id
         self._token = token
         self._timeout_s = timeout_s
@@ -38,6 +38,8 @@ class BrokerClient:
         self._early_lock = threading.Lock()
         self._connecting = threading.Lock()
         self._closed = threading.Event()
+        self._redial = Redial("broker", self._dial_again)
+        self._error = "it is not up yet"
         self.generation = 0
         """Grows with every connection: what an earlier one had at the broker is gone."""
 
@@ -119,25 +121,24 @@ class BrokerClient:
     def _lost(self, conn: Connection, error: PeerLost) -> None:
         self._calls.fail_all(conn, PeerLost(f"the Broker is gone, and with it queues and topics: {error.message}"))
         if not self._closed.is_set() and self._flow_of(conn) is not None:
-            threading.Thread(target=self._reconnect, name="pieray-broker", daemon=True).start()
+            self._error = error.message
+            self._redial.start()
 
-    def _reconnect(self) -> None:
+    def _dial_again(self) -> None:
         """The connection broke: the broker may live, or a new one is announced by `open` meanwhile."""
-        while not self._closed.wait(RETRY_S):
-            with self._connecting:
-                if self._flow is not None and self._flow.conn.is_open:
-                    return
-                assert self._endpoint is not None
-                try:
-                    self._connect(self._endpoint)
-                except PierayError as error:
-                    log.info("the Broker does not answer: %s", error)
-                else:
-                    return
+        with self._connecting:
+            if self._endpoint is not None and (self._flow is None or not self._flow.conn.is_open):
+                self._connect(self._endpoint)
+
+    def status(self) -> dict[str, Any]:
+        """Whether the link is up; if not, why."""
+        is_up = (flow := self._flow) is not None and flow.conn.is_open
+        return {"is_up": is_up, "error": "" if is_up else self._redial.error or self._error}
 
     def close(self) -> None:
         """Hang up; idempotent."""
         self._closed.set()
+        self._redial.close()
         if (flow := self._flow) is not None:
             flow.conn.close("this InferletActor is closing")
         with self._early_lock:

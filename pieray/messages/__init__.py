@@ -45,10 +45,12 @@ from pieray.messages.client import (
     read_file_part,
 )
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
+from pieray.messages.controller import Ask
 from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
 from pieray.messages.leases import (
     CloseLease,
     ExportPages,
+    FencePeer,
     ImportPages,
     LeasePages,
     ListExports,
@@ -71,6 +73,7 @@ __all__ = [
     "SAMPLE",
     "SAMPLE_WITH",
     "SCHEMA",
+    "Ask",
     "Attach",
     "Bind",
     "Broadcast",
@@ -87,6 +90,7 @@ __all__ = [
     "ExportPages",
     "ExtendPlan",
     "Failed",
+    "FencePeer",
     "Forward",
     "Hello",
     "ImportPages",

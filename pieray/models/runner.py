@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pieray.adapters import AdapterFile
-from pieray.errors import InvalidRequest, ModelError, PierayError, Unsupported
+from pieray.errors import DeviceLost, InvalidRequest, ModelError, PierayError, Unsupported
 from pieray.models import batch, sampler
 from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
@@ -96,7 +97,11 @@ StepResult = list[OutputValue] | PierayError
 
 
 class ModelRunner:
-    """Owns decoder, pool and device; not thread-safe: one thread steps it."""
+    """Owns decoder, pool and device; not thread-safe: one thread steps it.
+
+    All that computes raises DeviceLost once the device is dead, as it is after a failed assertion or an illegal access
+    in a kernel: nothing can be computed in this process any more.
+    """
 
     def __init__(self, config: ModelConfig, decoder: Decoder | CpuDecoder, pool: KvPool) -> None:
         self.config = config
@@ -138,6 +143,7 @@ class ModelRunner:
 
         Never raises for an item: one that is invalid, not finite or fails to compute gets a PierayError in its place,
         and the others are computed as if it had not been there.  `items[i].rows` is overwritten.
+        Raises DeviceLost.
         """
         results: list[StepResult] = [[] for _ in items]
         good = []
@@ -158,8 +164,35 @@ class ModelRunner:
         return results
 
     def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
-        """An adapter for this model, to be given with items; see `read_lora`.  From any thread."""
-        return self.decoder.adapt(file, max_bytes)
+        """An adapter for this model, to be given with items; see `read_lora`.  From any thread.  Raises DeviceLost."""
+        with self._device():
+            return self.decoder.adapt(file, max_bytes)
+
+    def is_healthy(self) -> bool:
+        """Whether the device still computes; waits for what it has been given.  A CPU always does."""
+        device = self.decoder.device
+        if device.type == "cpu":
+            return True
+        try:
+            torch.cuda.synchronize(device)
+            return int(torch.ones(1, dtype=torch.int32, device=device).add_(1).item()) == 2
+        except Exception:
+            log.exception("%s does not compute any more", device)
+            return False
+
+    @contextlib.contextmanager
+    def _device(self) -> Iterator[None]:
+        """What fails inside on a dead device is DeviceLost.
+
+        Neither the class nor the text of an error tells: a launch on a poisoned device fails as plain RuntimeError, a
+        lack of memory is one too.  So the device is asked.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, PierayError) or self.is_healthy():
+                raise
+            raise DeviceLost(f"{self.decoder.device} is dead: {type(error).__name__}: {error}") from error
 
     def require_trees(self) -> None:
         """Raise Unsupported if a sliding window would cut drafts off by their order, not by their positions."""
@@ -170,14 +203,15 @@ class ModelRunner:
         """The embeddings of tokens, float32 [n, hidden]; InvalidRequest for one outside the vocabulary."""
         if int(tokens.max(initial=0)) >= self.config.vocab_size:
             raise InvalidRequest(f"token {int(tokens.max())} is outside the vocabulary of {self.config.vocab_size}")
-        ids = torch.from_numpy(tokens.astype(np.int64)).to(self.decoder.device)
-        with torch.inference_mode():
+        with self._device(), torch.inference_mode():
+            ids = torch.from_numpy(tokens.astype(np.int64)).to(self.decoder.device)
             values: F32 = self.decoder.embeddings(ids).float().cpu().numpy()
         return values
 
     def copy_tokens(self, ranges: Sequence[TokenRange]) -> None:
-        """See `KvPool.copy_tokens`."""
-        self.pool.copy_tokens(ranges)
+        """See `KvPool.copy_tokens`.  Raises DeviceLost."""
+        with self._device():
+            self.pool.copy_tokens(ranges)
 
     def _prepare(self, item: ForwardItem, wanted: Sequence[OutputRequest]) -> None:
         num_tokens, vocab = len(item.tokens), self.config.vocab_size
@@ -196,17 +230,21 @@ class ModelRunner:
         if not items:
             return []
         try:
-            ragged = batch.build_batch(items, self.pool.page_size, self.decoder.device)
-            if any(isinstance(request, Hidden) for wanted in outputs for request in wanted):
-                shape = len(ragged.rows), self.config.hidden_size
-                ragged.hidden = torch.empty(shape, dtype=torch.float32, device=self.decoder.device)
-            logits = self.decoder.forward(ragged, self.pool)
-            return _Answers(items, outputs, logits, ragged.hidden, self.default_seed).collect()
+            with self._device():
+                return self._run(items, outputs)
         except (RuntimeError, MemoryError) as error:
             if len(items) == 1:
                 return [ModelError(f"the step failed: {error}")]
             log.warning("a step of %d items failed, trying each alone: %s", len(items), error)
             return [self._compute([item], [wanted])[0] for item, wanted in zip(items, outputs, strict=True)]
+
+    def _run(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]:
+        ragged = batch.build_batch(items, self.pool.page_size, self.decoder.device)
+        if any(isinstance(request, Hidden) for wanted in outputs for request in wanted):
+            shape = len(ragged.rows), self.config.hidden_size
+            ragged.hidden = torch.empty(shape, dtype=torch.float32, device=self.decoder.device)
+        logits = self.decoder.forward(ragged, self.pool)
+        return _Answers(items, outputs, logits, ragged.hidden, self.default_seed).collect()
 
 
 def _check_sample(request: Sample, vocab: int) -> None:

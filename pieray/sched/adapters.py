@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
 from pieray.adapters import AdapterFacts, AdapterFile
-from pieray.errors import WIT_CODES, Evicted, InvalidRequest, ModelError, PierayError
+from pieray.errors import WIT_CODES, DeviceLost, Evicted, InvalidRequest, ModelError, PierayError
 from pieray.messages import PRIVATE, Completed, Failed, LoadAdapter, Message, UnloadAdapter
 from pieray.sched.commands import LaneKey
 
@@ -23,7 +23,10 @@ Answers: TypeAlias = list[tuple[str, Message]]
 
 
 class AdapterReader(Protocol):
-    """What the desk needs of `pieray.models.runner.ModelRunner`; called from several threads, one at a time."""
+    """What the desk needs of `pieray.models.runner.ModelRunner`; called from several threads, one at a time.
+
+    Raises DeviceLost on a dead device.
+    """
 
     def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
 
@@ -32,11 +35,12 @@ class AdapterDesk:
     """Thread-safe.  Adapters are read one at a time, those of inferlets on a thread of the desk's own.
 
     What is let go stays in memory, and counts, for as long as a command holds it: nothing is unloaded under a step.
-    `send` takes the answers that come later.
+    `send` takes the answers that come later; `on_lost` is told, on any thread, when an adapter meets a dead device.
     """
 
     def __init__(self, reader: AdapterReader, max_bytes: int) -> None:
         self.send: Callable[[Answers], None] = lambda _: None
+        self.on_lost: Callable[[DeviceLost], None] = lambda _: None
         self._reader = reader
         self._max_bytes = max_bytes
         self._common: dict[int, LoraAdapter] = {}
@@ -114,7 +118,7 @@ class AdapterDesk:
         except PierayError as error:
             known = InvalidRequest(error.message) if isinstance(error, ModelError) else error
             answer = Failed(message.ticket, known.code if known.code in WIT_CODES else "internal", known.message)
-        except Exception as error:
+        except BaseException as error:  # also a panic of native code: it is the answer
             log.exception("an adapter could not be loaded")
             answer = Failed(message.ticket, "internal", f"{type(error).__name__}: {error}")
         with self._lock:
@@ -136,7 +140,11 @@ class AdapterDesk:
             sizes = [(adapter.num_bytes, owner) for adapter, owner in self._owner.items()]
         room = self._max_bytes - sum(size for size, _ in sizes)
         left = max_bytes - sum(size for size, owner in sizes if owner == lane)
-        adapter = self._reader.read_adapter(file, min(room, left))
+        try:
+            adapter = self._reader.read_adapter(file, min(room, left))
+        except DeviceLost as error:
+            self.on_lost(error)
+            raise
         with self._lock:
             self._owner[adapter] = lane
         return adapter

@@ -30,7 +30,7 @@ from pieray.messages import (
 from pieray.sched.adapters import AdapterDesk
 from pieray.sched.cohort import CohortWait
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey
-from pieray.sched.lookups import EmbedLookups, failed
+from pieray.sched.lookups import EmbedLookups, failed, known
 from pieray.sched.plandesk import PlanDesk
 from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler, StepPlan
@@ -50,7 +50,10 @@ Enqueued: TypeAlias = Forward | CopyTokens | Verify | StartPlan
 
 
 class Runner(Protocol):
-    """What the core needs of `pieray.models.runner.ModelRunner`."""
+    """What the core needs of `pieray.models.runner.ModelRunner`.
+
+    All raise DeviceLost when the device is dead, and only then: nothing can be computed in this process any more.
+    """
 
     def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]: ...
 
@@ -66,8 +69,8 @@ class BatcherCore:
     """Not thread-safe: one thread submits, steps and drops.  `clock` times the steps, in seconds, monotonic.
 
     Every ticket gets exactly one answer, unless its inferlet or peer is dropped before.  A command that fails
-    fails alone, but for those that read what it was to write; a fault of the device fails the commands of its
-    step.  Nothing that a peer sends makes `submit` or `step` raise.
+    fails alone, but for those that read what it was to write.  Nothing that a peer sends makes `submit` or `step`
+    raise.  When the device dies, all commands fail with DeviceLost and `lost` says why: the core is of no more use.
     """
 
     def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic,
@@ -85,6 +88,7 @@ class BatcherCore:
         self._acks: list[tuple[LaneKey, int]] = []  # cancels that wait for the running step: ticket
         self._counts = dict.fromkeys(("steps", "forwards", "copies", "tokens", "failed"), 0)
         self._busy_s = 0.0
+        self.lost: DeviceLost | None = None
         self.plans = PlanDesk(self._scheduler, self._fail, convert.drawn, tokenizer)
         self.adapters = AdapterDesk(runner, settings.adapter_bytes)
 
@@ -128,7 +132,7 @@ class BatcherCore:
                     self._runner.require_trees()
             else:
                 command = CopyCommand(peer_id, message, self._page_size)
-        except (PierayError, ValueError, TypeError, LookupError) as error:  # all but the first: not even well-formed
+        except BaseException as error:  # noqa: BLE001 - not well-formed, or a panic of a tokenizer: it fails alone
             self._fail_message(peer_id, message, error, answers)
             return
         if not self._scheduler.submit(command, now):
@@ -179,17 +183,33 @@ class BatcherCore:
 
     def step(self, now: float) -> Answers:
         """One engine step: copies, then one ragged batch of forwards.  Nothing happens without work."""
+        answers: Answers = []
+        try:
+            self._step(now, answers)
+        except DeviceLost as error:
+            self.lose(error, answers)
+        return answers
+
+    def lose(self, error: DeviceLost, answers: Answers) -> None:
+        """The device is dead: everything that is queued or runs fails."""
+        self.lost = error
+        answers += self._lookups.fail_all(error)
+        commands = self._scheduler.cancel_all()
+        self.plans.forget(commands)
+        self._answer_failed(commands, error, answers)
+        self._answer_cancels(answers)
+
+    def _step(self, now: float, answers: Answers) -> None:
         plan = self._scheduler.next_step(now)
-        answers: Answers = self._lookups.answer(self._runner)
+        self._lookups.answer(self._runner, answers)
         if not plan.copies and not plan.forwards:
-            return answers
+            return
         began = self._clock()
         self._running = dict.fromkeys([c.lane for c in plan.copies] + [c.lane for c, _, _ in plan.forwards])
         self._copy(plan.copies, answers)
         self._forward(plan, answers)
         ended = self._clock()
         self._end_step(plan, began, ended, answers)
-        return answers
 
     def _copy(self, commands: Sequence[CopyCommand], answers: Answers) -> None:
         for group in independent_groups(commands):
@@ -205,8 +225,10 @@ class BatcherCore:
     def _copied(self, copies: Sequence[Any]) -> PierayError | None:
         try:
             self._runner.copy_tokens(copies)
-        except Exception as error:  # noqa: BLE001 - whatever the device throws, the loop goes on
-            return _device_error(error)
+        except DeviceLost:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever is thrown, the loop goes on
+            return known(error)
         return None
 
     def _forward(self, plan: StepPlan, answers: Answers) -> None:
@@ -223,8 +245,8 @@ class BatcherCore:
                 requests.append(asked)
                 wanted.append(outputs)
                 chunks.append(chunk)
-            except (ValueError, TypeError, LookupError) as error:  # an output that is not well-formed
-                self._fail(command, InvalidRequest(f"malformed command: {error}"), answers)
+            except BaseException as error:  # noqa: BLE001 - not well-formed, or a panic of a grammar: it fails alone
+                self._fail(command, _malformed(error), answers)
         for (command, start, num_tokens), outputs, result in zip(
             chunks, wanted, self._computed(items, requests), strict=True
         ):
@@ -281,11 +303,12 @@ class BatcherCore:
             return []
         try:
             return self._runner.step(items, requests)
-        except Exception as error:  # whatever is thrown, the loop goes on
+        except DeviceLost:
+            raise
+        except BaseException as error:  # whatever is thrown, the loop goes on
             log.exception("a step of %d forwards failed", len(items))
-            found = _device_error(error)
-        if len(items) == 1 or isinstance(found, DeviceLost):
-            return [found] * len(items)
+            if len(items) == 1:
+                return [known(error)]
         return [self._computed([i], [r])[0] for i, r in zip(items, requests, strict=True)]  # find the culprit
 
     def _end_step(self, plan: StepPlan, began: float, ended: float, answers: Answers) -> None:
@@ -294,15 +317,17 @@ class BatcherCore:
         for command in [*plan.copies, *(command for command, _, _ in plan.forwards)]:
             if not command.is_over and not self._scheduler.is_busy(command.lane):
                 self._cohort.answered(command.lane, ended)
-        for key, ticket in self._acks:
-            answers.append((key[0], Completed(ticket, None)))
-        self._acks.clear()
+        self._answer_cancels(answers)
         counts = self._counts
         counts["steps"] += 1
         counts["forwards"] += len(plan.forwards)
         counts["copies"] += len(plan.copies)
         counts["tokens"] += plan.num_tokens
         self._busy_s += ended - began
+
+    def _answer_cancels(self, answers: Answers) -> None:
+        answers += [(key[0], Completed(ticket, None)) for key, ticket in self._acks]
+        self._acks.clear()
 
     def stats(self) -> dict[str, Any]:
         """Totals since the start; `mean_batch` is forwards per step.  May be called from any thread."""
@@ -327,14 +352,14 @@ class BatcherCore:
             answers += [(command.peer_id, failed(ticket, error)) for ticket in command.tickets()]
 
     def _fail_message(
-        self, peer_id: str, message: Enqueued, error: Exception, answers: Answers
+        self, peer_id: str, message: Enqueued, error: BaseException, answers: Answers
     ) -> None:
-        known = error if isinstance(error, PierayError) else InvalidRequest(f"malformed command: {error}")
+        malformed = _malformed(error)
         tickets = [message.ticket]
         if isinstance(message, Forward) and isinstance(message.outputs, list):
             tickets += [output[0] for output in message.outputs if isinstance(output, list) and output]
         self._counts["failed"] += 1
-        answers += [(peer_id, failed(ticket, known)) for ticket in tickets]
+        answers += [(peer_id, failed(ticket, malformed)) for ticket in tickets]
 
 
 def independent_groups(commands: Sequence[CopyCommand]) -> list[list[CopyCommand]]:
@@ -354,9 +379,8 @@ def _dependency_failed() -> PierayError:
     return Cancelled("a command that was to write what this one reads has failed")
 
 
-def _device_error(error: Exception) -> PierayError:
-    if isinstance(error, PierayError):
-        return error
-    text = f"{type(error).__name__}: {error}"
-    is_lost = "CUDA error" in text or "device-side assert" in text  # the context is unusable from here on
-    return DeviceLost(text) if is_lost else PierayError(text)
+def _malformed(error: BaseException) -> PierayError:
+    """The error of a command that is not even well-formed, or at which native code panics."""
+    if isinstance(error, (ValueError, TypeError, LookupError)):
+        return InvalidRequest(f"malformed command: {error}")
+    return known(error)

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import WIT_CODES, InvalidRequest, PierayError
+from pieray.errors import WIT_CODES, DeviceLost, InvalidRequest, PierayError
 from pieray.messages import Completed, EmbedTokens, Failed, Message
 
 TOKENS_PER_STEP = 1024
@@ -16,7 +16,7 @@ TOKENS_PER_STEP = 1024
 
 
 class Lookup(Protocol):
-    """What embeds tokens: `pieray.models.runner.ModelRunner`."""
+    """What embeds tokens: `pieray.models.runner.ModelRunner`.  Raises DeviceLost on a dead device."""
 
     def embed(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
 
@@ -41,27 +41,39 @@ class EmbedLookups:
             if peer != peer_id or inferlet not in (None, message.inferlet)
         )
 
-    def answer(self, runner: Lookup) -> list[tuple[str, Message]]:
-        """Answers to the first of them, by peer."""
-        answers: list[tuple[str, Message]] = []
+    def answer(self, runner: Lookup, answers: list[tuple[str, Message]]) -> None:
+        """Append answers to the first of them, by peer.  Raises DeviceLost: those not answered wait still then."""
         num_left = TOKENS_PER_STEP
         while self._waiting and num_left > 0:
-            peer_id, message = self._waiting.popleft()
+            peer_id, message = self._waiting[0]
             answers.append((peer_id, _answer(runner, message)))
+            self._waiting.popleft()
             num_left -= len(message.tokens) // 4 if isinstance(message.tokens, bytes) else 0
+
+    def fail_all(self, error: PierayError) -> list[tuple[str, Message]]:
+        """Answer all of them with an error."""
+        answers: list[tuple[str, Message]] = [(peer, failed(message.ticket, error)) for peer, message in self._waiting]
+        self._waiting.clear()
         return answers
 
 
 def _answer(runner: Lookup, message: EmbedTokens) -> Message:
     try:
         values = runner.embed(np.frombuffer(message.tokens, "<u4"))
+    except DeviceLost:
+        raise
     except PierayError as error:
         return failed(message.ticket, error)
     except (ValueError, TypeError) as error:
         return failed(message.ticket, InvalidRequest(f"malformed request: {error}"))
-    except Exception as error:  # noqa: BLE001 - whatever the device throws, the loop goes on
-        return failed(message.ticket, PierayError(f"{type(error).__name__}: {error}"))
+    except BaseException as error:  # noqa: BLE001 - whatever is thrown, the loop goes on
+        return failed(message.ticket, known(error))
     return Completed(message.ticket, values.astype("<f4", copy=False).tobytes())
+
+
+def known(error: BaseException) -> PierayError:
+    """An error of ours as it is; any other, a panic of native code too, by its class and text."""
+    return error if isinstance(error, PierayError) else PierayError(f"{type(error).__name__}: {error}")
 
 
 def failed(ticket: int, error: PierayError) -> Failed:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from pieray.errors import PeerLost
-from pieray.messages import Message, PeerFenced
+from pieray.errors import DeviceLost, PeerLost
+from pieray.messages import Message
 from pieray.sched.core import BatcherCore
+from pieray.sched.fences import FenceLink
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
@@ -24,25 +25,33 @@ Later = Callable[[], list[tuple[str, Message]]]  # what another thread has prepa
 class StepLoop:
     """Serves InferletActors' connections.  The core is touched by the step thread alone.
 
-    `on_failure` is called when the step thread fails, which is a bug of ours: nobody would be answered any more, so
-    it must end the process.
+    `on_failure` is called, on the step thread, when it ends other than by `close`: with DeviceLost when the device is
+    dead, with anything else for a bug of ours.  Nobody would be answered any more, so it must end the process.
     """
 
-    def __init__(self, core: BatcherCore, on_failure: Callable[[], None]) -> None:
+    def __init__(self, core: BatcherCore, on_failure: Callable[[BaseException], None]) -> None:
         self._core = core
         self._on_failure = on_failure
         self._peers: dict[str, Connection] = {}
-        self._ledger: Connection | None = None
+        self._fences: FenceLink | None = None
         self._inbox: SimpleQueue[Arrival | Later | None] = SimpleQueue()  # None: close
         self._dead: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
         core.plans.call_later = self._inbox.put
         core.adapters.send = self._answer
+        core.adapters.on_lost = lambda error: self._inbox.put(lambda: self._lose(error))
 
-    def start(self, ledger: Connection) -> None:
-        """Begin to step; fences of dead peers go to `ledger`."""
-        self._ledger = ledger
+    def start(self, fences: FenceLink) -> None:
+        """Begin to step; fences of dead peers go to the resource manager."""
+        self._fences = fences
         self._thread.start()
+
+    def lose(self, peer_id: str) -> None:
+        """The resource manager has lost this peer: it is dead here too, and fenced once more.  From any thread."""
+        if (conn := self._peers.get(peer_id)) is not None:
+            conn.close("the resource manager has lost this peer")  # `on_close` does the rest
+        else:
+            self._inbox.put((peer_id, None, time.monotonic()))
 
     def on_connect(self, conn: Connection) -> None:
         self._peers[conn.peer_id] = conn
@@ -72,9 +81,18 @@ class StepLoop:
                 if self._core.has_work:
                     self._answer(self._core.step(time.monotonic()))
                     self._fence()
-        except Exception:
-            log.exception("the step loop failed")
-            self._on_failure()
+                if self._core.lost is not None:
+                    log.critical("this batcher ends: %s", self._core.lost.message)
+                    self._on_failure(self._core.lost)
+                    return
+        except BaseException as error:
+            log.critical("the step loop failed", exc_info=error)
+            self._on_failure(error)
+
+    def _lose(self, error: DeviceLost) -> list[tuple[str, Message]]:
+        answers: list[tuple[str, Message]] = []
+        self._core.lose(error, answers)
+        return answers
 
     def _take(self) -> bool:
         """Take what has come, waiting while there is nothing to do or the cohort is worth it; False: close."""
@@ -88,6 +106,8 @@ class StepLoop:
                 return False
             if callable(arrival):
                 self._answer(arrival())
+                if self._core.lost is not None:
+                    return True
             else:
                 self._accept(*arrival)
 
@@ -101,12 +121,9 @@ class StepLoop:
     def _fence(self) -> None:
         """Tell the resource manager of dead peers whose pages no step touches any more."""
         for peer_id in list(self._dead):
-            if self._core.drop_peer(peer_id) and self._ledger is not None:
+            if self._core.drop_peer(peer_id) and self._fences is not None:
                 self._dead.discard(peer_id)
-                try:
-                    self._ledger.send([PeerFenced(peer_id)])
-                except PeerLost:
-                    log.info("the resource manager is gone; no fence for %s", peer_id)
+                self._fences.fenced(peer_id)
 
     def _answer(self, answers: list[tuple[str, Message]]) -> None:
         by_peer: dict[str, list[Message]] = {}

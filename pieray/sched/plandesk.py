@@ -12,6 +12,7 @@ import numpy as np
 from pieray.errors import InvalidRequest, PierayError, Unsupported
 from pieray.messages import Completed, ExtendPlan, Message, PlanTokens, StartPlan, StopPlan
 from pieray.sched.commands import Command
+from pieray.sched.lookups import known
 from pieray.sched.plans import PlanCommand
 
 if TYPE_CHECKING:
@@ -107,14 +108,16 @@ class PlanDesk:
     def stepped(self, plan: PlanCommand, values: Sequence[Any], answers: Answers) -> None:
         """A step has run a part of the plan; `values` are its draws."""
         num_due = plan.num_due
+        kept: Sequence[int] = ()
         error = next((value for value in values if isinstance(value, PierayError)), None)
-        try:
-            if error is not None:
-                raise error
-            kept = plan.take([int(value[0][0]) if isinstance(value, tuple) else value for value in values])
-        except PierayError as failure:
+        if error is None:
+            try:
+                kept = plan.take([int(value[0][0]) if isinstance(value, tuple) else value for value in values])
+            except BaseException as failure:  # noqa: BLE001 - also a panic of a matcher or tokenizer: it fails alone
+                error = known(failure)
+        if error is not None:
             self._scheduler.recount(plan, num_due)
-            self._fail(plan, failure, answers)
+            self._fail(plan, error, answers)
             return
         if kept:
             tokens, logprobs = self._drawn(values, len(kept))
@@ -137,7 +140,7 @@ class PlanDesk:
             return compiled.matcher(np.frombuffer(consumed, "<u4").tolist())
         except PierayError as error:
             return error
-        except Exception as error:  # else the plan would wait for ever
+        except BaseException as error:  # also a panic of native code: else the plan would wait for ever
             log.exception("a grammar could not be compiled")
             return InvalidRequest(f"the grammar of this plan cannot be compiled: {error}")
 
@@ -148,13 +151,14 @@ class PlanDesk:
             return answers
         plan.is_waiting = False
         num_due = plan.num_due
+        if isinstance(found, PierayError):
+            self._fail(plan, found, answers)
+            return answers
+        plan.matcher = found
         try:
-            if isinstance(found, PierayError):
-                raise found
-            plan.matcher = found
             plan.look_ahead()
-        except PierayError as error:
-            self._fail(plan, error, answers)
+        except BaseException as error:  # noqa: BLE001 - as above
+            self._fail(plan, known(error), answers)
         else:
             self._settle(plan, num_due, answers)
         return answers

@@ -212,6 +212,10 @@ class Scheduler:
             command.is_over = True
         return dropped
 
+    def cancel_all(self) -> list[Command]:
+        """Drop all commands of all inferlets; as `cancel`."""
+        return [command for peer_id in {key[0] for key in self._lanes} for command in self.cancel(peer_id)]
+
     # --- inside ----------------------------------------------------------------------------------
 
     def _candidates(self) -> Iterator[Command]:

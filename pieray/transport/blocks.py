@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-import time
 
+from pieray.deadlines import wait_s
 from pieray.errors import PeerLost, ProtocolError
 from pieray.transport.frames import PREFIX
 from pieray.transport.handshake import MAX_HANDSHAKE_BYTES
@@ -12,8 +12,8 @@ from pieray.transport.handshake import MAX_HANDSHAKE_BYTES
 
 def time_left(deadline: float) -> float:
     """Seconds until the deadline (of time.monotonic).  Raises TimeoutError when there are none."""
-    left = deadline - time.monotonic()
-    if left <= 0:
+    left = wait_s(deadline)
+    if not left:
         raise TimeoutError("the deadline of the handshake has passed")
     return left
 

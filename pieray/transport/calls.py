@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pieray.errors import DeadlineExceeded, PeerLost, PierayError, error_from
+from pieray.deadlines import Deadline
+from pieray.errors import PeerLost, PierayError, error_from
 from pieray.messages import Completed, Failed, Message
 from pieray.transport.base import Connection
 
@@ -76,12 +77,16 @@ class PendingCalls:
                 raise
         return ticket
 
-    def call(self, conn: Connection, make: Callable[[int], Message], timeout_s: float) -> Any:
+    def call(self, conn: Connection, make: Callable[[int], Message], timeout: float | Deadline | None) -> Any:
         """Send `make(ticket)` and wait for the value of its Completed.
 
-        Raises the error that the peer reported, PeerLost if the connection closes, DeadlineExceeded after
-        timeout_s.  Not for reader threads: they would wait for themselves.
+        Raises the error that the peer reported, PeerLost if the connection closes, DeadlineExceeded after `timeout`
+        seconds (before anything is sent, if it has passed already), InvalidRequest for a timeout that is none.  Not
+        for reader threads: they would wait for themselves.
         """
+        deadline = timeout if isinstance(timeout, Deadline) else Deadline(timeout)
+        what = f"{conn.peer_id} did not answer"
+        deadline.check(what)
         outcome: list[Any] = []
         answered = threading.Lock()
         answered.acquire()
@@ -92,8 +97,12 @@ class PendingCalls:
 
         ticket = self.submit(conn, make, done)
         # Whoever has popped the ticket is about to release the lock: then there is an answer to wait for.
-        if not answered.acquire(timeout=timeout_s) and (self.forget(ticket) or not answered.acquire(timeout=1.0)):
-            raise DeadlineExceeded(f"{conn.peer_id} did not answer within {timeout_s} s")
+        while not answered.acquire(timeout=deadline.left_s()):
+            if not deadline.is_over:
+                continue
+            if self.forget(ticket) or not answered.acquire(timeout=1.0):
+                raise deadline.error(what)
+            break
         value, error = outcome
         if error is not None:
             raise error

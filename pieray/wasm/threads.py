@@ -15,6 +15,7 @@ from typing import Any
 
 import wasmtime
 
+from pieray.deadlines import wait_s
 from pieray.errors import EngineError, PierayError
 from pieray.wasm import native
 from pieray.wasm.calls import Call, WasmFailed, error_of, new_store
@@ -56,7 +57,7 @@ class ThreadGuest(Guest):
                 if image is not None:
                     return image
                 if self.error is None:
-                    self._wake.wait(None if park.deadline is None else max(0.0, park.deadline - time.monotonic()))
+                    self._wake.wait(None if park.deadline is None else wait_s(park.deadline))
             return None
         finally:
             self.is_running = True

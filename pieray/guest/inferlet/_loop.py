@@ -18,12 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _host, _report
-from .errors import InvalidRequest
+from .errors import Error, InvalidRequest
 
 #: Rounds of callbacks after which tickets are polled although there is always something to run.
 MAX_ROUNDS = 16
-#: Longest single wait, in ms: what is due later is waited for several times.
-MAX_WAIT_MS = (1 << 30) - 1
+
+#: The longest wait that a call of the host takes: three weeks.
+MAX_WAIT_MS = 2**31 - 2
 
 
 class Deadlock(RuntimeError):
@@ -39,7 +40,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
         self._num_timers = 0
         self._num_cancelled = 0
         self._num_rounds = 0
-        self._tickets: dict[int, asyncio.Future[None]] = {}
+        self._tickets: dict[int, list[asyncio.Future[None]]] = {}  # who waits for each
         self._generators: set[Any] = set()
         self._is_running = False
         self._is_closed = False
@@ -160,11 +161,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
         """How long nothing but the running callback can go on: -1 no end to it, 0 not at all."""
         if self._ready or self._tickets:
             return 0
-        return self._ms_to_timer() if self._timers else -1
-
-    def _ms_to_timer(self) -> int:
-        """Whole milliseconds to the first timer, at most what `tickets.wait` takes."""
-        return int(min(max((self._timers[0][0] - self.time()) * 1000, 0), MAX_WAIT_MS))
+        return _milliseconds(self._timers[0][0] - self.time()) if self._timers else -1
 
     def _check_startable(self, future: Any) -> None:
         message = ""
@@ -208,7 +205,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
             self._num_cancelled -= 1
         now = self.time()
         if wait and (not timers or timers[0][0] > now):
-            self._wait(-1 if not timers else self._ms_to_timer() + 1)
+            self._wait(-1 if not timers else _milliseconds(timers[0][0] - now) + 1)
             now = self.time()
         while self._timers and self._timers[0][0] <= now:
             handle = heapq.heappop(self._timers)[2]
@@ -224,10 +221,63 @@ class TicketLoop(asyncio.AbstractEventLoop):
             if not self._ready and not self._is_stopping:
                 raise Deadlock(_report.describe_deadlock(asyncio.all_tasks(self)))
             return
-        for ticket in _host.tickets.wait(list(waiting), timeout_ms):
-            future = waiting.pop(ticket, None)
-            if future is not None and not future.done():
+        try:
+            done = _host.tickets.wait(list(waiting), timeout_ms)
+        except Error as error:
+            self._fail_closed(error)
+            return
+        for ticket in done:
+            self.end_waits(ticket)
+
+    def wait_for(self, ticket: int) -> TicketWait:
+        """Begin to wait for a ticket, beside others who may do so."""
+        return TicketWait(self, ticket)
+
+    def end_waits(self, ticket: int, error: Exception | None = None) -> None:
+        """Wake all who wait for the ticket: it has a result, or will never have one."""
+        for future in self._tickets.pop(ticket, ()):
+            if future.done():
+                continue
+            if error is None:
                 future.set_result(None)
+            else:
+                future.set_exception(error)
+
+    def _fail_closed(self, error: Error) -> None:
+        """The host refused a wait: those who wait for a ticket that is not open, and only they, are told."""
+        if not self._tickets:
+            raise error
+        for ticket in list(self._tickets):
+            try:
+                _host.tickets.wait([ticket], 0)
+            except Error as found:
+                self.end_waits(ticket, found)
+
+
+def _milliseconds(seconds: float) -> int:
+    """In whole ones, from 0 to what the host waits in one go; a timer may be due at inf."""
+    return int(min(max(seconds * 1000, 0.0), MAX_WAIT_MS))
+
+
+class TicketWait:
+    """One of those who wait for a ticket: await `future`, then `leave`."""
+
+    __slots__ = ("_loop", "_ticket", "_waiters", "future")
+
+    def __init__(self, loop: TicketLoop, ticket: int) -> None:
+        self.future: asyncio.Future[None] = asyncio.Future(loop=loop)
+        self._loop = loop
+        self._ticket = ticket
+        self._waiters = loop._tickets.setdefault(ticket, [])
+        self._waiters.append(self.future)
+
+    def leave(self) -> bool:
+        """Wait no more; whether nobody else does, not even one whose turn to take the result comes next."""
+        waiters = self._waiters
+        waiters.remove(self.future)
+        if not waiters and self._loop._tickets.get(self._ticket) is waiters:
+            del self._loop._tickets[self._ticket]
+        return not waiters
 
 
 class _Running:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from asyncio import events
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from . import _convert, _host
 from ._loop import TicketLoop
-from .errors import DeadlineExceeded
+from .errors import DeadlineExceeded, Error
 
 T = TypeVar("T")
 
@@ -20,38 +21,62 @@ def _alone_ms(loop: Any) -> int:
 
 
 async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
-    """Return once `ticket` has a result.  If cancelled meanwhile, the ticket is forgotten unless `keep`.
+    """Return once `ticket` has a result; any number of tasks may wait for it.
+
+    If the last of them is cancelled, the ticket is forgotten unless `keep`.  Raises `Error` for a ticket that is not
+    open, or is closed meanwhile.
     """
     loop: Any = events._get_running_loop()
     alone_ms = _alone_ms(loop)
     if alone_ms and _host.tickets.wait([ticket], alone_ms):
         return
-    future: asyncio.Future[None] = asyncio.Future(loop=loop)
-    loop._tickets[ticket] = future
+    wait = loop.wait_for(ticket)
     try:
-        await future
+        await wait.future
     except asyncio.CancelledError:
-        loop._tickets.pop(ticket, None)
-        if not keep:
-            _host.tickets.cancel([ticket])
+        if wait.leave() and not keep:
+            _forget([ticket])
         raise
+    except BaseException:
+        wait.leave()
+        raise
+    wait.leave()
 
 
 async def wait_tickets(tickets: list[int]) -> None:
-    """Return once all of `tickets` have a result.  If cancelled meanwhile, all are forgotten."""
+    """Return once all of `tickets` have a result.  If cancelled meanwhile, those that nobody else waits for are
+    forgotten."""
     loop: Any = events._get_running_loop()
     waiting = tickets
     while waiting and (alone_ms := _alone_ms(loop)) and (done := _host.tickets.wait(waiting, alone_ms)):
         waiting = [ticket for ticket in waiting if ticket not in done]
-    futures = [loop._tickets.setdefault(ticket, asyncio.Future(loop=loop)) for ticket in waiting]
+    waits = {ticket: loop.wait_for(ticket) for ticket in waiting}
     try:
-        for future in futures:
-            await future
+        for wait in waits.values():
+            await wait.future
     except asyncio.CancelledError:
-        for ticket in tickets:
-            loop._tickets.pop(ticket, None)
-        _host.tickets.cancel(tickets)
+        shared = {ticket for ticket, wait in waits.items() if not wait.leave()}
+        _forget([ticket for ticket in tickets if ticket not in shared])
         raise
+    except BaseException:
+        for wait in waits.values():
+            wait.leave()
+        raise
+    for wait in waits.values():
+        wait.leave()
+
+
+def _forget(tickets: list[int]) -> None:
+    for ticket in tickets:
+        with contextlib.suppress(Error):  # another task has taken it, or has forgotten it
+            _host.tickets.cancel([ticket])
+
+
+def wake_waiters(ticket: int, error: Exception | None = None) -> None:
+    """The ticket's result was taken, or it was given up (`error`): whoever waits for it is told."""
+    loop = events._get_running_loop()
+    if isinstance(loop, TicketLoop):
+        loop.end_waits(ticket, error)
 
 
 def check_timeout(timeout: float | None) -> None:

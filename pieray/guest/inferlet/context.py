@@ -342,7 +342,7 @@ class ContextPass(Pass):
 
     async def _finish(self) -> None:
         try:
-            await wait_ticket(self.id)
+            await self.arrive()
             self.take()
         finally:
             self._sequence.abandon(self.id)

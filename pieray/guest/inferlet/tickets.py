@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from copy import copy
 from typing import Any, Generic, TypeVar
 
 from . import _host
-from ._waiting import wait_ticket
+from ._waiting import wait_ticket, wake_waiters
+from .errors import Cancelled, Error, Pending
 
 T = TypeVar("T")
 
@@ -48,22 +50,58 @@ def cancel(tickets: list[int]) -> None:
 
 
 class Ticket(Generic[T]):
-    """The result of a command: await it, once.  The wait of a cancelled task forgets the ticket."""
+    """The result of a command: await it, in any number of tasks and as often as wanted.
 
-    __slots__ = ("_take", "id")
+    It is fetched from the host once and kept here.  When a task that waits for it is cancelled and no other waits,
+    the ticket is forgotten.
+    """
+
+    __slots__ = ("_error", "_is_over", "_result", "_take", "id")
 
     def __init__(self, id: int, take: Callable[[int], T]) -> None:
         self.id = id
         self._take = take
+        self._is_over = False
+        self._result: T
+        self._error: Exception | None = None
 
     def __await__(self) -> Generator[Any, None, T]:
-        yield from wait_ticket(self.id).__await__()
-        return self._take(self.id)
+        yield from self.arrive().__await__()
+        return self.take()
+
+    async def arrive(self) -> None:
+        """Return once the result is there to `take`."""
+        if self._is_over:
+            return
+        try:
+            await wait_ticket(self.id)
+        except Error:
+            if not self._is_over:  # else another task has taken or cancelled it meanwhile
+                raise
 
     def take(self) -> T:
         """The result, without waiting.  Raises Pending if there is none yet."""
-        return self._take(self.id)
+        if not self._is_over:
+            self._fetch()
+        if self._error is not None:
+            raise copy(self._error)  # each who awaits it gets a traceback of his own
+        return self._result
+
+    def _fetch(self) -> None:
+        try:
+            self._result = self._take(self.id)
+        except Pending:
+            raise
+        except Exception as error:  # whatever it is, all who await the ticket get it
+            self._error = error
+        self._end()
+
+    def _end(self) -> None:
+        self._is_over = True
+        wake_waiters(self.id)
 
     def cancel(self) -> None:
-        """Forget the result; a command already enqueued still runs."""
+        """Forget the result; a command already enqueued still runs.  Who waits for it gets Cancelled."""
         cancel([self.id])
+        self._error = Cancelled("the ticket was cancelled")
+        self._end()

@@ -8,9 +8,23 @@ from collections.abc import AsyncIterator
 import pytest
 from fake_host import FakeHost
 
-from inferlet import Context, DeadlineExceeded, Deadlock, forward, kv, queue, session
+import pieray.errors
+from inferlet import (
+    BadHandle,
+    Cancelled,
+    Context,
+    DeadlineExceeded,
+    Deadlock,
+    _host,
+    forward,
+    kv,
+    queue,
+    session,
+)
 from inferlet._loop import TicketLoop
 from inferlet._running import run
+from inferlet._waiting import wait_ticket
+from inferlet.tickets import Ticket, take_none, take_text
 
 
 def test_gather_runs_together(host: FakeHost) -> None:
@@ -218,3 +232,126 @@ def test_the_loop_is_one_that_asyncio_run_can_use(host: FakeHost) -> None:
 
 async def _await(awaitable: object) -> object:
     return await awaitable  # type: ignore[misc]
+
+
+def answered(host: FakeHost, kind: str, value: object) -> int:
+    host.results[ticket := host._new_ticket()] = (kind, value)
+    return ticket
+
+
+def receive() -> Ticket[str]:
+    return Ticket(_host.session.receive(), take_text)
+
+
+def test_two_tasks_that_await_one_ticket_both_get_its_answer(host: FakeHost) -> None:
+    host.inbox = [(1.0, "hello")]
+
+    async def read(ticket: Ticket[str]) -> str:
+        return await ticket
+
+    async def main() -> list[str]:
+        ticket = receive()
+        found = await asyncio.gather(read(ticket), read(ticket), read(ticket))
+        return [*found, await ticket, ticket.take()]
+
+    assert run(main()) == ["hello"] * 5
+
+
+def test_a_failure_behind_a_ticket_is_told_to_each_who_awaits_it(host: FakeHost) -> None:
+    async def main() -> list[object]:
+        ticket: Ticket[None] = Ticket(answered(host, "error", pieray.errors.BadHandle("gone")), take_none)
+        return await asyncio.gather(*(asyncio.ensure_future(one(ticket)) for _ in range(2)), return_exceptions=True)
+
+    async def one(ticket: Ticket[None]) -> None:
+        await ticket
+
+    first, second = run(main())
+    assert str(first) == str(second) == "gone"
+    assert first is not second
+
+
+def test_a_cancelled_wait_leaves_the_ticket_to_the_others(host: FakeHost) -> None:
+    host.inbox = [(2.0, "hello")]
+
+    async def read(ticket: Ticket[str]) -> str:
+        return await ticket
+
+    async def main() -> str:
+        ticket = receive()
+        impatient, patient = (asyncio.create_task(read(ticket)) for _ in range(2))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(impatient, 1)
+        return await patient
+
+    assert run(main()) == "hello"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_wait_that_is_cancelled_as_the_answer_comes_does_not_take_it_from_the_others(
+    host: FakeHost, first: int
+) -> None:
+    """Both have been woken, neither has run: one is cancelled then."""
+    host.inbox = [(1.0, "hello")]
+
+    async def main() -> str:
+        ticket = receive()
+        tasks = [asyncio.create_task(_read(ticket)) for _ in range(2)]
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, TicketLoop)
+        await asyncio.sleep(0)
+        loop._wait(-1)
+        tasks[first].cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(done[first], asyncio.CancelledError)
+        return str(done[1 - first])
+
+    async def _read(ticket: Ticket[str]) -> str:
+        return await ticket
+
+    assert run(main()) == "hello"
+
+
+def test_a_ticket_cancelled_by_one_task_ends_the_wait_of_another(host: FakeHost) -> None:
+    async def read(ticket: Ticket[str]) -> str:
+        return await ticket
+
+    async def main() -> None:
+        ticket = receive()
+        reader = asyncio.create_task(read(ticket))
+        await asyncio.sleep(0)
+        ticket.cancel()
+        with pytest.raises(Cancelled):
+            await reader
+        await asyncio.sleep(1)  # the loop goes on
+
+    run(main())
+
+
+def test_a_number_that_is_no_ticket_fails_its_waiter_alone(host: FakeHost) -> None:
+    host.inbox = [(1.0, "hello")]
+
+    async def main() -> list[object]:
+        number = answered(host, "none", None)
+        tasks = [asyncio.create_task(wait_ticket(one)) for one in (number, 999)]
+        receiving = asyncio.create_task(session.receive())
+        found = await asyncio.gather(*tasks, receiving, return_exceptions=True)
+        host.tickets_cancel([number])
+        return list(found)
+
+    good, bad, text = run(main())
+    assert (good, text) == (None, "hello")
+    assert isinstance(bad, BadHandle)
+
+
+def test_a_sleep_without_end_waits(host: FakeHost) -> None:
+    host.inbox = [(1.0, "hello")]
+
+    async def main() -> str:
+        sleeping = asyncio.create_task(asyncio.sleep(float("inf")))
+        text = await session.receive()
+        sleeping.cancel()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.sleep(1e10), 1)
+        return text
+
+    assert run(main()) == "hello"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import torch
 from families import Sequence, make_model, u32
 
 import pieray
-from pieray.errors import InvalidRequest, ModelError
+from pieray.errors import DeviceLost, InvalidRequest, ModelError
+from pieray.models import batch
 from pieray.models.batch import ForwardItem
 from pieray.models.runner import Distribution, Logits, Logprobs, ModelRunner, Sample
 from pieray.models.sampler import SamplingParams
@@ -190,3 +193,57 @@ def expected_texts(prompts: list[np.ndarray]) -> list[list[int]]:
                 [row for group in groups for row in model.generate(group, **options)[:, group.shape[1] :].tolist()]
             )
     return _EXPECTED[0]
+
+
+class PoisonedDecoder:
+    """A decoder whose device has died: whatever is launched on it fails, as plain RuntimeErrors do."""
+
+    def __init__(self, error: Exception) -> None:
+        self.device = torch.device("cuda:0")
+        self.error = error
+        self.calls = 0
+
+    def forward(self, *_: object) -> torch.Tensor:
+        self.calls += 1
+        raise self.error
+
+    adapt = embeddings = forward
+
+
+def poisoned(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, error: Exception, *, is_healthy: bool) -> Any:
+    """A runner on the CPU that takes its device for a GPU, and whose decoder raises."""
+    decoder: Any = PoisonedDecoder(error)
+    found = ModelRunner(runner.config, decoder, runner.pool)
+    monkeypatch.setattr(ModelRunner, "is_healthy", lambda _: is_healthy)
+    monkeypatch.setattr(batch, "build_batch", lambda *_: SimpleNamespace(rows=[], hidden=None))
+    return found
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("Triton Error [CUDA]: unspecified launch failure"), torch.AcceleratorError("CUDA error: 700"),
+     torch.OutOfMemoryError("CUDA out of memory"), ValueError("anything else")],
+    ids=["triton", "accelerator", "memory", "other"],
+)  # fmt: skip
+def test_any_error_on_a_dead_device_is_device_lost_and_nothing_is_tried_again(
+    runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    found = poisoned(runner, monkeypatch, error, is_healthy=False)
+    items = [Sequence(runner, 0, 4).item(PROMPT), Sequence(runner, 4, 4).item(PROMPT)]
+    with pytest.raises(DeviceLost, match="cuda:0 is dead: .*"):
+        found.step(items, [[Sample()], [Sample()]])
+    assert found.decoder.calls == 1
+    with pytest.raises(DeviceLost):
+        found.read_adapter(None, 1)
+
+
+def test_an_error_on_a_healthy_device_fails_items_alone(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = poisoned(runner, monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), is_healthy=True)
+    items = [Sequence(runner, 0, 4).item(PROMPT), Sequence(runner, 4, 4).item(PROMPT)]
+    results = found.step(items, [[Sample()], [Sample()]])
+    assert [type(result) for result in results] == [ModelError, ModelError]
+    assert found.decoder.calls == 3
+
+
+def test_a_cpu_is_always_healthy(runner: ModelRunner) -> None:
+    assert runner.is_healthy()

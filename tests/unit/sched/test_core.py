@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pieray.config import ModelSettings
-from pieray.errors import InvalidRequest, ModelError
+from pieray.errors import DeviceLost, InvalidRequest, ModelError
 from pieray.messages import (
     DISTRIBUTION,
     LOGITS,
@@ -16,6 +16,7 @@ from pieray.messages import (
     CancelInferlet,
     Completed,
     CopyTokens,
+    EmbedTokens,
     Failed,
     Forward,
     Hello,
@@ -28,8 +29,15 @@ def u32(*numbers: int) -> bytes:
     return np.array(numbers, "<u4").tobytes()
 
 
+class PanicError(BaseException):
+    """What a panic of native code looks like: no Exception."""
+
+
 class FakeRunner:
-    """Samples token 100 + row; records what it is asked.  Token 666 is invalid, 667 crashes, 668 is fatal."""
+    """Samples token 100 + row; records what it is asked.
+
+    Token 666 is invalid, 667 crashes, 668 finds the device dead, 669 panics.
+    """
 
     def __init__(self) -> None:
         self.calls: list[list[tuple]] = []
@@ -47,7 +55,9 @@ class FakeRunner:
         if 667 in tokens:
             raise RuntimeError("out of luck")
         if 668 in tokens:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            raise DeviceLost("cuda:0 is dead: an illegal memory access was encountered")
+        if 669 in tokens:
+            raise PanicError("a panic of native code")
         return [self._answer(item, wanted) for item, wanted in zip(items, outputs, strict=True)]
 
     def _answer(self, item, wanted):
@@ -218,13 +228,43 @@ def test_one_bad_command_fails_alone_with_what_builds_on_it(token, code):
     assert desk.run() == [("p", 8, None), ("p", 9, None)]
 
 
-def test_lost_device_fails_the_step_and_not_the_loop():
+def test_a_dead_device_fails_everything_once():
+    desk = Desk(max_batch_requests=2)
+    desk.submit(forward(1, [10], 0, (668,), outputs=[[2, SAMPLE, 0, 0.0, 0, 1.0, 0.0, 9]]))
+    desk.submit(forward(3, [11], inferlet=2))
+    desk.runner.during = lambda: desk.submit(forward(4, [12], inferlet=3), EmbedTokens(5, 3, u32(1)), peer="q")
+    assert desk.core.lost is None
+    answers = desk.run()
+    assert sorted((a[0], a[1], a[2]) for a in answers) == [
+        ("p", 1, "device-lost"), ("p", 2, "device-lost"), ("p", 3, "device-lost"), ("q", 4, "device-lost"),
+        ("q", 5, "device-lost"),
+    ]  # fmt: skip
+    assert "cuda:0 is dead" in answers[0][3]
+    assert isinstance(desk.core.lost, DeviceLost)
+    assert not desk.core.has_work
+
+
+def test_an_inferlet_that_ends_while_the_device_dies_is_told():
     desk = Desk()
-    desk.submit(forward(1, [10], 0, (668,)), forward(2, [11], inferlet=2))
-    assert [(a[1], a[2]) for a in desk.run()] == [(1, "device-lost"), (2, "device-lost")]
-    desk.submit(forward(3, [10]))
-    assert desk.run() == [("p", 3, None)]
-    assert desk.core.stats()["failed"] == 2
+    desk.submit(forward(1, [10], 0, (668,)))
+    desk.runner.during = lambda: desk.submit(CancelInferlet(6, 1))
+    assert desk.step() == [("p", 6, None)]
+
+
+def test_a_dead_device_met_by_a_copy_or_an_embedding_is_dead():
+    for message in (CopyTokens(1, 1, 1, 0, [[1, 0, 2, 0, 4]]), EmbedTokens(1, 1, u32(1))):
+        desk = Desk()
+        desk.runner.copy_tokens = desk.runner.embed = lambda _: (_ for _ in ()).throw(DeviceLost("cuda:0 is dead"))
+        desk.submit(message)
+        assert [(a[1], a[2]) for a in desk.run()] == [(1, "device-lost")]
+        assert desk.core.lost is not None
+
+
+def test_a_panic_of_native_code_fails_its_command_alone():
+    desk = Desk()
+    desk.submit(forward(1, [10], 0, (669,)), forward(2, [11], inferlet=2))
+    assert {(a[1], a[2]) for a in desk.run()} == {(1, "internal"), (2, None)}
+    assert desk.core.lost is None
 
 
 def test_failed_copy_takes_its_forward_along_and_no_other():
