@@ -50,7 +50,7 @@ def test_hostile_values_are_typed_errors_and_no_guest_ends(engine: Any) -> None:
 DEEP = """
 def main():
     found = []
-    for _ in range(9000):
+    for _ in range(1200):
         found = [found]
     return found
 """
