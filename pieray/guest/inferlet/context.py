@@ -185,23 +185,33 @@ class Context(Snapshots):
     ) -> Generation:
         """Continue the text: iterate for tokens, or await for the text.
 
-        Greedy, unless a sampler or one of its numbers is given.  `stop`: strings, which do not go out, and token
-        ids; `stop_tokens` replaces the model's own.  Every sampled token, a stop included, stays in the context.
+        Greedy, unless a `sampler` or one of its numbers is given: then it draws, with the defaults of `Sampler` for
+        what is not given, so that a `seed` alone draws at temperature 1.  A `logit_bias` alone stays greedy.
 
-        `grammar`: draw only what it allows, or what a matcher as it is now allows.  `schema`: the same for a JSON
-        schema (a dict), a type (see `structured.schema_of`) or a Grammar.  Such a text ends with a stop token, or
-        before it is whole where `max_tokens` ends it: `finish_reason` is "length" then.
+        It ends after `max_tokens`, at a stop token or a stop string, or when the model's context is full.  `stop`:
+        strings, which do not go out, and token ids; `stop_tokens` replaces the model's own.  Every sampled token stays
+        in the context, that of a stop too: `truncate` takes it out.
 
-        `drafter`: "ngram" drafts by prompt lookup in the engine; a function from all tokens to the next ones has its
-        drafts verified in one pass each; both change the speed, not the text.  `on_token` is called with each token
-        before it is given out; what it returns changes what comes next: a Sampler, text or tokens to append, False to
-        end.
+        `grammar`: draw only what it allows, or what a matcher as it is now allows.  `schema`, in its place: the same
+        for a JSON schema (a dict), a type (see `structured.schema_of`) or a Grammar.  Such a text ends with a stop
+        token, or before it is whole where `max_tokens` ends it: `finish_reason` is "length" then.
+
+        `drafter`: "ngram" drafts by prompt lookup in the engine.  A function takes the ids of all tokens of the context
+        and returns the ids that it expects next, perhaps none; they are verified in one pass.  Both change the speed,
+        not the text.
+
+        `on_token`: a function that takes each Token before it is given out, and returns None (or True) to go on, a
+        Sampler to draw the next tokens with, text or token ids to append to the context, or False to end.
 
         `adapter`: LoRA for this generation in place of the context's.  All that it runs goes through it: what waits
-        (see `flush`), what it samples and what `on_token` appends.  The KV that was there before stays, as does the
-        KV it leaves; so do not flush a prompt that the adapter is to read.  The last token waits, as always.
+        (see `flush`), what it samples and what `on_token` appends.  The KV that was there before stays, as does the KV
+        it leaves; so do not flush a prompt that the adapter is to read.  The last token waits, as always.
 
-        It runs as decode plans, without a round trip per token, unless `drafter` is a function: see `is_plan`.
+        Cancelling the task that awaits it ends it: no more tokens are computed, and pages that hold none of the context
+        are given back; the rest stays with the context until that is closed.
+
+        It runs as decode plans, without a round trip per token, unless `drafter` is a function: see `is_plan`.  Past
+        the limit of plans, generations wait for each other's.
         """
         self.sequence.check_open()
         if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):

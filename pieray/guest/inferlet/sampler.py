@@ -140,7 +140,7 @@ def sampler_of(
     }  # fmt: skip
     given = {name: value for name, value in named.items() if value is not None}
     if sampler is None:
-        is_drawn = bool(given.keys() - {"seed", "logit_bias"})
+        is_drawn = bool(given.keys() - {"logit_bias"})
         return Sampler(**given) if is_drawn else Sampler(temperature=0.0, **given)
     _convert.instance("sampler", sampler, Sampler)
     if given:

@@ -10,7 +10,7 @@ import fake_model as lm
 import pytest
 from fake_host import FakeHost
 
-from inferlet import BadHandle, Context, InvalidRequest, OutOfPages, QuotaExceeded, Sampler, greedy
+from inferlet import BadHandle, Context, Grammar, InvalidRequest, OutOfPages, QuotaExceeded, Sampler, greedy
 from inferlet._running import run
 from pieray.errors import OutOfPages as HostOutOfPages
 
@@ -358,5 +358,30 @@ def test_two_passes_at_once_on_one_context_are_refused(host: FakeHost) -> None:
         async with Context(PROMPT) as ctx:
             results = await asyncio.gather(ctx.collect_text(3), ctx.collect_text(3), return_exceptions=True)
             assert [type(r) for r in results] == [str, InvalidRequest]
+
+    run(main())
+
+
+def test_a_seed_alone_draws(host: FakeHost) -> None:
+    async def main() -> None:
+        async with Context(PROMPT) as ctx:
+            texts = set()
+            for seed in (1, 1, 2):
+                generation = ctx.fork().generate(12, seed=seed, stop_tokens=())
+                texts.add(await generation)
+                assert generation.tokens == said(PROMPT, 12, temperature=1.0, seed=seed, stop=frozenset())
+            assert len(texts) == 2
+            greedy = ctx.fork().generate(12, stop_tokens=(), logit_bias={5: 0.0})
+            await greedy
+            assert greedy.tokens == said(PROMPT, 12, stop=frozenset())
+
+    run(main())
+
+
+def test_a_grammar_and_a_schema_are_one_too_many(host: FakeHost) -> None:
+    async def main() -> None:
+        async with Context(PROMPT) as ctx:
+            with pytest.raises(InvalidRequest, match="either grammar or schema"):
+                ctx.generate(3, grammar=Grammar.regex("a+"), schema={"type": "integer"})
 
     run(main())
