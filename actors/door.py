@@ -16,11 +16,12 @@ from pieray.transport import Connection, Listener, serve
 
 log = logging.getLogger(__name__)
 
-METHODS = frozenset({
-    "config", "models", "adapters", "load_adapter", "unload_adapter", "launch", "install", "uninstall", "programs",
-    "program", "locate", "kill", "ps", "status", "shutdown",
-})  # fmt: skip
-THREADS = 16
+QUICK_METHODS = frozenset({"config", "models", "adapters", "programs", "locate", "kill", "ps", "status", "ping"})
+"""Answered within seconds, however many others are under way: they have threads of their own."""
+METHODS = QUICK_METHODS | {
+    "load_adapter", "unload_adapter", "launch", "install", "uninstall", "program", "shutdown",
+}  # fmt: skip
+QUICK_THREADS, THREADS = 8, 64
 """Asks that are worked on at one time, as many as Ray calls of the Controller; others wait."""
 
 
@@ -29,6 +30,7 @@ class ControllerDoor:
 
     def __init__(self, controller: Any) -> None:
         self._controller = controller
+        self._quick = ThreadPoolExecutor(QUICK_THREADS, "pieray-door-quick")
         self._pool = ThreadPoolExecutor(THREADS, "pieray-door")
 
     def on_connect(self, conn: Connection) -> None: ...
@@ -36,7 +38,8 @@ class ControllerDoor:
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
             if isinstance(message, Ask):
-                self._pool.submit(self._answer, conn, message)
+                pool = self._quick if message.method in QUICK_METHODS else self._pool
+                pool.submit(self._answer, conn, message)
             else:
                 log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
 

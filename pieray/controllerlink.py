@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from pieray.errors import EngineError, PeerLost, PierayError
+from pieray.errors import ActorGone, NoAnswer, PeerLost, PierayError
 from pieray.messages.controller import Ask
 from pieray.messages.frame import Message
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
 
 
 class ControllerLink:
-    """Asks the Controller behind an endpoint, as `pieray.raycalls.ask_actor` does through Ray.  Thread-safe."""
+    """Calls to the Controller behind an endpoint, for `pieray.controllercalls.ControllerCalls`.  Thread-safe."""
 
     def __init__(self, endpoint: Endpoint, token: str, timeout_s: float = 10.0) -> None:
         """Connect; raises what `pieray.transport.connect` raises."""
@@ -23,27 +24,31 @@ class ControllerLink:
         peer_id = f"cli-{os.getpid()}-{secrets.token_hex(4)}"
         self._conn = connect(endpoint, self, role="client", peer_id=peer_id, token=token, timeout_s=timeout_s)
 
-    def ask(self, method: str, *args: Any, timeout_s: float) -> Any:
-        """Call a method and wait: its PierayErrors come through, the Controller's death and silence are EngineErrors.
+    def begin(self, method: str, *args: Any) -> Callable[[float], Any]:
+        """Call a method; what this returns waits so many seconds for the answer, and may be asked again after NoAnswer.
 
-        Lists come back where the method gives tuples.
+        The method's PierayErrors come through, the Controller's death is ActorGone.  Lists come where it gives tuples.
         """
         outcomes: SimpleQueue[tuple[Any, PierayError | None]] = SimpleQueue()
         try:
-            ticket = self._calls.submit(
+            self._calls.submit(
                 self._conn, lambda ticket: Ask(ticket, method, list(args)), lambda *outcome: outcomes.put(outcome)
             )
-            value, error = outcomes.get(timeout=timeout_s)
         except PeerLost as lost:
-            raise EngineError(f"the engine's Controller is gone: {lost.message}") from lost
-        except Empty:
-            self._calls.forget(ticket)
-            raise EngineError(f"the engine did not answer {method} within {timeout_s} s") from None
-        if isinstance(error, PeerLost) and not self._conn.is_open:
-            raise EngineError(f"the engine's Controller is gone: {error.message}")
-        if error is not None:
-            raise error
-        return value
+            raise ActorGone(f"the engine's Controller is gone: {lost.message}") from lost
+
+        def answer(timeout_s: float) -> Any:
+            try:
+                value, error = outcomes.get(timeout=max(0.0, timeout_s))
+            except Empty:
+                raise NoAnswer(f"the engine did not answer {method} within {timeout_s:.3g} s") from None
+            if isinstance(error, PeerLost) and not self._conn.is_open:
+                raise ActorGone(f"the engine's Controller is gone: {error.message}")
+            if error is not None:
+                raise error
+            return value
+
+        return answer
 
     def close(self) -> None:
         """Hang up.  Idempotent."""

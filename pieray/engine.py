@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pieray.config
 from pieray.adapters import AdapterFacts, read_adapter
-from pieray.assets import model_folder
 from pieray.capabilities import ALL, Capabilities
 from pieray.config import Config, from_mapping
+from pieray.controllercalls import ControllerCalls
 from pieray.controllerlink import ControllerLink
-from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError
+from pieray.errors import EngineError, InvalidRequest, NoAnswer, NotFound, PeerLost, PierayError
 from pieray.host.limits import limits_within
 from pieray.link import ActorLink
 from pieray.manifest import is_spec, limits_below
@@ -27,7 +27,7 @@ from pieray.messages import Install, Launch, decode, encode
 from pieray.offloop import off_loop
 from pieray.process import Process
 from pieray.programs import ProgramSource, embedded_inferlets, is_embedded, resolve
-from pieray.raycalls import ask_actor
+from pieray.raycalls import asker
 from pieray.transport import Endpoint
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
+
+ASK_S = 60.0
+"""How long the Controller may take over what it is asked, as long as it says that it lives."""
 
 
 class Engine:
@@ -52,6 +55,7 @@ class Engine:
         self.tenant = "local"
         """Whose names, messages, store and quota that uses."""
         self._controller = controller
+        self._calls = ControllerCalls(controller.begin if isinstance(controller, ControllerLink) else asker(controller))
         self._owns_engine = owns_engine
         self._owns_ray = owns_ray
         self._peer_id = f"client-{os.getpid()}-{secrets.token_hex(4)}"
@@ -97,7 +101,13 @@ class Engine:
             instance_id, name, found.filename, found.source, found.component, text, asked, granted,
             found.version, self.user, self.tenant, client_servers=tools.names if tools else [], is_attached=attached,
         )  # fmt: skip
-        wire = self._ask("launch", _frame(message))
+        frame = _frame(message)
+        self._check_open()
+        try:
+            wire = self._calls.launch(frame, ASK_S)
+        except NoAnswer:
+            self._calls.tell("kill", instance_id, "its launch was given up")
+            raise
         try:
             return self._attached(instance_id, found.name, wire, tools, is_bound=attached)
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
@@ -282,7 +292,7 @@ class Engine:
     def _stop_engine(self) -> None:
         """Let the Controller end the inferlets and actors; then make sure of it, itself included."""
         if isinstance(self._controller, ControllerLink):
-            self._controller.ask("shutdown", timeout_s=60.0)
+            self._calls.ask("shutdown", timeout_s=ASK_S)
             return
         import ray
 
@@ -292,7 +302,7 @@ class Engine:
             log.info("this process has left Ray already; an engine in it has ended with it")
             return
         try:
-            ask_actor(self._controller, "shutdown", timeout_s=60.0)
+            self._calls.ask("shutdown", timeout_s=ASK_S)
         except PierayError as error:
             log.info("the Controller did not stop the engine: %s", error)
         cluster.end_engine(self.config.namespace)
@@ -305,12 +315,13 @@ class Engine:
 
     # --- inside --------------------------------------------------------------------------------
 
-    def _ask(self, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
+    def _ask(self, method: str, *args: Any, timeout_s: float = ASK_S) -> Any:
+        self._check_open()
+        return self._calls.ask(method, *args, timeout_s=timeout_s)
+
+    def _check_open(self) -> None:
         if self._is_closed:
             raise EngineError("this engine handle is closed")
-        if isinstance(self._controller, ControllerLink):
-            return self._controller.ask(method, *args, timeout_s=timeout_s)
-        return ask_actor(self._controller, method, *args, timeout_s=timeout_s)
 
     def _link(self, endpoint: Endpoint) -> ActorLink:
         with self._lock:
@@ -344,9 +355,10 @@ def start(model: str | Mapping[str, Any] | None = None, *, address: str | None =
         settings["model"] = {"path": model} if isinstance(model, str) else model
     config = pieray.config.load(settings)
     from pieray import cluster
+    from pieray.preflight import check_files
 
     if cluster.is_local(address):
-        model_folder(config.model.path)  # a wrong one is found before Ray has taken its seconds
+        check_files(config)
     owns_ray = cluster.join(address, progress)
     try:
         controller = cluster.start_engine(config, progress)
@@ -371,7 +383,7 @@ def connect(address: str = "auto", namespace: str = "pieray") -> Engine:
     owns_ray = cluster.join(address, None)
     try:
         controller = _controller_of(cluster.find_controller(namespace), namespace, address)
-        values = ask_actor(controller, "config", timeout_s=30.0)
+        values = ControllerCalls(asker(controller)).ask("config", timeout_s=30.0)
         return Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=owns_ray)
     except BaseException:
         if owns_ray:
@@ -388,7 +400,7 @@ def connect_door(endpoint: Sequence[Any], token: str, timeout_s: float = 10.0, *
     """
     controller = ControllerLink(Endpoint.from_wire(endpoint), token, timeout_s)
     try:
-        values = controller.ask("config", timeout_s=30.0)
+        values = controller.begin("config")(30.0)
         engine = Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=False)
     except BaseException:
         controller.close()

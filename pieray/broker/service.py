@@ -34,6 +34,7 @@ from pieray.messages import (
     Unsubscribe,
     Withdraw,
 )
+from pieray.pulse import PulsedLock
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ class BrokerService:
         self._exchange = Exchange(bounds)
         self._store = store
         self._flows: dict[str, Flow] = {}
-        self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
+        self._lock = PulsedLock()
+        self._wake = threading.Condition(self._lock)  # type: ignore[arg-type]  # all that it needs of a lock
         self._is_closed = False
         self._awake_at = math.inf  # when the thread of the deadlines wakes by itself
         threading.Thread(target=self._watch_deadlines, name="pieray-broker-deadlines", daemon=True).start()
@@ -162,6 +163,11 @@ class BrokerService:
                     return
                 self._tell(self._exchange.expire(time.monotonic()))
             self._flush()
+
+    @property
+    def busy_s(self) -> float:
+        """How long somebody has been at work under the lock."""
+        return self._lock.busy_s
 
     def status(self) -> dict[str, Any]:
         """Numbers of what is kept; the books are checked first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,11 +25,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Methods that the Controller was asked for."""
     calls: list[str] = []
 
-    def ask(_controller: Any, method: str, *_args: Any, timeout_s: float) -> Any:
+    def begin(method: str, *_args: Any) -> Callable[[float], Any]:
         calls.append(method)
-        return {"token": "t", "launch": Endpoint("inproc", "nobody", 1).to_wire()}.get(method)
+        answers = {"token": "t", "ping": 1.0, "launch": Endpoint("inproc", "nobody", 1).to_wire()}
+        return lambda _timeout_s: answers.get(method)
 
-    monkeypatch.setattr(engine_module, "ask_actor", ask)
+    monkeypatch.setattr(engine_module, "asker", lambda _controller: begin)
     return calls
 
 
@@ -40,7 +42,7 @@ def engine(asked: list[str]) -> Engine:
 def test_an_inferlet_that_its_client_cannot_reach_is_ended(engine: Engine, asked: list[str]) -> None:
     with pytest.raises((EngineError, PeerLost)):
         engine.launch(SOURCE)
-    assert asked == ["token", "launch", "kill"]
+    assert asked == ["token", "ping", "launch", "kill"]
 
 
 @pytest.mark.parametrize(

@@ -82,25 +82,25 @@ def test_an_engine_is_used_through_it_without_ray(door: Listener, controller: Co
 
 def test_errors_of_the_controller_come_through_as_their_classes(link: ControllerLink) -> None:
     with pytest.raises(NotFound, match="no inferlet 'none'"):
-        link.ask("kill", "none", "", timeout_s=30)
+        link.begin("kill", "none", "")(30)
     with pytest.raises(PeerLost, match="an actor is gone"):  # the Controller itself lives
-        link.ask("program", timeout_s=30)
+        link.begin("program")(30)
     with pytest.raises(EngineError, match="models failed in the engine: ZeroDivisionError: oops"):
-        link.ask("models", timeout_s=30)
+        link.begin("models")(30)
     with pytest.raises(InvalidRequest, match="cannot be"):
-        link.ask("programs", timeout_s=30)
+        link.begin("programs")(30)
 
 
 @pytest.mark.parametrize("method", ["token", "pid", "start", "__init__", "", "x" * 1000])
 def test_only_what_is_meant_for_clients_can_be_asked_for(link: ControllerLink, method: str) -> None:
     with pytest.raises(InvalidRequest, match="for clients"):
-        link.ask(method, timeout_s=30)
+        link.begin(method)(30)
 
 
 def test_a_wrong_number_of_arguments_fails_that_ask_alone(link: ControllerLink) -> None:
     with pytest.raises(EngineError, match="kill failed in the engine: TypeError"):
-        link.ask("kill", timeout_s=30)
-    assert link.ask("ps", timeout_s=30)
+        link.begin("kill")(30)
+    assert link.begin("ps")(30)
 
 
 def test_without_the_token_nothing_is_answered(door: Listener) -> None:
@@ -110,16 +110,16 @@ def test_without_the_token_nothing_is_answered(door: Listener) -> None:
 
 def test_a_silent_controller_is_a_deadline_and_holds_up_no_other_ask(link: ControllerLink) -> None:
     with pytest.raises(EngineError, match=r"did not answer status within 0\.05 s"):
-        link.ask("status", timeout_s=0.05)
-    assert link.ask("ps", timeout_s=30)
+        link.begin("status")(0.05)
+    assert link.begin("ps")(30)
 
 
 def test_a_dead_controller_answers_who_waits(door: Listener, link: ControllerLink) -> None:
     threading.Timer(0.05, door.close).start()
     with pytest.raises(EngineError, match="Controller is gone"):
-        link.ask("status", timeout_s=30)
+        link.begin("status")(30)
     with pytest.raises(EngineError, match="Controller is gone"):
-        link.ask("ps", timeout_s=30)
+        link.begin("ps")(30)
 
 
 def test_a_default_config_travels(door: Listener, controller: Controller) -> None:
