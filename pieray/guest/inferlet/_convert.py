@@ -51,7 +51,7 @@ def number(name: str, value: Any, low: float = float("-inf"), high: float = floa
             raise InvalidRequest(f"{name} is from {low} to {high}; given {shown(value)}") from None
     if not low <= value <= high:
         raise InvalidRequest(f"{name} is from {low} to {high}; given {value}")
-    return value
+    return float(value)
 
 
 def milliseconds(name: str, seconds: Any, most: int) -> int:

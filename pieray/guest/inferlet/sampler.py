@@ -43,7 +43,8 @@ class Sampler:
         _convert.number("top_p", self.top_p, 0.0, 1.0)
         _convert.number("min_p", self.min_p, 0.0, 1.0)
         _convert.number("typical_p", self.typical_p, 0.0, 1.0)
-        for token, value in _convert.instance("logit_bias", self.logit_bias, Mapping).items():
+        bias: Any = _convert.instance("logit_bias", self.logit_bias, Mapping)  # type: ignore[type-abstract]
+        for token, value in bias.items():
             _check_token(token)
             if not _convert.f32("a logit bias", value) < math.inf:
                 raise InvalidRequest(f"a logit bias is below infinity; given {value} for {token!r:.100}")
@@ -105,8 +106,8 @@ def open_chain(sampler: Sampler, seed: int, model: str = "") -> int:
     """The handle of a chain with this seed, for who frees it with `_host.samplers.free`."""
     bias = {_token(token, model): float(value) for token, value in sampler.logit_bias.items()}
     mask = sampler.mask(model)
-    *numbers, _ = sampler.numbers()
-    handle = int(_host.samplers.create(*numbers, float(sampler.typical_p), seed))
+    temperature, top_k, top_p, min_p, _ = sampler.numbers()
+    handle = _host.samplers.create(temperature, top_k, top_p, min_p, sampler.typical_p, seed)
     try:
         if bias:
             _host.samplers.bias(handle, list(bias), list(bias.values()))
