@@ -13,8 +13,7 @@ from pieray.adapters import AdapterFile, read_adapter
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.errors import DeviceLost
-from pieray.messages import Message
-from pieray.transport import Connection, Endpoint, connect
+from pieray.transport import Connection, Endpoint, Service, connect
 
 EXIT_FAILED, EXIT_DEVICE_LOST = 70, 71
 
@@ -72,28 +71,26 @@ class Batcher(ServingActor):
 
     def open(self, token: str, resource_manager: tuple[Any, ...]) -> tuple[Any, ...]:
         """Begin to step; fences go to the resource manager.  Returns the endpoint for InferletActors."""
-        ledger = connect(Endpoint.from_wire(resource_manager), _Fences(), role="batcher", peer_id=self.peer_id,
-                         token=token, timeout_s=30.0)  # fmt: skip
-        self._loop.start(ledger)
+        from pieray.sched.fences import FenceLink
+
+        endpoint = Endpoint.from_wire(resource_manager)
+
+        def dial(service: Service) -> Connection:
+            return connect(endpoint, service, role="batcher", peer_id=self.peer_id, token=token, timeout_s=10.0)
+
+        self._fences = FenceLink(dial, self._loop.lose)
+        self._fences.open()
+        self._loop.start(self._fences)
         return self.listen(self._loop, token)
 
     def status(self) -> dict[str, Any]:
-        return {**self.describe(), **self._loop.status()}
+        links = {"resource-manager": self._fences.status()}
+        return {**self.describe(), **self._loop.status(), "links": links}
 
 
 def _end_process(error: BaseException) -> None:
     """Peers see it by EOF, the Supervisor starts another pair; the log has the reason already."""
     os._exit(EXIT_DEVICE_LOST if isinstance(error, DeviceLost) else EXIT_FAILED)
-
-
-class _Fences:
-    """The batcher's connection to its resource manager: it only sends."""
-
-    def on_connect(self, conn: Connection) -> None: ...
-
-    def on_messages(self, conn: Connection, messages: list[Message]) -> None: ...
-
-    def on_close(self, conn: Connection, error: Exception) -> None: ...
 
 
 def _device(settings: ModelSettings) -> str:

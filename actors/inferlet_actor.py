@@ -5,19 +5,12 @@ What it runs is imported when it opens: the Controller imports this module too, 
 
 from __future__ import annotations
 
-import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pieray.actors.common import launch_of
 from pieray.actors.serving import ServingActor
 from pieray.adapters import AdapterFacts
-from pieray.errors import DeviceLost
 from pieray.transport import Endpoint
-
-if TYPE_CHECKING:
-    from pieray.host.device import DeviceClient
-
-log = logging.getLogger(__name__)
 
 Wire = tuple[Any, ...]
 
@@ -39,9 +32,11 @@ class InferletActor(ServingActor):
         from pieray.host.core import InferletHost
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.host.services import Services
+        from pieray.host.sessions import DeviceSessions
         from pieray.models.tokenizer import TokenizerSpec
 
-        self._token = token
+        self._device = DeviceSessions(peer_id=self.peer_id, token=token)
+        self._device.open(Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
         self._services = Services.of(self.config)
         self._services.broker = BrokerClient(peer_id=self.peer_id, token=token)
         self._services.children = ChildService(ControllerLauncher(self.config), self.config.limits,
@@ -51,13 +46,13 @@ class InferletActor(ServingActor):
         if broker:
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
-        self._host = InferletHost(self.config, self._connect(batcher, resource_manager), directory, self._services)
+        self._host = InferletHost(self.config, self._device, directory, self._services)
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
     def reconnect(self, batcher: Wire, resource_manager: Wire) -> None:
         """The device group was replaced: later launches use the new one."""
-        self._host.replace_device(self._connect(batcher, resource_manager))
+        self._device.open(Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
 
     def reconnect_broker(self, broker: Wire) -> None:
         """The broker has come up, or another one in its place."""
@@ -67,14 +62,6 @@ class InferletActor(ServingActor):
     def set_adapters(self, facts: list[dict[str, Any]]) -> None:
         """The engine's adapters, from now on."""
         self._services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
-
-    def _connect(self, batcher: Wire, resource_manager: Wire) -> DeviceClient:
-        from pieray.host.device import DeviceClient
-
-        return DeviceClient(
-            batcher=Endpoint.from_wire(batcher), resource_manager=Endpoint.from_wire(resource_manager),
-            peer_id=self.peer_id, token=self._token, timeout_s=30.0, on_lost=_log_loss,
-        )  # fmt: skip
 
     def launch(self, frame: bytes) -> None:
         """Start an inferlet; raises the PierayError that refuses it."""
@@ -90,12 +77,10 @@ class InferletActor(ServingActor):
         return self._host.status()
 
     def status(self) -> dict[str, Any]:
-        return {**self.describe(), "executor": self._host.executor, "num_live": self._host.num_live}
+        links = {"device": self._device.status(), "broker": self._services.broker_status()}
+        return {**self.describe(), "executor": self._host.executor, "num_live": self._host.num_live, "links": links}
 
     def close(self) -> None:
         """End all inferlets; their clients are told."""
         self._host.close()
 
-
-def _log_loss(error: DeviceLost) -> None:
-    log.warning("%s", error)

@@ -9,18 +9,16 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pieray.broker.flow import Flow, cost_of_message
 from pieray.errors import PeerLost, PierayError
 from pieray.messages import Completed, Credit, Failed, Message
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
 from pieray.transport.calls import Done
+from pieray.transport.redial import Redial
 
 log = logging.getLogger(__name__)
-
-RETRY_S = 0.5
-REDIAL_S = 5.0
-"""How long one attempt to connect anew may take."""
 
 Make = Callable[[int], Message]
 
@@ -43,7 +41,7 @@ class BrokerClient:
     connection is there.  The Broker serves what a connection has brought before what a later one brings.
     """
 
-    def __init__(self, *, peer_id: str, token: str, timeout_s: float = 30.0) -> None:
+    def __init__(self, *, peer_id: str, token: str, timeout_s: float = 10.0) -> None:
         self._peer_id = peer_id
         self._token = token
         self._timeout_s = timeout_s
@@ -54,8 +52,9 @@ class BrokerClient:
         self._early: list[_Early] | None = []  # before the first broker; None behind
         self._lock = threading.RLock()  # guards the order: link, early, and what is posted to it
         self._connecting = threading.Lock()
-        self._is_redialing = False
         self._closed = threading.Event()
+        self._redial = Redial("broker", self._dial_again)
+        self._error = "it is not up yet"
         self.generation = 0
         """Grows with every connection: what an earlier one had at the broker is gone."""
 
@@ -64,12 +63,19 @@ class BrokerClient:
         self._endpoint = endpoint
         try:
             with self._connecting:
-                self._connect(endpoint, self._timeout_s)
-        except PierayError:
-            self._redial()
+                self._connect(endpoint)
+        except PierayError as error:
+            self._error = error.message
+            self._redial.start()
             raise
 
-    def _connect(self, endpoint: Endpoint, timeout_s: float) -> None:
+    def _dial_again(self) -> None:
+        """The connection broke: the broker may live, or a new one is announced by `open` meanwhile."""
+        with self._connecting:
+            if self._endpoint is not None and not self.is_connected:
+                self._connect(self._endpoint)
+
+    def _connect(self, endpoint: Endpoint) -> None:
         with self._lock:
             old, self._link = self._link, None
             self.generation += 1
@@ -77,7 +83,7 @@ class BrokerClient:
             old.flow.conn.close("the broker was replaced")
         link = _Link(self)
         conn = connect(endpoint, link, role="inferlets", peer_id=f"{self._peer_id}/{self.generation}",
-                       token=self._token, timeout_s=timeout_s)  # fmt: skip
+                       token=self._token, timeout_s=self._timeout_s)  # fmt: skip
         failed = []
         with self._lock:
             if self._closed.is_set():
@@ -167,43 +173,24 @@ class BrokerClient:
             flow.flush()
 
     def lost(self, link: _Link, error: PeerLost) -> None:
-        """The connection broke: the broker may live, or a new one is announced by `open` meanwhile."""
+        """The connection broke: what is under way fails, and a new one is made."""
         self._calls.fail_all(link.flow.conn, PeerLost(
             "the Broker is gone, and with it queues and topics, or the link to it broke; whether this request was "
             f"done is not known: {error.message}"))  # fmt: skip
-        if self._link is link:
-            self._redial()
+        if self._link is link and not self._closed.is_set():
+            self._error = error.message
+            self._redial.start()
 
-    def _redial(self) -> None:
-        with self._lock:
-            if self._is_redialing or self._closed.is_set():
-                return
-            self._is_redialing = True
-        threading.Thread(target=self._dial_until_connected, name="pieray-broker-redial", daemon=True).start()
-
-    def _dial_until_connected(self) -> None:
-        try:
-            while not self._closed.wait(RETRY_S):
-                with self._connecting:
-                    if self.is_connected:
-                        break
-                    assert self._endpoint is not None
-                    try:
-                        self._connect(self._endpoint, REDIAL_S)
-                    except PierayError as error:
-                        log.info("the Broker does not answer: %s", error)
-                    except BaseException:
-                        log.exception("the Broker cannot be reached")
-        finally:
-            with self._lock:
-                self._is_redialing = False
-        if not self.is_connected:  # lost again before this thread was known to have ended
-            self._redial()
+    def status(self) -> dict[str, Any]:
+        """Whether the link is up; if not, why."""
+        is_up = self.is_connected
+        return {"is_up": is_up, "error": "" if is_up else self._redial.error or self._error}
 
     def close(self) -> None:
         """Hang up; idempotent."""
         with self._lock:
             self._closed.set()
+            self._redial.close()
             link = self._link
             early, self._early = self._early or [], None
         if link is not None:

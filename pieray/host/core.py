@@ -12,12 +12,12 @@ from typing import Any
 from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError
 from pieray.host.children import Bonds
-from pieray.host.device import DeviceClient
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
 from pieray.host.session import OUTPUTS
+from pieray.host.sessions import DeviceSessions
 from pieray.messages import (
     Event,
     Launch,
@@ -39,7 +39,7 @@ class InferletHost:
     """All inferlets of one actor process.  Thread-safe."""
 
     def __init__(
-        self, config: Config, device: DeviceClient, models: ModelDirectory, services: Services | None = None
+        self, config: Config, device: DeviceSessions, models: ModelDirectory, services: Services | None = None
     ) -> None:
         self._config = config
         self.services = services or Services.of(config)
@@ -70,7 +70,7 @@ class InferletHost:
         self._python_program()
 
     def launch(self, launch: Launch) -> None:
-        """Start an inferlet.  Raises EngineError when full, InvalidRequest for a bad program or limits."""
+        """Start an inferlet.  Raises EngineError when full, InvalidRequest for a bad program or limits, DeviceLost."""
         limits = limits_within(self._config.limits, launch.limits)
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch)
@@ -85,6 +85,7 @@ class InferletHost:
             raise
 
     def _admit(self, launch: Launch, limits: Limits) -> Inferlet:
+        device = self._device.current()  # may wait: without the lock
         with self._lock:
             if self._is_closed:
                 raise EngineError("this InferletActor is closing")
@@ -96,7 +97,7 @@ class InferletHost:
             number = self._next_number
             self._next_number += 1
             inferlet = Inferlet(
-                launch, number, limits=limits, device=self._device, models=self._models, services=self.services,
+                launch, number, limits=limits, device=device, models=self._models, services=self.services,
                 lease_pages=self._config.lease_pages, on_end=self._ended,
             )  # fmt: skip
             self._inferlets[launch.instance_id] = inferlet
@@ -131,11 +132,6 @@ class InferletHost:
                 path: Path = python_runtime.component_path()
                 self._programs["python"] = self._wasm.load(path, "python-runtime")
             return self._programs["python"]
-
-    def replace_device(self, device: DeviceClient) -> None:
-        """Launch on another device group from now on; inferlets of the old one are told that it is lost."""
-        old, self._device = self._device, device
-        old.close("the device group was replaced")
 
     def post_events(self, conn: Connection, events: list[Event]) -> None:
         """Events of a running guest: they leave with the frame that ends its worker's batch.

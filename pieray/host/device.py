@@ -52,10 +52,14 @@ class Tenant(Protocol):
 
 
 class DeviceClient:
-    """Posts commands, routes answers to inferlets by number, retires inferlets in the safe order."""
+    """One session: posts commands, routes answers to inferlets by number, retires inferlets in the safe order.
+
+    `peer_id` is of this session alone: when one of the two links breaks, the other is closed too, and pages are fenced
+    and freed by that id.  `on_lost` is told once, behind all tenants.
+    """
 
     def __init__(self, *, batcher: Endpoint, resource_manager: Endpoint, peer_id: str, token: str,
-                 timeout_s: float, on_lost: Callable[[DeviceLost], None]) -> None:  # fmt: skip
+                 timeout_s: float, on_lost: Callable[[DeviceClient, DeviceLost], None]) -> None:  # fmt: skip
         self._tenants: dict[int, Tenant] = {}
         self._lost: DeviceLost | None = None
         self._on_lost = on_lost
@@ -207,7 +211,7 @@ class DeviceClient:
                 log.exception("inferlet %d could not be told", number)
         for ticket in list(self._retiring):
             self._finish_retiring(ticket)
-        self._on_lost(lost)
+        self._on_lost(self, lost)
 
     def close(self, reason: str = "this InferletActor is closing") -> None:
         """Hang up: to inferlets, the device group is lost.  Idempotent."""

@@ -275,11 +275,12 @@ class Outbox:
         self.ledger.close()
 
     def fail_all(self, error: PierayError) -> None:
-        """Fail everything staged and in flight."""
+        """The device is lost: fail everything staged and in flight; what was asked of it is never answered."""
         commands: list[Command] = [*self._in_flight.values(), *self._staged]
         self._in_flight.clear()
         self._staged.clear()
-        self._num_flushed = 0
+        self._num_flushed = self._num_lacking = 0
+        self._is_leasing = self._is_lease_needed = False
         for command in commands:
             self._settle(command, error)
         self.ledger.fail_all(error)

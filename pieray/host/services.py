@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from pieray.config import Config
 from pieray.host.adapters import AdapterDirectory
@@ -46,6 +47,10 @@ class Services:
         assert services.mcp is not None
         services.loop.before_close(services.mcp.close)
         return services
+
+    def broker_status(self) -> dict[str, Any]:
+        """Whether the link to the broker is up; if not, why."""
+        return {"is_up": False, "error": "this actor has none"} if self.broker is None else self.broker.status()
 
     def flush(self) -> None:
         """Send what was posted while guests ran."""

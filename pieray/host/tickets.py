@@ -102,6 +102,13 @@ class TicketTable:
             raise type(entry.result)(entry.result.message)
         return entry.result
 
+    def failure(self, ticket: int) -> PierayError | None:
+        """The error behind an open ticket that has failed, to be raised by one caller; None otherwise."""
+        entry = self._tickets.get(ticket)
+        if entry is None or not isinstance(entry.result, PierayError):
+            return None
+        return type(entry.result)(entry.result.message)
+
     def drop(self, tickets: Iterable[int]) -> None:
         """Forget tickets; unknown ones are ignored."""
         with self._lock:

@@ -49,6 +49,7 @@ from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, enco
 from pieray.messages.leases import (
     CloseLease,
     ExportPages,
+    FencePeer,
     ImportPages,
     LeasePages,
     ListExports,
@@ -87,6 +88,7 @@ __all__ = [
     "ExportPages",
     "ExtendPlan",
     "Failed",
+    "FencePeer",
     "Forward",
     "Hello",
     "ImportPages",

@@ -108,3 +108,11 @@ class PeerFenced(Message):
     """No step touches pages for that (dead) peer any more: its pages may be leased again."""
 
     peer_id: str
+
+
+@register(31)
+@dataclass(frozen=True, slots=True)
+class FencePeer(Message):
+    """ResourceManager -> Batcher: that peer is lost here: drop it, and answer PeerFenced behind its last step."""
+
+    peer_id: str

@@ -72,6 +72,11 @@ class PageLedger:
     def num_quarantined(self) -> int:
         return self._num[_State.QUARANTINED]
 
+    @property
+    def dead_peers(self) -> list[str]:
+        """Peers whose pages wait for their fence."""
+        return sorted(self._dead)
+
     def pages_of(self, holder: Holder) -> list[int]:
         """Pages of the holder, oldest lease first."""
         return list(self._held.get(holder, ()))
@@ -183,8 +188,8 @@ class PageLedger:
     def drop_peer(self, peer_id: str, *, fenced: bool) -> int:
         """The peer is dead: its pages are quarantined until its fence; returns how many came free.
 
-        `fenced`: the batcher is known not to touch its pages (the peer never talked to the batcher, or the
-        batcher is gone too), so that they come free at once.  A second notice changes nothing.
+        `fenced`: the batcher is known not to touch its pages (the peer never talked to one), so that they come
+        free at once.  A second notice changes nothing.
         """
         if peer_id in self._fenced_early:
             self._fenced_early.remove(peer_id)
@@ -218,10 +223,6 @@ class PageLedger:
                 self._change(page, refs=-held[page], dead=-held[page])
             num_freed += self.num_free - num_before
         return num_freed
-
-    def fence_all(self) -> int:
-        """The batcher is dead: nothing touches any page any more; returns how many came free."""
-        return sum(self.fence(peer_id) for peer_id in sorted(self._dead))
 
     def check(self) -> None:
         """Raise `internal` with every term unless the books balance; O(total)."""

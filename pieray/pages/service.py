@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pieray.messages import (
     Completed,
     ExportPages,
     Failed,
+    FencePeer,
     ImportPages,
     LeasePages,
     ListExports,
@@ -37,13 +39,23 @@ RECLAIM_EVERY_S = 0.1
 """How often peers are asked for spare pages while requests wait: more may have come to be spare."""
 
 
+BATCHER_AWAY_S = 30.0
+"""How long the batcher may be away before it counts as dead: its link may have broken, or its process been frozen."""
+
+
+def _nothing() -> None: ...
+
+
 class LeaseService:
     """Serves InferletActors (leases, exports) and the Batcher (fences).  Thread-safe; one lock guards the ledger.
 
-    Exports end with the batcher, for good: what their pages held is gone with it.
+    While the batcher is away, pages of dead peers stay quarantined: a step of its may touch them.  When it is back it
+    is asked for all the fences that are missing.  Exports end with the batcher, for good: what their pages held is gone
+    with it; `on_batcher_lost` is called then.
     """
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, *, on_batcher_lost: Callable[[], None] = _nothing,
+                 batcher_away_s: float = BATCHER_AWAY_S) -> None:  # fmt: skip
         self._ledger = PageLedger(num_pages)
         self._line = LeaseLine(self._ledger)
         self._exports = ExportTable(self._ledger)
@@ -51,6 +63,11 @@ class LeaseService:
         self._peers: dict[str, Connection] = {}
         self._fenced: set[str] = set()  # peers that the batcher has fenced, and whose connection is not closed yet
         self._batcher: Connection | None = None
+        self._on_batcher_lost = on_batcher_lost
+        self._batcher_away_s = batcher_away_s
+        self._batcher_error = "it has not connected yet"
+        self._has_batcher = False  # has had one: before that no step can touch a page
+        self._batcher_lost_at: float | None = None  # unless it comes back before
         self._reclaim_at = 0.0
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
@@ -60,10 +77,16 @@ class LeaseService:
     def on_connect(self, conn: Connection) -> None:
         with self._lock:
             if conn.role == "batcher":
-                self._batcher = conn
+                if self._is_batcher_lost:
+                    raise PeerLost(f"{conn.peer_id} was away for over {self._batcher_away_s} s and counts as dead")
+                self._batcher, self._has_batcher = conn, True
+                self._batcher_lost_at, self._batcher_error = None, ""
+                for peer_id in self._ledger.dead_peers:
+                    _post(conn, FencePeer(peer_id))
             else:
                 self._peers[conn.peer_id] = conn
                 self._fenced.discard(conn.peer_id)
+        self._flush()
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         with self._lock:
@@ -72,19 +95,20 @@ class LeaseService:
             self._settle()
         self._flush()
 
-    def on_close(self, conn: Connection, _error: PeerLost) -> None:
+    def on_close(self, conn: Connection, error: PeerLost) -> None:
         with self._lock:
             if conn is self._batcher:
-                self._batcher = None
-                self._is_batcher_lost = True
-                self._exports.clear()
-                self._ledger.fence_all()  # no batcher, no step
+                self._batcher, self._batcher_error = None, error.message
+                self._batcher_lost_at = time.monotonic() + self._batcher_away_s
+                self._wake.notify()
             elif self._peers.get(conn.peer_id) is conn:
                 del self._peers[conn.peer_id]
                 self._line.drop_peer(conn.peer_id)
-                is_fenced = self._batcher is None or conn.peer_id in self._fenced
+                is_fenced = not self._has_batcher or conn.peer_id in self._fenced
                 self._fenced.discard(conn.peer_id)
                 self._ledger.drop_peer(conn.peer_id, fenced=is_fenced)
+                if self._batcher is not None and conn.peer_id in self._ledger.dead_peers:
+                    _post(self._batcher, FencePeer(conn.peer_id))
                 log.info("%s is gone; %d pages await fences", conn.peer_id, self._ledger.num_quarantined)
             self._settle()
         self._flush()
@@ -163,7 +187,8 @@ class LeaseService:
             self._wake.notify()
 
     def _flush(self) -> None:
-        for conn in list(self._peers.values()):
+        batcher = self._batcher
+        for conn in (*self._peers.copy().values(), *([batcher] if batcher is not None else ())):
             try:
                 conn.flush()
             except PeerLost:
@@ -175,17 +200,25 @@ class LeaseService:
                 self._wake.wait(self._idle_s())
                 if self._is_closed:
                     return
-                self._settle()
                 now = time.monotonic()
+                is_batcher_lost = self._batcher_lost_at is not None and now >= self._batcher_lost_at
+                if is_batcher_lost:
+                    self._batcher_lost_at, self._is_batcher_lost = None, True
+                    self._exports.clear()
+                self._settle()
                 if self._line.shortage and now >= self._reclaim_at:
                     self._reclaim(now)
             self._flush()
+            if is_batcher_lost:
+                log.error("the batcher has been away for over %s s and counts as dead", self._batcher_away_s)
+                self._on_batcher_lost()
 
     def _idle_s(self) -> float | None:
         """Until there is something to do: for those who wait, or an export expires; None: nothing to come."""
         deadline, expiry, now = self._line.next_deadline(), self._exports.next_expiry(), time.monotonic()
         waits = [] if deadline is None else [min(deadline - now, RECLAIM_EVERY_S)]
         waits += [] if expiry is None else [min(expiry - now, threading.TIMEOUT_MAX)]
+        waits += [] if self._batcher_lost_at is None else [self._batcher_lost_at - now]
         return max(0.0, min(waits)) if waits else None
 
     def status(self) -> dict[str, Any]:
@@ -200,6 +233,7 @@ class LeaseService:
                 "quarantined": self._ledger.num_quarantined,
                 "waiting": len(self._line),
                 "exports": len(self._exports),
+                "links": {"batcher": {"is_up": self._batcher is not None, "error": self._batcher_error}},
             }
 
     def close(self) -> None:

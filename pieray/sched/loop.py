@@ -10,8 +10,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from pieray.errors import DeviceLost, PeerLost
-from pieray.messages import Message, PeerFenced
+from pieray.messages import Message
 from pieray.sched.core import BatcherCore
+from pieray.sched.fences import FenceLink
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class StepLoop:
         self._core = core
         self._on_failure = on_failure
         self._peers: dict[str, Connection] = {}
-        self._ledger: Connection | None = None
+        self._fences: FenceLink | None = None
         self._inbox: SimpleQueue[Arrival | Later | None] = SimpleQueue()  # None: close
         self._dead: set[str] = set()
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
@@ -40,10 +41,17 @@ class StepLoop:
         core.adapters.send = self._answer
         core.adapters.on_lost = lambda error: self._inbox.put(lambda: self._lose(error))
 
-    def start(self, ledger: Connection) -> None:
-        """Begin to step; fences of dead peers go to `ledger`."""
-        self._ledger = ledger
+    def start(self, fences: FenceLink) -> None:
+        """Begin to step; fences of dead peers go to the resource manager."""
+        self._fences = fences
         self._thread.start()
+
+    def lose(self, peer_id: str) -> None:
+        """The resource manager has lost this peer: it is dead here too, and fenced once more.  From any thread."""
+        if (conn := self._peers.get(peer_id)) is not None:
+            conn.close("the resource manager has lost this peer")  # `on_close` does the rest
+        else:
+            self._inbox.put((peer_id, None, time.monotonic()))
 
     def on_connect(self, conn: Connection) -> None:
         self._peers[conn.peer_id] = conn
@@ -113,12 +121,9 @@ class StepLoop:
     def _fence(self) -> None:
         """Tell the resource manager of dead peers whose pages no step touches any more."""
         for peer_id in list(self._dead):
-            if self._core.drop_peer(peer_id) and self._ledger is not None:
+            if self._core.drop_peer(peer_id) and self._fences is not None:
                 self._dead.discard(peer_id)
-                try:
-                    self._ledger.send([PeerFenced(peer_id)])
-                except PeerLost:
-                    log.info("the resource manager is gone; no fence for %s", peer_id)
+                self._fences.fenced(peer_id)
 
     def _answer(self, answers: list[tuple[str, Message]]) -> None:
         by_peer: dict[str, list[Message]] = {}

@@ -167,9 +167,11 @@ class ForwardHandlers(HandlerGroup):
         return found
 
     def _unsent(self, handle: int) -> Pass:
-        """A pass that can still be changed: its guest alone sends it, so it stays so."""
+        """A pass that can still be changed: its guest alone sends it, so it stays so unless the device is lost."""
         state = self._state
         found = state.outbox.passes.get(handle)
+        if found is None and (error := state.tickets.failure(handle)) is not None:
+            raise error
         if found is None and not state.tickets.is_open(handle):
             raise BadHandle(f"pass {handle} is not open")
         if found is None or found.is_sent:

@@ -21,7 +21,7 @@ from pieray.errors import PeerLost, PierayError
 from pieray.host import broker_client
 from pieray.host.broker_client import BrokerClient
 from pieray.messages import Message, Pull, Push, Settle, Subscribe, Unsubscribe
-from pieray.transport import Connection, Listener, connect, serve
+from pieray.transport import Connection, Listener, connect, redial, serve
 
 TOKEN = "t" * 64
 NUM_INFERLETS = 4
@@ -136,7 +136,7 @@ class Inferlet(threading.Thread):
 @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["socket", "inproc"]))
 def test_any_interleaving_of_pushes_links_and_breaks_keeps_each_inferlets_order(seed: int, kind: str) -> None:
     random = Random(seed)
-    retry_s, broker_client.RETRY_S = broker_client.RETRY_S, 0.005
+    pause_s, redial.FIRST_PAUSE_S = redial.FIRST_PAUSE_S, 0.005
     door = Door(kind)
     client = BrokerClient(peer_id="host", token=TOKEN)
     inferlets = [Inferlet(client, f"it-{i}", random.randrange(2**32), 300) for i in range(NUM_INFERLETS)]
@@ -166,7 +166,7 @@ def test_any_interleaving_of_pushes_links_and_breaks_keeps_each_inferlets_order(
                 assert outcome[0] is not None or i in arrived, "lost without a word"
         door.service.status()
     finally:
-        broker_client.RETRY_S = retry_s
+        redial.FIRST_PAUSE_S = pause_s
         client.close()
         door.close()
 
@@ -220,7 +220,6 @@ def _closes(conn: Connection) -> bool:
 
 def test_a_client_that_could_not_connect_tries_on(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """The broker is announced, and cannot be reached at that moment: what waits for it is served in the end."""
-    monkeypatch.setattr(broker_client, "RETRY_S", 0.01)
     calls = []
 
     def dial(*args: Any, **kwargs: Any) -> Connection:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from pieray.errors import DeviceLost, PeerLost
 from pieray.host.device import DeviceClient
-from pieray.messages import CancelInferlet, Completed, Forward, Message
+from pieray.host.sessions import DeviceSessions
+from pieray.messages import CancelInferlet, Completed, FencePeer, Forward, Message
 from pieray.pages.service import LeaseService
 from pieray.transport import Connection, serve
 
@@ -23,7 +24,7 @@ def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
 
 
 class ScriptedBatcher:
-    """Answers cancels when allowed, and passes with None."""
+    """Answers cancels when allowed, and passes with None; asked for a fence it says nothing: tests do."""
 
     def __init__(self) -> None:
         self.may_cancel = threading.Event()
@@ -35,6 +36,8 @@ class ScriptedBatcher:
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
+            if isinstance(message, FencePeer):
+                continue
             if isinstance(message, CancelInferlet):
                 self.may_cancel.wait(5)
             assert isinstance(message, (CancelInferlet, Forward))
@@ -47,22 +50,29 @@ class Group:
     """A device group of real connections."""
 
     def __init__(self, num_pages: int) -> None:
-        self.leases = LeaseService(num_pages)
+        self.leases = LeaseService(num_pages, batcher_away_s=0.2)
         self.batcher = ScriptedBatcher()
         self.doors = [
             serve(service, peer_id=name, incarnation=1, token=TOKEN)
             for service, name in ((self.leases, "rm"), (self.batcher, "batcher"))
         ]
-        self.clients: list[DeviceClient] = []
+        self.clients: list[DeviceClient | DeviceSessions] = []
         self.losses: list[DeviceLost] = []
 
     def client(self, peer_id: str) -> DeviceClient:
         client = DeviceClient(
             batcher=self.doors[1].endpoint, resource_manager=self.doors[0].endpoint, peer_id=peer_id, token=TOKEN,
-            timeout_s=5, on_lost=self.losses.append,
+            timeout_s=5, on_lost=lambda _client, error: self.losses.append(error),
         )  # fmt: skip
         self.clients.append(client)
         return client
+
+    def sessions(self, peer_id: str) -> DeviceSessions:
+        """What an InferletActor has: dialled, and dialled again."""
+        sessions = DeviceSessions(peer_id=peer_id, token=TOKEN, timeout_s=5)
+        self.clients.append(sessions)
+        sessions.open(self.doors[1].endpoint, self.doors[0].endpoint)
+        return sessions
 
     def free(self) -> int:
         free: int = self.leases.status()["free"]

@@ -283,7 +283,7 @@ def test_a_dead_broker_is_an_answer(group: Group) -> None:
 def test_a_silent_broker_is_a_deadline(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pieray.host.handlers.store.ANSWER_S", 0.05)
     bench = group.bench()
-    with group.service._lock:
+    with group.service._books:
         ticket = bench.handlers.store_get("k")
         wait(bench, ticket)
         with pytest.raises(DeadlineExceeded, match="did not answer within"):

@@ -163,6 +163,33 @@ def test_a_lost_device_fails_what_is_in_flight_and_what_comes(bench: Bench) -> N
             bench.handlers.tickets_take_none(ticket)
 
 
+@pytest.mark.parametrize("is_asked_by", ["a command that waits", "the lease ahead of need"])
+def test_a_lease_that_was_under_way_when_the_device_was_lost_holds_up_nothing(is_asked_by: str) -> None:
+    bench = Bench(lease_pages=4)
+    pages = bench.handlers.kv_alloc(2)
+    if is_asked_by == "a command that waits":
+        first = run_pass(bench, pages[:1], 0, u32(1))
+    bench.handlers.tickets_flush()
+    assert len(bench.device.leases) == 1  # and no answer to it will come
+    bench.device.error = DeviceLost("gone")
+    bench.outbox.fail_all(DeviceLost("gone"))
+    if is_asked_by == "a command that waits":
+        with pytest.raises(DeviceLost):
+            bench.handlers.tickets_take_none(first)
+    second = run_pass(bench, pages[1:], 0, u32(1))
+    bench.handlers.tickets_flush()
+    assert bench.handlers.tickets_ready(u32(second)) == [second]
+    with pytest.raises(DeviceLost):
+        bench.handlers.tickets_take_none(second)
+
+
+def test_a_pass_lost_before_its_outputs_were_asked_for_says_so(bench: Bench) -> None:
+    pass_ = run_pass(bench, bench.handlers.kv_alloc(1), 0, u32(1))
+    bench.outbox.fail_all(DeviceLost("gone"))
+    with pytest.raises(DeviceLost, match="gone"):
+        bench.handlers.forward_logits(pass_, 0)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [

@@ -37,7 +37,7 @@ def group() -> Iterator[Group]:
 def host(group: Group) -> Iterator[InferletHost]:
     info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 20, "float32", "cpu")
     models = ModelDirectory([ServedModel(info, byte_tokenizer())])
-    host = InferletHost(Config(inferlets_per_actor=4), group.client(f"host-{len(group.clients)}"), models)
+    host = InferletHost(Config(inferlets_per_actor=4), group.sessions(f"host-{len(group.clients)}"), models)
     yield host
     host.close()
     until(lambda: group.free() == 20)
@@ -79,7 +79,7 @@ def test_a_launch_that_fails_half_way_gives_its_place_and_pages_back(host: Infer
             host.launch(launch(f"both-{i}", "echo 1", source="def main(): ..."))
     until(lambda: host.num_live == 0)
     until(lambda: group.free() == 20)
-    assert host._device._tenants == {}
+    assert host._device.current()._tenants == {}
     with pytest.raises(NotFound):
         host.find("both-0")
 

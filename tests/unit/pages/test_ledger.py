@@ -95,13 +95,15 @@ def test_peer_that_never_talked_to_the_batcher_does_not_leak():
     assert ledger.drop_peer("unknown", fenced=False) == 0
 
 
-def test_death_of_the_batcher_fences_all():
+def test_peers_that_wait_for_their_fences_are_known():
     ledger = PageLedger(4)
     ledger.lease(A, 2)
     ledger.lease(B, 1)
-    ledger.drop_peer("peer-a", fenced=False)
     ledger.drop_peer("peer-b", fenced=False)
-    assert ledger.fence_all() == 3
+    ledger.drop_peer("peer-a", fenced=False)
+    assert ledger.dead_peers == ["peer-a", "peer-b"]
+    assert sum(ledger.fence(peer_id) for peer_id in ledger.dead_peers) == 3
+    assert ledger.dead_peers == []
     assert counts(ledger) == (4, 0, 0)
 
 

@@ -52,7 +52,7 @@ class Rig:
         self.loop = StepLoop(self.core, on_failure=self._fail)
         self.conn: Any = FakeConnection()
         self.loop.on_connect(self.conn)
-        self.loop.start(self.conn)
+        self.loop.start(self.conn)  # nobody dies here: it is asked for no fence
 
     def _fail(self, error: BaseException) -> None:
         self.failures.append(error)
