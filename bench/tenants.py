@@ -104,7 +104,8 @@ def beside(engine: pieray.Engine, flood: str, num: int) -> Iterator[None]:
         program = ProgramSource(flood, f"{flood}.py", source=FLOODS[flood], capabilities=BOTH)
         processes = [engine.launch(program) for _ in range(num)]
         for process in processes:
-            next(iter(process))
+            if not any(True for _ in process):  # its first text
+                process.result()
     engine.tenant = "victim"
     try:
         yield

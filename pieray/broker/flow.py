@@ -15,8 +15,8 @@ from pieray.messages import Credit, Message
 from pieray.transport import Connection
 
 WINDOW = 8 << 20
-"""Of all tenants of a connection together, in about bytes."""
-TENANT_WINDOW = 64 << 10
+"""Of all tenants of a connection together, in about bytes; the first GRANT of each does not count."""
+TENANT_WINDOW = 128 << 10
 """Of one; a single message may be larger."""
 GRANT = TENANT_WINDOW // 4
 """Credit is given in pieces of at least this."""
@@ -29,6 +29,12 @@ def cost_of_message(message: Message) -> int:
     return MESSAGE_COST + sum(len(text) for text in texts if isinstance(text, str))
 
 
+def tenant_of(message: Message) -> str:
+    """Whose request it is."""
+    tenant: str = message.tenant  # type: ignore[attr-defined]  # all requests have one
+    return tenant
+
+
 @dataclass(slots=True)
 class _Lane:
     """One tenant's messages over one connection."""
@@ -36,6 +42,7 @@ class _Lane:
     waiting: deque[Message] = field(default_factory=deque)
     ahead: int = 0  # sent, and no credit for it yet
     owed: int = 0  # served, and no credit given for it yet
+    last: int = 0  # number of the message sent last
 
 
 class Flow:
@@ -44,14 +51,16 @@ class Flow:
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
         self._lanes: dict[str, _Lane] = {}
-        self._ahead = 0
+        self._num_sent = 0
+        self._excess = 0  # of what is ahead, beyond GRANT of each tenant
         self._lock = threading.Lock()
 
-    def post(self, tenant: str, message: Message) -> None:
-        """Send with the next `flush`, or later when the peer has served enough.  Raises PeerLost."""
+    def post(self, message: Message, tenant: str | None = None) -> None:
+        """Send with the next `flush`, or later when the peer has served enough of the tenant's (by default, of the one
+        that the message names).  Raises PeerLost."""
         with self._lock:
-            lane = self._lane(tenant)
-            if lane.waiting or lane.ahead > TENANT_WINDOW or self._ahead > WINDOW:
+            lane = self._lane(tenant_of(message) if tenant is None else tenant)
+            if lane.waiting or lane.ahead > TENANT_WINDOW or self._excess > WINDOW:
                 lane.waiting.append(message)
             else:
                 self._post(lane, message)
@@ -63,26 +72,20 @@ class Flow:
     def credited(self, credit: Credit) -> None:
         """The peer has served so much: what waits may follow.  Raises PeerLost."""
         with self._lock:
-            self._lane(credit.tenant).ahead -= credit.cost
-            self._ahead -= credit.cost
-            while self._ahead <= WINDOW and (lane := self._next()) is not None:
+            self._advance(self._lane(credit.tenant), -credit.cost)
+            while self._excess <= WINDOW and (lane := self._next()) is not None:
                 self._post(lane, lane.waiting.popleft())
-            self._forget(credit.tenant)
 
-    def served(self, tenant: str, cost: int, *, is_last: bool) -> bool:
-        """Messages of the peer have been served; `is_last`: no other of this tenant's is here.  Raises PeerLost.
-
-        Whether the peer may wait for the credit: else there is time until something else is flushed.
-        """
+    def served(self, tenant: str, cost: int) -> bool:
+        """Messages of the peer have been served.  Whether it is given credit now.  Raises PeerLost."""
         with self._lock:
             lane = self._lane(tenant)
             lane.owed += cost
-            owed = lane.owed
-            if is_last or owed >= GRANT:
-                lane.owed = 0
-                self.conn.post([Credit(tenant, owed)])
-                self._forget(tenant)
-            return owed >= GRANT
+            if lane.owed < GRANT:
+                return False
+            owed, lane.owed = lane.owed, 0
+            self.conn.post([Credit(tenant, owed)])
+            return True
 
     def _lane(self, tenant: str) -> _Lane:
         lane = self._lanes.get(tenant)
@@ -91,17 +94,17 @@ class Flow:
         return lane
 
     def _next(self) -> _Lane | None:
-        """Of those that wait, and may send, the one with the least on its way."""
+        """Of those that wait, and may send, the one with the least on its way; among equals, they take turns."""
         ready = [lane for lane in self._lanes.values() if lane.waiting and lane.ahead <= TENANT_WINDOW]
-        return min(ready, key=lambda lane: lane.ahead, default=None)
+        return min(ready, key=lambda lane: (lane.ahead, lane.last), default=None)
 
     def _post(self, lane: _Lane, message: Message) -> None:
         self.conn.post([message])
-        cost = cost_of_message(message)
-        lane.ahead += cost
-        self._ahead += cost
+        self._num_sent += 1
+        lane.last = self._num_sent
+        self._advance(lane, cost_of_message(message))
 
-    def _forget(self, tenant: str) -> None:
-        lane = self._lanes[tenant]
-        if not (lane.waiting or lane.ahead or lane.owed):
-            del self._lanes[tenant]
+    def _advance(self, lane: _Lane, cost: int) -> None:
+        before = max(lane.ahead - GRANT, 0)
+        lane.ahead += cost
+        self._excess += max(lane.ahead - GRANT, 0) - before

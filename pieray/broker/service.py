@@ -10,12 +10,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from pieray.broker.buffer import Answer, Bounds, Caller
 from pieray.broker.exchange import Exchange
-from pieray.broker.flow import Flow, cost_of_message
+from pieray.broker.flow import Flow, cost_of_message, tenant_of
 from pieray.broker.store import Store
 from pieray.broker.turns import Turns
 from pieray.deadlines import wait_s
@@ -56,6 +56,10 @@ FLUSH_S = 0.001
 """How long answers may wait for others to travel with them while there is more to serve."""
 FLUSH_COST = 1 << 16
 """How much of them."""
+INLINE = 8
+"""So many requests are served by the thread that has read them, if nothing else is under way: that spares a switch."""
+MAX_TURNS = 10_000
+"""Before the broker's own thread looks whether it is to end."""
 MAX_EXPIRED = 64
 """Requests that are ended at their deadline between two turns."""
 CHECKED_TEXTS = 10_000
@@ -68,7 +72,6 @@ class _Peer:
 
     flow: Flow
     num_queued: int = 0
-    by_tenant: Counter[str] = field(default_factory=Counter)
     is_gone: bool = False
 
 
@@ -82,7 +85,7 @@ class _Job:
 
 
 class BrokerService:
-    """Thread-safe.  One thread serves; tenants share its time (`Turns`), whatever each has in line.
+    """Thread-safe.  One thread at a time serves; tenants share its time (`Turns`), whatever each has in line.
 
     A peer that dies loses what it waits for and its subscriptions, once what it had sent is served.  A peer that
     connects anew, under the next generation of its name, is served behind what it had sent before.
@@ -95,10 +98,13 @@ class BrokerService:
         self._turns: Turns[_Job] = Turns()
         self._wake = threading.Condition()  # guards peers and turns
         self._books = threading.Lock()  # guards exchange and store
-        self._dirty: set[Flow] = set()  # the serving thread's
+        self._is_busy = False  # some thread serves: what is below is its own then
+        self._dirty: set[Flow] = set()
         self._num_posted = 0
+        self._deadline = math.inf  # the next one of a request that waits
+        self._awake_at = math.inf  # when the broker's own thread wakes by itself
         self._is_closed = False
-        threading.Thread(target=self._serve_all, name="pieray-broker", daemon=True).start()
+        threading.Thread(target=self._run, name="pieray-broker", daemon=True).start()
 
     # --- connections: on their reader threads ---------------------------------------------------
 
@@ -125,16 +131,36 @@ class BrokerService:
                     granted.append(message)
                 elif isinstance(message, REQUESTS):
                     peer.num_queued += 1
-                    peer.by_tenant[message.tenant] += 1
-                    self._turns.put(message.tenant, _Job(peer, message))
+                    self._turns.put(tenant_of(message), _Job(peer, message))
                 else:
                     raise ProtocolError(f"a {conn.role} does not send {type(message).__name__} to a broker")
-            self._wake.notify()
+            is_mine = not self._is_busy and 0 < len(self._turns) <= INLINE
+            if is_mine:
+                self._is_busy = True
+            elif not self._is_busy and self._turns:
+                self._wake.notify()
         with contextlib.suppress(PeerLost):
             for credit in granted:
                 peer.flow.credited(credit)
             if granted:
                 peer.flow.flush()
+        if is_mine:
+            self._serve_line(INLINE)
+
+    def _run(self) -> None:
+        """The life of the broker's own thread: long lines, and deadlines."""
+        while True:
+            with self._wake:
+                while self._is_busy or not (self._turns or self._deadline <= time.monotonic() or self._is_closed):
+                    self._awake_at = math.inf if self._is_busy else self._deadline
+                    self._wake.wait(None if self._awake_at == math.inf else wait_s(self._awake_at))
+                if self._is_closed:
+                    return
+                self._is_busy, self._awake_at = True, math.inf
+            try:
+                self._serve_line(MAX_TURNS)
+            except BaseException:
+                log.exception("the Broker's thread goes on")
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
         with self._wake:
@@ -154,79 +180,88 @@ class BrokerService:
         self._turns.put("", _Job(None, None, self._dropping(peer)))
         self._wake.notify()
 
-    # --- the serving thread ---------------------------------------------------------------------
+    # --- serving --------------------------------------------------------------------------------
 
-    def _serve_all(self) -> None:
-        flushed_at = time.monotonic()
-        while (found := self._next()) is not None:
-            began = time.perf_counter()
-            tenant, job = found
-            self._expire()
-            if job is not None:
-                self._work(tenant, job)
-            now = time.monotonic()
-            if not self._turns or now - flushed_at > FLUSH_S or self._num_posted > FLUSH_COST:
-                self._flush()
-                flushed_at = now
-            if job is not None:
-                self._turns.charge(tenant, time.perf_counter() - began)
-
-    def _next(self) -> tuple[str, _Job | None] | None:
-        """The next piece of work, or none (a deadline has come), when there is one; None when closed."""
-        with self._wake:
-            while not self._is_closed:
-                if self._turns:
-                    return self._turns.take()
-                deadline = self._exchange.next_deadline()
-                left_s = math.inf if deadline is None else deadline - time.monotonic()
-                if left_s <= 0:
-                    return "", None
-                self._wake.wait(None if deadline is None else wait_s(deadline))
-        return None
-
-    def _work(self, tenant: str, job: _Job) -> None:
-        """One slice of a job."""
-        is_over = True
+    def _serve_line(self, num_turns: int) -> None:
+        """Serve until nobody is in line, or for so many turns.  By one thread at a time: it has set `_is_busy`."""
+        flushed_at = time.perf_counter()
         try:
-            with self._books:
-                is_over = self._slice(job)
-        except BaseException as error:  # the thread serves all the others too
+            for _ in range(num_turns):
+                with self._wake:
+                    if not self._turns:
+                        break
+                    tenant, job = self._turns.take()
+                flushed_at = self._turn(tenant, job, flushed_at)
+            self._expire()
+            self._flush()
+        finally:
+            with self._wake:
+                self._is_busy = False
+                self._deadline = self._exchange.next_deadline() or math.inf
+                if self._turns or self._deadline < self._awake_at:
+                    self._wake.notify()
+
+    def _turn(self, tenant: str, job: _Job, flushed_at: float) -> float:
+        """Work of one tenant for up to SLICE_S, or one piece that is longer; when answers were flushed last."""
+        began = now = time.perf_counter()
+        until = began + SLICE_S
+        over: list[_Job] = []
+        found: _Job | None = job
+        with self._books:
+            while found is not None:
+                if not self._work(found, until):
+                    break
+                over.append(found)
+                now = time.perf_counter()
+                with self._wake:
+                    found = self._turns.more(tenant) if now < until else None
+        self._account(tenant, over)
+        if now - flushed_at > FLUSH_S or self._num_posted > FLUSH_COST:
+            self._expire()
+            self._flush()
+            flushed_at = time.perf_counter()
+        with self._wake:
+            if found is not None:
+                self._turns.put_back(tenant, found)
+            self._turns.charge(tenant, time.perf_counter() - began)
+        return flushed_at
+
+    def _work(self, job: _Job, until: float) -> bool:
+        """Work on a job until that time; whether it is over."""
+        try:
+            if job.steps is None:
+                assert job.peer is not None
+                assert job.message is not None
+                job.steps = self._serve(job.peer, job.message)
+                if job.steps is None:
+                    return True
+            return all(time.perf_counter() < until for _ in job.steps)
+        except BaseException as error:  # this thread serves all the others too
             log.exception("%s failed", type(job.message).__name__)
             self._fail(job, PierayError(f"the Broker failed: {type(error).__name__}: {error}"))
-        with self._wake:
-            if not is_over:
-                self._turns.put_back(tenant, job)
-            elif job.peer is not None and job.message is not None:
-                self._served(tenant, job.peer, job.message)
+            return True
 
-    def _slice(self, job: _Job) -> bool:
-        """Whether the job is over."""
-        if job.steps is None:
-            assert job.peer is not None
-            assert job.message is not None
-            job.steps = self._serve(job.peer, job.message)
-            if job.steps is None:
-                return True
-        until = time.perf_counter() + SLICE_S
-        return all(time.perf_counter() < until for _ in job.steps)
-
-    def _served(self, tenant: str, peer: _Peer, message: Message) -> None:
-        peer.num_queued -= 1
-        peer.by_tenant[tenant] -= 1
-        is_last = not peer.by_tenant[tenant]
-        if is_last:
-            del peer.by_tenant[tenant]
-        if not peer.is_gone:
+    def _account(self, tenant: str, over: list[_Job]) -> None:
+        """These jobs are over: their senders may send more; one that is gone, and has sent no more, is dropped."""
+        costs: dict[_Peer, int] = {}
+        counts: Counter[_Peer] = Counter()
+        for job in over:
+            if job.peer is not None and job.message is not None:
+                costs[job.peer] = costs.get(job.peer, 0) + cost_of_message(job.message)
+                counts[job.peer] += 1
+        for peer, cost in costs.items():
             with contextlib.suppress(PeerLost):
-                peer.flow.served(tenant, cost_of_message(message), is_last=is_last)
-                self._dirty.add(peer.flow)
-        elif not peer.num_queued:
-            self._drop(peer)
+                if peer.flow.served(tenant, cost):
+                    self._dirty.add(peer.flow)
+            with self._wake:
+                peer.num_queued -= counts[peer]
+                if peer.is_gone and not peer.num_queued:
+                    self._drop(peer)
 
     def _fail(self, job: _Job, error: PierayError) -> None:
         ticket = getattr(job.message, "ticket", None)
         if job.peer is not None and ticket is not None and not isinstance(job.message, Telling):
-            self._post(job.peer.flow, job.message.tenant, Failed(ticket, error.code, error.message))  # type: ignore[union-attr]
+            self._post(job.peer.flow, tenant_of(job.message), Failed(ticket, error.code, error.message))  # type: ignore[arg-type]
 
     def _serve(self, peer: _Peer, message: Message) -> Steps | None:
         """Serve at once, or return the steps in which to do it."""
@@ -314,7 +349,7 @@ class BrokerService:
     def _post(self, flow: Flow, tenant: str, message: Message) -> None:
         """To a peer that may just have died: what it had comes back when its connection closes."""
         with contextlib.suppress(PeerLost):
-            flow.post(tenant, message)
+            flow.post(message, tenant)
             self._num_posted += cost_of_message(message)
             self._dirty.add(flow)
 

@@ -58,8 +58,18 @@ class Turns(Generic[T]):
             del self._lines[tenant]
         return tenant, work
 
+    def more(self, tenant: str) -> T | None:
+        """The tenant's next piece of work, within the same turn; None: there is none."""
+        line = self._lines.get(tenant)
+        if line is None:
+            return None
+        work = line.popleft()
+        if not line:
+            del self._lines[tenant]
+        return work
+
     def charge(self, tenant: str, seconds: float) -> None:
-        """The tenant's last piece of work took this long."""
+        """The tenant's turn took this long."""
         if not self._lines:  # nobody waits, so nobody is owed anything
             self._used.clear()
             return

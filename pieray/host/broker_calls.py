@@ -70,7 +70,7 @@ class BrokerCalls:
     def tell(self, message: Message) -> None:
         """Post what has no answer."""
         if self._state.services.broker is not None:
-            self._state.services.broker.tell(self._state.launch.tenant, message)
+            self._state.services.broker.tell(message)
 
     def keep(self, number: int, is_taken: bool) -> None:
         """`settle` for a text that the Broker keeps until the guest has it."""
@@ -133,7 +133,7 @@ class _Call:
         if within_s is not None:
             self._timer = state.services.timers.at(time.monotonic() + within_s, lambda: self._expire(within_s))
         try:
-            self._client.ask(self._tenant, message, self._answered)
+            self._client.ask(message, self._answered)
         except PierayError:
             self._stop_timer()
             state.cancels.pop(self.ticket, None)
@@ -145,7 +145,7 @@ class _Call:
         with self._lock:
             self._is_withdrawn = True
         if self._number:
-            self._client.tell(self._tenant, Withdraw(self._number, self._tenant))
+            self._client.tell(Withdraw(self._number, self._tenant))
 
     def _expire(self, seconds: float) -> None:
         self._state.complete(self.ticket, DeadlineExceeded(f"the Broker did not answer within {seconds:g} s"))

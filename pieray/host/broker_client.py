@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pieray.broker.flow import Flow, cost_of_message
+from pieray.broker.flow import Flow, cost_of_message, tenant_of
 from pieray.errors import PeerLost, PierayError
 from pieray.messages import Completed, Credit, Failed, Message
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
@@ -27,7 +27,6 @@ Make = Callable[[int], Message]
 class _Early:
     """What was asked or told before the first broker was there."""
 
-    tenant: str
     make: Make
     done: Done | None  # None: it has no answer
 
@@ -111,17 +110,17 @@ class BrokerClient:
         """A number that no other request or subscription of this client has."""
         return next(self._numbers)
 
-    def ask(self, tenant: str, make: Make, done: Done) -> None:
-        """Post `make(ticket)` for the next `flush`; `done` is called once, on another thread.
+    def ask(self, make: Make, done: Done) -> None:
+        """Post `make(ticket)`, in its tenant's line, for the next `flush`; `done` is called once, on another thread.
 
         Raises PeerLost, and what `make` raises; if that is called later, `done` gets its error.
         """
-        self._submit(_Early(tenant, make, done))
+        self._submit(_Early(make, done))
 
-    def tell(self, tenant: str, message: Message) -> None:
+    def tell(self, message: Message) -> None:
         """Post what has no answer; a broker that is gone needs not to know."""
         with contextlib.suppress(PeerLost):
-            self._submit(_Early(tenant, lambda _: message, None))
+            self._submit(_Early(lambda _: message, None))
 
     def _submit(self, request: _Early) -> None:
         with self._lock:
@@ -136,12 +135,13 @@ class BrokerClient:
     def _post(self, link: _Link, request: _Early) -> None:
         """With the lock held, so that nothing comes between two requests of one inferlet."""
         if request.done is None:
-            link.flow.post(request.tenant, request.make(0))
+            link.flow.post(request.make(0))
             return
         ticket = self._calls.expect(link.flow.conn, request.done)
-        link.tenants[ticket] = request.tenant
         try:
-            link.flow.post(request.tenant, request.make(ticket))
+            message = request.make(ticket)
+            link.tenants[ticket] = tenant_of(message)
+            link.flow.post(message)
         except BaseException:
             link.tenants.pop(ticket, None)
             if self._calls.forget(ticket):
@@ -168,8 +168,8 @@ class BrokerClient:
                 log.warning("the Broker sent %s, which is no answer", type(message).__name__)
         self._calls.resolve(flow.conn, answers)
         for tenant, cost in costs.items():
-            is_urgent |= flow.served(tenant, cost, is_last=True)
-        if is_urgent:  # else the credit travels with what inferlets send next
+            is_urgent |= flow.served(tenant, cost)
+        if is_urgent:
             flow.flush()
 
     def lost(self, link: _Link, error: PeerLost) -> None:

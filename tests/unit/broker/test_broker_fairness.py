@@ -121,7 +121,10 @@ def put(ticket: int, tenant: str, key: str = "k") -> StorePut:
 
 
 @pytest.mark.parametrize("is_apart", [True, False], ids=["two actors", "one actor"])
-def test_a_request_waits_for_the_work_at_hand_and_not_for_a_flood(bench: Bench, is_apart: bool) -> None:
+def test_a_request_waits_for_the_work_at_hand_and_not_for_a_flood(
+    bench: Bench, is_apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SLICE_S", 0.0)
     flood = bench.peer("flood")
     victim = bench.peer("victim") if is_apart else flood
     with bench.service._books:
@@ -139,12 +142,13 @@ def test_a_long_list_of_keys_is_made_in_slices(bench: Bench, monkeypatch: pytest
     for i in range(20 * STEP_ROWS):
         bench.store.put("hostile", f"{i:06}", "", max_bytes=64 * MIB)
     bench.store.served.clear()
-    peer = bench.peer("peer")
+    peer, other = bench.peer("peer"), bench.peer("other")
     with bench.service._books:
         peer.conn.send([StoreNames(1, "hostile", "", MIB)])
-        peer.conn.send([put(2, "other")])
+        until(lambda: bench.service._is_busy)
+        other.conn.send([put(2, "other")])
         bench.wait_for("other")
-    peer.answer(2)
+    other.answer(2)
     peer.answer(1)
     assert bench.store.served.count("hostile") > 20
     assert bench.store.served.index("other") <= 4
@@ -157,13 +161,14 @@ def test_room_is_made_in_slices_and_costs_who_needs_it(bench: Bench, monkeypatch
         bench.store.put("hostile", f"{i:06}", "", ttl_s=1e-9, max_bytes=64 * MIB)
     used = bench.store.used_bytes("hostile")
     bench.store.served.clear()
-    peer = bench.peer("peer")
+    peer, other = bench.peer("peer"), bench.peer("other")
     finished: list[int] = []
     with bench.service._books:
         peer.conn.send([StorePut(1, "hostile", "new", "x" * (used - 1000), 0, used)])
-        peer.conn.send([put(2, "other")])
+        until(lambda: bench.service._is_busy)
+        other.conn.send([put(2, "other")])
         bench.wait_for("other")
-    peer.answer(2)
+    other.answer(2)
     finished.append(bench.store.used_bytes("hostile"))
     assert isinstance(peer.answer(1), Completed)
     assert finished[0] > used // 2, "the other tenant has waited until all the room was made"
@@ -250,10 +255,10 @@ def test_a_tenant_is_never_further_ahead_than_its_window_and_holds_up_nobody() -
     wire = Wire()
     sender = Flow(wire)  # type: ignore[arg-type]
     for i in range(10_000):
-        sender.post("hostile", text(i, "hostile"))
+        sender.post(text(i, "hostile"))
     ahead = sum(map(cost_of_message, wire.sent))
     assert ahead <= flow.TENANT_WINDOW + cost_of_message(text(0, "hostile"))
-    sender.post("other", text(-1, "other"))
+    sender.post(text(-1, "other"))
     assert wire.sent[-1] == text(-1, "other")
 
 
@@ -265,15 +270,16 @@ def test_when_the_whole_window_is_full_the_one_with_least_on_its_way_goes_first(
     sender = Flow(wire)  # type: ignore[arg-type]
     for tenant in "abcdefgh":
         for i in range(4):
-            sender.post(tenant, text(i, tenant, flow.TENANT_WINDOW))
+            sender.post(text(i, tenant, flow.TENANT_WINDOW))
     num_sent = len(wire.sent)
-    sender.post("other", text(0, "other"))
+    sender.post(text(0, "other"))
     assert len(wire.sent) == num_sent
     for first in list(wire.sent):
         sender.credited(Credit(first.tenant, cost_of_message(first)))  # type: ignore[attr-defined]
         if "other" in {m.tenant for m in wire.sent}:  # type: ignore[attr-defined]
             break
-    assert len(wire.sent) <= num_sent + 5
+    after = [m.tenant for m in wire.sent[num_sent:]]  # type: ignore[attr-defined]
+    assert len(after) == len(set(after)), "nobody goes twice before the last one has gone once"
 
 
 @settings(max_examples=60, deadline=None)
@@ -286,7 +292,7 @@ def test_all_that_is_posted_arrives_once_in_the_order_of_its_tenant(seed: int) -
     num_credited = 0
     for i in range(400):
         tenant = random.choice("abc")
-        sender.post(tenant, text(i, tenant, random.choice([0, 100, 50_000])))
+        sender.post(text(i, tenant, random.choice([0, 100, 50_000])))
         expected.setdefault(tenant, []).append(i)
         while random.random() < 0.4 and num_credited < len(wire.sent):
             sender.credited(Credit(wire.sent[num_credited].tenant, cost_of_message(wire.sent[num_credited])))  # type: ignore[attr-defined]
@@ -298,5 +304,5 @@ def test_all_that_is_posted_arrives_once_in_the_order_of_its_tenant(seed: int) -
     for message in wire.sent:
         found.setdefault(message.tenant, []).append(message.ticket)  # type: ignore[attr-defined]
     assert found == expected
-    assert not sender._lanes, "no lane is kept for one who has nothing under way"
-    assert sender._ahead == 0
+    assert sender._excess == 0
+    assert not any(lane.waiting or lane.ahead for lane in sender._lanes.values())

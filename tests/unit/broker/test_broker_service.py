@@ -102,7 +102,7 @@ def ask(client: BrokerClient, make: Callable[[int], Message]) -> Asked:
         asked.number = number
         return make(number)
 
-    client.ask("t", message, asked.answered)
+    client.ask(message, asked.answered)
     client.flush()
     return asked
 
@@ -116,7 +116,7 @@ def pull(client: BrokerClient, queue: str = "q") -> Asked:
 
 
 def tell(client: BrokerClient, message: Message) -> None:
-    client.tell("t", message)
+    client.tell(message)
     client.flush()
 
 
