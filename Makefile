@@ -12,7 +12,9 @@ export PROMPT
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: run test unit lint bench install clean distclean
+GPU_OUT := bench/results/$(shell date -u +%F)-gpu.jsonl
+
+.PHONY: run test unit lint bench gpu install clean distclean
 
 run: $(VENV)/.installed
 	@$(BIN)/pieray run text-completion -- "--prompt=$$PROMPT"
@@ -29,6 +31,10 @@ lint: $(VENV)/.installed-tests
 
 bench: $(VENV)/.installed
 	@for script in $(BENCHES); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+# what only a GPU can tell; without one it says so
+gpu: $(VENV)/.installed-tests
+	PYTHONPATH=tests/kernels $(BIN)/python tools/gpu_check.py --out $(GPU_OUT)
 
 install: $(VENV)/.installed
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from pieray.actors.pool import Member
+from pieray.actors.members import Member
 from pieray.errors import EngineError, InvalidRequest, ModelError, NotFound, QuotaExceeded
-from pieray.raycalls import ask_actor
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,10 @@ class _Loaded:
 
 
 class AdapterShelf:
-    """Not thread-safe: the Supervisor holds its lock."""
+    """Not thread-safe: the Supervisor holds its lock.  `ask(member, method, *args, timeout_s=)` calls an actor."""
 
-    def __init__(self) -> None:
+    def __init__(self, ask: Callable[..., Any]) -> None:
+        self._ask = ask
         self._settings: list[dict[str, Any]] = []
         self._loaded: list[_Loaded] = []
         self._next = FIRST_NUMBER
@@ -74,5 +75,5 @@ class AdapterShelf:
         raise NotFound(f"{owner or 'the engine'} has loaded no adapter {name!r}")
 
     def _load(self, batcher: Member, number: int, file: dict[str, Any], data: Any, owner: str) -> dict[str, Any]:
-        facts: dict[str, Any] = ask_actor(batcher.handle, "add_adapter", number, file, data, owner, timeout_s=LOAD_S)
+        facts: dict[str, Any] = self._ask(batcher, "add_adapter", number, file, data, owner, timeout_s=LOAD_S)
         return facts

@@ -6,8 +6,9 @@ What computes is imported when the model is loaded: the Controller imports this 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pieray.actors.common import EXIT_FAILED, control
 from pieray.actors.serving import ServingActor
 from pieray.adapters import AdapterFile, read_adapter
 from pieray.assets import model_folder
@@ -15,11 +16,16 @@ from pieray.config import ModelSettings
 from pieray.errors import DeviceLost
 from pieray.transport import Connection, Endpoint, Service, connect
 
-EXIT_FAILED, EXIT_DEVICE_LOST = 70, 71
+if TYPE_CHECKING:
+    from pieray.sched.loop import StepLoop
+
+EXIT_DEVICE_LOST = 71
 
 
 class Batcher(ServingActor):
     """Shell around `StepLoop`."""
+
+    _loop: StepLoop | None = None
 
     def load(self) -> dict[str, Any]:
         """Load the model; returns its facts and tokenizer as plain fields.  Raises ModelError."""
@@ -33,6 +39,7 @@ class Batcher(ServingActor):
         runner = ModelRunner.load(
             folder, device=_device(settings), dtype=_dtype(settings), num_pages=settings.num_pages or None,
             page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
+            cuda_graphs=settings.cuda_graphs,
         )  # fmt: skip
         spec = TokenizerSpec.from_folder(folder)
         core = BatcherCore(runner, settings, tokenizer=spec)
@@ -73,6 +80,7 @@ class Batcher(ServingActor):
         """Begin to step; fences go to the resource manager.  Returns the endpoint for InferletActors."""
         from pieray.sched.fences import FenceLink
 
+        assert self._loop is not None
         endpoint = Endpoint.from_wire(resource_manager)
 
         def dial(service: Service) -> Connection:
@@ -83,7 +91,14 @@ class Batcher(ServingActor):
         self._loop.start(self._fences)
         return self.listen(self._loop, token)
 
+    @property
+    def busy_s(self) -> float:
+        """How long the step thread has been at its present turn."""
+        return self._loop.busy_s if self._loop is not None else 0.0
+
+    @control
     def status(self) -> dict[str, Any]:
+        assert self._loop is not None
         links = {"resource-manager": self._fences.status()}
         return {**self.describe(), **self._loop.status(), "links": links}
 

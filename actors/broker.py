@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pieray.actors.common import control
 from pieray.actors.serving import ServingActor
+
+if TYPE_CHECKING:
+    from pieray.broker.service import BrokerService
 
 
 class Broker(ServingActor):
     """Shell around `BrokerService`.  Queues and topics end with it; the store outlives it in `Config.store_path`."""
+
+    _service: BrokerService | None = None
 
     def open(self, token: str) -> tuple[Any, ...]:
         """Open the store and the door; returns the endpoint for InferletActors.  Raises ConfigError."""
@@ -21,6 +27,13 @@ class Broker(ServingActor):
         self._service = BrokerService(bounds, Store(self.config.store_path))
         return self.listen(self._service, token)
 
+    @property
+    def busy_s(self) -> float:
+        """How long its lock, under which all work is done, has been held."""
+        return self._service.busy_s if self._service is not None else 0.0
+
+    @control
     def status(self) -> dict[str, Any]:
         """Numbers of queues, topics, requests and bytes; raises `internal` if the books do not balance."""
+        assert self._service is not None
         return {**self.describe(), **self._service.status()}

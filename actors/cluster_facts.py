@@ -18,6 +18,14 @@ def num_gpus(config: Config) -> float:
     return 1.0 if wants and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
+def head_node() -> str:
+    """Id of the head node: what lives there adds no node whose loss ends the engine.  Raises EngineError."""
+    for node in ray.nodes():
+        if node["Alive"] and "node:__internal_head__" in node["Resources"]:
+            return str(node["NodeID"])
+    raise EngineError("Ray names no head node that is alive: an engine has nowhere to put its Controller")
+
+
 def await_free(names: list[str], namespace: str) -> None:
     """Wait until names of killed actors can be taken again."""
     deadline = time.monotonic() + NAMES_FREE_S

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from pieray.actors.common import message_of, set_up_process
+import ray
+
+from pieray.actors.common import control, message_of, set_up_process
+from pieray.actors.door import open_door
+from pieray.actors.fleet import RayFleet
 from pieray.actors.supervisor import Supervisor
 from pieray.config import Config, from_mapping
 from pieray.messages import Install, encode
+from pieray.transport import Listener
 
 
 class Controller:
@@ -18,23 +24,35 @@ class Controller:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = from_mapping(Config, config)
-        set_up_process(self._config)
-        self._supervisor = Supervisor(self._config)
+        stalls = set_up_process(self._config)
+        self._supervisor = Supervisor(self._config, RayFleet(self._config), stalls)
+        self._listener: Listener | None = None
 
     def start(self) -> None:
         """Bring the engine up; raises ModelError, EngineError."""
         self._supervisor.start()
+        if self._config.transport == "socket":  # with "ray" no port is opened
+            self._listener = open_door(self, self._supervisor.token, ray.util.get_node_ip_address())
 
+    @control
+    def door(self) -> tuple[Any, ...]:
+        """Endpoint of the socket that clients may ask through; () if there is none."""
+        return self._listener.endpoint.to_wire() if self._listener is not None else ()
+
+    @control
     def config(self) -> dict[str, Any]:
         return self._supervisor.config_mapping()
 
+    @control
     def token(self) -> str:
         """The engine's secret; who may call Ray actors of this cluster may have it."""
         return self._supervisor.token
 
+    @control
     def models(self) -> list[dict[str, Any]]:
         return self._supervisor.models()
 
+    @control
     def adapters(self) -> list[dict[str, Any]]:
         return self._supervisor.shelf.facts()
 
@@ -45,9 +63,14 @@ class Controller:
     def unload_adapter(self, name: str, owner: str) -> None:
         self._supervisor.unload_adapter(name, owner)
 
-    def launch(self, frame: bytes) -> tuple[Any, ...]:
-        """Place and start an inferlet; returns the endpoint of its actor."""
-        return self._supervisor.launch(frame)
+    def launch(self, frame: bytes, sent_at: float | None = None, deadline: float | None = None) -> tuple[Any, ...]:
+        """Place and start an inferlet; returns the endpoint of its actor.  See `Supervisor.launch`."""
+        return self._supervisor.launch(frame, sent_at, deadline)
+
+    @control
+    def ping(self) -> float:
+        """This process's time.monotonic: it lives."""
+        return time.monotonic()
 
     def install(self, frame: bytes) -> dict[str, Any]:
         """Keep a program under its name and version; returns its facts."""
@@ -56,6 +79,7 @@ class Controller:
     def uninstall(self, spec: str, tenant: str, user: str) -> list[str]:
         return self._supervisor.registry.uninstall(spec, tenant, user)
 
+    @control
     def programs(self) -> list[dict[str, Any]]:
         """Facts of the installed programs."""
         return self._supervisor.registry.programs()
@@ -65,19 +89,24 @@ class Controller:
         found = self._supervisor.registry.find(spec)
         return encode([found if with_content else dataclasses.replace(found, source="", component=b"")])
 
+    @control
     def locate(self, instance_id: str) -> tuple[str, tuple[Any, ...]]:
         """Name and actor endpoint of an inferlet; raises NotFound."""
         return self._supervisor.locate(instance_id)
 
+    @control
     def kill(self, instance_id: str, reason: str) -> None:
         self._supervisor.kill(instance_id, reason)
 
+    @control
     def ps(self) -> list[dict[str, Any]]:
         return self._supervisor.ps()
 
+    @control
     def status(self) -> dict[str, Any]:
         return self._supervisor.status()
 
+    @control
     def pid(self) -> int:
         return os.getpid()
 

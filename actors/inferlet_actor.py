@@ -5,18 +5,25 @@ What it runs is imported when it opens: the Controller imports this module too, 
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
-from pieray.actors.common import launch_of
+from pieray.actors.common import control, launch_of
 from pieray.actors.serving import ServingActor
 from pieray.adapters import AdapterFacts
+from pieray.errors import DeadlineExceeded, Stalled
 from pieray.transport import Endpoint
+
+if TYPE_CHECKING:
+    from pieray.host.core import InferletHost
 
 Wire = tuple[Any, ...]
 
 
 class InferletActor(ServingActor):
     """Shell around `InferletHost`."""
+
+    _host: InferletHost | None = None
 
     def open(
         self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire, broker: Wire
@@ -63,24 +70,55 @@ class InferletActor(ServingActor):
         """The engine's adapters, from now on."""
         self._services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
 
-    def launch(self, frame: bytes) -> None:
-        """Start an inferlet; raises the PierayError that refuses it."""
-        self._host.launch(launch_of(frame))
+    @property
+    def _running(self) -> InferletHost:
+        assert self._host is not None
+        return self._host
 
+
+    def launch(self, frame: bytes, sent_at: float, deadline: float) -> None:
+        """Start an inferlet; raises the PierayError that refuses it.
+
+        Times are of this process's time.monotonic.  Past `deadline`, or if the process has stood still since `sent_at`,
+        nobody may wait for it any more: it does not start.
+        """
+
+        def check() -> None:
+            if self.stalls.is_since(sent_at):
+                raise Stalled(f"{self.name} stood still while it had the launch")
+            if (late_s := time.monotonic() - deadline) > 0:
+                raise DeadlineExceeded(f"{self.name} could have launched it {late_s:.1f} s too late")
+
+        self._running.launch(launch_of(frame), check)
+
+    @control
     def kill(self, instance_id: str, reason: str) -> None:
-        self._host.kill(instance_id, reason)
+        self._running.kill(instance_id, reason)
 
-    def num_live(self) -> int:
-        return self._host.num_live
+    @property
+    def busy_s(self) -> float:
+        return self._host.busy_s if self._host is not None else 0.0
 
+    @property
+    def num_returned(self) -> int:
+        return self._host.num_returned if self._host is not None else 0
+
+    @control
+    def count_returned(self) -> int:
+        """See `num_returned`."""
+        return self.num_returned
+
+    @control
     def inferlets(self) -> list[dict[str, Any]]:
-        return self._host.status()
+        return self._running.status()
 
+    @control
     def status(self) -> dict[str, Any]:
         links = {"device": self._device.status(), "broker": self._services.broker_status()}
-        return {**self.describe(), "executor": self._host.executor, "num_live": self._host.num_live, "links": links}
+        host = self._running
+        return {**self.describe(), "executor": host.executor, "num_live": host.num_live, "links": links}
 
     def close(self) -> None:
         """End all inferlets; their clients are told."""
-        self._host.close()
+        self._running.close()
 

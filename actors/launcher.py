@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pieray.cluster import find_controller
 from pieray.config import Config
-from pieray.errors import EngineError
+from pieray.controllercalls import ControllerCalls
+from pieray.errors import EngineError, NoAnswer
 from pieray.messages import Launch, encode
-from pieray.raycalls import ask_actor
+from pieray.raycalls import asker
 from pieray.transport import Endpoint
 
 ASK_S = 60.0
@@ -19,18 +18,24 @@ class ControllerLauncher:
 
     def __init__(self, config: Config) -> None:
         self._namespace = config.namespace
-        self._controller: Any = None
+        self._controller: ControllerCalls | None = None
 
     def launch(self, message: Launch) -> Endpoint:
         """Start an inferlet; the endpoint of its actor.  Raises what the Controller does, EngineError if it is gone."""
-        return Endpoint.from_wire(self._ask("launch", encode([message])))
+        controller = self._calls()
+        try:
+            return Endpoint.from_wire(controller.launch(encode([message]), ASK_S))
+        except NoAnswer:
+            controller.tell("kill", message.instance_id, "its parent gave it up")
+            raise
 
     def kill(self, instance_id: str, reason: str) -> None:
-        self._ask("kill", instance_id, reason)
+        self._calls().ask("kill", instance_id, reason, timeout_s=ASK_S)
 
-    def _ask(self, method: str, *args: Any) -> Any:
+    def _calls(self) -> ControllerCalls:
         if self._controller is None:
-            self._controller = find_controller(self._namespace)
-        if self._controller is None:
-            raise EngineError("the Controller is gone: nothing can be launched")
-        return ask_actor(self._controller, method, *args, timeout_s=ASK_S)
+            found = find_controller(self._namespace)
+            if found is None:
+                raise EngineError("the Controller is gone: nothing can be launched")
+            self._controller = ControllerCalls(asker(found))
+        return self._controller

@@ -1,4 +1,4 @@
-"""What a supervisor remembers: when it restarted actors, and where inferlets were placed.  Thread-safe."""
+"""What a supervisor remembers: when actors died, and where inferlets were placed.  Thread-safe."""
 
 from __future__ import annotations
 
@@ -6,35 +6,42 @@ import threading
 import time
 from collections import OrderedDict, deque
 
-from pieray.actors.pool import Member
-from pieray.errors import EngineError
+from pieray.actors.members import Member
 
-MAX_RESTARTS, RESTART_WINDOW_S = 5, 60.0
+FREE_RESTARTS, RESTART_WINDOW_S = 5, 60.0
+MAX_DELAY_S = 30.0
 KEEP_LOCATIONS = 10_000
 
 
 class Restarts:
-    """Restarts of an engine's actors, of which there may be MAX_RESTARTS in RESTART_WINDOW_S."""
+    """Deaths of one kind of actor, as OTP counts them: over a window.
+
+    The first FREE_RESTARTS within RESTART_WINDOW_S are mended at once; each one more doubles the wait before the next
+    attempt, to MAX_DELAY_S at most.  Nothing is given up: what is left of the window later is what counts.
+    """
 
     def __init__(self) -> None:
         self._times: deque[float] = deque()
         self._lock = threading.Lock()
 
+    def note(self) -> None:
+        """One more death, or attempt that failed."""
+        with self._lock:
+            self._times.append(time.monotonic())
+
     @property
     def num_recent(self) -> int:
-        """Those of the last RESTART_WINDOW_S, as of the last of them."""
-        return len(self._times)
-
-    def spend(self, role: str) -> None:
-        """One more; raises EngineError past the limit."""
-        now = time.monotonic()
+        """Of the last RESTART_WINDOW_S."""
         with self._lock:
-            while self._times and self._times[0] < now - RESTART_WINDOW_S:
+            while self._times and self._times[0] < time.monotonic() - RESTART_WINDOW_S:
                 self._times.popleft()
-            if len(self._times) >= MAX_RESTARTS:
-                raise EngineError(f"{MAX_RESTARTS} restarts within {RESTART_WINDOW_S:.0f} s are the limit; "
-                                  f"{role} would be one more")  # fmt: skip
-            self._times.append(now)
+            return len(self._times)
+
+    @property
+    def delay_s(self) -> float:
+        """How long the next attempt waits, from now."""
+        excess = self.num_recent - FREE_RESTARTS
+        return min(2.0 ** (excess - 1), MAX_DELAY_S) if excess > 0 else 0.0
 
 
 class Locations:
@@ -52,6 +59,11 @@ class Locations:
 
     def find(self, instance_id: str) -> tuple[str, Member] | None:
         return self._found.get(instance_id)
+
+    def on(self, host: Member) -> list[tuple[str, str]]:
+        """Ids and names of the inferlets launched on an actor, of those that have ended too."""
+        with self._lock:
+            return [(i, name) for i, (name, where) in self._found.items() if where is host]
 
     def forget(self, host: Member) -> None:
         """The actor is gone."""

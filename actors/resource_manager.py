@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pieray.actors.common import EXIT_FAILED, control
 from pieray.actors.serving import ServingActor
+
+if TYPE_CHECKING:
+    from pieray.pages.service import LeaseService
 
 
 class ResourceManager(ServingActor):
     """Shell around `LeaseService`."""
+
+    _leases: LeaseService | None = None
 
     def open(self, token: str, num_pages: int) -> tuple[Any, ...]:
         """Begin to lease out pages `[0, num_pages)`; returns the endpoint.
@@ -18,9 +24,16 @@ class ResourceManager(ServingActor):
         """
         from pieray.pages.service import LeaseService  # numpy: the Controller imports this module too
 
-        self._leases = LeaseService(num_pages, on_batcher_lost=lambda: os._exit(70))
+        self._leases = LeaseService(num_pages, on_batcher_lost=lambda: os._exit(EXIT_FAILED))
         return self.listen(self._leases, token)
 
+    @property
+    def busy_s(self) -> float:
+        """How long its lock, under which all work is done, has been held."""
+        return self._leases.busy_s if self._leases is not None else 0.0
+
+    @control
     def status(self) -> dict[str, Any]:
         """Pages by state; raises `internal` if the ledger does not balance."""
+        assert self._leases is not None
         return {**self.describe(), **self._leases.status()}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 
-from pieray.actors.common import TRANSPORT_GROUP, set_up_process
+from pieray.actors.common import TRANSPORT_GROUP, control, set_up_process
 from pieray.config import Config, from_mapping
 from pieray.transport import Service, serve
 from pieray.transport.ray_server import RayEndpointMixin, RayListener
@@ -23,7 +24,22 @@ class ServingActor(RayEndpointMixin):
         self.name = name
         self.incarnation = incarnation
         self.peer_id = f"{name}#{incarnation}"
-        set_up_process(self.config)
+        self.stalls = set_up_process(self.config)
+
+    @property
+    def busy_s(self) -> float:
+        """How long the work loop that has been longest at one turn has been at it; 0: all wait for work."""
+        return 0.0
+
+    @property
+    def num_returned(self) -> int:
+        """Of an InferletActor: launches refused, and inferlets that have left, in all."""
+        return 0
+
+    @control
+    def pulse(self) -> dict[str, Any]:
+        """A sign of life, for `pieray.actors.health`."""
+        return {"clock": time.monotonic(), "busy_s": self.busy_s, "num_returned": self.num_returned, **self.describe()}
 
     def describe(self) -> dict[str, Any]:
         """Facts for `pieray ps` and for tests that kill processes."""

@@ -1,4 +1,4 @@
-"""Brings an engine's actors up in order, watches them, replaces those that die, places inferlets."""
+"""Brings an engine's actors up in order, watches them, replaces those that die or freeze, places inferlets."""
 
 from __future__ import annotations
 
@@ -7,61 +7,71 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from pieray.actors.adapters import AdapterShelf
-from pieray.actors.batcher import Batcher
-from pieray.actors.broker import Broker
-from pieray.actors.cluster_facts import await_free, num_gpus
-from pieray.actors.common import actor_name, create_actor, launch_of
-from pieray.actors.inferlet_actor import InferletActor
-from pieray.actors.pool import HostPool, Member
+from pieray.actors.common import launch_of
+from pieray.actors.health import TICK_S, Health
+from pieray.actors.keeper import Keeper
+from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER, Answer, Fleet, Member, Wire
+from pieray.actors.pool import HostPool
 from pieray.actors.records import Locations, Restarts
-from pieray.actors.resource_manager import ResourceManager
 from pieray.config import Config
-from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NotFound, PeerLost, QuotaExceeded
+from pieray.errors import ActorGone, EngineError, NoAnswer, NotFound, PierayError, QuotaExceeded, Stalled
 from pieray.messages import encode
-from pieray.raycalls import ask_actor, await_answer
 from pieray.registry import Bounds, Registry
+from pieray.stalls import Stalls
 
 log = logging.getLogger(__name__)
 
-Wire = tuple[Any, ...]
-
-TEND_S = 10.0
-PATIENCE_S = 60.0
+LAUNCH_S = 60.0
+"""How long a launch may take that comes without a deadline."""
+TELL_S = 30.0
+"""How long an actor may take to connect to others, or to be told of adapters."""
+FACTS_S = 3.0
+"""How long an actor may take to say how it is, or to end an inferlet."""
+SLICE_S = 0.25
+"""How often a launch looks whether its actor has been set aside meanwhile."""
+MAX_FAILED_TELLS = 3
+"""An actor that cannot be connected so often is replaced."""
 
 
 class Supervisor:
     """The plain heart of the Controller.  Thread-safe."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, fleet: Fleet, stalls: Stalls | None = None) -> None:
         self._config = config
+        self._fleet = fleet
+        self._stalls = stalls or Stalls(float("inf"))
         self.token = secrets.token_hex(32)
         self.registry: Registry
-        self._resource_manager: Member | None = None
-        self._batcher: Member | None = None
-        self._broker: Member | None = None
-        self._pool = HostPool(
-            capacity=config.inferlets_per_actor, spare=config.actor_pool, create=self._new_host, end=self._end,
-            num_live=lambda host: self._ask(host, "num_live"),
-        )  # fmt: skip
+        self.shelf = AdapterShelf(self._ask)
         self._models: list[dict[str, Any]] = []
-        self.shelf = AdapterShelf()
+        self._members: list[Member] = []  # that were created and have not ended
+        self._pair: tuple[Member, Member] | None = None  # the Batcher and its ResourceManager
+        self._broker: Member | None = None
+        self._wanted: dict[str, Wire] = {}  # what each host is to know: the arguments of its methods
         self._locations = Locations()
-        self._watched: dict[Any, Member] = {}
-        self._restarts = Restarts()
+        self._restarts = {role: Restarts() for role in ("device group", BROKER, INFERLETS)}
+        self._health = Health(lambda member: fleet.begin(member, "pulse"), suspect_s=config.suspect_after_s,
+                              replace_s=config.replace_after_s, stuck_s=config.turn_timeout_s)  # fmt: skip
+        self._pool = HostPool(
+            capacity=config.inferlets_per_actor, spare=config.actor_pool, max_hosts=config.max_actors,
+            create=self._new_host, end=self._end, refresh=self._refresh,
+            delay_s=lambda: self._restarts[INFERLETS].delay_s,
+        )  # fmt: skip
+        self._keep_device = Keeper("device group", self._bring_up_device, self._restarts["device group"])
+        self._keep_broker = Keeper(BROKER, self._bring_up_broker, self._restarts[BROKER])
+        self._lock = threading.Lock()  # guards the fields; never held while an actor is asked
+        self._has_device = threading.Condition(self._lock)
+        self._device_lock = threading.RLock()  # held while the device group is brought up, and by work on its adapters
+        self._tellers = ThreadPoolExecutor(16, "pieray-tell")
+        self._stopped = threading.Event()
         self._incarnation = 0
-        self._failure: str | None = None
-        self._is_stopping = False
-        self._lock = threading.RLock()  # guards the fields; never held while an actor is asked
-        self._mending = threading.RLock()  # held while actors are brought up or the device group is replaced
         self._next_host = 0
-        self._may_need_host = threading.Event()
 
     # --- life of the engine --------------------------------------------------------------------
 
@@ -72,253 +82,370 @@ class Supervisor:
             hosts = [self._create_host() for _ in range(self._config.actor_pool)]
             self._bring_up_device()
             if self._config.store_path:  # one that cannot be opened is an error of the start
-                self._replace_broker()
-            self._pool.add(self._open_hosts(hosts))
+                self._bring_up_broker()
+            self._open_hosts(hosts)
+            self._pool.add(hosts)
         except BaseException:
             self.shutdown()
             raise
-        for task, name in ((self._watch, "supervisor"), (self._tend, "pool"), (self._start_broker, "broker")):
-            threading.Thread(target=task, name=f"pieray-{name}", daemon=True).start()
+        self._keep_device.start()
+        self._keep_broker.start(is_down=self._broker is None)  # no start waits for it; who asks it before waits
+        for loop in (self._watch_deaths, self._watch_health):
+            threading.Thread(target=self._repeat, args=(loop,), name=f"pieray{loop.__name__}", daemon=True).start()
 
     def shutdown(self) -> None:
         """Take all actors down, also while some are being replaced; idempotent."""
+        self._stopped.set()
+        for keeper in (self._keep_device, self._keep_broker):
+            keeper.stop()
+        self._pool.close()
         with self._lock:
-            self._is_stopping = True
-            members = list(self._watched.values())
-        self._may_need_host.set()
-        closing = [m.handle.close.remote() for m in members if m.role == "inferlets" and m.endpoint]
-        ray.wait(closing, num_returns=len(closing), timeout=5.0) if closing else None
+            members = list(self._members)
+            self._has_device.notify_all()
+        closing = [m for m in members if m.role == INFERLETS and m.endpoint and not m.is_suspect]
+        self._gather(closing, "close", timeout_s=5.0)
         for member in members:
-            ray.kill(member.handle)
+            self._end(member)
+        self._tellers.shutdown(wait=False, cancel_futures=True)
 
-    def _create(self, cls: type, role: str, number: int | None = None) -> Member:
+    def _create(self, role: str, number: int | None = None, near: Member | None = None) -> Member:
         with self._lock:
             self._incarnation += 1
             incarnation = self._incarnation
-        name = actor_name(role, number)
-        gpus = num_gpus(self._config) if role == "batcher" else 0.0
-        handle = create_actor(cls, self._config, name, name, incarnation, num_gpus=gpus)
-        member = Member(role, handle)
+        member = self._fleet.create(role, number, incarnation, near)
         with self._lock:
-            self._watched[handle.watch.remote()] = member
+            self._members.append(member)
+        if self._stopped.is_set():
+            self._end(member)
+            raise EngineError("the engine is shutting down")
         return member
 
-    def _bring_up_device(self) -> None:
-        """Start a batcher and its resource manager; of a pair that does not come up, neither is left."""
-        pair: list[Member] = []
-        try:
-            pair.append(manager := self._create(ResourceManager, "resource-manager"))
-            pair.append(batcher := self._create(Batcher, "batcher"))
-            facts = self._ask(batcher, "load", timeout_s=self._config.start_timeout_s)
-            self.shelf.give_to(batcher, facts["adapters"])
-            manager.endpoint = tuple(self._ask(manager, "open", self.token, facts["info"]["num_pages"]))
-            batcher.endpoint = tuple(self._ask(batcher, "open", self.token, manager.endpoint))
-        except BaseException:
-            for member in pair:
-                self._end(member)
-            raise
-        self._models = [{**facts, "adapters": self.shelf.facts()}]
-        self._resource_manager, self._batcher = manager, batcher
+    def _end(self, member: Member) -> None:
+        with self._lock:
+            if member in self._members:
+                self._members.remove(member)
+        self._locations.forget(member)
+        self._fleet.kill(member)
 
-    def _open_hosts(self, hosts: list[Member]) -> list[Member]:
-        if self._batcher is None or self._resource_manager is None:
-            raise EngineError("the engine has no device group at present: it died and is not replaced")
-        broker = () if self._broker is None else self._broker.endpoint
-        peers = (self._batcher.endpoint, self._resource_manager.endpoint, broker)
-        opening = [h.handle.open.remote(self.token, self._models, *peers) for h in hosts]
-        for host, ref in zip(hosts, opening, strict=True):
-            host.endpoint = tuple(await_answer(ref, "open", timeout_s=self._config.start_timeout_s))
-        return hosts
+    def _ask(self, member: Member, method: str, *args: Any, timeout_s: float) -> Any:
+        return self._fleet.begin(member, method, *args)(timeout_s)
 
-    def _ask(self, member: Member, method: str, *args: Any, timeout_s: float = PATIENCE_S) -> Any:
-        return ask_actor(member.handle, method, *args, timeout_s=timeout_s)
+    def _gather(self, members: Sequence[Member], method: str, timeout_s: float) -> list[Any]:
+        """What each of them answers in time, or its PierayError."""
+        deadline = time.monotonic() + timeout_s
+        asked: list[Answer | PierayError] = []
+        for member in members:
+            try:
+                asked.append(self._fleet.begin(member, method))
+            except PierayError as error:
+                asked.append(error)
+        found: list[Any] = []
+        for answer in asked:
+            try:
+                found.append(answer if isinstance(answer, PierayError) else answer(deadline - time.monotonic()))
+            except PierayError as error:
+                found.append(error)
+        return found
 
     # --- supervision ---------------------------------------------------------------------------
 
-    def _watch(self) -> None:
-        while not self._is_stopping:
-            if not self._watched:  # all are given up: ray.wait would not wait
-                time.sleep(1.0)
-                continue
-            ready, _ = ray.wait(list(self._watched), num_returns=1, timeout=1.0)
-            for ref in ready:
-                member = self._watched.pop(ref, None)
-                if member is not None and not self._is_stopping:
-                    self._replace(member)
-
-    def _tend(self) -> None:
-        """After launches, and now and then, see to the pool."""
-        while not self._is_stopping:
-            self._may_need_host.wait(TEND_S)
-            self._may_need_host.clear()
-            if self._is_stopping or self._failure is not None:
-                return
+    def _repeat(self, loop: Callable[[], None]) -> None:
+        """The life of a thread of supervision: nothing that a turn raises ends it."""
+        while not self._stopped.is_set():
             try:
-                self._pool.tend(time.monotonic())
-            except Exception as error:  # noqa: BLE001 - without this thread no actor would ever come again
-                log.warning("the pool of InferletActors could not be tended: %s", error)
+                loop()
+            except BaseException:
+                log.exception("a turn of the supervision failed; it goes on")
+                self._stopped.wait(TICK_S)
 
-    def _replace(self, member: Member) -> None:
-        is_device = member in (self._batcher, self._resource_manager)
-        is_broker = member is self._broker
-        if member.role != "inferlets" and not (is_device or is_broker):
-            return  # one that was given up, or the other half of a pair
-        log.error("%s died", member.role)
-        try:
-            self._restarts.spend(member.role)
-            if is_device or is_broker:
-                self._mend(self._replace_device if is_device else self._replace_broker, member.role)
-            else:
-                self._pool.remove(member)
-                self._may_need_host.set()
-        except Exception as error:  # noqa: BLE001 - whatever it is, launches are told
-            self._give_up(member.role, error)
+    def _watch_deaths(self) -> None:
+        for member in self._fleet.deaths(TICK_S):
+            self._lost(member, "died")
 
-    def _start_broker(self) -> None:
-        """Once the engine is up, so that its start is no slower: what inferlets ask of it till then waits for it."""
-        try:
-            if self._broker is None:
-                self._mend(self._replace_broker, "broker")
-        except Exception as error:  # noqa: BLE001 - as above
-            self._give_up("broker", error)
+    def _watch_health(self) -> None:
+        """Finds who is frozen or stuck, deaths that `_watch_deaths` has missed, and what is to be told or tended."""
+        with self._lock:
+            members = list(self._members)
+        began = time.monotonic()
+        self._health.ask(members)
+        self._stopped.wait(TICK_S)
+        for member, why in self._health.hear(members, time.monotonic() - began):
+            self._lost(member, why)
+        for host in self._pool.hosts():
+            if not host.is_suspect and self._is_behind(host):
+                self._tellers.submit(self._tell, host)
+        self._pool.noted()
+        self._pool.tend(time.monotonic())
 
-    def _give_up(self, role: str, error: Exception) -> None:
-        if not self._is_stopping:
-            self._failure = f"{role} died and could not be replaced: {error}"
-            log.error("%s", self._failure, exc_info=error)
+    def _lost(self, member: Member, why: str) -> None:
+        """A member has died, or is to be replaced: it is ended for good, and whoever keeps its kind is told."""
+        with self._lock:
+            if member not in self._members or self._stopped.is_set():
+                return
+            is_device = self._pair is not None and member in self._pair
+            is_broker = member is self._broker
+        log.error("%s %s", member.describe(), why)
+        self._end(member)
+        if is_device:
+            self._drop_pair()
+            self._keep_device.down()
+        elif is_broker:
+            self._keep_broker.down()
+        elif self._pool.remove(member):
+            self._restarts[INFERLETS].note()
+            self._pool.tend(time.monotonic())
 
-    def _mend(self, replace: Callable[[], None], role: str) -> None:
-        while not self._is_stopping and not self._replaced(replace, role):
-            self._restarts.spend(role)
+    def _failure(self) -> str | None:
+        """Why inferlets cannot be served at present; None also while something is being replaced in time."""
+        return self._keep_device.failure or self._keep_broker.failure
 
-    def _replaced(self, replace: Callable[[], None], role: str) -> bool:
-        """False: not this time, but another try may succeed."""
-        try:
-            with self._mending:
-                replace()
-        except (EngineError, PeerLost, DeviceLost, DeadlineExceeded) as error:
-            log.warning("the %s did not come up again: %s", role, error)
-            return False
-        return True
+    # --- the device group and the broker -------------------------------------------------------
 
-    def _replace_device(self) -> None:
-        """A batcher and its resource manager live and die together: neither's state means anything alone."""
-        for member in (self._batcher, self._resource_manager):
-            if member is not None:
-                ray.kill(member.handle)
-        self._batcher = self._resource_manager = None
-        await_free([actor_name("batcher"), actor_name("resource-manager")], self._config.namespace)
-        self._bring_up_device()
-        assert self._batcher is not None
-        assert self._resource_manager is not None
-        self._tell_hosts("reconnect", self._batcher.endpoint, self._resource_manager.endpoint)
-        self._tell_adapters()
+    def _bring_up_device(self) -> None:
+        """Replace the batcher and its resource manager: neither's state means anything without the other's.
 
-    def _replace_broker(self) -> None:
+        The resource manager is put on the batcher's node: they die together in any case.
+        """
+        with self._device_lock:
+            self._drop_pair()
+            pair: list[Member] = []
+            try:
+                pair.append(batcher := self._create(BATCHER))
+                batcher.facts = self._ask(batcher, "describe", timeout_s=self._config.start_timeout_s)
+                loading = self._fleet.begin(batcher, "load")
+                pair.append(manager := self._create(RESOURCE_MANAGER, near=batcher))
+                facts = loading(self._config.start_timeout_s)
+                self.shelf.give_to(batcher, facts["adapters"])
+                timeout_s = self._config.start_timeout_s
+                num_pages = facts["info"]["num_pages"]
+                manager.endpoint = tuple(self._ask(manager, "open", self.token, num_pages, timeout_s=timeout_s))
+                batcher.endpoint = tuple(self._ask(batcher, "open", self.token, manager.endpoint, timeout_s=timeout_s))
+            except BaseException:
+                for member in pair:
+                    self._end(member)
+                raise
+            self._models = [{**facts, "adapters": self.shelf.facts()}]
+            with self._lock:
+                self._pair = batcher, manager
+                self._wanted["reconnect"] = batcher.endpoint, manager.endpoint
+                self._wanted["set_adapters"] = (self.shelf.facts(),)
+                self._has_device.notify_all()
+        if any(member not in self._members for member in pair):  # it died before it could be missed
+            raise ActorGone("one of the new device group has died already")
+        self._tell_all()
+
+    def _drop_pair(self) -> None:
+        """End what is left of the device group; until hosts are connected to another one, launches wait."""
+        with self._lock:
+            old, self._pair = self._pair, None
+            self._wanted.pop("reconnect", None)
+        for host in self._pool.hosts():
+            self._is_behind(host)
+        for member in old or ():
+            self._end(member)
+
+    def _bring_up_broker(self) -> None:
         """What waited at the old one has its answer; queues and topics begin anew."""
-        if self._broker is not None:
-            self._end(self._broker)
-        self._broker = None
-        await_free([actor_name("broker")], self._config.namespace)
-        broker = self._create(Broker, "broker")
+        with self._lock:
+            old, self._broker = self._broker, None
+        if old is not None:
+            self._end(old)
+        broker = self._create(BROKER)
         try:
             broker.endpoint = tuple(self._ask(broker, "open", self.token, timeout_s=self._config.start_timeout_s))
         except BaseException:
             self._end(broker)
             raise
-        self._broker = broker
-        self._tell_hosts("reconnect_broker", broker.endpoint)
+        with self._lock:
+            self._broker = broker
+            self._wanted["reconnect_broker"] = (broker.endpoint,)
+        if broker not in self._members:
+            raise ActorGone("the new broker has died already")
+        self._tell_all()
 
-    def _tell_hosts(self, method: str, *endpoints: Wire) -> None:
-        for host in self._pool.hosts():
-            try:
-                self._ask(host, method, *endpoints)
-            except EngineError as error:  # dead or stuck; its death is seen to as any other's
-                log.warning("an InferletActor did not %s: %s", method, error)
-                ray.kill(host.handle)
+    # --- hosts: what they are told ---------------------------------------------------------------
 
-    # --- the pool's hands ----------------------------------------------------------------------
+    def _is_behind(self, host: Member) -> bool:
+        """Whether there is something to tell it; notes whether it is connected to the device group of today."""
+        with self._lock:
+            host.is_current = host.told.get("reconnect") == self._wanted.get("reconnect")
+            return any(host.told.get(method) != args for method, args in self._wanted.items())
+
+    def _tell_all(self, timeout_s: float = TELL_S) -> None:
+        """Bring all hosts up to date, at once; those that take longer, or do not answer, are told later."""
+        hosts = [host for host in self._pool.hosts() if self._is_behind(host) and not host.is_suspect]
+        telling = {self._tellers.submit(self._tell, host): host for host in hosts}
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and (left := [f for f, h in telling.items() if not h.is_suspect]):
+            if not wait(left, timeout=SLICE_S).not_done:
+                return
+
+    def _tell(self, host: Member) -> None:
+        """Tell a host what it does not know yet; one thread at a time does."""
+        if not host.telling.acquire(blocking=False):
+            return
+        try:
+            while self._is_behind(host):
+                with self._lock:
+                    method, args = next((m, a) for m, a in self._wanted.items() if host.told.get(m) != a)
+                self._ask(host, method, *args, timeout_s=TELL_S)
+                host.told[method] = args
+                host.num_failed_tells = 0
+        except BaseException as error:  # noqa: BLE001 - it is told again
+            host.num_failed_tells += 1
+            log.warning("%s could not be told of the others: %s", host.describe(), error)
+        finally:
+            host.telling.release()
+        self._pool.noted()
+        if host.num_failed_tells >= MAX_FAILED_TELLS:
+            self._lost(host, f"could not be connected {MAX_FAILED_TELLS} times")
 
     def _create_host(self) -> Member:
         with self._lock:
             number, self._next_host = self._next_host, self._next_host + 1
-        return self._create(InferletActor, "inferlets", number)
+        return self._create(INFERLETS, number)
 
     def _new_host(self) -> Member:
-        if not self._mending.acquire(timeout=PATIENCE_S / 2):
-            raise EngineError(f"the engine has been replacing actors for over {PATIENCE_S / 2:.0f} s; try again later")
+        host = self._create_host()
         try:
-            host = self._create_host()
-            try:
-                self._open_hosts([host])
-            except BaseException:
-                self._end(host)
-                raise
-            return host
-        finally:
-            self._mending.release()
+            self._await_device()
+            self._open_hosts([host])
+        except BaseException:
+            self._end(host)
+            raise
+        return host
 
-    def _end(self, host: Member) -> None:
+    def _await_device(self) -> None:
         with self._lock:
-            for ref in [ref for ref, member in self._watched.items() if member is host]:
-                del self._watched[ref]
-        self._locations.forget(host)
-        ray.kill(host.handle)
+            if not self._has_device.wait_for(lambda: self._pair is not None or self._stopped.is_set(), LAUNCH_S):
+                failure = self._keep_device.failure
+                raise EngineError(f"the engine has had no device group for {LAUNCH_S:.0f} s: {failure}")
+
+    def _open_hosts(self, hosts: list[Member]) -> None:
+        with self._lock:
+            wanted = dict(self._wanted)
+            models = [{**facts, "adapters": wanted["set_adapters"][0]} for facts in self._models]
+        peers = *wanted["reconnect"], wanted.get("reconnect_broker", ((),))[0]
+        opening = [self._fleet.begin(host, "open", self.token, models, *peers) for host in hosts]
+        for host, answer in zip(hosts, opening, strict=True):
+            host.endpoint = tuple(answer(self._config.start_timeout_s))
+            host.told = dict(wanted)
+            self._health.answered(host, self._ask(host, "pulse", timeout_s=FACTS_S))
+            self._is_behind(host)
+
+    def _refresh(self, hosts: Sequence[Member]) -> None:
+        """Ask hosts how many places they have given back."""
+        for host, found in zip(hosts, self._gather(hosts, "count_returned", timeout_s=1.0), strict=True):
+            if not isinstance(found, PierayError):
+                host.returned(found)
 
     # --- adapters ------------------------------------------------------------------------------
 
     def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
         """Load a LoRA adapter into the batcher and make it known; its facts."""
-        with self._mending:
-            if self._batcher is None:
-                raise EngineError("the engine has no device group at present: it died and is not replaced")
-            facts = self.shelf.add(self._batcher, file, data, owner)
+        with self._device_lock:
+            facts = self.shelf.add(self._batcher(), file, data, owner)
             self._tell_adapters()
         return facts
 
     def unload_adapter(self, name: str, owner: str) -> None:
         """Nobody can open it from now on; passes through handles that are open already fail with `evicted`."""
-        with self._mending:
+        with self._device_lock:
             number = self.shelf.remove(name, owner)
             self._tell_adapters()
-            if self._batcher is not None:
-                self._ask(self._batcher, "remove_adapter", number)
+            self._ask(self._batcher(), "remove_adapter", number, timeout_s=TELL_S)
+
+    def _batcher(self) -> Member:
+        if self._pair is None:
+            raise EngineError("the engine has no device group at present: it died and is being replaced")
+        return self._pair[0]
 
     def _tell_adapters(self) -> None:
-        facts = self.shelf.facts()
-        self._models = [{**self._models[0], "adapters": facts}]
-        asked = [host.handle.set_adapters.remote(facts) for host in self._pool.hosts()]
-        for ref in asked:
-            try:
-                await_answer(ref, "set_adapters", timeout_s=PATIENCE_S)
-            except EngineError as error:  # a new actor in its place is told when it opens
-                log.warning("an InferletActor was not told of the adapters: %s", error)
+        with self._lock:
+            self._wanted["set_adapters"] = (self.shelf.facts(),)
+        self._tell_all()
 
     # --- inferlets -----------------------------------------------------------------------------
 
-    def launch(self, frame: bytes) -> Wire:
-        """Start an inferlet on the actor with the most room; a new actor is added when all are full."""
+    def launch(self, frame: bytes, sent_at: float | None = None, deadline: float | None = None) -> Wire:
+        """Start an inferlet on the actor with the most room; a new actor is added when all are full.
+
+        Times are of this process's time.monotonic.  Raises Stalled, having started nothing, if it stood still since
+        the launch was sent: its client may have given it up.
+        """
+        sent_at = time.monotonic() if sent_at is None else sent_at
+        deadline = min(time.monotonic() + LAUNCH_S, float("inf") if deadline is None else deadline)
         message = launch_of(frame)
         if not message.source and not message.component:
             message = self.registry.filled(message, self._config.limits)
             frame = encode([message])
-        if self._failure is not None:
-            raise EngineError(self._failure)
-        if message.depth and (num_live := self._pool.num_live()) >= self._config.child_ceiling:
-            raise QuotaExceeded(f"child_ceiling: no child is launched while {self._config.child_ceiling} inferlets run "
-                                f"on this engine; {num_live} do")  # fmt: skip
-        host = self._pool.launch(lambda host: self._ask(host, "launch", frame))
-        self._may_need_host.set()
+        if (failure := self._failure()) is not None:
+            raise EngineError(failure)
+        ceiling = self._config.child_ceiling
+        if message.depth and self._pool.num_live() >= ceiling and (num_live := self._pool.num_live_now()) >= ceiling:
+            raise QuotaExceeded(f"child_ceiling: no child is launched while {ceiling} inferlets run on this engine; "
+                                f"{num_live} do")  # fmt: skip
+
+        def start(host: Member) -> None:
+            self._check_stall(sent_at)
+            self._launch_on(host, frame, message.instance_id, deadline)
+
+        host = self._pool.launch(start, deadline)
         self._locations.add(message.instance_id, message.name, host)
+        self._check_stall(sent_at, lambda: self._give_up(host, message.instance_id))
         return host.endpoint
+
+    def _check_stall(self, sent_at: float, undo: Callable[[], None] = lambda: None) -> None:
+        if self._stalls.is_since(sent_at):
+            undo()
+            raise Stalled("the Controller was frozen while it had the launch: launch again")
+
+    def _launch_on(self, host: Member, frame: bytes, instance_id: str, deadline: float) -> None:
+        """Launch there, and wait while the actor lives.  One that is given up does not start any more."""
+        while True:
+            now = time.monotonic()
+            answer = self._fleet.begin(host, "launch", frame, host.clock.at(now), host.clock.at(deadline))
+            try:
+                return self._launched(host, answer, deadline)
+            except Stalled:  # the actor woke up with it, and has not started it
+                self._pool.sent_again(host)
+            except NoAnswer:
+                self._give_up(host, instance_id)
+                raise
+
+    def _launched(self, host: Member, answer: Answer, deadline: float) -> None:
+        while True:
+            try:
+                answer(SLICE_S)
+            except NoAnswer:
+                if host.is_suspect:
+                    raise NoAnswer(f"{host.describe()} does not answer, for {host.silent_s:.0f} s now: it is frozen or "
+                                   "out of reach") from None  # fmt: skip
+                if time.monotonic() > deadline + FACTS_S:
+                    raise NoAnswer(f"{host.describe()} did not launch it in time") from None
+            else:
+                return
+
+    def _give_up(self, host: Member, instance_id: str) -> None:
+        """Should it have started just before its actor fell silent, it ends when that wakes up."""
+        try:
+            self._fleet.begin(host, "kill", instance_id, "its launch was given up")
+        except PierayError as error:
+            log.info("%s: %s", host.name, error)
 
     def locate(self, instance_id: str) -> tuple[str, Wire]:
         name, host = self._location(instance_id)
         return name, host.endpoint
 
     def kill(self, instance_id: str, reason: str) -> None:
+        """End an inferlet.  Raises NotFound, NoAnswer naming the actor: it ends when that wakes up, or with it."""
         _, host = self._location(instance_id)
-        self._ask(host, "kill", instance_id, reason)
+        answer = self._fleet.begin(host, "kill", instance_id, reason)
+        try:
+            answer(0.1 if host.is_suspect else FACTS_S)
+        except NoAnswer:
+            raise NoAnswer(f"{host.describe()} does not answer: {instance_id} ends when it wakes up, or when it is "
+                           f"replaced, after {self._config.replace_after_s:.0f} s of silence") from None  # fmt: skip
 
     def _location(self, instance_id: str) -> tuple[str, Member]:
         if (found := self._locations.find(instance_id)) is not None:
@@ -337,25 +464,46 @@ class Supervisor:
         return [facts["info"] for facts in self._models]
 
     def ps(self) -> list[dict[str, Any]]:
+        """Inferlets that run or have ended lately; those on an actor that does not answer are "unreachable"."""
         return [row for _, row in self._inferlets()]
 
     def _inferlets(self) -> Iterator[tuple[Member, dict[str, Any]]]:
-        """All inferlets, of the actors that answer."""
-        for host in self._pool.hosts():
-            try:
-                rows = self._ask(host, "inferlets")
-            except EngineError as error:
-                log.info("an InferletActor does not answer: %s", error)
-                continue
-            for row in rows:
+        hosts = self._pool.hosts()
+        for host, rows in zip(hosts, self._facts_of(hosts, "inferlets"), strict=True):
+            for row in self._unreachable(host, rows) if isinstance(rows, PierayError) else rows:
                 yield host, row
 
+    def _unreachable(self, host: Member, why: PierayError) -> Iterator[dict[str, Any]]:
+        log.info("%s: %s", host.name, why)
+        for instance_id, name in self._locations.on(host):
+            yield {"instance_id": instance_id, "name": name, "state": "unreachable", "cpu_time_s": 0.0, "pages": 0,
+                   "output_bytes": 0, "error": f"{host.describe()} does not answer"}  # fmt: skip
+
     def status(self) -> dict[str, Any]:
-        """Facts of every actor, by role."""
-        alive = [m for m in (self._resource_manager, self._batcher, self._broker, *self._pool.hosts()) if m is not None]
-        members = [{"role": m.role, **self._ask(m, "status")} for m in alive]
-        return {"namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure,
-                "num_restarts": self._restarts.num_recent, "actors": members}  # fmt: skip
+        """Facts of every actor, by role; of one that does not answer, what is known of it and its silence."""
+        with self._lock:
+            alive = [*(self._pair or ())[::-1], *([self._broker] if self._broker is not None else [])]
+        alive += self._pool.hosts()
+        rows = [_row(m, found) for m, found in zip(alive, self._facts_of(alive, "status"), strict=True)]
+        return {
+            "namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure(),
+            "silent": [row["name"] for row in rows if row["state"] == "silent"],
+            "num_restarts": sum(restarts.num_recent for restarts in self._restarts.values()), "actors": rows,
+        }  # fmt: skip
+
+    def _facts_of(self, members: Sequence[Member], method: str) -> list[Any]:
+        """As `_gather`; those that are set aside are not waited for."""
+        asked = [member for member in members if not member.is_suspect]
+        found = dict(zip(map(id, asked), self._gather(asked, method, FACTS_S), strict=True))
+        return [found.get(id(m), NoAnswer(f"{m.describe()} does not answer")) for m in members]
+
+
+def _row(member: Member, found: Mapping[str, Any] | PierayError) -> dict[str, Any]:
+    row: dict[str, Any] = {"role": member.role, "name": member.name, "incarnation": member.incarnation, **member.facts}
+    if not isinstance(found, PierayError):
+        return {**row, "state": "up", **found}
+    state = "silent" if isinstance(found, NoAnswer) else "failing"
+    return {**row, "state": state, "silent_s": round(member.silent_s, 1), "error": found.message}
 
 
 def _registry_of(config: Config) -> Registry:

@@ -1,11 +1,38 @@
-"""Attention over the page pool, by whatever suits the device."""
+"""What a decoder computes between its matrix products, by whatever suits the device."""
 
 from __future__ import annotations
 
+from typing import Protocol, cast
+
 import torch
 
+from pieray.kernels import decoder_torch
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention_cpu import paged_attention_cpu
+
+
+class LayerOps(Protocol):
+    """The functions of decoder_torch.py; see there."""
+
+    def add_rms_norm(
+        self, x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def swiglu(self, wide: torch.Tensor) -> torch.Tensor: ...
+
+    def rope_append(
+        self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor,
+        kv_layer: torch.Tensor, slots: torch.Tensor, norms: tuple[torch.Tensor, torch.Tensor] | None, eps: float,
+    ) -> None: ...  # fmt: skip
+
+
+def layer_ops(device: torch.device) -> LayerOps:
+    """Triton's on CUDA, torch's elsewhere."""
+    if device.type != "cuda":
+        return cast(LayerOps, decoder_torch)
+    from pieray.kernels import decoder_triton
+
+    return cast(LayerOps, decoder_triton)
 
 
 def attention(

@@ -38,21 +38,52 @@ class Variant:
 
 
 #: What ships, by (kind, padded head_dim).  On sm_90 each is free of spills and fits in shared memory for bfloat16:
-#: tests/kernels/test_aot.py compiles every line.  `split` is decode over several programs a row.
+#: tests/kernels/compile_ahead.py compiles every line.  `split` is decode over several programs a row.  Those of 128
+#: without masks are the fastest of a sweep on an H200 (tools/gpu_check.py measures them).
 VARIANTS: dict[tuple[str, int], Variant] = {
     ("decode", 64): Variant(16, 64, 4, 3),
-    ("decode", 128): Variant(16, 64, 4, 3),
+    ("decode", 128): Variant(16, 128, 4, 2),
     ("decode", 256): Variant(16, 32, 4, 2),
+    ("decode_masked", 64): Variant(16, 64, 4, 3),
+    ("decode_masked", 128): Variant(16, 64, 4, 3),
+    ("decode_masked", 256): Variant(16, 32, 4, 2),
     ("split", 64): Variant(16, 64, 4, 3),
-    ("split", 128): Variant(16, 64, 4, 3),
+    ("split", 128): Variant(16, 128, 4, 3),
     ("split", 256): Variant(16, 32, 4, 2),
+    ("split_masked", 64): Variant(16, 64, 4, 3),
+    ("split_masked", 128): Variant(16, 64, 4, 3),
+    ("split_masked", 256): Variant(16, 32, 4, 2),
     ("prefill", 64): Variant(128, 64, 8, 2),
-    ("prefill", 128): Variant(128, 64, 8, 2),
+    ("prefill", 128): Variant(128, 128, 8, 2),
     ("prefill", 256): Variant(64, 32, 8, 1),
     ("prefill_masked", 64): Variant(64, 64, 8, 2),
     ("prefill_masked", 128): Variant(64, 32, 8, 2),
     ("prefill_masked", 256): Variant(64, 32, 8, 1),
 }
+
+
+@triton.jit
+def _scores(q, k, UPCAST: tl.constexpr, IEEE: tl.constexpr):
+    """q k^T, float32."""
+    if UPCAST:
+        s = tl.dot(q.to(tl.float32), tl.trans(k).to(tl.float32))
+    elif IEEE:
+        s = tl.dot(q, tl.trans(k), input_precision="ieee")
+    else:
+        s = tl.dot(q, tl.trans(k))
+    return s
+
+
+@triton.jit
+def _weighted(acc, p, v, UPCAST: tl.constexpr, IEEE: tl.constexpr):
+    """acc + p v, float32."""
+    if UPCAST:
+        acc = tl.dot(p.to(v.dtype).to(tl.float32), v.to(tl.float32), acc)
+    elif IEEE:
+        acc = tl.dot(p, v, acc, input_precision="ieee")
+    else:
+        acc = tl.dot(p.to(v.dtype), v, acc)
+    return acc
 
 
 @triton.jit
@@ -132,19 +163,35 @@ def paged_attention_kernel(
     top = tl.full([BLOCK_Q * BLOCK_G], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_Q * BLOCK_G], tl.float32)
     acc = tl.zeros([BLOCK_Q * BLOCK_G, BLOCK_D], tl.float32)
-    for base in range(low, high, BLOCK_N):
+    pages = pages_ptr + page0
+    plain_end = low  # slots of whole blocks that every row of the tile sees: nothing to check there
+    if not HAS_MASK and not HAS_WINDOW:
+        seen = tl.minimum(high, tl.where(is_causal, kv_len - q_len + first + 1, kv_len))
+        plain_end = low + tl.maximum(seen - low, 0) // BLOCK_N * BLOCK_N
+        for base in range(low, plain_end, BLOCK_N):
+            slot = base + tl.arange(0, BLOCK_N)
+            page = tl.load(pages + slot // PAGE).to(tl.int64)
+            at = ((page * 2 * num_kv_heads + kv_head) * PAGE + slot % PAGE) * D
+            cell = kv_ptr + at[:, None] + column[None, :]
+            k = tl.load(cell) if D == BLOCK_D else tl.load(cell, mask=is_column[None, :], other=0.0)
+            s = _scores(q, k, UPCAST, IEEE) * scale_log2
+            new_top = tl.maximum(top, tl.max(s, 1))
+            p = tl.exp2(s - new_top[:, None])
+            shrink = tl.exp2(top - new_top)
+            total = total * shrink + tl.sum(p, 1)
+            cell += num_kv_heads * PAGE * D
+            v = tl.load(cell) if D == BLOCK_D else tl.load(cell, mask=is_column[None, :], other=0.0)
+            acc = _weighted(acc * shrink[:, None], p, v, UPCAST, IEEE)
+            top = new_top
+    for base in range(plain_end, high, BLOCK_N):
         slot = base + tl.arange(0, BLOCK_N)
         is_slot = slot < high
-        page = tl.load(pages_ptr + page0 + slot // PAGE, mask=is_slot, other=0).to(tl.int64)
+        page = tl.load(pages + slot // PAGE, mask=is_slot, other=0).to(tl.int64)
         at = ((page * 2 * num_kv_heads + kv_head) * PAGE + slot % PAGE) * D
+        cell = kv_ptr + at[:, None] + column[None, :]
         is_kv = is_slot[:, None] & is_column[None, :]
-        k = tl.load(kv_ptr + at[:, None] + column[None, :], mask=is_kv, other=0.0)
-        if UPCAST:
-            s = tl.dot(q.to(tl.float32), tl.trans(k).to(tl.float32))
-        elif IEEE:
-            s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        else:
-            s = tl.dot(q, tl.trans(k))
+        k = tl.load(cell, mask=is_kv, other=0.0)
+        s = _scores(q, k, UPCAST, IEEE) * scale_log2
         may = is_slot[None, :] & (slot[None, :] <= last[:, None])
         if HAS_WINDOW:
             may = may & (slot[None, :] > own[:, None] - window)
@@ -152,22 +199,16 @@ def paged_attention_kernel(
             bit = row_bit[:, None] + slot[None, :]
             byte = tl.load(mask_ptr + mask_base + (bit >> 3), mask=may & is_masked[:, None], other=255)
             may = may & (((byte.to(tl.int32) >> (bit & 7).to(tl.int32)) & 1) != 0)
-        s = tl.where(may, s * scale_log2, -float("inf"))
+        s = tl.where(may, s, -float("inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
         anchor = tl.where(new_top == -float("inf"), 0.0, new_top)  # a row that sees nothing yet: 0, never NaN
         p = tl.exp2(s - anchor[:, None])
         shrink = tl.exp2(top - anchor)
         total = total * shrink + tl.sum(p, 1)
-        acc = acc * shrink[:, None]
         if HAS_MASK:  # what no row may see can be NaN, and 0 * NaN is not 0
             is_kv = is_kv & (tl.max((may & is_row[:, None]).to(tl.int32), 0) != 0)[:, None]
-        v = tl.load(kv_ptr + num_kv_heads * PAGE * D + at[:, None] + column[None, :], mask=is_kv, other=0.0)
-        if UPCAST:
-            acc = tl.dot(p.to(v.dtype).to(tl.float32), v.to(tl.float32), acc)
-        elif IEEE:
-            acc = tl.dot(p, v, acc, input_precision="ieee")
-        else:
-            acc = tl.dot(p.to(v.dtype), v, acc)
+        v = tl.load(cell + num_kv_heads * PAGE * D, mask=is_kv, other=0.0)
+        acc = _weighted(acc * shrink[:, None], p, v, UPCAST, IEEE)
         top = new_top
 
     divisor = tl.where(total > 0, total, 1.0)
@@ -260,9 +301,8 @@ def variant_for(meta: AttentionMeta, block_g: int, head_dim: int, splits: int) -
     padded = next((size for size in (64, 128, 256) if head_dim <= size), None)
     if padded is None:
         raise ValueError(f"head_dim {head_dim} is above the largest tile, 256")
-    if splits > 1 or meta.max_q_len * block_g <= 16:
-        return VARIANTS["split" if splits > 1 else "decode", padded]
-    return VARIANTS["prefill" if meta.mask is None else "prefill_masked", padded]
+    kind = "split" if splits > 1 else "decode" if meta.max_q_len * block_g <= 16 else "prefill"
+    return VARIANTS[kind if meta.mask is None else f"{kind}_masked", padded]
 
 
 def choose_splits(meta: AttentionMeta, num_kv_heads: int, block_g: int, window: int, device: torch.device) -> int:

@@ -7,20 +7,23 @@
             print(event.text, end="")
         print(process.result(timeout=30))
 
-Importing this package imports neither Ray nor torch.
+Importing this package imports neither Ray nor torch, nor any of its own modules before they are used.
 """
 
+import importlib
 import pkgutil
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pieray.config import Config, Limits, ModelSettings
+    from pieray.engine import Engine, connect, start
+    from pieray.errors import PierayError
+    from pieray.process import Event, Process
+    from pieray.programs import ProgramSource
 
 # A source tree, such as the working folder of a Ray job, has `actors` and `kernels` beside `pieray`, not inside: what
 # is not here is taken from the installed package.
 __path__ = pkgutil.extend_path(__path__, __name__)
-
-from pieray.config import Config, Limits, ModelSettings
-from pieray.engine import Engine, connect, start
-from pieray.errors import PierayError
-from pieray.process import Event, Process
-from pieray.programs import ProgramSource
 
 __version__ = "0.1.0"
 
@@ -28,3 +31,19 @@ __all__ = [
     "Config", "Engine", "Event", "Limits", "ModelSettings", "PierayError", "Process", "ProgramSource", "__version__",
     "connect", "start",
 ]  # fmt: skip
+
+_MODULES = {
+    "Config": "config", "Limits": "config", "ModelSettings": "config", "Engine": "engine", "connect": "engine",
+    "start": "engine", "PierayError": "errors", "Event": "process", "Process": "process", "ProgramSource": "programs",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `__all__`, from its module, when it is first used (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

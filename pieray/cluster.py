@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +13,14 @@ from typing import Any
 from pieray import upstate
 from pieray.assets import embedded_models, model_folder
 from pieray.config import Config
-from pieray.errors import EngineError
+from pieray.controllercalls import ControllerCalls
+from pieray.errors import ActorGone, EngineError, NoAnswer
+from pieray.raycalls import asker
 
 Progress = Callable[[str], None]
+
+LAUNCH_THREADS = 64
+"""Launches that the Controller works on at one time, those that wait for an actor to start included."""
 
 LOCAL_RAY: dict[str, Any] = {
     "address": "local",
@@ -31,6 +37,13 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: batch work; ours answers people
+
+
+def is_local(address: str | None) -> bool:
+    """True if `join` would start a Ray of this process: what is on this machine is then all there is."""
+    if (address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+        return False
+    return "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
 
 
 def join(address: str | None, progress: Progress | None) -> bool:
@@ -111,11 +124,13 @@ def find_controller(namespace: str) -> Any | None:
 def start_engine(config: Config, progress: Progress | None) -> Any:
     """Create the Controller, have it bring up the others, and return its handle.
 
+    It is put on the head node, whose loss ends the cluster in any case: the loss of any other ends no engine.
     Raises EngineError if the namespace has an engine already or it does not come up in time, ModelError if
     the model cannot be served.
     """
     from ray.exceptions import ActorAlreadyExistsError
 
+    from pieray.actors.cluster_facts import head_node
     from pieray.actors.common import actor_name, create_actor
     from pieray.actors.controller import Controller
     from pieray.raycalls import ask_actor
@@ -126,10 +141,11 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(folder)))
     prepare_python_runtime(progress)
     _say(progress, f"loading {folder.name}")
-    if find_controller(config.namespace) is None:
-        end_engine(config.namespace)  # what a Controller that died has left
+    if not _is_served(config.namespace):
+        end_engine(config.namespace)  # what a Controller that died has left, its name included
     try:
-        controller = create_actor(Controller, config, actor_name("controller"))
+        controller = create_actor(Controller, config, actor_name("controller"), node=head_node(),
+                                  max_concurrency=LAUNCH_THREADS)  # fmt: skip
     except ActorAlreadyExistsError as error:
         raise EngineError(f"an engine runs in namespace {config.namespace!r} already; "
                           "connect to it, stop it, or choose another namespace") from error  # fmt: skip
@@ -140,6 +156,24 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
         raise
     _say(progress, "ready")
     return controller
+
+
+def _is_served(namespace: str) -> bool:
+    """Whether the namespace has a Controller that lives.
+
+    Ray gives a dead one's handle for as long as anybody has another of it, and keeps its name so long.
+    """
+    found = find_controller(namespace)
+    if found is None:
+        return False
+    try:
+        ControllerCalls(asker(found)).ping()
+    except ActorGone:
+        return False
+    except NoAnswer as error:
+        raise EngineError(f"an engine runs in namespace {namespace!r} already, and {error.message.partition('; ')[0]}; "
+                          "stop it with `pieray down`, or choose another namespace") from error  # fmt: skip
+    return True
 
 
 def end_engine(namespace: str, timeout_s: float = 20.0) -> int:

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 from pieray.errors import ConfigError
 
 MIB = 1 << 20
+LEAST_SUSPECT_S = 2.0
+"""Longer than what `pieray.stalls` takes for a stall: a launch that is given up must not start any more."""
 MAX_COHORT_WAIT_S = 60.0
 T = TypeVar("T")
 
@@ -121,6 +123,8 @@ class ModelSettings:
     max_batch_requests: int = 256
     cohort_wait_s: float = 0.004
     """How long a step waits at most for inferlets that have just been answered."""
+    cuda_graphs: bool = True
+    """Replay decode steps as CUDA graphs, captured at first use; of no meaning on a CPU."""
     adapters: dict[str, Any] = field(default_factory=dict)
     """LoRA adapters by name: a safetensors file, or a folder with adapter_config.json."""
     adapter_bytes: int = 512 * MIB
@@ -141,6 +145,14 @@ class Config:
     """Inferlets in one actor process; 1 gives each an actor of its own."""
     actor_pool: int = 1
     """InferletActors started ahead and kept."""
+    max_actors: int = 64
+    """InferletActors at most; launches that find no room wait, and fail after a minute."""
+    suspect_after_s: float = 3.0
+    """An actor that has not answered for so long is set aside: nothing is placed on it, nobody waits for it."""
+    replace_after_s: float = 15.0
+    """After so long it is taken for frozen: it is killed and replaced."""
+    turn_timeout_s: float = 300.0
+    """One turn of an actor's work (a step of the batcher, a host function) that takes longer hangs: it is replaced."""
     executor: str = "auto"
     """"fiber", "thread", or "auto": fibers where the feature test passes."""
     transport: str = "socket"
@@ -174,21 +186,32 @@ class Config:
     def __post_init__(self) -> None:
         _check_choice("executor", self.executor, ("auto", "fiber", "thread"))
         _check_choice("transport", self.transport, ("socket", "ray"))
-        _check_at_least("inferlets_per_actor", self.inferlets_per_actor, 1)
-        _check_at_least("actor_pool", self.actor_pool, 1)
-        _check_at_least("worker_threads", self.worker_threads, 1)
-        _check_at_least("lease_pages", self.lease_pages, 1)
-        _check_at_least("registry_programs", self.registry_programs, 0)
-        _check_at_least("registry_bytes", self.registry_bytes, 0)
+        _check_choice("log_level", self.log_level.lower(), ("debug", "info", "warning", "error", "critical"))
+        _check_at_least("max_actors", self.max_actors, self.actor_pool)
+        _check_at_least("suspect_after_s", self.suspect_after_s, LEAST_SUSPECT_S)
+        _check_at_least("replace_after_s", self.replace_after_s, self.suspect_after_s)
         _check_choice("model.dtype", self.model.dtype, ("auto", "float32", "bfloat16", "float16"))
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.model.device):
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
-        _check_at_least("model.page_size", self.model.page_size, 1)
-        _check_at_least("model.max_batch_tokens", self.model.max_batch_tokens, 1)
-        _check_at_least("start_timeout_s", self.start_timeout_s, 0)
-        if not 0 <= self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
+        _check_numbers(self, "")
+        _check_numbers(self.model, "model.")
+        if not self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
             raise ConfigError(f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; "
                               f"given {self.model.cohort_wait_s}")  # fmt: skip
+
+
+_AT_LEAST_1 = frozenset({
+    "inferlets_per_actor", "actor_pool", "worker_threads", "lease_pages", "turn_timeout_s", "model.page_size",
+    "model.kv_memory_bytes", "model.max_batch_tokens", "model.max_batch_requests", "model.threads",
+})  # fmt: skip
+
+
+def _check_numbers(settings: object, prefix: str) -> None:
+    """Every number is at least 0, or 1 where 0 means nothing."""
+    for f in dataclasses.fields(settings):  # type: ignore[arg-type]  # always one of the dataclasses here
+        value = getattr(settings, f.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_at_least(prefix + f.name, value, 1 if prefix + f.name in _AT_LEAST_1 else 0)
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -11,51 +11,66 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pieray.config
 from pieray.adapters import AdapterFacts, read_adapter
 from pieray.capabilities import ALL, Capabilities
-from pieray.clienttools import ClientTools
 from pieray.config import Config, from_mapping
-from pieray.errors import EngineError, InvalidRequest, NotFound, PeerLost, PierayError
+from pieray.controllercalls import ControllerCalls
+from pieray.controllerlink import ControllerLink
+from pieray.errors import EngineError, InvalidRequest, NoAnswer, NotFound, PeerLost, PierayError
 from pieray.host.limits import limits_within
 from pieray.link import ActorLink
 from pieray.manifest import is_spec, limits_below
 from pieray.messages import Install, Launch, decode, encode
+from pieray.offloop import off_loop
 from pieray.process import Process
 from pieray.programs import ProgramSource, embedded_inferlets, is_embedded, resolve
-from pieray.raycalls import ask_actor
+from pieray.raycalls import asker
 from pieray.transport import Endpoint
+
+if TYPE_CHECKING:
+    from pieray.clienttools import ClientTools
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
+ASK_S = 60.0
+"""How long the Controller may take over what it is asked, as long as it says that it lives."""
+
 
 class Engine:
-    """A connection to a running engine.  Use as a context manager, or `close` it.  Thread-safe."""
+    """A connection to a running engine.  Use as a context manager, or `close` it.  Thread-safe.
+
+    On an event loop: `alaunch`, `aattach`, `akill`.
+    """
 
     def __init__(self, config: Config, controller: Any, *, owns_engine: bool, owns_ray: bool) -> None:
+        """`controller`: the Ray handle of the engine's Controller, or a `ControllerLink` to it."""
         self.config = config
         self.user = "local"
         """Who answers for what this handle launches.  Nobody checks it: who may use the cluster may say anything."""
         self.tenant = "local"
         """Whose names, messages, store and quota that uses."""
         self._controller = controller
+        self._calls = ControllerCalls(controller.begin if isinstance(controller, ControllerLink) else asker(controller))
         self._owns_engine = owns_engine
         self._owns_ray = owns_ray
         self._peer_id = f"client-{os.getpid()}-{secrets.token_hex(4)}"
         self._links: dict[Endpoint, ActorLink] = {}
         self._lock = threading.Lock()
         self._is_closed = False
-        self._token: str = self._ask("token")
+        self.on_close: Callable[[], None] = _nothing
+        """Called when this handle has been closed."""
+        self._token: str = controller.token if isinstance(controller, ControllerLink) else self._ask("token")
 
     # --- inferlets -----------------------------------------------------------------------------
 
     def launch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /, *,
                limits: Mapping[str, float] | None = None, capabilities: Mapping[str, Any] | None = None,
-               mcp: Mapping[str, Any] | None = None, **arguments: Any) -> Process:  # fmt: skip
+               mcp: Mapping[str, Any] | None = None, attached: bool = False, **arguments: Any) -> Process:  # fmt: skip
         """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
 
         A bare name, perhaps with @version, is an embedded or installed inferlet before it is a file of this machine.
@@ -63,7 +78,8 @@ class Engine:
         they may keep fewer, never add.  `limits`: fields of `Limits`; those that are not given are its manifest's
         where these are lower than the engine's.  `mcp`: MCP servers that this client brings, by name, which the
         inferlet may call until it ends: {"command": [...]} (run here), {"url": ...} (asked from here), a server
-        object of the mcp library, or any object with `list_tools` and `call_tool(name, arguments)`.
+        object of the mcp library, or any object with `list_tools` and `call_tool(name, arguments)`.  `attached`: the
+        inferlet ends with this handle, or with this process however it ends; otherwise it runs on without a client.
 
         Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON), ConfigError (a limit is unknown
         or above the engine's), EngineError (the engine is gone or full).
@@ -73,7 +89,7 @@ class Engine:
         limits_within(self.config.limits, asked)
         instance_id = f"{found.name}-{secrets.token_hex(6)}"
         text = _json({**(input or {}), **arguments})
-        tools = ClientTools(mcp) if mcp else None
+        tools = _tools_of(mcp) if mcp else None
         is_installed = not found.source and not found.component
         declared = dataclasses.asdict(ALL) if is_installed else found.capabilities
         granted = dict(declared if capabilities is None else capabilities)
@@ -83,14 +99,39 @@ class Engine:
         name = f"{found.name}@{found.version}" if is_installed and found.version else found.name
         message = Launch(
             instance_id, name, found.filename, found.source, found.component, text, asked, granted,
-            found.version, self.user, self.tenant, client_servers=tools.names if tools else [],
+            found.version, self.user, self.tenant, client_servers=tools.names if tools else [], is_attached=attached,
         )  # fmt: skip
-        wire = self._ask("launch", _frame(message))
+        frame = _frame(message)
+        self._check_open()
         try:
-            return self._attached(instance_id, found.name, wire, tools)
+            wire = self._calls.launch(frame, ASK_S)
+        except NoAnswer:
+            self._calls.tell("kill", instance_id, "its launch was given up")
+            raise
+        try:
+            return self._attached(instance_id, found.name, wire, tools, is_bound=attached)
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
             with contextlib.suppress(PierayError):
                 self.kill(instance_id, "its client could not attach")
+            raise
+
+    async def alaunch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /,
+                      **options: Any) -> Process:  # fmt: skip
+        """`launch` for an event loop, with the same options; if the awaiting task is cancelled, the inferlet ends."""
+        is_wanted = threading.Event()
+        is_wanted.set()
+
+        def launch() -> Process:
+            process = self.launch(program, input, **options)
+            if not is_wanted.is_set():
+                with contextlib.suppress(PierayError):
+                    process.kill("its launch was cancelled")
+            return process
+
+        try:
+            return await off_loop(launch)
+        except BaseException:
+            is_wanted.clear()
             raise
 
     def find(self, name_or_file: str) -> ProgramSource:
@@ -113,22 +154,38 @@ class Engine:
         name, wire = self._ask("locate", instance_id)
         return self._attached(instance_id, name, wire)
 
-    def _attached(self, instance_id: str, name: str, wire: Sequence[Any], tools: ClientTools | None = None) -> Process:
+    async def aattach(self, instance_id: str) -> Process:
+        """`attach` for an event loop."""
+        return await off_loop(self.attach, instance_id)
+
+    def _attached(self, instance_id: str, name: str, wire: Sequence[Any], tools: ClientTools | None = None, *,
+                  is_bound: bool = False) -> Process:  # fmt: skip
         link = self._link(Endpoint.from_wire(wire))
         process = Process(instance_id, name, link)
+        if is_bound:
+            link.bind(instance_id)
         link.attach(process)
         if tools is not None:
             link.serve_tools(process, tools)
         return process
 
     def ps(self) -> list[dict[str, Any]]:
-        """Inferlets that run or have ended lately: instance_id, name, state, cpu_time_s, pages, output_bytes"""
+        """Inferlets that run or have ended lately, each with
+
+        instance_id, name, state ("running", "done", "failed", "killed"), error (its code and first line, or ""),
+        tenant, user, parent (an instance id, or ""), started_at and ended_at (Unix time; None: it runs), cpu_time_s,
+        pages, output_bytes.
+        """
         found: list[dict[str, Any]] = self._ask("ps")
         return found
 
     def kill(self, instance_id: str, reason: str = "killed") -> None:
         """End an inferlet by id; raises NotFound."""
         self._ask("kill", instance_id, reason)
+
+    async def akill(self, instance_id: str, reason: str = "killed") -> None:
+        """`kill` for an event loop."""
+        await off_loop(self.kill, instance_id, reason)
 
     # --- adapters ------------------------------------------------------------------------------
 
@@ -204,6 +261,10 @@ class Engine:
         found: dict[str, Any] = self._ask("status")
         return found
 
+    def door(self) -> tuple[tuple[Any, ...], str]:
+        """Endpoint of the Controller's socket, () if it has none, and the engine's token: what `connect_door` takes."""
+        return tuple(self._ask("door")), self._token
+
     def shutdown(self) -> None:
         """Stop the engine for everybody, then close this handle."""
         self._owns_engine = True
@@ -222,11 +283,17 @@ class Engine:
             if self._owns_engine:
                 self._stop_engine()
         finally:
+            if isinstance(self._controller, ControllerLink):
+                self._controller.close()
             if self._owns_ray:
                 _leave_ray()
+            self.on_close()
 
     def _stop_engine(self) -> None:
         """Let the Controller end the inferlets and actors; then make sure of it, itself included."""
+        if isinstance(self._controller, ControllerLink):
+            self._calls.ask("shutdown", timeout_s=ASK_S)
+            return
         import ray
 
         from pieray import cluster
@@ -235,7 +302,7 @@ class Engine:
             log.info("this process has left Ray already; an engine in it has ended with it")
             return
         try:
-            ask_actor(self._controller, "shutdown", timeout_s=60.0)
+            self._calls.ask("shutdown", timeout_s=ASK_S)
         except PierayError as error:
             log.info("the Controller did not stop the engine: %s", error)
         cluster.end_engine(self.config.namespace)
@@ -248,10 +315,13 @@ class Engine:
 
     # --- inside --------------------------------------------------------------------------------
 
-    def _ask(self, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
+    def _ask(self, method: str, *args: Any, timeout_s: float = ASK_S) -> Any:
+        self._check_open()
+        return self._calls.ask(method, *args, timeout_s=timeout_s)
+
+    def _check_open(self) -> None:
         if self._is_closed:
             raise EngineError("this engine handle is closed")
-        return ask_actor(self._controller, method, *args, timeout_s=timeout_s)
 
     def _link(self, endpoint: Endpoint) -> ActorLink:
         with self._lock:
@@ -285,7 +355,10 @@ def start(model: str | Mapping[str, Any] | None = None, *, address: str | None =
         settings["model"] = {"path": model} if isinstance(model, str) else model
     config = pieray.config.load(settings)
     from pieray import cluster
+    from pieray.preflight import check_files
 
+    if cluster.is_local(address):
+        check_files(config)
     owns_ray = cluster.join(address, progress)
     try:
         controller = cluster.start_engine(config, progress)
@@ -310,12 +383,36 @@ def connect(address: str = "auto", namespace: str = "pieray") -> Engine:
     owns_ray = cluster.join(address, None)
     try:
         controller = _controller_of(cluster.find_controller(namespace), namespace, address)
-        values = ask_actor(controller, "config", timeout_s=30.0)
+        values = ControllerCalls(asker(controller)).ask("config", timeout_s=30.0)
         return Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=owns_ray)
     except BaseException:
         if owns_ray:
             _leave_ray()
         raise
+
+
+def connect_door(endpoint: Sequence[Any], token: str, timeout_s: float = 10.0, *,
+                 on_close: Callable[[], None] | None = None) -> Engine:  # fmt: skip
+    """The handle of an engine through the socket of its Controller: this process needs no Ray.
+
+    `endpoint` as the Controller's `door` gives it; `token` is the engine's.  Raises PeerLost (it is gone), Denied,
+    DeadlineExceeded, ProtocolError.
+    """
+    controller = ControllerLink(Endpoint.from_wire(endpoint), token, timeout_s)
+    try:
+        values = controller.begin("config")(30.0)
+        engine = Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=False)
+    except BaseException:
+        controller.close()
+        raise
+    engine.on_close = on_close or _nothing
+    return engine
+
+
+def _tools_of(servers: Mapping[str, Any]) -> ClientTools:
+    from pieray.clienttools import ClientTools  # here: an event loop and TLS take a tenth of a second to import
+
+    return ClientTools(servers)
 
 
 def _controller_of(found: Any | None, namespace: str, address: str) -> Any:
@@ -328,6 +425,9 @@ def _leave_ray() -> None:
     import ray
 
     ray.shutdown()
+
+
+def _nothing() -> None: ...
 
 
 def _json(arguments: Mapping[str, Any]) -> str:

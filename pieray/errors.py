@@ -145,6 +145,24 @@ class EngineError(PierayError):
     code, http_status, exit_code = "engine", 503, 3
 
 
+class ActorGone(EngineError):
+    """The actor that was asked has died, or was killed."""
+
+
+class NoAnswer(EngineError):
+    """The actor that was asked did not answer in time."""
+
+
+class NoRoom(EngineError):
+    """The actor holds as many inferlets as it may: another one may have room."""
+
+
+class Stalled(EngineError):
+    """The process stood still while the request waited in it, and has not carried it out: ask again."""
+
+    code = "stalled"
+
+
 class ConfigError(PierayError):
     """A setting is unknown or outside its range."""
 
@@ -159,7 +177,7 @@ ERRORS: dict[str, type[PierayError]] = {
     for cls in (
         InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, Evicted, DeviceLost, DeadlineExceeded,
         Cancelled, NotFound, Pending, WrongType, Unsupported, RemoteFailed, GuestFailed, GuestTrapped, ModelError,
-        ProtocolError, PeerLost, EngineError, ConfigError, PierayError,
+        ProtocolError, PeerLost, EngineError, Stalled, ConfigError, PierayError,
     )
 }  # fmt: skip
 

@@ -10,13 +10,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pieray.clienttools import ClientTools
 from pieray.deadlines import Deadline
 from pieray.errors import PeerLost, PierayError
 from pieray.messages import (
     Attach,
+    Bind,
     CancelCall,
     ClientAnswer,
     ClientCall,
@@ -30,6 +30,9 @@ from pieray.messages import (
 )
 from pieray.process import Event as ProcessEvent
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
+
+if TYPE_CHECKING:
+    from pieray.clienttools import ClientTools
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,7 @@ class ActorLink:
         self._tools: dict[str, ClientTools] = {}
         self._closing: list[threading.Thread] = []
         self._uploading = threading.Lock()  # one file at a time: the parts of two would not follow each other
+        self._is_closing = False
         self._calls = PendingCalls()
         self._on_lost = on_lost
         self._conn: Connection = connect(
@@ -92,6 +96,10 @@ class ActorLink:
             raise
         if process.is_done:
             self._detach(process)
+
+    def bind(self, instance_id: str, timeout_s: float = 30.0) -> None:
+        """The inferlet ends with this connection from now on.  Raises NotFound, PeerLost, DeadlineExceeded."""
+        self._call(lambda ticket: Bind(ticket, instance_id, is_bound=True), timeout_s)
 
     def _detach(self, process: Listener) -> None:
         with self._lock:
@@ -156,6 +164,7 @@ class ActorLink:
 
     def close(self) -> None:
         """Hang up, and wait for the tools' servers that were run here, as long as these have to end."""
+        self._is_closing = True
         self._conn.close("the client has closed its engine handle")
         for instance_id in list(self._tools):
             self._end_tools(instance_id)
@@ -197,7 +206,11 @@ class ActorLink:
             processes = [process for found in self._processes.values() for process in found]
             self._processes = {}
         for process in processes:
-            process.lose(PeerLost(f"the actor that hosted {process.name} {process.id} is gone: {error.message}"))
+            if self._is_closing:
+                reason = f"the engine handle of {process.name} {process.id} is closed; it may run on"
+            else:
+                reason = f"the actor that hosted {process.name} {process.id} is gone: {error.message}"
+            process.lose(PeerLost(reason))
         for instance_id in list(self._tools):
             self._end_tools(instance_id)
         self._on_lost(self)

@@ -136,7 +136,7 @@ def of_folder(folder: Path) -> Manifest:
     """
     path = folder / FILE_NAME
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # no TOML, no text
         raise ConfigError(f"{path} cannot be read as an inferlet's manifest: {error}") from None
     return _of_values(values, str(path), folder.name)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import json
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pieray.deadlines import Deadline
 from pieray.errors import PierayError, error_from
+from pieray.offloop import off_loop
+
+if TYPE_CHECKING:
+    import asyncio
 
 ENDINGS = ("result", "error")
 
@@ -56,7 +59,8 @@ class Process:
 
     Every `timeout` is in seconds; None and inf wait for ever, what has passed (0 and below) raises DeadlineExceeded
     where it would wait, NaN raises InvalidRequest.
-    Thread-safe.  Each iterator starts from the first event, so several may read the same process.
+    Thread-safe.  Each iterator starts from the first event, so several may read the same process.  On an event loop:
+    `async for`, `await process` or `wait`, `aevents`, `asend`, `asend_file`, `akill`.
     """
 
     def __init__(self, instance_id: str, name: str, link: Link) -> None:
@@ -74,8 +78,12 @@ class Process:
 
     @property
     def is_done(self) -> bool:
-        """True once the result or the error is here."""
-        return self._lost is not None or bool(self._events and self._events[-1].kind in ENDINGS)
+        """True once the result or the error is here, or the connection to the inferlet is lost."""
+        return self._lost is not None or self._has_ended
+
+    @property
+    def _has_ended(self) -> bool:
+        return bool(self._events) and self._events[-1].kind in ENDINGS
 
     def send(self, text: str, timeout: float | None = 30.0) -> None:
         """Send a message to the inferlet; returns when it is in its mailbox.
@@ -99,9 +107,25 @@ class Process:
         return received_files([e for e in self._events if e.kind == "file"])
 
     def kill(self, reason: str = "killed by its client", timeout: float | None = 30.0) -> None:
-        """End the inferlet now; its result raises Cancelled.  Killing one that has ended does nothing."""
-        if not self.is_done:
+        """End the inferlet now; its result raises Cancelled.  Killing one that has ended does nothing.
+
+        Raises PeerLost (the connection is lost, or the engine handle is closed: the inferlet may run on),
+        DeadlineExceeded.
+        """
+        if not self._has_ended:
             self._link.kill(self.id, reason, timeout)
+
+    async def asend(self, text: str, timeout: float | None = 30.0) -> None:
+        """`send` for an event loop."""
+        await off_loop(self.send, text, timeout)
+
+    async def asend_file(self, name: str, data: bytes | str | PathLike[str], timeout: float | None = 120.0) -> None:
+        """`send_file` for an event loop."""
+        await off_loop(self.send_file, name, data, timeout)
+
+    async def akill(self, reason: str = "killed by its client", timeout: float | None = 30.0) -> None:
+        """`kill` for an event loop."""
+        await off_loop(self.kill, reason, timeout)
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the end and return what `main` returned; raises the inferlet's typed error.
@@ -123,7 +147,7 @@ class Process:
             problem = json.loads(last.text)
             raise error_from(problem["code"], problem["message"])
         assert self._lost is not None
-        raise self._lost
+        raise type(self._lost)(self._lost.message)  # an error of its own for each who waits
 
     @property
     def logs(self) -> list[str]:
@@ -131,24 +155,30 @@ class Process:
         return [e.text for e in self._events if e.kind == "log"]
 
     def events(self) -> Iterator[Event]:
-        """All events from the first, as they come, up to the one that ends the inferlet."""
+        """All events from the first, as they come, up to the one that ends the inferlet.
+
+        Raises at the end, as `result` does, if the inferlet failed or the connection to it is lost.
+        """
         number = 0
         while True:
             with self._changed:
                 while number >= len(self._events) and not self.is_done:
                     self._changed.wait()
-                fresh = self._events[number:]
+                fresh, is_done = self._events[number:], self.is_done
             yield from fresh
             number += len(fresh)
-            if not fresh or fresh[-1].kind in ENDINGS:
+            if is_done:
+                self._outcome()
                 return
 
     def __iter__(self) -> Iterator[Event]:
-        """Texts as they come; ends with the inferlet, quietly: ask `result` how it went."""
+        """Texts as they come; raises at the end, as `result` does, if the inferlet failed."""
         return (event for event in self.events() if event.kind == "text")
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        """As `__iter__`, for an event loop."""
+    async def aevents(self) -> AsyncGenerator[Event, None]:
+        """`events` for an event loop."""
+        import asyncio  # here and below: it takes longer to import than all of this package
+
         changed = asyncio.Event()
         waiter = (asyncio.get_running_loop(), changed)
         number = 0
@@ -158,30 +188,47 @@ class Process:
             while True:
                 changed.clear()
                 with self._changed:
-                    fresh, done = self._events[number:], self.is_done
+                    fresh, is_done = self._events[number:], self.is_done
                 for event in fresh:
-                    if event.kind == "text":
-                        yield event
+                    yield event
                 number += len(fresh)
-                if done:
+                if is_done:
+                    self._outcome()
                     return
                 await changed.wait()
         finally:
             with self._changed:
                 self._waiters.remove(waiter)
 
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """`__iter__` for an event loop."""
+        async with contextlib.aclosing(self.aevents()) as events:
+            async for event in events:
+                if event.kind == "text":
+                    yield event
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """`await process` waits for the end and gives the result, as `wait` without a timeout."""
+        return self.wait().__await__()
+
     async def wait(self, timeout: float | None = None) -> Any:
         """`result` for an event loop."""
+        import asyncio
+
         deadline = Deadline(timeout)
         try:
             async with asyncio.timeout(deadline.allowed_s) as allowed:
-                async for _ in self:
-                    pass
+                await self._ended()
         except TimeoutError:
             if not allowed.expired():
                 raise
             raise deadline.error(f"{self.name} {self.id} has not ended") from None
         return self._outcome()
+
+    async def _ended(self) -> None:
+        with contextlib.suppress(PierayError):  # `_outcome` tells it
+            async for _ in self.aevents():
+                pass
 
     # --- called by the link, on its reader thread ----------------------------------------------
 

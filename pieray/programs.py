@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class ProgramSource:
 
 def inferlets_folder() -> Path:
     """Where the embedded inferlets lie."""
+    from importlib.resources import files
+
     return Path(str(files("pieray.inferlets")))
 
 
@@ -71,6 +73,9 @@ def _resolve(name_or_file: str) -> ProgramSource:
     path = Path(name_or_file).expanduser()
     if path.is_dir() and (path / manifest.FILE_NAME).exists():
         return _from_folder(path.resolve())
+    if path.is_dir():
+        raise InvalidRequest(f"the folder {name_or_file!r} has no {manifest.FILE_NAME}, so it is no inferlet; "
+                             "`pieray new` makes one, and a single .py or .wasm file needs none")  # fmt: skip
     if not path.is_file():
         names = ", ".join(embedded_inferlets())
         raise NotFound(f"no inferlet and no file is named {name_or_file!r}; embedded inferlets: {names}")
@@ -88,12 +93,24 @@ def _from_folder(folder: Path) -> ProgramSource:
 def _from_file(path: Path, declared: Manifest | None = None) -> ProgramSource:
     """The program in a file; its manifest is `declared`, or what the file itself declares."""
     if path.suffix == ".py":
-        source = path.read_text(encoding="utf-8")
+        source = read_source(path)
         return of_manifest(declared or manifest.of_source(source, path.name), path, source=source)
     data = path.read_bytes()
     if data[:8] == COMPONENT_MAGIC:
         return of_manifest(declared or Manifest(), path, component=data)
     raise InvalidRequest(f"{path} is neither Python source (.py) nor a WebAssembly component")
+
+
+def read_source(path: Path) -> str:
+    """Python source as Python reads it: a byte order mark is no part of it, and a line may name its encoding.
+
+    Raises InvalidRequest with the file and the reason, OSError.
+    """
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (ValueError, SyntaxError) as error:
+        raise InvalidRequest(f"{str(path)!r} cannot be read as an inferlet: {error}") from error
 
 
 def of_manifest(declared: Manifest, path: Path, *, source: str = "", component: bytes = b"") -> ProgramSource:

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pieray.deadlines import Deadline
-from pieray.errors import EngineError, PierayError
+from pieray.errors import ActorGone, EngineError, NoAnswer, PierayError
 
 
 def ask_actor(actor: Any, method: str, *args: Any, timeout_s: float) -> Any:
     """Call an actor's method and wait, a day at most: its PierayErrors come through, its death and silence are
     EngineErrors."""
+    return await_answer(begin_call(actor, method, *args), method, timeout_s=timeout_s)
+
+
+def begin_call(actor: Any, method: str, *args: Any) -> Any:
+    """Call an actor's method; what it answers is waited for with `await_answer`.  Raises EngineError."""
     try:
-        ref = getattr(actor, method).remote(*args)
+        return getattr(actor, method).remote(*args)
     except Exception as error:
         # a bare Exception is what Ray raises for an actor of a cluster that this process has left
         raise EngineError(f"the engine cannot be asked to {method}: {error}") from error
+
+
+def asker(actor: Any) -> Callable[..., Callable[[float], Any]]:
+    """The `begin` of a `pieray.controllercalls.ControllerCalls`, for a Ray handle."""
+
+    def begin(method: str, *args: Any) -> Callable[[float], Any]:
+        return partial(_await, begin_call(actor, method, *args), method)
+
+    return begin
+
+
+def _await(ref: Any, method: str, timeout_s: float) -> Any:
     return await_answer(ref, method, timeout_s=timeout_s)
 
 
@@ -31,9 +50,9 @@ def await_answer(ref: Any, what: str, *, timeout_s: float) -> Any:
             raise error.cause from None
         raise EngineError(f"{what} failed in the engine: {_one_line(error.cause)}") from error
     except GetTimeoutError as error:
-        raise EngineError(f"the engine did not answer {what} within {timeout_s} s") from error
+        raise NoAnswer(f"the engine did not answer {what} within {timeout_s:.3g} s") from error
     except RayActorError as error:
-        raise EngineError(f"the engine's actor is gone: {error}") from error
+        raise ActorGone(f"the engine's actor is gone: {error}") from error
     except RayError as error:
         raise EngineError(f"Ray failed while the engine was asked to {what}: {error}") from error
 

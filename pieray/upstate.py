@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import re
 import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from pieray.errors import ConfigError
+from pieray.errors import ConfigError, EngineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +24,7 @@ class UpState:
 
     namespace: str
     address: str
-    """host:port of the cluster's GCS."""
+    """host:port of the cluster's GCS; "" until it is known."""
     head_pid: int = 0
     """Process of the own Ray head, the leader of its session; 0: the cluster is not ours."""
     head_created_s: float = 0.0
@@ -28,6 +33,17 @@ class UpState:
     dashboard: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     """What a driver of this cluster needs in its environment, as far as the user has not set it."""
+    num_cpus: int | None = None
+    """As the own head was told."""
+    endpoint: list[Any] = field(default_factory=list)
+    """Of the Controller's socket; empty while the engine is being started, and for one that has none."""
+    token: str = ""
+    """The engine's: who knows it may ask the Controller, so the file is for its user alone."""
+
+    @property
+    def is_whole(self) -> bool:
+        """False for what an `up` that did not get to its end has left."""
+        return bool(self.address and self.token)
 
     def is_alive(self) -> bool:
         """True if the cluster answers (and, for an own head, is the very one that was started)."""
@@ -44,10 +60,13 @@ class UpState:
         target = state_file(self.namespace)
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_suffix(f".{os.getpid()}.tmp")
-        fresh.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
         fresh.replace(target)
 
     def forget(self) -> None:
+        """Nothing of it is left."""
         state_file(self.namespace).unlink(missing_ok=True)
 
 
@@ -60,6 +79,36 @@ def state_file(namespace: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", namespace):
         raise ConfigError(f"a namespace is letters, digits, '.', '_' and '-'; given {namespace!r}")
     return home() / "engines" / f"{namespace}.json"
+
+
+@contextmanager
+def locked(namespace: str, timeout_s: float, waiting: Callable[[], None]) -> Iterator[None]:
+    """Only one process of this machine starts or stops an engine of a namespace at a time; the lock ends with it.
+
+    `waiting` is called if another does so just now.  Raises EngineError after `timeout_s`.
+    """
+    path = state_file(namespace).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout_s
+    with path.open("a") as file:
+        is_first = True
+        while not _took(file.fileno()):
+            if is_first:
+                waiting()
+                is_first = False
+            if time.monotonic() > deadline:
+                raise EngineError(f"another `pieray up` or `down` has been at work in namespace {namespace} for over "
+                                  f"{timeout_s:.0f} s")  # fmt: skip
+            time.sleep(0.05)
+        yield
+
+
+def _took(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def load(namespace: str) -> UpState | None:

@@ -39,6 +39,7 @@ from pieray.messages import (
     Unsubscribe,
     Withdraw,
 )
+from pieray.pulse import PulsedLock
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class BrokerService:
         self._peers: dict[str, _Peer] = {}
         self._turns: Turns[_Job] = Turns()
         self._wake = threading.Condition()  # guards peers and turns
-        self._books = threading.Lock()  # guards exchange and store
+        self._books = PulsedLock()  # guards exchange and store
         self._is_busy = False  # some thread serves: what is below is its own then
         self._dirty: set[Flow] = set()
         self._num_posted = 0
@@ -366,6 +367,11 @@ class BrokerService:
                 flow.conn.close(f"answers cannot be sent: {error!r}")
 
     # --- from outside ---------------------------------------------------------------------------
+
+    @property
+    def busy_s(self) -> float:
+        """How long the turn at hand has lasted."""
+        return self._books.busy_s
 
     def status(self) -> dict[str, Any]:
         """Numbers of what is kept; the books are checked first, unless there is too much in them."""

@@ -5,8 +5,22 @@ from __future__ import annotations
 
 def main() -> None:
     """The console script `pieray`; exits with 0 done, 1 the inferlet failed, 2 usage, 3 the engine failed."""
+    from pieray.cli.signals import leave_at_once
+
+    leave_at_once()  # until a command has something to put in order, and again when it has
+    import sys
+
+    from pieray.cli.streams import OutputLost, prepare_streams
+
+    prepare_streams()
+    from pieray.cli.app import app
+
     try:
-        from pieray.cli.app import app
-    except KeyboardInterrupt:  # from here on `guard` sees to it
-        raise SystemExit(130) from None
-    app(prog_name="pieray")
+        try:
+            app(prog_name="pieray")
+        finally:
+            sys.stdout.flush()
+    except OutputLost as lost:
+        if not lost.is_hung_up:
+            sys.stderr.write(f"pieray: {lost}\n")
+        raise SystemExit(lost.exit_code) from None

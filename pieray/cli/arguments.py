@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
-import ast
+import os
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pieray.cli.signature import MainFunction
 from pieray.config import Limits, from_mapping
 from pieray.errors import ConfigError
-from pieray.programs import ProgramSource
 from pieray.texts import parse_json
 
 
-def parse_arguments(words: Sequence[str], texts: Set[str] = frozenset()) -> dict[str, Any]:
+def parse_arguments(words: Sequence[str], main: MainFunction | None = None) -> dict[str, Any]:
     """The words after `--` as keyword arguments of the inferlet's `main`.
 
     `--max-tokens 64` and `--max-tokens=64` give max_tokens=64, `--flag` alone gives True, `--no-flag` alone
-    gives flag=False.  A value is JSON where it parses as such, otherwise a string.  A value that begins with
-    `--` needs the form with `=`.  Raises ConfigError for a word that belongs to no key and a repeated key.
+    gives flag=False.  A value is JSON where it parses as such, otherwise a string, and for a parameter that is a
+    string always one.  A value that begins with `--` needs the form with `=`.  Raises ConfigError for a word that
+    belongs to no key, a repeated key, a key without a value whose parameter is no bool, and text that is not UTF-8.
     """
+    main = main or MainFunction()
     found: dict[str, Any] = {}
     rest = list(words)
     while rest:
-        key, given = _split_key(rest.pop(0))
+        key, given = _split_key(_checked_text(rest.pop(0)))
         if given is None and rest and not rest[0].startswith("--"):
-            given = rest.pop(0)
+            given = _checked_text(rest.pop(0))
         if given is not None:
-            value = given if key in texts else parse_value(given)
-        elif key.startswith("no_") and len(key) > 3:
-            key, value = key[3:], False
+            value = _value(key, given, main)
         else:
-            value = True
+            key, value = _flag(key, main)
         if key in found:
             raise ConfigError(f"--{key.replace('_', '-')} is given twice; give a list as JSON: '[1, 2]'")
         found[key] = value
     return found
+
+
+def _value(key: str, given: str, main: MainFunction) -> Any:
+    if main.knows(key) and main.is_text(key):
+        return given
+    value = parse_value(given)
+    return given if main.fits(key, given) and not main.fits(key, value) else value
+
+
+def _flag(key: str, main: MainFunction) -> tuple[str, bool]:
+    """A key that stands alone, and its value."""
+    is_on = main.knows(key) or not key.startswith("no_") or len(key) == 3
+    name = key if is_on else key[3:]
+    if not main.is_flag(name):
+        raise ConfigError(f"--{key.replace('_', '-')} takes a value: {name!r} of main() is {main.kind_of(name)}")
+    return name, is_on
 
 
 def _split_key(word: str) -> tuple[str, str | None]:
@@ -47,16 +63,14 @@ def _split_key(word: str) -> tuple[str, str | None]:
     return key, value if equals else None
 
 
-def text_parameters(program: ProgramSource) -> frozenset[str]:
-    """Parameters of a Python inferlet's main that are annotated `str` or `str | None`: `--prompt 12` is "12" there."""
+def _checked_text(word: str) -> str:
+    """The word, if it is text: what is not UTF-8 comes from the system as lone surrogates."""
     try:
-        tree = ast.parse(program.source)
-    except SyntaxError:
-        return frozenset()  # the inferlet will say so, with the line
-    mains = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name == "main"]
-    parameters = [p for main in mains for p in (*main.args.args, *main.args.kwonlyargs)]
-    texts = ("str", "str | None", "None | str", "Optional[str]")
-    return frozenset(p.arg for p in parameters if p.annotation is not None and ast.unparse(p.annotation) in texts)
+        word.encode()
+    except UnicodeEncodeError:
+        raw = os.fsencode(word)[:80]
+        raise ConfigError(f"an argument of an inferlet is UTF-8 text; given {ascii(raw)[1:]}") from None
+    return word
 
 
 def parse_value(text: str) -> Any:
@@ -75,7 +89,7 @@ def parse_input(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        value = parse_json(_read(text))
+        value = parse_json(_read(_checked_text(text)))
     except ValueError as error:
         raise ConfigError(f"--input is not JSON: {error}") from None
     if not isinstance(value, dict):
@@ -115,8 +129,10 @@ def _read(text: str) -> str:
     if not text.startswith("@"):
         return text
     try:
-        return sys.stdin.read() if text == "@-" else Path(text[1:]).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if text == "@-":
+            return sys.stdin.read().removeprefix("\ufeff")
+        return Path(text[1:]).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, ValueError, RuntimeError) as error:  # not UTF-8, a NUL in the name, no home
         raise ConfigError(f"--input {text}: {error}") from None
 
 

@@ -11,7 +11,7 @@ import typer
 
 from pieray.cli.guard import Debug, guard
 from pieray.cli.options import Json
-from pieray.cli.output import say
+from pieray.cli.output import escaped, say
 
 New = Annotated[Path, typer.Argument(
     metavar="NAME", help="A new folder; its name is the inferlet's.", show_default=False)]  # fmt: skip
@@ -48,9 +48,9 @@ def check(path: Checked, json: Json = False, debug: Debug = False) -> None:
             typer.echo(json_module.dumps(dataclasses.asdict(report)))
             return
         version = f"@{report.version}" if report.version else ""
-        typer.echo(f"{report.name}{version}: {report.kind}, {report.num_bytes} bytes")
+        typer.echo(escaped(f"{report.name}{version}: {report.kind}, {report.num_bytes} bytes"))
         for interface, functions in report.imports.items():
-            typer.echo(f"imports {interface}{': ' if functions else ''}{', '.join(functions)}")
+            typer.echo(escaped(f"imports {interface}{': ' if functions else ''}{', '.join(functions)}"))
         allowed = {name: value for name, value in report.capabilities.items() if value}
         typer.echo(f"capabilities: {json_module.dumps(allowed) if allowed else 'none'}")
         if report.limits:

@@ -1,4 +1,7 @@
-"""Which engine a command talks to: the one of `pieray up`, one on a cluster, or one of its own."""
+"""Which engine a command talks to: the one of `pieray up`, one on a cluster, or one of its own.
+
+None of it loads Ray: see `pieray.cli.driver`.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-import pieray
 from pieray import config, upstate
 from pieray.assets import model_folder
+from pieray.cli.driver import Driver
 from pieray.cli.output import say
 from pieray.cli.progress import Progress
-from pieray.engine import Engine
-from pieray.errors import ConfigError, EngineError, NotFound
+from pieray.config import Config
+from pieray.engine import Engine, connect_door
+from pieray.errors import ConfigError, Denied, EngineError, NotFound, PeerLost
 from pieray.upstate import UpState
 
 
@@ -26,49 +30,81 @@ def default_namespace(namespace: str | None) -> str:
     return namespace or config.load().namespace
 
 
-def open_for_run(address: str | None, namespace: str | None, settings: Mapping[str, Any], show: Progress) -> Engine:
-    """An engine to run an inferlet on; stderr says which when it is not one of its own.
+def open_existing(address: str | None, namespace: str | None, settings: Mapping[str, Any],
+                  show: Progress) -> Engine | None:  # fmt: skip
+    """The engine for `pieray run`, if it runs already; stderr says which it is.
 
-    On a named cluster: the engine of the namespace, or if there is none an engine that ends with the run.
-    Without one: what `pieray up` has started here, unless "local" or settings ask for an engine of its own.
+    On a named cluster: that of the namespace.  Without one: what `pieray up` has started here, unless "local" or
+    settings ask for an engine of the command's own.
     """
     namespace = default_namespace(namespace)
     place = given_address(address)
     if place is not None and place != "local":
         return _open_on_cluster(place, namespace, settings, show)
-    running = None if place == "local" or settings else upstate.find_alive(namespace)
-    if running is not None:
-        say(f"using the engine of `pieray up` at {running.address}, namespace {namespace}")
-        return _connect(running, namespace)
+    found = None if place == "local" or settings else find_up(namespace)
+    if found is None:
+        return None
+    state, engine = found
+    say(f"using the engine of `pieray up` at {state.address}, namespace {namespace}")
+    return engine
+
+
+def start_for_run(address: str | None, namespace: str | None, settings: Mapping[str, Any], show: Progress) -> Engine:
+    """An engine that ends with its handle: on a named cluster, else on a Ray of its own."""
+    namespace = default_namespace(namespace)
+    place = given_address(address)
+    if place is not None and place != "local":
+        say(f"no engine runs in namespace {namespace} at {place}: starting one for this run")
+        namespace = f"{namespace}-run-{secrets.token_hex(4)}"  # nobody else may come to depend on it
     return start_own(place, {**settings, "namespace": namespace}, show)
 
 
-def may_have_programs(address: str | None, namespace: str | None, settings: Mapping[str, Any]) -> bool:
-    """Whether the engine of `open_for_run` may hold installed programs: it runs already, or has a folder of them."""
-    if config.load(settings).registry_path:
-        return True
-    place = given_address(address)
-    if place is not None:
-        return place != "local"
-    return not settings and upstate.find_alive(default_namespace(namespace)) is not None
-
-
-def _connect(running: UpState, namespace: str) -> Engine:
-    running.export()
+def find_up(namespace: str) -> tuple[UpState, Engine] | None:
+    """What `pieray up` has started here, if it is alive; raises EngineError if only its Ray is."""
+    state = upstate.load(namespace)
+    if state is None:
+        return None
+    if state.endpoint:
+        try:
+            return state, connect_door(state.endpoint, state.token)
+        except (PeerLost, Denied):
+            pass  # its Controller is gone, or there is another: the cluster knows
+    if not state.is_alive():
+        return None
+    state.export()
     try:
-        return pieray.connect(running.address, namespace)
+        return state, connect(state.address, namespace)
     except NotFound as error:
         raise EngineError(f"{error.message}, which clears away what is left of the last one") from None
 
 
-def _open_on_cluster(place: str, namespace: str, settings: Mapping[str, Any], show: Progress) -> Engine:
+def connect(address: str, namespace: str) -> Engine:
+    """An engine that runs on a cluster, found by a driver process; raises NotFound, EngineError."""
+    return _opened(Driver({"do": "connect", "address": address, "namespace": namespace}, lambda _: None))
+
+
+def _opened(driver: Driver) -> Engine:
+    """The engine that the driver has found or started; the driver ends with its handle."""
+    try:
+        facts = driver.facts
+        if facts["endpoint"]:
+            return connect_door(facts["endpoint"], facts["token"], on_close=driver.close)
+        import pieray  # an engine with transport "ray" has no sockets: this process must be a driver itself
+
+        engine = pieray.connect(facts["address"], facts["namespace"])
+        engine.on_close = driver.close
+    except BaseException:
+        driver.close()
+        raise
+    return engine
+
+
+def _open_on_cluster(place: str, namespace: str, settings: Mapping[str, Any], show: Progress) -> Engine | None:
     show(f"joining Ray at {place}")
     try:
-        engine = pieray.connect(place, namespace)
+        engine = connect(place, namespace)
     except NotFound:
-        own = f"{namespace}-run-{secrets.token_hex(4)}"  # nobody else may come to depend on it: it ends with the run
-        say(f"no engine runs in namespace {namespace} at {place}: starting one for this run")
-        return start_own(place, {**settings, "namespace": own}, show)
+        return None
     if settings:
         engine.close()
         raise ConfigError(f"the engine in namespace {namespace} at {place} has its settings already: "
@@ -78,8 +114,19 @@ def _open_on_cluster(place: str, namespace: str, settings: Mapping[str, Any], sh
 
 def start_own(address: str | None, settings: Mapping[str, Any], show: Progress) -> Engine:
     """An engine that ends with its handle, from nested settings; raises ConfigError, ModelError, EngineError."""
-    model_folder(config.load(settings).model.path)  # a wrong one is found before Ray has taken its seconds
-    return pieray.start(address=address, progress=show, **settings)
+    is_own = address is None or address == "local"
+    check(config.load(settings), is_own=is_own)
+    return _opened(Driver({"do": "start", "address": address, "settings": dict(settings)}, show, is_own=is_own))
+
+
+def check(settings: Config, *, is_own: bool) -> None:
+    """What can be told before Ray has taken its seconds: of a cluster that is not ours, whether there is the model."""
+    if is_own:
+        from pieray.preflight import check_files
+
+        check_files(settings)
+    else:
+        model_folder(settings.model.path)
 
 
 def open_running(address: str | None, namespace: str | None) -> Engine:
@@ -87,12 +134,12 @@ def open_running(address: str | None, namespace: str | None) -> Engine:
     namespace = default_namespace(namespace)
     place = given_address(address)
     if place is None:
-        running = upstate.find_alive(namespace)
-        if running is None:
+        found = find_up(namespace)
+        if found is None:
             raise EngineError(f"no engine runs on this machine in namespace {namespace}; `pieray up` starts one, "
                               "--address names a cluster")  # fmt: skip
-        return _connect(running, namespace)
+        return found[1]
     try:
-        return pieray.connect(place, namespace)
+        return connect(place, namespace)
     except NotFound as error:
         raise EngineError(error.message) from None

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from pieray.cli.output import say
 from pieray.errors import ConfigError, PierayError
 from pieray.process import Event, Process, ReceivedFile, received_files
 
@@ -81,13 +82,14 @@ def send_lines(process: Process) -> None:
 
 def _send_lines(process: Process) -> None:
     try:
-        for line in _lines():
-            process.send(line.rstrip("\r\n"))
+        try:
+            for line in _lines():
+                process.send(line.rstrip("\r\n"))
+        except (OSError, ValueError) as error:  # a folder, a terminal that is gone: as if it were at its end
+            say(f"stdin cannot be read: {error}")
         process.send("")
     except PierayError as error:
         log.info("%s takes no more lines: %s", process.id, error.message)
-    except (OSError, ValueError) as error:
-        log.warning("stdin cannot be read: %s", error)
 
 
 def _lines() -> Iterator[str]:

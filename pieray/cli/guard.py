@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +11,8 @@ import typer
 
 from pieray.cli.output import say
 from pieray.cli.signals import StopSignals
+from pieray.cli.streams import OutputLost
 from pieray.errors import PierayError
-
-BROKEN_PIPE_EXIT_CODE = 141  # 128 + SIGPIPE, as of any command whose reader has left
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Report = Callable[[str, str], None]
@@ -33,15 +30,13 @@ class InferletFailed(Exception):
 def guard(*, debug: bool = False, report: Report | None = None) -> Iterator[StopSignals]:
     """Run a command's body; leave with its exit code.  `report(code, message)` tells of an error (default: stderr)."""
     report = report or _report
-    _tolerate_any_encoding()
     with StopSignals() as signals:
         try:
             yield signals
         except KeyboardInterrupt:
             _leave(signals.exit_code, report, "cancelled", "interrupted")
-        except BrokenPipeError:
-            _hang_up()
-            raise typer.Exit(BROKEN_PIPE_EXIT_CODE) from None
+        except OutputLost as lost:
+            _leave_without_output(lost)
         except InferletFailed as failed:
             _leave(_inferlet_exit_code(failed.error), report, failed.error.code, failed.error.message)
         except PierayError as error:
@@ -68,9 +63,15 @@ def _inferlet_exit_code(error: PierayError) -> int:
 def _leave(exit_code: int, report: Report, code: str, message: str) -> None:
     try:
         report(code, message)
-    except BrokenPipeError:
-        _hang_up()
+    except OutputLost as lost:
+        _leave_without_output(lost)
     raise typer.Exit(exit_code) from None
+
+
+def _leave_without_output(lost: OutputLost) -> None:
+    if not lost.is_hung_up:
+        _report("output", str(lost))
+    raise typer.Exit(lost.exit_code) from None
 
 
 def _report(code: str, message: str) -> None:
@@ -80,15 +81,3 @@ def _report(code: str, message: str) -> None:
 def _show_trace(debug: bool) -> None:
     if debug:
         traceback.print_exc()
-
-
-def _hang_up() -> None:
-    """Nobody reads stdout any more: what is buffered goes nowhere, so that the exit is quiet."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _tolerate_any_encoding() -> None:
-    """A text that the terminal's encoding lacks must not end a run."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")

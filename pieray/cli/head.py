@@ -14,10 +14,12 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pieray.cli.processes import descendants, end
+from pieray import upstate
+from pieray.cli.processes import end, is_zombie, session_of
 from pieray.cli.progress import Progress
 from pieray.errors import EngineError
 from pieray.upstate import UpState, is_same_process
@@ -32,30 +34,38 @@ OBJECT_STORE_BYTES = 100 << 20
 def start_head(namespace: str, *, dashboard: bool, num_cpus: int | None, show: Progress) -> UpState:
     """Start a Ray head that outlives this process; returns what is needed to use and to stop it.
 
-    Whatever ends this early, the head ends with it.  Raises EngineError.
+    That is saved before there is a process, so that `stop_head` finds all of it whenever this process dies.  Whatever
+    else ends this early, the head ends with it.  Raises EngineError.
     """
-    import psutil
-
     show("starting a Ray head")
     environment = _environment()
     temp_dir = tempfile.mkdtemp(prefix="pieray-")  # short: Ray keeps unix sockets far below it
-    log_path = Path(temp_dir) / "head.log"
     dashboard_port, client_port = _free_ports(2)
+    url = f"http://127.0.0.1:{dashboard_port}" if dashboard else ""
+    state = UpState(namespace, "", temp_dir=temp_dir, dashboard=url, environment=environment, num_cpus=num_cpus)
+    state.save()
+    try:
+        return _started(state, _command(temp_dir, dashboard_port if dashboard else None, client_port, num_cpus))
+    except BaseException:
+        stop_head(upstate.load(namespace) or state)
+        state.forget()
+        raise
+
+
+def _started(state: UpState, command: list[str]) -> UpState:
+    import psutil
+
+    log_path = Path(state.temp_dir) / "head.log"
     with log_path.open("w") as log:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            _command(temp_dir, dashboard_port if dashboard else None, client_port, num_cpus),
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=temp_dir, start_new_session=True,
-            env={**os.environ, **environment, "PATH": _path()},
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=state.temp_dir, start_new_session=True,
+            env={**os.environ, **state.environment, "PATH": _path()},
         )  # fmt: skip
-    try:
-        address = _await_address(process, Path(temp_dir), log_path)
-    except BaseException:
-        end(descendants(process.pid))
-        shutil.rmtree(temp_dir, ignore_errors=True)
-        raise
-    url = f"http://127.0.0.1:{dashboard_port}" if dashboard else ""
-    created_s = psutil.Process(process.pid).create_time()
-    return UpState(namespace, address, process.pid, created_s, temp_dir, url, environment)
+    state = replace(state, head_pid=process.pid, head_created_s=psutil.Process(process.pid).create_time())
+    state.save()
+    state = replace(state, address=_await_address(process, Path(state.temp_dir), log_path))
+    state.save()
+    return state
 
 
 def stop_head(state: UpState) -> list[int]:
@@ -67,37 +77,35 @@ def stop_head(state: UpState) -> list[int]:
 
 
 def head_processes(state: UpState) -> list[psutil.Process]:
-    """All that runs of an own head, also after its death: the processes of its session, whoever adopted them.
+    """All that runs of an own head, also after its death: the processes of its session, whoever adopted them."""
+    return [process for leader in _leaders(state) for process in session_of(leader)]
 
-    Its pid stays taken while the session has members, so if another process has it, nothing of ours is left.
+
+def _leaders(state: UpState) -> list[int]:
+    """The number of the head's session.
+
+    If its pid is not known, whoever started it was killed at that moment, and it is found by its folder.  If another
+    process has its pid, nothing of it is left, for a pid stays taken while the session has members.
     """
     import psutil
 
-    if not state.head_pid:
-        return []
-    if psutil.pid_exists(state.head_pid) and not is_same_process(state.head_pid, state.head_created_s):
-        return [] if not _is_zombie(state.head_pid) else _session(state.head_pid)
-    return _session(state.head_pid)
+    pid = state.head_pid
+    if not pid:
+        return _processes_with(f"--temp-dir={state.temp_dir}") if state.temp_dir else []
+    is_other = psutil.pid_exists(pid) and not is_same_process(pid, state.head_created_s) and not is_zombie(pid)
+    return [] if is_other else [pid]
 
 
-def _session(session_id: int) -> list[psutil.Process]:
+def _processes_with(word: str) -> list[int]:
+    """Pids of the processes of this user that were started with this word."""
     import psutil
 
     found = []
     for process in psutil.process_iter():
-        with suppress(OSError, psutil.Error):
-            if os.getsid(process.pid) == session_id and not _is_zombie(process.pid):
-                found.append(process)
+        with suppress(psutil.Error):
+            if word in process.cmdline():
+                found.append(process.pid)
     return found
-
-
-def _is_zombie(pid: int) -> bool:
-    import psutil
-
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.Error:
-        return False
 
 
 def _command(temp_dir: str, dashboard_port: int | None, client_port: int, num_cpus: int | None) -> list[str]:

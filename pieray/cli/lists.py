@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json as json_module
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -14,23 +15,40 @@ import pieray
 from pieray.assets import embedded_models, model_folder
 from pieray.cli.engines import open_running
 from pieray.cli.guard import Debug, guard
-from pieray.cli.options import Address, Json, Namespace
-from pieray.cli.output import printable, say
+from pieray.cli.options import Address, InstanceId, Json, Namespace
+from pieray.cli.output import escaped, say
 from pieray.engine import Engine
 from pieray.errors import EngineError
 from pieray.programs import embedded_inferlets
 
-InstanceId = Annotated[str, typer.Argument(metavar="ID", help="As `pieray ps` shows it.", show_default=False)]
-
 ADAPTER_COLUMNS = ("name", "rank", "alpha", "num_bytes", "owner")
-PS_COLUMNS = ("instance_id", "name", "state", "cpu_time_s", "pages", "output_bytes")
+PS_COLUMNS = ("instance_id", "name", "state", "owner", "age", "cpu_time_s", "pages", "output_bytes", "parent", "error")
 
 
 def ps(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:
     """Show inferlets that run or have ended lately."""
     with guard(debug=debug), open_running(address, namespace) as engine:
         rows = engine.ps()
-        show(rows, PS_COLUMNS, json=json, nothing="no inferlet has run lately")
+        now = time.time()
+        told = rows if json else [{**row, **_told(row, now)} for row in rows]
+        show(told, PS_COLUMNS, json=json, nothing="no inferlet has run lately")
+
+
+def _told(row: Mapping[str, Any], now: float) -> dict[str, str]:
+    """What a table shows in place of several fields of an inferlet's facts."""
+    return {"owner": f"{row['tenant']}/{row['user']}", "age": duration(now - row["started_at"]),
+            "parent": row["parent"] or "-", "error": row["error"] or "-"}  # fmt: skip
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 12s, 3m 20s, 5h 2m, 4d 7h."""
+    left = max(int(seconds), 0)
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        number, left = divmod(left, size)
+        if number or parts or unit == "s":
+            parts.append(f"{number}{unit}")
+    return " ".join(parts[:2])
 
 
 def kill(instance_id: InstanceId, address: Address = None, namespace: Namespace = None,
@@ -100,7 +118,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(_cell(row.get(column)), sys.stdout)) for column in columns))
+        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
     Console().print(table)
 
 
@@ -109,7 +127,7 @@ def _cell(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.2f}" if isinstance(value, float) else escaped(str(value))
 
 
 def _asked(

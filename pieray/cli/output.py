@@ -9,7 +9,11 @@ from typing import Any, Protocol, TextIO
 
 from pieray.errors import LAST_LOGS
 
-_CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+#: What can steer a terminal: C0, C1, and the characters that turn the direction of text.
+_STEERING = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in _STEERING if chr(code) not in "\n\t"}
+_ESCAPES = {code: ascii(chr(code))[1:-1] for code in _STEERING}
+_ESCAPES_IN_LINES = {code: text for code, text in _ESCAPES.items() if chr(code) not in "\n\t"}
 
 
 def printable(text: str, stream: TextIO) -> str:
@@ -17,9 +21,17 @@ def printable(text: str, stream: TextIO) -> str:
     return text.translate(_CONTROL) if stream.isatty() else text
 
 
+def escaped(text: str, *, is_one_line: bool = True) -> str:
+    """What others have named or written, for people: control characters as `\\x1b`, also where a file is written.
+
+    Line breaks and tabs stay unless it `is_one_line`.
+    """
+    return text.translate(_ESCAPES if is_one_line else _ESCAPES_IN_LINES)
+
+
 def say(text: str) -> None:
-    """One line about the run, on stderr."""
-    print(f"pieray: {printable(text, sys.stderr)}", file=sys.stderr, flush=True)  # noqa: T201
+    """A line about the run, on stderr."""
+    print(f"pieray: {escaped(text, is_one_line=False)}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def brief(message: str) -> str:
@@ -111,7 +123,7 @@ class TextPrinter:
             return
         if sys.stdout.isatty() and sys.stderr.isatty():
             self._end_line()
-        sys.stderr.write(printable(line, sys.stderr) + "\n")
+        sys.stderr.write(escaped(line, is_one_line=False) + "\n")
         sys.stderr.flush()
 
     def result(self, value: Any) -> None:
@@ -123,7 +135,7 @@ class TextPrinter:
         elif sys.stdout.isatty():
             from rich.console import Console
 
-            Console().print_json(data=value)
+            Console().print_json(printable(json.dumps(value, ensure_ascii=False), sys.stdout))
         else:
             self._write(json.dumps(value, ensure_ascii=False) + "\n")
 

@@ -1,69 +1,39 @@
-"""Ending processes, and making sure of it: those this process started, those of a Ray head, nobody else's."""
+"""Ending processes, and making sure of it: those of sessions that this machine's commands started, nobody else's."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import psutil
 
-    from pieray.cli.signals import StopSignals
-
 GRACE_S = 2.0
 KILL_PATIENCE_S = 5.0
 
 
-@contextmanager
-def no_children_left(signals: StopSignals) -> Iterator[ExitStack]:
-    """A block after which no process that it started is alive, however it ends; gives a stack for what to close.
+def session_of(leader: int) -> list[psutil.Process]:
+    """All processes of a session, whoever has adopted them; its number stays taken for as long as it has members."""
+    import psutil
 
-    Ray ends its own; this is for what an interrupted start leaves.  Descendants are looked up before anything
-    is closed, for Ray's workers are orphans afterwards, and nothing else would find them.  In a process that
-    runs Ray already, that Ray and its processes are somebody else's.
-    """
-    closing = ExitStack()
-    others = set()
-    if _has_ray():
-        others = {child.pid for child in descendants(os.getpid())[1:]}
-    else:
-        closing.callback(_shut_ray_down)  # the last to be called
-    try:
-        yield closing
-    finally:
-        with signals.held():
-            _close_and_end(closing, others)
+    found = []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):
+            if os.getsid(process.pid) == leader and not is_zombie(process.pid):
+                found.append(process)
+    return found
 
 
-def _has_ray() -> bool:
-    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
-
-
-def _close_and_end(closing: ExitStack, others: set[int]) -> None:
-    children = [child for child in descendants(os.getpid())[1:] if child.pid not in others]
-    try:
-        closing.close()
-    finally:
-        end(children, grace_s=1.0)  # a half-started Ray does not heed SIGTERM, and has nothing to save
-
-
-def _shut_ray_down() -> None:
-    if "ray" in sys.modules:
-        sys.modules["ray"].shutdown()
-
-
-def descendants(pid: int) -> list[psutil.Process]:
-    """The process and all below it; empty if there is none."""
+def is_zombie(pid: int) -> bool:
+    """True for a process that has ended and was not waited for."""
     import psutil
 
     try:
-        root = psutil.Process(pid)
-        return [root, *root.children(recursive=True)]
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.Error:
-        return []
+        return False
 
 
 def end(processes: Iterable[psutil.Process], grace_s: float = GRACE_S) -> list[int]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pieray.cli.output import say
+from pieray.cli.output import escaped, say
 
 Progress = Callable[[str], None]
 
@@ -18,8 +18,9 @@ def progress(*, is_quiet: bool = False) -> Iterator[Progress]:
         yield lambda _: None
     elif sys.stderr.isatty():
         from rich.console import Console
+        from rich.markup import escape
 
         with Console(stderr=True).status("starting") as status:
-            yield lambda text: status.update(f"{text} ...")
+            yield lambda text: status.update(f"{escape(escaped(text))} ...")
     else:
         yield say

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from json import loads as parse_json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pieray.cli.arguments import parse_arguments, parse_input, parse_limits, text_parameters
-from pieray.cli.engines import may_have_programs, open_for_run
+from pieray import config
+from pieray.cli.arguments import parse_arguments, parse_input, parse_limits
+from pieray.cli.engines import open_existing, open_running, start_for_run
 from pieray.cli.exchange import Received, out_folder, read_files, send_lines
 from pieray.cli.guard import Debug, InferletFailed, guard
-from pieray.cli.options import Address, Device, Json, Model, Namespace, NumPages, Set, engine_settings
-from pieray.cli.output import JsonPrinter, Printer, TextPrinter
-from pieray.cli.processes import no_children_left
+from pieray.cli.options import Address, Device, InstanceId, Json, Model, Namespace, NumPages, Set, engine_settings
+from pieray.cli.output import JsonPrinter, Printer, TextPrinter, say
 from pieray.cli.progress import progress
+from pieray.cli.signals import StopSignals
+from pieray.cli.signature import main_of
 from pieray.engine import Engine
-from pieray.errors import Cancelled, ConfigError, PierayError
+from pieray.errors import Cancelled, ConfigError, EngineError, PierayError
 from pieray.host.mcp.spec import parse_option
 from pieray.manifest import is_spec
 from pieray.process import Event, Process
@@ -48,6 +52,8 @@ Interactive = Annotated[bool, typer.Option(
     "--interactive", "-i", help="Send each line of stdin as a message, and an empty one at its end.")]  # fmt: skip
 
 
+Detach = Annotated[bool, typer.Option(
+    "--detach", help="Leave the inferlet running on an engine that is up, and print its id.")]  # fmt: skip
 Mcp = Annotated[list[str] | None, typer.Option(
     "--mcp", metavar="NAME=COMMAND", help="An MCP server for the inferlet, run here, or NAME=URL; may be repeated.",
 )]  # fmt: skip
@@ -57,35 +63,71 @@ def run(
     program: Program, words: Words = None, model: Model = None, address: Address = None,
     namespace: Namespace = None, input_json: Input = None, limit: Limit = None, device: Device = None,
     num_pages: NumPages = None, pairs: Set = None, files: Files = None, out: Out = None,
-    servers: Mcp = None, interactive: Interactive = False, json: Json = False, debug: Debug = False,
+    servers: Mcp = None, interactive: Interactive = False, detach: Detach = False, json: Json = False,
+    debug: Debug = False,
 ) -> None:  # fmt: skip
     """Run an inferlet; its texts stream to stdout.  Arguments after -- are those of its main()."""
     printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
-    with guard(debug=debug, report=printer.error) as signals, no_children_left(signals) as closing:
+    with guard(debug=debug, report=printer.error) as signals, _closing(signals) as closing:
         if interactive and input_json == "@-":
             raise ConfigError("--interactive and --input @- both read stdin")
+        if detach and (interactive or files or out is not None or servers):
+            raise ConfigError("--detach leaves the inferlet alone: --interactive, --file, --out and --mcp stay with it")
         tools = dict(parse_option(text) for text in servers or [])
         sent, received = read_files(files or []), Received(out_folder(out))
         settings = engine_settings(model, device, num_pages, pairs)
-        is_asked = is_spec(program) and not is_embedded(program) and may_have_programs(address, namespace, settings)
-        source = None if is_asked else resolve(program)
-        given = parse_input(input_json)
-        arguments = parse_arguments(words or [], text_parameters(source) if source else frozenset())
-        limits = parse_limits(limit or [])
+        given, limits = parse_input(input_json), parse_limits(limit or [])
         with progress() as show, signals.starting_ray():
-            engine = open_for_run(address, namespace, settings, signals.kept(show))
-        closing.callback(engine.close)
+            engine = open_existing(address, namespace, settings, show)
+            if engine is not None:
+                closing.callback(engine.close)
+            source = _find(program, engine, settings)
+            arguments = None if source is None else _arguments(source, engine, words, given)
+            if engine is None and detach:
+                raise EngineError("--detach needs an engine that stays; `pieray up` starts one")
+            if engine is None:
+                engine = start_for_run(address, namespace, settings, show)
+                closing.callback(engine.close)
         if source is None:
             source = engine.find(program)
-            arguments = parse_arguments(words or [], text_parameters(_with_content(engine, source)))
-        process = engine.launch(source, {**given, **arguments}, limits=limits, mcp=tools or None)
+        if arguments is None:
+            arguments = _arguments(source, engine, words, given)
+        process = engine.launch(source, arguments, limits=limits, mcp=tools or None, attached=not detach)
         printer.started(process.name, process.id)
+        if detach:
+            say(f"{process.id} runs on; `pieray attach {process.id}` shows what it does, `pieray kill` ends it")
+            return
         _follow(process, printer, sent, received, interactive=interactive)
 
 
-def _with_content(engine: Engine, found: ProgramSource) -> ProgramSource:
-    """The same program, installed or not, with its source or component."""
-    return found if found.source or found.component else engine.program(f"{found.name}@{found.version}")
+@contextmanager
+def _closing(signals: StopSignals) -> Iterator[ExitStack]:
+    """What a command has opened: closed at its end, which no signal cuts short."""
+    stack = ExitStack()
+    try:
+        yield stack
+    finally:
+        with signals.held():
+            stack.close()
+
+
+def _find(program: str, engine: Engine | None, settings: Mapping[str, Any]) -> ProgramSource | None:
+    """The program, as long as no engine is needed to find it that does not run yet: then None."""
+    is_installed = is_spec(program) and not is_embedded(program)
+    if engine is not None:
+        return engine.find(program) if is_installed else resolve(program)
+    return None if is_installed and config.load(settings).registry_path else resolve(program)
+
+
+def _arguments(source: ProgramSource, engine: Engine | None, words: list[str] | None,
+               given: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """What the user gives to main, checked against what is known of it; raises ConfigError."""
+    if engine is not None and not source.source and not source.component and source.filename.endswith(".py"):
+        source = engine.program(f"{source.name}@{source.version}")
+    main = main_of(source)
+    found = {**given, **parse_arguments(words or [], main)}
+    main.check(found)
+    return found
 
 
 def _follow(process: Process, printer: Printer, sent: list[tuple[str, bytes]], received: Received, *,
@@ -96,11 +138,28 @@ def _follow(process: Process, printer: Printer, sent: list[tuple[str, bytes]], r
             _send_file(process, name, content)
         if interactive:
             send_lines(process)
-        for event in process.events():
-            _show(event, printer, received)
-        printer.result(_result(process))
+        _print(process, printer, received)
     finally:
         _end(process)
+
+
+def _print(process: Process, printer: Printer, received: Received) -> None:
+    for event in _events(process):
+        _show(event, printer, received)
+    printer.result(process.result())
+
+
+def attach(instance_id: InstanceId, address: Address = None, namespace: Namespace = None, out: Out = None,
+           json: Json = False, debug: Debug = False) -> None:  # fmt: skip
+    """Show what an inferlet has done and does, to its end, as `run` does; it runs on if this is interrupted."""
+    printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
+    with guard(debug=debug, report=printer.error) as signals, _closing(signals) as closing:
+        received = Received(out_folder(out))
+        engine = open_running(address, namespace)
+        closing.callback(engine.close)
+        process = engine.attach(instance_id)
+        printer.started(process.name, process.id)
+        _print(process, printer, received)
 
 
 def _send_file(process: Process, name: str, content: bytes) -> None:
@@ -122,9 +181,9 @@ def _show(event: Event, printer: Printer, received: Received) -> None:
         printer.file(file.name, len(file.data), None if path is None else str(path))
 
 
-def _result(process: Process) -> object:
+def _events(process: Process) -> Iterator[Event]:
     try:
-        return process.result()
+        yield from process.events()
     except PierayError as error:
         raise InferletFailed(error) from None
 

@@ -1,21 +1,34 @@
-"""Ctrl-C and SIGTERM: the first one ends the command in good order, later ones change nothing."""
+"""Ctrl-C, SIGTERM and a closed terminal: the first one ends the command in good order, later ones change nothing."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def leave_at_once() -> None:
+    """Let a stopping signal end this process with its exit code, without a word: there is nothing to put in order."""
+    _install(lambda signum, _frame: os._exit(128 + signum))
+
+
+def _install(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Take the stopping signals; under `nohup` a closed terminal goes on to be ignored."""
+    for number in STOPPING:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM raises KeyboardInterrupt in the main thread, once.
+    """While entered, the first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt in the main thread, once.
 
-    A process that was told to stop stays deaf to more of it, so that what Ray does at exit is done in peace.
-    KeyboardInterrupt for both, because Ray's waits let no other exception of a signal handler through.
+    A process that was told to stop stays deaf to more of it, so that what is left to do is done in peace.
+    KeyboardInterrupt for all, because Ray's waits let no other exception of a signal handler through.
     """
 
     def __init__(self) -> None:
@@ -30,18 +43,13 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._before = {number: signal.getsignal(number) for number in STOPPING}
-        self.install()
+        _install(self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
         for number, handler in self._before.items():
             signal.signal(number, handler if self.signum is None else signal.SIG_IGN)
-
-    def install(self) -> None:
-        """Take the signals (back): starting Ray replaces the handler of SIGTERM."""
-        for number in STOPPING:
-            signal.signal(number, self._handle)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -57,23 +65,14 @@ class StopSignals:
 
     @contextmanager
     def starting_ray(self) -> Iterator[None]:
-        """A block in which Ray may start: its own SIGTERM handler ends it with SystemExit."""
+        """A block in which this process may join Ray, whose own handler of SIGTERM ends it with SystemExit."""
         try:
             yield
         except SystemExit:
             self.signum = self.signum or signal.SIGTERM
             raise KeyboardInterrupt from None
         finally:
-            self.install()
-
-    def kept(self, show: Callable[[str], None]) -> Callable[[str], None]:
-        """`show`, taking the signals back at each line: the earlier the better once Ray is up."""
-
-        def show_and_install(text: str) -> None:
-            self.install()
-            show(text)
-
-        return show_and_install
+            _install(self._handle)
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
         if self.signum is None:

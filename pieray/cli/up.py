@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
 from pieray import config, upstate
 from pieray.assets import model_folder
-from pieray.cli.engines import default_namespace, given_address
+from pieray.cli.driver import Driver
+from pieray.cli.engines import check, default_namespace, find_up, given_address
 from pieray.cli.guard import Debug, guard
 from pieray.cli.head import head_processes, start_head, stop_head
 from pieray.cli.options import Address, Device, Model, Namespace, NumPages, Set, engine_settings
 from pieray.cli.output import say
 from pieray.cli.progress import Progress, progress
-from pieray.errors import EngineError
+from pieray.config import Config
+from pieray.errors import ConfigError, EngineError, PierayError
 from pieray.upstate import UpState
+
+WAIT_S = 300.0
+"""For another `up` or `down` of the same namespace to be done."""
 
 Dashboard = Annotated[bool, typer.Option(
     "--dashboard", help="With Ray's dashboard, which `ray job submit` needs; on loopback.")]  # fmt: skip
-NumCpus = Annotated[int | None, typer.Option(help="CPUs that an own Ray head offers.")]
+NumCpus = Annotated[int | None, typer.Option(min=0, help="CPUs that an own Ray head offers.")]
 
 
 def up(
@@ -28,71 +35,128 @@ def up(
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Start an engine that stays, on the cluster at --address or on a Ray head of its own."""
-    with guard(debug=debug) as signals:
+    with guard(debug=debug):
         chosen = default_namespace(namespace)
         given = engine_settings(model, device, num_pages, pairs)
-        settings = config.load({**given, "namespace": chosen, "detached": True})
-        model_folder(settings.model.path)
-        running = upstate.find_alive(chosen)
-        if running is not None and _has_engine(running):
-            say(f"an engine is up already in namespace {chosen} at {running.address}")
-            return
-        _clear_away(chosen)
+        settings = {**given, "namespace": chosen, "detached": True}
         cluster = given_address(address)
-        with progress() as show, signals.starting_ray():
-            state = _bring_up(cluster, settings, signals.kept(show), dashboard=dashboard, num_cpus=num_cpus)
-        state.save()
-        _tell(state)
+        is_own = cluster is None or cluster == "local"
+        check(config.load(settings), is_own=is_own)
+        if not is_own and (dashboard or num_cpus is not None):
+            raise ConfigError("--dashboard and --num-cpus are for a Ray head of its own; --address names one that runs")
+        with _alone(chosen):
+            if (found := _running(chosen)) is not None:
+                _refuse_others(*found, given, cluster if not is_own else None, dashboard, num_cpus)
+                say(f"an engine is up already in namespace {chosen} at {found[0].address}")
+                return
+            _clear_away(chosen)
+            with progress() as show:
+                state = _bring_up(None if is_own else cluster, settings, show, dashboard=dashboard, num_cpus=num_cpus)
+            _tell(state)
 
 
-def _bring_up(cluster: str | None, settings: config.Config, show: Progress, *, dashboard: bool,
-              num_cpus: int | None) -> UpState:  # fmt: skip
-    if cluster is not None and cluster != "local":
-        return UpState(settings.namespace, _start_engine(cluster, settings, show))
-    state = start_head(settings.namespace, dashboard=dashboard, num_cpus=num_cpus, show=show)
-    state.save()  # first of all: `down` must find the head, whatever becomes of this process
-    state.export()
+def _alone(namespace: str) -> Any:
+    """While no other `up` or `down` is at work in the namespace."""
+    return upstate.locked(namespace, WAIT_S, lambda: say(f"waiting for another `pieray up` or `down` in {namespace}"))
+
+
+def _running(namespace: str) -> tuple[UpState, Config] | None:
+    """The engine that is up, and its settings."""
     try:
-        _start_engine(state.address, settings, show)
+        found = find_up(namespace)
+    except EngineError:
+        return None  # its head has lost it
+    if found is None:
+        return None
+    state, engine = found
+    with engine:
+        return state, engine.config
+
+
+def _refuse_others(state: UpState, running: Config, given: Mapping[str, Any], cluster: str | None, dashboard: bool,
+                   num_cpus: int | None) -> None:  # fmt: skip
+    """Raises ConfigError if what is asked for is not what runs, naming each difference."""
+    wanted = config.load({**given, "namespace": running.namespace, "detached": True})
+    named = config.merge(config.from_environment(), given)
+    there = [(name, _setting(running, name), _setting(wanted, name)) for name in _names(named)]
+    there += [
+        ("--address", state.address, cluster or state.address),
+        ("--dashboard", bool(state.dashboard), dashboard or bool(state.dashboard)),
+        ("--num-cpus", state.num_cpus, state.num_cpus if num_cpus is None else num_cpus),
+    ]
+    differing = [f"{name} is {has!r}, asked for is {asked!r}" for name, has, asked in there if has != asked]
+    if differing:
+        raise ConfigError(f"an engine is up already in namespace {state.namespace} with other settings: "
+                          f"{'; '.join(differing)}; `pieray down` first, or choose another --namespace")  # fmt: skip
+
+
+def _names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of the settings that a nested mapping gives."""
+    for key, value in values.items():
+        name = f"{prefix}{key.replace('-', '_')}"
+        if name in ("model", "limits") and isinstance(value, Mapping):
+            yield from _names(value, f"{name}.")
+        elif name not in ("namespace", "detached"):
+            yield name
+
+
+def _setting(settings: Config, name: str) -> Any:
+    if name == "model.path":
+        return str(model_folder(settings.model.path))
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _bring_up(cluster: str | None, settings: Mapping[str, Any], show: Progress, *, dashboard: bool,
+              num_cpus: int | None) -> UpState:  # fmt: skip
+    if cluster is not None:
+        state = UpState(str(settings["namespace"]), cluster)
+        state.save()
+        try:
+            driver = Driver({"do": "up", "address": cluster, "settings": settings}, show)
+        except BaseException:
+            state.forget()
+            raise
+        return _saved(replace(state, address=driver.facts["address"]), driver)
+    state = start_head(str(settings["namespace"]), dashboard=dashboard, num_cpus=num_cpus, show=show)
+    try:
+        state.export()
+        return _saved(state, Driver({"do": "up", "address": state.address, "settings": settings}, show, is_own=True))
     except BaseException:
         stop_head(state)
         state.forget()
         raise
+
+
+def _saved(state: UpState, driver: Driver) -> UpState:
+    """The state with the way to its engine, which the driver leaves behind."""
+    state = replace(state, endpoint=driver.facts["endpoint"], token=driver.facts["token"])
+    state.save()
+    driver.close()
     return state
-
-
-def _start_engine(cluster: str, settings: config.Config, show: Progress) -> str:
-    """Start the engine on a cluster and leave it there; returns the cluster's host:port."""
-    from pieray import cluster as ray_cluster
-
-    ray_cluster.join(cluster, show)
-    import ray
-
-    try:
-        ray_cluster.start_engine(settings, show)
-        return str(ray.get_runtime_context().gcs_address)
-    finally:
-        ray.shutdown()
 
 
 def down(namespace: Namespace = None, debug: Debug = False) -> None:
     """Stop what `up` started: the engine, and its own Ray head; nobody else's."""
-    with guard(debug=debug) as signals:
+    with guard(debug=debug):
         chosen = default_namespace(namespace)
-        state = upstate.load(chosen)
-        if state is None:
-            say(f"nothing is up in namespace {chosen}")
-            return
-        with signals.starting_ray(), progress() as show:
-            _take_down(state, show)
-        say(f"namespace {chosen} is down")
+        with _alone(chosen):
+            state = upstate.load(chosen)
+            if state is None:
+                say(f"nothing is up in namespace {chosen}")
+                return
+            with progress() as show:
+                _take_down(state, show)
+            say(f"namespace {chosen} is down")
 
 
 def _take_down(state: UpState, show: Progress) -> None:
-    if state.is_alive():
+    if state.is_alive() or not (state.temp_dir or state.is_whole):  # on a cluster an `up` may have been killed half way
         show("stopping the engine")
         _stop_engine(state)
-    if state.head_pid:
+    if state.temp_dir:
         show("stopping its Ray head")
         left = stop_head(state)
         if left:
@@ -101,60 +165,26 @@ def _take_down(state: UpState, show: Progress) -> None:
 
 
 def _stop_engine(state: UpState) -> None:
-    """Politely where its Controller answers, by force where not; a head of our own takes all with it anyway."""
-    from pieray import cluster
-
-    state.export()
+    """Let the inferlets end in order; on a cluster that is not ours its actors are ended too."""
     try:
-        cluster.join(state.address, None)
-    except EngineError as error:
-        if not state.head_pid:
+        if state.temp_dir:
+            if state.is_whole and (found := find_up(state.namespace)) is not None:
+                found[1].shutdown()
+            return
+        state.export()
+        Driver({"do": "end", "address": state.address, "namespace": state.namespace}, say).close()
+    except PierayError as error:
+        if not state.temp_dir:
             raise
-        say(error.message)
-        return
-    import ray
-
-    try:
-        _ask_to_shut_down(cluster.find_controller(state.namespace))
-        cluster.end_engine(state.namespace)
-    finally:
-        ray.shutdown()
-
-
-def _ask_to_shut_down(controller: Any) -> None:
-    from pieray.raycalls import ask_actor
-
-    if controller is None:
-        return
-    try:
-        ask_actor(controller, "shutdown", timeout_s=10.0)
-    except EngineError as error:
-        say(error.message)
-
-
-def _has_engine(state: UpState) -> bool:
-    """True if the cluster holds the engine still: its head may have been restarted without it."""
-    from pieray import cluster
-
-    state.export()
-    try:
-        cluster.join(state.address, None)
-    except EngineError:
-        return False
-    import ray
-
-    try:
-        return cluster.find_controller(state.namespace) is not None
-    finally:
-        ray.shutdown()
+        say(error.message)  # a head of our own takes all with it anyway
 
 
 def _clear_away(namespace: str) -> None:
-    """What an engine that died has left: its head's processes and its state file."""
+    """What an engine that died, or an `up` that was killed, has left: its head's processes and its state file."""
     state = upstate.load(namespace)
     if state is not None:
         if head_processes(state):
-            say(f"clearing away a Ray head that has lost its engine: {state.address}")
+            say("clearing away a Ray head that has no engine" + (f": {state.address}" if state.address else ""))
         stop_head(state)
         state.forget()
 

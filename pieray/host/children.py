@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from pieray.config import Limits
 from pieray.errors import DeadlineExceeded, EngineError, PierayError, QuotaExceeded
 from pieray.link import ActorLink
-from pieray.messages import Bind, Launch
+from pieray.messages import Launch
 from pieray.transport import Endpoint
 from pieray.wasm.timers import Timers
 
@@ -49,7 +49,7 @@ class ChildService:
         self._identity = {"peer_id": f"{peer_id}/parents", "token": token}
         self._timers = timers
         self._patience_s = patience_s
-        self._links: dict[tuple[Endpoint, str], ParentLink] = {}  # a tenant's own: its flood cuts off nobody else
+        self._links: dict[tuple[Endpoint, str], ActorLink] = {}  # a tenant's own: its flood cuts off nobody else
         self._lock = threading.Lock()
         self._dialing = threading.Lock()
         self._pool = ThreadPoolExecutor(THREADS, "pieray-children")
@@ -112,13 +112,13 @@ class ChildService:
         except PierayError as error:
             log.info("%s runs on until its actor misses its parent: %s", instance_id, error.message)
 
-    def _link(self, endpoint: Endpoint, tenant: str) -> ParentLink:
+    def _link(self, endpoint: Endpoint, tenant: str) -> ActorLink:
         """The tenant's one connection to that actor.  Raises PeerLost."""
         with self._dialing:
             with self._lock:
                 link = self._links.get((endpoint, tenant))
             if link is None or not link.is_open:
-                link = ParentLink(endpoint, **self._identity, timeout_s=10.0, on_lost=self._forget)
+                link = ActorLink(endpoint, **self._identity, timeout_s=10.0, on_lost=self._forget)
                 with self._lock:
                     self._links[endpoint, tenant] = link
             return link
@@ -129,18 +129,10 @@ class ChildService:
                 del self._links[key]
 
 
-class ParentLink(ActorLink):
-    """As a client's link, and its inferlets end with it."""
-
-    def bind(self, instance_id: str, timeout_s: float = 30.0) -> None:
-        """The inferlet ends with this connection from now on.  Raises NotFound, PeerLost, DeadlineExceeded."""
-        self._call(lambda ticket: Bind(ticket, instance_id, is_bound=True), timeout_s)
-
-
 class Bonds:
-    """In the actor that hosts children: which of them end with which connection.  Thread-safe.
+    """In the actor that hosts them: which children and attached inferlets end with which connection.  Thread-safe.
 
-    A child that no parent binds within `wait_s` ends too: its parent died before it could.
+    One that its parent or client does not bind within `wait_s` ends too: who launched it died before it could.
     """
 
     def __init__(self, timers: Timers, kill: Callable[[str, str], None], wait_s: float = 60.0) -> None:
@@ -148,13 +140,16 @@ class Bonds:
         self._kill = kill
         self._wait_s = wait_s
         self._unbound: set[str] = set()
+        self._of_clients: set[str] = set()
         self._bound: dict[int, set[str]] = {}  # by connection
         self._lock = threading.Lock()
 
-    def expect(self, instance_id: str) -> None:
-        """A child is launched."""
+    def expect(self, instance_id: str, *, is_child: bool = True) -> None:
+        """A child, or an inferlet that ends with its client, is launched."""
         with self._lock:
             self._unbound.add(instance_id)
+            if not is_child:
+                self._of_clients.add(instance_id)
         self._timers.at(time.monotonic() + self._wait_s, lambda: self._miss(instance_id))
 
     def bind(self, conn: int, instance_id: str, *, is_bound: bool) -> None:
@@ -169,6 +164,7 @@ class Bonds:
         """The inferlet has ended."""
         with self._lock:
             self._unbound.discard(instance_id)
+            self._of_clients.discard(instance_id)
             for bound in self._bound.values():
                 bound.discard(instance_id)
 
@@ -177,11 +173,13 @@ class Bonds:
         with self._lock:
             bound = self._bound.pop(conn, set())
         for instance_id in bound:
-            self._kill(instance_id, "the actor of its parent is gone")
+            is_child = instance_id not in self._of_clients
+            self._kill(instance_id, "the actor of its parent is gone" if is_child else "its client is gone")
 
     def _miss(self, instance_id: str) -> None:
         with self._lock:
             if instance_id not in self._unbound:
                 return
             self._unbound.discard(instance_id)
-        self._kill(instance_id, f"its parent did not attach to it within {self._wait_s} s")
+        owner = "client" if instance_id in self._of_clients else "parent"
+        self._kill(instance_id, f"its {owner} did not attach to it within {self._wait_s} s")

@@ -6,12 +6,14 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pieray.config import Config, Limits
-from pieray.errors import Cancelled, EngineError, InvalidRequest, NotFound, PeerLost, PierayError
+from pieray.errors import Cancelled, EngineError, InvalidRequest, NoRoom, NotFound, PeerLost, PierayError
 from pieray.host.children import Bonds
+from pieray.host.device import DeviceClient
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
@@ -52,6 +54,7 @@ class InferletHost:
         self._programs: dict[str, Program] = {}
         self._inferlets: OrderedDict[str, Inferlet | EndedInferlet] = OrderedDict()
         self._num_live = 0
+        self._num_returned = 0
         self._next_number = 1
         self._lock = threading.Lock()
         self._is_closed = False
@@ -69,14 +72,29 @@ class InferletHost:
         """Load the Python runtime, so that the first launch finds it mapped."""
         self._python_program()
 
-    def launch(self, launch: Launch) -> None:
-        """Start an inferlet.  Raises EngineError when full, InvalidRequest for a bad program or limits, DeviceLost."""
-        limits = limits_within(self._config.limits, launch.limits)
-        check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
-        program = self._program_of(launch)
-        inferlet = self._admit(launch, limits)
-        if launch.parent:
-            self.bonds.expect(launch.instance_id)
+    @property
+    def num_returned(self) -> int:
+        """Launches refused, and inferlets that have left their place, in all."""
+        return self._num_returned
+
+    @property
+    def busy_s(self) -> float:
+        """How long a worker has been at one turn of a guest, as seen by calls of this, by one thread."""
+        return self._wasm.busy_s
+
+    def launch(self, launch: Launch, check: Callable[[], None] = lambda: None) -> None:
+        """Start an inferlet.  Raises NoRoom when full, InvalidRequest for a bad program or limits, DeviceLost.
+
+        `check` is called when all is ready but the start, and raises what is against it.
+        """
+        try:
+            inferlet, program = self._prepared(launch, check)
+        except BaseException:
+            with self._lock:
+                self._num_returned += 1
+            raise
+        if launch.parent or launch.is_attached:
+            self.bonds.expect(launch.instance_id, is_child=bool(launch.parent))
         try:
             inferlet.start(self._wasm, program)
         except BaseException:
@@ -84,14 +102,21 @@ class InferletHost:
                 self._inferlets.pop(launch.instance_id, None)
             raise
 
-    def _admit(self, launch: Launch, limits: Limits) -> Inferlet:
-        device = self._device.current()  # may wait: without the lock
+    def _prepared(self, launch: Launch, check: Callable[[], None]) -> tuple[Inferlet, Program]:
+        limits = limits_within(self._config.limits, launch.limits)
+        check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
+        program = self._program_of(launch)
+        device = self._device.current()  # may wait
+        check()
+        return self._admit(launch, limits, device), program
+
+    def _admit(self, launch: Launch, limits: Limits, device: DeviceClient) -> Inferlet:
         with self._lock:
             if self._is_closed:
                 raise EngineError("this InferletActor is closing")
             if self._num_live >= self._config.inferlets_per_actor:
-                raise EngineError(f"inferlets_per_actor: the limit is {self._config.inferlets_per_actor}; "
-                                  "one more was launched")  # fmt: skip
+                raise NoRoom(f"inferlets_per_actor: the limit is {self._config.inferlets_per_actor}; "
+                             "one more was launched")  # fmt: skip
             if launch.instance_id in self._inferlets:
                 raise InvalidRequest(f"an inferlet {launch.instance_id!r} exists already")
             number = self._next_number
@@ -110,6 +135,7 @@ class InferletHost:
         self.bonds.ended(instance_id)
         with self._lock:
             self._num_live -= 1
+            self._num_returned += 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
                 self._inferlets[instance_id] = EndedInferlet(inferlet)
             ended = deque((i, f.num_bytes) for i, f in self._inferlets.items() if isinstance(f, EndedInferlet))

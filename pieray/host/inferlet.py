@@ -19,11 +19,14 @@ from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
-from pieray.messages import Launch
+from pieray.messages import Event, Launch
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
 from pieray.texts import byte_size, check_size, parse_json
 from pieray.wasm.host import Guest, Outcome, Program, WasmHost
+
+ERROR_CHARS = 200
+"""Of an error, in the facts for `pieray ps`."""
 
 
 class Inferlet:
@@ -34,6 +37,7 @@ class Inferlet:
         self.launch = launch
         self.number = number
         self.started_at = time.time()
+        self.ended_at: float | None = None
         self.log = EventLog(launch.instance_id, limits)
         self._limits = limits
         self._device = device
@@ -127,12 +131,18 @@ class Inferlet:
 
     def status(self) -> dict[str, Any]:
         """Facts for `pieray ps`."""
-        guest = self._guest
+        guest, launch = self._guest, self.launch
+        state, error = _state_of(self.log.ending, is_killed=isinstance(self._killed, Cancelled))
         return {
-            "instance_id": self.launch.instance_id,
-            "name": self.launch.name,
-            "state": "ended" if self.log.is_ended else "running",
+            "instance_id": launch.instance_id,
+            "name": launch.name,
+            "state": state,
+            "error": error,
+            "tenant": launch.tenant,
+            "user": launch.user,
+            "parent": launch.parent,
             "started_at": self.started_at,
+            "ended_at": self.ended_at,
             "cpu_time_s": guest.cpu_time_s if guest else 0.0,
             "pages": self._pages.num_handles,
             "output_bytes": self.log.output_bytes,
@@ -147,6 +157,7 @@ class Inferlet:
             self._mailbox.close()
             self._tell_end(outcome)
         finally:
+            self.ended_at = time.time()
             self._retire()
 
     def _retire(self) -> None:
@@ -186,6 +197,17 @@ class Inferlet:
             parse_json(value)
         except ValueError as error:
             raise GuestFailed(f"the result is not JSON: {error}") from None
+
+
+def _state_of(ending: Event | None, *, is_killed: bool) -> tuple[str, str]:
+    """"running", "done", "failed" or "killed", and the code and first line of the error, or ""."""
+    if ending is None:
+        return "running", ""
+    if ending.kind == "result":
+        return "done", ""
+    problem = json.loads(ending.payload)
+    line = problem["message"].partition("\n")[0]
+    return "killed" if is_killed else "failed", f"{problem['code']}: {line}"[:ERROR_CHARS]
 
 
 class EndedInferlet:

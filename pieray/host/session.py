@@ -47,6 +47,11 @@ class EventLog:
         return bool(self._events) and self._events[-1].kind in ENDINGS
 
     @property
+    def ending(self) -> Event | None:
+        """The "result" or "error" that ended the inferlet."""
+        return self._events[-1] if self.is_ended else None
+
+    @property
     def output_bytes(self) -> int:
         return self._output_bytes
 

@@ -51,9 +51,12 @@ class DeviceSessions:
     def open(self, batcher: Endpoint, resource_manager: Endpoint) -> None:
         """Dial this pair, in place of the one that there was, which is lost to its inferlets from now on.
 
+        Nothing happens if a session with this pair lives.
         Raises PeerLost, Denied, ProtocolError, DeadlineExceeded; the pair is dialled again then.
         """
         with self._changed:
+            if self._endpoints == (batcher, resource_manager) and self._is_up() is not None:
+                return
             self._endpoints = (batcher, resource_manager)
             old, self._session = self._session, None
         if old is not None:

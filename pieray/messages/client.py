@@ -99,6 +99,7 @@ class Launch(Message):
     parent: str = ""  # instance id of the inferlet that launches this one, or ""
     depth: int = 0  # 0 for a client's own, else its parent's + 1
     client_servers: list[str] = field(default_factory=list)  # names of MCP servers that the client answers for
+    is_attached: bool = False  # it ends with the connection that its client binds it to (`Bind`), or soon without one
 
 
 @register(58)

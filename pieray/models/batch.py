@@ -62,6 +62,7 @@ class RaggedBatch:
     adapters: list[LoraSegment] = field(default_factory=list)
     embeds: Embeddings | None = None
     hidden: torch.Tensor | None = None  # float32 [R, hidden]: the decoder writes the rows behind the final norm here
+    logits: torch.Tensor | None = None  # [R, vocab]: where a decoder that replays its steps writes them
 
 
 def validate_item(item: ForwardItem, config: ModelConfig, pool: KvPool) -> None:

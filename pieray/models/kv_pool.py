@@ -17,7 +17,8 @@ TokenRange = tuple[int, int, int, int, int]
 class KvPool:
     """`layers[i]` is [num_pages, 2, num_kv_heads, page_size, head_dim]: keys at 0, values at 1.
 
-    A token's *slot* is `page * page_size + offset`.  The memory starts as zeros and is never cleared again.
+    A token's *slot* is `page * page_size + offset`.  The memory starts as zeros and is never cleared again.  On a GPU
+    one more page lies behind the others, for the idle rows of captured steps to write to.
     """
 
     def __init__(
@@ -27,8 +28,10 @@ class KvPool:
             raise ModelError(f"a pool needs num_pages and page_size of at least 1, given {num_pages} and {page_size}")
         self.num_pages = num_pages
         self.page_size = page_size
-        shape = (config.num_layers, num_pages, 2, config.num_kv_heads, page_size, config.head_dim)
+        num_held = num_pages + (torch.device(device).type == "cuda")
+        shape = (config.num_layers, num_held, 2, config.num_kv_heads, page_size, config.head_dim)
         self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.scratch_slot = num_pages * page_size
         self.layers = list(self.data.unbind(0))
 
     @staticmethod
@@ -47,11 +50,6 @@ class KvPool:
     @property
     def nbytes(self) -> int:
         return self.data.numel() * self.data.element_size()
-
-    def append(self, layer: int, slots: torch.Tensor, kv: torch.Tensor) -> None:
-        """Write `kv` [T, 2, num_kv_heads, head_dim] at `slots` [T] (int64) of one layer."""
-        page = slots.div(self.page_size, rounding_mode="floor")
-        self.layers[layer][page, :, :, slots - page * self.page_size] = kv
 
     def copy_tokens(self, ranges: Sequence[TokenRange]) -> None:
         """Copy token ranges across all layers; all are read before any is written.

@@ -34,9 +34,3 @@ def _llama3(plain: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
     blend = ((rope.original_max_position / wavelength - low) / (high - low)).clamp(0, 1)
     return (1 - blend) * plain / rope.factor + blend * plain
 
-
-def rotate_(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-    """Rotate `heads` [T, H, head_dim] in place, halves paired; cos and sin are [T, 1, head_dim / 2]."""
-    first, second = heads.chunk(2, -1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-    heads.copy_(turned)

@@ -18,6 +18,7 @@ from pieray.errors import DeviceLost, InvalidRequest, ModelError, PierayError, U
 from pieray.models import batch, sampler
 from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
+from pieray.models.decode_graphs import GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
 from pieray.models.kv_pool import KvPool, TokenRange
@@ -103,7 +104,7 @@ class ModelRunner:
     in a kernel: nothing can be computed in this process any more.
     """
 
-    def __init__(self, config: ModelConfig, decoder: Decoder | CpuDecoder, pool: KvPool) -> None:
+    def __init__(self, config: ModelConfig, decoder: Decoder | GraphedDecoder | CpuDecoder, pool: KvPool) -> None:
         self.config = config
         self.decoder = decoder
         self.pool = pool
@@ -119,11 +120,13 @@ class ModelRunner:
         page_size: int = 16,
         threads: int = 1,
         kv_bytes: int = 1 << 28,
+        *,
+        cuda_graphs: bool = True,
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
 
         `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`.  `threads` are those of torch
-        in this whole process (CPU only).
+        in this whole process (CPU only).  `cuda_graphs` replays decode steps as graphs (CUDA only).
         """
         config = ModelConfig.from_folder(path)
         name = dtype or config.dtype
@@ -132,7 +135,13 @@ class ModelRunner:
         if device == "cpu":
             torch.set_num_threads(threads)
         weights = load_weights(path, config, DTYPES[name], device)
-        decoder = CpuDecoder(config, weights) if CpuDecoder.can_run(config, weights) else Decoder(config, weights)
+        decoder: Decoder | GraphedDecoder | CpuDecoder
+        if CpuDecoder.can_run(config, weights):
+            decoder = CpuDecoder(config, weights)
+        else:
+            decoder = Decoder(config, weights)
+            if cuda_graphs and decoder.device.type == "cuda":
+                decoder = GraphedDecoder(decoder)
         pages = num_pages or KvPool.pages_for(config, page_size, DTYPES[name], kv_bytes)
         pool = KvPool(config, pages, page_size, DTYPES[name], device)
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)

@@ -31,6 +31,7 @@ from pieray.pages import export_calls
 from pieray.pages.exports import ExportTable
 from pieray.pages.ledger import Holder, PageLedger
 from pieray.pages.line import Granted, LeaseLine, Refused
+from pieray.pulse import PulsedLock
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,8 @@ class LeaseService:
         self._has_batcher = False  # has had one: before that no step can touch a page
         self._batcher_lost_at: float | None = None  # unless it comes back before
         self._reclaim_at = 0.0
-        self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
+        self._lock = PulsedLock()
+        self._wake = threading.Condition(self._lock)  # type: ignore[arg-type]  # all that it needs of a lock
         self._is_closed = False
         threading.Thread(target=self._watch_deadlines, name="pieray-lease-deadlines", daemon=True).start()
 
@@ -220,6 +221,11 @@ class LeaseService:
         waits += [] if expiry is None else [min(expiry - now, threading.TIMEOUT_MAX)]
         waits += [] if self._batcher_lost_at is None else [self._batcher_lost_at - now]
         return max(0.0, min(waits)) if waits else None
+
+    @property
+    def busy_s(self) -> float:
+        """How long somebody has been at work under the lock."""
+        return self._lock.busy_s
 
     def status(self) -> dict[str, Any]:
         """Pages by state, and how many requests wait; the books are checked first."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from pieray.errors import DeviceLost, PeerLost
 from pieray.messages import Message
+from pieray.pulse import Pulse
 from pieray.sched.core import BatcherCore
 from pieray.sched.fences import FenceLink
 from pieray.transport import Connection
@@ -36,6 +37,7 @@ class StepLoop:
         self._fences: FenceLink | None = None
         self._inbox: SimpleQueue[Arrival | Later | None] = SimpleQueue()  # None: close
         self._dead: set[str] = set()
+        self._pulse = Pulse()
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
         core.plans.call_later = self._inbox.put
         core.adapters.send = self._answer
@@ -64,6 +66,11 @@ class StepLoop:
             del self._peers[conn.peer_id]
         self._inbox.put((conn.peer_id, None, time.monotonic()))
 
+    @property
+    def busy_s(self) -> float:
+        """How long the step thread has been at its present turn; 0 while it waits for work."""
+        return self._pulse.busy_s
+
     def status(self) -> dict[str, Any]:
         return {**self._core.stats(), "adapter_bytes": self._core.adapters.num_bytes}
 
@@ -79,8 +86,10 @@ class StepLoop:
         try:
             while self._take():
                 if self._core.has_work:
+                    self._pulse.begin()
                     self._answer(self._core.step(time.monotonic()))
                     self._fence()
+                    self._pulse.end()
                 if self._core.lost is not None:
                     log.critical("this batcher ends: %s", self._core.lost.message)
                     self._on_failure(self._core.lost)
@@ -104,12 +113,14 @@ class StepLoop:
                 return True
             if arrival is None:
                 return False
+            self._pulse.begin()
             if callable(arrival):
                 self._answer(arrival())
                 if self._core.lost is not None:
                     return True
             else:
                 self._accept(*arrival)
+            self._pulse.end()
 
     def _accept(self, peer_id: str, messages: list[Message] | None, came: float) -> None:
         if messages is None:

@@ -193,6 +193,7 @@ class FiberExecutor:
         self._queue: SimpleQueue[FiberGuest | None] = SimpleQueue()
         self._turns = [0] * num_threads  # per worker: odd while it runs a turn
         self._last_turns = list(self._turns)
+        self._seen = [(0, 0.0)] * num_threads  # per worker: a turn, and when it was first seen
         self._ticker = Ticker(lambda: native.increment_epoch(engine.ptr()), self._load)
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"pieray-guests-{i}", daemon=True)
@@ -203,6 +204,17 @@ class FiberExecutor:
 
     def new_guest(self, task: Task, on_done: Callable[[Guest], None]) -> Guest:
         return FiberGuest(task, self._timers, on_done, self._queue.put)
+
+    @property
+    def busy_s(self) -> float:
+        """How long a worker has been at one turn, as seen by calls of this, by one thread.
+
+        A guest that computes is cut into slices; what is long is a host function that hangs.
+        """
+        now = time.monotonic()
+        seen_before = zip(self._seen, self._turns, strict=True)
+        self._seen = [seen if seen[0] == turn else (turn, now) for seen, turn in seen_before]
+        return max(now - since if turn & 1 else 0.0 for turn, since in self._seen)
 
     def runs_on(self, thread: threading.Thread) -> bool:
         return thread in self._threads

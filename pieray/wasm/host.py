@@ -66,6 +66,11 @@ class WasmHost:
         # a daemon thread that is inside wasm when the interpreter goes away would abort the process
         self._unregister = _close_at_exit(self)
 
+    @property
+    def busy_s(self) -> float:
+        """How long a worker has been at one turn of a guest, as seen by calls of this, by one thread."""
+        return self._executor.busy_s
+
     def load(self, wasm: Path | bytes, name: str) -> Program:
         """Check, compile (or find in the cache) and link a component.
 

@@ -176,6 +176,11 @@ class ThreadExecutor:
         if self._ticker.is_asleep:
             self._ticker.wake()
 
+    @property
+    def busy_s(self) -> float:
+        """0: a guest that hangs in a host function keeps nobody else from running."""
+        return 0.0
+
     def runs_on(self, thread: threading.Thread) -> bool:
         return thread in self._threads
 

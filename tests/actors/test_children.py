@@ -50,7 +50,7 @@ def states(engine: Any) -> dict[str, str]:
 
 def until_ended(engine: Any, instance_id: str, timeout_s: float = 20.0) -> None:
     deadline = time.monotonic() + timeout_s
-    while states(engine).get(instance_id, "ended") != "ended":
+    while states(engine).get(instance_id) == "running":
         assert time.monotonic() < deadline, f"{instance_id} still runs"
         time.sleep(0.05)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,18 @@ import pytest
 from command import HOLD, CommandLine
 
 pytestmark = pytest.mark.slow
+
+COMPLETE = ("text-completion", "--", "--prompt", "a")
+NO_ROOM = "pieray: output: stdout cannot be written: No space left on device"
+CLOSED = "pieray: output: stdout cannot be written: Bad file descriptor"
+LOADED = """
+import sys
+from pieray.cli import main
+try:
+    main()
+finally:
+    print("loaded:", [name for name in ("ray", "torch", "wasmtime", "asyncio", "psutil") if name in sys.modules])
+"""
 
 
 @pytest.fixture
@@ -37,9 +51,12 @@ def test_run_prints_the_text_and_exits_0(cli: CommandLine) -> None:
     ("words", "exit_code", "message"),
     [
         (("run", "text-completio"), 2, "text-completion"),
+        (("run", "text-completion"), 2, "missing: prompt"),
+        (("run", "text-completion", "--", "--prompt", "a", "--max-tokens", "five"), 2, "is int; given 'five'"),
+        (("run", "text-completion", "--num-pages", "-3"), 2, "model.num_pages is at least 0; given -3"),
         (("run", "text-completion", "--input", "{"), 2, "--input is not JSON"),
-        (("run", "text-completion", "--model", "/no/such"), 3, "/no/such/config.json"),
-        (("run", "text-completion", "--address", "127.0.0.1:1"), 3, "nothing answers at 127.0.0.1:1"),
+        (("run", "--model", "/no/such", *COMPLETE), 3, "/no/such/config.json"),
+        (("run", "--address", "127.0.0.1:1", *COMPLETE), 3, "nothing answers at 127.0.0.1:1"),
     ],
 )
 def test_a_mistake_is_one_clear_line(
@@ -51,26 +68,80 @@ def test_a_mistake_is_one_clear_line(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_mid_generation_leaves_no_process(cli: CommandLine, signum: int, exit_code: int) -> None:
-    process = cli.begin("pieray", "run", "hold.py")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "running\n"
+@pytest.mark.parametrize(
+    ("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+@pytest.mark.parametrize("is_for_group", [False, True])
+def test_a_signal_in_mid_generation_leaves_no_process(
+    cli: CommandLine, signum: int, exit_code: int, is_for_group: bool
+) -> None:
+    """For the process, and for its whole process group, as `timeout`, terminals and service managers send it."""
+    process = cli.hold()
     assert len(cli.alive()) > 3
-    process.send_signal(signum)
-    process.send_signal(signum)  # impatience changes nothing
+    for _ in range(2):  # impatience changes nothing
+        os.killpg(process.pid, signum) if is_for_group else process.send_signal(signum)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, "Traceback" in errors) == (exit_code, False), errors
+    assert errors.splitlines()[-1] == "pieray: cancelled: interrupted"
     cli.assert_nothing_is_left(0.0)
 
 
+def test_a_time_limit_ends_an_inferlet_that_never_does(cli: CommandLine) -> None:
+    (cli.folder / "spin.py").write_text("async def main():\n    while True: pass\n", encoding="utf-8")
+    done = cli.run("timeout", "--preserve-status", "40", "pieray", "run", "spin.py")
+    assert done.returncode == 143, done.stderr
+    assert "GCS" not in done.stderr
+    cli.assert_nothing_is_left(0.0)
+
+
+@pytest.mark.parametrize("command", [("run", "hold.py"), ("up",)])
+@pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.4, 1.5, 4.0])
+def test_ctrl_c_at_any_moment_of_a_start_is_130_and_leaves_no_process(
+    cli: CommandLine, command: tuple[str, ...], delay_s: float
+) -> None:
+    process = cli.begin("pieray", *command)
+    cli.await_first_line_of_code(process)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in errors) == (130, False), errors
+    cli.assert_nothing_is_left(0.0)
+    assert "nothing is up" in cli.run("pieray", "down").stderr
+
+
 def test_a_killed_client_leaves_no_process(cli: CommandLine) -> None:
-    process = cli.begin("pieray", "run", "hold.py")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "running\n"
+    process = cli.hold()
     process.kill()
     process.communicate(timeout=60)
     cli.assert_nothing_is_left(90.0)  # a process of Ray that was just starting gets to look for its parent late
+
+
+def test_two_ups_at_once_start_one_engine(cli: CommandLine) -> None:
+    ups = [cli.begin("pieray", "up", "--num-cpus", "1") for _ in range(2)]
+    try:
+        told = [up.communicate(timeout=120)[1] for up in ups]
+        assert [up.returncode for up in ups] == [0, 0], told
+        assert sorted("is up already" in text for text in told) == [False, True]
+        assert sorted("waiting for another" in text for text in told) == [False, True]
+    finally:
+        assert cli.run("pieray", "down").returncode == 0
+    cli.assert_nothing_is_left(0.0)
+
+
+@pytest.mark.parametrize("moment", ["saved", "head", "address"])
+def test_down_finds_what_a_killed_up_has_left(cli: CommandLine, moment: str) -> None:
+    """Killed at once when its state tells of a folder, of a process, of an address: what runs is found all the same."""
+    process = cli.begin("pieray", "up")
+    wanted = {"saved": "temp_dir", "head": "head_pid", "address": "address"}[moment]
+    file, deadline = cli.folder / "home" / "engines" / "pieray.json", time.monotonic() + 60
+    while not (file.exists() and json.loads(file.read_text())[wanted]):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.communicate(timeout=60)
+    done = cli.run("pieray", "down")
+    assert (done.returncode, "is down" in done.stderr) == (0, True), done.stderr
+    cli.assert_nothing_is_left(30.0)  # its driver, which is no part of the head, may be taking back what it began
 
 
 def test_up_run_ps_kill_down(cli: CommandLine) -> None:
@@ -78,14 +149,35 @@ def test_up_run_ps_kill_down(cli: CommandLine) -> None:
     try:
         assert up.returncode == 0, up.stderr
         assert "already" in cli.run("pieray", "up").stderr
-        holder = cli.begin("pieray", "run", "hold.py")
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "running\n"
+        refused = cli.run("pieray", "up", "--num-pages", "64", "--set", "limits.pages=7")
+        assert refused.returncode == 2
+        assert "limits.pages is 4096, asked for is 7; model.num_pages is 0, asked for is 64" in refused.stderr
+        holder = cli.hold()
         (row,) = json.loads(cli.run("pieray", "ps", "--json").stdout)
         assert row["state"] == "running"
         assert cli.run("pieray", "kill", row["instance_id"]).returncode == 0
         _, errors = holder.communicate(timeout=30)
         assert (holder.returncode, "killed with `pieray kill`" in errors) == (1, True)
+        for signum in (signal.SIGHUP, signal.SIGKILL):  # a closed terminal, and what nobody can handle
+            holder = cli.hold()
+            os.killpg(holder.pid, signum)
+            holder.communicate(timeout=60)
+            cli.until_no_inferlet_runs()
+        loaded = cli.run("python", "-c", LOADED, "run", "text-completion", "--", "--prompt", "12+7=")
+        assert loaded.stdout.splitlines()[-1] == "loaded: []", loaded.stderr
+        chat = cli.run("sh", "-c", "pieray run chat -i <&-")
+        assert (chat.returncode, "Traceback" in chat.stderr) == (0, False), chat.stderr
+        (line,) = cli.run("pieray", "run", "--detach", "hold.py").stderr.splitlines()[1:]
+        assert "runs on; `pieray attach hold-" in line
+        follower = cli.begin("pieray", "attach", line.split()[1])
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == "running\n"
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(60) == 130
+        assert cli.run("pieray", "kill", line.split()[1]).returncode == 0  # it ran on
+        full = cli.run("sh", "-c", "pieray run text-completion -- --prompt a >/dev/full")
+        assert (full.returncode, full.stderr.splitlines()[1:]) == (3, [NO_ROOM])
+        cli.until_no_inferlet_runs()
     finally:
         down = cli.run("pieray", "down")
     assert down.returncode == 0, down.stderr

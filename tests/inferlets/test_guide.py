@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 import pieray
-from pieray import upstate
+from pieray.cli import engines
 from pieray.cli.app import app
 from pieray.programs import ProgramSource
 from pieray.upstate import UpState
@@ -57,7 +57,8 @@ class Borrowed:
 def at_home(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder, and an engine that runs already, as after `pieray up`."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(upstate, "find_alive", lambda _: UpState("pieray", "local"))
+    monkeypatch.setattr(engines, "find_up", lambda _: (UpState("pieray", "local"), Borrowed(engine)))
+    monkeypatch.setattr(engines, "start_own", lambda *_: Borrowed(engine))
     monkeypatch.setattr(pieray, "connect", lambda *_, **__: Borrowed(engine))
     monkeypatch.setattr(pieray, "start", lambda *_, **__: Borrowed(engine))
     yield tmp_path

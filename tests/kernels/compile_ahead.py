@@ -3,6 +3,7 @@
 Usage: compile_ahead.py PART PARTS.  A process of its own, without TRITON_INTERPRET.
 """
 
+import itertools
 import json
 import re
 import subprocess
@@ -16,6 +17,13 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from pieray.kernels.decoder_triton import (
+    HEADS_PER_PROGRAM,
+    SWIGLU_BLOCK,
+    add_rms_norm_kernel,
+    rope_append_kernel,
+    swiglu_kernel,
+)
 from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel
 
 TARGET, ARCH = GPUTarget("cuda", 90, 32), "sm_90a"
@@ -27,12 +35,14 @@ def shipped() -> Iterator[tuple[str, Variant, dict[str, object]]]:
     """Every bfloat16 variant of VARIANTS at head_dim 64 and 128 and pages of 16 and 32."""
     for (kind, head_dim), variant in VARIANTS.items():
         for page_size in (16, 32) if head_dim in (64, 128) else ():
-            for is_masked in (False, True) if kind in ("decode", "split") else (kind == "prefill_masked",):
-                name = f"{kind} head_dim={head_dim} page={page_size} mask={int(is_masked)}"
+            is_masked = kind.endswith("_masked")
+            for has_window in (True,) if is_masked else (False, True):  # a window only adds to what a mask needs
+                name = f"{kind} head_dim={head_dim} page={page_size} window={int(has_window)}"
                 constants = {
                     "PAGE": page_size, "D": head_dim, "GROUP": GROUP, "BLOCK_D": head_dim, "BLOCK_G": GROUP,
                     "BLOCK_Q": variant.block_m // GROUP, "BLOCK_N": variant.block_n, "HAS_MASK": is_masked,
-                    "HAS_WINDOW": True, "SPLITS": 8 if kind == "split" else 1, "IEEE": False, "UPCAST": False,
+                    "HAS_WINDOW": has_window, "SPLITS": 8 if kind.startswith("split") else 1,
+                    "IEEE": False, "UPCAST": False,
                 }  # fmt: skip
                 yield name, variant, constants
 
@@ -88,12 +98,33 @@ def main(part: int, parts: int) -> None:
         options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
         kernel = compiled(paged_attention_kernel, attention_signature(constants), constants, options)
         print(json.dumps({"name": name, **resources(kernel)}), flush=True)
-    if part == 0:
-        signature = {"part_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16", "num_rows": "i32"}
-        constants = {"D": 128, "BLOCK_D": 128, "SPLITS": 8, "BLOCK_R": 4}
-        print(
-            json.dumps({"name": "merge", **resources(compiled(merge_kernel, signature, constants, {"num_warps": 4}))})
-        )
+    for index, (name, kernel, signature, constants, num_warps) in enumerate(small_kernels()):
+        if index % parts == part:
+            line = resources(compiled(kernel, signature, constants, {"num_warps": num_warps}))
+            print(json.dumps({"name": name, **line}), flush=True)
+
+
+def small_kernels() -> Iterator[tuple[str, object, dict[str, str], dict[str, object], int]]:
+    """(name, kernel, signature, constants, warps) of the others, in bfloat16."""
+    merged = {"part_ptr": "*fp32", "lse_ptr": "*fp32", "out_ptr": "*bf16", "num_rows": "i32"}
+    yield "merge", merge_kernel, merged, {"D": 128, "BLOCK_D": 128, "SPLITS": 8, "BLOCK_R": 4}, 4
+    half = dict.fromkeys(("x_ptr", "delta_ptr", "weight_ptr", "sum_ptr", "out_ptr"), "*bf16")
+    for width in (1024, 4096, 8192):
+        constants = {"HAS_DELTA": True, "BLOCK": width}
+        num_warps = min(16, width // 256)
+        yield f"norm {width}", add_rms_norm_kernel, {**half, "eps": "fp32", "width": "i32"}, constants, num_warps
+    wide = {"wide_ptr": "*bf16", "out_ptr": "*bf16", "width": "i32"}
+    yield "gate", swiglu_kernel, wide, {"BLOCK": SWIGLU_BLOCK}, 4
+    turned = {
+        "heads_ptr": "*bf16", "cos_ptr": "*fp32", "sin_ptr": "*fp32", "positions_ptr": "*i64", "slots_ptr": "*i64",
+        "kv_ptr": "*bf16", "q_weight_ptr": "*bf16", "k_weight_ptr": "*bf16", "eps": "fp32",
+    }  # fmt: skip
+    for head_dim, has_norm in itertools.product((64, 128), (False, True)):
+        constants = {
+            "H": 32, "KV_H": 8, "PAGE": 16, "D": head_dim, "HAS_NORM": has_norm, "BLOCK_H": HEADS_PER_PROGRAM,
+            "BLOCK_C": head_dim // 2,
+        }  # fmt: skip
+        yield f"rotation head_dim={head_dim} norm={int(has_norm)}", rope_append_kernel, turned, constants, 2
 
 
 if __name__ == "__main__":

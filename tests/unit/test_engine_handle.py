@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from pieray import engine as engine_module
 from pieray.config import Config
 from pieray.engine import Engine
 from pieray.errors import ConfigError, EngineError, InvalidRequest, PeerLost
+from pieray.offloop import off_loop
 from pieray.programs import ProgramSource
 from pieray.transport import Endpoint
 
@@ -21,11 +25,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Methods that the Controller was asked for."""
     calls: list[str] = []
 
-    def ask(_controller: Any, method: str, *_args: Any, timeout_s: float) -> Any:
+    def begin(method: str, *_args: Any) -> Callable[[float], Any]:
         calls.append(method)
-        return {"token": "t", "launch": Endpoint("inproc", "nobody", 1).to_wire()}.get(method)
+        answers = {"token": "t", "ping": 1.0, "launch": Endpoint("inproc", "nobody", 1).to_wire()}
+        return lambda _timeout_s: answers.get(method)
 
-    monkeypatch.setattr(engine_module, "ask_actor", ask)
+    monkeypatch.setattr(engine_module, "asker", lambda _controller: begin)
     return calls
 
 
@@ -37,7 +42,7 @@ def engine(asked: list[str]) -> Engine:
 def test_an_inferlet_that_its_client_cannot_reach_is_ended(engine: Engine, asked: list[str]) -> None:
     with pytest.raises((EngineError, PeerLost)):
         engine.launch(SOURCE)
-    assert asked == ["token", "launch", "kill"]
+    assert asked == ["token", "ping", "launch", "kill"]
 
 
 @pytest.mark.parametrize(
@@ -67,3 +72,34 @@ def test_a_closed_handle_launches_nothing(engine: Engine, asked: list[str]) -> N
     with pytest.raises(EngineError, match="closed"):
         engine.launch(SOURCE)
     assert asked == ["token"]
+
+
+def test_an_inferlet_whose_launch_was_cancelled_does_not_run_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[str] = []
+    launching, go, done = threading.Event(), threading.Event(), threading.Event()
+
+    class Launched:
+        def kill(self, reason: str) -> None:
+            killed.append(reason)
+            done.set()
+
+    def launch(*_: Any, **__: Any) -> Any:
+        launching.set()
+        assert go.wait(30)
+        return Launched()
+
+    monkeypatch.setattr(engine, "launch", launch)
+
+    async def main() -> None:
+        task = asyncio.create_task(engine.alaunch(SOURCE))
+        assert await off_loop(launching.wait, 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go.set()
+        assert await off_loop(done.wait, 30)
+
+    asyncio.run(main())
+    assert killed == ["its launch was cancelled"]

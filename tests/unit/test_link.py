@@ -112,3 +112,18 @@ def test_closing_a_link_waits_until_the_tools_have_ended(actor: Actor, link: Act
     link.close()
     assert ended.has_ended
     assert running.has_ended
+
+
+def test_a_closed_handle_says_so_to_who_holds_a_process(actor: Actor, link: ActorLink) -> None:
+    process = Process("it", "demo", link)
+    link.attach(process)
+    link.close()
+    deadline = time.monotonic() + 30
+    while not process.is_done:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    with pytest.raises(PeerLost, match="the engine handle of demo it is closed; it may run on"):
+        process.result()
+    for call in (process.kill, lambda: process.send("a"), lambda: process.send_file("a", b"")):
+        with pytest.raises(PeerLost, match="closed its engine handle"):
+            call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -51,9 +52,80 @@ def test_events_that_come_twice_are_taken_once(process: Process) -> None:
 
 
 def test_the_inferlets_error_is_raised_as_its_class(process: Process) -> None:
-    process.add([Event("error", json.dumps({"code": "quota", "message": "pages: the limit is 3"}), 0)])
+    fail(process)
     with pytest.raises(QuotaExceeded, match="the limit is 3"):
         process.result()
+
+
+def fail(process: Process) -> None:
+    process.add([text(0, "a"), Event("error", json.dumps({"code": "quota", "message": "pages: the limit is 3"}), 1)])
+
+
+async def read_kinds(stream: AsyncIterator[Event], seen: list[str]) -> None:
+    async for event in stream:
+        seen.append(event.kind)  # noqa: PERF401 - what was seen before an error counts
+
+
+def test_iterating_a_failed_inferlet_raises_its_error_at_the_end(process: Process) -> None:
+    fail(process)
+    seen: list[str] = []
+    for read in (lambda: iter(process), process.events):
+        with pytest.raises(QuotaExceeded, match="the limit is 3"):
+            seen.extend(event.kind for event in read())
+    assert seen == ["text", "text", "error"]
+
+    async def main() -> None:
+        for stream in (process.__aiter__(), process.aevents()):
+            with pytest.raises(QuotaExceeded, match="the limit is 3"):
+                await read_kinds(stream, seen)
+        with pytest.raises(QuotaExceeded, match="the limit is 3"):
+            await process
+
+    asyncio.run(main())
+    assert seen[3:] == ["text", "text", "error"]
+
+
+def test_what_is_sent_after_the_connection_is_lost_is_an_error_and_no_silence(process: Process) -> None:
+    link = process._link
+
+    def refuse(*_: object) -> None:
+        raise PeerLost("the client has closed its engine handle")
+
+    link.kill = refuse  # type: ignore[method-assign]
+    process.lose(PeerLost("gone"))
+    with pytest.raises(PeerLost, match="closed its engine handle"):
+        process.kill()
+
+
+def test_a_process_is_awaited_and_its_calls_have_twins_for_an_event_loop(process: Process) -> None:
+    async def main() -> object:
+        await process.asend("hello")
+        await process.akill("enough")
+        asyncio.get_running_loop().call_later(0.01, process.add, [text(0, "a"), Event("result", "7", 1)])
+        assert [event.kind async for event in process.aevents()] == ["text", "result"]
+        return await process
+
+    assert asyncio.run(main()) == 7
+    assert (process._link.sent, process._link.killed) == (["hello"], ["enough"])  # type: ignore[attr-defined]
+
+
+def test_a_call_that_waits_does_not_hold_up_the_event_loop_nor_others(process: Process) -> None:
+    go = threading.Event()
+
+    def block(instance_id: str, value: str, timeout_s: float) -> None:
+        assert go.wait(30)
+
+    process._link.send_text = block  # type: ignore[method-assign]
+
+    async def main() -> None:
+        sends = [asyncio.ensure_future(process.asend("x")) for _ in range(100)]
+        await process.akill("enough")  # no queue behind those that wait
+        sends[0].cancel()
+        go.set()
+        done = await asyncio.gather(*sends, return_exceptions=True)
+        assert [type(one) for one in done] == [asyncio.CancelledError] + [type(None)] * 99
+
+    asyncio.run(main())
 
 
 def test_a_result_that_does_not_come_is_a_deadline(process: Process) -> None:
@@ -77,7 +149,8 @@ def test_a_lost_actor_answers_everybody_who_waits(process: Process) -> None:
     for thread in threads:
         thread.join(5)
     assert got == ["gone"] * 3
-    assert list(process) == []
+    with pytest.raises(PeerLost, match="gone"):
+        list(process)
 
 
 def test_a_loss_after_the_end_changes_nothing(process: Process) -> None:

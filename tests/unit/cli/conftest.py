@@ -10,8 +10,6 @@ import pytest
 from fake_engine import FakeEngine, Outcome
 from typer.testing import CliRunner
 
-import pieray
-from pieray import upstate
 from pieray.cli import engines
 from pieray.upstate import UpState
 
@@ -26,12 +24,12 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
         fake.start_settings = {"address": address, **settings}
         return fake
 
-    def connect(address: str = "auto", namespace: str = "pieray") -> Any:
+    def connect(address: str, namespace: str) -> Any:
         fake.connected_to.append((address, namespace))
         return fake
 
     monkeypatch.setattr(engines, "start_own", start_own)
-    monkeypatch.setattr(pieray, "connect", connect)
+    monkeypatch.setattr(engines, "connect", connect)
     monkeypatch.setenv("PIERAY_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return fake
@@ -41,7 +39,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
 def is_up(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> UpState:
     """As if `pieray up` had been here."""
     state = UpState("pieray", "10.0.0.1:6379")
-    monkeypatch.setattr(upstate, "find_alive", lambda namespace: state if namespace == "pieray" else None)
+    monkeypatch.setattr(engines, "find_up", lambda namespace: (state, engine) if namespace == "pieray" else None)
     return state
 
 

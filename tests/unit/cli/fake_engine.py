@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pieray.config import Config
 from pieray.errors import NotFound, PierayError
 from pieray.process import Event, Process
 from pieray.programs import ProgramSource
@@ -69,20 +71,32 @@ class FakeEngine:
     connected_to: list[tuple[str, str]] = field(default_factory=list)
     launches: list[dict[str, Any]] = field(default_factory=list)
     mcp: Any = None
+    is_attached: bool = False
+    config: Config = field(default_factory=Config)
     is_closed: bool = False
     link: FakeLink = field(default_factory=FakeLink)
     installed: dict[str, ProgramSource] = field(default_factory=dict)
     on_launch: Callable[[], None] = lambda: None
 
     def launch(
-        self, program: Any, input: Any = None, /, *, limits: Any = None, mcp: Any = None, **arguments: Any
-    ) -> Process:
+        self, program: Any, input: Any = None, /, *, limits: Any = None, mcp: Any = None, attached: bool = False,
+        **arguments: Any,
+    ) -> Process:  # fmt: skip
         self.mcp = mcp
+        self.is_attached = attached
         self.on_launch()
         if self.refusal is not None:
             raise self.refusal
         self.launches.append({"name": program.name, "arguments": {**(input or {}), **arguments}, "limits": limits})
-        process = Process("fake-1", program.name, self.link)
+        return self._process(program.name)
+
+    def attach(self, instance_id: str) -> Process:
+        if instance_id != "fake-1":
+            raise NotFound(f"no inferlet {instance_id!r}")
+        return self._process("fake")
+
+    def _process(self, name: str) -> Process:
+        process = Process("fake-1", name, self.link)
         told = [("text", text) for text in self.texts] + [("log", line) for line in self.logs]
         told.extend(self.others)
         if self.error is not None:
@@ -93,7 +107,13 @@ class FakeEngine:
         return process
 
     def ps(self) -> list[dict[str, Any]]:
-        return [{"instance_id": "fake-1", "name": "fake", "state": "running", "cpu_time_s": 0.5, "pages": 3}]
+        facts = {"cpu_time_s": 0.5, "pages": 3, "output_bytes": 7, "tenant": "lab", "user": "ada"}
+        return [
+            {"instance_id": "fake-1", "name": "fake", "state": "running", "error": "", "parent": "",
+             "started_at": time.time() - 200.5, "ended_at": None, **facts},
+            {"instance_id": "\x1b[2Jfake-2", "name": "a\tb\n", "state": "failed", "error": "quota: \x9b1m",
+             "parent": "fake-1", "started_at": time.time() - 90000.5, "ended_at": time.time(), **facts},
+        ]  # fmt: skip
 
     def models(self) -> list[dict[str, Any]]:
         return [{"name": "pie-tiny", "num_pages": 64, "device": "cpu"}]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pieray.cli.arguments import parse_arguments, parse_input, parse_limits, parse_settings, text_parameters
+from pieray.cli.arguments import parse_arguments, parse_input, parse_limits, parse_settings
+from pieray.cli.signature import MainFunction, main_of
 from pieray.errors import ConfigError
 from pieray.programs import ProgramSource
 
@@ -52,18 +54,96 @@ def test_words_that_belong_to_nothing_are_refused(words: list[str]) -> None:
         parse_arguments(words)
 
 
+def main(parameters: str) -> MainFunction:
+    return main_of(ProgramSource("p", "p.py", source=f"async def main({parameters}): ..."))
+
+
 def test_a_parameter_annotated_str_takes_the_word_as_it_stands() -> None:
-    program = ProgramSource("p", "p.py", source=(
-        "async def main(prompt: str, n: int = 3, *, name: str | None = None, stop: list[str] | str = ''): ..."
-    ))  # fmt: skip
-    texts = text_parameters(program)
-    assert texts == {"prompt", "name"}
-    assert parse_arguments(["--name", "12", "--n", "12"], texts) == {"name": "12", "n": 12}
+    known = main("prompt: str, n: int = 3, *, name: str | None = None, stop: list[str] | str = ''")
+    assert [name for name in ("prompt", "n", "name", "stop") if known.is_text(name)] == ["prompt", "name"]
+    words = ["--prompt", "[1]", "--name", "12", "--n", "12", "--stop", "5"]
+    assert parse_arguments(words, known) == {"prompt": "[1]", "name": "12", "n": 12, "stop": "5"}
+    assert parse_arguments(["--stop", '["a"]'], known) == {"stop": ["a"]}
 
 
-def test_a_program_that_does_not_parse_or_is_no_python_has_no_text_parameters() -> None:
-    assert text_parameters(ProgramSource("p", "p.py", source="def main(")) == frozenset()
-    assert text_parameters(ProgramSource("p", "p.wasm", component=b"\0asm")) == frozenset()
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        ("int", [1, -1, 0], [1.5, 1.0, "five", True, None, [1]]),
+        ("float", [1, 1.5], ["1", True, None]),
+        ("bool", [True, False], [1, "yes", None]),
+        ("str", ["", "a"], [1, True, None]),
+        ("str | None", ["a", None], [1]),
+        ("Optional[int]", [1, None], ["a"]),
+        ("typing.Union[int, str]", [1, "a"], [1.5, None]),
+        ("list[str]", [[], ["a"]], ["a", [1], {}]),
+        ("Sequence[int | None]", [[1, None]], [["a"]]),
+        ("dict[str, float]", [{}, {"a": 1}], [[], {"a": "b"}]),
+        ("tuple[int, str]", [[1, "a"]], ["a", 1]),
+        ('Literal["a", 1]', ["a", 1], ["b", True]),
+        ("Annotated[int, 'positive']", [1], ["a"]),
+        ("'int'", [1], ["a"]),
+        ("Any", [1, "a", None], []),
+        ("object", [1, "a"], []),
+        ("Colour", [1, "red"], []),
+        ("np.ndarray[int]", [[1]], []),
+        ("Literal[Colour.RED]", ["red"], []),
+    ],
+)
+def test_a_value_that_does_not_fit_the_annotation_is_refused(annotation: str, good: list[Any], bad: list[Any]) -> None:
+    known = main(f"a: {annotation}")
+    for value in good:
+        known.check({"a": value})
+    for value in bad:
+        with pytest.raises(ConfigError, match=r"argument 'a' of main\(\) is"):
+            known.check({"a": value})
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--prompt"], "--prompt takes a value: 'prompt' of main() is str"),
+        (["--no-prompt"], "takes a value"),
+        (["--n"], "--n takes a value: 'n' of main() is int"),
+        (["--prompt", "\udcc3("], r"UTF-8 text; given '\xc3('"),
+        (["--\udcc3", "a"], "UTF-8 text"),
+    ],
+)
+def test_words_that_the_parameters_do_not_take_are_refused(words: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        parse_arguments(words, main("prompt: str, n: int = 1, on: bool = False, no_repeat: bool = False"))
+
+
+def test_flags_go_to_the_parameters_that_take_them() -> None:
+    known = main("on: bool = False, no_repeat: bool = False, anything=None, **others")
+    words = ["--on", "--no-repeat", "--anything", "--unknown"]
+    assert parse_arguments(words, known) == {"on": True, "no_repeat": True, "anything": True, "unknown": True}
+    assert parse_arguments(["--no-on"], known) == {"on": False}
+
+
+def test_what_is_missing_or_not_taken_is_said_with_all_that_is() -> None:
+    known = main("prompt: str, n: int = None, *, rest=1")
+    known.check({"prompt": "a", "n": None})
+    with pytest.raises(ConfigError, match=r"main\(\) takes prompt: str, n: int, rest; missing: prompt"):
+        known.check({})
+    with pytest.raises(ConfigError, match="did you mean 'prompt'"):
+        known.check({"prmpt": "a"})
+    main("prompt: str, **rest").check({"prompt": "a", "else": 1})
+    with pytest.raises(ConfigError, match="it takes no arguments"):
+        main("").check({"a": 1})
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["def main(", "", "from x import main", "main = 5", "@wrapped\ndef main(a: int): ...", "def main(a: int, /): ...",
+     "def main(*a: int): ...", "if True:\n  def main(a: int): ...", "def main(a: int): ...\nmain = wrapped(main)",
+     "def main(a: int): ...\nfrom x import *", "\0", "(" * 5000],
+)  # fmt: skip
+def test_of_a_main_that_is_no_plain_function_nothing_is_said(source: str) -> None:
+    known = main_of(ProgramSource("p", "p.py", source=source))
+    known.check({"a": "five"})
+    assert parse_arguments(["--a", "12", "--b"], known) == {"a": 12, "b": True}
+    main_of(ProgramSource("p", "p.wasm", component=b"\0asm")).check({"a": 1})
 
 
 def test_input_is_a_json_object_given_literally_or_as_a_file(tmp_path: Path) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_engine import FakeEngine, Outcome
 
 import pieray
-from pieray import upstate
-from pieray.cli import doctor
+from pieray import config, upstate
+from pieray.cli import doctor, up
+from pieray.errors import EngineError, GuestFailed
 from pieray.upstate import UpState
 
 Call = Callable[..., Outcome]
@@ -24,15 +27,46 @@ Call = Callable[..., Outcome]
 def test_version_and_help_load_neither_ray_nor_torch() -> None:
     code = (
         "import sys; from pieray.cli.app import app; app(['version'], standalone_mode=False); "
-        "print([m for m in ('ray', 'torch', 'wasmtime', 'transformers', 'psutil') if m in sys.modules])"
+        "print([m for m in ('ray', 'torch', 'wasmtime', 'transformers', 'psutil', 'asyncio') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [pieray.__version__, "[]"]
 
 
+@pytest.mark.slow
+def test_words_are_converted_without_pydantic() -> None:
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('pydantic' in sys.modules)); "
+        "from pieray.cli.app import app; app(['kill', 'x', '--namespace', 'nothing-is-up'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "False\n"), done.stderr
+
+
+def test_numbers_are_converted_as_ever(engine: FakeEngine, call: Call) -> None:
+    for wrong in ("many", "-1", "1.5"):
+        assert call("up", "--num-cpus", wrong).exit_code == 2
+    assert call("run", "text-completion", "--num-pages", "9", "--", "--prompt", "a").exit_code == 0
+    assert engine.start_settings["model"] == {"num_pages": 9}
+
+
 def test_ps_prints_rows_for_programs_and_people(engine: FakeEngine, call: Call, is_up: UpState) -> None:
-    assert json.loads(call("ps", "--json").stdout) == engine.ps()
-    assert call("ps").stdout == "fake-1\tfake\trunning\t0.50\t3\t-\n"
+    rows = json.loads(call("ps", "--json").stdout)
+    assert [row["instance_id"] for row in rows] == ["fake-1", "\x1b[2Jfake-2"]
+    assert rows[0].keys() == engine.ps()[0].keys()
+    running, failed = call("ps").stdout.splitlines()
+    assert running.split("\t") == ["fake-1", "fake", "running", "lab/ada", "3m 20s", "0.50", "3", "7", "-", "-"]
+    assert failed.split("\t") == [
+        r"\x1b[2Jfake-2", r"a\tb\n", "failed", "lab/ada", "1d 1h", "0.50", "3", "7", "fake-1", r"quota: \x9b1m"
+    ]  # fmt: skip
+
+
+def test_what_an_inferlet_logs_and_how_it_fails_steers_no_terminal(engine: FakeEngine, call: Call) -> None:
+    engine.logs, engine.error = ["info: \x1b]0;title\x07 and \u202e"], GuestFailed("no \x9b2J\nsecond line")
+    done = call("run", "text-completion", "--debug", "--", "--prompt", "a")
+    assert done.stderr.splitlines()[1:] == [
+        r"info: \x1b]0;title\x07 and \u202e", r"pieray: guest-failed: no \x9b2J", "second line"
+    ]  # fmt: skip
 
 
 def test_adapters_are_listed(engine: FakeEngine, call: Call, is_up: UpState) -> None:
@@ -98,12 +132,56 @@ def test_a_state_survives_on_disk_and_a_process_with_a_reused_pid_is_not_taken_f
     state = UpState("blue", "127.0.0.1:1", 1, 12.5, "/tmp/x", environment={"RAY_AUTH_MODE": "token"})
     state.save()
     assert upstate.load("blue") == state
+    assert stat.S_IMODE(upstate.state_file("blue").stat().st_mode) == 0o600  # it may hold the engine's token
     assert upstate.find_alive("blue") is None
     assert not replace(state, head_pid=1).is_alive()
     state.forget()
     assert upstate.load("blue") is None
     upstate.state_file("blue").write_text("{broken", encoding="utf-8")
     assert upstate.load("blue") is None
+
+
+def test_a_namespace_is_one_commands_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PIERAY_HOME", str(tmp_path))
+    waited: list[str] = []
+    with upstate.locked("blue", 5.0, lambda: waited.append("blue")), upstate.locked("red", 5.0, lambda: None):
+        with pytest.raises(EngineError, match="namespace blue for over 0 s"):
+            take("blue", 0.0, waited)
+        assert waited == ["blue"]
+    take("blue", 0.0, waited)
+    assert waited == ["blue"]
+
+
+def take(namespace: str, timeout_s: float, waited: list[str]) -> None:
+    with upstate.locked(namespace, timeout_s, lambda: waited.append(namespace)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "text"),
+    [
+        ((), {}, ""),
+        (("--num-pages", "64"), {"model": {"num_pages": 64}}, ""),
+        (("--num-pages", "64"), {}, "model.num_pages is 0, asked for is 64"),
+        (("--set", "limits.pages=7"), {}, "limits.pages is 4096, asked for is 7"),
+        (("--device", "cuda"), {}, "model.device is 'auto', asked for is 'cuda'"),
+        (("--dashboard",), {}, "--dashboard is False, asked for is True"),
+        (("--num-cpus", "3"), {}, "--num-cpus is 2, asked for is 3"),
+        (("--address", "10.0.0.7:1"), {}, "--address is '10.0.0.1:6379', asked for is '10.0.0.7:1'"),
+    ],
+)
+def test_up_beside_a_running_engine_names_each_setting_that_differs(
+    engine: FakeEngine, call: Call, is_up: UpState, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...],
+    settings: dict[str, Any], text: str,
+) -> None:  # fmt: skip
+    state = replace(is_up, num_cpus=2)
+    engine.config = config.load(settings)
+    monkeypatch.setattr(up, "find_up", lambda _: (state, engine))
+    done = call("up", *words)
+    assert done.exit_code == (2 if text else 0), done.stderr
+    assert (text or "an engine is up already in namespace pieray at 10.0.0.1:6379") in done.stderr
+    if text:
+        assert "`pieray down` first" in done.stderr
 
 
 @pytest.mark.parametrize("namespace", ["../x", "", "a/b", ".hidden", "a" * 101])

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from fake_engine import FakeEngine, Outcome
 
+from pieray.cli import engines
 from pieray.errors import DeviceLost, EngineError, GuestFailed, InvalidRequest, ModelError, NotFound, QuotaExceeded
 from pieray.upstate import UpState
 
 Call = Callable[..., Outcome]
-RUN = ("run", "text-completion")
+RUN = ("run", "text-completion", "--input", '{"prompt": "12+7="}')
 
 
 def test_texts_stream_and_a_result_that_only_repeats_them_is_not_printed(engine: FakeEngine, call: Call) -> None:
@@ -139,6 +140,17 @@ def test_an_error_of_our_own_is_one_line_and_a_traceback_only_with_debug(engine:
         ((*RUN, "--limit", "page=8"), "did you mean limits.pages?"),
         ((*RUN, "stray"), "stray"),
         ((*RUN, "--max-tokens", "3"), "--max-tokens"),
+        (("run", "text-completion"), "missing: prompt"),
+        ((*RUN, "--", "--max-tokens", "five"), "argument 'max_tokens' of main() is int; given 'five'"),
+        ((*RUN, "--", "--promt", "x"), "did you mean 'prompt'?"),
+        ((*RUN, "--", "--prompt"), "--prompt takes a value: 'prompt' of main() is str"),
+        ((*RUN, "--input", '{"prompt": 12}'), "argument 'prompt' of main() is str; given 12"),
+        ((*RUN, "--num-pages", "-3"), "model.num_pages is at least 0; given -3"),
+        ((*RUN, "--set", "model.threads=0"), "model.threads is at least 1; given 0"),
+        ((*RUN, "--set", "child_ceiling=-1"), "child_ceiling is at least 0; given -1"),
+        ((*RUN, "--set", "log_level=loud"), "log_level is one of"),
+        ((*RUN, "--", "--prompt", "\udcff\udcfe"), r"UTF-8 text; given '\xff\xfe'"),
+        ((*RUN, "--input", '{"prompt": "\udcff"}'), "UTF-8 text"),
     ],
 )
 def test_wrong_usage_exits_2_before_anything_is_started(
@@ -153,18 +165,19 @@ def test_wrong_usage_exits_2_before_anything_is_started(
 
 def test_arguments_settings_and_limits_reach_the_engine(engine: FakeEngine, call: Call) -> None:
     call(*RUN, "--model", "/models/m", "--num-pages", "9", "--set", "limits.pages=4", "--set", "model.threads=2",
-         "--limit", "wall_time_s=1.5", "--input", '{"a": 1, "b": 1}', "--", "--b", "2")  # fmt: skip
+         "--limit", "wall_time_s=1.5", "--input", '{"prompt": "a", "seed": 1}', "--", "--seed", "2")  # fmt: skip
     assert engine.start_settings == {
         "address": None, "namespace": "pieray", "limits": {"pages": "4"},
         "model": {"path": "/models/m", "num_pages": 9, "threads": "2"},
     }  # fmt: skip
-    assert engine.launches[0]["arguments"] == {"a": 1, "b": 2}
+    assert engine.launches[0]["arguments"] == {"prompt": "a", "seed": 2}
     assert engine.launches[0]["limits"] == {"wall_time_s": 1.5}
 
 
 def test_an_engine_that_is_up_is_used_and_said_so(engine: FakeEngine, call: Call, is_up: UpState) -> None:
     done = call(*RUN)
-    assert engine.connected_to == [(is_up.address, "pieray")]
+    assert engine.launches
+    assert not engine.start_settings
     assert f"using the engine of `pieray up` at {is_up.address}" in done.stderr
 
 
@@ -173,7 +186,6 @@ def test_an_engine_of_its_own_is_started_where_the_one_that_is_up_does_not_fit(
     engine: FakeEngine, call: Call, is_up: UpState, words: tuple[str, ...]
 ) -> None:
     assert call(*RUN, *words).exit_code == 0
-    assert engine.connected_to == []
     assert engine.start_settings
 
 
@@ -183,7 +195,7 @@ def test_a_cluster_without_an_engine_gets_one_that_nobody_else_finds(
     def connect(address: str, namespace: str) -> None:
         raise NotFound("no engine")
 
-    monkeypatch.setattr("pieray.connect", connect)
+    monkeypatch.setattr(engines, "connect", connect)
     assert call(*RUN, "--address", "10.0.0.9:6379").exit_code == 0
     assert engine.start_settings["address"] == "10.0.0.9:6379"
     assert engine.start_settings["namespace"].startswith("pieray-run-")
@@ -199,11 +211,11 @@ def test_settings_for_an_engine_that_runs_on_a_cluster_are_refused(
     assert engine.is_closed
 
 
-@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_kills_the_inferlet_closes_the_engine_and_exits_as_shells_expect(
     engine: FakeEngine, call: Call, signum: int, exit_code: int
 ) -> None:
-    before = signal.getsignal(signum)
+    before = signal.signal(signum, signal.SIG_DFL)  # whatever it is to who runs the tests
     engine.on_launch = lambda: os.kill(os.getpid(), signum)
     done = call(*RUN, "--json")
     signal.signal(signum, before)
@@ -223,3 +235,35 @@ def test_the_place_of_an_error_is_not_looked_for_in_its_log_lines(engine: FakeEn
     trace = 'Oops: no\nTraceback:\n  File "main.py", line 3, in main\nlast log lines:\n  info: File "other.py", line 9'
     engine.error = GuestFailed(trace)
     assert "pieray: guest-failed: Oops: no (main.py, line 3; --debug" in call(*RUN).stderr
+
+
+def test_a_detached_inferlet_runs_on_without_its_client(engine: FakeEngine, call: Call, is_up: UpState) -> None:
+    engine.ends = False
+    done = call(*RUN, "--detach")
+    assert (done.exit_code, engine.is_attached, engine.link.killed) == (0, False, [])
+    assert "fake-1 runs on; `pieray attach fake-1` shows what it does" in done.stderr
+    assert call(*RUN, "--detach", "--json").events == [
+        {"event": "started", "name": "text-completion", "id": "fake-1"}
+    ]
+    assert call(*RUN, "--detach", "-i").exit_code == 2
+    engine.ends = True
+    call(*RUN)
+    assert engine.is_attached
+
+
+def test_detaching_needs_an_engine_that_stays(engine: FakeEngine, call: Call) -> None:
+    done = call(*RUN, "--detach")
+    assert (done.exit_code, engine.start_settings) == (3, {})
+    assert "`pieray up` starts one" in done.stderr
+
+
+def test_attach_shows_what_an_inferlet_has_done_and_how_it_ends(
+    engine: FakeEngine, call: Call, is_up: UpState
+) -> None:
+    engine.result = 19
+    assert call("attach", "fake-1").stdout == "19\n19\n"
+    engine.error = GuestFailed("KeyError: 3")
+    done = call("attach", "fake-1", "--json")
+    assert (done.exit_code, done.events[-1]["code"]) == (1, "guest-failed")
+    missing = call("attach", "other")
+    assert (missing.exit_code, engine.link.killed) == (2, [])

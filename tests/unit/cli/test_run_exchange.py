@@ -14,7 +14,7 @@ from pieray.cli.exchange import save
 from pieray.process import Event, Process, ReceivedFile
 
 Call = Callable[..., Outcome]
-RUN = ("run", "text-completion")
+RUN = ("run", "text-completion", "--input", '{"prompt": "12+7="}')
 
 
 def parts(name: str, data: bytes, step: int = 4) -> list[tuple[str, str]]:

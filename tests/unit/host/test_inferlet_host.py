@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,37 @@ def test_launches_over_a_limit_are_refused_before_anything_is_done(host: Inferle
     with pytest.raises(InvalidRequest, match="neither"):
         host.launch(Launch("a", "a", "a.py", "", b"", "{}", {}))
     assert host.num_live == 0
+
+
+def test_ps_tells_how_each_ended_and_whose_it_is(host: InferletHost) -> None:
+    launched = launch("fine", "echo 1")
+    host.launch(replace(launched, user="ada", tenant="lab", parent="it-0"))
+    host.launch(launch("fails", "return 100"))
+    host.launch(replace(launch("killed", "spin", wall_time_s=60.0), is_attached=True))
+    end_of(host, "fine"), end_of(host, "fails")
+    facts = {row["instance_id"]: row for row in host.status()}
+    assert [facts["fine"][key] for key in ("state", "error", "tenant", "user", "parent")] == [
+        "done", "", "lab", "ada", "it-0"
+    ]  # fmt: skip
+    assert facts["fails"]["state"] == "failed"
+    assert facts["fails"]["error"].startswith("guest-failed: the result is not JSON")
+    assert (facts["killed"]["state"], facts["killed"]["ended_at"]) == ("running", None)
+    host.kill("killed", "enough")
+    end_of(host, "killed")
+    facts = {row["instance_id"]: row for row in host.status()}
+    assert (facts["killed"]["state"], facts["killed"]["error"]) == ("killed", "cancelled: enough")
+    assert all(row["started_at"] <= row["ended_at"] for row in facts.values())
+
+
+def test_an_attached_inferlet_ends_with_the_connection_of_its_client_and_others_do_not(host: InferletHost) -> None:
+    for name in ("attached", "other"):
+        host.launch(replace(launch(name, "spin", wall_time_s=60.0), is_attached=name == "attached"))
+        host.bonds.bind(1, "attached", is_bound=True)
+    host.bonds.lost(2)
+    host.bonds.lost(1)
+    assert end_of(host, "attached").payload == '{"code": "cancelled", "message": "its client is gone"}'
+    assert {row["instance_id"]: row["state"] for row in host.status()} == {"attached": "killed", "other": "running"}
+    host.kill("other", "the test is over")
 
 
 @pytest.mark.parametrize(

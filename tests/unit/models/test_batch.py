@@ -10,6 +10,7 @@ import torch
 from families import u32
 
 from pieray.errors import InvalidRequest
+from pieray.kernels import decoder_torch
 from pieray.models.batch import ForwardItem, build_batch, validate_item
 from pieray.models.config import ModelConfig, RopeConfig
 from pieray.models.kv_pool import KvPool
@@ -113,10 +114,13 @@ def test_pages_are_sized_from_a_budget() -> None:
         KvPool.pages_for(CONFIG, 4, torch.float32, page - 1)
 
 
-def test_append_writes_keys_and_values_at_their_slots() -> None:
+def test_keys_and_values_go_to_their_slots() -> None:
     memory = pool()
-    kv = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 2, 1, 4), dtype=np.float32))
-    memory.append(1, torch.tensor([7, 36]), kv)
+    heads = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 4, 4), dtype=np.float32))
+    kv = heads[:, 2:].reshape(2, 2, 1, 4).clone()
+    cos, sin = torch.ones(1, 2), torch.zeros(1, 2)  # of position 0: nothing turns
+    slots, positions = torch.tensor([7, 36]), torch.zeros(2, dtype=torch.int64)
+    decoder_torch.rope_append(heads, cos, sin, positions, memory.layers[1], slots, None, 1e-6)
     assert torch.equal(memory.layers[1][1, :, :, 3], kv[0])
     assert torch.equal(memory.layers[1][9, :, :, 0], kv[1])
     assert not memory.layers[0].any()

@@ -1,0 +1,70 @@
+"""Ray's side of supervision: actors are created, asked, watched and killed here alone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from pieray.actors.batcher import Batcher
+from pieray.actors.broker import Broker
+from pieray.actors.cluster_facts import await_free, head_node, num_gpus
+from pieray.actors.common import actor_name, create_actor
+from pieray.actors.inferlet_actor import InferletActor
+from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER, Answer, Member
+from pieray.actors.resource_manager import ResourceManager
+from pieray.config import Config
+from pieray.raycalls import asker
+
+log = logging.getLogger(__name__)
+
+CLASSES: Mapping[str, type] = {
+    BATCHER: Batcher, RESOURCE_MANAGER: ResourceManager, BROKER: Broker, INFERLETS: InferletActor,
+}  # fmt: skip
+
+
+class RayFleet:
+    """A `pieray.actors.members.Fleet`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._watched: dict[Any, Member] = {}  # by the call that ends with the actor
+        self._lock = threading.Lock()
+
+    def create(self, role: str, number: int | None, incarnation: int, near: Member | None = None) -> Member:
+        """See Fleet.  The Broker's place is the head node, where the file of its store is; Ray chooses for others."""
+        name = actor_name(role, number)
+        await_free([name], self._config.namespace)
+        node = near.facts.get("node_id") if near is not None else head_node() if role == BROKER else None
+        gpus = num_gpus(self._config) if role == BATCHER else 0.0
+        handle = create_actor(CLASSES[role], self._config, name, name, incarnation, num_gpus=gpus, node=node)
+        member = Member(role, name, handle, incarnation)
+        with self._lock:
+            self._watched[handle.watch.remote()] = member
+        return member
+
+    def begin(self, member: Member, method: str, *args: Any) -> Answer:
+        """See Fleet."""
+        return asker(member.handle)(method, *args)
+
+    def deaths(self, timeout_s: float) -> list[Member]:
+        """See Fleet."""
+        with self._lock:
+            refs = list(self._watched)
+        if not refs:
+            time.sleep(timeout_s)
+            return []
+        ready, _ = ray.wait(refs, num_returns=1, timeout=timeout_s)
+        with self._lock:
+            return [member for ref in ready if (member := self._watched.pop(ref, None)) is not None]
+
+    def kill(self, member: Member) -> None:
+        """See Fleet.  Ray ends a process that does not react within seconds by SIGKILL."""
+        with self._lock:
+            for ref in [ref for ref, watched in self._watched.items() if watched is member]:
+                del self._watched[ref]
+        ray.kill(member.handle)

@@ -1,0 +1,63 @@
+"""A client's connection to the Controller's socket: its methods, without Ray."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from pieray.errors import ActorGone, NoAnswer, PeerLost, PierayError
+from pieray.messages.controller import Ask
+from pieray.messages.frame import Message
+from pieray.transport import Connection, Endpoint, PendingCalls, connect
+
+
+class ControllerLink:
+    """Calls to the Controller behind an endpoint, for `pieray.controllercalls.ControllerCalls`.  Thread-safe."""
+
+    def __init__(self, endpoint: Endpoint, token: str, timeout_s: float = 10.0) -> None:
+        """Connect; raises what `pieray.transport.connect` raises."""
+        self.token = token
+        self._calls = PendingCalls()
+        peer_id = f"cli-{os.getpid()}-{secrets.token_hex(4)}"
+        self._conn = connect(endpoint, self, role="client", peer_id=peer_id, token=token, timeout_s=timeout_s)
+
+    def begin(self, method: str, *args: Any) -> Callable[[float], Any]:
+        """Call a method; what this returns waits so many seconds for the answer, and may be asked again after NoAnswer.
+
+        The method's PierayErrors come through, the Controller's death is ActorGone.  Lists come where it gives tuples.
+        """
+        outcomes: SimpleQueue[tuple[Any, PierayError | None]] = SimpleQueue()
+        try:
+            self._calls.submit(
+                self._conn, lambda ticket: Ask(ticket, method, list(args)), lambda *outcome: outcomes.put(outcome)
+            )
+        except PeerLost as lost:
+            raise ActorGone(f"the engine's Controller is gone: {lost.message}") from lost
+
+        def answer(timeout_s: float) -> Any:
+            try:
+                value, error = outcomes.get(timeout=max(0.0, timeout_s))
+            except Empty:
+                raise NoAnswer(f"the engine did not answer {method} within {timeout_s:.3g} s") from None
+            if isinstance(error, PeerLost) and not self._conn.is_open:
+                raise ActorGone(f"the engine's Controller is gone: {error.message}")
+            if error is not None:
+                raise error
+            return value
+
+        return answer
+
+    def close(self) -> None:
+        """Hang up.  Idempotent."""
+        self._conn.close("the client has closed its engine handle")
+
+    def on_connect(self, conn: Connection) -> None: ...
+
+    def on_messages(self, conn: Connection, messages: list[Message]) -> None:
+        self._calls.resolve(conn, messages)
+
+    def on_close(self, conn: Connection, error: PeerLost) -> None:
+        self._calls.fail_all(conn, error)

@@ -1,0 +1,177 @@
+"""A cluster of fake actors: they can be killed, frozen and woken up, as processes can."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pieray.actors.members import BATCHER, INFERLETS, RESOURCE_MANAGER, Answer, Member
+from pieray.errors import ActorGone, DeadlineExceeded, NoAnswer, NotFound, PierayError
+from pieray.messages import Launch, decode
+
+MODEL = {"info": {"name": "m", "num_pages": 8}, "tokenizer": {}, "adapters": []}
+
+
+class FakeActor:
+    """One process.  Calls to a frozen one wait in it and are carried out when it wakes up."""
+
+    def __init__(self, fleet: FakeFleet, member: Member, near: Member | None) -> None:
+        self.fleet = fleet
+        self.member = member
+        self.near = near
+        self.is_dead = False
+        self.running = threading.Event()
+        self.running.set()
+        self.calls: list[str] = []
+        self.busy_s = 0.0
+        self.peers: list[Any] = []
+        self.live: dict[str, float] = {}
+        self.num_returned = 0
+        self.lock = threading.Lock()
+
+    def answer(self, method: str, args: tuple[Any, ...]) -> Any:
+        self.calls.append(method)
+        if (hook := self.fleet.hooks.get((self.member.role, method))) is not None:
+            hook(self)
+        return getattr(self, method)(*args)
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.member.name, "pid": id(self) % 10_000, "node_id": f"node-of-{self.member.name}"}
+
+    def pulse(self) -> dict[str, Any]:
+        return {**self.describe(), "clock": time.monotonic(), "busy_s": self.busy_s, "num_returned": self.num_returned}
+
+    def load(self) -> dict[str, Any]:
+        return MODEL
+
+    def open(self, *args: Any) -> tuple[str, int]:
+        if self.member.role == INFERLETS:
+            self.peers = list(args[2:])
+        return self.member.name, self.member.incarnation
+
+    def reconnect(self, batcher: Any, resource_manager: Any) -> None:
+        self.peers[:2] = batcher, resource_manager
+
+    def reconnect_broker(self, broker: Any) -> None:
+        self.peers[2] = broker
+
+    def set_adapters(self, facts: Any) -> None: ...
+
+    def launch(self, frame: bytes, _sent_at: float, deadline: float) -> None:
+        (message,) = decode(frame)
+        assert isinstance(message, Launch)
+        with self.lock:
+            if time.monotonic() > deadline:
+                self.num_returned += 1
+                raise DeadlineExceeded("too late")
+            self.live[message.instance_id] = time.monotonic()
+            self.fleet.started.append(message.instance_id)
+
+    def kill(self, instance_id: str, _reason: str) -> None:
+        with self.lock:
+            if self.live.pop(instance_id, None) is None:
+                raise NotFound(instance_id)
+            self.num_returned += 1
+
+    def inferlets(self) -> list[dict[str, Any]]:
+        return [{"instance_id": i, "name": "it", "state": "running"} for i in list(self.live)]
+
+    def count_returned(self) -> int:
+        return self.num_returned
+
+    def status(self) -> dict[str, Any]:
+        return self.describe()
+
+    def close(self) -> None: ...
+
+
+class FakeFleet:
+    """A `pieray.actors.members.Fleet`.  `hooks[role, method]` is called with the actor before its method."""
+
+    def __init__(self) -> None:
+        self.actors: list[FakeActor] = []
+        self.hooks: dict[tuple[str, str], Callable[[FakeActor], None]] = {}
+        self.killed: list[str] = []
+        self.started: list[str] = []
+        self.is_watch_broken = False
+        self._deaths: list[Member] = []
+        self._changed = threading.Condition()
+
+    def create(self, role: str, number: int | None, incarnation: int, near: Member | None = None) -> Member:
+        name = f"pieray.{role}" if number is None else f"pieray.{role}.{number}"
+        assert name not in [a.member.name for a in self.actors if not a.is_dead], "the name is taken"
+        member = Member(role, name, None, incarnation)
+        actor = member.handle = FakeActor(self, member, near)
+        self.actors.append(actor)
+        if (hook := self.hooks.get((role, "create"))) is not None:
+            hook(actor)
+        return member
+
+    def begin(self, member: Member, method: str, *args: Any) -> Answer:
+        actor: FakeActor = member.handle
+        outcome: list[Any] = []
+        done = threading.Event()
+
+        def work() -> None:
+            actor.running.wait()
+            try:
+                outcome.append(ActorGone("killed") if actor.is_dead else actor.answer(method, args))
+            except PierayError as error:
+                outcome.append(error)
+            done.set()
+
+        threading.Thread(target=work, daemon=True).start()
+
+        def wait(timeout_s: float) -> Any:
+            deadline = time.monotonic() + max(timeout_s, 0.0)
+            while not done.wait(min(0.01, max(0.0, deadline - time.monotonic()))):
+                if actor.is_dead:
+                    raise ActorGone(f"{member.name} died")
+                if time.monotonic() >= deadline:
+                    raise NoAnswer(f"{member.name} did not answer {method}")
+            if isinstance(outcome[0], PierayError):
+                raise outcome[0]
+            return outcome[0]
+
+        return wait
+
+    def deaths(self, timeout_s: float) -> list[Member]:
+        if self.is_watch_broken:
+            raise RuntimeError("ray.wait failed")
+        with self._changed:
+            self._changed.wait_for(lambda: self._deaths, timeout_s)
+            found, self._deaths = self._deaths, []
+            return found
+
+    def kill(self, member: Member) -> None:
+        self.killed.append(member.name)
+        member.handle.is_dead = True
+
+    # --- for tests -----------------------------------------------------------------------------
+
+    def alive(self, role: str) -> list[FakeActor]:
+        return [a for a in self.actors if a.member.role == role and not a.is_dead]
+
+    def one(self, role: str) -> FakeActor:
+        (actor,) = self.alive(role)
+        return actor
+
+    def die(self, actor: FakeActor) -> None:
+        """As SIGKILL."""
+        actor.is_dead = True
+        with self._changed:
+            self._deaths.append(actor.member)
+            self._changed.notify_all()
+
+    def freeze(self, actor: FakeActor) -> None:
+        """As SIGSTOP."""
+        actor.running.clear()
+
+    def wake(self, actor: FakeActor) -> None:
+        """As SIGCONT."""
+        actor.running.set()
+
+
+ROLES = (BATCHER, RESOURCE_MANAGER, INFERLETS)

@@ -1,0 +1,130 @@
+"""The Controller's socket, with a real connection and a scripted Controller."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pieray.actors.door import ControllerDoor
+from pieray.config import Config
+from pieray.controllerlink import ControllerLink
+from pieray.engine import connect_door
+from pieray.errors import Denied, EngineError, InvalidRequest, NotFound, PeerLost
+from pieray.transport import Listener, serve
+
+TOKEN = "t" * 64
+
+
+class Controller:
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.killed: list[tuple[str, str]] = []
+
+    def config(self) -> dict[str, Any]:
+        return {"namespace": "blue", "limits": {"pages": 7}}
+
+    def ps(self) -> list[dict[str, Any]]:
+        return [{"instance_id": "a", "ended_at": None, "cpu_time_s": 0.5}]
+
+    def kill(self, instance_id: str, reason: str) -> None:
+        if instance_id == "none":
+            raise NotFound("no inferlet 'none'")
+        self.killed.append((instance_id, reason))
+
+    def models(self) -> None:
+        raise ZeroDivisionError("oops")
+
+    def status(self) -> None:
+        assert self.go.wait(30)
+
+    def programs(self) -> object:
+        return object()
+
+    def program(self, *_: object) -> None:
+        raise PeerLost("an actor is gone")
+
+    def token(self) -> str:
+        return "secret"
+
+
+@pytest.fixture
+def controller() -> Controller:
+    return Controller()
+
+
+@pytest.fixture
+def door(controller: Controller) -> Iterator[Listener]:
+    listener = serve(ControllerDoor(controller), peer_id="pieray.controller", incarnation=1, token=TOKEN, host="")
+    yield listener
+    controller.go.set()
+    listener.close()
+
+
+@pytest.fixture
+def link(door: Listener) -> Iterator[ControllerLink]:
+    link = ControllerLink(door.endpoint, TOKEN)
+    yield link
+    link.close()
+
+
+def test_an_engine_is_used_through_it_without_ray(door: Listener, controller: Controller) -> None:
+    with connect_door(door.endpoint.to_wire(), TOKEN) as engine:
+        assert (engine.config.namespace, engine.config.limits.pages) == ("blue", 7)
+        assert engine.ps() == [{"instance_id": "a", "ended_at": None, "cpu_time_s": 0.5}]
+        engine.kill("a", "enough")
+    assert controller.killed == [("a", "enough")]
+    with pytest.raises(EngineError, match="closed"):
+        engine.ps()
+
+
+def test_errors_of_the_controller_come_through_as_their_classes(link: ControllerLink) -> None:
+    with pytest.raises(NotFound, match="no inferlet 'none'"):
+        link.begin("kill", "none", "")(30)
+    with pytest.raises(PeerLost, match="an actor is gone"):  # the Controller itself lives
+        link.begin("program")(30)
+    with pytest.raises(EngineError, match="models failed in the engine: ZeroDivisionError: oops"):
+        link.begin("models")(30)
+    with pytest.raises(InvalidRequest, match="cannot be"):
+        link.begin("programs")(30)
+
+
+@pytest.mark.parametrize("method", ["token", "pid", "start", "__init__", "", "x" * 1000])
+def test_only_what_is_meant_for_clients_can_be_asked_for(link: ControllerLink, method: str) -> None:
+    with pytest.raises(InvalidRequest, match="for clients"):
+        link.begin(method)(30)
+
+
+def test_a_wrong_number_of_arguments_fails_that_ask_alone(link: ControllerLink) -> None:
+    with pytest.raises(EngineError, match="kill failed in the engine: TypeError"):
+        link.begin("kill")(30)
+    assert link.begin("ps")(30)
+
+
+def test_without_the_token_nothing_is_answered(door: Listener) -> None:
+    with pytest.raises(Denied):
+        ControllerLink(door.endpoint, "u" * 64)
+
+
+def test_a_silent_controller_is_a_deadline_and_holds_up_no_other_ask(link: ControllerLink) -> None:
+    with pytest.raises(EngineError, match=r"did not answer status within 0\.05 s"):
+        link.begin("status")(0.05)
+    assert link.begin("ps")(30)
+
+
+def test_a_dead_controller_answers_who_waits(door: Listener, link: ControllerLink) -> None:
+    threading.Timer(0.05, door.close).start()
+    with pytest.raises(EngineError, match="Controller is gone"):
+        link.begin("status")(30)
+    with pytest.raises(EngineError, match="Controller is gone"):
+        link.begin("ps")(30)
+
+
+def test_a_default_config_travels(door: Listener, controller: Controller) -> None:
+    import dataclasses
+
+    controller.config = lambda: dataclasses.asdict(Config(http_hosts=("a.example",)))  # type: ignore[method-assign]
+    with connect_door(door.endpoint.to_wire(), TOKEN) as engine:
+        assert engine.config == Config(http_hosts=("a.example",))

@@ -1,0 +1,337 @@
+"""Supervision on fake actors that die, freeze and wake up: who is replaced, who is told, what a launch meets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from fake_fleet import FakeActor, FakeFleet
+
+from pieray.actors import health, records, supervisor
+from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER
+from pieray.actors.supervisor import Supervisor
+from pieray.config import Config, from_mapping
+from pieray.errors import EngineError, NoAnswer, PierayError, Stalled
+from pieray.messages import Launch, encode
+from pieray.stalls import Stalls
+
+SOON = 30.0
+SETTINGS: dict[str, Any] = {"suspect_after_s": 2.0, "replace_after_s": 4.0}
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (health, supervisor):
+        monkeypatch.setattr(module, "TICK_S", 0.1)
+
+
+@pytest.fixture
+def fleet() -> FakeFleet:
+    return FakeFleet()
+
+
+@pytest.fixture
+def engine(fleet: FakeFleet) -> Iterator[Callable[..., Supervisor]]:
+    started: list[Supervisor] = []
+
+    def start(stalls: Stalls | None = None, **settings: Any) -> Supervisor:
+        found = Supervisor(from_mapping(Config, {**SETTINGS, **settings}), fleet, stalls)
+        started.append(found)
+        found.start()
+        until(lambda: fleet.alive(BROKER) != [] and current(fleet))
+        return found
+
+    yield start
+    for one in started:
+        one.shutdown()
+
+
+def until(condition: Callable[[], bool], what: str = "") -> None:
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def current(fleet: FakeFleet) -> bool:
+    """Whether all hosts that run have been told of the actors of today."""
+    today = [(a.member.name, a.member.incarnation) for role in (BATCHER, RESOURCE_MANAGER, BROKER)
+             for a in fleet.alive(role)]  # fmt: skip
+    hosts = [actor for actor in fleet.alive(INFERLETS) if actor.running.is_set() and actor.peers]
+    return bool(hosts) and all(actor.peers == today for actor in hosts)
+
+
+def frame(instance_id: str, depth: int = 0) -> bytes:
+    return encode([Launch(instance_id, "it", "it.py", "def main(): ...", b"", "{}", {}, depth=depth)])
+
+
+def rows(engine: Supervisor, role: str) -> list[dict[str, Any]]:
+    return [row for row in engine.status()["actors"] if row["role"] == role]
+
+
+# --- deaths ------------------------------------------------------------------------------------
+
+
+def test_an_engine_comes_up_and_goes(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    running = engine(actor_pool=2)
+    assert fleet.one(RESOURCE_MANAGER).near is fleet.one(BATCHER).member
+    assert [row["state"] for row in running.status()["actors"]] == ["up"] * 5
+    assert running.launch(frame("a")) == ("pieray.inferlets.0", fleet.alive(INFERLETS)[0].member.incarnation)
+    running.shutdown()
+    assert all(actor.is_dead for actor in fleet.actors)
+
+
+@pytest.mark.parametrize("role", [BATCHER, RESOURCE_MANAGER])
+def test_a_pair_is_replaced_together_and_hosts_are_told(
+    engine: Callable[..., Supervisor], fleet: FakeFleet, role: str
+) -> None:
+    running = engine(actor_pool=2)
+    old = fleet.one(BATCHER), fleet.one(RESOURCE_MANAGER)
+    fleet.die(fleet.one(role))
+    until(lambda: len(fleet.alive(BATCHER)) == 1 and fleet.one(BATCHER) is not old[0] and current(fleet))
+    assert all(actor.is_dead for actor in old)
+    assert len(fleet.alive(INFERLETS)) == 2
+    running.launch(frame("a"))
+    assert running.status()["failure"] is None
+
+
+def test_a_launch_while_the_pair_is_replaced_waits_for_it(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    running = engine()
+    loading = threading.Event()
+    fleet.hooks[BATCHER, "load"] = lambda _: assert_(loading.wait(SOON))
+    fleet.die(fleet.one(BATCHER))
+    until(lambda: fleet.alive(BATCHER) != [] and "load" in fleet.one(BATCHER).calls)
+    with ThreadPoolExecutor(1) as threads:
+        launching = threads.submit(running.launch, frame("a"))
+        time.sleep(0.3)
+        assert not launching.done()
+        loading.set()
+        launching.result(SOON)
+    assert current(fleet)
+
+
+def test_replacing_one_actor_blocks_notice_of_no_other(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    engine(actor_pool=2)
+    loading = threading.Event()
+    fleet.hooks[BATCHER, "load"] = lambda _: assert_(loading.wait(SOON))
+    fleet.die(fleet.one(BATCHER))
+    until(lambda: any("load" in a.calls for a in fleet.alive(BATCHER)))
+    broker, host = fleet.one(BROKER), fleet.alive(INFERLETS)[0]
+    fleet.die(broker)
+    fleet.die(host)
+    until(lambda: fleet.alive(BROKER) != [] and "open" in fleet.one(BROKER).calls)
+    until(lambda: len(fleet.alive(INFERLETS)) == 2)
+    loading.set()
+    until(lambda: current(fleet) and len([a for a in fleet.alive(INFERLETS) if a.peers]) == 2)
+
+
+@pytest.mark.parametrize("role", [BATCHER, RESOURCE_MANAGER, BROKER, INFERLETS])
+def test_a_watch_that_fails_hides_no_death(engine: Callable[..., Supervisor], fleet: FakeFleet, role: str) -> None:
+    running = engine()
+    fleet.is_watch_broken = True
+    old = fleet.one(role)
+    fleet.die(old)
+    until(lambda: [a for a in fleet.alive(role) if a is not old] != [] and current(fleet))
+    fleet.is_watch_broken = False
+    again = fleet.one(role)
+    fleet.die(again)
+    until(lambda: [a for a in fleet.alive(role) if a is not again] != [] and current(fleet))
+    running.launch(frame("a"))
+
+
+def test_more_deaths_than_the_budget_are_backed_off_and_mended(
+    engine: Callable[..., Supervisor], fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "RESTART_WINDOW_S", 4.0)
+    running = engine()
+    for _ in range(records.FREE_RESTARTS + 1):
+        until(lambda: fleet.alive(BATCHER) != [] and current(fleet))
+        fleet.die(fleet.one(BATCHER))
+    until(lambda: running.status()["failure"] is not None)
+    with pytest.raises(EngineError, match=r"the device group has died 6 times lately; it is started again within 1 s"):
+        running.launch(frame("a"))
+    until(lambda: fleet.alive(BATCHER) != [] and current(fleet) and running.status()["failure"] is None)
+    running.launch(frame("b"))
+    until(lambda: running.status()["num_restarts"] == 0)
+
+
+def test_a_pair_that_fails_to_start_is_started_until_it_does(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine()
+    failures = iter([OSError("the model folder is gone"), EngineError("no"), KeyboardInterrupt()])
+
+    def fail(_: FakeActor) -> None:
+        for error in failures:
+            raise PierayError(repr(error))
+
+    fleet.hooks[BATCHER, "load"] = fail
+    fleet.die(fleet.one(RESOURCE_MANAGER))
+    until(lambda: running._restarts["device group"].num_recent == 4)
+    until(lambda: current(fleet) and running.status()["failure"] is None)
+    assert len(fleet.alive(RESOURCE_MANAGER)) == len(fleet.alive(BATCHER)) == 1
+
+
+def test_a_host_that_cannot_be_connected_is_replaced(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    engine()
+    stubborn = fleet.one(INFERLETS)
+
+    def refuse(actor: FakeActor) -> None:
+        if actor is stubborn:
+            raise PierayError("no")
+
+    fleet.hooks[INFERLETS, "reconnect"] = refuse
+    fleet.die(fleet.one(BATCHER))
+    until(lambda: stubborn.is_dead and current(fleet))
+
+
+# --- frozen actors -----------------------------------------------------------------------------
+
+
+def test_a_frozen_host_is_set_aside_named_and_replaced(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    running = engine(actor_pool=2)
+    running.launch(frame("before"))
+    frozen = next(actor for actor in fleet.alive(INFERLETS) if "before" in actor.live)
+    fleet.freeze(frozen)
+    began = time.monotonic()
+    assert running.launch(frame("a"))[0] != frozen.member.name
+    until(lambda: frozen.member.is_suspect)
+    assert running.launch(frame("b"))[0] != frozen.member.name
+    (row,) = [row for row in running.status()["actors"] if row["state"] != "up"]
+    assert (row["name"], row["state"], row["pid"]) == (frozen.member.name, "silent", frozen.describe()["pid"])
+    assert row["silent_s"] >= 2.0
+    assert running.status()["silent"] == [frozen.member.name]
+    assert {r["instance_id"]: r["state"] for r in running.ps()} == {
+        "before": "unreachable", "a": "running", "b": "running",
+    }  # fmt: skip
+    with pytest.raises(NoAnswer, match=rf"{frozen.member.name} \(pid \d+ on node .*\) does not answer: before ends"):
+        running.kill("before", "enough")
+    assert time.monotonic() - began < SOON / 2
+    until(lambda: frozen.is_dead)
+    until(lambda: len(fleet.alive(INFERLETS)) == 2 and running.status()["silent"] == [])
+    assert {r["instance_id"] for r in running.ps()} == {"a", "b"}
+
+
+def test_a_launch_that_was_given_up_never_starts(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    running = engine(max_actors=1, replace_after_s=1000.0)
+    (frozen,) = fleet.alive(INFERLETS)
+    fleet.freeze(frozen)
+    with ThreadPoolExecutor(20) as threads:
+        deadline = time.monotonic() + 3.0
+        tried = [threads.submit(running.launch, frame(f"lost-{i}"), None, deadline) for i in range(20)]
+        for one in tried:
+            with pytest.raises(EngineError, match="does not answer|no InferletActor had room in time"):
+                one.result(SOON)
+    fleet.wake(frozen)
+    until(lambda: not frozen.member.is_suspect)
+    until(lambda: frozen.calls.count("launch") == 20)
+    assert fleet.started == []
+    assert running.ps() == []
+    running.launch(frame("later"))
+    until(lambda: running._pool.num_live_now() == 1)  # each place that was taken has come back
+
+
+def test_one_that_started_before_its_actor_fell_silent_is_ended(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine(max_actors=1, replace_after_s=1000.0)
+    (frozen,) = fleet.alive(INFERLETS)
+    is_started = threading.Event()
+    launch = frozen.launch
+
+    def launch_and_freeze(*args: Any) -> None:
+        launch(*args)
+        fleet.freeze(frozen)
+        is_started.set()
+        frozen.running.wait()
+
+    frozen.launch = launch_and_freeze  # type: ignore[method-assign]
+    with pytest.raises(EngineError):
+        running.launch(frame("unlucky"), None, time.monotonic() + 3.0)
+    assert fleet.started == ["unlucky"]
+    fleet.wake(frozen)
+    until(lambda: frozen.live == {})
+
+
+@pytest.mark.parametrize("role", [BATCHER, RESOURCE_MANAGER, BROKER])
+def test_a_frozen_service_is_named_and_replaced(
+    engine: Callable[..., Supervisor], fleet: FakeFleet, role: str
+) -> None:
+    running = engine()
+    frozen = fleet.one(role)
+    fleet.freeze(frozen)
+    until(lambda: running.status()["silent"] == [frozen.member.name])
+    running.launch(frame("a"))
+    until(lambda: frozen.is_dead and current(fleet))
+    until(lambda: running.status()["silent"] == [])
+
+
+def test_one_that_wakes_up_in_time_is_kept(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    running = engine(replace_after_s=1000.0)
+    frozen = fleet.one(BROKER)
+    fleet.freeze(frozen)
+    until(lambda: frozen.member.is_suspect)
+    fleet.wake(frozen)
+    until(lambda: running.status()["silent"] == [] and not frozen.member.is_suspect)
+    assert not frozen.is_dead
+
+
+def test_a_long_turn_is_no_freeze_and_one_without_end_is_replaced(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    engine(turn_timeout_s=60.0)
+    batcher = fleet.one(BATCHER)
+    batcher.busy_s = 59.0
+    heard = len([call for call in batcher.calls if call == "pulse"])
+    until(lambda: len([call for call in batcher.calls if call == "pulse"]) > heard + 2)
+    assert not batcher.is_dead
+    batcher.busy_s = 61.0
+    until(lambda: batcher.is_dead and current(fleet))
+
+
+def test_a_controller_that_stood_still_starts_nothing_that_waited_in_it(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    stalls = Stalls(0.2)
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(0.02):
+            stalls.tick()
+
+    ticking = threading.Thread(target=tick, daemon=True)
+    ticking.start()
+    try:
+        running = engine(stalls)
+        sent_at = time.monotonic()
+        running.launch(frame("prompt"), sent_at)
+        stop.set()
+        ticking.join()
+        time.sleep(0.3)  # frozen; now it wakes up, and this launch was in its queue
+        with pytest.raises(Stalled):
+            running.launch(frame("late"), sent_at)
+        stalls.tick()
+        with pytest.raises(Stalled):
+            running.launch(frame("late"), sent_at)
+        running.launch(frame("anew"), time.monotonic())
+        assert fleet.started == ["prompt", "anew"]
+    finally:
+        stop.set()
+
+
+def test_no_child_is_launched_past_the_ceiling(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    running = engine(child_ceiling=2)
+    running.launch(frame("a"))
+    running.launch(frame("b"))
+    with pytest.raises(PierayError, match="child_ceiling: no child is launched while 2 inferlets run on this engine"):
+        running.launch(frame("c", depth=1))
+    fleet.one(INFERLETS).kill("a", "")
+    running.launch(frame("c", depth=1))
+
+
+def assert_(is_true: bool) -> None:
+    assert is_true
