@@ -36,7 +36,7 @@ class Limits:
     wall_time_s: float = 600.0
     """From launch to the end, waiting included."""
     cpu_time_s: float = 60.0
-    """Time that the guest itself computes."""
+    """Time that the guest itself computes, and that is computed for its calls: long texts, grammars' masks."""
     pages: int = 4096
     """KV page handles held at one time."""
     page_wait_s: float = 30.0
@@ -47,7 +47,7 @@ class Limits:
     message_bytes: int = 4 * MIB
     """One session message, either way; also one string or list handed to a handler."""
     tokenize_bytes: int = 256 << 10
-    """Text tokenized, or rendered by a chat template, in one call: it runs on the thread of all guests."""
+    """Text tokenized, or rendered by a chat template, in one call."""
     mailbox_bytes: int = 16 * MIB
     """Messages sent and not yet received, each way."""
     log_bytes: int = MIB
@@ -68,7 +68,7 @@ class Limits:
     """Decode plans open at one time; samplers and matchers likewise."""
     grammar_bytes: int = 256 << 10
     """Source text of one grammar."""
-    grammar_time_s: float = 10.0
+    grammar_time_s: float = 5.0
     """Compiling one grammar."""
     adapter_bytes: int = 64 * MIB
     """LoRA weights that an inferlet has loaded for itself."""

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
+START_S = 900.0
+"""For a component to be compiled, its turn included: the engine gives up before."""
 ASK_S = 60.0
 """How long the Controller may take over what it is asked, as long as it says that it lives."""
 
@@ -109,7 +111,10 @@ class Engine:
             self._calls.tell("kill", instance_id, "its launch was given up")
             raise
         try:
-            return self._attached(instance_id, found.name, wire, tools, is_bound=attached)
+            process = self._attached(instance_id, found.name, wire, tools, is_bound=attached)
+            if not found.source:  # a component, or an installed program that may be one: it may have to be compiled
+                self._link(Endpoint.from_wire(wire)).await_start(instance_id, START_S)
+            return process
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
             with contextlib.suppress(PierayError):
                 self.kill(instance_id, "its client could not attach")

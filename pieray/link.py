@@ -16,6 +16,7 @@ from pieray.deadlines import Deadline
 from pieray.errors import PeerLost, PierayError
 from pieray.messages import (
     Attach,
+    AwaitStart,
     Bind,
     CancelCall,
     ClientAnswer,
@@ -106,6 +107,10 @@ class ActorLink:
             others = [p for p in self._processes.pop(process.id, []) if p is not process]
             if others:
                 self._processes[process.id] = others
+
+    def await_start(self, instance_id: str, timeout: float | None) -> None:
+        """Return once the inferlet runs; raises why it never will."""
+        self._call(lambda ticket: AwaitStart(ticket, instance_id), timeout)
 
     def send_text(self, instance_id: str, text: str, timeout: float | None) -> None:
         self._call(lambda ticket: SendText(ticket, instance_id, text), timeout)

@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from pieray.config import Limits
-from pieray.errors import DeadlineExceeded, EngineError, PierayError, QuotaExceeded
+from pieray.errors import Cancelled, DeadlineExceeded, EngineError, PierayError, QuotaExceeded
+from pieray.fairpool import FairPool
 from pieray.link import ActorLink
 from pieray.messages import Launch
 from pieray.transport import Endpoint
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 THREADS = 4
 RETRY_S = 0.2
+WAIT_S = 60.0
+"""For a thread to launch it: tenants, and parents, take turns."""
 PATIENCE_S = 10.0
 """How long a launch waits for room on a full engine."""
 
@@ -52,7 +55,7 @@ class ChildService:
         self._links: dict[tuple[Endpoint, str], ActorLink] = {}  # a tenant's own: its flood cuts off nobody else
         self._lock = threading.Lock()
         self._dialing = threading.Lock()
-        self._pool = ThreadPoolExecutor(THREADS, "pieray-children")
+        self._pool = FairPool("launching children", THREADS)
 
     def launch(self, message: Launch, child: Child, done: Callable[[Link | PierayError], None]) -> None:
         """Launch, attach `child`, bind it to this actor's life; `done` is called once, on another thread."""
@@ -60,7 +63,7 @@ class ChildService:
 
     def close(self) -> None:
         """Hang up: children that are bound end.  Idempotent."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
         with self._lock:
             links, self._links = list(self._links.values()), {}
         for link in links:
@@ -70,13 +73,19 @@ class ChildService:
         self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float
     ) -> None:
         try:
-            self._pool.submit(self._work, message, child, done, deadline)
-        except RuntimeError:  # the pool is shut down
+            launching = self._pool.submit(
+                lambda: self._work(message, child, done, deadline), tenant=message.tenant, owner=message.parent,
+                wait_s=WAIT_S,
+            )  # fmt: skip
+        except Cancelled:
             done(EngineError("this InferletActor is closing"))
+            return
+        except QuotaExceeded as error:
+            done(error)
+            return
+        launching.add_done_callback(lambda found: done(failed) if (failed := _error_of(found)) is not None else None)
 
-    def _work(
-        self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float
-    ) -> None:
+    def _work(self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float) -> None:
         found: Link | PierayError
         try:
             found = self._launched(message, child)
@@ -90,7 +99,7 @@ class ChildService:
                 found = DeadlineExceeded(f"no room for a child within {self._patience_s} s; {error.message}")
         except PierayError as error:
             found = error
-        except BaseException as error:  # a thread of the pool would not tell
+        except BaseException as error:
             log.exception("a child could not be launched")
             found = PierayError(f"{type(error).__name__}: {error}")
         done(found)
@@ -127,6 +136,12 @@ class ChildService:
         with self._lock:
             for key in [key for key, known in self._links.items() if known is link]:
                 del self._links[key]
+
+
+def _error_of(launching: Future[None]) -> PierayError | None:
+    """Why no thread has taken it, if none has."""
+    error = launching.exception()
+    return error if isinstance(error, PierayError) else None
 
 
 class Bonds:

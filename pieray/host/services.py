@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pieray.config import Config
+from pieray.fairpool import FairPool
 from pieray.host.adapters import AdapterDirectory
 from pieray.host.aio import LoopThread
 from pieray.host.broker_client import BrokerClient
@@ -13,7 +14,10 @@ from pieray.host.children import ChildService
 from pieray.host.grammars import GrammarService
 from pieray.host.http.client import HttpClient
 from pieray.host.mcp.servers import ToolServers
+from pieray.host.textwork import TextWorkers
 from pieray.wasm.timers import Timers
+
+WORK_THREADS = 2
 
 
 @dataclass(slots=True)
@@ -29,6 +33,10 @@ class Services:
     """Messages between inferlets, and the key-value store."""
     grammars: GrammarService = field(default_factory=GrammarService)
     """Compiles grammars; its threads and processes start with the first."""
+    texts: TextWorkers = field(default_factory=TextWorkers)
+    """Tokenizes, renders and parses long texts; its threads and processes start with the first."""
+    threads: FairPool = field(default_factory=lambda: FairPool("working for handlers", WORK_THREADS))
+    """Does what takes longer than guests should wait for each other, where the libraries let others run meanwhile."""
     loop: LoopThread = field(default_factory=LoopThread)
     """Where handlers wait for the world: HTTP, MCP servers."""
     http: HttpClient | None = None
@@ -65,6 +73,8 @@ class Services:
         if self.broker is not None:
             self.broker.close()
         self.grammars.close()
+        self.texts.close()
+        self.threads.close()
         self.loop.close()
         if self.http is not None:
             self.http.close()

@@ -35,6 +35,7 @@ from pieray.messages.broker import (
 from pieray.messages.children import Bind
 from pieray.messages.client import (
     Attach,
+    AwaitStart,
     Event,
     Install,
     Kill,
@@ -75,6 +76,7 @@ __all__ = [
     "SCHEMA",
     "Ask",
     "Attach",
+    "AwaitStart",
     "Bind",
     "Broadcast",
     "CancelCall",

@@ -38,6 +38,17 @@ def render_chat(
         raise InvalidRequest(f"the chat template refuses these messages: {error}") from error
 
 
+def json_objects(name: str, text: str, shape: str) -> list[dict[str, Any]]:
+    """A JSON list of objects; raises InvalidRequest, which says of what `shape` they are to be."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is a JSON list of {shape}: {error}") from None
+    if not isinstance(parsed, list) or not all(isinstance(m, dict) for m in parsed):
+        raise InvalidRequest(f"{name} is a JSON list of {shape}; given {type(parsed).__name__}")
+    return parsed
+
+
 class _Generation(Extension):
     """`{% generation %}` marks what the assistant said; for rendering its body is all that counts."""
 
