@@ -52,7 +52,7 @@ class ChildService:
         self._identity = {"peer_id": f"{peer_id}/parents", "token": token}
         self._timers = timers
         self._patience_s = patience_s
-        self._links: dict[Endpoint, ActorLink] = {}
+        self._links: dict[tuple[Endpoint, str], ActorLink] = {}  # a tenant's own: its flood cuts off nobody else
         self._lock = threading.Lock()
         self._dialing = threading.Lock()
         self._pool = FairPool("launching children", THREADS)
@@ -107,7 +107,7 @@ class ChildService:
     def _launched(self, message: Launch, child: Child) -> ActorLink:
         endpoint = self._launcher.launch(message)
         try:
-            link = self._link(endpoint)
+            link = self._link(endpoint, message.tenant)
             link.bind(child.id)
             link.attach(child)
         except BaseException:
@@ -121,21 +121,21 @@ class ChildService:
         except PierayError as error:
             log.info("%s runs on until its actor misses its parent: %s", instance_id, error.message)
 
-    def _link(self, endpoint: Endpoint) -> ActorLink:
-        """The one connection to that actor.  Raises PeerLost."""
+    def _link(self, endpoint: Endpoint, tenant: str) -> ActorLink:
+        """The tenant's one connection to that actor.  Raises PeerLost."""
         with self._dialing:
             with self._lock:
-                link = self._links.get(endpoint)
+                link = self._links.get((endpoint, tenant))
             if link is None or not link.is_open:
                 link = ActorLink(endpoint, **self._identity, timeout_s=10.0, on_lost=self._forget)
                 with self._lock:
-                    self._links[endpoint] = link
+                    self._links[endpoint, tenant] = link
             return link
 
     def _forget(self, link: ActorLink) -> None:
         with self._lock:
-            if self._links.get(link.endpoint) is link:
-                del self._links[link.endpoint]
+            for key in [key for key, known in self._links.items() if known is link]:
+                del self._links[key]
 
 
 def _error_of(launching: Future[None]) -> PierayError | None:

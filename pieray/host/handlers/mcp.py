@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pieray.errors import DeadlineExceeded, Denied, InvalidRequest, NotFound, QuotaExceeded
 from pieray.host import aio
 from pieray.host.handlers.base import HandlerGroup
+from pieray.host.shares import Who
 from pieray.host.state import InstanceState
 from pieray.texts import byte_size, check_size, check_unicode, parse_json
 
@@ -62,8 +63,13 @@ class McpHandlers(HandlerGroup):
         state = self._state
         if server in state.client_servers.names:
             return state.client_servers.ask
-        assert state.services.mcp is not None
-        return state.services.mcp.ask
+        return self._mcp_ask_operators
+
+    async def _mcp_ask_operators(self, server: str, tool: str, arguments: str) -> str:
+        servers, state = self._state.services.mcp, self._state
+        assert servers is not None
+        async with servers.calls(server).place(Who(state.launch.tenant, state.instance_id)):
+            return await servers.ask(server, tool, arguments)
 
     async def _mcp_ask(self, ask: Ask, server: str, tool: str, arguments: str) -> str:
         limits = self._state.limits
