@@ -173,7 +173,7 @@ class Config:
     """No child is launched while so many inferlets run on the engine: a family that grows without end leaves room."""
     http_hosts: tuple[str, ...] = ()
     """Hosts that inferlets may ask over HTTP, if their manifests name them too: "api.example.org", "*.example.org",
-    "example.org:8080".  None at first."""
+    "example.org:8080", "*" (all, at their default ports), "*:*" (all, at any port).  None at first."""
     http_private: bool = False
     """Whether those may have private addresses (loopback, link-local, RFC 1918, ...)."""
     mcp: dict[str, Any] = field(default_factory=dict)

@@ -229,8 +229,11 @@ class ActorLink:
         self._on_lost(self)
 
 
+_Where = tuple[Endpoint, str]  # actor, tenant
+
+
 class ActorLinks:
-    """One link to each actor, dialled when it is first needed and again when it has broken.  Thread-safe.
+    """One link to each actor (and tenant), dialled when it is first needed and again when it has broken.  Thread-safe.
 
     While one actor is dialled, which may be frozen, those to others are to be had.
     """
@@ -238,40 +241,44 @@ class ActorLinks:
     def __init__(self, *, peer_id: str, token: str, timeout_s: float = 10.0) -> None:
         self._identity = {"peer_id": peer_id, "token": token}
         self._timeout_s = timeout_s
-        self._links: dict[Endpoint, ActorLink] = {}
-        self._dialing: dict[Endpoint, threading.Lock] = {}
+        self._links: dict[_Where, ActorLink] = {}
+        self._dialing: dict[_Where, threading.Lock] = {}
         self._is_closed = False
         self._lock = threading.Lock()
 
-    def get(self, endpoint: Endpoint) -> ActorLink:
-        """The open link to that actor.  Raises PeerLost, DeadlineExceeded, EngineError when closed."""
+    def get(self, endpoint: Endpoint, tenant: str = "") -> ActorLink:
+        """The open link to that actor for that tenant: what cuts off one cuts off no other.
+
+        Raises PeerLost, DeadlineExceeded, EngineError when closed.
+        """
+        where = endpoint, tenant
         with self._lock:
-            if (link := self._open_link(endpoint)) is not None:
+            if (link := self._open_link(where)) is not None:
                 return link
-            dialing = self._dialing.setdefault(endpoint, threading.Lock())
+            dialing = self._dialing.setdefault(where, threading.Lock())
         if not dialing.acquire(timeout=self._timeout_s):
             raise DeadlineExceeded(f"{endpoint.peer_id} did not answer within {self._timeout_s} s")
         try:
-            return self._dialled(endpoint)
+            return self._dialled(where)
         finally:
             dialing.release()
 
-    def _dialled(self, endpoint: Endpoint) -> ActorLink:
+    def _dialled(self, where: _Where) -> ActorLink:
         with self._lock:
-            if (link := self._open_link(endpoint)) is not None:  # by another thread, meanwhile
+            if (link := self._open_link(where)) is not None:  # by another thread, meanwhile
                 return link
-        link = ActorLink(endpoint, **self._identity, timeout_s=self._timeout_s, on_lost=self._forget)
+        link = ActorLink(where[0], **self._identity, timeout_s=self._timeout_s, on_lost=self._forget)
         with self._lock:
             if not self._is_closed:
-                self._links[endpoint] = link
+                self._links[where] = link
                 return link
         link.close()
         raise EngineError("this handle is closed")
 
-    def _open_link(self, endpoint: Endpoint) -> ActorLink | None:
+    def _open_link(self, where: _Where) -> ActorLink | None:
         if self._is_closed:
             raise EngineError("this handle is closed")
-        link = self._links.get(endpoint)
+        link = self._links.get(where)
         return link if link is not None and link.is_open else None
 
     def open_links(self) -> list[ActorLink]:
@@ -288,9 +295,9 @@ class ActorLinks:
 
     def _forget(self, link: ActorLink) -> None:
         with self._lock:
-            if self._links.get(link.endpoint) is link:
-                del self._links[link.endpoint]
-                self._dialing.pop(link.endpoint, None)
+            for where in [where for where, known in self._links.items() if known is link]:
+                del self._links[where]
+                self._dialing.pop(where, None)
 
 
 def _part(instance_id: str, name: str, offset: int, data: bytes, is_last: bool, ticket: int) -> SendFile:

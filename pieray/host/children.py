@@ -101,7 +101,7 @@ class ChildService:
     def _launched(self, message: Launch, child: Child) -> ActorLink:
         endpoint = self._launcher.launch(message)
         try:
-            link = self._links.get(endpoint)
+            link = self._links.get(endpoint, message.tenant)
             link.bind(child.id)
             link.attach(child)
         except BaseException:
