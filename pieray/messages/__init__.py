@@ -36,6 +36,7 @@ from pieray.messages.broker import (
 from pieray.messages.children import Bind
 from pieray.messages.client import (
     Attach,
+    AwaitStart,
     Event,
     Install,
     Kill,
@@ -47,7 +48,7 @@ from pieray.messages.client import (
 )
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.controller import Ask
-from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
+from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode, size_of
 from pieray.messages.leases import (
     CloseLease,
     ExportPages,
@@ -76,6 +77,7 @@ __all__ = [
     "SCHEMA",
     "Ask",
     "Attach",
+    "AwaitStart",
     "Bind",
     "Broadcast",
     "CancelCall",
@@ -133,4 +135,5 @@ __all__ = [
     "encode",
     "file_part",
     "read_file_part",
+    "size_of",
 ]
