@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pieray.config
 from pieray.adapters import AdapterFacts, read_adapter
-from pieray.assets import model_folder
 from pieray.capabilities import ALL, Capabilities
 from pieray.config import Config, from_mapping
 from pieray.controllercalls import ControllerCalls
 from pieray.controllerlink import ControllerLink
 from pieray.errors import EngineError, InvalidRequest, NoAnswer, NotFound, PeerLost, PierayError
 from pieray.host.limits import limits_within
-from pieray.link import ActorLink
+from pieray.link import ActorLink, ActorLinks
 from pieray.manifest import is_spec, limits_below
 from pieray.messages import Install, Launch, decode, encode
 from pieray.offloop import off_loop
@@ -38,6 +37,8 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
+START_S = 900.0
+"""For a component to be compiled, its turn included: the engine gives up before."""
 ASK_S = 60.0
 """How long the Controller may take over what it is asked, as long as it says that it lives."""
 
@@ -59,13 +60,12 @@ class Engine:
         self._calls = ControllerCalls(controller.begin if isinstance(controller, ControllerLink) else asker(controller))
         self._owns_engine = owns_engine
         self._owns_ray = owns_ray
-        self._peer_id = f"client-{os.getpid()}-{secrets.token_hex(4)}"
-        self._links: dict[Endpoint, ActorLink] = {}
         self._lock = threading.Lock()
         self._is_closed = False
         self.on_close: Callable[[], None] = _nothing
         """Called when this handle has been closed."""
         self._token: str = controller.token if isinstance(controller, ControllerLink) else self._ask("token")
+        self._links = ActorLinks(peer_id=f"client-{os.getpid()}-{secrets.token_hex(4)}", token=self._token)
 
     # --- inferlets -----------------------------------------------------------------------------
 
@@ -110,7 +110,10 @@ class Engine:
             self._calls.tell("kill", instance_id, "its launch was given up")
             raise
         try:
-            return self._attached(instance_id, found.name, wire, tools, is_bound=attached)
+            process = self._attached(instance_id, found.name, wire, tools, is_bound=attached)
+            if not found.source:  # a component, or an installed program that may be one: it may have to be compiled
+                self._link(Endpoint.from_wire(wire)).await_start(instance_id, START_S)
+            return process
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
             with contextlib.suppress(PierayError):
                 self.kill(instance_id, "its client could not attach")
@@ -277,9 +280,7 @@ class Engine:
             if self._is_closed:
                 return
             self._is_closed = True
-            links, self._links = list(self._links.values()), {}
-        for link in links:
-            link.close()
+        self._links.close()
         try:
             if self._owns_engine:
                 self._stop_engine()
@@ -325,23 +326,10 @@ class Engine:
             raise EngineError("this engine handle is closed")
 
     def _link(self, endpoint: Endpoint) -> ActorLink:
-        with self._lock:
-            if self._is_closed:
-                raise EngineError("this engine handle is closed")
-            link = self._links.get(endpoint)
-            if link is None or not link.is_open:
-                try:
-                    link = ActorLink(endpoint, peer_id=self._peer_id, token=self._token, timeout_s=10.0,
-                                     on_lost=self._forget)  # fmt: skip
-                except PeerLost as error:
-                    raise EngineError(f"the InferletActor at {endpoint.peer_id} is gone: {error.message}") from error
-                self._links[endpoint] = link
-            return link
-
-    def _forget(self, link: ActorLink) -> None:
-        with self._lock:
-            if self._links.get(link.endpoint) is link:
-                del self._links[link.endpoint]
+        try:
+            return self._links.get(endpoint)
+        except PeerLost as error:
+            raise EngineError(f"the InferletActor at {endpoint.peer_id} is gone: {error.message}") from error
 
 
 def start(model: str | Mapping[str, Any] | None = None, *, address: str | None = None, progress: Progress | None = None,
@@ -356,9 +344,10 @@ def start(model: str | Mapping[str, Any] | None = None, *, address: str | None =
         settings["model"] = {"path": model} if isinstance(model, str) else model
     config = pieray.config.load(settings)
     from pieray import cluster
+    from pieray.preflight import check_files
 
     if cluster.is_local(address):
-        model_folder(config.model.path)  # a wrong one is found before Ray has taken its seconds
+        check_files(config)
     owns_ray = cluster.join(address, progress)
     try:
         controller = cluster.start_engine(config, progress)

@@ -9,17 +9,28 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+MAX_TEXT = 32 << 10
+"""Characters of an error's text: it travels to clients, guests and logs, whatever library or guest wrote it."""
+
+
+def shortened(text: str, limit: int = MAX_TEXT) -> str:
+    """A text of at most about `limit` characters: of a longer one its begin and its end, and how much is left out."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 4
+    return f"{text[: limit - tail]} ... ({len(text) - limit} characters left out) ... {text[-tail:]}"
+
 
 class PierayError(Exception):
-    """Base of all errors of pieray."""
+    """Base of all errors of pieray.  `message` is `shortened`."""
 
     code: ClassVar[str] = "internal"
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 3
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = shortened(message)
+        super().__init__(self.message)
 
     def __reduce__(self) -> tuple[type[PierayError], tuple[str]]:
         return type(self), (self.message,)

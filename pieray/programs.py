@@ -63,8 +63,7 @@ def resolve(name_or_file: str) -> ProgramSource:
     """
     try:
         return _resolve(name_or_file)
-    except (OSError, ValueError, SyntaxError, RuntimeError) as error:
-        # no text, no TOML, a name with NUL or too long, an unknown encoding, no home
+    except (OSError, ValueError, RuntimeError) as error:  # no text, no TOML, a name with NUL or too long, no home
         raise InvalidRequest(f"{name_or_file[:200]!r} cannot be read as an inferlet: {error}") from error
 
 
@@ -94,13 +93,24 @@ def _from_folder(folder: Path) -> ProgramSource:
 def _from_file(path: Path, declared: Manifest | None = None) -> ProgramSource:
     """The program in a file; its manifest is `declared`, or what the file itself declares."""
     if path.suffix == ".py":
-        with tokenize.open(path) as file:  # as Python itself: a BOM is no part of it, and a line may name an encoding
-            source = file.read()
+        source = read_source(path)
         return of_manifest(declared or manifest.of_source(source, path.name), path, source=source)
     data = path.read_bytes()
     if data[:8] == COMPONENT_MAGIC:
         return of_manifest(declared or Manifest(), path, component=data)
     raise InvalidRequest(f"{path} is neither Python source (.py) nor a WebAssembly component")
+
+
+def read_source(path: Path) -> str:
+    """Python source as Python reads it: a byte order mark is no part of it, and a line may name its encoding.
+
+    Raises InvalidRequest with the file and the reason, OSError.
+    """
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except (ValueError, SyntaxError) as error:
+        raise InvalidRequest(f"{str(path)!r} cannot be read as an inferlet: {error}") from error
 
 
 def of_manifest(declared: Manifest, path: Path, *, source: str = "", component: bytes = b"") -> ProgramSource:

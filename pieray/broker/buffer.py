@@ -20,6 +20,7 @@ class Caller(NamedTuple):
     peer: str
     ticket: int
     inferlet: str = ""
+    tenant: str = ""
 
 
 Answer: TypeAlias = tuple[Caller, str | PierayError | None]

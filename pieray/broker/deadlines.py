@@ -32,10 +32,10 @@ class Deadlines:
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
-    def expired(self, now: float) -> list[Caller]:
-        """Take out those whose time is over, in order."""
-        found = []
-        while (when := self.next()) is not None and when <= now:
+    def expired(self, now: float, most: int) -> list[Caller]:
+        """Take out up to `most` of those whose time is over, in order."""
+        found: list[Caller] = []
+        while len(found) < most and (when := self.next()) is not None and when <= now:
             caller = heapq.heappop(self._heap)[2]
             del self._live[caller]
             found.append(caller)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
-from pieray.broker.buffer import Answer, Bounds, Caller, Text, Usage, cost_of
+from pieray.broker.buffer import TEXT_OVERHEAD, Answer, Bounds, Caller, Text, Usage, cost_of
 from pieray.broker.deadlines import Deadlines
 from pieray.broker.queues import Queue
 from pieray.broker.topics import Subscription, Topic
@@ -90,20 +92,25 @@ class Exchange:
 
     def drop_peer(self, peer: str) -> list[Answer]:
         """The peer is dead: what it waits for is withdrawn, what it was given and has not settled goes back."""
-        answers: list[Answer] = []
-        for ticket in reversed(list(self._places.get(peer, {}))):  # the last first: else it might yet get its room
-            answers += self.withdraw(peer, ticket)
-        for number in list(self._subscriptions.get(peer, {})):
-            answers += self.unsubscribe(peer, number)
+        return [answer for answers in self.dropping(peer) for answer in answers]
+
+    def dropping(self, peer: str) -> Iterator[list[Answer]]:
+        """`drop_peer` step by step; the answers of each.  Others may be served between the steps."""
+        steps: list[Callable[[], list[Answer]]] = [
+            # the last first: else it might yet get its room
+            *(partial(self.withdraw, peer, ticket) for ticket in reversed(list(self._places.get(peer, {})))),
+            *(partial(self.unsubscribe, peer, number) for number in list(self._subscriptions.get(peer, {}))),
+        ]
+        for step in steps:
+            yield _to_others(peer, step())
         self._subscriptions.pop(peer, None)
         for ticket in list(self._places.get(peer, {})):
-            answers += self.settle(peer, ticket, is_taken=False)
-        return [(caller, result) for caller, result in answers if caller.peer != peer]
+            yield _to_others(peer, self.settle(peer, ticket, is_taken=False))
 
-    def expire(self, now: float) -> list[Answer]:
-        """End what has waited until its deadline."""
+    def expire(self, now: float, most: int = 1 << 30) -> list[Answer]:
+        """End up to `most` of those that have waited until their deadline."""
         answers: list[Answer] = []
-        for caller in self._deadlines.expired(now):
+        for caller in self._deadlines.expired(now, most):
             found = self._places.get(caller.peer, {}).get(caller.ticket)
             if found is not None:  # else it got its room from one that has just ended
                 answers += self._noted(found[1], found[1].expire(caller))
@@ -172,6 +179,11 @@ class Exchange:
 
     # --- facts ---------------------------------------------------------------------------------
 
+    @property
+    def num_texts_at_most(self) -> int:
+        """A bound on the texts that there are."""
+        return sum(self._usage.by_tenant.values()) // TEXT_OVERHEAD
+
     def status(self) -> dict[str, int]:
         """Numbers of queues, topics, subscriptions and requests, and the bytes of texts."""
         return {
@@ -194,3 +206,7 @@ class Exchange:
         waiting = {caller for place in places for caller in place.callers()}
         entered = {caller for mine in self._places.values() for caller, _ in mine.values()}
         assert waiting == entered, f"{waiting ^ entered} are in one of queues and places alone"
+
+
+def _to_others(peer: str, answers: list[Answer]) -> list[Answer]:
+    return [(caller, result) for caller, result in answers if caller.peer != peer]

@@ -1,23 +1,24 @@
-"""Flow control: a sender is never more than a window ahead of what its peer has taken in.
+"""Flow control: each tenant's messages have a window of their own, and never wait behind another tenant's.
 
-A connection closes when too much waits for a slow peer; here the rest waits in the sender instead, so that one
-inferlet's long texts cost nobody the connection.
+A connection closes when too much waits for a slow peer; here the rest waits in the sender instead.  A window counts
+what the peer has not *served* yet, so that the peer too has no more than that of any tenant before it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from pieray.errors import PeerLost
 from pieray.messages import Credit, Message
 from pieray.transport import Connection
 
 WINDOW = 8 << 20
-GRANT = WINDOW // 8
+"""Of all tenants of a connection together, in about bytes; the first GRANT of each does not count."""
+TENANT_WINDOW = 128 << 10
+"""Of one; a single message may be larger."""
+GRANT = TENANT_WINDOW // 4
 """Credit is given in pieces of at least this."""
 MESSAGE_COST = 256
 
@@ -28,45 +29,82 @@ def cost_of_message(message: Message) -> int:
     return MESSAGE_COST + sum(len(text) for text in texts if isinstance(text, str))
 
 
+def tenant_of(message: Message) -> str:
+    """Whose request it is."""
+    tenant: str = message.tenant  # type: ignore[attr-defined]  # all requests have one
+    return tenant
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One tenant's messages over one connection."""
+
+    waiting: deque[Message] = field(default_factory=deque)
+    ahead: int = 0  # sent, and no credit for it yet
+    owed: int = 0  # served, and no credit given for it yet
+    last: int = 0  # number of the message sent last
+
+
 class Flow:
-    """One end of a connection whose messages may be long.  Thread-safe."""
+    """One end of a connection.  Thread-safe; each tenant's messages keep their order."""
 
     def __init__(self, conn: Connection) -> None:
         self.conn = conn
-        self._waiting: deque[Message] = deque()
-        self._ahead = 0  # sent, and no credit for it yet
-        self._owed = 0  # received, and no credit given for it yet
+        self._lanes: dict[str, _Lane] = {}
+        self._num_sent = 0
+        self._excess = 0  # of what is ahead, beyond GRANT of each tenant
         self._lock = threading.Lock()
 
-    def post(self, message: Message) -> None:
-        """Send with the next `flush`, or later when the peer has taken in enough.  Raises PeerLost."""
+    def post(self, message: Message, tenant: str | None = None) -> None:
+        """Send with the next `flush`, or later when the peer has served enough of the tenant's (by default, of the one
+        that the message names).  Raises PeerLost."""
         with self._lock:
-            if self._ahead > WINDOW:
-                self._waiting.append(message)
+            lane = self._lane(tenant_of(message) if tenant is None else tenant)
+            if lane.waiting or lane.ahead > TENANT_WINDOW or self._excess > WINDOW:
+                lane.waiting.append(message)
             else:
-                self._post(message)
-
-    def _post(self, message: Message) -> None:
-        self.conn.post([message])
-        self._ahead += cost_of_message(message)
+                self._post(lane, message)
 
     def flush(self) -> None:
         """Raises PeerLost."""
         self.conn.flush()
 
-    def received(self, messages: Sequence[Message]) -> list[Message]:
-        """Take credit from what came and give it for what came; the messages that are not about that."""
-        others = []
-        with self._lock, contextlib.suppress(PeerLost):
-            for message in messages:
-                if isinstance(message, Credit):
-                    self._ahead -= message.cost
-                else:
-                    others.append(message)
-                    self._owed += cost_of_message(message)
-            while self._waiting and self._ahead <= WINDOW:
-                self._post(self._waiting.popleft())
-            if self._owed >= GRANT:
-                self.conn.post([Credit(self._owed)])
-                self._owed = 0
-        return others
+    def credited(self, credit: Credit) -> None:
+        """The peer has served so much: what waits may follow.  Raises PeerLost."""
+        with self._lock:
+            self._advance(self._lane(credit.tenant), -credit.cost)
+            while self._excess <= WINDOW and (lane := self._next()) is not None:
+                self._post(lane, lane.waiting.popleft())
+
+    def served(self, tenant: str, cost: int) -> bool:
+        """Messages of the peer have been served.  Whether it is given credit now.  Raises PeerLost."""
+        with self._lock:
+            lane = self._lane(tenant)
+            lane.owed += cost
+            if lane.owed < GRANT:
+                return False
+            owed, lane.owed = lane.owed, 0
+            self.conn.post([Credit(tenant, owed)])
+            return True
+
+    def _lane(self, tenant: str) -> _Lane:
+        lane = self._lanes.get(tenant)
+        if lane is None:
+            lane = self._lanes[tenant] = _Lane()
+        return lane
+
+    def _next(self) -> _Lane | None:
+        """Of those that wait, and may send, the one with the least on its way; among equals, they take turns."""
+        ready = [lane for lane in self._lanes.values() if lane.waiting and lane.ahead <= TENANT_WINDOW]
+        return min(ready, key=lambda lane: (lane.ahead, lane.last), default=None)
+
+    def _post(self, lane: _Lane, message: Message) -> None:
+        self.conn.post([message])
+        self._num_sent += 1
+        lane.last = self._num_sent
+        self._advance(lane, cost_of_message(message))
+
+    def _advance(self, lane: _Lane, cost: int) -> None:
+        before = max(lane.ahead - GRANT, 0)
+        lane.ahead += cost
+        self._excess += max(lane.ahead - GRANT, 0) - before

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from itertools import takewhile
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from pieray.errors import ConfigError, NotFound, QuotaExceeded
 from pieray.texts import byte_size
@@ -14,6 +16,8 @@ from pieray.texts import byte_size
 ENTRY_OVERHEAD = 64
 """Counted for each entry beside the bytes of its key and value."""
 SWEEP_EVERY_S = 60.0
+STEP_ROWS = 500
+"""Rows read or removed in one step."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS entries (
@@ -21,7 +25,13 @@ CREATE TABLE IF NOT EXISTS entries (
     PRIMARY KEY (tenant, key)
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS expiries ON entries (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS tenant_expiries ON entries (tenant, expires_at) WHERE expires_at IS NOT NULL;
 """
+
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[None, None, T]
+"""Work in steps, short ones; others may be served between them, but for those of the same tenant."""
 
 
 class Store:
@@ -64,13 +74,18 @@ class Store:
 
     def put(self, tenant: str, key: str, value: str, *, ttl_s: float = 0.0, max_bytes: int) -> None:
         """Raises QuotaExceeded if the tenant would have more than `max_bytes` in the store."""
-        self._put(tenant, key, value, ttl_s, max_bytes)
+        all_at_once(self.putting(tenant, key, value, ttl_s=ttl_s, max_bytes=max_bytes))
 
     def put_if(self, tenant: str, key: str, expected: str | None, value: str, *, max_bytes: int) -> bool:
         """Put for ever if the value there is `expected` (None: if there is none); whether it did."""
+        return all_at_once(self.putting_if(tenant, key, expected, value, max_bytes=max_bytes))
+
+    def putting_if(
+        self, tenant: str, key: str, expected: str | None, value: str, *, max_bytes: int
+    ) -> Steps[bool]:
         if self._find(tenant, key) != expected:
             return False
-        self._put(tenant, key, value, 0.0, max_bytes)
+        yield from self.putting(tenant, key, value, ttl_s=0.0, max_bytes=max_bytes)
         return True
 
     def delete(self, tenant: str, key: str) -> bool:
@@ -82,21 +97,30 @@ class Store:
 
     def names(self, tenant: str, prefix: str, max_bytes: int) -> str:
         """JSON list of the keys that begin with `prefix`, in order of code points; raises QuotaExceeded."""
-        rows = self._db.execute(
-            "SELECT key FROM entries WHERE tenant = ? AND key >= ? AND (expires_at IS NULL OR expires_at > ?) "
-            "ORDER BY key", (tenant, prefix, self._clock()),
-        )  # fmt: skip
-        names: list[str] = []
+        return all_at_once(self.naming(tenant, prefix, max_bytes))
+
+    def naming(self, tenant: str, prefix: str, max_bytes: int) -> Steps[str]:
+        parts: list[str] = []
         num_bytes = 0
-        for (key,) in rows:
-            if not key.startswith(prefix):
-                break
-            names.append(key)
-            num_bytes += byte_size(key) + 4
+        keys = self._keys(tenant, ">=", prefix, prefix)
+        while keys:
+            num_bytes += sum(map(byte_size, keys)) + 4 * len(keys)
             if num_bytes > max_bytes:
                 raise QuotaExceeded(f"message_bytes: the limit is {max_bytes}; the keys that begin with {prefix!r} "
                                     "have more: give a longer prefix")  # fmt: skip
-        return json.dumps(names, ensure_ascii=False)
+            parts.append(json.dumps(keys, ensure_ascii=False)[1:-1])
+            yield
+            keys = self._keys(tenant, ">", keys[-1], prefix) if len(keys) == STEP_ROWS else []
+        return f"[{', '.join(parts)}]"
+
+    def _keys(self, tenant: str, comparison: str, start: str, prefix: str) -> list[str]:
+        """Up to STEP_ROWS of them from `start` on, as far as they begin with `prefix`."""
+        rows = self._db.execute(
+            f"SELECT key FROM entries WHERE tenant = ? AND key {comparison} ? "  # noqa: S608 - `comparison` is ours
+            "AND (expires_at IS NULL OR expires_at > ?) ORDER BY key LIMIT ?",
+            (tenant, start, self._clock(), STEP_ROWS),
+        )
+        return list(takewhile(lambda key: key.startswith(prefix), (key for (key,) in rows)))
 
     def used_bytes(self, tenant: str) -> int:
         """What the tenant has in the store, as it is counted: what has expired, until it is swept, too."""
@@ -115,15 +139,15 @@ class Store:
         ).fetchone()
         return None if row is None else str(row[0])
 
-    def _put(self, tenant: str, key: str, value: str, ttl_s: float, max_bytes: int) -> None:
+    def putting(self, tenant: str, key: str, value: str, *, ttl_s: float, max_bytes: int) -> Steps[None]:
         now = self._clock()
-        if now - self._swept_at > SWEEP_EVERY_S:
-            self._sweep(now)
+        if now - self._swept_at > SWEEP_EVERY_S and not self._remove_expired("expires_at <= ?", (now,)):
+            self._swept_at = now
         size = ENTRY_OVERHEAD + byte_size(key) + byte_size(value)
-        grown = self._grown(tenant, key, size)
-        if grown > max_bytes:
-            self._sweep(now)
-            grown = self._grown(tenant, key, size)
+        is_more = True
+        while (grown := self._grown(tenant, key, size)) > max_bytes and is_more:
+            is_more = self._remove_expired("tenant = ? AND expires_at <= ?", (tenant, now))
+            yield
         if grown > max_bytes:
             raise QuotaExceeded(f"store_bytes: the limit is {max_bytes}; {self.used_bytes(tenant)} are used, and with "
                                 f"this entry {grown} would be")  # fmt: skip
@@ -136,17 +160,30 @@ class Store:
         row = self._db.execute("SELECT size FROM entries WHERE tenant = ? AND key = ?", (tenant, key)).fetchone()
         return self.used_bytes(tenant) + size - (0 if row is None else int(row[0]))
 
-    def _sweep(self, now: float) -> None:
-        """Remove what has expired."""
-        self._swept_at = now
-        self._remove("expires_at <= ?", (now,))
+    def _remove_expired(self, where: str, values: tuple[object, ...]) -> bool:
+        """Remove up to STEP_ROWS entries that have expired; whether there were as many, and perhaps there are more."""
+        return self._remove(
+            f"(tenant, key) IN (SELECT tenant, key FROM entries WHERE {where} LIMIT ?)",  # noqa: S608 - `where` is ours
+            (*values, STEP_ROWS),
+        ) == STEP_ROWS  # fmt: skip
 
-    def _remove(self, where: str, values: tuple[object, ...]) -> None:
-        for tenant, size in self._db.execute(f"DELETE FROM entries WHERE {where} RETURNING tenant, size", values):  # noqa: S608 - `where` is ours
+    def _remove(self, where: str, values: tuple[object, ...]) -> int:
+        rows = self._db.execute(f"DELETE FROM entries WHERE {where} RETURNING tenant, size", values).fetchall()  # noqa: S608 - `where` is ours
+        for tenant, size in rows:
             self._used[tenant] -= size
+        return len(rows)
 
     def check(self) -> None:
         """What is counted is what is there."""
         found = dict(self._db.execute("SELECT tenant, SUM(size) FROM entries GROUP BY tenant"))
         counted = {tenant: used for tenant, used in self._used.items() if used}
         assert found == counted, f"{found} found, {counted} counted"
+
+
+def all_at_once(steps: Steps[T]) -> T:
+    """Do all steps; the result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]

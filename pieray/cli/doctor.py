@@ -188,8 +188,9 @@ def _auth() -> Iterator[Check]:
 
 
 def _engine() -> Iterator[Check]:
-    import pieray
     from pieray import upstate
+    from pieray.cli.engines import open_running
+    from pieray.errors import PierayError
 
     running = upstate.all_alive()
     if not running:
@@ -197,9 +198,9 @@ def _engine() -> Iterator[Check]:
     for state in running:
         place = f"namespace {state.namespace} at {state.address}"
         try:
-            with pieray.connect(state.address, state.namespace) as engine:
+            with open_running(None, state.namespace) as engine:
                 num_actors = len(engine.status()["actors"])
-        except pieray.PierayError as error:
+        except PierayError as error:
             yield Check("fail", "engine", f"{place}: {error.message}", "pieray down, pieray up")
         else:
             yield Check("ok", "engine", f"{place}, {num_actors} actors")

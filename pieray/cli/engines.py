@@ -15,6 +15,7 @@ from pieray.assets import model_folder
 from pieray.cli.driver import Driver
 from pieray.cli.output import say
 from pieray.cli.progress import Progress
+from pieray.config import Config
 from pieray.engine import Engine, connect_door
 from pieray.errors import ConfigError, Denied, EngineError, NotFound, PeerLost
 from pieray.upstate import UpState
@@ -113,9 +114,19 @@ def _open_on_cluster(place: str, namespace: str, settings: Mapping[str, Any], sh
 
 def start_own(address: str | None, settings: Mapping[str, Any], show: Progress) -> Engine:
     """An engine that ends with its handle, from nested settings; raises ConfigError, ModelError, EngineError."""
-    model_folder(config.load(settings).model.path)  # a wrong one is found before Ray has taken its seconds
     is_own = address is None or address == "local"
+    check(config.load(settings), is_own=is_own)
     return _opened(Driver({"do": "start", "address": address, "settings": dict(settings)}, show, is_own=is_own))
+
+
+def check(settings: Config, *, is_own: bool) -> None:
+    """What can be told before Ray has taken its seconds: of a cluster that is not ours, whether there is the model."""
+    if is_own:
+        from pieray.preflight import check_files
+
+        check_files(settings)
+    else:
+        model_folder(settings.model.path)
 
 
 def open_running(address: str | None, namespace: str | None) -> Engine:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -15,13 +15,11 @@ import pieray
 from pieray.assets import embedded_models, model_folder
 from pieray.cli.engines import open_running
 from pieray.cli.guard import Debug, guard
-from pieray.cli.options import Address, Json, Namespace
+from pieray.cli.options import Address, InstanceId, Json, Namespace
 from pieray.cli.output import escaped, say
 from pieray.engine import Engine
 from pieray.errors import EngineError
 from pieray.programs import embedded_inferlets
-
-InstanceId = Annotated[str, typer.Argument(metavar="ID", help="As `pieray ps` shows it.", show_default=False)]
 
 ADAPTER_COLUMNS = ("name", "rank", "alpha", "num_bytes", "owner")
 PS_COLUMNS = ("instance_id", "name", "state", "owner", "age", "cpu_time_s", "pages", "output_bytes", "parent", "error")

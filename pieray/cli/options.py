@@ -20,6 +20,7 @@ Model = Annotated[str | None, typer.Option(help="Folder of a model, or the name 
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 NumPages = Annotated[int | None, typer.Option(help="KV pages in the pool.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=SET_HELP)]
+InstanceId = Annotated[str, typer.Argument(metavar="ID", help="As `pieray ps` shows it.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

@@ -12,16 +12,16 @@ import typer
 
 from pieray import config
 from pieray.cli.arguments import parse_arguments, parse_input, parse_limits
-from pieray.cli.engines import open_existing, start_for_run
+from pieray.cli.engines import open_existing, open_running, start_for_run
 from pieray.cli.exchange import Received, out_folder, read_files, send_lines
 from pieray.cli.guard import Debug, InferletFailed, guard
-from pieray.cli.options import Address, Device, Json, Model, Namespace, NumPages, Set, engine_settings
-from pieray.cli.output import JsonPrinter, Printer, TextPrinter
+from pieray.cli.options import Address, Device, InstanceId, Json, Model, Namespace, NumPages, Set, engine_settings
+from pieray.cli.output import JsonPrinter, Printer, TextPrinter, say
 from pieray.cli.progress import progress
 from pieray.cli.signals import StopSignals
 from pieray.cli.signature import main_of
 from pieray.engine import Engine
-from pieray.errors import Cancelled, ConfigError, PierayError
+from pieray.errors import Cancelled, ConfigError, EngineError, PierayError
 from pieray.host.mcp.spec import parse_option
 from pieray.manifest import is_spec
 from pieray.process import Event, Process
@@ -52,6 +52,8 @@ Interactive = Annotated[bool, typer.Option(
     "--interactive", "-i", help="Send each line of stdin as a message, and an empty one at its end.")]  # fmt: skip
 
 
+Detach = Annotated[bool, typer.Option(
+    "--detach", help="Leave the inferlet running on an engine that is up, and print its id.")]  # fmt: skip
 Mcp = Annotated[list[str] | None, typer.Option(
     "--mcp", metavar="NAME=COMMAND", help="An MCP server for the inferlet, run here, or NAME=URL; may be repeated.",
 )]  # fmt: skip
@@ -61,13 +63,16 @@ def run(
     program: Program, words: Words = None, model: Model = None, address: Address = None,
     namespace: Namespace = None, input_json: Input = None, limit: Limit = None, device: Device = None,
     num_pages: NumPages = None, pairs: Set = None, files: Files = None, out: Out = None,
-    servers: Mcp = None, interactive: Interactive = False, json: Json = False, debug: Debug = False,
+    servers: Mcp = None, interactive: Interactive = False, detach: Detach = False, json: Json = False,
+    debug: Debug = False,
 ) -> None:  # fmt: skip
     """Run an inferlet; its texts stream to stdout.  Arguments after -- are those of its main()."""
     printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
     with guard(debug=debug, report=printer.error) as signals, _closing(signals) as closing:
         if interactive and input_json == "@-":
             raise ConfigError("--interactive and --input @- both read stdin")
+        if detach and (interactive or files or out is not None or servers):
+            raise ConfigError("--detach leaves the inferlet alone: --interactive, --file, --out and --mcp stay with it")
         tools = dict(parse_option(text) for text in servers or [])
         sent, received = read_files(files or []), Received(out_folder(out))
         settings = engine_settings(model, device, num_pages, pairs)
@@ -78,6 +83,8 @@ def run(
                 closing.callback(engine.close)
             source = _find(program, engine, settings)
             arguments = None if source is None else _arguments(source, engine, words, given)
+            if engine is None and detach:
+                raise EngineError("--detach needs an engine that stays; `pieray up` starts one")
             if engine is None:
                 engine = start_for_run(address, namespace, settings, show)
                 closing.callback(engine.close)
@@ -85,8 +92,11 @@ def run(
             source = engine.find(program)
         if arguments is None:
             arguments = _arguments(source, engine, words, given)
-        process = engine.launch(source, arguments, limits=limits, mcp=tools or None, attached=True)
+        process = engine.launch(source, arguments, limits=limits, mcp=tools or None, attached=not detach)
         printer.started(process.name, process.id)
+        if detach:
+            say(f"{process.id} runs on; `pieray attach {process.id}` shows what it does, `pieray kill` ends it")
+            return
         _follow(process, printer, sent, received, interactive=interactive)
 
 
@@ -128,11 +138,28 @@ def _follow(process: Process, printer: Printer, sent: list[tuple[str, bytes]], r
             _send_file(process, name, content)
         if interactive:
             send_lines(process)
-        for event in _events(process):
-            _show(event, printer, received)
-        printer.result(process.result())
+        _print(process, printer, received)
     finally:
         _end(process)
+
+
+def _print(process: Process, printer: Printer, received: Received) -> None:
+    for event in _events(process):
+        _show(event, printer, received)
+    printer.result(process.result())
+
+
+def attach(instance_id: InstanceId, address: Address = None, namespace: Namespace = None, out: Out = None,
+           json: Json = False, debug: Debug = False) -> None:  # fmt: skip
+    """Show what an inferlet has done and does, to its end, as `run` does; it runs on if this is interrupted."""
+    printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
+    with guard(debug=debug, report=printer.error) as signals, _closing(signals) as closing:
+        received = Received(out_folder(out))
+        engine = open_running(address, namespace)
+        closing.callback(engine.close)
+        process = engine.attach(instance_id)
+        printer.started(process.name, process.id)
+        _print(process, printer, received)
 
 
 def _send_file(process: Process, name: str, content: bytes) -> None:

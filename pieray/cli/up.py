@@ -11,7 +11,7 @@ import typer
 from pieray import config, upstate
 from pieray.assets import model_folder
 from pieray.cli.driver import Driver
-from pieray.cli.engines import default_namespace, find_up, given_address
+from pieray.cli.engines import check, default_namespace, find_up, given_address
 from pieray.cli.guard import Debug, guard
 from pieray.cli.head import head_processes, start_head, stop_head
 from pieray.cli.options import Address, Device, Model, Namespace, NumPages, Set, engine_settings
@@ -39,9 +39,9 @@ def up(
         chosen = default_namespace(namespace)
         given = engine_settings(model, device, num_pages, pairs)
         settings = {**given, "namespace": chosen, "detached": True}
-        model_folder(config.load(settings).model.path)
         cluster = given_address(address)
         is_own = cluster is None or cluster == "local"
+        check(config.load(settings), is_own=is_own)
         if not is_own and (dashboard or num_cpus is not None):
             raise ConfigError("--dashboard and --num-cpus are for a Ray head of its own; --address names one that runs")
         with _alone(chosen):
@@ -168,7 +168,7 @@ def _stop_engine(state: UpState) -> None:
     """Let the inferlets end in order; on a cluster that is not ours its actors are ended too."""
     try:
         if state.temp_dir:
-            if (found := find_up(state.namespace)) is not None:
+            if state.is_whole and (found := find_up(state.namespace)) is not None:
                 found[1].shutdown()
             return
         state.export()

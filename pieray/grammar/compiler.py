@@ -23,11 +23,13 @@ CACHE_TENANTS = 64
 class Grammar:
     """A compiled grammar.  Its matchers share llguidance's lexer, which it guards with a lock of its own."""
 
-    __slots__ = ("_base", "eos_ids", "is_spent", "kind", "text", "vocab_size")
+    __slots__ = ("_base", "eos_ids", "is_slow", "is_spent", "kind", "text", "vocab_size")
 
     def __init__(self, kind: str, text: str, base: LLMatcher, vocab_size: int, eos_ids: tuple[int, ...]) -> None:
         self.kind, self.text, self._base = kind, text, base
         self.vocab_size, self.eos_ids = vocab_size, eos_ids
+        self.is_slow = False
+        """A step of a matcher has taken long: who runs matchers for many does the next ones apart."""
         self.is_spent = False
         """A matcher passed a limit of llguidance.  The lexer may be full: the cache compiles the grammar anew."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ has llguidance's own defaults in its place, and what it says there ("whitespace_
 
 MAX_PLACE_TRIES = 128
 """Subschemas compiled to find which one is at fault."""
+MAX_PLACE_S = 0.5
+"""Seconds spent on that."""
 
 
 def parser_limits() -> LLParserLimits:
@@ -102,11 +105,12 @@ def _text_place(kind: str, error: str) -> str:
 def _schema_place(schema: Any, error: str, error_of: Callable[[str], str]) -> str:
     """JSON pointer of the smallest subschema with the same error: RFC 6901, "#" for the whole."""
     place, node, left = "#", schema, MAX_PLACE_TRIES
+    end = time.monotonic() + MAX_PLACE_S
     shared = {k: schema[k] for k in ("$defs", "definitions") if isinstance(schema, dict) and k in schema}
     while True:
         for path, child in _subschemas(node):
             left -= 1
-            if left < 0:
+            if left < 0 or time.monotonic() > end:
                 return place
             whole = {**shared, **child} if isinstance(child, dict) else child
             if error_of(json.dumps(whole)) == error:

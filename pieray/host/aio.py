@@ -62,7 +62,7 @@ async def _run(work: Work, done: Callable[[Any], object]) -> None:
     except asyncio.CancelledError:
         done(Cancelled("the command was cancelled"))
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic of native code too: the loop serves others
         log.exception("work for an inferlet failed")
         result = PierayError(f"{type(error).__name__}: {error}")
     done(result)

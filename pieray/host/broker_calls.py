@@ -67,6 +67,15 @@ class BrokerCalls:
             raise
         return call.ticket
 
+    def tell(self, message: Message) -> None:
+        """Post what has no answer."""
+        if self._state.services.broker is not None:
+            self._state.services.broker.tell(message)
+
+    def keep(self, number: int, is_taken: bool) -> None:
+        """`settle` for a text that the Broker keeps until the guest has it."""
+        self.tell(Settle(number, self._state.launch.tenant, is_taken))
+
     def _count(self, num_bytes: int) -> None:
         limits = self._state.limits
         with self._lock:
@@ -104,16 +113,19 @@ class _Call:
         self._num_bytes = num_bytes
         self._value = value
         self._settle = settle
+        self._tenant = calls.state.launch.tenant
         self._number = 0  # until the message is made
         self._is_withdrawn = False
+        self._lock = threading.Lock()  # a request is either made or withdrawn first
         self._timer: Any = None
         self.ticket = 0
 
     def start(self, make: Callable[[int], Message], within_s: float | None) -> None:
         def message(number: int) -> Message:
-            if self._is_withdrawn:
-                raise Cancelled("the request was withdrawn")
-            self._number = number
+            with self._lock:
+                if self._is_withdrawn:
+                    raise Cancelled("the request was withdrawn")
+                self._number = number
             return make(number)
 
         state = self._state
@@ -130,9 +142,10 @@ class _Call:
 
     def _withdraw(self) -> None:
         """The guest wants it no more; the Broker answers all the same."""
-        self._is_withdrawn = True
+        with self._lock:
+            self._is_withdrawn = True
         if self._number:
-            self._client.tell(Withdraw(self._number))
+            self._client.tell(Withdraw(self._number, self._tenant))
 
     def _expire(self, seconds: float) -> None:
         self._state.complete(self.ticket, DeadlineExceeded(f"the Broker did not answer within {seconds:g} s"))
@@ -153,8 +166,3 @@ class _Call:
         is_wanted = state.complete(self.ticket, self._value(value) if error is None else error)
         if error is not None or not is_wanted or state.is_closed:
             state.settle(self.ticket, is_taken=False)
-
-
-def keep(client: BrokerClient) -> Callable[[int, bool], None]:
-    """For a text that the Broker keeps until the guest has it."""
-    return lambda number, is_taken: client.tell(Settle(number, is_taken))

@@ -6,12 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from pieray.config import Limits
-from pieray.errors import DeadlineExceeded, EngineError, PierayError, QuotaExceeded
-from pieray.link import ActorLink
+from pieray.errors import Cancelled, DeadlineExceeded, EngineError, PierayError, QuotaExceeded
+from pieray.fairpool import FairPool
+from pieray.link import ActorLink, ActorLinks
 from pieray.messages import Launch
 from pieray.transport import Endpoint
 from pieray.wasm.timers import Timers
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 THREADS = 4
 RETRY_S = 0.2
+WAIT_S = 60.0
+"""For a thread to launch it: tenants, and parents, take turns."""
 PATIENCE_S = 10.0
 """How long a launch waits for room on a full engine."""
 
@@ -46,13 +49,10 @@ class ChildService:
         self.ceiling = ceiling
         """The engine's limits: a launch says what differs from them."""
         self._launcher = launcher
-        self._identity = {"peer_id": f"{peer_id}/parents", "token": token}
         self._timers = timers
         self._patience_s = patience_s
-        self._links: dict[Endpoint, ActorLink] = {}
-        self._lock = threading.Lock()
-        self._dialing = threading.Lock()
-        self._pool = ThreadPoolExecutor(THREADS, "pieray-children")
+        self._links = ActorLinks(peer_id=f"{peer_id}/parents", token=token)
+        self._pool = FairPool("launching children", THREADS)
 
     def launch(self, message: Launch, child: Child, done: Callable[[Link | PierayError], None]) -> None:
         """Launch, attach `child`, bind it to this actor's life; `done` is called once, on another thread."""
@@ -60,23 +60,26 @@ class ChildService:
 
     def close(self) -> None:
         """Hang up: children that are bound end.  Idempotent."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            links, self._links = list(self._links.values()), {}
-        for link in links:
-            link.close()
+        self._pool.close()
+        self._links.close()
 
     def _submit(
         self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float
     ) -> None:
         try:
-            self._pool.submit(self._work, message, child, done, deadline)
-        except RuntimeError:  # the pool is shut down
+            launching = self._pool.submit(
+                lambda: self._work(message, child, done, deadline), tenant=message.tenant, owner=message.parent,
+                wait_s=WAIT_S,
+            )  # fmt: skip
+        except Cancelled:
             done(EngineError("this InferletActor is closing"))
+            return
+        except QuotaExceeded as error:
+            done(error)
+            return
+        launching.add_done_callback(lambda found: done(failed) if (failed := _error_of(found)) is not None else None)
 
-    def _work(
-        self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float
-    ) -> None:
+    def _work(self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float) -> None:
         found: Link | PierayError
         try:
             found = self._launched(message, child)
@@ -90,7 +93,7 @@ class ChildService:
                 found = DeadlineExceeded(f"no room for a child within {self._patience_s} s; {error.message}")
         except PierayError as error:
             found = error
-        except Exception as error:
+        except BaseException as error:
             log.exception("a child could not be launched")
             found = PierayError(f"{type(error).__name__}: {error}")
         done(found)
@@ -98,7 +101,7 @@ class ChildService:
     def _launched(self, message: Launch, child: Child) -> ActorLink:
         endpoint = self._launcher.launch(message)
         try:
-            link = self._link(endpoint)
+            link = self._links.get(endpoint, message.tenant)
             link.bind(child.id)
             link.attach(child)
         except BaseException:
@@ -112,21 +115,11 @@ class ChildService:
         except PierayError as error:
             log.info("%s runs on until its actor misses its parent: %s", instance_id, error.message)
 
-    def _link(self, endpoint: Endpoint) -> ActorLink:
-        """The one connection to that actor.  Raises PeerLost."""
-        with self._dialing:
-            with self._lock:
-                link = self._links.get(endpoint)
-            if link is None or not link.is_open:
-                link = ActorLink(endpoint, **self._identity, timeout_s=10.0, on_lost=self._forget)
-                with self._lock:
-                    self._links[endpoint] = link
-            return link
 
-    def _forget(self, link: ActorLink) -> None:
-        with self._lock:
-            if self._links.get(link.endpoint) is link:
-                del self._links[link.endpoint]
+def _error_of(launching: Future[None]) -> PierayError | None:
+    """Why no thread has taken it, if none has."""
+    error = launching.exception()
+    return error if isinstance(error, PierayError) else None
 
 
 class Bonds:

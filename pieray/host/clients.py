@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from concurrent.futures import Future
 from functools import partial
 
 from pieray.errors import Cancelled, NotFound, PeerLost, PierayError
@@ -13,6 +14,7 @@ from pieray.host.mcp.client_side import ClientServers
 from pieray.host.session import EventLog, Sink
 from pieray.messages import (
     Attach,
+    AwaitStart,
     Bind,
     ClientAnswer,
     Completed,
@@ -26,6 +28,9 @@ from pieray.messages import (
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
+
+
+Request = Attach | AwaitStart | SendText | SendFile | ServeTools | Kill
 
 
 class ClientService:
@@ -50,17 +55,20 @@ class ClientService:
             if isinstance(message, Bind):
                 self._bind(conn, message)
                 continue
-            if not isinstance(message, (Attach, SendText, SendFile, ServeTools, Kill)):
+            if not isinstance(message, (Attach, AwaitStart, SendText, SendFile, ServeTools, Kill)):
                 log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
                 continue
             try:
                 self._serve(conn, message)
             except PierayError as error:
-                conn.send([Failed(message.ticket, error.code, error.message)])
+                conn.send([Failed(message.ticket, error.code, error.message)], lane=message.instance_id)
 
-    def _serve(self, conn: Connection, message: Attach | SendText | SendFile | ServeTools | Kill) -> None:
+    def _serve(self, conn: Connection, message: Request) -> None:
         inferlet = self._host.find(message.instance_id)
         value = None
+        if isinstance(message, AwaitStart):
+            inferlet.started.add_done_callback(lambda started: _tell_start(conn, message.ticket, started))
+            return
         if isinstance(message, Attach):
             value = not self._attach(conn, inferlet.log, message.cursor)
         elif isinstance(message, SendText):
@@ -75,7 +83,7 @@ class ClientService:
                 self._serving[id(conn)].append(servers)
         else:
             inferlet.kill(Cancelled(message.reason))
-        conn.send([Completed(message.ticket, value)])
+        conn.send([Completed(message.ticket, value)], lane=message.instance_id)  # behind its events
 
     def _pass_on(self, conn: Connection, answer: ClientAnswer) -> None:
         """To the inferlet that waits for it, if it still does."""
@@ -87,12 +95,12 @@ class ClientService:
         try:
             inferlet = self._host.find(message.instance_id)
         except NotFound as error:
-            conn.send([Failed(message.ticket, error.code, error.message)])
+            conn.send([Failed(message.ticket, error.code, error.message)], lane=message.instance_id)
             return
         self._host.bonds.bind(id(conn), message.instance_id, is_bound=message.is_bound)
         if inferlet.log.is_ended:
             self._host.bonds.ended(message.instance_id)
-        conn.send([Completed(message.ticket, None)])
+        conn.send([Completed(message.ticket, None)], lane=message.instance_id)
 
     def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
         """False if the client must ask again for the rest of the story."""
@@ -110,3 +118,11 @@ class ClientService:
         self._host.bonds.lost(id(conn))
         for log, sink in self._attached.pop(id(conn), {}).values():
             log.unsubscribe(sink)
+
+
+def _tell_start(conn: Connection, ticket: int, started: Future[None]) -> None:
+    """From whatever thread; a client that is gone hears nothing."""
+    error = started.exception()
+    code, message = (error.code, error.message) if isinstance(error, PierayError) else ("internal", repr(error))
+    with contextlib.suppress(PeerLost):
+        conn.send([Completed(ticket, None) if error is None else Failed(ticket, code, message)])

@@ -7,12 +7,13 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import Future
 from typing import Any
 
 from pieray.config import Config, Limits
 from pieray.errors import Cancelled, EngineError, InvalidRequest, NoRoom, NotFound, PeerLost, PierayError
 from pieray.host.children import Bonds
+from pieray.host.components import Components
 from pieray.host.device import DeviceClient
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
@@ -26,7 +27,6 @@ from pieray.messages import (
 )
 from pieray.texts import byte_size, check_size
 from pieray.transport import Connection
-from pieray.wasm import python_runtime
 from pieray.wasm.host import Program, WasmHost
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ class InferletHost:
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
         self._wasm.on_batch_end = self._flush
+        self._components = Components(self._wasm)
         self._dirty: set[Connection] = set()
-        self._programs: dict[str, Program] = {}
         self._inferlets: OrderedDict[str, Inferlet | EndedInferlet] = OrderedDict()
         self._num_live = 0
         self._num_returned = 0
@@ -70,7 +70,7 @@ class InferletHost:
 
     def warm_up(self) -> None:
         """Load the Python runtime, so that the first launch finds it mapped."""
-        self._python_program()
+        self._components.python()
 
     @property
     def num_returned(self) -> int:
@@ -85,7 +85,8 @@ class InferletHost:
     def launch(self, launch: Launch, check: Callable[[], None] = lambda: None) -> None:
         """Start an inferlet.  Raises NoRoom when full, InvalidRequest for a bad program or limits, DeviceLost.
 
-        `check` is called when all is ready but the start, and raises what is against it.
+        `check` is called when all is ready but the start, and raises what is against it.  A component that must be
+        compiled first starts when it is (`Inferlet.started`): this returns at once.
         """
         try:
             inferlet, program = self._prepared(launch, check)
@@ -96,19 +97,27 @@ class InferletHost:
         if launch.parent or launch.is_attached:
             self.bonds.expect(launch.instance_id, is_child=bool(launch.parent))
         try:
-            inferlet.start(self._wasm, program)
+            if isinstance(program, Future):
+                inferlet.start_later(self._wasm, program)
+            else:
+                inferlet.start(self._wasm, program)
         except BaseException:
             with self._lock:
                 self._inferlets.pop(launch.instance_id, None)
             raise
 
-    def _prepared(self, launch: Launch, check: Callable[[], None]) -> tuple[Inferlet, Program]:
+    def _prepared(self, launch: Launch, check: Callable[[], None]) -> tuple[Inferlet, Program | Future[Program]]:
         limits = limits_within(self._config.limits, launch.limits)
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
-        program = self._program_of(launch)
-        device = self._device.current()  # may wait
-        check()
-        return self._admit(launch, limits, device), program
+        program = self._program_of(launch, limits)
+        try:
+            device = self._device.current()  # may wait
+            check()
+            return self._admit(launch, limits, device), program
+        except BaseException:
+            if isinstance(program, Future):
+                program.cancel()
+            raise
 
     def _admit(self, launch: Launch, limits: Limits, device: DeviceClient) -> Inferlet:
         with self._lock:
@@ -145,19 +154,15 @@ class InferletHost:
                 del self._inferlets[forgotten]
                 num_bytes -= size
 
-    def _program_of(self, launch: Launch) -> Program:
+    def _program_of(self, launch: Launch, limits: Limits) -> Program | Future[Program]:
         if launch.component:
-            return self._wasm.load(launch.component, launch.name)
+            return self._components.find(launch.component, launch.name) or self._components.compile(
+                launch.component, launch.name, tenant=launch.tenant, owner=launch.instance_id,
+                wait_s=limits.wall_time_s,
+            )  # fmt: skip
         if not launch.source:
             raise InvalidRequest("a launch gives Python source or a wasm component; given neither")
-        return self._python_program()
-
-    def _python_program(self) -> Program:
-        with self._lock:
-            if "python" not in self._programs:
-                path: Path = python_runtime.component_path()
-                self._programs["python"] = self._wasm.load(path, "python-runtime")
-            return self._programs["python"]
+        return self._components.python()
 
     def post_events(self, conn: Connection, events: list[Event]) -> None:
         """Events of a running guest: they leave with the frame that ends its worker's batch.
@@ -165,11 +170,12 @@ class InferletHost:
         A client that is gone misses events; the inferlet goes on.
         """
         try:
+            lane = events[0].instance_id
             if events[-1].kind in OUTPUTS:
-                conn.post(events)
+                conn.post(events, lane=lane)
                 self._dirty.add(conn)
             else:
-                conn.send(events)
+                conn.send(events, lane=lane)
         except PeerLost:
             return
         except PierayError as error:  # an event that cannot travel: better no client than one that waits for it
@@ -206,6 +212,7 @@ class InferletHost:
             self._is_closed = True
         for inferlet in list(self._inferlets.values()):
             inferlet.kill(Cancelled("the engine is shutting down"))
+        self._components.close()
         self._wasm.close()
         self.services.close()
         self._device.close()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from pieray.config import Limits
-from pieray.errors import LAST_LOGS, Cancelled, DeviceLost, GuestFailed, PierayError, QuotaExceeded
+from pieray.errors import LAST_LOGS, Cancelled, DeviceLost, EngineError, GuestFailed, PierayError, QuotaExceeded
 from pieray.host.device import DeviceClient
 from pieray.host.handlers import GuestHandlers
 from pieray.host.limits import capabilities_of
@@ -19,6 +20,7 @@ from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
+from pieray.host.transfers import Transfers
 from pieray.messages import Event, Launch
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
@@ -44,11 +46,16 @@ class Inferlet:
         self._on_end = on_end
         self._guest: Guest | None = None
         self._killed: PierayError | None = None
+        self._loading: Future[Program] | None = None
+        self._has_begun = False  # to run, or to end without having run
+        self.started: Future[None] = Future()
+        """Done when its guest runs, or with the error why it never will."""
         lineage = Lineage()
         self._pages = PageSpace(models.get("").info.page_size, limits.pages, lineage.forget)
         self._tickets = TicketTable(limits.tickets)
         self._outbox = Outbox(number, device, self._pages, self._tickets, lease_pages=lease_pages,
-                              page_wait_s=limits.page_wait_s)  # fmt: skip
+                              page_wait_s=limits.page_wait_s,
+                              transfers=Transfers(limits.pass_bytes, services.transfers))  # fmt: skip
         self._mailbox = Mailbox(limits, self._tickets.resolve)
         self._state = InstanceState(
             launch, number, limits, capabilities_of(launch), services, self._tickets, self._pages, lineage,
@@ -65,6 +72,7 @@ class Inferlet:
             guest = host.spawn(
                 program, self._handlers, self._limits, input=self.launch.input, source=self.launch.source or None,
                 filename=self.launch.filename, on_exit=self._exited, name=self.launch.instance_id,
+                tenant=self.launch.tenant,
             )  # fmt: skip
         except BaseException:
             self._retire()
@@ -73,6 +81,44 @@ class Inferlet:
         guest.unpark()  # for answers that came while `_guest` was not known yet
         if self._killed is not None:
             guest.kill(self._killed)
+
+        self.started.set_result(None)
+
+    def start_later(self, host: WasmHost, loading: Future[Program]) -> None:
+        """Start once the program is loaded; if it cannot be, or the inferlet is killed before, it ends with the error.
+        Till then it has a place and a mailbox, and no pages."""
+        self._loading = loading
+        loading.add_done_callback(lambda loaded: self._start_loaded(host, loaded))
+
+    def _start_loaded(self, host: WasmHost, loaded: Future[Program]) -> None:
+        if not self._begins():
+            return
+        if (error := loaded.exception()) is not None:
+            self._end_unstarted(error)
+            return
+        try:
+            self.start(host, loaded.result())
+        except BaseException as failed:  # noqa: BLE001 - nobody else hears of it; `start` has given back what it had
+            self._tell_unstarted(failed)
+
+    def _begins(self) -> bool:
+        """True once: for who starts it, or ends it before it has run."""
+        with self._state.lock:
+            is_first, self._has_begun = not self._has_begun, True
+            return is_first
+
+    def _end_unstarted(self, error: BaseException) -> None:
+        """Its end, if it never had a guest nor anything of the device."""
+        self._tell_unstarted(error)
+        self._state.close()
+        self._on_end(self)
+
+    def _tell_unstarted(self, error: BaseException) -> None:
+        if not isinstance(error, PierayError):
+            error = EngineError(f"{self.launch.name} could not be started: {error!r}")
+        self._mailbox.close()
+        self.log.end("error", json.dumps({"code": error.code, "message": error.message}))
+        self.started.set_exception(error)
 
     def deliver(self, text: str) -> None:
         """A message of the client; raises QuotaExceeded or Cancelled."""
@@ -98,6 +144,10 @@ class Inferlet:
         self._killed = error
         if self._guest is not None:
             self._guest.kill(error)
+        elif self._loading is not None:
+            if self._begins():
+                self._end_unstarted(error)
+            self._loading.cancel()
 
     def answered(self, answers: Sequence[tuple[int, object]]) -> None:
         with self._state.lock:
@@ -132,7 +182,9 @@ class Inferlet:
     def status(self) -> dict[str, Any]:
         """Facts for `pieray ps`."""
         guest, launch = self._guest, self.launch
-        state, error = _state_of(self.log.ending, is_killed=isinstance(self._killed, Cancelled))
+        state, error = _state_of(
+            self.log.ending, is_started=guest is not None, is_killed=isinstance(self._killed, Cancelled)
+        )
         return {
             "instance_id": launch.instance_id,
             "name": launch.name,
@@ -199,10 +251,10 @@ class Inferlet:
             raise GuestFailed(f"the result is not JSON: {error}") from None
 
 
-def _state_of(ending: Event | None, *, is_killed: bool) -> tuple[str, str]:
-    """"running", "done", "failed" or "killed", and the code and first line of the error, or ""."""
+def _state_of(ending: Event | None, *, is_started: bool, is_killed: bool) -> tuple[str, str]:
+    """"starting", "running", "done", "failed" or "killed", and the code and first line of the error, or ""."""
     if ending is None:
-        return "running", ""
+        return "running" if is_started else "starting", ""
     if ending.kind == "result":
         return "done", ""
     problem = json.loads(ending.payload)
@@ -215,6 +267,7 @@ class EndedInferlet:
 
     def __init__(self, inferlet: Inferlet) -> None:
         self.log = inferlet.log
+        self.started = inferlet.started
         self._status = {**inferlet.status(), "pages": 0}
 
     @property

@@ -60,6 +60,10 @@ class ModelDirectory:
     def names(self) -> list[str]:
         return list(self._models)
 
+    @property
+    def all(self) -> list[ServedModel]:
+        return list(self._models.values())
+
     def get(self, name: str) -> ServedModel:
         """The model; raises NotFound with the names there are."""
         if not name:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pieray.config import Config
+from pieray.config import Config, Limits
+from pieray.fairpool import FairPool
 from pieray.host.adapters import AdapterDirectory
 from pieray.host.aio import LoopThread
 from pieray.host.broker_client import BrokerClient
@@ -13,7 +14,11 @@ from pieray.host.children import ChildService
 from pieray.host.grammars import GrammarService
 from pieray.host.http.client import HttpClient
 from pieray.host.mcp.servers import ToolServers
+from pieray.host.textwork import TextWorkers
+from pieray.host.transfers import ActorTransfers
 from pieray.wasm.timers import Timers
+
+WORK_THREADS = 2
 
 
 @dataclass(slots=True)
@@ -29,6 +34,10 @@ class Services:
     """Messages between inferlets, and the key-value store."""
     grammars: GrammarService = field(default_factory=GrammarService)
     """Compiles grammars; its threads and processes start with the first."""
+    texts: TextWorkers = field(default_factory=TextWorkers)
+    """Tokenizes, renders and parses long texts; its threads and processes start with the first."""
+    threads: FairPool = field(default_factory=lambda: FairPool("working for handlers", WORK_THREADS))
+    """Does what takes longer than guests should wait for each other, where the libraries let others run meanwhile."""
     loop: LoopThread = field(default_factory=LoopThread)
     """Where handlers wait for the world: HTTP, MCP servers."""
     http: HttpClient | None = None
@@ -36,6 +45,8 @@ class Services:
     """Launches inferlets for inferlets."""
     adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
     """The engine's LoRA adapters, as its owner has loaded them so far."""
+    transfers: ActorTransfers = field(default_factory=lambda: ActorTransfers.of(Limits()))
+    """Bytes of passes that all inferlets have under way."""
     mcp: ToolServers | None = None
     """MCP servers of the operator; those of clients are each inferlet's."""
 
@@ -43,7 +54,7 @@ class Services:
     def of(cls, config: Config) -> Services:
         """The services that an engine's settings describe."""
         http = HttpClient(config.http_hosts, allow_private=config.http_private)
-        services = cls(http=http, mcp=ToolServers(config.mcp))
+        services = cls(http=http, mcp=ToolServers(config.mcp), transfers=ActorTransfers.of(config.limits))
         assert services.mcp is not None
         services.loop.before_close(services.mcp.close)
         return services
@@ -65,6 +76,8 @@ class Services:
         if self.broker is not None:
             self.broker.close()
         self.grammars.close()
+        self.texts.close()
+        self.threads.close()
         self.loop.close()
         if self.http is not None:
             self.http.close()

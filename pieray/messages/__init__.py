@@ -35,6 +35,7 @@ from pieray.messages.broker import (
 from pieray.messages.children import Bind
 from pieray.messages.client import (
     Attach,
+    AwaitStart,
     Event,
     Install,
     Kill,
@@ -46,7 +47,7 @@ from pieray.messages.client import (
 )
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.controller import Ask
-from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
+from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode, size_of
 from pieray.messages.leases import (
     CloseLease,
     ExportPages,
@@ -75,6 +76,7 @@ __all__ = [
     "SCHEMA",
     "Ask",
     "Attach",
+    "AwaitStart",
     "Bind",
     "Broadcast",
     "CancelCall",
@@ -131,4 +133,5 @@ __all__ = [
     "encode",
     "file_part",
     "read_file_part",
+    "size_of",
 ]

@@ -1,6 +1,7 @@
 """InferletActor <-> Broker: messages between inferlets, and the key-value store.
 
-Each request with a `ticket` gets exactly one Completed or Failed, also after a Withdraw.
+Each request with a `ticket` gets exactly one Completed or Failed, also after a Withdraw.  Every message names the
+tenant whose it is: each has its own line and window, over one connection too.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Next(Message):
     """Completed(text) with the subscription's next text; kept until Settle(ticket), as by Pull."""
 
     ticket: int
+    tenant: str
     subscription: int
 
 
@@ -73,6 +75,7 @@ class Next(Message):
 class Unsubscribe(Message):
     """Forget a subscription; its waiting Nexts fail with `cancelled`."""
 
+    tenant: str
     subscription: int
 
 
@@ -82,6 +85,7 @@ class Withdraw(Message):
     """The request is not wanted any more: if it waits, it fails with `cancelled` and changes nothing."""
 
     ticket: int
+    tenant: str
 
 
 @register(77)
@@ -90,14 +94,16 @@ class Settle(Message):
     """What became of the text of a Pull or Next: the guest took it, or it goes back to its old place."""
 
     ticket: int  # of the Pull or Next
+    tenant: str
     is_taken: bool
 
 
 @register(78)
 @dataclass(frozen=True, slots=True)
 class Credit(Message):
-    """Messages of this cost have been received: the peer may send as much again.  Both ways."""
+    """Messages of this cost have been served: the peer may send as much again of this tenant's.  Both ways."""
 
+    tenant: str
     cost: int
 
 

@@ -63,6 +63,15 @@ def read_file_part(payload: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(head), data
 
 
+@register(59)
+@dataclass(frozen=True, slots=True)
+class AwaitStart(Message):
+    """Answer once the inferlet runs, or with the error why it never will: its component may have to be compiled."""
+
+    ticket: int
+    instance_id: str
+
+
 @register(45)
 @dataclass(frozen=True, slots=True)
 class SendFile(Message):

@@ -14,6 +14,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pieray.errors import InvalidRequest
+from pieray.texts import check_unicode
 
 Message = Mapping[str, Any]
 
@@ -36,6 +37,18 @@ def render_chat(
         )
     except (TemplateError, TypeError, KeyError, ArithmeticError, OverflowError) as error:
         raise InvalidRequest(f"the chat template refuses these messages: {error}") from error
+
+
+def json_objects(name: str, text: str, shape: str) -> list[dict[str, Any]]:
+    """A JSON list of objects; raises InvalidRequest, which says of what `shape` they are to be."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is a JSON list of {shape}: {error}") from None
+    if not isinstance(parsed, list) or not all(isinstance(m, dict) for m in parsed):
+        raise InvalidRequest(f"{name} is a JSON list of {shape}; given {type(parsed).__name__}")
+    check_unicode(name, text, parsed)
+    return parsed
 
 
 class _Generation(Extension):

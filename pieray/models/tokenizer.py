@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers.decoders import DecodeStream as _RustStream
 
 from pieray.errors import InvalidRequest, ModelError
-from pieray.models.chat import Message, render_chat
+from pieray.models.chat import Message, json_objects, render_chat
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -162,6 +162,14 @@ class Tokenizer:
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             **self.spec.special_tokens,
+        )
+
+    def render_json(self, messages: str, tools: str, add_generation_prompt: bool = True) -> str:
+        """`render_chat` of JSON: a list of objects each; "" for no tools.  Raises InvalidRequest."""
+        return self.render_chat(
+            json_objects("messages", messages, "{role, content}"),
+            tools=json_objects("tools", tools, "{type, function}") if tools else None,
+            add_generation_prompt=add_generation_prompt,
         )
 
 

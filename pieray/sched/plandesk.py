@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from pieray.errors import InvalidRequest, PierayError, Unsupported
+from pieray.fairpool import FairPool
 from pieray.messages import Completed, ExtendPlan, Message, PlanTokens, StartPlan, StopPlan
 from pieray.sched.commands import Command
 from pieray.sched.lookups import known
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
     from pieray.sched.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
+
+COMPILERS = 2
+"""Grammars of plans compiled at one time, off the step thread; of one tenant, one less."""
+MAX_COMPILING = 8192
+"""Plans of one tenant that wait for their grammars."""
+COMPILE_WAIT_S = 120.0
+"""For a thread to come free."""
+CHEAP_TOKENS = 64
+"""Taken in by a matcher on the step thread."""
 
 Answers: TypeAlias = list[tuple[str, Message]]
 Later: TypeAlias = Callable[[], Answers]
@@ -46,7 +56,7 @@ class PlanDesk:
         self._spec = spec
         self._tokenizer: Tokenizer | None = None
         self._compiler: GrammarCompiler | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._pool = FairPool("compiling grammars of plans", COMPILERS, max_waiting=MAX_COMPILING)
         self._plans: dict[tuple[str, int], PlanCommand] = {}  # by peer and ticket
 
     @property
@@ -72,12 +82,10 @@ class PlanDesk:
         self._plans[plan.peer_id, plan.ticket] = plan
         if not message.grammar:
             return
-        if self.call_later is None:
-            answers += self._compiled(plan, self._compile(message.grammar))
-            return
         call_later, grammar = self.call_later, message.grammar
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, "pieray-grammars")
+        if call_later is None or self._is_cheap(grammar):
+            answers += self._compiled(plan, self._compile(grammar))
+            return
 
         def work() -> None:
             if plan.is_over or plan.finish is not None:  # stopped before its turn: a guest may begin thousands
@@ -85,7 +93,17 @@ class PlanDesk:
             found = self._compile(grammar)
             call_later(lambda: self._compiled(plan, found))
 
-        self._thread.submit(work)
+        def give_up(error: PierayError) -> None:
+            call_later(lambda: self._compiled(plan, error))
+
+        try:
+            compiling = self._pool.submit(
+                work, tenant=str(grammar[3]), owner=f"{plan.peer_id}/{message.inferlet}", wait_s=COMPILE_WAIT_S
+            )
+        except PierayError as error:  # too many wait
+            answers += self._compiled(plan, error)
+            return
+        compiling.add_done_callback(lambda done: give_up(failed) if (failed := _error_of(done)) is not None else None)
 
     def change(self, peer_id: str, message: ExtendPlan | StopPlan, answers: Answers) -> None:
         """More pages for a run, or its end; nothing if it is over, of which its inferlet will have heard."""
@@ -131,6 +149,13 @@ class PlanDesk:
             answers.append((plan.peer_id, Completed(plan.ticket, [plan.finish, plan.stopped_by])))
 
     # --- grammars --------------------------------------------------------------------------------
+
+    def _is_cheap(self, grammar: Sequence[Any]) -> bool:
+        """Whether the step thread itself may make the matcher: its grammar is there, and it has taken little in."""
+        kind, text, consumed, tenant = grammar
+        if self._compiler is None or len(consumed) > CHEAP_TOKENS * 4:
+            return False
+        return self._compiler.find(kind, text, tenant) is not None
 
     def _compile(self, grammar: Sequence[Any]) -> Matcher | PierayError:
         """A matcher that has taken the tokens given in; from any thread."""
@@ -183,5 +208,10 @@ class PlanDesk:
 
     def close(self) -> None:
         """Stop compiling; idempotent."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
+
+
+def _error_of(compiling: Future[None]) -> PierayError | None:
+    """Why no thread has come to it, if none has."""
+    error = None if compiling.cancelled() else compiling.exception()
+    return error if isinstance(error, PierayError) else None

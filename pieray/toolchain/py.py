@@ -9,11 +9,12 @@ import ast
 from pathlib import Path
 
 from pieray.errors import InvalidRequest
+from pieray.programs import read_source
 
 
 def build(entry: Path, _target: Path) -> None:
     """Check the source; raises InvalidRequest with line and reason."""
-    check(entry.read_text(encoding="utf-8"), entry.name)
+    check(read_source(entry), entry.name)
 
 
 def check(source: str, filename: str) -> ast.Module:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import Future
 from ctypes import c_void_p, memmove
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from pieray.errors import PierayError
 from pieray.wasm import codecs, native
 from pieray.wasm.fibers import DONE, FiberGuest
 from pieray.wasm.guest import Guest, running
-from pieray.wasm.parks import Park, TicketPark
+from pieray.wasm.handlers import DEFERRABLE
+from pieray.wasm.parks import FuturePark, Park, TicketPark
 from pieray.wasm.signatures import HANDLERS, Signature
 from pieray.wasm.threads import ThreadGuest
 
@@ -95,6 +97,9 @@ def handler_callback(interface: str, function: str, signature: Signature, execut
         return blocking_callback(_wait(lift), executor)
     name = handler_name(interface, function)
     encode = codecs.result_encoder(signature.ok, is_fallible=signature.is_fallible)
+    if (interface, function) in DEFERRABLE:
+        assert signature.is_fallible, "an error has to be told"
+        return blocking_callback(_deferrable(name, lift, encode), executor)
     if signature.is_fallible:
         return plain_callback(_fallible(name, lift, encode))
     return plain_callback(
@@ -106,6 +111,20 @@ def _fallible(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Plain:
     def call(guest: Guest, _context: int, args: int) -> bytes:
         try:
             return encode(getattr(guest.handlers, name)(*lift(args, guest.message_cap)))
+        except PierayError as error:
+            return codecs.error_result(error)
+        except BaseException as error:
+            log.exception("handler %s of %r failed", name, guest)
+            return codecs.error_result(PierayError(f"handler {name} failed: {error!r}"))
+
+    return call
+
+
+def _deferrable(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Blocking:
+    def call(guest: Guest, _context: int, args: int) -> bytes | Park:
+        try:
+            value = getattr(guest.handlers, name)(*lift(args, guest.message_cap))
+            return FuturePark(guest, value, encode) if isinstance(value, Future) else encode(value)
         except PierayError as error:
             return codecs.error_result(error)
         except BaseException as error:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pieray.errors import EngineError, InvalidRequest, QuotaExceeded
+from pieray.errors import DeadlineExceeded, EngineError, InvalidRequest, QuotaExceeded
 from pieray.wasm import engine, native
 
 COMPONENT_MAGIC = b"\0asm\x0d\x00\x01\x00"
@@ -29,6 +29,9 @@ ELF_MAGIC = b"\x7fELF"
 
 
 KEEP_UNUSED_S = 14 * 86_400.0
+LOCK_POLL_S = 0.02
+LOCK_SLACK_S = 30.0
+"""For a process that compiles to start, and to be ended at its wall limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class CompileLimits:
     memory_bytes: int = 4 << 30
     cpu_time_s: int = 120
     wall_time_s: float = 240.0
+    nice: int = 0
+    """Added to the child's nice value: what guests bring is compiled behind all that serves."""
 
 
 def cache_folder() -> Path:
@@ -67,14 +72,14 @@ def compiled(wasm: bytes, name: str, limits: CompileLimits) -> Path:
     """The file with the machine code of the component `wasm`, from the cache or compiled now.
 
     Raises InvalidRequest if it is no valid component, QuotaExceeded if compiling it passes `limits`.
-    One process compiles a component; others that ask for it wait.
+    One process compiles a component; others that ask for it wait, up to its wall limit.
     """
     check_magic(wasm, name)
     path = cache_folder() / f"{_key(wasm)}.cwasm"
     if path.exists():
         os.utime(path)  # still in use: see `drop_unused`
         return path
-    with _locked(path.with_suffix(".lock")):
+    with _locked(path.with_suffix(".lock"), name, limits.wall_time_s + LOCK_SLACK_S):
         if not path.exists():
             _compile(wasm, name, path, limits)
             drop_unused(path.parent)
@@ -101,9 +106,18 @@ def _key(wasm: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, name: str, timeout_s: float) -> Iterator[None]:
+    """Hold the file lock `path`; it ends with the process, so a crashed compiler leaves none behind."""
+    deadline = time.monotonic() + timeout_s
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise DeadlineExceeded(f"another process has been compiling {name} for {timeout_s:g} s") from None
+                time.sleep(LOCK_POLL_S)
         yield
 
 
@@ -111,7 +125,8 @@ def _compile(wasm: bytes, name: str, path: Path, limits: CompileLimits) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="compile-") as folder:
         source, target = Path(folder, "component.wasm"), Path(folder, "component.cwasm")
         source.write_bytes(wasm)
-        _run_child([str(source), str(target), str(limits.memory_bytes), str(limits.cpu_time_s)], name, limits)
+        numbers = (limits.memory_bytes, limits.cpu_time_s, limits.nice)
+        _run_child([str(source), str(target), *map(str, numbers)], name, limits)
         os.replace(target, path)
 
 

@@ -19,7 +19,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Generator
-from queue import SimpleQueue
+from typing import Any
 
 import wasmtime
 
@@ -29,6 +29,7 @@ from pieray.wasm.calls import Call, WasmFailed, error_of, new_store
 from pieray.wasm.guest import Guest, Task, running
 from pieray.wasm.parks import Park
 from pieray.wasm.timers import Load, Ticker, Timer, Timers
+from pieray.wasm.turns import TurnQueue
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ _ALWAYS = ctypes.create_string_buffer(b"\1", 2)
 #: the continuation of a blocking call that had its result at once
 DONE = _continuation.pack(_STRLEN, ctypes.addressof(_ALWAYS), 0)
 
+#: CPU time without a wait, from which on a guest's turn may be interrupted for others before its slice is over
+LONG_S = 0.001
+
 _QUEUED, _RUNNING, _PARKED = range(3)
 
 #: (the string returned, the error)
@@ -51,13 +55,17 @@ class FiberGuest(Guest):
     """A guest whose turns are taken by the workers of a FiberExecutor."""
 
     def __init__(
-        self, task: Task, timers: Timers, on_done: Callable[[Guest], None], enqueue: Callable[[FiberGuest], None]
+        self, task: Task, timers: Timers, on_done: Callable[[Guest], None], turns: TurnQueue[FiberGuest]
     ) -> None:
         super().__init__(task, timers, on_done)
-        self._enqueue = enqueue
+        self.tenant = task.tenant
+        self.served = 0.0
+        self._turns = turns
+        self._burst_s = 0.0  # CPU time since it last waited, of the turns before this one
+        self._turn_began = 0.0
+        self._context: Any = None
         self._state = _QUEUED
         self._is_woken = False
-        self.is_preempted = False  # its last turn ended with its slice, not with a call that waits
         self._park: Park | None = None
         self._park_timer: Timer | None = None
         self._results = 0
@@ -65,8 +73,20 @@ class FiberGuest(Guest):
         self.continuation = _continuation.pack(_STRLEN, ctypes.addressof(self._flag), 0)
         self._body = self._run()
 
+    @property
+    def is_long(self) -> bool:
+        return self._burst_s > LONG_S or (self._state == _RUNNING and self.turn_s > LONG_S)
+
+    @property
+    def turn_s(self) -> float:
+        return time.monotonic() - self._turn_began
+
     def start(self) -> None:
-        self._enqueue(self)
+        self._turns.put(self)
+
+    def charge(self, seconds: float) -> None:
+        self._turns.charge(self, seconds)
+        super().charge(seconds)
 
     def unpark(self) -> None:
         with self._lock:
@@ -74,7 +94,7 @@ class FiberGuest(Guest):
                 self._is_woken = True  # `_pause` sees it: a wake-up between the check and the park is not lost
                 return
             self._state = _QUEUED
-        self._enqueue(self)
+        self._turns.put(self)
 
     def suspend(self, park: Park, results: int) -> None:
         """From the callback of a blocking call: wait for `park`, then put its image at `results`."""
@@ -85,7 +105,7 @@ class FiberGuest(Guest):
         """One turn, on a worker.  Afterwards the guest is queued, parked or done."""
         began = time.thread_time()
         running.guest = self
-        self.is_preempted = False
+        self._turn_began = time.monotonic()
         with self._lock:
             self._state, self._is_woken = _RUNNING, False
         ending: Ending | None = None
@@ -95,17 +115,19 @@ class FiberGuest(Guest):
             ending = stop.value
         except Exception as failed:  # noqa: BLE001 - it becomes the outcome
             ending = None, error_of(self, failed)
-        self.charge(time.thread_time() - began)
+        used = time.thread_time() - began
+        self.charge(used)
+        self._burst_s += used
         if ending is not None:
             self.finish(*ending)
         elif self.error is not None:
             self._end()
         elif self._park is not None:
+            self._burst_s = 0.0
             self._pause()
         else:
-            self.is_preempted = True
             self._state = _QUEUED
-            self._enqueue(self)
+            self._turns.put(self)
 
     def _turn(self) -> None:
         """Poll the fiber, unless what it waits for is still not there.  StopIteration carries the ending."""
@@ -120,6 +142,7 @@ class FiberGuest(Guest):
             self._flag[0] = b"\1"
             self._park = None
             self._cancel_park_timer()
+            native.set_epoch_deadline(self._context, 1)  # epochs that went by while it waited are no turn of its
         next(self._body)
 
     def _pause(self) -> None:
@@ -131,11 +154,13 @@ class FiberGuest(Guest):
                 self._state = _PARKED
                 return
             self._state = _QUEUED
-        self._enqueue(self)
+        self._turns.put(self)
 
     def _end(self) -> None:
         """Unwind the fiber (deleting its future does) and report the recorded error."""
         self._cancel_park_timer()
+        if self._park is not None:
+            self._park.abandon()
         self._body.close()
         self.finish(None, self.error)
 
@@ -150,7 +175,7 @@ class FiberGuest(Guest):
         store = new_store(program, limits)
         call = Call(self.task.inputs)
         try:
-            context = store._context()
+            context = self._context = store._context()
             native.yield_on_epoch(context, 1)
             yield from _drive(
                 lambda error: native.instantiate_async(
@@ -181,7 +206,7 @@ def _drive(begin: Callable[[object], int]) -> Generator[None, None, None]:
 
 
 class FiberExecutor:
-    """`num_threads` workers take turns of guests from one queue, first come, first served."""
+    """`num_threads` workers run the guests of one TurnQueue."""
 
     name = "fiber"
 
@@ -190,11 +215,15 @@ class FiberExecutor:
     ) -> None:
         self._timers = timers
         self._on_batch_end = on_batch_end
-        self._queue: SimpleQueue[FiberGuest | None] = SimpleQueue()
-        self._turns = [0] * num_threads  # per worker: odd while it runs a turn
-        self._last_turns = list(self._turns)
+        self._num_turns = [0] * num_threads  # per worker: odd while it runs a turn
+        self._last_turns = list(self._num_turns)
+
+        def tick() -> None:
+            native.increment_epoch(engine.ptr())
+
+        self._ticker = Ticker(tick, self._load)
+        self._turns: TurnQueue[FiberGuest] = TurnQueue(num_threads, preempt=self._ticker.interrupt)
         self._seen = [(0, 0.0)] * num_threads  # per worker: a turn, and when it was first seen
-        self._ticker = Ticker(lambda: native.increment_epoch(engine.ptr()), self._load)
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"pieray-guests-{i}", daemon=True)
             for i in range(num_threads)
@@ -203,7 +232,7 @@ class FiberExecutor:
             thread.start()
 
     def new_guest(self, task: Task, on_done: Callable[[Guest], None]) -> Guest:
-        return FiberGuest(task, self._timers, on_done, self._queue.put)
+        return FiberGuest(task, self._timers, on_done, self._turns)
 
     @property
     def busy_s(self) -> float:
@@ -212,7 +241,7 @@ class FiberExecutor:
         A guest that computes is cut into slices; what is long is a host function that hangs.
         """
         now = time.monotonic()
-        seen_before = zip(self._seen, self._turns, strict=True)
+        seen_before = zip(self._seen, self._num_turns, strict=True)
         self._seen = [seen if seen[0] == turn else (turn, now) for seen, turn in seen_before]
         return max(now - since if turn & 1 else 0.0 for turn, since in self._seen)
 
@@ -221,30 +250,30 @@ class FiberExecutor:
 
     def close(self) -> None:
         """Stop the workers; there must be no guest left."""
-        for _ in self._threads:
-            self._queue.put(None)
+        self._turns.close()
         for thread in self._threads:
             thread.join()
         self._ticker.close()
 
     def _work(self, index: int) -> None:
         turns = 0
-        while (guest := self._queue.get()) is not None:
+        while (guest := self._turns.get()) is not None:
             if self._ticker.is_asleep:
                 self._ticker.wake()
-            if guest.is_preempted and turns:  # it will take a whole slice: what others have posted goes first
+            if guest.is_long and turns:  # it may take a whole slice: what others have posted goes first
                 turns = 0
                 self._end_batch()
-            self._turns[index] += 1
+            self._num_turns[index] += 1
             try:
                 guest.step()
             except BaseException as failed:
                 log.exception("the turn of %r failed", guest)
                 guest.finish(None, PierayError(f"the wasm host failed: {failed!r}"))
-            self._turns[index] += 1
+            self._num_turns[index] += 1
+            self._turns.release(guest)
             del guest, running.guest  # while this thread sleeps, a guest that is done must not live on here
             turns += 1
-            if turns == BATCH_TURNS or self._queue.empty():
+            if turns == BATCH_TURNS or not self._turns:
                 turns = 0
                 self._end_batch()
 
@@ -255,8 +284,10 @@ class FiberExecutor:
             log.exception("on_batch_end failed")
 
     def _load(self) -> Load:
-        now, before = list(self._turns), self._last_turns
+        now, before = list(self._num_turns), self._last_turns
         self._last_turns = now
+        if self._turns.is_urgent():
+            return Load.URGENT
         if any(turn & 1 and turn == last for turn, last in zip(now, before, strict=True)):
             return Load.OVERDUE
         return Load.IDLE if now == before else Load.BUSY

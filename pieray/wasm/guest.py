@@ -45,6 +45,8 @@ class Task:
     inputs: tuple[str, ...]
     on_exit: Callable[[Outcome], None]
     name: str
+    tenant: str = ""
+    """Tenants share what guests compute, before the guests of each do."""
 
 
 class Running(threading.local):

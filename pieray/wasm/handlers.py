@@ -6,6 +6,9 @@ returns the ok value of its result: numbers, str, sequences or arrays of numbers
 becomes the err arm; any other exception becomes `internal` there, with its traceback in the log.  In a function
 without a result type an error ends the guest.
 
+A method of DEFERRABLE may return a Future of a `parks.Answer` in place of its value: the guest is parked until it is
+done, and charged with the CPU time that it names; if the guest ends before, the future is cancelled.
+
 Methods run on the thread (and on the stack) that runs the guest: they must not block, and may be called
 for different guests at once.  `tickets.wait` is the wasm layer's own: it is made of `tickets_flush`,
 `tickets_ready` and `Guest.unpark`.
@@ -18,6 +21,12 @@ from typing import Any, Protocol
 import numpy as np
 
 U32s = np.ndarray[Any, np.dtype[np.uint32]]
+
+#: Functions whose work grows with what a guest gives them, beyond what its neighbours may be made to wait for.
+DEFERRABLE = frozenset({
+    ("model", "tokenize"), ("model", "detokenize"), ("model", "stream-push"), ("chat", "render"), ("chat", "parse"),
+    ("grammar", "mask"), ("grammar", "accept"), ("grammar", "forced"), ("grammar", "rollback"),
+})  # fmt: skip
 
 
 class Handlers(Protocol):

@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import wasmtime
@@ -71,21 +72,22 @@ class WasmHost:
         """How long a worker has been at one turn of a guest, as seen by calls of this, by one thread."""
         return self._executor.busy_s
 
-    def load(self, wasm: Path | bytes, name: str) -> Program:
-        """Check, compile (or find in the cache) and link a component.
+    def load(self, wasm: Path | bytes, name: str, *, nice: int = 0) -> Program:
+        """Check, compile (or find in the cache) and link a component.  `nice`: see CompileLimits.
 
         Raises InvalidRequest for anything but a component that imports only the handler API and WASI's
         subset and exports `run` or `run-source`; QuotaExceeded if compiling it takes too much.
         """
         self._check_usable()
         content = wasm if isinstance(wasm, bytes) else wasm.read_bytes()
-        path = compiled(content, name, self._compile_limits)
+        limits = replace(self._compile_limits, nice=nice)
+        path = compiled(content, name, limits)
         try:
             component = Component.deserialize_file(self._engine, str(path))
         except wasmtime.WasmtimeError as error:  # a damaged file: compile it again, once
             log.warning("the cached %s is damaged: %s", path, error)
             path.unlink(missing_ok=True)
-            path = compiled(content, name, self._compile_limits)
+            path = compiled(content, name, limits)
             component = Component.deserialize_file(self._engine, str(path))
         return self._imports.program(self._engine, component, name, checked_memories(content, name))
 
@@ -100,6 +102,7 @@ class WasmHost:
         filename: str = "main.py",
         on_exit: Callable[[Outcome], None],
         name: str = "",
+        tenant: str = "",
     ) -> Guest:
         """Start a guest; returns at once.
 
@@ -109,7 +112,7 @@ class WasmHost:
         """
         self._check_usable()
         inputs = _inputs(program, input, source, filename)
-        task = Task(program, handlers, limits, inputs, on_exit, name)
+        task = Task(program, handlers, limits, inputs, on_exit, name, tenant)
         with self._lock:
             if self._is_closed:
                 raise EngineError("the wasm host is closed")

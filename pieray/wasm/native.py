@@ -80,6 +80,7 @@ resource_host_delete = _declare("wasmtime_component_resource_host_delete", None,
 resource_any_to_host = _declare("wasmtime_component_resource_any_to_host", c_void_p, c_void_p, c_void_p, c_void_p)
 resource_host_to_any = _declare("wasmtime_component_resource_host_to_any", c_void_p, c_void_p, c_void_p, c_void_p)
 increment_epoch = _declare("wasmtime_engine_increment_epoch", None, c_void_p)
+set_epoch_deadline = _declare("wasmtime_context_set_epoch_deadline", None, c_void_p, c_uint64)
 store_epoch_callback = _declare("wasmtime_store_epoch_deadline_callback", None, c_void_p, c_void_p, c_void_p, c_void_p)
 linker_instantiate = _declare("wasmtime_component_linker_instantiate", c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
 func_call = _declare(

@@ -1,17 +1,22 @@
 """What a guest waits for: made when it blocks, asked again at each wake-up.
 
-A guest blocks in `tickets.wait` or in a WASI sleep and nowhere else.
+A guest blocks in `tickets.wait`, in a WASI sleep, and in a handler that has given a Future, and nowhere else.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Protocol
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pieray.errors import PierayError
-from pieray.wasm.codecs import encode_u32s, error_result, ok_image
+from pieray.wasm.codecs import Encoder, encode_u32s, error_result, ok_image
 from pieray.wasm.handlers import Handlers, U32s
+
+if TYPE_CHECKING:
+    from pieray.wasm.guest import Guest
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +29,9 @@ class Park(Protocol):
     def resolve(self) -> bytes | None:
         """The image of the call's result, or None: still blocked.  Never raises."""
         ...
+
+    def abandon(self) -> None:
+        """The guest has ended meanwhile."""
 
 
 class TicketPark:
@@ -49,6 +57,45 @@ class TicketPark:
             return error_result(PierayError(f"tickets_ready failed: {error!r}"))
 
 
+    def abandon(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a handler's Future yields: the call's value or its error, and the CPU time that it took elsewhere."""
+
+    value: Any
+    cpu_time_s: float = 0.0
+    error: PierayError | None = None
+
+
+class FuturePark:
+    """A handler's call that is worked on elsewhere: ends when that is done.  Its CPU time is charged to the guest."""
+
+    __slots__ = ("_encode", "_future", "_guest", "deadline")
+
+    def __init__(self, guest: Guest, future: Future[Answer], encode: Encoder) -> None:
+        self._guest, self._future, self._encode = guest, future, encode
+        self.deadline: float | None = None  # who works on it has one
+        future.add_done_callback(lambda _: guest.unpark())
+
+    def resolve(self) -> bytes | None:
+        if not self._future.done():
+            return None
+        try:
+            answer = self._future.result()
+            self._guest.charge(answer.cpu_time_s)
+            return error_result(answer.error) if answer.error is not None else self._encode(answer.value)
+        except PierayError as error:
+            return error_result(error)
+        except BaseException as error:
+            log.exception("a handler's work failed")
+            return error_result(PierayError(f"a handler's work failed: {error!r}"))
+
+    def abandon(self) -> None:
+        self._future.cancel()
+
+
 class SleepPark:
     """A WASI `poll` or `block` over pollables that become ready at `times` (time.monotonic)."""
 
@@ -65,3 +112,5 @@ class SleepPark:
         if not ready:
             return None
         return encode_u32s(ready) if self._gives_list else b""
+
+    def abandon(self) -> None: ...

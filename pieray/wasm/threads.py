@@ -58,6 +58,7 @@ class ThreadGuest(Guest):
                     return image
                 if self.error is None:
                     self._wake.wait(None if park.deadline is None else wait_s(park.deadline))
+            park.abandon()
             return None
         finally:
             self.is_running = True

@@ -111,6 +111,8 @@ class Load(Enum):
     IDLE = 0
     BUSY = 1
     OVERDUE = 2
+    URGENT = 3
+    """A long turn, and others wait for it."""
 
 
 class Ticker:
@@ -118,13 +120,18 @@ class Ticker:
 
     A guest that is resumed after the epoch advanced yields once for nothing; with well-behaved guests the
     epoch stands still.  After `IDLE_TICKS` ticks without work the thread sleeps until `wake`.
+
+    `interrupt` ends long turns now.  A guest that is being resumed at that moment misses the epoch: as long as others
+    wait, they are ended again each HURRY_S.
     """
 
     IDLE_TICKS = 40
+    HURRY_S = 0.001
 
     def __init__(self, tick: Callable[[], None], load: Callable[[], Load], slice_s: float = 0.005) -> None:
         self._tick, self._load, self._slice_s = tick, load, slice_s
         self._awake = threading.Event()
+        self._hurried = threading.Event()
         self.is_asleep = False
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="pieray-ticker", daemon=True)
@@ -134,18 +141,28 @@ class Ticker:
         """To be called when work begins and `is_asleep`."""
         self._awake.set()
 
+    def interrupt(self) -> None:
+        """Guests wait, and all who run have long turns."""
+        self._tick()
+        self._hurried.set()
+
     def close(self) -> None:
         self._is_closed = True
         self._awake.set()
+        self._hurried.set()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
     def _run(self) -> None:
         idle = 0
         while not self._is_closed:
-            time.sleep(self._slice_s)
+            if self._hurried.wait(self._slice_s):
+                self._hurried.clear()
+                time.sleep(self.HURRY_S)
             load = self._load()
-            if load is Load.OVERDUE:
+            if load is Load.URGENT:
+                self.interrupt()
+            elif load is Load.OVERDUE:
                 self._tick()
             idle = 0 if load is not Load.IDLE else idle + 1
             if idle > self.IDLE_TICKS:

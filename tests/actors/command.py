@@ -54,6 +54,14 @@ class CommandLine:
         return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
 
+    def hold(self) -> subprocess.Popen[str]:
+        """`pieray run hold.py`, once the inferlet runs."""
+        process = self.begin("pieray", "run", "hold.py")
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line == "running\n", process.communicate(timeout=TIMEOUT_S)
+        return process
+
     def await_first_line_of_code(self, process: subprocess.Popen[str]) -> None:
         """Until the interpreter has started and the command line's first lines have run: they handle SIGTERM."""
         deadline = time.monotonic() + TIMEOUT_S

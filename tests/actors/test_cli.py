@@ -76,9 +76,7 @@ def test_a_signal_in_mid_generation_leaves_no_process(
     cli: CommandLine, signum: int, exit_code: int, is_for_group: bool
 ) -> None:
     """For the process, and for its whole process group, as `timeout`, terminals and service managers send it."""
-    process = cli.begin("pieray", "run", "hold.py")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "running\n"
+    process = cli.hold()
     assert len(cli.alive()) > 3
     for _ in range(2):  # impatience changes nothing
         os.killpg(process.pid, signum) if is_for_group else process.send_signal(signum)
@@ -112,9 +110,7 @@ def test_ctrl_c_at_any_moment_of_a_start_is_130_and_leaves_no_process(
 
 
 def test_a_killed_client_leaves_no_process(cli: CommandLine) -> None:
-    process = cli.begin("pieray", "run", "hold.py")
-    assert process.stdout is not None
-    assert process.stdout.readline() == "running\n"
+    process = cli.hold()
     process.kill()
     process.communicate(timeout=60)
     cli.assert_nothing_is_left(90.0)  # a process of Ray that was just starting gets to look for its parent late
@@ -156,18 +152,14 @@ def test_up_run_ps_kill_down(cli: CommandLine) -> None:
         refused = cli.run("pieray", "up", "--num-pages", "64", "--set", "limits.pages=7")
         assert refused.returncode == 2
         assert "limits.pages is 4096, asked for is 7; model.num_pages is 0, asked for is 64" in refused.stderr
-        holder = cli.begin("pieray", "run", "hold.py")
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "running\n"
+        holder = cli.hold()
         (row,) = json.loads(cli.run("pieray", "ps", "--json").stdout)
         assert row["state"] == "running"
         assert cli.run("pieray", "kill", row["instance_id"]).returncode == 0
         _, errors = holder.communicate(timeout=30)
         assert (holder.returncode, "killed with `pieray kill`" in errors) == (1, True)
         for signum in (signal.SIGHUP, signal.SIGKILL):  # a closed terminal, and what nobody can handle
-            holder = cli.begin("pieray", "run", "hold.py")
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "running\n"
+            holder = cli.hold()
             os.killpg(holder.pid, signum)
             holder.communicate(timeout=60)
             cli.until_no_inferlet_runs()
@@ -175,6 +167,14 @@ def test_up_run_ps_kill_down(cli: CommandLine) -> None:
         assert loaded.stdout.splitlines()[-1] == "loaded: []", loaded.stderr
         chat = cli.run("sh", "-c", "pieray run chat -i <&-")
         assert (chat.returncode, "Traceback" in chat.stderr) == (0, False), chat.stderr
+        (line,) = cli.run("pieray", "run", "--detach", "hold.py").stderr.splitlines()[1:]
+        assert "runs on; `pieray attach hold-" in line
+        follower = cli.begin("pieray", "attach", line.split()[1])
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == "running\n"
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(60) == 130
+        assert cli.run("pieray", "kill", line.split()[1]).returncode == 0  # it ran on
         full = cli.run("sh", "-c", "pieray run text-completion -- --prompt a >/dev/full")
         assert (full.returncode, full.stderr.splitlines()[1:]) == (3, [NO_ROOM])
         cli.until_no_inferlet_runs()

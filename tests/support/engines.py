@@ -13,7 +13,7 @@ def assert_pages_return(engine: Any, timeout_s: float = 20.0) -> None:
         (pages,) = [a for a in engine.status()["actors"] if a["role"] == "resource-manager"]
         if pages["free"] + pages["cached"] == pages["total"]:
             return
-        running = [row for row in engine.ps() if row["state"] == "running"]
+        running = [row for row in engine.ps() if row["state"] in ("starting", "running")]
         assert time.monotonic() < deadline, f"pages did not return: {pages}; running: {running}"
         time.sleep(0.05)
 

@@ -56,3 +56,33 @@ def test_what_cannot_be_read_is_a_typed_error(tmp_path: Path) -> None:
     for name in (str(tmp_path / "latin.py"), str(no_main), "x" * 5000):
         with pytest.raises(InvalidRequest, match="cannot be read as an inferlet"):
             resolve(name)
+
+
+def test_a_source_is_read_as_python_reads_it(tmp_path: Path) -> None:
+    """Without its byte order mark, and in the encoding that it names."""
+    with_bom, latin = tmp_path / "bom.py", tmp_path / "latin.py"
+    with_bom.write_bytes(b'\xef\xbb\xbf# /// inferlet\n# version = "1.2.3"\n# ///\ndef main(): ...\n')
+    latin.write_bytes(b"# -*- coding: latin-1 -*-\ndef main(): return 'gr\xfc\xdfe'\n")
+    found = resolve(str(with_bom))
+    assert (found.version, found.source[0]) == ("1.2.3", "#")
+    assert "größe".replace("ö", "ü") in resolve(str(latin)).source
+    (tmp_path / "toml").mkdir()
+    (tmp_path / "toml" / "main.py").write_bytes(b"\xef\xbb\xbfdef main(): ...\n")
+    (tmp_path / "toml" / "inferlet.toml").write_bytes(b'\xef\xbb\xbfname = "with-bom"\n')
+    assert resolve(str(tmp_path / "toml")).name == "with-bom"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"def main(): return '\xff'", "can't decode|invalid or missing encoding"),
+     (b"# coding: no-such\n", "unknown encoding")],
+)  # fmt: skip
+def test_a_source_that_is_no_text_says_why(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "x.py").write_bytes(content)
+    with pytest.raises(InvalidRequest, match=reason):
+        resolve(str(tmp_path / "x.py"))
+
+
+def test_a_folder_without_a_manifest_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"the folder .* has no inferlet\.toml"):
+        resolve(str(tmp_path))

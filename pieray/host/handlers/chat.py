@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from concurrent.futures import Future
 
-from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import HandlerGroup
 from pieray.models.chat_parse import parse_reply
+from pieray.wasm.parks import Answer
+
+INLINE_BYTES = 4096
+"""Longer texts are worked on elsewhere: see `TextWorkers`."""
 
 
 class ChatHandlers(HandlerGroup):
     """Rendering and parsing; answered in the InferletActor itself."""
 
-    def chat_render(self, model: str, messages: str, tools: str, add_generation_prompt: bool) -> str:
+    def chat_render(self, model: str, messages: str, tools: str, add_generation_prompt: bool) -> str | Future[Answer]:
         self._check_text_size(messages)
         self._check_text_size(tools)
-        tokenizer = self._state.models.get(model).tokenizer
-        return tokenizer.render_chat(
-            _objects("messages", messages, "{role, content}"),
-            tools=_objects("tools", tools, "{type, function}") if tools else None,
-            add_generation_prompt=add_generation_prompt,
-        )
+        found = self._state.models.get(model)
+        if len(messages) + len(tools) > INLINE_BYTES:
+            return self._work_on_text("render", found, messages, tools, add_generation_prompt)
+        return found.tokenizer.render_json(messages, tools, add_generation_prompt=add_generation_prompt)
 
-    def chat_parse(self, model: str, text: str) -> str:
+    def chat_parse(self, model: str, text: str) -> str | Future[Answer]:
         self._check_text_size(text)
-        return parse_reply(self._state.models.get(model).tokenizer.spec.chat_template, text).to_json()
-
-
-def _objects(name: str, text: str, shape: str) -> list[dict[str, Any]]:
-    """A JSON list of objects; raises InvalidRequest."""
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{name} is a JSON list of {shape}: {error}") from None
-    if not isinstance(parsed, list) or not all(isinstance(m, dict) for m in parsed):
-        raise InvalidRequest(f"{name} is a JSON list of {shape}; given {type(parsed).__name__}")
-    return parsed
+        found = self._state.models.get(model)
+        if len(text) > INLINE_BYTES:
+            return self._work_on_text("parse", found, text)
+        return parse_reply(found.tokenizer.spec.chat_template, text).to_json()

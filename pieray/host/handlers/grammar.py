@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -12,12 +14,17 @@ from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
 from pieray.texts import byte_size, check_size
+from pieray.wasm.parks import Answer
 
 if TYPE_CHECKING:
     from pieray.grammar import Grammar, Matcher
 
 MAX_ACCEPTED = 4096
-"""Tokens in one call of `accept`: it runs on the thread of all guests."""
+"""Tokens in one call of `accept`."""
+SLOW_STEP_S = 0.001
+"""CPU time of a matcher's step, from which on the steps of its grammar are done apart."""
+
+T = TypeVar("T")
 
 
 class GrammarHandlers(HandlerGroup):
@@ -39,8 +46,8 @@ class GrammarHandlers(HandlerGroup):
             self._num_compiling += 1
             ticket = state.begin(Kind.TOKENS)
         take_back = state.services.grammars.compile(
-            served, kind, text, state.launch.tenant, state.limits.grammar_time_s,
-            lambda found: self._compiled(ticket, found),
+            served, kind, text, state.limits.grammar_time_s, lambda found: self._compiled(ticket, found),
+            tenant=state.launch.tenant, owner=state.instance_id,
         )  # fmt: skip
         if not state.tickets.ready([ticket]):
             state.cancels[ticket] = lambda: self._cancel(take_back)
@@ -75,7 +82,7 @@ class GrammarHandlers(HandlerGroup):
             self._check_room()
             return state.matchers.put(found.fork())
 
-    def grammar_accept(self, matcher: int, tokens: U32) -> int:
+    def grammar_accept(self, matcher: int, tokens: U32) -> int | Future[Answer]:
         found = self._matcher(matcher)
         most = self._state.models.get("").info.max_context
         if len(tokens) > MAX_ACCEPTED:
@@ -83,17 +90,29 @@ class GrammarHandlers(HandlerGroup):
         if len(found.consumed) + len(tokens) > most:
             raise InvalidRequest(f"a text is at most {most} tokens long, the model's context; this one has "
                                  f"{len(found.consumed)}, given {len(tokens)} more")  # fmt: skip
-        return found.accept(tokens.tolist())
+        return self._step(found, lambda: found.accept(tokens.tolist()))
 
-    def grammar_rollback(self, matcher: int, count: int) -> None:
-        self._matcher(matcher).rollback(count)
+    def grammar_rollback(self, matcher: int, count: int) -> Future[Answer] | None:
+        found = self._matcher(matcher)
+        return self._step(found, lambda: found.rollback(count))
 
-    def grammar_mask(self, matcher: int) -> U32:
-        mask = self._matcher(matcher).mask_bytes()
-        return np.frombuffer(mask.ljust(-(-len(mask) // 4) * 4, b"\0"), "<u4")
+    def grammar_mask(self, matcher: int) -> U32 | Future[Answer]:
+        found = self._matcher(matcher)
+        return self._step(found, lambda: _words(found.mask_bytes()))
 
-    def grammar_forced(self, matcher: int) -> Sequence[int]:
-        return self._matcher(matcher).forced()
+    def grammar_forced(self, matcher: int) -> Sequence[int] | Future[Answer]:
+        found = self._matcher(matcher)
+        return self._step(found, found.forced)
+
+    def _step(self, matcher: Matcher, step: Callable[[], T]) -> T | Future[Answer]:
+        """Do it now; or, once a step of this grammar has taken long, on a thread that is not that of all guests."""
+        if matcher.grammar.is_slow:
+            return self._work(step)
+        began = time.thread_time()
+        result = step()
+        if time.thread_time() - began > SLOW_STEP_S:
+            matcher.grammar.is_slow = True
+        return result
 
     def grammar_is_complete(self, matcher: int) -> bool:
         return self._matcher(matcher).is_complete
@@ -106,3 +125,7 @@ class GrammarHandlers(HandlerGroup):
         """Raises BadHandle."""
         found: Matcher = self._state.matchers.get(handle)
         return found
+
+
+def _words(mask: bytes) -> U32:
+    return np.frombuffer(mask.ljust(-(-len(mask) // 4) * 4, b"\0"), "<u4")

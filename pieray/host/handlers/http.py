@@ -8,6 +8,7 @@ from pieray.host.handlers.base import HandlerGroup
 from pieray.host.http.bodies import Budget
 from pieray.host.http.client import Ask
 from pieray.host.http.policy import HostPattern, Policy, check_headers, check_method, parse_patterns
+from pieray.host.shares import Who
 from pieray.host.state import InstanceState
 from pieray.texts import byte_size, check_size
 
@@ -39,7 +40,8 @@ class HttpHandlers(HandlerGroup):
         policy = self._http_policy_of(client.patterns)
         most = state.limits.http_time_s
         timeout_s = min(timeout_ms / 1e3, most) if timeout_ms else most
-        ask = Ask(method, policy.check(url), pairs, body, is_base64, timeout_s)
+        who = Who(state.launch.tenant, state.instance_id)
+        ask = Ask(who, method, policy.check(url), pairs, body, is_base64, timeout_s)
         return self._http_calls.start(lambda: client.request(ask, policy, self._http_budget))
 
     def _check_http_body(self, body: str) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from pieray.errors import DeadlineExceeded, Denied, InvalidRequest, NotFound, QuotaExceeded
 from pieray.host import aio
 from pieray.host.handlers.base import HandlerGroup
+from pieray.host.shares import Who
 from pieray.host.state import InstanceState
-from pieray.texts import byte_size, check_size, parse_json
+from pieray.texts import byte_size, check_size, check_unicode, parse_json
 
 MAX_RUNNING = 32
 """Calls of one inferlet at one time."""
@@ -62,8 +63,13 @@ class McpHandlers(HandlerGroup):
         state = self._state
         if server in state.client_servers.names:
             return state.client_servers.ask
-        assert state.services.mcp is not None
-        return state.services.mcp.ask
+        return self._mcp_ask_operators
+
+    async def _mcp_ask_operators(self, server: str, tool: str, arguments: str) -> str:
+        servers, state = self._state.services.mcp, self._state
+        assert servers is not None
+        async with servers.calls(server).place(Who(state.launch.tenant, state.instance_id)):
+            return await servers.ask(server, tool, arguments)
 
     async def _mcp_ask(self, ask: Ask, server: str, tool: str, arguments: str) -> str:
         limits = self._state.limits
@@ -81,8 +87,9 @@ class McpHandlers(HandlerGroup):
 
 def _check_object(text: str) -> None:
     try:
-        is_object = isinstance(parse_json(text), dict)
+        found = parse_json(text)
     except ValueError as error:
         raise InvalidRequest(f"the arguments of a tool are a JSON object: {error}") from None
-    if not is_object:
+    if not isinstance(found, dict):
         raise InvalidRequest(f"the arguments of a tool are a JSON object; given {text[:100]}")
+    check_unicode("the arguments of a tool", text, found)

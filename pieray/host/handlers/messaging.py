@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pieray.errors import PeerLost
-from pieray.host.broker_calls import ANSWER_S, BrokerCalls, keep
+from pieray.host.broker_calls import ANSWER_S, BrokerCalls
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.opened import Opened
 from pieray.host.state import InstanceState
@@ -38,8 +38,7 @@ class MessagingHandlers(HandlerGroup):
     def messaging_pull(self, queue: str) -> int:
         who = self._who()
         self._broker.check_name("queue name", queue)
-        settle = keep(self._broker.client)
-        return self._broker.ask(Kind.TEXT, lambda n: Pull(n, *who, queue), settle=settle)
+        return self._broker.ask(Kind.TEXT, lambda n: Pull(n, *who, queue), settle=self._broker.keep)
 
     def messaging_broadcast(self, topic: str, text: str, timeout_ms: int) -> int:
         who = self._who()
@@ -69,16 +68,15 @@ class MessagingHandlers(HandlerGroup):
             raise
 
     def messaging_next(self, subscription: int) -> int:
-        self._who()
+        tenant, _ = self._who()
         found = self._subscriptions.get(subscription)
         if found.generation not in (0, self._broker.client.generation):  # 0: it is still to be made
             raise PeerLost("the Broker that kept this subscription is gone; subscribe again")
-        settle = keep(self._broker.client)
-        return self._broker.ask(Kind.TEXT, lambda n: Next(n, found.number), settle=settle)
+        return self._broker.ask(Kind.TEXT, lambda n: Next(n, tenant, found.number), settle=self._broker.keep)
 
     def messaging_unsubscribe(self, subscription: int) -> None:
         self._who()
-        self._broker.client.tell(Unsubscribe(self._subscriptions.pop(subscription).number))
+        self._unsubscribe(self._subscriptions.pop(subscription))
 
     def _who(self) -> tuple[str, str]:
         """Tenant and inferlet; raises Denied."""
@@ -88,8 +86,11 @@ class MessagingHandlers(HandlerGroup):
     def _settled(self, handle: int, is_taken: bool) -> None:
         """Close a subscription that the guest will never hear of."""
         if not is_taken and (found := self._subscriptions.drop(handle)) is not None:
-            self._broker.client.tell(Unsubscribe(found.number))
+            self._unsubscribe(found)
 
     def _close_subscriptions(self) -> None:
         for found in self._subscriptions.values():
-            self._broker.client.tell(Unsubscribe(found.number))
+            self._unsubscribe(found)
+
+    def _unsubscribe(self, found: _Subscription) -> None:
+        self._broker.tell(Unsubscribe(self._state.launch.tenant, found.number))

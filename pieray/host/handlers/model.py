@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+
+import numpy as np
 
 from pieray.errors import InvalidRequest, QuotaExceeded
 from pieray.host.handlers.base import U32, HandlerGroup
+from pieray.models.tokenizer import DecodeStream
+from pieray.wasm.parks import Answer
 
+INLINE_BYTES = 1024
+"""Longer texts are tokenized elsewhere (see `TextWorkers`): a millisecond, of a slow tokenizer, and as long as that."""
+INLINE_TOKENS = 1024
+"""The same of tokens that become text."""
+PUSHES_AT_ONCE = 128
 BYTES_PER_TOKEN = 4
 """What a token costs in `Limits.tokenize_bytes` when it becomes text: about as long as so many bytes the other way."""
 BYTES_PER_PUSH = 16
@@ -22,15 +33,19 @@ class ModelHandlers(HandlerGroup):
     def model_info(self, model: str) -> str:
         return self._state.models.info_json(model)
 
-    def model_tokenize(self, model: str, text: str) -> Sequence[int]:
+    def model_tokenize(self, model: str, text: str) -> Sequence[int] | Future[Answer]:
         found = self._state.models.get(model)
         self._check_text_size(text)
+        if len(text) > INLINE_BYTES:
+            return self._work_on_text("tokenize", found, text, read=_tokens)
         return found.tokenizer.encode(text)
 
-    def model_detokenize(self, model: str, tokens: U32, skip_special: bool) -> str:
+    def model_detokenize(self, model: str, tokens: U32, skip_special: bool) -> str | Future[Answer]:
         found = self._state.models.get(model)
         self._check_num_tokens(tokens, BYTES_PER_TOKEN)
         _check_tokens(tokens, found.info.vocab_size)
+        if len(tokens) > INLINE_TOKENS:
+            return self._work_on_text("detokenize", found, tokens.astype("<u4").tobytes(), skip_special)
         return found.tokenizer.decode(tokens.tolist(), skip_special_tokens=skip_special)
 
     def model_stop_tokens(self, model: str) -> Sequence[int]:
@@ -40,12 +55,14 @@ class ModelHandlers(HandlerGroup):
         state = self._state
         return state.streams.open(state.models.get(model).tokenizer, skip_special)
 
-    def model_stream_push(self, stream: int, tokens: U32) -> str:
+    def model_stream_push(self, stream: int, tokens: U32) -> str | Future[Answer]:
         found = self._state.streams.get(stream)
         if len(tokens) == 1:
             return found.push(int(tokens[0]))
         self._check_num_tokens(tokens, BYTES_PER_PUSH)
-        return "".join(found.push(token) for token in tokens.tolist())
+        if len(tokens) > INLINE_TOKENS:
+            return self._work(lambda: _pushed(found, tokens))
+        return _pushed(found, tokens)
 
     def model_stream_close(self, stream: int) -> None:
         self._state.streams.close(stream)
@@ -56,6 +73,19 @@ class ModelHandlers(HandlerGroup):
         if len(tokens) * num_bytes > limit:
             raise QuotaExceeded(f"tokenize_bytes: the limit is {limit} in one call, {limit // num_bytes} tokens; given "
                                 f"{len(tokens)}")  # fmt: skip
+
+
+def _tokens(data: bytes) -> U32:
+    return np.frombuffer(data, "<u4")
+
+
+def _pushed(stream: DecodeStream, tokens: U32) -> str:
+    texts = []
+    for number, token in enumerate(tokens.tolist()):
+        if number % PUSHES_AT_ONCE == 0:
+            time.sleep(0)  # let others have the interpreter's lock
+        texts.append(stream.push(token))
+    return "".join(texts)
 
 
 def _check_tokens(tokens: U32, vocab: int) -> None:

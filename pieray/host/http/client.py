@@ -8,6 +8,7 @@ import json
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pieray
@@ -15,6 +16,7 @@ from pieray.errors import DeadlineExceeded, PeerLost, RemoteFailed
 from pieray.host.http.bodies import ACCEPT_ENCODING, Budget, read_body
 from pieray.host.http.policy import MAX_HEADER_BYTES, Policy, Target, across_origins, parse_patterns
 from pieray.host.scratch import from_base64
+from pieray.host.shares import Shares, Who
 
 if TYPE_CHECKING:  # httpx is loaded when it is needed: most actors never make a request
     import httpx
@@ -22,8 +24,10 @@ if TYPE_CHECKING:  # httpx is loaded when it is needed: most actors never make a
     from pieray.host.http.transport import CheckedTransport, Resolve, SystemResolver
 
 MAX_REDIRECTS = 5
-MAX_CONNECTIONS = 64
-"""Of all inferlets of an actor, at one time; others wait, and their time runs."""
+OWN_CONNECTIONS = 4
+"""That each tenant has in an actor without waiting for another."""
+COMMON_CONNECTIONS = 64
+"""Beyond these, for all tenants of an actor; see `Shares`.  Who waits for one, waits within its own deadline."""
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -31,6 +35,7 @@ REDIRECTS = (301, 302, 303, 307, 308)
 class Ask:
     """One request, its parts checked already but for the body."""
 
+    who: Who
     method: str
     target: Target
     headers: Sequence[tuple[str, str]]
@@ -49,8 +54,7 @@ class HttpClient:
         self._resolver: SystemResolver | None = None
         self._allow_private = allow_private
         self._ssl_context = ssl_context
-        self._transport: CheckedTransport | None = None
-        self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
+        self.connections = Shares(OWN_CONNECTIONS, COMMON_CONNECTIONS)
 
     def load(self) -> None:
         """Import what requests need, some tenths of a second of it: not to be done first while guests run."""
@@ -61,7 +65,7 @@ class HttpClient:
         RemoteFailed; any status is a response."""
         try:
             async with asyncio.timeout(ask.timeout_s) as allowed:
-                async with self._connections:
+                async with self.connections.place(ask.who):
                     return await self._follow(ask, policy, budget)
         except TimeoutError:
             if not allowed.expired():
@@ -78,7 +82,7 @@ class HttpClient:
         for _ in range(MAX_REDIRECTS + 1):
             budget.call()
             budget.charge(len(body))
-            answer = await self._once(method, target, headers, body, budget)
+            answer = await self._once(ask.who, method, target, headers, body, budget)
             if not isinstance(answer, _Redirect):
                 return answer
             if _becomes_get(answer.status, method):
@@ -89,14 +93,14 @@ class HttpClient:
                 headers = across_origins(headers)
         raise RemoteFailed(f"http: more than {MAX_REDIRECTS} redirects, the last to {target.host}")
 
-    async def _once(self, method: str, target: Target, headers: list[tuple[str, str]], body: bytes,
+    async def _once(self, who: Who, method: str, target: Target, headers: list[tuple[str, str]], body: bytes,
                     budget: Budget) -> str | _Redirect:  # fmt: skip
         import httpcore
         import httpx
 
         request = httpx.Request(method, target.url, headers=_with_ours(headers), content=body or None)
         try:
-            response = await self._open().handle_async_request(request)
+            response = await self._open(who).handle_async_request(request)
             try:
                 location = response.headers.get("location")
                 if response.status_code in REDIRECTS and location is not None:
@@ -108,18 +112,17 @@ class HttpClient:
             raise PeerLost(f"http: the connection with {target.host}:{target.port} failed: {_text(error)}") from None
         return _answer(response, target, content)
 
-    def _open(self) -> CheckedTransport:
-        if self._transport is None:
-            import httpx
+    def _open(self, who: Who) -> CheckedTransport:
+        import httpx
 
-            from pieray.host.http.transport import CheckedBackend, CheckedTransport, SystemResolver
+        from pieray.host.http.transport import CheckedBackend, CheckedTransport, SystemResolver
 
-            if self._resolve is None:
-                self._resolve = self._resolver = SystemResolver()
-            context = self._ssl_context or httpx.create_ssl_context(trust_env=False)
-            backend = CheckedBackend(self._resolve, allow_private=self._allow_private)
-            self._transport = CheckedTransport(backend, context)
-        return self._transport
+        if self._ssl_context is None:
+            self._ssl_context = httpx.create_ssl_context(trust_env=False)
+        if self._resolve is None and self._resolver is None:
+            self._resolver = SystemResolver()
+        resolve = self._resolve or partial(self._resolver.look_up, who)  # type: ignore[union-attr]
+        return CheckedTransport(CheckedBackend(resolve, allow_private=self._allow_private), self._ssl_context)
 
 
 def _becomes_get(status: int, method: str) -> bool:

@@ -14,27 +14,47 @@ import httpx
 
 from pieray.errors import Denied, PeerLost
 from pieray.host.http.addresses import parse, refused
+from pieray.host.shares import Shares, Who
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """Addresses of a host name, as text; raises OSError."""
 
 MAX_ATTEMPTS = 4
 """Addresses of one name that are tried."""
-RESOLVERS = 16
+OWN_LOOKUPS = 1
+COMMON_LOOKUPS = 16
+"""Lookups at one time, as `Shares` counts them; a thread is started for each that there are."""
+MAX_RESOLVERS = 256
 
 
 class SystemResolver:
-    """The system's resolver, on threads of its own: it may take long, and cannot be interrupted."""
+    """The system's resolver, on threads of its own: it may take long, and cannot be interrupted.
+
+    A name whose servers do not answer holds a thread for as long as the system waits, also when nobody waits for it
+    any more; so it holds its tenant's place as long.
+    """
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(RESOLVERS, "pieray-resolve")
+        self._threads = ThreadPoolExecutor(MAX_RESOLVERS, "pieray-resolve")
+        self.lookups = Shares(OWN_LOOKUPS, COMMON_LOOKUPS)
 
-    async def __call__(self, host: str, port: int) -> list[str]:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(
-            self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        )
-        return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    async def look_up(self, who: Who, host: str, port: int) -> list[str]:
+        """Addresses of a host name; raises OSError."""
+        await self.lookups.take(who)
+        try:
+            looking = asyncio.get_running_loop().run_in_executor(
+                self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            )
+        except BaseException:
+            self.lookups.give(who)
+            raise
+        looking.add_done_callback(lambda found: self._ended(who, found))
+        return list(dict.fromkeys(str(address[0]) for *_, address in await asyncio.shield(looking)))
+
+    def _ended(self, who: Who, looking: asyncio.Future[Any]) -> None:
+        self.lookups.give(who)
+        if not looking.cancelled():
+            looking.exception()  # seen, though nobody may wait for it any more
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

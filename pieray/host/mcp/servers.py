@@ -15,10 +15,14 @@ from typing import Any, Protocol
 from pieray.errors import DeadlineExceeded, NotFound, PeerLost, RemoteFailed
 from pieray.host.mcp.connection import Connection
 from pieray.host.mcp.spec import ServerSpec, check_name, parse_spec
+from pieray.host.shares import Shares
 
 MAX_PAGES = 100
 RESTART_S = 1.0
 """A server that does not start is not tried again sooner."""
+OWN_CALLS = 4
+COMMON_CALLS = 32
+"""Calls that one of the operator's servers has at one time, as `Shares` counts them."""
 
 Json = dict[str, Any]
 
@@ -158,10 +162,15 @@ class ToolServers:
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._servers = {name: server_of(name, server) for name, server in given.items()}
+        self._calls = {name: Shares(OWN_CALLS, COMMON_CALLS) for name in self._servers}
 
     @property
     def names(self) -> list[str]:
         return sorted(self._servers)
+
+    def calls(self, server: str) -> Shares:
+        """The calls that one server has at one time."""
+        return self._calls[server]
 
     async def ask(self, server: str, tool: str, arguments: str) -> str:
         """JSON: the tools of a server for tool "", else the result of a call.  Raises NotFound, RemoteFailed,

@@ -132,7 +132,7 @@ def test_a_text_goes_from_one_client_to_the_other(broker: Broker) -> None:
     waiting = pull(b)
     assert push(a, "hello").result() is None
     assert waiting.result() == "hello"
-    tell(b, Settle(waiting.number, True))
+    tell(b, Settle(waiting.number, "t", True))
     until(lambda: broker.service.status()["bytes"] == 0)
 
 
@@ -149,20 +149,20 @@ def test_a_push_into_a_full_queue_is_told_so_in_time(broker: Broker) -> None:
     assert not later.is_done
     first = pull(a)
     assert first.result() == "m0"
-    tell(a, Settle(first.number, True))
+    tell(a, Settle(first.number, "t", True))
     assert later.result() is None
 
 
 def test_a_withdrawn_pull_is_answered_and_loses_nothing(broker: Broker) -> None:
     a, b = broker.client(), broker.client()
     waiting = pull(b)
-    tell(b, Withdraw(waiting.number))
+    tell(b, Withdraw(waiting.number, "t"))
     with pytest.raises(Cancelled):
         waiting.result()
     push(a, "one").result()
     given = pull(b)
     assert given.result() == "one"
-    tell(b, Settle(given.number, False))
+    tell(b, Settle(given.number, "t", False))
     assert pull(a).result() == "one"
 
 
@@ -187,10 +187,10 @@ def test_a_broadcast_waits_for_the_slow_and_for_the_dead_no_longer(broker: Broke
     sent = [broadcast(f"m{i}") for i in range(3)]
     for i in range(2):
         assert sent[i].result() is None
-        got = ask(b, lambda n: Next(n, 1))
+        got = ask(b, lambda n: Next(n, "t", 1))
         assert got.result() == f"m{i}"
-        tell(b, Settle(got.number, True))
-    last = ask(b, lambda n: Next(n, 1))
+        tell(b, Settle(got.number, "t", True))
+    last = ask(b, lambda n: Next(n, "t", 1))
     time.sleep(0.05)
     assert not last.is_done
     slow.close()
@@ -240,9 +240,9 @@ def test_what_is_asked_before_the_first_broker_is_there_waits_for_it(broker: Bro
 def test_a_connection_that_breaks_is_made_again(broker: Broker) -> None:
     a = broker.client()
     generation = a.generation
-    assert a._flow is not None
-    a._flow.conn.close("a cut cable")
-    until(lambda: a.generation > generation and a._flow is not None and a._flow.conn.is_open)
+    assert a._link is not None
+    a._link.flow.conn.close("a cut cable")
+    until(lambda: a.generation > generation and a.is_connected)
     assert push(a, "through").result() is None
 
 
@@ -257,6 +257,7 @@ def test_the_store_answers(broker: Broker) -> None:
 def test_more_than_a_connection_holds_travels_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """300 MiB of texts, all asked for at once, in both directions: neither end gives the other up as too slow."""
     monkeypatch.setattr(flow, "WINDOW", 1 << 20)
+    monkeypatch.setattr(flow, "TENANT_WINDOW", 1 << 19)
     monkeypatch.setattr(flow, "GRANT", 1 << 17)
     broker = Broker("socket", num_texts=4096, num_bytes=1 << 30, tenant_bytes=1 << 30)
     try:
@@ -267,7 +268,7 @@ def test_more_than_a_connection_holds_travels_in_pieces(monkeypatch: pytest.Monk
         assert all(p.result(60) is None for p in pushes)
         for p in pulls:
             assert p.result(60) == text
-            tell(b, Settle(p.number, True))
+            tell(b, Settle(p.number, "t", True))
         until(lambda: broker.service.status()["bytes"] == 0)
         assert broker.service.status()["peers"] == 2
     finally:

@@ -88,7 +88,15 @@ class FakeEngine:
         if self.refusal is not None:
             raise self.refusal
         self.launches.append({"name": program.name, "arguments": {**(input or {}), **arguments}, "limits": limits})
-        process = Process("fake-1", program.name, self.link)
+        return self._process(program.name)
+
+    def attach(self, instance_id: str) -> Process:
+        if instance_id != "fake-1":
+            raise NotFound(f"no inferlet {instance_id!r}")
+        return self._process("fake")
+
+    def _process(self, name: str) -> Process:
+        process = Process("fake-1", name, self.link)
         told = [("text", text) for text in self.texts] + [("log", line) for line in self.logs]
         told.extend(self.others)
         if self.error is not None:

@@ -27,10 +27,27 @@ Call = Callable[..., Outcome]
 def test_version_and_help_load_neither_ray_nor_torch() -> None:
     code = (
         "import sys; from pieray.cli.app import app; app(['version'], standalone_mode=False); "
-        "print([m for m in ('ray', 'torch', 'wasmtime', 'transformers', 'psutil') if m in sys.modules])"
+        "print([m for m in ('ray', 'torch', 'wasmtime', 'transformers', 'psutil', 'asyncio') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [pieray.__version__, "[]"]
+
+
+@pytest.mark.slow
+def test_words_are_converted_without_pydantic() -> None:
+    code = (
+        "import atexit, sys; atexit.register(lambda: print('pydantic' in sys.modules)); "
+        "from pieray.cli.app import app; app(['kill', 'x', '--namespace', 'nothing-is-up'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "False\n"), done.stderr
+
+
+def test_numbers_are_converted_as_ever(engine: FakeEngine, call: Call) -> None:
+    for wrong in ("many", "-1", "1.5"):
+        assert call("up", "--num-cpus", wrong).exit_code == 2
+    assert call("run", "text-completion", "--num-pages", "9", "--", "--prompt", "a").exit_code == 0
+    assert engine.start_settings["model"] == {"num_pages": 9}
 
 
 def test_ps_prints_rows_for_programs_and_people(engine: FakeEngine, call: Call, is_up: UpState) -> None:

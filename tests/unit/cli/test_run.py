@@ -235,3 +235,35 @@ def test_the_place_of_an_error_is_not_looked_for_in_its_log_lines(engine: FakeEn
     trace = 'Oops: no\nTraceback:\n  File "main.py", line 3, in main\nlast log lines:\n  info: File "other.py", line 9'
     engine.error = GuestFailed(trace)
     assert "pieray: guest-failed: Oops: no (main.py, line 3; --debug" in call(*RUN).stderr
+
+
+def test_a_detached_inferlet_runs_on_without_its_client(engine: FakeEngine, call: Call, is_up: UpState) -> None:
+    engine.ends = False
+    done = call(*RUN, "--detach")
+    assert (done.exit_code, engine.is_attached, engine.link.killed) == (0, False, [])
+    assert "fake-1 runs on; `pieray attach fake-1` shows what it does" in done.stderr
+    assert call(*RUN, "--detach", "--json").events == [
+        {"event": "started", "name": "text-completion", "id": "fake-1"}
+    ]
+    assert call(*RUN, "--detach", "-i").exit_code == 2
+    engine.ends = True
+    call(*RUN)
+    assert engine.is_attached
+
+
+def test_detaching_needs_an_engine_that_stays(engine: FakeEngine, call: Call) -> None:
+    done = call(*RUN, "--detach")
+    assert (done.exit_code, engine.start_settings) == (3, {})
+    assert "`pieray up` starts one" in done.stderr
+
+
+def test_attach_shows_what_an_inferlet_has_done_and_how_it_ends(
+    engine: FakeEngine, call: Call, is_up: UpState
+) -> None:
+    engine.result = 19
+    assert call("attach", "fake-1").stdout == "19\n19\n"
+    engine.error = GuestFailed("KeyError: 3")
+    done = call("attach", "fake-1", "--json")
+    assert (done.exit_code, done.events[-1]["code"]) == (1, "guest-failed")
+    missing = call("attach", "other")
+    assert (missing.exit_code, engine.link.killed) == (2, [])

@@ -17,6 +17,7 @@ from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
+from pieray.host.transfers import Transfers
 from pieray.messages import Completed, Failed, Forward, Launch, Message
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 from pieray.pages.handles import PageSpace
@@ -27,12 +28,12 @@ PAGE_SIZE = 4
 VOCAB = 256
 
 
-def byte_tokenizer() -> Tokenizer:
+def byte_tokenizer(template: str | None = None) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = RawTokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    return Tokenizer(TokenizerSpec(raw.to_str().encode(), None, (0,), {}))
+    return Tokenizer(TokenizerSpec(raw.to_str().encode(), template, (0,), {}))
 
 
 class FakeDevice:
@@ -70,17 +71,19 @@ class Bench:
     """One inferlet's handlers over a fake device."""
 
     def __init__(
-        self, limits: Limits | None = None, lease_pages: int = 4, capabilities: Capabilities | None = None
-    ) -> None:
+        self, limits: Limits | None = None, lease_pages: int = 4, capabilities: Capabilities | None = None,
+        template: str | None = None,
+    ) -> None:  # fmt: skip
         self.services = Services()
         self.limits = limits or Limits()
         self.device = FakeDevice()
         info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 64, "float32", "cpu")
-        directory = ModelDirectory([ServedModel(info, byte_tokenizer())])
+        directory = ModelDirectory([ServedModel(info, byte_tokenizer(template))])
         lineage = Lineage()
         self.pages = PageSpace(PAGE_SIZE, self.limits.pages, lineage.forget)
         self.tickets = TicketTable(self.limits.tickets)
-        self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0)
+        self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0,
+                             transfers=Transfers(self.limits.pass_bytes, self.services.transfers))  # fmt: skip
         self.log = EventLog("it", self.limits)
         self.mailbox = Mailbox(self.limits, self.tickets.resolve)
         self.state = InstanceState(

@@ -265,7 +265,7 @@ def test_a_dead_broker_is_an_answer(group: Group) -> None:
     group.door.close()
     with pytest.raises(PeerLost, match="Broker is gone"):
         text(bench, waiting)
-    until(lambda: not bench.services.broker._flow.conn.is_open)  # type: ignore[union-attr]
+    until(lambda: not bench.services.broker.is_connected)  # type: ignore[union-attr]
     num_tickets = len(bench.tickets)
     with pytest.raises(PeerLost, match="another one is on its way"):
         bench.handlers.store_get("k")
@@ -283,7 +283,7 @@ def test_a_dead_broker_is_an_answer(group: Group) -> None:
 def test_a_silent_broker_is_a_deadline(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pieray.host.handlers.store.ANSWER_S", 0.05)
     bench = group.bench()
-    with group.service._lock:
+    with group.service._books:
         ticket = bench.handlers.store_get("k")
         wait(bench, ticket)
         with pytest.raises(DeadlineExceeded, match="did not answer within"):

@@ -39,6 +39,7 @@ def host(group: Group) -> Iterator[InferletHost]:
     info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 20, "float32", "cpu")
     models = ModelDirectory([ServedModel(info, byte_tokenizer())])
     host = InferletHost(Config(inferlets_per_actor=4), group.sessions(f"host-{len(group.clients)}"), models)
+    host._components.compile(COMPONENT, "misbehave", tenant="", owner="", wait_s=60.0).result()
     yield host
     host.close()
     until(lambda: group.free() == 20)
@@ -55,7 +56,7 @@ class Client:
         self.closed: list[str] = []
         self.error: PierayError | None = None
 
-    def send(self, messages: list[Message]) -> None:
+    def send(self, messages: list[Message], *, lane: object = None) -> None:
         if self.error is not None:
             raise self.error
         self.events += [m for m in messages if isinstance(m, Event)]

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-import wasmtime
+from components import RUN, bomb, component
 from wasm_fakes import GUESTS_C, Watched
 
 from pieray.errors import EngineError, InvalidRequest, QuotaExceeded
@@ -16,24 +16,9 @@ from pieray.wasm.compiler import KEEP_UNUSED_S, CompileLimits, compiled, drop_un
 from pieray.wasm.host import WasmHost
 
 MISBEHAVE = (GUESTS_C / "misbehave.wasm").read_bytes()
-RUN = """
-  (core module $m (memory (export "m") 1) (func (export "run") (param i32 i32) (result i32) (i32.const 0))
-    (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 64)))
-  (core instance $i (instantiate $m))
-  (type $f' (record (field "kind" string) (field "message" string) (field "trace" string)))
-  (export $f "failure" (type $f'))
-  (func (export "run") (param "input" string) (result (result string (error $f)))
-    (canon lift (core func $i "run") (memory (core memory $i "m")) (realloc (core func $i "realloc"))))
-"""
-
-
 WITH_TWO_PARAMETERS = RUN.replace('"input" string', '"input" string) (param "b" u32').replace(
     "i32 i32) (result", "i32 i32 i32) (result", 1
 )
-
-
-def component(imports: str = "", body: str = RUN) -> bytes:
-    return bytes(wasmtime.wat2wasm(f"(component {imports} {body})"))
 
 
 @pytest.fixture
@@ -110,33 +95,6 @@ def test_a_wasi_function_with_other_parameters_is_refused(host):
 def test_the_export_must_have_its_type(host, body, complaint):
     with pytest.raises(InvalidRequest, match=complaint):
         host.load(component(body=body), "it")
-
-
-def _leb(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _sized(content: bytes) -> bytes:
-    return _leb(len(content)) + content
-
-
-def bomb(count: int) -> bytes:
-    """A component with `count` functions of 7.5 KB that take 20 ms each to compile."""
-    get, add, mul, load, set_ = b"\x20\0", b"\x6a", b"\x6c", b"\x28\x02\0", b"\x21\0"
-    statement = get * 60 + get + add * 60 + get + load + mul + set_
-    body = _sized(b"\0" + statement * 40 + get + b"\x0b")
-    sections = (
-        (1, b"\x01\x60\x01\x7f\x01\x7f"),  # one type: i32 -> i32
-        (3, _leb(count) + b"\0" * count),
-        (5, b"\x01\0\x01"),  # one memory
-        (10, _leb(count) + body * count),
-    )
-    module = compiler.MODULE_MAGIC + b"".join(bytes([number]) + _sized(content) for number, content in sections)
-    return component() + b"\x01" + _sized(module)
 
 
 @pytest.fixture(scope="module")

@@ -59,11 +59,9 @@ def test_the_ticker_ticks_only_for_overdue_turns_and_sleeps_when_idle():
         assert ticks == []
         assert not ticker.is_asleep
         load[0] = Load.OVERDUE
-        time.sleep(0.05)
-        assert len(ticks) > 3
+        wait_until(lambda: len(ticks) > 3)
         load[0] = Load.IDLE
-        time.sleep(0.05)
-        assert ticker.is_asleep
+        wait_until(lambda: ticker.is_asleep)
         count = len(ticks)
         load[0] = Load.OVERDUE
         ticker.wake()
@@ -71,3 +69,27 @@ def test_the_ticker_ticks_only_for_overdue_turns_and_sleeps_when_idle():
         assert len(ticks) > count
     finally:
         ticker.close()
+
+
+def test_an_interrupt_ticks_at_once_and_again_while_it_is_urgent():
+    """The slice is ten minutes long."""
+    ticks, load = [], [Load.URGENT]
+    ticker = Ticker(lambda: ticks.append(1), lambda: load[0], slice_s=600.0)
+    try:
+        ticker.interrupt()
+        assert ticks
+        wait_until(lambda: len(ticks) > 3)
+        load[0] = Load.BUSY
+        time.sleep(0.02)
+        so_far = len(ticks)
+        time.sleep(0.02)
+        assert len(ticks) <= so_far + 1
+    finally:
+        ticker.close()
+
+
+def wait_until(condition, timeout_s: float = 30.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
