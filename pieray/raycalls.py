@@ -34,7 +34,7 @@ def asker(actor: Any) -> Callable[..., Callable[[float], Any]]:
 
 
 class _Answer:
-    """Waits for the answer of a call.  One that nobody waits for any more may be an error: Ray is to be silent of it."""
+    """Waits for the answer of a call.  Ray is to be silent of an error that nobody waits for any more."""
 
     def __init__(self, ref: Any, method: str) -> None:
         self._ref = ref

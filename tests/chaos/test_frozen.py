@@ -202,4 +202,4 @@ def test_a_frozen_controller_is_told_within_seconds_and_is_well_when_it_wakes_up
         with contextlib.suppress(PierayError):
             echo.result(timeout=SOON)  # its kill was waiting in the Controller
         assert engine.launch(NAMES, **STORE).result(timeout=SOON) == []
-        assert {a["name"]: a["pid"] for a in engine.status()["actors"]} == old  # nobody was accused
+        assert old.items() <= {a["name"]: a["pid"] for a in engine.status()["actors"]}.items()  # nobody was accused
