@@ -26,7 +26,7 @@ class ResourceManager(ServingActor):
         from pieray.pages.service import LeaseService  # numpy: the Controller imports this module too
 
         pins = PinShares(self.config.tenant_pin_share, self.config.pin_share)
-        self._leases = LeaseService(num_pages, pins=pins, on_batcher_lost=lambda: os._exit(EXIT_FAILED))
+        self._leases = LeaseService(num_pages, pins=pins, on_failure=lambda: os._exit(EXIT_FAILED))
         return self.listen(self._leases, token)
 
     @property

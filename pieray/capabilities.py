@@ -32,17 +32,27 @@ class Capabilities:
     def within(self, ceiling: Capabilities) -> Capabilities:
         """These, without what `ceiling` lacks: what a child gets of its parent.
 
-        A host pattern is kept if the ceiling has the same one; "*" stands for all that the ceiling has.
+        A host pattern is kept if one of the ceiling covers it, ports too; "*" stands for all that the ceiling has.
         """
         kept: dict[str, Any] = {}
         for f in dataclasses.fields(self):
             mine, most = getattr(self, f.name), getattr(ceiling, f.name)
             if isinstance(mine, bool):
                 kept[f.name] = mine and most
+            elif f.name == "http":
+                kept[f.name] = _hosts_within(mine, most)
             else:
                 kept[f.name] = most if "*" in mine else mine if "*" in most else tuple(m for m in mine if m in most)
         return Capabilities(**kept)
 
 
-ALL = Capabilities(http=("*",), mcp=("*",), messaging=True, store=True, children=True)
+def _hosts_within(mine: tuple[str, ...], most: tuple[str, ...]) -> tuple[str, ...]:
+    from pieray.host.http.policy import covers
+
+    kept = tuple(m for m in mine if any(covers(pattern, m) for pattern in most))
+    wide = [m for m in mine if m in ("*", "*:*")]
+    return kept if all(m in kept for m in wide) else most
+
+
+ALL = Capabilities(http=("*:*",), mcp=("*",), messaging=True, store=True, children=True)
 """The ceiling that takes nothing away."""

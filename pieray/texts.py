@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pieray.errors import QuotaExceeded
+from pieray.errors import InvalidRequest, QuotaExceeded
 
 
 def byte_size(text: str | bytes) -> int:
@@ -26,6 +26,15 @@ def parse_json(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError(str(error)) from None
+
+
+def check_unicode(what: str, text: str, value: Any) -> None:
+    """Raise InvalidRequest if `value`, which the JSON `text` says, has a lone surrogate: UTF-8 cannot hold it."""
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"{what}: a lone surrogate is no Unicode text: {error}") from None
 
 
 def _refuse(constant: str) -> None:

@@ -47,7 +47,7 @@ from pieray.messages.client import (
 )
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.controller import Ask
-from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
+from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode, size_of
 from pieray.messages.leases import (
     CloseLease,
     ExportPages,
@@ -133,4 +133,5 @@ __all__ = [
     "encode",
     "file_part",
     "read_file_part",
+    "size_of",
 ]

@@ -56,6 +56,21 @@ def encode(messages: Sequence[Message]) -> bytes:
     return typing.cast(bytes, msgpack.packb([SCHEMA, body]))
 
 
+def size_of(message: Message) -> int:
+    """About how many bytes the message takes in a frame: its texts and arrays, those within lists too."""
+    return _size_of(_FIELDS[type(message)](message))
+
+
+def _size_of(fields: Sequence[Any]) -> int:
+    total = 0
+    for field in fields:
+        if isinstance(field, (bytes, str, bytearray)):
+            total += len(field)
+        elif isinstance(field, (list, tuple)):
+            total += _size_of(field)
+    return total
+
+
 def decode(frame: bytes | memoryview) -> list[Message]:
     """The messages of a frame.  Raises ProtocolError for anything but a well-formed frame of this schema."""
     try:

@@ -14,6 +14,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pieray.errors import InvalidRequest
+from pieray.texts import check_unicode
 
 Message = Mapping[str, Any]
 
@@ -46,6 +47,7 @@ def json_objects(name: str, text: str, shape: str) -> list[dict[str, Any]]:
         raise InvalidRequest(f"{name} is a JSON list of {shape}: {error}") from None
     if not isinstance(parsed, list) or not all(isinstance(m, dict) for m in parsed):
         raise InvalidRequest(f"{name} is a JSON list of {shape}; given {type(parsed).__name__}")
+    check_unicode(name, text, parsed)
     return parsed
 
 

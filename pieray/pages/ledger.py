@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-from pieray.errors import InvalidRequest, OutOfPages, PeerLost, PierayError, QuotaExceeded
+from pieray.errors import InvalidRequest, OutOfPages, PeerLost, PierayError
 
 
 class Holder(NamedTuple):
@@ -38,11 +38,10 @@ class _State(IntEnum):
 class PageLedger:
     """Leases, reference counts, exports' pages and quarantine of `total` pages; all operations are O(pages named)."""
 
-    def __init__(self, total: int, max_pages_per_holder: int | None = None) -> None:
+    def __init__(self, total: int) -> None:
         if total < 1:
             raise InvalidRequest(f"a page pool has at least 1 page; given {total}")
         self.total = total
-        self.max_pages_per_holder = total if max_pages_per_holder is None else max_pages_per_holder
         self._free = list(range(total - 1, -1, -1))
         self._refs = [0] * total
         self._dead_refs = [0] * total  # of those, how many are holders of dead peers
@@ -98,8 +97,8 @@ class PageLedger:
     def admit(self, holder: Holder, count: int, num_waiting: int = 0) -> None:
         """Check that `count` pages could ever be leased to the holder, who already waits for `num_waiting`.
 
-        Raises InvalidRequest (count < 1), OutOfPages (more than the pool has), QuotaExceeded (more than a
-        holder may have) and PeerLost (the peer is dead).
+        Raises InvalidRequest (count < 1), OutOfPages (more than the pool has, with what the holder has) and PeerLost
+        (the peer is dead).
         """
         if count < 1:
             raise InvalidRequest(f"a lease is of at least 1 page; given {count}")
@@ -107,10 +106,10 @@ class PageLedger:
             raise OutOfPages(f"{count} pages asked for; the pool has {self.total} in all ({self.num_free} free)")
         self._check_alive(holder.peer_id)
         held = self.num_pages_of(holder)
-        if held + num_waiting + count > self.max_pages_per_holder:
-            raise QuotaExceeded(
-                f"max_pages_per_holder is {self.max_pages_per_holder}; inferlet {holder.inferlet} of "
-                f"{holder.peer_id} holds {held}, waits for {num_waiting} and asked for {count} more"
+        if held + num_waiting + count > self.total:
+            raise OutOfPages(
+                f"the pool has {self.total} pages (settings model.num_pages, model.kv_memory_bytes); "
+                f"this inferlet holds {held}, waits for {num_waiting} and asked for {count} more"
             )
 
     def lease(self, holder: Holder, count: int) -> list[int] | None:

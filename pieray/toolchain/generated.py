@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pieray.toolchain import c_header, js_types, rust_bindings
+from pieray.guest import GUEST_ROOT
+from pieray.toolchain import c_header, js_types, python_bindings, rust_bindings
 from pieray.wit import api
 
 SDK = Path(__file__).resolve().parents[1] / "sdk"
@@ -17,4 +18,5 @@ def files() -> dict[Path, str]:
         SDK / "rust" / "src" / "handlers.rs": rust_bindings.handlers(api()),
         SDK / "js" / "handlers.js": js_types.module(api()),
         SDK / "js" / "handlers.d.ts": js_types.types(api()),
+        GUEST_ROOT / "inferlet" / "_bindings.py": python_bindings.bindings(api()),
     }

@@ -33,7 +33,7 @@ ANSWERS = {"ok", *WIT_CODES} - {"internal"}
 
 CALLER = program(
     '''
-from inferlet import _host, session
+from inferlet import Error, _host
 
 def value(argument, given):
     if isinstance(argument, list):
@@ -56,12 +56,9 @@ def main(calls):
     for interface, function, arguments in calls:
         try:
             result = getattr(getattr(_host, interface), function)(*value(arguments, given))
-        except _host.Err as error:
+        except Error as error:
             given.append(0)
-            said.append([error.value.code.name.lower().replace("_", "-"), error.value.message])
-        except (TypeError, ValueError, OverflowError, AttributeError, AssertionError) as error:
-            given.append(0)
-            said.append(["refused", repr(error)])
+            said.append([error.code, error.message])
         else:
             given.append(handle(result))
             said.append(["ok", ""])
@@ -70,6 +67,12 @@ def main(calls):
     "fuzz",
 )
 
+RAW_CALLER = program(
+    CALLER.source.replace("import Error, _host", "import _raw as _host").replace(
+        "except Error as error:", "except (_host.Err, TypeError, ValueError, OverflowError, AttributeError) as error:"
+    ).replace("said.append([error.code, error.message])", 'said.append(["refused", repr(error)])'),
+    "raw",
+)
 
 UNEXPORT = program(
     """
@@ -225,14 +228,26 @@ def wrong_calls() -> list[list[Any]]:
     return calls
 
 
-def test_values_of_wrong_types_end_at_most_the_guest_that_gives_them(engine: Any) -> None:
-    """The bindings in the guest refuse them, or abort it; the host sees values of its types alone."""
+def test_values_of_wrong_types_are_errors_and_their_guest_lives_on(engine: Any) -> None:
+    """All of them in one guest, each followed by the next."""
+    calls = wrong_calls()
+    with Watch(engine):
+        for start in range(0, len(calls), NUM_CALLS):
+            some = calls[start : start + NUM_CALLS]
+            said = engine.launch(CALLER, calls=some, limits=LIMITS, capabilities=CAPABILITIES).result(timeout=90)
+            for call, (code, message) in zip(some, said, strict=True):
+                assert code in ANSWERS, (call, message)
+            assert sum(code == "invalid" for code, _ in said) > len(some) * 0.9, said
+
+
+def test_values_of_wrong_types_for_the_bindings_end_at_most_the_guest_that_gives_them(engine: Any) -> None:
+    """A guest that goes round the SDK: the bindings refuse or abort; the host sees values of its types alone."""
     calls = wrong_calls()
     outcomes: Counter[str] = Counter()
     with Watch(engine):
         for start in range(0, len(calls), 48):
             running = [
-                (call, engine.launch(CALLER, calls=[call], limits=LIMITS, capabilities=CAPABILITIES))
+                (call, engine.launch(RAW_CALLER, calls=[call], limits=LIMITS, capabilities=CAPABILITIES))
                 for call in calls[start : start + 48]
             ]
             for call, process in running:

@@ -150,13 +150,13 @@ def test_pause_truncate_resume_on_the_handlers(engine: Any) -> None:
 HOSTILE = program(
     '''
 from inferlet import _host, kv, model, queue, BadHandle, InvalidRequest, QuotaExceeded, Plan
-from inferlet._host import Err
+from inferlet import Error
 
 def code(call, *args):
     try:
         call(*args)
-    except Err as err:
-        return err.value.code.name.lower()
+    except Error as error:
+        return error.code.replace("-", "_")
     return "ok"
 
 async def main():
@@ -235,3 +235,49 @@ def test_plans_of_many_programs_leave_together(engine: Any) -> None:
     assert [len(process.result(timeout=60)) for process in processes[1::2]] == [80] * 8
     for ender in enders:
         ender.join()
+
+
+CROWD = program(
+    """
+import asyncio
+from inferlet import Context, InvalidRequest, runtime
+
+async def one(number, max_tokens):
+    async with Context(f"{number}+7=") as ctx:
+        generation = ctx.generate(max_tokens, stop_tokens=())
+        await generation
+        return generation.tokens, generation.is_plan
+
+async def main(number, max_tokens):
+    found = await asyncio.gather(*(one(i, max_tokens) for i in range(number)))
+    alone = await one(number - 1, max_tokens)
+    return [alone[0] == found[-1][0], sorted({is_plan for _, is_plan in found}), runtime.limits()["limits"]["plans"]]
+""",
+    "crowd",
+)
+
+
+def test_more_generations_at_once_than_plans_queue_for_them(engine: Any) -> None:
+    assert engine.launch(CROWD, number=257, max_tokens=3).result(timeout=200) == [True, [True], 256]
+    assert engine.launch(CROWD, number=9, max_tokens=12, limits={"plans": 2}).result(timeout=60) == [True, [True], 2]
+    assert engine.launch(CROWD, number=3, max_tokens=5, limits={"plans": 0}).result(timeout=60) == [True, [False], 0]
+    assert_pages_return(engine)
+
+
+UNKNOWN_TOKEN = program(
+    """
+from inferlet import Context, InvalidRequest, Sampler
+
+async def main():
+    async with Context([1, 2**31]) as ctx:
+        try:
+            await ctx.generate(5, sampler=Sampler(seed=1))
+        except InvalidRequest as error:
+            return str(error)
+""",
+    "unknown-token",
+)
+
+
+def test_a_token_out_of_the_vocabulary_is_an_invalid_request(engine: Any) -> None:
+    assert "token ids are below" in engine.launch(UNKNOWN_TOKEN).result(timeout=60)

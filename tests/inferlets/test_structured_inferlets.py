@@ -125,11 +125,11 @@ async def main():
     handle = matcher.handle
     matcher.close()
     matcher.close()
-    from inferlet import _host
+    from inferlet import BadHandle, _host
     try:
         _host.grammar.mask(handle)
-    except _host.Err as error:
-        return error.value.message
+    except BadHandle as error:
+        return error.message
 """,
     "matchers",
 )

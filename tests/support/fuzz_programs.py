@@ -38,7 +38,8 @@ NUMBERS = (0, 1, 2, 3, 7, 16, 17, 255, 4096, 2**16, 2**31 - 1, 2**31, U32 - 1, U
 TEXTS = (
     "", "a", "é😀", "\0", "../../etc/passwd", "/", "a/b", "x" * 600, "{}", "[]", '{"a": 1}', "[" * 5000, "null",
     "1e999", "pie-tiny", "text-completion", '[{"role": "user", "content": "hi"}]', "AAAA", "=", "(a+)+$", 'start: "a"',
-    "%",
+    "%", '{"a": "\\ud800"}',
+    '[{"role": "user", "content": "\\ud800"}]', '[{"name": "a", "arguments": {"b": "\\udfff"}}]',
 )  # fmt: skip
 HIDDEN_SIZE = 192
 """Of pie-tiny."""

@@ -7,15 +7,14 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequen
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from . import _host, log
+from . import _convert, _host, log
 from . import model as models
 from ._draws import Drafter, Draws, NoPlan, Source
-from ._host import Err
 from ._plan_source import PlanSource
 from ._sources import PassSource, open_source
 from ._stops import StopMatcher
 from .adapters import Adapter
-from .errors import Error, InvalidRequest, error_of
+from .errors import Error, InvalidRequest
 from .sampler import Sampler
 
 if TYPE_CHECKING:
@@ -56,12 +55,12 @@ class Rules:
 
 def rules_of(max_tokens: int, stop: str | Iterable[str | int], stop_tokens: Iterable[int] | None, model: str) -> Rules:
     """Rules from what `generate` was given.  `stop_tokens` None: those of the model."""
-    if max_tokens < 0:
-        raise InvalidRequest(f"max_tokens is at least 0; given {max_tokens}")
-    stops = [stop] if isinstance(stop, str) else list(stop)
-    strings = tuple(item for item in stops if isinstance(item, str) and item)
-    tokens = models.stop_tokens(model) if stop_tokens is None else frozenset(stop_tokens)
-    return Rules(max_tokens, strings, tokens | {item for item in stops if isinstance(item, int)})
+    max_tokens = _convert.u32("max_tokens", max_tokens)
+    stops = [stop] if isinstance(stop, str) else _convert.items("stop", stop, "texts and token ids")
+    strings = _convert.texts("stop", [item for item in stops if item != "" and not isinstance(item, int)])
+    tokens = models.stop_tokens(model) if stop_tokens is None else _convert.u32s("stop_tokens", stop_tokens)
+    ids = _convert.u32s("stop", [item for item in stops if isinstance(item, int)])
+    return Rules(max_tokens, tuple(strings), frozenset(tokens).union(ids))
 
 
 class Generation:
@@ -75,8 +74,10 @@ class Generation:
     def __init__(self, context: Context, sampler: Sampler, rules: Rules, *, logprobs: bool, grammar: Any = None,
                  drafter: Drafter | str | None = None, adapter: Adapter | None = None,
                  on_token: OnToken | None = None) -> None:  # fmt: skip
-        if isinstance(drafter, str) and drafter != "ngram":
-            raise InvalidRequest(f"the drafters with a name are: ngram; given {drafter!r}")
+        if drafter is not None and drafter != "ngram" and not callable(drafter):
+            raise InvalidRequest(f"a drafter is a function or ngram; given {_convert.shown(drafter)}")
+        if on_token is not None and not callable(on_token):
+            raise InvalidRequest(f"on_token is a function; given {_convert.shown(on_token)}")
         self._context = context
         self._rules = rules
         self._draws = Draws(
@@ -133,7 +134,7 @@ class Generation:
     async def _run(self) -> AsyncIterator[Token]:
         """Draw, take in, give out: what a token costs is in this loop."""
         context = self._context
-        num_left = context.room_for(self._rules.max_tokens)
+        num_left = context._room_for(self._rules.max_tokens)
         source = self._begin(open_source(context, self._draws, num_left))
         stream = models.TextStream(model=context.model)
         try:
@@ -151,7 +152,7 @@ class Generation:
                     break
                 for token, logprob in drawn:
                     num_left -= 1
-                    context.extend(token)
+                    context._extend(token)
                     text = self._accept(token, logprob, stream)
                     if text is not None:
                         if not num_left:
@@ -163,11 +164,9 @@ class Generation:
                     if self.finish_reason:
                         return
                     if source.is_stale:
-                        num_left = min(num_left, context.room_for(num_left))
+                        num_left = min(num_left, context._room_for(num_left))
                         break
             self.finish_reason = self.finish_reason or "length"
-        except Err as err:
-            raise error_of(err) from None
         finally:
             source.close()
             stream.close()

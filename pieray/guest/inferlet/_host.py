@@ -1,7 +1,6 @@
-"""The seam: the handlers that the host gives, in the component or from a fake.
+"""The seam: the rest of the SDK reaches the host through this module alone.
 
-Inside the component the names are the generated bindings of `pieray/wit/pieray.wit`; elsewhere they are empty
-namespaces that `install` fills.  The rest of the SDK reaches the host through this module alone.
+The handlers of `_bindings` are the engine's in the component; elsewhere they are those of a host that `install` gives.
 """
 
 from __future__ import annotations
@@ -11,70 +10,33 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-try:
-    from componentize_py_types import Err
-    from wit_world.imports import (
-        adapters,
-        chat,
-        children,
-        embeds,
-        forward,
-        grammar,
-        http,
-        kv,
-        mcp,
-        messaging,
-        model,
-        plans,
-        queues,
-        runtime,
-        samplers,
-        scratch,
-        session,
-        store,
-        tickets,
-    )
-    from wit_world.imports.types import Access, GrammarKind, LinkKind, LogLevel
-
-    is_component = True
-except ImportError:
-    from ._outside import (
-        Access,
-        Err,
-        GrammarKind,
-        LinkKind,
-        LogLevel,
-        adapters,
-        chat,
-        children,
-        embeds,
-        forward,
-        grammar,
-        http,
-        kv,
-        mcp,
-        messaging,
-        model,
-        plans,
-        queues,
-        runtime,
-        samplers,
-        scratch,
-        session,
-        store,
-        tickets,
-    )
-
-    is_component = False
-
-INTERFACES = (
-    "tickets", "queues", "kv", "embeds", "samplers", "forward", "plans", "grammar", "adapters", "model", "chat",
-    "session", "scratch", "messaging", "children", "http", "store", "mcp", "runtime",
-)  # fmt: skip
+from . import _raw
+from ._bindings import (
+    adapters,
+    chat,
+    children,
+    embeds,
+    forward,
+    grammar,
+    http,
+    kv,
+    mcp,
+    messaging,
+    model,
+    plans,
+    queues,
+    runtime,
+    samplers,
+    scratch,
+    session,
+    store,
+    tickets,
+)
+from ._raw import INTERFACES, Access, GrammarKind, LinkKind, LogLevel, is_component
 
 __all__ = [
+    "INTERFACES",
     "Access",
-    "Err",
     "GrammarKind",
     "LinkKind",
     "LogLevel",
@@ -85,6 +47,7 @@ __all__ = [
     "forward",
     "grammar",
     "http",
+    "is_component",
     "kv",
     "mcp",
     "messaging",
@@ -100,13 +63,18 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_caches: list[Any] = []
+_at_install: list[Callable[[], None]] = []
+
+
+def at_install(forget: Callable[[], None]) -> None:
+    """Call `forget` whenever another host is installed."""
+    _at_install.append(forget)
 
 
 def cached(function: Callable[..., T]) -> Callable[..., T]:
     """What `function` returns, remembered for as long as the host is the same."""
     remembered = functools.cache(function)
-    _caches.append(remembered)
+    at_install(remembered.cache_clear)
     return remembered
 
 
@@ -117,7 +85,8 @@ def install(host: Any) -> None:
     for name in INTERFACES:
         functions = getattr(host, name, SimpleNamespace())
         bound = {key: getattr(functions, key) for key in dir(functions) if not key.startswith("_")}
-        globals()[name].__dict__.clear()
-        globals()[name].__dict__.update(bound)
-    for remembered in _caches:
-        remembered.cache_clear()
+        namespace = vars(getattr(_raw, name))
+        namespace.clear()
+        namespace.update(bound)
+    for forget in _at_install:
+        forget()

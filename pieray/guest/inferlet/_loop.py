@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import heapq
+import math
 import sys
 from asyncio import events
 from collections import deque
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _host, _report
-from .errors import error_of
+from .errors import Error, InvalidRequest
 
 #: Rounds of callbacks after which tickets are polled although there is always something to run.
 MAX_ROUNDS = 16
@@ -86,6 +87,8 @@ class TicketLoop(asyncio.AbstractEventLoop):
     def call_at(  # type: ignore[override]  # typeshed types the callback's arguments
         self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
+        if math.isnan(when):
+            raise InvalidRequest("a time is a number of seconds; given nan")
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         self._num_timers += 1
         heapq.heappush(self._timers, (when, self._num_timers, handle))
@@ -220,8 +223,8 @@ class TicketLoop(asyncio.AbstractEventLoop):
             return
         try:
             done = _host.tickets.wait(list(waiting), timeout_ms)
-        except _host.Err as err:
-            self._fail_closed(err)
+        except Error as error:
+            self._fail_closed(error)
             return
         for ticket in done:
             self.end_waits(ticket)
@@ -240,15 +243,15 @@ class TicketLoop(asyncio.AbstractEventLoop):
             else:
                 future.set_exception(error)
 
-    def _fail_closed(self, err: Any) -> None:
+    def _fail_closed(self, error: Error) -> None:
         """The host refused a wait: those who wait for a ticket that is not open, and only they, are told."""
         if not self._tickets:
-            raise error_of(err) from None
+            raise error
         for ticket in list(self._tickets):
             try:
                 _host.tickets.wait([ticket], 0)
-            except _host.Err as found:
-                self.end_waits(ticket, error_of(found))
+            except Error as found:
+                self.end_waits(ticket, found)
 
 
 def _milliseconds(seconds: float) -> int:

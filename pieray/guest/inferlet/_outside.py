@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,12 +28,11 @@ store: Any = SimpleNamespace()
 tickets: Any = SimpleNamespace()
 
 
+@dataclass(frozen=True)
 class Err(Exception):
-    """A handler's error: `value` has `code` (an enum named like the WIT's) and `message`."""
+    """A handler's error, frozen as that of componentize-py: `value` has `code` (an enum of the WIT) and `message`."""
 
-    def __init__(self, value: Any) -> None:
-        super().__init__(value)
-        self.value = value
+    value: Any
 
 
 class LogLevel(enum.Enum):

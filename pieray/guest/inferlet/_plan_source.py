@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections import deque
 from typing import TYPE_CHECKING
 
 from . import _host
@@ -19,6 +21,71 @@ NUM_DRAFTS = 8
 """Tokens that a plan drafts a step at most."""
 
 
+class OpenPlans:
+    """The sources that have a plan open, and those that wait because the inferlet's limit of plans is reached.
+
+    A plan that nobody waits for (its generation's consumer is busy elsewhere, perhaps with a generation that waits
+    here) is given up for one that is asked for: what it drew ahead is drawn again, from a plan of its own, later.  So
+    generations that wait for each other do not wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self._sources: dict[PlanSource, None] = {}  # the one opened first is first
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def add(self, source: PlanSource) -> None:
+        self._sources[source] = None
+
+    def remove(self, source: PlanSource) -> None:
+        """Its plan is closed: the next that waits may open one."""
+        self._sources.pop(source, None)
+        self._wake()
+
+    async def wait(self) -> None:
+        """Return when a plan may have come free, in turn.  Raises NoPlan if none is open that could: the limit is 0, or
+        the inferlet itself has all of them."""
+        if not self._sources:
+            raise NoPlan
+        if self._release_idle():
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._wake()
+            raise
+
+    def _wake(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    def rest(self) -> None:
+        """Nobody waits for some source now.  If that stays so until others run, its plan goes to who waits for one."""
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._release_idle)
+
+    def _release_idle(self) -> bool:
+        idle = next((source for source in self._sources if not source.is_busy), None)
+        if idle is None:
+            return False
+        idle.release()
+        return True
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._sources.clear()
+        self._waiting.clear()
+
+
+_open_plans = OpenPlans()
+_host.at_install(_open_plans.clear)
+
+
 class PlanSource:
     """A decode plan.  It runs ahead; when the context changes it is cancelled, and another begins where that stands."""
 
@@ -33,13 +100,14 @@ class PlanSource:
 
     async def next(self, num_left: int) -> Drawn:
         while True:
-            if self._plan is None:
-                self._open(num_left)
+            while self._plan is None and not self._open(num_left):
+                await _open_plans.wait()
             self.is_busy = True
             try:
                 drawn = await self._next()
             finally:
                 self.is_busy = False
+                _open_plans.rest()
             if self.is_stale:
                 self.is_stale = False
             elif drawn:
@@ -66,19 +134,23 @@ class PlanSource:
         self.finish_reason = "" if reason == "length" else reason
         return bool(self.finish_reason)
 
-    def _open(self, num_left: int) -> None:
+    def _open(self, num_left: int) -> bool:
+        """Begin a plan.  False: the limit of plans, or of samplers, is reached."""
         context, draws = self._context, self._draws
         sequence = context.sequence
         if sequence.hidden:
             raise NoPlan
         sequence.claim()
-        pending = context.pending()
+        pending = context._pending()
         num_tokens = sequence.make_room(len(pending), min(num_left, PLAN_TOKENS))
         sampler = 0
         try:
             sampler = draws.open_sampler()
             plan = Plan(sequence.queue, sequence.pages, sequence.kv_len, pending, num_tokens, sampler)
-        except (QuotaExceeded, Unsupported) as error:
+        except QuotaExceeded:
+            sequence.trim()
+            return False
+        except Unsupported as error:
             raise NoPlan from error
         finally:
             if sampler:
@@ -90,6 +162,8 @@ class PlanSource:
             plan.close()
             raise
         self._plan, sequence.source, self.is_stale = plan, self, False
+        _open_plans.add(self)
+        return True
 
     def _set_up(self, plan: Plan, kv_len: int) -> None:
         context, draws = self._context, self._draws
@@ -127,6 +201,7 @@ class PlanSource:
         if self._context.sequence.source is self:
             self._context.sequence.source = None
         plan.close()
+        _open_plans.remove(self)
 
     def redraw(self) -> None: ...
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import inspect
-import json
 import random
 import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from . import _host, _loop, _report, _running
+from . import _convert, _host, _loop, _report, _running
 from .errors import InvalidRequest
 
 MODULE = "inferlet_main"
@@ -22,13 +22,20 @@ class ProgramFailed(Exception):
     """How an inferlet failed: class of the exception, its text, the traceback of its own frames."""
 
     def __init__(self, error: BaseException) -> None:
-        self.kind = type(error).__name__
-        self.message = str(error)
+        self.kind = _convert.printable(type(error).__name__)
+        self.message = _convert.printable(_text_of(error))
         try:
-            self.trace = _report.format_error(error)
-        except (MemoryError, RecursionError):
+            self.trace = _convert.printable(_report.format_error(error))
+        except Exception:  # what the error itself may raise, or want of memory or stack
             self.trace = f"{self.kind}: {self.message}\n"
         super().__init__(self.message)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as raised:
+        return f"no text: its __str__ raises {type(raised).__name__}"
 
 
 def run_program(source: str, filename: str, text: str) -> str:
@@ -46,8 +53,9 @@ def run_program(source: str, filename: str, text: str) -> str:
     except BaseException as error:
         raise ProgramFailed(error) from None
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # the inferlet may have put anything there
+                stream.flush()
 
 
 def _prepare() -> None:
@@ -81,7 +89,7 @@ async def _await(awaitable: Any) -> Any:
 def arguments_of(main: Callable[..., Any], text: str) -> dict[str, Any]:
     """The keyword arguments that the launch input gives to main().  Raises InvalidRequest."""
     try:
-        given = json.loads(text) if text.strip() else {}
+        given = _convert.load(text) if text.strip() else {}
     except ValueError as error:
         raise InvalidRequest(f"the input is no JSON: {error}") from None
     if given is None:
@@ -115,6 +123,6 @@ def _describe(signature: inspect.Signature) -> str:
 
 def _to_json(result: Any) -> str:
     try:
-        return json.dumps(result, ensure_ascii=False, allow_nan=False)
+        return _convert.dump(result)
     except (TypeError, ValueError) as error:
         raise TypeError(f"main() returned what JSON cannot hold: {error}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from . import queue
+from . import _host, queue
 from .errors import QuotaExceeded
 
 _idle: dict[str, list[int]] = {}
@@ -37,7 +37,5 @@ def release(model: str, chosen: int) -> None:
         _idle[model].append(chosen)
 
 
-def reset() -> None:
-    """Forget all queues: another host is installed."""
-    _idle.clear()
-    _users.clear()
+_host.at_install(_idle.clear)
+_host.at_install(_users.clear)

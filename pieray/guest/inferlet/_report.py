@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from . import _host
+from . import _convert, _host
 
 _sources: set[str] = set()
 
@@ -46,7 +46,7 @@ def log_unhandled(context: dict[str, Any]) -> None:
     error = context.get("exception")
     if isinstance(error, BaseException):
         lines.append(format_error(error).rstrip())
-    _host.runtime.log(_host.LogLevel.ERROR, "\n".join(lines))
+    _host.runtime.log(_host.LogLevel.ERROR, _convert.printable("\n".join(lines)))
 
 
 def describe_deadlock(tasks: Iterable[asyncio.Task[Any]]) -> str:

@@ -9,7 +9,7 @@ from . import _host, _queues, kv
 from ._ranges import Ranges
 from ._waiting import wait_ticket
 from .adapters import Adapter
-from .errors import BadHandle, InvalidRequest, QuotaExceeded, raises
+from .errors import BadHandle, InvalidRequest, QuotaExceeded
 
 if TYPE_CHECKING:
     from ._draws import Source
@@ -132,7 +132,6 @@ class KvSequence:
         if self._in_flight == handle:
             self._in_flight = 0
 
-    @raises
     async def prefill(self, tokens: list[int]) -> None:
         """Run `tokens` for their KV alone; in parts where tokens are masked, for each pass has a mask then."""
         size = MASKED_TOKENS if self.hidden else len(tokens)

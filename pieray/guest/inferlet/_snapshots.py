@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from . import kv
+from . import _convert, kv
 from ._chat import Chat
 from ._ranges import Ranges
-from .errors import InvalidRequest, check_numbers
+from .errors import InvalidRequest
 
 if TYPE_CHECKING:
     from typing import Self
@@ -120,8 +120,7 @@ class Snapshots:
     @classmethod
     def _restored(cls, found: kv.Imported, adapter: Adapter | None) -> Self:
         meta = json.loads(found.meta)
-        tokens = list(meta["tokens"])
-        check_numbers("token", tokens)
+        tokens = _convert.u32s("tokens", meta["tokens"])
         tools = tuple(dict(tool) for tool in meta["tools"])
         marks = [(int(at), Chat(tuple(said), bool(is_open), tools=tools)) for at, said, is_open in meta["marks"]]
         hidden = Ranges((int(start), int(end)) for start, end in meta["hidden"])
@@ -144,8 +143,9 @@ class Snapshots:
         Positions stay what they are; their KV stays in memory.  Forks and snapshots inherit it.
         """
         self.sequence.check_open()
-        if not 0 <= start <= end <= len(self._tokens):
-            raise InvalidRequest(f"a mask lies within the {len(self._tokens)} tokens; given [{start}, {end})")
+        _convert.integer("end of a mask", end, 0, len(self._tokens))
+        _convert.integer("start of a mask", start, 0, end)
+        _convert.boolean("visible", visible)
         self.sequence.mask(start, end, visible=visible)
 
     def _mask_all(self, ranges: Iterable[tuple[int, int]]) -> None:
@@ -161,8 +161,7 @@ class Snapshots:
     async def reserve(self, num_tokens: int) -> None:
         """Lease memory for `num_tokens` more tokens now.  Raises OutOfPages if there is none in time."""
         self.sequence.check_open()
-        if num_tokens < 0:
-            raise InvalidRequest(f"reserve takes a number of tokens from 0 on; given {num_tokens}")
+        _convert.u32("num_tokens", num_tokens)
         size, sequence = kv.page_size(), self.sequence
         count = -(-(len(self._tokens) + num_tokens) // size) - -(-sequence.kv_len // size)
         if count > 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from . import _host
+from . import _convert, _host
 from ._draws import Drawn, Draws, Source
 from ._plan_source import PlanSource
 from ._waiting import wait_ticket, wait_tickets
@@ -41,7 +41,7 @@ class PassSource:
         self.is_stale = False
         if self._draws.matcher and not self._follow():
             return []
-        pending = context.pending()
+        pending = context._pending()
         handle = self._handle = sequence.forward(pending, num_left, self._draws.adapter)
         row = len(pending) - 1
         if self._sampler:
@@ -83,7 +83,7 @@ class PassSource:
         context.sequence.commit(row + 1)
         if probability := probable.get(token):
             return token, math.log(probability)
-        return token, (await context.scores([token], self._draws.adapter))[0]
+        return token, (await context._scores([token], self._draws.adapter))[0]
 
     def release(self) -> None: ...
 
@@ -125,8 +125,8 @@ class DraftSource:
 
     async def next(self, num_left: int) -> Drawn:
         context, sequence = self._context, self._context.sequence
-        pending = context.pending()
-        drafts = list(self._drafter(context.tokens))[: num_left - 1]
+        pending = context._pending()
+        drafts = _convert.u32s("drafts of the drafter", self._drafter(context.tokens))[: num_left - 1]
         ticket = self._ticket = sequence.verify(pending, drafts, self._sampler, self._draws.adapter)
         sequence.source, self.is_stale = self, False
         await wait_ticket(ticket)

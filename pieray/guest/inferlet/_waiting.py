@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from asyncio import events
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
-from . import _host
+from . import _convert, _host
 from ._loop import TicketLoop
+from .errors import DeadlineExceeded, Error
+
+T = TypeVar("T")
 
 
 def _alone_ms(loop: Any) -> int:
@@ -19,8 +23,8 @@ def _alone_ms(loop: Any) -> int:
 async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
     """Return once `ticket` has a result; any number of tasks may wait for it.
 
-    If the last of them is cancelled, the ticket is forgotten unless `keep`.  Raises what the bindings raise, `Err`, or
-    `Error`: for a ticket that is not open, or is closed meanwhile.
+    If the last of them is cancelled, the ticket is forgotten unless `keep`.  Raises `Error` for a ticket that is not
+    open, or is closed meanwhile.
     """
     loop: Any = events._get_running_loop()
     alone_ms = _alone_ms(loop)
@@ -64,7 +68,7 @@ async def wait_tickets(tickets: list[int]) -> None:
 
 def _forget(tickets: list[int]) -> None:
     for ticket in tickets:
-        with contextlib.suppress(_host.Err):  # another task has taken it, or has forgotten it
+        with contextlib.suppress(Error):  # another task has taken it, or has forgotten it
             _host.tickets.cancel([ticket])
 
 
@@ -73,3 +77,21 @@ def wake_waiters(ticket: int, error: Exception | None = None) -> None:
     loop = events._get_running_loop()
     if isinstance(loop, TicketLoop):
         loop.end_waits(ticket, error)
+
+
+def check_timeout(timeout: float | None) -> None:
+    """Raise InvalidRequest unless `timeout` is None or a number of seconds from 0 on."""
+    if timeout is not None:
+        _convert.number("timeout", timeout, 0)
+
+
+async def within(waiting: Coroutine[Any, Any, T], timeout: float | None, what: str) -> T:
+    """What `waiting` gives.  Raises DeadlineExceeded, saying `what`, after `timeout` seconds; None: there is no end."""
+    if timeout is None:
+        return await waiting
+    try:
+        return await asyncio.wait_for(waiting, timeout)
+    except DeadlineExceeded:
+        raise
+    except TimeoutError:
+        raise DeadlineExceeded(f"{what} within {timeout} s") from None

@@ -7,7 +7,6 @@ from typing import Any
 
 from . import _host
 from ._waiting import wait_ticket
-from .errors import raises
 from .tickets import take_tokens
 
 
@@ -21,7 +20,6 @@ class Adapter:
         self.name = name
         self._is_closed = False
 
-    @raises
     def close(self) -> None:
         """Give the handle back; passes enqueued already still run through the adapter.  Idempotent."""
         if not self._is_closed:
@@ -40,13 +38,11 @@ def names() -> list[str]:
     return list(_host.adapters.names())
 
 
-@raises
 def info(name: str) -> dict[str, Any]:
     """name, rank, alpha, targets, num_bytes, owner"""
     return dict(json.loads(_host.adapters.info(name)))
 
 
-@raises
 def open(name: str) -> Adapter:  # noqa: A001 - the handler's name
     """An adapter of the engine's, by name.  Raises NotFound."""
     return Adapter(_host.adapters.open(name), name)
@@ -55,11 +51,6 @@ def open(name: str) -> Adapter:  # noqa: A001 - the handler's name
 async def load(path: str, alpha: float = 0.0) -> Adapter:
     """Load an adapter for this inferlet alone from a safetensors file in the scratch folder, named as PEFT names its
     tensors.  `alpha` 0: the rank.  Raises InvalidRequest naming the tensor, QuotaExceeded, NotFound."""
-    ticket = _ask(path, float(alpha))
+    ticket = _host.adapters.load(path, alpha)
     await wait_ticket(ticket)
     return Adapter(take_tokens(ticket)[0], path)
-
-
-@raises
-def _ask(path: str, alpha: float) -> int:
-    return int(_host.adapters.load(path, alpha))

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _host
-from .errors import raises
+from . import _convert, _host
 
 
 @dataclass(slots=True)
@@ -21,7 +20,6 @@ class Reply:
     is_complete: bool = True
 
 
-@raises
 def render(
     messages: Sequence[Mapping[str, Any]],
     *,
@@ -30,12 +28,15 @@ def render(
     model: str = "",
 ) -> str:
     """Messages ({role, content}) as the model's chat template writes them, with the `tools` it may call."""
-    text = json.dumps([dict(message) for message in messages], ensure_ascii=False)
-    offered = json.dumps([dict(tool) for tool in tools], ensure_ascii=False) if tools else ""
+    text = _json("messages", messages)
+    offered = _json("tools", tools) if tools else ""
     return str(_host.chat.render(model, text, offered, add_generation_prompt))
 
 
-@raises
 def parse(text: str, *, model: str = "") -> Reply:
     """The parts of a reply, special tokens included, in the format that the model's chat template tells of."""
     return Reply(**json.loads(_host.chat.parse(model, text)))
+
+
+def _json(name: str, values: Any) -> str:
+    return _convert.to_json(name, [dict(one) for one in _convert.instances(name, values, Mapping)])  # type: ignore[type-abstract]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import json
 import linecache
 import sys
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from typing import Any
 
-from . import _host
-from ._waiting import wait_ticket
-from .errors import Cancelled, DeadlineExceeded, InvalidRequest, raises
+from . import _convert, _host
+from ._waiting import check_timeout, wait_ticket, within
+from .errors import Cancelled, InvalidRequest
 from .tickets import take_none, take_text
 
 
@@ -36,17 +34,10 @@ def launch(
         name = program
     else:
         source = _source_of(program)
-    try:
-        text = json.dumps(arguments, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequest(f"the arguments of a child are JSON: {error}") from None
-    return Child(_launch(name, source, text, json.dumps(dict(limits)) if limits else "", linked))
-
-
-@raises
-def _launch(program: str, source: str, text: str, limits: str, linked: bool) -> int:
-    link = _host.LinkKind.LINKED if linked else _host.LinkKind.NONE
-    return int(_host.children.launch(program, source, text, limits, link))
+    text = _convert.to_json("the arguments of a child", arguments)
+    given = dict(_convert.instance("limits", limits or {}, Mapping))  # type: ignore[type-abstract]
+    link = _host.LinkKind.LINKED if _convert.boolean("linked", linked) else _host.LinkKind.NONE
+    return Child(_host.children.launch(name, source, text, _convert.to_json("limits", given) if given else "", link))
 
 
 def _source_of(function: Callable[..., Any]) -> str:
@@ -54,7 +45,7 @@ def _source_of(function: Callable[..., Any]) -> str:
     name = getattr(function, "__name__", "")
     module = sys.modules.get(getattr(function, "__module__", ""))
     if module is None or getattr(module, name, None) is not function or not inspect.isfunction(function):
-        raise InvalidRequest(f"a child runs a function of this program's top level; given {function!r}")
+        raise InvalidRequest(f"a child runs a function of this program's top level; given {_convert.shown(function)}")
     lines = linecache.getlines(str(module.__file__))
     if not lines:
         raise InvalidRequest(f"the source of {name} is not known here; give source=")
@@ -78,18 +69,20 @@ class Child:
     async def wait(self, timeout: float | None = None) -> Any:
         """What its main returned; raises its error (RemoteFailed if its own code raised), or DeadlineExceeded after
         `timeout` seconds, and the child runs on."""
-        return json.loads(await self._text(_ask(_host.children.wait, self.id), timeout, "has not ended"))
+        check_timeout(timeout)
+        return _convert.load(await self._text(_host.children.wait(self.id), timeout, "has not ended"))
 
     async def instance_id(self) -> str:
         """Its instance id, once it runs."""
-        return await self._text(_ask(_host.children.id, self.id), None, "")
+        return await self._text(_host.children.id(self.id), None, "")
 
     async def receive(self, timeout: float | None = None) -> str:
         """The next text that it sends.  Raises Cancelled when it has ended and sent no more."""
-        ticket = self._left.pop() if self._left else _ask(_host.children.receive, self.id)
+        check_timeout(timeout)
+        ticket = self._left.pop() if self._left else _host.children.receive(self.id)
         is_taken = False
         try:
-            await _within(wait_ticket(ticket, keep=True), timeout, "has sent nothing")
+            await within(wait_ticket(ticket, keep=True), timeout, "the child has sent nothing")
             is_taken = True
             return take_text(ticket)
         finally:
@@ -107,22 +100,22 @@ class Child:
 
     async def send(self, text: str) -> None:
         """A message that its `session.receive` gets."""
-        await _none(_ask(_host.children.send, self.id, text))
+        await _none(_host.children.send(self.id, text))
 
     async def cancel(self, reason: str = "") -> None:
         """End it; waiting for it raises Cancelled."""
-        await _none(_ask(_host.children.cancel, self.id, reason))
+        await _none(_host.children.cancel(self.id, reason))
 
     async def detach(self) -> str:
         """Let it outlive this inferlet; its instance id.  This handle closes."""
         self._is_closed = True
-        return await self._text(_ask(_host.children.detach, self.id), None, "")
+        return await self._text(_host.children.detach(self.id), None, "")
 
     def close(self) -> None:
         """Give the handle back; a child that runs is ended.  Idempotent."""
         if not self._is_closed:
             self._is_closed = True
-            _close(self.id)
+            _host.children.close(self.id)
 
     async def __aenter__(self) -> Child:
         return self
@@ -131,30 +124,11 @@ class Child:
         self.close()
 
     async def _text(self, ticket: int, timeout: float | None, what: str) -> str:
-        await _within(wait_ticket(ticket), timeout, what)
+        await within(wait_ticket(ticket), timeout, f"the child {what}")
         return take_text(ticket)
-
-
-@raises
-def _ask(handler: Callable[..., Any], *args: Any) -> int:
-    return int(handler(*args))
-
-
-@raises
-def _close(child: int) -> None:
-    _host.children.close(child)
 
 
 async def _none(ticket: int) -> None:
     await wait_ticket(ticket)
     take_none(ticket)
 
-
-async def _within(waiting: Any, timeout: float | None, what: str) -> None:
-    if timeout is None:
-        await waiting
-        return
-    try:
-        await asyncio.wait_for(waiting, timeout)
-    except TimeoutError:
-        raise DeadlineExceeded(f"the child {what} within {timeout} s") from None

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from . import _host
+from . import _convert, _host
 from . import model as models
 from ._chat import Chat
 from ._draws import Drafter
@@ -15,7 +15,7 @@ from ._sequence import KvSequence
 from ._snapshots import Snapshots
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
-from .errors import InvalidRequest, check_numbers, raises
+from .errors import InvalidRequest
 from .forward import Pass
 from .grammar import Grammar, Matcher
 from .sampler import Sampler, sampler_of
@@ -51,13 +51,14 @@ class Context(Snapshots):
     ) -> None:
         """`adapter`: LoRA, in all passes of this context and its forks.  `tools` (see `tools.tool`): what the model's
         chat template shows it of them."""
-        self.model = model
+        self.model = _convert.text("model", model)
         self._tools = specs_of(tools)
+        if adapter is not None:
+            _convert.instance("adapter", adapter, Adapter)
         self.sequence = KvSequence(model, adapter)
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
-        if len(text):
-            self.append(text)
+        self.append(text)
 
     # -- content
 
@@ -103,8 +104,7 @@ class Context(Snapshots):
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens, and the messages that end within them."""
         self.sequence.check_open()
-        if not 0 <= length <= len(self._tokens):
-            raise InvalidRequest(f"truncate keeps from 0 to {len(self._tokens)} tokens; given {length}")
+        _convert.integer("length", length, 0, len(self._tokens))
         self.sequence.release()
         del self._tokens[length:]
         self.sequence.truncate(length)
@@ -128,9 +128,8 @@ class Context(Snapshots):
 
     def _tokens_of(self, text: str | Sequence[int]) -> list[int]:
         if isinstance(text, str):
-            return models.tokenize(text, self.model)
-        check_numbers("token", text)
-        return list(text)
+            return models.tokenize(text, self.model) if text else []
+        return _convert.u32s("tokens", text)
 
     @property
     def _chat(self) -> Chat:
@@ -186,23 +185,33 @@ class Context(Snapshots):
     ) -> Generation:
         """Continue the text: iterate for tokens, or await for the text.
 
-        Greedy, unless a sampler or one of its numbers is given.  `stop`: strings, which do not go out, and token
-        ids; `stop_tokens` replaces the model's own.  Every sampled token, a stop included, stays in the context.
+        Greedy, unless a `sampler` or one of its numbers is given: then it draws, with the defaults of `Sampler` for
+        what is not given, so that a `seed` alone draws at temperature 1.  A `logit_bias` alone stays greedy.
 
-        `grammar`: draw only what it allows, or what a matcher as it is now allows.  `schema`: the same for a JSON
-        schema (a dict), a type (see `structured.schema_of`) or a Grammar.  Such a text ends with a stop token, or
-        before it is whole where `max_tokens` ends it: `finish_reason` is "length" then.
+        It ends after `max_tokens`, at a stop token or a stop string, or when the model's context is full.  `stop`:
+        strings, which do not go out, and token ids; `stop_tokens` replaces the model's own.  Every sampled token stays
+        in the context, that of a stop too: `truncate` takes it out.
 
-        `drafter`: "ngram" drafts by prompt lookup in the engine; a function from all tokens to the next ones has its
-        drafts verified in one pass each; both change the speed, not the text.  `on_token` is called with each token
-        before it is given out; what it returns changes what comes next: a Sampler, text or tokens to append, False to
-        end.
+        `grammar`: draw only what it allows, or what a matcher as it is now allows.  `schema`, in its place: the same
+        for a JSON schema (a dict), a type (see `structured.schema_of`) or a Grammar.  Such a text ends with a stop
+        token, or before it is whole where `max_tokens` ends it: `finish_reason` is "length" then.
+
+        `drafter`: "ngram" drafts by prompt lookup in the engine.  A function takes the ids of all tokens of the context
+        and returns the ids that it expects next, perhaps none; they are verified in one pass.  Both change the speed,
+        not the text.
+
+        `on_token`: a function that takes each Token before it is given out, and returns None (or True) to go on, a
+        Sampler to draw the next tokens with, text or token ids to append to the context, or False to end.
 
         `adapter`: LoRA for this generation in place of the context's.  All that it runs goes through it: what waits
-        (see `flush`), what it samples and what `on_token` appends.  The KV that was there before stays, as does the
-        KV it leaves; so do not flush a prompt that the adapter is to read.  The last token waits, as always.
+        (see `flush`), what it samples and what `on_token` appends.  The KV that was there before stays, as does the KV
+        it leaves; so do not flush a prompt that the adapter is to read.  The last token waits, as always.
 
-        It runs as decode plans, without a round trip per token, unless `drafter` is a function: see `is_plan`.
+        Cancelling the task that awaits it ends it: no more tokens are computed, and pages that hold none of the context
+        are given back; the rest stays with the context until that is closed.
+
+        It runs as decode plans, without a round trip per token, unless `drafter` is a function: see `is_plan`.  Past
+        the limit of plans, generations wait for each other's.
         """
         self.sequence.check_open()
         if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):
@@ -210,8 +219,13 @@ class Context(Snapshots):
         rules = rules_of(max_tokens, stop, stop_tokens, self.model)
         chosen = sampler_of(sampler, temperature, top_k, top_p, min_p, seed, typical_p, logit_bias)
         if schema is not None:
+            if grammar is not None:
+                raise InvalidRequest("give either grammar or schema: a generation follows one of them")
             grammar = Grammar.of(schema)
+        if adapter is not None:
+            _convert.instance("adapter", adapter, Adapter)
         if grammar is not None:
+            _convert.instance("grammar", grammar, Grammar, Matcher)
             rules = replace(rules, tokens=rules.tokens | models.stop_tokens(self.model))
         return Generation(self, chosen, rules, logprobs=logprobs, grammar=grammar, drafter=drafter, adapter=adapter,
                           on_token=on_token)  # fmt: skip
@@ -228,7 +242,6 @@ class Context(Snapshots):
         """What the model writes next, as a value of a type or of a JSON schema: see `structured.collect_json`."""
         return await collect_json(self, type, max_tokens, **options)
 
-    @raises
     def forward(self, *, adapter: Adapter | None = None) -> Pass:
         """One pass over what waits, the last token included (that one again where nothing waits).
 
@@ -243,8 +256,10 @@ class Context(Snapshots):
         Until it is awaited, or given up with `cancel`, the context runs nothing else.  `adapter`: LoRA for this pass.
         """
         sequence = self.sequence
+        if adapter is not None:
+            _convert.instance("adapter", adapter, Adapter)
         sequence.claim()
-        waiting = self.pending()
+        waiting = self._pending()
         return ContextPass(sequence, sequence.forward(waiting, adapter=adapter), len(waiting))
 
     async def flush(self) -> None:
@@ -253,10 +268,9 @@ class Context(Snapshots):
         if waiting:
             await self.sequence.prefill(waiting)
 
-    @raises
     async def distribution(self, k: int = 10) -> list[tuple[int, float]]:
         """The `k` most probable next tokens with their probabilities, by falling probability."""
-        pending = self.pending()
+        pending = self._pending()
         handle = self.sequence.forward(pending)
         try:
             ticket = _host.forward.distribution(handle, len(pending) - 1, k)
@@ -267,16 +281,15 @@ class Context(Snapshots):
             self.sequence.abandon(handle)
         return list(zip(tokens, probabilities, strict=True))
 
-    @raises
     async def logprobs(self, continuation: str | Sequence[int]) -> list[float]:
         """Log-probability of each token of `continuation` after this context, which stays as it is."""
         targets = self._tokens_of(continuation)
         await self.flush()
-        return await self.scores(targets, None)
+        return await self._scores(targets, None)
 
-    async def scores(self, targets: list[int], adapter: Adapter | None) -> list[float]:
+    async def _scores(self, targets: list[int], adapter: Adapter | None) -> list[float]:
         """`logprobs` through an adapter, of tokens, when all but the last has been run."""
-        line, length = self.pending() + targets[:-1], len(self._tokens)
+        line, length = self._pending() + targets[:-1], len(self._tokens)
         scores: list[float] = []
         try:
             for start in range(0, len(targets), SCORE_ROWS):
@@ -301,7 +314,7 @@ class Context(Snapshots):
 
     # -- for generations
 
-    def pending(self) -> list[int]:
+    def _pending(self) -> list[int]:
         """The tokens whose KV is not there yet: at least one, so that there is a row to sample from."""
         sequence = self.sequence
         if sequence.kv_len >= len(self._tokens):
@@ -310,13 +323,13 @@ class Context(Snapshots):
             sequence.kv_len = len(self._tokens) - 1
         return self._tokens[sequence.kv_len :]
 
-    def extend(self, token: int) -> None:
+    def _extend(self, token: int) -> None:
         """Take a sampled token in.  What runs ahead has written the KV of all before it."""
         if self.sequence.source is not None:
             self.sequence.kv_len = len(self._tokens)
         self._tokens.append(token)
 
-    def room_for(self, max_tokens: int) -> int:
+    def _room_for(self, max_tokens: int) -> int:
         """How many of `max_tokens` the model's context still has room for."""
         most = models.info(self.model).get("max_context", 0)
         length = len(self._tokens)
@@ -337,7 +350,6 @@ class ContextPass(Pass):
     def __await__(self) -> Generator[Any, None, None]:
         return self._finish().__await__()
 
-    @raises
     async def _finish(self) -> None:
         try:
             await self.arrive()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
-from . import _host
-from .errors import BadHandle, raises
+from . import _convert, _host
+from .errors import BadHandle
 from .tickets import Ticket, take_floats
 
 
@@ -26,12 +26,10 @@ class Embedding:
             raise BadHandle("this embedding is closed")
         return self._id
 
-    @raises
     def values(self, queue: int) -> Ticket[list[float]]:
         """The values, row by row: num_rows times the model's hidden size."""
         return Ticket(_host.embeds.values(queue, self.id), take_floats)
 
-    @raises
     def close(self) -> None:
         """Give it back; passes enqueued already keep it.  A second time does nothing."""
         handle, self._id = self._id, 0
@@ -52,14 +50,13 @@ class Embedding:
             self.close()
 
 
-@raises
 def text(tokens: Sequence[int]) -> Embedding:
     """The embeddings of tokens, looked up when a pass uses them."""
-    return Embedding(_host.embeds.text(list(tokens)), len(tokens))
+    ids = _convert.u32s("tokens", tokens)
+    return Embedding(_host.embeds.text(ids), len(ids))
 
 
-@raises
 def put(values: Sequence[float]) -> Embedding:
     """Embeddings of your own: finite, row by row, each row of the model's hidden size."""
-    handle = _host.embeds.put([float(value) for value in values])
+    handle = _host.embeds.put(values)
     return Embedding(handle, int(_host.embeds.size(handle)))

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, ClassVar, ParamSpec, TypeVar, cast
-
-from ._host import Err
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from typing import Any, ClassVar
 
 
 class Error(Exception):
@@ -121,95 +113,7 @@ CLASSES: list[type[Error]] = [Error, *Error.__subclasses__()]
 BY_CODE = {cls.code: cls for cls in CLASSES}
 
 
-def error_of(err: Any) -> Error:
-    """The exception for what a binding raised as `Err`."""
-    value = err.value
+def error_of(value: Any) -> Error:
+    """The exception for the WIT's record `error`: a code and a message."""
     code = value.code.name.lower().replace("_", "-")
     return BY_CODE.get(code, Error)(value.message)
-
-
-def raises(function: Callable[P, R]) -> Callable[P, R]:
-    """Let `function`, or what it awaits, raise `Error` where the bindings raise `Err`.
-
-    Integers and texts are checked first: the bindings abort the whole guest for one that does not fit its type.
-    """
-    check = _argument_check(function)
-    if inspect.iscoroutinefunction(function):
-        return cast("Callable[P, R]", _raises_async(function, check))
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if check is not None:
-            check(args, kwargs)
-        try:
-            return function(*args, **kwargs)
-        except Err as err:
-            raise error_of(err) from None
-
-    return call
-
-
-Check = Callable[[tuple[Any, ...], dict[str, Any]], None]
-
-
-def _raises_async(function: Callable[P, Any], check: Check | None) -> Callable[P, Any]:
-    @wraps(function)
-    async def call(*args: P.args, **kwargs: P.kwargs) -> Any:
-        if check is not None:
-            check(args, kwargs)
-        try:
-            return await function(*args, **kwargs)
-        except Err as err:
-            raise error_of(err) from None
-
-    return call
-
-
-SIGNED = frozenset({"priority", "timeout_ms", "row"})
-"""Parameters that may be negative: s32 in the WIT, or counted from the end."""
-WIDE = frozenset({"seed"})
-"""Parameters that are u64 in the WIT."""
-
-
-def check_number(name: str, value: object) -> None:
-    """Raise InvalidRequest unless `value` is an integer that the WIT's type for `name` holds."""
-    low = -(1 << 31) if name in SIGNED else 0
-    high = (1 << 64 if name in WIDE else 1 << 31 if name in SIGNED else 1 << 32) - 1
-    if not isinstance(value, int) or not low <= value <= high:
-        raise InvalidRequest(f"{name} is an integer from {low} to {high}; given {value!r}")
-
-
-def check_numbers(name: str, values: Any) -> None:
-    """Raise InvalidRequest naming the first of `values` that is no u32."""
-    for value in values:
-        check_number(name, value)
-
-
-def check_text(name: str, value: object) -> None:
-    """Raise InvalidRequest unless `value` is text that UTF-8 can hold."""
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name} is text; given {value!r:.100}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"{name} is not Unicode text: {error}") from None
-
-
-def _argument_check(function: Callable[..., Any]) -> Check | None:
-    """The check of the parameters that are annotated as integers, sequences of them, or text; None if none are."""
-    names = list(inspect.signature(function).parameters)
-    kinds = {n: str(a) for n, a in function.__annotations__.items() if n != "return"}
-    checks: dict[str, Callable[[str, Any], None]] = {}
-    checks |= {n: check_number for n, kind in kinds.items() if kind in ("int", "<class 'int'>")}
-    checks |= {n: check_text for n, kind in kinds.items() if kind in ("str", "<class 'str'>")}
-    checks |= {n: check_numbers for n, kind in kinds.items() if kind in ("list[int]", "Sequence[int]")}
-    if not checks:
-        return None
-
-    def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
-            if name in checks:
-                checks[name](name, value)
-
-    return check

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import _host
+from . import _convert, _host
 from .adapters import Adapter
 from .embeds import Embedding
-from .errors import InvalidRequest, raises
 from .sampler import Sampler, SamplerHandle
 from .tickets import Ticket, take_distribution, take_floats, take_none, take_tokens
 
@@ -23,8 +22,7 @@ class Pass(Ticket[None]):
 
     def row(self, row: int) -> int:
         """The index of a row; negative ones count from the end."""
-        if not -self.num_rows <= row < self.num_rows:
-            raise InvalidRequest(f"rows of this pass are from {-self.num_rows} to {self.num_rows - 1}; given {row}")
+        row = _convert.integer("a row of this pass", row, -self.num_rows, self.num_rows - 1)
         return row + self.num_rows if row < 0 else row
 
     def sample(
@@ -75,7 +73,6 @@ class Pass(Ticket[None]):
         return self
 
 
-@raises
 def forward(
     queue: int,
     pages: Sequence[int],
@@ -90,13 +87,13 @@ def forward(
     `positions` empty: kv_len, kv_len + 1, ...  `mask` empty: causal; else bits packed into u32, least
     significant first, row-major [len(tokens), kv_len + len(tokens)], 1 = may attend.  `adapter`: LoRA, for this pass.
     """
-    handle = _host.forward.forward(queue, list(pages), kv_len, list(tokens), list(positions), list(mask))
-    if adapter is not None:
-        _host.forward.set_adapter(handle, adapter.id)
+    tokens, lora = _convert.u32s("tokens", tokens), _adapter_id(adapter)
+    handle = _host.forward.forward(queue, pages, kv_len, tokens, positions, mask)
+    if lora:
+        _host.forward.set_adapter(handle, lora)
     return Pass(handle, len(tokens))
 
 
-@raises
 def forward_embeds(
     queue: int,
     pages: Sequence[int],
@@ -107,14 +104,14 @@ def forward_embeds(
     adapter: Adapter | None = None,
 ) -> Pass:
     """As `forward`, over the rows of `embeds`, one after the other."""
-    ids = [one.id for one in embeds]
-    handle = _host.forward.forward_embeds(queue, list(pages), kv_len, ids, list(positions), list(mask))
-    if adapter is not None:
-        _host.forward.set_adapter(handle, adapter.id)
-    return Pass(handle, sum(one.num_rows for one in embeds))
+    rows = _convert.instances("embeds", embeds, Embedding)
+    lora = _adapter_id(adapter)
+    handle = _host.forward.forward_embeds(queue, pages, kv_len, [one.id for one in rows], positions, mask)
+    if lora:
+        _host.forward.set_adapter(handle, lora)
+    return Pass(handle, sum(one.num_rows for one in rows))
 
 
-@raises
 def verify(
     queue: int,
     pages: Sequence[int],
@@ -134,19 +131,26 @@ def verify(
     if isinstance(sampler, Sampler):
         with sampler.handle() as made:
             return verify(queue, pages, kv_len, tokens, drafts, parents, made, adapter)
-    chain = 0 if sampler is None else sampler.id
-    lora = 0 if adapter is None else adapter.id
-    args = (list(tokens), list(drafts), list(parents), chain, lora)
-    return Ticket(_host.forward.verify(queue, list(pages), kv_len, *args), take_tokens)
+    chain = 0 if sampler is None else _convert.instance("sampler", sampler, SamplerHandle, Sampler).id
+    ticket = _host.forward.verify(queue, pages, kv_len, tokens, drafts, parents, chain, _adapter_id(adapter))
+    return Ticket(ticket, take_tokens)
 
 
-@raises
+def _adapter_id(adapter: Adapter | None) -> int:
+    """The handle; 0: none."""
+    return 0 if adapter is None else _convert.instance("adapter", adapter, Adapter).id
+
+
+def _row(pass_: Pass, row: int) -> tuple[int, int]:
+    """A pass and one of its rows, as the handlers take them."""
+    return _convert.instance("a pass", pass_, Pass).id, pass_.row(row)
+
+
 def mask_runs(pass_: Pass, row: int, runs: Sequence[int]) -> None:
     """Hide slots of a pass that is not sent yet from one of its rows; see `Pass.mask_runs`."""
-    _host.forward.mask_runs(pass_.id, pass_.row(row), list(runs))
+    _host.forward.mask_runs(*_row(pass_, row), runs)
 
 
-@raises
 def sample(
     pass_: Pass,
     row: int,
@@ -157,46 +161,39 @@ def sample(
     seed: int = 0,
 ) -> Ticket[list[int]]:
     """Sample the token after `row`; the draw depends on the seed and the row's position alone."""
-    args = (pass_.row(row), float(temperature), top_k, float(top_p), float(min_p), seed)
-    return Ticket(_host.forward.sample(pass_.id, *args), take_tokens)
+    return Ticket(_host.forward.sample(*_row(pass_, row), temperature, top_k, top_p, min_p, seed), take_tokens)
 
 
-@raises
 def sample_with(pass_: Pass, row: int, sampler: Sampler | SamplerHandle) -> Ticket[list[int]]:
     """Sample the token after `row` with a sampler chain."""
     if isinstance(sampler, SamplerHandle):
-        return Ticket(_host.forward.sample_with(pass_.id, pass_.row(row), sampler.id), take_tokens)
-    if sampler.is_plain:
+        return Ticket(_host.forward.sample_with(*_row(pass_, row), sampler.id), take_tokens)
+    if _convert.instance("sampler", sampler, Sampler, SamplerHandle).is_plain:
         return sample(pass_, row, *sampler.numbers())
     with sampler.handle() as made:
         return sample_with(pass_, row, made)
 
 
-@raises
 def entropy(pass_: Pass, row: int) -> Ticket[float]:
     """Entropy of the next token after `row`, in nats."""
-    return Ticket(_host.forward.entropy(pass_.id, pass_.row(row)), lambda ticket: take_floats(ticket)[0])
+    return Ticket(_host.forward.entropy(*_row(pass_, row)), lambda ticket: take_floats(ticket)[0])
 
 
-@raises
 def hidden(pass_: Pass, row: int) -> Ticket[list[float]]:
     """The last hidden state of `row`, behind the final norm: as many floats as the model's hidden size."""
-    return Ticket(_host.forward.hidden(pass_.id, pass_.row(row)), take_floats)
+    return Ticket(_host.forward.hidden(*_row(pass_, row)), take_floats)
 
 
-@raises
 def distribution(pass_: Pass, row: int, k: int) -> Ticket[tuple[list[int], list[float]]]:
     """The `k` most probable next tokens after `row`, by falling probability, and their probabilities."""
-    return Ticket(_host.forward.distribution(pass_.id, pass_.row(row), k), take_distribution)
+    return Ticket(_host.forward.distribution(*_row(pass_, row), k), take_distribution)
 
 
-@raises
 def logprobs(pass_: Pass, row: int, tokens: Sequence[int]) -> Ticket[list[float]]:
     """Log-probabilities of `tokens` as the next token after `row`."""
-    return Ticket(_host.forward.logprobs(pass_.id, pass_.row(row), list(tokens)), take_floats)
+    return Ticket(_host.forward.logprobs(*_row(pass_, row), tokens), take_floats)
 
 
-@raises
 def logits(pass_: Pass, row: int) -> Ticket[list[float]]:
     """All logits after `row`, one per vocabulary entry."""
-    return Ticket(_host.forward.logits(pass_.id, pass_.row(row)), take_floats)
+    return Ticket(_host.forward.logits(*_row(pass_, row)), take_floats)

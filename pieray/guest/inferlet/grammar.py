@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-from . import _host
+from . import _convert, _host
 from ._waiting import wait_ticket
-from .errors import InvalidRequest, raises
+from .errors import InvalidRequest
 from .structured import schema_of
 
+KINDS = {kind.name.lower().replace("_", "-"): kind for kind in _host.GrammarKind}
 #: How JSON of a type is written: as json.dumps does it, so that what is not content need not be chosen.
 ON_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -21,12 +22,18 @@ class Grammar:
     """The text of a grammar.  Give it to `generate(schema=...)`, or `await` it for a matcher of the default model."""
 
     kind: str
+    """"json-schema", "regex" or "lark"."""
     text: str
+
+    def __post_init__(self) -> None:
+        if _convert.text("the kind of a grammar", self.kind) not in KINDS:
+            raise InvalidRequest(f"a grammar is one of {', '.join(KINDS)}; given {_convert.shown(self.kind)}")
+        _convert.text("the text of a grammar", self.text)
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Grammar:
         """JSON that satisfies a schema (draft 2020-12, what llguidance knows of it), given as a dict or as JSON."""
-        return cls("json-schema", schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False))
+        return cls("json-schema", schema if isinstance(schema, str) else _convert.to_json("a JSON schema", schema))
 
     @classmethod
     def regex(cls, expression: str) -> Grammar:
@@ -47,11 +54,9 @@ class Grammar:
             return cls.json_schema(schema)
         return cls.json_schema(schema_of(schema) | {"x-guidance": ON_ONE_LINE})
 
-    @raises
     async def compile(self, model: str = "") -> Matcher:
         """A matcher at the start.  Raises InvalidRequest with the place of the fault, QuotaExceeded."""
-        kind = _host.GrammarKind[self.kind.upper().replace("-", "_")]
-        ticket = _host.grammar.compile(model, kind, self.text)
+        ticket = _host.grammar.compile(model, KINDS[self.kind], self.text)
         await wait_ticket(ticket)
         return Matcher(_host.tickets.take_tokens(ticket)[0])
 
@@ -74,27 +79,22 @@ class Matcher:
             raise InvalidRequest("the matcher is closed")
         return self._handle
 
-    @raises
     def accept(self, tokens: Sequence[int]) -> int:
         """Take tokens in; how many of them, from the first, the grammar allows.  The rest changes nothing."""
-        return int(_host.grammar.accept(self.handle, list(tokens)))
+        return int(_host.grammar.accept(self.handle, tokens))
 
-    @raises
     def rollback(self, count: int) -> None:
         """Forget the last `count` tokens taken in."""
         _host.grammar.rollback(self.handle, count)
 
-    @raises
     def fork(self) -> Matcher:
         """A second matcher in the same state."""
         return Matcher(_host.grammar.fork(self.handle))
 
-    @raises
     def mask(self) -> list[int]:
         """The tokens that may come next, as `samplers.allow` takes them: packed bits, 32 a word."""
         return list(_host.grammar.mask(self.handle))
 
-    @raises
     def forced(self) -> list[int]:
         """Tokens that must come next, whatever is sampled; perhaps none."""
         return list(_host.grammar.forced(self.handle))
@@ -102,9 +102,8 @@ class Matcher:
     @property
     def is_complete(self) -> bool:
         """Whether the text so far is complete."""
-        return _is_complete(self.handle)
+        return bool(_host.grammar.is_complete(self.handle))
 
-    @raises
     def close(self) -> None:
         """Give the handle back; a second time does nothing."""
         handle, self._handle = self._handle, None
@@ -118,12 +117,8 @@ class Matcher:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
-
-
-@raises
-def _is_complete(handle: int) -> bool:
-    return bool(_host.grammar.is_complete(handle))
+        with contextlib.suppress(Exception):  # nobody is there to be told
+            self.close()
 
 
 __all__ = ["Grammar", "Matcher"]

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import _host
-from .errors import InvalidRequest, RemoteFailed, check_text, raises
+from . import _convert, _host
+from .errors import InvalidRequest, RemoteFailed
 from .tickets import Ticket, take_text
 
 
@@ -39,11 +39,12 @@ class Response:
 
     def json(self) -> Any:
         """The body as JSON; raises ValueError."""
-        return _json.loads(self.bytes)
+        return _convert.load(self.bytes)
 
     def header(self, name: str, default: str = "") -> str:
         """The first header of that name, in any case."""
-        return next((value for key, value in self.headers if key.lower() == name.lower()), default)
+        wanted = _convert.text("name", name).lower()
+        return next((value for key, value in self.headers if key.lower() == wanted), default)
 
     def raise_for_status(self) -> Response:
         """This response; raises RemoteFailed unless its status is 2xx."""
@@ -66,12 +67,12 @@ async def request(
     Raises Denied (the host is not allowed, or its address is private), InvalidRequest, DeadlineExceeded (after
     `timeout` seconds, at most the limit http_time_s), QuotaExceeded, PeerLost (the connection).
     """
-    sent = dict(headers or {})
+    sent = dict(_convert.instance("headers", headers or {}, Mapping))  # type: ignore[type-abstract]
     if json is not None:
-        data = _json.dumps(json)
-        if not any(name.lower() == "content-type" for name in sent):
+        data = _convert.to_json("the body", json, is_ascii=True)
+        if not any(str(name).lower() == "content-type" for name in sent):
             sent["Content-Type"] = "application/json"
-    return await _ask(method.upper(), url, sent, data, timeout)
+    return await _ask(_convert.text("method", method).upper(), url, sent, data, timeout)
 
 
 async def get(url: str, *, headers: Mapping[str, str] | None = None, timeout: float | None = None) -> Response:
@@ -91,22 +92,23 @@ async def post(
     return await request("POST", url, headers=headers, data=data, json=json, timeout=timeout)
 
 
-@raises
 async def _ask(method: str, url: str, headers: dict[str, str], data: str | bytes, timeout: float | None) -> Response:
-    flat = [str(part) for pair in headers.items() for part in pair]
-    body = data if isinstance(data, str) else base64.b64encode(data).decode()
-    for part in (*flat, body):
-        check_text("a header, or the body,", part)
-    ticket = int(_host.http.request(method, url, flat, body, not isinstance(data, str), _milliseconds(timeout)))
+    headers_ = [str(part) for pair in headers.items() for part in pair]
+    if isinstance(data, str):
+        body = data
+    else:
+        body = base64.b64encode(_convert.instance("data", data, bytes, bytearray, memoryview)).decode()
+    ticket = _host.http.request(method, url, headers_, body, not isinstance(data, str), _milliseconds(timeout))
     return _parse(await Ticket(ticket, take_text))
 
 
 def _milliseconds(timeout: float | None) -> int:
     if timeout is None:
         return 0
-    if not 0 < timeout <= 4_000_000:
-        raise InvalidRequest(f"timeout is above 0 and at most 4000000 seconds; given {timeout}")
-    return max(1, int(timeout * 1000))
+    ms = _convert.milliseconds("timeout", timeout, 4_000_000_000)
+    if not timeout:
+        raise InvalidRequest("timeout is above 0 seconds; given 0")
+    return max(1, ms)
 
 
 def _parse(text: str) -> Response:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from . import _host
-from .errors import InvalidRequest, raises
+from . import _convert, _host
+from .errors import InvalidRequest
 from .tickets import Ticket, take_none, take_text
+
+#: What the host counts in without loss.
+MAX_TTL_MS = 1 << 53
 
 
 @_host.cached
@@ -16,37 +19,31 @@ def page_size() -> int:
     return int(_host.kv.page_size())
 
 
-@raises
 def alloc(count: int) -> list[int]:
     """New page handles.  If no memory comes free behind them, the first command that needs it says so."""
     return list(_host.kv.alloc(count))
 
 
-@raises
 def free(pages: list[int]) -> None:
     """Give handles back; commands in flight still finish."""
     _host.kv.free(pages)
 
 
-@raises
 def fork(pages: list[int]) -> list[int]:
     """Second handles to the same pages, copy-on-write."""
     return list(_host.kv.fork(pages))
 
 
-@raises
 def copy(queue: int, src: int, src_offset: int, dst: int, dst_offset: int, count: int) -> Ticket[None]:
     """Copy `count` tokens of KV from slot `src_offset` of page `src` to slot `dst_offset` of page `dst`."""
     return Ticket(_host.kv.copy(queue, src, src_offset, dst, dst_offset, count), take_none)
 
 
-@raises
 def reserve(count: int) -> Ticket[None]:
     """Lease memory for `count` pages ahead of their use; the ticket may bring OutOfPages."""
     return Ticket(_host.kv.reserve(count), take_none)
 
 
-@raises
 def mask(page: int, offset: int, count: int, visible: bool = False) -> None:
     """Hide slots [offset, offset + count) of a page from later passes through this handle, or show them again.
 
@@ -55,13 +52,11 @@ def mask(page: int, offset: int, count: int, visible: bool = False) -> None:
     _host.kv.mask(page, offset, count, visible)
 
 
-@raises
 def truncate(pages: list[int], num_tokens: int) -> None:
     """Of the tokens in `pages`, in order, keep the first: later slots count as not written."""
     _host.kv.truncate(pages, num_tokens)
 
 
-@raises
 def idle(pages: list[int]) -> None:
     """No pass will use these pages for a while: memory leased ahead of need goes back now."""
     _host.kv.idle(pages)
@@ -90,7 +85,6 @@ class Export(NamedTuple):
     num_importers: int
 
 
-@raises
 def export_pages(
     name: str,
     pages: list[int],
@@ -108,24 +102,23 @@ def export_pages(
     has them open (`pinned`: even then, for the time of the limit pin_time_s; QuotaExceeded if the tenant's pinned
     exports would hold more than its share of the pool).  `access`: "owner" (your user), "tenant" or "public".
     """
-    ttl_ms = max(1, round(ttl * 1000)) if ttl > 0 else 0
+    ttl_ms = _convert.milliseconds("ttl", ttl, MAX_TTL_MS)
+    if ttl and not ttl_ms:
+        ttl_ms = 1  # 0 would be for ever
     arguments = (name, pages, num_tokens, meta, _access(access), ttl_ms, pinned, replace)
     return Ticket(_host.kv.export_pages(*arguments), take_none)
 
 
-@raises
 def import_pages(name: str) -> Ticket[Imported]:
     """Open an export: yours, else the tenant's, else a public one.  The ticket may bring NotFound or Evicted."""
     return Ticket(_host.kv.import_pages(name), lambda ticket: Imported(**json.loads(take_text(ticket))))
 
 
-@raises
 def unexport(name: str, access: str = "owner") -> Ticket[None]:
     """Take the name of an export of yours away; who has imported the pages keeps them."""
     return Ticket(_host.kv.unexport(name, _access(access)), take_none)
 
 
-@raises
 def list_exports(prefix: str = "") -> Ticket[list[Export]]:
     """Exports that this inferlet may import and whose names begin with `prefix`."""
     return Ticket(_host.kv.list_exports(prefix), _take_exports)
@@ -140,7 +133,6 @@ def _take_exports(ticket: int) -> list[Export]:
 
 
 def _access(name: str) -> Any:
-    try:
+    if isinstance(name, str) and name.upper() in _host.Access.__members__:
         return _host.Access[name.upper()]
-    except (KeyError, AttributeError):
-        raise InvalidRequest(f"access is owner, tenant or public; given {name!r}") from None
+    raise InvalidRequest(f"access is owner, tenant or public; given {_convert.shown(name)}")

@@ -1,16 +1,14 @@
-"""The inferlet's log.  `print` goes there too."""
+"""The inferlet's log.  `print` goes there too.  Lone surrogates in a line are logged as escapes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import _host
-from .errors import raises
+from . import _convert, _host
 
 
-@raises
 def _log(level: Any, message: str, args: tuple[object, ...]) -> None:
-    _host.runtime.log(level, message % args if args else str(message))
+    _host.runtime.log(level, _convert.printable(str(message) % args if args else str(message)))
 
 
 def debug(message: str, *args: object) -> None:

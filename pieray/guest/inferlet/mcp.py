@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import _host
-from .errors import InvalidRequest, RemoteFailed, raises
+from . import _convert, _host
+from .errors import RemoteFailed
 from .tickets import Ticket, take_text
 
 
@@ -63,13 +63,11 @@ class Tool:
         return await self.call(args)
 
 
-@raises
 def servers() -> list[str]:
     """Names of the servers that this inferlet may call."""
     return list(_host.mcp.servers())
 
 
-@raises
 async def tools(server: str) -> list[Tool]:
     """The tools of a server.  Raises Denied, NotFound, PeerLost, DeadlineExceeded."""
     found = json.loads(await Ticket(int(_host.mcp.tools(server)), take_text))
@@ -83,11 +81,8 @@ async def call(server: str, tool: str, /, **args: Any) -> Result:
     return await _call(server, tool, args)
 
 
-@raises
 async def _call(server: str, tool: str, args: Mapping[str, Any]) -> Result:
-    try:
-        text = json.dumps(dict(args), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the arguments of tool {tool!r} are JSON: {error}") from None
-    found = json.loads(await Ticket(int(_host.mcp.call(server, tool, text)), take_text))
+    given = _convert.instance("the arguments of a tool", args, Mapping)  # type: ignore[type-abstract]
+    text = _convert.to_json(f"the arguments of tool {_convert.text('tool', tool)!r}", dict(given))
+    found = _convert.load(await Ticket(int(_host.mcp.call(server, tool, text)), take_text))
     return Result(found["is_error"], found["content"], found["structured"])

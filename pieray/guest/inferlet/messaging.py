@@ -5,43 +5,31 @@ A queue gives each text to one `pull`; a topic gives each text to every subscrip
 
 from __future__ import annotations
 
-import asyncio
-import math
 from collections.abc import AsyncIterator, Generator
 from types import TracebackType
 from typing import Any
 
-from . import _host
-from .errors import DeadlineExceeded, InvalidRequest, raises
+from . import _convert, _host
+from ._waiting import check_timeout, within
 from .tickets import Ticket, take_none, take_text, take_tokens
 
 TIMEOUT_S = 30.0
 
 
-def milliseconds(name: str, seconds: float, most: int) -> int:
-    """Raises InvalidRequest for what is no time from 0 on, in milliseconds at most `most`."""
-    if not 0 <= seconds * 1000 <= most or math.isinf(seconds):
-        raise InvalidRequest(f"{name} is from 0 to {most / 1000} seconds; given {seconds}")
-    return int(seconds * 1000)
-
-
-@raises
 def push_ticket(queue: str, text: str, timeout: float = TIMEOUT_S) -> Ticket[None]:
     """As `push`, without waiting for it."""
-    ms = milliseconds("timeout", timeout, 2**32 - 1)
+    ms = _convert.milliseconds("timeout", timeout, 0xFFFFFFFF)
     return Ticket(_host.messaging.push(queue, text, ms), take_none)
 
 
-@raises
 def pull_ticket(queue: str) -> Ticket[str]:
     """As `pull`, without waiting for it; a ticket that is cancelled leaves the text to others."""
     return Ticket(_host.messaging.pull(queue), take_text)
 
 
-@raises
 def broadcast_ticket(topic: str, text: str, timeout: float = TIMEOUT_S) -> Ticket[None]:
     """As `broadcast`, without waiting for it."""
-    ms = milliseconds("timeout", timeout, 2**32 - 1)
+    ms = _convert.milliseconds("timeout", timeout, 0xFFFFFFFF)
     return Ticket(_host.messaging.broadcast(topic, text, ms), take_none)
 
 
@@ -55,7 +43,8 @@ async def pull(queue: str, timeout: float | None = None) -> str:
 
     What was given to a pull that is cancelled, or to an inferlet that ends before it has taken it, goes to the next.
     """
-    return await _within(pull_ticket(queue), timeout, f"nothing came to queue {queue!r}")
+    check_timeout(timeout)
+    return await within(_result(pull_ticket(queue)), timeout, f"nothing came to queue {queue!r}")
 
 
 async def broadcast(topic: str, text: str, timeout: float = TIMEOUT_S) -> None:
@@ -74,16 +63,15 @@ class Subscription:
         self._handle = handle
         self._is_open = True
 
-    @raises
     def next_ticket(self) -> Ticket[str]:
         """As `next`, without waiting for it."""
         return Ticket(_host.messaging.next(self._handle), take_text)
 
     async def next(self, timeout: float | None = None) -> str:
         """The next text.  Raises DeadlineExceeded if none comes within `timeout` seconds."""
-        return await _within(self.next_ticket(), timeout, f"nothing came to topic {self.topic!r}")
+        check_timeout(timeout)
+        return await within(_result(self.next_ticket()), timeout, f"nothing came to topic {self.topic!r}")
 
-    @raises
     def close(self) -> None:
         """Read no more; idempotent."""
         if self._is_open:
@@ -106,7 +94,6 @@ class _Subscribing:
         self._topic = topic
         self._found: Subscription | None = None
 
-    @raises
     def _ask(self) -> Ticket[list[int]]:
         return Ticket(_host.messaging.subscribe(self._topic), take_tokens)
 
@@ -132,15 +119,5 @@ def subscribe(topic: str) -> _Subscribing:
     return _Subscribing(topic)
 
 
-async def _within(ticket: Ticket[str], timeout: float | None, what: str) -> str:
-    async def wait() -> str:
-        return await ticket
-
-    if timeout is None:
-        return await ticket
-    try:
-        return await asyncio.wait_for(wait(), timeout)
-    except DeadlineExceeded:
-        raise
-    except TimeoutError:
-        raise DeadlineExceeded(f"{what} within {timeout} s") from None
+async def _result(ticket: Ticket[str]) -> str:
+    return await ticket

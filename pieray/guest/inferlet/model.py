@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import _host
-from .errors import raises
+from . import _convert, _host
+from .errors import BadHandle
 
 
 def names() -> list[str]:
@@ -15,29 +15,33 @@ def names() -> list[str]:
     return list(_host.model.names())
 
 
-@_host.cached
-@raises
 def info(model: str = "") -> dict[str, Any]:
-    """name, architecture, vocab_size, max_context (tokens), page_size, dtype, traits."""
+    """name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits."""
+    return dict(_info(_convert.text("model", model)))
+
+
+@_host.cached
+def _info(model: str) -> Mapping[str, Any]:
     return dict(json.loads(_host.model.info(model)))
 
 
-@raises
 def tokenize(text: str, model: str = "") -> list[int]:
     """Token ids of `text`."""
     return list(_host.model.tokenize(model, text))
 
 
-@raises
 def detokenize(tokens: Sequence[int], *, skip_special: bool = False, model: str = "") -> str:
     """Text of the tokens; bytes that are no UTF-8 become U+FFFD."""
-    return str(_host.model.detokenize(model, list(tokens), skip_special))
+    return str(_host.model.detokenize(model, tokens, skip_special))
+
+
+def stop_tokens(model: str = "") -> frozenset[int]:
+    """Tokens that end a turn."""
+    return _stop_tokens(_convert.text("model", model))
 
 
 @_host.cached
-@raises
-def stop_tokens(model: str = "") -> frozenset[int]:
-    """Tokens that end a turn."""
+def _stop_tokens(model: str) -> frozenset[int]:
     return frozenset(_host.model.stop_tokens(model))
 
 
@@ -46,22 +50,20 @@ class TextStream:
 
     __slots__ = ("_handle",)
 
-    @raises
     def __init__(self, *, skip_special: bool = True, model: str = "") -> None:
         self._handle: int | None = _host.model.stream_open(model, skip_special)
 
     @property
     def handle(self) -> int:
+        """What the handlers take.  Raises BadHandle once it is closed."""
         if self._handle is None:
-            raise ValueError("the text stream is closed")
+            raise BadHandle("this text stream is closed")
         return self._handle
 
-    @raises
     def push(self, tokens: list[int]) -> str:
         """The text that `tokens` complete."""
         return str(_host.model.stream_push(self.handle, tokens))
 
-    @raises
     def close(self) -> None:
         """Close the stream; a second time does nothing."""
         handle, self._handle = self._handle, None

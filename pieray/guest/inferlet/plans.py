@@ -7,10 +7,9 @@ import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from . import _host
+from . import _convert, _host
 from ._waiting import wait_ticket
 from .adapters import Adapter
-from .errors import raises
 from .grammar import Matcher
 from .sampler import Sampler, SamplerHandle
 from .tickets import Ticket, take_none
@@ -25,7 +24,6 @@ class Plan:
 
     __slots__ = ("_handle",)
 
-    @raises
     def __init__(
         self,
         queue: int,
@@ -37,7 +35,7 @@ class Plan:
     ) -> None:
         self._handle: int | None = None
         with _opened(sampler) as chain:
-            self._handle = _host.plans.create(queue, list(pages), kv_len, list(tokens), max_tokens, chain)
+            self._handle = _host.plans.create(queue, pages, kv_len, tokens, max_tokens, chain)
 
     @property
     def handle(self) -> int:
@@ -46,52 +44,45 @@ class Plan:
 
     # -- before start, or while paused
 
-    @raises
     def set_sampler(self, sampler: Sampler | SamplerHandle | int) -> None:
         """Draw from this sampler chain, as it is now; 0: greedy."""
         with _opened(sampler) as chain:
             _host.plans.set_sampler(self.handle, chain)
 
-    @raises
     def set_stop(self, tokens: Sequence[int] = (), texts: Sequence[str] = ()) -> None:
         """End after one of `tokens`, or when one of `texts` is in the text drawn."""
-        _host.plans.set_stop(self.handle, list(tokens), list(texts))
+        _host.plans.set_stop(self.handle, tokens, texts)
 
-    @raises
     def set_grammar(self, matcher: Matcher | int) -> None:
         """Draw only what the matcher, as it is now, allows; 0: anything."""
-        _host.plans.set_grammar(self.handle, matcher if isinstance(matcher, int) else matcher.handle)
+        given = _convert.instance("matcher", matcher, Matcher, int)
+        _host.plans.set_grammar(self.handle, given if isinstance(given, int) else given.handle)
 
-    @raises
     def set_adapter(self, adapter: Adapter | int) -> None:
         """Run through a LoRA adapter; 0: none."""
-        _host.plans.set_adapter(self.handle, adapter if isinstance(adapter, int) else adapter.id)
+        given = _convert.instance("adapter", adapter, Adapter, int)
+        _host.plans.set_adapter(self.handle, given if isinstance(given, int) else given.id)
 
-    @raises
     def set_drafter(self, num_drafts: int, history: Sequence[int] = ()) -> None:
         """Draft up to `num_drafts` tokens a step by prompt lookup, in `history` too; 0: off."""
-        _host.plans.set_drafter(self.handle, num_drafts, list(history))
+        _host.plans.set_drafter(self.handle, num_drafts, history)
 
-    @raises
     def score(self) -> None:
         """Compute log-probabilities, for `next_scored`; before start."""
         _host.plans.score(self.handle)
 
     # -- running
 
-    @raises
     def start(self) -> None:
         """Begin to run."""
         _host.plans.start(self.handle)
 
-    @raises
     async def next(self) -> list[int]:
         """What was drawn since the last time: at least one token, or none once the plan has ended or is paused."""
         ticket = _host.plans.next(self.handle)
         await wait_ticket(ticket)
         return list(_host.tickets.take_tokens(ticket))
 
-    @raises
     async def next_scored(self) -> tuple[list[int], list[float]]:
         """The same, with log-probabilities."""
         ticket = _host.plans.next_scored(self.handle)
@@ -105,33 +96,27 @@ class Plan:
             for token in tokens:
                 yield token
 
-    @raises
     def pause(self) -> Ticket[None]:
         """Draw no more after the step in progress; await it for that to be so."""
         return Ticket(_host.plans.pause(self.handle), take_none)
 
-    @raises
     def resume(self) -> None:
         """Go on after a pause."""
         _host.plans.resume(self.handle)
 
-    @raises
     def truncate(self, num_tokens: int) -> None:
         """Forget what was drawn behind the first `num_tokens` tokens; a plan that had ended is paused then."""
         _host.plans.truncate(self.handle, num_tokens)
 
-    @raises
     def cancel(self) -> Ticket[None]:
         """End it; await it until no step touches its pages any more."""
         return Ticket(_host.plans.cancel(self.handle), take_none)
 
-    @raises
     def state(self) -> dict[str, Any]:
         """state ("ready", "running", "paused", "ended"), num_tokens, kv_len, finish_reason, stopped_by, num_steps,
         num_drafted, num_accepted."""
         return dict(json.loads(_host.plans.state(self.handle)))
 
-    @raises
     def close(self) -> None:
         """Give the handle back; a plan that runs is cancelled.  A second time does nothing."""
         handle, self._handle = self._handle, None
@@ -152,4 +137,5 @@ def _opened(sampler: Sampler | SamplerHandle | int) -> Iterator[int]:
         with sampler.handle() as opened:
             yield opened.id
     else:
-        yield sampler if isinstance(sampler, int) else sampler.id
+        given = _convert.instance("sampler", sampler, SamplerHandle, Sampler, int)
+        yield given if isinstance(given, int) else given.id

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from . import _host
-from .errors import raises
 from .tickets import Ticket, take_none
 
 
-@raises
 def create(model: str = "") -> int:
     """Open a queue on a model; "" is the engine's default model."""
     return int(_host.queues.create(model))
 
 
-@raises
 def set_priority(queue: int, priority: int) -> None:
     """Higher runs first; from -100 to 100, 0 at first."""
     _host.queues.set_priority(queue, priority)
 
 
-@raises
 def flush(queue: int) -> None:
     """Send what is enqueued now, without waiting for it."""
     _host.queues.flush(queue)
 
 
-@raises
 def synchronize(queue: int) -> Ticket[None]:
     """A ticket that resolves when all that the queue holds now has run."""
     return Ticket(_host.queues.synchronize(queue), take_none)
 
 
-@raises
 def close(queue: int) -> None:
     """Close the queue; one with commands in flight is `InvalidRequest`."""
     _host.queues.close(queue)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from . import _host
-from .errors import InvalidRequest, raises
+from . import _convert, _host
 from .tickets import Ticket, take_none
-
-MAX_SLEEP_S = ((1 << 32) - 1) / 1e3
 
 
 def version() -> str:
@@ -69,14 +66,7 @@ def monotonic() -> float:
 
 def sleep(seconds: float) -> Ticket[None]:
     """Awaited, returns after that time."""
-    if not 0 <= seconds <= MAX_SLEEP_S:
-        raise InvalidRequest(f"a sleep is from 0 to {MAX_SLEEP_S} seconds; given {seconds}")
-    return _sleep(round(seconds * 1e3))
-
-
-@raises
-def _sleep(ms: int) -> Ticket[None]:
-    return Ticket(_host.runtime.sleep(ms), take_none)
+    return Ticket(_host.runtime.sleep(_convert.milliseconds("seconds", seconds, 0xFFFFFFFF)), take_none)
 
 
 def random_u64() -> int:
@@ -84,7 +74,6 @@ def random_u64() -> int:
     return int(_host.runtime.random_u64())
 
 
-@raises
 def seed(seed: int) -> None:
     """From here on `random_u64`, and with it `random` and unseeded samplers, repeat what follows this seed."""
     _host.runtime.seed(seed)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import _host
+from . import _convert, _host
 from . import model as models
-from .errors import InvalidRequest, raises
+from .errors import InvalidRequest
 from .runtime import random_u64
 
 
@@ -37,16 +38,21 @@ class Sampler:
     """Only these tokens, by id or by a text that is one token; None: all."""
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, 0.0, float("inf"))
-        _check("top_k", self.top_k, 0, 2**31)
-        _check("top_p", self.top_p, 0.0, 1.0)
-        _check("min_p", self.min_p, 0.0, 1.0)
-        _check("typical_p", self.typical_p, 0.0, 1.0)
-        for token, value in self.logit_bias.items():
-            if not isinstance(value, (int, float)) or not value < float("inf"):
-                raise InvalidRequest(f"a logit bias is a number below infinity; given {value!r} for {token!r}")
+        _convert.number("temperature", self.temperature, 0.0)
+        _convert.u32("top_k", self.top_k)
+        _convert.number("top_p", self.top_p, 0.0, 1.0)
+        _convert.number("min_p", self.min_p, 0.0, 1.0)
+        _convert.number("typical_p", self.typical_p, 0.0, 1.0)
+        bias: Any = _convert.instance("logit_bias", self.logit_bias, Mapping)  # type: ignore[type-abstract]
+        for token, value in bias.items():
+            _check_token(token)
+            if not _convert.f32("a logit bias", value) < math.inf:
+                raise InvalidRequest(f"a logit bias is below infinity; given {value} for {token!r:.100}")
+        if self.allowed is not None:
+            for token in _convert.items("allowed", self.allowed, "token ids or texts"):
+                _check_token(token)
         if self.seed is not None:
-            _check("seed", self.seed, 0, 2**64 - 1)
+            _convert.u64("seed", self.seed)
 
     @property
     def is_plain(self) -> bool:
@@ -76,9 +82,9 @@ class SamplerHandle:
 
     def __init__(self, sampler: Sampler, model: str = "") -> None:
         self.id = 0
+        _convert.instance("sampler", sampler, Sampler)
         self.id = open_chain(sampler, sampler.numbers()[-1], model)
 
-    @raises
     def close(self) -> None:
         """Give the handle back; a second time does nothing."""
         handle, self.id = self.id, 0
@@ -96,13 +102,12 @@ class SamplerHandle:
             self.close()
 
 
-@raises
 def open_chain(sampler: Sampler, seed: int, model: str = "") -> int:
     """The handle of a chain with this seed, for who frees it with `_host.samplers.free`."""
     bias = {_token(token, model): float(value) for token, value in sampler.logit_bias.items()}
     mask = sampler.mask(model)
-    *numbers, _ = sampler.numbers()
-    handle = int(_host.samplers.create(*numbers, float(sampler.typical_p), seed))
+    temperature, top_k, top_p, min_p, _ = sampler.numbers()
+    handle = _host.samplers.create(temperature, top_k, top_p, min_p, sampler.typical_p, seed)
     try:
         if bias:
             _host.samplers.bias(handle, list(bias), list(bias.values()))
@@ -136,8 +141,9 @@ def sampler_of(
     }  # fmt: skip
     given = {name: value for name, value in named.items() if value is not None}
     if sampler is None:
-        is_drawn = bool(given.keys() - {"seed", "logit_bias"})
-        return Sampler(**given) if is_drawn else Sampler(temperature=0.0, logit_bias=logit_bias or {})
+        is_drawn = bool(given.keys() - {"logit_bias"})
+        return Sampler(**given) if is_drawn else Sampler(temperature=0.0, **given)
+    _convert.instance("sampler", sampler, Sampler)
     if given:
         raise InvalidRequest(f"give either sampler or {', '.join(given)}")
     return sampler
@@ -145,8 +151,6 @@ def sampler_of(
 
 def _token(token: int | str, model: str) -> int:
     if isinstance(token, int):
-        if not 0 <= token < 1 << 32:
-            raise InvalidRequest(f"a token id is from 0 to {(1 << 32) - 1}; given {token}")
         return token
     ids = models.tokenize(token, model)
     if len(ids) != 1:
@@ -166,6 +170,8 @@ def _mask(allowed: Collection[int | str], model: str) -> list[int]:
     return words
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise InvalidRequest(f"{name} is from {low} to {high}; given {value!r}")
+def _check_token(token: int | str) -> None:
+    if isinstance(token, str):
+        _convert.text("a token", token)
+    else:
+        _convert.u32("a token id", token)

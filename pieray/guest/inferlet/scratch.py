@@ -12,28 +12,26 @@ import base64
 import io
 from typing import IO, Any
 
-from . import _host
-from .errors import InvalidRequest, NotFound, raises
+from . import _convert, _host
+from .errors import InvalidRequest, NotFound
 
 CALL_BYTES = 1 << 18
 """Moved by one call of the host at most."""
 MODES = ("r", "w", "a", "x")
 
 
-@raises
 def write(path: str, data: str | bytes, append: bool = False) -> None:
     """Write text (as UTF-8) or bytes: in place of what is there, or behind it.  Raises QuotaExceeded."""
-    raw = memoryview(data.encode() if isinstance(data, str) else data).cast("B")
+    raw = memoryview(_bytes(data))
     for start in range(0, max(len(raw), 1), CALL_BYTES):
         text = base64.b64encode(raw[start : start + CALL_BYTES]).decode()
         _host.scratch.write(path, text, append or start > 0)
 
 
-@raises
 def read(path: str, offset: int = 0, count: int | None = None) -> bytes:
     """Up to `count` bytes from `offset`, all of them for None.  Raises NotFound."""
-    if count is not None and count < 0:
-        raise InvalidRequest(f"count is at least 0; given {count}")
+    offset = _convert.u64("offset", offset)
+    count = count if count is None else _convert.u64("count", count)
     parts: list[bytes] = []
     end = None if count is None else offset + count
     while True:
@@ -50,19 +48,16 @@ def read_text(path: str) -> str:
     return read(path).decode()
 
 
-@raises
 def size(path: str) -> int:
     """Bytes of a file.  Raises NotFound."""
     return int(_host.scratch.size(path))
 
 
-@raises
 def names(prefix: str = "") -> list[str]:
     """Paths of the files that begin with `prefix`, in order."""
     return list(_host.scratch.names(prefix))
 
 
-@raises
 def remove(path: str) -> None:
     """Raises NotFound."""
     _host.scratch.remove(path)
@@ -83,6 +78,7 @@ def open(path: str, mode: str = "r", newline: str | None = None) -> IO[Any]:  # 
     What is written lands in the folder when the file is closed or flushed.  Raises NotFound, and FileExistsError
     for "x" with a file that is there.
     """
+    _convert.text("mode", mode)
     kind = mode.replace("b", "", 1).replace("t", "", 1)
     if kind not in MODES or ("b" in mode and "t" in mode):
         raise ValueError(f"mode is 'r', 'w', 'a' or 'x', with 'b' or 't'; given {mode!r}")
@@ -90,6 +86,16 @@ def open(path: str, mode: str = "r", newline: str | None = None) -> IO[Any]:  # 
         raise FileExistsError(path)
     raw: Any = io.BytesIO(read(path)) if kind == "r" else _Writer(path, append=kind == "a")
     return raw if "b" in mode else io.TextIOWrapper(raw, encoding="utf-8", newline=newline)
+
+
+def _bytes(data: Any) -> Any:
+    """Text as UTF-8; what else has the buffer interface, as it is."""
+    if isinstance(data, str):
+        return _convert.text("data", data).encode()
+    try:
+        return bytes(memoryview(data))
+    except TypeError:
+        raise InvalidRequest(f"data is text or bytes; given {_convert.shown(data)}") from None
 
 
 class _Writer(io.BufferedIOBase):

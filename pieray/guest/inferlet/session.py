@@ -6,24 +6,22 @@ async for message in session:               # until it is cancelled: `break` on 
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from types import ModuleType
 from typing import Any
 
-from . import _host
-from ._waiting import wait_ticket
-from .errors import DeadlineExceeded, InvalidRequest, raises
+from . import _convert, _host
+from ._waiting import check_timeout, wait_ticket, within
 from .tickets import take_text
 
 #: Tickets of receives whose waiter gave up: the next receive takes them over, so that nothing is lost.
 _left: list[int] = []
 _left_files: list[int] = []
+_host.at_install(_left.clear)
+_host.at_install(_left_files.clear)
 
 
-@raises
 def send(text: str) -> None:
     """Send a message to the client; it does not wait."""
     _host.session.send(text)
@@ -31,19 +29,9 @@ def send(text: str) -> None:
 
 def emit(name: str, value: Any = None) -> None:
     """Send a structured event: a name, and a value that JSON can hold.  Raises InvalidRequest, QuotaExceeded."""
-    try:
-        text = json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the value of event {name!r} is JSON: {error}") from None
-    _emit(name, text)
+    _host.session.emit(name, _convert.to_json(f"the value of event {_convert.text('name', name)!r}", value))
 
 
-@raises
-def _emit(name: str, text: str) -> None:
-    _host.session.emit(name, text)
-
-
-@raises
 def send_file(path: str) -> None:
     """Send a file of the scratch folder to the client.  Raises NotFound, QuotaExceeded."""
     _host.session.send_file(path)
@@ -51,12 +39,12 @@ def send_file(path: str) -> None:
 
 async def receive(timeout: float | None = None) -> str:
     """The client's next message.  Raises DeadlineExceeded (a TimeoutError) after `timeout` seconds."""
-    return await _next(_left, _ask, "message", timeout)
+    return await _next(_left, _host.session.receive, "message", timeout)
 
 
 async def receive_file(timeout: float | None = None) -> str:
     """Path, in the scratch folder, of the client's next file.  Raises DeadlineExceeded after `timeout` seconds."""
-    return await _next(_left_files, _ask_file, "file", timeout)
+    return await _next(_left_files, _host.session.receive_file, "file", timeout)
 
 
 async def messages() -> AsyncIterator[str]:
@@ -65,29 +53,14 @@ async def messages() -> AsyncIterator[str]:
         yield await receive()
 
 
-@raises
-def _ask() -> int:
-    return int(_host.session.receive())
-
-
-@raises
-def _ask_file() -> int:
-    return int(_host.session.receive_file())
-
-
-@raises
 async def _next(left: list[int], ask: Callable[[], int], what: str, timeout: float | None) -> str:
+    check_timeout(timeout)
     ticket = left.pop(0) if left else ask()
     is_taken = False
     try:
-        if timeout is None:
-            await wait_ticket(ticket, keep=True)
-        else:
-            await asyncio.wait_for(wait_ticket(ticket, keep=True), timeout)
+        await within(wait_ticket(ticket, keep=True), timeout, f"no {what} from the client")
         is_taken = True
-        return str(take_text(ticket))
-    except TimeoutError:
-        raise DeadlineExceeded(f"no {what} from the client within {timeout} s") from None
+        return take_text(ticket)
     finally:
         if not is_taken:
             left.append(ticket)

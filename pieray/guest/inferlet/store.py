@@ -5,41 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from . import _host
-from .errors import NotFound, raises
-from .messaging import milliseconds
+from . import _convert, _host
+from .errors import NotFound
 from .tickets import Ticket, take_none, take_text, take_tokens
-
-
-@raises
-def _get(key: str) -> Ticket[str]:
-    return Ticket(_host.store.get(key), take_text)
-
-
-@raises
-def _put(key: str, value: str, ttl_ms: int) -> Ticket[None]:
-    return Ticket(_host.store.put(key, value, ttl_ms), take_none)
-
-
-@raises
-def _put_if(key: str, expected: str | None, value: str) -> Ticket[list[int]]:
-    return Ticket(_host.store.put_if(key, expected or "", expected is None, value), take_tokens)
-
-
-@raises
-def _delete(key: str) -> Ticket[list[int]]:
-    return Ticket(_host.store.delete(key), take_tokens)
-
-
-@raises
-def _names(prefix: str) -> Ticket[str]:
-    return Ticket(_host.store.names(prefix), take_text)
 
 
 async def get(key: str, default: str | None = None) -> str:
     """The text at a key; if there is none, `default`, or NotFound without one."""
     try:
-        return await _get(key)
+        return await Ticket(_host.store.get(key), take_text)
     except NotFound:
         if default is None:
             raise
@@ -51,33 +25,35 @@ async def put(key: str, value: str, ttl: float = 0.0) -> None:
 
     A time that is not 0 is at least a millisecond.
     """
-    ttl_ms = milliseconds("ttl", ttl, 2**53)
-    await _put(key, value, max(ttl_ms, 1) if ttl else 0)
+    ttl_ms = _convert.milliseconds("ttl", ttl, 1 << 53)
+    await Ticket(_host.store.put(key, value, max(ttl_ms, 1) if ttl else 0), take_none)
 
 
 async def put_if(key: str, expected: str | None, value: str) -> bool:
     """Put if the text there is `expected` (None: if there is none), in one step; whether it did."""
-    return bool((await _put_if(key, expected, value))[0])
+    is_absent = expected is None
+    ticket = _host.store.put_if(key, "" if expected is None else expected, is_absent, value)
+    return bool((await Ticket(ticket, take_tokens))[0])
 
 
 async def delete(key: str) -> bool:
     """Whether it was there."""
-    return bool((await _delete(key))[0])
+    return bool((await Ticket(_host.store.delete(key), take_tokens))[0])
 
 
 async def names(prefix: str = "") -> list[str]:
     """The keys that begin with `prefix`, in order."""
-    return list(json.loads(await _names(prefix)))
+    return list(json.loads(await Ticket(_host.store.names(prefix), take_text)))
 
 
 async def get_json(key: str, default: Any = None) -> Any:
     """The value whose JSON is at a key, or `default`."""
     try:
-        return json.loads(await _get(key))
+        return _convert.load(await Ticket(_host.store.get(key), take_text))
     except NotFound:
         return default
 
 
 async def put_json(key: str, value: Any, ttl: float = 0.0) -> None:
     """Put a value as JSON."""
-    await put(key, json.dumps(value, ensure_ascii=False), ttl)
+    await put(key, _convert.to_json("value", value), ttl)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import json
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
+from . import _convert
 from .errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -44,10 +44,12 @@ async def collect_json(
     Options are those of `generate`.  Raises Mismatch if it ended before the JSON did: at `max_tokens`, at the end of
     the model's context, at a stop string.
     """
+    if not callable(getattr(ctx, "generate", None)):
+        raise InvalidRequest(f"ctx is a Context; given {_convert.shown(ctx)}")
     generation = ctx.generate(max_tokens, schema=type, **options)
     text = await generation
     try:
-        value = json.loads(text)
+        value = _convert.load(text)
     except ValueError:
         how = f"by {generation.finish_reason!r} after {generation.num_tokens} tokens (max_tokens {max_tokens})"
         raise Mismatch(f"no whole JSON: the generation ended {how}: {text!r}") from None
@@ -73,13 +75,13 @@ def _schema(kind: Any, shared: dict[str, Any]) -> dict[str, Any]:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in BUILDERS:
         return BUILDERS[origin](args, shared)
-    if isinstance(kind, typing.Hashable) and kind in PLAIN:
+    if _is_plain(kind):
         return dict(PLAIN[kind])
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return {"enum": [member.value for member in kind]}
     if _is_record(kind):
         return _record(kind, shared)
-    raise InvalidRequest(f"no JSON schema for the type {kind!r}")
+    raise InvalidRequest(f"no JSON schema for the type {_convert.shown(kind)}")
 
 
 def _union(args: tuple[Any, ...], shared: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def _annotated(args: tuple[Any, ...], shared: dict[str, Any]) -> dict[str, Any]:
 
 def _dict(args: tuple[Any, ...], shared: dict[str, Any]) -> dict[str, Any]:
     if args[0] is not str:
-        raise InvalidRequest(f"keys of a JSON object are str; given {args[0]!r}")
+        raise InvalidRequest(f"keys of a JSON object are str; given {_convert.shown(args[0])}")
     return {"type": "object", "additionalProperties": _schema(args[1], shared)}
 
 
@@ -119,6 +121,10 @@ BUILDERS: dict[Any, Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]]
 }
 
 
+def _is_plain(kind: Any) -> bool:
+    return (kind is None or isinstance(kind, type)) and kind in PLAIN
+
+
 def _is_record(kind: Any) -> bool:
     return isinstance(kind, type) and (dataclasses.is_dataclass(kind) or typing.is_typeddict(kind))
 
@@ -127,7 +133,7 @@ def _fields(kind: Any) -> tuple[dict[str, Any], set[str]]:
     """The fields' types by name, and the names of those that must be given."""
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
-    except NameError as error:
+    except Exception as error:  # annotations are text: anything may be in them
         raise InvalidRequest(f"{kind.__name__}: {error}; define it at the top of the file") from None
     if typing.is_typeddict(kind):
         optional = {name for name, hint in hints.items() if typing.get_origin(hint) is typing.NotRequired}
@@ -181,13 +187,23 @@ def parse_as(kind: Any, value: Any, place: str = "") -> Any:
 
 
 def _check(kind: Any, value: Any, place: str) -> None:
+    if not _is_plain(kind):
+        raise InvalidRequest(f"no JSON schema for the type {_convert.shown(kind)}")
     if kind is Any:
         return
     if kind is dict and not isinstance(value, dict):
-        raise Mismatch(f"{_at(place)}an object expected; given {json.dumps(value)[:80]}")
+        raise Mismatch(f"{_at(place)}an object expected; given {_json_of(value)}")
     wanted: Any = (int, float) if kind is float else types.NoneType if kind is None else kind
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool):
-        raise Mismatch(f"{_at(place)}{getattr(kind, '__name__', kind)} expected; given {json.dumps(value)[:80]}")
+        raise Mismatch(f"{_at(place)}{getattr(kind, '__name__', kind)} expected; given {_json_of(value)}")
+
+
+def _json_of(value: Any) -> str:
+    """The beginning of a value's JSON, for a message."""
+    try:
+        return _convert.dump(value)[:80]
+    except (TypeError, ValueError):
+        return _convert.shown(value)
 
 
 def _at(place: str) -> str:
@@ -205,11 +221,11 @@ def _parse_union(args: tuple[Any, ...], value: Any, place: str) -> Any:
 
 
 def _parse_choice(kind: Any, args: tuple[Any, ...], value: Any, place: str) -> Any:
-    choices = {json.dumps(c.value): c for c in kind} if not args else {json.dumps(c): c for c in args}
+    choices = {_convert.dump(c.value): c for c in kind} if not args else {_convert.dump(c): c for c in args}
     try:
-        return choices[json.dumps(value)]
-    except KeyError:
-        raise Mismatch(f"{_at(place)}one of {', '.join(choices)} expected; given {json.dumps(value)[:80]}") from None
+        return choices[_convert.dump(value)]
+    except (KeyError, TypeError, ValueError):
+        raise Mismatch(f"{_at(place)}one of {', '.join(choices)} expected; given {_json_of(value)}") from None
 
 
 def _parse_record(kind: Any, value: Any, place: str) -> Any:
@@ -234,3 +250,6 @@ def _parse_container(origin: Any, args: tuple[Any, ...], value: Any, place: str)
     if len(kinds) != len(value):
         raise Mismatch(f"{_at(place)}{len(kinds)} items expected; given {len(value)}")
     return origin(parse_as(k, item, f"{place}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+__all__ = ["Mismatch", "collect_json", "parse_as", "schema_of"]

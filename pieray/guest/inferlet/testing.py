@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from pieray.wit import api
 
-from . import _host, _program, _queues, _running, session
+from . import _host, _program, _raw, _running
 from ._testing_plans import HandlerError, PlanHandlers
 
 END = 256
@@ -57,8 +57,6 @@ def run(main: Callable[..., Any], *, reply: Reply = "", messages: Iterable[str] 
     """
     served = host or Host(reply, messages)
     _host.install(_interfaces(served))
-    _queues.reset()
-    session._left.clear()
     value = main(**_program.arguments_of(main, json.dumps(arguments)))
     if hasattr(value, "__await__"):
         value = _running.run(_program._await(value))
@@ -160,7 +158,8 @@ class Host(PlanHandlers):
         for place, token in enumerate(tokens, kv_len):
             self._slots(pages[place // PAGE_SIZE])[place % PAGE_SIZE] = token
         line = [self._slots(pages[place // PAGE_SIZE])[place % PAGE_SIZE] for place in range(end)]
-        assert None not in line, f"a pass reads {line.count(None)} slots that were never written"
+        if None in line:
+            raise HandlerError("invalid", f"a pass reads {line.count(None)} slots that were never written")
         self.num_passes += 1
         handle = self.ticket()
         self._rows[handle] = [[t for t in line[: kv_len + row + 1] if t is not None] for row in range(len(tokens))]
@@ -290,6 +289,6 @@ def _bound(host: Host, name: str) -> Callable[..., Any]:
             return getattr(host, name, missing)(*args)
         except HandlerError as error:
             code = SimpleNamespace(name=error.code.upper().replace("-", "_"))
-            raise _host.Err(SimpleNamespace(code=code, message=str(error))) from None
+            raise _raw.Err(SimpleNamespace(code=code, message=str(error))) from None
 
     return call

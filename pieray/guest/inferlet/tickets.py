@@ -8,49 +8,42 @@ from typing import Any, Generic, TypeVar
 
 from . import _host
 from ._waiting import wait_ticket, wake_waiters
-from .errors import Cancelled, Error, Pending, raises
+from .errors import Cancelled, Error, Pending
 
 T = TypeVar("T")
 
 
-@raises
 def wait(tickets: list[int], timeout_ms: int = -1) -> list[int]:
     """Block the whole inferlet until one of `tickets` has a result; those that have.  Prefer to await a Ticket."""
     return list(_host.tickets.wait(tickets, timeout_ms))
 
 
-@raises
 def take_none(ticket: int) -> None:
     """The result of a command that yields nothing."""
     _host.tickets.take_none(ticket)
 
 
-@raises
 def take_tokens(ticket: int) -> list[int]:
     """Token ids."""
     return list(_host.tickets.take_tokens(ticket))
 
 
-@raises
 def take_floats(ticket: int) -> list[float]:
     """Logits or log-probabilities."""
     return list(_host.tickets.take_floats(ticket))
 
 
-@raises
 def take_text(ticket: int) -> str:
     """A message."""
     return str(_host.tickets.take_text(ticket))
 
 
-@raises
 def take_distribution(ticket: int) -> tuple[list[int], list[float]]:
     """Token ids by falling probability, and their probabilities."""
     tokens, probabilities = _host.tickets.take_distribution(ticket)
     return list(tokens), list(probabilities)
 
 
-@raises
 def cancel(tickets: list[int]) -> None:
     """Forget tickets; commands already enqueued still run."""
     _host.tickets.cancel(tickets)
@@ -76,14 +69,13 @@ class Ticket(Generic[T]):
         yield from self.arrive().__await__()
         return self.take()
 
-    @raises
     async def arrive(self) -> None:
         """Return once the result is there to `take`."""
         if self._is_over:
             return
         try:
             await wait_ticket(self.id)
-        except (_host.Err, Error):
+        except Error:
             if not self._is_over:  # else another task has taken or cancelled it meanwhile
                 raise
 

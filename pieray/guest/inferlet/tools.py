@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from . import chat, model
+from . import _convert, chat, model
 from .errors import InvalidRequest
 from .structured import Mismatch, fields_schema, parse_fields
 
@@ -23,8 +23,12 @@ class Tool:
     """A function with its JSON schema.  Call it as before, or with a model's arguments through `call`."""
 
     def __init__(self, function: Callable[..., Any], name: str = "", description: str = "") -> None:
+        if not callable(function):
+            raise InvalidRequest(f"a tool is a function; given {_convert.shown(function)}")
         self.function = function
-        self.name = name or function.__name__
+        self.name = _convert.text("the name of a tool", name or getattr(function, "__name__", ""))
+        if not self.name:
+            raise InvalidRequest(f"this function has no name of its own: give name=; given {_convert.shown(function)}")
         text, notes = _docstring(function)
         self.description = description or text
         self._hints, self._required = _parameters(function)
@@ -47,11 +51,11 @@ class Tool:
         What is wrong with the arguments, or was raised, is a text too, for the model: "error: ...".
         """
         try:
-            given = json.loads(arguments) if isinstance(arguments, str) else dict(arguments)
+            given = _convert.load(arguments) if isinstance(arguments, str) else dict(arguments)
             result = self.function(**parse_fields(self._hints, self._required, given))
             if inspect.isawaitable(result):
                 result = await result
-            return result if isinstance(result, str) else json.dumps(_plain(result), ensure_ascii=False)
+            return result if isinstance(result, str) else _convert.dump(_plain(result))
         except (Mismatch, json.JSONDecodeError) as problem:
             return f"error: {self.name}: {problem}"
         except Exception as raised:
@@ -97,7 +101,9 @@ async def run_tools(
     """
     by_name = {found.name: found for found in map(tool_of, tools)}
     answer = Answer(None)
-    for _ in range(max_steps):
+    if not callable(getattr(ctx, "generate", None)):
+        raise InvalidRequest(f"ctx is a Context; given {_convert.shown(ctx)}")
+    for _ in range(_convert.u32("max_steps", max_steps)):
         generation = ctx.generate(max_tokens, **options)
         await generation
         reply = chat.parse(model.detokenize(generation.tokens, model=ctx.model), model=ctx.model)
@@ -130,16 +136,17 @@ def specs_of(tools: Iterable[Tool | Callable[..., Any] | Mapping[str, Any]]) -> 
 
 def _parameters(function: Callable[..., Any]) -> tuple[dict[str, Any], set[str]]:
     """The parameters' types by name, and the names of those without a default."""
+    name = getattr(function, "__name__", "?")
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except NameError as error:
-        raise InvalidRequest(f"the tool {function.__name__}: {error}; define it at the top of the file") from None
-    parameters = inspect.signature(function).parameters
+        parameters = inspect.signature(function).parameters
+    except Exception as error:  # annotations are text: anything may be in them
+        raise InvalidRequest(f"the tool {name}: {error}; a tool is a function of the top of the file") from None
     for parameter in parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            raise InvalidRequest(f"a tool's parameters have names of their own; {function.__name__} has {parameter}")
+            raise InvalidRequest(f"a tool's parameters have names of their own; {name} has {parameter}")
         if parameter.name not in hints:
-            raise InvalidRequest(f"the parameter {parameter.name!r} of the tool {function.__name__} has no type")
+            raise InvalidRequest(f"the parameter {parameter.name!r} of the tool {name} has no type")
     required = {name for name, parameter in parameters.items() if parameter.default is parameter.empty}
     return {name: hints[name] for name in parameters}, required
 

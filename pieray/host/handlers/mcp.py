@@ -10,7 +10,7 @@ from pieray.host import aio
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.shares import Who
 from pieray.host.state import InstanceState
-from pieray.texts import byte_size, check_size, parse_json
+from pieray.texts import byte_size, check_size, check_unicode, parse_json
 
 MAX_RUNNING = 32
 """Calls of one inferlet at one time."""
@@ -87,8 +87,9 @@ class McpHandlers(HandlerGroup):
 
 def _check_object(text: str) -> None:
     try:
-        is_object = isinstance(parse_json(text), dict)
+        found = parse_json(text)
     except ValueError as error:
         raise InvalidRequest(f"the arguments of a tool are a JSON object: {error}") from None
-    if not is_object:
+    if not isinstance(found, dict):
         raise InvalidRequest(f"the arguments of a tool are a JSON object; given {text[:100]}")
+    check_unicode("the arguments of a tool", text, found)

@@ -53,7 +53,7 @@ class Target:
 class HostPattern:
     """ "host", "*.host" (any depth below, not the host itself), "*"; behind it ":port" or ":*".
 
-    Without a port it is the default port of the scheme.
+    Without a port it is the default port of the scheme, for "*" too: "*:*" is every host at every port.
     """
 
     host: str
@@ -80,6 +80,11 @@ class HostPattern:
             return target.host.endswith(self.host[1:])
         return self.host in ("*", target.host)
 
+    def covers(self, other: HostPattern) -> bool:
+        """Whether it matches all that the other does."""
+        is_host = self.host in ("*", other.host) or (self.host[:2] == "*." and other.host.endswith(self.host[1:]))
+        return is_host and self.port in (0, other.port)
+
 
 class Policy:
     """Where one inferlet may go: a host must match a pattern of its manifest and one of the engine's."""
@@ -92,7 +97,7 @@ class Policy:
         target = read_url(text)
         for whose, patterns in self._lists:
             if not any(pattern.matches(target) for pattern in patterns):
-                raise Denied(f"http: {whose} does not name {target.host}:{target.port}")
+                raise Denied(f"http: {whose} does not name {target.host}:{target.port}{_hint(target)}")
         return target
 
     def check_redirect(self, text: str) -> Target:
@@ -101,6 +106,13 @@ class Policy:
             return self.check(text)
         except InvalidRequest as error:
             raise Denied(f"http: the redirect is refused: {error.message}") from None
+
+
+def _hint(target: Target) -> str:
+    """What to write for a port that a host alone does not allow."""
+    if target.port == DEFAULT_PORTS[target.url.scheme]:
+        return ""
+    return f"; a host alone is its default port: write {target.host}:{target.port}, {target.host}:* or *:*"
 
 
 def read_url(text: str) -> Target:
@@ -164,6 +176,14 @@ def check_headers(flat: Sequence[str]) -> list[tuple[str, str]]:
 def across_origins(headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """The headers that follow a redirect to another origin: none that may be a credential."""
     return [(name, value) for name, value in headers if not _SECRET.search(name)]
+
+
+def covers(pattern: str, other: str) -> bool:
+    """Whether a host pattern matches all that the other does; what is no pattern covers itself alone."""
+    try:
+        return HostPattern.parse(pattern).covers(HostPattern.parse(other))
+    except ConfigError:
+        return pattern == other
 
 
 def parse_patterns(texts: Sequence[str]) -> list[HostPattern]:

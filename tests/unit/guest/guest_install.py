@@ -10,12 +10,10 @@ from pieray.guest import GUEST_ROOT
 
 sys.path.insert(0, str(GUEST_ROOT))
 
-from inferlet import _host, _queues, session
+from inferlet import _host, _raw
 
 
 def install(host: FakeHost) -> FakeHost:
     """Serve the SDK from `host`, forgetting the one before."""
-    _host.install(interfaces(host, _host.Err))
-    _queues.reset()
-    session._left.clear()
+    _host.install(interfaces(host, _raw.Err))
     return host

@@ -10,7 +10,7 @@ import fake_model as lm
 import pytest
 from fake_host import FakeHost
 
-from inferlet import BadHandle, Context, InvalidRequest, OutOfPages, QuotaExceeded, Sampler, greedy
+from inferlet import BadHandle, Context, Grammar, InvalidRequest, OutOfPages, QuotaExceeded, Sampler, greedy
 from inferlet._running import run
 from pieray.errors import OutOfPages as HostOutOfPages
 
@@ -186,7 +186,7 @@ def test_truncate_goes_back(host: FakeHost) -> None:
             assert len(host.pages) == 2, "five tokens need two pages of four"
             await ctx.generate(6, stop_tokens=())
             assert ctx.tokens == lm.tokenize("abc a") + said("abc a", 6, stop=frozenset())
-            with pytest.raises(InvalidRequest, match="from 0 to 11 tokens; given 12"):
+            with pytest.raises(InvalidRequest, match="from 0 to 11; given 12"):
                 ctx.truncate(12)
 
     run(main())
@@ -301,7 +301,7 @@ def test_bad_arguments_are_named(host: FakeHost) -> None:
     ctx = Context(PROMPT)
     with pytest.raises(InvalidRequest, match=r"temperature is from 0.0 to inf; given -1"):
         ctx.generate(temperature=-1)
-    with pytest.raises(InvalidRequest, match="max_tokens is at least 0; given -5"):
+    with pytest.raises(InvalidRequest, match="max_tokens is an integer from 0 to 4294967295; given -5"):
         ctx.generate(-5)
     with pytest.raises(InvalidRequest, match="either sampler or top_k"):
         ctx.generate(sampler=greedy(), top_k=3)
@@ -358,5 +358,30 @@ def test_two_passes_at_once_on_one_context_are_refused(host: FakeHost) -> None:
         async with Context(PROMPT) as ctx:
             results = await asyncio.gather(ctx.collect_text(3), ctx.collect_text(3), return_exceptions=True)
             assert [type(r) for r in results] == [str, InvalidRequest]
+
+    run(main())
+
+
+def test_a_seed_alone_draws(host: FakeHost) -> None:
+    async def main() -> None:
+        async with Context(PROMPT) as ctx:
+            texts = set()
+            for seed in (1, 1, 2):
+                generation = ctx.fork().generate(12, seed=seed, stop_tokens=())
+                texts.add(await generation)
+                assert generation.tokens == said(PROMPT, 12, temperature=1.0, seed=seed, stop=frozenset())
+            assert len(texts) == 2
+            greedy = ctx.fork().generate(12, stop_tokens=(), logit_bias={5: 0.0})
+            await greedy
+            assert greedy.tokens == said(PROMPT, 12, stop=frozenset())
+
+    run(main())
+
+
+def test_a_grammar_and_a_schema_are_one_too_many(host: FakeHost) -> None:
+    async def main() -> None:
+        async with Context(PROMPT) as ctx:
+            with pytest.raises(InvalidRequest, match="either grammar or schema"):
+                ctx.generate(3, grammar=Grammar.regex("a+"), schema={"type": "integer"})
 
     run(main())

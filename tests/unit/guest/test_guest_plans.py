@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import fake_model as lm
 import pytest
 from fake_host import FakeHost
+from guest_install import install
 
-from inferlet import BadHandle, Context, InvalidRequest, Sampler, Token
+from inferlet import BadHandle, Context, InvalidRequest, QuotaExceeded, Sampler, Token
 from inferlet._running import run
 
 PROMPT = "abc abc"
@@ -210,3 +212,129 @@ def test_few_page_handles_make_shorter_plans(make_host: Callable[..., FakeHost])
             assert ctx.tokens == lm.tokenize(PROMPT) + said(PROMPT, 28)
 
     run(main())
+
+
+class Counting(FakeHost):
+    """Knows how many plans were open at one time."""
+
+    most = 0
+
+    def plans_create(self, *args: Any) -> int:
+        handle = super().plans_create(*args)
+        self.most = max(self.most, len(self.plans))
+        return handle
+
+
+def counting(num_plans: int, order: int | None = None) -> Counting:
+    return install(Counting(num_plans=num_plans, order=order))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("num_plans", "order"), [(1, None), (4, None), (4, 5)])
+def test_generations_past_the_limit_of_plans_queue(num_plans: int, order: int | None) -> None:
+    host = counting(num_plans, order)
+
+    async def one(number: int) -> None:
+        async with Context(f"{PROMPT}{number}") as ctx:
+            generation = ctx.generate(9, stop_tokens=())
+            await generation
+            assert generation.is_plan
+            assert generation.tokens == said(f"{PROMPT}{number}", 9)
+
+    async def main() -> None:
+        await asyncio.gather(*(one(number) for number in range(num_plans * 4 + 1)))
+
+    run(main())
+    assert host.most == num_plans
+    assert "forward_forward" not in host.calls
+    host.assert_clean()
+
+
+def test_generations_that_wait_for_each_other_share_one_plan() -> None:
+    """The outer one's plan is given up for the inner one's, and begun again: the same tokens in the end."""
+    host = counting(1)
+
+    async def main() -> None:
+        async with Context(PROMPT) as ctx, Context("other") as other:
+            inner: list[int] = []
+            outer = ctx.generate(4, stop_tokens=())
+            async for _ in outer:
+                found = other.generate(3, stop_tokens=())
+                await found
+                inner += found.tokens
+            assert outer.tokens == said(PROMPT, 4)
+            assert inner == said("other", 12)
+
+            started = asyncio.Event()  # the inner one asks while the outer one is waited for
+
+            async def ask() -> list[int]:
+                started.set()
+                found = other.generate(3, stop_tokens=())
+                await found
+                return found.tokens
+
+            task = asyncio.ensure_future(ask())
+            more = ctx.generate(5, stop_tokens=())
+            async for _ in more:
+                await task
+            assert [*outer.tokens, *more.tokens] == said(PROMPT, 9)
+
+    run(main())
+    assert host.most == 1
+    host.assert_clean()
+
+
+def test_a_generation_that_gives_up_waiting_leaves_its_turn_to_the_next() -> None:
+    host = counting(1)
+
+    async def one(ctx: Context) -> list[int]:
+        generation = ctx.generate(5, stop_tokens=())
+        await generation
+        return generation.tokens
+
+    async def main() -> None:
+        contexts = [Context(PROMPT) for _ in range(4)]
+        tasks = [asyncio.ensure_future(one(ctx)) for ctx in contexts]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        tasks[2].cancel()
+        assert await tasks[0] == await tasks[3] == said(PROMPT, 5)
+        assert tasks[1].cancelled()
+        assert tasks[2].cancelled()
+        for ctx in contexts:
+            ctx.close()
+
+    run(main())
+    host.assert_clean()
+
+
+def test_a_limit_of_no_plans_means_a_pass_per_token() -> None:
+    host = counting(0)
+
+    async def main() -> None:
+        async with Context(PROMPT) as ctx:
+            generation = ctx.generate(5, stop_tokens=())
+            await generation
+            assert not generation.is_plan
+            assert generation.tokens == said(PROMPT, 5)
+
+    run(main())
+    assert [text for level, text in host.logs if level == "debug"] == [
+        "generate runs as a decode plan", "generate runs as a pass per token: no plan is free",
+    ]  # fmt: skip
+
+
+def test_a_limit_of_pages_is_no_limit_of_plans() -> None:
+    """Nobody waits for a plan that would not help."""
+    host = install(FakeHost(num_pages=3))
+
+    async def main() -> None:
+        async with Context(PROMPT) as first, Context(PROMPT) as second:
+            generation = aiter(first.generate(5, stop_tokens=()))
+            await anext(generation)
+            with pytest.raises(QuotaExceeded, match="pages"):
+                await second.generate(5)
+            await generation.aclose()  # type: ignore[attr-defined]
+
+    run(main())
+    host.assert_clean()

@@ -74,7 +74,7 @@ def test_a_pass_keeps_the_chain_that_it_was_asked_with(host: FakeHost) -> None:
         (lambda: Sampler(typical_p=1.5), "typical_p is from 0.0 to 1.0; given 1.5"),
         (lambda: Sampler(logit_bias={5: math.nan}), "below infinity; given nan for 5"),
         (lambda: Sampler(logit_bias={5: math.inf}), "below infinity"),
-        (lambda: Sampler(logit_bias={5: "x"}), "below infinity"),  # type: ignore[dict-item]
+        (lambda: Sampler(logit_bias={5: "x"}), "a logit bias is a number"),  # type: ignore[dict-item]
         (lambda: Sampler(logit_bias={"ab": 1.0}).handle(), "'ab' is 2 tokens"),
         (lambda: Sampler(logit_bias={-1: 1.0}).handle(), "token id"),
         (lambda: Sampler(allowed=[lm.VOCABULARY]).handle(), "token ids are below"),

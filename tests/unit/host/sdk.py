@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from fakes import Bench
 
-from inferlet import _host
+from inferlet import _host, _raw
 from inferlet._loop import TicketLoop
 from pieray.errors import PierayError
 
@@ -68,6 +68,6 @@ def _bound(method: Callable[..., Any]) -> Callable[..., Any]:
                             for a in args))  # fmt: skip
         except PierayError as error:
             code = SimpleNamespace(name=error.code.upper().replace("-", "_"))
-            raise _host.Err(SimpleNamespace(code=code, message=error.message)) from None
+            raise _raw.Err(SimpleNamespace(code=code, message=error.message)) from None
 
     return call

@@ -407,3 +407,13 @@ def test_messages_given_to_receives_and_not_taken_count_as_unread() -> None:
     bench.mailbox.put("abcdefgh")
     assert bench.handlers.tickets_take_text(tickets[2]) == "abcdefgh"
     bench.mailbox.put("12345678")
+
+
+@pytest.mark.parametrize("text", ["\\ud800", "a\\uDFFFb", "\\udc00\\ud800"])
+def test_a_conversation_with_a_lone_surrogate_is_invalid(text: str) -> None:
+    from pieray.models.chat import json_objects
+
+    with pytest.raises(InvalidRequest, match="messages: a lone surrogate is no Unicode text"):
+        json_objects("messages", f'[{{"role": "user", "content": "{text}"}}]', "{role, content}")
+    (whole,) = json_objects("messages", '[{"role": "user", "content": "\\ud83d\\ude00"}]', "{role, content}")
+    assert whole["content"] == "😀"

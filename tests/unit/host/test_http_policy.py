@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pieray.capabilities import ALL, Capabilities
 from pieray.errors import ConfigError, Denied, InvalidRequest
 from pieray.host.http.addresses import is_public, parse, refused
 from pieray.host.http.policy import (
@@ -16,6 +17,7 @@ from pieray.host.http.policy import (
     across_origins,
     check_headers,
     check_method,
+    covers,
     parse_patterns,
     read_url,
 )
@@ -242,3 +244,39 @@ def test_methods_and_headers_that_are_fine() -> None:
 def test_no_credential_goes_to_another_origin() -> None:
     names = ["Authorization", "Cookie", "X-Api-Key", "X-Auth-Token", "X-Amz-Security-Token", "Accept", "X-Trace"]
     assert [name for name, _ in across_origins([(n, "v") for n in names])] == ["Accept", "X-Trace"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "port", "is_allowed"),
+    [
+        ("*", 443, True), ("*", 8443, False), ("*:*", 443, True), ("*:*", 8443, True), ("*:8443", 8443, True),
+        ("*:8443", 443, False), ("example.org:*", 8443, True), ("*.example.org:*", 8443, False),
+    ],
+)  # fmt: skip
+def test_a_host_alone_is_its_default_port_and_the_refusal_says_what_to_write(
+    pattern: str, port: int, is_allowed: bool
+) -> None:
+    policy = Policy(ANY, parse_patterns([pattern]))
+    url = f"https://example.org:{port}/"
+    if is_allowed:
+        assert policy.check(url).port == port
+    else:
+        with pytest.raises(Denied) as raised:
+            policy.check(url)
+        assert ("write example.org:8443, example.org:* or *:*" in str(raised.value)) is (port != 443)
+
+
+PATTERNS = ["*", "*:*", "*:81", "a.b", "a.b:*", "a.b:81", "*.b", "*.b:81", "c.a.b", "1.2.3.4", "b"]
+TARGETS = [f"http://{host}:{port}/" for host in ("a.b", "c.a.b", "b", "x", "1.2.3.4") for port in (80, 81)]
+
+
+@pytest.mark.parametrize("mine", PATTERNS)
+@pytest.mark.parametrize("most", PATTERNS)
+def test_a_child_reaches_no_host_or_port_that_its_parent_does_not(mine: str, most: str) -> None:
+    kept = Capabilities(http=(mine,)).within(Capabilities(http=(most,))).http
+    for url in map(read_url, TARGETS):
+        if any(pattern.matches(url) for pattern in parse_patterns(kept)):
+            assert HostPattern.parse(most).matches(url), (kept, url)
+        elif HostPattern.parse(mine).matches(url) and covers(most, mine):
+            pytest.fail(f"{most} covers {mine}, yet {url} is lost")
+    assert Capabilities(http=(mine,)).within(ALL).http == (mine,)

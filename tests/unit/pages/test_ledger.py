@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pieray.errors import InvalidRequest, OutOfPages, PeerLost, PierayError, QuotaExceeded
+from pieray.errors import InvalidRequest, OutOfPages, PeerLost, PierayError
 from pieray.pages.ledger import Holder, PageLedger
 
 A, B = Holder("peer-a", 1), Holder("peer-b", 1)
@@ -35,12 +35,12 @@ def test_lease_beyond_what_is_free_changes_nothing():
 
 
 def test_what_can_never_be_granted_is_refused_with_numbers():
-    ledger = PageLedger(8, max_pages_per_holder=4)
+    ledger = PageLedger(8)
     with pytest.raises(OutOfPages, match="9 pages asked for; the pool has 8"):
         ledger.lease(A, 9)
     ledger.lease(A, 3)
-    with pytest.raises(QuotaExceeded, match="max_pages_per_holder is 4; inferlet 1 of peer-a holds 3, .* 2 more"):
-        ledger.lease(A, 2)
+    with pytest.raises(OutOfPages, match="the pool has 8 pages .settings model.num_pages.*holds 3, .* 6 more"):
+        ledger.lease(A, 6)
     with pytest.raises(InvalidRequest, match="given 0"):
         ledger.lease(A, 0)
     assert counts(ledger) == (5, 3, 0)
@@ -196,7 +196,7 @@ def test_imbalance_is_reported_with_every_term():
 @pytest.mark.parametrize("seed", range(30))
 def test_books_balance_after_any_operations_and_the_pool_is_full_again(seed):
     rng = random.Random(seed)
-    ledger = PageLedger(24, max_pages_per_holder=10)
+    ledger = PageLedger(24)
     holders = [Holder(f"p{i}", j) for i in range(3) for j in range(3)]
     kept: list[list[int]] = []
     for _ in range(300):
@@ -227,7 +227,7 @@ def test_books_balance_after_any_operations_and_the_pool_is_full_again(seed):
                     ledger.drop_peer(holder.peer_id, fenced=rng.random() < 0.3)
                 case 7:
                     ledger.fence(holder.peer_id)
-        except (InvalidRequest, QuotaExceeded, PeerLost):
+        except (InvalidRequest, OutOfPages, PeerLost):
             pass
         ledger.check()
     for i in range(3):

@@ -2,16 +2,16 @@
 
 import pytest
 
-from pieray.errors import OutOfPages, QuotaExceeded
+from pieray.errors import OutOfPages
 from pieray.pages.ledger import Holder, PageLedger
 from pieray.pages.line import Granted, LeaseLine
 
 A, B, C = (Holder(f"peer-{name}", 1) for name in "abc")
 
 
-def full_line(total: int = 8, limit: int | None = None) -> LeaseLine:
+def full_line(total: int = 8) -> LeaseLine:
     """A line whose pages are all with A."""
-    line = LeaseLine(PageLedger(total, limit))
+    line = LeaseLine(PageLedger(total))
     assert line.request(A, 1, total, 0.0, 30.0) == list(range(total))
     return line
 
@@ -68,11 +68,11 @@ def test_more_than_the_pool_has_fails_at_once():
     assert len(line) == 0
 
 
-def test_pages_waited_for_count_towards_the_limit_of_a_holder():
-    line = LeaseLine(PageLedger(8, max_pages_per_holder=6))
+def test_pages_waited_for_count_towards_what_a_holder_could_ever_have():
+    line = LeaseLine(PageLedger(8))
     line.request(A, 1, 6, 0.0, 30.0)
-    assert line.request(B, 2, 4, 0.0, 30.0) is None
-    with pytest.raises(QuotaExceeded, match="holds 0, waits for 4 and asked for 3"):
+    assert line.request(B, 2, 6, 0.0, 30.0) is None
+    with pytest.raises(OutOfPages, match="the pool has 8 pages .*holds 0, waits for 6 and asked for 3"):
         line.request(B, 3, 3, 0.0, 30.0)
     assert line.request(B, 4, 2, 0.0, 30.0) is None
 
