@@ -14,6 +14,7 @@ bare steps and the victim kept its share, half of what it had alone (less TOLERA
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -222,8 +223,9 @@ class Watch:
         self._thread.start()
 
     def _run(self) -> None:
-        for _ in self.process:
-            self.times.append(time.perf_counter())
+        with contextlib.suppress(PierayError):  # it is killed in the end
+            for _ in self.process:
+                self.times.append(time.perf_counter())
 
     def window(self, seconds: float) -> Figures:
         """What arrives in the next `seconds`."""
@@ -242,11 +244,9 @@ class Watch:
 
 
 def end(process: Process) -> None:
-    try:
+    with contextlib.suppress(PierayError):
         process.kill()
         process.result(timeout=60)
-    except PierayError:
-        pass
 
 
 def measure(
