@@ -31,7 +31,7 @@ class Controller:
     def start(self) -> None:
         """Bring the engine up; raises ModelError, EngineError."""
         self._supervisor.start()
-        if self._config.transport == "socket":  # with "ray" no port is opened
+        if self._config.transport != "ray":  # with "ray" no port is opened
             self._listener = open_door(self, self._supervisor.token, ray.util.get_node_ip_address())
 
     @control
@@ -103,12 +103,28 @@ class Controller:
         return self._supervisor.ps()
 
     @control
+    def exports(self) -> list[dict[str, Any]]:
+        """Facts of the exports of KV pages."""
+        found: list[dict[str, Any]] = self._supervisor.ask_pages("exports")
+        return found
+
+    @control
+    def drop_export(self, name: str, access: str, tenant: str, user: str) -> dict[str, Any]:
+        """Take an export away; raises NotFound, InvalidRequest."""
+        dropped: dict[str, Any] = self._supervisor.ask_pages("drop_export", name, access, tenant, user)
+        return dropped
+
+    @control
     def status(self) -> dict[str, Any]:
         return self._supervisor.status()
 
     @control
     def pid(self) -> int:
         return os.getpid()
+
+    @control
+    def node_id(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
 
     def shutdown(self) -> None:
         """Stop all actors of the engine; this one ends a moment later."""

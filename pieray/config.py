@@ -46,6 +46,9 @@ class Limits:
     """Tickets issued and not yet taken."""
     message_bytes: int = 4 * MIB
     """One session message, either way; also one string or list handed to a handler."""
+    pass_bytes: int = 64 * MIB
+    """Results of passes (logits, distributions, log-probabilities, hidden states, embeddings) asked for and not yet
+    taken, and what goes with passes under way (masks, embeddings, lists of tokens)."""
     tokenize_bytes: int = 256 << 10
     """Text tokenized, or rendered by a chat template, in one call."""
     mailbox_bytes: int = 16 * MIB
@@ -64,6 +67,8 @@ class Limits:
     """KV pages in them."""
     export_bytes: int = 64 * MIB
     """Text kept with them."""
+    pin_time_s: float = 3600.0
+    """How long a pinned export is kept although memory is short; then it is one like any other."""
     plans: int = 256
     """Decode plans open at one time; samplers and matchers likewise."""
     grammar_bytes: int = 256 << 10
@@ -156,11 +161,20 @@ class Config:
     executor: str = "auto"
     """"fiber", "thread", or "auto": fibers where the feature test passes."""
     transport: str = "socket"
-    """"socket" (unix on a node, TCP across nodes) or "ray" (plain actor calls)."""
+    """"socket" (unix on a node, TCP across nodes), "tcp" (on one node too) or "ray" (plain actor calls)."""
+    heartbeat_s: float = 2.0
+    """An idle TCP connection carries an empty frame this often."""
+    lost_after_s: float = 10.0
+    """A TCP peer that is silent for so long is lost (a host that vanished, a frozen process); at least twice
+    `heartbeat_s`."""
     worker_threads: int = 1
     """Threads of an InferletActor that run guests."""
     lease_pages: int = 8
     """Pages that an inferlet's lease grows by, ahead of need."""
+    tenant_pin_share: float = 0.5
+    """Largest part of the KV pool that the pinned exports of one tenant may hold."""
+    pin_share: float = 0.75
+    """Largest part that those of all tenants together may hold: the rest is left to who computes."""
     child_ceiling: int = 256
     """No child is launched while so many inferlets run on the engine: a family that grows without end leaves room."""
     http_hosts: tuple[str, ...] = ()
@@ -185,8 +199,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_choice("executor", self.executor, ("auto", "fiber", "thread"))
-        _check_choice("transport", self.transport, ("socket", "ray"))
+        _check_choice("transport", self.transport, ("socket", "tcp", "ray"))
         _check_choice("log_level", self.log_level.lower(), ("debug", "info", "warning", "error", "critical"))
+        if not 0 < self.heartbeat_s <= self.lost_after_s / 2:
+            raise ConfigError(f"heartbeat_s is above 0 and at most half of lost_after_s ({self.lost_after_s}); "
+                              f"given {self.heartbeat_s}")  # fmt: skip
         _check_at_least("max_actors", self.max_actors, self.actor_pool)
         _check_at_least("suspect_after_s", self.suspect_after_s, LEAST_SUSPECT_S)
         _check_at_least("replace_after_s", self.replace_after_s, self.suspect_after_s)
@@ -195,6 +212,8 @@ class Config:
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
         _check_numbers(self, "")
         _check_numbers(self.model, "model.")
+        _check_share("tenant_pin_share", self.tenant_pin_share)
+        _check_share("pin_share", self.pin_share)
         if not self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
             raise ConfigError(f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; "
                               f"given {self.model.cohort_wait_s}")  # fmt: skip
@@ -217,6 +236,11 @@ def _check_numbers(settings: object, prefix: str) -> None:
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} is one of {', '.join(allowed)}; given {value!r}")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:  # NaN neither
+        raise ConfigError(f"{name} is from 0 to 1; given {value}")
 
 
 def _check_at_least(name: str, value: float, least: float) -> None:

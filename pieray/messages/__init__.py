@@ -13,6 +13,7 @@ from pieray.messages.batcher import (
     CopyTokens,
     EmbedTokens,
     Forward,
+    OpenInferlet,
     Output,
     Verify,
 )
@@ -47,7 +48,7 @@ from pieray.messages.client import (
 )
 from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
 from pieray.messages.controller import Ask
-from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
+from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode, size_of
 from pieray.messages.leases import (
     CloseLease,
     ExportPages,
@@ -104,6 +105,7 @@ __all__ = [
     "LoadAdapter",
     "Message",
     "Next",
+    "OpenInferlet",
     "Output",
     "PeerFenced",
     "PlanTokens",
@@ -133,4 +135,5 @@ __all__ = [
     "encode",
     "file_part",
     "read_file_part",
+    "size_of",
 ]

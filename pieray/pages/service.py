@@ -28,7 +28,7 @@ from pieray.messages import (
     Unexport,
 )
 from pieray.pages import export_calls
-from pieray.pages.exports import ExportTable
+from pieray.pages.exports import ExportTable, PinShares
 from pieray.pages.ledger import Holder, PageLedger
 from pieray.pages.line import Granted, LeaseLine, Refused
 from pieray.pulse import PulsedLock
@@ -52,19 +52,19 @@ class LeaseService:
 
     While the batcher is away, pages of dead peers stay quarantined: a step of its may touch them.  When it is back it
     is asked for all the fences that are missing.  Exports end with the batcher, for good: what their pages held is gone
-    with it; `on_batcher_lost` is called then.
+    with it.  `on_failure` is called when the batcher has stayed away, and for bugs of ours: the process must end.
     """
 
-    def __init__(self, num_pages: int, *, on_batcher_lost: Callable[[], None] = _nothing,
+    def __init__(self, num_pages: int, *, pins: PinShares | None = None, on_failure: Callable[[], None] = _nothing,
                  batcher_away_s: float = BATCHER_AWAY_S) -> None:  # fmt: skip
         self._ledger = PageLedger(num_pages)
         self._line = LeaseLine(self._ledger)
-        self._exports = ExportTable(self._ledger)
+        self._exports = ExportTable(self._ledger, pins)
         self._is_batcher_lost = False
         self._peers: dict[str, Connection] = {}
         self._fenced: set[str] = set()  # peers that the batcher has fenced, and whose connection is not closed yet
         self._batcher: Connection | None = None
-        self._on_batcher_lost = on_batcher_lost
+        self._on_failure = on_failure
         self._batcher_away_s = batcher_away_s
         self._batcher_error = "it has not connected yet"
         self._has_batcher = False  # has had one: before that no step can touch a page
@@ -178,7 +178,7 @@ class LeaseService:
         self._exports.expire(now)
         outcomes: list[Granted | Refused] = [*self._line.expire(now)]
         if self._line.shortage:
-            self._exports.evict(self._line.shortage)
+            self._exports.evict(self._line.shortage, now)
         outcomes += self._line.retry(now)
         for outcome in outcomes:
             conn = self._peers.get(outcome.holder.peer_id)
@@ -196,6 +196,13 @@ class LeaseService:
                 log.debug("%s is gone; its pages come back when its connection closes", conn.peer_id)
 
     def _watch_deadlines(self) -> None:
+        try:
+            self._watch()
+        except BaseException:
+            log.exception("deadlines are watched no more: this resource manager ends")
+            self._on_failure()
+
+    def _watch(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait(self._idle_s())
@@ -212,7 +219,7 @@ class LeaseService:
             self._flush()
             if is_batcher_lost:
                 log.error("the batcher has been away for over %s s and counts as dead", self._batcher_away_s)
-                self._on_batcher_lost()
+                self._on_failure()
 
     def _idle_s(self) -> float | None:
         """Until there is something to do: for those who wait, or an export expires; None: nothing to come."""
@@ -226,6 +233,21 @@ class LeaseService:
     def busy_s(self) -> float:
         """How long somebody has been at work under the lock."""
         return self._lock.busy_s
+
+    def exports(self) -> list[dict[str, Any]]:
+        """Facts of every export: tenant, owner (its user), name, access, pages, tokens, pin, time left, importers."""
+        with self._lock:
+            now = time.monotonic()
+            self._exports.expire(now)
+            return export_calls.all_facts(self._exports, now)
+
+    def drop_export(self, name: str, access: str, tenant: str, user: str) -> dict[str, Any]:
+        """Take an export away, see `ExportTable.drop`; whose it was."""
+        with self._lock:
+            export = self._exports.drop(name, access=access, tenant=tenant, user=user)
+            self._settle()
+        self._flush()
+        return {"name": export.name, "access": export.access, "tenant": export.owner.tenant, "owner": export.owner.user}
 
     def status(self) -> dict[str, Any]:
         """Pages by state, and how many requests wait; the books are checked first."""
@@ -257,5 +279,6 @@ def _answer(outcome: Granted | Refused) -> Message:
 
 def _post(conn: Connection, message: Message) -> None:
     """Post to a peer that may just have died: its pages come back when its connection closes."""
-    with contextlib.suppress(PeerLost):
-        conn.post([message])
+    ticket = getattr(message, "ticket", None)
+    with contextlib.suppress(PeerLost):  # answers by inferlet: texts of exports may be long
+        conn.post([message], lane=None if ticket is None else ticket >> 32)
