@@ -113,7 +113,7 @@ class FiberGuest(Guest):
             self._turn()
         except StopIteration as stop:
             ending = stop.value
-        except Exception as failed:  # noqa: BLE001 - it becomes the outcome
+        except BaseException as failed:  # noqa: BLE001 - it becomes the outcome
             ending = None, error_of(self, failed)
         used = time.thread_time() - began
         self.charge(used)
@@ -280,7 +280,7 @@ class FiberExecutor:
     def _end_batch(self) -> None:
         try:
             self._on_batch_end()
-        except Exception:
+        except BaseException:
             log.exception("on_batch_end failed")
 
     def _load(self) -> Load:
