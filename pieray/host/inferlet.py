@@ -66,7 +66,7 @@ class Inferlet:
     def start(self, host: WasmHost, program: Program) -> None:
         """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
         try:
-            self._device.admit(self.number, self)
+            self._device.admit(self.number, self, self.launch.tenant)
             with self._state.lock:
                 self._outbox.flush()
             guest = host.spawn(

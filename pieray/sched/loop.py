@@ -78,7 +78,9 @@ class StepLoop:
         return self._pulse.busy_s
 
     def status(self) -> dict[str, Any]:
-        return {**self._core.stats(), "adapter_bytes": self._core.adapters.num_bytes}
+        """Facts of the core; `answer_bytes` wait for InferletActors that read more slowly than they are answered."""
+        answer_bytes = sum(conn.num_waiting for conn in list(self._peers.values()))
+        return {**self._core.stats(), "adapter_bytes": self._core.adapters.num_bytes, "answer_bytes": answer_bytes}
 
     def close(self) -> None:
         """Stop after the step in progress; idempotent."""
@@ -94,6 +96,7 @@ class StepLoop:
                 if self._core.has_work:
                     self._pulse.begin()
                     self._answer(self._core.step(time.monotonic()))
+                    self._core.sent()
                     self._fence()
                     self._pulse.end()
                 if self._core.lost is not None:

@@ -116,6 +116,8 @@ def test_logits_of_128_rows_arrive_whole_while_neighbours_go_on(engine: Any) -> 
     assert all(link["is_up"] for link in links)
     hosts = [actor for actor in engine.status()["actors"] if actor["role"] == "inferlets"]
     assert [host["links"]["device"]["num_sessions"] for host in hosts] == [1] * len(hosts)  # no link ever broke
+    (batcher,) = [actor for actor in engine.status()["actors"] if actor["role"] == "batcher"]
+    assert batcher["answer_bytes"] == 0
     assert_pages_return(engine)
 
 
