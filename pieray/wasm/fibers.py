@@ -75,11 +75,9 @@ class FiberGuest(Guest):
 
     @property
     def is_long(self) -> bool:
-        return self._burst_s > LONG_S or (self._state == _RUNNING and self.turn_s > LONG_S)
-
-    @property
-    def turn_s(self) -> float:
-        return time.monotonic() - self._turn_began
+        if self._burst_s > LONG_S:
+            return True
+        return self._state == _RUNNING and time.monotonic() - self._turn_began > LONG_S
 
     def start(self) -> None:
         self._turns.put(self)
