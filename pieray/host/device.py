@@ -21,6 +21,7 @@ from pieray.messages import (
     Failed,
     LeasePages,
     Message,
+    OpenInferlet,
     PlanTokens,
     ReclaimSpare,
     ReleasePages,
@@ -93,11 +94,13 @@ class DeviceClient:
         assert self._lost is not None
         return DeviceLost(self._lost.message)
 
-    def admit(self, number: int, tenant: Tenant) -> None:
-        """Route answers for inferlet `number` to `tenant` from now on."""
+    def admit(self, number: int, tenant: Tenant, owner: str = "") -> None:
+        """Route answers for inferlet `number` to `tenant` from now on; its share of the device is its owner's."""
         if self._lost is not None:
             raise self._new_lost()
         self._tenants[number] = tenant
+        if owner:
+            self.post([OpenInferlet(number, owner)])
 
     def post(self, messages: Sequence[Message]) -> None:
         """Collect an inferlet's messages for the batcher; `flush` sends them, those of all inferlets as one frame.

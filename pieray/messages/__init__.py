@@ -13,6 +13,7 @@ from pieray.messages.batcher import (
     CopyTokens,
     EmbedTokens,
     Forward,
+    OpenInferlet,
     Output,
     Verify,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "LoadAdapter",
     "Message",
     "Next",
+    "OpenInferlet",
     "Output",
     "PeerFenced",
     "PlanTokens",

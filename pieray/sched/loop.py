@@ -96,6 +96,7 @@ class StepLoop:
                 if self._core.has_work:
                     self._pulse.begin()
                     self._answer(self._core.step(time.monotonic()))
+                    self._core.sent()
                     self._fence()
                     self._pulse.end()
                 if self._core.lost is not None:
