@@ -122,6 +122,10 @@ class Controller:
     def pid(self) -> int:
         return os.getpid()
 
+    @control
+    def node_id(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
     def shutdown(self) -> None:
         """Stop all actors of the engine; this one ends a moment later."""
         self._supervisor.shutdown()

@@ -436,7 +436,7 @@ class Supervisor:
     def _give_up(self, host: Member, instance_id: str) -> None:
         """Should it have started just before its actor fell silent, it ends when that wakes up."""
         try:
-            self._fleet.begin(host, "kill", instance_id, "its launch was given up")
+            self._fleet.begin(host, "kill", instance_id, "its launch was given up")(0.0)
         except PierayError as error:
             log.info("%s: %s", host.name, error)
 
