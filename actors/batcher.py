@@ -32,6 +32,7 @@ class Batcher(ServingActor):
         from pieray.models.runner import ModelRunner
         from pieray.models.tokenizer import TokenizerSpec
         from pieray.sched.core import BatcherCore
+        from pieray.sched.costs import CostModel
         from pieray.sched.loop import StepLoop
 
         settings = self.config.model
@@ -42,7 +43,8 @@ class Batcher(ServingActor):
             cuda_graphs=settings.cuda_graphs,
         )  # fmt: skip
         spec = TokenizerSpec.from_folder(folder)
-        core = BatcherCore(runner, settings, tokenizer=spec)
+        costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
+        core = BatcherCore(runner, settings, tokenizer=spec, costs=costs)
         core.plans.vocab_size = runner.config.vocab_size
         self._adapters = core.adapters
         self._loop = StepLoop(core, on_failure=_end_process)

@@ -31,7 +31,7 @@ class Controller:
     def start(self) -> None:
         """Bring the engine up; raises ModelError, EngineError."""
         self._supervisor.start()
-        if self._config.transport == "socket":  # with "ray" no port is opened
+        if self._config.transport != "ray":  # with "ray" no port is opened
             self._listener = open_door(self, self._supervisor.token, ray.util.get_node_ip_address())
 
     @control

@@ -24,7 +24,7 @@ class ResourceManager(ServingActor):
         """
         from pieray.pages.service import LeaseService  # numpy: the Controller imports this module too
 
-        self._leases = LeaseService(num_pages, on_batcher_lost=lambda: os._exit(EXIT_FAILED))
+        self._leases = LeaseService(num_pages, on_failure=lambda: os._exit(EXIT_FAILED))
         return self.listen(self._leases, token)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -12,7 +13,7 @@ import ray
 
 from pieray.actors.common import TRANSPORT_GROUP, control, set_up_process
 from pieray.config import Config, from_mapping
-from pieray.transport import Service, serve
+from pieray.transport import Service, SocketOptions, serve
 from pieray.transport.ray_server import RayEndpointMixin, RayListener
 
 
@@ -56,7 +57,11 @@ class ServingActor(RayEndpointMixin):
         if self.config.transport == "ray":
             self.transport_listener = RayListener(service, **identity, concurrency_group=TRANSPORT_GROUP)
             return self.transport_listener.endpoint.to_wire()
-        return serve(service, **identity, host=ray.util.get_node_ip_address()).endpoint.to_wire()
+        options = SocketOptions(heartbeat_s=self.config.heartbeat_s, lost_after_s=self.config.lost_after_s)
+        endpoint = serve(service, **identity, host=ray.util.get_node_ip_address(), options=options).endpoint
+        if self.config.transport == "tcp":
+            endpoint = dataclasses.replace(endpoint, unix_path="")  # nobody is told of it
+        return endpoint.to_wire()
 
     def watch(self) -> None:
         """Never returns: its failure tells the Supervisor at once that this process is gone."""

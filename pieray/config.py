@@ -46,6 +46,9 @@ class Limits:
     """Tickets issued and not yet taken."""
     message_bytes: int = 4 * MIB
     """One session message, either way; also one string or list handed to a handler."""
+    pass_bytes: int = 64 * MIB
+    """Results of passes (logits, distributions, log-probabilities, hidden states, embeddings) asked for and not yet
+    taken, and what goes with passes under way (masks, embeddings, lists of tokens)."""
     tokenize_bytes: int = 256 << 10
     """Text tokenized, or rendered by a chat template, in one call."""
     mailbox_bytes: int = 16 * MIB
@@ -156,7 +159,12 @@ class Config:
     executor: str = "auto"
     """"fiber", "thread", or "auto": fibers where the feature test passes."""
     transport: str = "socket"
-    """"socket" (unix on a node, TCP across nodes) or "ray" (plain actor calls)."""
+    """"socket" (unix on a node, TCP across nodes), "tcp" (on one node too) or "ray" (plain actor calls)."""
+    heartbeat_s: float = 2.0
+    """An idle TCP connection carries an empty frame this often."""
+    lost_after_s: float = 10.0
+    """A TCP peer that is silent for so long is lost (a host that vanished, a frozen process); at least twice
+    `heartbeat_s`."""
     worker_threads: int = 1
     """Threads of an InferletActor that run guests."""
     lease_pages: int = 8
@@ -185,8 +193,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_choice("executor", self.executor, ("auto", "fiber", "thread"))
-        _check_choice("transport", self.transport, ("socket", "ray"))
+        _check_choice("transport", self.transport, ("socket", "tcp", "ray"))
         _check_choice("log_level", self.log_level.lower(), ("debug", "info", "warning", "error", "critical"))
+        if not 0 < self.heartbeat_s <= self.lost_after_s / 2:
+            raise ConfigError(f"heartbeat_s is above 0 and at most half of lost_after_s ({self.lost_after_s}); "
+                              f"given {self.heartbeat_s}")  # fmt: skip
         _check_at_least("max_actors", self.max_actors, self.actor_pool)
         _check_at_least("suspect_after_s", self.suspect_after_s, LEAST_SUSPECT_S)
         _check_at_least("replace_after_s", self.replace_after_s, self.suspect_after_s)

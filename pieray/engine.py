@@ -21,7 +21,7 @@ from pieray.controllercalls import ControllerCalls
 from pieray.controllerlink import ControllerLink
 from pieray.errors import EngineError, InvalidRequest, NoAnswer, NotFound, PeerLost, PierayError
 from pieray.host.limits import limits_within
-from pieray.link import ActorLink
+from pieray.link import ActorLink, ActorLinks
 from pieray.manifest import is_spec, limits_below
 from pieray.messages import Install, Launch, decode, encode
 from pieray.offloop import off_loop
@@ -60,13 +60,12 @@ class Engine:
         self._calls = ControllerCalls(controller.begin if isinstance(controller, ControllerLink) else asker(controller))
         self._owns_engine = owns_engine
         self._owns_ray = owns_ray
-        self._peer_id = f"client-{os.getpid()}-{secrets.token_hex(4)}"
-        self._links: dict[Endpoint, ActorLink] = {}
         self._lock = threading.Lock()
         self._is_closed = False
         self.on_close: Callable[[], None] = _nothing
         """Called when this handle has been closed."""
         self._token: str = controller.token if isinstance(controller, ControllerLink) else self._ask("token")
+        self._links = ActorLinks(peer_id=f"client-{os.getpid()}-{secrets.token_hex(4)}", token=self._token)
 
     # --- inferlets -----------------------------------------------------------------------------
 
@@ -281,9 +280,7 @@ class Engine:
             if self._is_closed:
                 return
             self._is_closed = True
-            links, self._links = list(self._links.values()), {}
-        for link in links:
-            link.close()
+        self._links.close()
         try:
             if self._owns_engine:
                 self._stop_engine()
@@ -329,23 +326,10 @@ class Engine:
             raise EngineError("this engine handle is closed")
 
     def _link(self, endpoint: Endpoint) -> ActorLink:
-        with self._lock:
-            if self._is_closed:
-                raise EngineError("this engine handle is closed")
-            link = self._links.get(endpoint)
-            if link is None or not link.is_open:
-                try:
-                    link = ActorLink(endpoint, peer_id=self._peer_id, token=self._token, timeout_s=10.0,
-                                     on_lost=self._forget)  # fmt: skip
-                except PeerLost as error:
-                    raise EngineError(f"the InferletActor at {endpoint.peer_id} is gone: {error.message}") from error
-                self._links[endpoint] = link
-            return link
-
-    def _forget(self, link: ActorLink) -> None:
-        with self._lock:
-            if self._links.get(link.endpoint) is link:
-                del self._links[link.endpoint]
+        try:
+            return self._links.get(endpoint)
+        except PeerLost as error:
+            raise EngineError(f"the InferletActor at {endpoint.peer_id} is gone: {error.message}") from error
 
 
 def start(model: str | Mapping[str, Any] | None = None, *, address: str | None = None, progress: Progress | None = None,

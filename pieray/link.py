@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pieray.deadlines import Deadline
-from pieray.errors import PeerLost, PierayError
+from pieray.errors import DeadlineExceeded, EngineError, PeerLost, PierayError
 from pieray.messages import (
     Attach,
     AwaitStart,
@@ -147,12 +147,12 @@ class ActorLink:
 
         def reply(answer: ClientAnswer) -> None:
             try:
-                conn.send([answer])
+                conn.send([answer], lane=call.instance_id)
             except PeerLost:
                 log.debug("%s is gone: nobody waits for %s", call.instance_id, call.tool)
-            except PierayError as error:  # it cannot travel
+            except PierayError as error:
                 with contextlib.suppress(PeerLost):
-                    conn.send([replace(answer, value="", code=error.code, message=error.message)])
+                    self._refused(conn, answer, error)
 
         if tools is not None:
             tools.answer(call, reply)
@@ -182,7 +182,15 @@ class ActorLink:
     def _call(self, make: Callable[[int], Message], timeout: float | Deadline | None) -> Any:
         return self._calls.call(self._conn, make, timeout)
 
-    def on_connect(self, conn: Connection) -> None: ...
+    def on_connect(self, conn: Connection) -> None:
+        conn.on_refused = partial(self._refused, conn)
+
+    def _refused(self, conn: Connection, message: Message, error: PierayError) -> None:
+        """What cannot travel (it is larger than a frame) fails alone; an inferlet that waits for an answer is told."""
+        if isinstance(message, ClientAnswer):
+            conn.send([replace(message, value="", code=error.code, message=error.message)], lane=message.instance_id)
+        else:
+            self._calls.refuse(message, error)
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         by_id: dict[str, list[ProcessEvent]] = {}
@@ -219,6 +227,77 @@ class ActorLink:
         for instance_id in list(self._tools):
             self._end_tools(instance_id)
         self._on_lost(self)
+
+
+_Where = tuple[Endpoint, str]  # actor, tenant
+
+
+class ActorLinks:
+    """One link to each actor (and tenant), dialled when it is first needed and again when it has broken.  Thread-safe.
+
+    While one actor is dialled, which may be frozen, those to others are to be had.
+    """
+
+    def __init__(self, *, peer_id: str, token: str, timeout_s: float = 10.0) -> None:
+        self._identity = {"peer_id": peer_id, "token": token}
+        self._timeout_s = timeout_s
+        self._links: dict[_Where, ActorLink] = {}
+        self._dialing: dict[_Where, threading.Lock] = {}
+        self._is_closed = False
+        self._lock = threading.Lock()
+
+    def get(self, endpoint: Endpoint, tenant: str = "") -> ActorLink:
+        """The open link to that actor for that tenant: what cuts off one cuts off no other.
+
+        Raises PeerLost, DeadlineExceeded, EngineError when closed.
+        """
+        where = endpoint, tenant
+        with self._lock:
+            if (link := self._open_link(where)) is not None:
+                return link
+            dialing = self._dialing.setdefault(where, threading.Lock())
+        if not dialing.acquire(timeout=self._timeout_s):
+            raise DeadlineExceeded(f"{endpoint.peer_id} did not answer within {self._timeout_s} s")
+        try:
+            return self._dialled(where)
+        finally:
+            dialing.release()
+
+    def _dialled(self, where: _Where) -> ActorLink:
+        with self._lock:
+            if (link := self._open_link(where)) is not None:  # by another thread, meanwhile
+                return link
+        link = ActorLink(where[0], **self._identity, timeout_s=self._timeout_s, on_lost=self._forget)
+        with self._lock:
+            if not self._is_closed:
+                self._links[where] = link
+                return link
+        link.close()
+        raise EngineError("this handle is closed")
+
+    def _open_link(self, where: _Where) -> ActorLink | None:
+        if self._is_closed:
+            raise EngineError("this handle is closed")
+        link = self._links.get(where)
+        return link if link is not None and link.is_open else None
+
+    def open_links(self) -> list[ActorLink]:
+        with self._lock:
+            return [link for link in self._links.values() if link.is_open]
+
+    def close(self) -> None:
+        """Close all; idempotent."""
+        with self._lock:
+            self._is_closed = True
+            links, self._links = list(self._links.values()), {}
+        for link in links:
+            link.close()
+
+    def _forget(self, link: ActorLink) -> None:
+        with self._lock:
+            for where in [where for where, known in self._links.items() if known is link]:
+                del self._links[where]
+                self._dialing.pop(where, None)
 
 
 def _part(instance_id: str, name: str, offset: int, data: bytes, is_last: bool, ticket: int) -> SendFile:

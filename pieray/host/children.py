@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from pieray.config import Limits
 from pieray.errors import Cancelled, DeadlineExceeded, EngineError, PierayError, QuotaExceeded
 from pieray.fairpool import FairPool
-from pieray.link import ActorLink
+from pieray.link import ActorLink, ActorLinks
 from pieray.messages import Launch
 from pieray.transport import Endpoint
 from pieray.wasm.timers import Timers
@@ -49,12 +49,9 @@ class ChildService:
         self.ceiling = ceiling
         """The engine's limits: a launch says what differs from them."""
         self._launcher = launcher
-        self._identity = {"peer_id": f"{peer_id}/parents", "token": token}
         self._timers = timers
         self._patience_s = patience_s
-        self._links: dict[tuple[Endpoint, str], ActorLink] = {}  # a tenant's own: its flood cuts off nobody else
-        self._lock = threading.Lock()
-        self._dialing = threading.Lock()
+        self._links = ActorLinks(peer_id=f"{peer_id}/parents", token=token)
         self._pool = FairPool("launching children", THREADS)
 
     def launch(self, message: Launch, child: Child, done: Callable[[Link | PierayError], None]) -> None:
@@ -64,10 +61,7 @@ class ChildService:
     def close(self) -> None:
         """Hang up: children that are bound end.  Idempotent."""
         self._pool.close()
-        with self._lock:
-            links, self._links = list(self._links.values()), {}
-        for link in links:
-            link.close()
+        self._links.close()
 
     def _submit(
         self, message: Launch, child: Child, done: Callable[[Link | PierayError], None], deadline: float
@@ -107,7 +101,7 @@ class ChildService:
     def _launched(self, message: Launch, child: Child) -> ActorLink:
         endpoint = self._launcher.launch(message)
         try:
-            link = self._link(endpoint, message.tenant)
+            link = self._links.get(endpoint, message.tenant)
             link.bind(child.id)
             link.attach(child)
         except BaseException:
@@ -120,22 +114,6 @@ class ChildService:
             self._launcher.kill(instance_id, "its parent could not attach to it")
         except PierayError as error:
             log.info("%s runs on until its actor misses its parent: %s", instance_id, error.message)
-
-    def _link(self, endpoint: Endpoint, tenant: str) -> ActorLink:
-        """The tenant's one connection to that actor.  Raises PeerLost."""
-        with self._dialing:
-            with self._lock:
-                link = self._links.get((endpoint, tenant))
-            if link is None or not link.is_open:
-                link = ActorLink(endpoint, **self._identity, timeout_s=10.0, on_lost=self._forget)
-                with self._lock:
-                    self._links[endpoint, tenant] = link
-            return link
-
-    def _forget(self, link: ActorLink) -> None:
-        with self._lock:
-            for key in [key for key, known in self._links.items() if known is link]:
-                del self._links[key]
 
 
 def _error_of(launching: Future[None]) -> PierayError | None:

@@ -61,7 +61,7 @@ class ClientService:
             try:
                 self._serve(conn, message)
             except PierayError as error:
-                conn.send([Failed(message.ticket, error.code, error.message)])
+                conn.send([Failed(message.ticket, error.code, error.message)], lane=message.instance_id)
 
     def _serve(self, conn: Connection, message: Request) -> None:
         inferlet = self._host.find(message.instance_id)
@@ -83,7 +83,7 @@ class ClientService:
                 self._serving[id(conn)].append(servers)
         else:
             inferlet.kill(Cancelled(message.reason))
-        conn.send([Completed(message.ticket, value)])
+        conn.send([Completed(message.ticket, value)], lane=message.instance_id)  # behind its events
 
     def _pass_on(self, conn: Connection, answer: ClientAnswer) -> None:
         """To the inferlet that waits for it, if it still does."""
@@ -95,12 +95,12 @@ class ClientService:
         try:
             inferlet = self._host.find(message.instance_id)
         except NotFound as error:
-            conn.send([Failed(message.ticket, error.code, error.message)])
+            conn.send([Failed(message.ticket, error.code, error.message)], lane=message.instance_id)
             return
         self._host.bonds.bind(id(conn), message.instance_id, is_bound=message.is_bound)
         if inferlet.log.is_ended:
             self._host.bonds.ended(message.instance_id)
-        conn.send([Completed(message.ticket, None)])
+        conn.send([Completed(message.ticket, None)], lane=message.instance_id)
 
     def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
         """False if the client must ask again for the rest of the story."""

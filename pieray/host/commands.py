@@ -9,6 +9,7 @@ from pieray.errors import PierayError
 from pieray.messages import CopyTokens, Forward, Message, Output, PlanTokens
 from pieray.pages.handles import Prepared
 
+TICKET_MASK = (1 << 32) - 1
 INTERNAL = 0
 """Guest ticket of commands that the host itself adds (copy-on-write)."""
 
@@ -85,6 +86,10 @@ class Pass(Command):
         self.outputs: list[Output] = []
         self.open_outputs: set[int] = set()
         self.output_bytes = 0  # of lists that travel with them
+
+    def output_tickets(self) -> list[int]:
+        """The guest's, of the outputs that are or will be computed."""
+        return [output[0] & TICKET_MASK for output in self.outputs]
 
     def message(self, inferlet: int) -> Message:
         for output in self.outputs:

@@ -170,11 +170,12 @@ class InferletHost:
         A client that is gone misses events; the inferlet goes on.
         """
         try:
+            lane = events[0].instance_id
             if events[-1].kind in OUTPUTS:
-                conn.post(events)
+                conn.post(events, lane=lane)
                 self._dirty.add(conn)
             else:
-                conn.send(events)
+                conn.send(events, lane=lane)
         except PeerLost:
             return
         except PierayError as error:  # an event that cannot travel: better no client than one that waits for it

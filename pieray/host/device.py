@@ -12,24 +12,27 @@ from typing import Protocol
 import numpy as np
 
 from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError, error_from
+from pieray.host.commands import TICKET_MASK
 from pieray.messages import (
     CancelInferlet,
     CloseLease,
     Completed,
+    ExportPages,
     Failed,
     LeasePages,
     Message,
+    OpenInferlet,
     PlanTokens,
     ReclaimSpare,
     ReleasePages,
 )
 from pieray.transport import Connection, Endpoint, connect
+from pieray.transport.lanes import Refused
 
 log = logging.getLogger(__name__)
 
 HOST = 0
 """Inferlet number of the host's own requests."""
-TICKET_MASK = (1 << 32) - 1
 
 
 class Tenant(Protocol):
@@ -68,7 +71,7 @@ class DeviceClient:
         self._lock = threading.Lock()
 
         def dial(endpoint: Endpoint, on_messages: Callable[[list[Message]], None]) -> Connection:
-            service = _Link(on_messages, self._link_lost)
+            service = _Link(on_messages, self._link_lost, self._refused)
             return connect(endpoint, service, role="inferlets", peer_id=peer_id, token=token, timeout_s=timeout_s)
 
         self._ledger = dial(resource_manager, self._from_ledger)
@@ -91,33 +94,38 @@ class DeviceClient:
         assert self._lost is not None
         return DeviceLost(self._lost.message)
 
-    def admit(self, number: int, tenant: Tenant) -> None:
-        """Route answers for inferlet `number` to `tenant` from now on."""
+    def admit(self, number: int, tenant: Tenant, owner: str = "") -> None:
+        """Route answers for inferlet `number` to `tenant` from now on; its share of the device is its owner's."""
         if self._lost is not None:
             raise self._new_lost()
         self._tenants[number] = tenant
+        if owner:
+            self.post([OpenInferlet(number, owner)])
 
     def post(self, messages: Sequence[Message]) -> None:
-        """Collect messages for the batcher; `flush` sends them as one frame."""
-        self._post(self._batcher, messages)
+        """Collect an inferlet's messages for the batcher; `flush` sends them, those of all inferlets as one frame.
+
+        Megabytes travel in parts, in the inferlet's lane: they hold up nobody else's.
+        """
+        self._post(self._batcher, messages, _inferlet_of(messages[0]) if messages else HOST)
 
     def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
-        self._post(self._ledger, [LeasePages(inferlet << 32, inferlet, count, deadline_s)])
+        self._post(self._ledger, [LeasePages(inferlet << 32, inferlet, count, deadline_s)], inferlet)
 
     def ask_ledger(self, message: Message) -> None:
-        """Collect a message for the ResourceManager; `flush` sends it."""
-        self._post(self._ledger, [message])
+        """Collect an inferlet's message for the ResourceManager; `flush` sends it."""
+        self._post(self._ledger, [message], _inferlet_of(message))
 
     def release(self, inferlet: int, pages: Sequence[int]) -> None:
         """Give pages of an inferlet back that is not retired yet."""
         with contextlib.suppress(DeviceLost):
             self.ask_ledger(ReleasePages(inferlet, np.asarray(pages, "<u4").tobytes()))
 
-    def _post(self, link: Connection, messages: Sequence[Message]) -> None:
+    def _post(self, link: Connection, messages: Sequence[Message], lane: int) -> None:
         if self._lost is not None:
             raise self._new_lost()
         try:
-            link.post(messages)
+            link.post(messages, lane=lane)
         except PeerLost as error:
             raise DeviceLost(error.message) from error
 
@@ -139,7 +147,8 @@ class DeviceClient:
         with self._lock:
             self._retiring[ticket] = (number, done)
         try:
-            self.post([CancelInferlet(ticket, number)])
+            self._batcher.drop_lane(number)  # commands that have not left
+            self._post(self._batcher, [CancelInferlet(ticket, number)], number)
             self.flush()
         except DeviceLost:
             self._finish_retiring(ticket)
@@ -152,7 +161,7 @@ class DeviceClient:
             number, done = found
             self._tenants.pop(number, None)
             with contextlib.suppress(PeerLost):
-                self._ledger.post([CloseLease(number)])
+                self._ledger.post([CloseLease(number)], lane=number)
         try:
             self._ledger.flush()
         except PeerLost:
@@ -187,6 +196,15 @@ class DeviceClient:
                 _tell(tenant, message)
         self.flush()
 
+    def _refused(self, message: Message, error: PierayError) -> None:
+        """A command or request that cannot travel (it is larger than a frame) fails alone."""
+        ticket: int = getattr(message, "ticket", 0)
+        tenant = self._tenants.get(ticket >> 32)
+        if tenant is not None and isinstance(message, ExportPages):  # of the ledger's requests it alone may be long
+            tenant.ledger_answered(ticket & TICKET_MASK, error)
+        elif tenant is not None:
+            tenant.answered([(ticket & TICKET_MASK, error)])
+
     def _give_back_spare(self) -> None:
         for number in list(self._tenants):
             with self._lock:  # ReleasePages behind the inferlet's CloseLease would name pages that it has no more
@@ -194,7 +212,7 @@ class DeviceClient:
                 pages = tenant.reclaim() if tenant is not None else []
                 if pages:
                     with contextlib.suppress(PeerLost):
-                        self._ledger.post([ReleasePages(number, np.asarray(pages, "<u4").tobytes())])
+                        self._ledger.post([ReleasePages(number, np.asarray(pages, "<u4").tobytes())], lane=number)
 
     def _link_lost(self, error: PeerLost) -> None:
         with self._lock:
@@ -221,17 +239,27 @@ class DeviceClient:
 class _Link:
     """One connection's service: forwards to the client's methods."""
 
-    def __init__(self, on_messages: Callable[[list[Message]], None], on_lost: Callable[[PeerLost], None]) -> None:
+    def __init__(self, on_messages: Callable[[list[Message]], None], on_lost: Callable[[PeerLost], None],
+                 on_refused: Refused) -> None:  # fmt: skip
         self._on_messages = on_messages
         self._on_lost = on_lost
+        self._on_refused = on_refused
 
-    def on_connect(self, conn: Connection) -> None: ...
+    def on_connect(self, conn: Connection) -> None:
+        conn.on_refused = self._on_refused
 
     def on_messages(self, _conn: Connection, messages: list[Message]) -> None:
         self._on_messages(messages)
 
     def on_close(self, _conn: Connection, error: PeerLost) -> None:
         self._on_lost(error)
+
+
+def _inferlet_of(message: Message) -> int:
+    """The inferlet that a command or request is of: its ticket begins with it, or it is named."""
+    ticket: int = getattr(message, "ticket", 0)
+    number: int = ticket >> 32 or getattr(message, "inferlet", HOST)
+    return number
 
 
 def _tell(tenant: Tenant, message: Completed | Failed) -> None:

@@ -20,6 +20,7 @@ from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
+from pieray.host.transfers import Transfers
 from pieray.messages import Event, Launch
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
@@ -53,7 +54,8 @@ class Inferlet:
         self._pages = PageSpace(models.get("").info.page_size, limits.pages, lineage.forget)
         self._tickets = TicketTable(limits.tickets)
         self._outbox = Outbox(number, device, self._pages, self._tickets, lease_pages=lease_pages,
-                              page_wait_s=limits.page_wait_s)  # fmt: skip
+                              page_wait_s=limits.page_wait_s,
+                              transfers=Transfers(limits.pass_bytes, services.transfers))  # fmt: skip
         self._mailbox = Mailbox(limits, self._tickets.resolve)
         self._state = InstanceState(
             launch, number, limits, capabilities_of(launch), services, self._tickets, self._pages, lineage,
@@ -64,7 +66,7 @@ class Inferlet:
     def start(self, host: WasmHost, program: Program) -> None:
         """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
         try:
-            self._device.admit(self.number, self)
+            self._device.admit(self.number, self, self.launch.tenant)
             with self._state.lock:
                 self._outbox.flush()
             guest = host.spawn(

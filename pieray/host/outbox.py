@@ -9,6 +9,7 @@ from pieray.errors import DeviceLost, PierayError, QuotaExceeded
 from pieray.host.commands import INTERNAL, Command, Pass, Run, wire_ticket
 from pieray.host.ledger import Device, LedgerClient
 from pieray.host.tickets import TicketTable
+from pieray.host.transfers import Transfers
 from pieray.messages import CopyTokens, ExtendPlan, Message, Output, PlanTokens, StopPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
@@ -20,7 +21,7 @@ class Outbox:
     """Sends what is staged as memory comes.  All methods are called with the instance's lock held."""
 
     def __init__(self, inferlet: int, device: Device, pages: PageSpace, tickets: TicketTable, *, lease_pages: int,
-                 page_wait_s: float) -> None:  # fmt: skip
+                 page_wait_s: float, transfers: Transfers) -> None:  # fmt: skip
         self._inferlet = inferlet
         self._device = device
         self._pages = pages
@@ -38,6 +39,7 @@ class Outbox:
         self._num_lacking = 0  # pages for runs without which the first of what is staged cannot go
         self._is_idle = False  # nothing is leased ahead of need until there is a command again
         self.passes: dict[int, Pass] = {}
+        self.transfers = transfers
         self.ledger = LedgerClient(inferlet, device, pages, tickets.limit)
 
     @property
@@ -228,6 +230,7 @@ class Outbox:
             if self._num_lacking:  # what waits behind a run for its pages
                 self._pump()
         elif ticket != INTERNAL:
+            self.transfers.ended(ticket)
             self._tickets.resolve(ticket, result)
 
     def _settle(self, command: Command, result: object) -> None:
@@ -235,11 +238,14 @@ class Outbox:
         value = command.settled(result)
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
         self._tickets.resolve(command.ticket, value)
+        self.transfers.ended(command.ticket)
         if isinstance(command, Pass):
             self.passes.pop(command.ticket, None)
             if isinstance(result, PierayError):
                 for output in list(command.open_outputs):
                     self._tickets.resolve(output, result)
+                for ticket in command.output_tickets():  # those that the guest has cancelled too
+                    self.transfers.ended(ticket)
         self.ledger.finished(command.ticket)
         queue = command.queue
         queue.outstanding.pop(command.ticket, None)
@@ -248,7 +254,8 @@ class Outbox:
                 self._tickets.resolve(sync, None)
 
     def taken(self, ticket: int) -> None:
-        """An output was taken or cancelled: its pass closes with the last of them."""
+        """A result was taken or cancelled; a pass closes with the last of its outputs."""
+        self.transfers.forgotten(ticket)
         pass_ = self._pass_of.pop(ticket, None)
         if pass_ is not None:
             pass_.open_outputs.discard(ticket)
@@ -260,6 +267,7 @@ class Outbox:
         pass_ = self._pass_of.get(ticket)
         if pass_ is not None and not pass_.is_sent:
             pass_.outputs[:] = [o for o in pass_.outputs if o[0] != ticket]
+            self.transfers.ended(ticket)
         self.taken(ticket)
 
     def close(self) -> None:
@@ -273,6 +281,7 @@ class Outbox:
         self._staged.clear()
         self._num_flushed = 0
         self.ledger.close()
+        self.transfers.close()
 
     def fail_all(self, error: PierayError) -> None:
         """The device is lost: fail everything staged and in flight; what was asked of it is never answered."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pieray.config import Config
+from pieray.config import Config, Limits
 from pieray.fairpool import FairPool
 from pieray.host.adapters import AdapterDirectory
 from pieray.host.aio import LoopThread
@@ -15,6 +15,7 @@ from pieray.host.grammars import GrammarService
 from pieray.host.http.client import HttpClient
 from pieray.host.mcp.servers import ToolServers
 from pieray.host.textwork import TextWorkers
+from pieray.host.transfers import ActorTransfers
 from pieray.wasm.timers import Timers
 
 WORK_THREADS = 2
@@ -44,6 +45,8 @@ class Services:
     """Launches inferlets for inferlets."""
     adapters: AdapterDirectory = field(default_factory=AdapterDirectory)
     """The engine's LoRA adapters, as its owner has loaded them so far."""
+    transfers: ActorTransfers = field(default_factory=lambda: ActorTransfers.of(Limits()))
+    """Bytes of passes that all inferlets have under way."""
     mcp: ToolServers | None = None
     """MCP servers of the operator; those of clients are each inferlet's."""
 
@@ -51,7 +54,7 @@ class Services:
     def of(cls, config: Config) -> Services:
         """The services that an engine's settings describe."""
         http = HttpClient(config.http_hosts, allow_private=config.http_private)
-        services = cls(http=http, mcp=ToolServers(config.mcp))
+        services = cls(http=http, mcp=ToolServers(config.mcp), transfers=ActorTransfers.of(config.limits))
         assert services.mcp is not None
         services.loop.before_close(services.mcp.close)
         return services

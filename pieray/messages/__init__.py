@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CopyTokens,
         EmbedTokens,
         Forward,
+        OpenInferlet,
         Output,
         Verify,
     )
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     )
     from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
     from pieray.messages.controller import Ask
-    from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode
+    from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode, size_of
     from pieray.messages.leases import (
         CloseLease,
         ExportPages,
@@ -112,6 +113,7 @@ __all__ = [
     "LoadAdapter",
     "Message",
     "Next",
+    "OpenInferlet",
     "Output",
     "PeerFenced",
     "PlanTokens",
@@ -141,6 +143,7 @@ __all__ = [
     "encode",
     "file_part",
     "read_file_part",
+    "size_of",
 ]
 
 #: Where names are looked for, first those that every client needs.

@@ -19,6 +19,15 @@ SAMPLE_WITH = 6  # [ticket, 6, row, SamplerSpec.to_wire()] -> u32[1]
 Output: TypeAlias = list[Any]
 
 
+@register(19)
+@dataclass(frozen=True, slots=True)
+class OpenInferlet(Message):
+    """An inferlet has begun, and belongs to that tenant: to be sent ahead of its commands, until CancelInferlet."""
+
+    inferlet: int
+    tenant: str
+
+
 @register(10)
 @dataclass(frozen=True, slots=True)
 class Forward(Message):

@@ -33,6 +33,7 @@ class Message:
 
 _KINDS: dict[int, type[Message]] = {}
 _FIELDS: dict[type[Message], Callable[[Any], tuple[Any, ...]]] = {}
+_BULKY: dict[type[Message], Callable[[Any], tuple[Any, ...]]] = {}  # of those, the ones that may be large
 _NUM_FIELDS: dict[int, int] = {}
 
 
@@ -43,17 +44,41 @@ def register(kind: int) -> Callable[[type[M]], type[M]]:
         cls.KIND = kind
         names = [f.name for f in dataclasses.fields(cls)]
         _KINDS[kind], _NUM_FIELDS[kind] = cls, len(names)
-        getter: Any = attrgetter(*names)
-        _FIELDS[cls] = getter if len(names) > 1 else (lambda m: (getter(m),))
+        _FIELDS[cls] = _getter(names)
+        _BULKY[cls] = _getter([f.name for f in dataclasses.fields(cls) if f.type not in ("int", "float", "bool")])
         return cls
 
     return add
+
+
+def _getter(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """Gives those fields of a message."""
+    if not names:
+        return lambda _message: ()
+    getter: Any = attrgetter(*names)
+    return getter if len(names) > 1 else (lambda message: (getter(message),))
 
 
 def encode(messages: Sequence[Message]) -> bytes:
     """One frame of the messages, without any length prefix (that is the transport's)."""
     body = [[m.KIND, *_FIELDS[type(m)](m)] for m in messages]
     return typing.cast(bytes, msgpack.packb([SCHEMA, body]))
+
+
+def size_of(message: Message) -> int:
+    """About how many bytes the message takes in a frame: its texts and arrays, those within lists too."""
+    return _size_of(_BULKY[type(message)](message))
+
+
+def _size_of(fields: Sequence[Any]) -> int:
+    total = 0
+    for field in fields:
+        kind = type(field)  # not isinstance: this is done for each message of each token
+        if kind is bytes or kind is str:
+            total += len(field)
+        elif kind is list or kind is tuple:
+            total += _size_of(field)
+    return total
 
 
 def decode(frame: bytes | memoryview) -> list[Message]:

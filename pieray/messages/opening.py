@@ -24,6 +24,8 @@ class Welcome(Message):
 
     peer_id: str
     incarnation: int  # grows with every restart of the actor: a stale endpoint is told from a new one
+    heartbeat_s: float = 2.0  # of the connection, if it is over TCP: both ends go by what the listener says
+    lost_after_s: float = 10.0
 
 
 @register(3)

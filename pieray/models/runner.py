@@ -28,6 +28,8 @@ from pieray.models.weights import load_weights
 
 log = logging.getLogger(__name__)
 
+SLICE_BYTES = 64 << 20
+"""Of float32 logits that are looked at in one go."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -62,10 +64,10 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Logprobs:
-    """log p of each of `token_ids` as the next token; answers float32 [n]."""
+    """log p of each of `token_ids` (uint32 [n]) as the next token; answers float32 [n]."""
 
     row: int = -1
-    token_ids: tuple[int, ...] = ()
+    token_ids: npt.NDArray[np.uint32] | tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +231,8 @@ class ModelRunner:
                 raise InvalidRequest(f"row {request.row} is outside of {num_tokens} tokens")
             if isinstance(request, Sample):
                 _check_sample(request, vocab)
-            elif isinstance(request, Logprobs) and not all(0 <= token < vocab for token in request.token_ids):
-                raise InvalidRequest(f"a token of {request.token_ids} is outside the vocabulary of {vocab}")
+            elif isinstance(request, Logprobs):
+                _check_ids(request, vocab)
             elif isinstance(request, Distribution) and request.k < 0:
                 raise InvalidRequest(f"k is {request.k}; it must be 0 (all) or more")
         item.rows = sorted({request.row % num_tokens for request in wanted})
@@ -267,8 +269,21 @@ def _check_sample(request: Sample, vocab: int) -> None:
             raise InvalidRequest(f"a bias is a value below infinity for each token id below {vocab}")
 
 
+def _check_ids(request: Logprobs, vocab: int) -> None:
+    ids = np.asarray(request.token_ids, np.int64)
+    if len(ids) and not 0 <= ids.min() <= ids.max() < vocab:
+        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
+        raise InvalidRequest(f"token {wrong} is outside the vocabulary of {vocab}")
+
+
+def _num_ids(one: tuple[int, int, int, OutputRequest]) -> float:
+    request = one[3]
+    return request.k or float("inf") if isinstance(request, Distribution) else 0
+
+
 class _Answers:
-    """From the logits of a step to each item's values, one vectorised call per kind of request."""
+    """From the logits of a step to each item's values: vectorised calls per kind of request, each over as many rows as
+    fit in SLICE_BYTES of float32, so that no copy of all rows is ever made."""
 
     def __init__(
         self,
@@ -301,16 +316,27 @@ class _Answers:
             Logits: self._logits,
             Entropy: self._entropy,
         }
+        most = max(1, SLICE_BYTES // (4 * max(self.logits.shape[-1], 1)))
         for kind, group in self.groups.items():
-            rows = [row for _, _, row, _ in group]
-            if kind is Hidden:
-                values: Sequence[OutputValue] = self._states(rows)
-            else:
-                picked = self.logits if rows == list(range(len(self.logits))) else self.logits[rows]
-                values = answer[kind](picked, [one[3] for one in group])
-            for (index, place, _, _), value in zip(group, values, strict=True):
-                self.values[index][place] = value
+            if kind is Distribution:  # rows that want as many tokens share a slice
+                group.sort(key=_num_ids)
+            for start in range(0, len(group), most):
+                part = group[start : start + most]
+                rows = [row for _, _, row, _ in part]
+                if kind is Hidden:
+                    values: Sequence[OutputValue] = self._states(rows)
+                else:
+                    values = answer[kind](self._picked(rows), [one[3] for one in part])
+                for (index, place, _, _), value in zip(part, values, strict=True):
+                    self.values[index][place] = value
         return [bad.get(index, values) for index, values in enumerate(self.values)]
+
+    def _picked(self, rows: list[int]) -> torch.Tensor:
+        """Rows of the logits, without a copy where they are neighbours."""
+        first = rows[0]
+        if rows == list(range(first, first + len(rows))):
+            return self.logits[first : first + len(rows)]
+        return self.logits[rows]
 
     def _not_finite(self) -> dict[int, PierayError]:
         """Items with a row that is not finite; such rows are zeroed, so that no sampler trips over them."""
@@ -349,11 +375,11 @@ class _Answers:
         return [(ids[i, :n].astype(np.uint32), probs[i, :n].copy()) for i, n in enumerate(sizes)]
 
     def _logprobs(self, logits: torch.Tensor, group: Sequence[Logprobs]) -> Sequence[OutputValue]:
-        width = max(len(request.token_ids) for request in group)
-        table = [[*request.token_ids, *[0] * (width - len(request.token_ids))] for request in group]
-        ids = torch.tensor(table, dtype=torch.int64, device=logits.device).view(len(group), width)
-        values = sampler.logprobs(logits, ids).cpu().numpy()
-        return [values[i, : len(request.token_ids)].copy() for i, request in enumerate(group)]
+        sizes = [len(request.token_ids) for request in group]
+        ids = np.concatenate([np.asarray(request.token_ids, np.int64) for request in group])
+        rows = np.repeat(np.arange(len(group)), sizes)
+        values = sampler.logprobs_at(logits, torch.from_numpy(rows), torch.from_numpy(ids)).cpu().numpy()
+        return np.split(values, np.cumsum(sizes)[:-1])
 
     def _entropy(self, logits: torch.Tensor, _group: Sequence[Entropy]) -> Sequence[OutputValue]:
         return list(sampler.entropies(logits).cpu().numpy()[:, None])

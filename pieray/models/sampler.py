@@ -227,3 +227,9 @@ def entropies(logits: torch.Tensor) -> torch.Tensor:
 def logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """log p of token_ids [R, n] (int64) under logits [R, vocab]: float32 [R, n]."""
     return logits.float().gather(-1, token_ids) - logits.float().logsumexp(-1, keepdim=True)
+
+
+def logprobs_at(logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """log p of token_ids [n] (int64), each in its row of `rows` [n] (int64): float32 [n]."""
+    rows, token_ids = rows.to(logits.device), token_ids.to(logits.device)
+    return logits[rows, token_ids].float() - logits.float().logsumexp(-1)[rows]

@@ -52,10 +52,10 @@ class LeaseService:
 
     While the batcher is away, pages of dead peers stay quarantined: a step of its may touch them.  When it is back it
     is asked for all the fences that are missing.  Exports end with the batcher, for good: what their pages held is gone
-    with it; `on_batcher_lost` is called then.
+    with it.  `on_failure` is called when the batcher has stayed away, and for bugs of ours: the process must end.
     """
 
-    def __init__(self, num_pages: int, *, on_batcher_lost: Callable[[], None] = _nothing,
+    def __init__(self, num_pages: int, *, on_failure: Callable[[], None] = _nothing,
                  batcher_away_s: float = BATCHER_AWAY_S) -> None:  # fmt: skip
         self._ledger = PageLedger(num_pages)
         self._line = LeaseLine(self._ledger)
@@ -64,7 +64,7 @@ class LeaseService:
         self._peers: dict[str, Connection] = {}
         self._fenced: set[str] = set()  # peers that the batcher has fenced, and whose connection is not closed yet
         self._batcher: Connection | None = None
-        self._on_batcher_lost = on_batcher_lost
+        self._on_failure = on_failure
         self._batcher_away_s = batcher_away_s
         self._batcher_error = "it has not connected yet"
         self._has_batcher = False  # has had one: before that no step can touch a page
@@ -196,6 +196,13 @@ class LeaseService:
                 log.debug("%s is gone; its pages come back when its connection closes", conn.peer_id)
 
     def _watch_deadlines(self) -> None:
+        try:
+            self._watch()
+        except BaseException:
+            log.exception("deadlines are watched no more: this resource manager ends")
+            self._on_failure()
+
+    def _watch(self) -> None:
         while True:
             with self._wake:
                 self._wake.wait(self._idle_s())
@@ -212,7 +219,7 @@ class LeaseService:
             self._flush()
             if is_batcher_lost:
                 log.error("the batcher has been away for over %s s and counts as dead", self._batcher_away_s)
-                self._on_batcher_lost()
+                self._on_failure()
 
     def _idle_s(self) -> float | None:
         """Until there is something to do: for those who wait, or an export expires; None: nothing to come."""
@@ -257,5 +264,6 @@ def _answer(outcome: Granted | Refused) -> Message:
 
 def _post(conn: Connection, message: Message) -> None:
     """Post to a peer that may just have died: its pages come back when its connection closes."""
-    with contextlib.suppress(PeerLost):
-        conn.post([message])
+    ticket = getattr(message, "ticket", None)
+    with contextlib.suppress(PeerLost):  # answers by inferlet: texts of exports may be long
+        conn.post([message], lane=None if ticket is None else ticket >> 32)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import InvalidRequest
+from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import (
     DISTRIBUTION,
     ENTROPY,
@@ -18,6 +19,7 @@ from pieray.messages import (
     SAMPLE_WITH,
     CopyTokens,
     Forward,
+    Output,
 )
 
 U32 = npt.NDArray[np.uint32]
@@ -25,6 +27,8 @@ F32 = npt.NDArray[np.float32]
 LaneKey: TypeAlias = tuple[str, int]  # peer_id, inferlet
 Slots: TypeAlias = dict[int, int]  # page: bits of its slots
 
+PART_BYTES = 64 << 10
+"""Of a list of tokens, multiples of 4: a longer one is answered in parts, which may be computed in different steps."""
 NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3, ENTROPY: 3, HIDDEN: 3, SAMPLE_WITH: 4}
 
 
@@ -89,8 +93,8 @@ class ForwardCommand(Command):
     """
 
     __slots__ = (
-        "adapter", "embeds", "first_written", "kv_len", "mask", "num_answered", "outputs", "pages", "positions",
-        "tokens",
+        "_output_s", "_parts", "adapter", "all_outputs", "embeds", "first_written", "kv_len", "mask", "num_answered",
+        "num_asked", "outputs", "pages", "positions", "tokens",
     )  # fmt: skip
     is_copy = False
 
@@ -117,10 +121,51 @@ class ForwardCommand(Command):
         self.mask = _checked_mask(message.mask, num_tokens, end)
         self.embeds = _checked_embeds(message.embeds, num_tokens)
         self.adapter: Any = None  # a `LoraAdapter`: held, so that it stays loaded until the command has run
-        self.num_answered = 0  # tokens whose outputs have been answered
-        self.outputs = message.outputs
         for output in message.outputs:
             _check_output(output, num_tokens)
+        self._parts: dict[int, tuple[int, list[Any]]] = {}  # by ticket: of how many parts, and those that are here
+        self.all_outputs = self._cut_up(message.outputs)  # in the order asked
+        self.outputs = _by_row(self.all_outputs)
+        self.num_asked = 0  # of `outputs`: those that are computed or in the running step
+        self.num_answered = 0  # of `outputs`
+        self._output_s = -1.0  # what all outputs take, in seconds, if that has been asked
+
+    def _cut_up(self, outputs: list[Output]) -> list[Output]:
+        """Outputs with long lists become several with parts of the list: no step need compute more than one."""
+        if not any(output[1] == LOGPROBS and len(output[3]) > PART_BYTES for output in outputs):
+            return outputs
+        parts: list[Output] = []
+        for output in outputs:
+            if output[1] != LOGPROBS or len(output[3]) <= PART_BYTES:
+                parts.append(output)
+                continue
+            ticket, tag, row, ids = output
+            starts = range(0, len(ids), PART_BYTES)
+            parts += [[ticket, tag, row, ids[start : start + PART_BYTES]] for start in starts]
+            self._parts[ticket] = len(starts), []
+        return parts
+
+    def joined(self, ticket: int, value: Any) -> Any:
+        """The whole value of an output, from its next part or all of it; None: there are parts to come."""
+        if ticket not in self._parts:
+            return value
+        count, parts = self._parts[ticket]
+        parts.append(value)
+        if len(parts) < count:
+            return None
+        del self._parts[ticket]
+        return next((part for part in parts if isinstance(part, PierayError)), None) or np.concatenate(parts)
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether there are bits for its rows to be looked at."""
+        return self.mask is not None
+
+    def seconds_of_outputs(self, cost: Callable[[Output], float]) -> float:
+        """What all outputs take, as `cost` says when first asked."""
+        if self._output_s < 0.0:
+            self._output_s = sum(map(cost, self.outputs))
+        return self._output_s
 
     def counter(self, row: int) -> int:
         """What a draw after `row` depends on beside its seed: tokens before the one that is drawn, less one."""
@@ -131,9 +176,10 @@ class ForwardCommand(Command):
         if self.mask is None or stop - start == self.num_tokens:
             return self.mask
         width = self.kv_len + self.num_tokens
-        bits = np.unpackbits(np.frombuffer(self.mask, np.uint8), bitorder="little")
-        rows = bits[start * width : stop * width].reshape(-1, width)[:, : self.kv_len + stop]
-        return np.packbits(rows, bitorder="little").tobytes()
+        first, last = start * width, stop * width
+        packed = np.frombuffer(self.mask, np.uint8)[first // 8 : -(-last // 8)]
+        bits = np.unpackbits(packed, bitorder="little")[first % 8 : first % 8 + last - first]
+        return np.packbits(bits.reshape(-1, width)[:, : self.kv_len + stop], bitorder="little").tobytes()
 
     def used_pages(self) -> list[int]:
         return _numbers(self.pages)
@@ -148,7 +194,7 @@ class ForwardCommand(Command):
         return page_slots(_numbers(self.pages), self.kv_len, self.kv_len + self.num_tokens, page_size)
 
     def tickets(self) -> list[int]:
-        return [self.ticket, *(output[0] for output in self.outputs if output[2] >= self.num_answered)]
+        return [self.ticket, *dict.fromkeys(output[0] for output in self.outputs[self.num_answered :])]
 
 
 class CopyCommand(Command):
@@ -217,6 +263,14 @@ def _checked_embeds(embeds: list[bytes], num_tokens: int) -> tuple[U32, F32] | N
         raise InvalidRequest(f"embeddings are ascending rows below {num_tokens} and as many floats for each; given "
                              f"{len(rows)} rows, {len(values)} floats")  # fmt: skip
     return rows, values.reshape(len(rows), -1)
+
+
+def _by_row(outputs: list[Output]) -> list[Output]:
+    """In order of their rows, and as asked for one row."""
+    rows = [output[2] for output in outputs]
+    if all(map(int.__le__, rows, rows[1:])):
+        return outputs
+    return [outputs[place] for place in np.argsort(rows, kind="stable").tolist()]
 
 
 def _check_output(output: list[Any], num_tokens: int) -> None:

@@ -93,13 +93,6 @@ def _embeds_between(rows: U32, values: F32, start: int, stop: int) -> tuple[U32,
     return (rows[first:last] - np.uint32(start), values[first:last]) if first < last else None
 
 
-def outputs_between(command: ForwardCommand, start: int, stop: int) -> list[Output]:
-    """Outputs asked for rows `[start, stop)`, in the order asked."""
-    if stop - start == command.num_tokens:
-        return command.outputs
-    return [output for output in command.outputs if start <= output[2] < stop]
-
-
 def output_request(command: ForwardCommand, output: Output, start: int) -> OutputRequest:
     """What the runner is asked, of an item that begins at token `start` of the command."""
     return _REQUESTS[output[1]](command, output, output[2] - start)
@@ -122,7 +115,7 @@ def sample_request(wire: Sequence[Any], row: int, counter: int) -> Sample:
 _REQUESTS: dict[int, Callable[[ForwardCommand, Output, int], OutputRequest]] = {
     SAMPLE: _sample,
     DISTRIBUTION: lambda _command, output, row: Distribution(row, output[3]),
-    LOGPROBS: lambda _command, output, row: Logprobs(row, tuple(np.frombuffer(output[3], "<u4").tolist())),
+    LOGPROBS: lambda _command, output, row: Logprobs(row, np.frombuffer(output[3], "<u4")),
     LOGITS: lambda _command, _output, row: Logits(row),
     ENTROPY: lambda _command, _output, row: Entropy(row),
     HIDDEN: lambda _command, _output, row: Hidden(row),

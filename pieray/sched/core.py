@@ -21,15 +21,17 @@ from pieray.messages import (
     Forward,
     LoadAdapter,
     Message,
-    Output,
+    OpenInferlet,
     StartPlan,
     StopPlan,
     UnloadAdapter,
     Verify,
 )
 from pieray.sched.adapters import AdapterDesk
+from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey
+from pieray.sched.costs import CostModel, Kind, Work
 from pieray.sched.lookups import EmbedLookups, failed, known
 from pieray.sched.plandesk import PlanDesk
 from pieray.sched.plans import PlanCommand
@@ -71,17 +73,23 @@ class BatcherCore:
     Every ticket gets exactly one answer, unless its inferlet or peer is dropped before.  A command that fails
     fails alone, but for those that read what it was to write.  Nothing that a peer sends makes `submit` or `step`
     raise.  When the device dies, all commands fail with DeviceLost and `lost` says why: the core is of no more use.
+
+    With `costs`, steps are short and shared fairly (see `shares.py`); call `sent` when the answers of a step are sent.
     """
 
     def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic,
-                 tokenizer: TokenizerSpec | None = None) -> None:  # fmt: skip
+                 tokenizer: TokenizerSpec | None = None, costs: CostModel | None = None) -> None:  # fmt: skip
         from pieray.sched import convert  # torch: imported here, in the process that computes
 
         self._convert = convert
         self._runner = runner
         self._clock = clock
         self._page_size = settings.page_size
-        self._scheduler = Scheduler(settings.page_size, settings.max_batch_tokens, settings.max_batch_requests)
+        self._costs = costs
+        self._scheduler = Scheduler(
+            settings.page_size, settings.max_batch_tokens, settings.max_batch_requests, costs=costs
+        )
+        self._learning: tuple[Work, float] | None = None  # of the last step: what it was made of, when it began
         self._cohort: CohortWait[LaneKey] = CohortWait(settings.cohort_wait_s)
         self._running: dict[LaneKey, None] = {}  # inferlets of the running step
         self._lookups = EmbedLookups()
@@ -109,6 +117,8 @@ class BatcherCore:
                 self._lookups.add(peer_id, message)
             elif isinstance(message, (LoadAdapter, UnloadAdapter)):
                 answers += self.adapters.submit(peer_id, message)
+            elif isinstance(message, OpenInferlet):
+                self._scheduler.introduce((peer_id, message.inferlet), message.tenant)
             elif isinstance(message, CancelInferlet):
                 self._cancel(peer_id, message, answers)
             else:
@@ -200,12 +210,12 @@ class BatcherCore:
         self._answer_cancels(answers)
 
     def _step(self, now: float, answers: Answers) -> None:
+        began = self._clock()
         plan = self._scheduler.next_step(now)
         self._lookups.answer(self._runner, answers)
         if not plan.copies and not plan.forwards:
             return
-        began = self._clock()
-        self._running = dict.fromkeys([c.lane for c in plan.copies] + [c.lane for c, _, _ in plan.forwards])
+        self._running = dict.fromkeys([c.lane for c in plan.copies] + [chunk.command.lane for chunk in plan.forwards])
         self._copy(plan.copies, answers)
         self._forward(plan, answers)
         ended = self._clock()
@@ -233,23 +243,19 @@ class BatcherCore:
 
     def _forward(self, plan: StepPlan, answers: Answers) -> None:
         """Compute and answer; a forward whose copy has failed is over already."""
-        convert = self._convert
-        chunks, items, wanted, requests = [], [], [], []
+        chunks, items, requests = [], [], []
         for chunk in plan.forwards:
-            command, start, num_tokens = chunk
-            if command.is_over:
+            if chunk.command.is_over:
                 continue
             try:
-                item, asked, outputs = self._asked(command, start, num_tokens)
+                item, asked = self._asked(chunk)
                 items.append(item)
                 requests.append(asked)
-                wanted.append(outputs)
                 chunks.append(chunk)
             except BaseException as error:  # noqa: BLE001 - not well-formed, or a panic of a grammar: it fails alone
-                self._fail(command, _malformed(error), answers)
-        for (command, start, num_tokens), outputs, result in zip(
-            chunks, wanted, self._computed(items, requests), strict=True
-        ):
+                self._fail(chunk.command, _malformed(error), answers)
+        for chunk, result in zip(chunks, self._computed(items, requests), strict=True):
+            command = chunk.command
             if command.is_over:  # dropped while the step ran, or read what one before it has failed to write
                 continue
             if isinstance(result, PierayError):
@@ -258,38 +264,38 @@ class BatcherCore:
             if isinstance(command, PlanCommand):
                 self.plans.stepped(command, result, answers)
                 continue
-            peer_id = command.peer_id
             if isinstance(command, VerifyCommand):
-                self._verify(command, outputs, result, start + num_tokens, answers)
+                self._verify(command, chunk, result, answers)
                 continue
-            for output, value in zip(outputs, result, strict=True):
-                if isinstance(value, PierayError):
-                    answers.append((peer_id, failed(output[0], value)))
-                else:
-                    answers.append((peer_id, Completed(output[0], convert.wire_value(value))))
-            command.num_answered = start + num_tokens
-            if command.num_answered == command.num_tokens:
-                answers.append((peer_id, Completed(command.ticket, None)))
-                self._scheduler.finish(command)
+            self._answer_outputs(chunk, result, answers)
 
-    def _asked(
-        self, command: ForwardCommand, start: int, num_tokens: int
-    ) -> tuple[ForwardItem, list[OutputRequest], list[Output]]:
-        """What the runner is asked for a chunk, and the outputs that its values answer (none for a plan)."""
+    def _answer_outputs(self, chunk: Chunk, values: Sequence[Any], answers: Answers) -> None:
+        """Answer what the values complete, and, behind the last chunk, the pass."""
+        command, peer_id = chunk.command, chunk.command.peer_id
+        for output, found in zip(chunk.outputs, values, strict=True):
+            value = command.joined(output[0], found)
+            if isinstance(value, PierayError):
+                answers.append((peer_id, failed(output[0], value)))
+            elif value is not None:
+                answers.append((peer_id, Completed(output[0], self._convert.wire_value(value))))
+        command.num_answered += len(chunk.outputs)
+        if chunk.is_last:
+            answers.append((peer_id, Completed(command.ticket, None)))
+            self._scheduler.finish(command)
+
+    def _asked(self, chunk: Chunk) -> tuple[ForwardItem, list[OutputRequest]]:
+        """What the runner is asked for a chunk."""
+        command, start, num_tokens, outputs, _ = chunk
         convert = self._convert
         if isinstance(command, PlanCommand):
-            return convert.plan_item(command, start, num_tokens), convert.plan_requests(command, start, num_tokens), []
-        outputs = convert.outputs_between(command, start, start + num_tokens)
+            return convert.plan_item(command, start, num_tokens), convert.plan_requests(command, start, num_tokens)
         asked = [convert.output_request(command, output, start) for output in outputs]
-        return convert.forward_item(command, start, num_tokens, self._page_size), asked, outputs
+        return convert.forward_item(command, start, num_tokens, self._page_size), asked
 
-    def _verify(
-        self, command: VerifyCommand, outputs: Sequence[Output], values: Sequence[Any], num_done: int, answers: Answers
-    ) -> None:
+    def _verify(self, command: VerifyCommand, chunk: Chunk, values: Sequence[Any], answers: Answers) -> None:
         """Note what was drawn; behind the last chunk, bring the accepted drafts into a row and answer."""
-        error = command.take(outputs, values)
-        command.num_answered = num_done
-        if error is None and num_done == command.num_tokens:
+        error = command.take(chunk.outputs, values)
+        if error is None and chunk.is_last:
             sampled, copies = command.outcome(self._page_size)
             error = self._copied(copies) if copies else None
             if error is None:
@@ -314,7 +320,7 @@ class BatcherCore:
     def _end_step(self, plan: StepPlan, began: float, ended: float, answers: Answers) -> None:
         self._running = {}
         self._cohort.stepped(began, ended)
-        for command in [*plan.copies, *(command for command, _, _ in plan.forwards)]:
+        for command in [*plan.copies, *(chunk.command for chunk in plan.forwards)]:
             if not command.is_over and not self._scheduler.is_busy(command.lane):
                 self._cohort.answered(command.lane, ended)
         self._answer_cancels(answers)
@@ -324,6 +330,15 @@ class BatcherCore:
         counts["copies"] += len(plan.copies)
         counts["tokens"] += plan.num_tokens
         self._busy_s += ended - began
+        self._learning = plan.work, began
+
+    def sent(self) -> None:
+        """The answers of the last step are on their way: what it has cost is known."""
+        if self._costs is not None and self._learning is not None:
+            work, began = self._learning
+            work[Kind.STEP] = 1.0
+            self._costs.learn(work, self._clock() - began)
+            self._learning = None
 
     def _answer_cancels(self, answers: Answers) -> None:
         answers += [(key[0], Completed(ticket, None)) for key, ticket in self._acks]

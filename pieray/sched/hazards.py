@@ -6,28 +6,40 @@ read all pages that it uses.  What one inferlet writes, no other inferlet uses.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pieray.sched.commands import Command, Slots
 
 
 class PageIndex:
-    """Users of each page among the unfinished commands of one inferlet; O(pages) per command."""
+    """The last writer of each page, and its readers since, among the unfinished commands of one inferlet.
 
-    def __init__(self) -> None:
-        self._users: dict[int, dict[Command, None]] = {}
-        self._writer: dict[int, Command] = {}  # the last; earlier ones block it
+    O(pages) per command: earlier users of a page are waited for by way of its last writer.  So commands must leave in
+    an order in which they could have run; when one leaves that still waits for others, build the index anew.
+    """
+
+    def __init__(self, commands: Iterable[Command] = ()) -> None:
+        self._writer: dict[int, Command] = {}
+        self._readers: dict[int, dict[Command, None]] = {}
+        for command in commands:
+            command.dependents.clear()
+        for command in commands:
+            self.add(command)
 
     def add(self, command: Command) -> None:
         """Note the command and what blocks it."""
         blockers: dict[Command, None] = {}
-        used, written = command.used_pages(), command.written_pages()
+        used, written = dict.fromkeys(command.used_pages()), command.written_pages()
         for page in used:
             if (writer := self._writer.get(page)) is not None:
                 blockers[writer] = None
         for page in written:
-            blockers.update(self._users.get(page, {}))
+            blockers.update(self._readers.pop(page, {}))
             self._writer[page] = command
+            used.pop(page, None)
         for page in used:
-            self._users.setdefault(page, {})[command] = None
+            self._readers.setdefault(page, {})[command] = None
+        blockers.pop(command, None)
         command.num_blockers = len(blockers)
         for blocker in blockers:
             blocker.dependents.append(command)
@@ -36,19 +48,19 @@ class PageIndex:
         """The command uses, and writes, more pages.  It waits for nobody because of that: to others of its inferlet,
         the pages are new."""
         for page in pages:
-            self._users.setdefault(page, {})[command] = None
-            self._writer.setdefault(page, command)
+            if self._writer.setdefault(page, command) is not command:
+                self._readers.setdefault(page, {})[command] = None
 
     def remove(self, command: Command) -> None:
         """The command is finished: it blocks nothing that comes."""
         for page in dict.fromkeys(command.used_pages()):
-            users = self._users[page]
-            del users[command]
-            if not users:
-                del self._users[page]
-        for page in command.written_pages():
             if self._writer.get(page) is command:
                 del self._writer[page]
+            readers = self._readers.get(page)
+            if readers is not None:
+                readers.pop(command, None)
+                if not readers:
+                    del self._readers[page]
 
 
 class Poison:

@@ -6,14 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from pieray.errors import DeviceLost, PeerLost
-from pieray.messages import Message
+from pieray.errors import DeviceLost, PeerLost, PierayError
+from pieray.messages import CancelInferlet, Completed, Message
 from pieray.pulse import Pulse
 from pieray.sched.core import BatcherCore
 from pieray.sched.fences import FenceLink
+from pieray.sched.lookups import failed
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
@@ -56,9 +58,13 @@ class StepLoop:
             self._inbox.put((peer_id, None, time.monotonic()))
 
     def on_connect(self, conn: Connection) -> None:
+        conn.on_refused = partial(_answer_refused, conn)
         self._peers[conn.peer_id] = conn
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
+        for message in messages:
+            if isinstance(message, CancelInferlet):  # it has ended: megabytes may wait that nobody will read
+                conn.drop_lane(message.inferlet)
         self._inbox.put((conn.peer_id, messages, time.monotonic()))
 
     def on_close(self, conn: Connection, _error: PeerLost) -> None:
@@ -72,7 +78,9 @@ class StepLoop:
         return self._pulse.busy_s
 
     def status(self) -> dict[str, Any]:
-        return {**self._core.stats(), "adapter_bytes": self._core.adapters.num_bytes}
+        """Facts of the core; `answer_bytes` wait for InferletActors that read more slowly than they are answered."""
+        answer_bytes = sum(conn.num_waiting for conn in list(self._peers.values()))
+        return {**self._core.stats(), "adapter_bytes": self._core.adapters.num_bytes, "answer_bytes": answer_bytes}
 
     def close(self) -> None:
         """Stop after the step in progress; idempotent."""
@@ -88,6 +96,7 @@ class StepLoop:
                 if self._core.has_work:
                     self._pulse.begin()
                     self._answer(self._core.step(time.monotonic()))
+                    self._core.sent()
                     self._fence()
                     self._pulse.end()
                 if self._core.lost is not None:
@@ -137,13 +146,29 @@ class StepLoop:
                 self._fences.fenced(peer_id)
 
     def _answer(self, answers: list[tuple[str, Message]]) -> None:
-        by_peer: dict[str, list[Message]] = {}
+        """One frame to each peer; each inferlet's answers in a lane of its own, so that bulk is in nobody's way."""
+        by_peer: dict[str, dict[int, list[Message]]] = {}
         for peer_id, message in answers:
-            by_peer.setdefault(peer_id, []).append(message)
-        for peer_id, messages in by_peer.items():
+            by_peer.setdefault(peer_id, {}).setdefault(_inferlet_of(message), []).append(message)
+        for peer_id, by_inferlet in by_peer.items():
             conn = self._peers.get(peer_id)
+            if conn is None:
+                continue
             try:
-                if conn is not None:
-                    conn.send(messages)
+                for inferlet, messages in by_inferlet.items():
+                    conn.post(messages, lane=inferlet)
+                conn.flush()
             except PeerLost:
                 log.debug("%s is gone; its answers are dropped", peer_id)
+
+
+def _inferlet_of(answer: Message) -> int:
+    """The sender's number for it, which its tickets begin with."""
+    ticket: int = getattr(answer, "ticket", 0)
+    return ticket >> 32
+
+
+def _answer_refused(conn: Connection, message: Message, error: PierayError) -> None:
+    """A result that cannot travel (it is larger than a frame) fails alone."""
+    if isinstance(message, Completed):
+        conn.send([failed(message.ticket, error)], lane=_inferlet_of(message))

@@ -10,6 +10,7 @@ import numpy as np
 from pieray.errors import InvalidRequest
 from pieray.messages import Forward, StartPlan
 from pieray.sched.commands import U32, ForwardCommand, Slots, page_slots
+from pieray.sched.costs import Kind, add_draw, no_work
 from pieray.sched.drafts import NgramDrafter
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ class PlanCommand(ForwardCommand):
     """
 
     __slots__ = (
-        "_drafter", "_num_drafts", "_stop_texts", "_stop_tokens", "_tail", "counts", "drafts", "finish", "is_scored",
-        "is_waiting", "line", "masks", "matcher", "max_tokens", "num_drawn", "page_size", "sampler",
-        "stopped_by", "stream", "visible",
+        "_drafter", "_num_drafts", "_stop_texts", "_stop_tokens", "_tail", "counts", "drafts", "draw_kind", "finish",
+        "is_filtered", "is_scored", "is_waiting", "line", "masks", "matcher", "max_tokens", "num_drawn", "page_size",
+        "sampler", "stopped_by", "stream", "visible",
     )  # fmt: skip
 
     def __init__(self, peer_id: str, message: StartPlan, page_size: int) -> None:
@@ -58,6 +59,10 @@ class PlanCommand(ForwardCommand):
         self.num_drawn = 0
         self.counts = [0, 0, 0]  # steps, drafted, accepted
         self.sampler = list(message.sampler)
+        draw = no_work()
+        add_draw(draw, self.sampler)
+        self.draw_kind = Kind.DRAWS if draw[Kind.DRAWS] else Kind.GREEDY
+        self.is_filtered = bool(draw[Kind.FILTERED])
         self.is_scored = message.is_scored
         self.finish: str | None = None  # why it ended
         self.stopped_by: int | str = ""
@@ -78,6 +83,10 @@ class PlanCommand(ForwardCommand):
     def is_ready(self) -> bool:
         """Whether it may run now: it has pages for what is next, and its grammar."""
         return not self.is_waiting and self._room >= self.num_tokens
+
+    @property
+    def is_masked(self) -> bool:
+        return self.visible is not None
 
     @property
     def num_due(self) -> int:

@@ -1,4 +1,4 @@
-"""What runs in the next step: order, hazards, budgets, priorities.  No tensors, no sockets, no clock of its own.
+"""What runs in the next step: order, hazards, shares, priorities.  No tensors, no sockets, no clock of its own.
 
 * Commands of one queue run in order of arrival: none runs in an earlier step than one before it.  Those that
   do not conflict may share a step, so that one queue can carry a whole beam.
@@ -8,7 +8,10 @@
   cut where it ends.  Within each: higher priority first, then first come, first served.
 * Nothing starves: a command that has waited for `max_wait_s` goes before all that arrived later, whatever
   their kind and priority.  So it waits at most `max_wait_s`, plus the steps for what arrived before it.
-* Work-conserving: whatever may run and fits in the budgets does.
+* With a cost model, time is shared (`shares.py`): all of the above decides who comes first among those who have not
+  had their share.  What has none left, aged or urgent, waits for the next step, and prefills and outputs are cut to
+  what is left of it.
+* Work-conserving: no step is empty while anything may run, and an inferlet alone has all of it.
 * A plan stays at the head of its queue from step to step.  Each step's tokens count as having just arrived.
 """
 
@@ -18,11 +21,15 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TypeAlias
 
+from pieray.sched.chunks import Chunk, add_chunk, cut, decode_seconds, whole
 from pieray.sched.commands import U32, Command, CopyCommand, ForwardCommand, LaneKey, page_slots
+from pieray.sched.costs import CostModel, Kind, Work, no_work
 from pieray.sched.hazards import PageIndex, Poison
 from pieray.sched.plans import PlanCommand
+from pieray.sched.shares import Account, Demand, Shares, Tenant
 
 DECODE_TOKENS = 16
 """A pass of so few tokens is a decode: one token, or the drafts of one."""
@@ -32,32 +39,56 @@ _Candidate: TypeAlias = tuple[int, int, int, Command]  # class, minus priority, 
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step: `copies` in order, then all `forwards`, each (command, first token, number of tokens)."""
+    """One step: `copies` in order, then all `forwards`.  `work` is what it is made of, if there is a cost model."""
 
     copies: list[CopyCommand] = field(default_factory=list)
-    forwards: list[tuple[ForwardCommand, int, int]] = field(default_factory=list)
+    forwards: list[Chunk] = field(default_factory=list)
     num_tokens: int = 0
+    work: Work = field(default_factory=no_work)
 
 
 class _Lane:
     """One inferlet's commands."""
 
-    __slots__ = ("index", "queues", "unfinished")
+    __slots__ = ("account", "index", "queues", "unfinished")
 
-    def __init__(self) -> None:
+    def __init__(self, account: Account) -> None:
+        self.account = account
         self.queues: dict[int, deque[Command]] = {}  # not fully scheduled; none is empty
         self.unfinished: dict[int, Command] = {}  # by order of arrival: in queues or in the running step
         self.index: PageIndex | None = None  # only from the second unfinished command on
 
+    def only_plan(self) -> PlanCommand | None:
+        """The head of its queue, if there is but one queue and that is a plan."""
+        if len(self.queues) != 1:
+            return None
+        (queue,) = self.queues.values()
+        command = queue[0]
+        return command if isinstance(command, PlanCommand) else None
+
 
 class Scheduler:
-    """Holds commands until a step takes them.  `next_step` and then `finish` for each command that has ended."""
+    """Holds commands until a step takes them.  `next_step` and then `finish` for each command that has ended.
 
-    def __init__(self, page_size: int, max_batch_tokens: int, max_batch_requests: int, max_wait_s: float = 1.0) -> None:
+    Without `costs`, tokens and requests alone bound a step, and nobody is held to a share.
+    """
+
+    def __init__(
+        self,
+        page_size: int,
+        max_batch_tokens: int,
+        max_batch_requests: int,
+        max_wait_s: float = 1.0,
+        costs: CostModel | None = None,
+    ) -> None:
         self.page_size = page_size
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_requests = max_batch_requests
         self.max_wait_s = max_wait_s
+        self._costs = costs
+        self._shares = Shares()
+        self._tenants: dict[LaneKey, str] = {}
+        self._now = 0.0  # of the last step
         self._lanes: dict[LaneKey, _Lane] = {}
         self._poison: dict[LaneKey, Poison] = {}
         self._next_seq = 0
@@ -80,6 +111,10 @@ class Scheduler:
 
     # --- in --------------------------------------------------------------------------------------
 
+    def introduce(self, lane: LaneKey, tenant: str) -> None:
+        """Whose inferlet it is: to be told before its commands come.  Those of nobody share one tenant."""
+        self._tenants[lane] = tenant
+
     def submit(self, command: Command, now: float) -> bool:
         """Take a command; False: what it reads was to be written by one that failed, so it must be failed too."""
         key = command.lane
@@ -87,15 +122,13 @@ class Scheduler:
             return False
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane()
+            lane = self._lanes[key] = _Lane(self._shares.open(key, self._tenants.get(key, "")))
         command.seq = command.turn = self._next_seq
         command.arrived = now
         self._next_seq += 1
         if lane.unfinished:
             if lane.index is None:
-                lane.index = PageIndex()
-                for first in lane.unfinished.values():
-                    lane.index.add(first)
+                lane.index = PageIndex(lane.unfinished.values())
             lane.index.add(command)
         lane.unfinished[command.seq] = command
         queue = lane.queues.get(command.queue)
@@ -111,38 +144,124 @@ class Scheduler:
 
     def next_step(self, now: float) -> StepPlan:
         """Choose, and count as scheduled, what runs in the next step; empty without work."""
+        self._now = now
+        if (plan := self._decode_step(now)) is not None:
+            return plan
         plan = StepPlan()
         heap = [self._candidate(command, now) for command in self._candidates()]
+        if self._costs is not None and heap:
+            self._begin_shares(self._costs, heap, now)
         heapq.heapify(heap)
+        waiting: list[_Candidate] = []  # their inferlets have had their share
         while heap:
-            command = heapq.heappop(heap)[3]
-            lane = self._lanes[command.lane]
-            if isinstance(command, CopyCommand):
-                if len(plan.copies) < self.max_batch_requests:
-                    plan.copies.append(command)
-                    self._advance(lane, command, heap, now)
-                    self._release(lane, command, heap, now)
-            elif isinstance(command, ForwardCommand):
-                is_taken = self._take(plan, command)
-                if isinstance(command, PlanCommand):
-                    if is_taken:
-                        command.turn, command.arrived = self._next_seq, now
-                        self._next_seq += 1
-                elif command.num_done == command.num_tokens:
-                    self._advance(lane, command, heap, now)
+            one = heapq.heappop(heap)
+            if not self._run(plan, one[3], heap, now):
+                waiting.append(one)
+        if waiting and not plan.copies and not plan.forwards:
+            self._run(plan, waiting[0][3], heap, now, is_forced=True)
         return plan
+
+    def _decode_step(self, now: float) -> StepPlan | None:
+        """The step of plans that all decode, one of each inferlet, if it has room for them all and none of them takes
+        more than its share: what `next_step` would choose otherwise, without a look at each account.  Else None."""
+        heads: list[tuple[int, PlanCommand, int]] = []
+        num_tokens = square = 0
+        shortest, longest = 1 << 62, 0
+        tenants: dict[Tenant, int] = {}
+        for lane in self._lanes.values():
+            command = lane.only_plan()
+            num_due = command.num_tokens - command.num_done if command is not None else DECODE_TOKENS + 1
+            if command is None or num_due > DECODE_TOKENS:
+                return None
+            if command.num_blockers or not command.is_ready:
+                continue
+            reach = num_due * (command.kv_len + command.num_tokens)
+            shortest, longest = min(shortest, reach), max(longest, reach)
+            square += reach
+            num_tokens += num_due
+            tenant = lane.account.tenant
+            tenants[tenant] = tenants.get(tenant, 0) + 1
+            heads.append((command.turn, command, num_due))
+        if not 0 < len(heads) <= self.max_batch_requests or num_tokens > self.max_batch_tokens:
+            return None
+        most = max(tenants.values()) if len(tenants) > 1 else 1
+        if self._costs is not None and not self._shares.are_even(self._costs, shortest, longest, most):
+            return None
+        return self._decodes(heads, num_tokens, square, now)
+
+    def _decodes(self, heads: list[tuple[int, PlanCommand, int]], num_tokens: int, square: int, now: float) -> StepPlan:
+        plan = StepPlan(num_tokens=num_tokens)
+        work, forwards, seq = plan.work, plan.forwards, self._next_seq
+        work[Kind.ITEMS], work[Kind.TOKENS], work[Kind.ATTENTION] = len(heads), num_tokens, square
+        heads.sort(key=itemgetter(0))
+        for _, command, num_due in heads:
+            forwards.append(Chunk(command, command.num_done, num_due, (), False))
+            command.num_done += num_due
+            command.turn, command.arrived = seq, now
+            seq += 1
+            work[command.draw_kind] += num_due
+            if command.is_filtered or command.masks:
+                work[Kind.FILTERED] += num_due
+        self._next_seq = seq
+        self._num_queued_tokens -= num_tokens
+        return plan
+
+    def _begin_shares(self, costs: CostModel, heap: list[_Candidate], now: float) -> None:
+        """Tell what each inferlet wants of the step."""
+        demands: dict[LaneKey, Demand] = {}
+        for _, _, _, command in heap:
+            demand = demands.get(command.lane)
+            if demand is None:
+                demand = demands[command.lane] = Demand(self._lanes[command.lane].account, 0.0, has_more=False)
+            if isinstance(command, ForwardCommand) and _is_decode(command, costs):
+                demand.decode_s += decode_seconds(command, costs)
+            else:
+                demand.has_more = True
+        self._shares.begin(now, list(demands.values()), costs.seconds[Kind.STEP], costs.decode(1, 0))
+
+    def _run(
+        self, plan: StepPlan, command: Command, heap: list[_Candidate], now: float, *, is_forced: bool = False
+    ) -> bool:
+        """Put what may run of the command into the step; False: its inferlet has had its share."""
+        lane = self._lanes[command.lane]
+        if isinstance(command, CopyCommand):
+            if len(plan.copies) < self.max_batch_requests:
+                if not self._copy(plan, lane, command, is_forced=is_forced):
+                    return False
+                self._advance(lane, command, heap, now)
+                self._release(lane, command, heap, now)
+        elif isinstance(command, ForwardCommand):
+            room = self.max_batch_tokens - plan.num_tokens
+            if room > 0 and len(plan.forwards) < self.max_batch_requests:
+                chunk = self._chunk(plan, lane, command, room, is_forced=is_forced)
+                if chunk is None:
+                    return False
+                self._take(plan, chunk)
+                if isinstance(command, PlanCommand):
+                    command.turn, command.arrived = self._next_seq, now
+                    self._next_seq += 1
+                elif chunk.is_last:
+                    self._advance(lane, command, heap, now)
+        return True
 
     def finish(self, command: Command) -> None:
         """A scheduled command has ended, well or not."""
         lane = self._lanes.get(command.lane)
         if lane is None or lane.unfinished.pop(command.seq, None) is not command:
             return  # dropped meanwhile
-        if lane.index is not None:
+        if lane.index is not None and command.num_blockers:  # it has not run: what waited for it waits for others now
+            lane.index = PageIndex(lane.unfinished.values())
+        elif lane.index is not None:
             lane.index.remove(command)
             for dependent in command.dependents:
                 dependent.num_blockers -= 1
+        self._left(command.lane, lane)
+
+    def _left(self, key: LaneKey, lane: _Lane) -> None:
+        """Commands of the inferlet have left."""
         if not lane.unfinished:
-            del self._lanes[command.lane]
+            del self._lanes[key]
+            self._shares.leave(key, self._now)
 
     def drawn(self, plan: PlanCommand, num_due: int) -> None:
         """A plan of the step has drawn: it ends, or has other tokens to run than the `num_due` that it had."""
@@ -183,9 +302,25 @@ class Scheduler:
             del self._poison[command.lane]
         for one in (command, *doomed):
             one.is_over = True
-            self._unqueue(lane, one)
-            self.finish(one)
+            del lane.unfinished[one.seq]
+        self._drop_over(lane)
+        if lane.index is not None:
+            lane.index = PageIndex(lane.unfinished.values())
+        self._left(command.lane, lane)
         return doomed
+
+    def _drop_over(self, lane: _Lane) -> None:
+        """Take those that are over out of the inferlet's queues."""
+        for name, queue in list(lane.queues.items()):
+            over = [one for one in queue if one.is_over]
+            if not over:
+                continue
+            for one in over:
+                self._uncount(one)
+            if len(over) == len(queue):
+                del lane.queues[name]
+            else:
+                lane.queues[name] = deque(one for one in queue if not one.is_over)
 
     # --- the end of inferlets --------------------------------------------------------------------
 
@@ -196,12 +331,14 @@ class Scheduler:
         """
         keys: list[LaneKey]
         if inferlet is None:
-            keys = [key for key in {**self._lanes, **self._poison} if key[0] == peer_id]
+            keys = [key for key in {**self._lanes, **self._poison, **self._tenants} if key[0] == peer_id]
         else:
             keys = [(peer_id, inferlet)]
         dropped: list[Command] = []
         for key in keys:
             self._poison.pop(key, None)
+            self._tenants.pop(key, None)
+            self._shares.close(key)
             lane = self._lanes.pop(key, None)
             if lane is not None:
                 dropped += lane.unfinished.values()
@@ -231,17 +368,37 @@ class Scheduler:
         kind = 1 if command.is_copy else 2 if command.num_due <= DECODE_TOKENS else 3
         return kind, -command.priority, command.turn, command
 
-    def _take(self, plan: StepPlan, command: ForwardCommand) -> bool:
-        """Put what fits of the command into the step; False: nothing does."""
-        room = self.max_batch_tokens - plan.num_tokens
-        if room <= 0 or len(plan.forwards) >= self.max_batch_requests:
-            return False
-        num_tokens = min(room, command.num_tokens - command.num_done)
-        plan.forwards.append((command, command.num_done, num_tokens))
-        plan.num_tokens += num_tokens
-        command.num_done += num_tokens
-        self._num_queued_tokens -= num_tokens
+    def _copy(self, plan: StepPlan, lane: _Lane, command: CopyCommand, *, is_forced: bool) -> bool:
+        """Put the copy into the step; False: its inferlet has had its share."""
+        if self._costs is not None:
+            if not is_forced and self._shares.allowance(lane.account, is_decode=False) <= 0.0:
+                return False
+            plan.work[Kind.COPIES] += len(command.copies)
+            seconds = len(command.copies) * self._costs.seconds[Kind.COPIES]
+            self._shares.charge(lane.account, seconds, is_decode=False)
+        plan.copies.append(command)
         return True
+
+    def _chunk(
+        self, plan: StepPlan, lane: _Lane, command: ForwardCommand, room: int, *, is_forced: bool
+    ) -> Chunk | None:
+        """What of the command goes into the step, with `room` for tokens; None: its inferlet has had its share."""
+        costs = self._costs
+        if costs is None:
+            return whole(command, room)
+        shares, account = self._shares, lane.account
+        is_decode = _is_decode(command, costs)
+        seconds = shares.allowance(account, is_decode=is_decode)
+        if seconds <= 0.0 and not is_forced:
+            return None
+        chunk = cut(command, room, seconds, costs)
+        shares.charge(account, add_chunk(plan.work, chunk, costs), is_decode=is_decode)
+        return chunk
+
+    def _take(self, plan: StepPlan, chunk: Chunk) -> None:
+        plan.forwards.append(chunk)
+        plan.num_tokens += chunk.num_tokens
+        self._num_queued_tokens -= chunk.command.num_done - chunk.start
 
     def _advance(self, lane: _Lane, command: Command, heap: list[_Candidate], now: float) -> None:
         """The command is fully scheduled: the next of its queue may join the step."""
@@ -280,3 +437,10 @@ class Scheduler:
     def _uncount(self, command: Command) -> None:
         self.num_queued -= 1
         self._num_queued_tokens -= command.num_tokens - command.num_done
+
+
+def _is_decode(command: ForwardCommand, costs: CostModel) -> bool:
+    """Whether it takes part in every step: a few tokens, whose outputs take less than a step does."""
+    if command.num_due > DECODE_TOKENS:
+        return False
+    return not command.outputs or command.seconds_of_outputs(costs.output) <= costs.bare

@@ -48,6 +48,10 @@ class VerifyCommand(ForwardCommand):
         """Whether two drafts follow the same."""
         return not np.array_equal(self.parents, np.arange(len(self.parents)))
 
+    @property
+    def is_masked(self) -> bool:
+        return self.is_tree or self.visible is not None
+
     def tickets(self) -> list[int]:
         return [self.ticket]
 

@@ -6,15 +6,16 @@ import abc
 import dataclasses
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pieray.errors import PeerLost, PierayError, ProtocolError
 from pieray.messages import Message, decode
 from pieray.transport.frames import frames_of
+from pieray.transport.lanes import Lanes, Refused
 
-#: What may wait for a slow peer; more closes the connection.
+#: What may wait for a slow peer, beside lanes; more closes the connection.
 MAX_QUEUED_BYTES = 64 << 20
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,10 @@ class Connection(abc.ABC):
     """One end of a link between two processes; all methods may be called from any thread.
 
     Frames arrive whole, in order, at most once, or the connection closes.  Nothing is resent.
+
+    Messages sent in a *lane* (an inferlet's, say) keep their order within it alone.  They may be of any size together:
+    what is bulk travels in parts, lane by lane, as fast as the peer reads (`pieray.transport.lanes`), so that neither
+    MAX_QUEUED_BYTES nor another lane's bulk is in their way.  One that cannot travel is told to `on_refused`.
     """
 
     def __init__(self, service: Service, *, peer_id: str, role: str, incarnation: int) -> None:
@@ -93,6 +98,8 @@ class Connection(abc.ABC):
         self._lock = threading.Lock()  # guards sending and closing
         self._posted: list[Message] = []
         self._lost: PeerLost | None = None
+        self._lanes = Lanes(self, peer_id, self._refuse, MAX_QUEUED_BYTES)
+        self.on_refused: Refused = self._log_refused  # set by the service, in `on_connect`
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
@@ -103,23 +110,28 @@ class Connection(abc.ABC):
         """False from the moment either end has closed, or the peer is known to be gone."""
         return self._lost is None
 
-    def send(self, messages: Sequence[Message]) -> None:
+    def send(self, messages: Sequence[Message], *, lane: Hashable = None) -> None:
         """Send the messages, behind those posted before, as one frame; never waits for the peer.
 
         Raises PeerLost if the connection is closed, or if more than MAX_QUEUED_BYTES wait for a peer that
         reads too slowly (which closes it); InvalidRequest for a message that cannot be encoded or exceeds
-        MAX_FRAME_BYTES: all others have been sent then.
+        MAX_FRAME_BYTES: all others have been sent then.  With a lane, see above.
         """
+        if lane is not None and self._keeps(lane, messages):
+            self.flush()
+            return
         with self._lock:
             if self._posted:
                 messages, self._posted = [*self._posted, *messages], []
             self._send_locked(messages)
 
-    def post(self, messages: Sequence[Message]) -> None:
+    def post(self, messages: Sequence[Message], *, lane: Hashable = None) -> None:
         """Collect the messages for the next `flush` or `send`; what is never flushed is dropped at close.
 
         Raises PeerLost if the connection is closed.
         """
+        if lane is not None and self._keeps(lane, messages):
+            return
         with self._lock:
             if self._lost is not None:
                 raise PeerLost(self._lost.message)
@@ -132,12 +144,55 @@ class Connection(abc.ABC):
                 messages, self._posted = self._posted, []
                 self._send_locked(messages)
 
+    def drop_lane(self, lane: Hashable) -> None:
+        """Forget what waits in the lane: nobody needs it any more."""
+        self._lanes.drop(lane)
+
     def close(self, reason: str = "closed") -> None:
         """End the connection now: what is still queued may be dropped.  Idempotent; `on_close` follows."""
         with self._lock:
             self._close_locked(reason)
 
+    # --- lanes -----------------------------------------------------------------------------------
+
+    @property
+    def num_waiting(self) -> int:
+        """About how many bytes wait to be sent, in lanes and behind them."""
+        return self._lanes.num_bytes + self.num_unsent if self._lost is None else 0
+
+    def send_part(self, messages: Sequence[Message]) -> None:
+        """See `pieray.transport.lanes.Road`."""
+        self.send(messages)
+
+    def stall(self, num_bytes: int) -> None:
+        """See `pieray.transport.lanes.Road`."""
+        self.close(f"the peer does not read: {num_bytes} bytes wait for it")
+
+    def _keeps(self, lane: Hashable, messages: Sequence[Message]) -> bool:
+        """Whether the lanes have taken the messages.  Raises PeerLost."""
+        if self._lost is not None:
+            raise PeerLost(self._lost.message)
+        return self._lanes.takes(lane, messages)
+
+    def _refuse(self, message: Message, error: PierayError) -> None:
+        try:
+            self.on_refused(message, error)
+        except PierayError as problem:
+            log.warning("%r: nobody could be told of %s: %s", self, type(message).__name__, problem)
+
+    def _log_refused(self, message: Message, error: PierayError) -> None:
+        log.warning("%r: a %s cannot be sent: %s", self, type(message).__name__, error)
+
     # --- for the transports --------------------------------------------------------------------
+
+    @property
+    @abc.abstractmethod
+    def num_unsent(self) -> int:
+        """Bytes that wait in this end."""
+
+    @abc.abstractmethod
+    def wait_sent(self, num_bytes: int, timeout_s: float) -> int:
+        """See `pieray.transport.lanes.Road`."""
 
     @abc.abstractmethod
     def _write(self, frame: bytes) -> None:
@@ -180,7 +235,7 @@ class Connection(abc.ABC):
             log.warning("%r: %s", self, reason)
         except OSError as error:
             reason = error.strerror or repr(error)
-        except Exception as error:
+        except BaseException as error:  # a panic of native code too: nobody would read any more
             reason = f"internal error {error!r}"
             log.exception("%r", self)
         self._end(reason)
@@ -191,13 +246,13 @@ class Connection(abc.ABC):
         assert self._lost is not None
         try:
             self._service.on_close(self, self._lost)
-        except Exception:
+        except BaseException:
             log.exception("%r: on_close raised", self)
 
     def _accept(self) -> None:
         try:
             self._service.on_connect(self)
-        except Exception as error:
+        except BaseException as error:
             log.exception("%r: on_connect raised", self)
             self.close(f"on_connect raised {error!r}")
 
@@ -207,7 +262,7 @@ class Connection(abc.ABC):
             return
         try:
             self._service.on_messages(self, messages)
-        except Exception as error:
+        except BaseException as error:
             log.exception("%r: on_messages raised", self)
             self.close(f"on_messages raised {error!r}")
 
@@ -224,6 +279,7 @@ class Connection(abc.ABC):
         if self._lost is None:
             self._lost = PeerLost(f"connection with {self.peer_id} ({self.role}): {reason}")
             self._posted.clear()
+            self._lanes.close()
             self._shut()
 
     def _give_up(self, reason: str) -> PeerLost:

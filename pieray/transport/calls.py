@@ -63,15 +63,15 @@ class PendingCalls:
     def submit(self, conn: Connection, make: Callable[[int], Message], done: Done, *, post: bool = False) -> int:
         """Send `make(ticket)` and return the ticket; `post` leaves it to the connection's next `flush`.
 
+        What is meant for an inferlet (`instance_id`) goes in a lane of its own.
+
         Raises as `Connection.send` and `make` do; `done` is not called then.
         """
         ticket = self.expect(conn, done)
         try:
             message = make(ticket)
-            if post:
-                conn.post((message,))
-            else:
-                conn.send((message,))
+            send = conn.post if post else conn.send
+            send((message,), lane=getattr(message, "instance_id", None))
         except BaseException:
             if self.forget(ticket):
                 raise
@@ -120,6 +120,12 @@ class PendingCalls:
                 others.append(message)
         return others
 
+    def refuse(self, message: Message, error: PierayError) -> None:
+        """The message of a call cannot travel (`Connection.on_refused`): the call ends with the error."""
+        pending = self._pending.get(ticket := getattr(message, "ticket", 0))
+        if pending is not None:
+            self._finish(pending.conn, ticket, None, error)
+
     def fail_all(self, conn: Connection, error: PeerLost) -> None:
         """End every call over the connection: each gets an error of its own with the same text."""
         for ticket in [ticket for ticket, pending in self._pending.copy().items() if pending.conn is conn]:
@@ -131,5 +137,5 @@ class PendingCalls:
             return
         try:
             pending.done(value, error)
-        except Exception:
+        except BaseException:
             log.exception("the callback of ticket %d raised", ticket)

@@ -65,9 +65,9 @@ class ServerHandshake:
             raise ProtocolError(f"a connection opens with one Hello; {messages!r} came")
         return messages[0]
 
-    def welcome(self, peer_id: str, incarnation: int) -> bytes:
+    def welcome(self, welcome: Welcome) -> bytes:
         """The last word to a peer that was accepted."""
-        return self._signed(Welcome(peer_id, incarnation))
+        return self._signed(welcome)
 
     def refusal(self, error: PierayError) -> bytes:
         """The last word to a peer that was not."""

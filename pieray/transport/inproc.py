@@ -7,6 +7,7 @@ import threading
 import weakref
 
 from pieray.errors import PeerLost
+from pieray.messages import Welcome
 from pieray.transport.base import MAX_QUEUED_BYTES, Connection, Endpoint, Service
 from pieray.transport.frames import FrameQueue
 from pieray.transport.handshake import ClientHandshake, ServerHandshake, check_token
@@ -33,6 +34,14 @@ class InprocConnection(Connection):
         super().__init__(service, peer_id=peer_id, role=role, incarnation=incarnation)
         self._inbox = inbox
         self._outbox = outbox
+
+    @property
+    def num_unsent(self) -> int:
+        return self._outbox.num_bytes
+
+    def wait_sent(self, num_bytes: int, timeout_s: float) -> int:
+        self._outbox.wait_below(num_bytes, timeout_s)
+        return self._outbox.num_bytes
 
     def _write(self, frame: bytes) -> None:
         if self._outbox.put(frame):
@@ -78,7 +87,7 @@ class InprocListener:
         """The connecting end of a new pair, whose other end is served already."""
         server = ServerHandshake(self._token)
         server.accept(handshake.answer(server.greeting))
-        handshake.finish(server.welcome(self.endpoint.peer_id, self.endpoint.incarnation), endpoint)
+        handshake.finish(server.welcome(Welcome(self.endpoint.peer_id, self.endpoint.incarnation)), endpoint)
         there, here = FrameQueue(MAX_QUEUED_BYTES), FrameQueue(MAX_QUEUED_BYTES)
         incarnation = self.endpoint.incarnation
         far = InprocConnection(

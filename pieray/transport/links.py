@@ -60,6 +60,8 @@ def connect(
 ) -> Connection:
     """Connect to the listener behind the endpoint; `peer_id` is ours, and unique for the life of the process.
 
+    Heartbeats are as the listener says, unless `options` says otherwise.
+
     Raises Denied (wrong token, on either end), ProtocolError (another schema, or no pieray listener),
     DeadlineExceeded after timeout_s, PeerLost (nobody is there, or the endpoint is of an earlier
     incarnation: ask for the new one).
@@ -73,7 +75,7 @@ def connect(
             peer_id=peer_id,
             token=token,
             timeout_s=timeout_s,
-            options=options or SocketOptions(),
+            options=options,
         )
     if endpoint.kind == "inproc":
         return connect_inproc(endpoint, service, role=role, peer_id=peer_id, token=token)

@@ -14,7 +14,7 @@ class SocketOptions:
     heartbeat_s: float = 2.0  # TCP only: an idle connection carries one empty frame this often
     lost_after_s: float = 10.0  # TCP only: a peer silent for so long is gone (host vanished, process frozen)
     handshake_s: float = 5.0  # a peer that has not authenticated by then is dropped
-    max_half_open: int = 32  # peers that may be authenticating at once on each listening socket; others wait
+    max_half_open: int = 128  # peers that may be authenticating at once on each listening socket: see `Door`
 
     def __post_init__(self) -> None:
         if not 0 < self.heartbeat_s <= self.lost_after_s / 2:

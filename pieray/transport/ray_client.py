@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from pieray.transport.base import MAX_QUEUED_BYTES, Connection, Endpoint, Servic
 from pieray.transport.frames import FrameQueue, joined, split
 from pieray.transport.handshake import ClientHandshake
 from pieray.transport.ray_server import CALL_BYTES
+
+log = logging.getLogger(__name__)
 
 _POLL_S = 5.0
 _CALL_S = 60.0  # an actor that does not answer a call of ours for so long is lost
@@ -72,6 +75,14 @@ class RayConnection(Connection):
     def _prepare(self) -> None:
         threading.Thread(target=self._push_all, name=f"pieray-push-{self.peer_id}", daemon=True).start()
 
+    @property
+    def num_unsent(self) -> int:
+        return self._outbox.num_bytes
+
+    def wait_sent(self, num_bytes: int, timeout_s: float) -> int:
+        self._outbox.wait_below(num_bytes, timeout_s)
+        return self._outbox.num_bytes
+
     def _write(self, frame: bytes) -> None:
         if not self._outbox.put(frame):
             raise self._too_slow(self._outbox.num_bytes + len(frame))
@@ -85,6 +96,9 @@ class RayConnection(Connection):
                     return
         except (PeerLost, DeadlineExceeded) as error:
             self.close(error.message)
+        except BaseException as error:
+            log.exception("%r", self)
+            self.close(f"internal error {error!r}")
         self._peer.tell("transport_close", self._conn_id)
 
     def _read(self) -> None:

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 
 from pieray.errors import ConfigError, PeerLost, PierayError
-from pieray.messages import Hello
+from pieray.messages import Hello, Welcome
 from pieray.transport.base import MAX_QUEUED_BYTES, Connection, Endpoint, Service
 from pieray.transport.frames import FrameQueue, joined, split
 from pieray.transport.handshake import ServerHandshake, check_token
@@ -113,7 +113,7 @@ class RayListener:
             hello = handshake.accept(answer)
         except PierayError as error:
             return 0, handshake.refusal(error)
-        return self._adopt(hello), handshake.welcome(self.endpoint.peer_id, self.endpoint.incarnation)
+        return self._adopt(hello), handshake.welcome(Welcome(self.endpoint.peer_id, self.endpoint.incarnation))
 
     def push(self, conn_id: int, stream: bytes) -> bool:
         """See RayEndpointMixin."""
@@ -196,6 +196,14 @@ class RayServerConnection(Connection):
     def hang_up(self) -> None:
         """The peer has closed; what it pushed before is still delivered."""
         self._inbox.close()
+
+    @property
+    def num_unsent(self) -> int:
+        return self._outbox.num_bytes
+
+    def wait_sent(self, num_bytes: int, timeout_s: float) -> int:
+        self._outbox.wait_below(num_bytes, timeout_s)
+        return self._outbox.num_bytes
 
     def _write(self, frame: bytes) -> None:
         if not self._outbox.put(frame):

@@ -6,12 +6,16 @@ import socket
 import time
 
 from pieray.errors import DeadlineExceeded, PeerLost
+from pieray.messages import Welcome
 from pieray.transport.base import Connection, Endpoint, Service
 from pieray.transport.blocks import receive_block, receive_bytes, send_block, time_left
 from pieray.transport.handshake import GREETING_BYTES, ClientHandshake
 from pieray.transport.options import SocketOptions
 from pieray.transport.stream import StreamConnection
 from pieray.transport.unix_path import boot_id
+
+RETRY_S = 0.05
+"""Before a listener is tried again that has hung up during the handshake."""
 
 
 def connect_socket(
@@ -22,37 +26,67 @@ def connect_socket(
     peer_id: str,
     token: str,
     timeout_s: float,
-    options: SocketOptions,
+    options: SocketOptions | None,
 ) -> Connection:
     """A connection to a SocketListener; see `pieray.transport.connect`."""
-    handshake = ClientHandshake(token, role=role, peer_id=peer_id)
     deadline = time.monotonic() + timeout_s
+    hung_up: PeerLost | None = None
+    while True:
+        handshake = ClientHandshake(token, role=role, peer_id=peer_id)
+        try:
+            sock, welcome = _authenticated(handshake, endpoint, deadline)
+            break
+        except _HungUpError as error:  # the listener may have had too many peers at its door
+            hung_up = PeerLost(f"{endpoint.peer_id}: {error} (during the handshake)")
+        except TimeoutError as error:
+            if hung_up is not None:
+                raise hung_up from error
+            raise DeadlineExceeded(f"{endpoint.peer_id} did not finish the handshake within {timeout_s} s") from error
+        if time.monotonic() + RETRY_S >= deadline:
+            raise hung_up
+        time.sleep(RETRY_S)
+    options = options or SocketOptions(heartbeat_s=welcome.heartbeat_s, lost_after_s=welcome.lost_after_s)
     try:
-        sock = _open(endpoint, deadline)
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"{endpoint.peer_id} did not answer within {timeout_s} s") from error
-    try:
-        _authenticate(sock, handshake, endpoint, deadline)
         connection = StreamConnection(
             sock, service, peer_id=endpoint.peer_id, role=role, incarnation=endpoint.incarnation, options=options
         )
-    except TimeoutError as error:
-        sock.close()
-        raise DeadlineExceeded(f"{endpoint.peer_id} did not finish the handshake within {timeout_s} s") from error
     except OSError as error:
         sock.close()
-        raise PeerLost(f"{endpoint.peer_id}: {error} (during the handshake)") from error
-    except BaseException:
-        sock.close()
-        raise
+        raise PeerLost(f"{endpoint.peer_id}: {error} (behind the handshake)") from error
     connection.start()
     return connection
 
 
-def _authenticate(sock: socket.socket, handshake: ClientHandshake, endpoint: Endpoint, deadline: float) -> None:
-    greeting = receive_bytes(sock, GREETING_BYTES, deadline)
-    send_block(sock, handshake.answer(greeting), deadline)
-    handshake.finish(receive_block(sock, deadline), endpoint)
+class _HungUpError(Exception):
+    """The other end has closed the connection before the handshake was over."""
+
+
+def _authenticated(
+    handshake: ClientHandshake, endpoint: Endpoint, deadline: float
+) -> tuple[socket.socket, Welcome]:
+    """A socket whose handshake is done, and the listener's word.
+
+    Raises _HungUpError, TimeoutError, and as `ClientHandshake.finish`.
+    """
+    sock = _open(endpoint, deadline)
+    try:
+        greeting = receive_bytes(sock, GREETING_BYTES, deadline)
+        send_block(sock, handshake.answer(greeting), deadline)
+        last = receive_block(sock, deadline)
+    except TimeoutError:
+        sock.close()
+        raise
+    except (OSError, PeerLost) as error:
+        sock.close()
+        raise _HungUpError(str(error)) from error
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        return sock, handshake.finish(last, endpoint)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _open(endpoint: Endpoint, deadline: float) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import socket
 import struct
 import threading
@@ -12,6 +13,8 @@ from pieray.errors import PeerLost
 from pieray.transport.base import MAX_QUEUED_BYTES, Connection, Service
 from pieray.transport.frames import HEARTBEAT, PREFIX, check_length
 from pieray.transport.options import SocketOptions
+
+log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 16  # one read; larger frames get a buffer of their own
 _WHOLE_BYTES = 1 << 17  # frames up to this size are copied behind their prefix: one system call
@@ -47,6 +50,7 @@ class StreamConnection(Connection):
         self._queue: deque[bytes | memoryview] = deque()  # while not empty, only the writer sends
         self._num_queued = 0
         self._wake = threading.Condition(self._lock)
+        self._sent = threading.Condition(self._lock)  # told when the queue gets shorter
         self._writer: threading.Thread | None = None
         _configure(sock, self._heartbeat_s)
 
@@ -54,6 +58,15 @@ class StreamConnection(Connection):
         if self._heartbeat_s is not None:
             with self._lock:
                 self._start_writer()
+
+    @property
+    def num_unsent(self) -> int:
+        return self._num_queued
+
+    def wait_sent(self, num_bytes: int, timeout_s: float) -> int:
+        with self._sent:
+            self._sent.wait_for(lambda: self._num_queued <= num_bytes or not self.is_open, timeout_s)
+            return self._num_queued
 
     # --- writing -------------------------------------------------------------------------------
 
@@ -100,6 +113,9 @@ class StreamConnection(Connection):
                 self._count_silence()
             except OSError as error:
                 self.close(f"{error.strerror or error!r}")
+            except BaseException as error:
+                log.exception("%r", self)
+                self.close(f"internal error {error!r}")
             else:
                 self._forget(sent)
 
@@ -115,11 +131,14 @@ class StreamConnection(Connection):
 
     def _forget(self, sent: int) -> None:
         with self._lock:
+            if not self.is_open:  # all is forgotten already
+                return
             self._num_queued -= sent
             while self._queue and sent >= len(self._queue[0]):
                 sent -= len(self._queue.popleft())
             if sent:
                 self._queue[0] = memoryview(self._queue[0])[sent:]
+            self._sent.notify_all()
 
     def _beat(self) -> None:
         """Nothing was queued for an interval."""
@@ -200,6 +219,7 @@ class StreamConnection(Connection):
         self._queue.clear()
         self._num_queued = 0
         self._wake.notify_all()
+        self._sent.notify_all()
         shut_down(self._sock)
 
     def _release(self) -> None:

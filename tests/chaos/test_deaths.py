@@ -117,7 +117,7 @@ def test_a_client_that_dies_leaves_its_inferlet_to_others(engine: Any) -> None:
     process.send("a")
     with pieray.connect(namespace=engine.config.namespace) as second:
         seen = second.attach(process.id)
-        for link in list(engine._links.values()):
+        for link in engine._links.open_links():
             link.close()
         with pytest.raises(PeerLost):
             process.result(timeout=10)

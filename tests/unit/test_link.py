@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -9,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pieray.errors import NotFound, PeerLost
-from pieray.link import ActorLink
+from pieray.errors import DeadlineExceeded, EngineError, NotFound, PeerLost
+from pieray.link import ActorLink, ActorLinks
 from pieray.messages import Attach, Completed, Event, Failed, Message, ServeTools
 from pieray.process import Process
-from pieray.transport import Connection, serve
+from pieray.transport import Connection, Endpoint, serve
 
 TOKEN = "t" * 64
 
@@ -112,6 +113,41 @@ def test_closing_a_link_waits_until_the_tools_have_ended(actor: Actor, link: Act
     link.close()
     assert ended.has_ended
     assert running.has_ended
+
+
+def test_an_actor_that_does_not_answer_keeps_nobody_from_the_others() -> None:
+    actor, frozen = Actor(), socket.create_server(("127.0.0.1", 0))  # the kernel accepts, nobody greets
+    door = serve(actor, peer_id="host", incarnation=1, token=TOKEN)
+    silent = Endpoint("socket", "frozen", 1, host="127.0.0.1", port=frozen.getsockname()[1])
+    links = ActorLinks(peer_id="client", token=TOKEN, timeout_s=4.0)
+    errors: list[Exception] = []
+
+    def dial() -> None:
+        with pytest.raises(DeadlineExceeded) as found:
+            links.get(silent)
+        errors.append(found.value)
+
+    dialing = [threading.Thread(target=dial) for _ in range(2)]
+    for thread in dialing:
+        thread.start()
+    first = links.get(door.endpoint)
+    assert links.get(door.endpoint) is first
+    actor.conns[-1].close("a test breaks this link")
+    until = time.monotonic() + 3
+    while first.is_open and time.monotonic() < until:
+        time.sleep(0.01)
+    second = links.get(door.endpoint)
+    assert second is not first
+    assert links.open_links() == [second]
+    assert not errors  # all of it while the other one was dialled
+    for thread in dialing:
+        thread.join(20)
+    assert len(errors) == 2
+    links.close()
+    with pytest.raises(EngineError, match="closed"):
+        links.get(door.endpoint)
+    door.close()
+    frozen.close()
 
 
 def test_a_closed_handle_says_so_to_who_holds_a_process(actor: Actor, link: ActorLink) -> None:

@@ -47,6 +47,11 @@ class EmbedsHandlers(HandlerGroup):
                 return ticket
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.FLOATS)
+            try:
+                state.outbox.transfers.expect(ticket, num_bytes, f"the values of {embedding.num_rows} rows have")
+            except BaseException:
+                state.tickets.drop((ticket,))
+                raise
             state.outbox.stage(EmbedLookup(ticket, found, embedding.tokens))
         return ticket
 

@@ -52,9 +52,12 @@ class ForwardHandlers(HandlerGroup):
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.NONE)
             try:
+                num_bytes = len(bits) + sum(map(len, embeds))
+                state.outbox.transfers.hold(ticket, num_bytes, "the mask and the embeddings of this pass have")
                 prepared = state.pages.stage_forward(pages, kv_len, num_tokens, is_masked=True)
             except BaseException:
                 state.tickets.drop((ticket,))
+                state.outbox.transfers.ended(ticket)
                 raise
             if embeds:
                 state.lineage.give_up()
@@ -70,6 +73,9 @@ class ForwardHandlers(HandlerGroup):
         if num_bytes > state.limits.message_bytes:
             raise QuotaExceeded(f"message_bytes: the limit is {state.limits.message_bytes}; the mask of this pass has "
                                 f"{num_bytes}")  # fmt: skip
+        if not found.mask:
+            with state.lock:
+                state.outbox.transfers.hold(pass_, num_bytes, "the mask of this pass has")
         mask = found.mask if isinstance(found.mask, bytearray) else bytearray(found.mask or b"\xff" * num_bytes)
         hide_runs(mask, row, width, runs)
         found.mask = mask
@@ -129,7 +135,7 @@ class ForwardHandlers(HandlerGroup):
         vocab = self._state.models.get("").info.vocab_size
         if not 1 <= k <= vocab:
             raise InvalidRequest(f"k is from 1 to {vocab}, the vocabulary; given {k}")
-        return self._ask(found, Kind.DISTRIBUTION, [DISTRIBUTION, row, k])
+        return self._ask(found, Kind.DISTRIBUTION, [DISTRIBUTION, row, k], 8 * k)
 
     def forward_logprobs(self, pass_: int, row: int, tokens: U32) -> int:
         found = self._open_pass(pass_, row)
@@ -138,16 +144,18 @@ class ForwardHandlers(HandlerGroup):
             given = "none" if len(tokens) == 0 else str(int(tokens.max()))
             raise InvalidRequest(f"token ids, at least one, are below {vocab}; given {given}")
         self._count(found, tokens.nbytes)
-        return self._ask(found, Kind.FLOATS, [LOGPROBS, row, tokens.tobytes()])
+        return self._ask(found, Kind.FLOATS, [LOGPROBS, row, tokens.tobytes()], 4 * len(tokens))
 
     def forward_logits(self, pass_: int, row: int) -> int:
-        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [LOGITS, row])
+        num_bytes = 4 * self._state.models.get("").info.vocab_size
+        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [LOGITS, row], num_bytes)
 
     def forward_entropy(self, pass_: int, row: int) -> int:
         return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [ENTROPY, row])
 
     def forward_hidden(self, pass_: int, row: int) -> int:
-        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [HIDDEN, row])
+        num_bytes = 4 * self._state.models.get("").info.hidden_size
+        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [HIDDEN, row], num_bytes)
 
     def _check_tokens(self, tokens: U32, last: int) -> None:
         """Raise InvalidRequest unless there are tokens, of the vocabulary, and `last` is a position of the model."""
@@ -179,17 +187,26 @@ class ForwardHandlers(HandlerGroup):
         return found
 
     def _count(self, found: Pass, num_bytes: int) -> None:
-        """Raise QuotaExceeded when what a pass carries for its outputs would pass `Limits.message_bytes`."""
+        """Raise QuotaExceeded when what a pass carries for its outputs would pass `Limits.message_bytes` (or
+        `pass_bytes`, with what else is under way)."""
         limit = self._state.limits.message_bytes
         if found.output_bytes + num_bytes > limit:
             raise QuotaExceeded(f"message_bytes: the limit is {limit}; the outputs of this pass have "
                                 f"{found.output_bytes}, one more has {num_bytes}")  # fmt: skip
+        with self._state.lock:
+            self._state.outbox.transfers.hold(found.ticket, num_bytes, "the lists of this pass have")
         found.output_bytes += num_bytes
 
-    def _ask(self, found: Pass, kind: Kind, request: list[object]) -> int:
+    def _ask(self, found: Pass, kind: Kind, request: list[object], num_bytes: int = 0) -> int:
+        """A ticket for an output whose value will have `num_bytes` (0: a few).  Raises QuotaExceeded."""
         state = self._state
         with state.lock:
             ticket = state.tickets.issue(kind)
+            try:
+                state.outbox.transfers.expect(ticket, num_bytes, "the values of this output have")
+            except BaseException:
+                state.tickets.drop((ticket,))
+                raise
             state.outbox.add_output(found, [ticket, *request])
         return ticket
 

@@ -45,11 +45,11 @@ class ClientServers:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._pending[number] = future
         try:
-            conn.send([ClientCall(number, self._instance_id, server, tool, arguments)])
+            conn.send([ClientCall(number, self._instance_id, server, tool, arguments)], lane=self._instance_id)
             return await future
         except asyncio.CancelledError:
             if conn.is_open:
-                conn.send([CancelCall(number, self._instance_id)])
+                conn.send([CancelCall(number, self._instance_id)], lane=self._instance_id)
             raise
         finally:
             del self._pending[number]

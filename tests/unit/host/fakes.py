@@ -17,6 +17,7 @@ from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
+from pieray.host.transfers import Transfers
 from pieray.messages import Completed, Failed, Forward, Launch, Message
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 from pieray.pages.handles import PageSpace
@@ -81,7 +82,8 @@ class Bench:
         lineage = Lineage()
         self.pages = PageSpace(PAGE_SIZE, self.limits.pages, lineage.forget)
         self.tickets = TicketTable(self.limits.tickets)
-        self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0)
+        self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0,
+                             transfers=Transfers(self.limits.pass_bytes, self.services.transfers))  # fmt: skip
         self.log = EventLog("it", self.limits)
         self.mailbox = Mailbox(self.limits, self.tickets.resolve)
         self.state = InstanceState(

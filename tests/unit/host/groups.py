@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pieray.errors import DeviceLost, PeerLost
 from pieray.host.device import DeviceClient
 from pieray.host.sessions import DeviceSessions
-from pieray.messages import CancelInferlet, Completed, FencePeer, Forward, Message
+from pieray.messages import CancelInferlet, Completed, FencePeer, Forward, Message, OpenInferlet
 from pieray.pages.service import LeaseService
 from pieray.transport import Connection, serve
 
@@ -36,7 +36,7 @@ class ScriptedBatcher:
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
         for message in messages:
-            if isinstance(message, FencePeer):
+            if isinstance(message, (FencePeer, OpenInferlet)):
                 continue
             if isinstance(message, CancelInferlet):
                 self.may_cancel.wait(5)

@@ -56,7 +56,7 @@ class Client:
         self.closed: list[str] = []
         self.error: PierayError | None = None
 
-    def send(self, messages: list[Message]) -> None:
+    def send(self, messages: list[Message], *, lane: object = None) -> None:
         if self.error is not None:
             raise self.error
         self.events += [m for m in messages if isinstance(m, Event)]

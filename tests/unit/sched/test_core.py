@@ -68,7 +68,7 @@ class FakeRunner:
         values = {
             "Sample": lambda r: 100 + r.row,
             "Distribution": lambda r: (np.arange(r.k, dtype=np.uint32), np.full(r.k, 0.5, np.float32)),
-            "Logprobs": lambda r: np.array([-token for token in r.token_ids], np.float32),
+            "Logprobs": lambda r: np.array([-int(token) for token in r.token_ids], np.float32),
             "Logits": lambda _: np.zeros(3, np.float32),
         }
         return [values[type(request).__name__](request) for request in wanted]

@@ -38,8 +38,11 @@ class FakeConnection:
     def __init__(self) -> None:
         self.sent: list[Message] = []
 
-    def send(self, messages: list[Message]) -> None:
+    def post(self, messages: list[Message], *, lane: int) -> None:
+        assert all(message.ticket >> 32 == lane for message in messages)  # type: ignore[attr-defined]
         self.sent += messages
+
+    def flush(self) -> None: ...
 
 
 class Rig:
@@ -107,10 +110,10 @@ def test_a_bug_in_the_step_thread_ends_the_batcher(error: BaseException, monkeyp
 def test_a_peer_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rig = Rig(DeadRunner())
 
-    def gone(_: object) -> None:
+    def gone(*_: object, **_lane: object) -> None:
         raise PeerLost("gone")
 
-    monkeypatch.setattr(rig.conn, "send", gone)
+    monkeypatch.setattr(rig.conn, "post", gone)
     monkeypatch.setattr(rig.core, "submit", lambda *_: [("p", Completed(1, None))])
     rig.loop.on_messages(rig.conn, [forward(1, 1)])
     rig.loop.close()

@@ -38,14 +38,14 @@ class Desk:
     def plan(self, now: float = 0.0) -> StepPlan:
         """The next step, run to its end."""
         plan = self.scheduler.next_step(now)
-        for command in [*plan.copies, *(c for c, _, _ in plan.forwards if c.num_done == c.num_tokens)]:
+        for command in [*plan.copies, *(chunk.command for chunk in plan.forwards if chunk.is_last)]:
             self.scheduler.finish(command)
         return plan
 
     def step(self, now: float = 0.0) -> list:
         """Tickets of copies and (ticket, start, tokens) of forwards of the next step."""
         plan = self.plan(now)
-        return [c.ticket for c in plan.copies] + [(c.ticket, start, n) for c, start, n in plan.forwards]
+        return [c.ticket for c in plan.copies] + [(c.ticket, start, n) for c, start, n, *_ in plan.forwards]
 
 
 # --- order and hazards -----------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_failure_takes_those_that_read_its_slots_and_no_others():
     desk.forward(5, [10], 0, 3)  # overwrites all of it
     desk.forward(6, [10], 3)
     plan = desk.scheduler.next_step(0.0)
-    assert [c.ticket for c, _, _ in plan.forwards] == [1]
+    assert [chunk.command.ticket for chunk in plan.forwards] == [1]
     assert [c.ticket for c in desk.scheduler.fail(desk.by_ticket[1])] == [2, 4]
     assert desk.by_ticket[2].is_over
     assert [desk.step() for _ in range(3)] == [[(3, 0, 1), (5, 0, 3)], [(6, 0, 1)], []]
@@ -223,9 +223,9 @@ def test_cancel_drops_what_is_queued_and_marks_what_runs():
     desk.forward(3, [11], inferlet=2)
     running = desk.scheduler.next_step(0.0)
     assert [c.ticket for c in desk.scheduler.cancel("p", 1)] == [1, 2]
-    assert [c.is_over for c, _, _ in running.forwards] == [True, False]
-    for command, _, _ in running.forwards:
-        desk.scheduler.finish(command)
+    assert [chunk.command.is_over for chunk in running.forwards] == [True, False]
+    for chunk in running.forwards:
+        desk.scheduler.finish(chunk.command)
     assert desk.step() == []
     desk.forward(4, [10])
     desk.forward(5, [10], peer="q")
@@ -262,13 +262,13 @@ def test_any_schedule_reads_what_program_order_would_have_read(seed):
     while desk.scheduler.num_queued:
         plan = desk.scheduler.next_step(0.0)
         assert plan.copies or plan.forwards
-        assert plan.num_tokens == sum(n for _, _, n in plan.forwards) <= desk.scheduler.max_batch_tokens
+        assert plan.num_tokens == sum(chunk.num_tokens for chunk in plan.forwards) <= desk.scheduler.max_batch_tokens
         assert len(plan.forwards) <= desk.scheduler.max_batch_requests
         for copy in plan.copies:
             assert {page: actual.get(page) for page in copy.used_pages()} == inputs[copy.ticket]
             actual |= dict.fromkeys(copy.written_pages(), copy.ticket)
         written: list[int] = []
-        for command, start, n in plan.forwards:
+        for command, start, n, *_ in plan.forwards:
             mine = set(command.written_pages()) if start else set()
             seen = {page: inputs[command.ticket][page] if page in mine else actual.get(page)
                     for page in command.used_pages()}  # fmt: skip
@@ -276,9 +276,9 @@ def test_any_schedule_reads_what_program_order_would_have_read(seed):
             assert start + n == command.num_done
             written += command.written_pages()
         assert len(written) == len(set(written))  # no two of a step write one page
-        for command, _, _ in plan.forwards:
+        for command, *_ in plan.forwards:
             actual |= dict.fromkeys(command.written_pages(), command.ticket)
-        done = [*plan.copies, *(c for c, _, _ in plan.forwards if c.num_done == c.num_tokens)]
+        done = [*plan.copies, *(chunk.command for chunk in plan.forwards if chunk.is_last)]
         order += [c.ticket for c in done]
         for command in done:
             desk.scheduler.finish(command)

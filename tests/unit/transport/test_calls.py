@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import pytest
 
@@ -19,10 +19,15 @@ class Wire(Connection):
         super().__init__(None, peer_id="ledger", role="inferlets", incarnation=1)  # type: ignore[arg-type]
         self.sent: list[Message] = []
 
-    def send(self, messages: Sequence[Message]) -> None:
+    def send(self, messages: Sequence[Message], *, lane: Hashable = None) -> None:
         if not self.is_open:
             raise PeerLost("closed")
         self.sent += messages
+
+    num_unsent = 0
+
+    def wait_sent(self, num_bytes: int, timeout_s: float) -> int:
+        return 0
 
     def _write(self, frame: bytes) -> None: ...
     def _shut(self) -> None: ...

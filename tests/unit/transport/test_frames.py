@@ -125,3 +125,18 @@ def test_options_that_would_declare_live_peers_dead_are_refused() -> None:
         SocketOptions(heartbeat_s=0.8, lost_after_s=1.0)
     with pytest.raises(ConfigError, match="max_half_open at least 1"):
         SocketOptions(max_half_open=0)
+
+
+@pytest.mark.parametrize("message", [
+    protocol.Completed(1, bytes(500_000)), protocol.Completed(1, [bytes(300_000), bytes(300_000)]),
+    protocol.SendText(1, "i", "x" * 500_000), protocol.PlanTokens(1, bytes(80_000), bytes(80_000), [1, 2, 3]),
+    Forward(1, 1, 0, 0, bytes(400), 0, b"", b"", bytes(200_000), [[1, 2, 0, bytes(300_000)]], 0, [bytes(70_000)]),
+], ids=lambda message: type(message).__name__)  # fmt: skip
+def test_the_size_of_what_is_large_is_known_before_it_is_encoded(message: Message) -> None:
+    assert protocol.size_of(message) == pytest.approx(len(encode([message])), rel=0.01)
+
+
+def test_the_size_of_what_is_small_is_small() -> None:
+    assert protocol.size_of(protocol.Completed(1 << 40, None)) == 0
+    assert protocol.size_of(protocol.CancelInferlet(1, 2)) == 0
+    assert protocol.size_of(protocol.CopyTokens(1, 1, 1, 0, [[1, 2, 3, 4, 5]] * 100)) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -20,7 +21,7 @@ import pytest
 from transport_peers import TOKEN, Client, Door, ScriptedService, forward, wait_until
 
 from pieray.errors import ConfigError, DeadlineExceeded, Denied, EngineError, PeerLost, ProtocolError
-from pieray.messages import MAX_FRAME_BYTES, Hello, encode
+from pieray.messages import MAX_FRAME_BYTES, Hello, Welcome, encode
 from pieray.transport import Endpoint, Listener, SocketOptions, connect, serve
 from pieray.transport.blocks import receive_block, receive_bytes, send_block
 from pieray.transport.frames import PREFIX
@@ -182,7 +183,7 @@ def test_listener_must_prove_that_it_knows_the_token() -> None:
         handshake, deadline = ServerHandshake("another"), time.monotonic() + 5
         sock.sendall(handshake.greeting)
         receive_block(sock, deadline)
-        send_block(sock, handshake.welcome("batcher-0", 7), deadline)
+        send_block(sock, handshake.welcome(Welcome("batcher-0", 7)), deadline)
 
     endpoint, door = impostor(reply)
     with pytest.raises(Denied, match="the listener does not know"):
@@ -226,25 +227,87 @@ def test_other_schema_is_a_protocol_error(listen: Serve, monkeypatch: pytest.Mon
     raw.close()
 
 
+def still_open(raws: list[socket.socket]) -> list[socket.socket]:
+    """Those that the listener has not hung up on; each has been greeted before."""
+    return [raw for raw in raws if not select.select([raw], [], [], 0)[0]]
+
+
 @pytest.mark.parametrize("tcp", [False, True])
 def test_half_open_peers_are_few_and_short_lived(listen: Serve, tcp: bool) -> None:
     endpoint = listen(options=FAST).endpoint
-    raws = [dial(endpoint, tcp=tcp) for _ in range(8)]
-    start, client = time.monotonic(), Client()
-    assert wait_until(lambda: len(select.select(raws, [], [], 0)[0]) >= FAST.max_half_open)
-    time.sleep(0.05)
-    greeted = select.select(raws, [], [], 0)[0]
-    assert len(greeted) == FAST.max_half_open
-    assert greeted[0].recv(GREETING_BYTES)
-    greeted[0].sendall(PREFIX.pack(1 << 30))  # an answer of a gigabyte: refused at once
-    assert receive_block(greeted[0], start + 5)
-    for raw in greeted[1:]:
-        assert raw.recv(GREETING_BYTES)
+    start, raws = time.monotonic(), []
+    for n in range(8):
+        raws.append(dial(endpoint, tcp=tcp))
+        assert receive_bytes(raws[-1], GREETING_BYTES, start + 5)
+        assert len(still_open(raws)) <= FAST.max_half_open, n
+    assert still_open(raws[:4]) == []  # the oldest had to go
+    last = raws[-1]
+    last.sendall(PREFIX.pack(1 << 30))  # an answer of a gigabyte: refused at once
+    assert receive_block(last, start + 5)
+    assert wait_until(lambda: still_open(raws) == [])
+    for raw in raws[:-1]:
+        raw.settimeout(5)
         assert raw.recv(1) == b""
     assert 0.2 < time.monotonic() - start < 4
+    client = Client()
     assert client.echo(Door(replace(endpoint, unix_path="") if tcp else endpoint).connect(client)) == bytes(128)
     for raw in raws:
         raw.close()
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_idle_peers_at_the_door_keep_nobody_waiting(listen: Serve, tcp: bool) -> None:
+    """As many as the kernel lets in, and more whenever one is hung up on: those who know the token come in at once."""
+    endpoint = listen(options=SocketOptions(handshake_s=30.0)).endpoint
+    target = replace(endpoint, unix_path="") if tcp else endpoint
+    idle = [dial(endpoint, tcp=tcp) for _ in range(300)]
+    for raw in idle[::2]:
+        with contextlib.suppress(OSError):  # hung up on already
+            raw.sendall(b"\x40\0")  # the first half of a length: these are slow, not silent
+    start = time.monotonic()
+    for _ in range(5):
+        client = Client()
+        conn = Door(target).connect(client, timeout_s=10.0)
+        assert client.echo(conn) == bytes(128)
+        idle.append(dial(endpoint, tcp=tcp))
+    assert time.monotonic() - start < 3.0  # of 30 s that idle ones are given
+    for raw in idle:
+        raw.close()
+
+
+def test_a_flood_from_one_address_costs_those_of_others_nothing(listen: Serve) -> None:
+    """The peer from elsewhere is slow, and older than all of them."""
+    endpoint = listen(host="0.0.0.0", options=SocketOptions(handshake_s=30.0, max_half_open=8)).endpoint
+    other = socket.create_connection(("127.0.0.1", endpoint.port), source_address=("127.0.0.2", 0))
+    flood = [socket.create_connection(("127.0.0.1", endpoint.port)) for _ in range(100)]
+    for raw in flood[:40]:
+        raw.settimeout(5)
+        receive_bytes(raw, GREETING_BYTES, time.monotonic() + 5)
+        assert raw.recv(1) == b""
+    authenticate(other, endpoint)
+    for raw in [*flood, other]:
+        raw.close()
+
+
+def test_a_peer_hung_up_on_at_the_door_knocks_again(listen: Serve) -> None:
+    """Where one address is all there is (a unix socket), a flood may cost a peer its turn, not its way in."""
+    endpoint = listen(options=SocketOptions(handshake_s=30.0, max_half_open=2)).endpoint
+    is_over, client = threading.Event(), Client()
+
+    def flood() -> None:
+        while not is_over.is_set():
+            with contextlib.suppress(OSError):
+                dial(endpoint).close()
+
+    threads = [threading.Thread(target=flood, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert client.echo(Door(endpoint).connect(client, timeout_s=10.0)) == bytes(128)
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join(10)
 
 
 def test_empty_token_protects_nothing(listen: Serve) -> None:
@@ -252,6 +315,39 @@ def test_empty_token_protects_nothing(listen: Serve) -> None:
         listen(token="")
     with pytest.raises(ConfigError, match="token is empty"):
         Door(listen().endpoint).connect(Client(), token="")
+
+
+class PanicError(BaseException):
+    """A panic of native code is no Exception."""
+
+
+@pytest.mark.parametrize("method", ["on_connect", "on_messages"])
+def test_a_panic_in_a_service_closes_that_connection_only(listen: Serve, service: ScriptedService, method: str,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    endpoint, bad, good = listen().endpoint, Client(), Client()
+
+    def panic(*_: object) -> None:
+        raise PanicError("native")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service, method, panic)
+        conn = Door(endpoint).connect(bad)
+        with contextlib.suppress(PeerLost):
+            conn.send([forward(1)])
+        assert bad.is_closed.wait(5)
+        assert wait_until(lambda: service.closed == ["host-3"])
+    assert good.echo(Door(endpoint).connect(good)) == bytes(128)
+
+
+def test_a_panic_in_a_callback_costs_that_call_only(listen: Serve, service: ScriptedService) -> None:
+    client = Client()
+    conn = Door(listen().endpoint).connect(client)
+
+    def panic(_value: object, _error: object) -> None:
+        raise PanicError("native")
+
+    client.calls.submit(conn, forward, panic)  # of one call: the others are answered
+    assert client.echo(conn) == bytes(128)
 
 
 # --- where it listens ----------------------------------------------------------------------------
@@ -386,6 +482,16 @@ def test_silent_tcp_peer_is_lost_and_a_quiet_one_is_not(listen: Serve, service: 
     assert quiet.is_open
     assert client.echo(quiet) == bytes(128)
     silent.close()
+
+
+def test_both_ends_go_by_the_heartbeats_of_the_listener(listen: Serve, service: ScriptedService) -> None:
+    endpoint = replace(listen(options=FAST).endpoint, unix_path="")
+    client = Client()
+    conn = Door(endpoint).connect(client)  # whose own would be one each 2 s, four times as rare as the listener bears
+    assert conn._heartbeat_s == FAST.heartbeat_s  # type: ignore[attr-defined]
+    time.sleep(3 * FAST.lost_after_s)
+    assert client.echo(conn) == bytes(128)
+    assert service.closed == []
 
 
 def test_long_handler_is_not_taken_for_a_dead_peer(listen: Serve) -> None:

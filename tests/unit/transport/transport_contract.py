@@ -142,6 +142,18 @@ class TransportContract:
         assert witness.tell(witness_conn, "closed").count("short-lived") == 1
         assert [error.message for error in client.closed] == ["connection with batcher-0 (inferlets): done here"]
 
+    def test_bulk_in_lanes_waits_for_a_slow_reader(self, door: Door) -> None:
+        client, text, errors = Client(), "x" * (12 << 20), []
+        conn = door.connect(client)
+        conn.send([SendText(0, "i", "sleep 1.5")])
+        for _ in range(11):
+            ticket = client.calls.expect(conn, lambda value, error: errors.append(error))
+            conn.send([SendText(ticket, "i", text)], lane=ticket)
+        assert wait_until(lambda: len(errors) == 11, 60)
+        assert errors == [None] * 11
+        assert conn.is_open
+        assert wait_until(lambda: conn.num_waiting == 0)
+
     def test_slow_reader_is_cut_off_without_blocking_the_sender(self, door: Door) -> None:
         client, chunk = Client(), bytes(12 << 20)
         conn = door.connect(client)

@@ -1,0 +1,327 @@
+"""Scheduler with a cost model and a made-up clock: who gets how much of the device's time."""
+
+import random
+
+import numpy as np
+import pytest
+
+from pieray.messages import LOGITS, LOGPROBS, CopyTokens, Forward, StartPlan
+from pieray.sched.commands import Command, CopyCommand, ForwardCommand
+from pieray.sched.costs import CostModel, Kind
+from pieray.sched.plans import PlanCommand
+from pieray.sched.scheduler import Scheduler, StepPlan
+from pieray.sched.shares import ALONE_STEPS, BURST_STEPS
+
+PAGE = 16
+GREEDY = [0.0, 0, 1.0, 0.0, 1.0, 0, b"", b"", b""]
+
+
+def u32(*numbers: int) -> bytes:
+    return np.array(numbers, "<u4").tobytes()
+
+
+def seconds(step: float = 0.7e-3, token: float = 1e-4) -> list[float]:
+    costs = [1e-9] * len(Kind)
+    costs[Kind.STEP], costs[Kind.TOKENS], costs[Kind.LOGITS], costs[Kind.ATTENTION] = step, token, 5e-4, 0.0
+    costs[Kind.LOGPROBS], costs[Kind.VALUES], costs[Kind.COPIES] = 1e-4, 1e-8, 2e-4
+    return costs
+
+
+class Device:
+    """Runs steps on a clock of its own: each takes exactly what it costs."""
+
+    def __init__(self, costs: list[float] | None = None, **limits: int) -> None:
+        self.costs = CostModel(1000, 64, costs or seconds())
+        self.scheduler = Scheduler(PAGE, limits.get("tokens", 8192), limits.get("requests", 1024), costs=self.costs)
+        self.now = 0.0
+        self.ticket = 0
+        self.had: dict[int, float] = {}  # seconds of each inferlet, beyond the steps themselves
+        self.tokens: dict[int, int] = {}  # drawn by plans
+        self.gaps: dict[int, list[float]] = {}
+        self._told: dict[int, float] = {}
+        self.lengths: list[float] = []
+
+    def open(self, inferlet: int, tenant: str) -> None:
+        self.scheduler.introduce(("p", inferlet), tenant)
+
+    def plan(self, inferlet: int, *, length: int = 1, queue: int = 1, kv_len: int = 0, priority: int = 0) -> None:
+        self.ticket += 1
+        base = 100_000 * inferlet + 300 * queue  # queues of an inferlet share no page
+        pages = u32(*range(base, base + 300))
+        message = StartPlan(self.ticket, inferlet, queue, priority, pages, kv_len, u32(*range(length)), 1 << 20, GREEDY,
+                            b"", [], [], 0, 0, b"", b"", False, b"")  # fmt: skip
+        self._submit(PlanCommand("p", message, PAGE))
+
+    def forward(self, inferlet: int, length: int, outputs=(), *, queue: int = 1, priority: int = 0) -> ForwardCommand:
+        self.ticket += 1
+        base = 100_000 * inferlet + 300 * queue
+        pages = u32(*range(base, base + -(-length // PAGE)))
+        message = Forward(self.ticket, inferlet, queue, priority, pages, 0, u32(*range(length)), b"", b"",
+                          [[0, *one] for one in outputs])  # fmt: skip
+        command = ForwardCommand("p", message, PAGE)
+        self._submit(command)
+        return command
+
+    def copy(self, inferlet: int, queue: int) -> None:
+        self.ticket += 1
+        self._submit(CopyCommand("p", CopyTokens(self.ticket, inferlet, queue, 0, [[1, 0, 2 + queue, 0, 1]]), PAGE))
+
+    def _submit(self, command: Command) -> None:
+        assert self.scheduler.submit(command, self.now)
+
+    def step(self) -> StepPlan:
+        plan = self.scheduler.next_step(self.now)
+        plan.work[Kind.STEP] = 1.0
+        took = self.costs.predict(plan.work)
+        self.now += took
+        self.lengths.append(took)
+        for copy in plan.copies:
+            self._had(copy, self.costs.seconds[Kind.COPIES])
+            self.scheduler.finish(copy)
+        for chunk in plan.forwards:
+            command = chunk.command
+            cost = chunk.num_tokens * self.costs.seconds[Kind.TOKENS] + sum(map(self.costs.output, chunk.outputs))
+            self._had(command, cost)
+            if isinstance(command, PlanCommand):
+                num_due = command.num_due
+                is_drawn = bool(command.take([7] * len(command.draws(chunk.start, chunk.start + chunk.num_tokens))))
+                self.scheduler.drawn(command, num_due)
+                if is_drawn:
+                    self._draw(command.inferlet)
+            elif chunk.is_last:
+                self.scheduler.finish(command)
+        return plan
+
+    def _had(self, command: Command, cost: float) -> None:
+        self.had[command.inferlet] = self.had.get(command.inferlet, 0.0) + cost
+
+    def _draw(self, inferlet: int) -> None:
+        self.tokens[inferlet] = self.tokens.get(inferlet, 0) + 1
+        self.gaps.setdefault(inferlet, []).append(self.now - self._told.get(inferlet, self.now))
+        self._told[inferlet] = self.now
+
+    def run(self, steps: int, feed=lambda: None) -> None:
+        """Steps after the first bursts, counted from there."""
+        for count in range(2 * steps):
+            if count == steps:
+                self.had, self.tokens, self.gaps, self.lengths = {}, {}, {}, []
+            feed()
+            self.step()
+
+
+def prefills(device: Device, inferlet: int, queues: int = 1, priority: int = 0):
+    """A flood: each queue always has a prefill of 1,000 tokens."""
+
+    def feed() -> None:
+        lane = device.scheduler._lanes.get(("p", inferlet))
+        for queue in range(1, queues + 1):
+            if lane is None or queue not in lane.queues:
+                device.forward(inferlet, 1000, queue=queue, priority=priority)
+
+    return feed
+
+
+HOSTILE = {
+    "prefills": lambda d: prefills(d, 2, 20),
+    "urgent prefills": lambda d: prefills(d, 2, 20, priority=100),
+    "logits": lambda d: lambda: 2 in busy(d) or d.forward(2, 1000, [(LOGITS, row) for row in range(1000)]),
+    "many outputs of one row": lambda d: lambda: 2 in busy(d) or d.forward(2, 1, [(LOGITS, 0)] * 500),
+    "uneven log-probabilities": lambda d: lambda: (
+        2 in busy(d) or d.forward(2, 200, [(LOGPROBS, row, bytes(800_000 if not row else 4)) for row in range(200)])
+    ),
+    "plans": lambda d: lambda: 2 in busy(d) or [d.plan(2, queue=queue) for queue in range(1, 65)],
+    "copies": lambda d: lambda: 2 in busy(d) or [d.copy(2, queue) for queue in range(1, 65)],
+    "short passes": lambda d: lambda: 2 in busy(d) or [d.forward(2, 16, queue=queue) for queue in range(1, 65)],
+}
+
+
+def busy(device: Device) -> set[int]:
+    return {key[1] for key in device.scheduler._lanes}
+
+
+@pytest.mark.parametrize("step_s", [0.7e-3, 10e-3])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_inferlet_takes_its_share_and_moves_no_gap_by_three_steps(name, step_s):
+    device = Device(seconds(step_s))
+    device.plan(1)
+    bare = device.costs.bare
+    device.run(400, HOSTILE[name](device))
+    assert max(device.gaps[1]) <= 4 * bare + 1e-9, name
+    assert device.tokens[1] / sum(device.lengths) >= 0.5 / bare, name
+    most = 2.0 if name in ("prefills", "urgent prefills", "logits") else 20.0
+    assert sum(device.lengths) / device.tokens[1] >= bare * 1.2 or name == "short passes"
+    assert device.had[2] * most >= device.had[1]  # it is not starved
+
+
+def test_a_backlog_that_has_aged_is_held_to_its_share_too():
+    """The backlog is far older than max_wait_s, and still a neighbour takes part in every step."""
+    device = Device()
+    feed = prefills(device, 2, 20)
+    feed()
+    device.now += 1000.0
+    device.plan(1)
+    bare = device.costs.bare
+    device.run(300, feed)
+    gaps = sorted(device.gaps[1])
+    assert gaps[len(gaps) // 2] <= 2.1 * bare
+    assert gaps[-1] <= 4 * bare
+
+
+def test_a_crowd_of_floods_leaves_a_neighbour_its_gaps():
+    device = Device()
+    device.plan(1)
+    feeds = [prefills(device, inferlet, 3) for inferlet in range(2, 22)]
+    device.run(400, lambda: [feed() for feed in feeds])
+    assert max(device.gaps[1]) <= 4 * device.costs.bare
+    shares = [device.had[inferlet] for inferlet in range(2, 22)]
+    assert max(shares) <= 2.5 * min(shares)
+
+
+def test_tenants_first_then_inferlets():
+    """A tenant's thirty inferlets together take no more of the other tenant's speed than one would."""
+    device = Device()
+    device.open(1, "small")
+    device.plan(1)
+    for inferlet in range(2, 32):
+        device.open(inferlet, "large")
+        device.plan(inferlet)
+    feeds = [prefills(device, inferlet) for inferlet in range(32, 42)]
+    for inferlet in range(32, 42):
+        device.open(inferlet, "large")
+    device.run(800, lambda: [feed() for feed in feeds])
+    bare = device.costs.bare
+    assert max(device.gaps[1]) <= 4 * bare
+    assert device.tokens[1] / sum(device.lengths) >= 0.5 / bare
+    assert min(device.tokens.get(inferlet, 0) for inferlet in range(2, 32)) > 0
+
+
+def test_well_behaved_decodes_share_every_step():
+    device = Device()
+    for inferlet in range(1, 65):
+        device.plan(inferlet)
+    device.run(20)
+    assert set(device.tokens.values()) == {20}
+
+
+def test_equals_with_many_sequences_share_every_step():
+    device = Device()
+    for inferlet in (1, 2):
+        for queue in range(1, 33):
+            device.plan(inferlet, queue=queue)
+    device.run(100)
+    assert device.tokens == {1: 3200, 2: 3200}
+
+
+def test_an_inferlet_alone_has_all_of_the_device_in_short_slices():
+    device = Device()
+    feed = prefills(device, 2)
+    device.run(100, feed)
+    bare = device.costs.bare
+    assert max(device.lengths) <= (ALONE_STEPS + 1) * bare
+    assert device.had[2] >= 0.8 * sum(device.lengths)
+    device.plan(1)  # a newcomer waits for no more than the step in progress
+    began = device.now
+    while not device.tokens.get(1):
+        feed()
+        device.step()
+    assert device.now - began <= 4 * bare
+
+
+def test_an_inferlet_alone_decodes_all_its_sequences_in_every_step():
+    device = Device()
+    for queue in range(1, 257):
+        device.plan(1, queue=queue)
+    device.run(10)
+    assert device.tokens == {1: 2560}
+
+
+def test_a_neighbour_that_asks_token_by_token_is_waited_for_by_short_slices():
+    """It is away at the beginning of every other step, and its passes never wait for a long one."""
+    device = Device()
+    feed = prefills(device, 2, 20)
+    waits = []
+    for count in range(400):
+        feed()
+        device.step()
+        if count > 100:
+            device.now += 1e-5
+        command = device.forward(1, 1)
+        began = device.now
+        while not command.num_done:
+            feed()
+            device.step()
+        waits.append(device.now - began)
+    assert max(waits[100:]) <= 3 * device.costs.bare
+    assert max(device.lengths[-200:]) <= 3 * device.costs.bare
+
+
+def test_a_short_prompt_of_a_newcomer_runs_at_once():
+    device = Device()
+    for inferlet in range(1, 33):
+        device.plan(inferlet)
+    device.run(50)
+    command = device.forward(99, 100)
+    steps = 0
+    while command.num_done < 100:
+        device.step()
+        steps += 1
+    assert steps <= 5
+    assert 100 * device.costs.seconds[Kind.TOKENS] < BURST_STEPS * device.costs.bare
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_nobody_with_a_backlog_gets_less_than_a_share_and_nothing_is_lost(seed):
+    """Random inferlets of random tenants with random floods; each who always wants more gets at least its share of
+    what all of them get beyond their steps, less what accounts may fall behind; no step is empty; all work ends."""
+    rng = random.Random(seed)
+    device = Device(seconds(rng.choice([1e-4, 1e-3, 1e-2]), rng.choice([2e-5, 1e-4])))
+    tenants = [f"t{i}" for i in range(rng.randint(1, 3))]
+    owner = {inferlet: rng.choice(tenants) for inferlet in range(1, rng.randint(4, 9))}
+    floods = [inferlet for inferlet in owner if rng.random() < 0.6]
+    feeds = [prefills(device, inferlet, rng.randint(1, 6), rng.randint(-3, 3)) for inferlet in floods]
+    for inferlet, tenant in owner.items():
+        device.open(inferlet, tenant)
+        if inferlet not in floods:
+            device.plan(inferlet, kv_len=rng.randrange(200))
+    for _ in range(1500):
+        for feed in feeds:
+            feed()
+        plan = device.step()
+        assert plan.forwards
+    device.had, device.lengths = {}, []
+    for _ in range(1500):
+        for feed in feeds:
+            feed()
+        assert device.step().forwards
+    total = sum(device.had.values())
+    quantum = 2 * BURST_STEPS * device.costs.bare
+    active = set(owner.values())
+    for inferlet in floods:
+        peers = sum(tenant == owner[inferlet] for tenant in owner.values())
+        share = total / len(active) / peers
+        assert device.had.get(inferlet, 0.0) >= 0.5 * share - quantum, (inferlet, device.had, owner, floods)
+    device.scheduler._costs = None  # to the end, at once
+    for inferlet in floods:
+        for _ in range(10_000):
+            if inferlet not in busy(device):
+                break
+            device.step()
+        assert inferlet not in busy(device)
+
+
+def test_outputs_of_one_row_are_spread_over_steps_each_once():
+    device = Device()
+    device.plan(1)
+    command = device.forward(2, 3, [(LOGITS, 2), (LOGITS, 0), *[(LOGITS, 1)] * 40])
+    for number, output in enumerate(command.all_outputs):
+        output[0] = number
+    answered, rows = [], []
+    while 2 in busy(device):
+        for chunk in device.step().forwards:
+            if chunk.command is command:
+                answered += [output[0] for output in chunk.outputs]
+                rows.append((chunk.start, chunk.num_tokens))
+                assert all(chunk.start <= output[2] < chunk.start + chunk.num_tokens for output in chunk.outputs)
+    assert sorted(answered) == list(range(42))
+    assert len(rows) > 5
+    assert rows.count((1, 1)) > 3  # the token of a row runs again for what is left of its outputs
