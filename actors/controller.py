@@ -103,12 +103,28 @@ class Controller:
         return self._supervisor.ps()
 
     @control
+    def exports(self) -> list[dict[str, Any]]:
+        """Facts of the exports of KV pages."""
+        found: list[dict[str, Any]] = self._supervisor.ask_pages("exports")
+        return found
+
+    @control
+    def drop_export(self, name: str, access: str, tenant: str, user: str) -> dict[str, Any]:
+        """Take an export away; raises NotFound, InvalidRequest."""
+        dropped: dict[str, Any] = self._supervisor.ask_pages("drop_export", name, access, tenant, user)
+        return dropped
+
+    @control
     def status(self) -> dict[str, Any]:
         return self._supervisor.status()
 
     @control
     def pid(self) -> int:
         return os.getpid()
+
+    @control
+    def node_id(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
 
     def shutdown(self) -> None:
         """Stop all actors of the engine; this one ends a moment later."""

@@ -22,9 +22,11 @@ class ResourceManager(ServingActor):
 
         The process ends when its Batcher stays away for good: neither is of use alone, and the pair is replaced.
         """
+        from pieray.pages.exports import PinShares
         from pieray.pages.service import LeaseService  # numpy: the Controller imports this module too
 
-        self._leases = LeaseService(num_pages, on_failure=lambda: os._exit(EXIT_FAILED))
+        pins = PinShares(self.config.tenant_pin_share, self.config.pin_share)
+        self._leases = LeaseService(num_pages, pins=pins, on_failure=lambda: os._exit(EXIT_FAILED))
         return self.listen(self._leases, token)
 
     @property
@@ -37,3 +39,15 @@ class ResourceManager(ServingActor):
         """Pages by state; raises `internal` if the ledger does not balance."""
         assert self._leases is not None
         return {**self.describe(), **self._leases.status()}
+
+    @control
+    def exports(self) -> list[dict[str, Any]]:
+        """Facts of every export of KV pages."""
+        assert self._leases is not None
+        return self._leases.exports()
+
+    @control
+    def drop_export(self, name: str, access: str, tenant: str, user: str) -> dict[str, Any]:
+        """Take an export away from outside; raises NotFound, InvalidRequest."""
+        assert self._leases is not None
+        return self._leases.drop_export(name, access, tenant, user)

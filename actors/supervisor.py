@@ -355,10 +355,17 @@ class Supervisor:
             self._tell_adapters()
             self._ask(self._batcher(), "remove_adapter", number, timeout_s=TELL_S)
 
+    def ask_pages(self, method: str, *args: Any) -> Any:
+        """The answer of the ResourceManager; raises EngineError while there is none."""
+        return self._ask(self._device_pair()[1], method, *args, timeout_s=FACTS_S)
+
     def _batcher(self) -> Member:
+        return self._device_pair()[0]
+
+    def _device_pair(self) -> tuple[Member, Member]:
         if self._pair is None:
             raise EngineError("the engine has no device group at present: it died and is being replaced")
-        return self._pair[0]
+        return self._pair
 
     def _tell_adapters(self) -> None:
         with self._lock:
@@ -429,7 +436,7 @@ class Supervisor:
     def _give_up(self, host: Member, instance_id: str) -> None:
         """Should it have started just before its actor fell silent, it ends when that wakes up."""
         try:
-            self._fleet.begin(host, "kill", instance_id, "its launch was given up")
+            self._fleet.begin(host, "kill", instance_id, "its launch was given up")(0.0)
         except PierayError as error:
             log.info("%s: %s", host.name, error)
 

@@ -67,6 +67,8 @@ class Limits:
     """KV pages in them."""
     export_bytes: int = 64 * MIB
     """Text kept with them."""
+    pin_time_s: float = 3600.0
+    """How long a pinned export is kept although memory is short; then it is one like any other."""
     plans: int = 256
     """Decode plans open at one time; samplers and matchers likewise."""
     grammar_bytes: int = 256 << 10
@@ -169,6 +171,10 @@ class Config:
     """Threads of an InferletActor that run guests."""
     lease_pages: int = 8
     """Pages that an inferlet's lease grows by, ahead of need."""
+    tenant_pin_share: float = 0.5
+    """Largest part of the KV pool that the pinned exports of one tenant may hold."""
+    pin_share: float = 0.75
+    """Largest part that those of all tenants together may hold: the rest is left to who computes."""
     child_ceiling: int = 256
     """No child is launched while so many inferlets run on the engine: a family that grows without end leaves room."""
     http_hosts: tuple[str, ...] = ()
@@ -206,6 +212,8 @@ class Config:
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
         _check_numbers(self, "")
         _check_numbers(self.model, "model.")
+        _check_share("tenant_pin_share", self.tenant_pin_share)
+        _check_share("pin_share", self.pin_share)
         if not self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
             raise ConfigError(f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; "
                               f"given {self.model.cohort_wait_s}")  # fmt: skip
@@ -228,6 +236,11 @@ def _check_numbers(settings: object, prefix: str) -> None:
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} is one of {', '.join(allowed)}; given {value!r}")
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:  # NaN neither
+        raise ConfigError(f"{name} is from 0 to 1; given {value}")
 
 
 def _check_at_least(name: str, value: float, least: float) -> None:

@@ -46,7 +46,7 @@ class ControllerCalls:
     def tell(self, method: str, *args: Any) -> None:
         """Call a method, and wait for nothing; a Controller that is gone is not told."""
         with contextlib.suppress(PierayError):
-            self._begin(method, *args)
+            self._begin(method, *args)(0.0)
 
     def ping(self) -> None:
         """Raises NoAnswer for a Controller that does not say that it lives, ActorGone."""

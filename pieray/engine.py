@@ -215,6 +215,23 @@ class Engine:
         """Let go an adapter that was loaded so; later passes through it fail with `evicted`.  Raises NotFound."""
         self._ask("unload_adapter", name, self.tenant if tenant is None else tenant)
 
+    # --- exports -------------------------------------------------------------------------------
+
+    def exports(self) -> list[dict[str, Any]]:
+        """Exports of KV pages, of all tenants: tenant, owner (its user), name, access, num_pages, num_tokens, pinned,
+        expires_in_ms (None: it does not), num_importers."""
+        found: list[dict[str, Any]] = self._ask("exports")
+        return found
+
+    def drop_export(self, name: str, *, access: str = "", tenant: str = "", user: str = "") -> dict[str, Any]:
+        """Take an export away, whoever made it; name, access, tenant and owner of what is gone.
+
+        Inferlets that have it open keep its pages.  Raises NotFound, and InvalidRequest if more than one has the name
+        and `access`, `tenant` and `user` do not say which.
+        """
+        dropped: dict[str, Any] = self._ask("drop_export", name, access, tenant, user)
+        return dropped
+
     # --- programs ------------------------------------------------------------------------------
 
     def install(self, program: str | ProgramSource) -> dict[str, Any]:

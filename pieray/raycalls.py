@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from pieray.deadlines import Deadline
@@ -29,13 +28,27 @@ def asker(actor: Any) -> Callable[..., Callable[[float], Any]]:
     """The `begin` of a `pieray.controllercalls.ControllerCalls`, for a Ray handle."""
 
     def begin(method: str, *args: Any) -> Callable[[float], Any]:
-        return partial(_await, begin_call(actor, method, *args), method)
+        return _Answer(begin_call(actor, method, *args), method)
 
     return begin
 
 
-def _await(ref: Any, method: str, timeout_s: float) -> Any:
-    return await_answer(ref, method, timeout_s=timeout_s)
+class _Answer:
+    """Waits for the answer of a call.  Ray is to be silent of an error that nobody waits for any more."""
+
+    def __init__(self, ref: Any, method: str) -> None:
+        self._ref = ref
+        self._method = method
+        self._is_read = False
+
+    def __call__(self, timeout_s: float) -> Any:
+        try:
+            return await_answer(self._ref, self._method, timeout_s=timeout_s)
+        except NoAnswer:
+            if not self._is_read:
+                self._is_read = True
+                self._ref.future().add_done_callback(lambda done: done.exception())
+            raise
 
 
 def await_answer(ref: Any, what: str, *, timeout_s: float) -> Any:
@@ -46,6 +59,8 @@ def await_answer(ref: Any, what: str, *, timeout_s: float) -> Any:
     try:
         return ray.get(ref, timeout=Deadline(timeout_s).left_s())
     except RayTaskError as error:
+        if isinstance(error.cause, NoAnswer):  # to what the actor has asked others: it has answered itself
+            raise EngineError(error.cause.message) from None
         if isinstance(error.cause, PierayError):
             raise error.cause from None
         raise EngineError(f"{what} failed in the engine: {_one_line(error.cause)}") from error

@@ -6,6 +6,7 @@ import typer
 
 from pieray.cli.build import build, check, new
 from pieray.cli.doctor import doctor
+from pieray.cli.exports import exports
 from pieray.cli.install import install, uninstall
 from pieray.cli.light import LightCommand, LightGroup
 from pieray.cli.lists import adapters, inferlets, kill, models, ps, version
@@ -26,3 +27,4 @@ for command in (
     version,
 ):  # fmt: skip
     app.command(cls=LightCommand)(command)
+app.add_typer(exports, name="exports")

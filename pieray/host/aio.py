@@ -79,6 +79,7 @@ class LoopThread:
         self._thread: threading.Thread | None = None
         self._at_close: list[Callable[[], Coroutine[Any, Any, None]]] = []
         self._is_closed = False
+        self._is_stopped = False
         self._lock = threading.Lock()
 
     def call(self, function: Callable[..., None], *args: Any) -> bool:
@@ -109,8 +110,9 @@ class LoopThread:
         ended = asyncio.run_coroutine_threadsafe(self._wind_down(), loop)
         try:
             ended.result(CLOSE_S)
-        except Exception:
+        except BaseException:
             log.exception("not all work for inferlets could be ended within %s s", CLOSE_S)
+        self._is_stopped = True
         loop.call_soon_threadsafe(loop.stop)
         thread.join(CLOSE_S)
 
@@ -125,10 +127,12 @@ class LoopThread:
     def _serve(self) -> None:
         assert self._loop is not None
         asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.close()
+        while not self._is_stopped:
+            try:
+                self._loop.run_forever()
+            except BaseException:  # SystemExit and the like end a loop, and here others wait for it
+                log.exception("the loop of %s goes on", self._name)
+        self._loop.close()
 
 
 def start(state: InstanceState, loop: LoopThread, make: Callable[[], Work]) -> int:

@@ -77,7 +77,7 @@ class PageRequests:
             quota = [limits.exports, limits.export_pages, limits.export_bytes]
             self._ledger.ask(ticket, ExportPages(
                 *self._wire(ticket), *self._who, name, access, pages, lent.written.astype("<u8").tobytes(),
-                lent.num_tokens, meta, ttl_ms / 1000, pinned, replace, quota,
+                lent.num_tokens, meta, ttl_ms / 1000, limits.pin_time_s if pinned else 0.0, replace, quota,
             ), done)  # fmt: skip
 
         self._ledger.after(state.outbox.writers_of(frozenset(lent.rows.tolist())), ticket, written)

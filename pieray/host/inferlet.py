@@ -26,6 +26,7 @@ from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
 from pieray.texts import byte_size, check_size, parse_json
 from pieray.wasm.host import Guest, Outcome, Program, WasmHost
+from pieray.wasm.timers import Timer
 
 ERROR_CHARS = 200
 """Of an error, in the facts for `pieray ps`."""
@@ -44,6 +45,7 @@ class Inferlet:
         self._limits = limits
         self._device = device
         self._on_end = on_end
+        self._timers = services.timers
         self._guest: Guest | None = None
         self._killed: PierayError | None = None
         self._loading: Future[Program] | None = None
@@ -54,7 +56,7 @@ class Inferlet:
         self._pages = PageSpace(models.get("").info.page_size, limits.pages, lineage.forget)
         self._tickets = TicketTable(limits.tickets)
         self._outbox = Outbox(number, device, self._pages, self._tickets, lease_pages=lease_pages,
-                              page_wait_s=limits.page_wait_s,
+                              page_wait_s=limits.page_wait_s, call_later=self._call_later,
                               transfers=Transfers(limits.pass_bytes, services.transfers))  # fmt: skip
         self._mailbox = Mailbox(limits, self._tickets.resolve)
         self._state = InstanceState(
@@ -178,6 +180,14 @@ class Inferlet:
     def reclaim(self) -> list[int]:
         with self._state.lock:
             return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
+
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
+        def locked() -> None:
+            with self._state.lock:
+                call()
+            self._unpark()
+
+        return self._timers.at(time.monotonic() + seconds, locked)
 
     def status(self) -> dict[str, Any]:
         """Facts for `pieray ps`."""

@@ -5,12 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from pieray.errors import Cancelled, DeviceLost, PierayError, QuotaExceeded
-from pieray.messages import Message
+import numpy as np
+
+from pieray.errors import Cancelled, DeviceLost, OutOfPages, PierayError, QuotaExceeded
+from pieray.messages import LeasePages, Message
 from pieray.pages.handles import PageSpace
 
 OnAnswer = Callable[[object], None]
 """Told the value of an answer, or a PierayError."""
+GRACE_S = 2.0
+"""How long after its deadline a request for pages is given up here: the ResourceManager answers by then if it lives."""
+
+
+class Cancellable(Protocol):
+    """A timer."""
+
+    def cancel(self) -> None: ...
+
+
+CallLater = Callable[[float, Callable[[], None]], Cancellable]
+"""Calls a function so many seconds from now, with the instance's lock held, unless it is cancelled."""
+
+
+def no_answer(wait_s: float) -> OutOfPages:
+    """The error of a request for pages that nobody has answered."""
+    return OutOfPages(f"page_wait_s: no page came within {wait_s:g} s; the ResourceManager does not even answer")
 
 
 class LedgerDevice(Protocol):
@@ -36,8 +55,13 @@ class Device(LedgerDevice, Protocol):
 class LedgerClient:
     """All methods are called with the instance's lock held."""
 
-    def __init__(self, inferlet: int, device: LedgerDevice, pages: PageSpace, limit: int) -> None:
+    def __init__(
+        self, inferlet: int, device: LedgerDevice, pages: PageSpace, limit: int, call_later: CallLater
+    ) -> None:
         self.inferlet = inferlet
+        self.call_later = call_later
+        self._timers: dict[int, Cancellable] = {}
+        self._late: set[int] = set()  # tickets of requests for pages that were given up, whose answers may come yet
         self._limit = limit  # Limits.tickets
         self._device = device
         self._pages = pages
@@ -52,8 +76,14 @@ class LedgerClient:
                                 "under way; one more was made")  # fmt: skip
 
     def ask(self, ticket: int, message: Message, on_answer: OnAnswer) -> None:
-        """Send a request under the guest's ticket; `on_answer` is called, perhaps at once, with what came of it."""
+        """Send a request under the guest's ticket; `on_answer` is called, perhaps at once, with what came of it.
+
+        One for pages has a deadline, which is kept here too: the ResourceManager may be frozen.
+        """
         self._asked[ticket] = on_answer
+        if isinstance(message, LeasePages):
+            wait_s = message.deadline_s
+            self._timers[ticket] = self.call_later(wait_s + GRACE_S, lambda: self._overdue(ticket, wait_s))
         try:
             self._device.ask_ledger(message)
         except DeviceLost as error:
@@ -61,10 +91,20 @@ class LedgerClient:
 
     def answered(self, ticket: int, result: object) -> None:
         """The answer to a request."""
+        if (timer := self._timers.pop(ticket, None)) is not None:
+            timer.cancel()
         on_answer = self._asked.pop(ticket, None)
         if on_answer is not None:
             on_answer(result)
             self.give_back()
+        elif ticket in self._late:
+            self._late.discard(ticket)
+            if isinstance(result, bytes):
+                self.release(np.frombuffer(result, "<u4").tolist())
+
+    def _overdue(self, ticket: int, wait_s: float) -> None:
+        self.answered(ticket, no_answer(wait_s))
+        self._late.add(ticket)
 
     def after(self, commands: set[int], ticket: int, call: OnAnswer) -> None:
         """Call with None when the commands, by ticket, have finished; with an error if the device is lost before."""
@@ -102,6 +142,7 @@ class LedgerClient:
             self._waiting.pop(ticket)[1](error)
         for ticket in list(self._asked):
             self.answered(ticket, error)
+        self._late.clear()
 
     def close(self) -> None:
         """The guest has ended."""

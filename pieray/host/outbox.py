@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
 from pieray.host.commands import INTERNAL, Command, Pass, Run, wire_ticket
-from pieray.host.ledger import Device, LedgerClient
+from pieray.host.ledger import GRACE_S, CallLater, Cancellable, Device, LedgerClient, no_answer
 from pieray.host.tickets import TicketTable
 from pieray.host.transfers import Transfers
 from pieray.messages import CopyTokens, ExtendPlan, Message, Output, PlanTokens, StopPlan
@@ -21,7 +21,7 @@ class Outbox:
     """Sends what is staged as memory comes.  All methods are called with the instance's lock held."""
 
     def __init__(self, inferlet: int, device: Device, pages: PageSpace, tickets: TicketTable, *, lease_pages: int,
-                 page_wait_s: float, transfers: Transfers) -> None:  # fmt: skip
+                 page_wait_s: float, transfers: Transfers, call_later: CallLater) -> None:  # fmt: skip
         self._inferlet = inferlet
         self._device = device
         self._pages = pages
@@ -34,13 +34,15 @@ class Outbox:
         self._pass_of: dict[int, Pass] = {}
         self._is_leasing = False
         self._is_lease_needed = False  # by a staged command: such a request waits in line
+        self._lease_timer: Cancellable | None = None
+        self._num_late = 0  # requests that were given up, whose answers may come yet
         self._is_closed = False
         self._num_flushed = 0
         self._num_lacking = 0  # pages for runs without which the first of what is staged cannot go
         self._is_idle = False  # nothing is leased ahead of need until there is a command again
         self.passes: dict[int, Pass] = {}
         self.transfers = transfers
-        self.ledger = LedgerClient(inferlet, device, pages, tickets.limit)
+        self.ledger = LedgerClient(inferlet, device, pages, tickets.limit, call_later)
 
     @property
     def num_outstanding(self) -> int:
@@ -181,17 +183,33 @@ class Outbox:
         if short == 0 and wanted == 0 and is_enough:
             return
         self._is_leasing, self._is_lease_needed = True, short + num_starving > 0
+        count = short + num_starving if self._is_lease_needed else max(wanted, self._lease_pages)
+        wait_s = self._page_wait_s if self._is_lease_needed else 0.0
         try:
-            if self._is_lease_needed:
-                self._device.lease(self._inferlet, short + num_starving, self._page_wait_s)
-            else:
-                self._device.lease(self._inferlet, max(wanted, self._lease_pages), 0.0)
+            self._device.lease(self._inferlet, count, wait_s)
+            self._lease_timer = self.ledger.call_later(wait_s + GRACE_S, self._lease_overdue)
         except DeviceLost as error:
-            self.lease_failed(error)
+            self._fail_lease(error)
+
+    def _lease_overdue(self) -> None:
+        """The ResourceManager promises an answer in time: this one is frozen, or out of reach."""
+        self._lease_timer = None
+        self._num_late += 1
+        self._fail_lease(no_answer(self._page_wait_s))
+
+    def _is_late(self) -> bool:
+        """Whether the answer that has come is to a request that was given up."""
+        if self._num_late:
+            self._num_late -= 1
+            return True
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
+            self._lease_timer = None
+        return False
 
     def granted(self, pages: Sequence[int], *, is_own: bool = False) -> None:
         """A lease came: one that was asked for here, or by the guest itself (`is_own`)."""
-        if not is_own:
+        if not is_own and not self._is_late():
             self._is_leasing = False
         self._pages.grant(pages)
         self._pump()
@@ -201,6 +219,10 @@ class Outbox:
 
         A refusal ahead of need fails nothing: a command that has come meanwhile asks anew, and waits in line.
         """
+        if not self._is_late():
+            self._fail_lease(error)
+
+    def _fail_lease(self, error: PierayError) -> None:
         self._is_leasing = False
         starving = next((run for run in self._runs.values() if run.is_starving()), None)
         if not self._num_flushed and starving is None:
@@ -275,6 +297,8 @@ class Outbox:
 
         From here on nothing is asked of the device: a lease that came after CloseLease would never end.
         """
+        self._num_late = 0
+        self._is_late()
         self._is_closed = True
         self.passes.clear()
         self._runs.clear()
@@ -289,6 +313,8 @@ class Outbox:
         self._in_flight.clear()
         self._staged.clear()
         self._num_flushed = self._num_lacking = 0
+        self._num_late = 0
+        self._is_late()
         self._is_leasing = self._is_lease_needed = False
         for command in commands:
             self._settle(command, error)

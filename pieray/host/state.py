@@ -147,5 +147,5 @@ class InstanceState:
     def _quietly(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception:  # the others must be called all the same
+        except BaseException:  # the others must be called all the same
             log.exception("%s: what it held could not be given back", self.instance_id)

@@ -59,7 +59,7 @@ class ExportPages(Message):
     num_tokens: int
     meta: str
     ttl_s: float  # 0: for as long as the batcher lives
-    is_pinned: bool
+    pin_s: float  # how long it is kept although memory is short; 0: it is not pinned
     is_replacing: bool
     quota: list[int]  # of the owner: exports, pages in them, bytes of meta in them
 

@@ -34,9 +34,14 @@ def answer(table: ExportTable, holder: Holder, call: ExportCall, now: float) -> 
 def _put(table: ExportTable, holder: Holder, owner: Owner, call: ExportPages, now: float) -> None:
     export = Export(
         call.name, call.access, owner, np.frombuffer(call.pages, "<u4").tolist(), call.written, call.num_tokens,
-        call.meta, call.is_pinned, now + call.ttl_s if call.ttl_s else math.inf,
+        call.meta, now + call.pin_s if call.pin_s else -math.inf, now + call.ttl_s if call.ttl_s else math.inf,
     )  # fmt: skip
-    table.put(holder, export, Quota(*call.quota), replace=call.is_replacing)
+    table.put(holder, export, Quota(*call.quota), replace=call.is_replacing, now=now)
+
+
+def all_facts(table: ExportTable, now: float) -> list[dict[str, Any]]:
+    """Every export, for whoever runs the engine: as an inferlet's list has it, with the tenant."""
+    return [{"tenant": export.owner.tenant, **_facts(table, export, now)} for export in table.all()]
 
 
 def _facts(table: ExportTable, export: Export, now: float) -> dict[str, Any]:
@@ -47,7 +52,7 @@ def _facts(table: ExportTable, export: Export, now: float) -> dict[str, Any]:
         "owner": export.owner.user,
         "num_pages": len(export.pages),
         "num_tokens": export.num_tokens,
-        "pinned": export.is_pinned,
+        "pinned": export.is_pinned(now),
         "expires_in_ms": max(0, round((export.expires_at - now) * 1000)) if is_timed else None,
         "num_importers": table.num_importers(export),
     }

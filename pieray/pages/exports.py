@@ -1,8 +1,9 @@
 """Exports: KV pages under a name, kept beyond the inferlet that wrote them.  Plain; part of the ResourceManager.
 
 A name lives in a scope: the user's own, the tenant's, or public.  An import looks in that order.  Only the user
-who made an export replaces or takes it away.  Exports that are not pinned and that nobody has open are dropped,
-least recently used first, when memory is short; a bounded number of their names is remembered, so that a later
+who made an export replaces or takes it away, and whoever runs the engine.  Exports that are not pinned and that nobody
+has open are dropped, least recently used first, when memory is short.  A pin lasts for a time, and pinned exports hold
+no more than a tenant's share of the pool.  A bounded number of names of those dropped is remembered, so that a later
 import is told `evicted` rather than `not-found`.
 """
 
@@ -60,13 +61,26 @@ class Export:
     written: bytes  # u64 per page
     num_tokens: int
     meta: str
-    is_pinned: bool
-    expires_at: float  # seconds of the caller's clock; inf: never
+    pinned_until: float  # seconds of the caller's clock; -inf: it is not pinned
+    expires_at: float  # likewise; inf: never
     importers: set[Holder] = field(default_factory=set)
 
     @property
     def num_bytes(self) -> int:
         return len(self.meta.encode())
+
+    def is_pinned(self, now: float) -> bool:
+        """Whether it is kept although memory is short."""
+        return now < self.pinned_until
+
+
+class PinShares(NamedTuple):
+    """Parts of the pool, from 0 to 1, that pinned exports may hold."""
+
+    tenant: float = 1.0
+    """Those of one tenant."""
+    all: float = 1.0
+    """Those of all together."""
 
 
 def key_of(access: str, owner: Owner, name: str) -> Key:
@@ -83,8 +97,9 @@ def key_of(access: str, owner: Owner, name: str) -> Key:
 class ExportTable:
     """All exports of one ledger.  `now` is seconds of a clock that never goes back, the same in all calls."""
 
-    def __init__(self, ledger: PageLedger) -> None:
+    def __init__(self, ledger: PageLedger, pins: PinShares | None = None) -> None:
         self._ledger = ledger
+        self._pins = pins or PinShares()
         self._exports: OrderedDict[Key, Export] = OrderedDict()  # least recently used first
         self._evicted: OrderedDict[Key, None] = OrderedDict()
         self._expiries: list[tuple[float, Key]] = []  # heap; entries of exports that are gone are skipped
@@ -92,7 +107,7 @@ class ExportTable:
     def __len__(self) -> int:
         return len(self._exports)
 
-    def put(self, holder: Holder, export: Export, quota: Quota, *, replace: bool) -> None:
+    def put(self, holder: Holder, export: Export, quota: Quota, *, replace: bool, now: float = 0.0) -> None:
         """Keep the pages, which the holder has, under the name.
 
         Raises InvalidRequest (the name is taken and not to be replaced; pages that the holder does not have), Denied
@@ -106,6 +121,8 @@ class ExportTable:
                 raise InvalidRequest(f"an export {export.name!r} ({export.access}) exists; replace it, or choose "
                                      "another name")  # fmt: skip
         self._check_quota(export, old, quota)
+        if export.is_pinned(now):
+            self._check_pins(export, old, now)
         self._ledger.keep(holder, export.pages)
         if old is not None:
             self._remove(key)
@@ -139,6 +156,30 @@ class ExportTable:
             raise NotFound(f"there is no export {name!r} ({access})")
         _check_owner(self._exports[key], owner)
         self._remove(key)
+
+    def drop(self, name: str, *, access: str = "", tenant: str = "", user: str = "") -> Export:
+        """Take away an export from outside, whoever made it and however it is pinned; who has imported it keeps the
+        pages.  "" matches any access, tenant, user.  Raises NotFound, and InvalidRequest if several match."""
+        wanted = (("access", access), ("tenant", tenant), ("user", user))
+        found = [
+            key for key, export in self._exports.items()
+            if key.name == name and all(not value or value == _fact(export, what) for what, value in wanted)
+        ]  # fmt: skip
+        asked = ", ".join([repr(name), *(f"{what} {value!r}" for what, value in wanted if value)])
+        if not found:
+            raise NotFound(f"there is no export {asked}")
+        if len(found) > 1:
+            owners = (self._exports[key] for key in found)
+            told = "; ".join(f"{e.access} of {e.owner.tenant}/{e.owner.user}" for e in owners)
+            raise InvalidRequest(f"{len(found)} exports are named {asked}: {told}; say which")
+        export = self._exports[found[0]]
+        self._remove(found[0])
+        return export
+
+    def all(self) -> Iterator[Export]:
+        """Every export there is, by name."""
+        for key in sorted(self._exports, key=lambda key: (key.name, *key)):
+            yield self._exports[key]
 
     def visible(self, owner: Owner, prefix: str) -> Iterator[Export]:
         """Exports that the owner's inferlets may import, by name."""
@@ -175,10 +216,10 @@ class ExportTable:
             heapq.heappop(self._expiries)
         return None
 
-    def evict(self, num_pages: int) -> int:
-        """Drop exports that nobody has open, least recently used first, until that many pages came free or none is
-        left to drop; returns how many came free."""
-        idle = [key for key, export in self._exports.items() if not export.is_pinned and not self._is_open(export)]
+    def evict(self, num_pages: int, now: float = 0.0) -> int:
+        """Drop exports that are not pinned and that nobody has open, least recently used first, until that many pages
+        came free or none is left to drop; returns how many came free."""
+        idle = [key for key, export in self._exports.items() if not (export.is_pinned(now) or self._is_open(export))]
         stays = {page for key in self._exports.keys() - idle for page in self._exports[key].pages}
         num_freed = 0
         for key in idle:
@@ -207,6 +248,22 @@ class ExportTable:
                 raise QuotaExceeded(f"{name}: the limit is {limit} for user {export.owner.user!r}; {have} are used, "
                                     f"{asked} more were asked for")  # fmt: skip
 
+    def _check_pins(self, export: Export, old: Export | None, now: float) -> None:
+        """Raises QuotaExceeded if pinned exports would hold too much of the pool; a page counts once."""
+        pinned = [e for e in self._exports.values() if e is not old and e.is_pinned(now)]
+        tenant = export.owner.tenant
+        mine = [e for e in pinned if e.owner.tenant == tenant]
+        for name, share, whose, others in (
+            ("tenant_pin_share", self._pins.tenant, f"tenant {tenant!r}", mine),
+            ("pin_share", self._pins.all, "all tenants", pinned),
+        ):
+            limit = int(share * self._ledger.total)
+            used = {page for e in others for page in e.pages}
+            more = len(set(export.pages) - used)
+            if len(used) + more > limit:
+                raise QuotaExceeded(f"{name}: {share:g} of the pool, {limit} pages, is the limit of what {whose} may "
+                                    f"pin; {len(used)} are pinned, {more} more were asked for")  # fmt: skip
+
     def _remove(self, key: Key) -> int:
         return self._ledger.drop(self._exports.pop(key).pages)
 
@@ -225,6 +282,10 @@ class ExportTable:
         self._evicted.move_to_end(key)
         if len(self._evicted) > KEEP_EVICTED:
             self._evicted.popitem(last=False)
+
+
+def _fact(export: Export, what: str) -> str:
+    return {"access": export.access, "tenant": export.owner.tenant, "user": export.owner.user}[what]
 
 
 def _check_owner(export: Export, owner: Owner) -> None:

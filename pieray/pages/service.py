@@ -28,7 +28,7 @@ from pieray.messages import (
     Unexport,
 )
 from pieray.pages import export_calls
-from pieray.pages.exports import ExportTable
+from pieray.pages.exports import ExportTable, PinShares
 from pieray.pages.ledger import Holder, PageLedger
 from pieray.pages.line import Granted, LeaseLine, Refused
 from pieray.pulse import PulsedLock
@@ -55,11 +55,11 @@ class LeaseService:
     with it.  `on_failure` is called when the batcher has stayed away, and for bugs of ours: the process must end.
     """
 
-    def __init__(self, num_pages: int, *, on_failure: Callable[[], None] = _nothing,
+    def __init__(self, num_pages: int, *, pins: PinShares | None = None, on_failure: Callable[[], None] = _nothing,
                  batcher_away_s: float = BATCHER_AWAY_S) -> None:  # fmt: skip
         self._ledger = PageLedger(num_pages)
         self._line = LeaseLine(self._ledger)
-        self._exports = ExportTable(self._ledger)
+        self._exports = ExportTable(self._ledger, pins)
         self._is_batcher_lost = False
         self._peers: dict[str, Connection] = {}
         self._fenced: set[str] = set()  # peers that the batcher has fenced, and whose connection is not closed yet
@@ -178,7 +178,7 @@ class LeaseService:
         self._exports.expire(now)
         outcomes: list[Granted | Refused] = [*self._line.expire(now)]
         if self._line.shortage:
-            self._exports.evict(self._line.shortage)
+            self._exports.evict(self._line.shortage, now)
         outcomes += self._line.retry(now)
         for outcome in outcomes:
             conn = self._peers.get(outcome.holder.peer_id)
@@ -233,6 +233,21 @@ class LeaseService:
     def busy_s(self) -> float:
         """How long somebody has been at work under the lock."""
         return self._lock.busy_s
+
+    def exports(self) -> list[dict[str, Any]]:
+        """Facts of every export: tenant, owner (its user), name, access, pages, tokens, pin, time left, importers."""
+        with self._lock:
+            now = time.monotonic()
+            self._exports.expire(now)
+            return export_calls.all_facts(self._exports, now)
+
+    def drop_export(self, name: str, access: str, tenant: str, user: str) -> dict[str, Any]:
+        """Take an export away, see `ExportTable.drop`; whose it was."""
+        with self._lock:
+            export = self._exports.drop(name, access=access, tenant=tenant, user=user)
+            self._settle()
+        self._flush()
+        return {"name": export.name, "access": export.access, "tenant": export.owner.tenant, "owner": export.owner.user}
 
     def status(self) -> dict[str, Any]:
         """Pages by state, and how many requests wait; the books are checked first."""

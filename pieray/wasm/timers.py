@@ -81,7 +81,7 @@ class Timers:
         for callback in due or ():
             try:
                 callback()
-            except Exception:
+            except BaseException:  # a panic of native code too: this thread has everybody's deadlines
                 log.exception("a timer's callback failed")
         return due is not None
 

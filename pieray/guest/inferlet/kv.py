@@ -99,7 +99,8 @@ def export_pages(
     """Give the first `num_tokens` tokens of pages a name under which others import them; await the ticket.
 
     They outlive this inferlet: for `ttl` seconds (0: as long as the engine lives), unless memory is short and nobody
-    has them open (`pinned`: even then).  `access`: "owner" (your user), "tenant" or "public".
+    has them open (`pinned`: even then, for the time of the limit pin_time_s; QuotaExceeded if the tenant's pinned
+    exports would hold more than its share of the pool).  `access`: "owner" (your user), "tenant" or "public".
     """
     ttl_ms = _convert.milliseconds("ttl", ttl, MAX_TTL_MS)
     if ttl and not ttl_ms:

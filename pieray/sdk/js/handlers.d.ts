@@ -84,8 +84,9 @@ export declare const kv: {
   /**
    * Give pages a name under which others import them; they outlive this inferlet.  `num-tokens` of them are
    * valid; `meta` is text kept with them.  `ttl-ms` 0: for as long as the engine lives.  Unless `pinned`, they
-   * are dropped when memory is short and nobody has them open.  An existing name of the same owner is replaced
-   * with `replace`, else `invalid`.  Ticket: none.
+   * are dropped when memory is short and nobody has them open.  A pin lasts for limits.pin-time-s, and what a
+   * tenant pins is a part of the pool at most, else `quota`.  An existing name of the same owner is replaced with
+   * `replace`, else `invalid`.  Ticket: none.
    */
   exportPages(name: string, pages: readonly number[], numTokens: number, meta: string, access: Access, ttlMs: number,
     pinned: boolean, replace: boolean): number;

@@ -118,6 +118,16 @@ class FakeEngine:
     def models(self) -> list[dict[str, Any]]:
         return [{"name": "pie-tiny", "num_pages": 64, "device": "cpu"}]
 
+    def exports(self) -> list[dict[str, Any]]:
+        facts = {"num_pages": 3, "num_tokens": 40, "expires_in_ms": None, "num_importers": 1}
+        return [{"name": "prefix", "access": "tenant", "tenant": "lab", "owner": "ada", "pinned": True, **facts}]
+
+    def drop_export(self, name: str, *, access: str, tenant: str, user: str) -> dict[str, Any]:
+        (found,) = self.exports()
+        if name != "prefix" or (tenant and tenant != "lab"):
+            raise NotFound(f"there is no export {name!r}")
+        return {"name": name, "access": access or found["access"], "tenant": found["tenant"], "owner": user or "ada"}
+
     def adapters(self) -> list[dict[str, Any]]:
         return [{"name": "tiny", "rank": 8, "alpha": 16.0, "targets": ["q_proj"], "num_bytes": 64, "owner": "me"}]
 

@@ -188,3 +188,16 @@ def test_up_beside_a_running_engine_names_each_setting_that_differs(
 def test_a_namespace_that_is_no_file_name_is_refused(call: Call, namespace: str) -> None:
     with pytest.raises(pieray.PierayError, match="namespace"):
         upstate.state_file(namespace)
+
+
+def test_exports_are_shown_and_dropped(engine: FakeEngine, call: Call, is_up: UpState) -> None:
+    shown = call("exports")
+    assert shown.exit_code == 0, shown.stderr
+    assert shown.stdout.split("\t") == ["prefix", "tenant", "lab", "ada", "3", "40", "yes", "-", "1\n"]
+    assert json.loads(call("exports", "--json").stdout)[0]["num_pages"] == 3
+    dropped = call("exports", "drop", "prefix", "--user", "bob", "--json")
+    assert json.loads(dropped.stdout) == {"name": "prefix", "access": "tenant", "tenant": "lab", "owner": "bob"}
+    assert "dropped prefix (tenant) of lab/ada" in call("exports", "drop", "prefix").stderr
+    gone = call("exports", "drop", "prefix", "--tenant", "other")
+    assert (gone.exit_code, gone.stdout) == (2, "")
+    assert "there is no export 'prefix'" in gone.stderr

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
@@ -67,6 +68,22 @@ class FakeDevice:
         self.released.extend(pages)
 
 
+@dataclass
+class FakeTimer:
+    """Rings when a test says so."""
+
+    seconds: float
+    call: Callable[[], None]
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def ring(self) -> None:
+        assert not self.is_cancelled
+        self.call()
+
+
 class Bench:
     """One inferlet's handlers over a fake device."""
 
@@ -75,6 +92,7 @@ class Bench:
         template: str | None = None,
     ) -> None:  # fmt: skip
         self.services = Services()
+        self.timers: list[FakeTimer] = []
         self.limits = limits or Limits()
         self.device = FakeDevice()
         info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 64, "float32", "cpu")
@@ -83,7 +101,8 @@ class Bench:
         self.pages = PageSpace(PAGE_SIZE, self.limits.pages, lineage.forget)
         self.tickets = TicketTable(self.limits.tickets)
         self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0,
-                             transfers=Transfers(self.limits.pass_bytes, self.services.transfers))  # fmt: skip
+                             transfers=Transfers(self.limits.pass_bytes, self.services.transfers),
+                             call_later=self.call_later)  # fmt: skip
         self.log = EventLog("it", self.limits)
         self.mailbox = Mailbox(self.limits, self.tickets.resolve)
         self.state = InstanceState(
@@ -92,6 +111,10 @@ class Bench:
             self.tickets, self.pages, lineage, self.outbox, self.log, self.mailbox, directory, TextStreams(),
         )  # fmt: skip
         self.handlers = GuestHandlers(self.state)
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> FakeTimer:
+        self.timers.append(FakeTimer(seconds, call))
+        return self.timers[-1]
 
     def forwards(self) -> list[Forward]:
         return [m for m in self.device.posted if isinstance(m, Forward)]

@@ -67,11 +67,11 @@ def ask(client: DeviceClient, number: int, tenant: Tenant, ticket: int, message:
 
 
 def export(client: DeviceClient, number: int, tenant: Tenant, name: str, pages: list[int], ttl_s: float = 0.0,
-           is_pinned: bool = False) -> object:  # fmt: skip
+           pin_s: float = 0.0) -> object:  # fmt: skip
     packed, written = np.array(pages, "<u4").tobytes(), np.full(len(pages), 0xFF, "<u8").tobytes()
     return ask(client, number, tenant, 1, ExportPages(
         number << 32 | 1, number, "acme", "ann", name, "tenant", packed, written, 8 * len(pages), "meta", ttl_s,
-        is_pinned, False, [9, 99, 999],
+        pin_s, False, [9, 99, 999],
     ))  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_memory_pressure_drops_what_nobody_has_open_and_imports_say_so(group: Gr
     client = group.client("a")
     ann, bob = start(client, 1, 6), start(client, 2, 1)
     for index, name in enumerate(["first", "second", "third", "pinned"]):
-        export(client, 1, ann, name, [ann.pages[index]], is_pinned=name == "pinned")
+        export(client, 1, ann, name, [ann.pages[index]], pin_s=60.0 * (name == "pinned"))
     client.release(1, ann.pages)
     client.flush()
     until(lambda: status(group) == (5, 1, 4))

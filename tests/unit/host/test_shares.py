@@ -246,6 +246,10 @@ def test_calls_of_one_tenant_leave_an_mcp_server_to_the_others() -> None:
 # --- the loop -----------------------------------------------------------------------------------
 
 
+def _raise(error: BaseException) -> None:
+    raise error
+
+
 class Panic(BaseException):
     """As a panic of native code arrives in Python."""
 
@@ -267,6 +271,13 @@ def test_work_that_panics_fails_alone_and_the_loop_goes_on(error: BaseException)
     Job(loop).start(bad(), results.append)
     Job(loop).start(good(), lambda result: (results.append(result), done.set()))
     assert done.wait(10)
+    assert loop.call(_raise, error)
+    assert loop.call(done.clear)
+    Job(loop).start(good(), lambda _: done.set())
+    until = time.monotonic() + 10
+    while not done.is_set():
+        assert time.monotonic() < until, "the loop has ended"
+        time.sleep(0.005)
     assert type(error).__name__ in results[0].message
     assert results[1] == "fine"
     loop.close()

@@ -4,7 +4,7 @@ import pytest
 
 from pieray.errors import Denied, Evicted, InvalidRequest, NotFound, QuotaExceeded
 from pieray.pages import exports as module
-from pieray.pages.exports import Export, ExportTable, Owner, Quota
+from pieray.pages.exports import Export, ExportTable, Owner, PinShares, Quota
 from pieray.pages.ledger import Holder, PageLedger
 
 ANN, BOB, EVE = Owner("acme", "ann"), Owner("acme", "bob"), Owner("evil", "eve")
@@ -14,15 +14,18 @@ NEVER = float("inf")
 
 
 class Table(ExportTable):
-    def __init__(self, num_pages: int = 16) -> None:
+    def __init__(self, num_pages: int = 16, pins: PinShares | None = None) -> None:
         self.ledger = PageLedger(num_pages)
-        super().__init__(self.ledger)
+        super().__init__(self.ledger, pins)
 
     def add(self, name: str, pages: list[int], owner: Owner = ANN, access: str = "owner", holder: Holder = A,
-            quota: Quota = QUOTA, meta: str = "", pinned: bool = False, until: float = NEVER,
-            replace: bool = False) -> Export:  # fmt: skip
-        export = Export(name, access, owner, pages, b"\xff" * 8 * len(pages), 4 * len(pages), meta, pinned, until)
-        self.put(holder, export, quota, replace=replace)
+            quota: Quota = QUOTA, meta: str = "", pinned: bool | float = False, until: float = NEVER,
+            replace: bool = False, now: float = 0.0) -> Export:  # fmt: skip
+        pinned_until = (NEVER if pinned else -NEVER) if isinstance(pinned, bool) else pinned
+        export = Export(
+            name, access, owner, pages, b"\xff" * 8 * len(pages), 4 * len(pages), meta, pinned_until, until
+        )  # fmt: skip
+        self.put(holder, export, quota, replace=replace, now=now)
         self.ledger.check()
         return export
 
@@ -263,3 +266,68 @@ def test_death_of_the_batcher_ends_all():
     assert (table.ledger.num_free, len(table), table.next_expiry()) == (16, 0, None)
     with pytest.raises(NotFound):
         table.open(B, ANN, "a")
+
+
+def test_one_tenants_pins_hold_no_more_than_its_share_and_all_together_leave_a_rest() -> None:
+    table = Table(16, PinShares(tenant=0.5, all=0.75))
+    for holder in (A, B, C):
+        assert table.ledger.lease(holder, 5) is not None
+    table.add("one", [0, 1, 2, 3, 4], pinned=True)
+    dan = Owner("acme", "dan")
+    with pytest.raises(QuotaExceeded, match=r"tenant_pin_share: 0.5 of the pool, 8 pages, .* 'acme' may pin; 5 are"):
+        table.add("two", [5, 6, 7, 8], holder=B, owner=dan, pinned=True)
+    table.add("two", [5, 6, 7], holder=B, owner=dan, pinned=True)
+    table.add("shared", [0, 1, 2], pinned=True)  # pages that are pinned already
+    table.add("open to eviction", [8, 9], holder=B)
+    with pytest.raises(QuotaExceeded, match=r"pin_share: 0.75 of the pool, 12 pages, .* all tenants may pin; 8 are"):
+        table.add("theirs", [10, 11, 12, 13, 14], holder=C, owner=EVE, pinned=True)
+    table.add("theirs", [10, 11, 12, 13], holder=C, owner=EVE, pinned=True)
+    for holder in (A, B, C):
+        table.ledger.close(holder)
+    assert table.evict(99) == 2
+    assert table.ledger.num_free == 4
+
+
+def test_replacing_a_pinned_export_counts_the_new_one_alone() -> None:
+    table = Table(16, PinShares(tenant=0.25))
+    assert table.ledger.lease(A, 8) is not None
+    table.add("name", [0, 1, 2, 3], pinned=True)
+    table.add("name", [4, 5, 6, 7], pinned=True, replace=True)
+    with pytest.raises(QuotaExceeded, match="tenant_pin_share"):
+        table.add("name", [0, 1, 2, 3, 4], pinned=True, replace=True)
+
+
+def test_a_pin_lapses_and_its_export_is_one_like_any_other_then() -> None:
+    table = Table(16, PinShares(tenant=0.25))
+    assert table.ledger.lease(A, 8) is not None
+    table.add("first", [0, 1, 2, 3], pinned=100.0)
+    table.ledger.close(A)
+    assert table.evict(99, now=99.9) == 0
+    assert table.ledger.lease(A, 4) is not None
+    table.add("second", [4, 5, 6, 7], pinned=300.0, now=100.0)  # the first counts no more
+    table.ledger.close(A)
+    assert table.evict(99, now=100.0) == 4
+    assert table.names(ANN) == ["owner:ann:second"]
+
+
+def test_an_export_is_dropped_from_outside_whosever_it_is() -> None:
+    table = Table(16)
+    assert table.ledger.lease(A, 8) is not None
+    table.add("name", [0], pinned=True)
+    table.add("name", [1], owner=BOB)
+    table.add("name", [2], owner=EVE, access="public")
+    table.open(B, EVE, "name")
+    assert [e.owner.user for e in table.all()] == ["ann", "bob", "eve"]
+    with pytest.raises(InvalidRequest, match="3 exports .* 'name': owner of acme/ann; owner of acme/bob; public"):
+        table.drop("name")
+    with pytest.raises(InvalidRequest, match="2 exports"):
+        table.drop("name", tenant="acme")
+    with pytest.raises(NotFound, match="there is no export 'name', user 'nobody'"):
+        table.drop("name", user="nobody")
+    assert table.drop("name", access="public").owner == EVE
+    assert table.drop("name", user="ann").owner == ANN
+    assert table.drop("name").owner == BOB
+    assert len(table) == 0
+    table.ledger.close(A)
+    assert table.ledger.num_free == 15  # who has imported it keeps its page
+    table.ledger.check()

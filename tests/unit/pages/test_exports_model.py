@@ -178,10 +178,11 @@ class Model:
             return
         while one.in_flight:
             self.finish(one)
-        written, is_pinned = lent.written.astype("<u8").tobytes(), self.rng.random() < 0.2
+        written = lent.written.astype("<u8").tobytes()
+        pinned_until = float("inf") if self.rng.random() < 0.2 else float("-inf")
         try:
             pages = one.space.seal(lent)
-            export = Export(name, "owner", OWNER, pages, written, num_tokens, "", is_pinned, float("inf"))
+            export = Export(name, "owner", OWNER, pages, written, num_tokens, "", pinned_until, float("inf"))
             self.table.put(one.holder, export, QUOTA, replace=True)
             flat[num_tokens:] = [None] * (len(flat) - num_tokens)
             self.exported[name] = [flat[i * SIZE : (i + 1) * SIZE] for i in range(len(pages))]

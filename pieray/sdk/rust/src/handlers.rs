@@ -358,8 +358,9 @@ pub mod kv {
 
     /// Give pages a name under which others import them; they outlive this inferlet.  `num-tokens` of them are
     /// valid; `meta` is text kept with them.  `ttl-ms` 0: for as long as the engine lives.  Unless `pinned`, they
-    /// are dropped when memory is short and nobody has them open.  An existing name of the same owner is replaced
-    /// with `replace`, else `invalid`.  Ticket: none.
+    /// are dropped when memory is short and nobody has them open.  A pin lasts for limits.pin-time-s, and what a
+    /// tenant pins is a part of the pool at most, else `quota`.  An existing name of the same owner is replaced with
+    /// `replace`, else `invalid`.  Ticket: none.
     pub fn export_pages(name: &str, pages: &[u32], num_tokens: u32, meta: &str, access: Access, ttl_ms: u64, pinned: bool, replace: bool) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
