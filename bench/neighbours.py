@@ -95,7 +95,7 @@ while True:
 BODIES = {
     # host calls
     "tokenize": 'text = "tell me more, " * 18000\nwhile True: model.tokenize(text)',
-    "detokenize": "many = tokens * 200\nwhile True: model.detokenize(many)",
+    "detokenize": "many = tokens * 65\nwhile True: model.detokenize(many)",
     "render": """
 text = "tell me more, " * 18000
 while True: chat.render([{"role": "user", "content": text}])
@@ -145,7 +145,7 @@ while True:
     "hidden": outputs("found.hidden(row)", 1000),
     "samples": outputs("found.sample(row, 1.0, 50, 0.9)", 1000),
     "samples-biased": """
-chain = Sampler(temperature=1.0, top_p=0.9, bias={i: 0.5 for i in range(600)}).handle()
+chain = Sampler(temperature=1.0, top_p=0.9, logit_bias={i: 0.5 for i in range(600)}).handle()
 while True:
     found = forward.forward(line, pages, 0, tokens)
     await all_of([found.sample(row, sampler=chain) for row in range(800)])

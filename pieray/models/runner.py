@@ -255,7 +255,10 @@ class ModelRunner:
             shape = len(ragged.rows), self.config.hidden_size
             ragged.hidden = torch.empty(shape, dtype=torch.float32, device=self.decoder.device)
         logits = self.decoder.forward(ragged, self.pool)
-        return _Answers(items, outputs, logits, ragged.hidden, self.default_seed).collect()
+        values = _Answers(items, outputs, logits, ragged.hidden, self.default_seed).collect()
+        if logits.is_cuda and not len(ragged.rows):  # nothing has waited for the device: the next step's time would
+            torch.cuda.synchronize(logits.device)  # be this one's too
+        return values
 
 
 def _check_sample(request: Sample, vocab: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Protocol
 
 import numpy as np
@@ -22,37 +22,39 @@ class Lookup(Protocol):
 
 
 class EmbedLookups:
-    """Requests in order of arrival, until a step answers them or their inferlet ends."""
+    """Requests until a step answers them or their inferlet ends: of each inferlet in order, and these in turn."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[str, EmbedTokens]] = deque()
+        self._waiting: OrderedDict[tuple[str, int], deque[EmbedTokens]] = OrderedDict()  # none is empty
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def add(self, peer_id: str, message: EmbedTokens) -> None:
-        self._waiting.append((peer_id, message))
+        self._waiting.setdefault((peer_id, message.inferlet), deque()).append(message)
 
     def cancel(self, peer_id: str, inferlet: int | None = None) -> None:
         """Drop those of an inferlet, or of all of a peer's."""
-        self._waiting = deque(
-            (peer, message)
-            for peer, message in self._waiting
-            if peer != peer_id or inferlet not in (None, message.inferlet)
-        )
+        for key in [key for key in self._waiting if key[0] == peer_id and inferlet in (None, key[1])]:
+            del self._waiting[key]
 
     def answer(self, runner: Lookup, answers: list[tuple[str, Message]]) -> None:
         """Append answers to the first of them, by peer.  Raises DeviceLost: those not answered wait still then."""
         num_left = TOKENS_PER_STEP
         while self._waiting and num_left > 0:
-            peer_id, message = self._waiting[0]
-            answers.append((peer_id, _answer(runner, message)))
-            self._waiting.popleft()
+            key, messages = next(iter(self._waiting.items()))
+            answers.append((key[0], _answer(runner, messages[0])))
+            message = messages.popleft()
+            self._waiting.move_to_end(key)
+            if not messages:
+                del self._waiting[key]
             num_left -= len(message.tokens) // 4 if isinstance(message.tokens, bytes) else 0
 
     def fail_all(self, error: PierayError) -> list[tuple[str, Message]]:
         """Answer all of them with an error."""
-        answers: list[tuple[str, Message]] = [(peer, failed(message.ticket, error)) for peer, message in self._waiting]
+        answers: list[tuple[str, Message]] = [
+            (key[0], failed(message.ticket, error)) for key, messages in self._waiting.items() for message in messages
+        ]
         self._waiting.clear()
         return answers
 
