@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pieray import upstate
@@ -19,6 +20,8 @@ from pieray.raycalls import asker
 
 Progress = Callable[[str], None]
 
+NAME_FREE_S = 5.0
+"""How long the name of a dead Controller may take to come free."""
 LAUNCH_THREADS = 64
 """Launches that the Controller works on at one time, those that wait for an actor to start included."""
 
@@ -141,14 +144,20 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(folder)))
     prepare_python_runtime(progress)
     _say(progress, f"loading {folder.name}")
-    if not _is_served(config.namespace):
+    if not (is_served := _is_served(config.namespace)):
         end_engine(config.namespace)  # what a Controller that died has left, its name included
-    try:
-        controller = create_actor(Controller, config, actor_name("controller"), node=head_node(),
-                                  max_concurrency=LAUNCH_THREADS)  # fmt: skip
-    except ActorAlreadyExistsError as error:
-        raise EngineError(f"an engine runs in namespace {config.namespace!r} already; "
-                          "connect to it, stop it, or choose another namespace") from error  # fmt: skip
+    create = partial(create_actor, Controller, config, actor_name("controller"), node=head_node(),
+                     max_concurrency=LAUNCH_THREADS)  # fmt: skip
+    deadline = time.monotonic() + (0.0 if is_served else NAME_FREE_S)
+    while True:
+        try:
+            controller = create()
+            break
+        except ActorAlreadyExistsError as error:
+            if time.monotonic() >= deadline:
+                raise EngineError(f"an engine runs in namespace {config.namespace!r} already; "
+                                  "connect to it, stop it, or choose another namespace") from error  # fmt: skip
+            time.sleep(0.02)
     try:
         ask_actor(controller, "start", timeout_s=config.start_timeout_s)
     except BaseException:  # a Ctrl-C too: on a shared cluster nobody else would end the actors
@@ -159,21 +168,31 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
 
 
 def _is_served(namespace: str) -> bool:
-    """Whether the namespace has a Controller that lives.
+    """Whether the namespace has a Controller that lives; the name of a dead one is given free.
 
     Ray gives a dead one's handle for as long as anybody has another of it, and keeps its name so long.
     """
+    import ray
+
     found = find_controller(namespace)
     if found is None:
         return False
     try:
         ControllerCalls(asker(found)).ping()
     except ActorGone:
+        ray.kill(found)  # its name comes free; it is not among the named actors any more
         return False
     except NoAnswer as error:
         raise EngineError(f"an engine runs in namespace {namespace!r} already, and {error.message.partition('; ')[0]}; "
                           "stop it with `pieray down`, or choose another namespace") from error  # fmt: skip
     return True
+
+
+def end_engine_of(controller: Any, namespace: str) -> None:
+    """Kill what is left of a Controller's engine, itself included, unless another engine has its namespace by now."""
+    found = find_controller(namespace)
+    if found is None or found._actor_id == controller._actor_id:
+        end_engine(namespace)
 
 
 def end_engine(namespace: str, timeout_s: float = 20.0) -> int:

@@ -324,7 +324,7 @@ class Engine:
             self._calls.ask("shutdown", timeout_s=ASK_S)
         except PierayError as error:
             log.info("the Controller did not stop the engine: %s", error)
-        cluster.end_engine(self.config.namespace)
+        cluster.end_engine_of(self._controller, self.config.namespace)
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from typing import Any, Generic, TypeVar
 
 from pieray.errors import Cancelled, DeadlineExceeded, PierayError, QuotaExceeded
 from pieray.wasm.timers import Timer, Timers
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -241,14 +244,15 @@ class FairPool:
             began = time.monotonic()
             try:
                 self._run(job)
-            finally:
-                with self._changed:
-                    self._running[job.tenant] -= 1
-                    if not self._running[job.tenant]:
-                        del self._running[job.tenant]
-                    cost = time.monotonic() - began
-                    self._queue.charge(job.tenant, job.owner, max(0.0, cost - LEAST_CHARGE_S))
-                    self._changed.notify_all()
+            except BaseException:  # of what is called when a future is done
+                log.exception("%s: who waited for a job failed", self.name)
+            with self._changed:
+                self._running[job.tenant] -= 1
+                if not self._running[job.tenant]:
+                    del self._running[job.tenant]
+                cost = time.monotonic() - began
+                self._queue.charge(job.tenant, job.owner, max(0.0, cost - LEAST_CHARGE_S))
+                self._changed.notify_all()
             del job  # while this thread sleeps, what the last job held must not live on
 
     def _run(self, job: _Job) -> None:

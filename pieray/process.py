@@ -234,6 +234,7 @@ class Process:
 
     @property
     def num_events(self) -> int:
+        """How many events have come."""
         return len(self._events)
 
     def add(self, events: list[Event]) -> None:

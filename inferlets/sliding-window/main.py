@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from inferlet import Context, session
+from inferlet import Context, runtime, session
 
 
 async def main(prompt: str, max_tokens: int = 32, window: int = 64, num_sinks: int = 4) -> dict[str, Any]:
@@ -12,8 +12,7 @@ async def main(prompt: str, max_tokens: int = 32, window: int = 64, num_sinks: i
         while num_tokens < max_tokens:
             first_seen = max(num_sinks, ctx.position - 1 - window)
             if first_seen > num_sinks:
-                await ctx.flush()
-                ctx.mask(num_sinks, first_seen)
+                await ctx.drop(num_sinks, first_seen)
             generation = ctx.generate(1)
             async for token in generation:
                 session.send(token.text)
@@ -22,4 +21,6 @@ async def main(prompt: str, max_tokens: int = 32, window: int = 64, num_sinks: i
             if generation.finish_reason == "stop":
                 reason = "stop"
                 break
-        return {"text": "".join(pieces), "num_tokens": num_tokens, "finish_reason": reason, "tokens": ctx.tokens}
+        num_pages = runtime.limits()["used"]["pages"]
+        return {"text": "".join(pieces), "num_tokens": num_tokens, "finish_reason": reason, "tokens": ctx.tokens,
+                "num_pages": num_pages}  # fmt: skip

@@ -225,7 +225,7 @@ class DeviceClient:
         for number, tenant in list(self._tenants.items()):
             try:
                 tenant.device_lost(lost)
-            except Exception:  # the others must hear of it all the same
+            except BaseException:  # the others must hear of it all the same
                 log.exception("inferlet %d could not be told", number)
         for ticket in list(self._retiring):
             self._finish_retiring(ticket)

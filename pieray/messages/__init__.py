@@ -1,68 +1,76 @@
-"""Every message that crosses a process, by who talks to whom, and the one frame format."""
+"""Every message that crosses a process, by who talks to whom, and the one frame format.
 
-from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
-from pieray.messages.batcher import (
-    DISTRIBUTION,
-    ENTROPY,
-    HIDDEN,
-    LOGITS,
-    LOGPROBS,
-    SAMPLE,
-    SAMPLE_WITH,
-    CancelInferlet,
-    CopyTokens,
-    EmbedTokens,
-    Forward,
-    OpenInferlet,
-    Output,
-    Verify,
-)
-from pieray.messages.broker import (
-    Broadcast,
-    Credit,
-    Next,
-    Pull,
-    Push,
-    Settle,
-    StoreDelete,
-    StoreGet,
-    StoreNames,
-    StorePut,
-    StorePutIf,
-    Subscribe,
-    Unsubscribe,
-    Withdraw,
-)
-from pieray.messages.children import Bind
-from pieray.messages.client import (
-    Attach,
-    AwaitStart,
-    Event,
-    Install,
-    Kill,
-    Launch,
-    SendFile,
-    SendText,
-    file_part,
-    read_file_part,
-)
-from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
-from pieray.messages.controller import Ask
-from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode, size_of
-from pieray.messages.leases import (
-    CloseLease,
-    ExportPages,
-    FencePeer,
-    ImportPages,
-    LeasePages,
-    ListExports,
-    PeerFenced,
-    ReclaimSpare,
-    ReleasePages,
-    Unexport,
-)
-from pieray.messages.opening import Completed, Failed, Hello, Welcome
-from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
+A name is imported when it is first used, an unknown kind in a frame brings all: to make the classes of all peers is a
+large part of a client's start, and it needs few of them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
+    from pieray.messages.batcher import (
+        DISTRIBUTION,
+        ENTROPY,
+        HIDDEN,
+        LOGITS,
+        LOGPROBS,
+        SAMPLE,
+        SAMPLE_WITH,
+        CancelInferlet,
+        CopyTokens,
+        EmbedTokens,
+        Forward,
+        OpenInferlet,
+        Output,
+        Verify,
+    )
+    from pieray.messages.broker import (
+        Broadcast,
+        Credit,
+        Next,
+        Pull,
+        Push,
+        Settle,
+        StoreDelete,
+        StoreGet,
+        StoreNames,
+        StorePut,
+        StorePutIf,
+        Subscribe,
+        Unsubscribe,
+        Withdraw,
+    )
+    from pieray.messages.children import Bind
+    from pieray.messages.client import (
+        Attach,
+        AwaitStart,
+        Event,
+        Install,
+        Kill,
+        Launch,
+        SendFile,
+        SendText,
+        file_part,
+        read_file_part,
+    )
+    from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
+    from pieray.messages.controller import Ask
+    from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode, size_of
+    from pieray.messages.leases import (
+        CloseLease,
+        ExportPages,
+        FencePeer,
+        ImportPages,
+        LeasePages,
+        ListExports,
+        PeerFenced,
+        ReclaimSpare,
+        ReleasePages,
+        Unexport,
+    )
+    from pieray.messages.opening import Completed, Failed, Hello, Welcome
+    from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
 
 __all__ = [
     "DISTRIBUTION",
@@ -137,3 +145,27 @@ __all__ = [
     "read_file_part",
     "size_of",
 ]
+
+#: Where names are looked for, first those that every client needs.
+_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "batcher", "plans",
+            "adapters", "broker")  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """A name of `__all__` (PEP 562)."""
+    if name in __all__:
+        for module in map(_load, _MODULES):
+            if name in vars(module):
+                globals()[name] = vars(module)[name]
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_all() -> None:
+    """Import every module, so that all kinds are registered."""
+    for module in _MODULES:
+        _load(module)
+
+
+def _load(module: str) -> Any:
+    return importlib.import_module(f"{__name__}.{module}")

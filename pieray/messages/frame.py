@@ -99,6 +99,11 @@ def _message(item: Any) -> Message:
     kind, *fields = item
     cls = _KINDS.get(kind)
     if cls is None:
+        from pieray import messages
+
+        messages.load_all()
+        cls = _KINDS.get(kind)
+    if cls is None:
         raise ProtocolError(f"message kind {kind!r} is unknown; known: {sorted(_KINDS)}")
     if len(fields) != _NUM_FIELDS[kind]:
         raise ProtocolError(f"{cls.__name__} has {_NUM_FIELDS[kind]} fields; the peer sent {len(fields)}")

@@ -70,7 +70,7 @@ class Call:
         self.num_args = 0
 
 
-def error_of(guest: Guest, failed: Exception) -> PierayError:
+def error_of(guest: Guest, failed: BaseException) -> PierayError:
     """What ended the guest, as the error to report."""
     if isinstance(failed, PierayError):
         return failed

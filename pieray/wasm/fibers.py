@@ -75,11 +75,9 @@ class FiberGuest(Guest):
 
     @property
     def is_long(self) -> bool:
-        return self._burst_s > LONG_S or (self._state == _RUNNING and self.turn_s > LONG_S)
-
-    @property
-    def turn_s(self) -> float:
-        return time.monotonic() - self._turn_began
+        if self._burst_s > LONG_S:
+            return True
+        return self._state == _RUNNING and time.monotonic() - self._turn_began > LONG_S
 
     def start(self) -> None:
         self._turns.put(self)
@@ -113,7 +111,7 @@ class FiberGuest(Guest):
             self._turn()
         except StopIteration as stop:
             ending = stop.value
-        except Exception as failed:  # noqa: BLE001 - it becomes the outcome
+        except BaseException as failed:  # noqa: BLE001 - it becomes the outcome
             ending = None, error_of(self, failed)
         used = time.thread_time() - began
         self.charge(used)
@@ -280,7 +278,7 @@ class FiberExecutor:
     def _end_batch(self) -> None:
         try:
             self._on_batch_end()
-        except Exception:
+        except BaseException:
             log.exception("on_batch_end failed")
 
     def _load(self) -> Load:

@@ -5,12 +5,15 @@ Binary format: https://github.com/WebAssembly/component-model/blob/main/design/m
 
 from __future__ import annotations
 
+import time
+
 from pieray.errors import InvalidRequest
 
 _COMPONENT_HEADER = 8
 _CORE_MODULE, _COMPONENT = 1, 4
 _CORE_MEMORY_SECTION = 5
 MAX_MEMORIES = 4
+SECTIONS_AT_ONCE = 1024
 
 
 def checked_memories(wasm: bytes, name: str) -> int:
@@ -24,11 +27,14 @@ def checked_memories(wasm: bytes, name: str) -> int:
 def count_memories(wasm: bytes) -> int:
     """Memories that the core modules of a valid component define, nested components included."""
     view = memoryview(wasm)
-    found, pending = 0, [(view, True)]
+    found, num_sections, pending = 0, 0, [(view, True)]
     while pending:
         body, is_component = pending.pop()
         at = _COMPONENT_HEADER
         while at < len(body):
+            num_sections += 1
+            if num_sections % SECTIONS_AT_ONCE == 0:
+                time.sleep(0)  # there may be a million: let others have the interpreter's lock
             kind = body[at]
             size, at = _leb128(body, at + 1)
             section = body[at : at + size]

@@ -78,8 +78,7 @@ class ThreadGuest(Guest):
         try:
             outcome = (self._call(), None) if self.error is None else (None, self.error)
         except BaseException as failed:  # noqa: BLE001 - it becomes the outcome
-            error = failed if isinstance(failed, Exception) else PierayError(repr(failed))
-            outcome = None, error_of(self, error)
+            outcome = None, error_of(self, failed)
         self.charge_turn()
         self.is_running = False
         self.finish(*outcome)
@@ -170,7 +169,7 @@ class ThreadExecutor:
         """A guest parks or is done.  Nothing coalesces here: each thread's messages go out by themselves."""
         try:
             self._on_batch_end()
-        except Exception:
+        except BaseException:
             log.exception("on_batch_end failed")
 
     def wake_ticker(self) -> None:

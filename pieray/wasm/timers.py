@@ -159,15 +159,23 @@ class Ticker:
             if self._hurried.wait(self._slice_s):
                 self._hurried.clear()
                 time.sleep(self.HURRY_S)
-            load = self._load()
-            if load is Load.URGENT:
-                self.interrupt()
-            elif load is Load.OVERDUE:
-                self._tick()
+            try:
+                load = self._advance()
+            except BaseException:  # without this thread no guest that spins would ever yield
+                log.exception("the ticker failed")
+                load = Load.BUSY
             idle = 0 if load is not Load.IDLE else idle + 1
             if idle > self.IDLE_TICKS:
                 self._sleep()
                 idle = 0
+
+    def _advance(self) -> Load:
+        load = self._load()
+        if load is Load.URGENT:
+            self.interrupt()
+        elif load is Load.OVERDUE:
+            self._tick()
+        return load
 
     def _sleep(self) -> None:
         self._awake.clear()

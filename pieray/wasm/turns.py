@@ -27,11 +27,6 @@ class Contender(Protocol):
         """Whether it has been computing for so long that it may be interrupted for others."""
         ...
 
-    @property
-    def turn_s(self) -> float:
-        """How long its turn has taken so far."""
-        ...
-
 
 G = TypeVar("G", bound=Contender)
 
@@ -39,8 +34,8 @@ G = TypeVar("G", bound=Contender)
 class TurnQueue(Generic[G]):
     """Start-time fair queueing.  Each guest is in it once at most.  Thread-safe.
 
-    A guest that comes from a wait while all workers are busy, one of them with a long turn of a guest that has had
-    more, interrupts that: `preempt` is called, and is to make long turns end soon.
+    A guest that comes from a wait while all workers are busy, one of them with a long turn, interrupts that: `preempt`
+    is called, and is to make long turns end soon.  Whose turn is next, the order says.
     """
 
     def __init__(self, num_workers: int, preempt: Callable[[], None]) -> None:
@@ -69,16 +64,13 @@ class TurnQueue(Generic[G]):
             self._preempt()
 
     def is_urgent(self) -> bool:
-        """Whether the guest that is next should interrupt one that runs."""
+        """Whether the guest that is next waits for a long turn."""
         with self._lock:
             return bool(self._heap) and self._interrupts(self._heap[0][2])
 
     def _interrupts(self, guest: G) -> bool:
-        return (
-            not guest.is_long
-            and len(self._running) == self._num_workers
-            and any(other.is_long and other.served + other.turn_s > guest.served for other in self._running)
-        )
+        is_full = len(self._running) == self._num_workers
+        return is_full and not guest.is_long and any(other.is_long for other in self._running)
 
     def get(self) -> G | None:
         """Wait for the guest whose turn is next; None: `close` was called.  `release` it afterwards."""

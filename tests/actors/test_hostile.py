@@ -58,6 +58,15 @@ ATTACKS: dict[str, tuple[ProgramSource, tuple[type[PierayError], ...], str]] = {
         (GuestTrapped,), "call stack exhausted",
     ),
     "flood of host calls": (holding("while True: runtime.instance_id()"), (QuotaExceeded,), "cpu_time_s"),
+    # worked on in other processes, and charged to it all the same
+    "flood of long texts": (
+        holding("from inferlet import model\nwhile True: model.tokenize('tell me more, ' * 18000)"),
+        (QuotaExceeded, DeadlineExceeded), "cpu_time_s|wall_time_s",
+    ),
+    "flood of long chats": (
+        holding("from inferlet import chat\nwhile True: chat.render([{'role': 'user', 'content': 'x' * 250000}])"),
+        (QuotaExceeded, DeadlineExceeded), "cpu_time_s|wall_time_s",
+    ),
     "flood of tickets": (holding("while True: session.receive()"), (QuotaExceeded,), "cpu_time_s|tickets"),
     "flood of messages": (holding("while True: session.send('x' * 100000)"), (QuotaExceeded,), "output_bytes"),
     "flood of logs": (holding("while True: print('x' * 1000)"), (QuotaExceeded,), "log_bytes"),

@@ -48,10 +48,10 @@ def test_thousands_of_pushes_while_an_engine_comes_up_keep_their_order(ray_clust
 
 PIN = program(
     """
-from inferlet import kv, model, queue, forward
+from inferlet import forward, kv, queue
 async def main(name, num_pages, pinned=True, access="owner"):
     pages = kv.alloc(num_pages)
-    tokens = model.tokenize("a") * (num_pages * kv.page_size())
+    tokens = [7] * (num_pages * kv.page_size())
     await forward.forward(queue.create(), pages, 0, tokens)
     await kv.export_pages(name, pages, len(tokens), access=access, pinned=pinned)
     return True
@@ -60,10 +60,10 @@ async def main(name, num_pages, pinned=True, access="owner"):
 )
 USE = program(
     """
-from inferlet import kv, model, queue, forward
+from inferlet import forward, kv, queue
 async def main(num_pages):
     pages = kv.alloc(num_pages)
-    tokens = model.tokenize("a") * (num_pages * kv.page_size())
+    tokens = [7] * (num_pages * kv.page_size())
     await forward.forward(queue.create(), pages, 0, tokens)
     return True
 """,

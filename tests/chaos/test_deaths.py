@@ -112,6 +112,22 @@ def test_a_dead_controller_is_an_answer_not_a_wait(detached: Any) -> None:
         assert again.launch(GENERATE, prompt="1+1=", max_tokens=1).result(timeout=30)
 
 
+def test_where_a_controller_has_died_another_engine_starts_at_once(ray_cluster: None) -> None:
+    import ray
+
+    namespace = f"again-{time.time_ns()}"
+    first = pieray.start(namespace=namespace)
+    os.kill(ray.get(first._controller.pid.remote()), signal.SIGKILL)
+    with pytest.raises(EngineError, match="gone"):
+        first.ps()
+    with pieray.start(namespace=namespace) as again:  # though `first` still has a handle of the dead one
+        assert again.launch(GENERATE, prompt="1+1=", max_tokens=1).result(timeout=30)
+        first.close()  # ends nothing of another engine's
+        assert again.launch(GENERATE, prompt="1+1=", max_tokens=1).result(timeout=30)
+        with pytest.raises(EngineError, match="runs in namespace .* already"):
+            pieray.start(namespace=namespace)
+
+
 def test_a_client_that_dies_leaves_its_inferlet_to_others(engine: Any) -> None:
     process = engine.launch(ECHO)
     process.send("a")

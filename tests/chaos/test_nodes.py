@@ -58,4 +58,4 @@ def test_the_loss_of_every_worker_node_ends_no_engine() -> None:
     command = [sys.executable, "-c", PROGRAM]
     environment = {**os.environ, "RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False, env=environment)
-    assert done.stdout.endswith("well\n"), done.stdout[-2000:] + done.stderr[-6000:]
+    assert "well" in done.stdout.splitlines(), done.stdout[-2000:] + done.stderr[-6000:]  # Ray writes there too

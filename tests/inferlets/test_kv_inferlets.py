@@ -76,5 +76,7 @@ def test_a_sliding_window_is_what_its_masks_say(engine: Any) -> None:
         expected = run(engine, WINDOW, prompt=PREFIX, max_tokens=24, window=window, num_sinks=num_sinks)
         assert result["tokens"] == expected
         texts[window] = result["text"]
+        held = len(result["tokens"]) if window == 500 else 16 + window + 2 * 16
+        assert result["num_pages"] <= -(-held // 16), "what has left the window takes no memory"
     assert texts[500] == run(engine, "text-completion", prompt=PREFIX, max_tokens=24)["text"]
     assert texts[8] != texts[500]

@@ -84,8 +84,8 @@ def shared() -> dict[str, Any]:
         "num_drafts": 1, "k": 2, "row": 0, "priority": 1, "timeout_ms": 1, "seconds": 0.0, "timeout": 0.01, "seed": 1,
         "length": 1, "start": 0, "end": 1, "num_rows": 1, "status": 200, "delay": 0,
         # lists
-        "tokens": [1, 2], "drafts": [1], "values": [0.5], "runs": [1], "tools": (), "headers": [], "calls": [],
-        "results": [], "messages": [{"role": "user", "content": "a"}],
+        "tokens": [1, 2], "drafts": [1], "values": [0.5], "rows": [0], "runs": [1], "tools": (), "headers": [],
+        "calls": [], "results": [], "messages": [{"role": "user", "content": "a"}],
         # texts
         "text": "ab", "name": "n", "prefix": "n", "key": "k", "value": "v", "expected": "v", "path": "f", "data": b"x",
         "mode": "r", "message": "m", "topic": "t", "server": "s", "tool": "t", "url": "http://127.0.0.1:9/",
@@ -120,6 +120,7 @@ def objects() -> dict[type, Callable[[], Any]]:
         inferlet.Adapter: lambda: inferlet.Adapter(9, "a"),
         inferlet.Tool: lambda: tools.tool(one),
         forward.Pass: step,
+        forward.Samples: lambda: step().samples([0]),
         embeds.Embedding: lambda: embeds.text([1]),
         tickets.Ticket: lambda: runtime.sleep(0),
         model.TextStream: model.TextStream,

@@ -178,6 +178,18 @@ def test_whatever_a_job_raises_fails_that_job_alone():
         assert pool.submit(lambda: 5, tenant="a").result(WAIT_S) == 5
 
 
+def test_a_thread_survives_what_is_called_when_a_job_is_done():
+    def panic(_: object) -> None:
+        raise Panic("in a callback")
+
+    gate = threading.Event()
+    with closing(FairPool("test", 1)) as pool:
+        first = pool.submit(lambda: gate.wait(WAIT_S), tenant="a")
+        first.add_done_callback(panic)
+        gate.set()
+        assert pool.submit(lambda: 5, tenant="a").result(WAIT_S) == 5
+
+
 def test_closing_fails_what_waits():
     release = threading.Event()
     pool = FairPool("test", 1)

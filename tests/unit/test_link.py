@@ -132,8 +132,10 @@ def test_an_actor_that_does_not_answer_keeps_nobody_from_the_others() -> None:
         thread.start()
     first = links.get(door.endpoint)
     assert links.get(door.endpoint) is first
-    actor.conns[-1].close("a test breaks this link")
     until = time.monotonic() + 3
+    while not actor.conns and time.monotonic() < until:  # the actor's side hears of it a moment later
+        time.sleep(0.01)
+    actor.conns[-1].close("a test breaks this link")
     while first.is_open and time.monotonic() < until:
         time.sleep(0.01)
     second = links.get(door.endpoint)

@@ -25,18 +25,25 @@ class KvSequence:
 
     Slots past kv_len may hold anything: a pass that was cancelled or failed leaves kv_len as it was, and the
     next one, later on the same queue, writes the same slots again.
+
+        tokens   0        16       32       48   kv_len
+        pages    | page 7 |   0    | page 9 | page 4 ...     0: dropped, and left out of passes
     """
 
-    __slots__ = ("_capacity", "_in_flight", "_page_size", "_queue", "adapter", "hidden", "is_closed", "kv_len",
-                 "model", "pages", "source")  # fmt: skip
+    __slots__ = ("_capacity", "_in_flight", "_num_dropped", "_page_size", "_queue", "adapter", "dropped", "hidden",
+                 "is_closed", "kv_len", "model", "pages", "source")  # fmt: skip
 
     def __init__(self, model: str = "", adapter: Adapter | None = None) -> None:
         self.model = model
         self.adapter = adapter
         self.pages: list[int] = []
+        """Handles; 0 where the page was dropped."""
         self.kv_len = 0
         self.hidden = Ranges()
         """Tokens that passes do not see (`kv.mask`), those not run yet included."""
+        self.dropped = Ranges()
+        """Of these, those whose pages are given back where a page holds nothing else."""
+        self._num_dropped = 0  # slots of pages that are given back
         self.is_closed = False
         self._page_size = kv.page_size()
         self._capacity = 0
@@ -72,7 +79,11 @@ class KvSequence:
         end = self.kv_len + len(tokens)
         if end > self._capacity:
             self._grow(end, num_more)
-        handle: int = _host.forward.forward(self.queue, self.pages, self.kv_len, tokens, [], [])
+        if self._num_dropped:
+            pages, kv_len = self.live_pages(), self.num_slots
+            handle = _host.forward.forward(self.queue, pages, kv_len, tokens, range(self.kv_len, end), [])
+        else:
+            handle = _host.forward.forward(self.queue, self.pages, self.kv_len, tokens, [], [])
         adapter = adapter or self.adapter
         if adapter is not None:
             _host.forward.set_adapter(handle, adapter.id)
@@ -154,17 +165,66 @@ class KvSequence:
         other = KvSequence(self.model, self.adapter)
         used = self._num_pages(self.kv_len)
         if used:
-            other.pages = kv.fork(self.pages[:used])
+            forks = iter(kv.fork([page for page in self.pages[:used] if page]))
+            other.pages = [next(forks) if page else 0 for page in self.pages[:used]]
         other.kv_len = self.kv_len
-        other.hidden = Ranges(self.hidden)
+        other.hidden, other.dropped = Ranges(self.hidden), Ranges(self.dropped)
+        other._num_dropped = other.pages.count(0) * self._page_size
         other._capacity = used * self._page_size
         return other
 
-    def adopt(self, pages: list[int], kv_len: int) -> None:
-        """Begin with the first `kv_len` tokens of imported pages."""
-        self.pages = list(pages)
-        self.kv_len = kv_len
-        self._capacity = len(pages) * self._page_size
+    def adopt(self, pages: list[int], num_slots: int, dropped: Ranges) -> None:
+        """Begin with imported pages that hold `num_slots` tokens: all of the first but those `dropped`."""
+        left = iter(pages)
+        self.dropped = dropped
+        while (page := 0 if self._is_dropped(len(self.pages)) else next(left, None)) is not None:
+            self.pages.append(page)
+        self._num_dropped = self.pages.count(0) * self._page_size
+        self.kv_len = num_slots + self._num_dropped
+        self._capacity = len(self.pages) * self._page_size
+
+    @property
+    def num_slots(self) -> int:
+        """Slots of the live pages that hold valid KV."""
+        return self.kv_len - self._num_dropped
+
+    def live_pages(self) -> list[int]:
+        """The pages that are still there, in order."""
+        return [page for page in self.pages if page]
+
+    def drop(self, start: int, end: int) -> None:
+        """Hide tokens [start, end) for good; pages that hold no other tokens, and are full, are given back.
+
+        Raises InvalidRequest while a pass runs.
+        """
+        if self._in_flight:
+            raise InvalidRequest("this context is running a pass: await it before tokens are dropped")
+        self.mask(start, end, visible=False)
+        self.dropped.add(start, end)
+        freed = []
+        for number in range(start // self._page_size, min(self._num_pages(end), self.kv_len // self._page_size)):
+            if self.pages[number] and self._is_dropped(number):
+                freed.append(self.pages[number])
+                self.pages[number] = 0
+        self._num_dropped += len(freed) * self._page_size
+        if freed:
+            kv.free(freed)
+        self._free_surplus()
+
+    def _is_dropped(self, number: int) -> bool:
+        """Whether every token of a page was dropped."""
+        start = number * self._page_size
+        return self.dropped.within(start, start + self._page_size) == [(start, start + self._page_size)]
+
+    def rewind(self, length: int) -> None:
+        """Only the first `length` tokens count as valid KV; the slot behind them can be written."""
+        self.kv_len = length
+        number, offset = divmod(length, self._page_size)
+        if number < len(self.pages) and not self.pages[number]:
+            (self.pages[number],) = kv.alloc(1)  # its slots before `length` are not written: all are hidden
+            self._num_dropped -= self._page_size
+            for start, end in self.hidden.within(length - offset, length - offset + self._page_size):
+                self._mask_slots(start, end, visible=False)
 
     def mask(self, start: int, end: int, *, visible: bool) -> None:
         """Hide tokens [start, end), run or not, from later passes, or show them again."""
@@ -179,7 +239,8 @@ class KvSequence:
         while start < end:
             page, offset = divmod(start, self._page_size)
             count = min(self._page_size - offset, end - start)
-            kv.mask(self.pages[page], offset, count, visible)
+            if self.pages[page]:
+                kv.mask(self.pages[page], offset, count, visible)
             start += count
 
     def truncate(self, length: int) -> None:
@@ -192,8 +253,10 @@ class KvSequence:
         self.release()
         for start, end in self.hidden.within(length, 1 << 32):
             self.mask(start, end, visible=True)
+        self.dropped.remove(length, 1 << 32)
         self.kv_len = min(self.kv_len, length)
         self._free_surplus()
+        self.rewind(self.kv_len)
 
     def _free_surplus(self) -> None:
         used = self._num_pages(self.kv_len)
@@ -201,7 +264,8 @@ class KvSequence:
         if surplus:
             self.pages = self.pages[:used]
             self._capacity = used * self._page_size
-            kv.free(surplus)
+            self._num_dropped = self.pages.count(0) * self._page_size
+            kv.free([page for page in surplus if page])
 
     def close(self) -> None:
         """Give pages and queue back; a second time does nothing."""
@@ -209,7 +273,7 @@ class KvSequence:
             return
         self.is_closed = True
         self.release()
-        pages, self.pages, self.kv_len, self._capacity = self.pages, [], 0, 0
+        pages, self.pages, self.kv_len, self._capacity, self._num_dropped = self.live_pages(), [], 0, 0, 0
         if self._queue is not None:
             _queues.release(self.model, self._queue)
             self._queue = None

@@ -63,7 +63,7 @@ class Snapshots:
         sequence = self.sequence
         meta = json.dumps(self._meta(), separators=(",", ":"))
         options: dict[str, Any] = {"ttl": ttl, "pinned": pinned, "access": access, "replace": replace}
-        await kv.export_pages(name, sequence.pages, sequence.kv_len, meta=meta, **options)
+        await kv.export_pages(name, sequence.live_pages(), sequence.num_slots, meta=meta, **options)
 
     @classmethod
     async def open(cls, name: str, *, adapter: Adapter | None = None) -> Self:
@@ -104,6 +104,7 @@ class Snapshots:
             "tools": list(self._tools),
             "marks": [[position, list(chat.messages), chat.is_open] for position, chat in self._marks],
             "hidden": list(self.sequence.hidden),
+            "dropped": list(self.sequence.dropped),
         }
 
     @classmethod
@@ -124,13 +125,14 @@ class Snapshots:
         tools = tuple(dict(tool) for tool in meta["tools"])
         marks = [(int(at), Chat(tuple(said), bool(is_open), tools=tools)) for at, said, is_open in meta["marks"]]
         hidden = Ranges((int(start), int(end)) for start, end in meta["hidden"])
+        dropped = Ranges((int(start), int(end)) for start, end in meta["dropped"])
         if meta["context"] != FORMAT or len(tokens) < found.num_tokens:
             raise ValueError
         if meta["adapter"] != (adapter.name if adapter is not None else ""):
             raise InvalidRequest(f"this snapshot was made with adapter {meta['adapter']!r}: open it with the same")
         context = cls(model=str(meta["model"]), adapter=adapter, tools=tools)
         context._tokens, context._marks = tokens, marks
-        context.sequence.adopt(found.pages, found.num_tokens)
+        context.sequence.adopt(found.pages, found.num_tokens, dropped)
         found.pages.clear()
         context._mask_all(hidden)
         return context
@@ -145,8 +147,22 @@ class Snapshots:
         self.sequence.check_open()
         _convert.integer("end of a mask", end, 0, len(self._tokens))
         _convert.integer("start of a mask", start, 0, end)
-        _convert.boolean("visible", visible)
+        if _convert.boolean("visible", visible) and (gone := self.sequence.dropped.within(start, end)):
+            raise InvalidRequest(f"tokens {gone} were dropped: they cannot be shown again")
         self.sequence.mask(start, end, visible=visible)
+
+    async def drop(self, start: int, end: int) -> None:
+        """Hide the tokens [start, end) from what comes later, for good, and give back the pages that hold no others.
+
+        What waits is flushed first.  Positions stay what they are, and `tokens` and `text` still tell them.  To cut a
+        long context from the middle, such as all but its first page and the latest pages: a window with a sink.
+        Afterwards it generates with a pass per token.  Raises InvalidRequest while a pass runs.
+        """
+        self.sequence.check_open()
+        _convert.integer("end of a drop", end, 0, len(self._tokens))
+        _convert.integer("start of a drop", start, 0, end)
+        await self.flush()
+        self.sequence.drop(start, end)
 
     def _mask_all(self, ranges: Iterable[tuple[int, int]]) -> None:
         try:

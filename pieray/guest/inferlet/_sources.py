@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from . import _convert, _host
-from ._draws import Drawn, Draws, Source
+from ._draws import Drawn, Draws, NoPlan, Source
 from ._plan_source import PlanSource
 from ._waiting import wait_ticket, wait_tickets
 from .errors import InvalidRequest
@@ -125,6 +125,8 @@ class DraftSource:
 
     async def next(self, num_left: int) -> Drawn:
         context, sequence = self._context, self._context.sequence
+        if sequence.dropped:
+            raise NoPlan  # a verification has no positions of its own
         pending = context._pending()
         drafts = _convert.u32s("drafts of the drafter", self._drafter(context.tokens))[: num_left - 1]
         ticket = self._ticket = sequence.verify(pending, drafts, self._sampler, self._draws.adapter)
@@ -156,7 +158,7 @@ def open_source(context: Context, draws: Draws, num_tokens: int) -> Source:
     """A plan wherever the loop allows it, and pays."""
     draws.began = context.position
     if callable(draws.drafter):
-        if not draws.logprobs and not draws.has_grammar:
+        if not draws.logprobs and not draws.has_grammar and not context.sequence.dropped:
             return DraftSource(context, draws)
         return PassSource(context, draws, "the drafter is a function")
     if num_tokens <= 1:

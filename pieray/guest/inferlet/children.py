@@ -26,8 +26,11 @@ def launch(
     """Launch a program by name, Python `source`, or a function of this program, with `arguments` for its main.
 
     A function runs in a child of its own, on this program's source: its arguments and its result travel as JSON,
-    nothing else does.  `linked`: if the child fails, so does this inferlet.  If it cannot be launched, waiting for
-    it tells.
+    nothing else does.  `limits`: fields of the engine's limits, each at most this inferlet's own.  `linked`: if the
+    child fails, so does this inferlet.  If it cannot be launched, waiting for it tells.
+
+    Code that is not trusted, such as a model's, belongs in a child with limits: an `exec` that loops ends the inferlet
+    that runs it.
     """
     name = ""
     if isinstance(program, str):

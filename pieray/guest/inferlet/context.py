@@ -320,7 +320,7 @@ class Context(Snapshots):
         if sequence.kv_len >= len(self._tokens):
             if not self._tokens:
                 raise InvalidRequest("the context is empty: append something first")
-            sequence.kv_len = len(self._tokens) - 1
+            sequence.rewind(len(self._tokens) - 1)
         return self._tokens[sequence.kv_len :]
 
     def _extend(self, token: int) -> None:

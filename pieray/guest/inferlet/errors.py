@@ -34,7 +34,12 @@ class Denied(Error):
 
 
 class OutOfPages(Error):
-    """No KV page came free before the deadline."""
+    """No KV page came free before the deadline, or more are asked for than the engine has.
+
+    What helps: close contexts that are done, `truncate` or `drop` what is not needed, run fewer at a time, or wait and
+    try again: the command has changed nothing.  The engine's operator sizes the pool: `model.num_pages`,
+    `model.kv_memory_bytes`; how long a command waits is `limits.page_wait_s`.
+    """
 
     code = "out-of-pages"
 

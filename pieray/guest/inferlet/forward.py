@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any
 
 from . import _convert, _host
 from .adapters import Adapter
@@ -44,6 +45,17 @@ class Pass(Ticket[None]):
             return sample(self, row, temperature, top_k, top_p, min_p, seed)
         return sample_with(self, row, sampler)
 
+    def samples(self, rows: Iterable[int], *, sampler: Sampler | None = None) -> Samples:
+        """Sample the token after each of `rows`, greedy without a sampler: await it for one token a row, in order.
+
+        A sampler without a seed draws one for all of them.
+        """
+        numbers = [self.row(row) for row in _convert.items("rows", rows, "numbers of rows")]
+        if sampler is None:
+            return Samples([sample(self, row) for row in numbers])
+        with _convert.instance("sampler", sampler, Sampler).handle() as made:
+            return Samples([sample_with(self, row, made) for row in numbers])
+
     def distribution(self, k: int, row: int = -1) -> Ticket[tuple[list[int], list[float]]]:
         """The `k` most probable next tokens after `row`, by falling probability, and their probabilities."""
         return distribution(self, row, k)
@@ -73,6 +85,26 @@ class Pass(Ticket[None]):
         return self
 
 
+class Samples:
+    """The tokens sampled after several rows: await it for them."""
+
+    __slots__ = ("_tickets",)
+
+    def __init__(self, tickets: Sequence[Ticket[list[int]]]) -> None:
+        self._tickets = list(tickets)
+
+    def __await__(self) -> Generator[Any, None, list[int]]:
+        return self._take().__await__()
+
+    async def _take(self) -> list[int]:
+        return [(await ticket)[0] for ticket in self._tickets]
+
+    def cancel(self) -> None:
+        """Forget the tokens; a pass already enqueued still runs."""
+        for ticket in self._tickets:
+            ticket.cancel()
+
+
 def forward(
     queue: int,
     pages: Sequence[int],
@@ -86,6 +118,9 @@ def forward(
 
     `positions` empty: kv_len, kv_len + 1, ...  `mask` empty: causal; else bits packed into u32, least
     significant first, row-major [len(tokens), kv_len + len(tokens)], 1 = may attend.  `adapter`: LoRA, for this pass.
+
+    Whole pages of a sequence may be left out of `pages`: the pass does not see their tokens.  `kv_len` counts those
+    that are there, and `positions` says where in the sequence the new tokens stand.  `Context.drop` does so.
     """
     tokens, lora = _convert.u32s("tokens", tokens), _adapter_id(adapter)
     handle = _host.forward.forward(queue, pages, kv_len, tokens, positions, mask)
@@ -127,6 +162,10 @@ def verify(
     `parents[i]` is 0 if draft i follows the last of `tokens`, else 1 + the earlier draft that it follows.  The result
     is the accepted drafts and one token more; the slots behind kv_len hold `tokens` and the accepted drafts.
     Greedy without a sampler; one without a seed draws another at each call.
+
+    It tells no samples behind the first draft that is rejected.  For all of them (lookahead decoding, or to judge a
+    drafter), run a chain of drafts with `forward`, take `Pass.samples` of its last rows, and `kv.truncate` the pages
+    behind those that you accept.
     """
     if isinstance(sampler, Sampler):
         with sampler.handle() as made:

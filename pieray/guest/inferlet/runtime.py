@@ -60,7 +60,10 @@ def now() -> float:
 
 
 def monotonic() -> float:
-    """Seconds of a clock that never goes back."""
+    """Seconds, with fractions, of a clock that never goes back; only differences mean anything.
+
+    The handler beneath it counts nanoseconds.
+    """
     return float(_host.runtime.monotonic_now()) / 1e9
 
 

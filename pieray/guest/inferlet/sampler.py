@@ -33,9 +33,11 @@ class Sampler:
     typical_p: float = 1.0
     """Only the tokens nearest to the expected information that together reach p (Meister et al. 2022); 1 is off."""
     logit_bias: Mapping[int | str, float] = field(default_factory=dict, hash=False)
-    """What is added to the logits of tokens, by id or by a text that is one token; -inf bans a token."""
+    """What is added to the logits of tokens, by id or by a text that is one token; -inf bans a token.  At most 4096."""
     allowed: Collection[int | str] | None = field(default=None, hash=False)
     """Only these tokens, by id or by a text that is one token; None: all."""
+    other_bias: float = 0.0
+    """What is added to the logits of all tokens that `logit_bias` does not name: a rule for most of the vocabulary."""
 
     def __post_init__(self) -> None:
         _convert.number("temperature", self.temperature, 0.0)
@@ -48,6 +50,8 @@ class Sampler:
             _check_token(token)
             if not _convert.f32("a logit bias", value) < math.inf:
                 raise InvalidRequest(f"a logit bias is below infinity; given {value} for {token!r:.100}")
+        if abs(_convert.number("other_bias", self.other_bias)) == math.inf:
+            raise InvalidRequest(f"other_bias is finite: `allowed` bans all others; given {self.other_bias}")
         if self.allowed is not None:
             for token in _convert.items("allowed", self.allowed, "token ids or texts"):
                 _check_token(token)
@@ -104,7 +108,9 @@ class SamplerHandle:
 
 def open_chain(sampler: Sampler, seed: int, model: str = "") -> int:
     """The handle of a chain with this seed, for who frees it with `_host.samplers.free`."""
-    bias = {_token(token, model): float(value) for token, value in sampler.logit_bias.items()}
+    # a constant added to all logits changes no probability: what the others would get more, the named ones get less
+    shift = float(sampler.other_bias)
+    bias = {_token(token, model): float(value) - shift for token, value in sampler.logit_bias.items()}
     mask = sampler.mask(model)
     temperature, top_k, top_p, min_p, _ = sampler.numbers()
     handle = _host.samplers.create(temperature, top_k, top_p, min_p, sampler.typical_p, seed)

@@ -66,7 +66,12 @@ class GrammarHandlers(HandlerGroup):
             if isinstance(found, PierayError):
                 state.complete(ticket, found)
                 return
-            handle = state.matchers.put(found.matcher())
+            try:
+                matcher = found.matcher()
+            except BaseException as error:  # noqa: BLE001 - a panic of llguidance too: the guest waits for its ticket
+                state.complete(ticket, PierayError(f"the grammar gives no matcher: {error!r}"))
+                return
+            handle = state.matchers.put(matcher)
             if not state.complete(ticket, handle.to_bytes(4, "little")):
                 state.matchers.pop(handle)
 

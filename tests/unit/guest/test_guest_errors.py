@@ -123,7 +123,8 @@ def test_every_error_keeps_its_class_on_every_path(path: Any, code: str) -> None
 
 
 def exceptions() -> list[type[BaseException]]:
-    modules = [value for value in vars(inferlet).values() if inspect.ismodule(value)]
+    public = [getattr(inferlet, name) for name in inferlet.__all__]
+    modules = [inferlet, errors, *filter(inspect.ismodule, public)]
     found = {v for m in modules for v in vars(m).values() if inspect.isclass(v) and issubclass(v, BaseException)}
     mine = [kind for kind in found if kind.__module__.startswith("inferlet.") and kind is not _raw.Err]
     return sorted(mine, key=lambda kind: kind.__name__)

@@ -11,7 +11,7 @@ import pytest
 from fake_host import FakeHost
 from guest_install import install
 
-from inferlet import BadHandle, Context, InvalidRequest, QuotaExceeded, Sampler, Token
+from inferlet import BadHandle, Context, Generation, InvalidRequest, QuotaExceeded, Sampler, Token
 from inferlet._running import run
 
 PROMPT = "abc abc"
@@ -338,3 +338,24 @@ def test_a_limit_of_pages_is_no_limit_of_plans() -> None:
 
     run(main())
     host.assert_clean()
+
+
+def test_cancelling_a_task_ends_its_generation_and_frees_what_it_had_ahead(make_host: Callable[..., FakeHost]) -> None:
+    host = make_host(num_plans=2)
+
+    async def text(generation: Generation) -> str:
+        return await generation
+
+    async def main() -> None:
+        async with Context(PROMPT) as ctx:
+            generation = ctx.generate(200, stop_tokens=())
+            task = asyncio.ensure_future(text(generation))
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert task.cancelled()
+            assert not host.plans
+            assert len(host.pages) == -(-ctx.sequence.kv_len // host.page_size)
+            assert await ctx.generate(5, stop_tokens=())
+
+    run(main())

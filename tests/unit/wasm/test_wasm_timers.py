@@ -39,11 +39,16 @@ def test_a_cancelled_timer_does_not_fire_and_leaves_the_heap(timers):
     assert len(timers) == 0
 
 
-def test_a_callback_that_fails_does_not_stop_the_others(timers):
+class Panic(BaseException):
+    """As that of native code: no Exception."""
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, Panic])
+def test_a_callback_that_fails_does_not_stop_the_others(timers, failure):
     done = threading.Event()
 
     def fail():
-        raise RuntimeError
+        raise failure
 
     timers.at(time.monotonic(), fail)
     timers.at(time.monotonic() + 0.01, done.set)
@@ -67,6 +72,21 @@ def test_the_ticker_ticks_only_for_overdue_turns_and_sleeps_when_idle():
         ticker.wake()
         time.sleep(0.05)
         assert len(ticks) > count
+    finally:
+        ticker.close()
+
+
+def test_the_ticker_outlives_a_failure():
+    ticks, failures = [], [Panic(), RuntimeError()]
+
+    def load():
+        if failures:
+            raise failures.pop()
+        return Load.OVERDUE
+
+    ticker = Ticker(lambda: ticks.append(1), load, slice_s=0.001)
+    try:
+        wait_until(lambda: len(ticks) > 3)
     finally:
         ticker.close()
 

@@ -17,7 +17,7 @@ from pieray.wasm.turns import TurnQueue
 class Guest:
     def __init__(self, name: str, tenant: str = "", is_long: bool = False) -> None:
         self.name, self.tenant, self.is_long = name, tenant, is_long
-        self.served = self.turn_s = 0.0
+        self.served = 0.0
 
 
 def turns(num_workers: int = 1) -> tuple[TurnQueue[Guest], list[int]]:
@@ -77,25 +77,23 @@ def test_a_tenant_has_no_more_for_having_many_guests():
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "is_long", "turn_s", "served", "wanted"),
+    ("num_workers", "is_long", "is_newcomer_long", "wanted"),
     [
-        (1, True, 0.1, 0.0, 1),
-        (1, False, 0.0, 0.0, 0),  # it will be over soon
-        (2, True, 0.1, 0.0, 0),  # a worker is free
-        (1, True, 0.1, 9.0, 0),  # the newcomer has had more than who runs
-        (1, True, 5.0, 9.0, 1),  # it had, before this turn
+        (1, True, False, 1),
+        (1, False, False, 0),  # it will be over soon
+        (2, True, False, 0),  # a worker is free
+        (1, True, True, 0),  # two that compute long have whole slices
     ],
 )
-def test_a_newcomer_interrupts_a_long_turn_of_who_has_had_more(num_workers, is_long, turn_s, served, wanted):
+def test_a_newcomer_interrupts_a_long_turn(num_workers, is_long, is_newcomer_long, wanted):
     queue, preempted = turns(num_workers)
     long = Guest("long", is_long=is_long)
-    long.served, long.turn_s = 5.0, turn_s
     queue.put(long)
     assert queue.get() is long
-    newcomer = Guest("newcomer")
-    newcomer.served = served
+    newcomer = Guest("newcomer", is_long=is_newcomer_long)
     queue.put(newcomer)
     assert len(preempted) == wanted
+    assert queue.is_urgent() == bool(wanted)
     queue.release(long)
     assert queue.get() is newcomer
     queue.release(newcomer)
@@ -130,8 +128,7 @@ def test_a_spinner_is_interrupted_for_a_guest_that_wakes(unsliced):
     assert not any(w.has_ended(0.01) for w in waiting)
     spinner = Watched(unsliced, misbehave, "spin")
     for watched in waiting:
-        long = spinner.guest
-        while not (long.is_long and long.served + long.turn_s > watched.guest.served):  # it has had more than its share
+        while not spinner.guest.is_long:
             time.sleep(0.001)
         watched.resolve(1)
         assert watched.value == '"ready"'

@@ -126,13 +126,18 @@ def test_on_batch_end_comes_before_the_threads_rest(fresh_host):
     assert watched.value == '"ready"'
 
 
-def test_on_batch_end_may_fail(fresh_host):
+class Panic(BaseException):
+    """As that of native code: no Exception."""
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, Panic])
+def test_on_batch_end_may_fail(fresh_host, failure):
     from wasm_fakes import GUESTS_C
 
     program = fresh_host.load(GUESTS_C / "misbehave.wasm", "misbehave")
 
     def fail():
-        raise RuntimeError("no socket")
+        raise failure("no socket")
 
     fresh_host.on_batch_end = fail
     assert Watched(fresh_host, program, "sleep 5").value == '"slept"'
