@@ -50,9 +50,10 @@ class CommandLine:
                               timeout=TIMEOUT_S, check=False, **options)  # fmt: skip
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
-        """Start in a session of its own, as a terminal would have it."""
+        """Start in a session of its own, as a terminal would have it, also where the tests run under `nohup`."""
         return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+                                stderr=subprocess.PIPE, text=True, start_new_session=True,
+                                preexec_fn=_heed_hangups)  # fmt: skip
 
     def hold(self) -> subprocess.Popen[str]:
         """`pieray run hold.py`, once the inferlet runs."""
@@ -93,6 +94,10 @@ class CommandLine:
             time.sleep(0.1)
         left = self.alive()
         assert left == [], f"still alive after {patience_s} s: {left}"
+
+
+def _heed_hangups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _handles(pid: int, signum: int) -> bool:
