@@ -51,9 +51,12 @@ class CommandLine:
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
         """Start in a session of its own, as a terminal would have it, also where the tests run under `nohup`."""
-        return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE, text=True, start_new_session=True,
-                                preexec_fn=_heed_hangups)  # fmt: skip
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child ignores what its parent does
+        try:
+            return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
+                                    stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+        finally:
+            signal.signal(signal.SIGHUP, before)
 
     def hold(self) -> subprocess.Popen[str]:
         """`pieray run hold.py`, once the inferlet runs."""
@@ -94,10 +97,6 @@ class CommandLine:
             time.sleep(0.1)
         left = self.alive()
         assert left == [], f"still alive after {patience_s} s: {left}"
-
-
-def _heed_hangups() -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _handles(pid: int, signum: int) -> bool:
