@@ -16,7 +16,9 @@ from pieray.transport import Connection, Listener, serve
 
 log = logging.getLogger(__name__)
 
-QUICK_METHODS = frozenset({"config", "models", "adapters", "programs", "locate", "kill", "ps", "status", "ping"})
+QUICK_METHODS = frozenset({
+    "config", "models", "adapters", "programs", "exports", "drop_export", "locate", "kill", "ps", "status", "ping",
+})  # fmt: skip
 """Answered within seconds, however many others are under way: they have threads of their own."""
 METHODS = QUICK_METHODS | {
     "load_adapter", "unload_adapter", "launch", "install", "uninstall", "program", "shutdown",
@@ -60,7 +62,6 @@ class ControllerDoor:
             log.debug("%s is gone: nobody waits for %s", conn.peer_id, ask.method)
         except PierayError as error:  # it cannot travel
             conn.send([Failed(ask.ticket, error.code, error.message)])
-
 
     def _call(self, ask: Ask) -> Any:
         if ask.method not in METHODS:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from pieray.actors.door import ControllerDoor
+import pieray.engine
+from pieray.actors.controller import Controller as RealController
+from pieray.actors.door import METHODS, ControllerDoor
 from pieray.config import Config
 from pieray.controllerlink import ControllerLink
 from pieray.engine import connect_door
@@ -128,3 +132,16 @@ def test_a_default_config_travels(door: Listener, controller: Controller) -> Non
     controller.config = lambda: dataclasses.asdict(Config(http_hosts=("a.example",)))  # type: ignore[method-assign]
     with connect_door(door.endpoint.to_wire(), TOKEN) as engine:
         assert engine.config == Config(http_hosts=("a.example",))
+
+
+def test_all_that_an_engine_asks_of_its_controller_goes_through_the_door() -> None:
+    """But for what a Ray driver alone needs: the token, and where the door is."""
+    asked = {
+        node.args[0].value
+        for node in ast.walk(ast.parse(inspect.getsource(pieray.engine)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"_ask", "ask", "tell"} and node.args and isinstance(node.args[0], ast.Constant)
+    }  # fmt: skip
+    assert {"exports", "ps", "kill", "shutdown"} <= asked
+    assert asked - {"token", "door"} <= METHODS
+    assert [name for name in METHODS if not callable(getattr(RealController, name, None))] == []
