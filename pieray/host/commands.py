@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import ClassVar
 
 from pieray.errors import PierayError
-from pieray.messages import CopyTokens, Forward, Message, Output, PlanTokens
+from pieray.messages import CopyTokens, Forward, Message, Output, RunTokens
 from pieray.pages.handles import Prepared
 
 TICKET_MASK = (1 << 32) - 1
@@ -110,7 +110,7 @@ class Run(Command):
     __slots__ = ()
     is_stopped: bool
 
-    def told(self, news: PlanTokens) -> None:
+    def told(self, news: RunTokens) -> None:
         """The batcher tells what it has drawn."""
         raise NotImplementedError
 

@@ -25,6 +25,7 @@ from pieray.messages import (
     PlanTokens,
     ReclaimSpare,
     ReleasePages,
+    Sampled,
 )
 from pieray.transport import Connection, Endpoint, connect
 from pieray.transport.lanes import Refused
@@ -39,7 +40,7 @@ class Tenant(Protocol):
     """An inferlet as the device client sees it.  Called on reader threads."""
 
     def answered(self, answers: Sequence[tuple[int, object]]) -> None:
-        """Results (or PierayErrors) of commands and outputs, and PlanTokens of plans, by guest ticket."""
+        """Results (or PierayErrors) of commands and outputs, and RunTokens of plans, by guest ticket."""
 
     def granted(self, pages: list[int]) -> None: ...
 
@@ -176,7 +177,17 @@ class DeviceClient:
             elif isinstance(message, Failed):
                 result = error_from(message.code, message.message)
             elif isinstance(message, PlanTokens):
-                result = message
+                for row in message.rows():
+                    answers.setdefault(row.ticket >> 32, []).append((row.ticket & TICKET_MASK, row))
+                continue
+            elif isinstance(message, Sampled):
+                tickets, samples = (np.frombuffer(c, "<u8").tolist() for c in (message.tickets, message.sample_tickets))
+                for place, (ticket, sample) in enumerate(zip(tickets, samples, strict=True)):
+                    token = message.tokens[4 * place : 4 * place + 4]
+                    answers.setdefault(ticket >> 32, []).extend(
+                        ((sample & TICKET_MASK, token), (ticket & TICKET_MASK, None))
+                    )
+                continue
             else:
                 raise ProtocolError(f"a batcher does not send {type(message).__name__}")
             answers.setdefault(message.ticket >> 32, []).append((message.ticket & TICKET_MASK, result))

@@ -10,7 +10,7 @@ from pieray.host.commands import INTERNAL, Command, Pass, Run, wire_ticket
 from pieray.host.ledger import GRACE_S, CallLater, Cancellable, Device, LedgerClient, no_answer
 from pieray.host.tickets import TicketTable
 from pieray.host.transfers import Transfers
-from pieray.messages import CopyTokens, ExtendPlan, Message, Output, PlanTokens, StopPlan
+from pieray.messages import CopyTokens, ExtendPlan, Message, Output, RunTokens, StopPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
 
@@ -239,8 +239,8 @@ class Outbox:
         self._pump()
 
     def answered(self, ticket: int, result: object) -> None:
-        """The batcher's answer to a command or an output, or PlanTokens of a run."""
-        if isinstance(result, PlanTokens):
+        """The batcher's answer to a command or an output, or RunTokens of a run."""
+        if isinstance(result, RunTokens):
             if (run := self._runs.get(ticket)) is not None:
                 run.told(result)
                 if run.num_wanted():

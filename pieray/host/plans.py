@@ -16,7 +16,7 @@ from pieray.host.commands import Queue, Run, wire_ticket
 from pieray.host.samplers import SamplerSpec
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
-from pieray.messages import PlanTokens, StartPlan
+from pieray.messages import RunTokens, StartPlan
 from pieray.pages.growing import Growing
 
 U32 = npt.NDArray[np.uint32]
@@ -128,7 +128,7 @@ class Plan:
             run.visible,
         )  # fmt: skip
 
-    def told(self, run: PlanRun, news: PlanTokens) -> None:
+    def told(self, run: PlanRun, news: RunTokens) -> None:
         """The run has drawn more."""
         if self._is_cancelled:
             return  # the guest may have written to these slots since
@@ -266,7 +266,7 @@ class PlanRun(Run):
     def message(self, inferlet: int) -> StartPlan:  # noqa: ARG002 - the plan knows it
         return self.plan.message(self)
 
-    def told(self, news: PlanTokens) -> None:
+    def told(self, news: RunTokens) -> None:
         self.plan.told(self, news)
 
     def settled(self, result: object) -> None:

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
         SAMPLE_WITH,
         CancelInferlet,
         CopyTokens,
+        DecodePasses,
         EmbedTokens,
         Forward,
         OpenInferlet,
         Output,
+        Sampled,
         Verify,
     )
     from pieray.messages.broker import (
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
         Unexport,
     )
     from pieray.messages.opening import Completed, Failed, Hello, Welcome
-    from pieray.messages.plans import ExtendPlan, PlanTokens, StartPlan, StopPlan
+    from pieray.messages.plans import ExtendPlan, PlanTokens, RunTokens, StartPlan, StopPlan
 
 __all__ = [
     "DISTRIBUTION",
@@ -96,6 +98,7 @@ __all__ = [
     "Completed",
     "CopyTokens",
     "Credit",
+    "DecodePasses",
     "EmbedTokens",
     "Event",
     "ExportPages",
@@ -121,6 +124,8 @@ __all__ = [
     "Push",
     "ReclaimSpare",
     "ReleasePages",
+    "RunTokens",
+    "Sampled",
     "SendFile",
     "SendText",
     "ServeTools",

@@ -47,6 +47,40 @@ class Forward(Message):
     embeds: list[bytes] = field(default_factory=list)  # [rows u32, values f32]: rows that are embeddings, not tokens
 
 
+@register(18)
+@dataclass(frozen=True, slots=True)
+class DecodePasses(Message):
+    """Passes of one token, each with one sample behind it, as columns, a row for each; what a Forward of one token
+    with a SAMPLE_WITH asks, and answered the same, or by Sampled.
+
+    Rows of one inferlet are in the order enqueued.  The sender sees to it that none overtakes, or is overtaken by,
+    another command of its inferlet: such a pass travels as a Forward.
+    """
+
+    tickets: bytes  # u64 [R], of the passes; the upper half is the sender's number for the inferlet
+    sample_tickets: bytes  # u64 [R]
+    queues: bytes  # u32 [R]
+    priorities: bytes  # i32 [R]
+    kv_lens: bytes  # u32 [R]
+    tokens: bytes  # u32 [R]
+    positions: bytes  # u32 [R]
+    adapters: bytes  # u32 [R]: 0 for none
+    num_pages: bytes  # u32 [R]
+    pages: bytes  # u32: physical pages of all rows in a line
+    samplers: list[list[Any]]  # SamplerSpec.to_wire(), each once
+    sampler_of: bytes  # u32 [R]: indices of samplers
+
+
+@register(35)
+@dataclass(frozen=True, slots=True)
+class Sampled(Message):
+    """Passes that have run, each with its one sample: what a Completed of each ticket would say, as columns."""
+
+    tickets: bytes  # u64 [R], of the passes
+    sample_tickets: bytes  # u64 [R]
+    tokens: bytes  # u32 [R]
+
+
 @register(11)
 @dataclass(frozen=True, slots=True)
 class CopyTokens(Message):

@@ -6,8 +6,11 @@ all that it needs, so that a batcher keeps nothing of a plan that is paused.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pieray.messages.frame import Message, register
 
@@ -61,9 +64,41 @@ class StopPlan(Message):
 @register(34)
 @dataclass(frozen=True, slots=True)
 class PlanTokens(Message):
-    """What one step of a run has drawn; the KV of all its tokens but the last one is written."""
+    """What one step has drawn for runs of the peer's: columns, a row for each run; the KV of all its tokens but the
+    last one is written.  Sent ahead of the Completed of a run that ends."""
+
+    tickets: bytes  # u64 [R]: of the StartPlans
+    num_tokens: bytes  # u8 [R], each at least 1
+    tokens: bytes  # u32, of all runs in a line
+    logprobs: bytes  # f32, one per token, or b"": those of runs that are not scored travel in a message of their own
+    counts: bytes  # u32 [R, 3], of each run so far: steps, tokens drafted, drafted tokens accepted
+
+    @classmethod
+    def of(
+        cls, tickets: Sequence[int], tokens: Sequence[Sequence[int]], logprobs: bytes, counts: Sequence[Sequence[int]]
+    ) -> PlanTokens:
+        """From rows."""
+        return cls(
+            np.array(tickets, "<u8").tobytes(), bytes(map(len, tokens)),
+            np.array([token for row in tokens for token in row], "<u4").tobytes(), logprobs,
+            np.array(counts, "<u4").tobytes(),
+        )  # fmt: skip
+
+    def rows(self) -> Iterator[RunTokens]:
+        """Row by row."""
+        counts = np.frombuffer(self.counts, "<u4").reshape(-1, 3).tolist()
+        start = 0
+        for ticket, num_tokens, told in zip(np.frombuffer(self.tickets, "<u8").tolist(), self.num_tokens, counts,
+                                            strict=True):  # fmt: skip
+            stop = start + 4 * num_tokens
+            yield RunTokens(ticket, self.tokens[start:stop], self.logprobs[start:stop], told)
+            start = stop
+
+
+class RunTokens(NamedTuple):
+    """A row of PlanTokens."""
 
     ticket: int
-    tokens: bytes  # u32, at least one
-    logprobs: bytes  # f32, one per token, or b""
-    counts: list[int]  # of the run so far: steps, tokens drafted, drafted tokens accepted
+    tokens: bytes  # u32
+    logprobs: bytes  # f32, or b""
+    counts: list[int]

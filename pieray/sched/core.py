@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -13,9 +13,11 @@ import numpy.typing as npt
 from pieray.config import ModelSettings
 from pieray.errors import Cancelled, DeviceLost, Evicted, InvalidRequest, PierayError, ProtocolError
 from pieray.messages import (
+    SAMPLE_WITH,
     CancelInferlet,
     Completed,
     CopyTokens,
+    DecodePasses,
     EmbedTokens,
     ExtendPlan,
     Forward,
@@ -111,6 +113,9 @@ class BatcherCore:
         for message in messages:
             if isinstance(message, (Forward, CopyTokens, Verify, StartPlan)):
                 self._enqueue(peer_id, message, now, answers)
+            elif isinstance(message, DecodePasses):
+                for forward in _forwards(message):
+                    self._enqueue(peer_id, forward, now, answers)
             elif isinstance(message, (ExtendPlan, StopPlan)):
                 self.plans.change(peer_id, message, answers)
             elif isinstance(message, EmbedTokens):
@@ -375,6 +380,27 @@ class BatcherCore:
             tickets += [output[0] for output in message.outputs if isinstance(output, list) and output]
         self._counts["failed"] += 1
         answers += [(peer_id, failed(ticket, malformed)) for ticket in tickets]
+
+
+def _forwards(passes: DecodePasses) -> Iterator[Forward]:
+    """The passes one by one."""
+    ends = np.cumsum(np.frombuffer(passes.num_pages, "<u4")) * 4
+    columns = (
+        np.frombuffer(column, kind).tolist()
+        for column, kind in (
+            (passes.tickets, "<u8"), (passes.sample_tickets, "<u8"), (passes.queues, "<u4"), (passes.priorities, "<i4"),
+            (passes.kv_lens, "<u4"), (passes.adapters, "<u4"), (passes.sampler_of, "<u4"),
+        )
+    )  # fmt: skip
+    start = 0
+    for row, (ticket, sample, queue, priority, kv_len, adapter, sampler) in enumerate(zip(*columns, strict=True)):
+        end = int(ends[row])
+        token, position = (column[4 * row : 4 * row + 4] for column in (passes.tokens, passes.positions))
+        yield Forward(
+            ticket, ticket >> 32, queue, priority, passes.pages[start:end], kv_len, token, position, b"",
+            [[sample, SAMPLE_WITH, 0, passes.samplers[sampler]]], adapter,
+        )  # fmt: skip
+        start = end
 
 
 def independent_groups(commands: Sequence[CopyCommand]) -> list[list[CopyCommand]]:

@@ -139,7 +139,9 @@ class PlanDesk:
             return
         if kept:
             tokens, logprobs = self._drawn(values, len(kept))
-            answers.append((plan.peer_id, PlanTokens(plan.ticket, tokens, logprobs, list(plan.counts))))
+            columns = np.array([plan.ticket], "<u8").tobytes(), bytes([len(kept)])
+            counts = np.array(plan.counts, "<u4").tobytes()
+            answers.append((plan.peer_id, PlanTokens(*columns, tokens, logprobs, counts)))
         self._settle(plan, num_due, answers)
 
     def _settle(self, plan: PlanCommand, num_due: int, answers: Answers) -> None:

@@ -52,8 +52,9 @@ class PlanBench(Bench):
     def route(self, answers) -> None:
         for _, message in answers:
             if isinstance(message, PlanTokens):
-                assert message.ticket >> 32 == NUMBER
-                self.outbox.answered(message.ticket & 0xFFFFFFFF, message)
+                for row in message.rows():
+                    assert row.ticket >> 32 == NUMBER
+                    self.outbox.answered(row.ticket & 0xFFFFFFFF, row)
             else:
                 assert isinstance(message, (Completed, Failed))
                 found = message.value if isinstance(message, Completed) else error_from(message.code, message.message)

@@ -95,12 +95,13 @@ class Pair:
         is_told = False
         for _, message in answers:
             assert not isinstance(message, Failed), message
-            if message.ticket >> 32 == HOSTILE:
-                if not isinstance(message, PlanTokens):
-                    self.open.discard(message.ticket)
-            elif isinstance(message, PlanTokens):
-                self.texts[-1] += np.frombuffer(message.tokens, "<u4").tolist()
-                is_told = True
+            if isinstance(message, PlanTokens):
+                for row in message.rows():
+                    if row.ticket >> 32 != HOSTILE:
+                        self.texts[-1] += np.frombuffer(row.tokens, "<u4").tolist()
+                        is_told = True
+            elif message.ticket >> 32 == HOSTILE:
+                self.open.discard(message.ticket)
             elif isinstance(message, Completed):
                 self._begin()
         return is_told

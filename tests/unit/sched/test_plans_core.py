@@ -60,14 +60,18 @@ class Desk:
         return self.note(self.core.step(self.time))
 
     def note(self, answers) -> set[int]:
+        tickets = set()
         for _, message in answers:
             if isinstance(message, PlanTokens):
-                assert message.ticket not in self.ends
-                self.said.setdefault(message.ticket, []).extend(np.frombuffer(message.tokens, "<u4").tolist())
+                for row in message.rows():
+                    assert row.ticket not in self.ends
+                    self.said.setdefault(row.ticket, []).extend(np.frombuffer(row.tokens, "<u4").tolist())
+                    tickets.add(row.ticket)
             else:
                 assert message.ticket not in self.ends, "one end each"
                 self.ends[message.ticket] = message.value if isinstance(message, Completed) else message.code
-        return {message.ticket for _, message in answers}
+                tickets.add(message.ticket)
+        return tickets
 
     def run(self) -> None:
         while self.core.has_work:

@@ -129,7 +129,8 @@ def test_options_that_would_declare_live_peers_dead_are_refused() -> None:
 
 @pytest.mark.parametrize("message", [
     protocol.Completed(1, bytes(500_000)), protocol.Completed(1, [bytes(300_000), bytes(300_000)]),
-    protocol.SendText(1, "i", "x" * 500_000), protocol.PlanTokens(1, bytes(80_000), bytes(80_000), [1, 2, 3]),
+    protocol.SendText(1, "i", "x" * 500_000),
+    protocol.PlanTokens(bytes(8), b"1", bytes(80_000), bytes(80_000), bytes(12)),
     Forward(1, 1, 0, 0, bytes(400), 0, b"", b"", bytes(200_000), [[1, 2, 0, bytes(300_000)]], 0, [bytes(70_000)]),
 ], ids=lambda message: type(message).__name__)  # fmt: skip
 def test_the_size_of_what_is_large_is_known_before_it_is_encoded(message: Message) -> None:
