@@ -99,7 +99,7 @@ def test_a_lease_past_its_deadline_fails_and_names_the_numbers(group: Group) -> 
     client.admit(2, other := Recorder())
     lease(client, 2, 2, deadline_s=0.05)
     until(lambda: len(other.failures) == 1)
-    assert "2 pages asked for, 1 of 10 free" in other.failures[0].message
+    assert "2 pages were asked for, and 1 of the pool's 10" in other.failures[0].message
 
 
 def test_pages_of_a_dead_actor_wait_for_the_fence(group: Group) -> None:
