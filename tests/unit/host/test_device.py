@@ -109,6 +109,7 @@ def test_pages_of_a_dead_actor_wait_for_the_fence(group: Group) -> None:
     until(lambda: len(tenant.pages) == 4)
     fences = connect(group.doors[0].endpoint, ScriptedBatcher(), role="batcher", peer_id="batcher", token=TOKEN,
                      timeout_s=5)  # fmt: skip
+    until(lambda: group.leases._has_batcher)
     client.close()
     until(lambda: group.leases.status()["quarantined"] == 4)
     fences.send([PeerFenced("a")])
