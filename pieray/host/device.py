@@ -60,14 +60,16 @@ class DeviceClient:
     """One session: posts commands, routes answers to inferlets by number, retires inferlets in the safe order.
 
     `peer_id` is of this session alone: when one of the two links breaks, the other is closed too, and pages are fenced
-    and freed by that id.  `on_lost` is told once, behind all tenants.
+    and freed by that id.  `on_lost` is told once, behind all tenants; `on_answered` behind each frame of the batcher's.
     """
 
     def __init__(self, *, batcher: Endpoint, resource_manager: Endpoint, peer_id: str, token: str,
-                 timeout_s: float, on_lost: Callable[[DeviceClient, DeviceLost], None]) -> None:  # fmt: skip
+                 timeout_s: float, on_lost: Callable[[DeviceClient, DeviceLost], None],
+                 on_answered: Callable[[], None] = lambda: None) -> None:  # fmt: skip
         self._tenants: dict[int, Tenant] = {}
         self._lost: DeviceLost | None = None
         self._on_lost = on_lost
+        self._on_answered = on_answered
         self._retiring: dict[int, tuple[int, Callable[[], None]]] = {}
         self._next_ticket = itertools.count(1)
         self._lock = threading.Lock()
@@ -197,6 +199,7 @@ class DeviceClient:
             elif (tenant := self._tenants.get(number)) is not None:
                 tenant.answered(items)
         self.flush()
+        self._on_answered()
 
     def _from_ledger(self, messages: list[Message]) -> None:
         for message in messages:
