@@ -69,8 +69,9 @@ class InferletHost:
         return self._wasm.executor
 
     def warm_up(self) -> None:
-        """Load the Python runtime, so that the first launch finds it mapped."""
-        self._components.python()
+        """Load the Python runtime, so that the first launch finds it mapped, and have guests of it started ahead."""
+        count = min(self._config.ready_guests, self._config.inferlets_per_actor)
+        self._wasm.keep_ready(self._components.python(), count)
 
     @property
     def num_returned(self) -> int:
