@@ -31,6 +31,7 @@ class Batcher(ServingActor):
         """Load the model; returns its facts and tokenizer as plain fields.  Raises ModelError."""
         from pieray.models.runner import ModelRunner
         from pieray.models.tokenizer import TokenizerSpec
+        from pieray.models.warm_up import warm_up
         from pieray.sched.core import BatcherCore
         from pieray.sched.costs import CostModel
         from pieray.sched.loop import StepLoop
@@ -42,6 +43,7 @@ class Batcher(ServingActor):
             page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
             cuda_graphs=settings.cuda_graphs,
         )  # fmt: skip
+        warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
         core = BatcherCore(runner, settings, tokenizer=spec, costs=costs)

@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 
 from common import machine
-from tax import bare
+from served import bare
 
 import pieray
 from pieray import Process, ProgramSource
@@ -297,7 +297,7 @@ def main() -> None:
     if arguments.list:
         sys.stdout.write("\n".join(BODIES) + "\n")
         return
-    bare_ms = min(bare(1, 64, 1) for _ in range(5))
+    bare_ms = min(bare([1], 64, 1)["greedy"][1][1] for _ in range(5))
     victim = ProgramSource("victim", "victim.py", source=PASSES if arguments.passes else VICTIM)
     figures = {}
     with pieray.start(namespace="bench-neighbours") as engine:

@@ -25,6 +25,7 @@ from pieray.messages import (
     PlanTokens,
     ReclaimSpare,
     ReleasePages,
+    RunEnded,
     Sampled,
 )
 from pieray.transport import Connection, Endpoint, connect
@@ -172,10 +173,8 @@ class DeviceClient:
     def _from_batcher(self, messages: list[Message]) -> None:
         answers: dict[int, list[tuple[int, object]]] = {}
         for message in messages:
-            if isinstance(message, Completed):
-                result: object = message.value
-            elif isinstance(message, Failed):
-                result = error_from(message.code, message.message)
+            if isinstance(message, (Completed, Failed, RunEnded)):
+                result = _result_of(message)
             elif isinstance(message, PlanTokens):
                 for row in message.rows():
                     answers.setdefault(row.ticket >> 32, []).append((row.ticket & TICKET_MASK, row))
@@ -271,6 +270,14 @@ def _inferlet_of(message: Message) -> int:
     ticket: int = getattr(message, "ticket", 0)
     number: int = ticket >> 32 or getattr(message, "inferlet", HOST)
     return number
+
+
+def _result_of(message: Completed | Failed | RunEnded) -> object:
+    if isinstance(message, Completed):
+        return message.value
+    if isinstance(message, RunEnded):
+        return error_from(*message.error) if message.error else [message.reason, message.stopped_by]
+    return error_from(message.code, message.message)
 
 
 def _tell(tenant: Tenant, message: Completed | Failed) -> None:

@@ -72,7 +72,7 @@ if TYPE_CHECKING:
         Unexport,
     )
     from pieray.messages.opening import Completed, Failed, Hello, Welcome
-    from pieray.messages.plans import ExtendPlan, PlanTokens, RunTokens, StartPlan, StopPlan
+    from pieray.messages.plans import ExtendPlan, PlanTokens, RunEnded, RunTokens, StartPlan, StopPlan
 
 __all__ = [
     "DISTRIBUTION",
@@ -124,6 +124,7 @@ __all__ = [
     "Push",
     "ReclaimSpare",
     "ReleasePages",
+    "RunEnded",
     "RunTokens",
     "Sampled",
     "SendFile",

@@ -20,8 +20,7 @@ from pieray.messages.frame import Message, register
 class StartPlan(Message):
     """Run tokens on top of `kv_len` tokens of KV, then draw up to `max_tokens` tokens, each run in its turn.
 
-    Answered with PlanTokens as they come, at last with Completed([finish_reason, stopped_by]); the reason is "" for a
-    run that was stopped, `stopped_by` the token or text that ended it, or "".
+    Answered with PlanTokens as they come, at last with RunEnded.
     """
 
     ticket: int
@@ -65,7 +64,7 @@ class StopPlan(Message):
 @dataclass(frozen=True, slots=True)
 class PlanTokens(Message):
     """What one step has drawn for runs of the peer's: columns, a row for each run; the KV of all its tokens but the
-    last one is written.  Sent ahead of the Completed of a run that ends."""
+    last one is written.  Sent ahead of the RunEnded of a run that ends."""
 
     tickets: bytes  # u64 [R]: of the StartPlans
     num_tokens: bytes  # u8 [R], each at least 1
@@ -93,6 +92,17 @@ class PlanTokens(Message):
             stop = start + 4 * num_tokens
             yield RunTokens(ticket, self.tokens[start:stop], self.logprobs[start:stop], told)
             start = stop
+
+
+@register(36)
+@dataclass(frozen=True, slots=True)
+class RunEnded(Message):
+    """A run has ended, or has failed; sent behind all its PlanTokens, in the same lane."""
+
+    ticket: int
+    reason: str  # "stop", "length", "grammar"; "" for a run that was stopped or has failed
+    stopped_by: int | str  # the token or text that ended it, or ""
+    error: list[str]  # [code of pieray.errors, text] of one that has failed, else []
 
 
 class RunTokens(NamedTuple):

@@ -55,7 +55,7 @@ class GraphedDecoder:
         self.device = decoder.device
         self._capture = capture or _CudaCapture()
         self._logits = decoder.weights.lm_head.new_empty((ROWS[-1], decoder.config.vocab_size))
-        self._graphs: dict[tuple[int, int], _Graph] = {}
+        self._graphs: dict[tuple[int, int], _Graph | None] = {}  # None: there was no memory for it
         self.num_replayed = 0
 
     def adapt(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
@@ -75,9 +75,11 @@ class GraphedDecoder:
         bucket = self._bucket(batch)
         if bucket is None:
             return self.decoder.forward(batch, pool)
-        graph = self._graphs.get(bucket)
+        if bucket not in self._graphs:
+            self._graphs[bucket] = self._captured(bucket, pool)
+        graph = self._graphs[bucket]
         if graph is None:
-            graph = self._graphs[bucket] = self._captured(bucket, pool)
+            return self.decoder.forward(batch, pool)
         num_rows = len(batch.tokens)
         _fill(graph.batch, batch, pool.scratch_slot)
         graph.replay()
@@ -99,11 +101,16 @@ class GraphedDecoder:
             return None
         return rows, max(MIN_KV_LEN, 1 << (meta.max_kv_len - 1).bit_length())
 
-    def _captured(self, bucket: tuple[int, int], pool: KvPool) -> _Graph:
+    def _captured(self, bucket: tuple[int, int], pool: KvPool) -> _Graph | None:
+        """The bucket's graph; None if there is no memory for it: its steps run kernel by kernel from then on."""
         rows, max_kv_len = bucket
         batch = _idle_batch(rows, max_kv_len, pool.scratch_slot, self.device)
         batch.logits = self._logits[:rows]
-        replay = self._capture(lambda: self.decoder.forward(batch, pool))
+        try:
+            replay = self._capture(lambda: self.decoder.forward(batch, pool))
+        except torch.OutOfMemoryError as error:
+            log.warning("no memory to capture a decode step of %d rows: %s", rows, error)
+            return None
         log.info("captured a decode step of %d rows, sequences of up to %d tokens", rows, max_kv_len)
         return _Graph(batch, replay)
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import InvalidRequest, PierayError
+from pieray.errors import WIT_CODES, InvalidRequest, PierayError
 from pieray.messages import (
     DISTRIBUTION,
     ENTROPY,
@@ -18,7 +18,9 @@ from pieray.messages import (
     SAMPLE,
     SAMPLE_WITH,
     CopyTokens,
+    Failed,
     Forward,
+    Message,
     Output,
 )
 
@@ -84,6 +86,10 @@ class Command:
     def tickets(self) -> list[int]:
         """All tickets that are still to be answered."""
         return [self.ticket]
+
+    def failures(self, error: PierayError) -> list[Message]:
+        """What tells that it has failed."""
+        return [failed(ticket, error) for ticket in self.tickets()]
 
 
 class ForwardCommand(Command):
@@ -279,3 +285,8 @@ def _check_output(output: list[Any], num_tokens: int) -> None:
         raise InvalidRequest(f"outputs have a tag of {sorted(NUM_OUTPUT_FIELDS)} and its fields; given {output}")
     if not 0 <= row < num_tokens:
         raise InvalidRequest(f"row {row} of a pass of {num_tokens} tokens: rows are in [0, {num_tokens})")
+
+
+def failed(ticket: int, error: PierayError) -> Failed:
+    """Codes that are not for guests (a runner's `model`, for one) become `internal`."""
+    return Failed(ticket, error.code if error.code in WIT_CODES else "internal", error.message)

@@ -32,9 +32,9 @@ from pieray.messages import (
 from pieray.sched.adapters import AdapterDesk
 from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
-from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey
+from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey, failed
 from pieray.sched.costs import CostModel, Kind, Work
-from pieray.sched.lookups import EmbedLookups, failed, known
+from pieray.sched.lookups import EmbedLookups, known
 from pieray.sched.plandesk import PlanDesk
 from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler, StepPlan
@@ -369,7 +369,7 @@ class BatcherCore:
     def _answer_failed(self, commands: Iterable[Command], error: PierayError, answers: Answers) -> None:
         for command in commands:
             self._counts["failed"] += 1
-            answers += [(command.peer_id, failed(ticket, error)) for ticket in command.tickets()]
+            answers += [(command.peer_id, message) for message in command.failures(error)]
 
     def _fail_message(
         self, peer_id: str, message: Enqueued, error: BaseException, answers: Answers

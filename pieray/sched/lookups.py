@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import WIT_CODES, DeviceLost, InvalidRequest, PierayError
-from pieray.messages import Completed, EmbedTokens, Failed, Message
+from pieray.errors import DeviceLost, InvalidRequest, PierayError
+from pieray.messages import Completed, EmbedTokens, Message
+from pieray.sched.commands import failed
 
 TOKENS_PER_STEP = 1024
 """So many tokens are looked up in one step, or one request of more: a copy of their rows, no computation."""
@@ -76,8 +77,3 @@ def _answer(runner: Lookup, message: EmbedTokens) -> Message:
 def known(error: BaseException) -> PierayError:
     """An error of ours as it is; any other, a panic of native code too, by its class and text."""
     return error if isinstance(error, PierayError) else PierayError(f"{type(error).__name__}: {error}")
-
-
-def failed(ticket: int, error: PierayError) -> Failed:
-    """Codes that are not for guests (a runner's `model`, for one) become `internal`."""
-    return Failed(ticket, error.code if error.code in WIT_CODES else "internal", error.message)

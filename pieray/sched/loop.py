@@ -11,11 +11,11 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from pieray.errors import DeviceLost, PeerLost, PierayError
-from pieray.messages import CancelInferlet, Completed, Message
+from pieray.messages import CancelInferlet, Completed, Message, RunEnded
 from pieray.pulse import Pulse
+from pieray.sched.commands import failed
 from pieray.sched.core import BatcherCore
 from pieray.sched.fences import FenceLink
-from pieray.sched.lookups import failed
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
@@ -163,8 +163,9 @@ class StepLoop:
 
 
 def _inferlet_of(answer: Message) -> int:
-    """The sender's number for it, which its tickets begin with."""
-    ticket: int = getattr(answer, "ticket", 0)
+    """The sender's number for it, which its tickets begin with; 0 for what is of many, and for all about runs: of those
+    the last word must not overtake what was said before."""
+    ticket: int = 0 if isinstance(answer, RunEnded) else getattr(answer, "ticket", 0)
     return ticket >> 32
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pieray.errors import InvalidRequest, PierayError, Unsupported
 from pieray.fairpool import FairPool
-from pieray.messages import Completed, ExtendPlan, Message, PlanTokens, StartPlan, StopPlan
+from pieray.messages import ExtendPlan, Message, PlanTokens, RunEnded, StartPlan, StopPlan
 from pieray.sched.commands import Command
 from pieray.sched.lookups import known
 from pieray.sched.plans import PlanCommand
@@ -148,7 +148,7 @@ class PlanDesk:
         self._scheduler.drawn(plan, num_due)
         if plan.finish is not None:
             del self._plans[plan.peer_id, plan.ticket]
-            answers.append((plan.peer_id, Completed(plan.ticket, [plan.finish, plan.stopped_by])))
+            answers.append((plan.peer_id, RunEnded(plan.ticket, plan.finish, plan.stopped_by, [])))
 
     # --- grammars --------------------------------------------------------------------------------
 

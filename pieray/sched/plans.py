@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pieray.errors import InvalidRequest
-from pieray.messages import Forward, StartPlan
-from pieray.sched.commands import U32, ForwardCommand, Slots, page_slots
+from pieray.errors import InvalidRequest, PierayError
+from pieray.messages import Forward, Message, RunEnded, StartPlan
+from pieray.sched.commands import U32, ForwardCommand, Slots, failed, page_slots
 from pieray.sched.costs import Kind, add_draw, no_work
 from pieray.sched.drafts import NgramDrafter
 
@@ -101,6 +101,10 @@ class PlanCommand(ForwardCommand):
     def extend(self, pages: U32) -> None:
         """More pages behind those that it has."""
         self.pages = np.concatenate((self.pages, pages))
+
+    def failures(self, error: PierayError) -> list[Message]:
+        told = failed(self.ticket, error)
+        return [RunEnded(self.ticket, "", "", [told.code, told.message])]
 
     def written_slots(self, page_size: int) -> Slots:
         """Those that a failure leaves in doubt: what was drawn and told of is written."""

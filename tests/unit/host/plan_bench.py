@@ -9,7 +9,7 @@ from fakes import NUMBER, PAGE_SIZE, Bench, byte_tokenizer
 
 from pieray.config import Limits, ModelSettings
 from pieray.errors import OutOfPages, error_from
-from pieray.messages import Completed, Failed, PlanTokens
+from pieray.messages import Completed, Failed, PlanTokens, RunEnded
 from pieray.sched.core import BatcherCore
 from tests.support.digest_runner import DigestRunner
 
@@ -55,6 +55,9 @@ class PlanBench(Bench):
                 for row in message.rows():
                     assert row.ticket >> 32 == NUMBER
                     self.outbox.answered(row.ticket & 0xFFFFFFFF, row)
+            elif isinstance(message, RunEnded):
+                ended = error_from(*message.error) if message.error else [message.reason, message.stopped_by]
+                self.outbox.answered(message.ticket & 0xFFFFFFFF, ended)
             else:
                 assert isinstance(message, (Completed, Failed))
                 found = message.value if isinstance(message, Completed) else error_from(message.code, message.message)

@@ -16,6 +16,7 @@ from pieray.models.decode_graphs import ROWS, GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.kv_pool import KvPool
 from pieray.models.runner import ForwardItem, Hidden, Logits, ModelRunner
+from pieray.models.warm_up import warm_up
 from pieray.models.weights import load_weights
 
 NUM_PAGES, PAGE_SIZE = 64, 4
@@ -136,3 +137,48 @@ def test_other_steps_are_computed_as_they_are(folder: Path, change: str) -> None
         given.append([result[0] for result in runner.step(items, wanted)])
     assert recorder.num_captured == 0
     assert np.array_equal(*given)
+
+
+def test_after_warming_up_no_decode_captures_anything(folder: Path) -> None:
+    plain, graphed, recorder = make_runners(folder)
+    assert warm_up(plain, 20, 64) == 0
+    num_steps = warm_up(graphed, 20, 64)
+    assert recorder.num_captured == 6  # 1, 2, 4, 8, 16 and 24 rows
+    assert num_steps == 6 + 2  # and a prompt, alone and beside a decode
+    for lengths in ([4], [1] * 20, [9, 30, 2]):
+        assert_near(logits_of(graphed, items_of(lengths, 0)), logits_of(plain, items_of(lengths, 0)))
+    assert recorder.num_captured == 6
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), RuntimeError("out of luck")])
+def test_warming_up_goes_on_behind_a_step_that_fails_and_ends_in_time(
+    folder: Path, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, graphed, recorder = make_runners(folder)
+    fail_second(graphed, recorder, error)
+    assert warm_up(graphed, 8, 64) == 4 + 2
+    assert recorder.num_captured == 4
+    assert str(error) in caplog.text
+    assert warm_up(graphed, 8, 64, budget_s=-1.0) == 0
+    assert "cut short" in caplog.text
+
+
+def test_a_bucket_without_memory_for_its_graph_runs_without(folder: Path) -> None:
+    plain, graphed, recorder = make_runners(folder)
+    fail_second(graphed, recorder, torch.OutOfMemoryError("out of memory"))
+    for lengths in ([4], [4, 5], [9, 30], [7]):
+        assert_near(logits_of(graphed, items_of(lengths, 0)), logits_of(plain, items_of(lengths, 0)))
+    assert graphed.decoder.num_replayed == 2, "those of one row"
+    assert recorder.num_captured == 2, "it is not tried again"
+
+
+def fail_second(graphed: ModelRunner, recorder: Recorder, error: Exception) -> None:
+    """The second capture fails."""
+
+    def capture(compute: Callable[[], torch.Tensor]) -> Callable[[], object]:
+        replay = recorder(compute)
+        if recorder.num_captured == 2:
+            raise error
+        return replay
+
+    graphed.decoder._capture = capture

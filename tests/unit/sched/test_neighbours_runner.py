@@ -22,6 +22,7 @@ from pieray.messages import (
     Forward,
     Message,
     PlanTokens,
+    RunEnded,
     StartPlan,
 )
 from pieray.models.runner import ModelRunner
@@ -102,7 +103,7 @@ class Pair:
                         is_told = True
             elif message.ticket >> 32 == HOSTILE:
                 self.open.discard(message.ticket)
-            elif isinstance(message, Completed):
+            elif isinstance(message, RunEnded):
                 self._begin()
         return is_told
 

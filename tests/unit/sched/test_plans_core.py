@@ -16,6 +16,7 @@ from pieray.messages import (
     ExtendPlan,
     Forward,
     PlanTokens,
+    RunEnded,
     StartPlan,
     StopPlan,
 )
@@ -67,6 +68,10 @@ class Desk:
                     assert row.ticket not in self.ends
                     self.said.setdefault(row.ticket, []).extend(np.frombuffer(row.tokens, "<u4").tolist())
                     tickets.add(row.ticket)
+            elif isinstance(message, RunEnded):
+                assert message.ticket not in self.ends, "one end each"
+                self.ends[message.ticket] = message.error[0] if message.error else [message.reason, message.stopped_by]
+                tickets.add(message.ticket)
             else:
                 assert message.ticket not in self.ends, "one end each"
                 self.ends[message.ticket] = message.value if isinstance(message, Completed) else message.code
