@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -308,6 +309,22 @@ def test_a_peer_hung_up_on_at_the_door_knocks_again(listen: Serve) -> None:
         is_over.set()
         for thread in threads:
             thread.join(10)
+
+
+@pytest.mark.parametrize("how", ["closed", "reset"])
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_peer_that_goes_away_at_the_door_is_no_warning(
+    listen: Serve, caplog: pytest.LogCaptureFixture, tcp: bool, how: str
+) -> None:
+    caplog.set_level("DEBUG", "pieray.transport.door")
+    sock = dial(listen().endpoint, tcp=tcp)
+    if how == "closed":
+        sock.recv(GREETING_BYTES)
+    elif tcp:  # the greeting that nobody has read, or the linger of no time, makes the kernel reset the connection
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+    wait_until(lambda: "left during the handshake" in caplog.text)
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
 
 
 def test_empty_token_protects_nothing(listen: Serve) -> None:
