@@ -66,6 +66,12 @@ class QuotaExceeded(PierayError):
     code, http_status, exit_code = "quota", 429, 1
 
 
+class ChildCeiling(QuotaExceeded):
+    """As many inferlets run as `child_ceiling` says: no child is launched until some of them end."""
+
+    code = "child-ceiling"
+
+
 class Evicted(PierayError):
     """The resource was taken back."""
 
@@ -186,9 +192,9 @@ LAST_LOGS = "last log lines:"
 ERRORS: dict[str, type[PierayError]] = {
     cls.code: cls
     for cls in (
-        InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, Evicted, DeviceLost, DeadlineExceeded,
-        Cancelled, NotFound, Pending, WrongType, Unsupported, RemoteFailed, GuestFailed, GuestTrapped, ModelError,
-        ProtocolError, PeerLost, EngineError, Stalled, ConfigError, PierayError,
+        InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, ChildCeiling, Evicted, DeviceLost,
+        DeadlineExceeded, Cancelled, NotFound, Pending, WrongType, Unsupported, RemoteFailed, GuestFailed,
+        GuestTrapped, ModelError, ProtocolError, PeerLost, EngineError, Stalled, ConfigError, PierayError,
     )
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from pieray.actors import health, records, supervisor
 from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER
 from pieray.actors.supervisor import Supervisor
 from pieray.config import Config, from_mapping
-from pieray.errors import EngineError, NoAnswer, PierayError, Stalled
+from pieray.errors import ChildCeiling, EngineError, NoAnswer, PierayError, Stalled, error_from
 from pieray.messages import Launch, encode
 from pieray.stalls import Stalls
 
@@ -327,8 +327,10 @@ def test_no_child_is_launched_past_the_ceiling(engine: Callable[..., Supervisor]
     running = engine(child_ceiling=2)
     running.launch(frame("a"))
     running.launch(frame("b"))
-    with pytest.raises(PierayError, match="child_ceiling: no child is launched while 2 inferlets run on this engine"):
+    with pytest.raises(ChildCeiling, match="child_ceiling: no child is launched while 2 inferlets run") as refused:
         running.launch(frame("c", depth=1))
+    told = error_from(refused.value.code, refused.value.message)  # as the Controller's socket tells it
+    assert type(told) is ChildCeiling
     fleet.one(INFERLETS).kill("a", "")
     running.launch(frame("c", depth=1))
 
