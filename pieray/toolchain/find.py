@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pieray.errors import EngineError, InvalidRequest
-from pieray.wasm.compiler import cache_folder
+from pieray.wasm.cache import cache_folder
 
 log = logging.getLogger(__name__)
 
