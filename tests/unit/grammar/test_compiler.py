@@ -145,6 +145,7 @@ def test_what_is_wrong_is_told_in_few_words(compiler: GrammarCompiler) -> None:
         assert len(refused.value.message) < 1200
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_the_process_that_another_grammar_has_killed() -> None:
     pool = TrialPool(SPEC, VOCAB, 2)
     pool.check("regex", "a", 10.0)

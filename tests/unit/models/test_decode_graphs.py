@@ -76,6 +76,7 @@ def assert_near(got: Any, want: Any) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [[5], [5, 0, 17], [3, 9, 30, 1, 12], [1] * 9])
 def test_logits_equal_those_without_graphs(folder: Path, lengths: list[int]) -> None:
     plain, graphed, _ = make_runners(folder)

@@ -45,6 +45,7 @@ def untied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return runner
 
 
+@pytest.mark.slow
 def test_all_outputs_of_some_rows_equal_transformers(tiny: ModelRunner) -> None:
     from transformers import AutoModelForCausalLM
 

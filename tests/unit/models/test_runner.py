@@ -149,7 +149,8 @@ def test_seeded_sampling_repeats_across_batches(runner: ModelRunner) -> None:
     assert len(set(alone)) > 5
 
 
-@pytest.mark.parametrize(("concurrent", "chunk"), [pytest.param(1, 32, marks=pytest.mark.slow), (7, 5), (32, 32)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("concurrent", "chunk"), [(1, 32), (7, 5), (32, 32)])
 def test_greedy_text_equals_transformers_token_for_token(concurrent: int, chunk: int) -> None:
     """32 prompts x 64 tokens, continuous batching: a sequence that is done makes room for the next one."""
     prompts = [np.random.default_rng(seed).integers(3, 600, 3 + 9 * (seed // 8)) for seed in range(32)]

@@ -76,6 +76,7 @@ def test_each_filter_equals_plain_code_in_one_mixed_batch() -> None:
         np.testing.assert_allclose(got[row], plain(one, given), atol=1e-6, err_msg=str(given))
 
 
+@pytest.mark.slow
 def test_filters_are_those_of_transformers() -> None:
     from transformers.generation import logits_process as hf
 

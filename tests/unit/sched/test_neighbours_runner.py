@@ -130,6 +130,7 @@ ATTACKS: dict[str, Callable[[Pair], list[Message]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_neighbours_gap_grows_by_few_steps_and_its_text_not_at_all(runner: ModelRunner, name: str) -> None:
     pair = Pair(runner, ATTACKS[name])

@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from rounds import seeds
 
 from pieray.messages import LOGITS, LOGPROBS, CopyTokens, Forward, StartPlan
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
@@ -139,6 +140,7 @@ def busy(device: Device) -> set[int]:
     return {key[1] for key in device.scheduler._lanes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_s", [0.7e-3, 10e-3])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_inferlet_takes_its_share_and_moves_no_gap_by_three_steps(name, step_s):
@@ -269,7 +271,8 @@ def test_a_short_prompt_of_a_newcomer_runs_at_once():
     assert 100 * device.costs.seconds[Kind.TOKENS] < BURST_STEPS * device.costs.bare
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", seeds(8))
 def test_nobody_with_a_backlog_gets_less_than_a_share_and_nothing_is_lost(seed):
     """Random inferlets of random tenants with random floods; each who always wants more gets at least its share of
     what all of them get beyond their steps, less what accounts may fall behind; no step is empty; all work ends."""

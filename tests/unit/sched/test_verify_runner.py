@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loras import as_bytes, random_lora
+from rounds import examples
 
 from pieray.adapters import AdapterFile
 from pieray.assets import model_folder
@@ -73,7 +74,8 @@ CHAINS = st.builds(
 )
 
 
-@settings(max_examples=20)
+@pytest.mark.slow
+@settings(max_examples=examples(20))
 @given(data=st.data(), spec=CHAINS, chunk=st.sampled_from([3, 9, 2048]), split=st.integers(0, len(PROMPT) - 1))
 def test_verified_trees_give_the_tokens_of_plain_decoding(
     data: st.DataObject, spec: SamplerSpec, chunk: int, split: int

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from pieray import messages as protocol
 from pieray.errors import ConfigError, InvalidRequest, ProtocolError
@@ -50,9 +51,10 @@ def of_class(cls: type[Message]) -> st.SearchStrategy[Message]:
 ANY_MESSAGES = st.lists(st.one_of([of_class(cls) for cls in CLASSES]), max_size=6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_message_type_survives(cls: type[Message]) -> None:
-    @settings(max_examples=10)
+    @settings(max_examples=examples(10))
     @given(of_class(cls))
     def check(message: Message) -> None:
         assert decode(encode([message])) == [message]
@@ -60,14 +62,14 @@ def test_every_message_type_survives(cls: type[Message]) -> None:
     check()
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.lists(ANY_MESSAGES, max_size=4))
 def test_any_frames_survive_a_byte_stream(groups: list[list[Message]]) -> None:
     stream = joined([encode(group) for group in groups])
     assert [decode(frame) for frame in split(stream)] == groups
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.binary(max_size=64))
 def test_garbage_is_a_protocol_error_and_nothing_else(data: bytes) -> None:
     try:
@@ -76,7 +78,7 @@ def test_garbage_is_a_protocol_error_and_nothing_else(data: bytes) -> None:
         return
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(ANY_MESSAGES, st.data())
 def test_cut_stream_is_a_protocol_error(group: list[Message], data: st.DataObject) -> None:
     stream = joined([encode(group)])
