@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
-from pieray.host.commands import INTERNAL, Command, Pass, Run, wire_ticket
+from pieray.host.commands import INTERNAL, TICKET_MASK, Command, Pass, Run, wire_ticket
 from pieray.host.ledger import GRACE_S, CallLater, Cancellable, Device, LedgerClient, no_answer
 from pieray.host.tickets import TicketTable
 from pieray.host.transfers import Transfers
@@ -65,12 +65,13 @@ class Outbox:
             self.flush(keep=1)
 
     def add_output(self, pass_: Pass, output: Output) -> None:
-        """Ask a pass that is not sent yet for one more output, `[ticket, tag, row, ...]`."""
+        """Ask a pass that is not sent yet for one more output."""
         if not pass_.outputs:
             self._tickets.uncount(pass_.ticket)
         pass_.outputs.append(output)
-        pass_.open_outputs.add(output[0])
-        self._pass_of[output[0]] = pass_
+        ticket = output.ticket & TICKET_MASK
+        pass_.open_outputs.add(ticket)
+        self._pass_of[ticket] = pass_
 
     def flush(self, keep: int = 0) -> None:
         """The guest waits or flushes: all that is staged, but the last `keep`, may go."""
@@ -288,7 +289,7 @@ class Outbox:
         """Forget a ticket: an output that is not sent yet is not computed; commands run all the same."""
         pass_ = self._pass_of.get(ticket)
         if pass_ is not None and not pass_.is_sent:
-            pass_.outputs[:] = [o for o in pass_.outputs if o[0] != ticket]
+            pass_.outputs[:] = [o for o in pass_.outputs if o.ticket & TICKET_MASK != ticket]
             self.transfers.ended(ticket)
         self.taken(ticket)
 
