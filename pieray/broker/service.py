@@ -101,6 +101,7 @@ class BrokerService:
         self._books = PulsedLock()  # guards exchange and store
         self._is_busy = False  # some thread serves: what is below is its own then
         self._dirty: set[Flow] = set()
+        self._held: list[tuple[Flow, str, Completed | Failed]] = []  # answers that tell of what is to be committed
         self._num_posted = 0
         self._deadline = math.inf  # the next one of a request that waits
         self._awake_at = math.inf  # when the broker's own thread wakes by itself
@@ -295,7 +296,7 @@ class BrokerService:
         return self._exchange.unsubscribe(peer, message.subscription)
 
     def _storing(self, flow: Flow, message: Storing) -> Steps:
-        answer: Message
+        answer: Completed | Failed
         try:
             answer = Completed(message.ticket, (yield from self._in_store(message)))
         except PierayError as error:
@@ -303,7 +304,31 @@ class BrokerService:
         except sqlite3.Error as error:
             log.exception("the store failed")
             answer = Failed(message.ticket, "internal", f"the key-value store failed: {error}")
-        self._post(flow, message.tenant, answer)
+        if self._store.is_changed:
+            self._held.append((flow, message.tenant, answer))
+            self._num_posted += cost_of_message(answer)
+        else:
+            self._post(flow, message.tenant, answer)
+
+    def _commit(self) -> None:
+        """Commit what was written to the store, for all who wrote at once, then post the answers that tell of it."""
+        began = time.perf_counter()
+        held, self._held = self._held, []
+        failed: BaseException | None = None
+        try:
+            with self._books:
+                self._store.commit()
+        except BaseException as error:
+            log.exception("the store failed")
+            failed = error
+        took_s = time.perf_counter() - began
+        with self._wake:
+            for tenant, count in Counter(tenant for _, tenant, _ in held).items():
+                self._turns.charge(tenant, took_s * count / len(held))
+        for flow, tenant, answer in held:
+            if failed is not None:
+                answer = Failed(answer.ticket, "internal", f"the key-value store failed: {failed}")  # noqa: PLW2901
+            self._post(flow, tenant, answer)
 
     def _in_store(self, message: Storing) -> Generator[None, None, str | int | None]:
         store, tenant = self._store, message.tenant
@@ -355,6 +380,8 @@ class BrokerService:
             self._dirty.add(flow)
 
     def _flush(self) -> None:
+        if self._held:
+            self._commit()
         self._num_posted = 0
         while self._dirty:
             flow = self._dirty.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
@@ -35,10 +36,10 @@ Steps: TypeAlias = Generator[None, None, T]
 
 
 class Store:
-    """One writer; each operation is a transaction of its own.  Not thread-safe, but may be used by any thread.
+    """One writer; what is written from one `commit` to the next is one transaction, seen by reads at once.
 
-    What was answered survives the death of the process (write-ahead log), not always that of the machine: commits are
-    not synced to the disk.  `clock` gives seconds since 1970.
+    What was committed survives the death of the process (write-ahead log), not always that of the machine: commits are
+    not synced to the disk.  `clock` gives seconds since 1970.  Not thread-safe, but may be used by any thread.
     """
 
     def __init__(self, path: str = "", clock: Callable[[], float] = time.time, patience_s: float = 10.0) -> None:
@@ -48,6 +49,8 @@ class Store:
         """
         self._clock = clock
         self._swept_at = clock()
+        self._used_before: dict[str, int] = {}  # of those whose use the transaction at hand has changed
+        self._lost: sqlite3.Error | None = None  # why that transaction was rolled back
         try:
             self._db = self._open(path, patience_s)
             self._used: dict[str, int] = dict(self._db.execute("SELECT tenant, SUM(size) FROM entries GROUP BY tenant"))
@@ -129,8 +132,51 @@ class Store:
     def status(self) -> dict[str, int]:
         return {"store_bytes": sum(self._used.values())}
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether there is something to commit, or to be told that it is lost."""
+        return self._db.in_transaction or self._lost is not None
+
+    def commit(self) -> None:
+        """Keep what was written.  Raises sqlite3.Error: nothing of it was, since the commit before."""
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            raise lost
+        try:
+            self._db.commit()
+        except sqlite3.Error:
+            self._db.rollback()
+            self._undo_counts()
+            raise
+        self._used_before.clear()
+
     def close(self) -> None:
+        """Commit, and close the file.  Idempotent."""
+        with contextlib.suppress(sqlite3.Error):  # of what was written and not committed nobody has been told
+            self.commit()
         self._db.close()
+
+    def _change(self, statement: str, values: tuple[object, ...]) -> list[tuple[str, int]]:
+        """Write, in the transaction at hand; what the statement returns."""
+        if self._lost is not None:
+            raise self._lost
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN")
+        try:
+            return self._db.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            if not self._db.in_transaction:  # a full disk, say: SQLite has rolled all of it back
+                self._lost = error
+                self._undo_counts()
+            raise
+
+    def _count(self, tenant: str, used: int) -> None:
+        self._used_before.setdefault(tenant, self.used_bytes(tenant))
+        self._used[tenant] = used
+
+    def _undo_counts(self) -> None:
+        self._used |= self._used_before
+        self._used_before.clear()
 
     def _find(self, tenant: str, key: str) -> str | None:
         row = self._db.execute(
@@ -151,9 +197,9 @@ class Store:
         if grown > max_bytes:
             raise QuotaExceeded(f"store_bytes: the limit is {max_bytes}; {self.used_bytes(tenant)} are used, and with "
                                 f"this entry {grown} would be")  # fmt: skip
-        self._db.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)",
-                         (tenant, key, value, size, now + ttl_s if ttl_s else None))  # fmt: skip
-        self._used[tenant] = grown
+        self._change("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)",
+                     (tenant, key, value, size, now + ttl_s if ttl_s else None))  # fmt: skip
+        self._count(tenant, grown)
 
     def _grown(self, tenant: str, key: str, size: int) -> int:
         """What the tenant has once an entry of `size` is at the key."""
@@ -168,9 +214,9 @@ class Store:
         ) == STEP_ROWS  # fmt: skip
 
     def _remove(self, where: str, values: tuple[object, ...]) -> int:
-        rows = self._db.execute(f"DELETE FROM entries WHERE {where} RETURNING tenant, size", values).fetchall()  # noqa: S608 - `where` is ours
+        rows = self._change(f"DELETE FROM entries WHERE {where} RETURNING tenant, size", values)  # noqa: S608 - `where` is ours
         for tenant, size in rows:
-            self._used[tenant] -= size
+            self._count(tenant, self._used[tenant] - size)
         return len(rows)
 
     def check(self) -> None:

@@ -13,8 +13,12 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def leave_at_once() -> None:
-    """Let a stopping signal end this process with its exit code, without a word: there is nothing to put in order."""
+    """Let a stopping signal end this process with its exit code, without a word: there is nothing to put in order.
+
+    One that came while the interpreter started, held back by `bin/pieray`, does so now.
+    """
     _install(lambda signum, _frame: os._exit(128 + signum))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def _install(handler: Callable[[int, FrameType | None], object]) -> None:

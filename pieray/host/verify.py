@@ -71,8 +71,8 @@ class VerifyPass(Command):
 
     def _keep(self, result: bytes) -> None:
         written = np.concatenate((self.tokens, np.frombuffer(result, "<u4")[:-1]))
-        is_untouched = self.pages.keep_written(self.prepared, len(written))
-        if self.adapter or self.visible or not is_untouched:
-            self.lineage.give_up()
+        if self.pages.keep_written(self.prepared, len(written)):
+            self.lineage.add_forward(self.prepared.frames, self.kv_len, written.tobytes(), visible=self.visible,
+                                     adapter=self.adapter)  # fmt: skip
         else:
-            self.lineage.record_forward(self.prepared, self.kv_len, written, np.zeros(0, np.uint32), b"")
+            self.lineage.give_up()

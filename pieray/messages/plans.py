@@ -86,12 +86,11 @@ class PlanTokens(Message):
 
     def rows(self) -> Iterator[RunTokens]:
         """Row by row."""
-        counts = np.frombuffer(self.counts, "<u4").reshape(-1, 3).tolist()
         start = 0
-        for ticket, num_tokens, told in zip(np.frombuffer(self.tickets, "<u8").tolist(), self.num_tokens, counts,
-                                            strict=True):  # fmt: skip
-            stop = start + 4 * num_tokens
-            yield RunTokens(ticket, self.tokens[start:stop], self.logprobs[start:stop], told)
+        for row, ticket in enumerate(np.frombuffer(self.tickets, "<u8").tolist()):
+            stop = start + 4 * self.num_tokens[row]
+            counts = self.counts[12 * row : 12 * row + 12]
+            yield RunTokens(ticket, self.tokens[start:stop], self.logprobs[start:stop], counts)
             start = stop
 
 
@@ -112,4 +111,4 @@ class RunTokens(NamedTuple):
     ticket: int
     tokens: bytes  # u32
     logprobs: bytes  # f32, or b""
-    counts: list[int]
+    counts: bytes  # u32[3]

@@ -102,8 +102,6 @@ class PageLedger:
         """
         if count < 1:
             raise InvalidRequest(f"a lease is of at least 1 page; given {count}")
-        if count > self.total:
-            raise OutOfPages(f"{count} pages asked for; the pool has {self.total} in all ({self.num_free} free)")
         self._check_alive(holder.peer_id)
         held = self.num_pages_of(holder)
         if held + num_waiting + count > self.total:

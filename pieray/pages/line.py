@@ -95,8 +95,9 @@ class LeaseLine:
             number = heapq.heappop(self._deadlines)[1]
             waiting = self._remove(number)
             error = OutOfPages(
-                f"{waiting.count} pages asked for, {self.ledger.num_free} of {self.ledger.total} free after "
-                f"{now - waiting.since:.3g} s in line; free pages elsewhere or ask for fewer"
+                f"page_wait_s: the limit is {waiting.deadline - waiting.since:.3g} s; {waiting.count} pages were asked "
+                f"for, and {self.ledger.num_free} of the pool's {self.ledger.total} (settings model.num_pages, "
+                "model.kv_memory_bytes) are free: free pages elsewhere or ask for fewer"
             )
             refused.append(Refused(waiting.holder, waiting.ticket, error))
         return refused

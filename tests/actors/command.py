@@ -66,14 +66,6 @@ class CommandLine:
         assert line == "running\n", process.communicate(timeout=TIMEOUT_S)
         return process
 
-    def await_first_line_of_code(self, process: subprocess.Popen[str]) -> None:
-        """Until the interpreter has started and the command line's first lines have run: they handle SIGTERM."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while not _handles(process.pid, signal.SIGTERM):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-
     def until_no_inferlet_runs(self) -> None:
         deadline = time.monotonic() + TIMEOUT_S
         while "running" in [row["state"] for row in json.loads(self.run("pieray", "ps", "--json").stdout)]:
@@ -97,9 +89,3 @@ class CommandLine:
             time.sleep(0.1)
         left = self.alive()
         assert left == [], f"still alive after {patience_s} s: {left}"
-
-
-def _handles(pid: int, signum: int) -> bool:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (caught,) = [line.split()[1] for line in lines if line.startswith("SigCgt")]
-    return bool(int(caught, 16) >> (signum - 1) & 1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
-from pieray.host.commands import Pass, wire_ticket
+from pieray.host.commands import Pass
 from pieray.host.embeds import joined
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.masks import hide_runs, mask_bytes
@@ -60,9 +60,6 @@ class ForwardHandlers(HandlerGroup):
                 state.tickets.drop((ticket,))
                 state.outbox.transfers.ended(ticket)
                 raise
-            if embeds:
-                state.lineage.give_up()
-            state.lineage.record_forward(prepared, kv_len, tokens, positions, bits)
             packed = tokens.tobytes(), positions.tobytes(), bits, embeds
             state.outbox.stage(Pass(ticket, found, prepared, kv_len, *packed))
         return ticket
@@ -80,15 +77,9 @@ class ForwardHandlers(HandlerGroup):
         mask = found.mask if isinstance(found.mask, bytearray) else bytearray(found.mask or b"\xff" * num_bytes)
         hide_runs(mask, row, width, runs)
         found.mask = mask
-        with state.lock:
-            state.lineage.give_up()
 
     def forward_set_adapter(self, pass_: int, adapter: int) -> None:
-        found, state = self._unsent(pass_), self._state
-        found.adapter = state.adapter(adapter)
-        if found.adapter:
-            with state.lock:
-                state.lineage.give_up()
+        self._unsent(pass_).adapter = self._state.adapter(adapter)
 
     def forward_verify(
         self, queue: int, pages: U32, kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: int, adapter: int
@@ -108,8 +99,6 @@ class ForwardHandlers(HandlerGroup):
             except BaseException:
                 state.tickets.drop((ticket,))
                 raise
-            state.lineage.record_copy(prepared)
-            prepared.frame_copies = []
             state.outbox.stage(VerifyPass(
                 ticket, found, prepared, pages=state.pages, lineage=state.lineage, kv_len=kv_len, tokens=tokens,
                 drafts=drafts, parents=parents, sampler=spec, adapter=number, visible=visible,
@@ -202,16 +191,8 @@ class ForwardHandlers(HandlerGroup):
 
     def _ask(self, found: Pass, kind: Kind, output: Callable[[int], Output], num_bytes: int = 0) -> int:
         """A ticket for an output whose value will have `num_bytes` (0: a few).  Raises QuotaExceeded."""
-        state = self._state
-        with state.lock:
-            ticket = state.tickets.issue(kind)
-            try:
-                state.outbox.transfers.expect(ticket, num_bytes, "the values of this output have")
-            except BaseException:
-                state.tickets.drop((ticket,))
-                raise
-            state.outbox.add_output(found, output(wire_ticket(state.number, ticket)))
-        return ticket
+        with self._state.lock:
+            return self._state.outbox.ask(found, kind, output, num_bytes)
 
 
 def _check_finite(name: str, value: float, low: float, high: float) -> None:

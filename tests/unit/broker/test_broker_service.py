@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from pieray.broker import flow
 from pieray.broker.buffer import Bounds
 from pieray.broker.service import BrokerService
 from pieray.broker.store import Store
-from pieray.errors import Cancelled, DeadlineExceeded, NotFound, PeerLost
+from pieray.errors import Cancelled, DeadlineExceeded, NotFound, PeerLost, PierayError
 from pieray.host.broker_client import BrokerClient
 from pieray.messages import (
     Broadcast,
@@ -59,8 +61,8 @@ class Asked:
 class Broker:
     """A service behind a door, and clients of it."""
 
-    def __init__(self, kind: str, **bounds: int) -> None:
-        self.service = BrokerService(Bounds(**bounds), Store())
+    def __init__(self, kind: str, store: Store | None = None, **bounds: int) -> None:
+        self.service = BrokerService(Bounds(**bounds), store or Store())
         self.kind = kind
         self.door: Listener = self._serve(self.service)
         self.clients: list[BrokerClient] = []
@@ -273,3 +275,47 @@ def test_more_than_a_connection_holds_travels_in_pieces(monkeypatch: pytest.Monk
         assert broker.service.status()["peers"] == 2
     finally:
         broker.close()
+
+
+# --- the store -------------------------------------------------------------------------------------
+
+
+def flood(client: BrokerClient, count: int, text: str) -> list[Asked]:
+    """So many puts of one tenant, sent at once."""
+    asked = [Asked() for _ in range(count)]
+    for i, one in enumerate(asked):
+        client.ask(lambda n, i=i: StorePut(n, "t", f"k{i}", text, 0, 1 << 30), one.answered)
+    client.flush()
+    return asked
+
+
+def test_puts_that_come_together_are_committed_together(tmp_path: Path) -> None:
+    broker = Broker("socket", Store(str(tmp_path / "s")))
+    for asked in flood(broker.client(), 500, "v"):
+        assert asked.result() is None
+    pages = (tmp_path / "s-wal").stat().st_size / 4096  # each commit writes at least one
+    assert pages < 250
+    broker.close()
+    assert Store(str(tmp_path / "s")).get("t", "k499") == "v"
+
+
+def test_whose_put_was_answered_has_it_though_the_disk_is_full(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "s"))
+    store._db.execute("PRAGMA max_page_count = 200")
+    broker = Broker("socket", store)
+    failures = []
+    kept = set()
+    for i, asked in enumerate(flood(broker.client(), 500, "x" * 4000)):
+        try:
+            asked.result()
+            kept.add(f"k{i}")
+        except PierayError as error:
+            failures.append(error.message)
+    assert kept
+    assert failures
+    assert all("full" in message for message in failures)
+    store.check()
+    broker.close()
+    again = Store(str(tmp_path / "s"))
+    assert set(json.loads(again.names("t", "", 1 << 20))) == kept
+    again.check()

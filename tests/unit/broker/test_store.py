@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,44 @@ def test_a_file_outlives_its_store_and_has_one_at_a_time(tmp_path: Path) -> None
     again = Store(path)
     assert again.get("t", "k") == "v"
     assert again.used_bytes("t") == ENTRY_OVERHEAD + 2
+
+
+def copied(path: Path, folder: Path) -> Store:
+    """The store as it would be found if its process had died now."""
+    folder.mkdir()
+    for file in path.parent.glob(f"{path.name}*"):
+        shutil.copy(file, folder)
+    return Store(str(folder / path.name))
+
+
+def test_what_is_written_is_seen_at_once_and_kept_from_the_commit_on(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    store = Store(str(path))
+    for i in range(100):
+        store.put("t", f"k{i}", "v", max_bytes=MIB)
+    assert store.is_changed
+    assert store.get("t", "k99") == "v"
+    assert copied(path, tmp_path / "before").used_bytes("t") == 0
+    store.commit()
+    assert not store.is_changed
+    after = copied(path, tmp_path / "after")
+    assert (after.get("t", "k0"), after.used_bytes("t")) == ("v", store.used_bytes("t"))
+
+
+def test_a_disk_that_is_full_loses_what_was_not_committed_and_says_so(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "s"))
+    store.put("t", "first", "v", max_bytes=MIB)
+    store.commit()
+    store._db.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(sqlite3.Error, match="full"):
+        [store.put("t", f"k{i}", "x" * 4000, max_bytes=MIB) for i in range(100)]
+    with pytest.raises(sqlite3.Error, match="full"):
+        store.commit()
+    store.check()
+    assert json.loads(store.names("t", "", MIB)) == ["first"]
+    store.put("t", "second", "v", max_bytes=MIB)
+    store.commit()
+    assert json.loads(store.names("t", "", MIB)) == ["first", "second"]
 
 
 def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:

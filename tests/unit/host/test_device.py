@@ -99,7 +99,7 @@ def test_a_lease_past_its_deadline_fails_and_names_the_numbers(group: Group) -> 
     client.admit(2, other := Recorder())
     lease(client, 2, 2, deadline_s=0.05)
     until(lambda: len(other.failures) == 1)
-    assert "2 pages asked for, 1 of 10 free" in other.failures[0].message
+    assert "2 pages were asked for, and 1 of the pool's 10" in other.failures[0].message
 
 
 def test_pages_of_a_dead_actor_wait_for_the_fence(group: Group) -> None:
@@ -109,6 +109,7 @@ def test_pages_of_a_dead_actor_wait_for_the_fence(group: Group) -> None:
     until(lambda: len(tenant.pages) == 4)
     fences = connect(group.doors[0].endpoint, ScriptedBatcher(), role="batcher", peer_id="batcher", token=TOKEN,
                      timeout_s=5)  # fmt: skip
+    until(lambda: group.leases._has_batcher)
     client.close()
     until(lambda: group.leases.status()["quarantined"] == 4)
     fences.send([PeerFenced("a")])

@@ -92,7 +92,8 @@ def test_runs_become_the_mask_of_the_pass_and_join_the_one_given(bench: Bench) -
     first, second = bench.forwards()
     assert int.from_bytes(first.mask, "little") & 0x1FF == 0b110_111_111
     assert int.from_bytes(second.mask, "little") & 0xF == 0b0011
-    assert not bench.state.lineage.is_complete
+    steps = bench.state.lineage.rebuild_plan(bench.pages.frame_ids(pages[:2]).tolist())
+    assert [step.mask for step in steps] == [first.mask, second.mask]
 
 
 # --- embeddings
@@ -313,7 +314,8 @@ def test_hidden_slots_travel_with_drafts(bench: Bench) -> None:
     assert sent.visible == b"\x05"
     bench.answer(Completed(sent.ticket, u32(9).tobytes()))
     assert handlers.tickets_take_tokens(ticket).tolist() == [9]
-    assert not bench.state.lineage.is_complete
+    steps = bench.state.lineage.rebuild_plan(bench.pages.frame_ids(pages[:1]).tolist())
+    assert [(step.kv_len, step.visible) for step in steps] == [(0, b""), (3, b"\x05")]
 
 
 def test_drafts_in_flight_fail_with_the_device(bench: Bench) -> None:

@@ -36,7 +36,7 @@ def test_lease_beyond_what_is_free_changes_nothing():
 
 def test_what_can_never_be_granted_is_refused_with_numbers():
     ledger = PageLedger(8)
-    with pytest.raises(OutOfPages, match="9 pages asked for; the pool has 8"):
+    with pytest.raises(OutOfPages, match="the pool has 8 pages .settings model.num_pages.*holds 0, .* 9 more"):
         ledger.lease(A, 9)
     ledger.lease(A, 3)
     with pytest.raises(OutOfPages, match="the pool has 8 pages .settings model.num_pages.*holds 3, .* 6 more"):
