@@ -10,20 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
     from pieray.messages.batcher import (
-        DISTRIBUTION,
-        ENTROPY,
-        HIDDEN,
-        LOGITS,
-        LOGPROBS,
-        SAMPLE,
-        SAMPLE_WITH,
         CancelInferlet,
         CopyTokens,
         DecodePasses,
         EmbedTokens,
         Forward,
         OpenInferlet,
-        Output,
         Sampled,
         Verify,
     )
@@ -72,18 +64,23 @@ if TYPE_CHECKING:
         Unexport,
     )
     from pieray.messages.opening import Completed, Failed, Hello, Welcome
+    from pieray.messages.outputs import (
+        GREEDY,
+        Distribution,
+        Entropy,
+        Hidden,
+        Logits,
+        Logprobs,
+        Output,
+        Sample,
+        Sampler,
+    )
     from pieray.messages.plans import ExtendPlan, PlanTokens, RunEnded, RunTokens, StartPlan, StopPlan
 
 __all__ = [
-    "DISTRIBUTION",
-    "ENTROPY",
-    "HIDDEN",
-    "LOGITS",
-    "LOGPROBS",
+    "GREEDY",
     "MAX_FRAME_BYTES",
     "PRIVATE",
-    "SAMPLE",
-    "SAMPLE_WITH",
     "SCHEMA",
     "Ask",
     "Attach",
@@ -99,7 +96,9 @@ __all__ = [
     "CopyTokens",
     "Credit",
     "DecodePasses",
+    "Distribution",
     "EmbedTokens",
+    "Entropy",
     "Event",
     "ExportPages",
     "ExtendPlan",
@@ -107,6 +106,7 @@ __all__ = [
     "FencePeer",
     "Forward",
     "Hello",
+    "Hidden",
     "ImportPages",
     "Install",
     "Kill",
@@ -114,6 +114,8 @@ __all__ = [
     "LeasePages",
     "ListExports",
     "LoadAdapter",
+    "Logits",
+    "Logprobs",
     "Message",
     "Next",
     "OpenInferlet",
@@ -126,7 +128,9 @@ __all__ = [
     "ReleasePages",
     "RunEnded",
     "RunTokens",
+    "Sample",
     "Sampled",
+    "Sampler",
     "SendFile",
     "SendText",
     "ServeTools",
@@ -153,8 +157,8 @@ __all__ = [
 ]
 
 #: Where names are looked for, first those that every client needs.
-_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "batcher", "plans",
-            "adapters", "broker")  # fmt: skip
+_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "outputs", "batcher",
+            "plans", "adapters", "broker")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -11,11 +11,13 @@ import pytest
 import torch
 from families import make_model, u32
 
+from pieray.messages import Hidden, Logits
+from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
 from pieray.models.decode_graphs import ROWS, GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.kv_pool import KvPool
-from pieray.models.runner import ForwardItem, Hidden, Logits, ModelRunner
+from pieray.models.runner import ModelRunner
 from pieray.models.warm_up import warm_up
 from pieray.models.weights import load_weights
 
