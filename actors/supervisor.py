@@ -19,7 +19,7 @@ from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER, 
 from pieray.actors.pool import HostPool
 from pieray.actors.records import Locations, Restarts
 from pieray.config import Config
-from pieray.errors import ActorGone, EngineError, NoAnswer, NotFound, PierayError, QuotaExceeded, Stalled
+from pieray.errors import ActorGone, ChildCeiling, EngineError, NoAnswer, NotFound, PierayError, Stalled
 from pieray.messages import Launch, decode_one, encode
 from pieray.registry import Bounds, Registry
 from pieray.stalls import Stalls
@@ -396,8 +396,8 @@ class Supervisor:
             raise EngineError(failure)
         ceiling = self._config.child_ceiling
         if message.depth and self._pool.num_live() >= ceiling and (num_live := self._pool.num_live_now()) >= ceiling:
-            raise QuotaExceeded(f"child_ceiling: no child is launched while {ceiling} inferlets run on this engine; "
-                                f"{num_live} do")  # fmt: skip
+            raise ChildCeiling(f"child_ceiling: no child is launched while {ceiling} inferlets run on this engine; "
+                               f"{num_live} do")  # fmt: skip
 
         def start(host: Member) -> None:
             self._check_stall(sent_at)

@@ -142,8 +142,7 @@ def start(state: InstanceState, loop: LoopThread, make: Callable[[], Work]) -> i
     try:
         job.start(make(), lambda result: state.complete(ticket, result))
     except BaseException:
-        state.cancels.pop(ticket, None)
-        state.tickets.drop((ticket,))
+        state.abandon(ticket)
         raise
     return ticket
 

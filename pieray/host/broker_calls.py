@@ -136,8 +136,7 @@ class _Call:
             self._client.ask(message, self._answered)
         except PierayError:
             self._stop_timer()
-            state.cancels.pop(self.ticket, None)
-            state.tickets.drop([self.ticket])
+            state.abandon(self.ticket)
             raise
 
     def _withdraw(self) -> None:
@@ -161,8 +160,12 @@ class _Call:
         state = self._state
         self._stop_timer()
         self._calls.uncount(self._num_bytes)
-        if self._settle is not None:
-            state.takes[self.ticket] = partial(self._settle, self._number)
-        is_wanted = state.complete(self.ticket, self._value(value) if error is None else error)
-        if error is not None or not is_wanted or state.is_closed:
-            state.settle(self.ticket, is_taken=False)
+        settle = None if self._settle is None else partial(self._settle, self._number)
+        if error is not None:
+            state.complete(self.ticket, error)
+        elif state.complete(self.ticket, self._value(value), settle):
+            if state.is_closed:
+                state.tickets.drop((self.ticket,))
+            return
+        if settle is not None:
+            settle(False)

@@ -6,8 +6,10 @@ from collections import OrderedDict
 from typing import ClassVar
 
 from pieray.errors import PierayError
-from pieray.messages import CopyTokens, Forward, Message, Output, RunTokens
+from pieray.host.tickets import Kind, Ticket
+from pieray.messages import CopyTokens, Forward, Message, Output
 from pieray.pages.handles import Prepared
+from pieray.pages.lineage import Lineage
 
 TICKET_MASK = (1 << 32) - 1
 INTERNAL = 0
@@ -39,6 +41,19 @@ class Queue:
         return done
 
 
+class SyncTicket(Ticket):
+    """Waits for what a queue had outstanding."""
+
+    __slots__ = ("_queue",)
+
+    def __init__(self, queue: Queue) -> None:
+        super().__init__(Kind.NONE)
+        self._queue = queue
+
+    def left(self, *, is_taken: bool) -> None:  # noqa: ARG002 - as Ticket.left
+        self._queue.syncs.pop(self.number, None)
+
+
 class Command:
     """One enqueued command; `ticket` is the guest's."""
 
@@ -59,6 +74,11 @@ class Command:
             [list(c) for c in self.prepared.copies],
         )  # fmt: skip
 
+    def trace(self, lineage: Lineage) -> None:
+        """The command is sent, and its copies with it: note what it writes, as far as that is known."""
+        if self.prepared.frame_copies:
+            lineage.add_copies(self.prepared.frame_copies)
+
     def settled(self, result: object) -> object:
         """What the ticket yields, of the batcher's answer or an error; the pages are still pinned."""
         return result
@@ -69,7 +89,7 @@ class Pass(Command):
 
     writes_behind_copies = True
     __slots__ = (
-        "adapter", "embeds", "kv_len", "mask", "num_tokens", "open_outputs", "output_bytes", "outputs", "positions",
+        "adapter", "embeds", "kv_len", "mask", "num_open", "num_tokens", "output_bytes", "outputs", "positions",
         "tokens",
     )  # fmt: skip
 
@@ -84,16 +104,22 @@ class Pass(Command):
         self.embeds = embeds
         self.adapter = 0  # the batcher's number
         self.outputs: list[Output] = []
-        self.open_outputs: set[int] = set()
+        self.num_open = 0  # outputs that the guest has neither taken nor forgotten
         self.output_bytes = 0  # of lists that travel with them
 
     def output_tickets(self) -> list[int]:
         """The guest's, of the outputs that are or will be computed."""
-        return [output[0] & TICKET_MASK for output in self.outputs]
+        return [output.ticket & TICKET_MASK for output in self.outputs]
+
+    def trace(self, lineage: Lineage) -> None:
+        super().trace(lineage)
+        if self.embeds:
+            lineage.give_up()
+        else:
+            lineage.add_forward(self.prepared.frames, self.kv_len, self.tokens, self.positions, bytes(self.mask), b"",
+                                self.adapter)  # fmt: skip
 
     def message(self, inferlet: int) -> Message:
-        for output in self.outputs:
-            output[0] = wire_ticket(inferlet, output[0])
         message = Forward(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
             self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, bytes(self.mask), self.outputs,
@@ -110,8 +136,8 @@ class Run(Command):
     __slots__ = ()
     is_stopped: bool
 
-    def told(self, news: RunTokens) -> None:
-        """The batcher tells what it has drawn."""
+    def told(self, tokens: bytes, logprobs: bytes, counts: bytes) -> bool:
+        """The batcher tells what it has drawn; whether the run should have more pages."""
         raise NotImplementedError
 
     def num_wanted(self) -> int:
@@ -120,6 +146,10 @@ class Run(Command):
 
     def is_starving(self) -> bool:
         """Whether it cannot go on without one."""
+        raise NotImplementedError
+
+    def grown(self) -> None:
+        """It has been given what pages there are."""
         raise NotImplementedError
 
     def give_up(self, error: PierayError) -> None:

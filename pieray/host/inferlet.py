@@ -21,7 +21,7 @@ from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
 from pieray.host.tickets import TicketTable
 from pieray.host.transfers import Transfers
-from pieray.messages import Event, Launch
+from pieray.messages import Event, Launch, RunTokens
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
 from pieray.texts import byte_size, check_size, parse_json
@@ -52,13 +52,13 @@ class Inferlet:
         self._has_begun = False  # to run, or to end without having run
         self.started: Future[None] = Future()
         """Done when its guest runs, or with the error why it never will."""
-        lineage = Lineage()
-        self._pages = PageSpace(models.get("").info.page_size, limits.pages, lineage.forget)
+        self._pages = PageSpace(models.get("").info.page_size, limits.pages)
+        lineage = Lineage(self._pages.page_size, self._pages.live_frames)
         self._tickets = TicketTable(limits.tickets)
         self._outbox = Outbox(number, device, self._pages, self._tickets, lease_pages=lease_pages,
-                              page_wait_s=limits.page_wait_s, call_later=self._call_later,
+                              page_wait_s=limits.page_wait_s, call_later=self._call_later, lineage=lineage,
                               transfers=Transfers(limits.pass_bytes, services.transfers))  # fmt: skip
-        self._mailbox = Mailbox(limits, self._tickets.resolve)
+        self._mailbox = Mailbox(limits, self._tickets)
         self._state = InstanceState(
             launch, number, limits, capabilities_of(launch), services, self._tickets, self._pages, lineage,
             self._outbox, self.log, self._mailbox, models, TextStreams(), wake=self._unpark, fail=self.kill,
@@ -152,10 +152,16 @@ class Inferlet:
             self._loading.cancel()
 
     def answered(self, answers: Sequence[tuple[int, object]]) -> None:
+        outbox = self._outbox
         with self._state.lock:
             for ticket, result in answers:
-                self._outbox.answered(ticket, result)
-        self._unpark()
+                if isinstance(result, RunTokens):
+                    outbox.drew(ticket, result.tokens, result.logprobs, result.counts)
+                else:
+                    outbox.answered(ticket, result)
+            has_news, self._tickets.has_news = self._tickets.has_news, False
+        if has_news:
+            self._unpark()
 
     def granted(self, pages: list[int]) -> None:
         with self._state.lock:

@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
-from pieray.host.commands import INTERNAL, Command, Pass, Run, wire_ticket
+from pieray.host.commands import INTERNAL, TICKET_MASK, Command, Pass, Run, wire_ticket
 from pieray.host.ledger import GRACE_S, CallLater, Cancellable, Device, LedgerClient, no_answer
-from pieray.host.tickets import TicketTable
+from pieray.host.tickets import Kind, Ticket, TicketTable
 from pieray.host.transfers import Transfers
-from pieray.messages import CopyTokens, ExtendPlan, Message, Output, RunTokens, StopPlan
+from pieray.messages import CopyTokens, ExtendPlan, Message, Output, StopPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
+from pieray.pages.lineage import Lineage
 
 MAX_STAGED = 64
+
+
+class ResultTicket(Ticket):
+    """What is computed for a guest: of a pass, which closes with the last of its outputs, or by itself."""
+
+    __slots__ = ("_outbox", "pass_")
+
+    def __init__(self, kind: Kind, outbox: Outbox) -> None:
+        super().__init__(kind)
+        self.pass_: Pass | None = None
+        self._outbox = outbox
+
+    def left(self, *, is_taken: bool) -> None:
+        self._outbox.left(self.number, self.pass_, is_taken=is_taken)
 
 
 class Outbox:
     """Sends what is staged as memory comes.  All methods are called with the instance's lock held."""
 
-    def __init__(self, inferlet: int, device: Device, pages: PageSpace, tickets: TicketTable, *, lease_pages: int,
-                 page_wait_s: float, transfers: Transfers, call_later: CallLater) -> None:  # fmt: skip
+    def __init__(
+        self, inferlet: int, device: Device, pages: PageSpace, tickets: TicketTable, *, lease_pages: int,
+        page_wait_s: float, transfers: Transfers, call_later: CallLater, lineage: Lineage,
+    ) -> None:  # fmt: skip
         self._inferlet = inferlet
         self._device = device
         self._pages = pages
         self._tickets = tickets
+        self._lineage = lineage
         self._lease_pages = lease_pages
         self._page_wait_s = page_wait_s
         self._staged: deque[Command] = deque()
         self._in_flight: dict[int, Command] = {}
         self._runs: dict[int, Run] = {}  # those in flight
-        self._pass_of: dict[int, Pass] = {}
         self._is_leasing = False
         self._is_lease_needed = False  # by a staged command: such a request waits in line
         self._lease_timer: Cancellable | None = None
@@ -64,18 +81,51 @@ class Outbox:
         if len(self._staged) > MAX_STAGED:
             self.flush(keep=1)
 
-    def add_output(self, pass_: Pass, output: Output) -> None:
-        """Ask a pass that is not sent yet for one more output, `[ticket, tag, row, ...]`."""
+    def ask(self, pass_: Pass, kind: Kind, output: Callable[[int], Output], num_bytes: int) -> int:
+        """Ask a pass that is not sent yet for one more output, made for its ticket as it travels; the ticket.
+
+        `num_bytes` of its value (0: a few).  Raises QuotaExceeded.
+        """
+        result = self.open_result(kind, num_bytes, "the values of this output have")
+        result.pass_ = pass_
+        pass_.num_open += 1
         if not pass_.outputs:
             self._tickets.uncount(pass_.ticket)
-        pass_.outputs.append(output)
-        pass_.open_outputs.add(output[0])
-        self._pass_of[output[0]] = pass_
+        pass_.outputs.append(output(wire_ticket(self._inferlet, result.number)))
+        return result.number
+
+    def open_result(self, kind: Kind, num_bytes: int, what: str) -> ResultTicket:
+        """An open ticket for a result of so many bytes; `what`: see Transfers.  Raises QuotaExceeded."""
+        ticket = ResultTicket(kind, self)
+        number = self._tickets.add(ticket)
+        try:
+            self.transfers.expect(number, num_bytes, what)
+        except BaseException:
+            self._tickets.drop((number,))
+            raise
+        return ticket
+
+    def left(self, result: int, pass_: Pass | None, *, is_taken: bool) -> None:
+        """A result was taken, or forgotten: one of a pass that is not sent yet is not computed then."""
+        with self._tickets.lock:
+            if pass_ is not None and not is_taken and not pass_.is_sent:
+                pass_.outputs[:] = [o for o in pass_.outputs if o.ticket & TICKET_MASK != result]
+                self.transfers.ended(result)
+            self.transfers.forgotten(result)
+            if pass_ is None:
+                return
+            pass_.num_open -= 1
+            if not pass_.num_open:
+                self._tickets.drop((pass_.ticket,))
 
     def flush(self, keep: int = 0) -> None:
         """The guest waits or flushes: all that is staged, but the last `keep`, may go."""
-        self._num_flushed = len(self._staged) - keep
-        self._pump()
+        if self._staged:
+            self._num_flushed = len(self._staged) - keep
+            self._pump()
+        else:
+            self._give_back()
+            self._lease_ahead()
 
     def writers_of(self, rows: Collection[int]) -> set[int]:
         """Tickets of the unfinished commands that write to those frames."""
@@ -113,9 +163,11 @@ class Outbox:
             if isinstance(command, Run) and command.is_stopped:
                 if command.prepared.copies:
                     messages.append(self._copy_on_write(command))
+                    command.trace(self._lineage)
                 self._settle(command, ["", ""])
                 continue
             command.is_sent = True
+            command.trace(self._lineage)
             self._in_flight[command.ticket] = command
             if isinstance(command, Run):
                 self._runs[command.ticket] = command
@@ -148,6 +200,7 @@ class Outbox:
         for run in self._runs.values():
             if (wanted := run.num_wanted()) and isinstance(run.prepared, Growing):
                 self._extend(run, run.prepared, wanted, messages)
+            run.grown()
         return messages
 
     def stop(self, run: Run) -> None:
@@ -174,12 +227,12 @@ class Outbox:
 
         Only need waits in line: a request ahead of need is granted at once or not at all.
         """
-        if self._is_leasing or self._is_closed:
+        is_enough = self._is_idle or self._pages.num_spare * 2 >= self._lease_pages
+        if self._is_leasing or self._is_closed or (is_enough and not self._staged and not self._runs):
             return
         short = max(self._pages.shortfall(c.prepared for c in self._staged), self._num_lacking)
         wanted = sum(run.num_wanted() for run in self._runs.values())
         num_starving = sum(run.is_starving() for run in self._runs.values())
-        is_enough = self._is_idle or self._pages.num_spare * 2 >= self._lease_pages
         if short == 0 and wanted == 0 and is_enough:
             return
         self._is_leasing, self._is_lease_needed = True, short + num_starving > 0
@@ -238,14 +291,14 @@ class Outbox:
                 starving.give_up(error)
         self._pump()
 
+    def drew(self, ticket: int, tokens: bytes, logprobs: bytes, counts: bytes) -> None:
+        """What a run has drawn: tokens (u32), their log-probabilities (f32, or b""), and its counts (u32[3])."""
+        run = self._runs.get(ticket)
+        if run is not None and run.told(tokens, logprobs, counts):
+            self._pump()
+
     def answered(self, ticket: int, result: object) -> None:
-        """The batcher's answer to a command or an output, or RunTokens of a run."""
-        if isinstance(result, RunTokens):
-            if (run := self._runs.get(ticket)) is not None:
-                run.told(result)
-                if run.num_wanted():
-                    self._pump()
-            return
+        """The batcher's answer to a command or an output."""
         command = self._in_flight.pop(ticket, None)
         if command is not None:
             self._settle(command, result)
@@ -264,9 +317,8 @@ class Outbox:
         if isinstance(command, Pass):
             self.passes.pop(command.ticket, None)
             if isinstance(result, PierayError):
-                for output in list(command.open_outputs):
-                    self._tickets.resolve(output, result)
-                for ticket in command.output_tickets():  # those that the guest has cancelled too
+                for ticket in command.output_tickets():
+                    self._tickets.resolve(ticket, result)
                     self.transfers.ended(ticket)
         self.ledger.finished(command.ticket)
         queue = command.queue
@@ -274,23 +326,6 @@ class Outbox:
         if queue.syncs:
             for sync in queue.synced():
                 self._tickets.resolve(sync, None)
-
-    def taken(self, ticket: int) -> None:
-        """A result was taken or cancelled; a pass closes with the last of its outputs."""
-        self.transfers.forgotten(ticket)
-        pass_ = self._pass_of.pop(ticket, None)
-        if pass_ is not None:
-            pass_.open_outputs.discard(ticket)
-            if not pass_.open_outputs:
-                self._tickets.drop((pass_.ticket,))
-
-    def cancel(self, ticket: int) -> None:
-        """Forget a ticket: an output that is not sent yet is not computed; commands run all the same."""
-        pass_ = self._pass_of.get(ticket)
-        if pass_ is not None and not pass_.is_sent:
-            pass_.outputs[:] = [o for o in pass_.outputs if o[0] != ticket]
-            self.transfers.ended(ticket)
-        self.taken(ticket)
 
     def close(self) -> None:
         """The guest has ended: drop what is not sent; its pages come back when the lease is closed.

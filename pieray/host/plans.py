@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,9 @@ import numpy.typing as npt
 
 from pieray.errors import InvalidRequest, PierayError
 from pieray.host.commands import Queue, Run, wire_ticket
-from pieray.host.samplers import SamplerSpec
 from pieray.host.state import InstanceState
-from pieray.host.tickets import Kind
-from pieray.messages import RunTokens, StartPlan
+from pieray.host.tickets import Kind, Ticket
+from pieray.messages import Sampler, StartPlan
 from pieray.pages.growing import Growing
 
 U32 = npt.NDArray[np.uint32]
@@ -24,13 +23,14 @@ U32 = npt.NDArray[np.uint32]
 READY, RUNNING, PAUSED, ENDED = "ready", "running", "paused", "ended"
 AHEAD_TOKENS = 64
 """Tokens for which a run has pages ahead of what it has drawn, at most; half of it at least, while there are any."""
+NEVER = 1 << 62
 
 
 @dataclass(slots=True)
 class Settings:
     """What may be changed before `start` and while the plan is paused."""
 
-    sampler: SamplerSpec
+    sampler: Sampler
     stop_tokens: bytes = b""  # u32
     stop_texts: tuple[str, ...] = ()
     grammar: tuple[Any, ...] = ()  # kind, text, tokens taken in before the plan
@@ -41,20 +41,51 @@ class Settings:
     is_scored: bool = False
 
 
+class NextTicket(Ticket):
+    """What was drawn since the last one: all there is when the guest takes it, or asks for the next."""
+
+    __slots__ = ("plan",)
+
+    def __init__(self, kind: Kind, plan: Plan) -> None:
+        super().__init__(kind)
+        self.plan = plan
+
+    def value(self) -> Any:
+        self.plan.hand_out(self)
+        return self.result
+
+    def left(self, *, is_taken: bool) -> None:
+        if not is_taken:
+            self.plan.forget(self)
+
+
+class StopTicket(Ticket):
+    """Of pause and cancel: resolves when no more is drawn."""
+
+    __slots__ = ("plan",)
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(Kind.NONE)
+        self.plan = plan
+
+    def left(self, *, is_taken: bool) -> None:  # noqa: ARG002 - as Ticket.left
+        self.plan.stops.pop(self, None)
+
+
 class Plan:
     """One plan.  All methods are called with the instance's lock held."""
 
     def __init__(self, state: InstanceState, queue: Queue, pages: U32, kv_len: int, tokens: U32, max_tokens: int,
-                 sampler: SamplerSpec) -> None:  # fmt: skip
+                 sampler: Sampler) -> None:  # fmt: skip
         self._instance = state
         self.queue = queue
         self._pages = pages
-        self._kv_len = kv_len
+        self.kv_len = kv_len
         self._max_tokens = max_tokens
         self._num_prompt = len(tokens)
-        self._line = array("I", tokens.tolist())  # and what was drawn
+        self.line = array("I", tokens.tolist())  # and what was drawn
         self._scores = array("f")
-        self._num_given = 0  # drawn tokens that `next` has handed out
+        self._num_given = 0  # drawn tokens that the guest has got
         self._num_valid = 0  # tokens of the line whose KV is written
         self.settings = Settings(sampler)
         self.state = READY
@@ -63,13 +94,14 @@ class Plan:
         self._is_cancelled = False
         self._finish_reason = ""
         self._stopped_by: int | str = ""
-        self._counts = [0, 0, 0]
-        self._nexts: deque[tuple[int, bool]] = deque()  # tickets, and whether with log-probabilities
-        self._stops: list[int] = []  # tickets of pause and cancel
+        self._counts = [0, 0, 0]  # of the runs that are over
+        self.nexts: OrderedDict[NextTicket, None] = OrderedDict()  # that wait for a token
+        self._taker: NextTicket | None = None  # that has one, and gets what else comes until it is taken
+        self.stops: OrderedDict[StopTicket, None] = OrderedDict()
 
     @property
     def num_drawn(self) -> int:
-        return len(self._line) - self._num_prompt
+        return len(self.line) - self._num_prompt
 
     def check_editable(self) -> None:
         """Raise InvalidRequest unless the plan may be changed."""
@@ -95,92 +127,99 @@ class Plan:
         if num_more == 0:
             self.state, self._finish_reason = ENDED, "length"
             return
-        done = min(self._num_valid, len(self._line) - 1)
-        tokens = self._line[done:]
+        done = min(self._num_valid, len(self.line) - 1)
         instance.outbox.check_room()
-        ticket = instance.tickets.issue(Kind.NONE)
-        instance.tickets.drop((ticket,))  # a number of the host's own: no guest may take or cancel it
-        kv_len = self._kv_len + done
+        kv_len = self.kv_len + done
         visible = instance.pages.visible(self._pages, kv_len)
-        prepared = instance.pages.stage_plan(self._pages, kv_len, len(tokens), num_more - 1)
-        instance.lineage.record_copy(prepared)
-        self._run = run = PlanRun(ticket, self, prepared, done, tokens.tobytes(), num_more)
-        run.visible = b"" if visible is None else np.packbits(visible, bitorder="little").tobytes()
+        growing = instance.pages.stage_plan(self._pages, kv_len, len(self.line) - done, num_more - 1)
+        bits = b"" if visible is None else np.packbits(visible, bitorder="little").tobytes()
+        self._run = run = PlanRun(instance.tickets.number(), self, growing, done, num_more, bits)
+        growing.on_settled = run.settled_slots
         self.state = RUNNING
         instance.outbox.stage(run)
 
     def message(self, run: PlanRun) -> StartPlan:
         """A run as it travels."""
         instance, settings, queue = self._instance, self.settings, self.queue
-        drawn = self._line[self._num_prompt :]
+        drawn = self.line[self._num_prompt :]
         grammar: list[Any] = []
         if settings.grammar:
             kind, text, consumed = settings.grammar
             grammar = [kind, text, consumed + drawn[settings.num_taken :].tobytes(), instance.launch.tenant]
         history = b""
         if settings.num_drafts:
-            history = settings.history + self._line[: run.done].tobytes()
+            history = settings.history + self.line[: run.done].tobytes()
         return StartPlan(
             wire_ticket(instance.number, run.ticket), instance.number, queue.handle, queue.priority,
-            run.growing.pages.tobytes(), self._kv_len + run.done, run.tokens, run.max_tokens,
-            settings.sampler.to_wire(), settings.stop_tokens, list(settings.stop_texts), grammar, settings.adapter,
+            run.growing.pages.tobytes(), self.kv_len + run.done, self.line[run.done :].tobytes(), run.max_tokens,
+            settings.sampler, settings.stop_tokens, list(settings.stop_texts), grammar, settings.adapter,
             settings.num_drafts, history, drawn.tobytes() if settings.stop_texts else b"", settings.is_scored,
             run.visible,
         )  # fmt: skip
 
-    def told(self, run: PlanRun, news: RunTokens) -> None:
-        """The run has drawn more."""
+    def drew(self, tokens: bytes, logprobs: bytes) -> None:
+        """A run has drawn more: all that a token costs."""
         if self._is_cancelled:
             return  # the guest may have written to these slots since
-        instance, start = self._instance, run.num_valid
-        self._line.frombytes(news.tokens)
-        self._scores.frombytes(news.logprobs)
-        self._num_valid = run.num_valid = len(self._line) - 1
-        self._counts = [before + now for before, now in zip(run.counts, news.counts, strict=True)]
-        first = self._kv_len + start
-        written = instance.pages.confirm(run.growing, first, self._kv_len + run.num_valid)
-        if written is None or run.visible or self.settings.adapter:
-            instance.lineage.give_up()  # its log has no room for these
-        else:
-            tokens = np.array(self._line[start : run.num_valid], np.uint32)
-            instance.lineage.record_forward(written, first, tokens, np.zeros(0, np.uint32), b"")
-        self._give()
+        assert self._run is not None
+        self.line.frombytes(tokens)
+        self._scores.frombytes(logprobs)
+        self._num_valid = len(self.line) - 1
+        self._run.growing.told = self.kv_len + self._num_valid
+        if self.nexts:
+            self._give()
 
     def ended(self, run: PlanRun, result: object) -> None:
         """The run is over; `result` as the batcher's Completed has it, or an error."""
         self._run = None
+        self._counts = self._counts_with(run)
         if isinstance(result, list) and not self._is_cancelled:
             self._finish_reason, self._stopped_by = result
         self._error = None if self._is_cancelled or self._finish_reason else run.failure(result)
         is_paused = not (self._is_cancelled or self._finish_reason or self._error)
         self.state = PAUSED if is_paused else ENDED
-        for ticket in self._stops:
-            self._instance.tickets.resolve(ticket, None)
-        self._stops.clear()
+        for ticket in list(self.stops):
+            self._instance.tickets.resolve(ticket.number, None)
+        self.stops.clear()
         self._give()
 
     # --- what was drawn --------------------------------------------------------------------------
 
-    def next(self, ticket: int, *, is_scored: bool) -> None:
+    def next(self, ticket: NextTicket) -> None:
         """Resolve the ticket with what was drawn since the last one, now or when there is more."""
-        self._nexts.append((ticket, is_scored))
-        if len(self._nexts) > 2 * (tickets := self._instance.tickets).limit:  # most of them were cancelled
-            self._nexts = deque(one for one in self._nexts if tickets.is_open(one[0]))
+        if self._taker is not None:
+            self.hand_out(self._taker)
+        self.nexts[ticket] = None
         self._give()
 
     def _give(self) -> None:
-        tickets = self._instance.tickets
-        while self._nexts and (self._num_given < self.num_drawn or self._run is None):
-            ticket, is_scored = self._nexts.popleft()
+        """Resolve those that wait: the first when there is a token, the rest when there will be none."""
+        while self.nexts and (self._run is None or (self._taker is None and self._num_given < self.num_drawn)):
+            if self._taker is not None:
+                self.hand_out(self._taker)
+            ticket, _ = self.nexts.popitem(last=False)
             is_last = self._num_given == self.num_drawn
-            result = self._error if is_last and self._error is not None else self._fresh(is_scored)
-            if tickets.resolve(ticket, result):
-                self._num_given = self.num_drawn
+            self._taker = ticket
+            self._instance.tickets.resolve(ticket.number, self._error if is_last else None)
 
-    def _fresh(self, is_scored: bool) -> object:
-        """The drawn tokens that nobody has got yet, as a ticket holds them."""
-        tokens = self._line[self._num_prompt + self._num_given :].tobytes()
-        return [tokens, self._scores[self._num_given :].tobytes()] if is_scored else tokens
+    def hand_out(self, ticket: NextTicket) -> None:
+        """The ticket's value is what was drawn and nobody has got, unless it has one."""
+        if self._taker is not ticket:
+            return
+        self._taker = None
+        if ticket.is_open and ticket.result is None:
+            tokens = self.line[self._num_prompt + self._num_given :].tobytes()
+            scores = self._scores[self._num_given :].tobytes()
+            ticket.result = [tokens, scores] if ticket.kind is Kind.DISTRIBUTION else tokens
+            self._num_given = self.num_drawn
+
+    def forget(self, ticket: NextTicket) -> None:
+        """The guest has forgotten a ticket: what it would have got is the next one's."""
+        with self._instance.lock:
+            self.nexts.pop(ticket, None)
+            if self._taker is ticket:
+                self._taker = None
+                self._give()
 
     # --- stopping --------------------------------------------------------------------------------
 
@@ -188,14 +227,14 @@ class Plan:
         """A ticket that resolves when no more is drawn."""
         if self.state == READY:
             raise InvalidRequest("pause: the plan is not started")
-        return self._stop()
+        return self._stop(StopTicket(self))
 
     def cancel(self) -> int:
         """End the plan; a ticket that resolves when no step touches its pages."""
-        ticket = self._instance.tickets.issue(Kind.NONE)
+        ticket = StopTicket(self)
+        self._instance.tickets.add(ticket)
         self.end()
-        self._stop(ticket)
-        return ticket
+        return self._stop(ticket)
 
     def end(self) -> None:
         """The same without a ticket; nothing more is taken from the batcher."""
@@ -204,17 +243,15 @@ class Plan:
             self.state = ENDED
             self._stop_run()
 
-    def _stop(self, ticket: int = 0) -> int:
+    def _stop(self, ticket: StopTicket) -> int:
         tickets = self._instance.tickets
-        ticket = ticket or tickets.issue(Kind.NONE)
+        number = ticket.number or tickets.add(ticket)
         if self._run is None:
-            tickets.resolve(ticket, None)
-            return ticket
-        self._stops.append(ticket)
-        if len(self._stops) > 2 * tickets.limit:  # most of them were cancelled
-            self._stops = [one for one in self._stops if tickets.is_open(one)]
-        self._stop_run()
-        return ticket
+            tickets.resolve(number, None)
+        else:
+            self.stops[ticket] = None
+            self._stop_run()
+        return number
 
     def _stop_run(self) -> None:
         if self._run is not None and not self._run.is_stopped:
@@ -227,51 +264,69 @@ class Plan:
             raise InvalidRequest(f"truncate: a plan is cut while it is paused or ended; this one is {self.state}")
         if num_tokens > self.num_drawn:
             raise InvalidRequest(f"truncate keeps from 0 to {self.num_drawn} tokens; given {num_tokens}")
-        del self._line[self._num_prompt + num_tokens :]
+        if self._taker is not None:
+            self.hand_out(self._taker)
+        del self.line[self._num_prompt + num_tokens :]
         del self._scores[num_tokens:]
         self._num_given = min(self._num_given, num_tokens)
-        self._num_valid = min(self._num_valid, len(self._line))
+        self._num_valid = min(self._num_valid, len(self.line))
         self.settings.num_taken = min(self.settings.num_taken, num_tokens)
         self.state, self._error, self._is_cancelled = PAUSED, None, False
         self._finish_reason, self._stopped_by = "", ""
 
     def describe(self) -> str:
         """The JSON of `plans.state`."""
+        counts = self._counts if self._run is None else self._counts_with(self._run)
         return json.dumps({
-            "state": self.state, "num_tokens": self.num_drawn, "kv_len": self._kv_len + self._num_valid,
-            "finish_reason": self._finish_reason, "stopped_by": self._stopped_by, "num_steps": self._counts[0],
-            "num_drafted": self._counts[1], "num_accepted": self._counts[2],
+            "state": self.state, "num_tokens": self.num_drawn, "kv_len": self.kv_len + self._num_valid,
+            "finish_reason": self._finish_reason, "stopped_by": self._stopped_by, "num_steps": counts[0],
+            "num_drafted": counts[1], "num_accepted": counts[2],
         })  # fmt: skip
+
+    def _counts_with(self, run: PlanRun) -> list[int]:
+        """Steps, drafts and accepted drafts of all runs, this one's included."""
+        told = np.frombuffer(run.counts, "<u4").tolist()
+        return [before + now for before, now in zip(self._counts, told, strict=True)]
 
 
 class PlanRun(Run):
     """A plan's way from `start` or `resume` until it ends or is paused: one command to the batcher."""
 
-    __slots__ = ("counts", "done", "error", "growing", "is_stopped", "max_tokens", "num_valid", "plan", "tokens",
-                 "visible")  # fmt: skip
+    __slots__ = ("counts", "done", "error", "grow_at", "growing", "is_stopped", "max_tokens", "plan", "visible")
 
-    def __init__(self, ticket: int, plan: Plan, growing: Growing, done: int, tokens: bytes, max_tokens: int) -> None:
+    def __init__(self, ticket: int, plan: Plan, growing: Growing, done: int, max_tokens: int, visible: bytes) -> None:
         super().__init__(ticket, plan.queue, growing)
         self.plan = plan
         self.growing = growing
         self.done = done  # tokens of the plan's line before those of the run
-        self.num_valid = done  # tokens of the line whose KV is written
-        self.tokens = tokens
-        self.visible = b""  # packed bits [kv_len]; b"": all
+        self.visible = visible  # packed bits [kv_len]; b"": all
         self.max_tokens = max_tokens
-        self.counts = list(plan._counts)  # of the runs before
+        self.counts = bytes(12)  # u32[3]: steps, drafts, accepted drafts
         self.error: PierayError | None = None
         self.is_stopped = False
+        self.grow_at = 0  # slots written, from which on it should have more pages
 
     def message(self, inferlet: int) -> StartPlan:  # noqa: ARG002 - the plan knows it
         return self.plan.message(self)
 
-    def told(self, news: RunTokens) -> None:
-        self.plan.told(self, news)
+    def told(self, tokens: bytes, logprobs: bytes, counts: bytes) -> bool:
+        self.counts = counts
+        self.plan.drew(tokens, logprobs)
+        return self.growing.told >= self.grow_at
 
     def settled(self, result: object) -> None:
         """The plan hears of it; the run's own ticket is nobody's."""
         self.plan.ended(self, result)
+
+    def settled_slots(self, start: int, stop: int, is_untouched: bool) -> None:
+        """See `Growing.on_settled`: the span goes to the log."""
+        plan, instance = self.plan, self.plan._instance
+        if not is_untouched:
+            instance.lineage.give_up()
+            return
+        frames = self.growing.idents[: -(-stop // instance.pages.page_size)]
+        tokens = plan.line[start - plan.kv_len : stop - plan.kv_len].tobytes()
+        instance.lineage.add_forward(frames, start, tokens, visible=self.visible, adapter=plan.settings.adapter)
 
     def failure(self, result: object) -> PierayError | None:
         """Why it did not end well; None for a run that was stopped, also before it began."""
@@ -279,22 +334,33 @@ class PlanRun(Run):
             return result
         return self.error
 
+    @property
+    def _page_size(self) -> int:
+        return self.plan._instance.pages.page_size
+
     def _num_needed(self) -> int:
         """Pages without which the batcher cannot run the last token that it has told of."""
-        plan = self.plan
-        return min(-(-(plan._kv_len + len(plan._line)) // plan._instance.pages.page_size), len(self.growing.line))
+        return min(-(-(self.plan.kv_len + len(self.plan.line)) // self._page_size), len(self.growing.line))
 
     def num_wanted(self) -> int:
         if self.is_stopped:
             return 0
-        ahead = max(2, AHEAD_TOKENS // self.plan._instance.pages.page_size)
-        growing, needed = self.growing, self._num_needed()
+        growing, needed, ahead = self.growing, self._num_needed(), max(2, AHEAD_TOKENS // self._page_size)
         if growing.room - needed >= (ahead + 1) // 2:
             return 0
         return min(needed + ahead, len(growing.line)) - growing.room
 
     def is_starving(self) -> bool:
         return not self.is_stopped and self.growing.room < self._num_needed()
+
+    def grown(self) -> None:
+        """From where `num_wanted` is more than 0 again; where it did not get all, from the next page on."""
+        growing, size = self.growing, self._page_size
+        if growing.room == len(growing.line):
+            self.grow_at = NEVER
+            return
+        at = (growing.room - (max(2, AHEAD_TOKENS // size) + 1) // 2) * size
+        self.grow_at = at if at > growing.told else (growing.told // size + 1) * size
 
     def give_up(self, error: PierayError) -> None:
         self.error = error

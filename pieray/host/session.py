@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from pieray.config import Limits
 from pieray.errors import Cancelled, InvalidRequest, QuotaExceeded
+from pieray.host.tickets import Kind, Ticket, TicketTable
 from pieray.messages import Event, file_part
 from pieray.texts import byte_size, check_size
 
@@ -164,18 +165,31 @@ def _check_number(name: str, limit: int, number: int) -> None:
                             f"{number} were given, and one more")  # fmt: skip
 
 
+class ReceiveTicket(Ticket):
+    """The client's next message."""
+
+    __slots__ = ("_mailbox", "size")
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        super().__init__(Kind.TEXT)
+        self._mailbox = mailbox
+        self.size = 0  # of the message behind it
+
+    def left(self, *, is_taken: bool) -> None:  # noqa: ARG002 - as Ticket.left
+        self._mailbox.left(self)
+
+
 class Mailbox:
     """Messages of the client that the inferlet has not received, and receives that wait for one."""
 
-    def __init__(self, limits: Limits, resolve: Callable[[int, object], bool]) -> None:
+    def __init__(self, limits: Limits, tickets: TicketTable) -> None:
         self._limits = limits
-        self._resolve = resolve
+        self._tickets = tickets
         self._texts: deque[str] = deque()
-        self._bytes = 0
-        self._waiting: deque[int] = deque()
-        self._given: dict[int, int] = {}  # size of the message behind each ticket that is not taken yet
+        self._bytes = 0  # of messages that the guest has not taken
+        self._waiting: OrderedDict[ReceiveTicket, None] = OrderedDict()
         self._closed = False
-        self._lock = threading.Lock()
+        self._lock = tickets.lock
 
     def put(self, text: str) -> None:
         """A message of the client.  Raises QuotaExceeded when the mailbox is full, Cancelled after the end."""
@@ -188,38 +202,32 @@ class Mailbox:
                 raise QuotaExceeded(f"mailbox_bytes: the limit is {self._limits.mailbox_bytes}; "
                                     f"{self._bytes} wait unread, {size} more were given")  # fmt: skip
             self._bytes += size
-            while self._waiting:
-                ticket = self._waiting.popleft()
-                if self._resolve(ticket, text):
-                    self._given[ticket] = size
-                    return
             self._texts.append(text)
+            self._give()
 
-    def receive(self, ticket: int) -> None:
-        """Resolve the ticket with the next message, now or when it comes."""
+    def receive(self) -> int:
+        """A ticket for the next message, now or when it comes.  Raises QuotaExceeded."""
         with self._lock:
-            if self._texts:
-                text = self._texts.popleft()
-                self._given[ticket] = byte_size(text)
-                self._resolve(ticket, text)
-            else:
-                self._waiting.append(ticket)
+            ticket = ReceiveTicket(self)
+            self._tickets.add(ticket)
+            self._waiting[ticket] = None
+            self._give()
+            return ticket.number
 
-    def taken(self, ticket: int) -> None:
-        """The guest has the message, or wants it no more."""
-        with self._lock:
-            self._bytes -= self._given.pop(ticket, 0)
+    def _give(self) -> None:
+        while self._texts and self._waiting:
+            ticket, _ = self._waiting.popitem(last=False)
+            text = self._texts.popleft()
+            ticket.size = byte_size(text)
+            self._tickets.resolve(ticket.number, text)
 
-    def cancel(self, ticket: int) -> None:
-        """Forget a receive, so that the next message goes to another."""
-        self.taken(ticket)
+    def left(self, ticket: ReceiveTicket) -> None:
+        """The guest has the message, or wants it no more; one that had not come goes to the next receive."""
         with self._lock:
-            if ticket in self._waiting:
-                self._waiting.remove(ticket)
+            self._waiting.pop(ticket, None)
+            self._bytes -= ticket.size
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             self._texts.clear()
-            self._given.clear()
-            self._bytes = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -19,12 +18,11 @@ from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory, TextStreams
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox
-from pieray.host.samplers import GREEDY, SamplerSpec
 from pieray.host.scratch import ScratchFolder
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
-from pieray.host.tickets import Kind, TicketTable
-from pieray.messages import Launch
+from pieray.host.tickets import Kind, TicketTable, WorkTicket
+from pieray.messages import GREEDY, Launch, Sampler
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
 
@@ -56,8 +54,8 @@ class InstanceState:
     streams: TextStreams
     queues: dict[int, Queue] = field(default_factory=dict)
     next_queue: int = 1
-    lock: threading.RLock = field(default_factory=threading.RLock)
-    samplers: Opened[SamplerSpec] = field(init=False)
+    lock: threading.RLock = field(init=False)
+    samplers: Opened[Sampler] = field(init=False)
     matchers: Opened[Any] = field(init=False)
     embeds: EmbedTable = field(init=False)
     scratch: ScratchFolder = field(init=False)
@@ -71,15 +69,12 @@ class InstanceState:
     """Lets the guest look at its tickets again; from any thread."""
     fail: Callable[[PierayError], None] = _unheard
     """Ends the inferlet with an error; from any thread."""
-    cancels: dict[int, Callable[[], None]] = field(default_factory=dict)
-    """By ticket of work outside of the device: what stops it, called if the guest cancels the ticket or ends."""
-    takes: dict[int, Callable[[bool], None]] = field(default_factory=dict)
-    """By ticket with a result that somebody keeps until then: told whether the guest has taken it (or never will)."""
     is_closed: bool = False
     closers: list[Callable[[], None]] = field(default_factory=list)
     """Called when the guest has ended, last first: give back what handlers hold elsewhere."""
 
     def __post_init__(self) -> None:
+        self.lock = self.tickets.lock
         self.scratch = ScratchFolder(self.limits.scratch_bytes)
         self.files = FileInbox(self.scratch, self.complete)
         self.client_servers = ClientServers(self.launch.instance_id, self.launch.client_servers, self.services.loop)
@@ -88,7 +83,7 @@ class InstanceState:
         self.embeds = EmbedTable(self.limits.embed_bytes)
         self.adapters = Opened("adapter", "plans", self.limits.plans)
 
-    def sampler(self, handle: int) -> SamplerSpec:
+    def sampler(self, handle: int) -> Sampler:
         """The chain behind a sampler handle, greedy for 0; raises BadHandle."""
         return self.samplers.get(handle) if handle else GREEDY
 
@@ -109,36 +104,32 @@ class InstanceState:
 
     def begin(self, kind: Kind, cancel: Callable[[], None] | None = None) -> int:
         """A ticket for work outside of the device, ended by `complete`; `cancel` stops that work."""
-        ticket = self.tickets.issue(kind)
-        if cancel is not None:
-            self.cancels[ticket] = cancel
-        return ticket
+        return self.tickets.add(WorkTicket(kind, cancel))
 
-    def complete(self, ticket: int, result: object) -> bool:
-        """The work has its result, or failed with a PierayError; from any thread.  False: the guest forgot it."""
-        self.cancels.pop(ticket, None)
-        is_wanted = self.tickets.resolve(ticket, result)
+    def on_cancel(self, ticket: int, cancel: Callable[[], None]) -> None:
+        """What stops the work behind a ticket of `begin`."""
+        found = self.tickets.get(ticket)
+        if isinstance(found, WorkTicket):
+            found.cancel = cancel
+
+    def complete(self, ticket: int, result: object, settle: Callable[[bool], None] | None = None) -> bool:
+        """The work has its result, or failed with a PierayError; from any thread.  False: the guest forgot it.
+
+        `settle` is told whether the guest takes the result, unless this is False.
+        """
+        is_wanted = self.tickets.resolve(ticket, result, settle)
         self.wake()
         return is_wanted
 
-    def cancel(self, ticket: int) -> None:
-        """Stop the work behind a ticket, if there is any."""
-        if (stop := self.cancels.pop(ticket, None)) is not None:
-            stop()
-
-    def settle(self, ticket: int, is_taken: bool) -> None:
-        """The guest has taken the result behind a ticket, or has forgotten it."""
-        if (tell := self.takes.pop(ticket, None)) is not None:
-            tell(is_taken)
+    def abandon(self, ticket: int) -> None:
+        """The work of a ticket could not begin: nobody is told."""
+        self.on_cancel(ticket, _nobody)
+        self.tickets.drop((ticket,))
 
     def close(self) -> None:
         """The guest has ended: stop the work outside of the device, give back what is held elsewhere."""
         self.is_closed = True
-        for ticket in list(self.cancels):
-            with contextlib.suppress(KeyError):
-                self._quietly(self.cancels.pop(ticket))
-        for ticket in list(self.takes):
-            self._quietly(lambda ticket=ticket: self.settle(ticket, is_taken=False))  # type: ignore[misc]
+        self.tickets.close()
         while self.closers:
             self._quietly(self.closers.pop())
         self.files.close()

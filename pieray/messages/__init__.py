@@ -10,20 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
     from pieray.messages.batcher import (
-        DISTRIBUTION,
-        ENTROPY,
-        HIDDEN,
-        LOGITS,
-        LOGPROBS,
-        SAMPLE,
-        SAMPLE_WITH,
         CancelInferlet,
         CopyTokens,
         DecodePasses,
         EmbedTokens,
         Forward,
         OpenInferlet,
-        Output,
         Sampled,
         Verify,
     )
@@ -73,18 +65,23 @@ if TYPE_CHECKING:
         Unexport,
     )
     from pieray.messages.opening import Completed, Failed, Hello, Welcome
+    from pieray.messages.outputs import (
+        GREEDY,
+        Distribution,
+        Entropy,
+        Hidden,
+        Logits,
+        Logprobs,
+        Output,
+        Sample,
+        Sampler,
+    )
     from pieray.messages.plans import ExtendPlan, PlanTokens, RunEnded, RunTokens, StartPlan, StopPlan
 
 __all__ = [
-    "DISTRIBUTION",
-    "ENTROPY",
-    "HIDDEN",
-    "LOGITS",
-    "LOGPROBS",
+    "GREEDY",
     "MAX_FRAME_BYTES",
     "PRIVATE",
-    "SAMPLE",
-    "SAMPLE_WITH",
     "SCHEMA",
     "Ask",
     "Attach",
@@ -100,7 +97,9 @@ __all__ = [
     "CopyTokens",
     "Credit",
     "DecodePasses",
+    "Distribution",
     "EmbedTokens",
+    "Entropy",
     "Event",
     "ExportPages",
     "ExtendPlan",
@@ -108,6 +107,7 @@ __all__ = [
     "FencePeer",
     "Forward",
     "Hello",
+    "Hidden",
     "ImportPages",
     "Install",
     "Kill",
@@ -116,6 +116,8 @@ __all__ = [
     "LeasePages",
     "ListExports",
     "LoadAdapter",
+    "Logits",
+    "Logprobs",
     "Message",
     "Next",
     "OpenInferlet",
@@ -128,7 +130,9 @@ __all__ = [
     "ReleasePages",
     "RunEnded",
     "RunTokens",
+    "Sample",
     "Sampled",
+    "Sampler",
     "SendFile",
     "SendText",
     "ServeTools",
@@ -156,8 +160,8 @@ __all__ = [
 ]
 
 #: Where names are looked for, first those that every client needs.
-_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "batcher", "plans",
-            "adapters", "broker")  # fmt: skip
+_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "outputs", "batcher",
+            "plans", "adapters", "broker")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

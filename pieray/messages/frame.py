@@ -1,7 +1,8 @@
 """The one frame format, and the registry of messages.
 
 A frame is msgpack `[SCHEMA, [message, ...]]`; a message is `[kind, field, ...]` in the order of its
-dataclass.  Messages carry diffs, never state; arrays travel as little-endian bytes (`u32`, `f32`).
+dataclass.  One within another travels as an extension of msgpack that holds just that.  Messages carry diffs, never
+state; arrays travel as little-endian bytes (`u32`, `f32`).
 Nothing here is ever pickled.
 """
 
@@ -19,6 +20,8 @@ import msgpack
 from pieray.errors import InvalidRequest, ProtocolError
 
 SCHEMA = 1
+NESTED = 1
+"""The extension of msgpack."""
 MAX_FRAME_BYTES = 64 << 20
 
 M = TypeVar("M", bound="Message")
@@ -64,7 +67,21 @@ def _getter(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
 def encode(messages: Sequence[Message]) -> bytes:
     """One frame of the messages, without any length prefix (that is the transport's)."""
     body = [[m.KIND, *_FIELDS[type(m)](m)] for m in messages]
-    return typing.cast(bytes, msgpack.packb([SCHEMA, body]))
+    return typing.cast(bytes, msgpack.packb([SCHEMA, body], default=_nested))
+
+
+def _nested(message: Any) -> msgpack.ExtType:
+    """A message within another."""
+    fields = _FIELDS.get(type(message))
+    if fields is None:
+        raise TypeError(f"a message carries numbers, texts, bytes, lists and messages; given {type(message).__name__}")
+    return msgpack.ExtType(NESTED, msgpack.packb([message.KIND, *fields(message)], default=_nested))
+
+
+def _unnested(code: int, data: bytes) -> Message:
+    if code != NESTED:
+        raise ProtocolError(f"msgpack extension {code} is unknown; known: {NESTED}")
+    return _message(msgpack.unpackb(data, strict_map_key=True, ext_hook=_unnested))
 
 
 def size_of(message: Message) -> int:
@@ -80,14 +97,16 @@ def _size_of(fields: Sequence[Any]) -> int:
             total += len(field)
         elif kind is list or kind is tuple:
             total += _size_of(field)
+        elif kind in _BULKY:
+            total += _size_of(_BULKY[kind](field))
     return total
 
 
 def decode(frame: bytes | memoryview) -> list[Message]:
     """The messages of a frame.  Raises ProtocolError for anything but a well-formed frame of this schema."""
     try:
-        schema, body = msgpack.unpackb(frame, strict_map_key=True)
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        schema, body = msgpack.unpackb(frame, strict_map_key=True, ext_hook=_unnested)
+    except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
         raise ProtocolError(f"a frame of {len(frame)} bytes is not msgpack [schema, messages]: {error}") from error
     if schema != SCHEMA:
         raise ProtocolError(f"schema {SCHEMA} is spoken here; the peer sent {schema!r}")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pieray.messages.frame import Message, register
+from pieray.messages.outputs import Sampler
 
 
 @register(15)
@@ -31,7 +32,7 @@ class StartPlan(Message):
     kv_len: int
     tokens: bytes  # u32
     max_tokens: int
-    sampler: list[Any]  # SamplerSpec.to_wire(); the draw after the token at position p has counter p
+    sampler: Sampler
     stop_tokens: bytes  # u32
     stop_texts: list[str]
     grammar: list[Any]  # [kind, text, tokens taken in u32 bytes, tenant], or []
@@ -85,12 +86,11 @@ class PlanTokens(Message):
 
     def rows(self) -> Iterator[RunTokens]:
         """Row by row."""
-        counts = np.frombuffer(self.counts, "<u4").reshape(-1, 3).tolist()
         start = 0
-        for ticket, num_tokens, told in zip(np.frombuffer(self.tickets, "<u8").tolist(), self.num_tokens, counts,
-                                            strict=True):  # fmt: skip
-            stop = start + 4 * num_tokens
-            yield RunTokens(ticket, self.tokens[start:stop], self.logprobs[start:stop], told)
+        for row, ticket in enumerate(np.frombuffer(self.tickets, "<u8").tolist()):
+            stop = start + 4 * self.num_tokens[row]
+            counts = self.counts[12 * row : 12 * row + 12]
+            yield RunTokens(ticket, self.tokens[start:stop], self.logprobs[start:stop], counts)
             start = stop
 
 
@@ -111,4 +111,4 @@ class RunTokens(NamedTuple):
     ticket: int
     tokens: bytes  # u32
     logprobs: bytes  # f32, or b""
-    counts: list[int]
+    counts: bytes  # u32[3]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ class FrameTable:
     written to again, and goes to `returned` in place of `spare`.
     """
 
-    def __init__(self, on_gone: Callable[[int], None] | None = None) -> None:
+    def __init__(self) -> None:
         self.page: I64 = np.full(16, UNBOUND, np.int64)  # physical page
         self.refs: I64 = np.zeros(16, np.int64)  # handles
         self.in_flight: I64 = np.zeros(16, np.int64)  # commands staged and not finished
@@ -35,7 +35,6 @@ class FrameTable:
         self._free = list(range(15, -1, -1))
         self._next_ident = 1
         self._num_unreferenced = 0  # frames without a handle, kept by commands in flight
-        self._on_gone = on_gone
 
     def new(self, count: int, refs: int = 1) -> I64:
         """Rows of new, unbound, unwritten frames."""
@@ -125,7 +124,7 @@ class FrameTable:
             )
 
     def _recycle(self, row: int) -> None:
-        page, ident = int(self.page[row]), int(self.ident[row])
+        page = int(self.page[row])
         if page != UNBOUND:
             (self.returned if self.is_shared[row] else self.spare).append(page)
             self.page[row] = UNBOUND
@@ -133,8 +132,6 @@ class FrameTable:
         self.written[row] = 0
         self.ident[row] = 0
         self._free.append(row)
-        if self._on_gone is not None:
-            self._on_gone(ident)
 
     def _grow(self) -> None:
         size = len(self.ident)

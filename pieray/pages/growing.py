@@ -1,7 +1,17 @@
-"""Plans in a PageSpace: frames owned at once, pages bound as the plan gets to them, slots written when told so."""
+"""Plans in a PageSpace: frames owned at once, pages bound as the plan gets to them, slots written as it goes.
+
+    slots      0       settled      told            end
+    line      | page 7 | page 9 | page 4 |  ...  |  ...  |
+               written  ^ written in truth, and marked when somebody looks
+    bound     <------------- room ------->  tail, unreached
+
+How far a run has come (`Growing.told`) is a number that its plan keeps up to date; the bits of the slots written
+follow in `settle`, for the whole span at once, before anything reads them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,8 +24,14 @@ from pieray.pages.staging import Staging
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 
+OnSettled = Callable[[int, int, bool], None]
+"""Told that slots [start, stop) of the line are written, and whether nothing else was staged to write some of them."""
 
-@dataclass(slots=True)
+
+def _unheard(_start: int, _stop: int, _is_untouched: bool) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
 class Growing(Prepared):
     """A plan's run.  `tail` are the rows behind the first `num_pages`: pinned, the first `num_bound` of them bound.
 
@@ -26,6 +42,9 @@ class Growing(Prepared):
     num_bound: int = 0
     line: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # all rows, in the order of the handles
     idents: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # and their identities
+    told: int = 0  # slots of the line that are written, in truth
+    settled: int = 0  # of these, those marked as written
+    on_settled: OnSettled = _unheard
 
     @property
     def room(self) -> int:
@@ -39,7 +58,7 @@ class GrowingStaging(Staging):
     def stage_plan(self, handles: U32, kv_len: int, num_tokens: int, num_more: int) -> Growing:
         """Check and pin a run of `num_tokens` behind `kv_len` tokens, and of up to `num_more` drawn ones.
 
-        Copy-on-write is decided for all pages.  No slot counts as written until `confirm` says so.  The run attends
+        Copy-on-write is decided for all pages.  No slot counts as written until `told` says so.  The run attends
         nothing that `visible` does not show.  Raises as `stage_forward`.
         """
         size = self.page_size
@@ -61,11 +80,13 @@ class GrowingStaging(Staging):
         tail = line[num_pages:]
         self._frames.pin(tail)
         self._frames.unreached[tail] += 1
-        return Growing(
+        growing = Growing(
             one.rows, one.num_pages, one.reads, one.num_full, [], one.row_copies, one.frames, one.frame_copies,
             one.moved, hidden=None if hidden is None else hidden[:num_full], tail=tail, line=line,
-            idents=self._frames.ident.take(line),
+            idents=self._frames.ident.take(line), told=kv_len, settled=kv_len,
         )  # fmt: skip
+        self._growing.append(growing)
+        return growing
 
     def _own_from(
         self, slot: int, row: int, start: int, row_copies: list[Copy], moved: list[tuple[int, int, int]]
@@ -109,29 +130,28 @@ class GrowingStaging(Staging):
         self._frames.unreached[rest] -= 1
         self._frames.unpin(rest)
 
-    def confirm(self, growing: Growing, start: int, stop: int) -> Prepared | None:
-        """Slots `[start, stop)` of the run's line are written; the command that would have done just that.
+    def settle(self) -> None:
+        """Mark what runs have written so far."""
+        for growing in self._growing:
+            if growing.told > growing.settled:
+                self._confirm(growing, growing.settled, growing.told)
 
-        None if another command was staged meanwhile to write some of them too.
-        """
-        size = self.page_size
-        num_full, offset = divmod(start, size)
-        writes = []
-        is_untouched = True
-        for index in range(num_full, -(-stop // size)):
-            row = int(growing.line[index])
-            bits = slot_bits(max(start - index * size, 0), min(stop - index * size, size))
-            is_untouched &= not int(self._frames.written[row]) & bits
-            self._frames.written[row] |= np.uint64(bits)
-            writes.append((row, bits))
-        if not is_untouched:
-            return None
-        num_pages = num_full + len(writes)
-        reads = [(int(growing.line[num_full]), slot_bits(0, offset))] if offset else []
-        return Prepared(growing.line[:num_pages], num_pages, reads, num_full, writes, [], growing.idents[:num_pages],
-                        [], [])  # fmt: skip
+    def _confirm(self, growing: Growing, start: int, stop: int) -> None:
+        size, written = self.page_size, self._frames.written
+        first, last = start // size, -(-stop // size)
+        rows = growing.line[first:last]
+        bits = np.full(last - first, self._full)
+        bits[0] &= ~np.uint64(slot_bits(0, start - first * size))
+        bits[-1] &= np.uint64(slot_bits(0, stop - (last - 1) * size))
+        is_untouched = not (written.take(rows) & bits).any()
+        written[rows] |= bits
+        growing.settled = stop
+        growing.on_settled(start, stop, is_untouched)
 
     def finish(self, prepared: Prepared, *, is_ok: bool = True) -> None:
+        if isinstance(prepared, Growing):
+            self.settle()
+            self._growing.remove(prepared)
         super().finish(prepared, is_ok=is_ok)
         if isinstance(prepared, Growing):
             self.stop_growing(prepared)

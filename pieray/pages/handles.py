@@ -17,7 +17,7 @@ last owner left.  Slots that are masked need not be: no pass sees them (`visible
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,15 +46,12 @@ class Lent:
 
 
 class PageSpace(GrowingStaging):
-    """Handles, frames and spare pages of one inferlet.  `limit` is limits.pages, `page_size` is in tokens.
+    """Handles, frames and spare pages of one inferlet.  `limit` is limits.pages, `page_size` is in tokens."""
 
-    `on_frame_gone` is told the identity of each frame that nothing uses any more.
-    """
-
-    def __init__(self, page_size: int, limit: int, on_frame_gone: Callable[[int], None] | None = None) -> None:
+    def __init__(self, page_size: int, limit: int) -> None:
         if not 1 <= page_size <= MAX_PAGE_SIZE:
             raise ConfigError(f"page_size is in [1, {MAX_PAGE_SIZE}]; given {page_size}")
-        super().__init__(page_size, HandleTable("page"), FrameTable(on_frame_gone))
+        super().__init__(page_size, HandleTable("page"), FrameTable())
         self.limit = limit
         self.num_granted = 0
         self.num_released = 0
@@ -77,6 +74,7 @@ class PageSpace(GrowingStaging):
 
     def fork(self, handles: U32) -> U32:
         """Second handles on the same frames; the first write through either gets a frame of its own."""
+        self.settle()
         slots = self._handles.find(handles)
         self._check_quota(len(handles))
         rows = self._handles.values(slots)
@@ -106,6 +104,7 @@ class PageSpace(GrowingStaging):
     def truncate(self, handles: U32, num_tokens: int) -> None:
         """Of the tokens in the pages of `handles`, in order, keep the first: later slots count as not written through
         these handles.  Raises BadHandle (also for one named twice), and InvalidRequest for more than they hold."""
+        self.settle()
         slots = self._handles.find(handles)
         _check_distinct(handles)
         size = self.page_size
@@ -134,6 +133,11 @@ class PageSpace(GrowingStaging):
     def frame_ids(self, handles: U32) -> I64:
         """Identities of the frames behind live handles."""
         return self._frames.ident.take(self._handles.values(self._handles.find(handles)))
+
+    def live_frames(self) -> list[int]:
+        """Identities of all frames that a handle, an export under way or a command still uses."""
+        idents: list[int] = self._frames.ident[self._frames.ident > 0].tolist()
+        return idents
 
     # --- leased pages --------------------------------------------------------------------------
 
@@ -187,6 +191,7 @@ class PageSpace(GrowingStaging):
         Raises BadHandle, QuotaExceeded (they count as handles), and InvalidRequest if the tokens were not all written
         (or hidden), do not fit, or a page is named twice or holds none of them.
         """
+        self.settle()
         size = self.page_size
         slots = self._handles.find(handles)
         if not 1 <= num_tokens <= len(handles) * size:
@@ -213,6 +218,7 @@ class PageSpace(GrowingStaging):
         Raises Cancelled if a command that was to write them has failed, and InvalidRequest if one page, imported
         several times, is among them twice.
         """
+        self.settle()
         if (self._frames.written.take(lent.rows) & lent.written != lent.written).any():
             raise Cancelled("a command that was to write what is exported has failed")
         pages: list[int] = self._frames.page.take(lent.rows).tolist()

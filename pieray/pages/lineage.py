@@ -1,20 +1,19 @@
-"""Lineage: how the content of an inferlet's pages came to be, as a compact log from which it can be rebuilt.
+"""Lineage: how the content of an inferlet's pages came to be, as a log from which it can be rebuilt.
 
-The log holds records in program order: forwards (frames, kv_len, tokens, positions, mask) and copies.
-Frames are known by identities that are never used again (`PageSpace.frame_ids`).  A forward that runs a
-context on is merged into the record before it, so that a long generation is one record: 4 bytes per
-token (8 with explicit positions) and 8 per page, 4.5 bytes per token with pages of 16.  A record that no
-live slot depends on any more is dropped.
+The log holds steps in the order in which they were sent: spans of tokens that were run, and copies.  Frames are known
+by identities that are never used again (`PageSpace.frame_ids`).  To note a step is to append it; which steps a frame
+needs, which nobody needs any more and which are one is worked out when somebody looks: in `rebuild_plan`, and whenever
+the log has doubled.  A long generation is one step then: 4 bytes a token and 8 a page.
 
-A record made for a command that then failed describes slots that cannot be read: running it again may
-fail again, and harms nothing.
+A step of a command that then failed describes slots that cannot be read: running it again may fail again, and harms
+nothing.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -22,23 +21,59 @@ import numpy.typing as npt
 
 from pieray.errors import Unsupported
 from pieray.pages.frames import slot_bits
-from pieray.pages.handles import Prepared
 
-U32 = npt.NDArray[np.uint32]
-RECORD_BYTES = 600
-"""What a record takes beside its arrays, nearly."""
-_ALL_SLOTS = -1
+I64 = npt.NDArray[np.int64]
+STEP_BYTES = 400
+"""What a step takes beside its arrays, nearly."""
+SMALL_BYTES = 256 << 10
+"""A log that takes less is left as it is."""
+_ALL_SLOTS = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ForwardStep:
-    """Run tokens (u32 bytes) on top of `kv_len` tokens in `frames`, as the message Forward has it."""
+    """Run tokens on top of `kv_len` tokens in `frames`, as the message Forward has it."""
 
-    frames: list[int]
+    frames: I64
     kv_len: int
-    tokens: bytes
-    positions: bytes
-    mask: bytes
+    tokens: bytes | bytearray  # u32
+    positions: bytes | bytearray = b""  # u32, or b"": kv_len, kv_len + 1, ...
+    mask: bytes = b""  # packed bits [tokens, kv_len + tokens], or b"": causal
+    visible: bytes = b""  # packed bits, of as many of the first tokens as it has, which all rows may see; b"": all
+    adapter: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.kv_len + len(self.tokens) // 4
+
+    @property
+    def num_bytes(self) -> int:
+        arrays = len(self.tokens) + len(self.positions) + len(self.mask) + len(self.visible)
+        return STEP_BYTES + arrays + self.frames.nbytes
+
+    def writes(self, page_size: int) -> list[tuple[int, int]]:
+        """Frames and their slots (bits) that it writes."""
+        found = []
+        for index in range(self.kv_len // page_size, -(-self.end // page_size)):
+            start, stop = self.kv_len - index * page_size, self.end - index * page_size
+            found.append((int(self.frames[index]), slot_bits(max(start, 0), min(stop, page_size))))
+        return found
+
+    def reads(self, page_size: int) -> list[tuple[int, int]]:
+        """The same of what it may read."""
+        num_full, offset = divmod(self.kv_len, page_size)
+        found = [(frame, _ALL_SLOTS) for frame in self.frames[:num_full].tolist()]
+        return [*found, (int(self.frames[num_full]), slot_bits(0, offset))] if offset else found
+
+    def is_run_on_by(self, later: ForwardStep) -> bool:
+        """Whether the two, one behind the other, are one."""
+        return (
+            self.end == later.kv_len
+            and not (self.mask or later.mask)
+            and (not self.positions) == (not later.positions)
+            and (self.visible, self.adapter) == (later.visible, later.adapter)
+            and later.frames.tobytes().startswith(self.frames.tobytes())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,120 +86,60 @@ class CopyStep:
     dst_offset: int
     count: int
 
+    @property
+    def num_bytes(self) -> int:
+        return STEP_BYTES
+
+    def writes(self, _page_size: int) -> list[tuple[int, int]]:
+        return [(self.dst, slot_bits(self.dst_offset, self.dst_offset + self.count))]
+
+    def reads(self, _page_size: int) -> list[tuple[int, int]]:
+        return [(self.src, slot_bits(self.src_offset, self.src_offset + self.count))]
+
 
 Step: TypeAlias = ForwardStep | CopyStep
 
 
-class _Record:
-    """A forward; `copy` is set for a copy.  Kept while it owns slots of live frames or `num_uses` others need it."""
-
-    __slots__ = ("copy", "frames", "is_open", "kv_len", "mask", "needs", "num_uses", "positions", "seq", "tokens")
-
-    def __init__(self, seq: int, copy: CopyStep | None = None) -> None:
-        self.seq = seq
-        self.copy = copy
-        self.needs: dict[_Record, None] = {}  # records that wrote what this one reads
-        self.num_uses = 0  # records that need this one, and frames of which it owns slots
-        self.is_open = False  # nothing else has written to its frames since: it may be run on
-        self.frames = b""  # i64
-        self.kv_len = 0
-        self.tokens = array("I")
-        self.positions: array[int] | None = None
-        self.mask = b""
-
-    @property
-    def end(self) -> int:
-        return self.kv_len + len(self.tokens)
-
-    @property
-    def nbytes(self) -> int:
-        arrays = 4 * len(self.tokens) + 4 * len(self.positions or ()) + len(self.mask) + len(self.frames)
-        return RECORD_BYTES + arrays
-
-    def frame_ids(self) -> list[int]:
-        ids: list[int] = np.frombuffer(self.frames, np.int64).tolist()
-        return ids
-
-    def step(self) -> Step:
-        if self.copy is not None:
-            return self.copy
-        positions = b"" if self.positions is None else self.positions.tobytes()
-        return ForwardStep(self.frame_ids(), self.kv_len, self.tokens.tobytes(), positions, self.mask)
-
-
 class Lineage:
-    """One inferlet's log.  Past `max_bytes` it is given up: what cannot be rebuilt must not be dropped."""
+    """One inferlet's log.  Past `max_bytes` it is given up: what cannot be rebuilt must not be dropped.
 
-    def __init__(self, max_bytes: int = 16 << 20) -> None:
+    `live_frames` gives the identities of the frames that something uses.
+    """
+
+    def __init__(self, page_size: int, live_frames: Callable[[], Iterable[int]], max_bytes: int = 16 << 20) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self.is_complete = True
-        self._next_seq = 0
-        self._records: dict[int, _Record] = {}
-        self._owners: dict[int, list[tuple[int, _Record]]] = {}  # frame: (slots, who wrote them last), disjoint
-        self._listed: dict[int, dict[_Record, None]] = {}  # frame: open records with it among their frames
+        self._page_size = page_size
+        self._live_frames = live_frames
+        self._log: list[Step] = []
+        self._limit = min(SMALL_BYTES, max_bytes)  # of bytes, until the log is looked through
 
     @property
-    def num_records(self) -> int:
-        return len(self._records)
+    def num_steps(self) -> int:
+        return len(self._log)
 
-    # --- recording -----------------------------------------------------------------------------
-
-    def record_forward(self, prepared: Prepared, kv_len: int, tokens: U32, positions: U32, mask: bytes) -> None:
-        """A forward was staged: `prepared`, and what its message will carry."""
-        if not self.is_complete:
-            return
-        for copy in prepared.frame_copies:
-            self._add_copy(CopyStep(*copy))
-        frames, num_written = prepared.frames, len(prepared.writes)
-        written = [
-            (frame, bits)
-            for frame, (_, bits) in zip(frames[len(frames) - num_written :].tolist(), prepared.writes, strict=True)
-        ]
-        reads = prepared.reads[0][1] if prepared.reads else 0
-        record = None if mask or not kv_len else self._to_run_on(prepared, kv_len, positions, written)
-        if record is None:
-            record = self._new_forward(kv_len, positions, mask)
-            self._need(record, frames[: prepared.num_full].tolist(), _ALL_SLOTS)
-            if reads:
-                self._need(record, [int(frames[prepared.num_full])], reads)
-        else:
-            self.num_bytes -= record.nbytes
-        record.tokens.frombytes(tokens.tobytes())
-        if record.positions is not None:
-            record.positions.frombytes(positions.tobytes())
-        self._list(record, frames)
-        self.num_bytes += record.nbytes
-        for frame, bits in written:
-            self._write(record, frame, bits)
-        self._check_limit()
-
-    def record_copy(self, prepared: Prepared) -> None:
-        """A copy was staged."""
+    def add_forward(
+        self, frames: I64, kv_len: int, tokens: bytes, positions: bytes = b"", mask: bytes = b"", visible: bytes = b"",
+        adapter: int = 0,
+    ) -> None:  # fmt: skip
+        """Tokens are run: what the message carries."""
         if self.is_complete:
-            for copy in prepared.frame_copies:
-                self._add_copy(CopyStep(*copy))
-            self._check_limit()
+            self._add(ForwardStep(frames, kv_len, tokens, positions, mask, visible, adapter))
+
+    def add_copies(self, copies: Iterable[tuple[int, int, int, int, int]]) -> None:
+        """Slots of frames are copied, in that order."""
+        if self.is_complete:
+            for copy in copies:
+                self._add(CopyStep(*copy))
 
     def give_up(self) -> None:
-        """Something was staged that the log cannot hold: pages cannot be rebuilt from here on."""
+        """Something was done that the log cannot hold: pages cannot be rebuilt from here on."""
         self.is_complete = False
         self.num_bytes = 0
-        self._records.clear()
-        self._owners.clear()
-        self._listed.clear()
+        self._log.clear()
 
-    def forget(self, frame: int) -> None:
-        """Nothing uses the frame any more."""
-        self._close_all(frame)
-        owners = [record for _, record in self._owners.pop(frame, ())]
-        for record in owners:
-            record.num_uses -= 1
-        self._collect(owners)
-
-    # --- rebuilding ----------------------------------------------------------------------------
-
-    def rebuild_plan(self, frames: Iterable[int]) -> list[Step]:
+    def rebuild_plan(self, frames: Iterable[int]) -> Sequence[Step]:
         """Steps, in order, that give every written slot of `frames` its content again, from nothing.
 
         They may name further frames, dead ones too, and may write to parts of live frames that were overwritten
@@ -175,114 +150,64 @@ class Lineage:
             raise Unsupported(
                 f"these pages cannot be rebuilt: their log was given up, or has passed {self.max_bytes} bytes"
             )
-        todo = [record for frame in frames for _, record in self._owners.get(frame, ())]
-        needed: dict[int, _Record] = {}
-        while todo:
-            record = todo.pop()
-            if record.seq not in needed:
-                needed[record.seq] = record
-                todo += record.needs
-        return [needed[seq].step() for seq in sorted(needed)]
+        return _joined(self._needed(frames), self._page_size)
 
-    # --- inside --------------------------------------------------------------------------------
-
-    def _to_run_on(
-        self, prepared: Prepared, kv_len: int, positions: U32, written: list[tuple[int, int]]
-    ) -> _Record | None:
-        """The record that this forward runs on: it wrote slot kv_len - 1, nothing has touched its frames since, its
-        frames come first, and the slots to be written never were (or an earlier reader would see too much)."""
-        last = int(prepared.frames[prepared.num_full if prepared.reads else prepared.num_full - 1])
-        owners = self._owners.get(last)
-        record = owners[-1][1] if owners else None
-        is_next = (
-            record is not None
-            and record.is_open
-            and record.end == kv_len
-            and (record.positions is None) == (len(positions) == 0)
-            and prepared.frames.tobytes().startswith(record.frames)
-        )
-        is_fresh = not any(owned & bits for frame, bits in written for owned, _ in self._owners.get(frame, ()))
-        return record if is_next and is_fresh else None
-
-    def _new_forward(self, kv_len: int, positions: U32, mask: bytes) -> _Record:
-        record = self._new()
-        record.kv_len, record.mask = kv_len, mask
-        record.is_open = not mask
-        if len(positions):
-            record.positions = array("I")
-        return record
-
-    def _add_copy(self, copy: CopyStep) -> None:
-        record = self._new(copy)
-        self.num_bytes += record.nbytes
-        self._need(record, [copy.src], slot_bits(copy.src_offset, copy.src_offset + copy.count))
-        self._write(record, copy.dst, slot_bits(copy.dst_offset, copy.dst_offset + copy.count))
-
-    def _new(self, copy: CopyStep | None = None) -> _Record:
-        record = self._records[self._next_seq] = _Record(self._next_seq, copy)
-        self._next_seq += 1
-        return record
-
-    def _need(self, record: _Record, frames: list[int], bits: int) -> None:
-        """The record reads those slots: it needs who wrote them."""
-        for frame in frames:
-            for owned, owner in self._owners.get(frame, ()):
-                if owned & bits and owner not in record.needs and owner is not record:
-                    record.needs[owner] = None
-                    owner.num_uses += 1
-
-    def _write(self, record: _Record, frame: int, bits: int) -> None:
-        """The record is the last to write those slots."""
-        self._close_all(frame, but=record)
-        kept, lost, mine, is_new = [], [], bits, True
-        for owned, owner in self._owners.get(frame, ()):
-            if owner is record:
-                mine, is_new = mine | owned, False
-            elif left := owned & ~bits:
-                kept.append((left, owner))
-            else:
-                lost.append(owner)
-        record.num_uses += is_new
-        self._owners[frame] = [*kept, (mine, record)]
-        for owner in lost:
-            owner.num_uses -= 1
-        self._collect(lost)
-
-    def _list(self, record: _Record, frames: npt.NDArray[np.int64]) -> None:
-        """Note the frames of an open record, those that it had excepted."""
-        known = len(record.frames) // 8
-        record.frames = frames.tobytes() if len(frames) != known else record.frames
-        if record.is_open:
-            for frame in frames[known:].tolist():
-                self._listed.setdefault(frame, {})[record] = None
-
-    def _close_all(self, frame: int, but: _Record | None = None) -> None:
-        """The frame changes: records that list it cannot be run on."""
-        for record in [r for r in self._listed.get(frame, ()) if r is not but]:
-            self._close(record)
-
-    def _close(self, record: _Record) -> None:
-        record.is_open = False
-        for frame in record.frame_ids():
-            listed = self._listed.get(frame)
-            if listed is not None:
-                listed.pop(record, None)
-                if not listed:
-                    del self._listed[frame]
-
-    def _collect(self, records: Iterable[_Record]) -> None:
-        """Drop those of the records, and of what they need, that nothing needs any more."""
-        todo = list(records)
-        while todo:
-            record = todo.pop()
-            if record.num_uses == 0 and self._records.pop(record.seq, None) is not None:
-                self.num_bytes -= record.nbytes
-                if record.is_open:
-                    self._close(record)
-                for needed in record.needs:
-                    needed.num_uses -= 1
-                    todo.append(needed)
-
-    def _check_limit(self) -> None:
+    def compact(self) -> None:
+        """Keep only what live frames need."""
+        self._log = _joined(self._needed(self._live_frames()), self._page_size)
+        self.num_bytes = sum(step.num_bytes for step in self._log)
+        self._limit = min(max(2 * self.num_bytes, SMALL_BYTES), self.max_bytes)
         if self.num_bytes > self.max_bytes:
             self.give_up()
+
+    def _add(self, step: Step) -> None:
+        self._log.append(step)
+        self.num_bytes += step.num_bytes
+        if self.num_bytes > self._limit:
+            self.compact()
+
+    def _needed(self, frames: Iterable[int]) -> list[Step]:
+        """Backwards: a step is needed if a slot that it writes is wanted; then what it reads is wanted before it."""
+        wanted = defaultdict(int, dict.fromkeys(frames, _ALL_SLOTS))
+        found: list[Step] = []
+        for step in reversed(self._log):
+            writes = step.writes(self._page_size)
+            if any(wanted.get(frame, 0) & bits for frame, bits in writes):
+                found.append(step)
+                for frame, bits in writes:
+                    wanted[frame] &= ~bits
+                for frame, bits in step.reads(self._page_size):
+                    wanted[frame] |= bits
+        found.reverse()
+        return found
+
+
+def _joined(steps: Iterable[Step], page_size: int) -> list[Step]:
+    """The same steps, where one that runs another on is joined to it: nothing has touched the frames of the two in
+    between, and the slots to be written never were (or an earlier reader would see too much)."""
+    found: list[Step] = []
+    written: dict[int, int] = defaultdict(int)
+    tails: dict[int, dict[int, ForwardStep]] = defaultdict(dict)  # by frame: what may be run on, with it among its own
+    for step in steps:
+        writes = step.writes(page_size)
+        whole = None
+        if isinstance(step, ForwardStep) and step.kv_len and not any(written[frame] & bits for frame, bits in writes):
+            before = tails[int(step.frames[(step.kv_len - 1) // page_size])]
+            whole = next((tail for tail in before.values() if tail.is_run_on_by(step)), None)
+        for frame, bits in writes:
+            written[frame] |= bits
+            for tail in [tail for tail in tails[frame].values() if tail is not whole]:
+                for other in tail.frames.tolist():
+                    tails[other].pop(id(tail), None)
+        if not isinstance(step, ForwardStep):
+            found.append(step)
+            continue
+        if whole is None:
+            whole = replace(step, frames=step.frames[:0], tokens=bytearray(), positions=bytearray())
+            found.append(whole)
+        whole.tokens += step.tokens
+        whole.positions += step.positions
+        for frame in step.frames[len(whole.frames) :].tolist():
+            tails[frame][id(whole)] = whole
+        whole.frames = step.frames
+    return found

@@ -17,7 +17,7 @@ Copy = tuple[int, int, int, int, int]  # source, offset, destination, offset, co
 _NO_PAGES: U32 = np.zeros(0, np.uint32)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Prepared:
     """A command whose frames are pinned until `PageSpace.finish`.  `pages` and `copies` are filled by `bind`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,9 @@ from pieray.pages.marks import Marks
 from pieray.pages.prepared import Copy, Prepared
 from pieray.pages.slots import HandleTable
 
+if TYPE_CHECKING:
+    from pieray.pages.growing import Growing
+
 U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -20,7 +24,10 @@ Slots = npt.NDArray[np.intp]
 
 
 class Staging:
-    """What commands do with handles and frames; `PageSpace` tells how they go."""
+    """What commands do with handles and frames; `PageSpace` tells how they go.
+
+    Whatever looks at the slots that are written calls `settle` first.
+    """
 
     def __init__(self, page_size: int, handles: HandleTable, frames: FrameTable) -> None:
         self.page_size = page_size
@@ -30,6 +37,11 @@ class Staging:
         self._marks = Marks()
         self._left: list[int] = []  # rows that lost their last handle to a write of the command being staged
         self._has_failed = False
+        self._growing: list[Growing] = []  # runs of plans, see pieray.pages.growing
+
+    def settle(self) -> None:
+        """Mark what commands under way have written so far."""
+        raise NotImplementedError
 
     @property
     def num_spare(self) -> int:
@@ -64,6 +76,7 @@ class Staging:
 
         False if a later command was staged to write some of them too.
         """
+        self.settle()
         frames, left, kept = self._frames, num_tokens, []
         is_untouched = True
         for row, bits in prepared.writes:
@@ -91,6 +104,7 @@ class Staging:
                 raise InvalidRequest(
                     f"{count} tokens at {name} offset {offset} are outside a page of {self.page_size} tokens"
                 )
+        self.settle()
         rows = self._handles.values(slots)
         wanted = slot_bits(src_offset, src_offset + count)
         if int(self._written(slots[:1])[0]) & wanted != wanted:
@@ -163,6 +177,8 @@ class Staging:
                 f"{len(handles)} pages of {size} ({len(handles) * size} slots)"
             )
         slots = self._handles.find(handles)[: -(-end // size)]
+        if self._growing:
+            self.settle()
         first, offset = divmod(kv_len, size)
         read = slots[: first + 1] if offset else slots[:first]
         written = self._readable(read)

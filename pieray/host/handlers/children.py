@@ -113,7 +113,7 @@ class ChildrenHandlers(HandlerGroup):
         """A ticket that its child forgets when the guest does."""
         state, family = self._state, self._the_family()
         ticket = state.begin(kind)
-        state.cancels[ticket] = lambda: family.forget(child, ticket)
+        state.on_cancel(ticket, lambda: family.forget(child, ticket))
         return ticket
 
     def _child_limits(self, text: str) -> dict[str, float]:

@@ -46,12 +46,8 @@ class EmbedsHandlers(HandlerGroup):
                 state.tickets.resolve(ticket, embedding.values)
                 return ticket
             state.outbox.check_room()
-            ticket = state.tickets.issue(Kind.FLOATS)
-            try:
-                state.outbox.transfers.expect(ticket, num_bytes, f"the values of {embedding.num_rows} rows have")
-            except BaseException:
-                state.tickets.drop((ticket,))
-                raise
+            what = f"the values of {embedding.num_rows} rows have"
+            ticket = state.outbox.open_result(Kind.FLOATS, num_bytes, what).number
             state.outbox.stage(EmbedLookup(ticket, found, embedding.tokens))
         return ticket
 

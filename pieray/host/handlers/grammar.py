@@ -49,8 +49,7 @@ class GrammarHandlers(HandlerGroup):
             served, kind, text, state.limits.grammar_time_s, lambda found: self._compiled(ticket, found),
             tenant=state.launch.tenant, owner=state.instance_id,
         )  # fmt: skip
-        if not state.tickets.ready([ticket]):
-            state.cancels[ticket] = lambda: self._cancel(take_back)
+        state.on_cancel(ticket, lambda: self._cancel(take_back))
         return ticket
 
     def _cancel(self, take_back: Callable[[], bool]) -> None:

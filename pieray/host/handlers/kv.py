@@ -46,7 +46,6 @@ class KvHandlers(HandlerGroup):
             except BaseException:
                 state.tickets.drop((ticket,))
                 raise
-            state.lineage.record_copy(prepared)
             state.outbox.stage(Command(ticket, found, prepared))
         return ticket
 

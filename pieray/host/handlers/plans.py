@@ -9,7 +9,7 @@ import numpy as np
 from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.opened import Opened
-from pieray.host.plans import ENDED, READY, Plan
+from pieray.host.plans import ENDED, READY, NextTicket, Plan
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
 
@@ -123,9 +123,10 @@ class PlanHandlers(HandlerGroup):
             found = self._plans.get(plan)
             if found.state == READY:
                 raise InvalidRequest("next: the plan is not started")
-            ticket = state.tickets.issue(kind)
-            found.next(ticket, is_scored=kind is Kind.DISTRIBUTION)
-        return ticket
+            ticket = NextTicket(kind, found)
+            number = state.tickets.add(ticket)
+            found.next(ticket)
+        return number
 
     def plans_pause(self, plan: int) -> int:
         with self._state.lock:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pieray.errors import InvalidRequest, QuotaExceeded
-from pieray.host.commands import Queue
+from pieray.host.commands import Queue, SyncTicket
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.tickets import Kind
 
 MAX_PRIORITY = 100
 
@@ -37,8 +36,8 @@ class QueueHandlers(HandlerGroup):
     def queues_synchronize(self, queue: int) -> int:
         state = self._state
         found = state.queue(queue)
-        ticket = state.tickets.issue(Kind.NONE)
         with state.lock:
+            ticket = state.tickets.add(SyncTicket(found))
             if found.outstanding:
                 found.syncs[ticket] = None
             else:

@@ -70,7 +70,7 @@ class RuntimeHandlers(HandlerGroup):
         state = self._state
         ticket = state.begin(Kind.NONE)
         timer = state.services.timers.at(time.monotonic() + ms / 1e3, lambda: state.complete(ticket, None))
-        state.cancels[ticket] = timer.cancel
+        state.on_cancel(ticket, timer.cancel)
         return ticket
 
     def runtime_random_u64(self) -> int:

@@ -17,10 +17,7 @@ class SessionHandlers(HandlerGroup):
         self._state.log.send(text)
 
     def session_receive(self) -> int:
-        state = self._state
-        ticket = state.tickets.issue(Kind.TEXT)
-        state.mailbox.receive(ticket)
-        return ticket
+        return self._state.mailbox.receive()
 
     def session_emit(self, name: str, value: str) -> None:
         if not 0 < len(name) <= MAX_NAME or not name.isprintable():
@@ -39,6 +36,6 @@ class SessionHandlers(HandlerGroup):
     def session_receive_file(self) -> int:
         state = self._state
         ticket = state.begin(Kind.TEXT)
-        state.cancels[ticket] = lambda: state.files.cancel(ticket)
+        state.on_cancel(ticket, lambda: state.files.cancel(ticket))
         state.files.receive(ticket)
         return ticket

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pieray.errors import BadHandle, QuotaExceeded
+from pieray.errors import QuotaExceeded
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.tickets import Kind
 
@@ -46,32 +46,11 @@ class TicketHandlers(HandlerGroup):
         return np.frombuffer(ids, "<u4"), np.frombuffer(probabilities, "<f4")
 
     def tickets_cancel(self, tickets: U32) -> None:
-        state = self._state
+        table = self._state.tickets
         asked = np.unique(tickets).tolist()  # a list may name one a million times
         for ticket in asked:
-            if not state.tickets.is_open(ticket):
-                raise BadHandle(f"ticket {ticket} is not open")
-        with state.lock:
-            for ticket in asked:
-                state.outbox.cancel(ticket)
-                state.mailbox.cancel(ticket)
-                for queue in state.queues.values():
-                    if queue.syncs:
-                        queue.syncs.pop(ticket, None)
-        for ticket in asked:
-            state.cancel(ticket)
-        state.tickets.drop(asked)
-        for ticket in asked:
-            state.settle(ticket, is_taken=False)
+            table.find(ticket)
+        table.drop(asked)
 
     def _take(self, ticket: int, kind: Kind) -> Any:
-        state = self._state
-        try:
-            return state.tickets.take(ticket, kind)
-        finally:
-            if not state.tickets.is_open(ticket):
-                state.settle(ticket, is_taken=True)
-                if kind is Kind.TEXT:
-                    state.mailbox.taken(ticket)
-                with state.lock:
-                    state.outbox.taken(ticket)
+        return self._state.tickets.take(ticket, kind)

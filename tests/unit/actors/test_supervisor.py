@@ -15,7 +15,7 @@ from pieray.actors import health, records, supervisor
 from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER
 from pieray.actors.supervisor import Supervisor
 from pieray.config import Config, from_mapping
-from pieray.errors import EngineError, NoAnswer, NotFound, PierayError, Stalled
+from pieray.errors import ChildCeiling, EngineError, NoAnswer, NotFound, PierayError, Stalled, error_from
 from pieray.messages import Launch, encode
 from pieray.stalls import Stalls
 
@@ -143,6 +143,7 @@ def test_a_watch_that_fails_hides_no_death(engine: Callable[..., Supervisor], fl
     running.launch(frame("a"))
 
 
+@pytest.mark.slow
 def test_more_deaths_than_the_budget_are_backed_off_and_mended(
     engine: Callable[..., Supervisor], fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,6 +193,7 @@ def test_a_host_that_cannot_be_connected_is_replaced(engine: Callable[..., Super
 # --- frozen actors -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_frozen_host_is_set_aside_named_and_replaced(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
     running = engine(actor_pool=2)
     running.launch(frame("before"))
@@ -216,6 +218,7 @@ def test_a_frozen_host_is_set_aside_named_and_replaced(engine: Callable[..., Sup
     assert {r["instance_id"] for r in running.ps()} == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_a_launch_that_was_given_up_never_starts(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
     running = engine(max_actors=1, replace_after_s=1000.0)
     (frozen,) = fleet.alive(INFERLETS)
@@ -235,6 +238,7 @@ def test_a_launch_that_was_given_up_never_starts(engine: Callable[..., Superviso
     until(lambda: running._pool.num_live_now() == 1)  # each place that was taken has come back
 
 
+@pytest.mark.slow
 def test_one_that_started_before_its_actor_fell_silent_is_ended(
     engine: Callable[..., Supervisor], fleet: FakeFleet
 ) -> None:
@@ -257,6 +261,7 @@ def test_one_that_started_before_its_actor_fell_silent_is_ended(
     until(lambda: frozen.live == {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", [BATCHER, RESOURCE_MANAGER, BROKER])
 def test_a_frozen_service_is_named_and_replaced(
     engine: Callable[..., Supervisor], fleet: FakeFleet, role: str
@@ -270,6 +275,7 @@ def test_a_frozen_service_is_named_and_replaced(
     until(lambda: running.status()["silent"] == [])
 
 
+@pytest.mark.slow
 def test_one_that_wakes_up_in_time_is_kept(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
     running = engine(replace_after_s=1000.0)
     frozen = fleet.one(BROKER)
@@ -327,8 +333,10 @@ def test_no_child_is_launched_past_the_ceiling(engine: Callable[..., Supervisor]
     running = engine(child_ceiling=2)
     running.launch(frame("a"))
     running.launch(frame("b"))
-    with pytest.raises(PierayError, match="child_ceiling: no child is launched while 2 inferlets run on this engine"):
+    with pytest.raises(ChildCeiling, match="child_ceiling: no child is launched while 2 inferlets run") as refused:
         running.launch(frame("c", depth=1))
+    told = error_from(refused.value.code, refused.value.message)  # as the Controller's socket tells it
+    assert type(told) is ChildCeiling
     fleet.one(INFERLETS).kill("a", "")
     running.launch(frame("c", depth=1))
 

@@ -97,14 +97,14 @@ class Bench:
         self.device = FakeDevice()
         info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 64, "float32", "cpu")
         directory = ModelDirectory([ServedModel(info, byte_tokenizer(template))])
-        lineage = Lineage()
-        self.pages = PageSpace(PAGE_SIZE, self.limits.pages, lineage.forget)
+        self.pages = PageSpace(PAGE_SIZE, self.limits.pages)
+        lineage = Lineage(PAGE_SIZE, self.pages.live_frames)
         self.tickets = TicketTable(self.limits.tickets)
         self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0,
                              transfers=Transfers(self.limits.pass_bytes, self.services.transfers),
-                             call_later=self.call_later)  # fmt: skip
+                             call_later=self.call_later, lineage=lineage)  # fmt: skip
         self.log = EventLog("it", self.limits)
-        self.mailbox = Mailbox(self.limits, self.tickets.resolve)
+        self.mailbox = Mailbox(self.limits, self.tickets)
         self.state = InstanceState(
             Launch("it", "it", "it.py", "def main(): ...", b"", "{}", {}), NUMBER, self.limits,
             capabilities or Capabilities(), self.services,
@@ -135,7 +135,7 @@ class Bench:
             assert isinstance(message, Message)
             self.answer(Completed(message.ticket, None))  # type: ignore[attr-defined]
             for output in getattr(message, "outputs", []):
-                self.answer(Completed(output[0], token.to_bytes(4, "little")))
+                self.answer(Completed(output.ticket, token.to_bytes(4, "little")))
 
     def events(self) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []

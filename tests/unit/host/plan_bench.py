@@ -54,7 +54,7 @@ class PlanBench(Bench):
             if isinstance(message, PlanTokens):
                 for row in message.rows():
                     assert row.ticket >> 32 == NUMBER
-                    self.outbox.answered(row.ticket & 0xFFFFFFFF, row)
+                    self.outbox.drew(row.ticket & 0xFFFFFFFF, row.tokens, row.logprobs, row.counts)
             elif isinstance(message, RunEnded):
                 ended = error_from(*message.error) if message.error else [message.reason, message.stopped_by]
                 self.outbox.answered(message.ticket & 0xFFFFFFFF, ended)

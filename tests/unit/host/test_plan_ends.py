@@ -129,6 +129,48 @@ def test_what_a_plan_wrote_can_be_rebuilt():
     bench.handlers.kv_free(forked)
 
 
+@pytest.mark.parametrize("num_turns", [1, 4, 9, 22])
+def test_a_fork_of_a_running_plan_sees_exactly_what_is_written(num_turns):
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(16)
+    plan = bench.plan(PROMPT, 40, pages=pages)
+    bench.handlers.plans_start(plan)
+    for _ in range(num_turns):
+        bench.turn()
+    kv_len = bench.state_of(plan)["kv_len"]
+    assert kv_len == len(PROMPT) + bench.state_of(plan)["num_tokens"] - 1 > 0
+    forked = bench.handlers.kv_fork(pages)
+    with pytest.raises(InvalidRequest, match=f"kv_len {kv_len + 1}: not all slots"):
+        bench.handlers.forward_forward(bench.queue, forked, kv_len + 1, u32(7), u32(), u32())
+    late = bench.handlers.forward_forward(bench.queue, forked, kv_len, u32(7), u32(), u32())
+    bench.handlers.plans_close(plan)
+    bench.wait(late)
+    bench.check()
+
+
+def test_tickets_of_one_plan_share_what_is_drawn_in_the_order_asked():
+    bench = PlanBench()
+    plan = bench.plan(PROMPT, 12)
+    bench.handlers.plans_start(plan)
+    first = bench.handlers.plans_next(plan)
+    bench.turn()
+    bench.turn()
+    assert bench.handlers.tickets_ready(u32(first)) == [first]
+    for _ in range(3):
+        bench.turn()
+    second, third = bench.handlers.plans_next(plan), bench.handlers.plans_next(plan)
+    assert bench.handlers.tickets_ready(u32(second, third)) == [], "the first has all there is"
+    bench.turn()
+    assert bench.handlers.tickets_ready(u32(second, third)) == [second]
+    bench.handlers.tickets_cancel(u32(second))
+    bench.turn()
+    drawn = bench.state_of(plan)["num_tokens"]
+    got = bench.handlers.tickets_take_tokens(third).tolist()
+    taken = bench.handlers.tickets_take_tokens(first).tolist()
+    assert taken + got == reference(PROMPT, drawn), "what was forgotten is the next one's"
+    assert taken + got + bench.all(plan) == reference(PROMPT, 12)
+
+
 def test_a_lost_device_fails_the_plan_where_it_is():
     bench = PlanBench()
     plan = bench.plan(PROMPT, 1000)

@@ -150,22 +150,20 @@ def test_page_in_flight_is_not_reused_before_its_command_ends():
     assert bound(space, other).pages.tolist() == [100]
 
 
-def test_frames_that_nothing_uses_are_reported_once():
-    gone: list[int] = []
-    space = PageSpace(4, 64, gone.append)
+def test_frames_live_as_long_as_something_uses_them_and_their_identities_are_never_used_again():
+    space = PageSpace(4, 64)
     space.grant([9])
     handles = space.alloc(2)
-    ids = space.frame_ids(handles).tolist()
+    assert space.live_frames() == space.frame_ids(handles).tolist() == [1, 2]
     twin = space.fork(handles)
     space.free(handles)
-    assert gone == []
+    assert space.live_frames() == [1, 2]
     staged = space.stage_forward(twin, 0, 1)
     space.free(twin)
-    assert gone == [ids[1]]
+    assert space.live_frames() == [1]
     space.finish(staged)
-    assert gone == [ids[1], ids[0]]
-    assert ids == [1, 2]
-    assert space.frame_ids(space.alloc(2)).tolist() == [3, 4]  # never used again
+    assert space.live_frames() == []
+    assert space.frame_ids(space.alloc(2)).tolist() == [3, 4]
 
 
 # --- what a forward may do -----------------------------------------------------------------------
