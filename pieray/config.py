@@ -259,7 +259,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
 
     Raises ConfigError for an unknown key (with the nearest known one) and for a value of a wrong type.
     """
-    hints = _types_of(cls)
+    hints = _types_of(cls)  # type: ignore[arg-type]  # classes are hashable
     kwargs: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
