@@ -12,6 +12,12 @@ export PROMPT
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+# Two processes of tests, a file in one of them, in the order of the folders: the long files with engines come first.
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# An engine has a dozen processes that import the same modules: without bytecode each of them compiles all again.
+unexport PYTHONDONTWRITEBYTECODE
+
 GPU_OUT := bench/results/$(shell date -u +%F)-gpu.jsonl
 
 .PHONY: run test unit lint bench gpu install clean distclean
@@ -20,10 +26,10 @@ run: $(VENV)/.installed
 	@$(BIN)/pieray run text-completion -- "--prompt=$$PROMPT"
 
 test: $(VENV)/.installed-tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 unit: $(VENV)/.installed-tests
-	$(BIN)/python -m pytest tests/unit -m "not slow"
+	$(BIN)/python -m pytest $(TWO) tests/unit -m "not slow"
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check .

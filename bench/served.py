@@ -89,8 +89,9 @@ class Round:
 
 def bare(levels: list[int], num_tokens: int, rounds: int) -> dict[str, Any]:
     """By sampling and level: [tokens per second from start to end, milliseconds of a decode step]."""
-    from pieray.models.runner import ForwardItem, ModelRunner, Sample
-    from pieray.models.sampler import SamplingParams
+    from pieray.messages import Sample, Sampler
+    from pieray.models.batch import ForwardItem
+    from pieray.models.runner import ModelRunner
     from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
     folder = model_folder("pie-tiny")
@@ -100,14 +101,14 @@ def bare(levels: list[int], num_tokens: int, rounds: int) -> dict[str, Any]:
     runner = ModelRunner.load(folder, device="cpu", dtype="float32", num_pages=num_pages, page_size=16, threads=1)
     pages = np.arange(num_pages, dtype=np.uint32).reshape(-1, per_sequence)
 
-    def run(level: int, params: SamplingParams) -> tuple[float, float]:
+    def run(level: int, params: Sampler) -> tuple[float, float]:
         drawn, kv_len = [prompt] * level, 0
         began = first = time.perf_counter()
         for _ in range(num_tokens):
             positions = np.arange(kv_len, kv_len + len(drawn[0]), dtype=np.uint32)
             items = [ForwardItem(pages[row], kv_len, tokens, positions) for row, tokens in enumerate(drawn)]
             kv_len += len(positions)
-            results = runner.step(items, [[Sample(-1, params, kv_len - 1)]] * level)
+            results = runner.step(items, [[Sample(-1, params)]] * level)
             drawn = [np.array(result, np.uint32) for result in results]
             if kv_len == len(prompt):
                 first = time.perf_counter()
@@ -116,7 +117,7 @@ def bare(levels: list[int], num_tokens: int, rounds: int) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name, values in SAMPLING.items():
-        params = SamplingParams(**values)
+        params = Sampler(**values)
         run(1, params)
         for level in levels:
             rates, steps = zip(*[run(level, params) for _ in range(rounds)], strict=True)

@@ -164,12 +164,14 @@ static int64_t draw(const float *logits, int64_t n, const Choice *c, float *weig
     return last;
 }
 
-// tokens[r] drawn from logits[r * stride, + vocab).  Returns 0, or 1 if memory ran out.
-int sample_rows(const float *logits, int64_t stride, int64_t vocab, const Choice *choices, int64_t num_rows, int64_t *tokens) {
+// tokens[r] drawn from logits[rows[r] * stride, + vocab), or of row r if `rows` is NULL.  Returns 0, or 1 if memory ran
+// out.
+int sample_rows(const float *logits, int64_t stride, int64_t vocab, const Choice *choices, const int64_t *rows,
+                int64_t num_rows, int64_t *tokens) {
     float *scratch = malloc((3 * vocab + 16) * sizeof(float));
     if (!scratch) return 1;
     for (int64_t r = 0; r < num_rows; r++)
-        tokens[r] = draw(logits + r * stride, vocab, choices + r, scratch, scratch + (vocab + 7) / 8 * 8);
+        tokens[r] = draw(logits + (rows ? rows[r] : r) * stride, vocab, choices + r, scratch, scratch + (vocab + 7) / 8 * 8);
     free(scratch);
     return 0;
 }

@@ -30,18 +30,22 @@ def is_supported(logits: torch.Tensor) -> bool:
     return on_cpu and logits.stride(-1) == 1 and library() is not None
 
 
-def sample_rows(logits: torch.Tensor, choices: npt.NDArray[np.void]) -> torch.Tensor:
-    """One token per row: int64 [R] from float32 logits [R, vocab] and CHOICE records [R]."""
+def sample_rows(
+    logits: torch.Tensor, choices: npt.NDArray[np.void], rows: npt.NDArray[np.int64] | None = None
+) -> torch.Tensor:
+    """One token per record: int64 [C] from CHOICE records [C], and `rows` [C] or all of float32 logits [R, vocab]."""
     lib = library()
     assert lib is not None, "callers check `is_supported` first"
-    num_rows, vocab = logits.shape
-    tokens = torch.empty(num_rows, dtype=torch.int64)
+    choices = np.ascontiguousarray(choices)
+    tokens = torch.empty(len(choices), dtype=torch.int64)
+    vocab = logits.shape[-1]
     failed = lib.sample_rows(
         c_void_p(logits.data_ptr()),
         c_int64(logits.stride(0)),
         c_int64(vocab),
         c_void_p(choices.ctypes.data),
-        c_int64(num_rows),
+        c_void_p(None if rows is None else rows.ctypes.data),
+        c_int64(len(choices)),
         c_void_p(tokens.data_ptr()),
     )
     if failed:

@@ -54,6 +54,17 @@ class Child:
         with self._lock:
             return self._ask(self._started(), request, time_s)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether a request would find a process."""
+        process = self._process
+        return process is not None and process.poll() is None
+
+    def start(self) -> None:
+        """Start the process ahead of the first request, or after it died.  Raises as `ask` without one."""
+        with self._lock:
+            self._started()
+
     def _started(self) -> subprocess.Popen[bytes]:
         if self._is_closed:
             raise Cancelled(f"{self._module} is closed")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-MAX_TEXT = 32 << 10
-"""Characters of an error's text: it travels to clients, guests and logs, whatever library or guest wrote it."""
+MAX_TEXT = 2 << 10
+"""Characters of an error's text: it travels to clients, guests and logs, whatever library wrote it."""
+MAX_REPORT = 32 << 10
+"""Characters of one that reports what a program wrote: a traceback with log lines, what a compiler said."""
 
 
-def shortened(text: str, limit: int = MAX_TEXT) -> str:
+def shortened(text: str, limit: int) -> str:
     """A text of at most about `limit` characters: of a longer one its begin and its end, and how much is left out."""
     if len(text) <= limit:
         return text
@@ -22,14 +24,15 @@ def shortened(text: str, limit: int = MAX_TEXT) -> str:
 
 
 class PierayError(Exception):
-    """Base of all errors of pieray.  `message` is `shortened`."""
+    """Base of all errors of pieray.  `message` is `shortened` to `max_text`."""
 
+    max_text: ClassVar[int] = MAX_TEXT
     code: ClassVar[str] = "internal"
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 3
 
     def __init__(self, message: str = "") -> None:
-        self.message = shortened(message)
+        self.message = shortened(message, self.max_text)
         super().__init__(self.message)
 
     def __reduce__(self) -> tuple[type[PierayError], tuple[str]]:
@@ -64,6 +67,12 @@ class QuotaExceeded(PierayError):
     """A limit of this inferlet is used up; `limit` names the field of `Limits`."""
 
     code, http_status, exit_code = "quota", 429, 1
+
+
+class ChildCeiling(QuotaExceeded):
+    """As many inferlets run as `child_ceiling` says: no child is launched until some of them end."""
+
+    code = "child-ceiling"
 
 
 class Evicted(PierayError):
@@ -117,18 +126,21 @@ class Unsupported(PierayError):
 class RemoteFailed(PierayError):
     """A child, or a server that was asked, failed by itself; the text is its own."""
 
+    max_text = MAX_REPORT
     code, http_status, exit_code = "failed", 502, 1
 
 
 class GuestFailed(PierayError):
     """The inferlet's own code raised; the text carries its traceback."""
 
+    max_text = MAX_REPORT
     code, http_status, exit_code = "guest-failed", 500, 1
 
 
 class GuestTrapped(PierayError):
     """The inferlet's wasm trapped: out of bounds, stack exhausted, unreachable, exit."""
 
+    max_text = MAX_REPORT
     code, http_status, exit_code = "guest-trapped", 500, 1
 
 
@@ -153,6 +165,7 @@ class PeerLost(PierayError):
 class EngineError(PierayError):
     """The engine could not be started, reached or kept."""
 
+    max_text = MAX_REPORT
     code, http_status, exit_code = "engine", 503, 3
 
 
@@ -186,9 +199,9 @@ LAST_LOGS = "last log lines:"
 ERRORS: dict[str, type[PierayError]] = {
     cls.code: cls
     for cls in (
-        InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, Evicted, DeviceLost, DeadlineExceeded,
-        Cancelled, NotFound, Pending, WrongType, Unsupported, RemoteFailed, GuestFailed, GuestTrapped, ModelError,
-        ProtocolError, PeerLost, EngineError, Stalled, ConfigError, PierayError,
+        InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, ChildCeiling, Evicted, DeviceLost,
+        DeadlineExceeded, Cancelled, NotFound, Pending, WrongType, Unsupported, RemoteFailed, GuestFailed,
+        GuestTrapped, ModelError, ProtocolError, PeerLost, EngineError, Stalled, ConfigError, PierayError,
     )
 }  # fmt: skip
 

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 from engines import assert_pages_return
 from hypothesis import HealthCheck, settings
+from rounds import examples
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 # How long an example takes says how busy the machine is: no test fails of it.
-settings.register_profile("pieray", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "pieray", settings(), max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("pieray")
 
 

@@ -32,9 +32,11 @@ from layer_op_cases import errors
 from pieray.kernels.dispatch import layer_ops
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention import cost, paged_attention, reference
+from pieray.messages import Logits, Sample, Sampler
+from pieray.models.batch import ForwardItem
 from pieray.models.decode_graphs import GraphedDecoder
-from pieray.models.runner import ForwardItem, Logits, ModelRunner, Sample
-from pieray.models.sampler import SamplingParams, sample
+from pieray.models.runner import ModelRunner
+from pieray.models.sampler import choices_of, sample
 
 CUDA = torch.device("cuda")
 CALLS = 8  # in one captured graph, so that launching is not what is timed
@@ -223,7 +225,7 @@ def pages_of(prompts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def generated(
-    runner: ModelRunner, prompts: Sequence[np.ndarray], count: int, params: SamplingParams
+    runner: ModelRunner, prompts: Sequence[np.ndarray], count: int, params: Sampler
 ) -> list[list[int]]:
     """`count` tokens for each prompt, drawn step by step."""
     texts = [[int(result[0])] for result in prefilled(runner, prompts, [Sample(-1, params)])]
@@ -232,7 +234,7 @@ def generated(
         lengths = [len(prompt) + index for prompt in prompts]
         items = [ForwardItem(p, n, np.array([t[-1]], np.uint32), np.array([n], np.uint32))
                  for p, n, t in zip(pages, lengths, texts, strict=True)]  # fmt: skip
-        for text, result in zip(texts, runner.step(items, [[Sample(-1, params, n)] for n in lengths]), strict=True):
+        for text, result in zip(texts, runner.step(items, [[Sample(-1, params)] for _ in lengths]), strict=True):
             assert isinstance(result, list), result
             text.append(int(result[0]))  # type: ignore[arg-type]
     return texts
@@ -251,7 +253,7 @@ def check_graphs() -> Found:
         for num_rows in (1, 3, 8, 61):
             rng = np.random.default_rng(num_rows)
             prompts = [rng.integers(0, 4096, int(length)) for length in rng.integers(1, 400, num_rows)]
-            for name, params in (("greedy", SamplingParams()), ("drawn", SamplingParams(temperature=1.0, seed=7))):
+            for name, params in (("greedy", Sampler()), ("drawn", Sampler(temperature=1.0, seed=7))):
                 with_graphs, without = (generated(runner, prompts, 32, params) for runner in runners)
                 equal = sum(a == b for a, b in zip(with_graphs, without, strict=True))
                 found[f"{name} x {num_rows}"] = f"{equal} of {num_rows} texts equal"
@@ -269,12 +271,12 @@ def check_sampler() -> Found:
     for vocab in (640, 151936):
         logits = torch.randn((64, vocab), generator=generator) * 3
         for name, params in {
-            "greedy": SamplingParams(), "temperature": SamplingParams(0.8, seed=1),
-            "top_k": SamplingParams(1.0, 40, seed=1), "top_p": SamplingParams(1.0, 0, 0.9, seed=1),
-            "min_p": SamplingParams(1.0, 0, 1.0, 0.05, seed=1), "typical_p": SamplingParams(1.0, seed=1, typical_p=0.9),
+            "greedy": Sampler(), "temperature": Sampler(0.8, seed=1),
+            "top_k": Sampler(1.0, 40, seed=1), "top_p": Sampler(1.0, 0, 0.9, seed=1),
+            "min_p": Sampler(1.0, 0, 1.0, 0.05, seed=1), "typical_p": Sampler(1.0, seed=1, typical_p=0.9),
         }.items():  # fmt: skip
-            counters = list(range(64))
-            here, there = (sample(given, [params] * 64, counters).cpu() for given in (logits, logits.to(CUDA)))
+            choices = choices_of([params] * 64, range(64))
+            here, there = (sample(given, choices).cpu() for given in (logits, logits.to(CUDA)))
             equal = int((here == there).sum())
             found[f"{name} {vocab}"] = f"{equal} of 64"
             found["ok"] = found["ok"] and equal >= 63  # a draw within rounding of a boundary may fall on either side

@@ -118,7 +118,7 @@ def _compiler() -> Iterator[Check]:
 def _cache() -> Iterator[Check]:
     import tempfile
 
-    from pieray.wasm.compiler import cache_folder
+    from pieray.wasm.cache import cache_folder
 
     folder = cache_folder()
     try:

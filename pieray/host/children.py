@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from pieray.config import Limits
-from pieray.errors import Cancelled, DeadlineExceeded, EngineError, PierayError, QuotaExceeded
+from pieray.errors import Cancelled, ChildCeiling, DeadlineExceeded, EngineError, PierayError, QuotaExceeded
 from pieray.fairpool import FairPool
 from pieray.link import ActorLink, ActorLinks
 from pieray.messages import Launch
@@ -34,7 +34,7 @@ class Launcher(Protocol):
     """The way to the Controller.  Both may block."""
 
     def launch(self, message: Launch) -> Endpoint:
-        """Start an inferlet; the endpoint of its actor.  QuotaExceeded naming child_ceiling: no room at present."""
+        """Start an inferlet; the endpoint of its actor.  ChildCeiling: no room at present."""
         ...
 
     def kill(self, instance_id: str, reason: str) -> None:
@@ -83,14 +83,11 @@ class ChildService:
         found: Link | PierayError
         try:
             found = self._launched(message, child)
-        except QuotaExceeded as error:
-            if "child_ceiling" not in error.message:
-                found = error
-            elif time.monotonic() < deadline and not child.is_unwanted:
+        except ChildCeiling as error:
+            if time.monotonic() < deadline and not child.is_unwanted:
                 self._timers.at(time.monotonic() + RETRY_S, lambda: self._submit(message, child, done, deadline))
                 return
-            else:
-                found = DeadlineExceeded(f"no room for a child within {self._patience_s} s; {error.message}")
+            found = DeadlineExceeded(f"no room for a child within {self._patience_s} s; {error.message}")
         except PierayError as error:
             found = error
         except BaseException as error:

@@ -109,7 +109,7 @@ class Pass(Command):
 
     def output_tickets(self) -> list[int]:
         """The guest's, of the outputs that are or will be computed."""
-        return [output[0] & TICKET_MASK for output in self.outputs]
+        return [output.ticket & TICKET_MASK for output in self.outputs]
 
     def trace(self, lineage: Lineage) -> None:
         super().trace(lineage)
@@ -120,8 +120,6 @@ class Pass(Command):
                                 self.adapter)  # fmt: skip
 
     def message(self, inferlet: int) -> Message:
-        for output in self.outputs:
-            output[0] = wire_ticket(inferlet, output[0])
         message = Forward(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
             self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, bytes(self.mask), self.outputs,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
-from pieray.host.commands import INTERNAL, Command, Pass, Run, wire_ticket
+from pieray.host.commands import INTERNAL, TICKET_MASK, Command, Pass, Run, wire_ticket
 from pieray.host.ledger import GRACE_S, CallLater, Cancellable, Device, LedgerClient, no_answer
 from pieray.host.tickets import Kind, Ticket, TicketTable
 from pieray.host.transfers import Transfers
@@ -81,19 +81,18 @@ class Outbox:
         if len(self._staged) > MAX_STAGED:
             self.flush(keep=1)
 
-    def ask(self, pass_: Pass, kind: Kind, request: Output, num_bytes: int) -> int:
-        """Ask a pass that is not sent yet for one more output, `[tag, row, ...]`; its ticket.
+    def ask(self, pass_: Pass, kind: Kind, output: Callable[[int], Output], num_bytes: int) -> int:
+        """Ask a pass that is not sent yet for one more output, made for its ticket as it travels; the ticket.
 
         `num_bytes` of its value (0: a few).  Raises QuotaExceeded.
         """
-        output = self.open_result(kind, num_bytes, "the values of this output have")
-        ticket = output.number
-        output.pass_ = pass_
+        result = self.open_result(kind, num_bytes, "the values of this output have")
+        result.pass_ = pass_
         pass_.num_open += 1
         if not pass_.outputs:
             self._tickets.uncount(pass_.ticket)
-        pass_.outputs.append([ticket, *request])
-        return ticket
+        pass_.outputs.append(output(wire_ticket(self._inferlet, result.number)))
+        return result.number
 
     def open_result(self, kind: Kind, num_bytes: int, what: str) -> ResultTicket:
         """An open ticket for a result of so many bytes; `what`: see Transfers.  Raises QuotaExceeded."""
@@ -110,7 +109,7 @@ class Outbox:
         """A result was taken, or forgotten: one of a pass that is not sent yet is not computed then."""
         with self._tickets.lock:
             if pass_ is not None and not is_taken and not pass_.is_sent:
-                pass_.outputs[:] = [o for o in pass_.outputs if o[0] != result]
+                pass_.outputs[:] = [o for o in pass_.outputs if o.ticket & TICKET_MASK != result]
                 self.transfers.ended(result)
             self.transfers.forgotten(result)
             if pass_ is None:

@@ -14,10 +14,9 @@ import numpy.typing as npt
 from pieray.errors import InvalidRequest, PierayError
 from pieray.host.commands import Queue, Run, wire_ticket
 from pieray.host.drawn import Drawn
-from pieray.host.samplers import SamplerSpec
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind, Ticket
-from pieray.messages import StartPlan
+from pieray.messages import Sampler, StartPlan
 from pieray.pages.growing import Growing
 
 U32 = npt.NDArray[np.uint32]
@@ -32,7 +31,7 @@ NEVER = 1 << 62
 class Settings:
     """What may be changed before `start` and while the plan is paused."""
 
-    sampler: SamplerSpec
+    sampler: Sampler
     stop_tokens: bytes = b""  # u32
     stop_texts: tuple[str, ...] = ()
     grammar: tuple[Any, ...] = ()  # kind, text, tokens taken in before the plan
@@ -60,7 +59,7 @@ class Plan:
     """One plan.  All methods are called with the instance's lock held."""
 
     def __init__(self, state: InstanceState, queue: Queue, pages: U32, kv_len: int, tokens: U32, max_tokens: int,
-                 sampler: SamplerSpec) -> None:  # fmt: skip
+                 sampler: Sampler) -> None:  # fmt: skip
         self._instance = state
         self.queue = queue
         self._pages = pages
@@ -133,7 +132,7 @@ class Plan:
         return StartPlan(
             wire_ticket(instance.number, run.ticket), instance.number, queue.handle, queue.priority,
             run.growing.pages.tobytes(), self.kv_len + run.done, self.line[run.done :].tobytes(), run.max_tokens,
-            settings.sampler.to_wire(), settings.stop_tokens, list(settings.stop_texts), grammar, settings.adapter,
+            settings.sampler, settings.stop_tokens, list(settings.stop_texts), grammar, settings.adapter,
             settings.num_drafts, history, drawn.tobytes() if settings.stop_texts else b"", settings.is_scored,
             run.visible,
         )  # fmt: skip

@@ -71,8 +71,8 @@ class DeviceSessions:
             self._redial.start()
             raise
 
-    def current(self) -> DeviceClient:
-        """The session that lives, waiting `wait_s` for one while the device group is dialled again.
+    def current(self, wait_s: float | None = None) -> DeviceClient:
+        """The session that lives, waiting `wait_s` (None: this object's) for one while the group is dialled again.
 
         Raises DeviceLost, which says why the last one broke and how dialling fares; EngineError when closed.
         """
@@ -80,7 +80,8 @@ class DeviceSessions:
             if self._is_up() is None and self._num_waiting < MAX_WAITING:
                 self._num_waiting += 1
                 try:
-                    self._changed.wait_for(lambda: self._is_closed or self._is_up() is not None, self._wait_s)
+                    self._changed.wait_for(lambda: self._is_closed or self._is_up() is not None,
+                                           self._wait_s if wait_s is None else wait_s)  # fmt: skip
                 finally:
                     self._num_waiting -= 1
             if self._is_closed:

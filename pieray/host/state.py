@@ -18,13 +18,12 @@ from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox
-from pieray.host.samplers import GREEDY, SamplerSpec
 from pieray.host.scratch import ScratchFolder
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.textstreams import TextStreams
 from pieray.host.tickets import Kind, TicketTable, WorkTicket
-from pieray.messages import Launch
+from pieray.messages import GREEDY, Launch, Sampler
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
 
@@ -57,7 +56,7 @@ class InstanceState:
     queues: dict[int, Queue] = field(default_factory=dict)
     next_queue: int = 1
     lock: threading.RLock = field(init=False)
-    samplers: Opened[SamplerSpec] = field(init=False)
+    samplers: Opened[Sampler] = field(init=False)
     matchers: Opened[Any] = field(init=False)
     embeds: EmbedTable = field(init=False)
     scratch: ScratchFolder = field(init=False)
@@ -85,7 +84,7 @@ class InstanceState:
         self.embeds = EmbedTable(self.limits.embed_bytes)
         self.adapters = Opened("adapter", "plans", self.limits.plans)
 
-    def sampler(self, handle: int) -> SamplerSpec:
+    def sampler(self, handle: int) -> Sampler:
         """The chain behind a sampler handle, greedy for 0; raises BadHandle."""
         return self.samplers.get(handle) if handle else GREEDY
 

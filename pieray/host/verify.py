@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 from pieray.errors import InvalidRequest
 from pieray.host.commands import Command, Queue, wire_ticket
-from pieray.host.samplers import SamplerSpec
-from pieray.messages import Message, Verify
+from pieray.messages import Message, Sampler, Verify
 from pieray.pages.handles import PageSpace, Prepared
 from pieray.pages.lineage import Lineage
 
@@ -44,7 +43,7 @@ class VerifyPass(Command):
     __slots__ = ("adapter", "drafts", "kv_len", "lineage", "pages", "parents", "sampler", "tokens", "visible")
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared, *, pages: PageSpace, lineage: Lineage,
-                 kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: SamplerSpec,
+                 kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: Sampler,
                  adapter: int, visible: bytes) -> None:  # fmt: skip
         super().__init__(ticket, queue, prepared)
         self.pages = pages
@@ -61,7 +60,7 @@ class VerifyPass(Command):
         return Verify(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
             self.prepared.pages.tobytes(), self.kv_len, self.tokens.tobytes(), self.drafts.tobytes(),
-            self.parents.tobytes(), self.sampler.to_wire(), self.adapter, self.visible,
+            self.parents.tobytes(), self.sampler, self.adapter, self.visible,
         )  # fmt: skip
 
     def settled(self, result: object) -> object:

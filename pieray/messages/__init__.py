@@ -10,20 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pieray.messages.adapters import PRIVATE, LoadAdapter, UnloadAdapter
     from pieray.messages.batcher import (
-        DISTRIBUTION,
-        ENTROPY,
-        HIDDEN,
-        LOGITS,
-        LOGPROBS,
-        SAMPLE,
-        SAMPLE_WITH,
         CancelInferlet,
         CopyTokens,
         DecodePasses,
         EmbedTokens,
         Forward,
         OpenInferlet,
-        Output,
         Sampled,
         Verify,
     )
@@ -51,6 +43,7 @@ if TYPE_CHECKING:
         Install,
         Kill,
         Launch,
+        LaunchHere,
         SendFile,
         SendText,
         file_part,
@@ -58,7 +51,7 @@ if TYPE_CHECKING:
     )
     from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
     from pieray.messages.controller import Ask
-    from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode, size_of
+    from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, decode_one, encode, size_of
     from pieray.messages.leases import (
         CloseLease,
         ExportPages,
@@ -72,18 +65,23 @@ if TYPE_CHECKING:
         Unexport,
     )
     from pieray.messages.opening import Completed, Failed, Hello, Welcome
+    from pieray.messages.outputs import (
+        GREEDY,
+        Distribution,
+        Entropy,
+        Hidden,
+        Logits,
+        Logprobs,
+        Output,
+        Sample,
+        Sampler,
+    )
     from pieray.messages.plans import ExtendPlan, PlanTokens, RunEnded, RunTokens, StartPlan, StopPlan
 
 __all__ = [
-    "DISTRIBUTION",
-    "ENTROPY",
-    "HIDDEN",
-    "LOGITS",
-    "LOGPROBS",
+    "GREEDY",
     "MAX_FRAME_BYTES",
     "PRIVATE",
-    "SAMPLE",
-    "SAMPLE_WITH",
     "SCHEMA",
     "Ask",
     "Attach",
@@ -99,7 +97,9 @@ __all__ = [
     "CopyTokens",
     "Credit",
     "DecodePasses",
+    "Distribution",
     "EmbedTokens",
+    "Entropy",
     "Event",
     "ExportPages",
     "ExtendPlan",
@@ -107,13 +107,17 @@ __all__ = [
     "FencePeer",
     "Forward",
     "Hello",
+    "Hidden",
     "ImportPages",
     "Install",
     "Kill",
     "Launch",
+    "LaunchHere",
     "LeasePages",
     "ListExports",
     "LoadAdapter",
+    "Logits",
+    "Logprobs",
     "Message",
     "Next",
     "OpenInferlet",
@@ -126,7 +130,9 @@ __all__ = [
     "ReleasePages",
     "RunEnded",
     "RunTokens",
+    "Sample",
     "Sampled",
+    "Sampler",
     "SendFile",
     "SendText",
     "ServeTools",
@@ -146,6 +152,7 @@ __all__ = [
     "Welcome",
     "Withdraw",
     "decode",
+    "decode_one",
     "encode",
     "file_part",
     "read_file_part",
@@ -153,8 +160,8 @@ __all__ = [
 ]
 
 #: Where names are looked for, first those that every client needs.
-_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "batcher", "plans",
-            "adapters", "broker")  # fmt: skip
+_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "outputs", "batcher",
+            "plans", "adapters", "broker")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 from pieray.messages.frame import Message, register
-
-#: Outputs of a pass, each `[ticket, tag, row, ...]`; the value of its Completed is given here.
-SAMPLE = 0  # [ticket, 0, row, temperature, top_k, top_p, min_p, seed] -> u32[1]
-DISTRIBUTION = 1  # [ticket, 1, row, k] -> [u32[k], f32[k]]
-LOGPROBS = 2  # [ticket, 2, row, u32 bytes] -> f32[n]
-LOGITS = 3  # [ticket, 3, row] -> f32[vocab]
-ENTROPY = 4  # [ticket, 4, row] -> f32[1], nats
-HIDDEN = 5  # [ticket, 5, row] -> f32[hidden size]
-SAMPLE_WITH = 6  # [ticket, 6, row, SamplerSpec.to_wire()] -> u32[1]
-
-Output: TypeAlias = list[Any]
+from pieray.messages.outputs import Output, Sampler
 
 
 @register(19)
@@ -42,7 +31,7 @@ class Forward(Message):
     tokens: bytes  # u32
     positions: bytes  # u32, or b"": kv_len, kv_len + 1, ...
     mask: bytes  # packed bits [tokens, kv_len + tokens], or b"": causal
-    outputs: list[Output]
+    outputs: list[Output]  # each answered with a Completed of its ticket
     adapter: int = 0  # the batcher's number for a LoRA adapter; 0: none
     embeds: list[bytes] = field(default_factory=list)  # [rows u32, values f32]: rows that are embeddings, not tokens
 
@@ -51,7 +40,7 @@ class Forward(Message):
 @dataclass(frozen=True, slots=True)
 class DecodePasses(Message):
     """Passes of one token, each with one sample behind it, as columns, a row for each; what a Forward of one token
-    with a SAMPLE_WITH asks, and answered the same, or by Sampled.
+    with a Sample asks, and answered the same, or by Sampled.
 
     Rows of one inferlet are in the order enqueued.  The sender sees to it that none overtakes, or is overtaken by,
     another command of its inferlet: such a pass travels as a Forward.
@@ -67,7 +56,7 @@ class DecodePasses(Message):
     adapters: bytes  # u32 [R]: 0 for none
     num_pages: bytes  # u32 [R]
     pages: bytes  # u32: physical pages of all rows in a line
-    samplers: list[list[Any]]  # SamplerSpec.to_wire(), each once
+    samplers: list[Sampler]  # each once
     sampler_of: bytes  # u32 [R]: indices of samplers
 
 
@@ -120,7 +109,7 @@ class Verify(Message):
     tokens: bytes  # u32, at least one
     drafts: bytes  # u32
     parents: bytes  # u32, one per draft: 0 for the last of tokens, else 1 + an earlier draft; b"": a chain
-    sampler: list[Any]  # SamplerSpec.to_wire()
+    sampler: Sampler
     adapter: int = 0
     visible: bytes = b""  # packed bits [kv_len], or b"": all
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pieray.messages.frame import Message, register
+from pieray.messages.outputs import Sampler
 
 
 @register(15)
@@ -31,7 +32,7 @@ class StartPlan(Message):
     kv_len: int
     tokens: bytes  # u32
     max_tokens: int
-    sampler: list[Any]  # SamplerSpec.to_wire(); the draw after the token at position p has counter p
+    sampler: Sampler
     stop_tokens: bytes  # u32
     stop_texts: list[str]
     grammar: list[Any]  # [kind, text, tokens taken in u32 bytes, tenant], or []

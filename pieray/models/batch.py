@@ -1,4 +1,4 @@
-"""From the items of a step to one ragged batch: plain numpy until the tensors are made."""
+"""From what a step runs to one ragged batch: rows as columns, then items; plain numpy until the tensors are made."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pieray.errors import InvalidRequest
+from pieray.errors import InvalidRequest, PierayError
 from pieray.kernels.meta import AttentionMeta
+from pieray.kernels.sample_cpu import CHOICE
+from pieray.messages import Sampler
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
 from pieray.models.lora import LoraAdapter, LoraSegment, segments_of
@@ -28,7 +30,9 @@ class ForwardItem:
     little-endian within a byte, 1 = may attend, ANDed with causality unless `causal` is False.  `positions` feed the
     rotary embedding only; causality goes by order.  `rows`, in [0, n) and ascending, are those whose logits are wanted.
     `adapter` is added to the weights, for this item alone.  `embeds`, if any, are rows in [0, n), each once, and their
-    embeddings, float32 [len(rows), hidden], which stand in place of those of their tokens.
+    embeddings, float32 [len(rows), hidden], which stand in place of those of their tokens.  `counters` make the draws
+    behind its tokens unique to their places; None: each token's number in the sequence, `kv_len` and up.  `start` is
+    the number of its first token in the pass whose rows its outputs count.
     """
 
     pages: U32
@@ -40,6 +44,47 @@ class ForwardItem:
     causal: bool = True
     adapter: LoraAdapter | None = None
     embeds: tuple[U32, F32] | None = None
+    counters: U32 | None = None
+    start: int = 0
+
+
+@dataclass(slots=True)
+class DecodeRows:
+    """R sequences that run one token each and draw the next one, as columns, a row for each.
+
+    A row's `pages`, of which `kv_len` + 1 tokens need the first ones, are followed by any others of the pool, say 0.
+    Rows of one adapter lie side by side.
+    """
+
+    tokens: U32  # [R]
+    positions: U32  # [R]
+    kv_lens: I64  # [R]
+    pages: U32  # [R, W]
+    choices: npt.NDArray[np.void]  # [R], CHOICE of kernels/sample_cpu.py
+    samplers: dict[int, Sampler] = field(default_factory=dict)  # of rows with a bias or a mask; in order of rows
+    masks: dict[int, bytes] = field(default_factory=dict)  # what else restricts the draw of a row, as Sampler.allowed
+    scored: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose log-probabilities are wanted
+    adapters: list[tuple[LoraAdapter, int, int]] = field(default_factory=list)  # each of rows [first, last)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, kept: I64) -> DecodeRows:
+        """These rows alone, in order."""
+        place = {row: index for index, row in enumerate(kept.tolist())}
+        adapters = [(one, *np.searchsorted(kept, (first, last)).tolist()) for one, first, last in self.adapters]
+        return DecodeRows(
+            self.tokens[kept], self.positions[kept], self.kv_lens[kept], self.pages[kept], self.choices[kept],
+            {place[row]: one for row, one in self.samplers.items() if row in place},
+            {place[row]: one for row, one in self.masks.items() if row in place},
+            np.flatnonzero(np.isin(kept, self.scored)), [one for one in adapters if one[1] < one[2]],
+        )  # fmt: skip
+
+
+NO_ROWS = DecodeRows(
+    np.zeros(0, np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.int64), np.zeros((0, 0), np.uint32),
+    np.zeros(0, CHOICE),
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -121,26 +166,49 @@ def are_valid(items: Sequence[ForwardItem], config: ModelConfig, pool: KvPool) -
     )
 
 
+def row_errors(rows: DecodeRows, config: ModelConfig, pool: KvPool) -> dict[int, PierayError]:
+    """The rows that cannot be computed, and why."""
+    limits = (
+        ("token", rows.tokens, config.vocab_size, "vocabulary"),
+        ("position", rows.positions, config.max_position, "context"),
+        ("page", rows.pages.max(1, initial=0), pool.num_pages, "pool"),
+        ("kv_len", rows.kv_lens, rows.pages.shape[1] * pool.page_size, "slots"),
+    )
+    return {
+        row: InvalidRequest(f"{name} {values[row]} is outside the {what} of {limit}")
+        for name, values, limit, what in limits
+        if len(values) and not 0 <= int(values.min()) <= int(values.max()) < limit
+        for row in np.flatnonzero((values < 0) | (values >= limit)).tolist()
+    }
+
+
 def _check_below(name: str, values: U32, limit: int, what: str) -> None:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high >= limit:
         raise InvalidRequest(f"{name} {high if high >= limit else low} is outside the {what} of {limit}")
 
 
-def build_batch(items: Sequence[ForwardItem], page_size: int, device: torch.device | str = "cpu") -> RaggedBatch:
-    """Lay out valid items (see `validate_item`) side by side, in the order given."""
-    q_lens = np.fromiter((len(item.tokens) for item in items), np.int64, len(items))
-    kv_before = np.fromiter((item.kv_len for item in items), np.int64, len(items))
-    num_pages = np.fromiter((len(item.pages) for item in items), np.int64, len(items))
+def build_batch(
+    items: Sequence[ForwardItem], page_size: int, device: torch.device | str = "cpu", rows: DecodeRows | None = None
+) -> RaggedBatch:
+    """Lay out valid rows and items (see `validate_item`) side by side, rows first, in the order given."""
+    lead = NO_ROWS if rows is None else rows
+    num_rows, width = lead.pages.shape
+    q_lens = np.array([1] * num_rows + [len(item.tokens) for item in items], np.int64)
+    kv_before = np.concatenate((lead.kv_lens, [item.kv_len for item in items])).astype(np.int64)
+    num_pages = np.array([width] * num_rows + [len(item.pages) for item in items], np.int64)
     qo_indptr, page_indptr = _indptr(q_lens), _indptr(num_pages)
-    pages = _concat([item.pages for item in items])
-    owner = np.repeat(np.arange(len(items)), q_lens)
+    pages = _concat([lead.pages.reshape(-1), *(item.pages for item in items)])
+    owner = np.repeat(np.arange(len(q_lens)), q_lens)
     index = kv_before[owner] + np.arange(len(owner)) - qo_indptr[owner]
     slots = pages[page_indptr[owner] + index // page_size] * page_size + index % page_size
-    rows = [start + row for start, item in zip(qo_indptr.tolist(), items, strict=False) for row in item.rows]
-    mask, mask_indptr = _masks(items)
+    starts = qo_indptr[num_rows :]
+    wanted = [start + row for start, item in zip(starts.tolist(), items, strict=False) for row in item.rows]
+    mask, mask_indptr = _masks(items, num_rows)
     kv_lens = kv_before + q_lens
-    ints = _to_device(device, np.int32, qo_indptr, page_indptr, pages, kv_lens, [item.causal for item in items])
+    causal = np.ones(len(q_lens), np.int32)
+    causal[num_rows :] = [item.causal for item in items]
+    ints = _to_device(device, np.int32, qo_indptr, page_indptr, pages, kv_lens, causal)
     attention = AttentionMeta(
         qo_indptr=ints[0],
         page_indptr=ints[1],
@@ -155,13 +223,14 @@ def build_batch(items: Sequence[ForwardItem], page_size: int, device: torch.devi
     longs = _to_device(
         device,
         np.int64,
-        _concat([item.tokens for item in items]),
-        _concat([item.positions for item in items]),
+        _concat([lead.tokens, *(item.tokens for item in items)]),
+        _concat([lead.positions, *(item.positions for item in items)]),
         slots,
-        rows,
+        np.concatenate((np.arange(num_rows), wanted)),
     )
-    adapters = segments_of([(item.adapter, len(item.tokens), len(item.rows)) for item in items])
-    embeds = _embeddings(items, qo_indptr, device)
+    adapters = [LoraSegment(adapter, first, last, first, last) for adapter, first, last in lead.adapters]
+    adapters += segments_of([(item.adapter, len(item.tokens), len(item.rows)) for item in items], num_rows)
+    embeds = _embeddings(items, starts, device)
     return RaggedBatch(longs[0], longs[1], longs[2], longs[3], attention, adapters, embeds)
 
 
@@ -182,12 +251,15 @@ def _concat(arrays: Sequence[U32]) -> I64:
     return np.concatenate([np.zeros(0, np.int64), *arrays]).astype(np.int64)
 
 
-def _masks(items: Sequence[ForwardItem]) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.int32] | None]:
+def _masks(
+    items: Sequence[ForwardItem], num_before: int
+) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.int32] | None]:
     if all(item.mask is None for item in items):
         return None, None
     sizes = [0 if item.mask is None else len(item.mask) for item in items]
     starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
-    indptr = np.where([item.mask is None for item in items], -1, starts).astype(np.int32)
+    indptr = np.full(num_before + len(items), -1, np.int32)
+    indptr[num_before:] = np.where([item.mask is None for item in items], -1, starts)
     return np.frombuffer(bytearray(b"".join(item.mask or b"" for item in items)) or bytearray(1), np.uint8), indptr
 
 

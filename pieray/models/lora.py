@@ -208,10 +208,11 @@ def add_low_rank(
     return y
 
 
-def segments_of(items: Sequence[tuple[LoraAdapter | None, int, int]]) -> list[LoraSegment]:
-    """Runs of neighbours with one adapter, from each item's (adapter, tokens, wanted rows), in order."""
+def segments_of(items: Sequence[tuple[LoraAdapter | None, int, int]], num_before: int = 0) -> list[LoraSegment]:
+    """Runs of neighbours with one adapter, from each item's (adapter, tokens, wanted rows), in order, behind as many
+    others of one token and one wanted row each."""
     found: list[LoraSegment] = []
-    token = row = 0
+    token = row = num_before
     for adapter, num_tokens, num_rows in items:
         last, last_row = token + num_tokens, row + num_rows
         if adapter is not None:

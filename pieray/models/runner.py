@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,17 @@ import torch
 
 from pieray.adapters import AdapterFile
 from pieray.errors import DeviceLost, InvalidRequest, ModelError, PierayError, Unsupported
-from pieray.models import batch, sampler
-from pieray.models.batch import ForwardItem
+from pieray.messages import GREEDY, Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler
+from pieray.models import batch
+from pieray.models import sampler as sampling
+from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
 from pieray.models.config import ModelConfig
 from pieray.models.decode_graphs import GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
 from pieray.models.kv_pool import KvPool, TokenRange
 from pieray.models.lora import LoraAdapter
-from pieray.models.sampler import Bias, SamplingParams
+from pieray.models.sampler import Bias
 from pieray.models.weights import load_weights
 
 log = logging.getLogger(__name__)
@@ -33,70 +35,21 @@ SLICE_BYTES = 64 << 20
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """Draw one token after token `row` of the item (-1 = its last); answers an int.
-
-    `counter` makes the draw of a seed unique: use the sequence length.  `bias` is distinct token ids and what is added
-    to their logits; `allowed` is [vocab] bits, little-endian, 1 = may be drawn.  If nothing may be, the answer is
-    InvalidRequest.
-    """
-
-    row: int = -1
-    params: SamplingParams = field(default_factory=SamplingParams)
-    counter: int = 0
-    allowed: bytes | None = None
-    bias: Bias | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredSample(Sample):
-    """The same; answers (ids uint32 [1], log p float32 [1]): of the token before bias, temperature and filters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """The k most likely next tokens, in order; answers (ids uint32 [k], probabilities float32 [k]); k = 0: all."""
-
-    row: int = -1
-    k: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Logprobs:
-    """log p of each of `token_ids` (uint32 [n]) as the next token; answers float32 [n]."""
-
-    row: int = -1
-    token_ids: npt.NDArray[np.uint32] | tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Logits:
-    """The raw logits; answers float32 [vocab]."""
-
-    row: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Entropy:
-    """Entropy of the next token, in nats; answers float32 [1]."""
-
-    row: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Hidden:
-    """The last hidden state, behind the final norm; answers float32 [hidden]."""
-
-    row: int = -1
-
-
-OutputRequest = Sample | Distribution | Logprobs | Logits | Entropy | Hidden
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 #: an error in place of a value fails that output alone
 OutputValue = int | tuple[npt.NDArray[np.uint32], F32] | F32 | PierayError
-#: what an item gets: a value per request, in order, or the error that failed this item alone
+#: what an item gets: a value per output, in order, or the error that failed this item alone
 StepResult = list[OutputValue] | PierayError
+
+
+@dataclass(slots=True)
+class Drawn:
+    """What the rows of a step have drawn."""
+
+    tokens: I64  # [R]; of rows that failed, anything
+    scores: F32  # [S], log p of the tokens of `DecodeRows.scored`, before bias, temperature and filters
+    errors: dict[int, PierayError]  # rows that failed alone
 
 
 class ModelRunner:
@@ -110,7 +63,6 @@ class ModelRunner:
         self.config = config
         self.decoder = decoder
         self.pool = pool
-        self.default_seed = secrets.randbits(63)
 
     @classmethod
     def load(
@@ -149,12 +101,18 @@ class ModelRunner:
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
         return cls(config, decoder, pool)
 
-    def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]:
-        """Compute all items in one ragged batch; `outputs[i]` are those wanted of `items[i]`.
+    def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]) -> list[StepResult]:
+        """As `decode`, without rows."""
+        return self.decode(NO_ROWS, items, outputs)[1]
 
-        Never raises for an item: one that is invalid, not finite or fails to compute gets a PierayError in its place,
-        and the others are computed as if it had not been there.  `items[i].rows` is overwritten.
-        Raises DeviceLost.
+    def decode(
+        self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]
+    ) -> tuple[Drawn, list[StepResult]]:
+        """Compute rows and items in one ragged batch; `outputs[i]` are those wanted of `items[i]`.
+
+        Never raises for a row or an item: one that is invalid, not finite or fails to compute gets a PierayError in its
+        place, and the others are computed as if it had not been there; so does a draw that may give no token.
+        `items[i].rows` is overwritten.  Raises DeviceLost.
         """
         results: list[StepResult] = [[] for _ in items]
         good = []
@@ -165,14 +123,29 @@ class ModelRunner:
                 if not are_valid:
                     batch.validate_item(item, self.config, self.pool)
                 good.append(index)
-            except InvalidRequest as error:
-                results[index] = error
+            except (InvalidRequest, ValueError) as error:
+                results[index] = error if isinstance(error, InvalidRequest) else InvalidRequest(f"malformed: {error}")
         good.sort(key=lambda i: 0 if (adapter := items[i].adapter) is None else adapter.serial)
-        for index, result in zip(
-            good, self._compute([items[i] for i in good], [outputs[i] for i in good]), strict=True
-        ):
+        drawn, found = self._decode_rows(rows, [items[i] for i in good], [outputs[i] for i in good])
+        for index, result in zip(good, found, strict=True):
             results[index] = result
-        return results
+        return drawn, results
+
+    def _decode_rows(
+        self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]
+    ) -> tuple[Drawn, list[StepResult]]:
+        """As `decode`, of valid items."""
+        errors: dict[int, PierayError] = dict(batch.row_errors(rows, self.config, self.pool))
+        for row, sampler in rows.samplers.items():
+            try:
+                _check_sampler(sampler, self.config.vocab_size)
+            except (InvalidRequest, ValueError) as error:
+                errors[row] = InvalidRequest(f"sampler: {error}")
+        if not errors:
+            return self._compute(rows, items, outputs)
+        kept = np.setdiff1d(np.arange(len(rows)), list(errors))
+        part, found = self._compute(rows.take(kept), items, outputs)
+        return _spread(part, kept, rows, errors), found
 
     def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
         """An adapter for this model, to be given with items; see `read_lora`.  From any thread.  Raises DeviceLost."""
@@ -224,115 +197,205 @@ class ModelRunner:
         with self._device():
             self.pool.copy_tokens(ranges)
 
-    def _prepare(self, item: ForwardItem, wanted: Sequence[OutputRequest]) -> None:
+    def _prepare(self, item: ForwardItem, wanted: Sequence[Output]) -> None:
         num_tokens, vocab = len(item.tokens), self.config.vocab_size
-        for request in wanted:
-            if not -num_tokens <= request.row < num_tokens:
-                raise InvalidRequest(f"row {request.row} is outside of {num_tokens} tokens")
-            if isinstance(request, Sample):
-                _check_sample(request, vocab)
-            elif isinstance(request, Logprobs):
-                _check_ids(request, vocab)
-            elif isinstance(request, Distribution) and request.k < 0:
-                raise InvalidRequest(f"k is {request.k}; it must be 0 (all) or more")
-        item.rows = sorted({request.row % num_tokens for request in wanted})
+        for output in wanted:
+            if not -num_tokens <= output.row - item.start < num_tokens:
+                raise InvalidRequest(f"row {output.row} is outside of {num_tokens} tokens from {item.start} on")
+            if isinstance(output, Sample):
+                _check_sampler(output.sampler, vocab)
+            elif isinstance(output, Logprobs):
+                _check_ids(output, vocab)
+            elif isinstance(output, Distribution) and output.k < 0:
+                raise InvalidRequest(f"k is {output.k}; it must be 0 (all) or more")
+        item.rows = sorted({(output.row - item.start) % num_tokens for output in wanted})
 
-    def _compute(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]:
-        if not items:
-            return []
+    def _compute(
+        self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]
+    ) -> tuple[Drawn, list[StepResult]]:
+        if not items and not len(rows):
+            return Drawn(np.zeros(0, np.int64), np.zeros(0, np.float32), {}), []
         try:
             with self._device():
-                return self._run(items, outputs)
+                return self._run(rows, items, outputs)
         except (RuntimeError, MemoryError) as error:
-            if len(items) == 1:
-                return [ModelError(f"the step failed: {error}")]
-            log.warning("a step of %d items failed, trying each alone: %s", len(items), error)
-            return [self._compute([item], [wanted])[0] for item, wanted in zip(items, outputs, strict=True)]
+            failure = ModelError(f"the step failed: {error}")
+            if len(items) + len(rows) == 1:
+                nothing = Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), {})
+                nothing.errors |= dict.fromkeys(range(len(rows)), failure)
+                return nothing, [failure for _ in items]
+            log.warning("a step of %d failed, trying each alone: %s", len(items) + len(rows), error)
+        drawn = Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), {})
+        for row in range(len(rows)):
+            alone = np.array([row])
+            part, _ = self._compute(rows.take(alone), [], [])
+            drawn = _spread(part, alone, rows, drawn.errors, drawn)
+        found = [self._compute(NO_ROWS, [item], [asked])[1][0] for item, asked in zip(items, outputs, strict=True)]
+        return drawn, found
 
-    def _run(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]:
-        ragged = batch.build_batch(items, self.pool.page_size, self.decoder.device)
-        if any(isinstance(request, Hidden) for wanted in outputs for request in wanted):
+    def _run(
+        self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]
+    ) -> tuple[Drawn, list[StepResult]]:
+        ragged = batch.build_batch(items, self.pool.page_size, self.decoder.device, rows)
+        if any(isinstance(output, Hidden) for wanted in outputs for output in wanted):
             shape = len(ragged.rows), self.config.hidden_size
             ragged.hidden = torch.empty(shape, dtype=torch.float32, device=self.decoder.device)
         logits = self.decoder.forward(ragged, self.pool)
-        values = _Answers(items, outputs, logits, ragged.hidden, self.default_seed).collect()
+        logits, bad = _finite(logits)
+        values = _Answers(items, outputs, logits, ragged.hidden, len(rows)).collect(bad)
+        drawn = _drawn(rows, logits[: len(rows)])
+        drawn.errors |= {row: _not_finite() for row in bad if row < len(rows)}
         if logits.is_cuda and not len(ragged.rows):  # nothing has waited for the device: the next step's time would
             torch.cuda.synchronize(logits.device)  # be this one's too
-        return values
+        return drawn, values
 
 
-def _check_sample(request: Sample, vocab: int) -> None:
-    request.params.check()
+def _spread(
+    part: Drawn, kept: I64, rows: DecodeRows, errors: dict[int, PierayError], into: Drawn | None = None
+) -> Drawn:
+    """What some of the rows have drawn, as if of all."""
+    whole = into or Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), {})
+    whole.tokens[kept] = part.tokens
+    whole.scores[np.isin(rows.scored, kept)] = part.scores
+    whole.errors = errors | {int(kept[row]): error for row, error in part.errors.items()}
+    return whole
+
+
+def _finite(logits: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """The logits, and rows that are not finite; such rows are zeroed, so that no sampler trips over them."""
+    is_finite = logits.amax(-1).isfinite() if len(logits) else logits.new_ones(0, dtype=torch.bool)
+    if bool(is_finite.all()):
+        return logits, []
+    return logits.masked_fill(~is_finite[:, None], 0), (~is_finite).nonzero()[:, 0].tolist()
+
+
+def _not_finite() -> PierayError:
+    return ModelError("the logits of this item are not finite")
+
+
+def _check_sampler(sampler: Sampler, vocab: int) -> None:
+    """What the kernels cannot bear; InvalidRequest or ValueError."""
     num_bytes = (vocab + 7) // 8
-    if request.allowed is not None and len(request.allowed) != num_bytes:
-        raise InvalidRequest(f"a mask of {vocab} tokens takes {num_bytes} bytes, given {len(request.allowed)}")
-    if request.bias is not None:
-        ids, values = request.bias
+    if sampler.allowed and len(sampler.allowed) != num_bytes:
+        raise InvalidRequest(f"a mask of {vocab} tokens takes {num_bytes} bytes, given {len(sampler.allowed)}")
+    if sampler.bias_tokens:
+        ids, values = _bias(sampler)
         if len(ids) != len(values) or int(ids.max(initial=0)) >= vocab or not (values < np.inf).all():
             raise InvalidRequest(f"a bias is a value below infinity for each token id below {vocab}")
 
 
-def _check_ids(request: Logprobs, vocab: int) -> None:
-    ids = np.asarray(request.token_ids, np.int64)
-    if len(ids) and not 0 <= ids.min() <= ids.max() < vocab:
-        wrong = int(ids.min()) if ids.min() < 0 else int(ids.max())
-        raise InvalidRequest(f"token {wrong} is outside the vocabulary of {vocab}")
+def _bias(sampler: Sampler) -> Bias:
+    return np.frombuffer(sampler.bias_tokens, "<u4"), np.frombuffer(sampler.bias_values, "<f4")
 
 
-def _num_ids(one: tuple[int, int, int, OutputRequest]) -> float:
-    request = one[3]
-    return request.k or float("inf") if isinstance(request, Distribution) else 0
+def _check_ids(output: Logprobs, vocab: int) -> None:
+    ids = np.frombuffer(output.token_ids, "<u4")
+    if len(ids) and int(ids.max()) >= vocab:
+        raise InvalidRequest(f"token {int(ids.max())} is outside the vocabulary of {vocab}")
+
+
+def _restricted(logits: torch.Tensor, samplers: Sequence[Sampler], masks: Sequence[bytes]) -> torch.Tensor:
+    """The logits behind each row's bias, its sampler's mask and one more (b"": all allowed)."""
+    biased = sampling.add_bias(logits, [_bias(one) if one.bias_tokens else None for one in samplers])
+    allowed = [one.allowed or mask or None for one, mask in zip(samplers, masks, strict=True)]
+    masked = sampling.mask_tokens(biased, allowed)
+    both = [mask if one.allowed and mask else None for one, mask in zip(samplers, masks, strict=True)]
+    return sampling.mask_tokens(masked, both)
+
+
+def _banned(logits: torch.Tensor) -> list[int]:
+    """Rows in which nothing may be drawn."""
+    rows: list[int] = (logits.amax(-1) == -torch.inf).nonzero()[:, 0].tolist()
+    return rows
+
+
+def _no_token() -> PierayError:
+    return InvalidRequest("the sampler allows no token: all are banned by its bias or its mask")
+
+
+def _drawn(rows: DecodeRows, logits: torch.Tensor) -> Drawn:
+    errors: dict[int, PierayError] = {}
+    special = sorted({*rows.samplers, *rows.masks})
+    if not special:
+        tokens = sampling.sample(logits, rows.choices)
+    else:
+        places = np.array(special)
+        plain = np.setdiff1d(np.arange(len(rows)), places)
+        tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+        if len(plain):
+            tokens[plain] = sampling.sample(logits, rows.choices[plain], plain)
+        samplers = [rows.samplers.get(row, GREEDY) for row in special]
+        restricted = _restricted(logits[places], samplers, [rows.masks.get(row, b"") for row in special])
+        tokens[places] = sampling.sample(restricted, rows.choices[places])
+        errors = {special[place]: _no_token() for place in _banned(restricted)}
+    scores = np.zeros(0, np.float32)
+    if len(rows.scored):
+        scores = sampling.logprobs(logits[rows.scored], tokens[rows.scored, None])[:, 0].cpu().numpy()
+    return Drawn(tokens.cpu().numpy(), scores, errors)
+
+
+class _Asked(NamedTuple):
+    """One output, and where its value goes."""
+
+    item: int
+    place: int
+    row: int  # of the logits
+    output: Any
+    counter: int
+
+
+def _num_ids(asked: _Asked) -> float:
+    return asked.output.k or float("inf")
 
 
 class _Answers:
-    """From the logits of a step to each item's values: vectorised calls per kind of request, each over as many rows as
+    """From the logits of a step to each item's values: vectorised calls per kind of output, each over as many rows as
     fit in SLICE_BYTES of float32, so that no copy of all rows is ever made."""
 
     def __init__(
         self,
         items: Sequence[ForwardItem],
-        outputs: Sequence[Sequence[OutputRequest]],
+        outputs: Sequence[Sequence[Output]],
         logits: torch.Tensor,
         hidden: torch.Tensor | None,
-        default_seed: int,
+        first_row: int,
     ) -> None:
         self.logits = logits
         self.hidden = hidden
-        self.default_seed = default_seed
+        self.first_row = first_row
         self.values: list[list[OutputValue]] = [[0] * len(wanted) for wanted in outputs]
-        self.groups: dict[type, list[tuple[int, int, int, OutputRequest]]] = {}
-        self.owner: list[int] = []
+        self.groups: dict[tuple[type, bool], list[_Asked]] = {}
+        self.owner: list[int] = []  # of rows from `first_row` on
         for index, (item, wanted) in enumerate(zip(items, outputs, strict=True)):
-            row_of = {row: len(self.owner) + place for place, row in enumerate(item.rows)}
+            row_of = {row: first_row + len(self.owner) + place for place, row in enumerate(item.rows)}
             self.owner += [index] * len(item.rows)
-            for place, request in enumerate(wanted):
-                where = (index, place, row_of[request.row % len(item.tokens)], request)
-                self.groups.setdefault(type(request), []).append(where)
+            for place, output in enumerate(wanted):
+                row = (output.row - item.start) % len(item.tokens)
+                counter = item.kv_len + row if item.counters is None else int(item.counters[row])
+                kind = type(output), isinstance(output, Sample) and output.is_scored
+                self.groups.setdefault(kind, []).append(_Asked(index, place, row_of[row], output, counter))
 
-    def collect(self) -> list[StepResult]:
-        bad = self._not_finite()
-        answer: dict[type, Callable[..., Sequence[OutputValue]]] = {
+    def collect(self, bad: Sequence[int]) -> list[StepResult]:
+        """The items' values; those with a bad row of logits get an error."""
+        answer: dict[type, Callable[[list[_Asked], torch.Tensor], Sequence[OutputValue]]] = {
             Sample: self._sample,
-            ScoredSample: self._scored_sample,
             Distribution: self._distribution,
             Logprobs: self._logprobs,
-            Logits: self._logits,
-            Entropy: self._entropy,
+            Logits: lambda _, logits: list(logits.float().cpu().numpy().copy()),
+            Entropy: lambda _, logits: list(sampling.entropies(logits).cpu().numpy()[:, None]),
         }
         most = max(1, SLICE_BYTES // (4 * max(self.logits.shape[-1], 1)))
-        for kind, group in self.groups.items():
+        for (kind, _), group in self.groups.items():
             if kind is Distribution:  # rows that want as many tokens share a slice
                 group.sort(key=_num_ids)
             for start in range(0, len(group), most):
                 part = group[start : start + most]
-                rows = [row for _, _, row, _ in part]
-                if kind is Hidden:
-                    values: Sequence[OutputValue] = self._states(rows)
-                else:
-                    values = answer[kind](self._picked(rows), [one[3] for one in part])
-                for (index, place, _, _), value in zip(part, values, strict=True):
-                    self.values[index][place] = value
-        return [bad.get(index, values) for index, values in enumerate(self.values)]
+                rows = [asked.row for asked in part]
+                values = self._states(rows) if kind is Hidden else answer[kind](part, self._picked(rows))
+                for asked, value in zip(part, values, strict=True):
+                    self.values[asked.item][asked.place] = value
+        failed = {self.owner[row - self.first_row]: _not_finite() for row in bad if row >= self.first_row}
+        return [failed.get(index, values) for index, values in enumerate(self.values)]
 
     def _picked(self, rows: list[int]) -> torch.Tensor:
         """Rows of the logits, without a copy where they are neighbours."""
@@ -341,55 +404,31 @@ class _Answers:
             return self.logits[first : first + len(rows)]
         return self.logits[rows]
 
-    def _not_finite(self) -> dict[int, PierayError]:
-        """Items with a row that is not finite; such rows are zeroed, so that no sampler trips over them."""
-        if not len(self.logits):
-            return {}
-        is_finite = self.logits.amax(-1).isfinite()
-        if bool(is_finite.all()):
-            return {}
-        rows = (~is_finite).nonzero()[:, 0].tolist()
-        self.logits = self.logits.masked_fill(~is_finite[:, None], 0)
-        return {self.owner[row]: ModelError("the logits of this item are not finite") for row in rows}
+    def _sample(self, group: list[_Asked], logits: torch.Tensor) -> Sequence[OutputValue]:
+        samplers = [asked.output.sampler for asked in group]
+        restricted = _restricted(logits, samplers, [b""] * len(group))
+        drawn = sampling.sample(restricted, sampling.choices_of(samplers, [asked.counter for asked in group]))
+        values: list[OutputValue] = drawn.tolist()
+        if group[0].output.is_scored:
+            scores = sampling.logprobs(logits, drawn[:, None]).cpu().numpy()
+            values = [(np.array([token], np.uint32), scores[i]) for i, token in enumerate(drawn.tolist())]
+        for place in _banned(restricted) if restricted is not logits else ():
+            values[place] = _no_token()
+        return values
 
-    def _sample(self, logits: torch.Tensor, group: Sequence[Sample]) -> Sequence[OutputValue]:
-        biased = sampler.add_bias(logits, [request.bias for request in group])
-        masked = sampler.mask_tokens(biased, [request.allowed for request in group])
-        params, counters = [request.params for request in group], [request.counter for request in group]
-        tokens: list[OutputValue] = sampler.sample(masked, params, counters, self.default_seed).tolist()
-        if masked is not logits:
-            for row in (masked.amax(-1) == -torch.inf).nonzero()[:, 0].tolist():
-                tokens[row] = InvalidRequest("the sampler allows no token: all are banned by its bias or its mask")
-        return tokens
-
-    def _scored_sample(self, logits: torch.Tensor, group: Sequence[Sample]) -> Sequence[OutputValue]:
-        drawn = self._sample(logits, group)
-        ids = torch.tensor([[token if isinstance(token, int) else 0] for token in drawn], device=logits.device)
-        scores = sampler.logprobs(logits, ids).cpu().numpy()
-        return [
-            (np.array([token], np.uint32), scores[i]) if isinstance(token, int) else token
-            for i, token in enumerate(drawn)
-        ]
-
-    def _distribution(self, logits: torch.Tensor, group: Sequence[Distribution]) -> Sequence[OutputValue]:
+    def _distribution(self, group: list[_Asked], logits: torch.Tensor) -> Sequence[OutputValue]:
         vocab = logits.shape[-1]
-        sizes = [min(request.k or vocab, vocab) for request in group]
-        ids, probs = (tensor.cpu().numpy() for tensor in sampler.distribution(logits, max(sizes)))
+        sizes = [min(asked.output.k or vocab, vocab) for asked in group]
+        ids, probs = (tensor.cpu().numpy() for tensor in sampling.distribution(logits, max(sizes)))
         return [(ids[i, :n].astype(np.uint32), probs[i, :n].copy()) for i, n in enumerate(sizes)]
 
-    def _logprobs(self, logits: torch.Tensor, group: Sequence[Logprobs]) -> Sequence[OutputValue]:
-        sizes = [len(request.token_ids) for request in group]
-        ids = np.concatenate([np.asarray(request.token_ids, np.int64) for request in group])
-        rows = np.repeat(np.arange(len(group)), sizes)
-        values = sampler.logprobs_at(logits, torch.from_numpy(rows), torch.from_numpy(ids)).cpu().numpy()
-        return np.split(values, np.cumsum(sizes)[:-1])
-
-    def _entropy(self, logits: torch.Tensor, _group: Sequence[Entropy]) -> Sequence[OutputValue]:
-        return list(sampler.entropies(logits).cpu().numpy()[:, None])
+    def _logprobs(self, group: list[_Asked], logits: torch.Tensor) -> Sequence[OutputValue]:
+        lists = [np.frombuffer(asked.output.token_ids, "<u4") for asked in group]
+        rows = np.repeat(np.arange(len(group)), [len(one) for one in lists])
+        ids = torch.from_numpy(np.concatenate(lists).astype(np.int64))
+        values = sampling.logprobs_at(logits, torch.from_numpy(rows), ids).cpu().numpy()
+        return np.split(values, np.cumsum([len(one) for one in lists])[:-1])
 
     def _states(self, rows: list[int]) -> Sequence[OutputValue]:
         assert self.hidden is not None
         return list(self.hidden[rows].cpu().numpy())
-
-    def _logits(self, logits: torch.Tensor, _group: Sequence[Logits]) -> Sequence[OutputValue]:
-        return list(logits.float().cpu().numpy().copy())

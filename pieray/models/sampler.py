@@ -7,68 +7,40 @@ depends on its logits, its parameters, its seed and its counter alone, never on 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from pieray.errors import InvalidRequest
 from pieray.kernels.sample_cpu import CHOICE, is_supported, sample_rows
+from pieray.messages import Sampler
 
 #: how many candidates top_p looks at before it sorts the whole vocabulary
 NUCLEUS_GUESS = 1024
 #: rows whose entropies are computed at a time, in double precision
 ENTROPY_ROWS = 64
-#: what fits in the u32 of the guest's interface
-MAX_TOP_K = 0xFFFFFFFF
 WORD = 0xFFFFFFFFFFFFFFFF
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+Choices = npt.NDArray[np.void]
 Bias = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]
 #: the value at which a filter does nothing
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """temperature 0: greedy; top_k 0, top_p 1, min_p 0, typical_p 1: off; seed None: the engine's own."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-    typical_p: float = 1.0
-
-    def check(self) -> None:
-        """Raise InvalidRequest that names the field, its range and the value given."""
-        if (
-            0 <= self.temperature < math.inf
-            and 0 <= self.top_k <= MAX_TOP_K
-            and 0 <= self.top_p <= 1
-            and 0 <= self.min_p <= 1
-            and 0 <= self.typical_p <= 1
-        ):
-            return
-        _check("temperature", self.temperature, 0.0, math.inf)
-        _check("top_k", self.top_k, 0, MAX_TOP_K)
-        _check("top_p", self.top_p, 0.0, 1.0)
-        _check("min_p", self.min_p, 0.0, 1.0)
-        _check("typical_p", self.typical_p, 0.0, 1.0)
+def choices_of(samplers: Sequence[Sampler], counters: Sequence[int]) -> Choices:
+    """What draws with these samplers go by, but for bias and mask: CHOICE records."""
+    return np.array([
+        (one.temperature, one.top_p, one.min_p, one.typical_p, one.top_k, one.seed & WORD, counter & WORD)
+        for one, counter in zip(samplers, counters, strict=False)
+    ], CHOICE)  # fmt: skip
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not (low <= value <= high and math.isfinite(value)):
-        raise InvalidRequest(f"{name} is {value}; it must be in [{low}, {high}]")
-
-
-def uniforms(seeds: Sequence[int], counters: Sequence[int]) -> npt.NDArray[np.float64]:
+def uniforms(seeds: npt.NDArray[np.uint64], counters: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
     """One number in [0, 1) per row from (seed, counter), by two rounds of splitmix64 (Steele et al., OOPSLA 2014)."""
-    seed = np.array([value & WORD for value in seeds], np.uint64)
-    counter = np.array([value & WORD for value in counters], np.uint64)
     with np.errstate(over="ignore"):
-        mixed = _splitmix(_splitmix(seed) + counter)
+        mixed = _splitmix(_splitmix(seeds) + counters)
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -79,70 +51,50 @@ def _splitmix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def sample(
-    logits: torch.Tensor, params: Sequence[SamplingParams], counters: Sequence[int], default_seed: int = 0
-) -> torch.Tensor:
-    """Tokens int64 [R] from logits [R, vocab] (any float dtype), on their device; in C on the CPU, else in torch."""
+def sample(logits: torch.Tensor, choices: Choices, rows: I64 | None = None) -> torch.Tensor:
+    """Tokens int64 [C] from CHOICE records [C], and `rows` [C] or all of logits [R, vocab] (any float dtype), on their
+    device; in C on the CPU, else in torch."""
     if is_supported(logits):
-        return sample_rows(logits, _choices(params, counters, default_seed))
-    return sample_torch(logits, params, counters, default_seed)
+        return sample_rows(logits, choices, rows)
+    return sample_torch(logits if rows is None else logits[torch.from_numpy(rows).to(logits.device)], choices)
 
 
-def _choices(params: Sequence[SamplingParams], counters: Sequence[int], default_seed: int) -> npt.NDArray[np.void]:
-    table = [
-        (
-            given.temperature,
-            given.top_p,
-            given.min_p,
-            given.typical_p,
-            given.top_k,
-            (default_seed if given.seed is None else given.seed) & WORD,
-            counter & WORD,
-        )
-        for given, counter in zip(params, counters, strict=False)
-    ]
-    return np.array(table, CHOICE)
-
-
-def sample_torch(
-    logits: torch.Tensor, params: Sequence[SamplingParams], counters: Sequence[int], default_seed: int = 0
-) -> torch.Tensor:
+def sample_torch(logits: torch.Tensor, choices: Choices) -> torch.Tensor:
     """As `sample`, in torch on any device; also the reference of kernels/sample_cpu.c."""
     tokens = logits.argmax(-1)
-    rows = [row for row, given in enumerate(params) if given.temperature > 0]
-    if rows:
-        drawn = [params[row] for row in rows]
-        seeds = [default_seed if given.seed is None else given.seed for given in drawn]
-        uniform = _column(uniforms(seeds, [counters[row] for row in rows]), logits)
+    rows = np.flatnonzero(choices["temperature"] > 0)
+    if len(rows):
+        drawn = choices[rows]
+        uniform = _column(uniforms(drawn["seed"], drawn["counter"]), logits)
         tokens[rows] = _draw(filtered(logits[rows], drawn), uniform)
     return tokens
 
 
-def filtered(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+def filtered(logits: torch.Tensor, choices: Choices) -> torch.Tensor:
     """What rows with temperature > 0 draw from: float32 [R, vocab], at most 0, -inf where a filter removed the token.
 
     Tokens that tie with the last one kept are kept, so that the result does not hang on the order of a sort.
     """
     shifted = logits.float() - logits.float().amax(-1, keepdim=True)  # a tiny temperature must not overflow
-    scaled = shifted / _column([given.temperature for given in params], logits).float().clamp_min(1e-6)
+    scaled = shifted / _column(choices["temperature"], logits).float().clamp_min(1e-6)
     for name, threshold in (("top_k", _top_k), ("top_p", _top_p), ("min_p", _min_p)):
-        rows = [row for row, given in enumerate(params) if getattr(given, name) != OFF[name]]
-        if rows:
-            limit = threshold(scaled[rows], [getattr(params[row], name) for row in rows])
+        rows = np.flatnonzero(choices[name] != OFF[name])
+        if len(rows):
+            limit = threshold(scaled[rows], choices[name][rows])
             scaled[rows] = scaled[rows].masked_fill(scaled[rows] < limit, -torch.inf)
-    rows = [row for row, given in enumerate(params) if given.typical_p != OFF["typical_p"]]
-    if rows:
-        is_far = _is_untypical(scaled[rows], [params[row].typical_p for row in rows])
+    rows = np.flatnonzero(choices["typical_p"] != OFF["typical_p"])
+    if len(rows):
+        is_far = _is_untypical(scaled[rows], choices["typical_p"][rows])
         scaled[rows] = scaled[rows].masked_fill(is_far, -torch.inf)
     return scaled
 
 
-def _top_k(scaled: torch.Tensor, given: Sequence[int]) -> torch.Tensor:
-    ranks = torch.tensor([min(k, scaled.shape[-1]) for k in given], device=scaled.device)[:, None]
+def _top_k(scaled: torch.Tensor, given: I64) -> torch.Tensor:
+    ranks = torch.from_numpy(np.minimum(given, scaled.shape[-1])).to(scaled.device)[:, None]
     return scaled.topk(int(ranks.max()), -1).values.gather(-1, ranks - 1)
 
 
-def _top_p(scaled: torch.Tensor, given: Sequence[float]) -> torch.Tensor:
+def _top_p(scaled: torch.Tensor, given: F64) -> torch.Tensor:
     goal = _column(given, scaled) * scaled.double().exp().sum(-1, keepdim=True)
     for width in (NUCLEUS_GUESS, scaled.shape[-1]):
         values = scaled.topk(min(width, scaled.shape[-1]), -1).values
@@ -153,11 +105,11 @@ def _top_p(scaled: torch.Tensor, given: Sequence[float]) -> torch.Tensor:
     return values.gather(-1, num_kept - 1)
 
 
-def _min_p(scaled: torch.Tensor, given: Sequence[float]) -> torch.Tensor:
+def _min_p(scaled: torch.Tensor, given: F64) -> torch.Tensor:
     return _column(given, scaled).log().float()  # the most likely token is at 0
 
 
-def _is_untypical(scaled: torch.Tensor, given: Sequence[float]) -> torch.Tensor:
+def _is_untypical(scaled: torch.Tensor, given: F64) -> torch.Tensor:
     """Tokens farther from the mean of `scaled` than those that, from the nearest on, hold `given` of the mass.
 
     The mean of log-probabilities is minus the entropy, so that is the distance of a token's surprise from it.
@@ -178,8 +130,8 @@ def _draw(scaled: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     return index.clamp_max(scaled.shape[-1] - 1)[:, 0]
 
 
-def _column(values: Sequence[float] | npt.NDArray[np.float64], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(np.asarray(values, np.float64), device=like.device)[:, None]
+def _column(values: F64, like: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)[:, None]
 
 
 def add_bias(logits: torch.Tensor, biases: Sequence[Bias | None]) -> torch.Tensor:

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pieray.errors import DeviceLost, PierayError
+from pieray.messages import Sample, Sampler
 from pieray.models.batch import ForwardItem
 from pieray.models.decode_graphs import MIN_KV_LEN, PAGES_PER_ROW, ROWS, GraphedDecoder
-from pieray.models.runner import ModelRunner, Sample
-from pieray.models.sampler import SamplingParams
+from pieray.models.runner import ModelRunner
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ BUDGET_S = 60.0
 MAX_KV_LEN = 4096
 """Sequences up to this length are warmed up for."""
 PROMPT_TOKENS = (16, 500)
-GREEDY, DRAWN = SamplingParams(), SamplingParams(temperature=1.0, top_k=40, top_p=0.9, seed=1)
+GREEDY, DRAWN = Sampler(), Sampler(temperature=1.0, top_k=40, top_p=0.9, seed=1)
 
 
 def warm_up(runner: ModelRunner, max_rows: int, max_tokens: int, budget_s: float = BUDGET_S) -> int:

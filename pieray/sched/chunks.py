@@ -28,7 +28,7 @@ def whole(command: ForwardCommand, num_tokens: int) -> Chunk:
     """The next tokens, at most `num_tokens`, with all outputs of their rows; it counts as scheduled."""
     stop = min(command.num_done + num_tokens, command.num_tokens)
     last = command.num_asked
-    while last < len(command.outputs) and command.outputs[last][2] < stop:
+    while last < len(command.outputs) and command.outputs[last].row < stop:
         last += 1
     return _scheduled(command, stop, last, stop)
 
@@ -42,7 +42,7 @@ def cut(command: ForwardCommand, num_tokens: int, seconds: float, costs: CostMod
     start, most = command.num_done, min(command.num_done + num_tokens, command.num_tokens)
     stop, asked, left = start, command.num_asked, seconds - costs.seconds[Kind.ITEMS]
     while stop < most:
-        row = outputs[asked][2] if asked < len(outputs) else most  # the next that is asked for something
+        row = outputs[asked].row if asked < len(outputs) else most  # the next that is asked for something
         goal = min(row + 1, most)
         within = costs.tokens_within(max(left, 0.0), command.kv_len + stop, is_masked=command.is_masked)
         step = min(goal - stop, max(within, 0 if stop > start else 1))
@@ -51,14 +51,14 @@ def cut(command: ForwardCommand, num_tokens: int, seconds: float, costs: CostMod
         if stop < goal or row >= most:  # no time is left, or no outputs
             break
         first = asked
-        while asked < len(outputs) and outputs[asked][2] == row:
+        while asked < len(outputs) and outputs[asked].row == row:
             left -= costs.output(outputs[asked])
             if left < 0.0 and (asked > first or stop > start + 1):
                 break
             asked += 1
         if asked == first:  # none of the row's outputs: its token can wait with them
             return _scheduled(command, stop - 1, asked, stop - 1)
-        if asked < len(outputs) and outputs[asked][2] == row:  # the others want this token again
+        if asked < len(outputs) and outputs[asked].row == row:  # the others want this token again
             return _scheduled(command, stop, asked, stop - 1)
     return _scheduled(command, stop, asked, stop)
 

@@ -9,20 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import WIT_CODES, InvalidRequest, PierayError
-from pieray.messages import (
-    DISTRIBUTION,
-    ENTROPY,
-    HIDDEN,
-    LOGITS,
-    LOGPROBS,
-    SAMPLE,
-    SAMPLE_WITH,
-    CopyTokens,
-    Failed,
-    Forward,
-    Message,
-    Output,
-)
+from pieray.messages import CopyTokens, Failed, Forward, Logprobs, Message, Output
 
 U32 = npt.NDArray[np.uint32]
 F32 = npt.NDArray[np.float32]
@@ -31,7 +18,6 @@ Slots: TypeAlias = dict[int, int]  # page: bits of its slots
 
 PART_BYTES = 64 << 10
 """Of a list of tokens, multiples of 4: a longer one is answered in parts, which may be computed in different steps."""
-NUM_OUTPUT_FIELDS = {SAMPLE: 8, DISTRIBUTION: 4, LOGPROBS: 4, LOGITS: 3, ENTROPY: 3, HIDDEN: 3, SAMPLE_WITH: 4}
 
 
 class Command:
@@ -99,8 +85,8 @@ class ForwardCommand(Command):
     """
 
     __slots__ = (
-        "_output_s", "_parts", "adapter", "all_outputs", "embeds", "first_written", "kv_len", "mask", "num_answered",
-        "num_asked", "outputs", "pages", "positions", "tokens",
+        "_output_s", "_parts", "adapter", "all_outputs", "counters", "embeds", "first_written", "kv_len", "mask",
+        "num_answered", "num_asked", "outputs", "pages", "positions", "tokens",
     )  # fmt: skip
     is_copy = False
 
@@ -124,11 +110,13 @@ class ForwardCommand(Command):
                 raise InvalidRequest(f"positions: none or one per token ({num_tokens}); given {len(self.positions)}")
         else:
             self.positions = np.arange(message.kv_len, end, dtype=np.uint32)
+        self.counters: U32 | None = None  # of the draws behind its tokens, if not `kv_len` and up
         self.mask = _checked_mask(message.mask, num_tokens, end)
         self.embeds = _checked_embeds(message.embeds, num_tokens)
         self.adapter: Any = None  # a `LoraAdapter`: held, so that it stays loaded until the command has run
         for output in message.outputs:
-            _check_output(output, num_tokens)
+            if not 0 <= output.row < num_tokens:
+                raise InvalidRequest(f"row {output.row} of a pass of {num_tokens} tokens is outside of it")
         self._parts: dict[int, tuple[int, list[Any]]] = {}  # by ticket: of how many parts, and those that are here
         self.all_outputs = self._cut_up(message.outputs)  # in the order asked
         self.outputs = _by_row(self.all_outputs)
@@ -138,17 +126,16 @@ class ForwardCommand(Command):
 
     def _cut_up(self, outputs: list[Output]) -> list[Output]:
         """Outputs with long lists become several with parts of the list: no step need compute more than one."""
-        if not any(output[1] == LOGPROBS and len(output[3]) > PART_BYTES for output in outputs):
+        if not any(isinstance(output, Logprobs) and len(output.token_ids) > PART_BYTES for output in outputs):
             return outputs
         parts: list[Output] = []
         for output in outputs:
-            if output[1] != LOGPROBS or len(output[3]) <= PART_BYTES:
+            if not isinstance(output, Logprobs) or len(ids := output.token_ids) <= PART_BYTES:
                 parts.append(output)
                 continue
-            ticket, tag, row, ids = output
             starts = range(0, len(ids), PART_BYTES)
-            parts += [[ticket, tag, row, ids[start : start + PART_BYTES]] for start in starts]
-            self._parts[ticket] = len(starts), []
+            parts += [Logprobs(output.row, ids[at : at + PART_BYTES], output.ticket) for at in starts]
+            self._parts[output.ticket] = len(starts), []
         return parts
 
     def joined(self, ticket: int, value: Any) -> Any:
@@ -173,10 +160,6 @@ class ForwardCommand(Command):
             self._output_s = sum(map(cost, self.outputs))
         return self._output_s
 
-    def counter(self, row: int) -> int:
-        """What a draw after `row` depends on beside its seed: tokens before the one that is drawn, less one."""
-        return self.kv_len + row
-
     def mask_between(self, start: int, stop: int) -> bytes | None:
         """Rows `[start, stop)` of the mask, cut to the `kv_len + stop` slots that are there by then."""
         if self.mask is None or stop - start == self.num_tokens:
@@ -200,7 +183,7 @@ class ForwardCommand(Command):
         return page_slots(_numbers(self.pages), self.kv_len, self.kv_len + self.num_tokens, page_size)
 
     def tickets(self) -> list[int]:
-        return [self.ticket, *dict.fromkeys(output[0] for output in self.outputs[self.num_answered :])]
+        return [self.ticket, *dict.fromkeys(output.ticket for output in self.outputs[self.num_answered :])]
 
 
 class CopyCommand(Command):
@@ -273,18 +256,10 @@ def _checked_embeds(embeds: list[bytes], num_tokens: int) -> tuple[U32, F32] | N
 
 def _by_row(outputs: list[Output]) -> list[Output]:
     """In order of their rows, and as asked for one row."""
-    rows = [output[2] for output in outputs]
+    rows = [output.row for output in outputs]
     if all(map(int.__le__, rows, rows[1:])):
         return outputs
     return [outputs[place] for place in np.argsort(rows, kind="stable").tolist()]
-
-
-def _check_output(output: list[Any], num_tokens: int) -> None:
-    tag, row = output[1], output[2]
-    if NUM_OUTPUT_FIELDS.get(tag) != len(output):
-        raise InvalidRequest(f"outputs have a tag of {sorted(NUM_OUTPUT_FIELDS)} and its fields; given {output}")
-    if not 0 <= row < num_tokens:
-        raise InvalidRequest(f"row {row} of a pass of {num_tokens} tokens: rows are in [0, {num_tokens})")
 
 
 def failed(ticket: int, error: PierayError) -> Failed:

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pieray.messages import DISTRIBUTION, ENTROPY, HIDDEN, LOGITS, LOGPROBS, SAMPLE, SAMPLE_WITH, Output
+from pieray.messages import Sample, Sampler
 from pieray.models.batch import ForwardItem
-from pieray.models.runner import (
-    Distribution,
-    Entropy,
-    Hidden,
-    Logits,
-    Logprobs,
-    OutputRequest,
-    Sample,
-    ScoredSample,
-)
-from pieray.models.sampler import SamplingParams
 from pieray.sched.commands import F32, U32, ForwardCommand
 from pieray.sched.plans import PlanCommand
 
@@ -33,7 +23,7 @@ def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size
     if num_tokens == command.num_tokens:
         return ForwardItem(
             command.pages, command.kv_len, command.tokens, command.positions, command.mask_between(0, num_tokens),
-            embeds=command.embeds, adapter=command.adapter,
+            embeds=command.embeds, adapter=command.adapter, counters=command.counters,
         )  # fmt: skip
     kv_len, stop = command.kv_len + start, start + num_tokens
     return ForwardItem(
@@ -44,6 +34,8 @@ def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size
         command.mask_between(start, stop),
         embeds=None if command.embeds is None else _embeds_between(*command.embeds, start, stop),
         adapter=command.adapter,
+        counters=None if command.counters is None else command.counters[start:stop],
+        start=start,
     )
 
 
@@ -56,22 +48,16 @@ def plan_item(plan: PlanCommand, start: int, num_tokens: int) -> ForwardItem:
                        adapter=plan.adapter)  # fmt: skip
 
 
-def plan_requests(plan: PlanCommand, start: int, num_tokens: int) -> list[OutputRequest]:
-    """Its draws in that chunk."""
+def plan_outputs(plan: PlanCommand, start: int, num_tokens: int) -> list[Sample]:
+    """Its draws in that chunk, restricted to what the grammar allows too."""
     return [
-        plan_draw(plan.sampler, row, counter, mask, is_scored=plan.is_scored)
-        for row, counter, mask in plan.draws(start, start + num_tokens)
+        Sample(row, plan.sampler if not mask else _restricted(plan.sampler, mask), is_scored=plan.is_scored)
+        for row, mask in plan.draws(start, start + num_tokens)
     ]
 
 
-def plan_draw(wire: Sequence[Any], row: int, counter: int, mask: bytes, *, is_scored: bool) -> Sample:
-    """A draw as `sample_request` has it, restricted to what the grammar allows too."""
-    sample = sample_request(wire, row, counter)
-    allowed = sample.allowed
-    if mask:
-        allowed = mask if allowed is None else _both(allowed, mask)
-    kind = ScoredSample if is_scored else Sample
-    return kind(row, sample.params, counter, allowed, sample.bias)
+def _restricted(sampler: Sampler, mask: bytes) -> Sampler:
+    return replace(sampler, allowed=_both(sampler.allowed, mask) if sampler.allowed else mask)
 
 
 def _both(mask: bytes, other: bytes) -> bytes:
@@ -91,36 +77,6 @@ def _embeds_between(rows: U32, values: F32, start: int, stop: int) -> tuple[U32,
     """Those of rows `[start, stop)`, counted from `start`."""
     first, last = np.searchsorted(rows, [start, stop])
     return (rows[first:last] - np.uint32(start), values[first:last]) if first < last else None
-
-
-def output_request(command: ForwardCommand, output: Output, start: int) -> OutputRequest:
-    """What the runner is asked, of an item that begins at token `start` of the command."""
-    return _REQUESTS[output[1]](command, output, output[2] - start)
-
-
-def _sample(command: ForwardCommand, output: Output, row: int) -> Sample:
-    _, _, absolute_row, temperature, top_k, top_p, min_p, seed = output
-    return Sample(row, SamplingParams(temperature, top_k, top_p, min_p, seed), command.counter(absolute_row))
-
-
-def sample_request(wire: Sequence[Any], row: int, counter: int) -> Sample:
-    """A draw with a sampler chain as it travels (`SamplerSpec.to_wire`).  Raises ValueError or TypeError if malformed;
-    the runner checks the values."""
-    temperature, top_k, top_p, min_p, typical_p, seed, bias_tokens, bias_values, allowed = wire
-    params = SamplingParams(temperature, top_k, top_p, min_p, seed, typical_p)
-    bias = (np.frombuffer(bias_tokens, "<u4"), np.frombuffer(bias_values, "<f4")) if bias_tokens else None
-    return Sample(row, params, counter, allowed or None, bias)
-
-
-_REQUESTS: dict[int, Callable[[ForwardCommand, Output, int], OutputRequest]] = {
-    SAMPLE: _sample,
-    DISTRIBUTION: lambda _command, output, row: Distribution(row, output[3]),
-    LOGPROBS: lambda _command, output, row: Logprobs(row, np.frombuffer(output[3], "<u4")),
-    LOGITS: lambda _command, _output, row: Logits(row),
-    ENTROPY: lambda _command, _output, row: Entropy(row),
-    HIDDEN: lambda _command, _output, row: Hidden(row),
-    SAMPLE_WITH: lambda command, output, row: sample_request(output[3], row, command.counter(output[2])),
-}
 
 
 def wire_value(value: int | tuple[Any, Any] | npt.NDArray[Any]) -> Any:

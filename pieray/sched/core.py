@@ -13,7 +13,6 @@ import numpy.typing as npt
 from pieray.config import ModelSettings
 from pieray.errors import Cancelled, DeviceLost, Evicted, InvalidRequest, PierayError, ProtocolError
 from pieray.messages import (
-    SAMPLE_WITH,
     CancelInferlet,
     Completed,
     CopyTokens,
@@ -24,6 +23,8 @@ from pieray.messages import (
     LoadAdapter,
     Message,
     OpenInferlet,
+    Output,
+    Sample,
     StartPlan,
     StopPlan,
     UnloadAdapter,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from pieray.adapters import AdapterFile
     from pieray.models.batch import ForwardItem
     from pieray.models.lora import LoraAdapter
-    from pieray.models.runner import OutputRequest, StepResult
+    from pieray.models.runner import StepResult
     from pieray.models.tokenizer import TokenizerSpec
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Runner(Protocol):
     All raise DeviceLost when the device is dead, and only then: nothing can be computed in this process any more.
     """
 
-    def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[OutputRequest]]) -> list[StepResult]: ...
+    def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]) -> list[StepResult]: ...
 
     def copy_tokens(self, ranges: Sequence[tuple[int, int, int, int, int]]) -> None: ...
 
@@ -278,24 +279,23 @@ class BatcherCore:
         """Answer what the values complete, and, behind the last chunk, the pass."""
         command, peer_id = chunk.command, chunk.command.peer_id
         for output, found in zip(chunk.outputs, values, strict=True):
-            value = command.joined(output[0], found)
+            value = command.joined(output.ticket, found)
             if isinstance(value, PierayError):
-                answers.append((peer_id, failed(output[0], value)))
+                answers.append((peer_id, failed(output.ticket, value)))
             elif value is not None:
-                answers.append((peer_id, Completed(output[0], self._convert.wire_value(value))))
+                answers.append((peer_id, Completed(output.ticket, self._convert.wire_value(value))))
         command.num_answered += len(chunk.outputs)
         if chunk.is_last:
             answers.append((peer_id, Completed(command.ticket, None)))
             self._scheduler.finish(command)
 
-    def _asked(self, chunk: Chunk) -> tuple[ForwardItem, list[OutputRequest]]:
+    def _asked(self, chunk: Chunk) -> tuple[ForwardItem, Sequence[Output]]:
         """What the runner is asked for a chunk."""
         command, start, num_tokens, outputs, _ = chunk
         convert = self._convert
         if isinstance(command, PlanCommand):
-            return convert.plan_item(command, start, num_tokens), convert.plan_requests(command, start, num_tokens)
-        asked = [convert.output_request(command, output, start) for output in outputs]
-        return convert.forward_item(command, start, num_tokens, self._page_size), asked
+            return convert.plan_item(command, start, num_tokens), convert.plan_outputs(command, start, num_tokens)
+        return convert.forward_item(command, start, num_tokens, self._page_size), outputs
 
     def _verify(self, command: VerifyCommand, chunk: Chunk, values: Sequence[Any], answers: Answers) -> None:
         """Note what was drawn; behind the last chunk, bring the accepted drafts into a row and answer."""
@@ -309,7 +309,7 @@ class BatcherCore:
         if error is not None:
             self._fail(command, error, answers)
 
-    def _computed(self, items: list[ForwardItem], requests: list[list[OutputRequest]]) -> Sequence[StepResult]:
+    def _computed(self, items: list[ForwardItem], requests: list[Sequence[Output]]) -> Sequence[StepResult]:
         if not items:
             return []
         try:
@@ -377,7 +377,7 @@ class BatcherCore:
         malformed = _malformed(error)
         tickets = [message.ticket]
         if isinstance(message, Forward) and isinstance(message.outputs, list):
-            tickets += [output[0] for output in message.outputs if isinstance(output, list) and output]
+            tickets += [output.ticket for output in message.outputs if isinstance(output, Message)]
         self._counts["failed"] += 1
         answers += [(peer_id, failed(ticket, malformed)) for ticket in tickets]
 
@@ -398,7 +398,7 @@ def _forwards(passes: DecodePasses) -> Iterator[Forward]:
         token, position = (column[4 * row : 4 * row + 4] for column in (passes.tokens, passes.positions))
         yield Forward(
             ticket, ticket >> 32, queue, priority, passes.pages[start:end], kv_len, token, position, b"",
-            [[sample, SAMPLE_WITH, 0, passes.samplers[sampler]]], adapter,
+            [Sample(0, passes.samplers[sampler], sample)], adapter,
         )  # fmt: skip
         start = end
 

@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TypeAlias
 
-import numpy as np
-
-from pieray.messages import DISTRIBUTION, ENTROPY, HIDDEN, LOGITS, LOGPROBS, SAMPLE, SAMPLE_WITH, Output
+from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler
 
 FIRST_VARIANCE = 4.0
 NOISE = 0.25
@@ -137,45 +135,33 @@ class CostModel:
         return self.predict(work)
 
     def add_output(self, work: Work, output: Output) -> None:
-        """Count one output of a pass: a list as it travels, of known tag and length."""
-        tag = output[1]
-        if tag == SAMPLE:
-            work[Kind.DRAWS if output[3] else Kind.GREEDY] += 1
+        """Count one output of a pass."""
+        if isinstance(output, Sample):
+            add_draw(work, output.sampler)
             work[Kind.BYTES] += 4
-        elif tag == SAMPLE_WITH:
-            add_draw(work, output[3])
-            work[Kind.BYTES] += 4
-        elif tag == LOGPROBS:
-            num_ids = _length(output[3]) / 4
+        elif isinstance(output, Logprobs):
+            num_ids = len(output.token_ids) / 4
             work[Kind.LOGPROBS] += 1
             work[Kind.VALUES] += num_ids
             work[Kind.BYTES] += 4 * num_ids
-        elif tag == DISTRIBUTION:
-            num_ids = self._num_ids(output[3])
+        elif isinstance(output, Distribution):
+            num_ids = min(output.k, self._vocab_size) if output.k > 0 else self._vocab_size
             work[Kind.DISTRIBUTIONS] += 1
             work[Kind.VALUES] += num_ids
             work[Kind.BYTES] += 8 * num_ids
-        elif tag == LOGITS:
+        elif isinstance(output, Logits):
             work[Kind.LOGITS] += 1
             work[Kind.BYTES] += 4 * self._vocab_size
-        elif tag == ENTROPY:
+        elif isinstance(output, Entropy):
             work[Kind.ENTROPIES] += 1
-        elif tag == HIDDEN:
+        elif isinstance(output, Hidden):
             work[Kind.HIDDEN] += 1
             work[Kind.BYTES] += 4 * self._hidden_size
 
-    def _num_ids(self, k: object) -> int:
-        return min(k, self._vocab_size) if isinstance(k, int) and k > 0 else self._vocab_size
 
-
-def add_draw(work: Work, sampler: object, num_draws: int = 1, *, is_masked: bool = False) -> None:
-    """Count draws with a sampler as it travels; malformed ones, which the runner will refuse, as if they were well."""
-    wire = sampler if isinstance(sampler, list) and len(sampler) == 9 else [1.0, 0, 1.0, 0.0, 1.0, None, b"", b"", b""]
-    work[Kind.DRAWS if wire[0] else Kind.GREEDY] += num_draws
-    if wire[6] or wire[8] or is_masked:
+def add_draw(work: Work, sampler: Sampler, num_draws: int = 1, *, is_masked: bool = False) -> None:
+    """Count draws with a sampler."""
+    work[Kind.DRAWS if sampler.temperature else Kind.GREEDY] += num_draws
+    if sampler.bias_tokens or sampler.allowed or is_masked:
         work[Kind.FILTERED] += num_draws
-        work[Kind.VALUES] += num_draws * _length(wire[6]) / 4
-
-
-def _length(given: object) -> int:
-    return len(given) if isinstance(given, (bytes, list, np.ndarray)) else 0
+        work[Kind.VALUES] += num_draws * len(sampler.bias_tokens) / 4

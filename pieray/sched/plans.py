@@ -58,7 +58,7 @@ class PlanCommand(ForwardCommand):
         self.max_tokens = message.max_tokens
         self.num_drawn = 0
         self.counts = [0, 0, 0]  # steps, drafted, accepted
-        self.sampler = list(message.sampler)
+        self.sampler = message.sampler
         draw = no_work()
         add_draw(draw, self.sampler)
         self.draw_kind = Kind.DRAWS if draw[Kind.DRAWS] else Kind.GREEDY
@@ -128,12 +128,11 @@ class PlanCommand(ForwardCommand):
         rows[:, : self.kv_len] = self.visible
         return np.packbits(rows, bitorder="little").tobytes()
 
-    def draws(self, start: int, stop: int) -> list[tuple[int, int, bytes]]:
-        """Of the rows `[start, stop)` those to draw after: the row from `start`, the counter of the draw, and what the
-        grammar allows (b"": all)."""
+    def draws(self, start: int, stop: int) -> list[tuple[int, bytes]]:
+        """Of the rows `[start, stop)` those to draw after, from `start`, and what the grammar allows (b"": all)."""
         first = len(self.line) - 1
         return [
-            (row - start, self.kv_len + row, self.masks[row - first] if self.masks else b"")
+            (row - start, self.masks[row - first] if self.masks else b"")
             for row in range(max(first, start), stop)
         ]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import InvalidRequest, PierayError
-from pieray.messages import SAMPLE_WITH, Forward, Output, Verify
+from pieray.messages import Forward, Output, Sample, Verify
 from pieray.sched.commands import U32, ForwardCommand
 
 
@@ -36,12 +36,13 @@ class VerifyCommand(ForwardCommand):
         behind = np.uint32(message.kv_len + num_given - 1) + depths[1:]
         given = np.arange(message.kv_len, message.kv_len + num_given, dtype=np.uint32)
         rows = range(num_given - 1, num_given + len(drafts))
-        outputs: list[Output] = [[message.ticket, SAMPLE_WITH, row, message.sampler] for row in rows]
+        outputs: list[Output] = [Sample(row, message.sampler, message.ticket) for row in rows]
         super().__init__(peer_id, Forward(
             message.ticket, message.inferlet, message.queue, message.priority, message.pages, message.kv_len,
             message.tokens + message.drafts, np.concatenate((given, behind)).astype("<u4").tobytes(), b"", outputs,
             message.adapter,
         ), page_size)  # fmt: skip
+        self.counters = self.positions
 
     @property
     def is_tree(self) -> bool:
@@ -54,9 +55,6 @@ class VerifyCommand(ForwardCommand):
 
     def tickets(self) -> list[int]:
         return [self.ticket]
-
-    def counter(self, row: int) -> int:
-        return int(self.positions[row])
 
     def mask_between(self, start: int, stop: int) -> bytes | None:
         is_flat = not self.is_tree or stop <= self.num_given
@@ -85,7 +83,7 @@ class VerifyCommand(ForwardCommand):
         for output, value in zip(outputs, values, strict=True):
             if isinstance(value, PierayError):
                 return value
-            self.sampled[output[2]] = value
+            self.sampled[output.row] = value
         return None
 
     def outcome(self, page_size: int) -> tuple[U32, list[tuple[int, int, int, int, int]]]:

@@ -9,14 +9,20 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from pieray.errors import EngineError, InvalidRequest
-from pieray.wasm.compiler import cache_folder
+from pieray.errors import MAX_REPORT, EngineError, InvalidRequest
+from pieray.wasm.cache import cache_folder
 
 log = logging.getLogger(__name__)
 
 BUILD_TIMEOUT_S = 300.0
 #: versions of clang and lld that are looked for under their Debian names, after the plain ones
 LLVM_VERSIONS = range(22, 13, -1)
+
+
+class ToolFailed(InvalidRequest):
+    """A tool refuses the user's sources; the text is what it printed."""
+
+    max_text = MAX_REPORT
 
 
 class MissingTool(EngineError):
@@ -83,7 +89,7 @@ def rustc() -> tuple[str, str]:
 
 
 def run(what: str, *command: str | Path, cwd: Path | None = None) -> None:
-    """Run a tool on the user's sources; raises InvalidRequest with what it printed if it fails."""
+    """Run a tool on the user's sources; raises ToolFailed with what it printed if it fails."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(  # noqa: S603 - tools that the user has installed, on the user's own sources
@@ -94,7 +100,7 @@ def run(what: str, *command: str | Path, cwd: Path | None = None) -> None:
         raise InvalidRequest(f"{what} took more than {BUILD_TIMEOUT_S:.0f} s") from None
     printed = (done.stderr + done.stdout).strip()[-8000:]
     if done.returncode:
-        raise InvalidRequest(f"{what} failed:\n{printed}")
+        raise ToolFailed(f"{what} failed:\n{printed}")
     if printed:
         log.warning("%s:\n%s", what, printed)
 

@@ -138,6 +138,8 @@ class Door:
             try:
                 self._selector.register(sock, selectors.EVENT_READ, peer)
                 peer.send(peer.handshake.greeting)
+            except ConnectionError as error:
+                self._miss(peer, str(error))
             except OSError as error:
                 self._refuse(peer, str(error))
 
@@ -158,6 +160,8 @@ class Door:
             hello = peer.handshake.accept(answer)
             block = peer.handshake.welcome(self._welcome)
             peer.send(PREFIX.pack(len(block)) + block)
+        except (PeerLost, ConnectionError) as error:
+            self._miss(peer, str(error))
         except PierayError as error:
             with contextlib.suppress(OSError):
                 block = peer.handshake.refusal(error)
@@ -176,6 +180,11 @@ class Door:
         except RuntimeError as error:  # out of threads
             peer.sock.close()
             log.warning("%s: %s", hello.peer_id, error)
+
+    def _miss(self, peer: _HalfOpen, reason: str) -> None:
+        """It went away by itself: it died, or was told that it is not needed any more."""
+        self._drop(peer)
+        log.debug("a peer left during the handshake: %s", reason)
 
     def _refuse(self, peer: _HalfOpen, reason: str) -> None:
         self._drop(peer)

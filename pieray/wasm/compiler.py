@@ -14,7 +14,6 @@ import platform
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,13 +21,12 @@ from pathlib import Path
 
 from pieray.errors import DeadlineExceeded, EngineError, InvalidRequest, QuotaExceeded
 from pieray.wasm import engine, native
+from pieray.wasm.cache import cache_folder, scratch, tidy
 
 COMPONENT_MAGIC = b"\0asm\x0d\x00\x01\x00"
 MODULE_MAGIC = b"\0asm\x01\x00\x00\x00"
 ELF_MAGIC = b"\x7fELF"
 
-
-KEEP_UNUSED_S = 14 * 86_400.0
 LOCK_POLL_S = 0.02
 LOCK_SLACK_S = 30.0
 """For a process that compiles to start, and to be ended at its wall limit."""
@@ -43,18 +41,6 @@ class CompileLimits:
     wall_time_s: float = 240.0
     nice: int = 0
     """Added to the child's nice value: what guests bring is compiled behind all that serves."""
-
-
-def cache_folder() -> Path:
-    """$PIERAY_CACHE or ~/.cache/pieray, made if need be; EngineError if it is someone else's."""
-    folder = Path(os.environ.get("PIERAY_CACHE") or Path.home() / ".cache" / "pieray")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise EngineError(
-            f"the cache {folder} holds native code: it must belong to this user and be writable by no other"
-        )
-    return folder
 
 
 def check_magic(wasm: bytes, name: str) -> None:
@@ -77,26 +63,18 @@ def compiled(wasm: bytes, name: str, limits: CompileLimits) -> Path:
     check_magic(wasm, name)
     path = cache_folder() / f"{_key(wasm)}.cwasm"
     if path.exists():
-        os.utime(path)  # still in use: see `drop_unused`
+        os.utime(path)  # still in use: see `tidy`
         return path
     with _locked(path.with_suffix(".lock"), name, limits.wall_time_s + LOCK_SLACK_S):
         if not path.exists():
             _compile(wasm, name, path, limits)
-            drop_unused(path.parent)
+            tidy(path.parent)
     return path
 
 
 def is_compiled(wasm: bytes) -> bool:
     """Whether `compiled` would find the component in the cache."""
     return (cache_folder() / f"{_key(wasm)}.cwasm").exists()
-
-
-def drop_unused(folder: Path, now: float | None = None) -> None:
-    """Delete files of the cache that nobody has asked for in KEEP_UNUSED_S; who has one mapped keeps it."""
-    oldest = (time.time() if now is None else now) - KEEP_UNUSED_S
-    for path in folder.iterdir():
-        if path.suffix in (".cwasm", ".wasm", ".lock") and path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
 
 
 def _key(wasm: bytes) -> str:
@@ -122,8 +100,8 @@ def _locked(path: Path, name: str, timeout_s: float) -> Iterator[None]:
 
 
 def _compile(wasm: bytes, name: str, path: Path, limits: CompileLimits) -> None:
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="compile-") as folder:
-        source, target = Path(folder, "component.wasm"), Path(folder, "component.cwasm")
+    with scratch(path.parent, "compile-") as folder:
+        source, target = folder / "component.wasm", folder / "component.cwasm"
         source.write_bytes(wasm)
         numbers = (limits.memory_bytes, limits.cpu_time_s, limits.nice)
         _run_child([str(source), str(target), *map(str, numbers)], name, limits)

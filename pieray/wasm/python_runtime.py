@@ -13,13 +13,12 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pieray.errors import EngineError
 from pieray.guest import GUEST_ROOT
-from pieray.wasm.compiler import cache_folder
+from pieray.wasm.cache import cache_folder, scratch, tidy
 from pieray.wit import WIT_FOLDER
 
 WORLD = "python-runtime"
@@ -47,6 +46,7 @@ def component_path(progress: Progress | None = None) -> Path:
         if not path.exists():
             tell("building the Python runtime (once, about 20 s) ...")
             _build(sources, path)
+            tidy(path.parent)
             tell(f"built the Python runtime: {path}")
     return path
 
@@ -79,8 +79,7 @@ def _tool_version() -> str:
 
 def _build(sources: dict[str, bytes], path: Path) -> None:
     """Build into a scratch folder of the cache, then move the result to `path` at once."""
-    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as scratch:
-        root = Path(scratch)
+    with scratch(path.parent, "build-") as root:
         for name, content in sources.items():
             file = root / name
             file.parent.mkdir(parents=True, exist_ok=True)

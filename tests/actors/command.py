@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from signals import heeding_signals
 
 BIN = Path(sys.executable).parent
 MARK = "PIERAY_TEST_MARK"
@@ -26,6 +26,13 @@ from inferlet import session
 async def main():
     session.send("running\\n")
     await asyncio.sleep(600)
+"""
+SPIN = """
+from inferlet import session
+
+async def main():
+    session.send("running\\n")
+    while True: pass
 """
 
 
@@ -50,17 +57,14 @@ class CommandLine:
                               timeout=TIMEOUT_S, check=False, **options)  # fmt: skip
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
-        """Start in a session of its own, as a terminal would have it, also where the tests run under `nohup`."""
-        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a child ignores what its parent does
-        try:
+        """Start in a session of its own, as a terminal would have it."""
+        with heeding_signals():
             return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
                                     stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
-        finally:
-            signal.signal(signal.SIGHUP, before)
 
-    def hold(self) -> subprocess.Popen[str]:
-        """`pieray run hold.py`, once the inferlet runs."""
-        process = self.begin("pieray", "run", "hold.py")
+    def hold(self, program: str = "hold.py") -> subprocess.Popen[str]:
+        """`pieray run` of one that never ends, once it runs."""
+        process = self.begin("pieray", "run", program)
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line == "running\n", process.communicate(timeout=TIMEOUT_S)

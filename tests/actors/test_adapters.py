@@ -19,7 +19,9 @@ from programs import program
 import pieray
 from pieray.assets import model_folder
 from pieray.errors import EngineError, Evicted, InvalidRequest, ModelError, NotFound, PierayError, QuotaExceeded
-from pieray.models.runner import ForwardItem, Logits, ModelRunner
+from pieray.messages import Logits
+from pieray.models.batch import ForwardItem
+from pieray.models.runner import ModelRunner
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
 BASE = model_folder("pie-tiny")

@@ -22,7 +22,9 @@ from pieray.errors import (
     NotFound,
     QuotaExceeded,
 )
-from pieray.models.runner import ForwardItem, ModelRunner, Sample
+from pieray.messages import Sample
+from pieray.models.batch import ForwardItem
+from pieray.models.runner import ModelRunner
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
 PROMPTS = [f"{a}+{b}=" for a in range(10, 18) for b in range(21, 29)]

@@ -17,6 +17,7 @@ import pytest
 from engines import assert_pages_return
 from fuzz_programs import Call, Programs, as_json, as_text, functions
 from programs import GENERATE, program
+from rounds import seeds
 
 import pieray
 from pieray.errors import WIT_CODES, GuestFailed, GuestTrapped, PierayError, QuotaExceeded
@@ -24,7 +25,6 @@ from pieray.host.handlers import GuestHandlers
 from pieray.messages import Launch, encode
 from pieray.wasm.binding import handler_name
 
-ROUNDS = int(os.environ.get("PIERAY_FUZZ_ROUNDS", "1"))
 NUM_PROGRAMS, NUM_CALLS = 40, 160
 GUESTS_C = Path(__file__).parent.parent / "inferlets" / "guests_c"
 LIMITS = {"cpu_time_s": 20.0, "wall_time_s": 60.0, "memory_bytes": 64 << 20, "pages": 512, "tickets": 2048}
@@ -191,13 +191,13 @@ def fuzz(engine: Any, first_seed: int, run: Any) -> None:
     assert {"ok", "bad-handle", "invalid"} <= set(spoken)
 
 
-@pytest.mark.parametrize("seed", range(1, ROUNDS + 1))
+@pytest.mark.parametrize("seed", seeds(1))
 def test_any_calls_from_python_are_answered(engine: Any, seed: int) -> None:
     fuzz(engine, seed, lambda calls: engine.launch(CALLER, calls=as_json(calls), limits=LIMITS,
                                                    capabilities=CAPABILITIES))  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(1001, ROUNDS + 1001))
+@pytest.mark.parametrize("seed", seeds(1))
 def test_any_calls_from_c_are_answered(engine: Any, seed: int) -> None:
     fuzz(engine, seed, lambda calls: launch_text(engine, "fuzz.wasm", as_text(calls)))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,13 +42,6 @@ async def main(linked=False, num_waits=3):
 )
 
 
-@pytest.fixture
-def engine(ray_cluster: None) -> Iterator[Any]:
-    """One inferlet an actor: parent and child die apart."""
-    with pieray.start(namespace=f"families-{time.time_ns()}", inferlets_per_actor=1, actor_pool=2) as started:
-        yield started
-
-
 def pid_of(engine: Any, instance_id: str) -> int:
     """The process that hosts an inferlet."""
     peer_id = Endpoint.from_wire(engine._ask("locate", instance_id)[1]).peer_id
@@ -77,29 +69,29 @@ def family(engine: Any, **arguments: Any) -> tuple[Any, str]:
     return parent, next(iter(parent)).text
 
 
-def test_a_parent_hears_of_the_death_of_its_childs_actor(engine: Any) -> None:
-    parent, child = family(engine)
-    os.kill(pid_of(engine, child), signal.SIGKILL)
+def test_a_parent_hears_of_the_death_of_its_childs_actor(dedicated: Any) -> None:
+    parent, child = family(dedicated)
+    os.kill(pid_of(dedicated, child), signal.SIGKILL)
     assert parent.result(timeout=20) == ["peer-lost", "cancelled", "peer-lost"]
-    assert_nothing_is_left(engine)
+    assert_nothing_is_left(dedicated)
 
 
-def test_a_linked_parent_fails_with_the_death_of_its_childs_actor(engine: Any) -> None:
-    parent, child = family(engine, linked=True)
-    os.kill(pid_of(engine, child), signal.SIGKILL)
+def test_a_linked_parent_fails_with_the_death_of_its_childs_actor(dedicated: Any) -> None:
+    parent, child = family(dedicated, linked=True)
+    os.kill(pid_of(dedicated, child), signal.SIGKILL)
     with pytest.raises(PeerLost, match="the linked child child-"):
         parent.result(timeout=20)
 
 
-def test_a_child_does_not_outlive_its_parents_actor(engine: Any) -> None:
-    parent, child = family(engine)
-    watched = engine.attach(child)
-    os.kill(pid_of(engine, parent.id), signal.SIGKILL)
+def test_a_child_does_not_outlive_its_parents_actor(dedicated: Any) -> None:
+    parent, child = family(dedicated)
+    watched = dedicated.attach(child)
+    os.kill(pid_of(dedicated, parent.id), signal.SIGKILL)
     with pytest.raises(Cancelled, match="the actor of its parent is gone"):
         watched.result(timeout=20)
     with pytest.raises(PeerLost):
         parent.result(timeout=20)
-    assert_nothing_is_left(engine)
+    assert_nothing_is_left(dedicated)
 
 
 def test_a_dead_controller_fails_a_launch_and_not_its_parent(ray_cluster: None) -> None:

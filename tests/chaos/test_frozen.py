@@ -67,139 +67,148 @@ def actors(engine: Any, role: str) -> list[dict[str, Any]]:
     return [a for a in engine.status()["actors"] if a["role"] == role]
 
 
-def engine_of(**settings: Any) -> Any:
-    return pieray.start(namespace=f"frozen-{time.time_ns()}", **settings)
+@pytest.fixture(scope="module")
+def engine(ray_cluster: None) -> Iterator[Any]:
+    """One that replaces who is frozen."""
+    with pieray.start(namespace="frozen", actor_pool=2, **FAST) as started:
+        yield started
 
 
-def test_a_frozen_inferlet_actor_keeps_nobody_waiting_and_is_replaced(ray_cluster: None) -> None:
-    with engine_of(actor_pool=2, **FAST) as engine:
-        echo = engine.launch(ECHO)
-        host = next(a for a in actors(engine, "inferlets") if a["num_live"] == 1)
-        with frozen(host["pid"]):
-            for _ in range(4):
-                with in_time():
-                    assert engine.launch(GENERATE, prompt="1+1=", max_tokens=2).result(timeout=SOON)
+@pytest.fixture(scope="module")
+def patient(ray_cluster: None) -> Iterator[Any]:
+    """One that waits for who is frozen, with one InferletActor."""
+    with pieray.start(namespace="patient", max_actors=1, **{**FAST, "replace_after_s": NEVER}) as started:
+        yield started
+
+
+def test_a_frozen_inferlet_actor_keeps_nobody_waiting_and_is_replaced(engine: Any) -> None:
+    echo = engine.launch(ECHO)
+    host = next(a for a in actors(engine, "inferlets") if a["num_live"] == 1)
+    with frozen(host["pid"]):
+        for _ in range(4):
             with in_time():
-                until(lambda: engine.status()["silent"] == [host["name"]])
-            with in_time():
-                assert {r["state"] for r in engine.ps() if r["instance_id"] == echo.id} <= {"unreachable"}
-            with in_time(), pytest.raises(EngineError, match=rf"{host['name']} \(pid {host['pid']} .* does not answer"):
-                engine.kill(echo.id)
-            with pytest.raises(PeerLost):
-                echo.result(timeout=SOON)
-            until(lambda: [a["name"] for a in actors(engine, "inferlets")].count(host["name"]) == 0)
-        until(lambda: engine.status()["silent"] == [])
-        assert_pages_return(engine, SOON)
+                assert engine.launch(GENERATE, prompt="1+1=", max_tokens=2).result(timeout=SOON)
+        with in_time():
+            until(lambda: engine.status()["silent"] == [host["name"]])
+        with in_time():
+            assert {r["state"] for r in engine.ps() if r["instance_id"] == echo.id} <= {"unreachable"}
+        with in_time(), pytest.raises(EngineError, match=rf"{host['name']} \(pid {host['pid']} .* does not answer"):
+            engine.kill(echo.id)
+        with pytest.raises(PeerLost):
+            echo.result(timeout=SOON)
+        until(lambda: [a["name"] for a in actors(engine, "inferlets")].count(host["name"]) == 0)
+    until(lambda: engine.status()["silent"] == [])
+    assert_pages_return(engine, SOON)
 
 
-def test_launches_that_were_given_up_never_start(ray_cluster: None) -> None:
-    with engine_of(max_actors=1, **{**FAST, "replace_after_s": NEVER}) as engine:
-        engine.launch(STORES, key="warm", **STORE).result(timeout=SOON)
-        engine._calls.ping()
-        (host,) = actors(engine, "inferlets")
+def test_launches_that_were_given_up_never_start(patient: Any) -> None:
+    patient.launch(STORES, key="warm", **STORE).result(timeout=SOON)
+    patient._calls.ping()
+    (host,) = actors(patient, "inferlets")
 
-        def launch(number: int) -> Exception | None:
-            frames: list[bytes] = []
-            calls = engine._calls
+    def launch(number: int) -> Exception | None:
+        frames: list[bytes] = []
+        calls = patient._calls
 
-            class Hurried:
-                """This engine's calls, whose launches have 5 s."""
+        class Hurried:
+            """This engine's calls, whose launches have 5 s."""
 
-                def launch(self, frame: bytes, _timeout_s: float) -> Any:
-                    frames.append(frame)
-                    return calls.launch(frame, 5.0)
+            def launch(self, frame: bytes, _timeout_s: float) -> Any:
+                frames.append(frame)
+                return calls.launch(frame, 5.0)
 
-                tell, ask = calls.tell, calls.ask
+            tell, ask = calls.tell, calls.ask
 
-            hurried = pieray.Engine(engine.config, engine._controller, owns_engine=False, owns_ray=False)
-            hurried._calls = Hurried()  # type: ignore[assignment]
-            try:
-                hurried.launch(STORES, key=f"lost-{number}", **STORE)
-            except PierayError as error:
-                return error
-            return None
+        hurried = pieray.Engine(patient.config, patient._controller, owns_engine=False, owns_ray=False)
+        hurried._calls = Hurried()  # type: ignore[assignment]
+        try:
+            hurried.launch(STORES, key=f"lost-{number}", **STORE)
+        except PierayError as error:
+            return error
+        return None
 
-        with frozen(host["pid"]), ThreadPoolExecutor(20) as threads:
-            errors = list(threads.map(launch, range(20)))
-            assert all(isinstance(error, EngineError) for error in errors), errors
-        until(lambda: engine.status()["silent"] == [])
-        assert engine.launch(NAMES, **STORE).result(timeout=SOON) == []
-        time.sleep(2.0)
-        assert engine.launch(NAMES, **STORE).result(timeout=SOON) == []
-        assert {row["name"] for row in engine.ps()} == {"stores", "names"}
-        assert len([row for row in engine.ps() if row["name"] == "stores"]) == 1
-        assert actors(engine, "inferlets")[0]["pid"] == host["pid"]
+    with frozen(host["pid"]), ThreadPoolExecutor(20) as threads:
+        errors = list(threads.map(launch, range(20)))
+        assert all(isinstance(error, EngineError) for error in errors), errors
+    until(lambda: patient.status()["silent"] == [])
+    assert patient.launch(NAMES, **STORE).result(timeout=SOON) == []
+    time.sleep(2.0)
+    assert patient.launch(NAMES, **STORE).result(timeout=SOON) == []
+    assert {row["name"] for row in patient.ps()} == {"stores", "names"}
+    assert len([row for row in patient.ps() if row["name"] == "stores"]) == 1
+    assert actors(patient, "inferlets")[0]["pid"] == host["pid"]
 
 
 @pytest.mark.parametrize("role", ["batcher", "resource-manager"])
 def test_work_on_a_frozen_device_group_is_lost_in_time_and_the_pair_is_replaced(
-    ray_cluster: None, role: str
+    engine: Any, role: str
 ) -> None:
-    with engine_of(**FAST) as engine:
-        expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=SOON)
-        running = engine.launch(GENERATE, prompt="12+7=", max_tokens=900)
-        holding = engine.launch(HOLD_PAGES)
-        next(iter(running)), next(iter(holding))
-        (group,) = actors(engine, role)
-        with frozen(group["pid"]):
-            until(lambda: engine.status()["silent"] == [group["name"]], timeout_s=SHORT)
-            with pytest.raises(DeviceLost):
-                running.result(timeout=SOON)
-            until(lambda: engine.status()["silent"] == [])
-            assert engine.launch(GENERATE, prompt="12+7=").result(timeout=SOON) == expected
-            assert actors(engine, role)[0]["pid"] != group["pid"]
-        holding.send("")
-        assert_pages_return(engine, SOON)
-
-
-def test_pages_are_waited_for_no_longer_than_said_of_a_frozen_manager_too(ray_cluster: None) -> None:
-    with engine_of(**{**FAST, "replace_after_s": NEVER}) as engine:
-        process = engine.launch(NEED_PAGES, limits={"page_wait_s": 2.0})
-        next(iter(process))
-        (manager,) = actors(engine, "resource-manager")
-        with frozen(manager["pid"]):
-            process.send("go")
-            with in_time(), pytest.raises(OutOfPages, match="page_wait_s"):
-                process.result(timeout=SOON)
+    expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=SOON)
+    running = engine.launch(GENERATE, prompt="12+7=", max_tokens=900)
+    holding = engine.launch(HOLD_PAGES)
+    next(iter(running)), next(iter(holding))
+    (group,) = actors(engine, role)
+    with frozen(group["pid"]):
+        until(lambda: engine.status()["silent"] == [group["name"]], timeout_s=SHORT)
+        with pytest.raises(DeviceLost):
+            running.result(timeout=SOON)
         until(lambda: engine.status()["silent"] == [])
-        assert engine.launch(GENERATE, prompt="1+1=", max_tokens=2).result(timeout=SOON)
-        assert_pages_return(engine, SOON)
+        assert engine.launch(GENERATE, prompt="12+7=").result(timeout=SOON) == expected
+        assert actors(engine, role)[0]["pid"] != group["pid"]
+    holding.send("")
+    assert_pages_return(engine, SOON)
 
 
-def test_a_frozen_broker_is_named_and_replaced(ray_cluster: None) -> None:
-    with engine_of(**FAST) as engine:
-        engine.launch(STORES, key="warm", **STORE).result(timeout=SOON)
-        (broker,) = actors(engine, "broker")
-        with frozen(broker["pid"]):
-            with in_time():
-                until(lambda: engine.status()["silent"] == [broker["name"]])
-            with in_time():
-                assert engine.launch(GENERATE, prompt="1+1=", max_tokens=2).result(timeout=SOON)
-            with pytest.raises(PeerLost):
-                engine.launch(STORES, key="a", **STORE).result(timeout=SOON)
-            until(lambda: engine.status()["silent"] == [])
-            engine.launch(STORES, key="b", **STORE).result(timeout=SOON)
+def test_pages_are_waited_for_no_longer_than_said_of_a_frozen_manager_too(patient: Any) -> None:
+    process = patient.launch(NEED_PAGES, limits={"page_wait_s": 2.0})
+    next(iter(process))
+    (manager,) = actors(patient, "resource-manager")
+    with frozen(manager["pid"]):
+        process.send("go")
+        with in_time(), pytest.raises(OutOfPages, match="page_wait_s"):
+            process.result(timeout=SOON)
+    until(lambda: patient.status()["silent"] == [])
+    assert patient.launch(GENERATE, prompt="1+1=", max_tokens=2).result(timeout=SOON)
+    assert_pages_return(patient, SOON)
 
 
-def test_a_frozen_controller_is_told_within_seconds_and_is_well_when_it_wakes_up(ray_cluster: None) -> None:
+def test_a_frozen_broker_is_named_and_replaced(engine: Any) -> None:
+    engine.launch(STORES, key="warm", **STORE).result(timeout=SOON)
+    (broker,) = actors(engine, "broker")
+    with frozen(broker["pid"]):
+        with in_time():
+            until(lambda: engine.status()["silent"] == [broker["name"]])
+        with in_time():
+            assert engine.launch(GENERATE, prompt="1+1=", max_tokens=2).result(timeout=SOON)
+        with pytest.raises(PeerLost):
+            engine.launch(STORES, key="a", **STORE).result(timeout=SOON)
+        until(lambda: engine.status()["silent"] == [])
+        engine.launch(STORES, key="b", **STORE).result(timeout=SOON)
+
+
+def test_a_frozen_controller_is_told_within_seconds_and_is_well_when_it_wakes_up(engine: Any) -> None:
     import ray
 
-    with engine_of(**FAST) as engine:
-        echo = engine.launch(ECHO)
-        pid = ray.get(engine._controller.pid.remote())
-        old = {a["name"]: a["pid"] for a in engine.status()["actors"]}
-        with frozen(pid):
-            asks: list[Callable[[], Any]] = [
-                engine.status, engine.ps, lambda: engine.kill(echo.id),
-                *[lambda number=number: engine.launch(STORES, key=f"lost-{number}", **STORE) for number in range(8)],
-            ]  # fmt: skip
-            with in_time(2 * SHORT), ThreadPoolExecutor(len(asks)) as threads:
-                for answer in [threads.submit(ask) for ask in asks]:
-                    with pytest.raises(NoAnswer, match="Controller does not answer"):
-                        answer.result(SOON)
-            time.sleep(FAST["replace_after_s"])
-        until(lambda: engine.status()["silent"] == [])
-        with contextlib.suppress(PierayError):
-            echo.result(timeout=SOON)  # its kill was waiting in the Controller
-        assert engine.launch(NAMES, **STORE).result(timeout=SOON) == []
-        assert old.items() <= {a["name"]: a["pid"] for a in engine.status()["actors"]}.items()  # nobody was accused
+    engine._placements._grants.clear()  # the next has all its time
+    echo = engine.launch(ECHO)
+    pid = ray.get(engine._controller.pid.remote())
+    old = {a["name"]: a["pid"] for a in engine.status()["actors"]}
+    other = pieray.Engine(engine.config, engine._controller, owns_engine=False, owns_ray=False)  # has no grant
+    with frozen(pid):
+        asks: list[Callable[[], Any]] = [
+            engine.status, engine.ps, lambda: engine.kill(echo.id),
+            *[lambda number=number: other.launch(STORES, key=f"lost-{number}", **STORE) for number in range(8)],
+        ]  # fmt: skip
+        with in_time():  # what was granted needs no Controller, for a while
+            assert engine.launch(GENERATE, prompt="1+1=", max_tokens=2).result(timeout=SOON)
+        with in_time(2 * SHORT), ThreadPoolExecutor(len(asks)) as threads:
+            for answer in [threads.submit(ask) for ask in asks]:
+                with pytest.raises(NoAnswer, match="Controller does not answer"):
+                    answer.result(SOON)
+        time.sleep(FAST["replace_after_s"])
+    until(lambda: engine.status()["silent"] == [])
+    with contextlib.suppress(PierayError):
+        echo.result(timeout=SOON)  # its kill was waiting in the Controller
+    assert engine.launch(NAMES, **STORE).result(timeout=SOON) == []
+    assert old.items() <= {a["name"]: a["pid"] for a in engine.status()["actors"]}.items()  # nobody was accused
+    other.close()

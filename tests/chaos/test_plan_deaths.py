@@ -9,7 +9,6 @@ from typing import Any
 
 from programs import GENERATE, program
 
-import pieray
 from pieray.errors import PierayError
 
 PATIENCE_S = 30.0
@@ -33,19 +32,18 @@ async def main():
 )
 
 
-def test_plans_of_a_dead_batcher_are_device_lost(ray_cluster: None) -> None:
-    with pieray.start(namespace=f"plan-deaths-{time.time_ns()}") as engine:
-        processes = [engine.launch(DRAWS) for _ in range(4)]
-        for process in processes:
-            next(iter(process))
-        os.kill(next(a["pid"] for a in engine.status()["actors"] if a["role"] == "batcher"), signal.SIGKILL)
-        assert [process.result(timeout=PATIENCE_S) for process in processes] == [[True, "device-lost"]] * 4
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                found: Any = engine.launch(GENERATE, prompt="12+7=").result(timeout=PATIENCE_S)
-                break
-            except PierayError:
-                assert time.monotonic() < deadline, "no new device group in time"
-                time.sleep(0.2)
-        assert len(found) == 24
+def test_plans_of_a_dead_batcher_are_device_lost(engine: Any) -> None:
+    processes = [engine.launch(DRAWS) for _ in range(4)]
+    for process in processes:
+        next(iter(process))
+    os.kill(next(a["pid"] for a in engine.status()["actors"] if a["role"] == "batcher"), signal.SIGKILL)
+    assert [process.result(timeout=PATIENCE_S) for process in processes] == [[True, "device-lost"]] * 4
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            found: Any = engine.launch(GENERATE, prompt="12+7=").result(timeout=PATIENCE_S)
+            break
+        except PierayError:
+            assert time.monotonic() < deadline, "no new device group in time"
+            time.sleep(0.2)
+    assert len(found) == 24

@@ -16,7 +16,8 @@ import numpy as np, torch
 from pieray.assets import model_folder
 from pieray.errors import DeviceLost, ModelError
 from pieray.models.batch import ForwardItem
-from pieray.models.runner import ModelRunner, Sample
+from pieray.messages import Sample
+from pieray.models.runner import ModelRunner
 
 runner = ModelRunner.load(model_folder("pie-tiny"), device="cuda", num_pages=16)
 def item():

@@ -14,6 +14,7 @@ import torch
 from attention_cases import BASE, CASES, TOLERANCE, Case, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from pieray.kernels import cc
 from pieray.kernels.dispatch import attention
@@ -63,7 +64,7 @@ cases = st.builds(
 
 
 @needs_c
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(cases)
 def test_c_operator_equals_reference_for_any_shape(case: Case) -> None:
     out = paged_attention_cpu(*make(case), scale=SCALE, window=case.window)

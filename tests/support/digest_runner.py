@@ -11,8 +11,6 @@ from random import Random
 
 import numpy as np
 
-from pieray.models.runner import ScoredSample
-
 VOCAB = 256
 FIRST, SAYABLE = 40, 12
 """Tokens that are said: few, so that n-grams repeat."""
@@ -78,7 +76,7 @@ class DigestRunner:
             digest = chain(digest, token)
             digests.append(digest)
             self.slots[self._slot(item, item.kv_len + index)] = (token, digest)
-        return [self._answer(request, digests[request.row]) for request in wanted]
+        return [self._answer(item, request, digests[request.row - item.start]) for request in wanted]
 
     def _masked(self, item, wanted):
         """Rows read the tokens of visible slots alone: of hidden ones there may be none."""
@@ -91,14 +89,16 @@ class DigestRunner:
             for position in np.flatnonzero(bits.reshape(num_tokens, total)[index, : item.kv_len + index + 1]).tolist():
                 digest = chain(digest, self.slots[self._slot(item, position)][0])
             digests.append(digest)
-        return [self._answer(request, digests[request.row]) for request in wanted]
+        return [self._answer(item, request, digests[request.row - item.start]) for request in wanted]
 
     def _slot(self, item, position: int) -> tuple[int, int]:
         return int(item.pages[position // self.page_size]), position % self.page_size
 
-    def _answer(self, request, digest: int):
-        token = draw(digest, request.counter, request.params.seed, request.params.temperature, request.allowed)
-        if isinstance(request, ScoredSample):
+    def _answer(self, item, request, digest: int):
+        row, sampler = request.row - item.start, request.sampler
+        counter = item.kv_len + row if item.counters is None else int(item.counters[row])
+        token = draw(digest, counter, sampler.seed, sampler.temperature, sampler.allowed or None)
+        if request.is_scored:
             return np.array([token], "<u4"), np.array([score(digest, token)], "<f4")
         return token
 

@@ -91,6 +91,7 @@ def test_what_is_no_time_is_an_invalid_request(
     assert [type(message) for message in actor.asked] == [Attach]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("timeout", FAR, ids=shortly)
 def test_what_is_far_away_waits_for_what_comes(

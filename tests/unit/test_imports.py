@@ -13,6 +13,7 @@ FOREIGN = {f"pieray.messages.{name}" for name in ("batcher", "broker", "leases",
 HEAVY = {"torch", "transformers", "triton", "safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

@@ -115,6 +115,7 @@ def test_closing_a_link_waits_until_the_tools_have_ended(actor: Actor, link: Act
     assert running.has_ended
 
 
+@pytest.mark.slow
 def test_an_actor_that_does_not_answer_keeps_nobody_from_the_others() -> None:
     actor, frozen = Actor(), socket.create_server(("127.0.0.1", 0))  # the kernel accepts, nobody greets
     door = serve(actor, peer_id="host", incarnation=1, token=TOKEN)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from pieray import manifest
 from pieray.capabilities import Capabilities
@@ -148,7 +149,7 @@ def test_versions_are_ordered_as_the_standard_has_it() -> None:
 TRIPLES = st.tuples(*[st.integers(0, 20)] * 3)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(TRIPLES, TRIPLES)
 def test_versions_compare_by_number(one: tuple[int, ...], other: tuple[int, ...]) -> None:
     keys = [version_key(".".join(map(str, numbers))) for numbers in (one, other)]

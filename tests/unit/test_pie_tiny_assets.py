@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jinja2.exceptions import TemplateError
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from tools.train_pie_tiny import grammar, tasks
 from tools.train_pie_tiny.batches import encode
@@ -49,7 +49,9 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def chat_tokenizer() -> PreTrainedTokenizerFast:
+def chat_tokenizer() -> Any:
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast.from_pretrained(FOLDER)
 
 
@@ -66,6 +68,7 @@ def test_config_is_a_small_tied_llama():
     assert config["max_position_embeddings"] >= 512
 
 
+@pytest.mark.slow
 def test_special_ids_agree_in_every_file(tokenizer, chat_tokenizer):
     config, generation = read("config.json"), read("generation_config.json")
     assert config["vocab_size"] == tokenizer.get_vocab_size()
@@ -77,6 +80,7 @@ def test_special_ids_agree_in_every_file(tokenizer, chat_tokenizer):
     assert config["bos_token_id"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", UNICODE)
 def test_text_round_trips(tokenizer, chat_tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
@@ -88,6 +92,7 @@ def test_digits_and_recall_keys_are_single_tokens(tokenizer):
     assert all(len(tokenizer.encode(key).ids) == 1 for key in RECALL_KEYS)
 
 
+@pytest.mark.slow
 def test_chat_template_renders_the_training_format(chat_tokenizer):
     item = tasks.held_out("tool_call", 1)[0]
     prompt, call, result, reply = (segment.text for segment in item.segments)
@@ -111,6 +116,7 @@ def test_chat_template_renders_the_training_format(chat_tokenizer):
     assert whole == prompt + call + result + reply
 
 
+@pytest.mark.slow
 def test_chat_template_renders_a_system_message_and_refuses_an_unknown_role(chat_tokenizer):
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
     rendered = chat_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from rounds import examples
 
 from pieray.capabilities import ALL
 from pieray.config import Limits
@@ -241,7 +242,7 @@ class Model(RuleBasedStateMachine):
                 assert self.registry.find(name).version == max(releases, key=version_key)
 
 
-Model.TestCase.settings = settings(max_examples=30, stateful_step_count=25)
+Model.TestCase.settings = settings(max_examples=examples(30), stateful_step_count=25)
 TestRegistryModel = Model.TestCase
 
 

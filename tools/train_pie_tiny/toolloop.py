@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tools.train_pie_tiny.generate import Generator
 from tools.train_pie_tiny.tasks import Item, calculate
 from tools.train_pie_tiny.words import END
+
+if TYPE_CHECKING:
+    from tools.train_pie_tiny.generate import Generator
 
 STOP = "Observation:"
 MAX_HOPS = 5

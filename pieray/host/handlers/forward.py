@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from pieray.host.masks import hide_runs, mask_bytes
 from pieray.host.tickets import Kind
 from pieray.host.verify import VerifyPass, check_tree
 from pieray.host.visibility import composed
-from pieray.messages import DISTRIBUTION, ENTROPY, HIDDEN, LOGITS, LOGPROBS, SAMPLE, SAMPLE_WITH
+from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler, size_of
 
 
 class ForwardHandlers(HandlerGroup):
@@ -111,20 +112,21 @@ class ForwardHandlers(HandlerGroup):
         _check_finite("temperature", temperature, 0.0, math.inf)
         _check_finite("top-p", top_p, 0.0, 1.0)
         _check_finite("min-p", min_p, 0.0, 1.0)
-        return self._ask(found, Kind.TOKENS, [SAMPLE, row, temperature, top_k, top_p, min_p, seed])
+        chain = Sampler(temperature, top_k, top_p, min_p, seed=seed)
+        return self._ask(found, Kind.TOKENS, lambda ticket: Sample(row, chain, ticket))
 
     def forward_sample_with(self, pass_: int, row: int, sampler: int) -> int:
         found = self._open_pass(pass_, row)
-        wire = self._state.sampler(sampler).to_wire()
-        self._count(found, sum(len(part) for part in wire if isinstance(part, bytes)))
-        return self._ask(found, Kind.TOKENS, [SAMPLE_WITH, row, wire])
+        chain = self._state.sampler(sampler)
+        self._count(found, size_of(chain))
+        return self._ask(found, Kind.TOKENS, lambda ticket: Sample(row, chain, ticket))
 
     def forward_distribution(self, pass_: int, row: int, k: int) -> int:
         found = self._open_pass(pass_, row)
         vocab = self._state.models.get("").info.vocab_size
         if not 1 <= k <= vocab:
             raise InvalidRequest(f"k is from 1 to {vocab}, the vocabulary; given {k}")
-        return self._ask(found, Kind.DISTRIBUTION, [DISTRIBUTION, row, k], 8 * k)
+        return self._ask(found, Kind.DISTRIBUTION, lambda ticket: Distribution(row, k, ticket), 8 * k)
 
     def forward_logprobs(self, pass_: int, row: int, tokens: U32) -> int:
         found = self._open_pass(pass_, row)
@@ -133,18 +135,19 @@ class ForwardHandlers(HandlerGroup):
             given = "none" if len(tokens) == 0 else str(int(tokens.max()))
             raise InvalidRequest(f"token ids, at least one, are below {vocab}; given {given}")
         self._count(found, tokens.nbytes)
-        return self._ask(found, Kind.FLOATS, [LOGPROBS, row, tokens.tobytes()], 4 * len(tokens))
+        ids = tokens.tobytes()
+        return self._ask(found, Kind.FLOATS, lambda ticket: Logprobs(row, ids, ticket), 4 * len(tokens))
 
     def forward_logits(self, pass_: int, row: int) -> int:
         num_bytes = 4 * self._state.models.get("").info.vocab_size
-        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [LOGITS, row], num_bytes)
+        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, lambda ticket: Logits(row, ticket), num_bytes)
 
     def forward_entropy(self, pass_: int, row: int) -> int:
-        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [ENTROPY, row])
+        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, lambda ticket: Entropy(row, ticket))
 
     def forward_hidden(self, pass_: int, row: int) -> int:
         num_bytes = 4 * self._state.models.get("").info.hidden_size
-        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, [HIDDEN, row], num_bytes)
+        return self._ask(self._open_pass(pass_, row), Kind.FLOATS, lambda ticket: Hidden(row, ticket), num_bytes)
 
     def _check_tokens(self, tokens: U32, last: int) -> None:
         """Raise InvalidRequest unless there are tokens, of the vocabulary, and `last` is a position of the model."""
@@ -186,10 +189,10 @@ class ForwardHandlers(HandlerGroup):
             self._state.outbox.transfers.hold(found.ticket, num_bytes, "the lists of this pass have")
         found.output_bytes += num_bytes
 
-    def _ask(self, found: Pass, kind: Kind, request: list[object], num_bytes: int = 0) -> int:
+    def _ask(self, found: Pass, kind: Kind, output: Callable[[int], Output], num_bytes: int = 0) -> int:
         """A ticket for an output whose value will have `num_bytes` (0: a few).  Raises QuotaExceeded."""
         with self._state.lock:
-            return self._state.outbox.ask(found, kind, request, num_bytes)
+            return self._state.outbox.ask(found, kind, output, num_bytes)
 
 
 def _check_finite(name: str, value: float, low: float, high: float) -> None:

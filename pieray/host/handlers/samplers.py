@@ -10,7 +10,10 @@ import numpy.typing as npt
 
 from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.samplers import MAX_BIAS, SamplerSpec
+from pieray.messages import Sampler
+
+MAX_BIAS = 4096
+"""Tokens that one bias names at most: the chain travels with each draw."""
 
 
 class SamplerHandlers(HandlerGroup):
@@ -22,7 +25,7 @@ class SamplerHandlers(HandlerGroup):
         _check_range("temperature", temperature, math.inf)
         for name, value in (("top-p", top_p), ("min-p", min_p), ("typical-p", typical_p)):
             _check_range(name, value, 1.0)
-        return self._state.samplers.put(SamplerSpec(temperature, top_k, top_p, min_p, typical_p, seed))
+        return self._state.samplers.put(Sampler(temperature, top_k, top_p, min_p, typical_p, seed))
 
     def samplers_bias(self, sampler: int, tokens: U32, values: npt.NDArray[np.float32]) -> None:
         found = self._state.samplers.get(sampler)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from pieray.broker import flow, service
 from pieray.broker.buffer import Bounds
@@ -282,7 +283,7 @@ def test_when_the_whole_window_is_full_the_one_with_least_on_its_way_goes_first(
     assert len(after) == len(set(after)), "nobody goes twice before the last one has gone once"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_all_that_is_posted_arrives_once_in_the_order_of_its_tenant(seed: int) -> None:
     random = Random(seed)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from pieray.broker.buffer import Bounds
 from pieray.broker.service import BrokerService
@@ -132,7 +133,7 @@ class Inferlet(threading.Thread):
         self._client.flush()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["socket", "inproc"]))
 def test_any_interleaving_of_pushes_links_and_breaks_keeps_each_inferlets_order(seed: int, kind: str) -> None:
     random = Random(seed)

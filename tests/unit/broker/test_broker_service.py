@@ -256,6 +256,7 @@ def test_the_store_answers(broker: Broker) -> None:
         ask(b, lambda n: StoreGet(n, "other", "k")).result()
 
 
+@pytest.mark.slow
 def test_more_than_a_connection_holds_travels_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """300 MiB of texts, all asked for at once, in both directions: neither end gives the other up as too slow."""
     monkeypatch.setattr(flow, "WINDOW", 1 << 20)

@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from pieray.broker.buffer import Bounds, Caller
 from pieray.broker.exchange import Exchange
@@ -192,7 +193,7 @@ class Model:
             assert not self.exchange.settle(peer, caller.ticket, True)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(STEPS)
 def test_texts_are_neither_lost_nor_doubled_nor_reordered(steps: list[tuple[Any, ...]]) -> None:
     model = Model()
@@ -203,7 +204,7 @@ def test_texts_are_neither_lost_nor_doubled_nor_reordered(steps: list[tuple[Any,
         assert len(texts) == len(set(texts)), f"{name}: a text was taken twice"
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.lists(st.sampled_from(["push", "pull"]), max_size=60))
 def test_with_one_reader_a_queue_is_first_in_first_out(steps: list[str]) -> None:
     model = Model()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from pieray.broker.store import ENTRY_OVERHEAD, Store
 from pieray.errors import ConfigError, NotFound, QuotaExceeded
@@ -170,7 +171,7 @@ def test_a_file_that_is_no_store_is_refused(tmp_path: Path) -> None:
 KEYS = st.sampled_from(["a", "b", "ab"])
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.lists(st.tuples(st.sampled_from(["put", "put_if", "delete", "wait"]), KEYS, st.integers(0, 3)), max_size=40))
 def test_it_is_a_dictionary_with_times(steps: list[tuple[str, str, int]]) -> None:
     clock = Clock()

@@ -11,7 +11,7 @@ import pytest
 from sampling import SPEC, VOCAB
 
 from pieray.errors import InvalidRequest, PierayError, QuotaExceeded, Unsupported
-from pieray.grammar import GrammarCompiler, Trial
+from pieray.grammar import GrammarCompiler, Trial, TrialPool
 from pieray.grammar.compiler import CACHE_BYTES, CACHE_ENTRIES
 from pieray.models.tokenizer import TokenizerSpec
 
@@ -101,6 +101,7 @@ BOMBS = {
     "a long chain of rules": ("lark", rules("r", 8_000, '{i} "a" |')),
     "an ambiguous rule": ("lark", 'start: start start start | start start | "a" |'),
     "deep parentheses": ("lark", "start: " + "(" * 50_000 + '"a"' + ")" * 50_000),
+    "a few divisors": ("json-schema", '{"type":"integer","allOf":[{"multipleOf":997},{"multipleOf":991}]}'),
     "intersections": ("lark", "start: T\nT: " + " & ".join(f"/.*{i}.*/" for i in range(300))),
 }
 TIME_S = 0.25
@@ -127,6 +128,36 @@ def test_a_hostile_grammar_costs_no_more_than_its_limits(compiler: GrammarCompil
 def test_what_takes_too_long_names_the_limit(compiler: GrammarCompiler) -> None:
     with pytest.raises(QuotaExceeded, match=r"grammar_time_s: compiling this lark grammar took more than 0\.2 s"):
         compiler.compile(*BOMBS["intersections"], time_s=0.2)
+
+
+def test_a_schema_of_66_bytes_that_takes_seconds_is_cut_short(compiler: GrammarCompiler) -> None:
+    with pytest.raises(QuotaExceeded, match=r"grammar_time_s: compiling this json-schema .* more than 0\.2 s"):
+        compiler.compile(*BOMBS["a few divisors"], time_s=0.2)
+
+
+def test_what_is_wrong_is_told_in_few_words(compiler: GrammarCompiler) -> None:
+    """Long expressions that are quoted in full, and the long name of what is wrong."""
+    parts = [{"pattern": f"^{letter * 20_000}$"} for letter in "ab"]
+    wrong = {"properties": {"x" * 50_000: {"type": "string", "pattern": "(" * 3}}}
+    for schema in ({"type": "string", "allOf": parts}, wrong):
+        with pytest.raises(InvalidRequest) as refused:
+            compiler.compile("json-schema", json.dumps(schema))
+        assert len(refused.value.message) < 1200
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_the_process_that_another_grammar_has_killed() -> None:
+    pool = TrialPool(SPEC, VOCAB, 2)
+    pool.check("regex", "a", 10.0)
+    deadline = time.monotonic() + 60
+    while not all(trial.is_ready for trial in pool._all):  # the second one was started beside the first
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(QuotaExceeded, match="grammar_time_s"):
+        pool.check(*BOMBS["intersections"], 0.2)
+    assert all(trial.is_ready for trial in pool._all)
+    pool.close()
+    assert not any(trial.is_ready for trial in pool._all)
 
 
 def test_what_overflows_the_stack_kills_only_the_trial(compiler: GrammarCompiler) -> None:

@@ -37,6 +37,7 @@ def test_a_hundred_grammars_are_held() -> None:
     assert len(distinct) == len(HELD["json-schema"]) + len(HELD["regex"]) >= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(HELD["json-schema"])))
 def test_every_text_satisfies_its_schema(index: int) -> None:
     schema: Any = HELD["json-schema"][index]

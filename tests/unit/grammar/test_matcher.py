@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 from sampling import END, SPEC, TOKENIZER, VOCAB, allowed, draw, text_of
 
 from pieray.errors import InvalidRequest, QuotaExceeded
@@ -117,7 +118,7 @@ def test_tokens_that_the_grammar_does_not_allow_cannot_be_replayed() -> None:
         COMPILER.compile("regex", "[0-9]+").matcher(tokens_of("1x"))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.sampled_from(GRAMMARS), st.integers(0, 2**32), st.lists(st.integers(0, 12), max_size=8))
 def test_rollback_undoes_accept(grammar: tuple[str, str], seed: int, lengths: list[int]) -> None:
     """Random walks: the mask after rollback is the mask before, and a replay of `consumed` gives it too."""
@@ -134,7 +135,7 @@ def test_rollback_undoes_accept(grammar: tuple[str, str], seed: int, lengths: li
             assert (matcher.mask_bytes(), matcher.consumed, matcher.is_complete) == (before, consumed, complete)
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(st.sampled_from(GRAMMARS), st.integers(0, 2**32))
 def test_forks_go_their_own_ways(grammar: tuple[str, str], seed: int) -> None:
     rng, matcher = Random(seed), new(*grammar)
@@ -150,7 +151,7 @@ def test_forks_go_their_own_ways(grammar: tuple[str, str], seed: int) -> None:
     assert fork.mask_bytes() == before
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.sampled_from(GRAMMARS), st.integers(0, 2**32))
 def test_the_mask_says_what_accept_takes(grammar: tuple[str, str], seed: int) -> None:
     rng, matcher = Random(seed), new(*grammar)

@@ -11,6 +11,7 @@ from fake_host import FakeHost
 from guest_install import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from inferlet import Context
 from inferlet._running import run
@@ -92,7 +93,7 @@ class Program:
         self.lines.pop(index)[0].close()
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 @given(steps=STEPS, page_size=st.integers(1, 5), order=st.one_of(st.none(), st.integers(0, 99)))
 def test_any_program_gets_the_models_text_and_leaves_nothing(
     steps: list[Step], page_size: int, order: int | None
@@ -102,7 +103,7 @@ def test_any_program_gets_the_models_text_and_leaves_nothing(
     host.assert_clean()
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(seed=st.integers(0, 10_000))
 def test_cancelling_at_any_moment_leaves_contexts_that_go_on(seed: int) -> None:
     rng = Random(seed)

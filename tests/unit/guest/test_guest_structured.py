@@ -121,6 +121,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(JSON, st.sampled_from([Node, Point, Options, Color, list[int], dict[str, Any], int | None, tuple[int, str]]))
 def test_parsing_accepts_what_the_schema_does(value: Any, kind: Any) -> None:
     is_valid = jsonschema.Draft202012Validator(schema_of(kind)).is_valid(value)

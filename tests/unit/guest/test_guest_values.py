@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import sdk_fuzz
 
 from inferlet import _host, _running, testing
@@ -66,6 +67,7 @@ def bound(function: Function, handler: Any) -> Any:
     return call
 
 
+@pytest.mark.slow
 def test_hostile_values_are_typed_errors_in_every_public_function() -> None:
     _host.install(strict(Host("abc")))
     found = _running.run(sdk_fuzz.main())

@@ -136,7 +136,7 @@ class Bench:
             assert isinstance(message, Message)
             self.answer(Completed(message.ticket, None))  # type: ignore[attr-defined]
             for output in getattr(message, "outputs", []):
-                self.answer(Completed(output[0], token.to_bytes(4, "little")))
+                self.answer(Completed(output.ticket, token.to_bytes(4, "little")))
 
     def events(self) -> list[tuple[str, str]]:
         found: list[tuple[str, str]] = []

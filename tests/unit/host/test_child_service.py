@@ -10,7 +10,7 @@ import pytest
 from groups import until
 
 from pieray.config import Limits
-from pieray.errors import DeadlineExceeded, EngineError, NotFound, PeerLost, QuotaExceeded
+from pieray.errors import ChildCeiling, DeadlineExceeded, EngineError, NotFound, PeerLost, QuotaExceeded
 from pieray.host.children import Bonds, ChildService
 from pieray.messages import Attach, Bind, Completed, Event, Launch, Message
 from pieray.process import Process
@@ -103,20 +103,26 @@ def test_a_child_is_bound_before_it_is_attached_and_connections_are_shared(scene
 
 
 def test_room_is_waited_for(scene: Scene) -> None:
-    scene.launcher.refusals = [QuotaExceeded("child_ceiling: full")] * 2
+    scene.launcher.refusals = [ChildCeiling("full")] * 2
     assert not isinstance(scene.launch(), Exception)
     assert scene.launcher.num_launches == 3
 
 
 def test_no_room_is_a_deadline_that_says_so(scene: Scene) -> None:
-    scene.launcher.refusals = [QuotaExceeded("child_ceiling: 12 run")] * 100
+    scene.launcher.refusals = [ChildCeiling("12 run")] * 100
     found = scene.launch()
     assert isinstance(found, DeadlineExceeded)
-    assert "no room for a child within 0.5 s; child_ceiling: 12 run" in found.message
+    assert "no room for a child within 0.5 s; 12 run" in found.message
+
+
+def test_another_quota_is_told_at_once_whatever_its_text_says(scene: Scene) -> None:
+    scene.launcher.refusals = [QuotaExceeded("registry_bytes, not child_ceiling")] * 100
+    assert isinstance(scene.launch(), QuotaExceeded)
+    assert scene.launcher.num_launches == 1
 
 
 def test_a_child_that_nobody_wants_any_more_does_not_wait_for_room(scene: Scene) -> None:
-    scene.launcher.refusals = [QuotaExceeded("child_ceiling: 12 run")] * 100
+    scene.launcher.refusals = [ChildCeiling("12 run")] * 100
     child = Child("c-1", "c", None)  # type: ignore[arg-type]
     child.is_unwanted = True
     assert isinstance(scene.launch(child), DeadlineExceeded)

@@ -17,7 +17,7 @@ from pieray.errors import BadHandle, DeviceLost, InvalidRequest, QuotaExceeded
 from pieray.host.masks import hide_runs, mask_bytes
 from pieray.host.models import ModelDirectory, ServedModel
 from pieray.host.verify import MAX_DRAFTS
-from pieray.messages import ENTROPY, HIDDEN, Completed, EmbedTokens, Failed, Verify
+from pieray.messages import Completed, EmbedTokens, Entropy, Failed, Hidden, Verify
 
 HIDDEN_SIZE = 6
 NAN, INF = math.nan, math.inf
@@ -51,7 +51,8 @@ def test_entropy_and_hidden_travel_as_asked(bench: Bench) -> None:
     pass_ = bench.handlers.forward_forward(queue, pages, 0, u32(1, 2), NONE, NONE)
     entropy, hidden = bench.handlers.forward_entropy(pass_, 1), bench.handlers.forward_hidden(pass_, 0)
     bench.handlers.tickets_flush()
-    assert [output[1:] for output in bench.forwards()[0].outputs] == [[ENTROPY, 1], [HIDDEN, 0]]
+    asked = [Entropy(1, NUMBER << 32 | entropy), Hidden(0, NUMBER << 32 | hidden)]
+    assert bench.forwards()[0].outputs == asked
     for ticket, values in ((entropy, f32(0.5)), (hidden, f32(*range(6)))):
         bench.answer(Completed(NUMBER << 32 | ticket, values.tobytes()))
         assert bench.handlers.tickets_take_floats(ticket).tolist() == values.tolist()

@@ -19,7 +19,7 @@ from pieray.errors import (
     QuotaExceeded,
     WrongType,
 )
-from pieray.messages import Completed, CopyTokens, Failed
+from pieray.messages import Completed, CopyTokens, Failed, Sample, Sampler
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_pass_travels_with_physical_pages_and_its_outputs(bench: Bench) -> Non
     (sent,) = bench.forwards()
     assert np.frombuffer(sent.pages, "<u4").tolist() == [100, 101]
     assert sent.ticket == NUMBER << 32 | pass_
-    assert sent.outputs == [[NUMBER << 32 | sample, 0, 4, 0.5, 3, 0.9, 0.1, 42]]
+    assert sent.outputs == [Sample(4, Sampler(0.5, 3, 0.9, 0.1, seed=42), NUMBER << 32 | sample)]
     assert bench.handlers.tickets_ready(u32(sample)) == []
     with pytest.raises(Pending):
         bench.handlers.tickets_take_tokens(sample)

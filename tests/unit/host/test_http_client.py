@@ -264,6 +264,7 @@ def test_a_cancelled_ticket_ends_the_request_and_the_end_of_the_inferlet_all(mak
     until(lambda: not tasks)
 
 
+@pytest.mark.slow
 def test_many_requests_of_one_inferlet_run_at_once_and_not_too_many(make: Any, web: Web) -> None:
     bench = make()
 

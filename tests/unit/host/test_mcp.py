@@ -75,6 +75,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_real_server_lists_its_tools_and_calculates(shared: Shared) -> None:
     bench = shared.bench("calc")
     assert mcp.servers() == ["calc"]

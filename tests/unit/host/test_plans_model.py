@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from plan_bench import PlanBench, u32
+from rounds import examples
 
 from tests.support.digest_runner import reference
 
@@ -139,7 +140,7 @@ class Plans(RuleBasedStateMachine):
 
 
 Plans.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=25, suppress_health_check=list(HealthCheck),
+    max_examples=examples(25), stateful_step_count=25, suppress_health_check=list(HealthCheck),
     phases=(Phase.reuse, Phase.generate), report_multiple_bugs=False,
 )  # fmt: skip
 TestPlans: Callable[..., object] = Plans.TestCase

@@ -6,12 +6,12 @@ import math
 
 import pytest
 from arrays import NONE, f32, u32
-from fakes import VOCAB, Bench
+from fakes import NUMBER, VOCAB, Bench
 
 from pieray.config import Limits
 from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
-from pieray.host.samplers import MAX_BIAS, SamplerSpec
-from pieray.messages import SAMPLE_WITH
+from pieray.host.handlers.samplers import MAX_BIAS
+from pieray.messages import Sample, Sampler
 
 INF, NAN = math.inf, math.nan
 
@@ -48,13 +48,11 @@ def test_a_draw_travels_with_the_chain_as_it_was(bench: Bench) -> None:
     (sent,) = bench.forwards()
     numbers = [0.5, 3, 0.75, 0.25, 0.5, 2**64 - 1]
     bias = [u32(7, 9).tobytes(), f32(-INF, 2.5).tobytes()]
-    assert [output[1:3] for output in sent.outputs] == [[SAMPLE_WITH, 1], [SAMPLE_WITH, 0], [SAMPLE_WITH, 0]]
-    assert [output[3] for output in sent.outputs] == [
-        [*numbers, *bias, b""],
-        [*numbers, b"", b"", b"\0\0\0\x80" * 8],
-        SamplerSpec().to_wire(),
+    assert sent.outputs == [
+        Sample(1, Sampler(*numbers, *bias), NUMBER << 32 | first),
+        Sample(0, Sampler(*numbers, b"", b"", b"\0\0\0\x80" * 8), NUMBER << 32 | second),
+        Sample(0, Sampler(), NUMBER << 32 | greedy),
     ]
-    assert [output[0] & 0xFFFFFFFF for output in sent.outputs] == [first, second, greedy]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from pieray.config import Limits
 from pieray.errors import DeadlineExceeded
@@ -81,7 +82,7 @@ def test_a_place_that_comes_free_goes_to_who_has_least() -> None:
     asyncio.run(main())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_places_are_conserved_and_nobody_waits_for_one_that_is_free(seed: int) -> None:
     async def main() -> None:
@@ -163,6 +164,7 @@ def request(client: HttpClient, whose: Who, url: str, timeout_s: float) -> Any:
     return client.request(ask, policy, Budget(Limits()))
 
 
+@pytest.mark.slow
 def test_slow_servers_of_one_tenant_take_no_connection_of_another(trickle: Trickle) -> None:
     async def main() -> None:
         client = HttpClient(["*:*"], allow_private=True)

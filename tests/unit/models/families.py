@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from pieray.messages import Logits
 from pieray.models.batch import ForwardItem
-from pieray.models.runner import Logits, ModelRunner
+from pieray.models.runner import ModelRunner
 
 COMMON = {
     "vocab_size": 96, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,

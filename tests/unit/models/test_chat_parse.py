@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from pieray.assets import model_folder
 from pieray.models.chat_parse import MAX_BLOCKS, format_name, parse_reply
@@ -191,7 +192,7 @@ def test_bare_json_is_not_complete_before_its_end(template: str) -> None:
         assert parts(template, written[:end]) == ("", "", [], False)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(PIECES, st.sampled_from([QWEN, QWEN3, THINKING, MISTRAL, LLAMA, PIE_TINY, PLAIN, None]))
 def test_every_prefix_of_anything_parses_and_completed_calls_never_change(text: str, template: str | None) -> None:
     seen: list[Any] = []

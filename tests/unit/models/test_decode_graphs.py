@@ -11,11 +11,13 @@ import pytest
 import torch
 from families import make_model, u32
 
+from pieray.messages import Hidden, Logits
+from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
 from pieray.models.decode_graphs import ROWS, GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.kv_pool import KvPool
-from pieray.models.runner import ForwardItem, Hidden, Logits, ModelRunner
+from pieray.models.runner import ModelRunner
 from pieray.models.warm_up import warm_up
 from pieray.models.weights import load_weights
 
@@ -76,6 +78,7 @@ def assert_near(got: Any, want: Any) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [[5], [5, 0, 17], [3, 9, 30, 1, 12], [1] * 9])
 def test_logits_equal_those_without_graphs(folder: Path, lengths: list[int]) -> None:
     plain, graphed, _ = make_runners(folder)

@@ -30,6 +30,7 @@ def runners(folder: Path, page_size: int) -> list[ModelRunner]:
     return [ModelRunner(config, one, KvPool(config, 64, page_size, torch.float32, "cpu")) for one in decoders]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_equal_transformers_alone_and_in_ragged_batches(name: str, tmp_path: Path) -> None:
     model_type, changes = FAMILIES[name]
@@ -44,6 +45,7 @@ def test_logits_equal_transformers_alone_and_in_ragged_batches(name: str, tmp_pa
             assert np.abs(logits - want).max() < 1e-4 * scale
 
 
+@pytest.mark.slow
 def test_chunks_and_batches_do_not_change_a_bit(tmp_path: Path) -> None:
     make_model("qwen3", tmp_path, head_dim=16)
     runner = runners(tmp_path, page_size=16)[-1]
@@ -54,6 +56,7 @@ def test_chunks_and_batches_do_not_change_a_bit(tmp_path: Path) -> None:
         assert np.array_equal(ragged_logits(runner, PROMPTS, chunks)[0], one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_near_float32(dtype: str, tmp_path: Path) -> None:
     make_model("llama", tmp_path, head_dim=16)
@@ -63,6 +66,7 @@ def test_half_precision_stays_near_float32(dtype: str, tmp_path: Path) -> None:
         assert np.abs(one - other).max() < 0.06 * np.abs(one).max()
 
 
+@pytest.mark.slow
 def test_sharded_weights_load_as_whole_ones(tmp_path: Path) -> None:
     model = make_model("llama", tmp_path / "whole")
     model.save_pretrained(tmp_path / "shards", max_shard_size="60KB")

@@ -12,10 +12,11 @@ from loras import TARGETS, as_bytes, as_folder, merged, random_lora
 
 from pieray.adapters import AdapterFile, read_adapter
 from pieray.errors import InvalidRequest, ModelError, QuotaExceeded
+from pieray.messages import Logits
 from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
-from pieray.models.runner import Logits, ModelRunner
+from pieray.models.runner import ModelRunner
 from pieray.models.weights import load_weights
 
 PROMPTS = [np.random.default_rng(seed).integers(3, 96, 9 + 4 * seed) for seed in range(5)]

@@ -12,12 +12,13 @@ from families import Sequence, make_model, u32
 
 from pieray.assets import model_folder
 from pieray.errors import InvalidRequest, Unsupported
+from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Sample
 from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
 from pieray.models.kv_pool import KvPool
-from pieray.models.runner import Distribution, Entropy, Hidden, Logits, Logprobs, ModelRunner, Sample
+from pieray.models.runner import ModelRunner
 from pieray.models.sampler import entropies
 from pieray.models.weights import load_weights
 
@@ -45,6 +46,7 @@ def untied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return runner
 
 
+@pytest.mark.slow
 def test_all_outputs_of_some_rows_equal_transformers(tiny: ModelRunner) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -76,7 +78,7 @@ def test_entropy_runs_from_certain_to_uniform() -> None:
 
 
 def test_a_hidden_state_times_the_head_is_the_logits(untied: ModelRunner) -> None:
-    wanted = [Hidden(), Logits(), Logprobs(-1, (4,)), Distribution(k=2), Entropy()]
+    wanted = [Hidden(), Logits(), Logprobs(-1, u32([4]).tobytes()), Distribution(k=2), Entropy()]
     (got,) = untied.step([Sequence(untied, 0, 4).item(PROMPT)], [wanted])
     assert isinstance(got, list)
     head = load_weights(untied.folder, untied.config, torch.float32, "cpu").lm_head.numpy()  # type: ignore[attr-defined]

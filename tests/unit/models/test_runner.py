@@ -13,13 +13,17 @@ from families import Sequence, make_model, u32
 
 import pieray
 from pieray.errors import DeviceLost, InvalidRequest, ModelError
+from pieray.messages import Distribution, Logits, Logprobs, Sample, Sampler
 from pieray.models import batch
 from pieray.models.batch import ForwardItem
-from pieray.models.runner import Distribution, Logits, Logprobs, ModelRunner, Sample
-from pieray.models.sampler import SamplingParams
+from pieray.models.runner import ModelRunner
 
 PIE_TINY = Path(pieray.__path__[0]) / "assets" / "pie-tiny"
 PROMPT = np.random.default_rng(3).integers(3, 96, 21)
+
+
+def biased(token: int, values: np.ndarray, **fields: Any) -> Sampler:
+    return Sampler(bias_tokens=u32([token]).tobytes(), bias_values=values.tobytes(), **fields)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +35,8 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> ModelRunner:
 
 def test_all_outputs_of_a_step_describe_the_same_logits(runner: ModelRunner) -> None:
     item = Sequence(runner, 0, 4).item(PROMPT)
-    wanted = [Logits(), Sample(), Distribution(k=3), Distribution(-2), Logprobs(-1, (5, 6)), Logprobs(0, ()), Sample(0)]
+    some = Logprobs(-1, u32([5, 6]).tobytes())
+    wanted = [Logits(), Sample(), Distribution(k=3), Distribution(-2), some, Logprobs(0, b""), Sample(0)]
     (result,) = runner.step([item], [wanted])
     assert isinstance(result, list)
     logits, greedy, (ids, probs), (all_ids, all_probs), logs, none, _ = result
@@ -60,14 +65,12 @@ def test_an_invalid_item_fails_alone(runner: ModelRunner) -> None:
     [
         Sample(21),
         Sample(-22),
-        Sample(params=SamplingParams(-1)),
-        Sample(allowed=b"x"),
-        Sample(bias=(u32([96]), np.ones(1, np.float32))),
-        Sample(bias=(u32([9]), np.array([np.nan], np.float32))),
-        Sample(bias=(u32([9]), np.array([np.inf], np.float32))),
-        Sample(bias=(u32([9]), np.ones(2, np.float32))),
-        Sample(params=SamplingParams(typical_p=2.0)),
-        Logprobs(0, (96,)),
+        Sample(sampler=Sampler(allowed=b"x")),
+        Sample(sampler=biased(96, np.ones(1, np.float32))),
+        Sample(sampler=biased(9, np.array([np.nan], np.float32))),
+        Sample(sampler=biased(9, np.array([np.inf], np.float32))),
+        Sample(sampler=biased(9, np.ones(2, np.float32))),
+        Logprobs(0, u32([96]).tobytes()),
         Distribution(k=-1),
     ],
 )
@@ -79,12 +82,11 @@ def test_an_invalid_output_request_fails_its_item(wanted: Sample, runner: ModelR
 def test_bias_and_mask_choose_the_token_and_a_chain_without_one_fails_alone(runner: ModelRunner) -> None:
     nothing, everything = bytes(12), b"\xff" * 12
     only_5 = np.packbits(np.arange(96) == 5, bitorder="little").tobytes()
-    ban_5 = (u32([5]), np.array([-np.inf], np.float32))
-    push_7 = (u32([7]), np.array([1e6], np.float32))
-    wanted = [
-        Sample(allowed=nothing), Sample(allowed=only_5), Sample(allowed=only_5, bias=ban_5), Sample(bias=push_7),
-        Sample(allowed=everything), Sample(), Sample(params=SamplingParams(9.0, seed=1), allowed=only_5),
-    ]  # fmt: skip
+    minus, plus = np.array([-np.inf], np.float32), np.array([1e6], np.float32)
+    wanted = [Sample(sampler=one) for one in (
+        Sampler(allowed=nothing), Sampler(allowed=only_5), biased(5, minus, allowed=only_5), biased(7, plus),
+        Sampler(allowed=everything), Sampler(), Sampler(9.0, seed=1, allowed=only_5),
+    )]  # fmt: skip
     (result,) = runner.step([Sequence(runner, 0, 4).item(PROMPT)], [wanted])
     assert isinstance(result, list)
     assert isinstance(result[0], InvalidRequest)
@@ -141,15 +143,16 @@ def test_a_fork_by_copy_goes_on_like_its_parent(runner: ModelRunner) -> None:
 
 
 def test_seeded_sampling_repeats_across_batches(runner: ModelRunner) -> None:
-    wanted = [Sample(params=SamplingParams(1.0, seed=4), counter=counter) for counter in range(30)]
+    wanted = [Sample(row, Sampler(1.0, seed=seed)) for seed in (4, 5) for row in range(-15, 0)]
     (alone,) = runner.step([Sequence(runner, 0, 4).item(PROMPT)], [wanted])
     items = [Sequence(runner, 8, 4).item(PROMPT[:5]), Sequence(runner, 0, 4).item(PROMPT)]
-    together = runner.step(items, [[Sample(params=SamplingParams(2.0))], wanted])
+    together = runner.step(items, [[Sample(sampler=Sampler(2.0))], wanted])
     assert together[1] == alone
     assert len(set(alone)) > 5
 
 
-@pytest.mark.parametrize(("concurrent", "chunk"), [pytest.param(1, 32, marks=pytest.mark.slow), (7, 5), (32, 32)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("concurrent", "chunk"), [(1, 32), (7, 5), (32, 32)])
 def test_greedy_text_equals_transformers_token_for_token(concurrent: int, chunk: int) -> None:
     """32 prompts x 64 tokens, continuous batching: a sequence that is done makes room for the next one."""
     prompts = [np.random.default_rng(seed).integers(3, 600, 3 + 9 * (seed // 8)) for seed in range(32)]

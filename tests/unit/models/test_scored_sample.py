@@ -5,8 +5,9 @@ import pytest
 
 from pieray.assets import model_folder
 from pieray.errors import InvalidRequest
-from pieray.models.runner import ForwardItem, Logprobs, ModelRunner, Sample, ScoredSample
-from pieray.models.sampler import SamplingParams
+from pieray.messages import Logprobs, Sample, Sampler
+from pieray.models.batch import ForwardItem
+from pieray.models.runner import ModelRunner
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +22,18 @@ def item(first: int) -> ForwardItem:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_the_draw_and_its_score_in_a_batch(runner, temperature):
-    given = [SamplingParams(temperature, 20, 0.9, 0.0, seed) for seed in range(6)]
-    plain = runner.step([item(s) for s in range(6)], [[Sample(-1, params, 4)] for params in given])
-    scored = runner.step([item(s) for s in range(6)], [[ScoredSample(-1, params, 4)] for params in given])
+    given = [Sampler(temperature, 20, 0.9, seed=seed) for seed in range(6)]
+    plain = runner.step([item(s) for s in range(6)], [[Sample(-1, params)] for params in given])
+    scored = runner.step([item(s) for s in range(6)], [[Sample(-1, params, is_scored=True)] for params in given])
     drawn = [int(values[0][0][0]) for values in scored]
     assert drawn == [values[0] for values in plain]
-    exact = runner.step([item(s) for s in range(6)], [[Logprobs(-1, (token,))] for token in drawn])
+    exact = runner.step([item(s) for s in range(6)], [[Logprobs(-1, token.to_bytes(4, "little"))] for token in drawn])
     np.testing.assert_allclose([v[0][1][0] for v in scored], [v[0][0] for v in exact], rtol=1e-5, atol=1e-5)
 
 
 def test_what_allows_nothing_fails_alone(runner):
     nothing = bytes(-(-runner.config.vocab_size // 8))
-    (values, good) = runner.step([item(1), item(2)], [[ScoredSample(-1, allowed=nothing)], [ScoredSample(-1)]])
+    wanted = [[Sample(-1, Sampler(allowed=nothing), is_scored=True)], [Sample(-1, is_scored=True)]]
+    (values, good) = runner.step([item(1), item(2)], wanted)
     assert isinstance(values[0], InvalidRequest)
     assert good[0][1].dtype == np.float32

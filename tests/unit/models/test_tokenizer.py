@@ -95,6 +95,7 @@ def test_eos_ids_come_from_generation_config_then_config_then_the_tokenizer(
     assert TokenizerSpec.from_folder(folder).eos_ids == eos
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tools", [None, TOOLS])
 @pytest.mark.parametrize("add_generation_prompt", [False, True])
 def test_chat_equals_transformers(tools: Any, add_generation_prompt: bool, folder: Path) -> None:

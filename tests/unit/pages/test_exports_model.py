@@ -6,6 +6,7 @@ from collections import deque
 
 import numpy as np
 import pytest
+from rounds import seeds
 
 from pieray.errors import Evicted, InvalidRequest, NotFound, QuotaExceeded
 from pieray.pages.exports import Export, ExportTable, Owner, Quota
@@ -232,7 +233,8 @@ class Model:
         self.table.evict(self.rng.randint(1, 4))
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", seeds(12))
 def test_pages_are_conserved_and_hold_what_was_written(seed):
     model = Model(seed)
     for _ in range(250):

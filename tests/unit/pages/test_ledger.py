@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from rounds import seeds
 
 from pieray.errors import InvalidRequest, OutOfPages, PeerLost, PierayError
 from pieray.pages.ledger import Holder, PageLedger
@@ -193,7 +194,7 @@ def test_imbalance_is_reported_with_every_term():
         ledger.check()
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30))
 def test_books_balance_after_any_operations_and_the_pool_is_full_again(seed):
     rng = random.Random(seed)
     ledger = PageLedger(24)

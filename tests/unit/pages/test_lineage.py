@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from rounds import seeds
 
 from pieray.errors import InvalidRequest, Unsupported
 from pieray.pages.handles import PageSpace
@@ -131,7 +132,8 @@ class Guest:
             kv_len += n
 
 
-@pytest.mark.parametrize("seed", range(80))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", seeds(40))
 def test_any_lost_pages_can_be_rebuilt(seed):
     guest = Guest(seed)
     for _ in range(60):

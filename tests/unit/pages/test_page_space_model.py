@@ -6,6 +6,7 @@ from collections import deque
 
 import numpy as np
 import pytest
+from rounds import seeds
 
 from pieray.errors import InvalidRequest
 from pieray.pages.handles import PageSpace, Prepared
@@ -153,7 +154,7 @@ class Model:
         assert sorted(self.space.surplus(0) + self.leasable) == list(range(NUM_PAGES))
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", seeds(60))
 def test_every_handle_sees_what_was_written_through_it(seed):
     model = Model(seed)
     for _ in range(80):

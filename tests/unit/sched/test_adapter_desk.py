@@ -13,7 +13,7 @@ import pytest
 from pieray.adapters import AdapterFile
 from pieray.config import ModelSettings
 from pieray.errors import Evicted, ModelError, QuotaExceeded
-from pieray.messages import LOGITS, PRIVATE, CancelInferlet, Completed, Failed, Forward, LoadAdapter, UnloadAdapter
+from pieray.messages import PRIVATE, CancelInferlet, Completed, Failed, Forward, LoadAdapter, Logits, UnloadAdapter
 from pieray.sched.adapters import AdapterDesk
 from pieray.sched.core import BatcherCore
 
@@ -74,7 +74,7 @@ class Bed:
 
     def forward(self, adapter: int, inferlet: int = 1, token: int = 7, page: int = 0, ticket: int = 20) -> list:
         pages, tokens = (np.array([value], "<u4").tobytes() for value in (page, token))
-        outputs = [[ticket + 1, LOGITS, 0]]
+        outputs = [Logits(0, ticket + 1)]
         message = Forward(ticket, inferlet, 1, 0, pages, 0, tokens, b"", b"", outputs, adapter)
         return self.core.submit("p", [message], 0.0)
 

@@ -9,18 +9,19 @@ import pytest
 from pieray.config import ModelSettings
 from pieray.errors import DeviceLost, InvalidRequest, ModelError
 from pieray.messages import (
-    DISTRIBUTION,
-    LOGITS,
-    LOGPROBS,
-    SAMPLE,
     CancelInferlet,
     Completed,
     CopyTokens,
+    Distribution,
     EmbedTokens,
     Failed,
     Forward,
     Hello,
+    Logits,
+    Logprobs,
     Message,
+    Sample,
+    Sampler,
 )
 from pieray.sched.core import BatcherCore
 
@@ -42,6 +43,7 @@ class FakeRunner:
     def __init__(self) -> None:
         self.calls: list[list[tuple]] = []
         self.wanted: list[list] = []
+        self.begins: list[tuple[int, int]] = []
         self.copies: list[list[tuple]] = []
         self.during = lambda: None
 
@@ -49,7 +51,8 @@ class FakeRunner:
         self.calls.append(
             [(i.pages.tolist(), i.kv_len, i.tokens.tolist(), i.positions.tolist(), i.mask) for i in items]
         )
-        self.wanted += outputs
+        self.wanted += [list(wanted) for wanted in outputs]
+        self.begins += [(item.start, item.kv_len) for item in items]
         self.during()
         tokens = [token for item in items for token in item.tokens.tolist()]
         if 667 in tokens:
@@ -66,12 +69,12 @@ class FakeRunner:
         if 665 in item.tokens.tolist():
             return ModelError("the logits of this item are not finite")
         values = {
-            "Sample": lambda r: 100 + r.row,
-            "Distribution": lambda r: (np.arange(r.k, dtype=np.uint32), np.full(r.k, 0.5, np.float32)),
-            "Logprobs": lambda r: np.array([-int(token) for token in r.token_ids], np.float32),
-            "Logits": lambda _: np.zeros(3, np.float32),
+            Sample: lambda r: 100 + r.row - item.start,
+            Distribution: lambda r: (np.arange(r.k, dtype=np.uint32), np.full(r.k, 0.5, np.float32)),
+            Logprobs: lambda r: -np.frombuffer(r.token_ids, "<u4").astype(np.float32),
+            Logits: lambda _: np.zeros(3, np.float32),
         }
-        return [values[type(request).__name__](request) for request in wanted]
+        return [values[type(request)](request) for request in wanted]
 
     def copy_tokens(self, ranges):
         if any(copy[0] == 99 for copy in ranges):
@@ -111,8 +114,7 @@ def plain(answers) -> list[tuple]:
 
 
 def forward(ticket, pages, kv_len=0, tokens=(1,), *, inferlet=1, queue=1, positions=(), mask=b"", outputs=()):
-    outputs = [list(output) for output in outputs]
-    return Forward(ticket, inferlet, queue, 0, u32(*pages), kv_len, u32(*tokens), u32(*positions), mask, outputs)
+    return Forward(ticket, inferlet, queue, 0, u32(*pages), kv_len, u32(*tokens), u32(*positions), mask, list(outputs))
 
 
 # --- results -------------------------------------------------------------------------------------
@@ -121,10 +123,10 @@ def forward(ticket, pages, kv_len=0, tokens=(1,), *, inferlet=1, queue=1, positi
 def test_every_kind_of_output_as_messages_document_it():
     desk = Desk()
     outputs = [
-        [2, SAMPLE, 1, 0.5, 3, 0.9, 0.1, 2**63 + 5],
-        [3, DISTRIBUTION, 0, 2],
-        [4, LOGPROBS, 1, u32(7, 8)],
-        [5, LOGITS, 0],
+        Sample(1, Sampler(0.5, 3, 0.9, 0.1, seed=2**63 + 5), 2),
+        Distribution(0, 2, 3),
+        Logprobs(1, u32(7, 8), 4),
+        Logits(0, 5),
     ]
     assert desk.submit(forward(1, [10, 11], 3, (5, 6), outputs=outputs)) == []
     assert desk.run() == [
@@ -135,9 +137,7 @@ def test_every_kind_of_output_as_messages_document_it():
         ("p", 1, None),
     ]
     assert desk.runner.calls == [[([10, 11], 3, [5, 6], [3, 4], None)]]
-    sample = desk.runner.wanted[0][0]
-    assert (sample.row, sample.counter, sample.params.seed) == (1, 4, 2**63 + 5)  # slot 3 + 1, whole u64
-    assert (sample.params.temperature, sample.params.top_k, sample.params.top_p) == (0.5, 3, 0.9)
+    assert desk.runner.wanted[0] == outputs
 
 
 def test_prefill_in_chunks_gives_the_same_rows_counters_positions_and_mask():
@@ -145,7 +145,7 @@ def test_prefill_in_chunks_gives_the_same_rows_counters_positions_and_mask():
     bits = np.tril(np.ones((5, 7), np.uint8), 2)
     bits[4, 0] = 0
     mask = np.packbits(bits, bitorder="little").tobytes()
-    outputs = [[2, SAMPLE, 4, 0.0, 0, 1.0, 0.0, 9], [3, SAMPLE, 1, 0.0, 0, 1.0, 0.0, 9]]
+    outputs = [Sample(4, ticket=2), Sample(1, ticket=3)]
     desk.submit(forward(1, [8, 9], 2, range(5), positions=(9, 8, 7, 6, 5), mask=mask, outputs=outputs))
     assert desk.step() == [("p", 3, u32(101))]
     assert desk.step() == [("p", 2, u32(101)), ("p", 1, None)]
@@ -155,7 +155,9 @@ def test_prefill_in_chunks_gives_the_same_rows_counters_positions_and_mask():
         [([8, 9], 2, [0, 1, 2], [9, 8, 7], first)],
         [([8, 9], 5, [3, 4], [6, 5], second)],
     ]
-    assert [(r.row, r.counter) for wanted in desk.runner.wanted for r in wanted] == [(1, 3), (1, 6)]
+    assert desk.runner.wanted == [[Sample(1, ticket=3)], [Sample(4, ticket=2)]]
+    assert [start for start, _ in desk.runner.begins] == [0, 3]
+    assert [kv_len for _, kv_len in desk.runner.begins] == [2, 5], "draws count from there"
 
 
 def test_copies_go_first_and_independent_ones_in_one_call():
@@ -185,9 +187,8 @@ def test_step_without_work_does_nothing():
         (forward(1, [10], 0, ()), r"kv_len 0 \+ 0 tokens"),
         (forward(1, [10], 0, (1, 2), positions=(1,)), "one per token .2.; given 1"),
         (forward(1, [10], 0, (1, 2), mask=b"123456"), "2 x 2 bits takes 1 bytes; given 6"),
-        (forward(1, [10], outputs=[[2, LOGITS, 1]]), r"row 1 of a pass of 1"),
-        (forward(1, [10], outputs=[[2, 9, 0]]), "outputs have a tag"),
-        (forward(1, [10], outputs=[[2, SAMPLE, 0]]), "outputs have a tag"),
+        (forward(1, [10], outputs=[Logits(1, 2)]), r"row 1 of a pass of 1"),
+        (forward(1, [10], outputs=[Sample(-1, ticket=2)]), r"row -1 of a pass of 1"),
         (CopyTokens(1, 1, 1, 0, [[1, 3, 2, 0, 2]]), "in pages of 4"),
         (CopyTokens(1, 1, 1, 0, [["a"]]), "page, offset|malformed"),
         (Forward(1, 1, 1, 0, b"abc", 0, "text", b"", b"", 7), "malformed|kv_len"),  # type: ignore[arg-type]
@@ -212,11 +213,10 @@ def test_unknown_message_is_answered():
 @pytest.mark.parametrize(("token", "code"), [(666, "invalid"), (665, "internal"), (667, "internal")])
 def test_one_bad_command_fails_alone_with_what_builds_on_it(token, code):
     desk = Desk()
-    sample = [SAMPLE, 0, 0.0, 0, 1.0, 0.0, 1]
     desk.submit(
-        forward(1, [10], 0, (token,), outputs=[[2, *sample]]),
-        forward(3, [10], 1, outputs=[[4, *sample]]),
-        forward(5, [11], 0, inferlet=2, outputs=[[6, *sample]]),
+        forward(1, [10], 0, (token,), outputs=[Sample(0, ticket=2)]),
+        forward(3, [10], 1, outputs=[Sample(0, ticket=4)]),
+        forward(5, [11], 0, inferlet=2, outputs=[Sample(0, ticket=6)]),
     )
     answers = desk.run()
     assert {(a[1], a[2]) for a in answers} == {
@@ -230,7 +230,7 @@ def test_one_bad_command_fails_alone_with_what_builds_on_it(token, code):
 
 def test_a_dead_device_fails_everything_once():
     desk = Desk(max_batch_requests=2)
-    desk.submit(forward(1, [10], 0, (668,), outputs=[[2, SAMPLE, 0, 0.0, 0, 1.0, 0.0, 9]]))
+    desk.submit(forward(1, [10], 0, (668,), outputs=[Sample(0, ticket=2)]))
     desk.submit(forward(3, [11], inferlet=2))
     desk.runner.during = lambda: desk.submit(forward(4, [12], inferlet=3), EmbedTokens(5, 3, u32(1)), peer="q")
     assert desk.core.lost is None
@@ -281,8 +281,7 @@ def test_failed_copy_takes_its_forward_along_and_no_other():
 
 def test_chunk_that_fails_answers_each_ticket_once():
     desk = Desk(max_batch_tokens=2)
-    sample = [0.0, 0, 1.0, 0.0, 1]
-    desk.submit(forward(1, [8], 0, (1, 2, 666), outputs=[[2, SAMPLE, 0, *sample], [3, SAMPLE, 2, *sample]]))
+    desk.submit(forward(1, [8], 0, (1, 2, 666), outputs=[Sample(0, ticket=2), Sample(2, ticket=3)]))
     assert [(a[1], a[2]) for a in desk.run()] == [(2, u32(100)), (1, "invalid"), (3, "invalid")]
 
 

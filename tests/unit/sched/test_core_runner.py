@@ -1,11 +1,13 @@
 """BatcherCore, PageSpace and the real runner together: chunks, forks and batches change no token."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
-from pieray.messages import LOGITS, SAMPLE, Completed, CopyTokens, Forward, Message
+from pieray.messages import Completed, CopyTokens, Forward, Logits, Message, Output, Sample, Sampler
 from pieray.models.runner import ModelRunner
 from pieray.pages.handles import PageSpace
 from pieray.sched.core import BatcherCore
@@ -26,7 +28,7 @@ class Guest:
         self.space = PageSpace(16, 64)
         self.space.grant(list(range(8 * number, 8 * number + 8)))
 
-    def messages(self, handles, kv_len, tokens, tag, *fields) -> list[Message]:
+    def messages(self, handles, kv_len, tokens, ask: Callable[[int, int], Output]) -> list[Message]:
         prepared = self.space.stage_forward(handles, kv_len, len(tokens))
         assert self.space.bind(prepared)
         self.space.finish(prepared)
@@ -34,7 +36,7 @@ class Guest:
         out: list[Message] = []
         if prepared.copies:
             out.append(CopyTokens(0, self.number, 1, 0, [list(copy) for copy in prepared.copies]))
-        output = [self.ticket + 1, tag, len(tokens) - 1, *fields]
+        output = ask(len(tokens) - 1, self.ticket + 1)
         packed = np.array(tokens, "<u4").tobytes()
         out.append(
             Forward(self.ticket, self.number, 1, 0, prepared.pages.tobytes(), kv_len, packed, b"", b"", [output])
@@ -49,7 +51,7 @@ class Guest:
         return next(answer.value for _, answer in answers if answer.ticket == self.ticket + 1)
 
     def logits(self, handles, kv_len, tokens) -> np.ndarray:
-        return np.frombuffer(self.ask(handles, kv_len, tokens, LOGITS), "<f4")
+        return np.frombuffer(self.ask(handles, kv_len, tokens, Logits), "<f4")
 
 
 def test_chunked_prefill_gives_the_logits_of_one_pass(runner):
@@ -77,7 +79,8 @@ def test_seeded_samples_do_not_depend_on_the_batch(runner):
         answers = []
         for guest in guests:
             prompt = PROMPT[guest.number :]
-            ask = (guest.space.alloc(4), 0, prompt, SAMPLE, 1.0, 0, 1.0, 0.0, 2**64 - 1)
+            chain = Sampler(1.0, seed=2**64 - 1)
+            ask = (guest.space.alloc(4), 0, prompt, lambda row, ticket, chain=chain: Sample(row, chain, ticket))
             answers += core.submit(f"p{guest.number}", guest.messages(*ask), 0.0)
         answers += core.step(0.0)
         assert not core.has_work

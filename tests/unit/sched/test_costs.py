@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from pieray.messages import DISTRIBUTION, ENTROPY, HIDDEN, LOGITS, LOGPROBS, SAMPLE
+from pieray.messages import Distribution, Hidden, Logits, Logprobs
 from pieray.sched.costs import CostModel, Kind, no_work
 
 
@@ -75,10 +75,7 @@ def test_tokens_within_is_the_inverse_of_their_cost():
 
 def test_outputs_are_charged_for_their_size():
     model = CostModel(vocab_size=1000, hidden_size=64)
-    few, many = [1, LOGPROBS, 0, b"\0" * 4], [1, LOGPROBS, 0, b"\0" * 400_000]
+    few, many = Logprobs(0, bytes(4)), Logprobs(0, bytes(400_000))
     assert model.output(many) > 50 * model.output(few)
-    assert model.output([1, DISTRIBUTION, 0, 1000]) > 1.5 * model.output([1, DISTRIBUTION, 0, 1])
-    assert model.output([1, LOGITS, 0]) > model.output([1, HIDDEN, 0])
-    for malformed in ([1, DISTRIBUTION, 0, "x"], [1, LOGPROBS, 0, None], [1, SAMPLE, 0, "x", 0, 0, 0, 0],
-                      [1, 6, 0, 5], [1, 6, 0, ["x"] * 9], [1, ENTROPY, 0]):  # fmt: skip
-        assert model.output(malformed) > 0
+    assert model.output(Distribution(0, 1000)) > 1.5 * model.output(Distribution(0, 1))
+    assert model.output(Logits(0)) > model.output(Hidden(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -13,13 +14,14 @@ import pytest
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.messages import (
-    DISTRIBUTION,
-    LOGITS,
-    LOGPROBS,
+    GREEDY,
     Completed,
     CopyTokens,
+    Distribution,
     Failed,
     Forward,
+    Logits,
+    Logprobs,
     Message,
     PlanTokens,
     RunEnded,
@@ -29,7 +31,6 @@ from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
 from pieray.sched.costs import CostModel
 
-GREEDY = [0.0, 0, 1.0, 0.0, 1.0, 0, b"", b"", b""]
 TOKENS = (5 + np.arange(1000) % 600).astype("<u4").tobytes()
 VICTIM, HOSTILE = 1, 2
 
@@ -58,9 +59,9 @@ class Pair:
         self._number += 1
         return inferlet << 32 | self._number
 
-    def forward(self, num_tokens: int, outputs: list[list[Any]] | None = None, *, queue: int = 1, mask: bytes = b"",
+    def forward(self, num_tokens: int, outputs: list[Any] | None = None, *, queue: int = 1, mask: bytes = b"",
                 kv_len: int = 0) -> Forward:  # fmt: skip
-        asked = [[self.ticket(), *output] for output in outputs or []]
+        asked = [dataclasses.replace(output, ticket=self.ticket()) for output in outputs or []]
         pages = u32(range(64 * queue, 64 * queue + 64))
         return Forward(self.ticket(), HOSTILE, queue, 0, pages, kv_len, TOKENS[: 4 * num_tokens], b"", mask, asked)
 
@@ -73,7 +74,7 @@ class Pair:
     def _attack(self) -> None:
         if not self.open:
             messages = self.attack(self)
-            self.open = {m.ticket for m in messages} | {o[0] for m in messages for o in getattr(m, "outputs", [])}
+            self.open = {m.ticket for m in messages} | {o.ticket for m in messages for o in getattr(m, "outputs", [])}
             assert self.core.submit("p", messages, time.thread_time()) == []
 
     def gaps(self, num_tokens: int, *, is_attacked: bool) -> np.ndarray:
@@ -110,13 +111,13 @@ class Pair:
 
 def uneven(pair: Pair) -> list[Message]:
     wide, narrow = u32(np.arange(200_000) % 640), u32([7])
-    return [pair.forward(200, [[LOGPROBS, row, narrow if row else wide] for row in range(200)])]
+    return [pair.forward(200, [Logprobs(row, narrow if row else wide) for row in range(200)])]
 
 
 ATTACKS: dict[str, Callable[[Pair], list[Message]]] = {
     "uneven log-probabilities": uneven,
-    "distributions": lambda pair: [pair.forward(1000, [[DISTRIBUTION, row, 640] for row in range(1000)])],
-    "logits of one row": lambda pair: [pair.forward(1, [[LOGITS, 0]] * 1000)],
+    "distributions": lambda pair: [pair.forward(1000, [Distribution(row, 640) for row in range(1000)])],
+    "logits of one row": lambda pair: [pair.forward(1, [Logits(0)] * 1000)],
     "masks": lambda pair: [pair.forward(1000, mask=b"\xff" * 125_000)],
     "prefills": lambda pair: [pair.forward(1000, queue=queue) for queue in range(1, 21)],
     "plans": lambda pair: [
@@ -130,6 +131,7 @@ ATTACKS: dict[str, Callable[[Pair], list[Message]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_neighbours_gap_grows_by_few_steps_and_its_text_not_at_all(runner: ModelRunner, name: str) -> None:
     pair = Pair(runner, ATTACKS[name])
@@ -161,7 +163,7 @@ def test_log_probabilities_of_uneven_rows_take_memory_for_what_they_are(runner: 
     finally:
         tracemalloc.stop()
     assert most < 40 << 20
-    first = np.frombuffer(answers[message.outputs[0][0]], "<f4")
+    first = np.frombuffer(answers[message.outputs[0].ticket], "<f4")
     assert len(first) == 200_000
     assert (first.reshape(-1)[:640] == first[640:1280]).all()  # the same tokens again, whatever part they came in
     assert abs(np.exp(first[:640].astype(np.float64)).sum() - 1) < 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,19 @@ import torch
 
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
-from pieray.host.samplers import SamplerSpec
 from pieray.messages import (
-    DISTRIBUTION,
-    ENTROPY,
-    HIDDEN,
-    LOGITS,
-    SAMPLE,
-    SAMPLE_WITH,
     CancelInferlet,
     Completed,
+    Distribution,
     EmbedTokens,
+    Entropy,
     Failed,
     Forward,
+    Hidden,
+    Logits,
+    Output,
+    Sample,
+    Sampler,
 )
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
@@ -39,11 +40,11 @@ def runner() -> ModelRunner:
     return ModelRunner.load(model_folder("pie-tiny"), dtype="float32", num_pages=64, page_size=16)
 
 
-def ask(runner: ModelRunner, outputs: list[list[Any]], max_batch_tokens: int = 2048, **changes: Any) -> list[Any]:
-    """Answers to outputs `[tag, row, ...]` of one pass over PROMPT: values, or Failed messages."""
+def ask(runner: ModelRunner, outputs: list[Output], max_batch_tokens: int = 2048, **changes: Any) -> list[Any]:
+    """Answers to outputs of one pass over PROMPT: values, or Failed messages."""
     core = BatcherCore(runner, ModelSettings(max_batch_tokens=max_batch_tokens))
     fields = {"pages": packed(range(8, 16)), "kv_len": 0, "tokens": packed(PROMPT), "positions": b"", "mask": b""}
-    wanted = [[100 + number, *output] for number, output in enumerate(outputs)]
+    wanted = [dataclasses.replace(output, ticket=100 + number) for number, output in enumerate(outputs)]
     message = Forward(1, 1, 1, 0, **{**fields, "outputs": wanted, **changes})
     answers = core.submit("p", [message], 0.0)
     while core.has_work:
@@ -53,19 +54,20 @@ def ask(runner: ModelRunner, outputs: list[list[Any]], max_batch_tokens: int = 2
     return [found[100 + number] for number in range(len(outputs))]
 
 
-def with_chain(row: int = 39, **fields: Any) -> list[Any]:
-    return [SAMPLE_WITH, row, SamplerSpec(**fields).to_wire()]
+def with_chain(row: int = 39, **fields: Any) -> Output:
+    return Sample(row, Sampler(**fields))
 
 
-def test_a_chain_draws_what_a_plain_sample_draws_and_its_bias_and_mask_rule(runner: ModelRunner) -> None:
-    (raw,) = ask(runner, [[LOGITS, 39]])
+def test_a_bias_of_nothing_changes_no_draw_and_bias_and_mask_rule(runner: ModelRunner) -> None:
+    (raw,) = ask(runner, [Logits(39)])
     logits = np.frombuffer(raw, "<f4")
     best, second = np.argsort(-logits)[:2].tolist()
     ban = {"bias_tokens": packed([best]), "bias_values": packed([-np.inf], "<f4")}
     only = np.packbits(np.arange(len(logits)) == 77, bitorder="little").tobytes()
-    outputs = [[SAMPLE, 39, 5.0, 50, 0.9, 0.01, seed] for seed in range(20)]
+    outputs = [with_chain(temperature=5.0, top_k=50, top_p=0.9, min_p=0.01, seed=seed) for seed in range(20)]
+    free = {"bias_tokens": packed([best]), "bias_values": packed([0], "<f4")}
     outputs += [
-        with_chain(temperature=5.0, top_k=50, top_p=0.9, min_p=0.01, seed=seed) for seed in range(20)
+        with_chain(temperature=5.0, top_k=50, top_p=0.9, min_p=0.01, seed=seed, **free) for seed in range(20)
     ]
     outputs += [with_chain(), with_chain(**ban), with_chain(allowed=only, temperature=1.0)]
     for answers in (ask(runner, outputs), ask(runner, outputs, max_batch_tokens=11)):
@@ -87,13 +89,12 @@ def test_a_chain_without_a_token_fails_its_ticket_alone(runner: ModelRunner) -> 
 @pytest.mark.parametrize(
     "wire",
     [
-        [], [0.0] * 8, 5, SamplerSpec(allowed=b"x").to_wire(), SamplerSpec(top_p=7.0).to_wire(),
-        SamplerSpec(bias_tokens=b"abc").to_wire(),
-        SamplerSpec(bias_tokens=packed([1 << 30]), bias_values=packed([1], "<f4")).to_wire(),
+        Sampler(allowed=b"x"), Sampler(bias_tokens=b"abc"),
+        Sampler(bias_tokens=packed([1 << 30]), bias_values=packed([1], "<f4")),
     ],
 )  # fmt: skip
 def test_a_malformed_chain_fails_its_pass(runner: ModelRunner, wire: Any) -> None:
-    (answer,) = ask(runner, [[SAMPLE_WITH, 0, wire]])
+    (answer,) = ask(runner, [Sample(0, wire)])
     assert isinstance(answer, Failed)
     assert answer.code == "invalid"
 
@@ -105,7 +106,7 @@ def floats(answer: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("max_batch_tokens", [2048, 11])
 def test_several_outputs_of_one_row_come_from_one_pass(runner: ModelRunner, max_batch_tokens: int) -> None:
-    outputs = [[tag, row] for row in (39, 3) for tag in (LOGITS, ENTROPY, HIDDEN)] + [[DISTRIBUTION, 39, 5]]
+    outputs = [kind(row) for row in (39, 3) for kind in (Logits, Entropy, Hidden)] + [Distribution(39, 5)]
     answers = ask(runner, outputs, max_batch_tokens)
     head = runner.decoder.embeddings(torch.arange(runner.config.vocab_size)).numpy()  # pie-tiny ties its head to it
     for logits, entropy, hidden in (map(floats, answers[:3]), map(floats, answers[3:6])):
@@ -128,7 +129,7 @@ def look_up(core: BatcherCore, *tokens: list[int], inferlet: int = 1) -> list[An
 def test_embeddings_in_place_of_tokens_give_the_same_logits(runner: ModelRunner, max_batch_tokens: int) -> None:
     (found,) = look_up(BatcherCore(runner, ModelSettings()), PROMPT)
     values = np.frombuffer(found.value, "<f4").reshape(len(PROMPT), -1)
-    outputs = [[LOGITS, row] for row in (0, 12, 39)]
+    outputs = [Logits(row) for row in (0, 12, 39)]
     want = ask(runner, outputs, max_batch_tokens)
     rows = [1, 5, 10, 11, 30, 39]
     some = [0 if row in rows else token for row, token in enumerate(PROMPT)]
@@ -147,7 +148,7 @@ def test_embeddings_in_place_of_tokens_give_the_same_logits(runner: ModelRunner,
     ],
 )  # fmt: skip
 def test_bad_embeddings_fail_their_pass(runner: ModelRunner, embeds: list[bytes]) -> None:
-    (answer,) = ask(runner, [[LOGITS, 0]], embeds=embeds)
+    (answer,) = ask(runner, [Logits(0)], embeds=embeds)
     assert isinstance(answer, Failed)
     assert answer.code == "invalid"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pieray.config import ModelSettings
 from pieray.messages import (
-    SAMPLE,
+    GREEDY,
     CancelInferlet,
     Completed,
     CopyTokens,
@@ -17,14 +17,13 @@ from pieray.messages import (
     Forward,
     PlanTokens,
     RunEnded,
+    Sample,
     StartPlan,
     StopPlan,
 )
 from pieray.sched.core import BatcherCore
 from pieray.sched.drafts import NgramDrafter
 from tests.support.digest_runner import DigestRunner, reference
-
-GREEDY = [0.0, 0, 1.0, 0.0, 1.0, 0, b"", b"", b""]
 
 
 def u32(*numbers: int) -> bytes:
@@ -40,7 +39,7 @@ def start(ticket: int, pages: list[int], tokens: list[int], most: int, *, kv_len
 
 def forward(ticket: int, pages: list[int], tokens: list[int], *, kv_len: int = 0, inferlet: int = 1,
             queue: int = 1, output: int = 0) -> Forward:  # fmt: skip
-    outputs = [[output, SAMPLE, len(tokens) - 1, 0.0, 0, 1.0, 0.0, 0]] if output else []
+    outputs = [Sample(len(tokens) - 1, ticket=output)] if output else []
     return Forward(ticket, inferlet, queue, 0, u32(*pages), kv_len, u32(*tokens), b"", b"", outputs)
 
 

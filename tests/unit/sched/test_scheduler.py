@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from rounds import seeds
 
 from pieray.messages import CopyTokens, Forward
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
@@ -236,7 +237,7 @@ def test_cancel_drops_what_is_queued_and_marks_what_runs():
 # --- all of it at random ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", seeds(40))
 def test_any_schedule_reads_what_program_order_would_have_read(seed):
     """Random commands of two inferlets on three queues; each must see the last writers that program order gives."""
     rng = random.Random(seed)

@@ -4,8 +4,9 @@ import random
 
 import numpy as np
 import pytest
+from rounds import seeds
 
-from pieray.messages import LOGITS, LOGPROBS, CopyTokens, Forward, StartPlan
+from pieray.messages import GREEDY, CopyTokens, Forward, Logits, Logprobs, StartPlan
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
 from pieray.sched.costs import CostModel, Kind
 from pieray.sched.plans import PlanCommand
@@ -13,7 +14,6 @@ from pieray.sched.scheduler import Scheduler, StepPlan
 from pieray.sched.shares import ALONE_STEPS, BURST_STEPS
 
 PAGE = 16
-GREEDY = [0.0, 0, 1.0, 0.0, 1.0, 0, b"", b"", b""]
 
 
 def u32(*numbers: int) -> bytes:
@@ -57,7 +57,7 @@ class Device:
         base = 100_000 * inferlet + 300 * queue
         pages = u32(*range(base, base + -(-length // PAGE)))
         message = Forward(self.ticket, inferlet, queue, priority, pages, 0, u32(*range(length)), b"", b"",
-                          [[0, *one] for one in outputs])  # fmt: skip
+                          list(outputs))  # fmt: skip
         command = ForwardCommand("p", message, PAGE)
         self._submit(command)
         return command
@@ -124,10 +124,10 @@ def prefills(device: Device, inferlet: int, queues: int = 1, priority: int = 0):
 HOSTILE = {
     "prefills": lambda d: prefills(d, 2, 20),
     "urgent prefills": lambda d: prefills(d, 2, 20, priority=100),
-    "logits": lambda d: lambda: 2 in busy(d) or d.forward(2, 1000, [(LOGITS, row) for row in range(1000)]),
-    "many outputs of one row": lambda d: lambda: 2 in busy(d) or d.forward(2, 1, [(LOGITS, 0)] * 500),
+    "logits": lambda d: lambda: 2 in busy(d) or d.forward(2, 1000, [Logits(row) for row in range(1000)]),
+    "many outputs of one row": lambda d: lambda: 2 in busy(d) or d.forward(2, 1, [Logits(0)] * 500),
     "uneven log-probabilities": lambda d: lambda: (
-        2 in busy(d) or d.forward(2, 200, [(LOGPROBS, row, bytes(800_000 if not row else 4)) for row in range(200)])
+        2 in busy(d) or d.forward(2, 200, [Logprobs(row, bytes(800_000 if not row else 4)) for row in range(200)])
     ),
     "plans": lambda d: lambda: 2 in busy(d) or [d.plan(2, queue=queue) for queue in range(1, 65)],
     "copies": lambda d: lambda: 2 in busy(d) or [d.copy(2, queue) for queue in range(1, 65)],
@@ -139,6 +139,7 @@ def busy(device: Device) -> set[int]:
     return {key[1] for key in device.scheduler._lanes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_s", [0.7e-3, 10e-3])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_inferlet_takes_its_share_and_moves_no_gap_by_three_steps(name, step_s):
@@ -269,7 +270,8 @@ def test_a_short_prompt_of_a_newcomer_runs_at_once():
     assert 100 * device.costs.seconds[Kind.TOKENS] < BURST_STEPS * device.costs.bare
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", seeds(8))
 def test_nobody_with_a_backlog_gets_less_than_a_share_and_nothing_is_lost(seed):
     """Random inferlets of random tenants with random floods; each who always wants more gets at least its share of
     what all of them get beyond their steps, less what accounts may fall behind; no step is empty; all work ends."""
@@ -312,16 +314,14 @@ def test_nobody_with_a_backlog_gets_less_than_a_share_and_nothing_is_lost(seed):
 def test_outputs_of_one_row_are_spread_over_steps_each_once():
     device = Device()
     device.plan(1)
-    command = device.forward(2, 3, [(LOGITS, 2), (LOGITS, 0), *[(LOGITS, 1)] * 40])
-    for number, output in enumerate(command.all_outputs):
-        output[0] = number
+    command = device.forward(2, 3, [Logits(row, ticket) for ticket, row in enumerate([2, 0, *[1] * 40])])
     answered, rows = [], []
     while 2 in busy(device):
         for chunk in device.step().forwards:
             if chunk.command is command:
-                answered += [output[0] for output in chunk.outputs]
+                answered += [output.ticket for output in chunk.outputs]
                 rows.append((chunk.start, chunk.num_tokens))
-                assert all(chunk.start <= output[2] < chunk.start + chunk.num_tokens for output in chunk.outputs)
+                assert all(chunk.start <= output.row < chunk.start + chunk.num_tokens for output in chunk.outputs)
     assert sorted(answered) == list(range(42))
     assert len(rows) > 5
     assert rows.count((1, 1)) > 3  # the token of a row runs again for what is left of its outputs

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loras import as_bytes, random_lora
+from rounds import examples
 
 from pieray.adapters import AdapterFile
 from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.errors import Unsupported
-from pieray.host.samplers import SamplerSpec
-from pieray.messages import LOGITS, SAMPLE_WITH, Completed, Failed, Forward, Verify
+from pieray.messages import Completed, Failed, Forward, Logits, Output, Sample, Sampler, Verify
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
 
@@ -31,9 +31,9 @@ def packed(values: Any) -> bytes:
 class Line:
     """One sequence of tokens on a core of its own."""
 
-    def __init__(self, spec: SamplerSpec, max_batch_tokens: int = 2048) -> None:
+    def __init__(self, spec: Sampler, max_batch_tokens: int = 2048) -> None:
         self.core = BatcherCore(RUNNER, ModelSettings(max_batch_tokens=max_batch_tokens))
-        self.wire = spec.to_wire()
+        self.wire = spec
 
     def run(self, message: Forward | Verify) -> dict[int, Any]:
         answers = self.core.submit("p", [message], 0.0)
@@ -41,21 +41,20 @@ class Line:
             answers += self.core.step(0.0)
         return {m.ticket: m.value if isinstance(m, Completed) else m for _, m in answers}  # type: ignore[attr-defined]
 
-    def forward(self, kv_len: int, tokens: list[int], output: list[Any]) -> Any:
-        outputs = [[2, output[0], len(tokens) - 1, *output[1:]]]
-        return self.run(Forward(1, 1, 1, 0, PAGES.tobytes(), kv_len, packed(tokens), b"", b"", outputs))[2]
+    def forward(self, kv_len: int, tokens: list[int], output: Output) -> Any:
+        return self.run(Forward(1, 1, 1, 0, PAGES.tobytes(), kv_len, packed(tokens), b"", b"", [output]))[2]
 
     def decode(self, kv_len: int, tokens: list[int], count: int) -> list[int]:
         drawn: list[int] = []
         for _ in range(count):
-            token = int.from_bytes(self.forward(kv_len, tokens, [SAMPLE_WITH, self.wire]), "little")
+            token = int.from_bytes(self.forward(kv_len, tokens, Sample(len(tokens) - 1, self.wire, 2)), "little")
             kv_len += len(tokens)
             tokens = [token]
             drawn.append(token)
         return drawn
 
     def logits(self, kv_len: int, token: int) -> np.ndarray:
-        return np.frombuffer(self.forward(kv_len, [token], [LOGITS]), "<f4")
+        return np.frombuffer(self.forward(kv_len, [token], Logits(0, 2)), "<f4")
 
     def verify(self, kv_len: int, tokens: list[int], drafts: list[int], parents: list[int] | None) -> Any:
         tree = b"" if parents is None else packed(parents)
@@ -65,7 +64,7 @@ class Line:
 
 
 CHAINS = st.builds(
-    SamplerSpec,
+    Sampler,
     temperature=st.sampled_from([0.0, 0.7, 3.0]),
     top_k=st.sampled_from([0, 5]),
     typical_p=st.sampled_from([1.0, 0.8]),
@@ -73,10 +72,11 @@ CHAINS = st.builds(
 )
 
 
-@settings(max_examples=20)
+@pytest.mark.slow
+@settings(max_examples=examples(20))
 @given(data=st.data(), spec=CHAINS, chunk=st.sampled_from([3, 9, 2048]), split=st.integers(0, len(PROMPT) - 1))
 def test_verified_trees_give_the_tokens_of_plain_decoding(
-    data: st.DataObject, spec: SamplerSpec, chunk: int, split: int
+    data: st.DataObject, spec: Sampler, chunk: int, split: int
 ) -> None:
     """Random trees, with the true continuation woven in; then the KV is that of the accepted text."""
     line = Line(spec, chunk)
@@ -113,8 +113,8 @@ def accepted(drafts: list[int], parents: list[int], true: list[int]) -> int:
         node, count = children[0] + 1, count + 1
 
 
-@pytest.mark.parametrize("spec", [SamplerSpec(), SamplerSpec(temperature=2.0, seed=5)])
-def test_a_chain_that_is_right_is_accepted_whole_in_one_step(spec: SamplerSpec) -> None:
+@pytest.mark.parametrize("spec", [Sampler(), Sampler(temperature=2.0, seed=5)])
+def test_a_chain_that_is_right_is_accepted_whole_in_one_step(spec: Sampler) -> None:
     line = Line(spec)
     plain = line.decode(0, PROMPT, 6)
     steps = line.core.stats()["steps"]
@@ -129,14 +129,14 @@ def test_a_chain_that_is_right_is_accepted_whole_in_one_step(spec: SamplerSpec) 
     "changes",
     [
         {"parents": packed([2, 0])}, {"parents": packed([0])}, {"parents": b"abc"}, {"tokens": b""}, {"kv_len": -1},
-        {"pages": PAGES[:1].tobytes()}, {"drafts": packed([1 << 30, 1])}, {"sampler": [1.0]},
-        {"sampler": SamplerSpec(allowed=bytes(-(-RUNNER.config.vocab_size // 8))).to_wire()},
+        {"pages": PAGES[:1].tobytes()}, {"drafts": packed([1 << 30, 1])},
+        {"sampler": Sampler(allowed=bytes(-(-RUNNER.config.vocab_size // 8)))},
     ],
 )  # fmt: skip
 def test_a_bad_verify_fails_once_and_alone(changes: dict[str, Any]) -> None:
     fields = {"pages": PAGES.tobytes(), "kv_len": 0, "tokens": packed(PROMPT), "drafts": packed([5, 6]),
-              "parents": b"", "sampler": SamplerSpec().to_wire()}  # fmt: skip
-    line = Line(SamplerSpec())
+              "parents": b"", "sampler": Sampler()}  # fmt: skip
+    line = Line(Sampler())
     answers = line.run(Verify(1, 1, 1, 0, **{**fields, **changes}))
     assert list(answers) == [1]
     assert isinstance(answers[1], Failed)
@@ -149,7 +149,7 @@ def test_a_tree_on_a_model_with_sliding_windows_is_refused(monkeypatch: pytest.M
         def require_trees(self) -> None:
             raise Unsupported("drafts as a tree need a model without sliding windows")
 
-    line = Line(SamplerSpec())
+    line = Line(Sampler())
     monkeypatch.setattr(RUNNER, "require_trees", Windowed().require_trees)
     refused = line.verify(0, PROMPT, [5, 6], [0, 0])
     assert isinstance(refused, Failed)
@@ -161,7 +161,7 @@ def test_a_tree_on_a_model_with_sliding_windows_is_refused(monkeypatch: pytest.M
 @pytest.mark.parametrize("chunk", [3, 2048])
 def test_hidden_tokens_are_hidden_from_all_rows(parents: list[int] | None, chunk: int) -> None:
     """The KV of 20 tokens, some of them hidden: what is drawn is what a masked pass, token by token, draws."""
-    line = Line(SamplerSpec(temperature=1.5, seed=9), chunk)
+    line = Line(Sampler(temperature=1.5, seed=9), chunk)
     kv_len, tokens = 20, PROMPT[20:]
     line.decode(0, PROMPT[:kv_len], 1)
     seen = np.arange(kv_len) % 3 != 1
@@ -170,7 +170,7 @@ def test_hidden_tokens_are_hidden_from_all_rows(parents: list[int] | None, chunk
         bits = np.tri(len(pending), at + len(pending), at, dtype=np.uint8)
         bits[:, :kv_len] &= seen
         mask = np.packbits(bits, bitorder="little").tobytes()
-        output = [2, SAMPLE_WITH, len(pending) - 1, line.wire]
+        output = Sample(len(pending) - 1, line.wire, 2)
         answer = line.run(Forward(1, 1, 1, 0, PAGES.tobytes(), at, packed(pending), b"", mask, [output]))[2]
         at, pending = at + len(pending), np.frombuffer(answer, "<u4").tolist()
         drawn += pending
@@ -186,12 +186,12 @@ def test_hidden_tokens_are_hidden_from_all_rows(parents: list[int] | None, chunk
 
 
 def test_drafts_run_through_an_adapter() -> None:
-    line = Line(SamplerSpec())
+    line = Line(Sampler())
     tensors = random_lora(model_folder("pie-tiny"), 4, size=0.5)
     line.core.adapters.add(7, AdapterFile("lora", as_bytes(tensors)))
 
     def adapted(kv_len: int, tokens: list[int]) -> int:
-        output = [2, SAMPLE_WITH, len(tokens) - 1, line.wire]
+        output = Sample(len(tokens) - 1, line.wire, 2)
         message = Forward(1, 1, 1, 0, PAGES.tobytes(), kv_len, packed(tokens), b"", b"", [output], 7)
         return int.from_bytes(line.run(message)[2], "little")
 

@@ -6,13 +6,15 @@ import dataclasses
 import typing
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounds import examples
 
 from pieray import messages as protocol
 from pieray.errors import ConfigError, InvalidRequest, ProtocolError
-from pieray.messages import Forward, Message, decode, encode
+from pieray.messages import Forward, Logprobs, Message, decode, encode
 from pieray.messages import frame as message_frame
 from pieray.transport import Endpoint, SocketOptions
 from pieray.transport import frames as frames_module
@@ -27,7 +29,6 @@ OF_TYPE: dict[Any, st.SearchStrategy[Any]] = {
     dict[str, Any]: st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers(-9, 9), max_size=3),
     dict[str, float]: st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False), max_size=3),
     typing.Any: st.none() | st.binary(max_size=20) | st.text(max_size=5) | st.lists(st.binary(max_size=9), max_size=2),
-    list[protocol.Output]: st.lists(st.lists(st.integers(0, 99) | st.floats(0, 1) | st.binary(max_size=9), max_size=8)),
     bool: st.booleans(),
     list[list[int]]: st.lists(st.lists(st.integers(0, 2**32), min_size=5, max_size=5), max_size=4),
 }
@@ -38,6 +39,8 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(of_type(typing.get_args(kind)[0]), max_size=4)
     if kind not in OF_TYPE and typing.get_args(kind):  # a union
         return st.one_of([of_type(one) for one in typing.get_args(kind)])
+    if isinstance(kind, type) and issubclass(kind, Message):  # one within another
+        return of_class(kind)
     return OF_TYPE[kind]
 
 
@@ -50,9 +53,10 @@ def of_class(cls: type[Message]) -> st.SearchStrategy[Message]:
 ANY_MESSAGES = st.lists(st.one_of([of_class(cls) for cls in CLASSES]), max_size=6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_message_type_survives(cls: type[Message]) -> None:
-    @settings(max_examples=10)
+    @settings(max_examples=examples(10))
     @given(of_class(cls))
     def check(message: Message) -> None:
         assert decode(encode([message])) == [message]
@@ -60,14 +64,14 @@ def test_every_message_type_survives(cls: type[Message]) -> None:
     check()
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(st.lists(ANY_MESSAGES, max_size=4))
 def test_any_frames_survive_a_byte_stream(groups: list[list[Message]]) -> None:
     stream = joined([encode(group) for group in groups])
     assert [decode(frame) for frame in split(stream)] == groups
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(st.binary(max_size=64))
 def test_garbage_is_a_protocol_error_and_nothing_else(data: bytes) -> None:
     try:
@@ -76,7 +80,7 @@ def test_garbage_is_a_protocol_error_and_nothing_else(data: bytes) -> None:
         return
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(20))
 @given(ANY_MESSAGES, st.data())
 def test_cut_stream_is_a_protocol_error(group: list[Message], data: st.DataObject) -> None:
     stream = joined([encode(group)])
@@ -131,7 +135,7 @@ def test_options_that_would_declare_live_peers_dead_are_refused() -> None:
     protocol.Completed(1, bytes(500_000)), protocol.Completed(1, [bytes(300_000), bytes(300_000)]),
     protocol.SendText(1, "i", "x" * 500_000),
     protocol.PlanTokens(bytes(8), b"1", bytes(80_000), bytes(80_000), bytes(12)),
-    Forward(1, 1, 0, 0, bytes(400), 0, b"", b"", bytes(200_000), [[1, 2, 0, bytes(300_000)]], 0, [bytes(70_000)]),
+    Forward(1, 1, 0, 0, bytes(400), 0, b"", b"", bytes(200_000), [Logprobs(0, bytes(300_000))], 0, [bytes(70_000)]),
 ], ids=lambda message: type(message).__name__)  # fmt: skip
 def test_the_size_of_what_is_large_is_known_before_it_is_encoded(message: Message) -> None:
     assert protocol.size_of(message) == pytest.approx(len(encode([message])), rel=0.01)
@@ -141,3 +145,17 @@ def test_the_size_of_what_is_small_is_small() -> None:
     assert protocol.size_of(protocol.Completed(1 << 40, None)) == 0
     assert protocol.size_of(protocol.CancelInferlet(1, 2)) == 0
     assert protocol.size_of(protocol.CopyTokens(1, 1, 1, 0, [[1, 2, 3, 4, 5]] * 100)) == 0
+
+
+@pytest.mark.parametrize("within", [
+    msgpack.ExtType(9, b"x"), msgpack.ExtType(1, b"x"), msgpack.ExtType(1, b""), msgpack.ExtType(1, msgpack.packb([])),
+    msgpack.ExtType(1, msgpack.packb([103, 1])), msgpack.ExtType(1, msgpack.packb([9999])),
+])  # fmt: skip
+def test_what_is_no_message_within_another_is_a_protocol_error(within: Any) -> None:
+    with pytest.raises(ProtocolError):
+        decode(msgpack.packb([1, [[3, 1, within]]]))
+
+
+def test_what_no_message_carries_cannot_be_sent() -> None:
+    with pytest.raises(TypeError, match="given object"):
+        encode([protocol.Completed(1, object())])

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -310,6 +311,22 @@ def test_a_peer_hung_up_on_at_the_door_knocks_again(listen: Serve) -> None:
             thread.join(10)
 
 
+@pytest.mark.parametrize("how", ["closed", "reset"])
+@pytest.mark.parametrize("tcp", [False, True])
+def test_a_peer_that_goes_away_at_the_door_is_no_warning(
+    listen: Serve, caplog: pytest.LogCaptureFixture, tcp: bool, how: str
+) -> None:
+    caplog.set_level("DEBUG", "pieray.transport.door")
+    sock = dial(listen().endpoint, tcp=tcp)
+    if how == "closed":
+        sock.recv(GREETING_BYTES)
+    elif tcp:  # the greeting that nobody has read, or the linger of no time, makes the kernel reset the connection
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+    wait_until(lambda: "left during the handshake" in caplog.text)
+    assert {record.levelname for record in caplog.records} == {"DEBUG"}
+
+
 def test_empty_token_protects_nothing(listen: Serve) -> None:
     with pytest.raises(ConfigError, match="token is empty"):
         listen(token="")
@@ -331,9 +348,8 @@ def test_a_panic_in_a_service_closes_that_connection_only(listen: Serve, service
 
     with monkeypatch.context() as patch:
         patch.setattr(service, method, panic)
-        conn = Door(endpoint).connect(bad)
-        with contextlib.suppress(PeerLost):
-            conn.send([forward(1)])
+        with contextlib.suppress(PeerLost):  # where the connection was closed before `connect` had returned
+            Door(endpoint).connect(bad).send([forward(1)])
         assert bad.is_closed.wait(5)
         assert wait_until(lambda: service.closed == ["host-3"])
     assert good.echo(Door(endpoint).connect(good)) == bytes(128)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -51,6 +52,8 @@ class ScriptedService:
             return
         if verb == "sleep":
             time.sleep(float(argument))
+        if verb == "hold":
+            wait_until(lambda: not os.path.exists(argument), 60)
         if verb == "burst":
             for number in range(int(argument)):
                 conn.send([Event("i", number, "text", "x")])

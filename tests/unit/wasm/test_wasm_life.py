@@ -258,6 +258,7 @@ def test_fibers_are_the_default_here_and_threads_the_fallback(monkeypatch):
         host.choose_executor("fiber")
 
 
+@pytest.mark.slow
 def test_fibers_move_between_worker_threads():
     host = WasmHost("fiber", worker_threads=3)
     program = host.load(GUESTS_C / "misbehave.wasm", "misbehave")
