@@ -212,7 +212,7 @@ class Scheduler:
         last = np.minimum(ends // self.page_size, width - 1)
         used[np.arange(width) > last[:, None]] = -1
         written = used[np.arange(len(used)), last]
-        if int(np.isin(used, written).sum()) > len(written):  # one uses what another writes
+        if int(np.isin(used, written).sum()) > len(np.unique(written)):  # one uses what another writes
             is_free &= ~others
         return is_free
 
