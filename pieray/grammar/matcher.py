@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from llguidance import LLMatcher
+import numpy as np
+from llguidance import LLExecutor, LLMatcher
+from llguidance.numpy import fill_next_token_bitmask_par
 
 from pieray.errors import InvalidRequest, QuotaExceeded
 from pieray.grammar.source import plain
@@ -80,14 +82,19 @@ class Matcher:
 
         All zero if the text is over and the model has no stop token.
         """
-        if self._mask is None:
+        mask = self._mask
+        if mask is None:
             num_bytes = -(-self.grammar.vocab_size // 8)
             bits = bytearray(num_bytes)
             if not self._num_stops:
                 bits[:] = self._inner.compute_bitmask()[:num_bytes].ljust(num_bytes, b"\0")
                 self._check()
-            self._set_stops(bits)
-            self._mask = bytes(bits)
+            mask = self._keep_mask(bits)
+        return mask
+
+    def _keep_mask(self, bits: bytearray) -> bytes:
+        self._set_stops(bits)
+        self._mask = bytes(bits)
         return self._mask
 
     def _set_stops(self, bits: bytearray) -> None:
@@ -117,3 +124,19 @@ class Matcher:
         if self._inner.is_error():
             self.grammar.is_spent = True
             raise QuotaExceeded(f"the grammar is too complex to go on: {plain(self._inner.get_error())}")
+
+
+def fill_masks(matchers: Sequence[Matcher], executor: LLExecutor) -> None:
+    """Compute what `mask_bytes` of each will give, on all cores at once.
+
+    One that passes a limit is left as it is: its `mask_bytes` raises.
+    """
+    wanted = [one for one in matchers if one._mask is None and not one._num_stops]
+    if len(wanted) < 2:
+        return
+    num_words = -(-max(one.grammar.vocab_size for one in wanted) // 32)
+    masks = np.zeros((len(wanted), num_words), np.int32)
+    fill_next_token_bitmask_par(executor, [(one._inner, place) for place, one in enumerate(wanted)], masks)
+    for one, mask in zip(wanted, masks, strict=True):
+        if not one._inner.is_error():
+            one._keep_mask(bytearray(mask.tobytes()[: -(-one.grammar.vocab_size // 8)]))

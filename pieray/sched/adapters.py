@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from pieray.adapters import AdapterFacts, AdapterFile
 from pieray.errors import WIT_CODES, DeviceLost, Evicted, InvalidRequest, ModelError, PierayError
 from pieray.messages import PRIVATE, Completed, Failed, LoadAdapter, Message, UnloadAdapter
-from pieray.sched.commands import LaneKey
+from pieray.sched.lanes import LaneKey
 
 if TYPE_CHECKING:
     from pieray.models.lora import LoraAdapter

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from pieray.messages import Output
 from pieray.sched.commands import ForwardCommand
 from pieray.sched.costs import CostModel, Kind, Work, add_draw
 from pieray.sched.plans import PlanCommand
+from pieray.sched.table import SPECIAL, Records
 
 
 class Chunk(NamedTuple):
@@ -82,7 +85,7 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
     if command.is_masked:
         work[Kind.MASK_BITS] += square
     if isinstance(command, PlanCommand):
-        num_draws = start + num_tokens - max(len(command.line) - 1, start)
+        num_draws = start + num_tokens - max(command.num_known - 1, start)
         if num_draws > 0:
             add_draw(work, command.sampler, num_draws, is_masked=bool(command.masks))
             seconds += num_draws * costs.seconds[command.draw_kind]
@@ -93,6 +96,17 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
         costs.add_output(work, output)
         seconds += costs.output(output)
     return seconds
+
+
+def add_rows(work: Work, rows: Records) -> None:
+    """Count rows of the decode table."""
+    count, num_drawn = len(rows), int(np.count_nonzero(rows["choice"]["temperature"] > 0))
+    work[Kind.ITEMS] += count
+    work[Kind.TOKENS] += count
+    work[Kind.ATTENTION] += int(rows["kv_len"].sum()) + count
+    work[Kind.DRAWS] += num_drawn
+    work[Kind.GREEDY] += count - num_drawn
+    work[Kind.FILTERED] += int(np.count_nonzero(rows["flags"] & SPECIAL))
 
 
 def decode_seconds(command: ForwardCommand, costs: CostModel) -> float:

@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from pieray.errors import WIT_CODES, InvalidRequest, PierayError
 from pieray.messages import CopyTokens, Failed, Forward, Logprobs, Message, Output
+from pieray.sched.lanes import LaneKey
 
 U32 = npt.NDArray[np.uint32]
 F32 = npt.NDArray[np.float32]
-LaneKey: TypeAlias = tuple[str, int]  # peer_id, inferlet
 Slots: TypeAlias = dict[int, int]  # page: bits of its slots
 
 PART_BYTES = 64 << 10
@@ -187,9 +187,10 @@ class ForwardCommand(Command):
 
 
 class CopyCommand(Command):
-    """A copy of token ranges.  All ranges are read before any is written."""
+    """A copy of token ranges.  All ranges are read before any is written: so one is cut over steps only if none of its
+    ranges reads a page that another writes."""
 
-    __slots__ = ("copies",)
+    __slots__ = ("_is_whole", "_last", "copies")
     is_copy = True
 
     def __init__(self, peer_id: str, message: CopyTokens, page_size: int) -> None:
@@ -198,6 +199,24 @@ class CopyCommand(Command):
         for copy in self.copies:
             if len(copy) != 5 or min(copy) < 0 or max(copy[1], copy[3]) + copy[4] > page_size:
                 raise InvalidRequest(f"a copy is [page, offset, page, offset, count] in pages of {page_size}: {copy}")
+        self._is_whole = not {copy[0] for copy in self.copies}.isdisjoint(copy[2] for copy in self.copies)
+        self._last = (0, 0)  # the ranges of the step that was scheduled last
+
+    def schedule(self, most: int) -> int:
+        """The next ranges are in the step: about `most`, all if it must not be cut; their number."""
+        first = self._last[1]
+        last = len(self.copies) if self._is_whole else min(first + most, len(self.copies))
+        self._last = first, last
+        return last - first
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether no range is left for a later step."""
+        return self._last[1] == len(self.copies)
+
+    def step_copies(self) -> list[tuple[int, ...]]:
+        """The ranges of the step."""
+        return self.copies[slice(*self._last)]
 
     def used_pages(self) -> list[int]:
         return [page for copy in self.copies for page in (copy[0], copy[2])]

@@ -1,4 +1,4 @@
-"""Between the wire and the runner: commands to forward items, values to answers.  Only this file needs torch."""
+"""Between the scheduler and the runner: commands to items, rows of the table to columns, values to answers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pieray.messages import Sample, Sampler
-from pieray.models.batch import ForwardItem
+from pieray.messages import Output, Sample, Sampler
+from pieray.models.batch import DecodeRows, ForwardItem
+from pieray.sched.chunks import Chunk
 from pieray.sched.commands import F32, U32, ForwardCommand
+from pieray.sched.lanes import I64
 from pieray.sched.plans import PlanCommand
+from pieray.sched.table import SCORED, SPECIAL, DecodeTable
 
 _TOKEN = struct.Struct("<I")
 
 
-def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size: int) -> ForwardItem:
-    """Tokens `[start, start + num_tokens)` of the command, on top of those before."""
+def asked(chunk: Chunk, page_size: int) -> tuple[ForwardItem, Sequence[Output]]:
+    """What the runner is asked for a chunk."""
+    command, start, num_tokens, outputs, _ = chunk
+    if isinstance(command, PlanCommand):
+        return _plan_item(command, start, num_tokens), _plan_outputs(command, start, num_tokens)
+    return _forward_item(command, start, num_tokens, page_size), outputs
+
+
+def _forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size: int) -> ForwardItem:
     if num_tokens == command.num_tokens:
         return ForwardItem(
             command.pages, command.kv_len, command.tokens, command.positions, command.mask_between(0, num_tokens),
@@ -39,8 +49,13 @@ def forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size
     )
 
 
-def plan_item(plan: PlanCommand, start: int, num_tokens: int) -> ForwardItem:
-    """Tokens `[start, start + num_tokens)` of a plan's run and its drafts."""
+def _embeds_between(rows: U32, values: F32, start: int, stop: int) -> tuple[U32, F32] | None:
+    """Those of rows `[start, stop)`, counted from `start`."""
+    first, last = np.searchsorted(rows, [start, stop])
+    return (rows[first:last] - np.uint32(start), values[first:last]) if first < last else None
+
+
+def _plan_item(plan: PlanCommand, start: int, num_tokens: int) -> ForwardItem:
     stop = start + num_tokens
     tokens, positions = plan.chunk(start, stop)
     pages = plan.pages[: -(-(plan.kv_len + stop) // plan.page_size)]
@@ -48,8 +63,8 @@ def plan_item(plan: PlanCommand, start: int, num_tokens: int) -> ForwardItem:
                        adapter=plan.adapter)  # fmt: skip
 
 
-def plan_outputs(plan: PlanCommand, start: int, num_tokens: int) -> list[Sample]:
-    """Its draws in that chunk, restricted to what the grammar allows too."""
+def _plan_outputs(plan: PlanCommand, start: int, num_tokens: int) -> list[Sample]:
+    """A run's draws, restricted to what its grammar allows too."""
     return [
         Sample(row, plan.sampler if not mask else _restricted(plan.sampler, mask), is_scored=plan.is_scored)
         for row, mask in plan.draws(start, start + num_tokens)
@@ -57,26 +72,34 @@ def plan_outputs(plan: PlanCommand, start: int, num_tokens: int) -> list[Sample]
 
 
 def _restricted(sampler: Sampler, mask: bytes) -> Sampler:
-    return replace(sampler, allowed=_both(sampler.allowed, mask) if sampler.allowed else mask)
+    both = np.frombuffer(mask, np.uint8) & np.frombuffer(sampler.allowed or mask, np.uint8)
+    return replace(sampler, allowed=both.tobytes())
 
 
-def _both(mask: bytes, other: bytes) -> bytes:
-    """What both masks allow."""
-    return (np.frombuffer(mask, np.uint8) & np.frombuffer(other, np.uint8)).tobytes()
-
-
-def drawn(values: Sequence[Any], num_kept: int) -> tuple[bytes, bytes]:
-    """The first tokens drawn and, if scored, their log-probabilities, as PlanTokens has them."""
-    kept = values[:num_kept]
-    if kept and isinstance(kept[0], tuple):
-        return b"".join(ids.tobytes() for ids, _ in kept), b"".join(scores.tobytes() for _, scores in kept)
-    return np.array(kept, "<u4").tobytes(), b""
-
-
-def _embeds_between(rows: U32, values: F32, start: int, stop: int) -> tuple[U32, F32] | None:
-    """Those of rows `[start, stop)`, counted from `start`."""
-    first, last = np.searchsorted(rows, [start, stop])
-    return (rows[first:last] - np.uint32(start), values[first:last]) if first < last else None
+def columns_of(table: DecodeTable, rows: I64) -> tuple[I64, DecodeRows]:
+    """These rows of the table for the runner, in the order in which it takes them: those of an adapter together."""
+    serials = table.rows["adapter"][rows]
+    if serials.any():
+        order = np.argsort(serials, kind="stable")
+        rows, serials = rows[order], serials[order]
+    is_all = table.are_all(rows)
+    records = table.rows if is_all else table.rows[rows]
+    width = int(records["kv_len"].max()) // table.page_size + 1
+    pages = (table.pages if is_all else table.pages[rows])[:, :width]
+    found = DecodeRows(records["token"], records["position"], records["kv_len"], pages, records["choice"],
+                       scored=np.flatnonzero(records["flags"] & SCORED))  # fmt: skip
+    for place in np.flatnonzero(records["flags"] & SPECIAL).tolist():
+        own = table.own[int(rows[place])]
+        if own.sampler.bias_tokens or own.sampler.allowed:
+            found.samplers[place] = own.sampler
+        if own.plan is not None and own.plan.matcher is not None:
+            found.masks[place] = own.plan.matcher.mask_bytes()
+    if serials.any():
+        starts = np.flatnonzero(np.diff(serials, prepend=-1)).tolist()
+        for first, last in zip(starts, [*starts[1:], len(rows)], strict=True):
+            if (adapter := table.own[int(rows[first])].adapter) is not None:
+                found.adapters.append((adapter, first, last))
+    return rows, found
 
 
 def wire_value(value: int | tuple[Any, Any] | npt.NDArray[Any]) -> Any:

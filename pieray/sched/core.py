@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -24,26 +24,30 @@ from pieray.messages import (
     Message,
     OpenInferlet,
     Output,
-    Sample,
     StartPlan,
     StopPlan,
     UnloadAdapter,
     Verify,
 )
+from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
+from pieray.models.runner import Drawn
 from pieray.sched.adapters import AdapterDesk
 from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
-from pieray.sched.commands import Command, CopyCommand, ForwardCommand, LaneKey, failed
+from pieray.sched.commands import Command, CopyCommand, ForwardCommand, failed
+from pieray.sched.convert import asked, columns_of, wire_value
 from pieray.sched.costs import CostModel, Kind, Work
+from pieray.sched.lanes import I64, LaneKey
 from pieray.sched.lookups import EmbedLookups, known
+from pieray.sched.passes import PassTable
 from pieray.sched.plandesk import PlanDesk
 from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler, StepPlan
+from pieray.sched.table import RUN
 from pieray.sched.verify import VerifyCommand
 
 if TYPE_CHECKING:
     from pieray.adapters import AdapterFile
-    from pieray.models.batch import ForwardItem
     from pieray.models.lora import LoraAdapter
     from pieray.models.runner import StepResult
     from pieray.models.tokenizer import TokenizerSpec
@@ -60,7 +64,9 @@ class Runner(Protocol):
     All raise DeviceLost when the device is dead, and only then: nothing can be computed in this process any more.
     """
 
-    def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]) -> list[StepResult]: ...
+    def decode(
+        self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]
+    ) -> tuple[Drawn, list[StepResult]]: ...
 
     def copy_tokens(self, ranges: Sequence[tuple[int, int, int, int, int]]) -> None: ...
 
@@ -82,9 +88,6 @@ class BatcherCore:
 
     def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic,
                  tokenizer: TokenizerSpec | None = None, costs: CostModel | None = None) -> None:  # fmt: skip
-        from pieray.sched import convert  # torch: imported here, in the process that computes
-
-        self._convert = convert
         self._runner = runner
         self._clock = clock
         self._page_size = settings.page_size
@@ -93,15 +96,14 @@ class BatcherCore:
             settings.page_size, settings.max_batch_tokens, settings.max_batch_requests, costs=costs
         )
         self._learning: tuple[Work, float] | None = None  # of the last step: what it was made of, when it began
-        self._cohort: CohortWait[LaneKey] = CohortWait(settings.cohort_wait_s)
-        self._running: dict[LaneKey, None] = {}  # inferlets of the running step
+        self._cohort = CohortWait(self._scheduler.lanes, settings.cohort_wait_s)
         self._lookups = EmbedLookups()
-        self._acks: list[tuple[LaneKey, int]] = []  # cancels that wait for the running step: ticket
         self._counts = dict.fromkeys(("steps", "forwards", "copies", "tokens", "failed"), 0)
         self._busy_s = 0.0
         self.lost: DeviceLost | None = None
-        self.plans = PlanDesk(self._scheduler, self._fail, convert.drawn, tokenizer)
+        self.plans = PlanDesk(self._scheduler, self._fail, tokenizer)
         self.adapters = AdapterDesk(runner, settings.adapter_bytes)
+        self._passes = PassTable(self._scheduler, self.adapters.find)
 
     # --- in --------------------------------------------------------------------------------------
 
@@ -112,11 +114,10 @@ class BatcherCore:
         """
         answers: Answers = []
         for message in messages:
-            if isinstance(message, (Forward, CopyTokens, Verify, StartPlan)):
+            if isinstance(message, DecodePasses):
+                self._take_passes(peer_id, message, now, answers)
+            elif isinstance(message, (Forward, CopyTokens, Verify, StartPlan)):
                 self._enqueue(peer_id, message, now, answers)
-            elif isinstance(message, DecodePasses):
-                for forward in _forwards(message):
-                    self._enqueue(peer_id, forward, now, answers)
             elif isinstance(message, (ExtendPlan, StopPlan)):
                 self.plans.change(peer_id, message, answers)
             elif isinstance(message, EmbedTokens):
@@ -126,7 +127,8 @@ class BatcherCore:
             elif isinstance(message, OpenInferlet):
                 self._scheduler.introduce((peer_id, message.inferlet), message.tenant)
             elif isinstance(message, CancelInferlet):
-                self._cancel(peer_id, message, answers)
+                self._drop(peer_id, message.inferlet)
+                answers.append((peer_id, Completed(message.ticket, None)))
             else:
                 error = ProtocolError(f"a batcher takes no {type(message).__name__}")
                 if (ticket := getattr(message, "ticket", None)) is not None:
@@ -134,10 +136,26 @@ class BatcherCore:
                 log.warning("%s: %s", peer_id, error)
         return answers
 
+    def _take_passes(self, peer_id: str, message: DecodePasses, now: float, answers: Answers) -> None:
+        try:
+            lanes, odd = self._passes.add(peer_id, message, now)
+        except BaseException as error:  # noqa: BLE001 - columns that do not fit together: none of it can be told apart
+            tickets = message.tickets + message.sample_tickets
+            malformed = _malformed(error)
+            found = np.frombuffer(tickets[: len(tickets) // 8 * 8], "<u8").tolist()
+            answers += [(peer_id, failed(ticket, malformed)) for ticket in found]
+            return
+        self._cohort.arrived(lanes, now)
+        for forward in odd:
+            self._enqueue(peer_id, forward, now, answers)
+
     def _enqueue(self, peer_id: str, message: Enqueued, now: float, answers: Answers) -> None:
         command: Command
         try:
-            self._cohort.arrived((peer_id, message.inferlet), now)
+            key = (peer_id, message.inferlet)
+            self._cohort.arrived(self._scheduler.open(key), now)
+            if self._scheduler.has_passes(key):
+                self._spill(key, now)
             if isinstance(message, Forward):
                 command = ForwardCommand(peer_id, message, self._page_size)
             elif isinstance(message, StartPlan):
@@ -159,37 +177,42 @@ class BatcherCore:
         if isinstance(command, ForwardCommand) and not isinstance(message, CopyTokens) and message.adapter:
             self._attach_adapter(command, message.adapter, answers)
 
+    def _spill(self, key: LaneKey, now: float) -> None:
+        """Passes of the inferlet that wait as rows become commands: what comes behind may have to wait for them."""
+        for forward, adapter in self._passes.give_up(key):
+            command = ForwardCommand(key[0], forward, self._page_size)
+            command.adapter = adapter
+            self._scheduler.submit(command, now)
+
     def _attach_adapter(self, command: ForwardCommand, number: int, answers: Answers) -> None:
         try:
             command.adapter = self.adapters.find(command.lane, number)
         except Evicted as error:
             self._fail(command, error, answers)
 
-    def _cancel(self, peer_id: str, message: CancelInferlet, answers: Answers) -> None:
-        key = (peer_id, message.inferlet)
-        self.plans.forget(self._scheduler.cancel(*key))
-        self._lookups.cancel(*key)
-        self._cohort.ended(key)
-        self.adapters.drop(*key)
-        if key in self._running:
-            self._acks.append((key, message.ticket))
-        else:
-            answers.append((peer_id, Completed(message.ticket, None)))
+    def _drop(self, peer_id: str, inferlet: int | None = None) -> None:
+        self.plans.forget(self._scheduler.cancel(peer_id, inferlet))
+        self._lookups.cancel(peer_id, inferlet)
+        self.adapters.drop(peer_id, inferlet)
 
-    def drop_peer(self, peer_id: str) -> bool:
-        """The peer is dead: drop all that it has queued.  True when the running step touches none of its pages, so
-        that they may be fenced; until then, call again after each step."""
-        self.plans.forget(self._scheduler.cancel(peer_id))
-        self._lookups.cancel(peer_id)
-        self.adapters.drop(peer_id)
-        self._cohort.ended_all(lambda key: key[0] == peer_id)
-        return not any(key[0] == peer_id for key in self._running)
+    def drop_peer(self, peer_id: str) -> None:
+        """The peer is dead: drop all that it has queued.  No step touches its pages any more."""
+        self._drop(peer_id)
 
     # --- steps -----------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
         return self._scheduler.has_work or bool(self._lookups)
+
+    @property
+    def step_s(self) -> float:
+        """What a step takes, of late."""
+        return self._cohort.step_s
+
+    def is_busy(self, key: LaneKey) -> bool:
+        """Whether the inferlet has unfinished commands."""
+        return self._scheduler.is_busy(key)
 
     def wait_s(self, now: float) -> float:
         """Seconds to wait for more commands before `step`, unless one comes first; 0: step now."""
@@ -198,7 +221,7 @@ class BatcherCore:
         return self._cohort.wait_s(now)
 
     def step(self, now: float) -> Answers:
-        """One engine step: copies, then one ragged batch of forwards.  Nothing happens without work."""
+        """One engine step: copies, then one ragged batch of rows and forwards.  Nothing happens without work."""
         answers: Answers = []
         try:
             self._step(now, answers)
@@ -207,34 +230,33 @@ class BatcherCore:
         return answers
 
     def lose(self, error: DeviceLost, answers: Answers) -> None:
-        """The device is dead: everything that is queued or runs fails."""
+        """The device is dead: everything that is queued fails."""
         self.lost = error
         answers += self._lookups.fail_all(error)
-        commands = self._scheduler.cancel_all()
-        self.plans.forget(commands)
-        self._answer_failed(commands, error, answers)
-        self._answer_cancels(answers)
+        answers += self._passes.fail_all(error)
+        for peer_id in self._scheduler.peers():
+            commands = self._scheduler.cancel(peer_id)
+            self.plans.forget(commands)
+            self._answer_failed(commands, error, answers)
 
     def _step(self, now: float, answers: Answers) -> None:
         began = self._clock()
         plan = self._scheduler.next_step(now)
         self._lookups.answer(self._runner, answers)
-        if not plan.copies and not plan.forwards:
+        if not plan.copies and not plan.num_requests:
             return
-        self._running = dict.fromkeys([c.lane for c in plan.copies] + [chunk.command.lane for chunk in plan.forwards])
         self._copy(plan.copies, answers)
-        self._forward(plan, answers)
-        ended = self._clock()
-        self._end_step(plan, began, ended, answers)
+        passes = self._forward(plan, answers)
+        self._end_step(plan, passes, began)
 
     def _copy(self, commands: Sequence[CopyCommand], answers: Answers) -> None:
         for group in independent_groups(commands):
-            error = self._copied([copy for command in group for copy in command.copies])
+            error = self._copied([copy for command in group for copy in command.step_copies()])
             for command in group:
-                alone = self._copied(command.copies) if error is not None and len(group) > 1 else error
+                alone = self._copied(command.step_copies()) if error is not None and len(group) > 1 else error
                 if alone is not None:
                     self._fail(command, alone, answers)
-                elif not command.is_over:
+                elif not command.is_over and command.is_scheduled:
                     answers.append((command.peer_id, Completed(command.ticket, None)))
                     self._scheduler.finish(command)
 
@@ -247,32 +269,52 @@ class BatcherCore:
             return known(error)
         return None
 
-    def _forward(self, plan: StepPlan, answers: Answers) -> None:
-        """Compute and answer; a forward whose copy has failed is over already."""
-        chunks, items, requests = [], [], []
+    def _forward(self, plan: StepPlan, answers: Answers) -> I64:
+        """Compute and answer; a forward whose copy has failed is over already.  Returns the inferlets whose passes were
+        rows."""
+        chunks, items, outputs = [], [], []
         for chunk in plan.forwards:
             if chunk.command.is_over:
                 continue
             try:
-                item, asked = self._asked(chunk)
+                item, wanted = asked(chunk, self._page_size)
                 items.append(item)
-                requests.append(asked)
+                outputs.append(wanted)
                 chunks.append(chunk)
             except BaseException as error:  # noqa: BLE001 - not well-formed, or a panic of a grammar: it fails alone
                 self._fail(chunk.command, _malformed(error), answers)
-        for chunk, result in zip(chunks, self._computed(items, requests), strict=True):
-            command = chunk.command
-            if command.is_over:  # dropped while the step ran, or read what one before it has failed to write
-                continue
-            if isinstance(result, PierayError):
-                self._fail(command, result, answers)
-                continue
-            if isinstance(command, PlanCommand):
-                self.plans.stepped(command, result, answers)
-                continue
-            if isinstance(command, VerifyCommand):
-                self._verify(command, chunk, result, answers)
-                continue
+        rows, columns = columns_of(self._scheduler.table, plan.rows) if len(plan.rows) else (plan.rows, NO_ROWS)
+        drawn, results = self._computed(columns, items, outputs)
+        passes = self._answer_rows(rows, columns.scored, drawn, answers)
+        for chunk, result in zip(chunks, results, strict=True):
+            self._answer_chunk(chunk, result, answers)
+        return passes
+
+    def _answer_rows(self, rows: I64, scored: I64, drawn: Drawn, answers: Answers) -> I64:
+        """Answer runs and passes that were rows; the inferlets of the passes."""
+        table = self._scheduler.table
+        scores = np.zeros(len(rows), np.float32)
+        scores[scored] = drawn.scores
+        is_run = table.rows["flags"][rows] & RUN > 0
+        errors = {int(rows[place]): error for place, error in drawn.errors.items()}
+        over = self.plans.rows_stepped(rows[is_run], drawn.tokens[is_run], scores[is_run], errors, answers)
+        passes = rows[~is_run]
+        table.rows["token"][passes] = drawn.tokens[~is_run]
+        lanes = self._passes.stepped(passes, errors, answers)
+        self.plans.end_rows(over, answers)
+        return lanes
+
+    def _answer_chunk(self, chunk: Chunk, result: StepResult, answers: Answers) -> None:
+        command = chunk.command
+        if command.is_over:  # it read what one before it has failed to write
+            return
+        if isinstance(result, PierayError):
+            self._fail(command, result, answers)
+        elif isinstance(command, PlanCommand):
+            self.plans.stepped(command, result, answers)
+        elif isinstance(command, VerifyCommand):
+            self._verify(command, chunk, result, answers)
+        else:
             self._answer_outputs(chunk, result, answers)
 
     def _answer_outputs(self, chunk: Chunk, values: Sequence[Any], answers: Answers) -> None:
@@ -283,19 +325,11 @@ class BatcherCore:
             if isinstance(value, PierayError):
                 answers.append((peer_id, failed(output.ticket, value)))
             elif value is not None:
-                answers.append((peer_id, Completed(output.ticket, self._convert.wire_value(value))))
+                answers.append((peer_id, Completed(output.ticket, wire_value(value))))
         command.num_answered += len(chunk.outputs)
         if chunk.is_last:
             answers.append((peer_id, Completed(command.ticket, None)))
             self._scheduler.finish(command)
-
-    def _asked(self, chunk: Chunk) -> tuple[ForwardItem, Sequence[Output]]:
-        """What the runner is asked for a chunk."""
-        command, start, num_tokens, outputs, _ = chunk
-        convert = self._convert
-        if isinstance(command, PlanCommand):
-            return convert.plan_item(command, start, num_tokens), convert.plan_outputs(command, start, num_tokens)
-        return convert.forward_item(command, start, num_tokens, self._page_size), outputs
 
     def _verify(self, command: VerifyCommand, chunk: Chunk, values: Sequence[Any], answers: Answers) -> None:
         """Note what was drawn; behind the last chunk, bring the accepted drafts into a row and answer."""
@@ -309,29 +343,41 @@ class BatcherCore:
         if error is not None:
             self._fail(command, error, answers)
 
-    def _computed(self, items: list[ForwardItem], requests: list[Sequence[Output]]) -> Sequence[StepResult]:
-        if not items:
-            return []
+    def _computed(
+        self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]
+    ) -> tuple[Drawn, Sequence[StepResult]]:
+        if not items and not len(rows):
+            return Drawn(np.zeros(0, np.int64), np.zeros(0, np.float32), {}), []
         try:
-            return self._runner.step(items, requests)
+            return self._runner.decode(rows, items, outputs)
         except DeviceLost:
             raise
         except BaseException as error:  # whatever is thrown, the loop goes on
-            log.exception("a step of %d forwards failed", len(items))
-            if len(items) == 1:
-                return [known(error)]
-        return [self._computed([i], [r])[0] for i, r in zip(items, requests, strict=True)]  # find the culprit
+            log.exception("a step of %d rows and %d forwards failed", len(rows), len(items))
+            if len(items) + len(rows) == 1:
+                errors = dict.fromkeys(range(len(rows)), known(error))
+                return Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), errors), [
+                    known(error) for _ in items
+                ]
+        parts = [self._computed(rows.take(np.array([row])), [], [])[0] for row in range(len(rows))]  # find the culprit
+        drawn = Drawn(
+            np.concatenate([np.zeros(0, np.int64), *(part.tokens for part in parts)]),
+            np.concatenate([np.zeros(0, np.float32), *(part.scores for part in parts)]),
+            {row: part.errors[0] for row, part in enumerate(parts) if part.errors},
+        )
+        return drawn, [self._computed(NO_ROWS, [i], [o])[1][0] for i, o in zip(items, outputs, strict=True)]
 
-    def _end_step(self, plan: StepPlan, began: float, ended: float, answers: Answers) -> None:
-        self._running = {}
+    def _end_step(self, plan: StepPlan, passes: I64, began: float) -> None:
+        ended = self._clock()
         self._cohort.stepped(began, ended)
+        if len(passes):
+            self._cohort.answered(self._scheduler.idle_lanes(passes), ended)
         for command in [*plan.copies, *(chunk.command for chunk in plan.forwards)]:
             if not command.is_over and not self._scheduler.is_busy(command.lane):
-                self._cohort.answered(command.lane, ended)
-        self._answer_cancels(answers)
+                self._cohort.answered(self._scheduler.open(command.lane), ended)
         counts = self._counts
         counts["steps"] += 1
-        counts["forwards"] += len(plan.forwards)
+        counts["forwards"] += plan.num_requests
         counts["copies"] += len(plan.copies)
         counts["tokens"] += plan.num_tokens
         self._busy_s += ended - began
@@ -344,10 +390,6 @@ class BatcherCore:
             work[Kind.STEP] = 1.0
             self._costs.learn(work, self._clock() - began)
             self._learning = None
-
-    def _answer_cancels(self, answers: Answers) -> None:
-        answers += [(key[0], Completed(ticket, None)) for key, ticket in self._acks]
-        self._acks.clear()
 
     def stats(self) -> dict[str, Any]:
         """Totals since the start; `mean_batch` is forwards per step.  May be called from any thread."""
@@ -380,27 +422,6 @@ class BatcherCore:
             tickets += [output.ticket for output in message.outputs if isinstance(output, Message)]
         self._counts["failed"] += 1
         answers += [(peer_id, failed(ticket, malformed)) for ticket in tickets]
-
-
-def _forwards(passes: DecodePasses) -> Iterator[Forward]:
-    """The passes one by one."""
-    ends = np.cumsum(np.frombuffer(passes.num_pages, "<u4")) * 4
-    columns = (
-        np.frombuffer(column, kind).tolist()
-        for column, kind in (
-            (passes.tickets, "<u8"), (passes.sample_tickets, "<u8"), (passes.queues, "<u4"), (passes.priorities, "<i4"),
-            (passes.kv_lens, "<u4"), (passes.adapters, "<u4"), (passes.sampler_of, "<u4"),
-        )
-    )  # fmt: skip
-    start = 0
-    for row, (ticket, sample, queue, priority, kv_len, adapter, sampler) in enumerate(zip(*columns, strict=True)):
-        end = int(ends[row])
-        token, position = (column[4 * row : 4 * row + 4] for column in (passes.tokens, passes.positions))
-        yield Forward(
-            ticket, ticket >> 32, queue, priority, passes.pages[start:end], kv_len, token, position, b"",
-            [Sample(0, passes.samplers[sampler], sample)], adapter,
-        )  # fmt: skip
-        start = end
 
 
 def independent_groups(commands: Sequence[CopyCommand]) -> list[list[CopyCommand]]:

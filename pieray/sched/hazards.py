@@ -77,7 +77,11 @@ class Poison:
         return bool(self._slots)
 
     def add(self, failed: Command) -> None:
-        for page, bits in failed.written_slots(self._page_size).items():
+        self.add_slots(failed.written_slots(self._page_size))
+
+    def add_slots(self, slots: Slots) -> None:
+        """These have not been written."""
+        for page, bits in slots.items():
             self._slots[page] = self._slots.get(page, 0) | bits
 
     def admit(self, command: Command) -> bool:

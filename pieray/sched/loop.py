@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -20,6 +21,11 @@ from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
 
+
+SLICE = 16
+"""Messages of a peer that are taken in one turn."""
+LEAST_TAKE_S = 1e-3
+"""Messages are taken for so long between two steps, however short these are."""
 
 Arrival = tuple[str, list[Message] | None, float]  # peer, its messages (None: it is gone), when they came
 Later = Callable[[], list[tuple[str, Message]]]  # what another thread has prepared; answers
@@ -38,7 +44,7 @@ class StepLoop:
         self._peers: dict[str, Connection] = {}
         self._fences: FenceLink | None = None
         self._inbox: SimpleQueue[Arrival | Later | None] = SimpleQueue()  # None: close
-        self._dead: set[str] = set()
+        self._waiting: OrderedDict[str, deque[tuple[list[Message] | Later | None, float]]] = OrderedDict()  # by peer
         self._pulse = Pulse()
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
         core.plans.call_later = self._inbox.put
@@ -97,7 +103,6 @@ class StepLoop:
                     self._pulse.begin()
                     self._answer(self._core.step(time.monotonic()))
                     self._core.sent()
-                    self._fence()
                     self._pulse.end()
                 if self._core.lost is not None:
                     log.critical("this batcher ends: %s", self._core.lost.message)
@@ -113,37 +118,55 @@ class StepLoop:
         return answers
 
     def _take(self) -> bool:
-        """Take what has come, waiting while there is nothing to do or the cohort is worth it; False: close."""
+        """Take what has come, waiting while there is nothing to do or the cohort is worth it; False: close.
+
+        While there is work, no more of it is taken between two steps than takes half as long as one, each peer's in
+        order and the peers in turn.
+        """
+        limit = time.monotonic() + max(LEAST_TAKE_S, self._core.step_s / 2)
         while True:
+            while self._waiting:
+                self._take_slice()
+                if self._core.lost is not None or (self._core.has_work and time.monotonic() >= limit):
+                    return True
             wait_s = self._core.wait_s(time.monotonic()) if self._core.has_work else None
             try:
                 arrival = self._inbox.get(block=wait_s != 0, timeout=wait_s)
+                while True:
+                    if arrival is None:
+                        return False
+                    self._sort_in(arrival)
+                    arrival = self._inbox.get(block=False)
             except Empty:
-                return True
-            if arrival is None:
-                return False
-            self._pulse.begin()
-            if callable(arrival):
-                self._answer(arrival())
-                if self._core.lost is not None:
+                if not self._waiting:
                     return True
-            else:
-                self._accept(*arrival)
-            self._pulse.end()
 
-    def _accept(self, peer_id: str, messages: list[Message] | None, came: float) -> None:
+    def _sort_in(self, arrival: Arrival | Later) -> None:
+        peer_id, messages, came = ("", arrival, 0.0) if callable(arrival) else arrival
+        if messages is None:  # it is gone, with all that it has sent
+            self._waiting.pop(peer_id, None)
+        self._waiting.setdefault(peer_id, deque()).append((messages, came))
+
+    def _take_slice(self) -> None:
+        """The next messages of the peer whose turn it is."""
+        self._pulse.begin()
+        peer_id, waiting = next(iter(self._waiting.items()))
+        messages, came = waiting.popleft()
         if messages is None:
-            self._dead.add(peer_id)
-            self._fence()
-        else:
-            self._answer(self._core.submit(peer_id, messages, came))
-
-    def _fence(self) -> None:
-        """Tell the resource manager of dead peers whose pages no step touches any more."""
-        for peer_id in list(self._dead):
-            if self._core.drop_peer(peer_id) and self._fences is not None:
-                self._dead.discard(peer_id)
+            self._core.drop_peer(peer_id)
+            if self._fences is not None:
                 self._fences.fenced(peer_id)
+        elif callable(messages):
+            self._answer(messages())
+        else:
+            if len(messages) > SLICE:
+                waiting.appendleft((messages[SLICE:], came))
+            self._answer(self._core.submit(peer_id, messages[:SLICE], came))
+        if waiting:
+            self._waiting.move_to_end(peer_id)
+        else:
+            del self._waiting[peer_id]
+        self._pulse.end()
 
     def _answer(self, answers: list[tuple[str, Message]]) -> None:
         """One frame to each peer; each inferlet's answers in a lane of its own, so that bulk is in nobody's way."""

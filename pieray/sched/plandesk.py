@@ -8,15 +8,20 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from pieray.errors import InvalidRequest, PierayError, Unsupported
 from pieray.fairpool import FairPool
 from pieray.messages import ExtendPlan, Message, PlanTokens, RunEnded, StartPlan, StopPlan
-from pieray.sched.commands import Command
+from pieray.sched.commands import F32, Command
+from pieray.sched.lanes import I64
 from pieray.sched.lookups import known
 from pieray.sched.plans import PlanCommand
+from pieray.sched.table import HOOKED, SCORED, Records
 
 if TYPE_CHECKING:
+    from llguidance import LLExecutor
+
     from pieray.grammar.compiler import GrammarCompiler
     from pieray.grammar.matcher import Matcher
     from pieray.models.tokenizer import Tokenizer, TokenizerSpec
@@ -35,6 +40,7 @@ CHEAP_TOKENS = 64
 
 Answers: TypeAlias = list[tuple[str, Message]]
 Later: TypeAlias = Callable[[], Answers]
+Over: TypeAlias = tuple[PlanCommand, PierayError | None]
 
 
 class PlanDesk:
@@ -45,17 +51,16 @@ class PlanDesk:
         self,
         scheduler: Scheduler,
         fail: Callable[[Command, PierayError, Answers], None],
-        drawn: Callable[[Sequence[Any], int], tuple[bytes, bytes]],
         spec: TokenizerSpec | None,
     ) -> None:
         self.call_later: Callable[[Later], None] | None = None
         self.vocab_size = 0
         self._scheduler = scheduler
         self._fail = fail
-        self._drawn = drawn
         self._spec = spec
         self._tokenizer: Tokenizer | None = None
         self._compiler: GrammarCompiler | None = None
+        self._executor: LLExecutor | None = None
         self._pool = FairPool("compiling grammars of plans", COMPILERS, max_waiting=MAX_COMPILING)
         self._plans: dict[tuple[str, int], PlanCommand] = {}  # by peer and ticket
 
@@ -111,6 +116,8 @@ class PlanDesk:
         if plan is None:
             return
         if isinstance(message, StopPlan):
+            if plan.row >= 0:
+                self._scheduler.leave_rows([plan.row])
             plan.finish = ""
             self._settle(plan, plan.num_due, answers)
         else:
@@ -124,7 +131,7 @@ class PlanDesk:
     # --- steps -----------------------------------------------------------------------------------
 
     def stepped(self, plan: PlanCommand, values: Sequence[Any], answers: Answers) -> None:
-        """A step has run a part of the plan; `values` are its draws."""
+        """A step has run a part of the plan, which is no row; `values` are its draws."""
         num_due = plan.num_due
         kept: Sequence[int] = ()
         error = next((value for value in values if isinstance(value, PierayError)), None)
@@ -138,11 +145,84 @@ class PlanDesk:
             self._fail(plan, error, answers)
             return
         if kept:
-            tokens, logprobs = self._drawn(values, len(kept))
-            columns = np.array([plan.ticket], "<u8").tobytes(), bytes([len(kept)])
-            counts = np.array(plan.counts, "<u4").tobytes()
-            answers.append((plan.peer_id, PlanTokens(*columns, tokens, logprobs, counts)))
+            scores = [value[1][0] for value in values[: len(kept)]] if plan.is_scored else []
+            logprobs = np.array(scores, "<f4").tobytes()
+            answers.append((plan.peer_id, PlanTokens.of([plan.ticket], [kept], logprobs, [plan.counts])))
         self._settle(plan, num_due, answers)
+
+    def rows_stepped(self, rows: I64, tokens: I64, scores: F32, errors: dict[int, PierayError],
+                     answers: Answers) -> list[Over]:  # fmt: skip
+        """These rows have drawn tokens; those with an error have not.  Tell what was drawn; the runs that are over."""
+        if not len(rows):
+            return []
+        table = self._scheduler.table
+        ends = table.advance(rows, tokens)
+        records = table.rows[rows]
+        failed = {place: errors[row] for place, row in enumerate(rows.tolist()) if row in errors} if errors else {}
+        plans = {
+            place: self._plan_of(int(rows[place])) for place in np.flatnonzero(records["flags"] & HOOKED).tolist()
+            if place not in failed
+        }  # fmt: skip
+        self._look_at(plans, tokens, failed)
+        ends[[place for place, plan in plans.items() if plan.finish is not None]] = True
+        is_told = np.ones(len(rows), bool)
+        if failed:
+            ends[list(failed)], is_told[list(failed)] = True, False
+            table.rows["kv_len"][rows[list(failed)]] -= 1  # of what is not told of nobody knows that it is written
+        self._tell(records, is_told, scores, answers)
+        return [(self._plan_of(int(rows[place])), failed.get(place)) for place in np.flatnonzero(ends).tolist()]
+
+    def end_rows(self, over: Sequence[Over], answers: Answers) -> None:
+        """Runs that were rows end, or fail."""
+        self._scheduler.leave_rows([plan.row for plan, _ in over])
+        for plan, error in over:
+            if error is not None:
+                self._fail(plan, error, answers)
+                continue
+            if plan.finish is None:
+                (token,) = plan.line
+                plan.finish, plan.stopped_by = ("stop", token) if token in plan.stop_tokens else ("length", "")
+            self._settle(plan, plan.num_due, answers)
+
+    def _plan_of(self, row: int) -> PlanCommand:
+        plan = self._scheduler.table.own[row].plan
+        assert plan is not None, "rows of runs have their plans"
+        return plan
+
+    def _look_at(self, plans: dict[int, PlanCommand], tokens: I64, failed: dict[int, PierayError]) -> None:
+        """Tokens into grammars, what they allow next, of all in one call, and tokens into texts.  Whatever is thrown, a
+        panic of a matcher or tokenizer too, fails its run alone."""
+        self._each(plans, PlanCommand.accept, tokens, failed)
+        matchers = [plan.matcher for place, plan in plans.items() if plan.matcher is not None and place not in failed]
+        if matchers:
+            self._fill_masks(matchers)
+        self._each(plans, PlanCommand.look_at, tokens, failed)
+
+    def _each(self, plans: dict[int, PlanCommand], look: Callable[[PlanCommand, int], None], tokens: I64,
+              failed: dict[int, PierayError]) -> None:  # fmt: skip
+        for place, plan in plans.items():
+            if place not in failed:
+                try:
+                    look(plan, int(tokens[place]))
+                except BaseException as failure:  # noqa: BLE001 - see above
+                    failed[place] = known(failure)
+
+    def _tell(self, records: Records, is_told: npt.NDArray[np.bool_], scores: F32, answers: Answers) -> None:
+        """One message to each peer for all that its runs have drawn, one more for those that are scored."""
+        is_scored = records["flags"] & SCORED > 0
+        for wanted, is_one in ((is_told & ~is_scored, False), (is_told & is_scored, True)):
+            if not wanted.any():
+                continue
+            found = records if wanted.all() else records[wanted]
+            for peer_id, mine in self._scheduler.by_peer(found["lane"]):
+                one = found[mine]
+                counts = np.zeros((len(one), 3), "<u4")
+                counts[:, 0] = one["num_steps"]
+                logprobs = scores[wanted][mine].astype("<f4").tobytes() if is_one else b""
+                answers.append((peer_id, PlanTokens(
+                    one["ticket"].astype("<u8").tobytes(), b"\1" * len(one), one["token"].astype("<u4").tobytes(),
+                    logprobs, counts.tobytes(),
+                )))  # fmt: skip
 
     def _settle(self, plan: PlanCommand, num_due: int, answers: Answers) -> None:
         self._scheduler.drawn(plan, num_due)
@@ -189,6 +269,15 @@ class PlanDesk:
         else:
             self._settle(plan, num_due, answers)
         return answers
+
+    def _fill_masks(self, matchers: Sequence[Matcher]) -> None:
+        from llguidance import LLExecutor
+
+        from pieray.grammar.matcher import fill_masks
+
+        if self._executor is None:
+            self._executor = LLExecutor()
+        fill_masks(matchers, self._executor)
 
     def _ready_compiler(self) -> GrammarCompiler:
         from pieray.grammar.compiler import GrammarCompiler

@@ -13,58 +13,67 @@
   what is left of it.
 * Work-conserving: no step is empty while anything may run, and an inferlet alone has all of it.
 * A plan stays at the head of its queue from step to step.  Each step's tokens count as having just arrived.
+* What only decodes is a row of the table (`table.py`).  Rows are decodes like others; they are taken all at once if all
+  of them fit and nobody takes more than a share, else each by itself.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import TypeAlias
 
-from pieray.sched.chunks import Chunk, add_chunk, cut, decode_seconds, whole
-from pieray.sched.commands import U32, Command, CopyCommand, ForwardCommand, LaneKey, page_slots
+import numpy as np
+import numpy.typing as npt
+
+from pieray.sched.chunks import Chunk, add_chunk, add_rows, cut, decode_seconds, whole
+from pieray.sched.commands import U32, Command, CopyCommand, ForwardCommand, page_slots
 from pieray.sched.costs import CostModel, Kind, Work, no_work
 from pieray.sched.hazards import PageIndex, Poison
+from pieray.sched.lanes import I64, LaneKey, Lanes, Registry
 from pieray.sched.plans import PlanCommand
-from pieray.sched.shares import Account, Demand, Shares, Tenant
+from pieray.sched.shares import Demand, Shares
+from pieray.sched.table import RUN, SPECIAL, DecodeTable, Own, stop_column
 
 DECODE_TOKENS = 16
 """A pass of so few tokens is a decode: one token, or the drafts of one."""
+AGED, COPY, DECODE, PREFILL = range(4)
+"""Classes, in the order in which they are given room."""
 
-_Candidate: TypeAlias = tuple[int, int, int, Command]  # class, minus priority, order of arrival
+B1 = npt.NDArray[np.bool_]
+_Candidate: TypeAlias = tuple[int, int, int, Command | int]  # class, minus priority, order of arrival, command or row
 
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step: `copies` in order, then all `forwards`.  `work` is what it is made of, if there is a cost model."""
+    """One step: `copies` in order, then all `forwards` and `rows` of the table.  `work` is what it is made of, if there
+    is a cost model."""
 
     copies: list[CopyCommand] = field(default_factory=list)
     forwards: list[Chunk] = field(default_factory=list)
+    rows: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    picked: list[int] = field(default_factory=list)  # rows chosen one by one, while the step is being filled
     num_tokens: int = 0
     work: Work = field(default_factory=no_work)
 
+    @property
+    def num_requests(self) -> int:
+        return len(self.forwards) + (len(self.rows) or len(self.picked))
+
 
 class _Lane:
-    """One inferlet's commands."""
+    """One inferlet's commands, but for passes that are rows."""
 
-    __slots__ = ("account", "index", "queues", "unfinished")
+    __slots__ = ("held", "index", "number", "queues", "unfinished")
 
-    def __init__(self, account: Account) -> None:
-        self.account = account
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.queues: dict[int, deque[Command]] = {}  # not fully scheduled; none is empty
-        self.unfinished: dict[int, Command] = {}  # by order of arrival: in queues or in the running step
+        self.held: dict[int, deque[Command]] = {}  # behind a plan that is a row
+        self.unfinished: dict[int, Command] = {}  # by order of arrival: in queues, rows or in the running step
         self.index: PageIndex | None = None  # only from the second unfinished command on
-
-    def only_plan(self) -> PlanCommand | None:
-        """The head of its queue, if there is but one queue and that is a plan."""
-        if len(self.queues) != 1:
-            return None
-        (queue,) = self.queues.values()
-        command = queue[0]
-        return command if isinstance(command, PlanCommand) else None
 
 
 class Scheduler:
@@ -85,11 +94,19 @@ class Scheduler:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_requests = max_batch_requests
         self.max_wait_s = max_wait_s
+        self.table = DecodeTable(page_size)
+        self.lanes: Lanes = Lanes()
+        self._peers: Registry[str] = Registry()
+        self._peer = self.lanes.column(int, 0)
+        self._num_passes = self.lanes.column(int, 0)  # passes that are rows
+        self._has_commands = self.lanes.column(bool, False)
+        self._is_poisoned = self.lanes.column(bool, False)
         self._costs = costs
-        self._shares = Shares()
-        self._tenants: dict[LaneKey, str] = {}
+        self._shares = Shares(self.lanes)
         self._now = 0.0  # of the last step
-        self._lanes: dict[LaneKey, _Lane] = {}
+        self._seconds = np.zeros(0)  # what each row of the table takes, where accounts are looked at
+        self._lanes: dict[LaneKey, _Lane] = {}  # with commands
+        self._active: dict[LaneKey, _Lane] = {}  # of those, the ones with queues
         self._poison: dict[LaneKey, Poison] = {}
         self._next_seq = 0
         self.num_queued = 0  # commands not fully scheduled
@@ -98,22 +115,47 @@ class Scheduler:
     @property
     def is_full(self) -> bool:
         """Whether more commands could not make the next step any fuller, as far as can be told at once."""
-        return len(self._lanes) >= self.max_batch_requests or self._num_queued_tokens >= self.max_batch_tokens
+        num_lanes = len(self._active) + len(self.table)
+        return num_lanes >= self.max_batch_requests or self._num_queued_tokens >= self.max_batch_tokens
 
     @property
     def has_work(self) -> bool:
         """Whether a step would run anything: a plan may wait for pages, and others for it."""
-        return any(True for _ in self._candidates())
+        return len(self.table.ready()) > 0 or any(True for _ in self._candidates())
 
-    def is_busy(self, lane: LaneKey) -> bool:
+    def is_busy(self, key: LaneKey) -> bool:
         """Whether the inferlet has unfinished commands."""
-        return lane in self._lanes
+        number = self.lanes.find(key)
+        return key in self._lanes or (number is not None and self._num_passes.values[number] > 0)
+
+    def idle_lanes(self, lanes: I64) -> I64:
+        """Of these inferlets those that have no unfinished commands."""
+        is_idle = (self._num_passes.values[lanes] == 0) & ~self._has_commands.values[lanes]
+        idle: I64 = lanes[is_idle]
+        return idle
 
     # --- in --------------------------------------------------------------------------------------
 
-    def introduce(self, lane: LaneKey, tenant: str) -> None:
+    def introduce(self, key: LaneKey, tenant: str) -> None:
         """Whose inferlet it is: to be told before its commands come.  Those of nobody share one tenant."""
-        self._tenants[lane] = tenant
+        self._shares.introduce(self.open(key), tenant)
+
+    def open(self, key: LaneKey) -> int:
+        """The inferlet's number."""
+        number = self.lanes.find(key)
+        if number is None:
+            number = self.lanes.open(key)
+            self._peer.values[number] = self._peers.open(key[0])
+        return number
+
+    def by_peer(self, lanes: I64) -> list[tuple[str, slice | I64]]:
+        """The peers of these inferlets, and the places of each."""
+        peers = self._peer.values[lanes]
+        if not len(peers):
+            return []
+        if (peers == peers[0]).all():
+            return [(self._peers.key(int(peers[0])), slice(None))]
+        return [(self._peers.key(one), np.flatnonzero(peers == one)) for one in np.unique(peers).tolist()]
 
     def submit(self, command: Command, now: float) -> bool:
         """Take a command; False: what it reads was to be written by one that failed, so it must be failed too."""
@@ -122,7 +164,10 @@ class Scheduler:
             return False
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(self._shares.open(key, self._tenants.get(key, "")))
+            lane = self._lanes[key] = _Lane(self.open(key))
+            self._shares.arrive(lane.number)
+            self._has_commands.values[lane.number] = True
+        self._shares.unsettle(lane.number)
         command.seq = command.turn = self._next_seq
         command.arrived = now
         self._next_seq += 1
@@ -131,117 +176,275 @@ class Scheduler:
                 lane.index = PageIndex(lane.unfinished.values())
             lane.index.add(command)
         lane.unfinished[command.seq] = command
-        queue = lane.queues.get(command.queue)
-        if queue is None:
-            lane.queues[command.queue] = deque((command,))
+        if (held := lane.held.get(command.queue)) is not None:
+            held.append(command)
         else:
-            queue.append(command)
+            lane.queues.setdefault(command.queue, deque()).append(command)
+            self._active[key] = lane
         self.num_queued += 1
         self._num_queued_tokens += command.num_tokens
         return True
+
+    def _drop_queue(self, lane: _Lane, key: LaneKey, name: int) -> None:
+        """A queue has become empty."""
+        del lane.queues[name]
+        if not lane.queues:
+            self._active.pop(key, None)
+
+    # --- rows ------------------------------------------------------------------------------------
+
+    def may_be_rows(self, lanes: I64, pages: U32, kv_lens: I64) -> B1:
+        """Which passes of one token may be rows, given with their inferlets and pages [n, W], 0 behind their own: those
+        that wait for no other command of their inferlet, and none for them."""
+        is_free: B1 = ~(self._has_commands.values[lanes] | self._is_poisoned.values[lanes])
+        others = self._num_passes.values[lanes] > 0
+        if len(lanes) > 1:
+            others |= np.bincount(lanes)[lanes] > 1
+        if not others.any():
+            return is_free
+        rows = self.table.of_lanes(lanes[others])
+        rows = rows[self.table.rows["flags"][rows] & RUN == 0]
+        width = max(pages.shape[1], self.table.pages.shape[1])
+        used = np.zeros((int(others.sum()) + len(rows), width), np.int64)
+        used[: len(used) - len(rows), : pages.shape[1]] = pages[others]
+        used[len(used) - len(rows) :, : self.table.pages.shape[1]] = self.table.pages[rows]
+        ends = np.concatenate((kv_lens[others], self.table.rows["kv_len"][rows]))
+        last = np.minimum(ends // self.page_size, width - 1)
+        used[np.arange(width) > last[:, None]] = -1
+        written = used[np.arange(len(used)), last]
+        if int(np.isin(used, written).sum()) > len(np.unique(written)):  # one uses what another writes
+            is_free &= ~others
+        return is_free
+
+    def add_passes(self, records: npt.NDArray[np.void], pages: U32, own: list[Own], now: float) -> None:
+        """Take passes as rows; see `may_be_rows`."""
+        lanes = records["lane"]
+        records["turn"] = np.arange(self._next_seq, self._next_seq + len(records))
+        records["arrived"] = now
+        self._next_seq += len(records)
+        self._shares.arrive_rows(lanes)
+        np.add.at(self._num_passes.values, lanes, 1)
+        self.num_queued += len(records)
+        self._num_queued_tokens += len(records)
+        self.table.append(records, pages, own)
+
+    def has_passes(self, key: LaneKey) -> bool:
+        """Whether passes of the inferlet are rows."""
+        return bool(self._num_passes.values[self.open(key)])
+
+    def passes_of(self, key: LaneKey) -> I64:
+        """Rows that are passes of the inferlet."""
+        number = self.lanes.find(key)
+        if number is None or not self._num_passes.values[number]:
+            return np.zeros(0, np.int64)
+        table = self.table.rows
+        return np.flatnonzero((table["lane"] == number) & (table["flags"] & RUN == 0))
+
+    def remove_passes(self, rows: I64) -> None:
+        """These rows have run, or become commands."""
+        lanes = self.table.rows["lane"][rows]
+        np.subtract.at(self._num_passes.values, lanes, 1)
+        self.num_queued -= len(rows)
+        self._num_queued_tokens -= len(rows)
+        self.table.remove(rows)
+        self._shares.leave(self.idle_lanes(lanes), self._now)
+
+    def _to_row(self, plan: PlanCommand) -> None:
+        lane = self._lanes[plan.lane]
+        queue = lane.queues[plan.queue]
+        queue.popleft()
+        lane.held[plan.queue] = queue
+        self._drop_queue(lane, plan.lane, plan.queue)
+        record = np.array([plan.record(lane.number)], self.table.rows.dtype)
+        own = Own(plan.sampler, plan.adapter, plan)
+        (plan.row,) = self.table.append(record, plan.pages[None], [own], stop_column(plan.stop_tokens)).tolist()
+
+    def leave_rows(self, rows: Sequence[int]) -> None:
+        """Plans that are rows become commands again, at the heads of their queues."""
+        plans = [plan for row in rows if (plan := self.table.own[row].plan) is not None]
+        for plan in plans:
+            plan.leave_row(self.table.rows[plan.row])
+            lane = self._lanes[plan.lane]
+            queue = lane.held.pop(plan.queue)
+            queue.appendleft(plan)
+            lane.queues[plan.queue] = queue
+            self._active[plan.lane] = lane
+        if plans:
+            self.table.remove(np.array(rows))
 
     # --- out -------------------------------------------------------------------------------------
 
     def next_step(self, now: float) -> StepPlan:
         """Choose, and count as scheduled, what runs in the next step; empty without work."""
         self._now = now
-        if (plan := self._decode_step(now)) is not None:
-            return plan
         plan = StepPlan()
-        heap = [self._candidate(command, now) for command in self._candidates()]
-        if self._costs is not None and heap:
-            self._begin_shares(self._costs, heap, now)
+        rows = self.table.ready()
+        heap = [self._candidate(command) for command in self._candidates()]
+        if not heap and len(rows) <= min(self.max_batch_requests, self.max_batch_tokens) and self._are_even(rows):
+            self._take_rows(plan, rows)
+            return plan
         heapq.heapify(heap)
+        bulk = self._bulk_of(rows, heap)
         waiting: list[_Candidate] = []  # their inferlets have had their share
-        while heap:
-            one = heapq.heappop(heap)
-            if not self._run(plan, one[3], heap, now):
-                waiting.append(one)
-        if waiting and not plan.copies and not plan.forwards:
-            self._run(plan, waiting[0][3], heap, now, is_forced=True)
-        return plan
-
-    def _decode_step(self, now: float) -> StepPlan | None:
-        """The step of plans that all decode, one of each inferlet, if it has room for them all and none of them takes
-        more than its share: what `next_step` would choose otherwise, without a look at each account.  Else None."""
-        heads: list[tuple[int, PlanCommand, int]] = []
-        num_tokens = square = 0
-        shortest, longest = 1 << 62, 0
-        tenants: dict[Tenant, int] = {}
-        for lane in self._lanes.values():
-            command = lane.only_plan()
-            num_due = command.num_tokens - command.num_done if command is not None else DECODE_TOKENS + 1
-            if command is None or num_due > DECODE_TOKENS:
-                return None
-            if command.num_blockers or not command.is_ready:
+        while heap or len(bulk):
+            if len(bulk) and (not heap or heap[0][0] >= DECODE):
+                if self._is_room(plan, len(bulk), heap):
+                    self._take_bulk(plan, bulk)
+                else:
+                    self._push_rows(heap, bulk)
+                bulk = rows[:0]
                 continue
-            reach = num_due * (command.kv_len + command.num_tokens)
-            shortest, longest = min(shortest, reach), max(longest, reach)
-            square += reach
-            num_tokens += num_due
-            tenant = lane.account.tenant
-            tenants[tenant] = tenants.get(tenant, 0) + 1
-            heads.append((command.turn, command, num_due))
-        if not 0 < len(heads) <= self.max_batch_requests or num_tokens > self.max_batch_tokens:
-            return None
-        most = max(tenants.values()) if len(tenants) > 1 else 1
-        if self._costs is not None and not self._shares.are_even(self._costs, shortest, longest, most):
-            return None
-        return self._decodes(heads, num_tokens, square, now)
-
-    def _decodes(self, heads: list[tuple[int, PlanCommand, int]], num_tokens: int, square: int, now: float) -> StepPlan:
-        plan = StepPlan(num_tokens=num_tokens)
-        work, forwards, seq = plan.work, plan.forwards, self._next_seq
-        work[Kind.ITEMS], work[Kind.TOKENS], work[Kind.ATTENTION] = len(heads), num_tokens, square
-        heads.sort(key=itemgetter(0))
-        for _, command, num_due in heads:
-            forwards.append(Chunk(command, command.num_done, num_due, (), False))
-            command.num_done += num_due
-            command.turn, command.arrived = seq, now
-            seq += 1
-            work[command.draw_kind] += num_due
-            if command.is_filtered or command.masks:
-                work[Kind.FILTERED] += num_due
-        self._next_seq = seq
-        self._num_queued_tokens -= num_tokens
+            one = heapq.heappop(heap)
+            if not self._run(plan, one[3], heap):
+                waiting.append(one)
+        if waiting and not plan.copies and not plan.num_requests:
+            self._run(plan, waiting[0][3], heap, is_forced=True)
+        if plan.picked:
+            self._take_rows(plan, np.sort(plan.picked))
         return plan
 
-    def _begin_shares(self, costs: CostModel, heap: list[_Candidate], now: float) -> None:
-        """Tell what each inferlet wants of the step."""
-        demands: dict[LaneKey, Demand] = {}
+    def _are_even(self, rows: I64) -> bool:
+        """Whether a step of these rows alone gives nobody more than its share."""
+        if self._costs is None or not len(rows):
+            return True
+        table = self.table.rows
+        return self._shares.are_even(self._costs, table["lane"][rows], table["kv_len"][rows] + 1, self._now)
+
+    def _bulk_of(self, rows: I64, heap: list[_Candidate]) -> I64:
+        """Rows that may be taken all at once: nobody's account ends before the last of them, and none has aged.  The
+        others are each by itself."""
+        is_bulk = np.ones(len(rows), bool) if self._costs is None else self._begin_shares(self._costs, heap, rows)
+        if len(rows) and (self._now - self.table.rows["arrived"][rows] >= self.max_wait_s).any():
+            is_bulk[:] = False
+        if not is_bulk.all():
+            self._push_rows(heap, rows[~is_bulk])
+            rows = rows[is_bulk]
+        return rows
+
+    def _begin_shares(self, costs: CostModel, heap: list[_Candidate], rows: I64) -> B1:
+        """Tell what each inferlet wants of the step; which rows need no account in it."""
+        demands: dict[int, Demand] = {}
         for _, _, _, command in heap:
-            demand = demands.get(command.lane)
-            if demand is None:
-                demand = demands[command.lane] = Demand(self._lanes[command.lane].account, 0.0, has_more=False)
+            assert isinstance(command, Command)
+            demand = self._demand(demands, self._lanes[command.lane].number)
             if isinstance(command, ForwardCommand) and _is_decode(command, costs):
                 demand.decode_s += decode_seconds(command, costs)
             else:
                 demand.has_more = True
-        self._shares.begin(now, list(demands.values()), costs.seconds[Kind.STEP], costs.decode(1, 0))
+        lanes = self.table.rows["lane"][rows]
+        seconds = self._row_seconds(rows, costs)
+        self._seconds = np.zeros(len(self.table))
+        self._seconds[rows] = seconds
+        is_free = self._shares.are_settled(lanes)
+        loose = np.flatnonzero(~is_free)
+        for lane, taken_s in zip(lanes[loose].tolist(), seconds[loose].tolist(), strict=True):
+            is_first = lane not in demands
+            demand = self._demand(demands, lane)
+            demand.decode_s += taken_s
+            demand.is_row = is_first
+        if demands or len(rows):
+            step_s, token_s = costs.seconds[Kind.STEP], costs.decode(1, 0)
+            settled = np.flatnonzero(is_free)
+            is_free[settled] = self._shares.begin(
+                self._now, list(demands.values()), lanes[settled], seconds[settled], step_s, token_s
+            )
+        return is_free
+
+    def _demand(self, demands: dict[int, Demand], lane: int) -> Demand:
+        found = demands.get(lane)
+        if found is None:
+            found = demands[lane] = Demand(lane, self._shares.account(lane))
+        return found
+
+    def _row_seconds(self, rows: I64, costs: CostModel) -> npt.NDArray[np.float64]:
+        """What each of these rows takes of a step."""
+        table, s = self.table.rows, costs.seconds
+        seconds = s[Kind.ATTENTION] * table["kv_len"][rows] + (s[Kind.ITEMS] + s[Kind.TOKENS] + s[Kind.ATTENTION])
+        seconds += np.where(table["choice"]["temperature"][rows] > 0, s[Kind.DRAWS], s[Kind.GREEDY])
+        seconds += (table["flags"][rows] & SPECIAL > 0) * s[Kind.FILTERED]
+        return seconds
+
+    def _is_room(self, plan: StepPlan, num_rows: int, heap: list[_Candidate]) -> bool:
+        """Whether so many rows fit beside all decodes of `heap`."""
+        decodes = [one[3] for one in heap if one[0] == DECODE]
+        num_tokens = plan.num_tokens + sum(1 if isinstance(one, int) else DECODE_TOKENS for one in decodes)
+        num_requests = plan.num_requests + len(decodes)
+        return num_rows <= min(self.max_batch_requests - num_requests, self.max_batch_tokens - num_tokens)
+
+    def _push_rows(self, heap: list[_Candidate], rows: I64) -> None:
+        """Each row by itself."""
+        if not len(rows):
+            return
+        table = self.table.rows
+        kinds = np.where(self._now - table["arrived"][rows] >= self.max_wait_s, AGED, DECODE)
+        priorities = np.where(kinds == AGED, 0, -table["priority"][rows].astype(np.int64))
+        turns = table["turn"][rows]
+        for one in zip(kinds.tolist(), priorities.tolist(), turns.tolist(), rows.tolist(), strict=True):
+            heapq.heappush(heap, one)
+
+    def _take_bulk(self, plan: StepPlan, rows: I64) -> None:
+        """Rows that need no account are in the step."""
+        if self._costs is not None:
+            self._shares.charge_rows(self.table.rows["lane"][rows], self._seconds[rows])
+        plan.picked += rows.tolist()
+        plan.num_tokens += len(rows)
+
+    def _take_rows(self, plan: StepPlan, rows: I64) -> None:
+        """The step has these rows: each takes its turn anew, in the order in which they had them."""
+        table = self.table.rows
+        turns = table["turn"][rows]
+        if len(rows) and int(turns.max()) - int(turns.min()) == len(rows) - 1:  # as they were in the last step
+            table["turn"][rows] = turns + (self._next_seq - int(turns.min()))
+        else:
+            table["turn"][rows[np.argsort(turns)]] = np.arange(self._next_seq, self._next_seq + len(rows))
+        self._next_seq += len(rows)
+        table["arrived"][rows] = self._now
+        plan.rows = rows
+        plan.num_tokens += len(rows) - len(plan.picked)
+        if self._costs is not None:
+            add_rows(plan.work, table[rows])
 
     def _run(
-        self, plan: StepPlan, command: Command, heap: list[_Candidate], now: float, *, is_forced: bool = False
+        self, plan: StepPlan, command: Command | int, heap: list[_Candidate], *, is_forced: bool = False
     ) -> bool:
         """Put what may run of the command into the step; False: its inferlet has had its share."""
+        if isinstance(command, int):
+            return self._pick(plan, command, is_forced=is_forced)
         lane = self._lanes[command.lane]
         if isinstance(command, CopyCommand):
             if len(plan.copies) < self.max_batch_requests:
                 if not self._copy(plan, lane, command, is_forced=is_forced):
                     return False
-                self._advance(lane, command, heap, now)
-                self._release(lane, command, heap, now)
+                if command.is_scheduled:
+                    self._advance(lane, command, heap)
+                    self._release(lane, command, heap)
         elif isinstance(command, ForwardCommand):
             room = self.max_batch_tokens - plan.num_tokens
-            if room > 0 and len(plan.forwards) < self.max_batch_requests:
+            if room > 0 and plan.num_requests < self.max_batch_requests:
                 chunk = self._chunk(plan, lane, command, room, is_forced=is_forced)
                 if chunk is None:
                     return False
-                self._take(plan, chunk)
+                plan.forwards.append(chunk)
+                plan.num_tokens += chunk.num_tokens
+                self._num_queued_tokens -= command.num_done - chunk.start
                 if isinstance(command, PlanCommand):
-                    command.turn, command.arrived = self._next_seq, now
+                    command.turn, command.arrived = self._next_seq, self._now
                     self._next_seq += 1
                 elif chunk.is_last:
-                    self._advance(lane, command, heap, now)
+                    self._advance(lane, command, heap)
+        return True
+
+    def _pick(self, plan: StepPlan, row: int, *, is_forced: bool) -> bool:
+        """Put a row into the step by itself."""
+        if plan.num_tokens >= self.max_batch_tokens or plan.num_requests >= self.max_batch_requests:
+            return True
+        if self._costs is not None:
+            account = self._shares.account(int(self.table.rows["lane"][row]))
+            if self._shares.allowance(account, is_decode=True) <= 0.0 and not is_forced:
+                return False
+            self._shares.charge(account, float(self._seconds[row]), is_decode=True)
+        plan.picked.append(row)
+        plan.num_tokens += 1
         return True
 
     def finish(self, command: Command) -> None:
@@ -261,19 +464,23 @@ class Scheduler:
         """Commands of the inferlet have left."""
         if not lane.unfinished:
             del self._lanes[key]
-            self._shares.leave(key, self._now)
+            self._has_commands.values[lane.number] = False
+            if not self._num_passes.values[lane.number]:
+                self._shares.leave(lane.number, self._now)
 
     def drawn(self, plan: PlanCommand, num_due: int) -> None:
-        """A plan of the step has drawn: it ends, or has other tokens to run than the `num_due` that it had."""
-        lane = self._lanes[plan.lane]
+        """A plan of the step has drawn: it ends, or has other tokens to run than the `num_due` that it had.  From here
+        on it is a row, if that is all that it needs."""
         self.recount(plan, num_due)
         if (poison := self._poison.get(plan.lane)) is not None:
             poison.clear(page_slots(plan.pages.tolist(), plan.kv_len, plan.kv_len + plan.num_done, self.page_size))
-            if not poison:
-                del self._poison[plan.lane]
+            self._unpoison(plan.lane)
         if plan.finish is not None:
+            lane = self._lanes[plan.lane]
             self._unqueue(lane, plan)
             self.finish(plan)
+        elif plan.may_be_row and plan.lane not in self._poison:
+            self._to_row(plan)
 
     def recount(self, plan: PlanCommand, num_due: int) -> None:
         """A plan has other tokens to run than the `num_due` that it had."""
@@ -285,6 +492,8 @@ class Scheduler:
         if lane.index is not None:
             lane.index.extend(plan, pages.tolist())
         plan.extend(pages)
+        if plan.row >= 0:
+            self.table.extend(plan.row, pages)
 
     def fail(self, command: Command) -> list[Command]:
         """A scheduled command has failed: it leaves, with all later ones that read what it was to write.
@@ -293,89 +502,124 @@ class Scheduler:
         """
         if command.is_over:
             return []
-        poison = self._poison.setdefault(command.lane, Poison(self.page_size))
-        poison.add(command)
         lane = self._lanes[command.lane]
+        self.leave_rows([one.row for one in lane.unfinished.values() if isinstance(one, PlanCommand) and one.row >= 0])
+        poison = self._poisoned(command.lane)
+        poison.add(command)
         later = [c for c in lane.unfinished.values() if c.seq > command.seq]
         doomed = [c for c in later if not poison.admit(c)]
-        if not poison:
-            del self._poison[command.lane]
+        self._unpoison(command.lane)
         for one in (command, *doomed):
             one.is_over = True
             del lane.unfinished[one.seq]
-        self._drop_over(lane)
+        self._drop_over(command.lane, lane)
         if lane.index is not None:
             lane.index = PageIndex(lane.unfinished.values())
         self._left(command.lane, lane)
         return doomed
 
-    def _drop_over(self, lane: _Lane) -> None:
+    def fail_pass(self, row: int) -> None:
+        """A pass that is a row has failed: what reads its slot must not run."""
+        record = self.table.rows[row]
+        page, offset = divmod(int(record["kv_len"]), self.page_size)
+        key = self.lanes.key(int(record["lane"]))
+        self._poisoned(key).add_slots({int(self.table.pages[row, page]): 1 << offset})
+
+    def _poisoned(self, key: LaneKey) -> Poison:
+        self._is_poisoned.values[self.open(key)] = True
+        return self._poison.setdefault(key, Poison(self.page_size))
+
+    def _unpoison(self, key: LaneKey) -> None:
+        """Forget the poison if nothing is left of it."""
+        if not self._poison[key]:
+            del self._poison[key]
+            self._is_poisoned.values[self.open(key)] = False
+
+    def _drop_over(self, key: LaneKey, lane: _Lane) -> None:
         """Take those that are over out of the inferlet's queues."""
         for name, queue in list(lane.queues.items()):
-            over = [one for one in queue if one.is_over]
-            if not over:
-                continue
-            for one in over:
-                self._uncount(one)
-            if len(over) == len(queue):
-                del lane.queues[name]
-            else:
-                lane.queues[name] = deque(one for one in queue if not one.is_over)
+            for one in queue:
+                if one.is_over:
+                    self._uncount(one)
+            lane.queues[name] = deque(one for one in queue if not one.is_over)
+            if not lane.queues[name]:
+                self._drop_queue(lane, key, name)
 
     # --- the end of inferlets --------------------------------------------------------------------
 
     def cancel(self, peer_id: str, inferlet: int | None = None) -> list[Command]:
-        """Drop all commands of an inferlet, or of all of a peer's; returns them, those of the running step included.
+        """Drop all commands of an inferlet, or of all of a peer's; returns them, but for passes that are rows.
 
-        All are marked `is_over`: those of the running step finish, and their results are to be discarded.
+        All are marked `is_over`.
         """
-        keys: list[LaneKey]
         if inferlet is None:
-            keys = [key for key in {**self._lanes, **self._poison, **self._tenants} if key[0] == peer_id]
+            keys = [key for key in self.lanes if key[0] == peer_id]
         else:
-            keys = [(peer_id, inferlet)]
+            keys = [key for key in ((peer_id, inferlet),) if key in self.lanes]
+        numbers = np.array([self.open(key) for key in keys], np.int64)
         dropped: list[Command] = []
-        for key in keys:
+        if len(numbers) and len(self.table):
+            rows = self.table.of_lanes(numbers)
+            passes = rows[self.table.rows["flags"][rows] & RUN == 0]
+            self.num_queued -= len(passes)
+            self._num_queued_tokens -= len(passes)
+            runs = [plan for row in rows.tolist() if (plan := self.table.own[row].plan) is not None]
+            self.table.remove(rows)
+            for plan in runs:
+                plan.row = -1
+                self.num_queued -= 1
+                self._num_queued_tokens -= 1
+        for key, number in zip(keys, numbers.tolist(), strict=True):
             self._poison.pop(key, None)
-            self._tenants.pop(key, None)
-            self._shares.close(key)
+            self._active.pop(key, None)
             lane = self._lanes.pop(key, None)
             if lane is not None:
                 dropped += lane.unfinished.values()
-                for queue in lane.queues.values():
+                for queue in (*lane.queues.values(), *lane.held.values()):
                     for command in queue:
                         self._uncount(command)
+            self._shares.close(number)
+            self.lanes.close(key)
+        if inferlet is None:
+            self._peers.close(peer_id)
         for command in dropped:
             command.is_over = True
         return dropped
 
-    def cancel_all(self) -> list[Command]:
-        """Drop all commands of all inferlets; as `cancel`."""
-        return [command for peer_id in {key[0] for key in self._lanes} for command in self.cancel(peer_id)]
+    def peers(self) -> set[str]:
+        """Those that have inferlets here."""
+        return {key[0] for key in self.lanes}
 
     # --- inside ----------------------------------------------------------------------------------
 
     def _candidates(self) -> Iterator[Command]:
         """Heads of queues that may run."""
-        for lane in self._lanes.values():
+        for lane in self._active.values():
             for queue in lane.queues.values():
                 if not queue[0].num_blockers and queue[0].is_ready:
                     yield queue[0]
 
-    def _candidate(self, command: Command, now: float) -> _Candidate:
-        if now - command.arrived >= self.max_wait_s:
-            return 0, 0, command.turn, command
-        kind = 1 if command.is_copy else 2 if command.num_due <= DECODE_TOKENS else 3
+    def _candidate(self, command: Command) -> _Candidate:
+        if self._now - command.arrived >= self.max_wait_s:
+            return AGED, 0, command.turn, command
+        kind = COPY if command.is_copy else DECODE if command.num_due <= DECODE_TOKENS else PREFILL
         return kind, -command.priority, command.turn, command
 
     def _copy(self, plan: StepPlan, lane: _Lane, command: CopyCommand, *, is_forced: bool) -> bool:
-        """Put the copy into the step; False: its inferlet has had its share."""
+        """Put ranges of the copy into the step; False: its inferlet has had its share."""
+        most = len(command.copies)
         if self._costs is not None:
-            if not is_forced and self._shares.allowance(lane.account, is_decode=False) <= 0.0:
+            account = self._shares.account(lane.number)
+            seconds = self._shares.allowance(account, is_decode=False)
+            if seconds <= 0.0 and not is_forced:
                 return False
-            plan.work[Kind.COPIES] += len(command.copies)
-            seconds = len(command.copies) * self._costs.seconds[Kind.COPIES]
-            self._shares.charge(lane.account, seconds, is_decode=False)
+            each = self._costs.seconds[Kind.COPIES]
+            most = max(int(min(seconds / each, most)), 1)
+            num_ranges = command.schedule(most)
+            plan.work[Kind.COPIES] += num_ranges
+            self._shares.charge(account, num_ranges * each, is_decode=False)
+        else:
+            command.schedule(most)
         plan.copies.append(command)
         return True
 
@@ -386,44 +630,36 @@ class Scheduler:
         costs = self._costs
         if costs is None:
             return whole(command, room)
-        shares, account = self._shares, lane.account
-        is_decode = _is_decode(command, costs)
-        seconds = shares.allowance(account, is_decode=is_decode)
+        is_decode, account = _is_decode(command, costs), self._shares.account(lane.number)
+        seconds = self._shares.allowance(account, is_decode=is_decode)
         if seconds <= 0.0 and not is_forced:
             return None
         chunk = cut(command, room, seconds, costs)
-        shares.charge(account, add_chunk(plan.work, chunk, costs), is_decode=is_decode)
+        self._shares.charge(account, add_chunk(plan.work, chunk, costs), is_decode=is_decode)
         return chunk
 
-    def _take(self, plan: StepPlan, chunk: Chunk) -> None:
-        plan.forwards.append(chunk)
-        plan.num_tokens += chunk.num_tokens
-        self._num_queued_tokens -= chunk.command.num_done - chunk.start
-
-    def _advance(self, lane: _Lane, command: Command, heap: list[_Candidate], now: float) -> None:
+    def _advance(self, lane: _Lane, command: Command, heap: list[_Candidate]) -> None:
         """The command is fully scheduled: the next of its queue may join the step."""
         queue = lane.queues[command.queue]
         queue.popleft()
         self.num_queued -= 1
         if not queue:
-            del lane.queues[command.queue]
+            self._drop_queue(lane, command.lane, command.queue)
         elif not queue[0].num_blockers and queue[0].is_ready:
-            heapq.heappush(heap, self._candidate(queue[0], now))
+            heapq.heappush(heap, self._candidate(queue[0]))
 
-    def _release(self, lane: _Lane, copy: CopyCommand, heap: list[_Candidate], now: float) -> None:
+    def _release(self, lane: _Lane, copy: CopyCommand, heap: list[_Candidate]) -> None:
         """A copy will have run before the forwards of its step: what waits for it alone may join."""
         for command in copy.dependents:
             command.num_blockers -= 1
             queue = lane.queues.get(command.queue)  # none for a plan that was stopped while it waited
             if not command.num_blockers and command.is_ready and queue is not None and queue[0] is command:
-                heapq.heappush(heap, self._candidate(command, now))
+                heapq.heappush(heap, self._candidate(command))
         copy.dependents.clear()
 
     def _admit(self, key: LaneKey, command: Command) -> bool:
-        poison = self._poison[key]
-        is_admitted = poison.admit(command)
-        if not poison:
-            del self._poison[key]
+        is_admitted = self._poison[key].admit(command)
+        self._unpoison(key)
         return is_admitted
 
     def _unqueue(self, lane: _Lane, command: Command) -> None:
@@ -432,7 +668,7 @@ class Scheduler:
             queue.remove(command)
             self._uncount(command)
             if not queue:
-                del lane.queues[command.queue]
+                self._drop_queue(lane, command.lane, command.queue)
 
     def _uncount(self, command: Command) -> None:
         self.num_queued -= 1

@@ -10,16 +10,25 @@ Each account has spent some of its level's clock (virtual time; a form of defici
 clock, it may take what it is behind.  An account falls behind by at most BURST_STEPS shares, which is what a newcomer
 begins with: a short prefill runs at once, a flood is soon held to its share.  The clock never falls behind all who want
 something: nothing is kept from one inferlet while no other wants it.
+
+Nobody looks at accounts in a step of even decodes.  Beside others, an inferlet that has but one row of the decode
+table is *settled* once it is not ahead of the clock: its decode is free from there on, so that it never will be.
+Settled rows are counted, by tenant, and need no account.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
-from pieray.sched.commands import LaneKey
+import numpy as np
+import numpy.typing as npt
+
 from pieray.sched.costs import CostModel, Kind
+from pieray.sched.lanes import I64, Lanes, Registry
+
+F64 = npt.NDArray[np.float64]
+B1 = npt.NDArray[np.bool_]
 
 CROWD_STEPS = 2.0
 """Bare steps that all slices add to a step, at most, while somebody decodes; or as much as all who decode take."""
@@ -34,24 +43,31 @@ BURST_STEPS = 64.0
 """Steps whose shares an account may fall behind by."""
 RECENT_S = 1.0
 """An inferlet that has been away for less is taken to come back for a decode."""
+PRESENT, GONE = math.inf, -math.inf
 
 
 @dataclass(slots=True, eq=False)
 class Tenant:
-    """A tenant that has, or had a moment ago, inferlets with commands; `clock` is that of its inferlets' accounts."""
+    """A tenant that has inferlets; `clock` is that of its inferlets' accounts."""
 
-    spent: float
+    spent: float = -math.inf
     clock: float = 0.0
     burst_s: float = 0.0  # that its inferlets may fall behind by
     free_s: float = 0.0  # that the first decode of each in a step takes of nobody's share
-    num_accounts: int = 0
-    num_away: int = 0
+    num_lanes: int = 0
     taken: float = 0.0  # in the step that is being filled
     is_ahead: bool = False  # of its clock, as that step began
     # what it wants of that step
     decode_s: float = 0.0
     lanes: list[Demand] = field(default_factory=list)
+    num_rows: int = 0  # settled
+    rows_s: float = 0.0  # what those take
+    num_away: int = 0
     least: float = math.inf
+
+    @property
+    def is_wanting(self) -> bool:
+        return bool(self.lanes or self.num_rows)
 
 
 @dataclass(slots=True, eq=False)
@@ -59,31 +75,33 @@ class Account:
     """One inferlet's."""
 
     tenant: Tenant
-    spent: float
+    spent: float = -math.inf
     taken: float = 0.0
     is_ahead: bool = False
-    away_since: float | None = None
 
 
 @dataclass(slots=True)
 class Demand:
     """What an inferlet wants of a step: seconds of decodes, and whether there is more than those."""
 
+    lane: int
     account: Account
-    decode_s: float
-    has_more: bool
-
-
-Tenants: TypeAlias = dict[str, Tenant]
+    decode_s: float = 0.0
+    has_more: bool = False
+    is_row: bool = False  # one row of the decode table is all
 
 
 class Shares:
-    """`begin` for each step; then, for each command, `allowance` and `charge`.  Times are in seconds."""
+    """`begin` for each step; then, for each command, `allowance` and `charge`, and `charge_rows` for settled rows.
+    Times are in seconds, inferlets numbers of `lanes`."""
 
-    def __init__(self) -> None:
-        self._accounts: dict[LaneKey, Account] = {}
-        self._tenants: Tenants = {}
-        self._away: dict[LaneKey, Account] = {}  # in order of `away_since`
+    def __init__(self, lanes: Lanes) -> None:
+        self._tenant = lanes.column(int, -1)
+        self._away_since = lanes.column(float, GONE)  # PRESENT while it has commands
+        self._is_settled = lanes.column(bool, False)
+        self._accounts: dict[int, Account] = {}
+        self._numbers: Registry[str] = Registry()
+        self._tenants: dict[int, Tenant] = {}
         self._clock = 0.0  # of tenants
         self._burst_s = 0.0
         self._is_alone = False
@@ -93,55 +111,78 @@ class Shares:
 
     # --- accounts --------------------------------------------------------------------------------
 
-    def open(self, key: LaneKey, tenant: str) -> Account:
-        """The account of an inferlet that has commands (again)."""
-        found = self._accounts.get(key)
-        if found is not None:
-            if found.away_since is not None:
-                found.away_since = None
-                found.tenant.num_away -= 1
-                self._away.pop(key, None)
-            return found
-        owner = self._tenants.get(tenant)
-        if owner is None:
-            owner = self._tenants[tenant] = Tenant(-math.inf)
-        owner.num_accounts += 1
-        found = self._accounts[key] = Account(owner, -math.inf)
+    def introduce(self, lane: int, tenant: str) -> None:
+        """Whose inferlet it is."""
+        self._leave_tenant(lane)
+        number = self._numbers.open(tenant)
+        self._tenant.values[lane] = number
+        self._tenants.setdefault(number, Tenant()).num_lanes += 1
+
+    def close(self, lane: int) -> None:
+        """The inferlet has ended."""
+        self._leave_tenant(lane)
+        self._tenant.values[lane] = -1
+
+    def _leave_tenant(self, lane: int) -> None:
+        self._accounts.pop(lane, None)
+        number = int(self._tenant.values[lane])
+        if number >= 0:
+            tenant = self._tenants[number]
+            tenant.num_lanes -= 1
+            if not tenant.num_lanes:
+                del self._tenants[number]
+                self._numbers.close(self._numbers.key(number))
+
+    def arrive(self, lane: int) -> None:
+        """The inferlet has commands (again)."""
+        if self._tenant.values[lane] < 0:
+            self.introduce(lane, "")  # those of nobody share one tenant
+        self._away_since.values[lane] = PRESENT
+
+    def arrive_rows(self, lanes: I64) -> None:
+        """The inferlets have rows, one each, and nothing else."""
+        for lane in lanes[self._tenant.values[lanes] < 0].tolist():
+            self.introduce(lane, "")
+        self._away_since.values[lanes] = PRESENT
+
+    def leave(self, lanes: int | I64, now: float) -> None:
+        """The inferlets have no commands for the moment."""
+        self._away_since.values[lanes] = now
+
+    def account(self, lane: int) -> Account:
+        """The inferlet's account."""
+        found = self._accounts.get(lane)
+        if found is None:
+            found = self._accounts[lane] = Account(self._tenants[int(self._tenant.values[lane])])
         return found
 
-    def leave(self, key: LaneKey, now: float) -> None:
-        """The inferlet has no commands for the moment."""
-        found = self._accounts.get(key)
-        if found is not None and found.away_since is None:
-            found.away_since = now
-            found.tenant.num_away += 1
-            self._away[key] = found
+    def unsettle(self, lane: int) -> None:
+        """There is more of the inferlet than one row."""
+        self._is_settled.values[lane] = False
 
-    def close(self, key: LaneKey) -> None:
-        """The inferlet has ended, or been away for long."""
-        found = self._accounts.pop(key, None)
-        if found is None:
-            return
-        self._away.pop(key, None)
-        owner = found.tenant
-        owner.num_accounts -= 1
-        owner.num_away -= found.away_since is not None
-        if not owner.num_accounts:
-            self._tenants = {name: one for name, one in self._tenants.items() if one is not owner}
+    def are_settled(self, lanes: I64) -> B1:
+        """Which of the inferlets of these rows are settled, and have but one row."""
+        found: B1 = self._is_settled.values[lanes]
+        if len(lanes) > 1 and int((count := np.bincount(lanes)).max()) > 1:
+            found &= count[lanes] == 1
+        return found
 
     # --- a step ----------------------------------------------------------------------------------
 
-    def begin(self, now: float, demands: list[Demand], step_s: float, decode_s: float) -> None:
-        """A step is to be filled for those who want something; one without anything takes `step_s`, and a token of a
-        short sequence adds `decode_s`."""
-        self._forget_old(now)
-        bare = step_s + decode_s
-        self._is_alone = len(demands) == 1 and not self._away
+    def begin(self, now: float, demands: list[Demand], rows: I64, seconds: F64, step_s: float, token_s: float) -> B1:
+        """A step is to be filled for those who want something, and for settled rows, given by their inferlets with what
+        each takes.  One without anything takes `step_s`, and a token of a short sequence adds `token_s`.
+
+        Returns the rows that need no account in this step, either.
+        """
+        bare = step_s + token_s
         for tenant in self._tenants.values():
             tenant.lanes.clear()
-            tenant.decode_s = tenant.num_away * decode_s
-            tenant.least = decode_s if tenant.num_away else math.inf
-            tenant.taken = 0.0
+            tenant.num_rows = tenant.num_away = 0
+            tenant.rows_s = tenant.decode_s = tenant.taken = 0.0
+            tenant.least = math.inf
+        self._count_away(now, token_s)
+        self._count_rows(rows, seconds)
         for one in demands:
             tenant, cost = one.account.tenant, one.decode_s
             one.account.taken = 0.0
@@ -149,16 +190,83 @@ class Shares:
             tenant.decode_s += cost
             if 0.0 < cost < tenant.least:
                 tenant.least = cost
-        wanting = [tenant for tenant in self._tenants.values() if tenant.lanes]
-        present = [tenant for tenant in self._tenants.values() if tenant.lanes or tenant.num_away]
+        present = [tenant for tenant in self._tenants.values() if tenant.is_wanting or tenant.num_away]
+        wanting = [tenant for tenant in present if tenant.is_wanting]
+        self._is_alone = len(demands) + len(rows) == 1 and not any(tenant.num_away for tenant in present)
         self._are_tenants_alone = len(present) == 1
         self._left_s, share = self._begin_tenants(wanting, present, step_s, bare)
         for tenant in wanting:
             self._begin_inferlets(tenant, step_s, bare, share)
+        return self._are_free(rows, seconds, share)
+
+    def _count_away(self, now: float, token_s: float) -> None:
+        since = self._away_since.values
+        is_recent = now - since <= RECENT_S
+        away = self._tenant.values[is_recent & (since != PRESENT)]
+        for number, count in enumerate(np.bincount(away).tolist() if len(away) else ()):
+            if count:
+                tenant = self._tenants[number]
+                tenant.num_away, tenant.decode_s, tenant.least = count, count * token_s, token_s
+        for lane in [lane for lane in self._accounts if not is_recent[lane]]:  # such a one is not waited for
+            del self._accounts[lane]
+        held = set(np.unique(self._tenant.values[is_recent]).tolist())
+        for number, tenant in self._tenants.items():
+            if number not in held:
+                tenant.spent, tenant.clock = -math.inf, 0.0
+
+    def _count_rows(self, rows: I64, seconds: F64) -> None:
+        if not len(rows):
+            return
+        numbers = self._tenant.values[rows]
+        size = int(numbers.max()) + 1
+        least = np.full(size, math.inf)
+        np.minimum.at(least, numbers, seconds)
+        columns = np.bincount(numbers).tolist(), np.bincount(numbers, seconds).tolist(), least.tolist()
+        for number, (count, total, shortest) in enumerate(zip(*columns, strict=True)):
+            if count:
+                tenant = self._tenants[number]
+                tenant.num_rows, tenant.rows_s = count, total
+                tenant.decode_s += total
+                tenant.least = min(tenant.least, shortest)
+
+    def _are_free(self, rows: I64, seconds: F64, tenant_share: float) -> B1:
+        """Settled rows that take of no inferlet's share, of tenants that have enough left for all of theirs."""
+        if not len(rows):
+            return np.zeros(0, bool)
+        numbers = self._tenant.values[rows]
+        limits = np.full(int(numbers.max()) + 1, -math.inf)
+        for number in np.unique(numbers).tolist():
+            tenant = self._tenants[number]
+            has_room = not tenant.is_ahead and tenant.rows_s - tenant.least < self._room(tenant)
+            if self._are_tenants_alone or (has_room and tenant.decode_s <= tenant_share):
+                limits[number] = math.inf if self._is_alone else tenant.free_s
+        found: B1 = seconds <= limits[numbers]
+        for lane in rows[~found].tolist():
+            account = self.account(lane)
+            account.taken, account.is_ahead = 0.0, account.spent > account.tenant.clock
+            self._is_settled.values[lane] = False
+        return found
+
+    def charge_rows(self, rows: I64, seconds: F64) -> None:
+        """Charge settled rows that need no account."""
+        if self._are_tenants_alone:
+            return
+        totals = np.bincount(self._tenant.values[rows], seconds)
+        for number in np.flatnonzero(totals).tolist():
+            self._charge_tenant(self._tenants[number], float(totals[number]))
+
+    def _charge_tenant(self, tenant: Tenant, seconds: float) -> None:
+        tenant.taken += seconds
+        tenant.spent = max(tenant.spent, self._clock - self._burst_s) + seconds
+
+    def _room(self, tenant: Tenant) -> float:
+        """What of the step is left to a tenant, beside others."""
+        return max(min(self._clock - tenant.spent, self._burst_s), self._least_s - tenant.taken)
 
     def _begin_tenants(self, wanting: list[Tenant], present: list[Tenant], step_s: float,
                        bare: float) -> tuple[float, float]:  # fmt: skip
         """What all slices of the step may add, and what one tenant's may."""
+        self._least_s = bare / 4.0
         decoding = [tenant.decode_s for tenant in present if tenant.decode_s > 0.0]
         if self._are_tenants_alone:
             self._clock = max([self._clock, *(tenant.spent for tenant in wanting)])
@@ -181,27 +289,37 @@ class Shares:
         if self._is_alone or not is_decoding:
             crowd = ALONE_STEPS * bare
         else:
-            sizes = sum([one.decode_s if one.decode_s < least else least for one in lanes])
+            sizes = sum([one.decode_s if one.decode_s < least else least for one in lanes]) + tenant.num_rows * least
             crowd = max(CROWD_STEPS * bare, step_s + sizes)
         self._left_s = min(self._left_s, crowd)
         crowd = min(crowd, tenant_share)
         quantum = step_s + least
         tenant.free_s = 0.0 if tenant.decode_s > tenant_share else max(least, FREE_OF_STEP * quantum)
         if tenant.decode_s > tenant_share:
-            num_wanting_more = len(lanes)  # not even their decodes fit in what the tenant may take
+            num_wanting_more = len(lanes) + tenant.num_rows  # not even their decodes fit in what the tenant may take
         else:
             num_wanting_more = sum([one.has_more or one.decode_s > quantum for one in lanes])
         share = min(SLICE_OF_STEP * quantum, crowd / max(num_wanting_more, 1))
-        self._least_s = bare / 4.0
         tenant.burst_s = BURST_STEPS * share
-        tenant.clock = clock = max(tenant.clock + share, min([one.account.spent for one in lanes]))
+        least_spent = min([one.account.spent for one in lanes], default=-math.inf)
+        tenant.clock = clock = max(tenant.clock + share, -math.inf if tenant.num_rows else least_spent)
         for one in lanes:
             one.account.is_ahead = one.account.spent > clock
+            self._is_settled.values[one.lane] = one.is_row and not one.account.is_ahead
 
-    def are_even(self, costs: CostModel, shortest: int, longest: int, most: int) -> bool:
-        """Whether nobody takes more than a share of a step of decodes, one of each inferlet: they attend to from
-        `shortest` to `longest` slots (times their tokens), and a tenant has at most `most` of them."""
+    def are_even(self, costs: CostModel, lanes: I64, reach: I64, now: float) -> bool:
+        """Whether nobody takes more than a share of a step that decodes once for each of `lanes`, attending to `reach`
+        slots: each is there once, and about as long as the others; or there is but one inferlet."""
+        if (lanes == lanes[0]).all():
+            is_away = now - self._away_since.values <= RECENT_S
+            is_away &= self._away_since.values != PRESENT
+            return len(lanes) == 1 or not is_away.any()
+        if int(np.bincount(lanes).max()) > 1:
+            return False
+        per_tenant = np.bincount(self._tenant.values[lanes])
+        most = 1 if np.count_nonzero(per_tenant) == 1 else int(per_tenant.max())
         step_s, decode_s, slot_s = costs.seconds[Kind.STEP], costs.decode(1, 0), costs.seconds[Kind.ATTENTION]
+        longest, shortest = int(reach.max()), int(reach.min())
         return most * (decode_s + slot_s * longest) <= step_s + decode_s + slot_s * shortest
 
     def allowance(self, account: Account, *, is_decode: bool) -> float:
@@ -216,7 +334,7 @@ class Shares:
         if not self._are_tenants_alone:
             if tenant.is_ahead:
                 return 0.0
-            room = max(min(self._clock - tenant.spent, self._burst_s), self._least_s - tenant.taken)
+            room = self._room(tenant)
             if room <= 0.0:
                 return 0.0
         if is_decode and account.taken == 0.0:
@@ -234,15 +352,4 @@ class Shares:
             own = max(0.0, seconds - tenant.free_s)
         account.taken += seconds
         account.spent = max(account.spent, tenant.clock - tenant.burst_s) + own
-        tenant.taken += seconds
-        tenant.spent = max(tenant.spent, self._clock - self._burst_s) + seconds
-
-    def _forget_old(self, now: float) -> None:
-        """Those who have been away for long are not waited for."""
-        old = []
-        for key, account in self._away.items():
-            if account.away_since is None or now - account.away_since <= RECENT_S:
-                break
-            old.append(key)
-        for key in old:
-            self.close(key)
+        self._charge_tenant(tenant, seconds)

@@ -11,6 +11,8 @@ from random import Random
 
 import numpy as np
 
+from tests.support.rows import RowsAsItems
+
 VOCAB = 256
 FIRST, SAYABLE = 40, 12
 """Tokens that are said: few, so that n-grams repeat."""
@@ -47,7 +49,7 @@ def reference(prompt: list[int], count: int, seed: int = 0, temperature: float =
     return said
 
 
-class DigestRunner:
+class DigestRunner(RowsAsItems):
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
         self.slots: dict[tuple[int, int], tuple[int, int]] = {}  # page and offset: token, digest up to it

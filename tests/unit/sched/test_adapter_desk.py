@@ -16,6 +16,7 @@ from pieray.errors import Evicted, ModelError, QuotaExceeded
 from pieray.messages import PRIVATE, CancelInferlet, Completed, Failed, Forward, LoadAdapter, Logits, UnloadAdapter
 from pieray.sched.adapters import AdapterDesk
 from pieray.sched.core import BatcherCore
+from tests.support.rows import RowsAsItems
 
 
 @dataclass(eq=False)
@@ -27,7 +28,7 @@ class FakeAdapter:
     targets: tuple[str, ...] = ("q_proj",)
 
 
-class FakeRunner:
+class FakeRunner(RowsAsItems):
     """An adapter's size is what its data says."""
 
     def __init__(self) -> None:
@@ -145,7 +146,7 @@ def test_the_end_of_an_inferlet_frees_what_it_loaded(bed: Bed, how: str) -> None
         assert bed.core.submit("p", [CancelInferlet(9, 1)], 0.0) == [("p", Completed(9, None))]
         assert bed.desk.num_bytes == 15
     else:
-        assert bed.core.drop_peer("p")
+        bed.core.drop_peer("p")
         assert bed.desk.num_bytes == 0
 
 

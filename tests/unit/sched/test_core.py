@@ -24,6 +24,7 @@ from pieray.messages import (
     Sampler,
 )
 from pieray.sched.core import BatcherCore
+from tests.support.rows import RowsAsItems
 
 
 def u32(*numbers: int) -> bytes:
@@ -34,7 +35,7 @@ class PanicError(BaseException):
     """What a panic of native code looks like: no Exception."""
 
 
-class FakeRunner:
+class FakeRunner(RowsAsItems):
     """Samples token 100 + row; records what it is asked.
 
     Token 666 is invalid, 667 crashes, 668 finds the device dead, 669 panics.
@@ -232,7 +233,8 @@ def test_a_dead_device_fails_everything_once():
     desk = Desk(max_batch_requests=2)
     desk.submit(forward(1, [10], 0, (668,), outputs=[Sample(0, ticket=2)]))
     desk.submit(forward(3, [11], inferlet=2))
-    desk.runner.during = lambda: desk.submit(forward(4, [12], inferlet=3), EmbedTokens(5, 3, u32(1)), peer="q")
+    desk.submit(forward(4, [12], inferlet=3), peer="q")
+    desk.runner.during = lambda: desk.submit(EmbedTokens(5, 3, u32(1)), peer="q")
     assert desk.core.lost is None
     answers = desk.run()
     assert sorted((a[0], a[1], a[2]) for a in answers) == [
@@ -242,13 +244,6 @@ def test_a_dead_device_fails_everything_once():
     assert "cuda:0 is dead" in answers[0][3]
     assert isinstance(desk.core.lost, DeviceLost)
     assert not desk.core.has_work
-
-
-def test_an_inferlet_that_ends_while_the_device_dies_is_told():
-    desk = Desk()
-    desk.submit(forward(1, [10], 0, (668,)))
-    desk.runner.during = lambda: desk.submit(CancelInferlet(6, 1))
-    assert desk.step() == [("p", 6, None)]
 
 
 def test_a_dead_device_met_by_a_copy_or_an_embedding_is_dead():
@@ -295,24 +290,13 @@ def test_cancel_drops_what_is_queued_and_is_answered_at_once():
     assert desk.run() == [("p", 2, None)]
 
 
-def test_cancel_during_a_step_is_answered_after_it_and_its_results_are_discarded():
-    desk = Desk()
-    desk.submit(forward(1, [10]), forward(2, [11], inferlet=2))
-    early: list[tuple] = []
-    desk.runner.during = lambda: early.extend(desk.submit(CancelInferlet(9, 1)))
-    assert desk.run() == [("p", 2, None), ("p", 9, None)]
-    assert early == []
-
-
-def test_fence_waits_for_the_running_step():
+def test_a_dead_peer_leaves_nothing_queued():
     desk = Desk()
     desk.submit(forward(1, [10]), forward(2, [10], 1))
-    fences: list[bool] = []
-    desk.runner.during = lambda: fences.append(desk.core.drop_peer("p"))
-    assert desk.run() == []
-    assert fences == [False]
-    assert desk.core.drop_peer("p")
-    assert desk.core.drop_peer("never seen")
+    desk.submit(forward(3, [10]), peer="q")
+    desk.core.drop_peer("p")
+    desk.core.drop_peer("never seen")
+    assert desk.run() == [("q", 3, None)]
     assert len(desk.runner.calls) == 1
 
 

@@ -8,6 +8,7 @@ from test_plans_core import Desk, forward, start
 from pieray.errors import QuotaExceeded
 from pieray.messages import StopPlan
 from pieray.sched.plans import PlanCommand
+from pieray.sched.table import HOOKED
 
 
 def test_what_a_plan_has_drawn_over_a_failed_pass_can_be_read():
@@ -38,16 +39,19 @@ def test_what_a_stopped_plan_has_not_drawn_stays_unreadable():
     assert desk.ends[3] == "cancelled"
 
 
-def test_the_count_of_queued_tokens_comes_back_to_nothing(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("as_row", [True, False])
+def test_the_count_of_queued_tokens_comes_back_to_nothing(as_row: bool, monkeypatch: pytest.MonkeyPatch):
     desk = Desk()
+    monkeypatch.setattr(PlanCommand, "may_be_row", as_row)
     desk.submit(start(1, [0, 1], [5], 7), start(2, [2, 3], [6], 7, inferlet=2))
     desk.step()
 
-
-    def spent(_plan: PlanCommand) -> None:
+    def spent(_plan: PlanCommand, *_: int) -> None:
         raise QuotaExceeded("the grammar is spent")
 
-    monkeypatch.setattr(PlanCommand, "look_ahead", spent)
+    assert len(desk.core._scheduler.table) == 2 * as_row
+    desk.core._scheduler.table.rows["flags"] |= HOOKED
+    monkeypatch.setattr(PlanCommand, "look_at", spent)
     desk.run()
     assert desk.ends == {1: "quota", 2: "quota"}
     assert desk.core._scheduler._num_queued_tokens == 0

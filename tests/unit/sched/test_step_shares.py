@@ -76,12 +76,18 @@ class Device:
         self.now += took
         self.lengths.append(took)
         for copy in plan.copies:
-            self._had(copy, self.costs.seconds[Kind.COPIES])
+            self._had(copy.inferlet, self.costs.seconds[Kind.COPIES])
             self.scheduler.finish(copy)
+        table = self.scheduler.table
+        for lane in table.rows["lane"][plan.rows].tolist():
+            inferlet = self.scheduler.lanes.key(lane)[1]
+            self._had(inferlet, self.costs.seconds[Kind.TOKENS])
+            self._draw(inferlet)
+        table.advance(plan.rows, np.full(len(plan.rows), 7))
         for chunk in plan.forwards:
             command = chunk.command
             cost = chunk.num_tokens * self.costs.seconds[Kind.TOKENS] + sum(map(self.costs.output, chunk.outputs))
-            self._had(command, cost)
+            self._had(command.inferlet, cost)
             if isinstance(command, PlanCommand):
                 num_due = command.num_due
                 is_drawn = bool(command.take([7] * len(command.draws(chunk.start, chunk.start + chunk.num_tokens))))
@@ -92,8 +98,8 @@ class Device:
                 self.scheduler.finish(command)
         return plan
 
-    def _had(self, command: Command, cost: float) -> None:
-        self.had[command.inferlet] = self.had.get(command.inferlet, 0.0) + cost
+    def _had(self, inferlet: int, cost: float) -> None:
+        self.had[inferlet] = self.had.get(inferlet, 0.0) + cost
 
     def _draw(self, inferlet: int) -> None:
         self.tokens[inferlet] = self.tokens.get(inferlet, 0) + 1
@@ -289,12 +295,12 @@ def test_nobody_with_a_backlog_gets_less_than_a_share_and_nothing_is_lost(seed):
         for feed in feeds:
             feed()
         plan = device.step()
-        assert plan.forwards
+        assert plan.num_requests
     device.had, device.lengths = {}, []
     for _ in range(1500):
         for feed in feeds:
             feed()
-        assert device.step().forwards
+        assert device.step().num_requests
     total = sum(device.had.values())
     quantum = 2 * BURST_STEPS * device.costs.bare
     active = set(owner.values())
