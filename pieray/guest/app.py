@@ -16,7 +16,7 @@ class WitWorld:
 
     def prepare(self) -> None:
         """Do what every run needs, before there is a program."""
-        prepare()
+        prepare(limit=2)
 
     def load_source(self, source: str, filename: str, code: str) -> str:
         """Take the program; its compiled code.  Raises Err(Failure)."""

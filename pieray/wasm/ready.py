@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-QUIET_S = 0.05
-"""No instance is begun sooner after one was taken: launches come in bursts, and making one takes what these need."""
+QUIET_S, LOW_QUIET_S = 0.05, 0.002
+"""No instance is begun sooner after one was taken, while half of them are there, and while fewer are: launches come in
+bursts, and making an instance takes what these need; those that come one after another leave time between them."""
 RETRY_S = 10.0
 """Before it is tried again, if one could not be made."""
 HEADROOM_BYTES = 4 << 20
@@ -62,7 +63,7 @@ class ReadyInstances:
         self._taken_at = time.monotonic()
         with self._lock:
             instance = self._instances.pop() if self._instances else None
-        self._fill_later(QUIET_S)
+        self._fill_later(LOW_QUIET_S)
         if instance is not None:
             instance.limit(memory_bytes)
         return instance
@@ -83,9 +84,9 @@ class ReadyInstances:
         self._timers.at(time.monotonic() + seconds, self._fill)
 
     def _fill(self) -> None:
-        quiet_s = time.monotonic() - self._taken_at
-        if quiet_s < QUIET_S:
-            self._timers.at(time.monotonic() + QUIET_S - quiet_s, self._fill)
+        wanted_s = QUIET_S if 2 * len(self._instances) >= self._size else LOW_QUIET_S
+        if (left_s := self._taken_at + wanted_s - time.monotonic()) > 0:
+            self._timers.at(time.monotonic() + left_s, self._fill)
             return
         try:
             self._prepare(self.program, self._memory_bytes, self._made)
