@@ -37,7 +37,12 @@ def _failure(failed: ProgramFailed) -> Err:
     return Err(Failure(failed.kind, failed.message, failed.trace))
 
 
+#: New objects, from which on cycles are collected.  A collection marks all that there is, and makes each page of the
+#: image the guest's own: no guest that is soon over has one.
+COLLECT_AT = 20_000
+
 prepare()
 gc.collect()
-gc.freeze()  # collections leave alone what the image holds: their marks would make each of its pages the guest's own
+gc.freeze()
+gc.set_threshold(COLLECT_AT)
 

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-QUIET_S, LOW_QUIET_S = 0.05, 0.002
-"""No instance is begun sooner after one was taken, while half of them are there, and while fewer are: launches come in
-bursts, and making an instance takes what these need; those that come one after another leave time between them."""
+QUIET_S = 0.05
+"""No instance is begun sooner after one was taken.  Making one ahead takes more than making one in a launch, and what a
+burst of launches needs is time: those that find none left are made where they are needed."""
 RETRY_S = 10.0
 """Before it is tried again, if one could not be made."""
 HEADROOM_BYTES = 4 << 20
@@ -35,8 +35,8 @@ Prepare = Callable[["Program", int, Callable[["Instance | None"], None]], None]
 class ReadyInstances:
     """Up to `size` prepared instances of a program.  Each serves one guest, once.  Thread-safe.
 
-    One is made at a time, by a background guest: it has turns when no other guest wants one.  Each takes a few
-    MiB, bounded by the program's initial memory and HEADROOM_BYTES.
+    One is made at a time, by a background guest: it has turns when no other guest wants one.  Each takes about 5 MiB of
+    memory, and no more than the program's initial memory and HEADROOM_BYTES.
     """
 
     def __init__(self, program: Program, size: int, prepare: Prepare, timers: Timers) -> None:
@@ -63,7 +63,7 @@ class ReadyInstances:
         self._taken_at = time.monotonic()
         with self._lock:
             instance = self._instances.pop() if self._instances else None
-        self._fill_later(LOW_QUIET_S)
+        self._fill_later(QUIET_S)
         if instance is not None:
             instance.limit(memory_bytes)
         return instance
@@ -84,8 +84,7 @@ class ReadyInstances:
         self._timers.at(time.monotonic() + seconds, self._fill)
 
     def _fill(self) -> None:
-        wanted_s = QUIET_S if 2 * len(self._instances) >= self._size else LOW_QUIET_S
-        if (left_s := self._taken_at + wanted_s - time.monotonic()) > 0:
+        if (left_s := self._taken_at + QUIET_S - time.monotonic()) > 0:
             self._timers.at(time.monotonic() + left_s, self._fill)
             return
         try:

@@ -10,12 +10,9 @@ from typing import Any
 from pieray.wasm.handlers import U32s
 from pieray.wasm.signatures import HANDLERS
 
-TOKENS = [1, 2]
-"""What is drawn: as many as the rehearsal asks for, see `pieray/guest/inferlet/_program.py`."""
-
 _ANSWERS: dict[str | None, Any] = {
-    None: None, "bool": False, "u32": 1, "u64": 1, "f32": 0.0, "string": "", "list<u32>": TOKENS, "list<f32>": [0.0],
-    "list<string>": [], "tuple<list<u32>, list<f32>>": (TOKENS, [0.5, 0.5]),
+    None: None, "bool": False, "u32": 1, "u64": 1, "f32": 0.0, "string": "", "list<u32>": [1, 2], "list<f32>": [0.0],
+    "list<string>": [], "tuple<list<u32>, list<f32>>": ([1, 2], [0.5, 0.5]),
 }  # fmt: skip
 _TYPES = {
     f"{interface}_{name}".replace("-", "_"): signature.ok
@@ -29,6 +26,7 @@ class RehearsalHandlers:
 
     def __init__(self) -> None:
         self.called: list[str] = []
+        self._num_tokens = 1  # that the next ticket gives
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in _TYPES:
@@ -41,6 +39,14 @@ class RehearsalHandlers:
 
     def tickets_ready(self, tickets: U32s) -> list[int]:
         return [int(ticket) for ticket in tickets]
+
+    def tickets_take_tokens(self, _ticket: int) -> list[int]:
+        num_tokens, self._num_tokens = self._num_tokens, 1
+        return [1] * num_tokens
+
+    def plans_create(self, _queue: int, _pages: U32s, _kv_len: int, _tokens: U32s, max_tokens: int, _: int) -> int:
+        self._num_tokens = max_tokens
+        return 1
 
     def stdout(self, _fd: int, _text: bytes) -> None: ...
 

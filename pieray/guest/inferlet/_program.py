@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-import gc
 import inspect
 import marshal
 import random
@@ -26,11 +25,12 @@ from inferlet import Context, session
 async def main(prompt: str, limit: int, temperature: float = 0.0, stop: list[str] | str = "") -> dict[str, Any]:
     if not limit:
         return {"text": prompt, "num_tokens": 0}
-    async with Context() as ctx:
-        ctx.append(prompt)
-        generation = ctx.generate(limit, temperature=temperature, stop=stop)
-        async for token in generation:
-            session.send(token.text or " ")
+    for max_tokens in (limit, 1):
+        async with Context() as ctx:
+            ctx.append(prompt)
+            generation = ctx.generate(max_tokens, temperature=temperature, stop=stop)
+            async for token in generation:
+                session.send(token.text or " ")
     return {"text": generation.text, "num_tokens": generation.num_tokens}
 """
 
@@ -61,7 +61,8 @@ def prepare(limit: int = 0) -> None:
     """Do once what every run needs: what CPython sets up at first use, and the memory for it, is there from now on.
 
     At build time it becomes part of the component's image, and calls no handler; in a guest that waits for its program
-    it makes the pages of that image the guest's own, and draws `limit` tokens from handlers that do nothing.
+    it makes the pages of that image the guest's own, and generates `limit` tokens and then one, from handlers that do
+    nothing.
     """
     if _host.is_component:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text file in the component
@@ -74,7 +75,6 @@ def prepare(limit: int = 0) -> None:
         _report.forget_source(_REHEARSAL_FILE)
         sys.modules.pop(MODULE, None)
         _program.clear()
-        gc.collect()
 
 
 def load_program(source: str, filename: str, code: str) -> str:
