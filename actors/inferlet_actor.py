@@ -5,7 +5,6 @@ What it runs is imported when it opens: the Controller imports this module too, 
 
 from __future__ import annotations
 
-import sys
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
     from pieray.host.core import InferletHost
 
 Wire = tuple[Any, ...]
-
-SWITCH_S = 0.0005
-"""How long a thread may keep the interpreter's lock when others want it: guests ask for it at each call of a handler, while
-a connection's thread works through a burst of launches."""
 
 
 class InferletActor(ServingActor):
@@ -60,7 +55,6 @@ class InferletActor(ServingActor):
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
         self._host = InferletHost(self.config, self._device, directory, self._services, self.stalls)
-        sys.setswitchinterval(SWITCH_S)
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
