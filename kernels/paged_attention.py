@@ -11,7 +11,7 @@ The mathematics is that of FlashAttention-2 (Dao, 2023) with the split of Flash-
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -37,9 +37,10 @@ class Variant:
     num_stages: int
 
 
-#: What ships, by (kind, padded head_dim).  On sm_90 each is free of spills and fits in shared memory for bfloat16:
-#: tests/kernels/compile_ahead.py compiles every line.  `split` is decode over several programs a row.  Those of 128
-#: without masks are the fastest of a sweep on an H200 (tools/gpu_check.py measures them).
+#: What ships, by (kind, padded head_dim), for elements of two bytes; float32 has smaller tiles.  On sm_90
+#: each is free of spills and fits in shared memory: tests/kernels/compile_ahead.py compiles every line.  `split` is
+#: decode over several programs a row.  Those of 128 without masks are the fastest of a sweep on an H200
+#: (tools/gpu_check.py measures them).
 VARIANTS: dict[tuple[str, int], Variant] = {
     ("decode", 64): Variant(16, 64, 4, 3),
     ("decode", 128): Variant(16, 128, 4, 2),
@@ -271,7 +272,7 @@ def paged_attention(
     group = num_heads // num_kv_heads
     block_g = triton.next_power_of_2(group)
     splits = num_splits or choose_splits(meta, num_kv_heads, block_g, window, q.device)
-    chosen = variant or variant_for(meta, block_g, head_dim, splits)
+    chosen = variant or variant_for(meta, block_g, head_dim, splits, q.element_size())
     block_q = max(1, chosen.block_m // block_g)
     requests, firsts = _tiles(meta, block_q, q.device)
     part = out if splits == 1 else torch.empty((splits, *out.shape), dtype=torch.float32, device=q.device)
@@ -296,13 +297,20 @@ def paged_attention(
     return out
 
 
-def variant_for(meta: AttentionMeta, block_g: int, head_dim: int, splits: int) -> Variant:
+def variant_for(meta: AttentionMeta, block_g: int, head_dim: int, splits: int, itemsize: int) -> Variant:
     """The line of VARIANTS for this batch: decode tiles as long as one tile row block holds every request's rows."""
     padded = next((size for size in (64, 128, 256) if head_dim <= size), None)
     if padded is None:
         raise ValueError(f"head_dim {head_dim} is above the largest tile, 256")
     kind = "split" if splits > 1 else "decode" if meta.max_q_len * block_g <= 16 else "prefill"
-    return VARIANTS[kind if meta.mask is None else f"{kind}_masked", padded]
+    return sized(VARIANTS[kind if meta.mask is None else f"{kind}_masked", padded], itemsize)
+
+
+def sized(variant: Variant, itemsize: int) -> Variant:
+    """The variant for elements of `itemsize` bytes: float32, which no tensor core multiplies, takes more registers."""
+    if itemsize <= 2:
+        return variant
+    return replace(variant, block_m=min(variant.block_m, 32), block_n=16)
 
 
 def choose_splits(meta: AttentionMeta, num_kv_heads: int, block_g: int, window: int, device: torch.device) -> int:

@@ -67,6 +67,7 @@ class InferletHost:
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
         self._wasm.on_batch_end = self._flush
+        device.on_answered = self._flush_clients
         self._components = Components(self._wasm)
         self._stalls = stalls or Stalls(float("inf"))
         self.grants = Grants()
@@ -249,6 +250,10 @@ class InferletHost:
     def _flush(self) -> None:
         self._device.flush()
         self.services.flush()
+        self._flush_clients()
+
+    def _flush_clients(self) -> None:
+        """Send the events that were posted: one frame to each client."""
         while self._dirty:
             with contextlib.suppress(PeerLost, KeyError):
                 self._dirty.pop().flush()

@@ -6,6 +6,7 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pieray.errors import DeviceLost, EngineError
@@ -45,6 +46,8 @@ class DeviceSessions:
         self._broken_at = 0.0
         self._error = "it was not dialled yet"
         self._is_closed = False
+        self.on_answered: Callable[[], None] = lambda: None
+        """Called when inferlets have got what one frame of the batcher brought."""
         self._changed = threading.Condition()  # guards the fields
         self._redial = Redial("device-group", self._dial_again)
 
@@ -133,10 +136,14 @@ class DeviceSessions:
             session = DeviceClient(
                 batcher=endpoints[0], resource_manager=endpoints[1], peer_id=f"{self._peer_id}/{next(self._numbers)}",
                 token=self._token, timeout_s=self._timeout_s, on_lost=self._lost,
+                on_answered=self._answered,
             )  # fmt: skip
             if self._adopt(session, endpoints):
                 return
             session.close("another one was dialled meanwhile")
+
+    def _answered(self) -> None:
+        self.on_answered()
 
     def _adopt(self, session: DeviceClient, endpoints: tuple[Endpoint, Endpoint]) -> bool:
         with self._changed:

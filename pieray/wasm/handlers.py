@@ -7,7 +7,8 @@ becomes the err arm; any other exception becomes `internal` there, with its trac
 without a result type an error ends the guest.
 
 A method of DEFERRABLE may return a Future of a `parks.Answer` in place of its value: the guest is parked until it is
-done, and charged with the CPU time that it names; if the guest ends before, the future is cancelled.
+done, and charged with the CPU time that it names; if the guest ends before, the future is cancelled.  Or it may return
+a `parks.Later`, which is asked for the value whenever the guest is unparked.
 
 Methods run on the thread (and on the stack) that runs the guest: they must not block, and may be called
 for different guests at once.  `tickets.wait` is the wasm layer's own: it is made of `tickets_flush`,
@@ -22,10 +23,11 @@ import numpy as np
 
 U32s = np.ndarray[Any, np.dtype[np.uint32]]
 
-#: Functions whose work grows with what a guest gives them, beyond what its neighbours may be made to wait for.
+#: Functions that wait, or whose work grows with what a guest gives them, beyond what its neighbours may be made to
+#: wait for.
 DEFERRABLE = frozenset({
-    ("model", "tokenize"), ("model", "detokenize"), ("model", "stream-push"), ("chat", "render"), ("chat", "parse"),
-    ("grammar", "mask"), ("grammar", "accept"), ("grammar", "forced"), ("grammar", "rollback"),
+    ("plans", "read"), ("model", "tokenize"), ("model", "detokenize"), ("model", "stream-push"), ("chat", "render"),
+    ("chat", "parse"), ("grammar", "mask"), ("grammar", "accept"), ("grammar", "forced"), ("grammar", "rollback"),
 })  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from pieray.kernels.decoder_triton import (
     rope_append_kernel,
     swiglu_kernel,
 )
-from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel
+from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel, sized
 
 TARGET, ARCH = GPUTarget("cuda", 90, 32), "sm_90a"
 GROUP = 4
@@ -32,7 +32,7 @@ INDEX_POINTERS = ("qo_indptr", "page_indptr", "pages", "kv_lens", "causal", "til
 
 
 def shipped() -> Iterator[tuple[str, Variant, dict[str, object]]]:
-    """Every bfloat16 variant of VARIANTS at head_dim 64 and 128 and pages of 16 and 32."""
+    """Every variant of VARIANTS in bfloat16, at head_dim 64 and 128, pages of 16 and 32; in float32 at 128."""
     for (kind, head_dim), variant in VARIANTS.items():
         for page_size in (16, 32) if head_dim in (64, 128) else ():
             is_masked = kind.endswith("_masked")
@@ -45,6 +45,14 @@ def shipped() -> Iterator[tuple[str, Variant, dict[str, object]]]:
                     "IEEE": False, "UPCAST": False,
                 }  # fmt: skip
                 yield name, variant, constants
+        if head_dim == 128:
+            narrow = sized(variant, 4)
+            constants = {
+                "PAGE": 16, "D": head_dim, "GROUP": GROUP, "BLOCK_D": head_dim, "BLOCK_G": GROUP,
+                "BLOCK_Q": narrow.block_m // GROUP, "BLOCK_N": narrow.block_n, "HAS_MASK": kind.endswith("_masked"),
+                "HAS_WINDOW": False, "SPLITS": 8 if kind.startswith("split") else 1, "IEEE": True, "UPCAST": False,
+            }  # fmt: skip
+            yield f"{kind} head_dim={head_dim} float32", narrow, constants
 
 
 def compiled(
@@ -62,12 +70,13 @@ def compiled(
 
 
 def attention_signature(constants: dict[str, object]) -> dict[str, str]:
-    part = "*fp32" if constants["SPLITS"] > 1 else "*bf16"
+    element = "*fp32" if constants["IEEE"] else "*bf16"
+    part = "*fp32" if constants["SPLITS"] > 1 else element
     pointers = {f"{name}_ptr": "*i32" for name in INDEX_POINTERS}
     numbers = dict.fromkeys(("window", "num_rows", "num_kv_heads", "q_stride"), "i32")
     mask = "*u8" if constants["HAS_MASK"] else "*i32"
     return {
-        "q_ptr": "*bf16", "kv_ptr": "*bf16", "out_ptr": part, "lse_ptr": "*fp32", **pointers, "mask_ptr": mask,
+        "q_ptr": element, "kv_ptr": element, "out_ptr": part, "lse_ptr": "*fp32", **pointers, "mask_ptr": mask,
         "scale_log2": "fp32", **numbers,
     }  # fmt: skip
 
