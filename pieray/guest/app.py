@@ -16,7 +16,7 @@ class WitWorld:
 
     def prepare(self) -> None:
         """Do what every run needs, before there is a program."""
-        prepare()
+        prepare(limit=2)
 
     def load_source(self, source: str, filename: str, code: str) -> str:
         """Take the program; its compiled code.  Raises Err(Failure)."""
@@ -37,7 +37,12 @@ def _failure(failed: ProgramFailed) -> Err:
     return Err(Failure(failed.kind, failed.message, failed.trace))
 
 
+#: New objects, from which on cycles are collected.  A collection marks all that there is, and makes each page of the
+#: image the guest's own: no guest that is soon over has one.
+COLLECT_AT = 20_000
+
 prepare()
 gc.collect()
-gc.freeze()  # collections leave alone what the image holds: their marks would make each of its pages the guest's own
+gc.freeze()
+gc.set_threshold(COLLECT_AT)
 

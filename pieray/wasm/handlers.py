@@ -17,12 +17,9 @@ for different guests at once.  `tickets.wait` is the wasm layer's own: it is mad
 
 from __future__ import annotations
 
-import secrets
 from typing import Any, Protocol
 
 import numpy as np
-
-from pieray.errors import PierayError
 
 U32s = np.ndarray[Any, np.dtype[np.uint32]]
 
@@ -54,29 +51,3 @@ class Handlers(Protocol):
     def runtime_random_u64(self) -> int:
         """Also what the guest's WASI draws from."""
         ...
-
-
-class NoHandlers:
-    """Of a guest that is only prepared, for nobody yet: all it may have is randomness, for its hash tables."""
-
-    def tickets_flush(self) -> None:
-        raise _called("tickets.wait")
-
-    def tickets_ready(self, _tickets: U32s) -> list[int]:
-        raise _called("tickets.wait")
-
-    def stdout(self, _fd: int, text: bytes) -> None:
-        raise _called(f"print of {text[:100]!r}")
-
-    def runtime_monotonic_now(self) -> int:
-        raise _called("runtime.monotonic-now")
-
-    def runtime_wall_now(self) -> int:
-        raise _called("runtime.wall-now")
-
-    def runtime_random_u64(self) -> int:
-        return secrets.randbits(64)
-
-
-def _called(name: str) -> PierayError:
-    return PierayError(f"{name} was called while the guest was prepared")

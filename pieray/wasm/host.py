@@ -24,10 +24,11 @@ from pieray.wasm.compiler import CompileLimits, compiled
 from pieray.wasm.engine import new_engine
 from pieray.wasm.fibers import FiberExecutor
 from pieray.wasm.guest import Guest, Outcome, Source, Task
-from pieray.wasm.handlers import Handlers, NoHandlers
+from pieray.wasm.handlers import Handlers
 from pieray.wasm.memories import checked_memories
 from pieray.wasm.program import Imports, Program
 from pieray.wasm.ready import CodeCache, ReadyInstances
+from pieray.wasm.rehearsal import RehearsalHandlers
 from pieray.wasm.threads import ThreadExecutor
 from pieray.wasm.timers import Timers
 
@@ -148,7 +149,7 @@ class WasmHost:
                 log.warning("%s could not be prepared: %s", program.name, outcome.error)
             made(guest.instance)
 
-        task = Task(program, NoHandlers(), limits, "", ended, f"{program.name} (ahead)")
+        task = Task(program, RehearsalHandlers(), limits, "", ended, f"{program.name} (ahead)")
         with self._lock:
             if self._is_closed:
                 raise EngineError("the wasm host is closed")

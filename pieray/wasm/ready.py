@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUIET_S = 0.05
-"""No instance is begun sooner after one was taken: launches come in bursts, and making one takes what these need."""
+"""No instance is begun sooner after one was taken.  Making one ahead takes more than making one in a launch, and what a
+burst of launches needs is time: those that find none left are made where they are needed."""
 RETRY_S = 10.0
 """Before it is tried again, if one could not be made."""
 HEADROOM_BYTES = 4 << 20
@@ -34,8 +35,8 @@ Prepare = Callable[["Program", int, Callable[["Instance | None"], None]], None]
 class ReadyInstances:
     """Up to `size` prepared instances of a program.  Each serves one guest, once.  Thread-safe.
 
-    One is made at a time, by a background guest: it has turns when no other guest wants one.  Each takes a few
-    MiB, bounded by the program's initial memory and HEADROOM_BYTES.
+    One is made at a time, by a background guest: it has turns when no other guest wants one.  Each takes about 5 MiB of
+    memory, and no more than the program's initial memory and HEADROOM_BYTES.
     """
 
     def __init__(self, program: Program, size: int, prepare: Prepare, timers: Timers) -> None:
@@ -83,9 +84,8 @@ class ReadyInstances:
         self._timers.at(time.monotonic() + seconds, self._fill)
 
     def _fill(self) -> None:
-        quiet_s = time.monotonic() - self._taken_at
-        if quiet_s < QUIET_S:
-            self._timers.at(time.monotonic() + QUIET_S - quiet_s, self._fill)
+        if (left_s := self._taken_at + QUIET_S - time.monotonic()) > 0:
+            self._timers.at(time.monotonic() + left_s, self._fill)
             return
         try:
             self._prepare(self.program, self._memory_bytes, self._made)

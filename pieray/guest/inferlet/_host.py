@@ -88,5 +88,10 @@ def install(host: Any) -> None:
         namespace = vars(getattr(_raw, name))
         namespace.clear()
         namespace.update(bound)
-    for forget in _at_install:
-        forget()
+    forget()
+
+
+def forget() -> None:
+    """Forget what is remembered of the host."""
+    for forget_one in _at_install:
+        forget_one()

@@ -20,10 +20,18 @@ MODULE = "inferlet_main"
 
 _REHEARSAL_FILE = "<rehearsal>"
 _REHEARSAL = """
+from typing import Any
 from inferlet import Context, session
-async def main(prompt: str, limit: int = 1, *, ignore: bool = False) -> dict:
-    parts = [f"{prompt}{n}" for n in range(limit)]
-    return {"text": "".join(parts), "num": len(parts)}
+async def main(prompt: str, limit: int, temperature: float = 0.0, stop: list[str] | str = "") -> dict[str, Any]:
+    if not limit:
+        return {"text": prompt, "num_tokens": 0}
+    for max_tokens in (limit, 1):
+        async with Context() as ctx:
+            ctx.append(prompt)
+            generation = ctx.generate(max_tokens, temperature=temperature, stop=stop)
+            async for token in generation:
+                session.send(token.text or " ")
+    return {"text": generation.text, "num_tokens": generation.num_tokens}
 """
 
 _program: list[Any] = []  # code and filename
@@ -49,19 +57,21 @@ def _text_of(error: BaseException) -> str:
         return f"no text: its __str__ raises {type(raised).__name__}"
 
 
-def prepare() -> None:
+def prepare(limit: int = 0) -> None:
     """Do once what every run needs: what CPython sets up at first use, and the memory for it, is there from now on.
 
-    At build time it becomes part of the component's image; in a guest that waits for its program, it makes the pages
-    of that image the guest's own.  Calls no handler of the SDK's.
+    At build time it becomes part of the component's image, and calls no handler; in a guest that waits for its program
+    it makes the pages of that image the guest's own, and generates `limit` tokens and then one, from handlers that do
+    nothing.
     """
     if _host.is_component:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text file in the component
         asyncio.events.new_event_loop = asyncio.new_event_loop = _loop.TicketLoop
     load_program(_REHEARSAL, _REHEARSAL_FILE, "")
     try:
-        _run('{"prompt": "", "limit": 2}')
+        _run(f'{{"prompt": "rehearsal", "limit": {limit}}}')
     finally:
+        _host.forget()
         _report.forget_source(_REHEARSAL_FILE)
         sys.modules.pop(MODULE, None)
         _program.clear()

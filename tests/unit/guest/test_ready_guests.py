@@ -14,6 +14,7 @@ from fake_host import FakeHost
 
 from pieray.config import Limits
 from pieray.errors import PierayError, QuotaExceeded
+from pieray.wasm import host as host_module
 from pieray.wasm import ready
 from pieray.wasm.host import Outcome, Program, WasmHost
 from pieray.wasm.python_runtime import component_path
@@ -72,6 +73,34 @@ def test_a_launch_takes_one_and_another_is_made(loaded: tuple[WasmHost, Program]
     assert result(run("async def main(): return 7")) == 7
     assert wasm.num_ready == READY - 1
     until(lambda: wasm.num_ready == READY)
+
+
+def test_what_is_rehearsed_is_a_whole_generation(
+    loaded: tuple[WasmHost, Program], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wasm, _ = loaded
+    made: list[Any] = []
+
+    class Noted(host_module.RehearsalHandlers):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(host_module, "RehearsalHandlers", Noted)
+    assert result(run("async def main(): return 7")) == 7
+    until(lambda: wasm.num_ready == READY)
+    (handlers,) = made
+    for name in ("model_tokenize", "queues_create", "plans_start", "forward_forward", "forward_sample", "kv_free"):
+        assert name in handlers.called, handlers.called
+
+
+def test_nothing_of_the_rehearsal_is_left(run: Run) -> None:
+    source = """
+from inferlet import kv, model
+async def main():
+    return [kv.page_size(), model.info()['name'], model.tokenize("ab")]
+"""
+    assert result(run(source, host=FakeHost(page_size=8))) == [8, "fake", [97, 98]]
 
 
 def test_nothing_of_a_guest_is_seen_by_the_next(run: Run) -> None:
