@@ -14,11 +14,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pieray.config import Config
-from pieray.errors import InvalidRequest
-from pieray.messages import Launch, Message, decode
 from pieray.stalls import Stalls
 
-M = TypeVar("M", bound=Message)
 F = TypeVar("F", bound=Callable[..., Any])
 TRANSPORT_GROUP = "transport"
 CONTROL_GROUP, CONTROL_THREADS = "control", 8
@@ -92,20 +89,3 @@ def actor_name(role: str, number: int | None = None) -> str:
     """Name of an engine's actor in its namespace."""
     return f"pieray.{role}" if number is None else f"pieray.{role}.{number}"
 
-
-def launch_of(frame: bytes) -> Launch:
-    """The Launch that a client has sent; raises ProtocolError, InvalidRequest."""
-    return message_of(frame, Launch)
-
-
-def message_of(frame: bytes, cls: type[M]) -> M:
-    """The one message of a frame, with fields of their types; raises ProtocolError, InvalidRequest."""
-    messages = decode(frame)
-    kind = cls.__name__.lower()
-    if len(messages) != 1 or not isinstance(message := messages[0], cls):
-        raise InvalidRequest(f"here comes one {cls.__name__} message; {[type(m).__name__ for m in messages]} came")
-    for field in dataclasses.fields(cls):
-        given = type(getattr(message, field.name)).__name__
-        if given != str(field.type).partition("[")[0]:
-            raise InvalidRequest(f"{field.name} of a {kind} is {field.type}; given {given}")
-    return message

@@ -10,12 +10,12 @@ from typing import Any
 
 import ray
 
-from pieray.actors.common import control, message_of, set_up_process
+from pieray.actors.common import control, set_up_process
 from pieray.actors.door import open_door
 from pieray.actors.fleet import RayFleet
 from pieray.actors.supervisor import Supervisor
 from pieray.config import Config, from_mapping
-from pieray.messages import Install, encode
+from pieray.messages import Install, decode_one, encode
 from pieray.transport import Listener
 
 
@@ -68,13 +68,18 @@ class Controller:
         return self._supervisor.launch(frame, sent_at, deadline)
 
     @control
+    def grant(self, num_places: int) -> tuple[Any, ...] | None:
+        """Places for a client to launch at, without asking for each.  See `Supervisor.grant`."""
+        return self._supervisor.grant(num_places)
+
+    @control
     def ping(self) -> float:
         """This process's time.monotonic: it lives."""
         return time.monotonic()
 
     def install(self, frame: bytes) -> dict[str, Any]:
         """Keep a program under its name and version; returns its facts."""
-        return self._supervisor.registry.install(message_of(frame, Install))
+        return self._supervisor.registry.install(decode_one(frame, Install))
 
     def uninstall(self, spec: str, tenant: str, user: str) -> list[str]:
         return self._supervisor.registry.uninstall(spec, tenant, user)

@@ -88,6 +88,7 @@ class Health:
         member.clock.heard(facts["clock"])
         member.facts = {name: facts[name] for name in ("pid", "node_id")}
         member.returned(facts.get("num_returned", 0))
+        member.launched.extend(facts.get("launched", ()))
         busy_s = facts["busy_s"]
         if busy_s >= self._stuck_s:
             return f"has been at one turn of its work for {busy_s:.0f} s, turn_timeout_s is {self._stuck_s:.0f}"

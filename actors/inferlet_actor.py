@@ -6,12 +6,13 @@ What it runs is imported when it opens: the Controller imports this module too, 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pieray.actors.common import control, launch_of
+from pieray.actors.common import control
 from pieray.actors.serving import ServingActor
 from pieray.adapters import AdapterFacts
-from pieray.errors import DeadlineExceeded, Stalled
+from pieray.messages import Launch, decode_one
 from pieray.transport import Endpoint
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class InferletActor(ServingActor):
         if broker:
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
-        self._host = InferletHost(self.config, self._device, directory, self._services)
+        self._host = InferletHost(self.config, self._device, directory, self._services, self.stalls)
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
@@ -79,17 +80,16 @@ class InferletActor(ServingActor):
     def launch(self, frame: bytes, sent_at: float, deadline: float) -> None:
         """Start an inferlet; raises the PierayError that refuses it.
 
-        Times are of this process's time.monotonic.  Past `deadline`, or if the process has stood still since `sent_at`,
-        nobody may wait for it any more: it does not start.
+        For the times see `InferletHost.check_due`.
         """
+        host = self._running
+        host.launch(decode_one(frame, Launch), partial(host.check_due, sent_at, deadline))
 
-        def check() -> None:
-            if self.stalls.is_since(sent_at):
-                raise Stalled(f"{self.name} stood still while it had the launch")
-            if (late_s := time.monotonic() - deadline) > 0:
-                raise DeadlineExceeded(f"{self.name} could have launched it {late_s:.1f} s too late")
-
-        self._running.launch(launch_of(frame), check)
+    @control
+    def grant(self, grant_id: str, num_places: int, lifetime_s: float) -> float:
+        """A client may launch at so many places, for so long; this process's time.monotonic."""
+        self._running.grants.open(grant_id, num_places, lifetime_s)
+        return time.monotonic()
 
     @control
     def kill(self, instance_id: str, reason: str) -> None:
@@ -103,9 +103,13 @@ class InferletActor(ServingActor):
     def num_returned(self) -> int:
         return self._host.num_returned if self._host is not None else 0
 
+    def take_launched(self) -> list[tuple[str, str]]:
+        return self._host.take_launched() if self._host is not None else []
+
     @control
-    def count_returned(self) -> int:
-        """See `num_returned`."""
+    def recall_places(self) -> int:
+        """End all grants: their free places are wanted by others; see `num_returned`."""
+        self._running.grants.recall()
         return self.num_returned
 
     @control

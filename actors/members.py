@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -48,6 +49,8 @@ class Member:
     """Launches sent to it in all."""
     num_returned: int = 0
     """Launches that it has refused, and inferlets that have left, in all."""
+    launched: deque[tuple[str, str]] = field(default_factory=deque)
+    """Ids and names of inferlets that clients have launched there by grants, as it has said lately."""
     is_current: bool = True
     """Whether it is connected to the device group of today."""
     used_at: float = field(default_factory=time.monotonic)

@@ -21,11 +21,13 @@ MAX_GROWING = 2
 class HostPool:
     """Grows when all actors are full, keeps `spare` with room ready, lets go of those idle beyond that.  Thread-safe.
 
-    Places are counted here, not asked for: a launch takes one before it is sent (`Member.num_sent`), the actor says how
-    many it has given back (`Member.num_returned`), late but never too many.  So no actor is sent more than it can hold,
-    and launches that find no room share the actors that are started for them.
+    Places are counted here, not asked for: a launch takes one before it is sent (`Member.num_sent`), a client that is
+    to launch without asking is granted some; the actor says how many it has given back (`Member.num_returned`), late
+    but never too many.  So no actor is sent more than it can hold, and launches that find no room, not even among the
+    places that were granted and are free, share the actors that are started for them.
 
-    `create` starts an actor and `end` kills one, which may take seconds; `refresh` asks actors for `num_returned`;
+    `create` starts an actor and `end` kills one, which may take seconds; `refresh` asks actors for `num_returned`, and
+    ends what was granted of them;
     `delay_s` says how long to wait before another actor is started, when they die too often.
     """
 
@@ -92,6 +94,20 @@ class HostPool:
         """The same, as the actors know it."""
         self._refresh(self.hosts())
         return self.num_live()
+
+    def grant(self, num_places: int) -> tuple[Member, int] | None:
+        """Take up to so many places of the actor with the most room, of its free ones half at most, and one at least.
+
+        None: there is no room, or launches wait for it.  They come back as those of launches do: the actor says so.
+        """
+        with self._changed:
+            host = self._roomiest(())
+            if host is None or self._num_waiting or self._stopped.is_set():
+                return None
+            num_granted = max(1, min(num_places, (self._capacity - host.num_live) // 2))
+            host.num_sent += num_granted
+            host.used_at = time.monotonic()
+            return host, num_granted
 
     # --- launches --------------------------------------------------------------------------------
 

@@ -34,13 +34,18 @@ class ServingActor(RayEndpointMixin):
 
     @property
     def num_returned(self) -> int:
-        """Of an InferletActor: launches refused, and inferlets that have left, in all."""
+        """Of an InferletActor: places given back in all: by launches refused, inferlets that left, grants ended."""
         return 0
+
+    def take_launched(self) -> list[tuple[str, str]]:
+        """Of an InferletActor: ids and names of what clients have launched by grants, since this was called last."""
+        return []
 
     @control
     def pulse(self) -> dict[str, Any]:
-        """A sign of life, for `pieray.actors.health`."""
-        return {"clock": time.monotonic(), "busy_s": self.busy_s, "num_returned": self.num_returned, **self.describe()}
+        """A sign of life, for `pieray.actors.health`; one is asked for at a time."""
+        return {"clock": time.monotonic(), "busy_s": self.busy_s, "num_returned": self.num_returned,
+                "launched": self.take_launched(), **self.describe()}  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """Facts for `pieray ps` and for tests that kill processes."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pieray.actors.adapters import AdapterShelf
-from pieray.actors.common import launch_of
 from pieray.actors.health import TICK_S, Health
 from pieray.actors.keeper import Keeper
 from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER, Answer, Fleet, Member, Wire
@@ -21,7 +20,7 @@ from pieray.actors.pool import HostPool
 from pieray.actors.records import Locations, Restarts
 from pieray.config import Config
 from pieray.errors import ActorGone, ChildCeiling, EngineError, NoAnswer, NotFound, PierayError, Stalled
-from pieray.messages import encode
+from pieray.messages import Launch, decode_one, encode
 from pieray.registry import Bounds, Registry
 from pieray.stalls import Stalls
 
@@ -33,6 +32,10 @@ TELL_S = 30.0
 """How long an actor may take to connect to others, or to be told of adapters."""
 FACTS_S = 3.0
 """How long an actor may take to say how it is, or to end an inferlet."""
+GRANT_S = 30.0
+"""How long a client may launch at places that were granted to it."""
+GRANT_PATIENCE_S = 1.0
+"""How long an actor may take to hear of a grant."""
 SLICE_S = 0.25
 """How often a launch looks whether its actor has been set aside meanwhile."""
 MAX_FAILED_TELLS = 3
@@ -171,6 +174,9 @@ class Supervisor:
         self._stopped.wait(TICK_S)
         for member, why in self._health.hear(members, time.monotonic() - began):
             self._lost(member, why)
+        for member in members:
+            while member.launched:
+                self._locations.add(*member.launched.popleft(), member)
         for host in self._pool.hosts():
             if not host.is_suspect and self._is_behind(host):
                 self._tellers.submit(self._tell, host)
@@ -334,8 +340,8 @@ class Supervisor:
             self._is_behind(host)
 
     def _refresh(self, hosts: Sequence[Member]) -> None:
-        """Ask hosts how many places they have given back."""
-        for host, found in zip(hosts, self._gather(hosts, "count_returned", timeout_s=1.0), strict=True):
+        """Have hosts give back the places that were granted to clients and are free, and say how many came back."""
+        for host, found in zip(hosts, self._gather(hosts, "recall_places", timeout_s=1.0), strict=True):
             if not isinstance(found, PierayError):
                 host.returned(found)
 
@@ -382,7 +388,7 @@ class Supervisor:
         """
         sent_at = time.monotonic() if sent_at is None else sent_at
         deadline = min(time.monotonic() + LAUNCH_S, float("inf") if deadline is None else deadline)
-        message = launch_of(frame)
+        message = decode_one(frame, Launch)
         if not message.source and not message.component:
             message = self.registry.filled(message, self._config.limits)
             frame = encode([message])
@@ -401,6 +407,25 @@ class Supervisor:
         self._locations.add(message.instance_id, message.name, host)
         self._check_stall(sent_at, lambda: self._give_up(host, message.instance_id))
         return host.endpoint
+
+    def grant(self, num_places: int) -> tuple[Any, ...] | None:
+        """Up to so many places of one actor for a client, which launches there without a word to the Controller:
+
+        (endpoint, id of the grant, places, for how many seconds, the actor's time.monotonic); None where there is no
+        room, or no actor that answers at once: `launch` waits for one.  Raises EngineError while nothing can be served.
+        """
+        if (failure := self._failure()) is not None:
+            raise EngineError(failure)
+        found = self._pool.grant(num_places)
+        if found is None:
+            return None
+        host, num_granted = found
+        grant_id = secrets.token_hex(8)
+        try:
+            clock = self._ask(host, "grant", grant_id, num_granted, GRANT_S, timeout_s=GRANT_PATIENCE_S)
+        except NoAnswer:  # should it open it later, the places come back when the grant ends there
+            return None
+        return host.endpoint, grant_id, num_granted, GRANT_S, clock
 
     def _check_stall(self, sent_at: float, undo: Callable[[], None] = lambda: None) -> None:
         if self._stalls.is_since(sent_at):
@@ -457,9 +482,11 @@ class Supervisor:
     def _location(self, instance_id: str) -> tuple[str, Member]:
         if (found := self._locations.find(instance_id)) is not None:
             return found
-        for host, row in self._inferlets():  # it may have run for longer than locations are kept
+        for host, row in self._inferlets():  # launched by a grant just now, or for longer than locations are kept
             if row["instance_id"] == instance_id:
                 return row["name"], host
+        if silent := [host.describe() for host in self._pool.hosts() if host.is_suspect]:
+            raise NoAnswer(f"{', '.join(silent)} does not answer: {instance_id} may run there")
         raise NotFound(f"no inferlet {instance_id!r} was launched here lately; see `pieray ps`")
 
     # --- facts ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import os
@@ -148,6 +149,8 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     inferlets_per_actor: int = 64
     """Inferlets in one actor process; 1 gives each an actor of its own."""
+    ready_guests: int = 32
+    """Guests for Python source that an InferletActor starts ahead of launches, at most; each takes about 4 MiB."""
     actor_pool: int = 1
     """InferletActors started ahead and kept."""
     max_actors: int = 64
@@ -256,17 +259,23 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
 
     Raises ConfigError for an unknown key (with the nearest known one) and for a value of a wrong type.
     """
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is always a dataclass here
+    hints = _types_of(cls)  # type: ignore[arg-type]  # classes are hashable
     kwargs: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(sorted(hints))}"
             raise ConfigError(f"unknown setting {prefix}{key}{hint}")
         kwargs[name] = _convert(prefix + name, value, hints[name])
     return cls(**kwargs)
+
+
+@functools.cache
+def _types_of(cls: type) -> dict[str, Any]:
+    """Types of the fields of a settings dataclass, by name."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def _convert(name: str, value: object, kind: Any) -> Any:

@@ -10,6 +10,8 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,12 +21,22 @@ from pieray.capabilities import ALL, Capabilities
 from pieray.config import Config, from_mapping
 from pieray.controllercalls import ControllerCalls
 from pieray.controllerlink import ControllerLink
-from pieray.errors import EngineError, InvalidRequest, NoAnswer, NotFound, PeerLost, PierayError
+from pieray.errors import (
+    DeadlineExceeded,
+    DeviceLost,
+    EngineError,
+    InvalidRequest,
+    NoAnswer,
+    NotFound,
+    PeerLost,
+    PierayError,
+)
 from pieray.host.limits import limits_within
 from pieray.link import ActorLink, ActorLinks
 from pieray.manifest import is_spec, limits_below
 from pieray.messages import Install, Launch, decode, encode
 from pieray.offloop import off_loop
+from pieray.placements import Placements
 from pieray.process import Process
 from pieray.programs import ProgramSource, embedded_inferlets, is_embedded, resolve
 from pieray.raycalls import asker
@@ -39,6 +51,8 @@ Progress = Callable[[str], None]
 
 START_S = 900.0
 """For a component to be compiled, its turn included: the engine gives up before."""
+GRANT_S = 20.0
+"""The same over places for launches, which it grants at once or not at all."""
 ASK_S = 60.0
 """How long the Controller may take over what it is asked, as long as it says that it lives."""
 
@@ -65,6 +79,7 @@ class Engine:
         self.on_close: Callable[[], None] = _nothing
         """Called when this handle has been closed."""
         self._token: str = controller.token if isinstance(controller, ControllerLink) else self._ask("token")
+        self._placements = Placements(self._granted)
         self._links = ActorLinks(peer_id=f"client-{os.getpid()}-{secrets.token_hex(4)}", token=self._token)
 
     # --- inferlets -----------------------------------------------------------------------------
@@ -102,22 +117,57 @@ class Engine:
             instance_id, name, found.filename, found.source, found.component, text, asked, granted,
             found.version, self.user, self.tenant, client_servers=tools.names if tools else [], is_attached=attached,
         )  # fmt: skip
-        frame = _frame(message)
         self._check_open()
+        launched = None if is_installed else self._launched_by_grant(message)
+        process, link = launched or self._launched_by_controller(message)
+        try:
+            if tools is not None:
+                link.serve_tools(process, tools)
+            if not found.source:  # a component, or an installed program that may be one: it may have to be compiled
+                link.await_start(process.id, START_S)
+            return process
+        except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
+            link.tell_kill(process.id, "its client could not attach")
+            raise
+
+    def _launched_by_grant(self, message: Launch) -> tuple[Process, ActorLink] | None:
+        """Launch straight at an actor; None if the Controller has to place it.  Raises what refuses the program."""
+        frame = _frame(message)
+        if (grant := self._placements.take()) is None:
+            return None
+        try:
+            link = self._links.get(grant.endpoint)
+            process = Process(message.instance_id, message.name, link)
+            link.launch(process, grant, frame)
+            process.at_end(partial(self._placements.give_back, grant))
+            return process, link
+        except (EngineError, PeerLost, DeviceLost, DeadlineExceeded) as error:  # of the actor, not of the program
+            log.info("%s is placed by the Controller: %s", message.name, error)
+            self._placements.drop(grant)
+            return None
+        except BaseException:
+            self._placements.give_back(grant)
+            raise
+
+    def _launched_by_controller(self, message: Launch) -> tuple[Process, ActorLink]:
+        name = message.name.partition("@")[0]
+        instance_id = f"{name}-{secrets.token_hex(6)}"  # not that of a launch by a grant that was given up
+        frame = _frame(replace(message, instance_id=instance_id))
         try:
             wire = self._calls.launch(frame, ASK_S)
         except NoAnswer:
             self._calls.tell("kill", instance_id, "its launch was given up")
             raise
         try:
-            process = self._attached(instance_id, found.name, wire, tools, is_bound=attached)
-            if not found.source:  # a component, or an installed program that may be one: it may have to be compiled
-                self._link(Endpoint.from_wire(wire)).await_start(instance_id, START_S)
-            return process
+            return self._attached(instance_id, name, wire, is_bound=message.is_attached)
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
             with contextlib.suppress(PierayError):
                 self.kill(instance_id, "its client could not attach")
             raise
+
+    def _granted(self, num_places: int) -> Sequence[Any] | None:
+        granted: Sequence[Any] | None = self._calls.ask("grant", num_places, timeout_s=GRANT_S)
+        return granted
 
     async def alaunch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /,
                       **options: Any) -> Process:  # fmt: skip
@@ -156,22 +206,21 @@ class Engine:
     def attach(self, instance_id: str) -> Process:
         """The handle of an inferlet that another client launched; raises NotFound."""
         name, wire = self._ask("locate", instance_id)
-        return self._attached(instance_id, name, wire)
+        return self._attached(instance_id, name, wire)[0]
 
     async def aattach(self, instance_id: str) -> Process:
         """`attach` for an event loop."""
         return await off_loop(self.attach, instance_id)
 
-    def _attached(self, instance_id: str, name: str, wire: Sequence[Any], tools: ClientTools | None = None, *,
-                  is_bound: bool = False) -> Process:  # fmt: skip
+    def _attached(
+        self, instance_id: str, name: str, wire: Sequence[Any], *, is_bound: bool = False
+    ) -> tuple[Process, ActorLink]:
         link = self._link(Endpoint.from_wire(wire))
         process = Process(instance_id, name, link)
         if is_bound:
             link.bind(instance_id)
         link.attach(process)
-        if tools is not None:
-            link.serve_tools(process, tools)
-        return process
+        return process, link
 
     def ps(self) -> list[dict[str, Any]]:
         """Inferlets that run or have ended lately, each with

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from pieray.messages import (
     ClientCall,
     Event,
     Kill,
+    LaunchHere,
     Message,
     SendFile,
     SendText,
@@ -34,11 +36,14 @@ from pieray.transport import Connection, Endpoint, PendingCalls, connect
 
 if TYPE_CHECKING:
     from pieray.clienttools import ClientTools
+    from pieray.placements import Grant
 
 log = logging.getLogger(__name__)
 
 TOOLS_PATIENCE_S = 10.0
 """For the servers of tools to end, when a link closes."""
+LAUNCH_S = 3.0
+"""How long an actor may take to launch at a granted place; longer than `pieray.stalls.STALL_S`."""
 PART_BYTES = 1 << 20
 """Of a file, sent in one message."""
 
@@ -97,6 +102,34 @@ class ActorLink:
             raise
         if process.is_done:
             self._detach(process)
+
+    def launch(self, process: Listener, grant: Grant, frame: bytes, timeout_s: float = LAUNCH_S) -> None:
+        """Launch it at a place of the grant, and stream its events to it.
+
+        When this raises DeadlineExceeded, the inferlet does not start any more; if it has just started, it is ended.
+        Raises PeerLost too, and what refuses it: the codes are those of `pieray.messages.LaunchHere`.
+        """
+        with self._lock:
+            self._processes.setdefault(process.id, []).append(process)
+        now = time.monotonic()
+        sent_at, deadline = grant.clock.at(now), grant.clock.at(now + timeout_s)
+        try:
+            clock = self._call(
+                lambda ticket: LaunchHere(ticket, process.id, grant.id, sent_at, deadline, frame), timeout_s
+            )
+        except BaseException as error:
+            self._detach(process)
+            if isinstance(error, DeadlineExceeded) or not isinstance(error, PierayError):  # a Ctrl-C
+                self.tell_kill(process.id, "its launch was given up")
+            raise
+        grant.clock.heard(clock)
+        if process.is_done:
+            self._detach(process)
+
+    def tell_kill(self, instance_id: str, reason: str) -> None:
+        """End the inferlet, and wait for nothing."""
+        with contextlib.suppress(PierayError):
+            self._calls.submit(self._conn, lambda ticket: Kill(ticket, instance_id, reason), lambda *_: None)
 
     def bind(self, instance_id: str, timeout_s: float = 30.0) -> None:
         """The inferlet ends with this connection from now on.  Raises NotFound, PeerLost, DeadlineExceeded."""

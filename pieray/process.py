@@ -6,7 +6,7 @@ import base64
 import contextlib
 import json
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -70,6 +70,7 @@ class Process:
         self._events: list[Event] = []
         self._lost: PierayError | None = None
         self._changed = threading.Condition()
+        self._at_end: Callable[[], None] | None = None
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def __repr__(self) -> str:
@@ -252,8 +253,19 @@ class Process:
                 self._lost = error
                 self._notify()
 
+    def at_end(self, call: Callable[[], None]) -> None:
+        """Call it once, when `is_done` is; at once if it is already."""
+        with self._changed:
+            if not self.is_done:
+                self._at_end = call
+                return
+        call()
+
     def _notify(self) -> None:
         self._changed.notify_all()
+        if self.is_done and (call := self._at_end) is not None:
+            self._at_end = None
+            call()
         for loop, event in self._waiters:
             with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
                 loop.call_soon_threadsafe(event.set)

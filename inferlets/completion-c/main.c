@@ -26,7 +26,7 @@ PIERAY_EXPORT("run") outcome *run(char *data, uint32_t size) {
   TRY(context_open(&root, &r));
   TRY(context_append(&root, json_text(prompt), &r));
   if (n == 1) {
-    TRY(context_complete(&root, how, max_tokens, true, &done, &r));
+    TRY(context_stream(&root, how, max_tokens, &done, &r));
     TRY(context_close(&root, &r));
     put_end(&out, &done);
     return succeed(out);
@@ -35,7 +35,7 @@ PIERAY_EXPORT("run") outcome *run(char *data, uint32_t size) {
   put_text(&out, TEXT("["));
   for (uint32_t i = 0; i < n; i++, how.seed++) {
     TRY(context_fork(&root, &fork, &r));
-    TRY(context_complete(&fork, how, max_tokens, false, &done, &r));
+    TRY(context_complete(&fork, how, max_tokens, &done, &r));
     TRY(context_close(&fork, &r));
     put_text(&out, i ? TEXT(", ") : TEXT("")); put_end(&out, &done);
   }

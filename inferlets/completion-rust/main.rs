@@ -1,7 +1,7 @@
 //! Complete a prompt, streaming the text as it comes; with "n", several continuations of one computed prompt.
 
 use inferlet::json::Value;
-use inferlet::{session, Completion, Context, Failure, Sampling};
+use inferlet::{Completion, Context, Failure, Sampling};
 
 inferlet::main!(run);
 
@@ -19,7 +19,7 @@ fn run(input: &Value) -> Result<Value, Failure> {
     root.append(prompt)?;
     let n = input["n"].as_u64().unwrap_or(1);
     if n == 1 {
-        return Ok(told(root.complete(&how, max_tokens, session::send)?));
+        return Ok(told(root.stream(&how, max_tokens)?));
     }
     root.flush()?; // the prompt is computed once; each fork draws with a seed of its own
     let mut all = Vec::new();

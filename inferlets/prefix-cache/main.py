@@ -21,8 +21,7 @@ async def main(
         ctx.append(prompt)
         num_computed = ctx.position - num_there
         generation = ctx.generate(max_tokens)
-        async for token in generation:
-            session.send(token.text)
+        await session.stream(generation)
         return {"text": generation.text, "num_computed": num_computed, "is_cached": is_cached}
 
 

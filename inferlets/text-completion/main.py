@@ -30,9 +30,7 @@ async def main(
             max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, stop=stop,
             stop_tokens=() if ignore_eos else None,
         )  # fmt: skip
-        async for token in generation:
-            if token.text:
-                session.send(token.text)
+        await session.stream(generation)
     return {
         "text": generation.text,
         "num_tokens": generation.num_tokens,

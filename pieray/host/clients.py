@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from concurrent.futures import Future
 from functools import partial
 
-from pieray.errors import Cancelled, NotFound, PeerLost, PierayError
+from pieray.errors import Cancelled, InvalidRequest, NotFound, PeerLost, PierayError
 from pieray.host.core import InferletHost
 from pieray.host.files import Uploads
 from pieray.host.mcp.client_side import ClientServers
@@ -20,21 +21,24 @@ from pieray.messages import (
     Completed,
     Failed,
     Kill,
+    Launch,
+    LaunchHere,
     Message,
     SendFile,
     SendText,
     ServeTools,
+    decode_one,
 )
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
 
 
-Request = Attach | AwaitStart | SendText | SendFile | ServeTools | Kill
+Request = LaunchHere | Attach | AwaitStart | SendText | SendFile | ServeTools | Kill
 
 
 class ClientService:
-    """Serves clients' connections: attach, send, kill; and bind, for those of parents."""
+    """Serves clients' connections: launch by a grant, attach, send, kill; and bind, for those of parents."""
 
     def __init__(self, host: InferletHost) -> None:
         self._host = host
@@ -55,7 +59,7 @@ class ClientService:
             if isinstance(message, Bind):
                 self._bind(conn, message)
                 continue
-            if not isinstance(message, (Attach, AwaitStart, SendText, SendFile, ServeTools, Kill)):
+            if not isinstance(message, (LaunchHere, Attach, AwaitStart, SendText, SendFile, ServeTools, Kill)):
                 log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
                 continue
             try:
@@ -64,6 +68,9 @@ class ClientService:
                 conn.send([Failed(message.ticket, error.code, error.message)], lane=message.instance_id)
 
     def _serve(self, conn: Connection, message: Request) -> None:
+        if isinstance(message, LaunchHere):
+            self._launch(conn, message)
+            return
         inferlet = self._host.find(message.instance_id)
         value = None
         if isinstance(message, AwaitStart):
@@ -84,6 +91,20 @@ class ClientService:
         else:
             inferlet.kill(Cancelled(message.reason))
         conn.send([Completed(message.ticket, value)], lane=message.instance_id)  # behind its events
+
+    def _launch(self, conn: Connection, message: LaunchHere) -> None:
+        launch = decode_one(message.launch, Launch)
+        if launch.instance_id != message.instance_id:
+            raise InvalidRequest(f"the launch of {message.instance_id!r} is one of {launch.instance_id!r}")
+        due = partial(self._host.check_due, message.sent_at, message.deadline)
+        self._host.launch_granted(launch, due, message.grant)
+        inferlet = self._host.find(launch.instance_id)
+        if launch.is_attached:
+            self._host.bonds.bind(id(conn), launch.instance_id, is_bound=True)
+            if inferlet.log.is_ended:
+                self._host.bonds.ended(launch.instance_id)
+        self._attach(conn, inferlet.log, 0)
+        conn.send([Completed(message.ticket, time.monotonic())], lane=launch.instance_id)
 
     def _pass_on(self, conn: Connection, answer: ClientAnswer) -> None:
         """To the inferlet that waits for it, if it still does."""

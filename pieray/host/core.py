@@ -5,16 +5,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from pieray.config import Config, Limits
-from pieray.errors import Cancelled, EngineError, InvalidRequest, NoRoom, NotFound, PeerLost, PierayError
+from pieray.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineError,
+    InvalidRequest,
+    NoRoom,
+    NotFound,
+    PeerLost,
+    PierayError,
+    Stalled,
+)
 from pieray.host.children import Bonds
 from pieray.host.components import Components
 from pieray.host.device import DeviceClient
+from pieray.host.grants import Grants
 from pieray.host.inferlet import EndedInferlet, Inferlet
 from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
@@ -25,6 +38,7 @@ from pieray.messages import (
     Event,
     Launch,
 )
+from pieray.stalls import Stalls
 from pieray.texts import byte_size, check_size
 from pieray.transport import Connection
 from pieray.wasm.host import Program, WasmHost
@@ -35,14 +49,17 @@ KEEP_ENDED = 256
 """Ended inferlets whose events can still be read."""
 KEEP_ENDED_BYTES = 256 << 20
 """Of their texts together."""
+KEEP_LAUNCHED = 10_000
+"""Ids that the Controller has not asked for yet."""
 
 
 class InferletHost:
     """All inferlets of one actor process.  Thread-safe."""
 
     def __init__(
-        self, config: Config, device: DeviceSessions, models: ModelDirectory, services: Services | None = None
-    ) -> None:
+        self, config: Config, device: DeviceSessions, models: ModelDirectory, services: Services | None = None,
+        stalls: Stalls | None = None,
+    ) -> None:  # fmt: skip
         self._config = config
         self.services = services or Services.of(config)
         self.bonds = Bonds(self.services.timers, self._kill_child)
@@ -50,7 +67,11 @@ class InferletHost:
         self._models = models
         self._wasm = WasmHost(config.executor, config.worker_threads)
         self._wasm.on_batch_end = self._flush
+        device.on_answered = self._flush_clients
         self._components = Components(self._wasm)
+        self._stalls = stalls or Stalls(float("inf"))
+        self.grants = Grants()
+        self._launched: deque[tuple[str, str]] = deque(maxlen=KEEP_LAUNCHED)
         self._dirty: set[Connection] = set()
         self._inferlets: OrderedDict[str, Inferlet | EndedInferlet] = OrderedDict()
         self._num_live = 0
@@ -69,18 +90,51 @@ class InferletHost:
         return self._wasm.executor
 
     def warm_up(self) -> None:
-        """Load the Python runtime, so that the first launch finds it mapped."""
-        self._components.python()
+        """Load the Python runtime, so that the first launch finds it mapped, and have guests of it started ahead."""
+        count = min(self._config.ready_guests, self._config.inferlets_per_actor)
+        self._wasm.keep_ready(self._components.python(), count)
 
     @property
     def num_returned(self) -> int:
-        """Launches refused, and inferlets that have left their place, in all."""
-        return self._num_returned
+        """Places that have come back to the Controller in all: of launches refused and inferlets that have left, and
+        of grants that have ended."""
+        return self._num_returned + self.grants.num_returned
+
+    def take_launched(self) -> list[tuple[str, str]]:
+        """Ids and names of what clients have launched by grants since this was called last, KEEP_LAUNCHED at most."""
+        found: list[tuple[str, str]] = []
+        while self._launched:
+            found.append(self._launched.popleft())
+        return found
+
+    def check_due(self, sent_at: float, deadline: float) -> None:
+        """Raise Stalled or DeadlineExceeded where nobody may wait for a launch any more: then it must not start.
+
+        Times are of this process's time.monotonic: past `deadline`, or if it has stood still since `sent_at`.
+        """
+        if self._stalls.is_since(sent_at):
+            raise Stalled("the InferletActor stood still while it had the launch")
+        if (late_s := time.monotonic() - deadline) > 0:
+            raise DeadlineExceeded(f"the InferletActor could have launched it {late_s:.1f} s too late")
 
     @property
     def busy_s(self) -> float:
         """How long a worker has been at one turn of a guest, as seen by calls of this, by one thread."""
         return self._wasm.busy_s
+
+    def launch_granted(self, launch: Launch, check: Callable[[], None], grant_id: str) -> None:
+        """`launch` at a place that the Controller has granted, without waiting for a device that is being replaced.
+
+        Raises NoRoom (the grant has ended), and InvalidRequest for what the Controller alone can place: programs by
+        name, whose manifests it keeps, and children.
+        """
+        if not launch.source and not launch.component:
+            raise InvalidRequest(f"{launch.name[:100]!r} is launched by name: ask the Controller")
+        if launch.parent or launch.depth:
+            raise InvalidRequest("children are launched by the Controller")
+        self.grants.take(grant_id)
+        self._launch(launch, check, partial(self.grants.give_back, grant_id), wait_s=0.0)
+        self._launched.append((launch.instance_id, launch.name))
 
     def launch(self, launch: Launch, check: Callable[[], None] = lambda: None) -> None:
         """Start an inferlet.  Raises NoRoom when full, InvalidRequest for a bad program or limits, DeviceLost.
@@ -88,11 +142,19 @@ class InferletHost:
         `check` is called when all is ready but the start, and raises what is against it.  A component that must be
         compiled first starts when it is (`Inferlet.started`): this returns at once.
         """
+        self._launch(launch, check, self._return_place, wait_s=None)
+
+    def _return_place(self) -> None:
+        with self._lock:
+            self._num_returned += 1
+
+    def _launch(
+        self, launch: Launch, check: Callable[[], None], give_back: Callable[[], None], wait_s: float | None
+    ) -> None:
         try:
-            inferlet, program = self._prepared(launch, check)
+            inferlet, program = self._prepared(launch, check, give_back, wait_s)
         except BaseException:
-            with self._lock:
-                self._num_returned += 1
+            give_back()
             raise
         if launch.parent or launch.is_attached:
             self.bonds.expect(launch.instance_id, is_child=bool(launch.parent))
@@ -106,20 +168,24 @@ class InferletHost:
                 self._inferlets.pop(launch.instance_id, None)
             raise
 
-    def _prepared(self, launch: Launch, check: Callable[[], None]) -> tuple[Inferlet, Program | Future[Program]]:
+    def _prepared(
+        self, launch: Launch, check: Callable[[], None], give_back: Callable[[], None], wait_s: float | None
+    ) -> tuple[Inferlet, Program | Future[Program]]:
         limits = limits_within(self._config.limits, launch.limits)
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch, limits)
         try:
-            device = self._device.current()  # may wait
+            device = self._device.current(wait_s)
             check()
-            return self._admit(launch, limits, device), program
+            return self._admit(launch, limits, device, give_back), program
         except BaseException:
             if isinstance(program, Future):
                 program.cancel()
             raise
 
-    def _admit(self, launch: Launch, limits: Limits, device: DeviceClient) -> Inferlet:
+    def _admit(
+        self, launch: Launch, limits: Limits, device: DeviceClient, give_back: Callable[[], None]
+    ) -> Inferlet:
         with self._lock:
             if self._is_closed:
                 raise EngineError("this InferletActor is closing")
@@ -132,19 +198,18 @@ class InferletHost:
             self._next_number += 1
             inferlet = Inferlet(
                 launch, number, limits=limits, device=device, models=self._models, services=self.services,
-                lease_pages=self._config.lease_pages, on_end=self._ended,
+                lease_pages=self._config.lease_pages, on_end=partial(self._ended, give_back),
             )  # fmt: skip
             self._inferlets[launch.instance_id] = inferlet
             self._num_live += 1
             return inferlet
 
-    def _ended(self, inferlet: Inferlet) -> None:
+    def _ended(self, give_back: Callable[[], None], inferlet: Inferlet) -> None:
         """Its place is free; of its state only the events are kept, and of those not more than is said above."""
         instance_id = inferlet.launch.instance_id
         self.bonds.ended(instance_id)
         with self._lock:
             self._num_live -= 1
-            self._num_returned += 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
                 self._inferlets[instance_id] = EndedInferlet(inferlet)
             ended = deque((i, f.num_bytes) for i, f in self._inferlets.items() if isinstance(f, EndedInferlet))
@@ -153,6 +218,7 @@ class InferletHost:
                 forgotten, size = ended.popleft()
                 del self._inferlets[forgotten]
                 num_bytes -= size
+        give_back()
 
     def _program_of(self, launch: Launch, limits: Limits) -> Program | Future[Program]:
         if launch.component:
@@ -184,6 +250,10 @@ class InferletHost:
     def _flush(self) -> None:
         self._device.flush()
         self.services.flush()
+        self._flush_clients()
+
+    def _flush_clients(self) -> None:
+        """Send the events that were posted: one frame to each client."""
         while self._dirty:
             with contextlib.suppress(PeerLost, KeyError):
                 self._dirty.pop().flush()

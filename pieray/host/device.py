@@ -13,12 +13,14 @@ import numpy as np
 
 from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError, error_from
 from pieray.host.commands import TICKET_MASK
+from pieray.host.decodes import HeldDecodes, columns
 from pieray.messages import (
     CancelInferlet,
     CloseLease,
     Completed,
     ExportPages,
     Failed,
+    Forward,
     LeasePages,
     Message,
     OpenInferlet,
@@ -60,17 +62,21 @@ class DeviceClient:
     """One session: posts commands, routes answers to inferlets by number, retires inferlets in the safe order.
 
     `peer_id` is of this session alone: when one of the two links breaks, the other is closed too, and pages are fenced
-    and freed by that id.  `on_lost` is told once, behind all tenants.
+    and freed by that id.  `on_lost` is told once, behind all tenants; `on_answered` behind each frame of the batcher's.
     """
 
     def __init__(self, *, batcher: Endpoint, resource_manager: Endpoint, peer_id: str, token: str,
-                 timeout_s: float, on_lost: Callable[[DeviceClient, DeviceLost], None]) -> None:  # fmt: skip
+                 timeout_s: float, on_lost: Callable[[DeviceClient, DeviceLost], None],
+                 on_answered: Callable[[], None] = lambda: None) -> None:  # fmt: skip
         self._tenants: dict[int, Tenant] = {}
         self._lost: DeviceLost | None = None
         self._on_lost = on_lost
+        self._on_answered = on_answered
         self._retiring: dict[int, tuple[int, Callable[[], None]]] = {}
         self._next_ticket = itertools.count(1)
         self._lock = threading.Lock()
+        self._decodes = HeldDecodes()
+        self._posting = threading.Lock()  # what is posted for an inferlet keeps its order against its held passes
 
         def dial(endpoint: Endpoint, on_messages: Callable[[list[Message]], None]) -> Connection:
             service = _Link(on_messages, self._link_lost, self._refused)
@@ -105,11 +111,17 @@ class DeviceClient:
             self.post([OpenInferlet(number, owner)])
 
     def post(self, messages: Sequence[Message]) -> None:
-        """Collect an inferlet's messages for the batcher; `flush` sends them, those of all inferlets as one frame.
+        """Collect an inferlet's messages for the batcher; `flush` sends them, those of all inferlets as one frame, in
+        which passes of one token are rows of one message.
 
         Megabytes travel in parts, in the inferlet's lane: they hold up nobody else's.
         """
-        self._post(self._batcher, messages, _inferlet_of(messages[0]) if messages else HOST)
+        inferlet = _inferlet_of(messages[0]) if messages else HOST
+        with self._posting:
+            if now := self._decodes.split(inferlet, messages):
+                self._post(self._batcher, now, inferlet)
+            elif self._lost is not None:
+                raise self._new_lost()
 
     def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
         self._post(self._ledger, [LeasePages(inferlet << 32, inferlet, count, deadline_s)], inferlet)
@@ -135,9 +147,23 @@ class DeviceClient:
         """Send what was posted: one frame to each peer that has any."""
         for link in (self._batcher, self._ledger):
             try:
+                if link is self._batcher:
+                    self._post_decodes()
                 link.flush()
             except PeerLost as error:
                 self._link_lost(error)
+
+    def _post_decodes(self) -> None:
+        """Passes of one token, as columns where nothing of their inferlets waits that they might overtake."""
+        with self._posting:
+            rows: list[Forward] = []
+            for inferlet, passes in self._decodes.take():
+                if self._batcher.holds(inferlet):
+                    self._batcher.post(passes, lane=inferlet)
+                else:
+                    rows += passes
+            if rows:
+                self._batcher.post([columns(rows)])
 
     def retire(self, number: int, done: Callable[[], None]) -> None:
         """The inferlet has ended: once no step touches its pages, give them back, then call `done`."""
@@ -149,7 +175,9 @@ class DeviceClient:
         with self._lock:
             self._retiring[ticket] = (number, done)
         try:
-            self._batcher.drop_lane(number)  # commands that have not left
+            with self._posting:  # commands that have not left
+                self._decodes.drop(number)
+                self._batcher.drop_lane(number)
             self._post(self._batcher, [CancelInferlet(ticket, number)], number)
             self.flush()
         except DeviceLost:
@@ -197,6 +225,7 @@ class DeviceClient:
             elif (tenant := self._tenants.get(number)) is not None:
                 tenant.answered(items)
         self.flush()
+        self._on_answered()
 
     def _from_ledger(self, messages: list[Message]) -> None:
         for message in messages:

@@ -14,11 +14,12 @@ from pieray.host.device import DeviceClient
 from pieray.host.handlers import GuestHandlers
 from pieray.host.limits import capabilities_of
 from pieray.host.mcp.client_side import ClientServers
-from pieray.host.models import ModelDirectory, TextStreams
+from pieray.host.models import ModelDirectory
 from pieray.host.outbox import Outbox
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
+from pieray.host.textstreams import TextStreams
 from pieray.host.tickets import TicketTable
 from pieray.host.transfers import Transfers
 from pieray.messages import Event, Launch, RunTokens

@@ -18,16 +18,18 @@ def limits_within(ceiling: Limits, asked: Mapping[str, Any]) -> Limits:
     Raises ConfigError for an unknown limit, and for one that is no number, below 0 or above the engine's.
     """
     try:
-        limits = from_mapping(Limits, {**dataclasses.asdict(ceiling), **asked}, "limits.")
+        given = from_mapping(Limits, asked, "limits.")
     except (OverflowError, TypeError, AttributeError) as error:
         raise ConfigError(f"limits are numbers by name; given {asked!r}: {error}") from None
-    for field in dataclasses.fields(Limits):
-        value, most = getattr(limits, field.name), getattr(ceiling, field.name)
+    lowered: dict[str, Any] = {}
+    for name in (key.replace("-", "_") for key in asked):
+        value, most = getattr(given, name), getattr(ceiling, name)
         if value < 0:
-            raise ConfigError(f"limits.{field.name} is at least 0; given {value}")
+            raise ConfigError(f"limits.{name} is at least 0; given {value}")
         if value > most:
-            raise ConfigError(f"limits.{field.name}: this engine allows at most {most}; given {value}")
-    return limits
+            raise ConfigError(f"limits.{name}: this engine allows at most {most}; given {value}")
+        lowered[name] = value
+    return dataclasses.replace(ceiling, **lowered) if lowered else ceiling
 
 
 def capabilities_of(launch: Launch) -> Capabilities:

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pieray.errors import BadHandle, InvalidRequest, NotFound, QuotaExceeded
-from pieray.models.tokenizer import DecodeStream, Tokenizer, TokenizerSpec
-
-MAX_STREAMS = 1024
+from pieray.errors import InvalidRequest, NotFound
+from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,29 +73,3 @@ class ModelDirectory:
 
     def info_json(self, name: str) -> str:
         return json.dumps(self.get(name).info.as_dict())
-
-
-class TextStreams:
-    """Incremental detokenizers of one inferlet, by handle."""
-
-    def __init__(self) -> None:
-        self._streams: dict[int, DecodeStream] = {}
-        self._next = 1
-
-    def open(self, tokenizer: Tokenizer, skip_special: bool) -> int:
-        if len(self._streams) >= MAX_STREAMS:
-            raise QuotaExceeded(f"text streams: the limit is {MAX_STREAMS} open; one more was asked for")
-        handle = self._next
-        self._next += 1
-        self._streams[handle] = tokenizer.stream(skip_special_tokens=skip_special)
-        return handle
-
-    def get(self, handle: int) -> DecodeStream:
-        try:
-            return self._streams[handle]
-        except KeyError:
-            raise BadHandle(f"text stream {handle} is not open") from None
-
-    def close(self, handle: int) -> None:
-        self.get(handle)
-        del self._streams[handle]

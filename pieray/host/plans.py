@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pieray.errors import InvalidRequest, PierayError
 from pieray.host.commands import Queue, Run, wire_ticket
+from pieray.host.drawn import Drawn
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind, Ticket
 from pieray.messages import Sampler, StartPlan
@@ -41,24 +42,6 @@ class Settings:
     is_scored: bool = False
 
 
-class NextTicket(Ticket):
-    """What was drawn since the last one: all there is when the guest takes it, or asks for the next."""
-
-    __slots__ = ("plan",)
-
-    def __init__(self, kind: Kind, plan: Plan) -> None:
-        super().__init__(kind)
-        self.plan = plan
-
-    def value(self) -> Any:
-        self.plan.hand_out(self)
-        return self.result
-
-    def left(self, *, is_taken: bool) -> None:
-        if not is_taken:
-            self.plan.forget(self)
-
-
 class StopTicket(Ticket):
     """Of pause and cancel: resolves when no more is drawn."""
 
@@ -82,26 +65,21 @@ class Plan:
         self._pages = pages
         self.kv_len = kv_len
         self._max_tokens = max_tokens
-        self._num_prompt = len(tokens)
-        self.line = array("I", tokens.tolist())  # and what was drawn
-        self._scores = array("f")
-        self._num_given = 0  # drawn tokens that the guest has got
+        self.drawn = Drawn(tokens.tolist(), state.tickets, state.log.send, self._stop_at, self._fail)
         self._num_valid = 0  # tokens of the line whose KV is written
         self.settings = Settings(sampler)
         self.state = READY
         self._run: PlanRun | None = None
-        self._error: PierayError | None = None
-        self._is_cancelled = False
+        self._is_deaf = False  # what the run draws further is nothing to the plan
         self._finish_reason = ""
         self._stopped_by: int | str = ""
         self._counts = [0, 0, 0]  # of the runs that are over
-        self.nexts: OrderedDict[NextTicket, None] = OrderedDict()  # that wait for a token
-        self._taker: NextTicket | None = None  # that has one, and gets what else comes until it is taken
         self.stops: OrderedDict[StopTicket, None] = OrderedDict()
 
     @property
-    def num_drawn(self) -> int:
-        return len(self.line) - self._num_prompt
+    def line(self) -> array[int]:
+        """The tokens that it began with, and those drawn."""
+        return self.drawn.line
 
     def check_editable(self) -> None:
         """Raise InvalidRequest unless the plan may be changed."""
@@ -123,7 +101,7 @@ class Plan:
     def _go(self) -> None:
         """Begin a run of what has no KV yet: the last token at least."""
         instance = self._instance
-        num_more = self._max_tokens - self.num_drawn
+        num_more = self._max_tokens - self.drawn.count
         if num_more == 0:
             self.state, self._finish_reason = ENDED, "length"
             return
@@ -136,12 +114,14 @@ class Plan:
         self._run = run = PlanRun(instance.tickets.number(), self, growing, done, num_more, bits)
         growing.on_settled = run.settled_slots
         self.state = RUNNING
+        self.drawn.is_running = True
+        self.drawn.stop_tokens = frozenset(np.frombuffer(self.settings.stop_tokens, "<u4").tolist())
         instance.outbox.stage(run)
 
     def message(self, run: PlanRun) -> StartPlan:
         """A run as it travels."""
         instance, settings, queue = self._instance, self.settings, self.queue
-        drawn = self.line[self._num_prompt :]
+        drawn = self.line[self.drawn.num_prompt :]
         grammar: list[Any] = []
         if settings.grammar:
             kind, text, consumed = settings.grammar
@@ -159,67 +139,45 @@ class Plan:
 
     def drew(self, tokens: bytes, logprobs: bytes) -> None:
         """A run has drawn more: all that a token costs."""
-        if self._is_cancelled:
+        if self._is_deaf:
             return  # the guest may have written to these slots since
         assert self._run is not None
-        self.line.frombytes(tokens)
-        self._scores.frombytes(logprobs)
-        self._num_valid = len(self.line) - 1
+        self._num_valid = len(self.line) + len(tokens) // 4 - 1
         self._run.growing.told = self.kv_len + self._num_valid
-        if self.nexts:
-            self._give()
+        self.drawn.add(tokens, logprobs)
 
     def ended(self, run: PlanRun, result: object) -> None:
-        """The run is over; `result` as the batcher's Completed has it, or an error."""
+        """The run is over; `result` is [finish reason, stopped by], or an error."""
         self._run = None
         self._counts = self._counts_with(run)
-        if isinstance(result, list) and not self._is_cancelled:
-            self._finish_reason, self._stopped_by = result
-        self._error = None if self._is_cancelled or self._finish_reason else run.failure(result)
-        is_paused = not (self._is_cancelled or self._finish_reason or self._error)
-        self.state = PAUSED if is_paused else ENDED
+        error = self.drawn.error
+        if not self._is_deaf:
+            if isinstance(result, list):
+                self._finish_reason, self._stopped_by = result
+            error = None if self._finish_reason else run.failure(result)
+        self.state = ENDED if self._is_deaf or self._finish_reason or error is not None else PAUSED
         for ticket in list(self.stops):
             self._instance.tickets.resolve(ticket.number, None)
         self.stops.clear()
-        self._give()
+        self.drawn.end(error)
 
-    # --- what was drawn --------------------------------------------------------------------------
+    def _stop_at(self, num_tokens: int, text: str) -> None:
+        """A text stream has met its stop text: what was drawn behind these tokens is forgotten."""
+        self._instance.pages.settle()
+        self.drawn.cut(num_tokens)
+        self._num_valid = min(self._num_valid, len(self.line))
+        self._end("stop")
+        self._stopped_by = text
 
-    def next(self, ticket: NextTicket) -> None:
-        """Resolve the ticket with what was drawn since the last one, now or when there is more."""
-        if self._taker is not None:
-            self.hand_out(self._taker)
-        self.nexts[ticket] = None
-        self._give()
+    def _fail(self, error: PierayError) -> None:
+        """Who takes what is drawn cannot go on: the plan has ended with the error."""
+        self._end("")
+        self.drawn.error = error
 
-    def _give(self) -> None:
-        """Resolve those that wait: the first when there is a token, the rest when there will be none."""
-        while self.nexts and (self._run is None or (self._taker is None and self._num_given < self.num_drawn)):
-            if self._taker is not None:
-                self.hand_out(self._taker)
-            ticket, _ = self.nexts.popitem(last=False)
-            is_last = self._num_given == self.num_drawn
-            self._taker = ticket
-            self._instance.tickets.resolve(ticket.number, self._error if is_last else None)
-
-    def hand_out(self, ticket: NextTicket) -> None:
-        """The ticket's value is what was drawn and nobody has got, unless it has one."""
-        if self._taker is not ticket:
-            return
-        self._taker = None
-        if ticket.is_open and ticket.result is None:
-            tokens = self.line[self._num_prompt + self._num_given :].tobytes()
-            scores = self._scores[self._num_given :].tobytes()
-            ticket.result = [tokens, scores] if ticket.kind is Kind.DISTRIBUTION else tokens
-            self._num_given = self.num_drawn
-
-    def forget(self, ticket: NextTicket) -> None:
-        """The guest has forgotten a ticket: what it would have got is the next one's."""
-        with self._instance.lock:
-            self.nexts.pop(ticket, None)
-            if self._taker is ticket:
-                self._taker = None
-                self._give()
+    def _end(self, reason: str) -> None:
+        """Nothing more is taken from the batcher."""
+        self._is_deaf, self._finish_reason, self.state = True, reason, ENDED
+        self._stop_run()
 
     # --- stopping --------------------------------------------------------------------------------
 
@@ -239,9 +197,7 @@ class Plan:
     def end(self) -> None:
         """The same without a ticket; nothing more is taken from the batcher."""
         if self.state != ENDED:
-            self._is_cancelled, self._finish_reason = True, "cancelled"
-            self.state = ENDED
-            self._stop_run()
+            self._end("cancelled")
 
     def _stop(self, ticket: StopTicket) -> int:
         tickets = self._instance.tickets
@@ -262,23 +218,19 @@ class Plan:
         """Forget what was drawn behind the first `num_tokens` tokens."""
         if self._run is not None or self.state == READY:
             raise InvalidRequest(f"truncate: a plan is cut while it is paused or ended; this one is {self.state}")
-        if num_tokens > self.num_drawn:
-            raise InvalidRequest(f"truncate keeps from 0 to {self.num_drawn} tokens; given {num_tokens}")
-        if self._taker is not None:
-            self.hand_out(self._taker)
-        del self.line[self._num_prompt + num_tokens :]
-        del self._scores[num_tokens:]
-        self._num_given = min(self._num_given, num_tokens)
+        if num_tokens > self.drawn.count:
+            raise InvalidRequest(f"truncate keeps from 0 to {self.drawn.count} tokens; given {num_tokens}")
+        self.drawn.cut(num_tokens)
         self._num_valid = min(self._num_valid, len(self.line))
         self.settings.num_taken = min(self.settings.num_taken, num_tokens)
-        self.state, self._error, self._is_cancelled = PAUSED, None, False
+        self.state, self.drawn.error, self._is_deaf = PAUSED, None, False
         self._finish_reason, self._stopped_by = "", ""
 
     def describe(self) -> str:
         """The JSON of `plans.state`."""
         counts = self._counts if self._run is None else self._counts_with(self._run)
         return json.dumps({
-            "state": self.state, "num_tokens": self.num_drawn, "kv_len": self.kv_len + self._num_valid,
+            "state": self.state, "num_tokens": self.drawn.count, "kv_len": self.kv_len + self._num_valid,
             "finish_reason": self._finish_reason, "stopped_by": self._stopped_by, "num_steps": counts[0],
             "num_drafted": counts[1], "num_accepted": counts[2],
         })  # fmt: skip

@@ -6,6 +6,7 @@ import itertools
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pieray.errors import DeviceLost, EngineError
@@ -45,6 +46,8 @@ class DeviceSessions:
         self._broken_at = 0.0
         self._error = "it was not dialled yet"
         self._is_closed = False
+        self.on_answered: Callable[[], None] = lambda: None
+        """Called when inferlets have got what one frame of the batcher brought."""
         self._changed = threading.Condition()  # guards the fields
         self._redial = Redial("device-group", self._dial_again)
 
@@ -68,8 +71,8 @@ class DeviceSessions:
             self._redial.start()
             raise
 
-    def current(self) -> DeviceClient:
-        """The session that lives, waiting `wait_s` for one while the device group is dialled again.
+    def current(self, wait_s: float | None = None) -> DeviceClient:
+        """The session that lives, waiting `wait_s` (None: this object's) for one while the group is dialled again.
 
         Raises DeviceLost, which says why the last one broke and how dialling fares; EngineError when closed.
         """
@@ -77,7 +80,8 @@ class DeviceSessions:
             if self._is_up() is None and self._num_waiting < MAX_WAITING:
                 self._num_waiting += 1
                 try:
-                    self._changed.wait_for(lambda: self._is_closed or self._is_up() is not None, self._wait_s)
+                    self._changed.wait_for(lambda: self._is_closed or self._is_up() is not None,
+                                           self._wait_s if wait_s is None else wait_s)  # fmt: skip
                 finally:
                     self._num_waiting -= 1
             if self._is_closed:
@@ -132,10 +136,14 @@ class DeviceSessions:
             session = DeviceClient(
                 batcher=endpoints[0], resource_manager=endpoints[1], peer_id=f"{self._peer_id}/{next(self._numbers)}",
                 token=self._token, timeout_s=self._timeout_s, on_lost=self._lost,
+                on_answered=self._answered,
             )  # fmt: skip
             if self._adopt(session, endpoints):
                 return
             session.close("another one was dialled meanwhile")
+
+    def _answered(self) -> None:
+        self.on_answered()
 
     def _adopt(self, session: DeviceClient, endpoints: tuple[Endpoint, Endpoint]) -> bool:
         with self._changed:

@@ -15,12 +15,13 @@ from pieray.host.commands import Queue
 from pieray.host.embeds import EmbedTable
 from pieray.host.files import FileInbox
 from pieray.host.mcp.client_side import ClientServers
-from pieray.host.models import ModelDirectory, TextStreams
+from pieray.host.models import ModelDirectory
 from pieray.host.opened import Opened
 from pieray.host.outbox import Outbox
 from pieray.host.scratch import ScratchFolder
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
+from pieray.host.textstreams import TextStreams
 from pieray.host.tickets import Kind, TicketTable, WorkTicket
 from pieray.messages import GREEDY, Launch, Sampler
 from pieray.pages.handles import PageSpace

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Install,
         Kill,
         Launch,
+        LaunchHere,
         SendFile,
         SendText,
         file_part,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     )
     from pieray.messages.client_calls import CancelCall, ClientAnswer, ClientCall, ServeTools
     from pieray.messages.controller import Ask
-    from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, encode, size_of
+    from pieray.messages.frame import MAX_FRAME_BYTES, SCHEMA, Message, decode, decode_one, encode, size_of
     from pieray.messages.leases import (
         CloseLease,
         ExportPages,
@@ -111,6 +112,7 @@ __all__ = [
     "Install",
     "Kill",
     "Launch",
+    "LaunchHere",
     "LeasePages",
     "ListExports",
     "LoadAdapter",
@@ -150,6 +152,7 @@ __all__ = [
     "Welcome",
     "Withdraw",
     "decode",
+    "decode_one",
     "encode",
     "file_part",
     "read_file_part",

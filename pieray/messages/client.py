@@ -111,6 +111,23 @@ class Launch(Message):
     is_attached: bool = False  # it ends with the connection that its client binds it to (`Bind`), or soon without one
 
 
+@register(47)
+@dataclass(frozen=True, slots=True)
+class LaunchHere(Message):
+    """Start an inferlet at a place that the Controller has granted, and stream its events to this connection.
+
+    Its Completed has the actor's time.monotonic.  Refused with what has an error's code; with `engine`, `stalled`,
+    `deadline` or `device-lost` it may be tried elsewhere.
+    """
+
+    ticket: int
+    instance_id: str
+    grant: str
+    sent_at: float  # by the actor's time.monotonic, see `pieray.stalls`
+    deadline: float  # the same: past it nobody waits for it any more
+    launch: bytes  # a frame with the Launch
+
+
 @register(58)
 @dataclass(frozen=True, slots=True)
 class Install(Message):

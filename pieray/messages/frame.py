@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 import msgpack
 
-from pieray.errors import ProtocolError
+from pieray.errors import InvalidRequest, ProtocolError
 
 SCHEMA = 1
 NESTED = 1
@@ -38,6 +38,7 @@ _KINDS: dict[int, type[Message]] = {}
 _FIELDS: dict[type[Message], Callable[[Any], tuple[Any, ...]]] = {}
 _BULKY: dict[type[Message], Callable[[Any], tuple[Any, ...]]] = {}  # of those, the ones that may be large
 _NUM_FIELDS: dict[int, int] = {}
+_TYPES: dict[type[Message], list[tuple[str, str]]] = {}  # name and type of each field, type arguments left out
 
 
 def register(kind: int) -> Callable[[type[M]], type[M]]:
@@ -48,6 +49,7 @@ def register(kind: int) -> Callable[[type[M]], type[M]]:
         names = [f.name for f in dataclasses.fields(cls)]
         _KINDS[kind], _NUM_FIELDS[kind] = cls, len(names)
         _FIELDS[cls] = _getter(names)
+        _TYPES[cls] = [(f.name, str(f.type).partition("[")[0]) for f in dataclasses.fields(cls)]
         _BULKY[cls] = _getter([f.name for f in dataclasses.fields(cls) if f.type not in ("int", "float", "bool")])
         return cls
 
@@ -112,6 +114,18 @@ def decode(frame: bytes | memoryview) -> list[Message]:
         return [_message(item) for item in body]
     except (TypeError, IndexError, KeyError) as error:
         raise ProtocolError(f"malformed message in a frame: {error!r}") from error
+
+
+def decode_one(frame: bytes, cls: type[M]) -> M:
+    """The one message of a frame, with fields of their types; raises ProtocolError, InvalidRequest."""
+    messages = decode(frame)
+    kind = cls.__name__.lower()
+    if len(messages) != 1 or not isinstance(message := messages[0], cls):
+        raise InvalidRequest(f"here comes one {cls.__name__} message; {[type(m).__name__ for m in messages]} came")
+    for name, wanted in _TYPES[cls]:
+        if (given := type(getattr(message, name)).__name__) != wanted:
+            raise InvalidRequest(f"{name} of a {kind} is {wanted}; given {given}")
+    return message
 
 
 def _message(item: Any) -> Message:

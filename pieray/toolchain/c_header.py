@@ -33,6 +33,7 @@ FIELDS = {
     "list<f32>": "floats",
     "list<string>": "strings",
     "tuple<list<u32>, list<f32>>": "distribution",
+    "tuple<list<u32>, list<string>, list<f32>>": "drawn",
     "u64": "value, of a result64",
 }
 #: type of an infallible function: returned as it is, or written to the last parameter
@@ -73,6 +74,7 @@ typedef struct {
     f32s floats;
     texts strings;
     struct { u32s tokens; f32s probabilities; } distribution;
+    struct { u32s tokens; texts pieces; f32s logprobs; } drawn;
     error error;
   };
 } result;

@@ -83,8 +83,8 @@ def _component(source: ProgramSource) -> dict[str, list[str]]:
         program = host.load(source.component, source.name)
     finally:
         host.close()
-    if program.export != "run":
-        raise InvalidRequest(f"{source.name} exports {program.export}; an inferlet exports run")
+    if program.takes_source:
+        raise InvalidRequest(f"{source.name} exports load-source: it is an interpreter; an inferlet exports run alone")
     engine = new_engine()
     found = {}
     for name, extern in wc.Component(engine, source.component).type.imports(engine).items():

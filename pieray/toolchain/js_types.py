@@ -18,6 +18,7 @@ TYPES = {
     "list<f32>": "number[]",
     "list<string>": "string[]",
     "tuple<list<u32>, list<f32>>": "[number[], number[]]",
+    "tuple<list<u32>, list<string>, list<f32>>": "[number[], string[], number[]]",
 }
 INTRO = """\
 // The handlers, an object for each interface of pieray.wit {}.

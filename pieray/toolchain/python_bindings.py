@@ -23,6 +23,7 @@ TYPES = {
     "list<f32>": "list[float]",
     "list<string>": "list[str]",
     "tuple<list<u32>, list<f32>>": "tuple[list[int], list[float]]",
+    "tuple<list<u32>, list<string>, list<f32>>": "tuple[list[int], list[str], list[float]]",
 }
 #: What a caller may give for a list; `_convert` makes a list of it.
 GIVEN = {"list<u32>": "Iterable[int]", "list<f32>": "Iterable[float]", "list<string>": "Iterable[str]"}

@@ -33,6 +33,7 @@ VALUES = {
     "list<f32>": ("Vec<f32>", "floats"),
     "list<string>": ("Vec<String>", "strings"),
     "tuple<list<u32>, list<f32>>": ("(Vec<u32>, Vec<f32>)", "distribution"),
+    "tuple<list<u32>, list<string>, list<f32>>": ("(Vec<u32>, Vec<String>, Vec<f32>)", "drawn"),
 }
 INTRO = """\
 //! The handlers, a module for each interface of pieray.wit @VERSION@.

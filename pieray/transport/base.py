@@ -144,6 +144,10 @@ class Connection(abc.ABC):
                 messages, self._posted = self._posted, []
                 self._send_locked(messages)
 
+    def holds(self, lane: Hashable) -> bool:
+        """Whether a message in that lane would have to wait its turn: what is sent without a lane would overtake it."""
+        return self._lanes.holds(lane)
+
     def drop_lane(self, lane: Hashable) -> None:
         """Forget what waits in the lane: nobody needs it any more."""
         self._lanes.drop(lane)

@@ -87,6 +87,10 @@ class Lanes:
                 self._start()
         return True
 
+    def holds(self, lane: Hashable) -> bool:
+        """Whether it would keep a small message of that lane."""
+        return lane in self._lanes or self._road.num_unsent > CONGESTED_BYTES
+
     def _start(self) -> None:
         try:
             threading.Thread(target=self._run, name=f"pieray-lanes-{self._name}", daemon=True).start()

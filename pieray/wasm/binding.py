@@ -16,7 +16,7 @@ from pieray.wasm import codecs, native
 from pieray.wasm.fibers import DONE, FiberGuest
 from pieray.wasm.guest import Guest, running
 from pieray.wasm.handlers import DEFERRABLE
-from pieray.wasm.parks import FuturePark, Park, TicketPark
+from pieray.wasm.parks import FuturePark, Later, LaterPark, Park, TicketPark
 from pieray.wasm.signatures import HANDLERS, Signature
 from pieray.wasm.threads import ThreadGuest
 
@@ -124,6 +124,8 @@ def _deferrable(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Block
     def call(guest: Guest, _context: int, args: int) -> bytes | Park:
         try:
             value = getattr(guest.handlers, name)(*lift(args, guest.message_cap))
+            if isinstance(value, Later):
+                return LaterPark(value, encode)
             return FuturePark(guest, value, encode) if isinstance(value, Future) else encode(value)
         except PierayError as error:
             return codecs.error_result(error)

@@ -1,9 +1,9 @@
-"""One call of a program's export, the same for both executors: the store, the arguments, the outcome."""
+"""Calls of a program's exports, the same for both executors: the store, the arguments, the outcome."""
 
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import wasmtime
 
@@ -15,6 +15,7 @@ from pieray.wasm.traps import failure_error, trap_error
 
 if TYPE_CHECKING:
     from pieray.wasm.program import Program
+    from pieray.wasm.wasi import WasiState
 
 #: what componentize-py needs
 _MAX_TABLES, _MAX_TABLE_ELEMENTS, _MAX_INSTANCES = 50, 30_000, 100
@@ -24,43 +25,59 @@ class WasmFailed(Exception):
     """wasmtime's error text for an instantiation or a call that did not return."""
 
 
-def new_store(program: Program, limits: Limits) -> Any:
-    """A store for one guest of `program`.  Close it after its futures."""
-    store = wasmtime.Store(program.engine)
-    store.set_limits(
-        memory_size=limits.memory_bytes // program.num_memories,  # it bounds each memory
-        memories=program.num_memories,
-        tables=_MAX_TABLES,
-        table_elements=_MAX_TABLE_ELEMENTS,
-        instances=_MAX_INSTANCES,
-    )
-    store.set_epoch_deadline(1)
-    return store
+class Instance:
+    """A store with one instance of a program, for one guest.  Close it after its futures."""
+
+    def __init__(self, program: Program, memory_bytes: int) -> None:
+        """`memory_bytes`: of all its memories together, see `limit`."""
+        self.program = program
+        self.wasi: WasiState | None = None
+        self._store = wasmtime.Store(program.engine)
+        self.limit(memory_bytes)
+        self._store.set_epoch_deadline(1)
+        self.context = self._store._context()
+        self.store_address = self._store.ptr()
+        self.address = ctypes.create_string_buffer(ctypes.sizeof(wasmtime._ffi.wasmtime_component_instance_t))
+        """Where wasmtime puts the instance."""
+
+    def limit(self, memory_bytes: int) -> None:
+        """Bound what its memories may grow to from now on."""
+        number = max(self.program.memories.number, 1)
+        self._store.set_limits(
+            memory_size=memory_bytes // number,  # it bounds each memory
+            memories=number,
+            tables=_MAX_TABLES,
+            table_elements=_MAX_TABLE_ELEMENTS,
+            instances=_MAX_INSTANCES,
+        )
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._store.close()
 
 
 class Call:
-    """The memory of one call.  It must live until the call is over; `close` frees it."""
+    """The memory of one call of an export.  It must live until the call is over; `close` frees it."""
 
-    def __init__(self, inputs: tuple[str, ...]) -> None:
+    def __init__(self, instance: Instance, export: str, inputs: tuple[str, ...] = ()) -> None:
+        """Look the export up; its type was checked when the program was loaded."""
         self.num_args = len(inputs)
+        self.num_results = 1 if inputs else 0
         self.args = ctypes.create_string_buffer(b"".join(codecs.encode_string(s) for s in inputs))
         self.result = ctypes.create_string_buffer(native.VAL_SIZE)
         self.function = ctypes.create_string_buffer(ctypes.sizeof(wasmtime._ffi.wasmtime_component_func_t))
-        self.instance = ctypes.create_string_buffer(ctypes.sizeof(wasmtime._ffi.wasmtime_component_instance_t))
-
-    def find_export(self, store: Any, index: Any) -> None:
-        """Look the function up in the new instance; the component's type was checked when it was loaded."""
-        found = native.instance_get_func(self.instance, store._context(), index.ptr(), self.function)
+        index = instance.program.exports[export]
+        found = native.instance_get_func(instance.address, instance.context, index.ptr(), self.function)
         assert found, "a checked export is missing"
 
-    def take_result(self, limits: Limits) -> str:
-        """The string returned; PierayError for a failure returned, or a string beyond `output_bytes`."""
+    def take_result(self, limits: Limits, cap: int) -> str:
+        """The string returned; PierayError for a failure returned, or a string of more than `cap` bytes."""
         is_ok, payload = codecs.lift_result(self.result.raw)
         if not is_ok:
             raise failure_error(*codecs.lift_failure(payload), limits)
         size = int.from_bytes(payload[8:16], "little")
-        if size > limits.output_bytes:
-            raise QuotaExceeded(f"output_bytes is {limits.output_bytes}; the result has {size} bytes")
+        if size > cap:
+            raise QuotaExceeded(f"output_bytes is {cap}; the result has {size} bytes")
         return codecs.lift_string(size, int.from_bytes(payload[16:24], "little"), size)
 
     def close(self) -> None:

@@ -197,6 +197,11 @@ def _encode_distribution(pair: tuple[Sequence[int], Sequence[float]]) -> bytes:
     return vector_image(n.TUPLE, 2, encode_u32s(tokens) + encode_f32s(floats), n.tuple_new)
 
 
+def _encode_drawn(columns: tuple[Sequence[int], Sequence[str], Sequence[float]]) -> bytes:
+    tokens, texts, floats = columns
+    return vector_image(n.TUPLE, 3, encode_u32s(tokens) + encode_strings(texts) + encode_f32s(floats), n.tuple_new)
+
+
 ENCODERS: dict[str, Encoder] = {
     "bool": encode_bool,
     "u32": encode_u32,
@@ -207,6 +212,7 @@ ENCODERS: dict[str, Encoder] = {
     "list<f32>": encode_f32s,
     "list<string>": encode_strings,
     "tuple<list<u32>, list<f32>>": _encode_distribution,
+    "tuple<list<u32>, list<string>, list<f32>>": _encode_drawn,
 }
 
 OK_NONE = _pack_result(n.RESULT, 1, 0)

@@ -25,7 +25,7 @@ import wasmtime
 
 from pieray.errors import PierayError
 from pieray.wasm import native
-from pieray.wasm.calls import Call, WasmFailed, error_of, new_store
+from pieray.wasm.calls import Call, Instance, WasmFailed, error_of
 from pieray.wasm.guest import Guest, Task, running
 from pieray.wasm.parks import Park
 from pieray.wasm.timers import Load, Ticker, Timer, Timers
@@ -53,6 +53,8 @@ Ending = tuple[str | None, PierayError | None]
 
 class FiberGuest(Guest):
     """A guest whose turns are taken by the workers of a FiberExecutor."""
+
+    is_background = False
 
     def __init__(
         self, task: Task, timers: Timers, on_done: Callable[[Guest], None], turns: TurnQueue[FiberGuest]
@@ -160,6 +162,8 @@ class FiberGuest(Guest):
         if self._park is not None:
             self._park.abandon()
         self._body.close()
+        if self.task.instance is not None:  # the body has not begun, perhaps, and closes nothing then
+            self.task.instance.close()
         self.finish(None, self.error)
 
     def _cancel_park_timer(self) -> None:
@@ -169,25 +173,66 @@ class FiberGuest(Guest):
 
     def _run(self) -> Generator[None, None, Ending]:
         """The whole life of the fiber; yields whenever it is suspended, returns (value, error)."""
-        program, limits = self.task.program, self.task.limits
-        store = new_store(program, limits)
-        call = Call(self.task.inputs)
+        task, limits = self.task, self.task.limits
+        instance = task.instance or Instance(task.program, limits.memory_bytes)
         try:
-            context = self._context = store._context()
-            native.yield_on_epoch(context, 1)
+            yield from self._instantiate(instance)
+            if (source := task.source) is not None:
+                inputs = source.text, source.filename, source.code
+                code = yield from self._call(instance, "load-source", inputs, limits.memory_bytes)
+                if not source.code:
+                    source.keep(code)
+            return (yield from self._call(instance, "run", (task.input,), limits.output_bytes)), None
+        finally:
+            instance.close()
+
+    def _instantiate(self, instance: Instance) -> Generator[None, None, None]:
+        """Make the instance that of this guest, and make it, unless it is one that has been made ahead."""
+        context = self._context = instance.context
+        self.wasi = instance.wasi
+        native.yield_on_epoch(context, 1)
+        if self.task.instance is None:
+            linker, component = instance.program.linker.ptr(), instance.program.component.ptr()
             yield from _drive(
-                lambda error: native.instantiate_async(
-                    program.linker.ptr(), context, program.component.ptr(), call.instance, error
+                lambda error: native.instantiate_async(linker, context, component, instance.address, error)
+            )
+
+    def _call(self, instance: Instance, export: str, inputs: tuple[str, ...], cap: int) -> Generator[None, None, str]:
+        """The string that the export returns, of `cap` bytes at most; "" if it takes nothing and returns nothing."""
+        call = Call(instance, export, inputs)
+        try:
+            yield from _drive(
+                lambda error: native.call_async(
+                    call.function, self._context, call.args, call.num_args, call.result, call.num_results, error
                 )
             )
-            call.find_export(store, program.export_index)
-            yield from _drive(
-                lambda error: native.call_async(call.function, context, call.args, call.num_args, call.result, 1, error)
-            )
-            return call.take_result(limits), None
+            return call.take_result(self.task.limits, cap) if call.num_results else ""
         finally:
             call.close()
-            store.close()
+
+
+class PreparingGuest(FiberGuest):
+    """Makes an instance for a later guest and has it prepare, in turns that no guest wants."""
+
+    is_background = True
+    instance: Instance | None = None
+    """Prepared, and whoever takes it from here closes it; None: it could not be made."""
+
+    @property
+    def is_long(self) -> bool:
+        return True
+
+    def _run(self) -> Generator[None, None, Ending]:
+        instance = Instance(self.task.program, self.task.limits.memory_bytes)
+        try:
+            yield from self._instantiate(instance)
+            yield from self._call(instance, "prepare", (), 0)
+        except BaseException:
+            instance.close()
+            raise
+        instance.wasi = self.wasi
+        self.instance = instance
+        return "", None
 
 
 def _drive(begin: Callable[[object], int]) -> Generator[None, None, None]:
@@ -231,6 +276,9 @@ class FiberExecutor:
 
     def new_guest(self, task: Task, on_done: Callable[[Guest], None]) -> Guest:
         return FiberGuest(task, self._timers, on_done, self._turns)
+
+    def new_preparing_guest(self, task: Task, on_done: Callable[[Guest], None]) -> PreparingGuest:
+        return PreparingGuest(task, self._timers, on_done, self._turns)
 
     @property
     def busy_s(self) -> float:

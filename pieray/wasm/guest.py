@@ -19,6 +19,7 @@ from pieray.wasm.handlers import Handlers
 from pieray.wasm.timers import Timer, Timers
 
 if TYPE_CHECKING:
+    from pieray.wasm.calls import Instance
     from pieray.wasm.program import Program
     from pieray.wasm.wasi import WasiState
 
@@ -36,17 +37,31 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """Of a program that the Python runtime runs.  `keep` is given the code that the guest has made of it."""
+
+    text: str
+    filename: str
+    code: str
+    """What was kept of an earlier guest, or ""."""
+    keep: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """What to run, for whom, and how far."""
 
     program: Program
     handlers: Handlers
     limits: Limits
-    inputs: tuple[str, ...]
+    input: str
     on_exit: Callable[[Outcome], None]
-    name: str
+    name: str = ""
     tenant: str = ""
     """Tenants share what guests compute, before the guests of each do."""
+    source: Source | None = None
+    instance: Instance | None = None
+    """One that has been made ahead; None: it is made in the first turn."""
 
 
 class Running(threading.local):

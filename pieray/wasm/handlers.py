@@ -7,7 +7,8 @@ becomes the err arm; any other exception becomes `internal` there, with its trac
 without a result type an error ends the guest.
 
 A method of DEFERRABLE may return a Future of a `parks.Answer` in place of its value: the guest is parked until it is
-done, and charged with the CPU time that it names; if the guest ends before, the future is cancelled.
+done, and charged with the CPU time that it names; if the guest ends before, the future is cancelled.  Or it may return
+a `parks.Later`, which is asked for the value whenever the guest is unparked.
 
 Methods run on the thread (and on the stack) that runs the guest: they must not block, and may be called
 for different guests at once.  `tickets.wait` is the wasm layer's own: it is made of `tickets_flush`,
@@ -16,16 +17,20 @@ for different guests at once.  `tickets.wait` is the wasm layer's own: it is mad
 
 from __future__ import annotations
 
+import secrets
 from typing import Any, Protocol
 
 import numpy as np
 
+from pieray.errors import PierayError
+
 U32s = np.ndarray[Any, np.dtype[np.uint32]]
 
-#: Functions whose work grows with what a guest gives them, beyond what its neighbours may be made to wait for.
+#: Functions that wait, or whose work grows with what a guest gives them, beyond what its neighbours may be made to
+#: wait for.
 DEFERRABLE = frozenset({
-    ("model", "tokenize"), ("model", "detokenize"), ("model", "stream-push"), ("chat", "render"), ("chat", "parse"),
-    ("grammar", "mask"), ("grammar", "accept"), ("grammar", "forced"), ("grammar", "rollback"),
+    ("plans", "read"), ("model", "tokenize"), ("model", "detokenize"), ("model", "stream-push"), ("chat", "render"),
+    ("chat", "parse"), ("grammar", "mask"), ("grammar", "accept"), ("grammar", "forced"), ("grammar", "rollback"),
 })  # fmt: skip
 
 
@@ -49,3 +54,29 @@ class Handlers(Protocol):
     def runtime_random_u64(self) -> int:
         """Also what the guest's WASI draws from."""
         ...
+
+
+class NoHandlers:
+    """Of a guest that is only prepared, for nobody yet: all it may have is randomness, for its hash tables."""
+
+    def tickets_flush(self) -> None:
+        raise _called("tickets.wait")
+
+    def tickets_ready(self, _tickets: U32s) -> list[int]:
+        raise _called("tickets.wait")
+
+    def stdout(self, _fd: int, text: bytes) -> None:
+        raise _called(f"print of {text[:100]!r}")
+
+    def runtime_monotonic_now(self) -> int:
+        raise _called("runtime.monotonic-now")
+
+    def runtime_wall_now(self) -> int:
+        raise _called("runtime.wall-now")
+
+    def runtime_random_u64(self) -> int:
+        return secrets.randbits(64)
+
+
+def _called(name: str) -> PierayError:
+    return PierayError(f"{name} was called while the guest was prepared")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import wasmtime
@@ -17,14 +19,15 @@ from wasmtime.component import Component
 from pieray.config import Limits
 from pieray.errors import Cancelled, ConfigError, EngineError, InvalidRequest
 from pieray.wasm import native
+from pieray.wasm.calls import Instance
 from pieray.wasm.compiler import CompileLimits, compiled
 from pieray.wasm.engine import new_engine
 from pieray.wasm.fibers import FiberExecutor
-from pieray.wasm.guest import Guest, Outcome, Task
-from pieray.wasm.handlers import Handlers
+from pieray.wasm.guest import Guest, Outcome, Source, Task
+from pieray.wasm.handlers import Handlers, NoHandlers
 from pieray.wasm.memories import checked_memories
 from pieray.wasm.program import Imports, Program
-from pieray.wasm.signatures import EXPORTS
+from pieray.wasm.ready import CodeCache, ReadyInstances
 from pieray.wasm.threads import ThreadExecutor
 from pieray.wasm.timers import Timers
 
@@ -33,6 +36,8 @@ __all__ = ["CompileLimits", "Guest", "Handlers", "Outcome", "Program", "WasmHost
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 30.0
+PREPARE_S = 10.0
+"""Of computing, for an instance that is made ahead: it takes milliseconds."""
 
 
 class WasmHost:
@@ -58,6 +63,8 @@ class WasmHost:
         self._is_closed = False
         self._engine = new_engine()
         self._imports = Imports(self.executor)
+        self._codes = CodeCache()
+        self._ready: ReadyInstances | None = None
         self._timers = Timers()
         self._executor: FiberExecutor | ThreadExecutor
         if self.executor == "fiber":
@@ -76,7 +83,7 @@ class WasmHost:
         """Check, compile (or find in the cache) and link a component.  `nice`: see CompileLimits.
 
         Raises InvalidRequest for anything but a component that imports only the handler API and WASI's
-        subset and exports `run` or `run-source`; QuotaExceeded if compiling it takes too much.
+        subset and exports `run`; QuotaExceeded if compiling it takes too much.
         """
         self._check_usable()
         content = wasm if isinstance(wasm, bytes) else wasm.read_bytes()
@@ -108,20 +115,61 @@ class WasmHost:
 
         `on_exit` is called exactly once, on a thread that runs guests, perhaps before this returns.
 
-        `source` is for programs that export `run-source`, and only for them: InvalidRequest.
+        `source` is for programs that take it, and only for them: InvalidRequest.
         """
         self._check_usable()
-        inputs = _inputs(program, input, source, filename)
-        task = Task(program, handlers, limits, inputs, on_exit, name, tenant)
+        given = self._source(program, source, filename, tenant)
+        ready = self._ready if self._ready is not None and program is self._ready.program else None
+        instance = ready.take(limits.memory_bytes) if ready is not None else None
+        task = Task(program, handlers, limits, input, on_exit, name, tenant, given, instance)
         with self._lock:
             if self._is_closed:
                 raise EngineError("the wasm host is closed")
             guest = self._executor.new_guest(task, self._forget)
-            self._guests.add(guest)
-            self._is_empty.clear()
+            self._add(guest)
         guest.arm_wall_limit()
         guest.start()
         return guest
+
+    def keep_ready(self, program: Program, count: int) -> None:
+        """Have so many instances of a program that takes source made ahead, from now on, for guests that have room.
+
+        Once.  Without fibers there are none: each guest has a thread of its own, where its instance is made.
+        """
+        if isinstance(self._executor, FiberExecutor) and count:
+            self._ready = ReadyInstances(program, count, self._prepare, self._timers)
+
+    def _prepare(self, program: Program, memory_bytes: int, made: Callable[[Instance | None], None]) -> None:
+        assert isinstance(self._executor, FiberExecutor)
+        limits = Limits(memory_bytes=memory_bytes, cpu_time_s=PREPARE_S, wall_time_s=math.inf)
+
+        def ended(outcome: Outcome) -> None:
+            if outcome.error is not None and not self._is_closed:
+                log.warning("%s could not be prepared: %s", program.name, outcome.error)
+            made(guest.instance)
+
+        task = Task(program, NoHandlers(), limits, "", ended, f"{program.name} (ahead)")
+        with self._lock:
+            if self._is_closed:
+                raise EngineError("the wasm host is closed")
+            guest = self._executor.new_preparing_guest(task, self._forget)
+            self._add(guest)
+        guest.start()
+
+    def _source(self, program: Program, text: str | None, filename: str, tenant: str) -> Source | None:
+        if not program.takes_source:
+            if text is not None:
+                raise InvalidRequest(f"{program.name} is compiled: it takes no source")
+            return None
+        if text is None:
+            raise InvalidRequest(f"{program.name} runs source text: give source")
+        code = self._codes.get(tenant, filename, text)
+        return Source(text, filename, code, keep=partial(self._codes.put, tenant, filename, text))
+
+    @property
+    def num_ready(self) -> int:
+        """Instances that wait for a launch."""
+        return len(self._ready) if self._ready is not None else 0
 
     @property
     def num_guests(self) -> int:
@@ -142,6 +190,8 @@ class WasmHost:
         self._unregister()
         if os.getpid() != self._pid:
             return
+        if self._ready is not None:
+            self._ready.close()
         for guest in guests:
             guest.kill(Cancelled("the wasm host was closed"))
         if guests and not self._is_empty.wait(CLOSE_TIMEOUT_S):
@@ -149,6 +199,10 @@ class WasmHost:
             return
         self._executor.close()
         self._timers.close()
+
+    def _add(self, guest: Guest) -> None:
+        self._guests.add(guest)
+        self._is_empty.clear()
 
     def _forget(self, guest: Guest) -> None:
         with self._lock:
@@ -174,16 +228,6 @@ def choose_executor(wanted: str) -> str:
     if wanted == "fiber" and missing:
         raise EngineError(f"executor=fiber needs {', '.join(missing)}; use executor=thread")
     return "thread" if wanted == "thread" or missing else "fiber"
-
-
-def _inputs(program: Program, text: str, source: str | None, filename: str) -> tuple[str, ...]:
-    if EXPORTS[program.export] == 1:
-        if source is not None:
-            raise InvalidRequest(f"{program.name} is compiled: it takes no source")
-        return (text,)
-    if source is None:
-        raise InvalidRequest(f"{program.name} runs source text: give source")
-    return source, filename, text
 
 
 def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""How many linear memories a component defines: a guest's limit is divided among them.
+"""The linear memories that a component defines: a guest's limit is divided among them.
 
 Binary format: https://github.com/WebAssembly/component-model/blob/main/design/mvp/Binary.md
 """
@@ -6,6 +6,7 @@ Binary format: https://github.com/WebAssembly/component-model/blob/main/design/m
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from pieray.errors import InvalidRequest
 
@@ -14,20 +15,31 @@ _CORE_MODULE, _COMPONENT = 1, 4
 _CORE_MEMORY_SECTION = 5
 MAX_MEMORIES = 4
 SECTIONS_AT_ONCE = 1024
+WASM_PAGE_BYTES = 1 << 16
 
 
-def checked_memories(wasm: bytes, name: str) -> int:
-    """The memories of a valid component, at least 1; raises InvalidRequest for more than MAX_MEMORIES."""
-    found = count_memories(wasm)
-    if found > MAX_MEMORIES:
-        raise InvalidRequest(f"{name} defines {found} linear memories; {MAX_MEMORIES} are the most")
-    return max(found, 1)
+@dataclass(frozen=True, slots=True)
+class Memories:
+    """Of one component."""
+
+    number: int
+    initial_bytes: int
+    """Of the largest, before anything has run."""
 
 
-def count_memories(wasm: bytes) -> int:
+def checked_memories(wasm: bytes, name: str) -> Memories:
+    """The memories of a valid component; raises InvalidRequest for more than MAX_MEMORIES."""
+    found = memories_of(wasm)
+    if found.number > MAX_MEMORIES:
+        raise InvalidRequest(f"{name} defines {found.number} linear memories; {MAX_MEMORIES} are the most")
+    return found
+
+
+def memories_of(wasm: bytes) -> Memories:
     """Memories that the core modules of a valid component define, nested components included."""
     view = memoryview(wasm)
-    found, num_sections, pending = 0, 0, [(view, True)]
+    sizes: list[int] = []
+    num_sections, pending = 0, [(view, True)]
     while pending:
         body, is_component = pending.pop()
         at = _COMPONENT_HEADER
@@ -42,8 +54,21 @@ def count_memories(wasm: bytes) -> int:
             if is_component and kind in (_CORE_MODULE, _COMPONENT):
                 pending.append((section, kind == _COMPONENT))
             elif not is_component and kind == _CORE_MEMORY_SECTION:
-                found += _leb128(section, 0)[0]
-    return found
+                sizes += _initial_pages(section)
+    return Memories(len(sizes), max(sizes, default=0) * WASM_PAGE_BYTES)
+
+
+def _initial_pages(section: memoryview) -> list[int]:
+    """Of each memory of a core module's memory section."""
+    number, at = _leb128(section, 0)
+    found: list[int] = []
+    for _ in range(min(number, MAX_MEMORIES + 1)):
+        has_most = section[at] & 1
+        least, at = _leb128(section, at + 1)
+        if has_most:
+            _, at = _leb128(section, at)
+        found.append(least)
+    return found + [0] * (number - len(found))
 
 
 def _leb128(data: memoryview, at: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,6 +68,42 @@ class Answer:
     value: Any
     cpu_time_s: float = 0.0
     error: PierayError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """What a handler gives in place of a value that is not there yet."""
+
+    look: Callable[[], Any]
+    """The value; None: not yet.  Raises what the handler may raise."""
+    give_up: Callable[[], Any]
+    """The value when the time is over."""
+    deadline: float | None
+    """time.monotonic; None: only the inferlet's own end."""
+
+
+class LaterPark:
+    """A handler's call whose value is to come."""
+
+    __slots__ = ("_encode", "_later", "deadline")
+
+    def __init__(self, later: Later, encode: Encoder) -> None:
+        self._later, self._encode = later, encode
+        self.deadline = later.deadline
+
+    def resolve(self) -> bytes | None:
+        try:
+            value = self._later.look()
+            if value is None and self.deadline is not None and time.monotonic() >= self.deadline:
+                value = self._later.give_up()
+            return None if value is None else self._encode(value)
+        except PierayError as error:
+            return error_result(error)
+        except BaseException as error:
+            log.exception("a handler's wait failed")
+            return error_result(PierayError(f"a handler's wait failed: {error!r}"))
+
+    def abandon(self) -> None: ...
 
 
 class FuturePark:

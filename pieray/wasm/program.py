@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ from wasmtime import component as wc
 
 from pieray.errors import InvalidRequest
 from pieray.wasm import binding, native, wasi
-from pieray.wasm.signatures import EXPORTS, HANDLERS, PACKAGE, VERSION, describe_func, export_signature
+from pieray.wasm.memories import Memories
+from pieray.wasm.signatures import EXPORTS, HANDLERS, PACKAGE, VERSION, describe_func
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +20,16 @@ class Program:
     """What `WasmHost.spawn` runs; any number of guests share it."""
 
     name: str
-    export: str
-    """"run" (world inferlet) or "run-source" (world python-runtime)."""
     engine: wasmtime.Engine
     component: wc.Component
     linker: wc.Linker
-    export_index: wc.ExportIndex
-    num_memories: int
-    """Linear memories that it defines: a guest's limit is divided among them."""
+    exports: Mapping[str, wc.ExportIndex]
+    """"run", and those of the world python-runtime, if it has these."""
+    memories: Memories
+
+    @property
+    def takes_source(self) -> bool:
+        return "load-source" in self.exports
 
 
 class Imports:
@@ -36,17 +40,18 @@ class Imports:
         self.wasi = wasi.callbacks(executor)
         self.destructors = wasi.destructors()
 
-    def program(self, engine: wasmtime.Engine, component: wc.Component, name: str, num_memories: int) -> Program:
+    def program(self, engine: wasmtime.Engine, component: wc.Component, name: str, memories: Memories) -> Program:
         """Check the component's imports and exports and link it.  InvalidRequest names what is wrong."""
         kind = component.type
-        export = _checked_export(kind.exports(engine), name)
+        exports = _checked_exports(kind.exports(engine), name)
         linker = wc.Linker(engine)
         linker.allow_shadowing = True
         with linker.root() as root:
             for import_name, extern in kind.imports(engine).items():
                 self._define(engine, root, import_name, extern.ty, name)
         linker.define_unknown_imports_as_traps(component)
-        return Program(name, export, engine, component, linker, component.get_export_index(export), num_memories)
+        indexes = {export: component.get_export_index(export) for export in exports}
+        return Program(name, engine, component, linker, indexes, memories)
 
     def _define(self, engine: wasmtime.Engine, root: wc.LinkerInstance, full: str, kind: Any, name: str) -> None:
         interface, _, version = full.partition("@")
@@ -72,15 +77,16 @@ class Imports:
                     native.add_resource(instance, item, wasi.RESOURCES[item], self.destructors[item])
 
 
-def _checked_export(exports: dict[str, Any], name: str) -> str:
-    for export in EXPORTS:
-        if export not in exports:
-            continue
-        found = describe_func(exports[export].ty) if isinstance(exports[export].ty, wc.FuncType) else "no function"
-        if found != export_signature(export):
-            raise InvalidRequest(f"{name} exports {export} as {found}; it must be {export_signature(export)}")
-        return export
-    raise InvalidRequest(f"{name} exports neither of {', '.join(EXPORTS)}; it has {', '.join(exports) or 'none'}")
+def _checked_exports(exports: dict[str, Any], name: str) -> list[str]:
+    """Those of EXPORTS that it has: "run" alone, or all."""
+    if "run" not in exports:
+        raise InvalidRequest(f"{name} does not export run; it has {', '.join(exports) or 'none'}")
+    found = list(EXPORTS) if "load-source" in exports and "prepare" in exports else ["run"]
+    for export in found:
+        given = describe_func(exports[export].ty) if isinstance(exports[export].ty, wc.FuncType) else "no function"
+        if given != EXPORTS[export]:
+            raise InvalidRequest(f"{name} exports {export} as {given}; it must be {EXPORTS[export]}")
+    return found
 
 
 def _check_handlers(interface: str, items: dict[str, Any], name: str) -> None:

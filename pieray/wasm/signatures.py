@@ -51,13 +51,13 @@ HANDLERS: dict[str, dict[str, Signature]] = {
     for interface in api().interfaces
 }
 
-#: the exports, of which a program has one, and how many strings each takes
-EXPORTS: dict[str, int] = {"run": 1, "run-source": 3}
-
-
-def export_signature(name: str) -> str:
-    params = ", ".join(["string"] * EXPORTS[name])
-    return f"func({params}) -> result<string, {_ALIASES['failure']}>"
+_FAILURE = _ALIASES["failure"]
+#: what programs export: "run" all of them, the others those that take source
+EXPORTS = {
+    "run": f"func(string) -> result<string, {_FAILURE}>",
+    "prepare": "func()",
+    "load-source": f"func(string, string, string) -> result<string, {_FAILURE}>",
+}
 
 
 def describe_func(func: wc.FuncType) -> str:

@@ -18,7 +18,7 @@ import wasmtime
 from pieray.deadlines import wait_s
 from pieray.errors import EngineError, PierayError
 from pieray.wasm import native
-from pieray.wasm.calls import Call, WasmFailed, error_of, new_store
+from pieray.wasm.calls import Call, Instance, WasmFailed, error_of
 from pieray.wasm.guest import Guest, Task, running
 from pieray.wasm.parks import Park
 from pieray.wasm.timers import Load, Ticker, Timers
@@ -76,7 +76,7 @@ class ThreadGuest(Guest):
         self._executor.wake_ticker()
         outcome: tuple[str | None, PierayError | None]
         try:
-            outcome = (self._call(), None) if self.error is None else (None, self.error)
+            outcome = (self._call_all(), None) if self.error is None else (None, self.error)
         except BaseException as failed:  # noqa: BLE001 - it becomes the outcome
             outcome = None, error_of(self, failed)
         self.charge_turn()
@@ -84,22 +84,35 @@ class ThreadGuest(Guest):
         self.finish(*outcome)
         self._executor.end_turn()
 
-    def _call(self) -> str:
-        program, limits = self.task.program, self.task.limits
-        store = new_store(program, limits)
-        call = Call(self.task.inputs)
+    def _call_all(self) -> str:
+        task, limits = self.task, self.task.limits
+        program = task.program
+        instance = Instance(program, limits.memory_bytes)
         try:
-            native.store_epoch_callback(store.ptr(), ctypes.cast(_ON_EPOCH, ctypes.c_void_p), None, None)
-            context = store._context()
+            on_epoch = ctypes.cast(_ON_EPOCH, ctypes.c_void_p)
+            native.store_epoch_callback(instance.store_address, on_epoch, None, None)
+            linker, component = program.linker.ptr(), program.component.ptr()
+            _raise_error(native.linker_instantiate(linker, instance.context, component, instance.address))
+            if (source := task.source) is not None:
+                inputs = source.text, source.filename, source.code
+                code = self._call(instance, "load-source", inputs, limits.memory_bytes)
+                if not source.code:
+                    source.keep(code)
+            return self._call(instance, "run", (task.input,), limits.output_bytes)
+        finally:
+            instance.close()
+
+    def _call(self, instance: Instance, export: str, inputs: tuple[str, ...], cap: int) -> str:
+        call = Call(instance, export, inputs)
+        try:
             _raise_error(
-                native.linker_instantiate(program.linker.ptr(), context, program.component.ptr(), call.instance)
+                native.func_call(
+                    call.function, instance.context, call.args, call.num_args, call.result, call.num_results
+                )
             )
-            call.find_export(store, program.export_index)
-            _raise_error(native.func_call(call.function, context, call.args, call.num_args, call.result, 1))
-            return call.take_result(limits)
+            return call.take_result(self.task.limits, cap)
         finally:
             call.close()
-            store.close()
 
 
 def _raise_error(address: int | None) -> None:

@@ -1,7 +1,8 @@
 """In which order guests that can run take their turns: who has computed least comes first.
 
 A guest that waits for the device and computes little in between is ahead of one that spins, whenever it wakes; the
-one that spins has what the others leave, and no less than its share.  Tenants share first, then the guests of each:
+one that spins has what the others leave, and no less than its share.  Those in the background have what nobody
+else wants.  Tenants share first, then the guests of each:
 a second of computing counts as often as the guest's tenant has guests that want to compute.
 """
 
@@ -22,6 +23,9 @@ class Contender(Protocol):
     served: float
     """Seconds that count against it; the order's alone to change."""
 
+    is_background: bool
+    """Whether it has turns only when no other guest wants one.  It is long from its beginning."""
+
     @property
     def is_long(self) -> bool:
         """Whether it has been computing for so long that it may be interrupted for others."""
@@ -41,7 +45,7 @@ class TurnQueue(Generic[G]):
     def __init__(self, num_workers: int, preempt: Callable[[], None]) -> None:
         self._num_workers = num_workers
         self._preempt = preempt
-        self._heap: list[tuple[float, int, G]] = []
+        self._heap: list[tuple[bool, float, int, G]] = []
         self._running: list[G] = []
         self._wanting: dict[str, int] = {}  # by tenant, guests that wait for a turn or have one
         self._now = 0.0  # what the guest that began last had been served
@@ -56,7 +60,7 @@ class TurnQueue(Generic[G]):
         """The guest wants a turn.  Who was away has saved nothing up."""
         with self._lock:
             guest.served = max(guest.served, self._now)
-            heapq.heappush(self._heap, (guest.served, next(self._order), guest))
+            heapq.heappush(self._heap, (guest.is_background, guest.served, next(self._order), guest))
             self._wanting[guest.tenant] = self._wanting.get(guest.tenant, 0) + 1
             is_urgent = self._interrupts(guest)
         self._tokens.put(True)
@@ -66,7 +70,7 @@ class TurnQueue(Generic[G]):
     def is_urgent(self) -> bool:
         """Whether the guest that is next waits for a long turn."""
         with self._lock:
-            return bool(self._heap) and self._interrupts(self._heap[0][2])
+            return bool(self._heap) and self._interrupts(self._heap[0][3])
 
     def _interrupts(self, guest: G) -> bool:
         is_full = len(self._running) == self._num_workers
@@ -77,8 +81,9 @@ class TurnQueue(Generic[G]):
         if not self._tokens.get():
             return None
         with self._lock:
-            served, _, guest = heapq.heappop(self._heap)
-            self._now = max(self._now, served)
+            is_background, served, _, guest = heapq.heappop(self._heap)
+            if not is_background:
+                self._now = max(self._now, served)
             self._running.append(guest)
             return guest
 

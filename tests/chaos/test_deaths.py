@@ -97,9 +97,15 @@ def test_a_dead_controller_is_an_answer_not_a_wait(detached: Any) -> None:
     engine = detached
     process = engine.launch(ECHO)
     pid = ray.get(engine._controller.pid.remote())
+    other = pieray.Engine(engine.config, engine._controller, owns_engine=False, owns_ray=False)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="gone"):
-        engine.launch(ECHO)
+        engine.ps()
+    with pytest.raises(EngineError, match="gone"):
+        other.launch(ECHO)
+    beyond = engine.launch(ECHO)  # at a place granted before
+    beyond.send("end")
+    assert beyond.result(timeout=10) == 0
     process.send("end")  # what runs does not need it
     assert process.result(timeout=10) == 0
     with pieray.start(namespace=engine.config.namespace) as again:  # the orphans of the old one are in nobody's way

@@ -189,14 +189,18 @@ def test_a_frozen_broker_is_named_and_replaced(engine: Any) -> None:
 def test_a_frozen_controller_is_told_within_seconds_and_is_well_when_it_wakes_up(engine: Any) -> None:
     import ray
 
+    engine._placements._grants.clear()  # the next has all its time
     echo = engine.launch(ECHO)
     pid = ray.get(engine._controller.pid.remote())
     old = {a["name"]: a["pid"] for a in engine.status()["actors"]}
+    other = pieray.Engine(engine.config, engine._controller, owns_engine=False, owns_ray=False)  # has no grant
     with frozen(pid):
         asks: list[Callable[[], Any]] = [
             engine.status, engine.ps, lambda: engine.kill(echo.id),
-            *[lambda number=number: engine.launch(STORES, key=f"lost-{number}", **STORE) for number in range(8)],
+            *[lambda number=number: other.launch(STORES, key=f"lost-{number}", **STORE) for number in range(8)],
         ]  # fmt: skip
+        with in_time():  # what was granted needs no Controller, for a while
+            assert engine.launch(GENERATE, prompt="1+1=", max_tokens=2).result(timeout=SOON)
         with in_time(2 * SHORT), ThreadPoolExecutor(len(asks)) as threads:
             for answer in [threads.submit(ask) for ask in asks]:
                 with pytest.raises(NoAnswer, match="Controller does not answer"):
@@ -207,3 +211,4 @@ def test_a_frozen_controller_is_told_within_seconds_and_is_well_when_it_wakes_up
         echo.result(timeout=SOON)  # its kill was waiting in the Controller
     assert engine.launch(NAMES, **STORE).result(timeout=SOON) == []
     assert old.items() <= {a["name"]: a["pid"] for a in engine.status()["actors"]}.items()  # nobody was accused
+    other.close()

@@ -42,7 +42,7 @@ def engine(asked: list[str]) -> Engine:
 def test_an_inferlet_that_its_client_cannot_reach_is_ended(engine: Engine, asked: list[str]) -> None:
     with pytest.raises((EngineError, PeerLost)):
         engine.launch(SOURCE)
-    assert asked == ["token", "ping", "launch", "kill"]
+    assert asked == ["token", "grant", "ping", "launch", "kill"]
 
 
 @pytest.mark.parametrize(

@@ -684,6 +684,41 @@ class plans:
             raise error_of(err.value) from None
 
     @staticmethod
+    def read(plan: int, text_stream: int, most: int, timeout_ms: int) -> tuple[list[int], list[str], list[float]]:
+        if plan.__class__ is not int or not 0 <= plan <= 0xFFFFFFFF:
+            plan = _convert.u32("plan", plan)
+        if text_stream.__class__ is not int or not 0 <= text_stream <= 0xFFFFFFFF:
+            text_stream = _convert.u32("text_stream", text_stream)
+        if most.__class__ is not int or not 0 <= most <= 0xFFFFFFFF:
+            most = _convert.u32("most", most)
+        if timeout_ms.__class__ is not int or not -0x80000000 <= timeout_ms <= 0x7FFFFFFF:
+            timeout_ms = _convert.s32("timeout_ms", timeout_ms)
+        try:
+            return _raw.plans.read(plan, text_stream, most, timeout_ms)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def watch(plan: int) -> int:
+        if plan.__class__ is not int or not 0 <= plan <= 0xFFFFFFFF:
+            plan = _convert.u32("plan", plan)
+        try:
+            return _raw.plans.watch(plan)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def stream_text(plan: int, text_stream: int) -> int:
+        if plan.__class__ is not int or not 0 <= plan <= 0xFFFFFFFF:
+            plan = _convert.u32("plan", plan)
+        if text_stream.__class__ is not int or not 0 <= text_stream <= 0xFFFFFFFF:
+            text_stream = _convert.u32("text_stream", text_stream)
+        try:
+            return _raw.plans.stream_text(plan, text_stream)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def pause(plan: int) -> int:
         if plan.__class__ is not int or not 0 <= plan <= 0xFFFFFFFF:
             plan = _convert.u32("plan", plan)
@@ -920,6 +955,34 @@ class model:
         tokens = _convert.u32s("tokens", tokens)
         try:
             return _raw.model.stream_push(handle, tokens)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def stream_stop(handle: int, texts: Iterable[str]) -> None:
+        if handle.__class__ is not int or not 0 <= handle <= 0xFFFFFFFF:
+            handle = _convert.u32("handle", handle)
+        texts = _convert.texts("texts", texts)
+        try:
+            _raw.model.stream_stop(handle, texts)
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def stream_stopped(handle: int) -> str:
+        if handle.__class__ is not int or not 0 <= handle <= 0xFFFFFFFF:
+            handle = _convert.u32("handle", handle)
+        try:
+            return _raw.model.stream_stopped(handle)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def stream_rest(handle: int) -> str:
+        if handle.__class__ is not int or not 0 <= handle <= 0xFFFFFFFF:
+            handle = _convert.u32("handle", handle)
+        try:
+            return _raw.model.stream_rest(handle)  # type: ignore[no-any-return]
         except Err as err:
             raise error_of(err.value) from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from .adapters import Adapter
@@ -11,7 +11,21 @@ from .runtime import random_u64
 from .sampler import Sampler, open_chain
 
 Drafter: TypeAlias = Callable[[list[int]], Sequence[int]]
-Drawn: TypeAlias = list[tuple[int, float | None]]
+
+
+@dataclass(slots=True)
+class Drawn:
+    """Tokens as a source gives them."""
+
+    tokens: list[int]
+    logprobs: list[float] = field(default_factory=list)
+    """One per token, or none."""
+    texts: list[str] | None = None
+    """What goes out with each; None: nobody has made text of them yet."""
+    sent: str = ""
+    """Text of them that has gone to the client."""
+    is_kept: bool = False
+    """They are in the context already."""
 
 
 @dataclass(slots=True)
@@ -64,8 +78,11 @@ class Source(Protocol):
     way: str
     """How it draws, for the log."""
 
-    async def next(self, num_left: int) -> Drawn:
-        """One or more tokens, at most `num_left`; none when `finish_reason` says why."""
+    async def next(self, num_left: int, most: int = 0) -> Drawn:
+        """One or more tokens, at most `num_left` (and `most`, unless that is 0); none when `finish_reason` says why."""
+
+    async def stream(self, num_left: int) -> Drawn:
+        """The same, where their text may go to the client at once: that which has is `sent`."""
 
     def release(self) -> None:
         """The context is about to change."""

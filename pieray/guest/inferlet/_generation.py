@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from . import _convert, _host, log
 from . import model as models
-from ._draws import Drafter, Draws, NoPlan, Source
+from ._draws import Drafter, Drawn, Draws, NoPlan, Source
 from ._plan_source import PlanSource
 from ._sources import PassSource, open_source
-from ._stops import StopMatcher
+from ._texts import Texts
 from .adapters import Adapter
 from .errors import Error, InvalidRequest
 from .sampler import Sampler
@@ -88,7 +88,7 @@ class Generation:
         self._owns_grammar = False
         self._on_token = on_token
         self._source: Source | None = None
-        self._matcher = StopMatcher(rules.strings)
+        self._texts: Texts | None = None
         self._parts: list[str] = []
         self._is_started = False
         self.tokens: list[int] = []
@@ -112,10 +112,13 @@ class Generation:
         return len(self.tokens)
 
     def __aiter__(self) -> AsyncIterator[Token]:
+        return self._begun()
+
+    def _begun(self, *, sends: bool = False) -> AsyncIterator[Token]:
         if self._is_started:
             raise RuntimeError("a generation runs once: call generate again to go on")
         self._is_started = True
-        return self._run()
+        return self._run(sends=sends)
 
     def __await__(self) -> Generator[Any, None, str]:
         return self._collect().__await__()
@@ -126,51 +129,62 @@ class Generation:
             yield token
         yield Finish(self.finish_reason, self.stopped_by, self.num_tokens)
 
-    async def _collect(self) -> str:
-        async for _ in self:
+    async def _collect(self, *, sends: bool = False) -> str:
+        """All of the text; `sends`: as `session.stream` has it."""
+        async for _ in self._begun(sends=sends):
             pass
         return self.text
 
-    async def _run(self) -> AsyncIterator[Token]:
+    async def _run(self, *, sends: bool = False) -> AsyncIterator[Token]:
         """Draw, take in, give out: what a token costs is in this loop."""
         context = self._context
         num_left = context._room_for(self._rules.max_tokens)
-        source = self._begin(open_source(context, self._draws, num_left))
-        stream = models.TextStream(model=context.model)
+        texts = self._texts = Texts(context.model, self._rules.strings, self.tokens)
+        source = self._begin(open_source(context, self._draws, num_left, texts))
         try:
             if num_left and self._grammar is not None:
                 self._draws.matcher = await self._open_grammar()
             while num_left:
-                try:
-                    drawn = await source.next(num_left)
-                except NoPlan:
-                    source = self._begin(PassSource(context, self._draws, "no plan is free"))
-                    continue
-                if not drawn:
+                source, drawn = await self._draw(source, num_left, sends=sends)
+                self._parts.append(drawn.sent)
+                if not drawn.tokens:
                     self.finish_reason = source.finish_reason
-                    self._parts.append(self._matcher.flush())
+                    self._parts.append(texts.rest())
                     break
-                for token, logprob in drawn:
+                for place, token in enumerate(drawn.tokens):
                     num_left -= 1
-                    context._extend(token)
-                    text = self._accept(token, logprob, stream)
+                    if not drawn.is_kept:
+                        context._extend(token)
+                    text = self._accept(drawn, place)
                     if text is not None:
                         if not num_left:
                             text = self._end(text)
-                        out = Token(text, token, logprob)
+                        if sends and text:
+                            _host.session.send(text)
+                        out = Token(text, token, drawn.logprobs[place] if drawn.logprobs else None)
                         if self._on_token is not None:
                             self._change(self._on_token(out))
                         yield out
                     if self.finish_reason:
                         return
-                    if source.is_stale:
+                    if source.is_stale and not drawn.is_kept:
                         num_left = min(num_left, context._room_for(num_left))
                         break
             self.finish_reason = self.finish_reason or "length"
         finally:
             source.close()
-            stream.close()
+            texts.close()
             self._close_grammar()
+
+    async def _draw(self, source: Source, num_left: int, *, sends: bool) -> tuple[Source, Drawn]:
+        """More tokens, and the source that they are of; what is drawn ahead of `on_token` may be void."""
+        try:
+            if self._on_token is not None:
+                return source, await source.next(num_left, most=1)
+            return source, await (source.stream(num_left) if sends else source.next(num_left))
+        except NoPlan:
+            source = self._begin(PassSource(self._context, self._draws, "no plan is free"))
+            return source, await source.next(num_left)
 
     @property
     def is_plan(self) -> bool:
@@ -212,28 +226,29 @@ class Generation:
         else:
             context.append(change)
 
-    def _accept(self, token: int, logprob: float | None, stream: models.TextStream) -> str | None:
-        """Take `token` in; the text that goes out, or None if the token ended it and leaves none."""
-        rules = self._rules
+    def _accept(self, drawn: Drawn, place: int) -> str | None:
+        """Take a token in; the text that goes out, or None if the token ended it and leaves none."""
+        rules, texts, token = self._rules, self._texts, drawn.tokens[place]
+        assert texts is not None
         if token in rules.tokens:
             self.finish_reason, self.stopped_by = "stop", token
-            held = self._matcher.flush()
+            held = texts.rest()
             self._parts.append(held)
             return held or None
+        text = texts.push(token) if drawn.texts is None else drawn.texts[place]
         self.tokens.append(token)
-        if logprob is not None:
-            self.logprobs.append(logprob)
-        text: str = _host.model.stream_push(stream.handle, [token])
-        if rules.strings:
-            text, self.stopped_by = self._matcher.push(text)
-            if self.stopped_by is not None:
-                self.finish_reason = "stop"
+        if drawn.logprobs:
+            self.logprobs.append(drawn.logprobs[place])
+        is_last = drawn.texts is None or place + 1 == len(drawn.tokens)
+        if is_last and (met := texts.stopped_by()) is not None:
+            self.finish_reason, self.stopped_by = "stop", met
         self._parts.append(text)
         return text
 
     def _end(self, text: str) -> str:
         """The last token's text, with what was held back in case a stop string came."""
-        held = self._matcher.flush()
+        assert self._texts is not None
+        held = self._texts.rest()
         self._parts.append(held)
         self.finish_reason = self.finish_reason or "length"
         return text + held

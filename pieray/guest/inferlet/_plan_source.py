@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from . import _host
 from ._draws import Drawn, Draws, NoPlan
-from .errors import InvalidRequest, QuotaExceeded, Unsupported
+from ._texts import Texts
+from ._waiting import wait_ticket
+from .errors import Error, InvalidRequest, QuotaExceeded, Unsupported
 from .plans import Plan
 
 if TYPE_CHECKING:
@@ -89,39 +92,77 @@ _host.at_install(_open_plans.clear)
 class PlanSource:
     """A decode plan.  It runs ahead; when the context changes it is cancelled, and another begins where that stands."""
 
-    def __init__(self, context: Context, draws: Draws) -> None:
+    def __init__(self, context: Context, draws: Draws, texts: Texts) -> None:
         self._context = context
         self._draws = draws
+        self._texts = texts
+        self._knows_stops = True  # the plan ends where the generation does
+        self._flow = 0  # ticket of the text that goes to the client
+        self._kept = Drawn([])  # what it was of, taken in when the context was about to change
         self._plan: Plan | None = None
         self.is_busy = False
         self.is_stale = False
         self.finish_reason = ""
         self.way = "a decode plan"
 
-    async def next(self, num_left: int) -> Drawn:
-        while True:
+    async def next(self, num_left: int, most: int = 0) -> Drawn:
+        return await self._drawn(num_left, lambda plan: self._read(plan, most))
+
+    async def stream(self, num_left: int) -> Drawn:
+        return await self._drawn(num_left, self._stream)
+
+    async def _drawn(self, num_left: int, draw: Callable[[Plan], Coroutine[Any, Any, Drawn]]) -> Drawn:
+        while not self.finish_reason:
             while self._plan is None and not self._open(num_left):
                 await _open_plans.wait()
+            assert self._plan is not None
             self.is_busy = True
             try:
-                drawn = await self._next()
+                drawn = await draw(self._plan)
             finally:
                 self.is_busy = False
                 _open_plans.rest()
+            if drawn.is_kept and (drawn.tokens or drawn.sent):
+                self.is_stale = False
+                return drawn
             if self.is_stale:
                 self.is_stale = False
-            elif drawn:
+            elif drawn.tokens or self._has_ended():
                 return drawn
-            elif self._has_ended():
-                return []
+        return Drawn([])
 
-    async def _next(self) -> Drawn:
-        plan = self._plan
-        assert plan is not None
-        if self._draws.logprobs:
-            tokens, scores = await plan.next_scored()
-            return list(zip(tokens, scores, strict=True))
-        return [(token, None) for token in await plan.next()]
+    async def _read(self, plan: Plan, most: int) -> Drawn:
+        if not self._knows_stops:
+            tokens, _, scores = await plan.read(most=most)
+            return Drawn(tokens, scores)
+        tokens, texts, scores = await plan.read(self._texts.handle, most)
+        self._texts.pushed(self._num_said(tokens))
+        return Drawn(tokens, scores, texts)
+
+    def _num_said(self, tokens: list[int]) -> int:
+        """Without the stop token."""
+        return len(tokens) - (bool(tokens) and tokens[-1] in self._draws.stop_tokens)
+
+    async def _stream(self, plan: Plan) -> Drawn:
+        if not self._knows_stops:
+            return await self._read(plan, 0)
+        flow = self._flow = _host.plans.stream_text(plan.handle, self._texts.handle)
+        await wait_ticket(flow)
+        if self._flow:
+            self._keep(plan)
+            self._has_ended()
+        drawn, self._kept = self._kept, Drawn([])
+        drawn.sent = _host.tickets.take_text(flow)
+        return drawn
+
+    def _keep(self, plan: Plan) -> None:
+        """Take into the context what has gone to the client: nothing more goes."""
+        self._flow = 0
+        tokens, _, scores = _host.plans.read(plan.handle, 0, 0, 0)
+        for token in tokens:
+            self._context._extend(token)
+        self._texts.pushed(self._num_said(tokens))
+        self._kept = Drawn(tokens, scores, [""] * len(tokens), is_kept=True)
 
     def _has_ended(self) -> bool:
         """Nothing more comes from this plan: whether from another one."""
@@ -167,9 +208,12 @@ class PlanSource:
 
     def _set_up(self, plan: Plan, kv_len: int) -> None:
         context, draws = self._context, self._draws
+        self._knows_stops = True
         if draws.stop_tokens or draws.stop_strings:
-            with contextlib.suppress(InvalidRequest):  # more than a plan takes: the generation looks for them as well
+            try:
                 plan.set_stop(sorted(draws.stop_tokens), draws.stop_strings)
+            except InvalidRequest:  # more than a plan takes: the generation looks for them by itself
+                self._knows_stops = False
         if draws.logprobs:
             plan.score()
         if draws.adapter is not None:
@@ -194,7 +238,12 @@ class PlanSource:
             _host.grammar.free(matcher)
 
     def release(self) -> None:
-        plan, self._plan = self._plan, None
+        plan = self._plan
+        if plan is not None and self._flow:
+            _host.tickets.cancel([_host.plans.cancel(plan.handle)])
+            with contextlib.suppress(Error):  # that of the plan is told to who waits for it
+                self._keep(plan)
+        self._plan = None
         if plan is None:
             return
         self.is_stale = True

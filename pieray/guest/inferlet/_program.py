@@ -1,4 +1,4 @@
-"""Running an inferlet given as source text: compile, bind the input to main()'s parameters, run, report."""
+"""Running an inferlet given as source text: prepare, compile, bind the input to main()'s parameters, run, report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import difflib
 import inspect
+import marshal
 import random
 import sys
 from collections.abc import Callable
@@ -16,6 +17,16 @@ from . import _convert, _host, _loop, _report, _running
 from .errors import InvalidRequest
 
 MODULE = "inferlet_main"
+
+_REHEARSAL_FILE = "<rehearsal>"
+_REHEARSAL = """
+from inferlet import Context, session
+async def main(prompt: str, limit: int = 1, *, ignore: bool = False) -> dict:
+    parts = [f"{prompt}{n}" for n in range(limit)]
+    return {"text": "".join(parts), "num": len(parts)}
+"""
+
+_program: list[Any] = []  # code and filename
 
 
 class ProgramFailed(Exception):
@@ -38,14 +49,50 @@ def _text_of(error: BaseException) -> str:
         return f"no text: its __str__ raises {type(raised).__name__}"
 
 
-def run_program(source: str, filename: str, text: str) -> str:
-    """Run `source`'s main() with the JSON object `text` as keyword arguments; its result as JSON.
+def prepare() -> None:
+    """Do once what every run needs: what CPython sets up at first use, and the memory for it, is there from now on.
+
+    At build time it becomes part of the component's image; in a guest that waits for its program, it makes the pages
+    of that image the guest's own.  Calls no handler of the SDK's.
+    """
+    if _host.is_component:
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text file in the component
+        asyncio.events.new_event_loop = asyncio.new_event_loop = _loop.TicketLoop
+    load_program(_REHEARSAL, _REHEARSAL_FILE, "")
+    try:
+        _run('{"prompt": "", "limit": 2}')
+    finally:
+        _report.forget_source(_REHEARSAL_FILE)
+        sys.modules.pop(MODULE, None)
+        _program.clear()
+
+
+def load_program(source: str, filename: str, code: str) -> str:
+    """Make `source` the program that `run_loaded` runs; its code, to be given with the same source elsewhere.
+
+    `code` is what this returned there, or "".  Raises ProgramFailed.
+    """
+    try:
+        _report.register_source(filename, source)
+        if code:
+            compiled = marshal.loads(code.encode("latin-1"))
+        else:
+            compiled = compile(source, filename, "exec", dont_inherit=True)
+            code = marshal.dumps(compiled).decode("latin-1")
+    except BaseException as error:
+        raise ProgramFailed(error) from None
+    _program[:] = [compiled, filename]
+    return code
+
+
+def run_loaded(text: str) -> str:
+    """Run main() of the loaded program with the JSON object `text` as keyword arguments; its result as JSON.
 
     Raises ProgramFailed, whatever was raised.
     """
     try:
-        _prepare()
-        return _run(source, filename, text)
+        random.seed(_host.runtime.random_u64())  # a snapshot's state would be the same in all guests
+        return _run(text)
     except SystemExit as error:
         if error.code in (None, 0):
             return "null"
@@ -58,17 +105,8 @@ def run_program(source: str, filename: str, text: str) -> str:
                 stream.flush()
 
 
-def _prepare() -> None:
-    """Undo what the snapshot froze: the random state, block buffering; let asyncio.run find our loop."""
-    random.seed(_host.runtime.random_u64())
-    if _host.is_component:
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text file in the component
-        asyncio.events.new_event_loop = asyncio.new_event_loop = _loop.TicketLoop
-
-
-def _run(source: str, filename: str, text: str) -> str:
-    _report.register_source(filename, source)
-    code = compile(source, filename, "exec", dont_inherit=True)
+def _run(text: str) -> str:
+    code, filename = _program
     module = ModuleType(MODULE)
     module.__file__ = filename
     sys.modules[MODULE] = module  # dataclasses and pickle look a class's module up

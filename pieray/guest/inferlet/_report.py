@@ -19,6 +19,12 @@ def register_source(filename: str, source: str) -> None:
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
 
 
+def forget_source(filename: str) -> None:
+    """Undo `register_source`."""
+    _sources.discard(filename)
+    linecache.cache.pop(filename, None)
+
+
 def format_error(error: BaseException) -> str:
     """The traceback of `error`, its causes and its group, with the inferlet's own frames only."""
     report = traceback.TracebackException.from_exception(error)

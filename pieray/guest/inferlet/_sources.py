@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import _convert, _host
 from ._draws import Drawn, Draws, NoPlan, Source
 from ._plan_source import PlanSource
+from ._texts import Texts
 from ._waiting import wait_ticket, wait_tickets
 from .errors import InvalidRequest
 
@@ -36,11 +37,11 @@ class PassSource:
         self.is_stale = False
         self.finish_reason = ""
 
-    async def next(self, num_left: int) -> Drawn:
+    async def next(self, num_left: int, most: int = 0) -> Drawn:  # noqa: ARG002 - one is the least that there is
         context, sequence = self._context, self._context.sequence
         self.is_stale = False
         if self._draws.matcher and not self._follow():
-            return []
+            return Drawn([])
         pending = context._pending()
         handle = self._handle = sequence.forward(pending, num_left, self._draws.adapter)
         row = len(pending) - 1
@@ -49,11 +50,14 @@ class PassSource:
         else:
             ticket = _host.forward.sample(handle, row, *self._chain)
         if self._draws.logprobs:
-            return [await self._take_scored(ticket, handle, row)]
+            return await self._take_scored(ticket, handle, row)
         await wait_ticket(ticket)
         token = _host.tickets.take_tokens(ticket)[0]
         sequence.commit(len(pending))
-        return [(token, None)]
+        return Drawn([token])
+
+    async def stream(self, num_left: int) -> Drawn:
+        return await self.next(num_left)
 
     def _follow(self) -> bool:
         """Bring the matcher to where the context is; False: nothing may follow."""
@@ -73,7 +77,7 @@ class PassSource:
         _host.samplers.allow(self._sampler, mask)
         return True
 
-    async def _take_scored(self, ticket: int, handle: int, row: int) -> tuple[int, float]:
+    async def _take_scored(self, ticket: int, handle: int, row: int) -> Drawn:
         """The sampled token and its log-probability, looked up among the most probable or scored by itself."""
         context = self._context
         spread = _host.forward.distribution(handle, row, TOP_TOKENS)
@@ -82,8 +86,8 @@ class PassSource:
         probable = dict(zip(*_host.tickets.take_distribution(spread), strict=True))
         context.sequence.commit(row + 1)
         if probability := probable.get(token):
-            return token, math.log(probability)
-        return token, (await context._scores([token], self._draws.adapter))[0]
+            return Drawn([token], [math.log(probability)])
+        return Drawn([token], await context._scores([token], self._draws.adapter))
 
     def release(self) -> None: ...
 
@@ -123,18 +127,21 @@ class DraftSource:
         self.is_stale = False
         self.finish_reason = ""
 
-    async def next(self, num_left: int) -> Drawn:
+    async def next(self, num_left: int, most: int = 0) -> Drawn:
         context, sequence = self._context, self._context.sequence
         if sequence.dropped:
             raise NoPlan  # a verification has no positions of its own
         pending = context._pending()
-        drafts = _convert.u32s("drafts of the drafter", self._drafter(context.tokens))[: num_left - 1]
+        drafts = _convert.u32s("drafts of the drafter", self._drafter(context.tokens))[: (most or num_left) - 1]
         ticket = self._ticket = sequence.verify(pending, drafts, self._sampler, self._draws.adapter)
         sequence.source, self.is_stale = self, False
         await wait_ticket(ticket)
-        tokens: list[Any] = _host.tickets.take_tokens(ticket)
+        tokens: list[int] = _host.tickets.take_tokens(ticket)
         sequence.commit(len(pending))
-        return [(token, None) for token in tokens]
+        return Drawn(tokens)
+
+    async def stream(self, num_left: int) -> Drawn:
+        return await self.next(num_left)
 
     def release(self) -> None:
         self.is_stale = True
@@ -154,7 +161,7 @@ class DraftSource:
             _host.samplers.free(sampler)
 
 
-def open_source(context: Context, draws: Draws, num_tokens: int) -> Source:
+def open_source(context: Context, draws: Draws, num_tokens: int, texts: Texts) -> Source:
     """A plan wherever the loop allows it, and pays."""
     draws.began = context.position
     if callable(draws.drafter):
@@ -163,4 +170,4 @@ def open_source(context: Context, draws: Draws, num_tokens: int) -> Source:
         return PassSource(context, draws, "the drafter is a function")
     if num_tokens <= 1:
         return PassSource(context, draws, "there is only one")
-    return PlanSource(context, draws)
+    return PlanSource(context, draws, texts)

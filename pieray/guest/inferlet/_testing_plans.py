@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 
 class HandlerError(Exception):
@@ -16,6 +16,9 @@ class HandlerError(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+Columns: TypeAlias = tuple[list[int], list[str], list[float]]
 
 
 @dataclass(slots=True)
@@ -30,6 +33,8 @@ class _Plan:
     stop_texts: tuple[str, ...] = ()
     state: str = "ready"
     finish_reason: str = ""
+    streamed: list[int] = field(default_factory=list)  # whose text has been sent, and that were not read
+    watch: int = 0
 
 
 class PlanHandlers:
@@ -37,6 +42,7 @@ class PlanHandlers:
 
     _ids: itertools.count[int]
     _plans: dict[int, _Plan]
+    tickets_cancel: Callable[[Sequence[int]], None]
 
     def plans_create(self, queue: int, pages: Sequence[int], kv_len: int, tokens: Sequence[int], max_tokens: int,
                      sampler: int) -> int:  # fmt: skip  # noqa: ARG002 - the handler's signature
@@ -66,14 +72,53 @@ class PlanHandlers:
         drawn = self._draw(plan)
         return int(self.ticket(([], []) if drawn is None else ([drawn[0]], [drawn[1]])))
 
+    def plans_read(self: Any, plan: int, stream: int, most: int, timeout_ms: int) -> Columns:  # noqa: ARG002 - as above
+        found = self._plan(plan)
+        if found.streamed:
+            tokens, found.streamed = found.streamed, []
+            return tokens, [], []
+        drawn = self._draw(plan)
+        if drawn is None:
+            return [], [], []
+        return [drawn[0]], [self._text_of(found, drawn[0], stream)] if stream else [], [drawn[1]]
+
+    def plans_watch(self: Any, plan: int) -> int:
+        found = self._plan(plan)
+        found.watch = found.watch or self.ticket()
+        return int(found.watch)
+
+    def plans_stream_text(self: Any, plan: int, stream: int) -> int:
+        found = self._plan(plan)
+        sent = ""
+        while (drawn := self._draw(plan)) is not None:
+            found.streamed.append(drawn[0])
+            if text := self._text_of(found, drawn[0], stream):
+                self.session_send(text)
+                sent += text
+        return int(self.ticket(sent))
+
+    def _text_of(self: Any, plan: _Plan, token: int, stream: int) -> str:
+        text = "" if token in plan.stop_tokens else str(self.model_stream_push(stream, [token]))
+        if self.model_stream_stopped(stream):
+            plan.state, plan.finish_reason = "ended", "stop"
+        return text
+
+    def plans_cancel(self: Any, plan: int) -> int:
+        found = self._plan(plan)
+        found.finish_reason = found.finish_reason or "cancelled"
+        found.state = "ended"
+        return int(self.ticket())
+
     def plans_state(self, plan: int) -> str:
         found = self._plan(plan)
         facts = {"num_tokens": len(found.drawn), "kv_len": found.kv_len, "finish_reason": found.finish_reason}
         return json.dumps({"state": found.state, **facts})
 
     def plans_close(self, plan: int) -> None:
-        self._plan(plan)
+        watch = self._plan(plan).watch
         del self._plans[plan]
+        if watch:
+            self.tickets_cancel([watch])
 
     def _plan(self, plan: int) -> _Plan:
         if plan not in self._plans:

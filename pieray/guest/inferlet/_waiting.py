@@ -20,6 +20,11 @@ def _alone_ms(loop: Any) -> int:
     return loop.alone_ms() if isinstance(loop, TicketLoop) else -1
 
 
+def alone_for_ms() -> int:
+    """How long the running coroutine may wait in the host, in place of the loop: -1 for ever, 0 not at all."""
+    return _alone_ms(events._get_running_loop())
+
+
 async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
     """Return once `ticket` has a result; any number of tasks may wait for it.
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from . import _convert, _host
-from ._waiting import wait_ticket
+from ._waiting import alone_for_ms, wait_ticket, wake_waiters
 from .adapters import Adapter
 from .grammar import Matcher
 from .sampler import Sampler, SamplerHandle
@@ -22,7 +22,7 @@ class Plan:
     iterating over it; while it is paused it may be changed and cut.  `close` it in the end, or use it in `with`.
     """
 
-    __slots__ = ("_handle",)
+    __slots__ = ("_handle", "_watch")
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Plan:
         sampler: Sampler | SamplerHandle | int = 0,
     ) -> None:
         self._handle: int | None = None
+        self._watch = 0  # ticket
         with _opened(sampler) as chain:
             self._handle = _host.plans.create(queue, pages, kv_len, tokens, max_tokens, chain)
 
@@ -90,6 +91,23 @@ class Plan:
         tokens, scores = _host.tickets.take_distribution(ticket)
         return list(tokens), list(scores)
 
+    async def read(self, stream: int = 0, most: int = 0) -> tuple[list[int], list[str], list[float]]:
+        """What was drawn since the last time, at most `most` tokens (0: all): tokens; the text that a text stream (0:
+        none) makes of each; log-probabilities after `score`.  No token comes once the plan has ended or is paused."""
+        while True:
+            alone_ms = alone_for_ms()
+            if not alone_ms:
+                self._watch = self._watch or _host.plans.watch(self.handle)
+                await wait_ticket(self._watch, keep=True)
+                if self._handle is None:  # closed meanwhile
+                    return [], [], []
+            found = _host.plans.read(self.handle, stream, most, alone_ms)
+            if found[0] or alone_ms < 0 or not self._is_running():
+                return found
+
+    def _is_running(self) -> bool:
+        return bool(self.state()["state"] == "running")
+
     async def __aiter__(self) -> AsyncIterator[int]:
         """Tokens, until the plan has ended or is paused."""
         while tokens := await self.next():
@@ -122,6 +140,8 @@ class Plan:
         handle, self._handle = self._handle, None
         if handle is not None:
             _host.plans.close(handle)
+            if self._watch:
+                wake_waiters(self._watch)
 
     def __enter__(self) -> Plan:
         return self

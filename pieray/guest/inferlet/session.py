@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from . import _convert, _host
+from ._generation import Generation
 from ._waiting import check_timeout, wait_ticket, within
 from .tickets import take_text
 
@@ -25,6 +26,15 @@ _host.at_install(_left_files.clear)
 def send(text: str) -> None:
     """Send a message to the client; it does not wait."""
     _host.session.send(text)
+
+
+async def stream(generation: Generation) -> str:
+    """Collect a generation, and send each of its texts as it comes; the text.
+
+    The same as iterating it and sending what comes, only that the engine passes the text on by itself where it can:
+    this program is not woken for it.  Raises what `send` and the generation raise.
+    """
+    return await _convert.instance("generation", generation, Generation)._collect(sends=True)
 
 
 def emit(name: str, value: Any = None) -> None:

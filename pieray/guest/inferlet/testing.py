@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
+from pieray.stops import StopMatcher
 from pieray.wit import api
 
 from . import _host, _program, _raw, _running
@@ -77,7 +78,7 @@ class Host(PlanHandlers):
         self._pages: dict[int, list[int | None]] = {}
         self._plans = {}
         self._rows: dict[int, list[list[int]]] = {}  # by pass: all tokens up to each row
-        self._streams: dict[int, Any] = {}
+        self._streams: dict[int, _Stream] = {}
         self._clock = 0.0
 
     def ticket(self, value: Any = None) -> int:
@@ -203,13 +204,28 @@ class Host(PlanHandlers):
         return [END]
 
     def model_stream_open(self, model: str, skip_special: bool) -> int:
-        self._streams[number := next(self._ids)] = codecs.getincrementaldecoder("utf-8")("replace")
+        self._streams[number := next(self._ids)] = _Stream()
         return number
 
     def model_stream_push(self, handle: int, tokens: Sequence[int]) -> str:
-        return str(self._streams[handle].decode(_bytes(tokens)))
+        return self._stream(handle).push(tokens)
+
+    def model_stream_stop(self, handle: int, texts: Sequence[str]) -> None:
+        self._stream(handle).matcher = StopMatcher(texts)
+
+    def model_stream_stopped(self, handle: int) -> str:
+        return self._stream(handle).stopped_by
+
+    def model_stream_rest(self, handle: int) -> str:
+        return self._stream(handle).matcher.flush()
+
+    def _stream(self, handle: int) -> _Stream:
+        if handle not in self._streams:
+            raise HandlerError("bad-handle", f"text stream {handle} is not open")
+        return self._streams[handle]
 
     def model_stream_close(self, handle: int) -> None:
+        self._stream(handle)
         del self._streams[handle]
 
     def chat_render(self, model: str, messages: str, tools: str, add_generation_prompt: bool) -> str:
@@ -248,6 +264,22 @@ class Host(PlanHandlers):
 
     def runtime_log(self, level: Any, message: str) -> None:
         self.logs.append(f"{getattr(level, 'name', level).lower()}: {message}")
+
+
+class _Stream:
+    """Text of tokens, up to a stop text."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.matcher = StopMatcher(())
+        self.stopped_by = ""
+
+    def push(self, tokens: Sequence[int]) -> str:
+        if self.stopped_by:
+            return ""
+        text, met = self.matcher.push(self._decoder.decode(_bytes(tokens)))
+        self.stopped_by = met or ""
+        return text
 
 
 def _says(reply: str) -> Callable[[str], str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pieray.errors import InvalidRequest, QuotaExceeded
 from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.models.tokenizer import DecodeStream
+from pieray.host.textstreams import TextStream
 from pieray.wasm.parks import Answer
 
 INLINE_BYTES = 1024
@@ -64,6 +64,15 @@ class ModelHandlers(HandlerGroup):
             return self._work(lambda: _pushed(found, tokens))
         return _pushed(found, tokens)
 
+    def model_stream_stop(self, stream: int, texts: list[str]) -> None:
+        self._state.streams.get(stream).stop_at(texts)
+
+    def model_stream_stopped(self, stream: int) -> str:
+        return self._state.streams.get(stream).stopped_by
+
+    def model_stream_rest(self, stream: int) -> str:
+        return self._state.streams.get(stream).rest()
+
     def model_stream_close(self, stream: int) -> None:
         self._state.streams.close(stream)
 
@@ -79,7 +88,7 @@ def _tokens(data: bytes) -> U32:
     return np.frombuffer(data, "<u4")
 
 
-def _pushed(stream: DecodeStream, tokens: U32) -> str:
+def _pushed(stream: TextStream, tokens: U32) -> str:
     texts = []
     for number, token in enumerate(tokens.tolist()):
         if number % PUSHES_AT_ONCE == 0:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 
 from pieray.errors import InvalidRequest
+from pieray.host.drawn import Columns, NextTicket, StreamTicket
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.opened import Opened
-from pieray.host.plans import ENDED, READY, NextTicket, Plan
+from pieray.host.plans import ENDED, READY, Plan
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind
+from pieray.wasm.parks import Later
 
 MAX_STOP_TOKENS = 1024
 MAX_STOP_TEXTS = 64
 MAX_STOP_CHARACTERS = 16384
-"""Of all stop texts together: each is looked for at each token, on the thread that steps the model."""
+"""Of all stop texts together: each is looked for at each token, on a thread that others wait for."""
 MAX_DRAFTS = 15
+NOTHING: Columns = [], [], []
 
 
 class PlanHandlers(HandlerGroup):
@@ -52,11 +56,9 @@ class PlanHandlers(HandlerGroup):
         self._change_plan(plan, sampler=self._state.sampler(sampler))
 
     def plans_set_stop(self, plan: int, tokens: U32, texts: list[str]) -> None:
-        num_characters = sum(map(len, texts))
-        if len(tokens) > MAX_STOP_TOKENS or len(texts) > MAX_STOP_TEXTS or num_characters > MAX_STOP_CHARACTERS:
-            raise InvalidRequest(f"at most {MAX_STOP_TOKENS} stop tokens, and {MAX_STOP_TEXTS} texts of together "
-                                 f"{MAX_STOP_CHARACTERS} characters; given {len(tokens)}, {len(texts)} and "
-                                 f"{num_characters}")  # fmt: skip
+        if len(tokens) > MAX_STOP_TOKENS:
+            raise InvalidRequest(f"a plan has at most {MAX_STOP_TOKENS} stop tokens; given {len(tokens)}")
+        _check_stops(len(texts), sum(map(len, texts)))
         if "" in texts:
             raise InvalidRequest("a stop text has at least 1 character; one was empty")
         self._change_plan(plan, stop_tokens=tokens.astype("<u4").tobytes(), stop_texts=tuple(texts))
@@ -66,7 +68,7 @@ class PlanHandlers(HandlerGroup):
         grammar: tuple[Any, ...] = ()
         if found is not None:
             grammar = found.grammar.kind, found.grammar.text, np.array(found.consumed, "<u4").tobytes()
-        num_drawn = self._plans.get(plan).num_drawn
+        num_drawn = self._plans.get(plan).drawn.count
         self._change_plan(plan, grammar=grammar, num_taken=num_drawn)
 
     def plans_set_adapter(self, plan: int, adapter: int) -> None:
@@ -120,13 +122,52 @@ class PlanHandlers(HandlerGroup):
     def _next_drawn(self, plan: int, kind: Kind) -> int:
         state = self._state
         with state.lock:
-            found = self._plans.get(plan)
-            if found.state == READY:
-                raise InvalidRequest("next: the plan is not started")
-            ticket = NextTicket(kind, found)
+            drawn = self._started("next", plan).drawn
+            ticket = NextTicket(kind, drawn)
             number = state.tickets.add(ticket)
-            found.next(ticket)
+            drawn.next(ticket)
         return number
+
+    def plans_read(self, plan: int, stream: int, most: int, timeout_ms: int) -> Columns | Later:
+        state, drawn = self._state, self._started("read", plan).drawn
+        texts = state.streams.get(stream) if stream else None
+
+        def look() -> Columns | None:
+            with state.lock:
+                return drawn.read(texts, most)
+
+        if timeout_ms:
+            with state.lock:
+                state.outbox.flush()
+        if (found := look()) is not None or not timeout_ms:
+            return found or NOTHING
+        deadline = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1e3
+        return Later(look, lambda: NOTHING, deadline)
+
+    def plans_watch(self, plan: int) -> int:
+        with self._state.lock:
+            return self._started("watch", plan).drawn.watch()
+
+    def plans_stream_text(self, plan: int, stream: int) -> int:
+        state = self._state
+        texts = state.streams.get(stream)
+        _check_stops(texts.num_stops, texts.num_stop_characters)
+        with state.lock:
+            drawn = self._started("stream", plan).drawn
+            ticket = StreamTicket(drawn, texts)
+            number = state.tickets.add(ticket)
+            try:
+                drawn.stream(ticket)
+            except BaseException:
+                state.tickets.drop((number,))
+                raise
+        return number
+
+    def _started(self, what: str, plan: int) -> Plan:
+        found = self._plans.get(plan)
+        if found.state == READY:
+            raise InvalidRequest(f"{what}: the plan is not started")
+        return found
 
     def plans_pause(self, plan: int) -> int:
         with self._state.lock:
@@ -149,8 +190,15 @@ class PlanHandlers(HandlerGroup):
             found = self._plans.pop(plan)
             if found.state != ENDED:
                 found.end()
+            found.drawn.close()
 
     def _check_plan_tokens(self, name: str, tokens: U32) -> None:
         vocab = self._state.models.get("").info.vocab_size
         if len(tokens) and int(tokens.max()) >= vocab:
             raise InvalidRequest(f"{name}: token ids are below {vocab}; given {int(tokens.max())}")
+
+
+def _check_stops(num_texts: int, num_characters: int) -> None:
+    if num_texts > MAX_STOP_TEXTS or num_characters > MAX_STOP_CHARACTERS:
+        raise InvalidRequest(f"a plan has at most {MAX_STOP_TEXTS} texts to stop at, of together "
+                             f"{MAX_STOP_CHARACTERS} characters; given {num_texts} and {num_characters}")  # fmt: skip

@@ -47,14 +47,18 @@ static bool context_append(context *c, text words, result *r) {
   return !r->is_err;
 }
 
+// Pages for the tokens [0, end).
+static bool context_reserve(context *c, uint32_t end, result *r) {
+  uint32_t page_size = kv_page_size(), needed = (end + page_size - 1) / page_size;
+  if (needed <= c->pages.count) return true;
+  kv_alloc(needed - c->pages.count, r);
+  if (!r->is_err) u32s_add(&c->pages, &c->page_room, r->numbers.data, r->numbers.count);
+  return !r->is_err;
+}
+
 // Enqueue a pass over the tokens [kv_len, end); `r->value` is its ticket.
 static bool context_pass(context *c, uint32_t end, result *r) {
-  uint32_t page_size = kv_page_size(), needed = (end + page_size - 1) / page_size;
-  if (needed > c->pages.count) {
-    kv_alloc(needed - c->pages.count, r);
-    if (r->is_err) return false;
-    u32s_add(&c->pages, &c->page_room, r->numbers.data, r->numbers.count);
-  }
+  if (!context_reserve(c, end, r)) return false;
   forward_forward(c->queue, c->pages.data, c->pages.count, c->kv_len, c->tokens.data + c->kv_len, end - c->kv_len,
                   0, 0, 0, 0, r);
   return !r->is_err;
@@ -90,10 +94,16 @@ static bool context_fork(const context *from, context *c, result *r) {
   return true;
 }
 
-// The two halves of context_next: several contexts that begin before the first ends share a batch.
-static bool context_begin(context *c, sampling how, result *r) {
+// The last token at least waits: the next one is drawn from its row.
+static bool context_rewind(context *c, result *r) {
   if (c->tokens.count == 0) { r->is_err = 1; r->error.code = ERR_INVALID; r->error.message = TEXT("the context is empty"); return false; }
   if (c->kv_len == c->tokens.count) c->kv_len--;
+  return true;
+}
+
+// The two halves of context_next: several contexts that begin before the first ends share a batch.
+static bool context_begin(context *c, sampling how, result *r) {
+  if (!context_rewind(c, r)) return false;
   if (!context_pass(c, c->tokens.count, r)) return false;
   uint32_t row = c->tokens.count - c->kv_len - 1;
   forward_sample(r->value, row, how.temperature, how.top_k, how.top_p, how.min_p, how.seed, r);
@@ -120,8 +130,8 @@ static bool is_stop(u32s stops, uint32_t token) {
   return false;
 }
 
-// Continue until a stop token of the model, or for max_tokens; with `sends` the text goes to the client as it comes.
-static bool context_complete(context *c, sampling how, uint32_t max_tokens, bool sends, completion *out, result *r) {
+// Continue until a stop token of the model, or for max_tokens.
+static bool context_complete(context *c, sampling how, uint32_t max_tokens, completion *out, result *r) {
   *out = (completion){0};
   model_stop_tokens("", 0, r); if (r->is_err) return false;
   u32s stops = r->numbers;
@@ -132,11 +142,54 @@ static bool context_complete(context *c, sampling how, uint32_t max_tokens, bool
     if (is_stop(stops, token)) { out->is_stopped = true; break; }
     out->num_tokens++;
     model_stream_push(stream, &token, 1, r); if (r->is_err) return false;
-    text piece = r->string;
-    if (!piece.size) continue;
-    put_text(&out->words, piece);
-    if (sends) { session_send(piece.data, piece.size, r); if (r->is_err) return false; }
+    put_text(&out->words, r->string);
   }
+  model_stream_close(stream, r);
+  return !r->is_err;
+}
+
+// Tokens of one plan.
+#define PLAN_TOKENS 256
+
+// One plan of context_stream: its tokens join the context, its text goes to the client and to `out`.
+static bool context_plan(context *c, uint32_t chain, uint32_t stream, u32s stops, uint32_t most, completion *out, result *r) {
+  if (!context_rewind(c, r) || !context_reserve(c, c->tokens.count + most - 1, r)) return false;
+  plans_create(c->queue, c->pages.data, c->pages.count, c->kv_len, c->tokens.data + c->kv_len,
+               c->tokens.count - c->kv_len, most, chain, r);
+  if (r->is_err) return false;
+  uint32_t plan = r->value, ticket;
+  plans_set_stop(plan, stops.data, stops.count, 0, 0, r); if (r->is_err) return false;
+  plans_start(plan, r); if (r->is_err) return false;
+  plans_stream_text(plan, stream, r); if (r->is_err) return false;
+  ticket = r->value;
+  if (!context_wait(ticket, r)) return false;
+  tickets_take_text(ticket, r); if (r->is_err) return false;
+  put_text(&out->words, r->string);
+  plans_read(plan, 0, 0, 0, r); if (r->is_err) return false;
+  u32s drawn = r->drawn.tokens;
+  c->kv_len = c->tokens.count + drawn.count - 1;
+  u32s_add(&c->tokens, &c->token_room, drawn.data, drawn.count);
+  bool is_last = drawn.count && is_stop(stops, drawn.data[drawn.count - 1]);
+  out->is_stopped = is_last || drawn.count < most;
+  out->num_tokens += drawn.count - (is_last ? 1 : 0);
+  plans_close(plan, r);
+  return !r->is_err;
+}
+
+// As context_complete, and the text goes to the client as it comes: the engine passes it on, and does not wake us.
+static bool context_stream(context *c, sampling how, uint32_t max_tokens, completion *out, result *r) {
+  *out = (completion){0};
+  model_stop_tokens("", 0, r); if (r->is_err) return false;
+  u32s stops = r->numbers;
+  model_stream_open("", 0, 1, r); if (r->is_err) return false;
+  uint32_t stream = r->value;
+  samplers_create(how.temperature, how.top_k, how.top_p, how.min_p, 1, how.seed, r); if (r->is_err) return false;
+  uint32_t chain = r->value;
+  while (out->num_tokens < max_tokens && !out->is_stopped) {
+    uint32_t left = max_tokens - out->num_tokens;
+    if (!context_plan(c, chain, stream, stops, left < PLAN_TOKENS ? left : PLAN_TOKENS, out, r)) return false;
+  }
+  samplers_free(chain, r); if (r->is_err) return false;
   model_stream_close(stream, r);
   return !r->is_err;
 }

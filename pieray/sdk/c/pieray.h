@@ -29,6 +29,7 @@ typedef struct {
     f32s floats;
     texts strings;
     struct { u32s tokens; f32s probabilities; } distribution;
+    struct { u32s tokens; texts pieces; f32s logprobs; } drawn;
     error error;
   };
 } result;
@@ -169,6 +170,11 @@ PIERAY_IMPORT("plans", "start") void plans_start(uint32_t plan, result *);
 PIERAY_IMPORT("plans", "next") void plans_next(uint32_t plan, result *);  // value
 PIERAY_IMPORT("plans", "next-scored") void plans_next_scored(uint32_t plan, result *);  // value
 PIERAY_IMPORT("plans", "score") void plans_score(uint32_t plan, result *);
+PIERAY_IMPORT("plans", "read")
+void plans_read(uint32_t plan, uint32_t text_stream, uint32_t most, int32_t timeout_ms, result *);  // drawn
+PIERAY_IMPORT("plans", "watch") void plans_watch(uint32_t plan, result *);  // value
+PIERAY_IMPORT("plans", "stream-text")
+void plans_stream_text(uint32_t plan, uint32_t text_stream, result *);  // value
 PIERAY_IMPORT("plans", "pause") void plans_pause(uint32_t plan, result *);  // value
 PIERAY_IMPORT("plans", "resume") void plans_resume(uint32_t plan, result *);
 PIERAY_IMPORT("plans", "truncate") void plans_truncate(uint32_t plan, uint32_t num_tokens, result *);
@@ -212,6 +218,10 @@ PIERAY_IMPORT("model", "stream-open")
 void model_stream_open(const char *model, uint32_t model_size, uint32_t skip_special, result *);  // value
 PIERAY_IMPORT("model", "stream-push")
 void model_stream_push(uint32_t handle, const uint32_t *tokens, uint32_t num_tokens, result *);  // string
+PIERAY_IMPORT("model", "stream-stop")
+void model_stream_stop(uint32_t handle, const text *texts, uint32_t num_texts, result *);
+PIERAY_IMPORT("model", "stream-stopped") void model_stream_stopped(uint32_t handle, result *);  // string
+PIERAY_IMPORT("model", "stream-rest") void model_stream_rest(uint32_t handle, result *);  // string
 PIERAY_IMPORT("model", "stream-close") void model_stream_close(uint32_t handle, result *);
 
 // chat: Conversations, as the model's own chat template writes them.

@@ -227,6 +227,21 @@ export declare const plans: {
   nextScored(plan: number): number;
   /** Compute log-probabilities of what is drawn. */
   score(plan: number): void;
+  /**
+   * What was drawn since the last time: tokens, at most `most` of them (0: all); the text of each; after `score`,
+   * their log-probabilities.  Waits for at least one for up to `timeout-ms`, as `tickets.wait` does; none comes once
+   * the plan has ended or is paused.  The texts are what a text stream (0: none, and no texts) makes of the tokens; a
+   * stop token has none.  Where it meets a stop text the plan ends, and what was drawn behind it is forgotten.
+   */
+  read(plan: number, textStream: number, most: number, timeoutMs: number): [number[], string[], number[]];
+  /** A ticket that has its result (none) whenever `read` need not wait.  It stays until it is taken, or the plan closed. */
+  watch(plan: number): number;
+  /**
+   * Let the text of what is drawn go straight to the client, as a text stream makes it of the tokens, without waking
+   * this inferlet.  Ticket: text, all that was sent, once the plan has ended or is paused; or the error of the plan, or the
+   * one that `session.send` gives, which ends it.  Then `read` (without a text stream) has the tokens.
+   */
+  streamText(plan: number, textStream: number): number;
   /** Draw no more after the step in progress.  Ticket: none, when that is so. */
   pause(plan: number): number;
   resume(plan: number): void;
@@ -299,6 +314,12 @@ export declare const model: {
   /** Incremental detokenizer: whole characters come out as soon as their last byte is in. */
   streamOpen(model: string, skipSpecial: boolean): number;
   streamPush(handle: number, tokens: readonly number[]): string;
+  /** End a stream's text before the first of `texts`, which are not empty: what may yet become one is held back. */
+  streamStop(handle: number, texts: readonly string[]): void;
+  /** The stop text that the text ended before, or "". */
+  streamStopped(handle: number): string;
+  /** What is held back, once no more tokens come. */
+  streamRest(handle: number): string;
   streamClose(handle: number): void;
 };
 

@@ -27,7 +27,7 @@ export class Context {
   constructor(text?: string);
   /** All tokens, the sampled ones included. */
   readonly tokens: number[];
-  /** What the last `generate` or `complete` gave. */
+  /** What the last `generate`, `complete` or `stream` gave. */
   readonly generated: Completion;
   /** Add text, or token ids, at the end. */
   append(text: string | readonly number[]): this;
@@ -45,6 +45,8 @@ export class Context {
   generate(how?: Sampling & { max_tokens?: number }): Generator<string, void>;
   /** The whole of `generate`. */
   complete(how?: Sampling & { max_tokens?: number }): Completion;
+  /** The whole of `generate`, and the text goes to the client as it comes: the engine passes it on, and does not wake us. */
+  stream(how?: Sampling & { max_tokens?: number }): Completion;
   /** Give pages and queue back. */
   close(): void;
 }

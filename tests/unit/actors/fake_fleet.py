@@ -28,7 +28,8 @@ class FakeActor:
         self.busy_s = 0.0
         self.peers: list[Any] = []
         self.live: dict[str, float] = {}
-        self.num_returned = 0
+        self.num_returned = self.num_granted = 0
+        self.launched: list[tuple[str, str]] = []  # by grants
         self.lock = threading.Lock()
 
     def answer(self, method: str, args: tuple[Any, ...]) -> Any:
@@ -41,7 +42,9 @@ class FakeActor:
         return {"name": self.member.name, "pid": id(self) % 10_000, "node_id": f"node-of-{self.member.name}"}
 
     def pulse(self) -> dict[str, Any]:
-        return {**self.describe(), "clock": time.monotonic(), "busy_s": self.busy_s, "num_returned": self.num_returned}
+        launched, self.launched = self.launched, []
+        return {**self.describe(), "clock": time.monotonic(), "busy_s": self.busy_s, "num_returned": self.num_returned,
+                "launched": launched}  # fmt: skip
 
     def load(self) -> dict[str, Any]:
         return MODEL
@@ -78,8 +81,14 @@ class FakeActor:
     def inferlets(self) -> list[dict[str, Any]]:
         return [{"instance_id": i, "name": "it", "state": "running"} for i in list(self.live)]
 
-    def count_returned(self) -> int:
+    def recall_places(self) -> int:
+        self.num_returned += self.num_granted
+        self.num_granted = 0
         return self.num_returned
+
+    def grant(self, grant_id: str, num_places: int, lifetime_s: float) -> float:
+        self.num_granted += num_places
+        return time.monotonic()
 
     def status(self) -> dict[str, Any]:
         return self.describe()

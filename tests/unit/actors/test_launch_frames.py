@@ -7,21 +7,20 @@ from typing import Any
 
 import pytest
 
-from pieray.actors.common import launch_of
 from pieray.errors import InvalidRequest, ProtocolError
-from pieray.messages import CloseLease, Launch, encode
+from pieray.messages import CloseLease, Launch, decode_one, encode
 
 LAUNCH = Launch("it-1", "it", "it.py", "def main(): ...", b"", "{}", {"pages": 3})
 
 
 def test_a_launch_comes_through() -> None:
-    assert launch_of(encode([LAUNCH])) == LAUNCH
+    assert decode_one(encode([LAUNCH]), Launch) == LAUNCH
 
 
 @pytest.mark.parametrize("frame", [encode([]), encode([LAUNCH, LAUNCH]), encode([CloseLease(1)])])
 def test_anything_else_is_an_invalid_request(frame: bytes) -> None:
     with pytest.raises(InvalidRequest, match="one Launch message"):
-        launch_of(frame)
+        decode_one(frame, Launch)
 
 
 @pytest.mark.parametrize(
@@ -29,9 +28,9 @@ def test_anything_else_is_an_invalid_request(frame: bytes) -> None:
 )
 def test_fields_have_their_types(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=f"{next(iter(change))} of a launch is"):
-        launch_of(encode([dataclasses.replace(LAUNCH, **change)]))
+        decode_one(encode([dataclasses.replace(LAUNCH, **change)]), Launch)
 
 
 def test_no_frame_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError):
-        launch_of(b"nonsense")
+        decode_one(b"nonsense", Launch)

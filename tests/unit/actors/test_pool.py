@@ -28,7 +28,7 @@ class Actor:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.live = self.returned = self.most = 0
+        self.live = self.returned = self.most = self.granted = 0
         self.lock = threading.Lock()
 
     def launch(self) -> None:
@@ -79,7 +79,16 @@ class Crew:
     def refresh(self, hosts: list[Member]) -> None:
         self.num_refreshes += 1
         for host in hosts:
-            host.returned(self.actors[host.name].returned)
+            actor = self.actors[host.name]
+            actor.returned, actor.granted = actor.returned + actor.granted, 0
+            host.returned(actor.returned)
+
+    def grant(self, num_places: int) -> tuple[str, int] | None:
+        if (found := self.pool.grant(num_places)) is None:
+            return None
+        host, num_granted = found
+        self.actors[host.name].granted += num_granted
+        return host.name, num_granted
 
     def launch(self, timeout_s: float = SOON) -> str:
         return self.pool.launch(lambda host: self.actors[host.name].launch(), time.monotonic() + timeout_s).name
@@ -259,3 +268,42 @@ def test_a_pool_that_is_closed_answers_who_waits_and_ends_what_comes_up() -> Non
         with pytest.raises(EngineError, match="shutting down"):
             waiting.result(SOON)
     until(lambda: crew.ended == ["a1"])
+
+
+def test_a_grant_is_half_of_what_the_roomiest_actor_has_and_one_at_least() -> None:
+    crew = Crew(capacity=8, spare=2)
+    assert crew.launch() == "a0"
+    assert [crew.grant(64) for _ in range(9)] == [
+        ("a1", 4), ("a0", 3), ("a0", 2), ("a1", 2), ("a0", 1), ("a1", 1), ("a0", 1), ("a1", 1), None
+    ]  # fmt: skip
+    assert crew.grant(1) is None
+    assert [host.num_live for host in crew.pool.hosts()] == [8, 8]
+
+
+def test_places_that_were_granted_and_are_free_are_called_back_before_an_actor_is_started() -> None:
+    crew = Crew(capacity=4)
+    assert crew.grant(64) == ("a0", 2)
+    assert [crew.launch() for _ in range(4)] == ["a0"] * 4
+    assert crew.num_refreshes == 1
+    assert crew.launch() == "a1"
+
+
+def test_nothing_is_granted_while_launches_wait() -> None:
+    crew = Crew(capacity=1, max_hosts=1)
+    crew.launch()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(crew.launch)
+        until(lambda: crew.pool._num_waiting == 1)
+        assert crew.grant(1) is None
+        crew.actors["a0"].end_one()
+        crew.refresh(crew.pool.hosts())
+        crew.pool.noted()
+        assert waiting.result(SOON) == "a0"
+
+
+def test_of_two_that_race_for_the_last_place_one_has_it() -> None:
+    for _ in range(50):
+        crew = Crew(capacity=1)
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(lambda _, crew=crew: crew.grant(4), range(2)))
+        assert sorted(found, key=str) == [("a0", 1), None]

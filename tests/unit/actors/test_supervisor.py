@@ -15,7 +15,7 @@ from pieray.actors import health, records, supervisor
 from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER
 from pieray.actors.supervisor import Supervisor
 from pieray.config import Config, from_mapping
-from pieray.errors import ChildCeiling, EngineError, NoAnswer, PierayError, Stalled, error_from
+from pieray.errors import ChildCeiling, EngineError, NoAnswer, NotFound, PierayError, Stalled, error_from
 from pieray.messages import Launch, encode
 from pieray.stalls import Stalls
 
@@ -343,3 +343,55 @@ def test_no_child_is_launched_past_the_ceiling(engine: Callable[..., Supervisor]
 
 def assert_(is_true: bool) -> None:
     assert is_true
+
+
+def test_places_are_granted_by_the_actor_that_has_them(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    one = engine(inferlets_per_actor=8)
+    host = fleet.one(INFERLETS)
+    granted = one.grant(64)
+    assert granted is not None
+    endpoint, grant_id, num_places, lifetime_s, clock = granted
+    assert (endpoint, num_places, lifetime_s, host.num_granted) == (host.member.endpoint, 4, supervisor.GRANT_S, 4)
+    assert len(grant_id) == 16
+    assert abs(clock - time.monotonic()) < 5.0
+    for number in range(8):  # they are called back where launches need them
+        one.launch(frame(f"it-{number}"))
+    assert len(fleet.alive(INFERLETS)) == 1
+    assert host.num_granted == 0
+
+
+def test_an_actor_that_does_not_answer_grants_nothing_and_its_places_are_counted_until_it_does(
+    engine: Callable[..., Supervisor], fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "GRANT_PATIENCE_S", 0.1)
+    one = engine(inferlets_per_actor=8, suspect_after_s=20.0, replace_after_s=40.0)
+    host = fleet.one(INFERLETS)
+    fleet.freeze(host)
+    assert one.grant(64) is None
+    assert host.member.num_live == 4
+    fleet.wake(host)
+    until(lambda: host.num_granted == 4)
+    one._refresh([host.member])
+    assert (host.num_granted, host.member.num_live) == (0, 0)
+
+
+def test_what_was_launched_by_a_grant_is_found_and_listed_when_its_actor_is_silent(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    one = engine(suspect_after_s=2.0, replace_after_s=60.0)
+    host = fleet.one(INFERLETS)
+    host.launched = [("it-1", "it")]
+    until(lambda: host.launched == [])
+    until(lambda: one._locations.find("it-1") == ("it", host.member))
+    assert one.locate("it-1") == ("it", host.member.endpoint)
+    fleet.freeze(host)
+    until(lambda: host.member.is_suspect)
+    assert [(row["instance_id"], row["state"]) for row in one.ps()] == [("it-1", "unreachable")]
+    with pytest.raises(NoAnswer, match="does not answer: it-1 ends when it wakes up"):
+        one.kill("it-1", "x")
+    with pytest.raises(NoAnswer, match="does not answer: it-2 may run there"):
+        one.kill("it-2", "x")
+    fleet.wake(host)
+    until(lambda: not host.member.is_suspect)
+    with pytest.raises(NotFound):
+        one.kill("it-2", "x")

@@ -36,6 +36,11 @@ class FakePlan:
     waiters: list[int] = field(default_factory=list)
     finish_reason: str = ""
     error: PierayError | None = None
+    watch: int = 0
+    flow: int = 0  # ticket of what is streamed
+    stream: int = 0
+    num_sent: int = 0
+    parts: list[str] = field(default_factory=list)
 
 
 class FakePlans:
@@ -95,6 +100,73 @@ class FakePlans:
 
     plans_next_scored = plans_next
 
+    def plans_read(self, plan: int, stream: int, most: int, timeout_ms: int) -> tuple[Any, ...]:
+        found = self.plan(plan)
+        if stream:
+            self.stream(stream)
+        if timeout_ms:
+            self.tickets_flush()
+        while timeout_ms and found.given == len(found.drawn) and found.state == "running":
+            self.step_plans()
+        if found.given == len(found.drawn) and found.error is not None:
+            raise found.error
+        start, stop = found.given, found.given + most if most else None
+        texts: list[str] = []
+        for token in found.drawn[start:stop] if stream else ():
+            texts.append(self._text(found, token, stream))
+            if self.streams[stream].stopped_by:
+                del found.drawn[start + len(texts) :], found.scores[start + len(texts) :]
+                break
+        tokens = found.drawn[start:stop]
+        found.given += len(tokens)
+        self._hand_out(found)
+        return tokens, texts, found.scores[start : found.given] if found.is_scored else []
+
+    def plans_watch(self, plan: int) -> int:
+        found = self.plan(plan)
+        if found.watch not in self.pending:
+            found.watch = self._new_ticket()
+        self._hand_out(found)
+        return found.watch
+
+    def plans_stream_text(self, plan: int, stream: int) -> int:
+        found = self.plan(plan)
+        self.stream(stream)
+        ticket = found.flow = self._new_ticket()
+        found.stream = stream
+        self._flow(found)
+        self._hand_out(found)
+        return ticket
+
+    def plans_cancel(self, plan: int) -> int:
+        found = self.plan(plan)
+        if found.state == "running":
+            found.state, found.finish_reason = "ended", "cancelled"
+        self._hand_out(found)
+        ticket = self._new_ticket()
+        self.results[ticket] = ("none", None)
+        return ticket
+
+    def _text(self, plan: FakePlan, token: int, stream: int) -> str:
+        text = "" if token in plan.stop_tokens else self.streams[stream].push(token)
+        if self.streams[stream].stopped_by:
+            plan.state, plan.finish_reason = "ended", "stop"
+        return text
+
+    def _flow(self, plan: FakePlan) -> None:
+        """Send the text of what was drawn and not sent."""
+        if not plan.flow:
+            return
+        plan.num_sent = max(plan.num_sent, plan.given)
+        for token in plan.drawn[plan.num_sent :]:
+            plan.num_sent += 1
+            if text := self._text(plan, token, plan.stream):
+                self.session_send(text)
+                plan.parts.append(text)
+            if self.streams[plan.stream].stopped_by:
+                del plan.drawn[plan.num_sent :], plan.scores[plan.num_sent :]
+                break
+
     def plans_state(self, plan: int) -> str:
         found = self.plan(plan)
         return json.dumps({"state": found.state, "finish_reason": found.finish_reason, "num_tokens": len(found.drawn)})
@@ -104,6 +176,7 @@ class FakePlans:
         if found.state == "running":
             found.state, found.finish_reason = "ended", "cancelled"
         self._hand_out(found)
+        self.tickets_cancel([found.watch])
         del self.plans[plan]
 
     def step_plans(self) -> bool:
@@ -131,6 +204,9 @@ class FakePlans:
         plan.line.append(token)
         plan.drawn.append(token)
         plan.scores.append(self._score(digest, token))
+        self._flow(plan)
+        if plan.state == "ended":
+            return
         text = lm.detokenize(plan.drawn, skip_special=True)
         if token in plan.stop_tokens or any(stop in text for stop in plan.stop_texts):
             plan.state, plan.finish_reason = "ended", "stop"
@@ -143,6 +219,14 @@ class FakePlans:
         return _log(dict(lm.distribution(digest))[token])
 
     def _hand_out(self, plan: FakePlan) -> None:
+        if plan.watch in self.pending:
+            if plan.given < len(plan.drawn) or plan.state != "running":
+                self.results[plan.watch] = ("none", None)
+            else:
+                self.results.pop(plan.watch, None)
+        if plan.flow in self.pending and plan.state != "running":
+            self.results[plan.flow] = ("error", plan.error) if plan.error else ("text", "".join(plan.parts))
+            plan.flow = 0
         while plan.waiters and (plan.given < len(plan.drawn) or plan.state != "running"):
             ticket = plan.waiters.pop(0)
             if ticket not in self.pending:

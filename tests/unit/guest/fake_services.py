@@ -8,6 +8,18 @@ from typing import Any
 
 import fake_model as lm
 
+from pieray.host.textstreams import TextStream
+
+
+class Decoder:
+    """An incremental detokenizer of `fake_model`."""
+
+    def __init__(self, skip_special: bool) -> None:
+        self._decoder, self._skip_special = codecs.getincrementaldecoder("utf-8")("replace"), skip_special
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(lm.to_bytes([token], skip_special=self._skip_special))
+
 
 class FakeServices:
     """Mixed into FakeHost, which has tickets, pages and a clock."""
@@ -33,12 +45,24 @@ class FakeServices:
         return lm.render_chat(messages, add_generation_prompt)
 
     def model_stream_open(self, model: str, skip_special: bool) -> int:
-        self.streams[handle := next(self.ids)] = (codecs.getincrementaldecoder("utf-8")("replace"), skip_special)
+        self.streams[handle := next(self.ids)] = TextStream(Decoder(skip_special))
         return handle
 
     def model_stream_push(self, stream: int, tokens: Any) -> str:
-        decoder, skip_special = self.streams[stream]
-        return decoder.decode(lm.to_bytes([int(t) for t in tokens], skip_special=skip_special))
+        return "".join([self.stream(stream).push(int(token)) for token in tokens])
+
+    def stream(self, handle: int) -> TextStream:
+        self._check(handle in self.streams, f"stream {handle}")
+        return self.streams[handle]
+
+    def model_stream_stop(self, stream: int, texts: Any) -> None:
+        self.stream(stream).stop_at(texts)
+
+    def model_stream_stopped(self, stream: int) -> str:
+        return self.stream(stream).stopped_by
+
+    def model_stream_rest(self, stream: int) -> str:
+        return self.stream(stream).rest()
 
     def model_stream_close(self, stream: int) -> None:
         del self.streams[stream]

@@ -58,7 +58,8 @@ def test_a_plan_costs_fewer_waits_than_tokens(make_host: Callable[..., FakeHost]
             await ctx.generate(30, stop_tokens=())
 
     run(main())
-    assert host.calls.count("tickets_wait") == 10
+    assert host.calls.count("plans_read") == 10
+    assert host.calls.count("tickets_wait") == host.calls.count("model_stream_push") == 0
     assert host.calls.count("plans_create") == 1
 
 

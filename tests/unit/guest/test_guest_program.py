@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import linecache
+import random
+import sys
 
 import pytest
 from fake_host import FakeHost
 
-from inferlet._program import ProgramFailed, run_program
+from inferlet import _report
+from inferlet._program import MODULE, ProgramFailed, load_program, prepare, run_loaded
 
 TWO = "async def main(prompt: str, max_tokens: int = 64):\n    return [prompt, max_tokens]\n"
+
+
+def run_program(source: str, filename: str, text: str) -> str:
+    load_program(source, filename, "")
+    return run_loaded(text)
 
 
 def failure(source: str, text: str = "{}") -> ProgramFailed:
@@ -122,3 +131,25 @@ def test_dataclasses_and_type_hints_find_their_module(host: FakeHost) -> None:
         "def main():\n    return [asdict(P()), str(typing.get_type_hints(P)['x'])]\n"
     )
     assert json.loads(run_program(source, "main.py", "")) == [{"x": 1}, "<class 'int'>"]
+
+
+def test_code_that_was_made_once_runs_like_its_source(host: FakeHost) -> None:
+    source = "def main(x: int):\n    return [x, 1 / x]\n"
+    code = load_program(source, "main.py", "")
+    assert load_program(source, "main.py", code) == code
+    assert json.loads(run_loaded('{"x": 2}')) == [2, 0.5]
+    load_program(source, "main.py", code)
+    with pytest.raises(ProgramFailed) as caught:
+        run_loaded('{"x": 0}')
+    assert caught.value.trace.splitlines()[1:3] == ['  File "main.py", line 2, in main', "    return [x, 1 / x]"]
+
+
+def test_what_is_done_ahead_calls_nobody_and_leaves_nothing_behind(host: FakeHost) -> None:
+    sys.modules.pop(MODULE, None)
+    state = random.getstate()
+    before = set(linecache.cache), set(_report._sources), set(sys.modules), len(host.calls)
+    prepare()
+    assert (set(linecache.cache), set(_report._sources), set(sys.modules), len(host.calls)) == before
+    assert random.getstate() == state
+    with pytest.raises(ProgramFailed):
+        run_loaded("{}")

@@ -12,11 +12,12 @@ from tokenizers import decoders, models, pre_tokenizers
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.host.handlers import GuestHandlers
-from pieray.host.models import ModelDirectory, ModelInfo, ServedModel, TextStreams
+from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.host.outbox import Outbox
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
+from pieray.host.textstreams import TextStreams
 from pieray.host.tickets import TicketTable
 from pieray.host.transfers import Transfers
 from pieray.messages import Completed, Failed, Forward, Launch, Message

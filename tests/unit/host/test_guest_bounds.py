@@ -58,7 +58,7 @@ def test_cancelled_tickets_of_a_plan_do_not_pile_up() -> None:
         bench.handlers.tickets_cancel(u32(bench.handlers.plans_next(plan)))
         bench.handlers.tickets_cancel(u32(bench.handlers.plans_pause(plan)))
     found = bench.handlers._plans.get(plan)
-    assert (len(found.nexts), len(found.stops)) == (0, 0)
+    assert (len(found.drawn.nexts), len(found.stops)) == (0, 0)
 
 
 def test_a_list_that_names_one_ticket_a_million_times_costs_little() -> None:

@@ -15,8 +15,10 @@ from pieray.wasm.turns import TurnQueue
 
 
 class Guest:
-    def __init__(self, name: str, tenant: str = "", is_long: bool = False) -> None:
-        self.name, self.tenant, self.is_long = name, tenant, is_long
+    def __init__(
+        self, name: str, tenant: str = "", is_long: bool = False, is_background: bool = False
+    ) -> None:
+        self.name, self.tenant, self.is_long, self.is_background = name, tenant, is_long, is_background
         self.served = 0.0
 
 
@@ -74,6 +76,24 @@ def test_a_tenant_has_no_more_for_having_many_guests():
         used[turn(queue, seconds)] += seconds
     assert used["one"] / used["many"] == pytest.approx(1.0, rel=0.1)
     assert len(queue) == 10
+
+
+def test_the_background_has_what_nobody_wants_and_is_interrupted_for_anybody():
+    queue, preempted = turns()
+    background = Guest("background", is_long=True, is_background=True)
+    queue.put(background)
+    queue.put(Guest("spinner"))
+    assert [turn(queue, 5.0) for _ in range(3)] == ["spinner"] * 3
+    assert turn(queue, 1.0, again=False) == "spinner"
+    assert queue.get() is background
+    assert not preempted
+    queue.charge(background, 100.0)
+    queue.put(Guest("newcomer"))
+    assert preempted == [1]
+    queue.put(background)
+    queue.release(background)
+    assert turn(queue, 1.0, again=False) == "newcomer"
+    assert turn(queue, 1.0, again=False) == "background"
 
 
 @pytest.mark.parametrize(

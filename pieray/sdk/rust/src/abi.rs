@@ -6,11 +6,11 @@ use std::alloc::{alloc, handle_alloc_error, realloc, Layout};
 
 /// Where the host writes a result of more than one word.
 #[repr(C, align(8))]
-pub struct Area([u32; 6]);
+pub struct Area([u32; 8]);
 
 impl Area {
     pub fn new() -> Area {
-        Area([0; 6])
+        Area([0; 8])
     }
 
     /// A `result` whose value, or error, begins at byte `at`.
@@ -60,6 +60,10 @@ impl Area {
 
     pub fn distribution(&self, at: usize) -> (Vec<u32>, Vec<f32>) {
         (self.numbers(at), self.floats(at + 8))
+    }
+
+    pub fn drawn(&self, at: usize) -> (Vec<u32>, Vec<String>, Vec<f32>) {
+        (self.numbers(at), self.strings(at + 8), self.floats(at + 16))
     }
 }
 

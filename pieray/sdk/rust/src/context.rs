@@ -1,7 +1,10 @@
 //! Contexts: append, fork, sample, complete.
 
-use crate::handlers::{forward, kv, model, queues, tickets};
+use crate::handlers::{forward, kv, model, plans, queues, samplers, tickets};
 use crate::Error;
+
+/// Tokens of one plan.
+const PLAN_TOKENS: usize = 256;
 
 /// How the next token is drawn.  The draws depend on the seed and the position alone.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,10 +96,7 @@ impl Context {
 
     /// Begin to sample the next token: contexts that begin before the first of them ends share a batch.
     pub fn begin(&mut self, how: &Sampling) -> Result<Pending, Error> {
-        if self.tokens.is_empty() {
-            return Err(Error::invalid("the context is empty: append something first"));
-        }
-        self.kv_len = self.kv_len.min(self.tokens.len() - 1);
+        self.rewind()?;
         let pass = self.pass(self.tokens.len())?;
         let row = (self.tokens.len() - self.kv_len - 1) as u32;
         forward::sample(pass, row, how.temperature, how.top_k, how.top_p, how.min_p, how.seed).map(Pending)
@@ -142,12 +142,64 @@ impl Context {
         Ok(done)
     }
 
-    /// Enqueue a pass over the tokens `[kv_len, end)`; its handle.
-    fn pass(&mut self, end: usize) -> Result<u32, Error> {
+    /// As `complete`, and the text goes to the client as it comes: the engine passes it on, and does not wake us.
+    pub fn stream(&mut self, how: &Sampling, max_tokens: usize) -> Result<Completion, Error> {
+        let stops = model::stop_tokens("")?;
+        let stream = model::stream_open("", true)?;
+        let chain = samplers::create(how.temperature, how.top_k, how.top_p, how.min_p, 1.0, how.seed)?;
+        let mut done = Completion { text: String::new(), num_tokens: 0, is_stopped: false };
+        while done.num_tokens < max_tokens && !done.is_stopped {
+            let most = (max_tokens - done.num_tokens).min(PLAN_TOKENS);
+            let (text, drawn) = self.plan(chain, stream, &stops, most)?;
+            let is_last = drawn.last().map_or(true, |token| stops.contains(token));
+            done.is_stopped = is_last || drawn.len() < most;
+            done.num_tokens += drawn.len() - usize::from(is_last && !drawn.is_empty());
+            done.text += &text;
+        }
+        samplers::free(chain)?;
+        model::stream_close(stream)?;
+        Ok(done)
+    }
+
+    /// One plan of `stream`: the text that went to the client, and the tokens, which are appended.
+    fn plan(&mut self, chain: u32, stream: u32, stops: &[u32], most: usize) -> Result<(String, Vec<u32>), Error> {
+        self.rewind()?;
+        self.reserve(self.tokens.len() + most - 1)?;
+        let waiting = &self.tokens[self.kv_len..];
+        let plan = plans::create(self.queue, &self.pages, self.kv_len as u32, waiting, most as u32, chain)?;
+        plans::set_stop(plan, stops, &[])?;
+        plans::start(plan)?;
+        let ticket = plans::stream_text(plan, stream)?;
+        tickets::wait(&[ticket], -1)?;
+        let text = tickets::take_text(ticket)?;
+        let (drawn, _, _) = plans::read(plan, 0, 0, 0)?;
+        self.tokens.extend_from_slice(&drawn);
+        self.kv_len = self.tokens.len() - 1;
+        plans::close(plan)?;
+        Ok((text, drawn))
+    }
+
+    /// The last token at least waits: the next one is drawn from its row.
+    fn rewind(&mut self) -> Result<(), Error> {
+        if self.tokens.is_empty() {
+            return Err(Error::invalid("the context is empty: append something first"));
+        }
+        self.kv_len = self.kv_len.min(self.tokens.len() - 1);
+        Ok(())
+    }
+
+    /// Pages for the tokens `[0, end)`.
+    fn reserve(&mut self, end: usize) -> Result<(), Error> {
         let needed = self.num_pages(end);
         if needed > self.pages.len() {
             self.pages.extend(kv::alloc((needed - self.pages.len()) as u32)?);
         }
+        Ok(())
+    }
+
+    /// Enqueue a pass over the tokens `[kv_len, end)`; its handle.
+    fn pass(&mut self, end: usize) -> Result<u32, Error> {
+        self.reserve(end)?;
         let tokens = &self.tokens[self.kv_len..end];
         forward::forward(self.queue, &self.pages, self.kv_len as u32, tokens, &[], &[])
     }

@@ -700,6 +700,12 @@ pub mod plans {
         fn raw_next_scored(plan: u32, out: *mut Area);
         #[link_name = "score"]
         fn raw_score(plan: u32, out: *mut Area);
+        #[link_name = "read"]
+        fn raw_read(plan: u32, text_stream: u32, most: u32, timeout_ms: i32, out: *mut Area);
+        #[link_name = "watch"]
+        fn raw_watch(plan: u32, out: *mut Area);
+        #[link_name = "stream-text"]
+        fn raw_stream_text(plan: u32, text_stream: u32, out: *mut Area);
         #[link_name = "pause"]
         fn raw_pause(plan: u32, out: *mut Area);
         #[link_name = "resume"]
@@ -805,6 +811,38 @@ pub mod plans {
         unsafe {
             raw_score(plan, &mut out);
             out.result(4, |out| out.unit(4))
+        }
+    }
+
+    /// What was drawn since the last time: tokens, at most `most` of them (0: all); the text of each; after `score`,
+    /// their log-probabilities.  Waits for at least one for up to `timeout-ms`, as `tickets.wait` does; none comes once
+    /// the plan has ended or is paused.  The texts are what a text stream (0: none, and no texts) makes of the tokens; a
+    /// stop token has none.  Where it meets a stop text the plan ends, and what was drawn behind it is forgotten.
+    pub fn read(plan: u32, text_stream: u32, most: u32, timeout_ms: i32) -> Result<(Vec<u32>, Vec<String>, Vec<f32>), Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_read(plan, text_stream, most, timeout_ms, &mut out);
+            out.result(4, |out| out.drawn(4))
+        }
+    }
+
+    /// A ticket that has its result (none) whenever `read` need not wait.  It stays until it is taken, or the plan closed.
+    pub fn watch(plan: u32) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_watch(plan, &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
+    /// Let the text of what is drawn go straight to the client, as a text stream makes it of the tokens, without waking
+    /// this inferlet.  Ticket: text, all that was sent, once the plan has ended or is paused; or the error of the plan, or the
+    /// one that `session.send` gives, which ends it.  Then `read` (without a text stream) has the tokens.
+    pub fn stream_text(plan: u32, text_stream: u32) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_stream_text(plan, text_stream, &mut out);
+            out.result(4, |out| out.word(4))
         }
     }
 
@@ -1046,6 +1084,12 @@ pub mod model {
         fn raw_stream_open(model: *const u8, model_len: usize, skip_special: u32, out: *mut Area);
         #[link_name = "stream-push"]
         fn raw_stream_push(handle: u32, tokens: *const u32, tokens_len: usize, out: *mut Area);
+        #[link_name = "stream-stop"]
+        fn raw_stream_stop(handle: u32, texts: *const [usize; 2], texts_len: usize, out: *mut Area);
+        #[link_name = "stream-stopped"]
+        fn raw_stream_stopped(handle: u32, out: *mut Area);
+        #[link_name = "stream-rest"]
+        fn raw_stream_rest(handle: u32, out: *mut Area);
         #[link_name = "stream-close"]
         fn raw_stream_close(handle: u32, out: *mut Area);
     }
@@ -1107,6 +1151,34 @@ pub mod model {
         let mut out = Area::new();
         unsafe {
             raw_stream_push(handle, tokens.as_ptr(), tokens.len(), &mut out);
+            out.result(4, |out| out.string(4))
+        }
+    }
+
+    /// End a stream's text before the first of `texts`, which are not empty: what may yet become one is held back.
+    pub fn stream_stop(handle: u32, texts: &[&str]) -> Result<(), Error> {
+        let texts = pairs(texts);
+        let mut out = Area::new();
+        unsafe {
+            raw_stream_stop(handle, texts.as_ptr(), texts.len(), &mut out);
+            out.result(4, |out| out.unit(4))
+        }
+    }
+
+    /// The stop text that the text ended before, or "".
+    pub fn stream_stopped(handle: u32) -> Result<String, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_stream_stopped(handle, &mut out);
+            out.result(4, |out| out.string(4))
+        }
+    }
+
+    /// What is held back, once no more tokens come.
+    pub fn stream_rest(handle: u32) -> Result<String, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_stream_rest(handle, &mut out);
             out.result(4, |out| out.string(4))
         }
     }

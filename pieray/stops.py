@@ -1,4 +1,4 @@
-"""Stop strings, matched across the borders of tokens."""
+"""Stop texts, matched across the borders of tokens."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Lets text through up to a stop string; what may yet become one is held back."""
+    """Lets text through up to a stop text; what may yet become one is held back."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
 
     def push(self, text: str) -> tuple[str, str | None]:
-        """The text that may go out now, and the stop string met, if one was: the text ends before it."""
+        """The text that may go out now, and the stop text met, if one was: the text ends before it."""
         buffer = self._held + text
         found = [(buffer.find(stop), stop) for stop in self._stops if stop in buffer]
         if found:
@@ -32,7 +32,9 @@ class StopMatcher:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop`, short of all of it."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
+    start = max(len(text) - len(stop) + 1, 0)
+    while (start := text.find(stop[0], start)) >= 0:
+        if stop.startswith(text[start:]):
+            return len(text) - start
+        start += 1
     return 0

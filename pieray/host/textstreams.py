@@ -1,0 +1,76 @@
+"""Text of tokens as they come, up to a stop text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pieray.errors import BadHandle, InvalidRequest, PierayError, QuotaExceeded
+from pieray.models.tokenizer import DecodeStream, Tokenizer
+from pieray.stops import StopMatcher
+
+MAX_STREAMS = 1024
+
+
+class TextStream:
+    """One incremental detokenizer of an inferlet: whole characters come out as soon as their last byte is in."""
+
+    def __init__(self, decoder: DecodeStream) -> None:
+        self._decoder = decoder
+        self._matcher: StopMatcher | None = None
+        self.num_stops = self.num_stop_characters = 0
+        self.stopped_by = ""
+        """The stop text that was met: no text comes any more."""
+
+    def stop_at(self, texts: Sequence[str]) -> None:
+        """End the text before the first of `texts`.  Raises InvalidRequest."""
+        if "" in texts:
+            raise InvalidRequest("stop texts have at least 1 character each, none of them is empty; one was")
+        self._matcher = StopMatcher(texts) if texts else None
+        self.num_stops, self.num_stop_characters = len(texts), sum(map(len, texts))
+
+    def push(self, token: int) -> str:
+        """The text that may go out with the token.  Raises an `internal` error for one that the tokenizer fails at."""
+        if self.stopped_by:
+            return ""
+        try:
+            text = self._decoder.push(token)
+        except BaseException as error:  # noqa: BLE001 - a panic of native code too
+            raise PierayError(f"the tokenizer makes no text of token {token}: {error!r}") from None
+        if self._matcher is None:
+            return text
+        text, met = self._matcher.push(text)
+        self.stopped_by = met or ""
+        return text
+
+    def rest(self) -> str:
+        """What is held back, once no more tokens come."""
+        return self._matcher.flush() if self._matcher is not None else ""
+
+
+class TextStreams:
+    """Those of one inferlet, by handle."""
+
+    def __init__(self) -> None:
+        self._streams: dict[int, TextStream] = {}
+        self._next = 1
+
+    def open(self, tokenizer: Tokenizer, skip_special: bool) -> int:
+        """Raises QuotaExceeded."""
+        if len(self._streams) >= MAX_STREAMS:
+            raise QuotaExceeded(f"text streams: the limit is {MAX_STREAMS} open; one more was asked for")
+        handle = self._next
+        self._next += 1
+        self._streams[handle] = TextStream(tokenizer.stream(skip_special_tokens=skip_special))
+        return handle
+
+    def get(self, handle: int) -> TextStream:
+        """Raises BadHandle."""
+        try:
+            return self._streams[handle]
+        except KeyError:
+            raise BadHandle(f"text stream {handle} is not open") from None
+
+    def close(self, handle: int) -> None:
+        """Raises BadHandle."""
+        self.get(handle)
+        del self._streams[handle]

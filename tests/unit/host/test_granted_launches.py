@@ -1,0 +1,175 @@
+"""A client launches straight at the actor: what a grant allows, and what the Controller alone may do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes import PAGE_SIZE, VOCAB, byte_tokenizer
+from groups import Group, until
+from test_inferlet_host import COMPONENT, Client, end_of, launch
+
+from pieray.config import Config
+from pieray.host.clients import ClientService
+from pieray.host.core import InferletHost
+from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
+from pieray.messages import Completed, Failed, Launch, LaunchHere, encode
+from pieray.stalls import Stalls
+
+PLACES = 2
+
+
+class Door(Client):
+    """A client that has two places by the grant "g"."""
+
+    def __init__(self, host: InferletHost) -> None:
+        super().__init__()
+        self.host = host
+        self.service = ClientService(host)
+        self.service.on_connect(self)  # type: ignore[arg-type]
+        self.num_asked = 0
+
+    def ask(self, message: Launch, grant: str = "g", sent_ago_s: float = 0.0, left_s: float = 60.0,
+            instance_id: str = "") -> Completed | Failed:  # fmt: skip
+        now = time.monotonic()
+        self.num_asked += 1
+        here = LaunchHere(self.num_asked, instance_id or message.instance_id, grant, now - sent_ago_s, now + left_s,
+                          encode([message]))  # fmt: skip
+        self.service.on_messages(self, [here])  # type: ignore[arg-type]
+        answer: Any = self.answers[-1]
+        assert answer.ticket == self.num_asked
+        return answer  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    group = Group(num_pages=20)
+    yield group
+    group.close()
+
+
+@pytest.fixture
+def stalls() -> Stalls:
+    return Stalls(float("inf"))
+
+
+@pytest.fixture
+def host(group: Group, stalls: Stalls) -> Iterator[InferletHost]:
+    info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 20, "float32", "cpu")
+    models = ModelDirectory([ServedModel(info, byte_tokenizer())])
+    sessions = group.sessions(f"granted-{len(group.clients)}")
+    host = InferletHost(Config(inferlets_per_actor=8), sessions, models, stalls=stalls)
+    host._components.compile(COMPONENT, "misbehave", tenant="", owner="", wait_s=60.0).result()
+    host.grants.open("g", PLACES, 60.0)
+    yield host
+    host.close()
+    until(lambda: group.free() == 20)
+    until(lambda: host.num_live == 0)
+    host.grants.check()
+
+
+@pytest.fixture
+def door(host: InferletHost) -> Door:
+    return Door(host)
+
+
+def test_launch_attach_and_the_clock_in_one_message(door: Door, host: InferletHost) -> None:
+    before = time.monotonic()
+    answer = door.ask(launch("it", "echo 1"))
+    assert isinstance(answer, Completed)
+    assert before <= answer.value <= time.monotonic()
+    end_of(host, "it")
+    until(lambda: bool(door.events) and door.events[-1].kind == "result")
+    assert [event.number for event in door.events] == list(range(len(door.events)))
+    assert host.take_launched() == [("it", "raw")]
+    assert host.take_launched() == []
+
+
+def test_a_grant_holds_so_many_at_a_time_and_no_more(door: Door, host: InferletHost) -> None:
+    for number in range(PLACES):
+        assert isinstance(door.ask(launch(f"it-{number}", "spin")), Completed)
+    full = door.ask(launch("one-more", "spin"))
+    assert isinstance(full, Failed)
+    assert (full.code, full.message) == ("engine", "all 2 places of the grant are taken: ask the Controller")
+    host.kill("it-0", "enough")
+    until(lambda: host.num_live == PLACES - 1)
+    until(lambda: isinstance(door.ask(launch(f"again-{door.num_asked}", "spin")), Completed))
+    assert host.num_returned == 0  # its places are the client's
+    host.grants.recall()
+    for row in host.status():
+        host.kill(row["instance_id"], "enough")
+    until(lambda: host.num_returned == PLACES)
+
+
+def test_without_a_grant_or_when_it_has_ended_nothing_starts(door: Door, host: InferletHost) -> None:
+    host.grants.open("short", 1, 0.05)
+    time.sleep(0.06)
+    for grant in ("", "forged", "short"):
+        answer = door.ask(launch("it", "spin"), grant)
+        assert isinstance(answer, Failed)
+        assert answer.code == "engine"
+        assert "the grant has ended" in answer.message
+    assert host.status() == []
+    assert host.num_returned == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "text"),
+    [
+        ({"component": b""}, "invalid", "is launched by name: ask the Controller"),
+        ({"component": b"", "capabilities": {"http": ["*"]}}, "invalid", "is launched by name: ask the Controller"),
+        ({"parent": "it-0"}, "invalid", "children are launched by the Controller"),
+        ({"depth": 1}, "invalid", "children are launched by the Controller"),
+        ({"limits": {"pages": 10**6}}, "config", "limits.pages: this engine allows at most"),
+        ({"limits": []}, "invalid", "limits of a launch is dict"),
+        ({"capabilities": {"root": True}}, "config", "root"),
+        ({"source": "def main(): ..."}, "invalid", "takes no source"),
+    ],
+)
+def test_what_the_controller_would_not_launch_is_refused_and_its_place_is_free(
+    door: Door, host: InferletHost, change: dict[str, Any], code: str, text: str
+) -> None:
+    for _ in range(PLACES + 1):
+        answer = door.ask(replace(launch("it", "return 1"), **change))
+        assert isinstance(answer, Failed)
+        assert answer.code == code, answer
+        assert text in answer.message
+        until(lambda: host.num_live == 0)
+        until(lambda: all(g.num_used == 0 for g in host.grants._grants.values()))
+    assert host.num_returned == 0
+    answer = door.ask(launch("it", "echo 1"), instance_id="another")
+    assert isinstance(answer, Failed)
+    assert "the launch of 'another' is one of 'it'" in answer.message
+
+
+def test_one_that_was_given_up_never_starts(door: Door, host: InferletHost, stalls: Stalls) -> None:
+    late = door.ask(launch("late", "spin"), left_s=-0.1)
+    assert isinstance(late, Failed)
+    assert late.code == "deadline"
+    stalls._ended_at = time.monotonic()  # it has just stood still
+    stalled = door.ask(launch("stalled", "spin"), sent_ago_s=1.0)
+    assert isinstance(stalled, Failed)
+    assert stalled.code == "stalled"
+    assert host.status() == []
+    assert isinstance(door.ask(launch("fresh", "return 1")), Completed)
+
+
+def test_an_attached_one_ends_with_the_connection_that_launched_it(door: Door, host: InferletHost) -> None:
+    for name in ("attached", "other"):
+        door.ask(replace(launch(name, "spin", wall_time_s=60.0), is_attached=name == "attached"))
+    door.service.on_close(door, None)  # type: ignore[arg-type]
+    assert end_of(host, "attached").payload == '{"code": "cancelled", "message": "its client is gone"}'
+    assert {row["instance_id"]: row["state"] for row in host.status()} == {"attached": "killed", "other": "running"}
+    host.kill("other", "the test is over")
+
+
+def test_a_device_that_is_replaced_is_not_waited_for(door: Door, host: InferletHost) -> None:
+    host._device.close("a test")
+    began = time.monotonic()
+    answer = door.ask(launch("it", "echo 1"))
+    assert isinstance(answer, Failed)
+    assert answer.code in ("device-lost", "engine")
+    assert time.monotonic() - began < 1.0
