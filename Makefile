@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 GPU_OUT := bench/results/$(shell date -u +%F)-gpu.jsonl
 
-.PHONY: run test unit lint bench gpu install clean distclean
+.PHONY: run test unit lint bench gpu install install-tests clean distclean
 
 run: $(VENV)/.installed
 	@$(BIN)/pieray run text-completion -- "--prompt=$$PROMPT"
@@ -43,6 +43,8 @@ gpu: $(VENV)/.installed-tests
 	PYTHONPATH=tests/kernels $(BIN)/python tools/gpu_check.py --out $(GPU_OUT)
 
 install: $(VENV)/.installed
+
+install-tests: $(VENV)/.installed-tests
 
 # torch alone first: pinned, so that nothing that depends on it brings another one
 $(VENV)/.torch: constraints.txt

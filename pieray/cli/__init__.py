@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def main() -> None:
     """The console script `pieray`; exits with 0 done, 1 the inferlet failed, 2 usage, 3 the engine failed."""
-    from pieray.cli.signals import leave_at_once
+    from pieray.cli.signals import EXIT_CODES, leave_at_once, printing_soon
 
     leave_at_once()  # until a command has something to put in order, and again when it has
     import sys
@@ -18,6 +18,11 @@ def main() -> None:
     try:
         try:
             app(prog_name="pieray")
+        except SystemExit as end:
+            if end.code in EXIT_CODES:
+                with printing_soon(int(end.code)):
+                    sys.stdout.flush()
+            raise
         finally:
             sys.stdout.flush()
     except OutputLost as lost:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pieray.cli.output import say
-from pieray.cli.signals import StopSignals
+from pieray.cli.signals import StopSignals, printing_soon
 from pieray.cli.streams import OutputLost
 from pieray.errors import PierayError
 
@@ -34,7 +34,8 @@ def guard(*, debug: bool = False, report: Report | None = None) -> Iterator[Stop
         try:
             yield signals
         except KeyboardInterrupt:
-            _leave(signals.exit_code, report, "cancelled", "interrupted")
+            with printing_soon(signals.exit_code):
+                _leave(signals.exit_code, report, "cancelled", "interrupted")
         except OutputLost as lost:
             _leave_without_output(lost)
         except InferletFailed as failed:

@@ -10,6 +10,8 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+EXIT_CODES = tuple(128 + signum for signum in STOPPING)
+PRINT_S = 2.0
 
 
 def leave_at_once() -> None:
@@ -26,6 +28,19 @@ def _install(handler: Callable[[int, FrameType | None], object]) -> None:
     for number in STOPPING:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+@contextmanager
+def printing_soon(exit_code: int) -> Iterator[None]:
+    """A block that prints the last of a stopped command, for PRINT_S at most: who reads it may have stopped too, and a
+    full pipe holds up for ever.  After that the process ends with the code."""
+    before = signal.signal(signal.SIGALRM, lambda _signum, _frame: os._exit(exit_code))
+    signal.setitimer(signal.ITIMER_REAL, PRINT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class StopSignals:

@@ -159,9 +159,9 @@ __all__ = [
     "size_of",
 ]
 
-#: Where names are looked for, first those that every client needs.
-_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "outputs", "batcher",
-            "plans", "adapters", "broker")  # fmt: skip
+#: Where names are looked for, first those that every client needs, last those that need numpy.
+_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "broker", "adapters",
+            "outputs", "batcher", "plans")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -19,6 +19,10 @@ BUILD_TIMEOUT_S = 300.0
 LLVM_VERSIONS = range(22, 13, -1)
 
 
+RUSTC = ("rustc", "/usr/bin/rustc")
+"""Debian's comes with the standard library for WebAssembly, and may be behind rustup's on the path."""
+
+
 class ToolFailed(InvalidRequest):
     """A tool refuses the user's sources; the text is what it printed."""
 
@@ -78,7 +82,7 @@ def node_modules(package: str, near: Path | None = None) -> Path:
 def rustc() -> tuple[str, str]:
     """A Rust compiler with the standard library for wasm32-unknown-unknown, and its folder of libraries."""
     hint = "apt-get install rustc libstd-rust-dev-wasm32 lld-19, or rustup target add wasm32-unknown-unknown"
-    for name in ([os.environ["PIERAY_RUSTC"]] if os.environ.get("PIERAY_RUSTC") else ["rustc", "/usr/bin/rustc"]):
+    for name in ([os.environ["PIERAY_RUSTC"]] if os.environ.get("PIERAY_RUSTC") else RUSTC):
         if (found := shutil.which(name)) is None:
             continue
         folder = _quietly([found, "--print", "target-libdir", "--target", "wasm32-unknown-unknown"])

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def heeding_signals() -> Iterator[None]:
-    """A child that is started in this block ignores neither SIGINT nor SIGHUP, even if this process does."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)}
+    """A child that is started in this block ignores none of these signals, even if this process does."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
         yield
     finally:

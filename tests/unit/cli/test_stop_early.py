@@ -1,4 +1,4 @@
-"""A stopping signal in the first moments of the command, with the real script: its exit code, and not a word."""
+"""A stopping signal in the first moments of the command, and where nobody reads what it prints; the real script."""
 
 from __future__ import annotations
 
@@ -54,3 +54,16 @@ def test_ctrl_c_in_the_first_300_ms_is_130_without_a_word(full_pipe: int) -> Non
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_other_signals_are_held_back_as_well(full_pipe: int, signum: int, status: int) -> None:
     assert [stopped_after(delay, signum, full_pipe) for delay in (0.01, 0.03, 0.06)] == [(status, "")] * 3
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_whose_reader_has_stopped_ends_all_the_same(full_pipe: int, signum: int, status: int) -> None:
+    with heeding_signals():
+        command = subprocess.Popen([PIERAY, "models"], stdout=full_pipe, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{command.pid}/wchan").read_text() not in ("pipe_write", "anon_pipe_write"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    command.send_signal(signum)
+    _, errors = command.communicate(timeout=60)
+    assert (command.returncode, errors) == (status, "pieray: cancelled: interrupted\n")

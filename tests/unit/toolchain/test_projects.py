@@ -91,6 +91,7 @@ def test_a_fault_in_the_source_is_shown_as_the_compiler_says_it(
 
 def test_a_missing_tool_is_named_with_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(find, "RUSTC", ("rustc",))
     monkeypatch.setenv("PIERAY_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for variable in ("PIERAY_CLANG", "PIERAY_RUSTC", "PIERAY_NODE", "PIERAY_JCO"):
