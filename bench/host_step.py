@@ -1,6 +1,6 @@
 """What a step costs the Batcher's host: BatcherCore, everything but the model, with a runner that returns at once.
 
-Time of `submit`, `step` and `sent` together, by rows and by what they are:
+CPU time of `submit`, `step` and `sent` together, by rows and by what they are:
 
 * plans, scored plans; plans with stop texts, and with a grammar, whose libraries' own work is measured beside and taken
   off (a token into the decoder of texts; a token into the matcher, and all masks in one parallel call);
@@ -35,10 +35,11 @@ from pieray.messages import GREEDY, DecodePasses, Forward, Logits, Logprobs, Mes
 from pieray.models.runner import Drawn
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 from pieray.sched.core import BatcherCore
-from pieray.sched.costs import CostModel
+from pieray.sched.costs import CostModel, Kind
 
 PAGE, PAGES, PEERS = 16, 80, 2
 FIXED_MS, ROW_US = 0.15, 2.0
+STEP_S, TOKEN_S = 5e-3, 5e-6  # of the device that the runner plays
 SPEC = TokenizerSpec.from_folder(model_folder("pie-tiny"))
 VOCAB = 640
 WORD = Tokenizer(SPEC).encode("a")[0]
@@ -46,9 +47,13 @@ TEXT = "[a-z]*"
 
 
 class NullRunner:
-    """Draws one token for all."""
+    """Draws one token for all, and says how long a small GPU would have taken."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # seconds of that device
 
     def decode(self, rows: Any, items: Sequence[Any], outputs: Sequence[Sequence[Any]]) -> tuple[Drawn, list[Any]]:
+        self.now += STEP_S + TOKEN_S * (len(rows) + sum(len(item.tokens) for item in items))
         return Drawn(np.full(len(rows), WORD), np.zeros(len(rows.scored), np.float32), {}), self.step(items, outputs)
 
     def step(self, _items: Sequence[Any], outputs: Sequence[Sequence[Any]]) -> list[Any]:
@@ -71,7 +76,10 @@ class Bench:
 
     def __init__(self, num_rows: int) -> None:
         settings = ModelSettings(page_size=PAGE, max_batch_requests=2048, max_batch_tokens=8192)
-        self.core = BatcherCore(NullRunner(), settings, tokenizer=SPEC, costs=CostModel(VOCAB, 96))
+        runner = NullRunner()
+        seconds = [1e-9] * len(Kind)
+        seconds[Kind.STEP], seconds[Kind.TOKENS] = STEP_S, TOKEN_S
+        self.core = BatcherCore(runner, settings, lambda: runner.now, SPEC, CostModel(VOCAB, 96, seconds))
         self.core.plans.vocab_size = VOCAB
         self.num_rows = num_rows
         self.rows = np.arange(1, num_rows + 1, dtype=np.uint64)
