@@ -1,7 +1,8 @@
 """What one tenant's flood of the Broker costs another: the time of four calls, alone and beside it.
 
 The victim, of a tenant of its own, times one `store.put`, `store.get`, `messaging.push` and `messaging.pull` together,
-a hundred times.  Beside it run inferlets of another tenant, each with as many calls under way as it may have.
+a hundred times.  Beside it run inferlets of another tenant, each with as many calls under way as it may have; `calls_s`
+is how many of theirs were answered in a second meanwhile.
 
     python bench/tenants.py [--apart] [--flooders 4] [--rounds 100] [--only puts names]
 
@@ -14,16 +15,19 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from common import machine
 
 import pieray
 from pieray import ProgramSource
+from pieray.errors import Cancelled
 
 BOTH = {"messaging": True, "store": True}
+LIMITS = {"cpu_time_s": 3600.0, "wall_time_s": 3600.0, "output_bytes": 1 << 30}
+"""No flood ends before it is measured."""
 
 VICTIM = """
 import time
@@ -40,78 +44,102 @@ async def main(rounds):
         laps.append((time.perf_counter() - began) * 1e3)
     return laps
 """
-FLOODS = {
+FILL = """
+from inferlet import gather, store
+async def main(count=40_000):
+    for start in range(0, count, 2000):
+        await gather(*(store.put(f"{i:08}", "") for i in range(start, start + 2000)))
+"""
+"""What `names` has to list: once, for all of the tenant."""
+FLOODS = {  # each tells how many calls were answered, now and then
     "pushes": """
 from inferlet import messaging, session
 async def main():
-    session.send("ready")
+    session.send("0")
     while True:
         tickets = [messaging.push_ticket("q", "x" * 200) for _ in range(1000)]
         pulls = [messaging.pull_ticket("q") for _ in range(1000)]
         for ticket in [*tickets, *pulls]:
             await ticket
+        session.send("2000")
 """,
     "texts": """
 from inferlet import messaging, session
 TEXT = "x" * (1 << 20)
 async def main():
-    session.send("ready")
+    session.send("0")
     while True:
         tickets = [messaging.push_ticket("long", TEXT) for _ in range(8)]
         pulls = [messaging.pull_ticket("long") for _ in range(8)]
         for ticket in [*tickets, *pulls]:
             await ticket
+        session.send("16")
 """,
     "puts": """
 from inferlet import gather, session, store
 async def main():
-    session.send("ready")
+    session.send("0")
     while True:
         await gather(*(store.put(f"key-{i}", "x" * 200) for i in range(2000)))
+        session.send("2000")
 """,
     "names": """
 from inferlet import gather, session, store
 async def main():
-    for start in range(0, 40_000, 2000):
-        await gather(*(store.put(f"{i:08}", "") for i in range(start, start + 2000)))
-    session.send("ready")
+    session.send("0")
     while True:
         await gather(*(store.names() for _ in range(20)))
+        session.send("20")
 """,
     "broadcasts": """
-from inferlet import messaging, session
-async def main():
-    for _ in range(60):
-        await messaging.subscribe("news")
-    session.send("ready")
+from inferlet import gather, messaging, session
+async def read(topic):
+    async for _ in topic:
+        pass
+async def write():
     while True:
-        tickets = [messaging.broadcast_ticket("news", "x", timeout=1.0) for _ in range(1000)]
-        for ticket in tickets:
-            try:
-                await ticket
-            except Exception:
-                pass
+        await gather(*(messaging.broadcast("news", "x" * 200) for _ in range(100)))
+        session.send("100")
+async def main():
+    topics = [await messaging.subscribe("news") for _ in range(15)]
+    session.send("0")
+    await gather(write(), *(read(topic) for topic in topics))
 """,
 }
 
 
-@contextmanager
-def beside(engine: pieray.Engine, flood: str, num: int) -> Iterator[None]:
-    """Run `num` inferlets of the hostile tenant for as long as the body takes."""
-    engine.tenant = "hostile"
-    processes = []
-    if flood:
-        program = ProgramSource(flood, f"{flood}.py", source=FLOODS[flood], capabilities=BOTH)
-        processes = [engine.launch(program) for _ in range(num)]
-        for process in processes:
-            if not any(True for _ in process):  # its first text
+@dataclass
+class Flood:
+    """Inferlets of the hostile tenant that have begun."""
+
+    processes: list[Any]
+    began: float = field(default_factory=time.perf_counter)
+
+    def end(self) -> float:
+        """Kill them; how many of their calls were answered in a second.  Raises the error of one that had ended."""
+        for process in self.processes:
+            if process.is_done:
                 process.result()
-    engine.tenant = "victim"
-    try:
-        yield
-    finally:
-        for process in processes:
+        took_s = time.perf_counter() - self.began
+        for process in self.processes:
             process.kill()
+        count = 0
+        for process in self.processes:
+            with suppress(Cancelled):
+                count += sum(int(event.text) for event in process)
+        return count / took_s
+
+
+def start(engine: pieray.Engine, name: str, num: int) -> Flood:
+    engine.tenant = "hostile"
+    if name == "names":
+        engine.launch(ProgramSource("fill", "fill.py", source=FILL, capabilities=BOTH), limits=LIMITS).result()
+    program = ProgramSource(name, f"{name}.py", source=FLOODS[name], capabilities=BOTH)
+    processes = [engine.launch(program, limits=LIMITS) for _ in range(num)]
+    for process in processes:
+        if not any(True for _ in process):  # its first text
+            process.result()
+    return Flood(processes)
 
 
 def measure(engine: pieray.Engine, rounds: int) -> dict[str, float]:
@@ -135,11 +163,11 @@ def main() -> None:
     with pieray.start(namespace="bench-tenants", **settings) as engine:
         measure(engine, 20)
         figures: dict[str, object] = {"alone": measure(engine, arguments.rounds)}
-        for flood in arguments.only:
-            with beside(engine, flood, arguments.flooders):
-                time.sleep(0.5)
-                figures[flood] = measure(engine, arguments.rounds)
-            print(json.dumps({flood: figures[flood]}), flush=True)
+        for name in arguments.only:
+            flood = start(engine, name, arguments.flooders)
+            time.sleep(0.5)
+            figures[name] = {**measure(engine, arguments.rounds), "calls_s": round(flood.end())}
+            print(json.dumps({name: figures[name]}), flush=True)
     print(json.dumps({"apart": arguments.apart, "flooders": arguments.flooders, "machine": machine(), **figures}))
 
 

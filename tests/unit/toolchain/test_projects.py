@@ -53,10 +53,10 @@ def test_a_new_project_in_another_language_builds_and_passes_check(tmp_path: Pat
     assert build(tmp_path / "hello") == tmp_path / "hello" / "hello.wasm"
     report = check(tmp_path / "hello")
     assert (report.name, report.kind) == ("hello", "component")
-    assert "sample" in report.imports["forward"]
+    assert "stream-text" in report.imports["plans"]
     assert report.warnings == []
     if lang != "js":  # whose runtime imports all that there is
-        assert set(report.imports) == {"forward", "kv", "model", "queues", "session", "tickets"} | (
+        assert set(report.imports) == {"kv", "model", "plans", "queues", "samplers", "tickets"} | (
             {"runtime"} if lang == "rust" else set())  # fmt: skip
 
 
