@@ -7,8 +7,7 @@ CPU time of `submit`, `step` and `sent` together, by rows and by what they are:
 * passes that guests drive: one message with a pass of one token and a sample for each row, and its answer;
 * plans in mixed company: beside prefills, a mask and bulk outputs; the same company without them is taken off.
 
-The target is 0.15 ms and 2 us a row.  Medians of five rounds; once measured with this script before plans were rows of
-a table, at 32, 256 and 1024 plans: @BEFORE@.
+The target is 0.15 ms and 2 us a row.  Medians of five rounds.
 
     python bench/host_step.py [--rows 1 32 256 1024] [--steps 100] [--rounds 5] [--kinds plans passes]
 """
