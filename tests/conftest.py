@@ -20,6 +20,19 @@ settings.register_profile(
 settings.load_profile("pieray")
 
 
+ENGINE_FOLDERS = ("actors", "chaos", "inferlets")
+"""Of tests that start engines, or use one that the session shares."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Which tests one process of several runs (`--dist loadgroup`): all with engines, and each other file whole."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("engines" if folder in ENGINE_FOLDERS else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray of this process, for all tests that need one."""
