@@ -8,15 +8,15 @@ import pytest
 
 import inferlet
 import pieray
-from tools import apidocs
+from tools import references
 
 
 def test_the_references_are_what_the_docstrings_say() -> None:
-    assert not apidocs.stale(), "run `python -m tools.apidocs`"
+    assert not references.stale(), "run `python -m tools.references`"
 
 
 def test_every_public_name_has_an_entry() -> None:
-    sdk, client = apidocs.sdk_page(), apidocs.client_page()
+    sdk, client = references.sdk_page(), references.client_page()
     listed = set(re.findall(r"^#+ (?:class )?([\w.]+)", sdk, re.M)) | set(re.findall(r"^## Module (\w+)", sdk, re.M))
     own = {"TaskGroup", "gather", "sleep", "timeout", "Quota", "Deadline"}  # asyncio's; other names of two errors
     assert set(inferlet.__all__) - own <= listed
@@ -25,7 +25,7 @@ def test_every_public_name_has_an_entry() -> None:
     assert set(pieray.__all__) - {"__version__"} <= set(re.findall(r"^## (?:class )?(\w+)", client, re.M))
 
 
-@pytest.mark.parametrize("page", [apidocs.sdk_page, apidocs.client_page], ids=["sdk", "client"])
+@pytest.mark.parametrize("page", [references.sdk_page, references.client_page], ids=["sdk", "client"])
 def test_links_and_fences_are_whole(page: object) -> None:
     text = page()  # type: ignore[operator]
     titles = {title.lower().replace(" ", "-").replace(".", "") for title in re.findall(r"^#+ (.+)", text, re.M)}
@@ -37,4 +37,4 @@ def test_what_has_no_docstring_is_an_error() -> None:
     import ast
 
     with pytest.raises(ValueError, match="f has no docstring"):
-        apidocs._doc("f", ast.parse("def f(): ...").body[0])  # type: ignore[arg-type]
+        references._doc("f", ast.parse("def f(): ...").body[0])  # type: ignore[arg-type]

@@ -2,10 +2,10 @@
 
 import sys
 
-from tools.apidocs import pages, stale
+from tools.references import pages, stale
 
 if "--check" in sys.argv:
     found = stale()
-    sys.exit(f"not up to date: {', '.join(map(str, found))}: python -m tools.apidocs" if found else 0)
+    sys.exit(f"not up to date: {', '.join(map(str, found))}: python -m tools.references" if found else 0)
 for path, text in pages().items():
     path.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`docs/python-sdk.md` and `docs/python-client.md` from the docstrings: `python -m tools.apidocs [--check]`.
+"""`docs/python-sdk.md` and `docs/python-client.md` from the docstrings: `python -m tools.references [--check]`.
 
 What is public is read from the sources, without importing them: the names of `__all__`, and what a module of the SDK
 defines without an underscore.  A public name without a docstring is an error.
@@ -83,7 +83,7 @@ def sdk_page() -> str:
     listed = {name: source.nodes[name] for name, source in sources.items() if name in source.nodes}
     parts = [
         "# The Python SDK of inferlets",
-        "Made by `python -m tools.apidocs` from the docstrings; do not edit. [The handler API](api.md) says what each "
+        "Made by `python -m tools.references` from the docstrings; do not edit. [The handler API](api.md) says what each "
         "handler beneath it costs and which errors it may give.",
         _prose(top.doc),
         "What a function cannot take is an `InvalidRequest`, or a `TypeError` where Python itself notices; no value "
@@ -107,7 +107,7 @@ def client_page() -> str:
     """The reference of the client's API."""
     parts = [
         "# The Python API of clients",
-        "Made by `python -m tools.apidocs` from the docstrings; do not edit.",
+        "Made by `python -m tools.references` from the docstrings; do not edit.",
         _prose(read(CLIENT / "__init__.py").doc),
     ]
     for name, keys in CLIENT_NAMES.items():
