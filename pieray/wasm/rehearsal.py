@@ -10,9 +10,13 @@ from typing import Any
 from pieray.wasm.handlers import U32s
 from pieray.wasm.signatures import HANDLERS
 
+DRAWN = 3
+"""Each token that is drawn; others than those that lists of tokens are made of, which may be stop tokens."""
+
 _ANSWERS: dict[str | None, Any] = {
     None: None, "bool": False, "u32": 1, "u64": 1, "f32": 0.0, "string": "", "list<u32>": [1, 2], "list<f32>": [0.0],
     "list<string>": [], "tuple<list<u32>, list<f32>>": ([1, 2], [0.5, 0.5]),
+    "tuple<list<u32>, list<string>, list<f32>>": ([], [], []),
 }  # fmt: skip
 _TYPES = {
     f"{interface}_{name}".replace("-", "_"): signature.ok
@@ -26,7 +30,7 @@ class RehearsalHandlers:
 
     def __init__(self) -> None:
         self.called: list[str] = []
-        self._num_tokens = 1  # that the next ticket gives
+        self._num_left = 0  # tokens that a plan draws
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name not in _TYPES:
@@ -40,13 +44,21 @@ class RehearsalHandlers:
     def tickets_ready(self, tickets: U32s) -> list[int]:
         return [int(ticket) for ticket in tickets]
 
-    def tickets_take_tokens(self, _ticket: int) -> list[int]:
-        num_tokens, self._num_tokens = self._num_tokens, 1
-        return [1] * num_tokens
-
     def plans_create(self, _queue: int, _pages: U32s, _kv_len: int, _tokens: U32s, max_tokens: int, _: int) -> int:
-        self._num_tokens = max_tokens
+        self.called.append("plans_create")
+        self._num_left = max_tokens
         return 1
+
+    def plans_read(
+        self, _plan: int, stream: int, _most: int, _timeout_ms: int
+    ) -> tuple[list[int], list[str], list[float]]:
+        self.called.append("plans_read")
+        count, self._num_left = self._num_left, 0
+        return [DRAWN] * count, [" "] * count if stream else [], []
+
+    def plans_state(self, _plan: int) -> str:
+        return json.dumps({"state": "ended", "num_tokens": 0, "kv_len": 0, "finish_reason": "length", "stopped_by": "",
+                           "num_steps": 1, "num_drafted": 0, "num_accepted": 0})  # fmt: skip
 
     def stdout(self, _fd: int, _text: bytes) -> None: ...
 

@@ -25,12 +25,12 @@ from inferlet import Context, session
 async def main(prompt: str, limit: int, temperature: float = 0.0, stop: list[str] | str = "") -> dict[str, Any]:
     if not limit:
         return {"text": prompt, "num_tokens": 0}
-    for max_tokens in (limit, 1):
-        async with Context() as ctx:
-            ctx.append(prompt)
-            generation = ctx.generate(max_tokens, temperature=temperature, stop=stop)
-            async for token in generation:
-                session.send(token.text or " ")
+    async with Context() as ctx:
+        ctx.append(prompt)
+        async for token in ctx.generate(limit, temperature=temperature, stop=stop):
+            session.send(token.text or " ")
+        generation = ctx.generate(limit, temperature=temperature, stop_tokens=())
+        await session.stream(generation)
     return {"text": generation.text, "num_tokens": generation.num_tokens}
 """
 
@@ -61,7 +61,7 @@ def prepare(limit: int = 0) -> None:
     """Do once what every run needs: what CPython sets up at first use, and the memory for it, is there from now on.
 
     At build time it becomes part of the component's image, and calls no handler; in a guest that waits for its program
-    it makes the pages of that image the guest's own, and generates `limit` tokens and then one, from handlers that do
+    it makes the pages of that image the guest's own, and generates `limit` tokens, twice, with handlers that do
     nothing.
     """
     if _host.is_component:

@@ -90,7 +90,7 @@ def test_what_is_rehearsed_is_a_whole_generation(
     assert result(run("async def main(): return 7")) == 7
     until(lambda: wasm.num_ready == READY)
     (handlers,) = made
-    for name in ("model_tokenize", "queues_create", "plans_start", "forward_forward", "forward_sample", "kv_free"):
+    for name in ("model_tokenize", "plans_start", "plans_read", "session_send", "plans_stream_text", "kv_free"):
         assert name in handlers.called, handlers.called
 
 
