@@ -83,8 +83,8 @@ def sdk_page() -> str:
     listed = {name: source.nodes[name] for name, source in sources.items() if name in source.nodes}
     parts = [
         "# The Python SDK of inferlets",
-        "Made by `python -m tools.references` from the docstrings; do not edit. [The handler API](api.md) says what each "
-        "handler beneath it costs and which errors it may give.",
+        "Made by `python -m tools.references` from the docstrings; do not edit. [The handler API](api.md) says what "
+        "each handler beneath it costs and which errors it may give.",
         _prose(top.doc),
         "What a function cannot take is an `InvalidRequest`, or a `TypeError` where Python itself notices; no value "
         "ends the program otherwise. `TaskGroup`, `gather`, `sleep` and `timeout` are those of asyncio.",
