@@ -22,9 +22,9 @@ async def main():
         while True:
             with Plan(q, pages, 0, [1], 900) as plan:
                 plan.start()
-                session.send("running")
                 async for token in plan:
                     drawn += 1
+                    session.send("running")
     except DeviceLost as error:
         return [drawn > 0, error.code]
 ''',
