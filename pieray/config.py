@@ -174,6 +174,9 @@ class Config:
     """Threads of an InferletActor that run guests."""
     lease_pages: int = 8
     """Pages that an inferlet's lease grows by, ahead of need."""
+    prefix_cache: bool = True
+    """Whether inferlets of a tenant find what others have computed, and what they themselves have: pages that hold what
+    a pass is to compute take its place.  Pages that nobody has stay until the space is wanted."""
     tenant_pin_share: float = 0.5
     """Largest part of the KV pool that the pinned exports of one tenant may hold."""
     pin_share: float = 0.75

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import ClassVar
+from dataclasses import replace
+from typing import ClassVar, NamedTuple
 
 from pieray.errors import PierayError
 from pieray.host.tickets import Kind, Ticket
@@ -24,11 +25,12 @@ def wire_ticket(inferlet: int, ticket: int) -> int:
 class Queue:
     """A guest's command queue: what it has outstanding, and who waits for that."""
 
-    __slots__ = ("handle", "outstanding", "priority", "syncs")
+    __slots__ = ("handle", "is_reusing", "outstanding", "priority", "syncs")
 
     def __init__(self, handle: int) -> None:
         self.handle = handle
         self.priority = 0
+        self.is_reusing = True  # whether its commands take pages that hold what they are to write
         self.outstanding: OrderedDict[int, None] = OrderedDict()  # tickets, which grow: the oldest is the least
         self.syncs: OrderedDict[int, None] = OrderedDict()  # each waits for the commands with lesser tickets
 
@@ -54,10 +56,23 @@ class SyncTicket(Ticket):
         self._queue.syncs.pop(self.number, None)
 
 
+class Text(NamedTuple):
+    """Tokens that a command runs, each of which attends all that is before it."""
+
+    kv_len: int
+    tokens: bytes  # u32
+    positions: bytes  # u32; b"": kv_len, kv_len + 1, ...
+    adapter: int
+
+
 class Command:
     """One enqueued command; `ticket` is the guest's."""
 
-    __slots__ = ("is_sent", "prepared", "queue", "ticket")
+    __slots__ = ("hashes", "is_sent", "prepared", "queue", "ticket")
+    num_skippable: int = 0
+    """Of the first tokens that it runs, how many it need not run itself where what they leave is there."""
+    num_computed: int = 0
+    """Tokens that it has run, once it has finished, or up to now."""
     writes_behind_copies: ClassVar[bool] = False
     """Whether `prepared.copies` are copy-on-write, to be sent ahead, and not the command itself."""
 
@@ -66,6 +81,15 @@ class Command:
         self.queue = queue
         self.prepared = prepared
         self.is_sent = False
+        self.hashes: list[bytes] | None = None  # to be looked up; None: nobody has looked what
+
+    def text(self) -> Text | None:
+        """What it runs, if that is plain text; it is not sent yet."""
+        return None
+
+    def skip(self, num_tokens: int) -> None:
+        """The first tokens that it was to run are not run: what they leave is there."""
+        raise NotImplementedError
 
     def message(self, inferlet: int) -> Message:
         """The command as it travels, its pages physical."""
@@ -89,8 +113,8 @@ class Pass(Command):
 
     writes_behind_copies = True
     __slots__ = (
-        "adapter", "embeds", "kv_len", "mask", "num_open", "num_tokens", "output_bytes", "outputs", "positions",
-        "tokens",
+        "adapter", "embeds", "kv_len", "mask", "num_open", "num_skipped", "num_tokens", "output_bytes", "outputs",
+        "positions", "tokens",
     )  # fmt: skip
 
     def __init__(self, ticket: int, queue: Queue, prepared: Prepared, kv_len: int, tokens: bytes, positions: bytes,
@@ -106,6 +130,7 @@ class Pass(Command):
         self.outputs: list[Output] = []
         self.num_open = 0  # outputs that the guest has neither taken nor forgotten
         self.output_bytes = 0  # of lists that travel with them
+        self.num_skipped = 0
 
     def output_tickets(self) -> list[int]:
         """The guest's, of the outputs that are or will be computed."""
@@ -119,10 +144,29 @@ class Pass(Command):
             lineage.add_forward(self.prepared.frames, self.kv_len, self.tokens, self.positions, bytes(self.mask), b"",
                                 self.adapter)  # fmt: skip
 
+    def text(self) -> Text | None:
+        return None if self.mask or self.embeds else Text(self.kv_len, self.tokens, self.positions, self.adapter)
+
+    @property
+    def num_skippable(self) -> int:  # type: ignore[override]
+        return min((output.row for output in self.outputs), default=self.num_tokens - 1)
+
+    def skip(self, num_tokens: int) -> None:
+        self.num_skipped = num_tokens
+        self.is_sent = True  # no more outputs of the rows that are left out
+
+    @property
+    def num_computed(self) -> int:  # type: ignore[override]
+        return self.num_tokens - self.num_skipped
+
     def message(self, inferlet: int) -> Message:
+        tokens, positions, outputs, skipped = self.tokens, self.positions, self.outputs, self.num_skipped
+        if skipped:
+            tokens, positions = tokens[4 * skipped :], positions[4 * skipped :]
+            outputs = [replace(output, row=output.row - skipped) for output in outputs]
         message = Forward(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
-            self.prepared.pages.tobytes(), self.kv_len, self.tokens, self.positions, bytes(self.mask), self.outputs,
+            self.prepared.pages.tobytes(), self.kv_len + skipped, tokens, positions, bytes(self.mask), outputs,
             self.adapter, self.embeds,
         )  # fmt: skip
         self.mask, self.embeds = b"", []  # megabytes, perhaps, that thousands of passes in flight need no more
@@ -133,8 +177,12 @@ class Run(Command):
     """A command that grows while the batcher runs it: of a decode plan."""
 
     writes_behind_copies = True
-    __slots__ = ()
+    __slots__ = ("is_entered",)
     is_stopped: bool
+
+    def __init__(self, ticket: int, queue: Queue, prepared: Prepared) -> None:
+        super().__init__(ticket, queue, prepared)
+        self.is_entered = False  # whether others may find what it was to run before it drew anything
 
     def told(self, tokens: bytes, logprobs: bytes, counts: bytes) -> bool:
         """The batcher tells what it has drawn; whether the run should have more pages."""

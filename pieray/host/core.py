@@ -198,7 +198,8 @@ class InferletHost:
             self._next_number += 1
             inferlet = Inferlet(
                 launch, number, limits=limits, device=device, models=self._models, services=self.services,
-                lease_pages=self._config.lease_pages, on_end=partial(self._ended, give_back),
+                lease_pages=self._config.lease_pages, prefix_cache=self._config.prefix_cache,
+                on_end=partial(self._ended, give_back),
             )  # fmt: skip
             self._inferlets[launch.instance_id] = inferlet
             self._num_live += 1

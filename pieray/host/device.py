@@ -45,7 +45,7 @@ class Tenant(Protocol):
     def answered(self, answers: Sequence[tuple[int, object]]) -> None:
         """Results (or PierayErrors) of commands and outputs, and RunTokens of plans, by guest ticket."""
 
-    def granted(self, pages: list[int]) -> None: ...
+    def granted(self, pages: list[int], num_found: int) -> None: ...
 
     def lease_failed(self, error: PierayError) -> None: ...
 
@@ -123,8 +123,8 @@ class DeviceClient:
             elif self._lost is not None:
                 raise self._new_lost()
 
-    def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
-        self._post(self._ledger, [LeasePages(inferlet << 32, inferlet, count, deadline_s)], inferlet)
+    def lease(self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"") -> None:
+        self._post(self._ledger, [LeasePages(inferlet << 32, inferlet, count, deadline_s, hashes)], inferlet)
 
     def ask_ledger(self, message: Message) -> None:
         """Collect an inferlet's message for the ResourceManager; `flush` sends it."""
@@ -318,4 +318,5 @@ def _tell(tenant: Tenant, message: Completed | Failed) -> None:
     elif ticket:
         tenant.ledger_answered(ticket, message.value)
     else:
-        tenant.granted(np.frombuffer(message.value, "<u4").tolist())
+        pages, num_found = message.value
+        tenant.granted(np.frombuffer(pages, "<u4").tolist(), num_found)

@@ -40,13 +40,13 @@ class PageRequests:
         state.outbox.expect()
         self._num_coming += short
 
-        def granted(result: object) -> None:
+        def granted(result: Any) -> None:
             self._num_coming -= short
             if isinstance(result, PierayError):
                 state.pages.unreserve()
                 state.tickets.resolve(ticket, result)
             else:
-                state.outbox.granted(_u32(result), is_own=True)
+                state.outbox.granted(_u32(result[0]), is_own=True)
                 state.tickets.resolve(ticket, None)
 
         if short:

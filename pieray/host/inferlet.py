@@ -16,6 +16,7 @@ from pieray.host.limits import capabilities_of
 from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory
 from pieray.host.outbox import Outbox
+from pieray.host.prefixes import Prefixes
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
@@ -37,7 +38,8 @@ class Inferlet:
     """Thread-safe: the guest calls its handlers on a worker thread, answers come on reader threads."""
 
     def __init__(self, launch: Launch, number: int, *, limits: Limits, device: DeviceClient, models: ModelDirectory,
-                 services: Services, lease_pages: int, on_end: Callable[[Inferlet], None]) -> None:  # fmt: skip
+                 services: Services, lease_pages: int, prefix_cache: bool,
+                 on_end: Callable[[Inferlet], None]) -> None:  # fmt: skip
         self.launch = launch
         self.number = number
         self.started_at = time.time()
@@ -53,11 +55,14 @@ class Inferlet:
         self._has_begun = False  # to run, or to end without having run
         self.started: Future[None] = Future()
         """Done when its guest runs, or with the error why it never will."""
-        self._pages = PageSpace(models.get("").info.page_size, limits.pages)
+        model = models.get("").info
+        self._pages = PageSpace(model.page_size, limits.pages)
         lineage = Lineage(self._pages.page_size, self._pages.live_frames)
+        prefixes = Prefixes(number, device, self._pages, lineage, tenant=launch.tenant, model=model.name)
         self._tickets = TicketTable(limits.tickets)
         self._outbox = Outbox(number, device, self._pages, self._tickets, lease_pages=lease_pages,
                               page_wait_s=limits.page_wait_s, call_later=self._call_later, lineage=lineage,
+                              prefixes=prefixes if prefix_cache else None,
                               transfers=Transfers(limits.pass_bytes, services.transfers))  # fmt: skip
         self._mailbox = Mailbox(limits, self._tickets)
         self._state = InstanceState(
@@ -164,9 +169,9 @@ class Inferlet:
         if has_news:
             self._unpark()
 
-    def granted(self, pages: list[int]) -> None:
+    def granted(self, pages: list[int], num_found: int) -> None:
         with self._state.lock:
-            self._outbox.granted(pages)
+            self._outbox.granted(pages, num_found)
         self._unpark()  # a command that can now be bound may turn out to have failed
 
     def lease_failed(self, error: PierayError) -> None:
@@ -215,6 +220,8 @@ class Inferlet:
             "cpu_time_s": guest.cpu_time_s if guest else 0.0,
             "pages": self._pages.num_handles,
             "output_bytes": self.log.output_bytes,
+            "tokens_computed": self._outbox.num_computed,
+            "tokens_found": self._outbox.num_found,
         }
 
     def _unpark(self) -> None:

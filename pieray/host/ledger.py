@@ -48,8 +48,8 @@ class Device(LedgerDevice, Protocol):
     def post(self, messages: Sequence[Message]) -> None:
         """Collect messages for the batcher; raises DeviceLost when it is gone."""
 
-    def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
-        """Ask for pages; the answer comes to `granted` or `lease_failed`."""
+    def lease(self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"") -> None:
+        """Ask for pages, see LeasePages; the answer comes to `granted` or `lease_failed`."""
 
 
 class LedgerClient:
@@ -99,8 +99,8 @@ class LedgerClient:
             self.give_back()
         elif ticket in self._late:
             self._late.discard(ticket)
-            if isinstance(result, bytes):
-                self.release(np.frombuffer(result, "<u4").tolist())
+            if isinstance(result, list):
+                self.release(np.frombuffer(result[0], "<u4").tolist())
 
     def _overdue(self, ticket: int, wait_s: float) -> None:
         self.answered(ticket, no_answer(wait_s))

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
 from pieray.host.commands import INTERNAL, TICKET_MASK, Command, Pass, Run, wire_ticket
 from pieray.host.ledger import GRACE_S, CallLater, Cancellable, Device, LedgerClient, no_answer
+from pieray.host.prefixes import LEAST_PAGES, Prefixes
 from pieray.host.tickets import Kind, Ticket, TicketTable
 from pieray.host.transfers import Transfers
 from pieray.messages import CopyTokens, ExtendPlan, Message, Output, StopPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+
+U32 = npt.NDArray[np.uint32]
 
 MAX_STAGED = 64
 
@@ -38,12 +44,18 @@ class Outbox:
     def __init__(
         self, inferlet: int, device: Device, pages: PageSpace, tickets: TicketTable, *, lease_pages: int,
         page_wait_s: float, transfers: Transfers, call_later: CallLater, lineage: Lineage,
+        prefixes: Prefixes | None = None,
     ) -> None:  # fmt: skip
+        """`prefixes` None: all is computed, whatever pages there are."""
         self._inferlet = inferlet
         self._device = device
         self._pages = pages
         self._tickets = tickets
         self._lineage = lineage
+        self._prefixes = prefixes
+        self._looking: Command | None = None  # whose pages are looked up with the lease that was asked for
+        self.num_found = 0  # tokens that were found
+        self._num_computed = 0  # by commands that have finished
         self._lease_pages = lease_pages
         self._page_wait_s = page_wait_s
         self._staged: deque[Command] = deque()
@@ -60,6 +72,11 @@ class Outbox:
         self.passes: dict[int, Pass] = {}
         self.transfers = transfers
         self.ledger = LedgerClient(inferlet, device, pages, tickets.limit, call_later)
+
+    @property
+    def num_computed(self) -> int:
+        """Tokens that were computed."""
+        return self._num_computed + sum(run.num_computed for run in self._runs.values())
 
     @property
     def num_outstanding(self) -> int:
@@ -153,7 +170,7 @@ class Outbox:
         self._num_lacking = 0
         while self._num_flushed:
             command = self._staged[0]
-            if not self._bind(command, messages):
+            if self._is_to_be_found(command) or not self._bind(command, messages):
                 break
             self._staged.popleft()
             self._num_flushed -= 1
@@ -178,6 +195,23 @@ class Outbox:
         self._post(messages)
         self._give_back()
         self._lease_ahead()
+
+    def _is_to_be_found(self, command: Command) -> bool:
+        """Whether pages of the next command are to be looked up, or are being: it waits for that."""
+        if command.hashes is None:
+            prefixes, is_stopped = self._prefixes, isinstance(command, Run) and command.is_stopped
+            command.hashes = [] if prefixes is None or is_stopped else prefixes.hashes(command)
+            if len(command.hashes) < LEAST_PAGES and not self._pages.shortfall([command.prepared]):
+                command.hashes = []
+        return bool(command.hashes)
+
+    def _unfinished(self, but: Command) -> list[Command]:
+        return [c for c in (*self._in_flight.values(), *self._staged) if c is not but]
+
+    def closing(self, handles: U32) -> None:
+        """Page handles are about to be closed: what is lost with them is to be found by others."""
+        if self._prefixes is not None:
+            self._prefixes.closing(handles, (*self._in_flight.values(), *self._staged))
 
     def _bind(self, command: Command, messages: list[Message]) -> bool:
         """Bind memory; first to the runs before it, up to the last page that both use: it waits for these."""
@@ -233,13 +267,15 @@ class Outbox:
         short = max(self._pages.shortfall(c.prepared for c in self._staged), self._num_lacking)
         wanted = sum(run.num_wanted() for run in self._runs.values())
         num_starving = sum(run.is_starving() for run in self._runs.values())
-        if short == 0 and wanted == 0 and is_enough:
+        looking = self._staged[0] if self._num_flushed and self._staged[0].hashes else None
+        if short == 0 and wanted == 0 and is_enough and looking is None:
             return
-        self._is_leasing, self._is_lease_needed = True, short + num_starving > 0
+        self._is_leasing, self._is_lease_needed = True, short + num_starving > 0 or looking is not None
         count = short + num_starving if self._is_lease_needed else max(wanted, self._lease_pages)
         wait_s = self._page_wait_s if self._is_lease_needed else 0.0
+        hashes, self._looking = b"" if looking is None else b"".join(looking.hashes or ()), looking
         try:
-            self._device.lease(self._inferlet, count, wait_s)
+            self._device.lease(self._inferlet, count, wait_s, hashes)
             self._lease_timer = self.ledger.call_later(wait_s + GRACE_S, self._lease_overdue)
         except DeviceLost as error:
             self._fail_lease(error)
@@ -260,12 +296,27 @@ class Outbox:
             self._lease_timer = None
         return False
 
-    def granted(self, pages: Sequence[int], *, is_own: bool = False) -> None:
-        """A lease came: one that was asked for here, or by the guest itself (`is_own`)."""
+    def granted(self, pages: Sequence[int], num_found: int = 0, *, is_own: bool = False) -> None:
+        """A lease came: one that was asked for here, or by the guest itself (`is_own`).  The first `num_found` pages
+        hold what the next command was to write."""
+        num_adopted = 0
         if not is_own and not self._is_late():
             self._is_leasing = False
-        self._pages.grant(pages)
+            num_adopted = self._adopt(pages[:num_found])
+        self.ledger.release(pages[num_adopted:num_found])
+        self._pages.grant(pages[num_found:])
         self._pump()
+
+    def _adopt(self, found: Sequence[int]) -> int:
+        """Pages were found, perhaps, for the command that they were looked up for; how many of them it takes."""
+        command, self._looking = self._looking, None
+        if command is not None:
+            command.hashes = []
+        if not found or command is None or self._prefixes is None or command not in self._staged:
+            return 0
+        num_pages = self._prefixes.adopt(command, found, self._unfinished(command))
+        self.num_found += num_pages * self._pages.page_size
+        return num_pages
 
     def lease_failed(self, error: PierayError) -> None:
         """No lease: the command that cannot be bound fails, those behind it get their turn.
@@ -277,6 +328,7 @@ class Outbox:
 
     def _fail_lease(self, error: PierayError) -> None:
         self._is_leasing = False
+        self._adopt(())
         starving = next((run for run in self._runs.values() if run.is_starving()), None)
         if not self._num_flushed and starving is None:
             return
@@ -294,8 +346,22 @@ class Outbox:
     def drew(self, ticket: int, tokens: bytes, logprobs: bytes, counts: bytes) -> None:
         """What a run has drawn: tokens (u32), their log-probabilities (f32, or b""), and its counts (u32[3])."""
         run = self._runs.get(ticket)
-        if run is not None and run.told(tokens, logprobs, counts):
+        if run is None:
+            return
+        wants_pages = run.told(tokens, logprobs, counts)
+        if not run.is_entered:
+            run.is_entered = True
+            self._enter(run)
+        if wants_pages:
             self._pump()
+
+    def _enter(self, command: Command) -> None:
+        """What a command has written is to be found by others."""
+        if self._prefixes is not None and command.queue.is_reusing:
+            prepared = command.prepared
+            rows = prepared.line if isinstance(prepared, Growing) else prepared.rows[: prepared.num_pages]
+            self._pages.settle()
+            self._prefixes.enter(rows, self._unfinished(command))
 
     def answered(self, ticket: int, result: object) -> None:
         """The batcher's answer to a command or an output."""
@@ -311,6 +377,10 @@ class Outbox:
     def _settle(self, command: Command, result: object) -> None:
         self._runs.pop(command.ticket, None)
         value = command.settled(result)
+        if command.is_sent and not isinstance(result, PierayError):
+            self._num_computed += command.num_computed
+            if isinstance(command, Run) or command.num_computed >= self._pages.page_size:
+                self._enter(command)
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
         self._tickets.resolve(command.ticket, value)
         self.transfers.ended(command.ticket)
@@ -335,6 +405,8 @@ class Outbox:
         self._num_late = 0
         self._is_late()
         self._is_closed = True
+        if self._prefixes is not None:
+            self._prefixes.enter_all((*self._in_flight.values(), *self._staged))
         self.passes.clear()
         self._runs.clear()
         self._staged.clear()
@@ -351,6 +423,7 @@ class Outbox:
         self._num_late = 0
         self._is_late()
         self._is_leasing = self._is_lease_needed = False
+        self._looking = None
         for command in commands:
             self._settle(command, error)
         self.ledger.fail_all(error)

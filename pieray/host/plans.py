@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import InvalidRequest, PierayError
-from pieray.host.commands import Queue, Run, wire_ticket
+from pieray.host.commands import Queue, Run, Text, wire_ticket
 from pieray.host.drawn import Drawn
 from pieray.host.state import InstanceState
 from pieray.host.tickets import Kind, Ticket
@@ -250,13 +250,32 @@ class PlanRun(Run):
         super().__init__(ticket, plan.queue, growing)
         self.plan = plan
         self.growing = growing
-        self.done = done  # tokens of the plan's line before those of the run
+        self.done = done  # tokens of the plan's line before those that it runs
         self.visible = visible  # packed bits [kv_len]; b"": all
         self.max_tokens = max_tokens
         self.counts = bytes(12)  # u32[3]: steps, drafts, accepted drafts
         self.error: PierayError | None = None
         self.is_stopped = False
         self.grow_at = 0  # slots written, from which on it should have more pages
+        self.is_entered = len(plan.line) - done < self._page_size  # then it leaves no page of note
+
+    def text(self) -> Text | None:
+        plan = self.plan
+        if self.visible:
+            return None
+        return Text(plan.kv_len + self.done, plan.line[self.done :].tobytes(), b"", plan.settings.adapter)
+
+    @property
+    def num_skippable(self) -> int:  # type: ignore[override]
+        return len(self.plan.line) - self.done - 1
+
+    def skip(self, num_tokens: int) -> None:
+        self.done += num_tokens
+        self.growing.told += num_tokens
+
+    @property
+    def num_computed(self) -> int:  # type: ignore[override]
+        return self.growing.told - self.plan.kv_len - self.done
 
     def message(self, inferlet: int) -> StartPlan:  # noqa: ARG002 - the plan knows it
         return self.plan.message(self)

@@ -56,6 +56,10 @@ class VerifyPass(Command):
         self.adapter = adapter
         self.visible = visible
 
+    @property
+    def num_computed(self) -> int:  # type: ignore[override]
+        return len(self.tokens) + len(self.drafts)
+
     def message(self, inferlet: int) -> Message:
         return Verify(
             wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,

@@ -6,16 +6,32 @@ from dataclasses import dataclass
 
 from pieray.messages.frame import Message, register
 
+HASH_BYTES = 16
+
 
 @register(20)
 @dataclass(frozen=True, slots=True)
 class LeasePages(Message):
-    """Ask for pages; answered with Completed(u32 bytes) or Failed(out-of-pages)."""
+    """Ask for pages; answered with Completed([pages u32 bytes, how many of them were found by `hashes`]) or
+    Failed(out-of-pages)."""
 
     ticket: int
     inferlet: int
     count: int
     deadline_s: float  # how long the request may wait in line
+    hashes: bytes = b""  # of HASH_BYTES each: content of full pages, from the beginning of a text on
+
+
+@register(28)
+@dataclass(frozen=True, slots=True)
+class IndexPages(Message):
+    """Leased pages are full and written, and never will be again: their content is known by its hashes from now on."""
+
+    inferlet: int
+    pages: bytes  # u32
+    hashes: bytes  # of HASH_BYTES each
+    before: bytes  # of each, the hash of the page before it
+    depths: bytes  # u32: of each, how many pages are before it
 
 
 @register(21)

@@ -17,8 +17,8 @@ MAX_PAGE_SIZE = 64  # tokens: the written slots of a frame are the bits of a u64
 class FrameTable:
     """Frames by row.  A row is recycled, and its page goes back to `spare`, when no handle and no command uses it.
 
-    `spare` is a stack: the page that came last goes first.  A *shared* frame's page is an export's too: it is never
-    written to again, and goes to `returned` in place of `spare`.
+    `spare` is a stack: the page that came last goes first.  A *shared* frame's page is an export's too, or known by its
+    content: it is never written to again, and goes to `returned` in place of `spare`.
     """
 
     def __init__(self) -> None:
@@ -29,6 +29,7 @@ class FrameTable:
         self.written = np.zeros(16, np.uint64)  # bit i: slot i holds KV that this inferlet wrote
         self.ident: I64 = np.zeros(16, np.int64)  # unique for the life of the table, from 1; 0: row is free
         self.is_shared = np.zeros(16, np.bool_)
+        self.is_indexed = np.zeros(16, np.bool_)  # of those, the ones that the ResourceManager knows by their content
         self.spare: list[int] = []
         self.returned: list[int] = []  # pages to be released: others may still have them
         self.num_reserved = 0  # spare pages that the guest has asked to keep for itself
@@ -56,6 +57,11 @@ class FrameTable:
     def adopt(self, rows: I64, pages: list[int], written: npt.NDArray[np.uint64]) -> None:
         """The new frames are pages of an export, with those slots written."""
         self.page[rows], self.written[rows], self.is_shared[rows] = pages, written, True
+
+    def adopt_found(self, rows: I64, pages: Sequence[int]) -> None:
+        """The unbound, distinct rows get pages that hold what was to be written to them."""
+        self.page[rows] = pages
+        self.is_shared[rows] = self.is_indexed[rows] = True
 
     def add_refs(self, rows: I64) -> None:
         np.add.at(self.refs, rows, 1)
@@ -128,7 +134,7 @@ class FrameTable:
         if page != UNBOUND:
             (self.returned if self.is_shared[row] else self.spare).append(page)
             self.page[row] = UNBOUND
-            self.is_shared[row] = False
+            self.is_shared[row] = self.is_indexed[row] = False
         self.written[row] = 0
         self.ident[row] = 0
         self._free.append(row)
@@ -141,6 +147,7 @@ class FrameTable:
             for array in (self.refs, self.in_flight, self.unreached, self.ident)
         )
         self.is_shared = np.concatenate((self.is_shared, np.zeros(size, np.bool_)))
+        self.is_indexed = np.concatenate((self.is_indexed, np.zeros(size, np.bool_)))
         self.written = np.concatenate((self.written, np.zeros(size, np.uint64)))
         self._free[:0] = range(2 * size - 1, size - 1, -1)
 

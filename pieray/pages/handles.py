@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import BadHandle, Cancelled, ConfigError, InvalidRequest, QuotaExceeded
-from pieray.pages.frames import MAX_PAGE_SIZE, FrameTable, slot_bits
+from pieray.pages.frames import MAX_PAGE_SIZE, UNBOUND, FrameTable, slot_bits
 from pieray.pages.growing import GrowingStaging
 from pieray.pages.prepared import Copy, Prepared
 from pieray.pages.slots import HandleTable
@@ -181,6 +181,69 @@ class PageSpace(GrowingStaging):
         """Take out the pages of shared frames that nothing here uses any more, to be released."""
         pages, self._frames.returned = self._frames.returned, []
         self.num_released += len(pages)
+        return pages
+
+    # --- pages known by their content ------------------------------------------------------------
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a command has ever failed: what was staged behind it may have been computed on what it left."""
+        return self._has_failed
+
+    def num_fresh(self, prepared: Prepared, first: int) -> int:
+        """Of the command's pages from `first` on, how many there are before one that has memory, or that a run is yet
+        to get to."""
+        rows = prepared.rows[first : prepared.num_pages]
+        is_used = (self._frames.page.take(rows) != UNBOUND) | (self._frames.unreached.take(rows) > 0)
+        return int(np.argmax(is_used)) if is_used.any() else len(rows)
+
+    def adopt_found(self, prepared: Prepared, first: int, pages: Sequence[int]) -> None:
+        """Fresh pages of the command, from `first` on, are leased ones that hold what it was to write there.  Whoever
+        writes to them copies them first."""
+        self._frames.adopt_found(prepared.rows[first : first + len(pages)], pages)
+        self.num_granted += len(pages)
+
+    def rows_of(self, handles: U32) -> I64:
+        """The frames behind live handles."""
+        return self._handles.values(self._handles.find(handles))
+
+    def closing_rows(self, handles: U32) -> I64:
+        """The same, if one of them that is full would lose its last handle with these, and is not known by its content;
+        else none."""
+        rows = self.rows_of(handles)
+        is_closing = (self._frames.refs.take(rows) == 1) & self._is_unknown(rows)
+        return rows if is_closing.any() else rows[:0]
+
+    def unknown_rows(self) -> I64:
+        """Frames that are full, have memory, and are not known by their content."""
+        self.settle()
+        return np.flatnonzero((self._frames.ident > 0) & self._is_unknown(np.arange(len(self._frames.ident))))
+
+    def _is_unknown(self, rows: I64) -> npt.NDArray[np.bool_]:
+        frames = self._frames
+        is_full = (frames.written.take(rows) == self._full) & (frames.page.take(rows) != UNBOUND)
+        is_unknown: npt.NDArray[np.bool_] = is_full & ~frames.is_indexed.take(rows)
+        return is_unknown
+
+    def num_known(self, rows: I64) -> int:
+        """How many of the frames, from the first on, are known by their content."""
+        is_known = self._frames.is_indexed.take(rows)
+        return len(rows) if is_known.all() else int(np.argmin(is_known))
+
+    def num_written(self, rows: I64) -> int:
+        """How many of the frames, from the first on, are full and have memory."""
+        frames = self._frames
+        is_full = (frames.written.take(rows) == self._full) & (frames.page.take(rows) != UNBOUND)
+        return len(rows) if is_full.all() else int(np.argmin(is_full))
+
+    def idents(self, rows: I64) -> I64:
+        """Identities of frames."""
+        return self._frames.ident.take(rows)
+
+    def enter(self, rows: I64) -> list[int]:
+        """The frames are known by their content from now on: whoever writes to them copies them first.  Their pages."""
+        self._frames.is_shared[rows] = self._frames.is_indexed[rows] = True
+        pages: list[int] = self._frames.page.take(rows).tolist()
         return pages
 
     # --- exports -------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
 """Who holds which KV page: the plain heart of the ResourceManager.
 
 Pages are numbered `[0, total)`.  A page is *leased* (a live holder has it), *cached* (else an export keeps
-it), *quarantined* (else a holder of a dead peer has it, and the batcher may still be writing to it) or
-*free*.  After every operation, `free + leased + cached + quarantined == total`.
+it, or the index alone has it), *quarantined* (else a holder of a dead peer has it, and the batcher may still be
+writing to it) or *free*.  After every operation, `free + leased + cached + quarantined == total`.
 
 A holder may have a page several times, once for its lease and once for each import; exports keep pages
 beside all holders (`keep`, `drop`): what they keep is complete, so that no death of a peer touches it.
+
+The same goes for pages that are full and written, and named by their content (`enter`): a lease that names content
+(`hashes`) is given them, shared, in place of free ones.  When their last holder is gone they are *idle*: cached, and
+as good as free to whoever asks (`num_available`).
 
 Free pages are a stack: the lowest ids go first, and pages that come back are the next to be given,
 in the order in which they were released.
@@ -19,6 +23,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from pieray.errors import InvalidRequest, OutOfPages, PeerLost, PierayError
+from pieray.pages.contents import Place
+from pieray.pages.index import PageIndex
 
 
 class Holder(NamedTuple):
@@ -26,6 +32,13 @@ class Holder(NamedTuple):
 
     peer_id: str
     inferlet: int
+
+
+class Lease(NamedTuple):
+    """Pages of a lease: the first `num_found` hold what was asked for by its hashes, the others nothing of use."""
+
+    pages: list[int]
+    num_found: int
 
 
 class _State(IntEnum):
@@ -52,12 +65,30 @@ class PageLedger:
         self._fenced_early: set[str] = set()
         self._num = dict.fromkeys(_State, 0)
         self._num[_State.FREE] = total
+        self._index = PageIndex()
+        self.num_found = 0  # pages leased by their content, ever
+        self._resting: list[int] = []  # pages that the operation in progress leaves idle
 
     # --- what is where -------------------------------------------------------------------------
 
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    @property
+    def num_idle(self) -> int:
+        """Cached pages that the index alone has."""
+        return self._index.num_idle
+
+    @property
+    def num_available(self) -> int:
+        """Pages that a lease may take: free ones, and idle ones, which are dropped for it."""
+        return len(self._free) + self._index.num_idle
+
+    @property
+    def num_indexed(self) -> int:
+        """Pages known by their content, whoever has them."""
+        return len(self._index)
 
     @property
     def num_leased(self) -> int:
@@ -94,14 +125,14 @@ class PageLedger:
 
     # --- leasing -------------------------------------------------------------------------------
 
-    def admit(self, holder: Holder, count: int, num_waiting: int = 0) -> None:
+    def admit(self, holder: Holder, count: int, num_waiting: int = 0, least: int = 1) -> None:
         """Check that `count` pages could ever be leased to the holder, who already waits for `num_waiting`.
 
-        Raises InvalidRequest (count < 1), OutOfPages (more than the pool has, with what the holder has) and PeerLost
-        (the peer is dead).
+        Raises InvalidRequest (count < least), OutOfPages (more than the pool has, with what the holder has) and
+        PeerLost (the peer is dead).
         """
-        if count < 1:
-            raise InvalidRequest(f"a lease is of at least 1 page; given {count}")
+        if count < least:
+            raise InvalidRequest(f"a lease is of at least {least} page; given {count}")
         self._check_alive(holder.peer_id)
         held = self.num_pages_of(holder)
         if held + num_waiting + count > self.total:
@@ -111,18 +142,26 @@ class PageLedger:
             )
 
     def lease(self, holder: Holder, count: int) -> list[int] | None:
-        """`count` free pages, now the holder's; None (nothing changed) while fewer are free.  Raises as `admit`."""
+        """`count` pages, now the holder's; None (nothing changed) while fewer are available.  Raises as `admit`."""
         self.admit(holder, count)
-        return self.take(holder, count)
+        lease = self.take(holder, count)
+        return None if lease is None else lease.pages
 
-    def take(self, holder: Holder, count: int) -> list[int] | None:
-        """As `lease`, for a request that `admit` has let pass before."""
-        if count > len(self._free):
+    def take(self, holder: Holder, count: int, hashes: Sequence[bytes] = ()) -> Lease | None:
+        """As `lease`, for a request that `admit` has let pass before.  The pages of the longest chain of `hashes` that
+        is known come first, shared, and count as some of `count`; they may be more."""
+        found = self._index.find(hashes) if hashes else []
+        num_more = max(0, count - len(found))
+        if num_more > self.num_available - sum(map(self._index.is_idle, found)):
             return None
-        pages = self._free[: -count - 1 : -1]
-        del self._free[-count:]
+        self._hold(holder, found)
+        self.num_found += len(found)
+        while num_more > len(self._free):
+            self._free_idle(self._index.evict())
+        pages = self._free[: -num_more - 1 : -1]
+        del self._free[len(self._free) - num_more :]
         self._hold(holder, pages)
-        return pages
+        return Lease(found + pages, len(found))
 
     def share(self, holder: Holder, pages: Sequence[int]) -> None:
         """Make the holder a holder, or once more one, of pages that are leased or cached.
@@ -134,6 +173,21 @@ class PageLedger:
             raise InvalidRequest(f"pages {wrong or list(pages)} are not leased or exported, or are named twice")
         self._check_alive(holder.peer_id)
         self._hold(holder, pages)
+
+    # --- the index -----------------------------------------------------------------------------
+
+    def enter(self, holder: Holder, pages: Sequence[int], places: Sequence[Place]) -> None:
+        """Pages of the holder are full and written, and will not be written to again: they are known by their content
+        from now on.  Raises InvalidRequest naming pages that the holder does not have, and PeerLost; then nothing has
+        changed."""
+        self._check_held(holder, pages)
+        for page, place in zip(pages, places, strict=True):
+            self._index.add(page, place)
+
+    def drop_index(self) -> None:
+        """What pages hold is known no more: idle ones are free."""
+        for page in self._index.clear():
+            self._free_idle(page)
 
     # --- exports -------------------------------------------------------------------------------
 
@@ -150,13 +204,13 @@ class PageLedger:
             self._change(page, kept=1)
 
     def drop(self, pages: Sequence[int]) -> int:
-        """An export lets go of its pages; returns how many came free."""
+        """An export lets go of its pages; returns how many came to be available."""
         return self._all_changed(pages, kept=-1)
 
     # --- giving back ---------------------------------------------------------------------------
 
     def release(self, holder: Holder, pages: Sequence[int]) -> int:
-        """Give pages back; returns how many came free.
+        """Give pages back; returns how many came to be available.
 
         Raises InvalidRequest naming the pages that the holder does not hold, or not as often as it names them, and
         PeerLost for a dead peer, whose pages only its fence frees; then nothing has changed.
@@ -171,7 +225,8 @@ class PageLedger:
         return self._all_changed(pages, refs=-1)
 
     def close(self, holder: Holder) -> int:
-        """All pages of the holder come back; returns how many came free.  A dead peer's wait for its fence: 0."""
+        """All pages of the holder come back; returns how many came to be available.  A dead peer's wait for its
+        fence: 0."""
         if holder.peer_id in self._dead or holder not in self._held:
             return 0
         held = self._held[holder]
@@ -183,7 +238,7 @@ class PageLedger:
     # --- death of peers ------------------------------------------------------------------------
 
     def drop_peer(self, peer_id: str, *, fenced: bool) -> int:
-        """The peer is dead: its pages are quarantined until its fence; returns how many came free.
+        """The peer is dead: its pages are quarantined until its fence; returns how many came to be available.
 
         `fenced`: the batcher is known not to touch its pages (the peer never talked to one), so that they come
         free at once.  A second notice changes nothing.
@@ -201,7 +256,7 @@ class PageLedger:
         return self.fence(peer_id) if fenced else 0
 
     def fence(self, peer_id: str) -> int:
-        """No step touches the dead peer's pages any more: they come back; returns how many came free.
+        """No step touches the dead peer's pages any more: they come back; returns how many came to be available.
 
         A fence that overtakes the notice of death (two sockets have no common order) is remembered until
         that notice, or until the peer, alive after all, leases again.
@@ -215,10 +270,11 @@ class PageLedger:
         for holder in list(self._peers[peer_id]):
             held = self._held[holder]
             self._forget(holder)
-            num_before = self.num_free
+            num_before = self.num_available
             for page in reversed(held):
                 self._change(page, refs=-held[page], dead=-held[page])
-            num_freed += self.num_free - num_before
+            self._rest()
+            num_freed += self.num_available - num_before
         return num_freed
 
     def check(self) -> None:
@@ -227,12 +283,15 @@ class PageLedger:
         for held in self._held.values():
             for page, count in held.items():
                 refs[page] += count
+        self._index.check()
         states = [self._state(page) for page in range(self.total)]
+        idle = [self._is_idle(page) for page in range(self.total)]
         num = {state: states.count(state) for state in _State}
         is_sound = (
             num == self._num
             and len(self._free) == num[_State.FREE]
             and refs == self._refs
+            and idle == [self._index.is_idle(page) for page in range(self.total)]
             and len(set(self._free)) == len(self._free)
             and all(states[page] is _State.FREE for page in self._free)
             and all(0 <= dead <= held for dead, held in zip(self._dead_refs, self._refs, strict=True))
@@ -241,7 +300,8 @@ class PageLedger:
             terms = ", ".join(f"{state.name.lower()} {num[state]} (counted {self._num[state]})" for state in _State)
             raise PierayError(
                 f"page ledger does not balance: {terms}; in the free list {len(self._free)}; total {self.total}; "
-                f"references {sum(self._refs)}, held {sum(refs)}, dead {sum(self._dead_refs)}, kept {sum(self._kept)}"
+                f"references {sum(self._refs)}, held {sum(refs)}, dead {sum(self._dead_refs)}, kept {sum(self._kept)}, "
+                f"idle {sum(idle)} (counted {self.num_idle})"
             )
 
     # --- inside --------------------------------------------------------------------------------
@@ -251,11 +311,19 @@ class PageLedger:
             return _State.LEASED
         if self._kept[page]:
             return _State.CACHED
-        return _State.QUARANTINED if self._refs[page] else _State.FREE
+        if self._refs[page]:
+            return _State.QUARANTINED
+        return _State.CACHED if page in self._index else _State.FREE
+
+    def _is_idle(self, page: int) -> bool:
+        return not self._refs[page] and not self._kept[page] and page in self._index
 
     def _change(self, page: int, *, refs: int = 0, dead: int = 0, kept: int = 0) -> None:
-        """All that changes a page's counts; one that comes free is the next to be given."""
+        """All that changes a page's counts; one that comes free is the next to be given, one that comes to be idle is
+        left to `_rest`."""
         before = self._state(page)
+        if self._index.is_idle(page):
+            self._index.wake(page)
         self._refs[page] += refs
         self._dead_refs[page] += dead
         self._kept[page] += kept
@@ -264,13 +332,27 @@ class PageLedger:
         self._num[after] += 1
         if after is _State.FREE and before is not after:
             self._free.append(page)
+        elif after is _State.CACHED and self._is_idle(page):
+            self._resting.append(page)
+
+    def _rest(self) -> None:
+        if self._resting:
+            self._index.rest(self._resting)
+            self._resting.clear()
+
+    def _free_idle(self, page: int) -> None:
+        """A page that was idle is not in the index any more."""
+        self._num[_State.CACHED] -= 1
+        self._num[_State.FREE] += 1
+        self._free.append(page)
 
     def _all_changed(self, pages: Sequence[int], *, refs: int = 0, kept: int = 0) -> int:
-        """Change the pages so that the first of them is the next to be given; returns how many came free."""
-        num_before = self.num_free
+        """Change the pages so that the first of them is the next to be given; returns how many came to be available."""
+        num_before = self.num_available
         for page in reversed(pages):
             self._change(page, refs=refs, kept=kept)
-        return self.num_free - num_before
+        self._rest()
+        return self.num_available - num_before
 
     def _check_alive(self, peer_id: str) -> None:
         if peer_id in self._dead:

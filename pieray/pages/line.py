@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pieray.errors import OutOfPages, PierayError
-from pieray.pages.ledger import Holder, PageLedger
+from pieray.pages.ledger import Holder, Lease, PageLedger
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Granted:
 
     holder: Holder
     ticket: int
-    pages: list[int]
+    lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class _Waiting:
     count: int
     since: float  # seconds, monotonic
     deadline: float
+    hashes: Sequence[bytes]
 
 
 class LeaseLine:
@@ -57,18 +59,21 @@ class LeaseLine:
     @property
     def shortage(self) -> int:
         """Pages that must come free before the whole line is served; 0 with nobody waiting."""
-        return max(0, self._num_asked - self.ledger.num_free)
+        return max(0, self._num_asked - self.ledger.num_available)
 
-    def request(self, holder: Holder, ticket: int, count: int, now: float, deadline_s: float) -> list[int] | None:
-        """`count` pages at once, or None: the request waits in line for up to `deadline_s` seconds.
+    def request(
+        self, holder: Holder, ticket: int, count: int, now: float, deadline_s: float, hashes: Sequence[bytes] = ()
+    ) -> Lease | None:
+        """`count` pages at once, see `PageLedger.take`, or None: the request waits in line for up to `deadline_s`
+        seconds.  With hashes `count` may be 0: such a request never waits.
 
         Raises at once what waiting cannot mend, as `PageLedger.admit`: pages that the holder already waits for
         count towards its limit.
         """
-        self.ledger.admit(holder, count, self._asked.get(holder, 0))
-        if not self._line and (pages := self.ledger.take(holder, count)) is not None:
-            return pages
-        self._line[self._next] = _Waiting(holder, ticket, count, now, now + deadline_s)
+        self.ledger.admit(holder, count, self._asked.get(holder, 0), least=0 if hashes else 1)
+        if (not self._line or not count) and (lease := self.ledger.take(holder, count, hashes)) is not None:
+            return lease
+        self._line[self._next] = _Waiting(holder, ticket, count, now, now + deadline_s, hashes)
         heapq.heappush(self._deadlines, (now + deadline_s, self._next))
         self._next += 1
         self._num_asked += count
@@ -76,16 +81,16 @@ class LeaseLine:
         return None
 
     def retry(self, now: float) -> list[Granted]:
-        """Serve the line from its head as far as the free pages reach.  Requests past their deadline are skipped."""
+        """Serve the line from its head as far as pages reach.  Requests past their deadline are skipped."""
         granted = []
-        for number, waiting in list(self._line.items()) if self.ledger.num_free else ():
+        for number, waiting in list(self._line.items()) if self.ledger.num_available else ():
             if waiting.deadline <= now:
                 continue
-            pages = self.ledger.take(waiting.holder, waiting.count)
-            if pages is None:
+            lease = self.ledger.take(waiting.holder, waiting.count, waiting.hashes)
+            if lease is None:
                 break
             self._remove(number)
-            granted.append(Granted(waiting.holder, waiting.ticket, pages))
+            granted.append(Granted(waiting.holder, waiting.ticket, lease))
         return granted
 
     def expire(self, now: float) -> list[Refused]:
@@ -96,7 +101,7 @@ class LeaseLine:
             waiting = self._remove(number)
             error = OutOfPages(
                 f"page_wait_s: the limit is {waiting.deadline - waiting.since:.3g} s; {waiting.count} pages were asked "
-                f"for, and {self.ledger.num_free} of the pool's {self.ledger.total} (settings model.num_pages, "
+                f"for, and {self.ledger.num_available} of the pool's {self.ledger.total} (settings model.num_pages, "
                 "model.kv_memory_bytes) are free: free pages elsewhere or ask for fewer"
             )
             refused.append(Refused(waiting.holder, waiting.ticket, error))

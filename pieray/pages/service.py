@@ -19,6 +19,7 @@ from pieray.messages import (
     Failed,
     FencePeer,
     ImportPages,
+    IndexPages,
     LeasePages,
     ListExports,
     Message,
@@ -27,9 +28,11 @@ from pieray.messages import (
     ReleasePages,
     Unexport,
 )
+from pieray.messages.leases import HASH_BYTES
 from pieray.pages import export_calls
+from pieray.pages.contents import Place
 from pieray.pages.exports import ExportTable, PinShares
-from pieray.pages.ledger import Holder, PageLedger
+from pieray.pages.ledger import Holder, Lease, PageLedger
 from pieray.pages.line import Granted, LeaseLine, Refused
 from pieray.pulse import PulsedLock
 from pieray.transport import Connection
@@ -51,8 +54,9 @@ class LeaseService:
     """Serves InferletActors (leases, exports) and the Batcher (fences).  Thread-safe; one lock guards the ledger.
 
     While the batcher is away, pages of dead peers stay quarantined: a step of its may touch them.  When it is back it
-    is asked for all the fences that are missing.  Exports end with the batcher, for good: what their pages held is gone
-    with it.  `on_failure` is called when the batcher has stayed away, and for bugs of ours: the process must end.
+    is asked for all the fences that are missing.  Exports and the index end with the batcher, for good: what their
+    pages held is gone with it.  `on_failure` is called when the batcher has stayed away, and for bugs of ours: the
+    process must end.
     """
 
     def __init__(self, num_pages: int, *, pins: PinShares | None = None, on_failure: Callable[[], None] = _nothing,
@@ -124,6 +128,8 @@ class LeaseService:
             elif isinstance(message, ReleasePages):
                 holder = Holder(conn.peer_id, message.inferlet)
                 self._ledger.release(holder, np.frombuffer(message.pages, "<u4").tolist())
+            elif isinstance(message, IndexPages):
+                self._enter(conn, message)
             elif isinstance(message, CloseLease):
                 holder = Holder(conn.peer_id, message.inferlet)
                 self._line.cancel(holder)
@@ -149,11 +155,20 @@ class LeaseService:
             raise PeerLost(f"the batcher has lost {conn.peer_id}; it leases no more")
         holder = Holder(conn.peer_id, message.inferlet)
         now = time.monotonic()
-        pages = self._line.request(holder, message.ticket, message.count, now, message.deadline_s)
-        if pages is not None:
-            _post(conn, Completed(message.ticket, np.asarray(pages, "<u4").tobytes()))
+        lease = self._line.request(
+            holder, message.ticket, message.count, now, message.deadline_s, _hashes(message.hashes)
+        )
+        if lease is not None:
+            _post(conn, _granted(message.ticket, lease))
         elif message.deadline_s > 0:
             self._reclaim(now)
+
+    def _enter(self, conn: Connection, message: IndexPages) -> None:
+        if self._is_batcher_lost or conn.peer_id in self._fenced:
+            return  # what it has written is gone, or will be given back
+        pages, depths = (np.frombuffer(column, "<u4").tolist() for column in (message.pages, message.depths))
+        places = list(map(Place, _hashes(message.hashes), _hashes(message.before), depths))
+        self._ledger.enter(Holder(conn.peer_id, message.inferlet), pages, places)
 
     def _serve_export(self, conn: Connection, message: export_calls.ExportCall) -> None:
         if self._is_batcher_lost:
@@ -213,6 +228,7 @@ class LeaseService:
                 if is_batcher_lost:
                     self._batcher_lost_at, self._is_batcher_lost = None, True
                     self._exports.clear()
+                    self._ledger.drop_index()
                 self._settle()
                 if self._line.shortage and now >= self._reclaim_at:
                     self._reclaim(now)
@@ -250,7 +266,10 @@ class LeaseService:
         return {"name": export.name, "access": export.access, "tenant": export.owner.tenant, "owner": export.owner.user}
 
     def status(self) -> dict[str, Any]:
-        """Pages by state, and how many requests wait; the books are checked first."""
+        """Pages by state, and how many requests wait; the books are checked first.
+
+        `available`: free, or dropped for whoever asks.  `indexed`: known by their content, whoever has them.  `found`:
+        those given by their content, ever."""
         with self._lock:
             self._ledger.check()
             return {
@@ -259,6 +278,9 @@ class LeaseService:
                 "leased": self._ledger.num_leased,
                 "cached": self._ledger.num_cached,
                 "quarantined": self._ledger.num_quarantined,
+                "available": self._ledger.num_available,
+                "indexed": self._ledger.num_indexed,
+                "found": self._ledger.num_found,
                 "waiting": len(self._line),
                 "exports": len(self._exports),
                 "links": {"batcher": {"is_up": self._batcher is not None, "error": self._batcher_error}},
@@ -273,8 +295,18 @@ class LeaseService:
 
 def _answer(outcome: Granted | Refused) -> Message:
     if isinstance(outcome, Granted):
-        return Completed(outcome.ticket, np.asarray(outcome.pages, "<u4").tobytes())
+        return _granted(outcome.ticket, outcome.lease)
     return Failed(outcome.ticket, outcome.error.code, outcome.error.message)
+
+
+def _granted(ticket: int, lease: Lease) -> Message:
+    return Completed(ticket, [np.asarray(lease.pages, "<u4").tobytes(), lease.num_found])
+
+
+def _hashes(packed: bytes) -> list[bytes]:
+    if len(packed) % HASH_BYTES:
+        raise ProtocolError(f"hashes have {HASH_BYTES} bytes each; given {len(packed)}")
+    return [packed[start : start + HASH_BYTES] for start in range(0, len(packed), HASH_BYTES)]
 
 
 def _post(conn: Connection, message: Message) -> None:

@@ -28,6 +28,7 @@ class KvHandlers(HandlerGroup):
     def kv_free(self, pages: U32) -> None:
         state = self._state
         with state.lock:
+            state.outbox.closing(pages)
             state.pages.free(pages)
 
     def kv_fork(self, pages: U32) -> U32:

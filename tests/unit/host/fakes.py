@@ -44,6 +44,7 @@ class FakeDevice:
     def __init__(self) -> None:
         self.posted: list[Message] = []
         self.leases: list[tuple[int, float]] = []
+        self.hashes: list[bytes] = []  # of each lease
         self.asked: list[Message] = []
         self.released: list[int] = []
         self.error: Exception | None = None
@@ -53,11 +54,12 @@ class FakeDevice:
             raise self.error
         self.posted.extend(messages)
 
-    def lease(self, inferlet: int, count: int, deadline_s: float) -> None:
+    def lease(self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"") -> None:
         if self.error is not None:
             raise self.error
         assert inferlet == NUMBER
         self.leases.append((count, deadline_s))
+        self.hashes.append(hashes)
 
     def ask_ledger(self, message: Message) -> None:
         if self.error is not None:

@@ -50,7 +50,7 @@ class Engine:
         try:
             if isinstance(message, LeasePages):
                 pages = self.ledger.lease(self.holder(bench), message.count)
-                return OutOfPages("none free") if pages is None else np.array(pages, "<u4").tobytes()
+                return OutOfPages("none free") if pages is None else [np.array(pages, "<u4").tobytes(), 0]
             return export_calls.answer(self.table, self.holder(bench), message, self.now)  # type: ignore[arg-type]
         except PierayError as error:
             return error

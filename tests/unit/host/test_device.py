@@ -28,7 +28,7 @@ class Recorder:
     def answered(self, answers: Sequence[tuple[int, object]]) -> None:
         self.answers.extend(answers)
 
-    def granted(self, pages: list[int]) -> None:
+    def granted(self, pages: list[int], _num_found: int) -> None:
         self.pages.extend(pages)
 
     def lease_failed(self, error: PierayError) -> None:

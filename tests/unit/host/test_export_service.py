@@ -23,7 +23,7 @@ class Tenant:
 
     def answered(self, answers: object) -> None: ...
 
-    def granted(self, pages: list[int]) -> None:
+    def granted(self, pages: list[int], _num_found: int) -> None:
         self.pages += pages
 
     def lease_failed(self, error: PierayError) -> None:

@@ -40,7 +40,7 @@ def test_reservations_under_way_count_towards_the_limit_of_pages() -> None:
     asked = [message for message in bench.device.asked if isinstance(message, LeasePages)]
     assert [message.count for message in asked] == [4, 4]
     bench.outbox.ledger.answered(tickets[0], InvalidRequest("none"))
-    bench.outbox.ledger.answered(tickets[1], u32(1, 2, 3, 4).tobytes())
+    bench.outbox.ledger.answered(tickets[1], [u32(1, 2, 3, 4).tobytes(), 0])
     bench.handlers.kv_reserve(8)
     assert [message.count for message in bench.device.asked[2:]] == [4]  # type: ignore[attr-defined]
 

@@ -75,6 +75,6 @@ def test_a_reservation_that_nobody_answers_is_out_of_pages_and_what_comes_late_g
     timer.ring()
     with pytest.raises(OutOfPages, match="within 3 s"):
         bench.handlers.tickets_take_none(ticket)
-    bench.outbox.ledger.answered(ticket, u32(8, 9).astype("<u4").tobytes())
+    bench.outbox.ledger.answered(ticket, [u32(8, 9).astype("<u4").tobytes(), 0])
     assert bench.device.released == [8, 9]
     assert bench.pages.num_spare == 0

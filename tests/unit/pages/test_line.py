@@ -3,7 +3,7 @@
 import pytest
 
 from pieray.errors import OutOfPages
-from pieray.pages.ledger import Holder, PageLedger
+from pieray.pages.ledger import Holder, Lease, PageLedger
 from pieray.pages.line import Granted, LeaseLine
 
 A, B, C = (Holder(f"peer-{name}", 1) for name in "abc")
@@ -12,13 +12,13 @@ A, B, C = (Holder(f"peer-{name}", 1) for name in "abc")
 def full_line(total: int = 8) -> LeaseLine:
     """A line whose pages are all with A."""
     line = LeaseLine(PageLedger(total))
-    assert line.request(A, 1, total, 0.0, 30.0) == list(range(total))
+    assert line.request(A, 1, total, 0.0, 30.0) == Lease(list(range(total)), 0)
     return line
 
 
 def test_free_pages_are_granted_at_once():
     line = LeaseLine(PageLedger(8))
-    assert line.request(A, 1, 3, now=0.0, deadline_s=30.0) == [0, 1, 2]
+    assert line.request(A, 1, 3, now=0.0, deadline_s=30.0) == Lease([0, 1, 2], 0)
     assert (len(line), line.shortage, line.next_deadline()) == (0, 0, None)
 
 
@@ -32,9 +32,9 @@ def test_nobody_overtakes():
     assert line.request(A, 4, 1, 3.5, 30.0) is None  # nor may a newcomer
     assert line.shortage == 5
     line.ledger.release(A, [2, 3, 4, 5])
-    assert line.retry(4.0) == [Granted(B, 2, [2, 3, 4, 5, 0]), Granted(C, 3, [1])]
+    assert line.retry(4.0) == [Granted(B, 2, Lease([2, 3, 4, 5, 0], 0)), Granted(C, 3, Lease([1], 0))]
     line.ledger.release(A, [6])
-    assert line.retry(5.0) == [Granted(A, 4, [6])]
+    assert line.retry(5.0) == [Granted(A, 4, Lease([6], 0))]
     assert (len(line), line.shortage, line.next_deadline()) == (0, 0, None)
     line.ledger.check()
 
@@ -53,7 +53,7 @@ def test_deadline_fails_the_request_with_its_numbers_and_lets_the_next_through()
         "model.kv_memory_bytes) are free: free pages elsewhere or ask for fewer"
     )
     assert line.next_deadline() == 32.0
-    assert line.retry(11.0) == [Granted(C, 3, [0, 1])]
+    assert line.retry(11.0) == [Granted(C, 3, Lease([0, 1], 0))]
 
 
 def test_request_past_its_deadline_is_not_served_late():
@@ -91,4 +91,4 @@ def test_cancel_and_death_take_requests_out_of_the_line():
     assert line.drop_peer("peer-b") == [5]
     assert (len(line), line.shortage) == (1, 2)
     line.ledger.close(A)
-    assert line.retry(2.0) == [Granted(C, 3, [0, 1])]
+    assert line.retry(2.0) == [Granted(C, 3, Lease([0, 1], 0))]
