@@ -14,6 +14,7 @@ from pieray.config import Limits
 from pieray.host.handlers import GuestHandlers
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.host.outbox import Outbox
+from pieray.host.prefixes import Prefixes
 from pieray.host.services import Services
 from pieray.host.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
@@ -92,8 +93,9 @@ class Bench:
 
     def __init__(
         self, limits: Limits | None = None, lease_pages: int = 4, capabilities: Capabilities | None = None,
-        template: str | None = None,
+        template: str | None = None, tenant: str | None = None,
     ) -> None:  # fmt: skip
+        """`tenant`: whose pages it finds, see Prefixes; None: it looks for none."""
         self.services = Services()
         self.timers: list[FakeTimer] = []
         self.limits = limits or Limits()
@@ -103,7 +105,9 @@ class Bench:
         self.pages = PageSpace(PAGE_SIZE, self.limits.pages)
         lineage = Lineage(PAGE_SIZE, self.pages.live_frames)
         self.tickets = TicketTable(self.limits.tickets)
+        found = Prefixes(NUMBER, self.device, self.pages, lineage, tenant=tenant or "", model="fake")
         self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0,
+                             prefixes=None if tenant is None else found,
                              transfers=Transfers(self.limits.pass_bytes, self.services.transfers),
                              call_later=self.call_later, lineage=lineage)  # fmt: skip
         self.log = EventLog("it", self.limits)

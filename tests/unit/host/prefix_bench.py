@@ -1,0 +1,180 @@
+"""Inferlets on one BatcherCore whose runner checks all KV, with one ledger that knows pages by their content."""
+
+from __future__ import annotations
+
+import numpy as np
+from arrays import NONE, u32
+from fakes import NUMBER, PAGE_SIZE, Bench, byte_tokenizer
+
+from pieray.config import Limits, ModelSettings
+from pieray.errors import PierayError, error_from
+from pieray.messages import Completed, Failed, IndexPages, PlanTokens, RunEnded, Sampled
+from pieray.pages import export_calls
+from pieray.pages.contents import Place
+from pieray.pages.exports import ExportTable
+from pieray.pages.ledger import Holder, Lease, PageLedger
+from pieray.pages.line import Granted, LeaseLine
+from pieray.sched.core import BatcherCore
+from tests.support.digest_runner import DigestRunner
+
+GREEDY = (0.0, 0, 1.0, 0.0, 0)
+
+
+class Guest(Bench):
+    """One inferlet."""
+
+    def __init__(self, name: str, tenant: str, lease_pages: int) -> None:
+        super().__init__(Limits(), lease_pages=lease_pages, tenant=tenant)
+        self.name = name
+        self.holder = Holder(name, NUMBER)
+        self.queue = self.handlers.queues_create("")
+        self.plan_queues: dict[int, int] = {}
+
+    def forward(self, pages: np.ndarray, kv_len: int, tokens: list[int], row: int | None = None) -> int:
+        """A pass, with a greedy sample of that row; the ticket of the sample, or the pass."""
+        pass_ = self.handlers.forward_forward(self.queue, pages, kv_len, u32(*tokens), NONE, NONE)
+        return pass_ if row is None else self.handlers.forward_sample(pass_, row, *GREEDY)
+
+
+class Group:
+    """The guests, the ledger and the batcher; `turn` is one exchange of them all."""
+
+    def __init__(self, num_pages: int = 64, lease_pages: int = 2) -> None:
+        self.ledger = PageLedger(num_pages)
+        self.line = LeaseLine(self.ledger)
+        self.exports = ExportTable(self.ledger)
+        self.runner = DigestRunner(PAGE_SIZE)
+        spec = byte_tokenizer().spec
+        self.core = BatcherCore(self.runner, ModelSettings(page_size=PAGE_SIZE), tokenizer=spec)
+        self.core.plans.vocab_size = 256
+        self.guests: dict[str, Guest] = {}
+        self.num_launched = 0
+        self.lease_pages = lease_pages
+
+    def launch(self, tenant: str = "acme") -> Guest:
+        guest = Guest(f"p{self.num_launched}", tenant, self.lease_pages)
+        self.num_launched += 1
+        self.guests[guest.name] = guest
+        return guest
+
+    def end(self, guest: Guest) -> None:
+        """It ends: what it has comes back when nothing of it is in flight."""
+        with guest.state.lock:
+            guest.outbox.close()
+        self.run()
+        del self.guests[guest.name]
+        self._serve(guest)
+        self.line.cancel(guest.holder)
+        self.ledger.close(guest.holder)
+        self.ledger.check()
+
+    def _serve(self, guest: Guest) -> bool:
+        """What a guest has asked of the ledger, told it and given back."""
+        device = guest.device
+        asked, device.asked = device.asked, []
+        for message in asked:
+            if isinstance(message, IndexPages):
+                cut = [message.hashes[i : i + 16] for i in range(0, len(message.hashes), 16)]
+                before = [message.before[i : i + 16] for i in range(0, len(message.before), 16)]
+                depths = np.frombuffer(message.depths, "<u4").tolist()
+                pages = np.frombuffer(message.pages, "<u4").tolist()
+                self.ledger.enter(guest.holder, pages, list(map(Place, cut, before, depths)))
+            else:
+                try:
+                    value = export_calls.answer(self.exports, guest.holder, message, 0.0)  # type: ignore[arg-type]
+                except PierayError as error:
+                    value = error
+                guest.outbox.ledger.answered(message.ticket & 0xFFFFFFFF, value)  # type: ignore[attr-defined]
+        released, device.released = device.released, []
+        self.ledger.release(guest.holder, released)
+        leases, device.leases = device.leases, []
+        hashes, device.hashes = device.hashes, []
+        for (count, deadline), packed in zip(leases, hashes, strict=True):
+            names = [packed[i : i + 16] for i in range(0, len(packed), 16)]
+            try:
+                lease = self.line.request(guest.holder, 0, count, 0.0, deadline, names)
+            except PierayError as error:
+                guest.outbox.lease_failed(error)
+                continue
+            if lease is not None:
+                guest.outbox.granted(*lease)
+            elif deadline == 0:
+                self.refuse(0.0)
+        self.ledger.check()
+        guest.pages.check()
+        return bool(asked or released or leases)
+
+    def refuse(self, now: float) -> None:
+        """Those whose time is over by then."""
+        for refused in self.line.expire(now):
+            self.guests[refused.holder.peer_id].outbox.lease_failed(refused.error)
+
+    def _grant(self) -> None:
+        if self.line.shortage:
+            self.exports.evict(self.line.shortage)
+        for granted in self.line.retry(0.0):
+            assert isinstance(granted, Granted)
+            lease: Lease = granted.lease
+            self.guests[granted.holder.peer_id].outbox.granted(*lease)
+
+    def pump(self) -> None:
+        is_busy, most = True, 1000
+        while is_busy:
+            is_busy, most = False, most - 1
+            assert most, "they ask again and again"
+            for guest in list(self.guests.values()):
+                is_busy |= self._serve(guest)
+                posted, guest.device.posted = guest.device.posted, []
+                if posted:
+                    is_busy = True
+                    self.route(self.core.submit(guest.name, posted, 0.0))
+            if self.line.shortage:
+                waiting = {waiting.holder.peer_id for waiting in self.line._line.values()}
+                for guest in [guest for name, guest in self.guests.items() if name not in waiting]:
+                    guest.outbox.ledger.release([*guest.pages.take_returned(), *guest.pages.surplus(keep=0)])
+                    self._serve(guest)
+            self._grant()
+
+    def route(self, answers: object) -> None:
+        for peer, message in answers:  # type: ignore[attr-defined]
+            guest = self.guests[peer]
+            if isinstance(message, PlanTokens):
+                for row in message.rows():
+                    guest.outbox.drew(row.ticket & 0xFFFFFFFF, row.tokens, row.logprobs, row.counts)
+            elif isinstance(message, RunEnded):
+                ended = error_from(*message.error) if message.error else [message.reason, message.stopped_by]
+                guest.outbox.answered(message.ticket & 0xFFFFFFFF, ended)
+            elif isinstance(message, Sampled):
+                tickets, samples = (np.frombuffer(c, "<u8").tolist() for c in (message.tickets, message.sample_tickets))
+                for place, (ticket, sample) in enumerate(zip(tickets, samples, strict=True)):
+                    guest.outbox.answered(sample & 0xFFFFFFFF, message.tokens[4 * place : 4 * place + 4])
+                    guest.outbox.answered(ticket & 0xFFFFFFFF, None)
+            else:
+                assert isinstance(message, (Completed, Failed))
+                found = message.value if isinstance(message, Completed) else error_from(message.code, message.message)
+                guest.outbox.answered(message.ticket & 0xFFFFFFFF, found)
+
+    def turn(self) -> None:
+        for guest in self.guests.values():
+            guest.handlers.tickets_flush()
+        self.pump()
+        self.route(self.core.step(0.0))
+        self.pump()
+
+    def run(self, most: int = 2000) -> None:
+        """Until nothing is left to be done."""
+        for guest in self.guests.values():
+            guest.handlers.tickets_flush()
+        self.pump()
+        while self.core.has_work and most:
+            most -= 1
+            self.turn()
+        assert most
+        if len(self.line):  # nobody will give anything back
+            self.refuse(1e9)
+            self.run(most)
+
+    def token(self, guest: Guest, ticket: int) -> int:
+        self.run()
+        (token,) = guest.handlers.tickets_take_tokens(ticket).tolist()
+        return int(token)
