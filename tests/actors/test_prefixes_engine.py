@@ -13,8 +13,8 @@ from pieray.errors import PierayError
 GENERATE = program(
     """
 from inferlet import Context
-async def main(tokens, max_tokens=20, fork=False, wait=False):
-    ctx = Context(tokens)
+async def main(tokens, max_tokens=20, fork=False, reuse=True):
+    ctx = Context(tokens, reuse=reuse)
     if fork:
         await ctx.flush()
         ctx = ctx.fork()
@@ -23,6 +23,16 @@ async def main(tokens, max_tokens=20, fork=False, wait=False):
     return generation.tokens
 """,
     "generate-tokens",
+)
+USAGE = program(
+    """
+from inferlet import Context, runtime
+async def main(tokens):
+    async with Context(tokens) as ctx:
+        await ctx.generate(20, stop_tokens=())
+    return runtime.usage()
+""",
+    "usage",
 )
 PASSES = program(
     """
@@ -90,6 +100,9 @@ def test_the_second_launch_of_a_prompt_computes_only_the_rest_and_gives_the_same
     assert last(engine, "by-passes") == (119 - 96, 96)
     assert run(engine, GENERATE, tokens=prompt(1), fork=True) == text
     assert last(engine, "generate-tokens") == (119 - 96, 96)
+    assert run(engine, GENERATE, tokens=prompt(1), reuse=False) == text
+    assert last(engine, "generate-tokens") == (119, 0)
+    assert run(engine, USAGE, tokens=prompt(1)) == {"tokens_computed": 119 - 96, "tokens_found": 96}
 
 
 def test_the_next_turn_of_a_conversation_finds_the_text_of_the_last(engine: Any) -> None:

@@ -106,6 +106,16 @@ class queues:
             raise error_of(err.value) from None
 
     @staticmethod
+    def set_reuse(queue: int, reuse: bool) -> None:
+        if queue.__class__ is not int or not 0 <= queue <= 0xFFFFFFFF:
+            queue = _convert.u32("queue", queue)
+        reuse = _convert.boolean("reuse", reuse)
+        try:
+            _raw.queues.set_reuse(queue, reuse)
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def flush(queue: int) -> None:
         if queue.__class__ is not int or not 0 <= queue <= 0xFFFFFFFF:
             queue = _convert.u32("queue", queue)
@@ -1380,6 +1390,10 @@ class runtime:
     @staticmethod
     def limits() -> str:
         return _raw.runtime.limits()  # type: ignore[no-any-return]
+
+    @staticmethod
+    def usage() -> str:
+        return _raw.runtime.usage()  # type: ignore[no-any-return]
 
     @staticmethod
     def capabilities() -> str:

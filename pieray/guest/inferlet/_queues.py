@@ -7,19 +7,22 @@ from collections import Counter
 from . import _host, queue
 from .errors import QuotaExceeded
 
-_idle: dict[str, list[int]] = {}
-_users: dict[str, Counter[int]] = {}
+_idle: dict[tuple[str, bool], list[int]] = {}
+_users: dict[tuple[str, bool], Counter[int]] = {}
 
 
-def acquire(model: str) -> int:
-    """A queue on `model` that no other context uses, or, past the inferlet's limit, the one that fewest use."""
-    users = _users.setdefault(model, Counter())
-    idle = _idle.setdefault(model, [])
+def acquire(model: str, reuse: bool) -> int:
+    """A queue on `model` that no other context uses, or, past the inferlet's limit, the one that fewest use.  With
+    `reuse` or without, see `queue.set_reuse`."""
+    users = _users.setdefault((model, reuse), Counter())
+    idle = _idle.setdefault((model, reuse), [])
     if idle:
         chosen = idle.pop()
     else:
         try:
             chosen = queue.create(model)
+            if not reuse:
+                queue.set_reuse(chosen, False)
         except QuotaExceeded:
             if not users:
                 raise
@@ -28,13 +31,13 @@ def acquire(model: str) -> int:
     return chosen
 
 
-def release(model: str, chosen: int) -> None:
+def release(model: str, reuse: bool, chosen: int) -> None:
     """Give back what `acquire` returned; queues stay open for the next context."""
-    users = _users[model]
+    users = _users[model, reuse]
     users[chosen] -= 1
     if not users[chosen]:
         del users[chosen]
-        _idle[model].append(chosen)
+        _idle[model, reuse].append(chosen)
 
 
 _host.at_install(_idle.clear)

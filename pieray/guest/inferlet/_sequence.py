@@ -31,10 +31,11 @@ class KvSequence:
     """
 
     __slots__ = ("_capacity", "_in_flight", "_num_dropped", "_page_size", "_queue", "adapter", "dropped", "hidden",
-                 "is_closed", "kv_len", "model", "pages", "source")  # fmt: skip
+                 "is_closed", "kv_len", "model", "pages", "reuse", "source")  # fmt: skip
 
-    def __init__(self, model: str = "", adapter: Adapter | None = None) -> None:
+    def __init__(self, model: str = "", adapter: Adapter | None = None, reuse: bool = True) -> None:
         self.model = model
+        self.reuse = reuse
         self.adapter = adapter
         self.pages: list[int] = []
         """Handles; 0 where the page was dropped."""
@@ -55,7 +56,7 @@ class KvSequence:
     def queue(self) -> int:
         """The queue that passes run on."""
         if self._queue is None:
-            self._queue = _queues.acquire(self.model)
+            self._queue = _queues.acquire(self.model, self.reuse)
         return self._queue
 
     def release(self) -> None:
@@ -162,7 +163,7 @@ class KvSequence:
         """A second sequence on the same KV, copy-on-write."""
         self.check_open()
         self.release()
-        other = KvSequence(self.model, self.adapter)
+        other = KvSequence(self.model, self.adapter, self.reuse)
         used = self._num_pages(self.kv_len)
         if used:
             forks = iter(kv.fork([page for page in self.pages[:used] if page]))
@@ -275,7 +276,7 @@ class KvSequence:
         self.release()
         pages, self.pages, self.kv_len, self._capacity, self._num_dropped = self.live_pages(), [], 0, 0, 0
         if self._queue is not None:
-            _queues.release(self.model, self._queue)
+            _queues.release(self.model, self.reuse, self._queue)
             self._queue = None
         if pages:
             kv.free(pages)

@@ -48,14 +48,16 @@ class Context(Snapshots):
         model: str = "",
         adapter: Adapter | None = None,
         tools: Iterable[Any] = (),
+        reuse: bool = True,
     ) -> None:
         """`adapter`: LoRA, in all passes of this context and its forks.  `tools` (see `tools.tool`): what the model's
-        chat template shows it of them."""
+        chat template shows it of them.  `reuse`: whether it takes pages that hold what it is to compute, and leaves its
+        own to be found by inferlets of the tenant: the texts are the same."""
         self.model = _convert.text("model", model)
         self._tools = specs_of(tools)
         if adapter is not None:
             _convert.instance("adapter", adapter, Adapter)
-        self.sequence = KvSequence(model, adapter)
+        self.sequence = KvSequence(model, adapter, reuse)
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
         self.append(text)

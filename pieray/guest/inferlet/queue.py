@@ -16,6 +16,11 @@ def set_priority(queue: int, priority: int) -> None:
     _host.queues.set_priority(queue, priority)
 
 
+def set_reuse(queue: int, reuse: bool) -> None:
+    """Whether its commands take pages that hold what they are to compute, and leave theirs to be found; at first so."""
+    _host.queues.set_reuse(queue, reuse)
+
+
 def flush(queue: int) -> None:
     """Send what is enqueued now, without waiting for it."""
     _host.queues.flush(queue)

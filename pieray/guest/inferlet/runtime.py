@@ -54,6 +54,11 @@ def limits() -> dict[str, Any]:
     return dict(json.loads(_host.runtime.limits()))
 
 
+def usage() -> dict[str, int]:
+    """Tokens that this inferlet has computed (`tokens_computed`), and those that were there already (`tokens_found`)."""
+    return dict(json.loads(_host.runtime.usage()))
+
+
 def now() -> float:
     """Seconds since 1970-01-01 UTC."""
     return float(_host.runtime.wall_now()) / 1e9

@@ -119,6 +119,8 @@ class Host(PlanHandlers):
 
     def queues_set_priority(self, queue: int, priority: int) -> None: ...
 
+    def queues_set_reuse(self, queue: int, reuse: bool) -> None: ...
+
     def queues_flush(self, queue: int) -> None: ...
 
     def queues_synchronize(self, queue: int) -> int:
@@ -248,6 +250,9 @@ class Host(PlanHandlers):
 
     def runtime_limits(self) -> str:
         return json.dumps({"limits": {}, "used": {"pages": len(self._pages)}})
+
+    def runtime_usage(self) -> str:
+        return '{"tokens_computed": 0, "tokens_found": 0}'
 
     def runtime_monotonic_now(self) -> int:
         return int(self._clock * 1e9)

@@ -27,6 +27,9 @@ class QueueHandlers(HandlerGroup):
             raise InvalidRequest(f"priority is from -{MAX_PRIORITY} to {MAX_PRIORITY}; given {priority}")
         self._state.queue(queue).priority = priority
 
+    def queues_set_reuse(self, queue: int, reuse: bool) -> None:
+        self._state.queue(queue).is_reusing = reuse
+
     def queues_flush(self, queue: int) -> None:
         state = self._state
         state.queue(queue)

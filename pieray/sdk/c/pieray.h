@@ -79,6 +79,7 @@ PIERAY_IMPORT("tickets", "cancel") void tickets_cancel(const uint32_t *tickets, 
 // queues: Command queues (paper, section 4): commands of one queue run in order.
 PIERAY_IMPORT("queues", "create") void queues_create(const char *model, uint32_t model_size, result *);  // value
 PIERAY_IMPORT("queues", "set-priority") void queues_set_priority(uint32_t queue, int32_t priority, result *);
+PIERAY_IMPORT("queues", "set-reuse") void queues_set_reuse(uint32_t queue, uint32_t reuse, result *);
 PIERAY_IMPORT("queues", "flush") void queues_flush(uint32_t queue, result *);
 PIERAY_IMPORT("queues", "synchronize") void queues_synchronize(uint32_t queue, result *);  // value
 PIERAY_IMPORT("queues", "close") void queues_close(uint32_t queue, result *);
@@ -312,6 +313,7 @@ PIERAY_IMPORT("runtime", "tenant") void runtime_tenant(text *);
 PIERAY_IMPORT("runtime", "parent") void runtime_parent(text *);
 PIERAY_IMPORT("runtime", "input") void runtime_input(text *);
 PIERAY_IMPORT("runtime", "limits") void runtime_limits(text *);
+PIERAY_IMPORT("runtime", "usage") void runtime_usage(text *);
 PIERAY_IMPORT("runtime", "capabilities") void runtime_capabilities(text *);
 PIERAY_IMPORT("runtime", "monotonic-now") uint64_t runtime_monotonic_now(void);
 PIERAY_IMPORT("runtime", "wall-now") uint64_t runtime_wall_now(void);

@@ -44,6 +44,11 @@ export declare const queues: {
   create(model: string): number;
   /** Higher runs first; from -100 to 100, 0 at first. */
   setPriority(queue: number, priority: number): void;
+  /**
+   * Whether commands of the queue take pages that hold what they are to compute, of whichever inferlet of the tenant
+   * has computed it, and leave theirs to be found.  At first so, unless the engine's setting is against it.
+   */
+  setReuse(queue: number, reuse: boolean): void;
   /** Send what is enqueued now, without waiting for it. */
   flush(queue: number): void;
   /** A ticket that resolves when all that the queue holds now has run. */
@@ -462,6 +467,11 @@ export declare const runtime: {
   input(): string;
   /** JSON object of this inferlet's limits and what is used of them. */
   limits(): string;
+  /**
+   * JSON {"tokens_computed", "tokens_found"}: tokens that passes and plans of this inferlet have run, and those that
+   * they need not have run because what they leave was there.  Draft tokens of plans that were not accepted do not count.
+   */
+  usage(): string;
   /** JSON object of its capabilities. */
   capabilities(): string;
   /** Nanoseconds of a clock that never goes back. */

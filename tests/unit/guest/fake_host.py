@@ -67,6 +67,7 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
         self.ids = itertools.count(1)
         self.pages: dict[int, Page] = {}
         self.queues: set[int] = set()
+        self.not_reusing: set[int] = set()
         self.owners: dict[int, int] = {}  # passes by outputs not taken
         self.unsent: dict[int, Pass | None] = {}
         self.results: dict[int, tuple[str, Any]] = {}
@@ -190,6 +191,11 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
 
     def queues_set_priority(self, queue: int, priority: int) -> None:
         self._check(queue in self.queues, f"queue {queue}")
+
+    def queues_set_reuse(self, queue: int, reuse: bool) -> None:
+        self._check(queue in self.queues, f"queue {queue}")
+        if not reuse:
+            self.not_reusing.add(queue)
 
     def queues_flush(self, queue: int) -> None:
         self.tickets_flush()

@@ -385,3 +385,17 @@ def test_a_grammar_and_a_schema_are_one_too_many(host: FakeHost) -> None:
                 ctx.generate(3, grammar=Grammar.regex("a+"), schema={"type": "integer"})
 
     run(main())
+
+
+def test_contexts_that_do_not_reuse_have_queues_of_their_own(host: FakeHost) -> None:
+    async def main() -> None:
+        async with Context(PROMPT) as with_reuse, Context(PROMPT, reuse=False) as without:
+            fork = without.fork()
+            await asyncio.gather(*(ctx.generate(3) for ctx in (with_reuse, without, fork)))
+            assert with_reuse.sequence.queue not in host.not_reusing
+            assert {without.sequence.queue, fork.sequence.queue} == host.not_reusing
+            fork.close()
+
+    run(main())
+    run(main())
+    assert len(host.queues) == 3  # they are used again

@@ -76,7 +76,7 @@ class FakeHandlers:
     def _no_queue(self, queue: int, *_) -> int:
         raise BadHandle(f"no queue {queue}")
 
-    queues_set_priority = queues_flush = queues_synchronize = _no_queue
+    queues_set_priority = queues_set_reuse = queues_flush = queues_synchronize = _no_queue
 
     def queues_close(self, queue: int) -> None:
         if queue != 1:

@@ -188,6 +188,8 @@ pub mod queues {
         fn raw_create(model: *const u8, model_len: usize, out: *mut Area);
         #[link_name = "set-priority"]
         fn raw_set_priority(queue: u32, priority: i32, out: *mut Area);
+        #[link_name = "set-reuse"]
+        fn raw_set_reuse(queue: u32, reuse: u32, out: *mut Area);
         #[link_name = "flush"]
         fn raw_flush(queue: u32, out: *mut Area);
         #[link_name = "synchronize"]
@@ -210,6 +212,16 @@ pub mod queues {
         let mut out = Area::new();
         unsafe {
             raw_set_priority(queue, priority, &mut out);
+            out.result(4, |out| out.unit(4))
+        }
+    }
+
+    /// Whether commands of the queue take pages that hold what they are to compute, of whichever inferlet of the tenant
+    /// has computed it, and leave theirs to be found.  At first so, unless the engine's setting is against it.
+    pub fn set_reuse(queue: u32, reuse: bool) -> Result<(), Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_set_reuse(queue, reuse as u32, &mut out);
             out.result(4, |out| out.unit(4))
         }
     }
@@ -1679,6 +1691,8 @@ pub mod runtime {
         fn raw_input(out: *mut Area);
         #[link_name = "limits"]
         fn raw_limits(out: *mut Area);
+        #[link_name = "usage"]
+        fn raw_usage(out: *mut Area);
         #[link_name = "capabilities"]
         fn raw_capabilities(out: *mut Area);
         #[link_name = "monotonic-now"]
@@ -1760,6 +1774,16 @@ pub mod runtime {
         let mut out = Area::new();
         unsafe {
             raw_limits(&mut out);
+            out.string(0)
+        }
+    }
+
+    /// JSON {"tokens_computed", "tokens_found"}: tokens that passes and plans of this inferlet have run, and those that
+    /// they need not have run because what they leave was there.  Draft tokens of plans that were not accepted do not count.
+    pub fn usage() -> String {
+        let mut out = Area::new();
+        unsafe {
+            raw_usage(&mut out);
             out.string(0)
         }
     }
