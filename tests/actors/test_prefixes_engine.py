@@ -8,7 +8,7 @@ from engines import assert_pages_return, run
 from programs import program
 
 import pieray
-from pieray.errors import PierayError
+from pieray.errors import OutOfPages
 
 GENERATE = program(
     """
@@ -110,8 +110,7 @@ def test_the_next_turn_of_a_conversation_finds_the_text_of_the_last(engine: Any)
     for turn in range(4):
         line += run(engine, PASSES if turn % 2 else GENERATE, tokens=line, max_tokens=30)
         line += prompt(3 + turn, 5)
-    computed, found = last(engine, "by-passes")
-    assert found >= 70 + 3 * 35 - 5 - 2 * 16
+    assert last(engine, "by-passes")[1] >= 70 + 3 * 35 - 5 - 2 * 16
     with pieray.start(namespace="no-reuse", prefix_cache=False) as plain:
         again = prompt(2, 70)
         for turn in range(4):
@@ -149,8 +148,8 @@ def test_pages_kept_for_reuse_make_no_lease_wait(ray_cluster: None) -> None:
         for process in processes:
             try:
                 texts.append(process.result(timeout=60))
-            except PierayError as error:
-                assert error.code == "out-of-pages", error
+            except OutOfPages:  # 8 pages each of 20, and the others go on
+                continue
         assert texts
         assert all(text == texts[0] for text in texts)
         assert_pages_return(engine)

@@ -55,7 +55,7 @@ def limits() -> dict[str, Any]:
 
 
 def usage() -> dict[str, int]:
-    """Tokens that this inferlet has computed (`tokens_computed`), and those that were there already (`tokens_found`)."""
+    """Tokens that this inferlet has computed (`tokens_computed`), and those that were there (`tokens_found`)."""
     return dict(json.loads(_host.runtime.usage()))
 
 

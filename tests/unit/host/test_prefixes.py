@@ -227,8 +227,7 @@ def test_exported_pages_are_found_by_their_content_and_an_export_of_found_pages_
     group = Group()
     one, two, three = (group.launch() for _ in range(3))
     pages = prefill(group, one, PROMPT)
-    for guest, name, held in ((one, "a", pages), (two, "b", None)):
-        held = prefill(group, guest, PROMPT) if held is None else held
+    for guest, name, held in ((one, "a", pages), (two, "b", prefill(group, two, PROMPT))):
         ticket = guest.handlers.kv_export_pages(name, held, 30, "", "tenant", 0, False, False)
         group.run()
         guest.handlers.tickets_take_none(ticket)
@@ -251,7 +250,7 @@ class Program:
         self.contexts: list[tuple[np.ndarray, list[int]]] = []
 
     def step(self) -> None:
-        rng, guest, handlers = self.rng, self.guest, self.guest.handlers
+        rng, handlers = self.rng, self.guest.handlers
         match rng.randrange(8) if self.contexts else 0:
             case 0 | 1 if len(self.contexts) < 3:
                 prefix = [11 + rng.randrange(2)] * 10 + [13] * rng.randrange(20)
