@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers.decoders import DecodeStream as _RustStream
 
 from pieray.errors import InvalidRequest, ModelError
-from pieray.models.chat import Message, json_objects, render_chat
+from pieray.models.chat import Message, json_object, json_objects, render_chat
+from pieray.models.chat_parse import Reply, parse_reply, thought_tags
+from pieray.models.detokenizer import ByteStream, DecodeStream, Pieces, WindowStream
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -24,13 +25,16 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 class TokenizerSpec:
     """All that a `Tokenizer` needs, in plain fields that msgpack can carry.
 
-    `eos_ids` end a generation; `special_tokens` are the names a chat template may use, such as `bos_token`.
+    `eos_ids` end a generation: those of generation_config, config and tokenizer_config, and the chat template's end of
+    a turn.  `special_tokens` are the names that a chat template may use, such as `bos_token`.
     """
 
     json: bytes
     chat_template: str | None = None
     eos_ids: tuple[int, ...] = ()
     special_tokens: dict[str, str] = field(default_factory=dict)
+    tool_template: str | None = None
+    """The chat template for conversations with tools, of a model that has several."""
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> TokenizerSpec:
@@ -41,13 +45,13 @@ class TokenizerSpec:
             raise ModelError(f"{path}: no such file; only the fast tokenizers' format is supported")
         settings = _read(folder / "tokenizer_config.json")
         special = {name: text for name in SPECIAL_NAMES if (text := _content(settings.get(name)))}
-        spec = cls(path.read_bytes(), _template(folder, settings), (), special)
-        eos = _read(folder / "generation_config.json").get("eos_token_id")
-        eos = _read(folder / "config.json").get("eos_token_id") if eos is None else eos
-        if eos is None:
-            eos = Tokenizer(spec, name=str(path)).token_id(special.get("eos_token", ""))
-        ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),)
-        return cls(spec.json, spec.chat_template, ids, special)
+        chat_template, tool_template = _templates(folder, settings)
+        spec = cls(path.read_bytes(), chat_template, (), special, tool_template)
+        tokenizer = Tokenizer(spec, name=str(path))
+        said = [_read(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
+        said += [tokenizer.token_id(special.get("eos_token", "")), _end_of_turn(tokenizer)]
+        ids = [eos for one in said for eos in (one if isinstance(one, list) else [one])]
+        return replace(spec, eos_ids=tuple(dict.fromkeys(eos for eos in ids if eos is not None)))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -66,26 +70,32 @@ def _content(token: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def _templates(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The chat template, and the one for conversations with tools."""
     path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
     given = settings.get("chat_template") or _read(folder / "chat_template.json").get("chat_template")
-    if isinstance(given, list):  # several, by name
-        by_name = {item.get("name"): item.get("template") for item in given}
-        given = by_name.get("default") or next(iter(by_name.values()), None)
-    return given if isinstance(given, str) else None
+    by_name: dict[Any, Any] = {"default": given}
+    if isinstance(given, list):
+        by_name = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
+    for one in sorted(folder.glob("additional_chat_templates/*.jinja")):
+        by_name[one.stem] = one.read_text(encoding="utf-8")
+    if path.exists():
+        by_name["default"] = path.read_text(encoding="utf-8")
+    found = {name: text for name, text in by_name.items() if isinstance(text, str)}
+    return found.get("default") or next(iter(found.values()), None), found.get("tool_use")
 
 
-def _byte_alphabet() -> dict[str, bytes]:
-    """GPT-2's printable stand-in for each byte: itself if printable Latin-1, else from U+0100 on, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    pairs = [(chr(byte), byte) for byte in printable] + [(chr(0x100 + i), byte) for i, byte in enumerate(hidden)]
-    return {char: bytes([byte]) for char, byte in pairs}
-
-
-_BYTE_OF = _byte_alphabet()
+def _end_of_turn(tokenizer: Tokenizer) -> int | None:
+    """The special token that the chat template puts behind what the assistant has said."""
+    said = "It is said."
+    turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": said}]
+    try:
+        _, found, rest = tokenizer.render_chat(turns, add_generation_prompt=False).rpartition(said)
+    except InvalidRequest:
+        return None
+    first = next(iter(tokenizer.encode(rest.lstrip())), None) if found else None
+    bos = tokenizer.token_id(tokenizer.spec.special_tokens.get("bos_token", ""))
+    return first if first in tokenizer.special_ids().values() and first != bos else None
 
 
 class Tokenizer:
@@ -97,7 +107,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(spec.json.decode())
         except Exception as error:
             raise ModelError(f"{name}: not a tokenizer: {error}") from error
-        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(spec.json).get("decoder"))
+        self._pieces = Pieces(self._tokenizer, json.loads(spec.json).get("decoder"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -112,8 +122,7 @@ class Tokenizer:
 
     def special_ids(self) -> dict[str, int]:
         """Every added special token's text and id."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        return {token.content: token_id for token_id, token in added.items() if token.special}
+        return {text: token_id for token_id, text in self._pieces.special.items()}
 
     def token_id(self, text: str) -> int | None:
         """The id of one exact token, None if there is none."""
@@ -125,74 +134,69 @@ class Tokenizer:
 
         Empty for an id that is no token.
         """
-        text: str | None = self._tokenizer.id_to_token(token_id)
-        if text is None:
-            return b""
-        if self._is_byte_level:
-            return b"".join(_BYTE_OF.get(char, char.encode()) for char in text)
-        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):  # SentencePiece's byte fallback
-            return bytes.fromhex(text[3:5])
-        return text.replace("\u2581", " ").encode()
+        return self._pieces.of(token_id)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids; special tokens spelled out in the text are recognised."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    @property
+    def bos_ids(self) -> list[int]:
+        """What the tokenizer's post-processor puts before a text."""
+        plain, marked = self.encode("a"), self.encode("a", add_special_tokens=True)
+        found = next((at for at in range(len(marked)) if marked[at : at + len(plain)] == plain), 0)
+        return marked[:found]
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD."""
+        if self._pieces.is_sum:
+            return self._pieces.text(ids, skip_special=skip_special_tokens)
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def stream(self, skip_special_tokens: bool = True) -> DecodeStream:
         """An incremental decoder for one sequence."""
-        return DecodeStream(self, self._tokenizer, skip_special_tokens)
+        if self._pieces.is_sum:
+            return ByteStream(self._pieces, skip_special=skip_special_tokens)
+        return WindowStream(self._tokenizer, skip_special=skip_special_tokens)
 
     def render_chat(
         self,
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        now: int = 0,
     ) -> str:
-        """The prompt of a conversation; InvalidRequest if the model has no chat template or it refuses."""
-        if self.spec.chat_template is None:
+        """The prompt of a conversation; InvalidRequest if the model has no chat template or it refuses.
+
+        `arguments`: further names that the template knows.  `now`: as `render_chat` has it.
+        """
+        template = (self.spec.tool_template if tools else None) or self.spec.chat_template
+        if template is None:
             raise InvalidRequest("this model has no chat template; send plain text")
+        names = {**self.spec.special_tokens, **(arguments or {})}
         return render_chat(
-            self.spec.chat_template,
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            **self.spec.special_tokens,
+            template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names, now=now
         )
 
-    def render_json(self, messages: str, tools: str, add_generation_prompt: bool = True) -> str:
-        """`render_chat` of JSON: a list of objects each; "" for no tools.  Raises InvalidRequest."""
+    def render_json(
+        self, messages: str, tools: str, add_generation_prompt: bool = True, arguments: str = "", now: int = 0
+    ) -> str:
+        """`render_chat` of JSON: a list of objects each; "" for no tools, no arguments.  Raises InvalidRequest."""
         return self.render_chat(
             json_objects("messages", messages, "{role, content}"),
             tools=json_objects("tools", tools, "{type, function}") if tools else None,
             add_generation_prompt=add_generation_prompt,
-        )
+            arguments=json_object("arguments", arguments) if arguments else None, now=now,
+        )  # fmt: skip
 
+    @property
+    def thought_tags(self) -> tuple[str, str] | None:
+        """What begins and ends a thought, if the chat template tells of any."""
+        return thought_tags(self.spec.tool_template or self.spec.chat_template)
 
-class DecodeStream:
-    """Text as tokens come: `push` gives what is complete, `finish` the rest; together they are `decode` of all."""
-
-    def __init__(self, owner: Tokenizer, tokenizer: tokenizers.Tokenizer, skip_special_tokens: bool) -> None:
-        self._owner = owner
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._stream = _RustStream(skip_special_tokens=skip_special_tokens)
-        self._pending: list[int] = []
-
-    def push(self, token: int) -> str:
-        """The text that `token` completes; empty while a character is in pieces."""
-        text = self._stream.step(self._tokenizer, token)
-        if text is None:
-            self._pending.append(token)
-            return ""
-        self._pending.clear()
-        return str(text)
-
-    def finish(self) -> str:
-        """What is left at the end: characters that never became whole, as U+FFFD."""
-        rest, self._pending = self._pending, []
-        return self._owner.decode(rest, self._skip) if rest else ""
+    def parse_reply(self, text: str, *, is_over: bool = False) -> Reply:
+        """The parts of a reply, in the format that the chat template tells of."""
+        return parse_reply(self.spec.tool_template or self.spec.chat_template, text, is_over=is_over)

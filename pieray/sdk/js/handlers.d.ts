@@ -212,7 +212,10 @@ export declare const plans: {
     sampler: number): number;
   /** Draw from `sampler` from now on.  As all that changes a plan: before `start` or while it is paused. */
   setSampler(plan: number, sampler: number): void;
-  /** End after one of `tokens`, or when one of `texts` is in the text of what was drawn.  Replaces both lists. */
+  /**
+   * End after one of `tokens`, or when one of `texts` is in the text of what was drawn.  Replaces both lists.
+   * A text that a special token spells counts as that token.
+   */
   setStop(plan: number, tokens: readonly number[], texts: readonly string[]): void;
   /** Draw only what the matcher, as it is now, allows (0: anything); the plan has a copy of its own. */
   setGrammar(plan: number, matcher: number): void;
@@ -309,17 +312,26 @@ export declare const adapters: {
 export declare const model: {
   /** Names of the models served. */
   names(): string[];
-  /** JSON object: name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits. */
+  /**
+   * JSON object: name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits,
+   * bos_tokens (what the tokenizer puts before a text), thought_tags (what begins and ends a thought, or null).
+   */
   info(model: string): string;
   tokenize(model: string, text: string): number[];
   /** Text of the tokens; bytes that are no UTF-8 become U+FFFD. */
   detokenize(model: string, tokens: readonly number[], skipSpecial: boolean): string;
   /** Tokens that end a turn. */
   stopTokens(model: string): number[];
-  /** Incremental detokenizer: whole characters come out as soon as their last byte is in. */
-  streamOpen(model: string, skipSpecial: boolean): number;
+  /**
+   * Incremental detokenizer: whole characters come out as soon as their last byte is in.  The text goes on behind the
+   * tokens `after`, of which the last 16 say all: with a blank between words, or with the rest of a character.
+   */
+  streamOpen(model: string, skipSpecial: boolean, after: readonly number[]): number;
   streamPush(handle: number, tokens: readonly number[]): string;
-  /** End a stream's text before the first of `texts`, which are not empty: what may yet become one is held back. */
+  /**
+   * End a stream's text before the first of `texts`, which are not empty: what may yet become one is held back.  A
+   * text that a special token spells is met with that token.
+   */
   streamStop(handle: number, texts: readonly string[]): void;
   /** The stop text that the text ended before, or "". */
   streamStopped(handle: number): string;
@@ -332,14 +344,18 @@ export declare const model: {
 export declare const chat: {
   /**
    * Render messages (JSON list of {role, content, tool_calls?, ...}) with the model's chat template; `tools`: JSON
-   * list of {type: "function", function: {name, description, parameters}}, or "".
+   * list of {type: "function", function: {name, description, parameters}}, or "".  Content is a text, or a list of
+   * {type: "text", text}.  `arguments`: JSON object of further names that the template knows, or "".  `now`: seconds
+   * since 1970 for templates that tell the date, 0: the present time.
    */
-  render(model: string, messages: string, tools: string, addGenerationPrompt: boolean): string;
+  render(model: string, messages: string, tools: string, addGenerationPrompt: boolean, arguments: string, now:
+    number): string;
   /**
-   * Take a reply apart: JSON {"content", "reasoning", "tool_calls": [{"name", "arguments"}], "is_complete"}.  The
-   * format is the model's, told from its template; text that only begins a call or a thought is not complete.
+   * Take a reply apart: JSON {"content", "reasoning", "tool_calls": [{"name", "arguments", "id"?}], "is_complete"}.
+   * The format is the model's, told from its template; text that only begins a call or a thought is not complete.  If
+   * the reply `is-over`, a call that lacks only its closing tag counts.
    */
-  parse(model: string, text: string): string;
+  parse(model: string, text: string, isOver: boolean): string;
 };
 
 /** The client of this inferlet: who launched it. */
