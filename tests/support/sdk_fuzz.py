@@ -93,7 +93,7 @@ def shared() -> dict[str, Any]:
         "program": "none", "model": "", "reason": "x", "description": "", "bytes": b"",
         # others
         "args": {}, "arguments": {}, "schema": {"type": "integer"}, "type": int, "function": one, "take": len,
-        "is_error": False, "input_schema": {},
+        "is_error": False, "reuse": False, "input_schema": {},
     }  # fmt: skip
 
 

@@ -66,7 +66,7 @@ class Context(Snapshots):
         self._bos = _convert.boolean("bos", bos)
         if adapter is not None:
             _convert.instance("adapter", adapter, Adapter)
-        self.sequence = KvSequence(model, adapter, reuse)
+        self.sequence = KvSequence(model, adapter, _convert.boolean("reuse", reuse))
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
         self.append(text)
