@@ -65,7 +65,9 @@ class InferletHost:
         self.bonds = Bonds(self.services.timers, self._kill_child)
         self._device = device
         self._models = models
-        self._wasm = WasmHost(config.executor, config.worker_threads)
+        num_ready = min(config.ready_guests, config.inferlets_per_actor)
+        most_guests = config.inferlets_per_actor + num_ready + config.worker_threads
+        self._wasm = WasmHost(config.executor, config.worker_threads, most_guests=most_guests)
         self._wasm.on_batch_end = self._flush
         device.on_answered = self._flush_clients
         self._components = Components(self._wasm)
