@@ -319,6 +319,11 @@ class FiberExecutor:
         self._seen = [seen if seen[0] == turn else (turn, now) for seen, turn in seen_before]
         return max(now - since if turn & 1 else 0.0 for turn, since in self._seen)
 
+    @property
+    def num_waiting(self) -> int:
+        """Instances of guests that are done, to be closed."""
+        return len(self._housekeeper)
+
     def runs_on(self, thread: threading.Thread) -> bool:
         return thread in self._threads
 

@@ -191,6 +191,11 @@ class WasmHost:
         return len(self._ready) if self._ready is not None else 0
 
     @property
+    def num_waiting(self) -> int:
+        """Instances of guests that are done, to be closed."""
+        return self._executor.num_waiting
+
+    @property
     def num_guests(self) -> int:
         return len(self._guests)
 

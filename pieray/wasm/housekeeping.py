@@ -33,9 +33,14 @@ class Housekeeper:
         self._closing: deque[Instance] = deque()
         self._making: deque[Make] = deque()
         self._changed = threading.Condition()
+        self._is_closing = False
         self._is_ended = False
         self._thread = threading.Thread(target=self._run, name="pieray-instances", daemon=True)
         self._thread.start()
+
+    def __len__(self) -> int:
+        """Instances to be closed, that at work included."""
+        return len(self._closing) + self._is_closing
 
     def close_later(self, instance: Instance) -> None:
         """Its futures are deleted already."""
@@ -68,9 +73,11 @@ class Housekeeper:
     def _next(self) -> Callable[[], None] | None:
         """Sleep until there is something to be done; None: no more."""
         with self._changed:
+            self._is_closing = False
             while True:
                 is_free = self._is_ended or not self._is_busy()
                 if self._closing and (is_free or len(self._closing) > MOST_WAITING):
+                    self._is_closing = True
                     return self._closing.popleft().close
                 if self._making and is_free:
                     return self._making.popleft()

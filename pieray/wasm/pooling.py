@@ -31,8 +31,8 @@ KEEP_BYTES = 8 << 20
 WARM_SLOTS = 32
 """Slots that keep such memory while no guest has them, at most."""
 
-_SCAN_VERSION = "50.0.1"
-"""The layout of this version is known, see `_allow_scan`."""
+SCAN_VERSION = "50.0.1"
+"""The layout of this version is known, see `allow_scan`."""
 _MARK = 0x5A17C3
 _WORDS = 33
 """Of the structure, in front of the flags."""
@@ -59,7 +59,7 @@ def use_pool(config: int, num_guests: int) -> None:
         for name, value in _settings(num_guests).items():
             kind = c_uint32 if name.startswith(("total", "max_")) and not name.endswith("size") else c_size_t
             native.pooling_setter(name, kind)(pool, value)
-        _allow_scan(pool)
+        allow_scan(pool)
         native.pooling_strategy_set(config, pool)
     finally:
         native.pooling_config_delete(pool)
@@ -88,14 +88,14 @@ def _settings(num_guests: int) -> dict[str, int]:
     }
 
 
-def _allow_scan(pool: int) -> bool:
+def allow_scan(pool: int) -> bool:
     """Let wasmtime ask Linux which pages were written; False if this build cannot be told to.
 
     The C API has no function for it (`PoolingAllocationConfig::pagemap_scan` in Rust).  In the version that is known
     the setting is a byte behind `max_unused_warm_slots`, one of two that are "no" by default: it is set only if they
     are found as expected.  "auto" does nothing where the kernel has no such call.
     """
-    if native.wasmtime_version() != _SCAN_VERSION:
+    if native.wasmtime_version() != SCAN_VERSION:
         return False
     words = (c_uint32 * _WORDS).from_address(pool)
     set_warm = native.pooling_setter("max_unused_warm_slots", c_uint32)

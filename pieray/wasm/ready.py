@@ -38,7 +38,7 @@ class ReadyInstances:
 
     One is made at a time, when no guest wants a turn.  The first `num_cold` prepare, as background guests: they write
     to what is written to in all runs, so that the slots of memory that they have are warm when they are used again.
-    Each takes about 5 MiB of memory, and no more than the program's initial memory and HEADROOM_BYTES.
+    Each takes about 8 MiB of memory, and no more than the program's initial memory and HEADROOM_BYTES.
     """
 
     def __init__(self, program: Program, size: int, num_cold: float, prepare: Prepare, timers: Timers) -> None:
