@@ -76,6 +76,8 @@ class InferletHost:
         self._launched: deque[tuple[str, str]] = deque(maxlen=KEEP_LAUNCHED)
         self._dirty: set[Connection] = set()
         self._inferlets: OrderedDict[str, Inferlet | EndedInferlet] = OrderedDict()
+        self.registry_revision = 0
+        """The newest that the Controller has told of; see `Registry.revision`."""
         self._num_live = 0
         self._num_returned = 0
         self._next_number = 1
@@ -108,6 +110,11 @@ class InferletHost:
         while self._launched:
             found.append(self._launched.popleft())
         return found
+
+    def check_revision(self, name: str, revision: int) -> None:
+        """Raise NotFound for an installed program, as it was at that revision, if programs have changed since."""
+        if revision and revision < self.registry_revision:
+            raise NotFound(f"{name} may be another program by now: ask the Controller")
 
     def check_due(self, sent_at: float, deadline: float) -> None:
         """Raise Stalled or DeadlineExceeded where nobody may wait for a launch any more: then it must not start.

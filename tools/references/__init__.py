@@ -24,7 +24,7 @@ WIDTH = 100
 
 #: Modules of the client's API, in the order of the page, and what is public in them.
 CLIENT_NAMES = {
-    "engine": ("start", "connect", "Engine"), "process": ("Process", "Event"), "programs": ("ProgramSource",),
+    "engine": ("start", "connect", "Engine"), "process": ("Process", "Event"), "programs": ("ProgramSource",), "launches": ("LaunchRequest",),
     "config": ("Config", "ModelSettings", "Limits"), "errors": ("PierayError", "*"),
 }  # fmt: skip
 
