@@ -111,7 +111,7 @@ class Engine:
         try:
             if tools is not None:
                 link.serve_tools(process, tools)
-            if prepared.whole.component:  # it may have to be compiled
+            if prepared.may_compile:
                 link.await_start(process.id, START_S)
             return process
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
@@ -142,7 +142,7 @@ class Engine:
                     placed = threads.map(lambda number: self._placed_or_error(launches[number]), left)
                     outcomes.update(zip(left, placed, strict=True))
             for number, launch in launches.items():
-                if launch.whole.component and isinstance(outcome := outcomes[number], tuple):
+                if launch.may_compile and isinstance(outcome := outcomes[number], tuple):
                     outcomes[number] = _started_or_error(outcome)
         except BaseException:  # a Ctrl-C too: nobody has their handles
             _give_up(outcomes)
@@ -207,6 +207,8 @@ class Engine:
         others.  If it is interrupted, what is in `outcomes` runs, and nothing else."""
         frames: dict[int, bytes] = {}
         for number, launch in launches.items():
+            if not launch.has_content:
+                continue
             try:
                 frames[number] = frame_of(launch.whole)
             except PierayError as error:

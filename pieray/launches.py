@@ -44,9 +44,19 @@ class PreparedLaunch:
     """Of the registry, as of which the name means that program; 0: it is the client's own, and both forms are one."""
 
     @property
+    def has_content(self) -> bool:
+        """False for what only the Controller knows: a `ProgramSource` that is nothing but a name."""
+        return bool(self.whole.source or self.whole.component)
+
+    @property
+    def may_compile(self) -> bool:
+        """Whether it may be a component, that has to be compiled before it starts."""
+        return not self.whole.source
+
+    @property
     def name(self) -> str:
         """Of the program, without a version."""
-        return self.whole.name
+        return self.whole.name.partition("@")[0]
 
     def renamed(self) -> PreparedLaunch:
         """The same with another instance id: not that of a launch that was given up."""
@@ -103,7 +113,8 @@ def prepared(request: LaunchRequest, found: ProgramSource | tuple[str, int, Inst
     `tools`: names of MCP servers of the client.  Raises InvalidRequest, ConfigError.
     """
     program = found if isinstance(found, ProgramSource) else found[2]
-    declared = found.capabilities if isinstance(found, ProgramSource) else dataclasses.asdict(ALL)
+    is_own = isinstance(found, ProgramSource) and bool(found.source or found.component)
+    declared = program.capabilities if is_own else dataclasses.asdict(ALL)
     granted = dict(declared if request.capabilities is None else request.capabilities)
     if tools and request.capabilities is None:
         granted["mcp"] = tuple({*granted.get("mcp", ()), *tools})
@@ -117,8 +128,9 @@ def prepared(request: LaunchRequest, found: ProgramSource | tuple[str, int, Inst
     if not isinstance(found, ProgramSource):
         spec, revision, installed = found
         return PreparedLaunch(replace(message, name=spec), filled_with(message, installed, ceiling), revision)
+    name = found.name if is_own or not found.version else f"{found.name}@{found.version}"
     whole = replace(
-        message, source=found.source, component=found.component, version=found.version,
+        message, name=name, source=found.source, component=found.component, version=found.version,
         limits={**limits_below(found.limits, ceiling), **given},
     )  # fmt: skip
     return PreparedLaunch(whole, whole, 0)

@@ -99,3 +99,11 @@ def test_the_clients_own_has_one_form() -> None:
     found = prepared(LaunchRequest(program, limits={"tickets": 3}), program, Limits(), user="ann", tenant="t")
     assert found.by_name is found.whole
     assert (found.revision, found.whole.limits) == (0, {"pages": 5, "tickets": 3})
+
+
+def test_a_name_alone_is_for_the_controller() -> None:
+    program = ProgramSource("notes", "", version="1.0.0")
+    found = prepared(LaunchRequest(program), program, Limits(), user="ann", tenant="t")
+    assert (found.has_content, found.may_compile) == (False, True)
+    assert (found.by_name.name, found.name) == ("notes@1.0.0", "notes")
+    assert from_mapping(Capabilities, found.by_name.capabilities).store  # of those that its manifest declares
