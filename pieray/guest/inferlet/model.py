@@ -19,7 +19,8 @@ def names() -> list[str]:
 
 
 def info(model: str = "") -> dict[str, Any]:
-    """name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits."""
+    """name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits, bos_tokens (what the
+    tokenizer puts before a text), thought_tags (what begins and ends a thought, or None)."""
     return dict(_info(_convert.text("model", model)))
 
 
@@ -69,7 +70,9 @@ class TextStream:
     __slots__ = ("_handle",)
 
     def __init__(self, *, skip_special: bool = True, model: str = "", after: Sequence[int] = ()) -> None:
-        self._handle: int | None = _host.model.stream_open(model, skip_special, after[-PRIME_TOKENS:])
+        self._handle: int | None = _host.model.stream_open(
+            model, skip_special, _convert.u32s("after", after)[-PRIME_TOKENS:]
+        )
 
     @property
     def handle(self) -> int:
