@@ -109,7 +109,7 @@ def test_choose_names_what_is_wrong(engine: Any) -> None:
 
 
 def test_the_urgent_prompt_is_ready_first_though_it_came_last(ray_cluster: None) -> None:
-    prompts = [f"{start}+{'the quick brown fox ' * 12}=" for start in range(3)]
+    prompts = [f"{start}+{'the quick brown fox ' * 40}=" for start in range(3)]
     with pieray.start(namespace="tests-priorities", model={"max_batch_tokens": 32}) as engine:
         ranked = run(engine, "priorities", prompts=prompts, priorities=[0, 5, 10])
         plain = run(engine, "priorities", prompts=prompts, priorities=[0, 0, 0])
