@@ -149,6 +149,8 @@ class Pass(Command):
 
     @property
     def num_skippable(self) -> int:  # type: ignore[override]
+        if self.num_tokens == 1:
+            return 0
         return min((output.row for output in self.outputs), default=self.num_tokens - 1)
 
     def skip(self, num_tokens: int) -> None:

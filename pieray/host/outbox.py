@@ -198,9 +198,11 @@ class Outbox:
 
     def _is_to_be_found(self, command: Command) -> bool:
         """Whether pages of the next command are to be looked up, or are being: it waits for that."""
+        if self._prefixes is None or command.num_skippable < self._pages.page_size:
+            return False
         if command.hashes is None:
-            prefixes, is_stopped = self._prefixes, isinstance(command, Run) and command.is_stopped
-            command.hashes = [] if prefixes is None or is_stopped else prefixes.hashes(command)
+            is_stopped = isinstance(command, Run) and command.is_stopped
+            command.hashes = [] if is_stopped else self._prefixes.hashes(command)
             if len(command.hashes) < LEAST_PAGES and not self._pages.shortfall([command.prepared]):
                 command.hashes = []
         return bool(command.hashes)

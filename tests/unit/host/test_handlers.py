@@ -207,7 +207,7 @@ def test_a_pass_lost_before_its_outputs_were_asked_for_says_so(bench: Bench) -> 
         (lambda h, p, q: h.queues_create("gpt-9"), NotFound, "fake"),
         (lambda h, p, q: h.queues_set_priority(q, 101), InvalidRequest, "given 101"),
         (lambda h, p, q: h.model_detokenize("", u32(4096), False), InvalidRequest, "given 4096"),
-        (lambda h, p, q: h.chat_render("", "{", "", True), InvalidRequest, "JSON"),
+        (lambda h, p, q: h.chat_render("", "{", "", True, "", 0), InvalidRequest, "JSON"),
         (lambda h, p, q: h.model_stream_push(3, u32(1)), BadHandle, "text stream 3"),
         (lambda h, p, q: h.tickets_cancel(u32(5)), BadHandle, "ticket 5"),
         (lambda h, p, q: h.tickets_ready(u32(5)), BadHandle, "ticket 5"),
@@ -323,7 +323,7 @@ def test_a_late_answer_to_a_forgotten_ticket_is_dropped(bench: Bench) -> None:
 def test_long_texts_are_refused_before_they_hold_up_the_neighbours() -> None:
     bench = Bench(Limits(tokenize_bytes=10))
     assert len(bench.handlers.model_tokenize("", "x" * 10)) == 10
-    for call in (bench.handlers.model_tokenize, lambda m, t: bench.handlers.chat_render(m, t, "", True)):
+    for call in (bench.handlers.model_tokenize, lambda m, t: bench.handlers.chat_render(m, t, "", True, "", 0)):
         with pytest.raises(QuotaExceeded, match="tokenize_bytes: the limit is 10 in one call; given 11"):
             call("", "x" * 11)
 
