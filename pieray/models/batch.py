@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +54,7 @@ class DecodeRows:
     """R sequences that run one token each and draw the next one, as columns, a row for each.
 
     A row's `pages`, of which `kv_len` + 1 tokens need the first ones, are followed by any others of the pool, say 0.
-    Rows of one adapter lie side by side.
+    Rows of one adapter lie side by side.  The columns may be views of a table that changes from step to step.
     """
 
     tokens: U32  # [R]
@@ -65,6 +66,7 @@ class DecodeRows:
     masks: dict[int, bytes] = field(default_factory=dict)  # what else restricts the draw of a row, as Sampler.allowed
     scored: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose log-probabilities are wanted
     adapters: list[tuple[LoraAdapter, int, int]] = field(default_factory=list)  # each of rows [first, last)
+    native: Any = field(default=None, init=False)  # what a decoder has made of the columns: where they lie
 
     def __len__(self) -> int:
         return len(self.tokens)
