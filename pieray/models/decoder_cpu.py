@@ -172,9 +172,10 @@ class CpuDecoder:
 
 def _view(rows: DecodeRows) -> CRows:
     """The C view of rows, kept with them: columns of the decode table stay where they are from step to step."""
-    if rows.native is None:
-        rows.native = CRows(
+    view: CRows | None = rows.native
+    if view is None:
+        view = rows.native = CRows(
             column(rows.tokens), column(rows.positions), column(rows.kv_lens), column(rows.pages), column(rows.choices),
             len(rows), rows.pages.shape[1],
         )  # fmt: skip
-    return rows.native
+    return view
