@@ -9,8 +9,8 @@ typedef struct {
 } Column;
 
 typedef struct {
-    Column tokens, positions;  // uint32
-    Column kv_lens;            // int64
+    Column tokens;  // uint32
+    Column positions, kv_lens;  // int64
     Column pages;              // uint32 [width], each row's side by side, rows a multiple of 4 bytes apart
     Column choices;            // Choice
     int64_t num_rows, width;
@@ -43,9 +43,9 @@ static int lay_out(const Rows *r, const Bounds *bounds, int64_t page_size, Step 
         const uint32_t *pages = (const uint32_t *)(r->pages.data + i * r->pages.stride);
         int64_t kv_len = i64_at(r->kv_lens, i);
         tokens[i] = u32_at(r->tokens, i);
-        positions[i] = u32_at(r->positions, i);
+        positions[i] = i64_at(r->positions, i);
         if (kv_len < 0 || kv_len / page_size >= r->width) return 1;
-        if (tokens[i] >= bounds->vocab || positions[i] >= bounds->max_position) return 1;
+        if (tokens[i] >= bounds->vocab || positions[i] < 0 || positions[i] >= bounds->max_position) return 1;
         for (int64_t p = 0; p <= kv_len / page_size; p++)
             if (pages[p] >= bounds->num_pages) return 1;
         slots[i] = pages[kv_len / page_size] * page_size + kv_len % page_size;
@@ -85,6 +85,18 @@ INLINE int is_finite_row(const float *x, int64_t n) {
     return !is_odd && top > -INFINITY && top < INFINITY;
 }
 
+// Zeroes the rows of x [num_rows, vocab] whose greatest is not finite, and marks them in `is_bad`; how many.
+int64_t zero_bad_rows(float *x, int64_t stride, int64_t vocab, int64_t num_rows, uint8_t *is_bad) {
+    int64_t num_bad = 0;
+    for (int64_t i = 0; i < num_rows; i++) {
+        is_bad[i] = !is_finite_row(x + i * stride, vocab);
+        if (!is_bad[i]) continue;
+        memset(x + i * stride, 0, vocab * sizeof(float));
+        num_bad++;
+    }
+    return num_bad;
+}
+
 // Run the rows, whose adapters `s` names, and draw from their logits [num_rows, padded(vocab)]: tokens[r], 0 for rows
 // marked in `is_special` (or NULL), whose draws are the caller's.  Rows whose logits are not finite are counted in
 // `num_bad` and marked in is_bad[r], their logits and tokens 0.
@@ -95,21 +107,15 @@ int decode_rows(const Model *m, const Rows *r, const Bounds *bounds, Step *s, fl
     int64_t *longs = malloc(4 * n * sizeof(int64_t) + (4 * n + 2) * sizeof(int32_t));
     float *scratch = malloc((3 * vocab + 16) * sizeof(float));
     int failed = !longs || !scratch;
-    *num_bad = 0;
     if (!failed && lay_out(r, bounds, m->page_size, s, longs, (int32_t *)(longs + 4 * n))) failed = 2;
     if (!failed) failed = decoder_step(m, s, work, logits, threads);
+    *num_bad = failed ? 0 : zero_bad_rows(logits, stride, vocab, n, is_bad);
     for (int64_t i = 0; i < n && !failed; i++) {
         Choice choice;
-        float *row = logits + i * stride;
         tokens[i] = 0;
-        is_bad[i] = !is_finite_row(row, vocab);
-        if (is_bad[i]) {
-            memset(row, 0, vocab * sizeof(float));
-            ++*num_bad;
-        }
         if (is_bad[i] || (is_special && is_special[i])) continue;
         memcpy(&choice, r->choices.data + i * r->choices.stride, sizeof choice);
-        tokens[i] = draw(row, vocab, &choice, scratch, scratch + (vocab + 7) / 8 * 8);
+        tokens[i] = draw(logits + i * stride, vocab, &choice, scratch, scratch + (vocab + 7) / 8 * 8);
     }
     free(scratch);
     free(longs);

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pieray.kernels.cc import library
 from pieray.kernels.decoder_step_cpu import CModel, CStep
@@ -52,6 +53,11 @@ class RowStep:
         self._call = lib.decode_rows
         self._model, self._bounds = ctypes.byref(model), ctypes.byref(bounds)
         self._num_bad = c_int64(0)
+        self._reserve(0)
+
+    def _reserve(self, num_rows: int) -> None:
+        self._tokens, self._is_bad = np.zeros(num_rows, np.int64), np.zeros(num_rows, np.uint8)
+        self._tokens_at, self._is_bad_at = self._tokens.ctypes.data, self._is_bad.ctypes.data
 
     def __call__(
         self, rows: CRows, step: CStep, work: int, logits: int, threads: int, is_special: npt.NDArray[np.uint8] | None
@@ -59,14 +65,30 @@ class RowStep:
         """The rows' tokens [R], 0 where `is_special`, and, if there are any, which rows have logits that are not finite
         [R]; None if a row names what there is not.  `work` and `logits`: addresses as in `decoder_step`.
         """
-        tokens, is_bad = np.empty(rows.num_rows, np.int64), np.empty(rows.num_rows, np.uint8)
+        if rows.num_rows != len(self._tokens):
+            self._reserve(rows.num_rows)
         failed = self._call(
             self._model, ctypes.byref(rows), self._bounds, ctypes.byref(step), c_void_p(work), c_void_p(logits),
             c_int32(threads), c_void_p(None if is_special is None else is_special.ctypes.data),
-            c_void_p(tokens.ctypes.data), c_void_p(is_bad.ctypes.data), ctypes.byref(self._num_bad),
+            c_void_p(self._tokens_at), c_void_p(self._is_bad_at), ctypes.byref(self._num_bad),
         )  # fmt: skip
         if failed == INVALID:
             return None
         if failed:
             raise MemoryError(f"no scratch memory for a step of {rows.num_rows} rows")
-        return tokens, is_bad if self._num_bad.value else None
+        return self._tokens.copy(), self._is_bad.copy() if self._num_bad.value else None
+
+
+def zero_bad_rows(logits: torch.Tensor) -> list[int]:
+    """Zero the rows of logits [R, vocab] (see `sample_cpu.is_supported`) that are not finite; which they are."""
+    lib = library()
+    assert lib is not None, "callers check `is_supported` first"
+    num_rows, vocab = logits.shape
+    is_bad = np.empty(num_rows, np.uint8)
+    lib.zero_bad_rows.restype = c_int64
+    count = lib.zero_bad_rows(
+        c_void_p(logits.data_ptr()), c_int64(logits.stride(0)), c_int64(vocab), c_int64(num_rows),
+        c_void_p(is_bad.ctypes.data),
+    )  # fmt: skip
+    found: list[int] = np.flatnonzero(is_bad).tolist() if count else []
+    return found

@@ -13,6 +13,7 @@ from pieray.kernels.cc import library
 from pieray.kernels.decode_rows_cpu import CBounds, CRows, RowStep, column
 from pieray.kernels.decoder_step_cpu import CBlock, CMatrix, CModel, CStep, decoder_step, pack, padded, workspace
 from pieray.kernels.paged_attention_cpu import is_supported, ragged
+from pieray.kernels.sample_cpu import CHOICE
 from pieray.models.batch import DecodeRows, RaggedBatch
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
@@ -57,10 +58,12 @@ class CpuDecoder:
         )
         self._floats_per_token = workspace(self._model)
         self._work = torch.empty(0)
+        self._work_at = self._work.data_ptr()
         self._bounds = CBounds(config.vocab_size, config.max_position, 0)
         self._run_rows = RowStep(self._model, self._bounds)
         self._row_step = CStep()
         self._logits = torch.empty(0, padded(config.vocab_size))  # of rows
+        self._logits_at, self._num_rows = self._logits.data_ptr(), 0
 
     @staticmethod
     def can_run(config: ModelConfig, weights: DecoderWeights) -> bool:
@@ -106,17 +109,18 @@ class CpuDecoder:
 
     def decode_rows(
         self, rows: DecodeRows, pool: KvPool, special: Sequence[int] = ()
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8] | None, torch.Tensor] | None:
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8] | None] | None:
         """Run rows and draw from their plain logits, but for those at `special`.
 
-        Returns their tokens [R]; if there are any, which rows have logits that are not finite [R]; and the logits
-        [R, vocab], which hold until the next call.  None if a row cannot be computed.  Raises MemoryError.
+        Returns their tokens [R], and, if there are any, which rows have logits that are not finite [R]; None if a row
+        cannot be computed.  `row_logits` holds until the next call.  Raises MemoryError.
         """
         self._bind(pool)
         num_rows = len(rows)
-        self._reserve(num_rows)
-        if len(self._logits) < num_rows:
+        if num_rows > self._num_rows:
+            self._reserve(num_rows)
             self._logits = torch.empty(num_rows, self._logits.shape[1])
+            self._logits_at, self._num_rows = self._logits.data_ptr(), num_rows
         step = self._row_step
         if rows.adapters or step.num_segments:
             step.segments, lora = segments([LoraSegment(*one, *one[1:]) for one in rows.adapters])
@@ -125,14 +129,16 @@ class CpuDecoder:
         if special:
             is_special = np.zeros(num_rows, np.uint8)
             is_special[special] = 1
-        done = self._run_rows(
-            _view(rows), step, self._work.data_ptr(), self._logits.data_ptr(), torch.get_num_threads(), is_special
-        )
-        return None if done is None else (*done, self._logits[:num_rows, : self.config.vocab_size])
+        return self._run_rows(_view(rows), step, self._work_at, self._logits_at, torch.get_num_threads(), is_special)
+
+    def row_logits(self, num_rows: int) -> torch.Tensor:
+        """Logits [R, vocab] of the rows that `decode_rows` has run last."""
+        return self._logits[:num_rows, : self.config.vocab_size]
 
     def _reserve(self, num_tokens: int) -> None:
         if self._work.numel() < num_tokens * self._floats_per_token:
             self._work = torch.empty(num_tokens * self._floats_per_token)
+            self._work_at = self._work.data_ptr()
 
     def _bind(self, pool: KvPool) -> None:
         if self._pool is pool:
@@ -174,6 +180,9 @@ def _view(rows: DecodeRows) -> CRows:
     """The C view of rows, kept with them: columns of the decode table stay where they are from step to step."""
     view: CRows | None = rows.native
     if view is None:
+        assert rows.tokens.dtype == rows.pages.dtype == np.uint32
+        assert rows.positions.dtype == rows.kv_lens.dtype == np.int64
+        assert rows.choices.dtype == CHOICE
         view = rows.native = CRows(
             column(rows.tokens), column(rows.positions), column(rows.kv_lens), column(rows.pages), column(rows.choices),
             len(rows), rows.pages.shape[1],

@@ -15,6 +15,8 @@ import torch
 
 from pieray.adapters import AdapterFile
 from pieray.errors import DeviceLost, InvalidRequest, ModelError, PierayError, Unsupported
+from pieray.kernels.decode_rows_cpu import zero_bad_rows
+from pieray.kernels.sample_cpu import is_supported
 from pieray.messages import GREEDY, Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler
 from pieray.models import batch
 from pieray.models import sampler as sampling
@@ -138,7 +140,7 @@ class ModelRunner:
 
     def _draw_rows(self, decoder: CpuDecoder, rows: DecodeRows) -> Drawn | None:
         """A step of rows alone in one call; None if one of them fails, which is found out as with any others."""
-        special = sorted({*rows.samplers, *rows.masks})
+        special = sorted({*rows.samplers, *rows.masks}) if rows.samplers or rows.masks else []
         try:
             for sampler in rows.samplers.values():
                 _check_sampler(sampler, self.config.vocab_size)
@@ -147,11 +149,11 @@ class ModelRunner:
             return None
         if found is None:
             return None
-        tokens, is_bad, logits = found
+        tokens, is_bad = found
         errors = {} if is_bad is None else {row: _not_finite() for row in np.flatnonzero(is_bad).tolist()}
         if not special and not len(rows.scored):
             return Drawn(tokens, NO_SCORES, errors)
-        drawn = _drawn(rows, logits, special, torch.from_numpy(tokens))
+        drawn = _drawn(rows, decoder.row_logits(len(rows)), special, torch.from_numpy(tokens))
         drawn.errors |= errors
         return drawn
 
@@ -289,6 +291,8 @@ def _spread(
 
 def _finite(logits: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     """The logits, and rows that are not finite; such rows are zeroed, so that no sampler trips over them."""
+    if is_supported(logits):
+        return logits, zero_bad_rows(logits)
     is_finite = logits.amax(-1).isfinite() if len(logits) else logits.new_ones(0, dtype=torch.bool)
     if bool(is_finite.all()):
         return logits, []

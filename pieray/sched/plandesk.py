@@ -162,9 +162,11 @@ class PlanDesk:
         if rows.hooked:
             plans = {place: self._plan_of(int(numbers[place])) for place in rows.hooked if place not in failed}
             self._look_at(plans, tokens, failed)
-            ends[[place for place, plan in plans.items() if plan.finish is not None]] = True
+            over = [place for place, plan in plans.items() if plan.finish is not None]
+            if over:
+                ends = _with(ends, over, len(rows))
         if failed:
-            ends[list(failed)] = True
+            ends = _with(ends, list(failed), len(rows))
             table.rows["kv_len"][numbers[list(failed)]] -= 1  # of what is not told of nobody knows that it is written
             is_told = np.ones(len(rows), bool)
             is_told[list(failed)] = False
@@ -172,7 +174,7 @@ class PlanDesk:
                 self._tell(rows.part(is_told), tokens[is_told], scores[is_told] if len(scores) else scores, answers)
         else:
             self._tell(rows, tokens, scores, answers)
-        if not ends.any():
+        if ends is None:
             return []
         return [(self._plan_of(int(numbers[place])), failed.get(place)) for place in np.flatnonzero(ends).tolist()]
 
@@ -215,16 +217,16 @@ class PlanDesk:
         """One message to each peer for all that its runs have drawn, one more for those that are scored."""
         if rows.tellings is None:
             rows.tellings = self._tellings(rows)
-        num_steps, drawn = rows.records["num_steps"], tokens.astype("<u4")
+        drawn = tokens.astype("<u4")
         for peer_id, where, tickets, ones, counts, is_scored in rows.tellings:
-            counts[:, 0] = num_steps[where]
+            counts[:, 0] += 1
             logprobs = scores[where].tobytes() if is_scored else b""
             answers.append((peer_id, PlanTokens(tickets, ones, drawn[where].tobytes(), logprobs, counts.tobytes())))
 
     def _tellings(self, rows: RowGroup) -> list[Telling]:
         """Whom to tell of which rows."""
         found = []
-        tickets = rows.records["ticket"]
+        tickets, num_steps = rows.records["ticket"], self._scheduler.table.rows["num_steps"][rows.where]
         is_scored = np.zeros(len(rows), bool)
         is_scored[rows.scored] = True
         for wanted, is_one in ((~is_scored, False), (is_scored, True)):
@@ -233,6 +235,7 @@ class PlanDesk:
                 one = places[mine]
                 where = slice(None) if len(one) == len(rows) else one
                 counts = np.zeros((len(one), 3), "<u4")
+                counts[:, 0] = num_steps[one] - 1
                 found.append((peer_id, where, tickets[one].tobytes(), b"\1" * len(one), counts, is_one))
         return found
 
@@ -312,6 +315,13 @@ class PlanDesk:
     def close(self) -> None:
         """Stop compiling; idempotent."""
         self._pool.close()
+
+
+def _with(ends: npt.NDArray[np.bool_] | None, places: list[int], size: int) -> npt.NDArray[np.bool_]:
+    """And these."""
+    found = np.zeros(size, bool) if ends is None else ends
+    found[places] = True
+    return found
 
 
 def _error_of(compiling: Future[None]) -> PierayError | None:

@@ -389,14 +389,8 @@ class Scheduler:
 
     def _take_rows(self, plan: StepPlan, group: RowGroup) -> None:
         """The step has these rows: each takes its turn anew, in the order in which they had them."""
-        turns, where = self.table.rows["turn"], group.where
-        if group.first_turn is not None:
-            turns[where] += self._next_seq - group.first_turn
-        else:
-            turns[group.rows[np.argsort(turns[where])]] = np.arange(self._next_seq, self._next_seq + len(group))
-        group.first_turn = self._next_seq
+        group.take_turns(self._next_seq, self._now)
         self._next_seq += len(group)
-        self.table.rows["arrived"][where] = self._now
         plan.group = group
         plan.num_tokens += len(group) - len(plan.picked)
         if self._costs is not None:

@@ -26,20 +26,24 @@ U32 = npt.NDArray[np.uint32]
 Records = npt.NDArray[Any]
 
 NO_TOKEN = 0xFFFFFFFF
-ONE_32, ONE_64 = np.uint32(1), np.uint64(1)
 MAX_STOPS = 16
 """Stop tokens that are columns; a run with more of them has them looked at one by one."""
 RUN, SPECIAL, SCORED, HOOKED = 1, 2, 4, 8
 """Flags: a run of a plan (else a pass); a draw from other than the plain logits; log-probabilities are wanted; each
 token is looked at in Python."""
 ROW = np.dtype([
-    ("ticket", "<u8"), ("sample_ticket", "<u8"), ("lane", "<i8"), ("queue", "<u4"),
-    ("priority", "<i4"), ("turn", "<i8"), ("arrived", "<f8"), ("flags", "<u4"), ("token", "<u4"), ("position", "<u4"),
-    ("kv_len", "<i8"),  # tokens with KV: `token` is the one behind them
+    ("ticket", "<u8"), ("sample_ticket", "<u8"), ("lane", "<i8"), ("queue", "<u4"), ("priority", "<i4"),
+    ("turn", "<i8"), ("arrived", "<f8"), ("flags", "<u4"), ("token", "<u4"),
     ("room", "<i8"),  # slots of its pages
+    ("adapter", "<i8"),
+    ("choice", CHOICE),  # behind it, and its counter, is what each step moves, see STEP
+    ("kv_len", "<i8"),  # tokens with KV: `token` is the one behind them
+    ("position", "<i8"), ("num_steps", "<i8"),
     ("left", "<i8"),  # tokens to draw
-    ("num_steps", "<u4"), ("adapter", "<i8"), ("choice", CHOICE),
 ])  # fmt: skip
+STEP: I64 = np.array([1, 1, 1, 1, -1])
+"""What a step adds to the counter of the choice, kv_len, position, num_steps and left, the last columns of ROW."""
+NEVER = 1 << 40
 
 
 class Own(NamedTuple):
@@ -70,6 +74,8 @@ class DecodeTable:
 
     @property
     def rows(self) -> Records:
+        if self._group is not None:
+            self._group.settle()
         return self._rows[: self._size]
 
     @property
@@ -128,7 +134,7 @@ class DecodeTable:
     def _widen(self, size: int, num_pages: int, num_stops: int) -> None:
         capacity, width = self._pages.shape
         if size > capacity or num_pages > width:
-            self._group = None
+            self._dissolve()
             pages = np.zeros((max(size, 2 * capacity if size > capacity else capacity), max(width, num_pages * 3 // 2)),
                              np.uint32)  # fmt: skip
             pages[: self._size, :width] = self._pages[: self._size]
@@ -144,7 +150,14 @@ class DecodeTable:
             self._rows = rows
 
     def _changed(self) -> None:
-        self._num_calm, self._group = 0, None
+        """Rows come or go."""
+        self._num_calm = 0
+        self._dissolve()
+
+    def _dissolve(self) -> None:
+        if self._group is not None:
+            self._group.settle()
+            self._group = None
 
     # --- a step ----------------------------------------------------------------------------------
 
@@ -154,8 +167,9 @@ class DecodeTable:
             room = self.rows["room"] - self.rows["kv_len"]
             rows = np.flatnonzero(room > 0)
             if self._group is None or not np.array_equal(rows, self._ready):
-                self._ready, self._group = rows, None
-            self._num_calm = int(room[rows].min(initial=1 << 40))
+                self._dissolve()
+                self._ready = rows
+            self._num_calm = int(room[rows].min(initial=NEVER))
         return self._ready
 
     def group(self, rows: I64) -> RowGroup:
@@ -171,24 +185,21 @@ class DecodeTable:
         """Rows of these inferlets."""
         return np.flatnonzero(np.isin(self.rows["lane"], lanes))
 
-    def advance(self, group: RowGroup, tokens: I64) -> npt.NDArray[np.bool_]:
+    def advance(self, group: RowGroup, tokens: I64) -> npt.NDArray[np.bool_] | None:
         """The rows have drawn these tokens; which of them end by their columns: at a stop token, or with the last that
-        they were to draw."""
-        table, where = self._rows, group.where
-        table["token"][where] = tokens
-        table["kv_len"][where] += 1
-        table["position"][where] += ONE_32
-        table["choice"]["counter"][where] += ONE_64
-        table["num_steps"][where] += ONE_32
-        left = table["left"]
-        left[where] -= 1
-        ends: npt.NDArray[np.bool_] = left[where] == 0
-        if self._stops.shape[1]:
-            ends |= (self._stops[where] == tokens[:, None]).any(1)
+        they were to draw.  None: none of them."""
+        if group is not self._group:
+            self._dissolve()
+        group.token[group.where] = tokens
+        group.moving[group.where] += STEP
         self._num_calm -= 1
         group.num_steps += 1
-        if group is not self._group:
-            self._group = None
+        ends: npt.NDArray[np.bool_] | None = None
+        if group.num_steps >= group.num_left:
+            ends = self._rows["left"][group.where] == 0
+        if group.stops is not None:
+            found = (group.stops == tokens[:, None]).any(1)
+            ends = found if ends is None else ends | found
         return ends
 
 
@@ -211,6 +222,8 @@ class RowGroup:
         """The same, without a copy where they are all of the table."""
         self.num_steps = 0
         """Taken with it."""
+        self.records: Records = table.rows[self.where]
+        """Their columns, as they are or, of a part of the table, as they were."""
         records = self.records
         self.lanes: I64 = records["lane"].copy()
         flags = records["flags"]
@@ -222,9 +235,18 @@ class RowGroup:
         self.num_drawn = int(np.count_nonzero(records["choice"]["temperature"] > 0))
         kv_lens, turns = records["kv_len"], records["turn"]
         self._slots = int(kv_lens.sum()), int(kv_lens.max()), int(kv_lens.min())
+        self.num_left = int(records["left"].min())
+        """Steps behind which the first of them has drawn all that it was to draw."""
+        stops = table.stops[self.where]
+        self.stops: U32 | None = stops if (stops != NO_TOKEN).any() else None
+        whole = table._rows
+        self.token: Records = whole["token"]
+        self.moving: I64 = np.ndarray((len(whole), len(STEP)), np.int64, whole, ROW.itemsize - STEP.nbytes,
+                                      (ROW.itemsize, STEP.itemsize))  # fmt: skip
         first = int(turns.min())
-        self.first_turn: int | None = first if int(turns.max()) - first == len(rows) - 1 else None
-        """If their turns are neighbours."""
+        self._first_turn = first if int(turns.max()) - first == len(rows) - 1 else -1
+        self._next_turn = -1  # of the first of them, which the table is not told of yet
+        self._arrived = 0.0  # nor of this
         self.most_of_tenant: float | None = None
         """See `Shares.are_even`."""
         self.tellings: Any = None
@@ -235,10 +257,6 @@ class RowGroup:
         return len(self.rows)
 
     @property
-    def records(self) -> Records:
-        return self.table.rows[self.where]
-
-    @property
     def num_slots(self) -> int:
         """That they attend to in this step, in all."""
         return self._slots[0] + (self.num_steps + 1) * len(self.rows)
@@ -247,6 +265,24 @@ class RowGroup:
     def reach(self) -> tuple[int, int]:
         """Slots that the longest and the shortest of them attend to."""
         return self._slots[1] + self.num_steps + 1, self._slots[2] + self.num_steps + 1
+
+    def take_turns(self, first: int, now: float) -> None:
+        """Each takes its turn anew, from number `first` on, in the order in which they had them."""
+        if self._first_turn < 0:
+            turns = self.table._rows["turn"]
+            turns[self.rows[np.argsort(turns[self.rows])]] = np.arange(first, first + len(self.rows))
+            self._first_turn = first
+        self._next_turn, self._arrived = first, now
+        if self is not self.table._group:
+            self.settle()
+
+    def settle(self) -> None:
+        """Tell the table what it was not told of in each step: turns and arrivals."""
+        if self._next_turn >= 0:
+            table = self.table._rows
+            table["turn"][self.where] += self._next_turn - self._first_turn
+            table["arrived"][self.where] = self._arrived
+            self._first_turn, self._next_turn = self._next_turn, -1
 
     def part(self, is_in: npt.NDArray[np.bool_]) -> RowGroup:
         """Some of them."""

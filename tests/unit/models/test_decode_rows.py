@@ -67,13 +67,13 @@ def prefilled(runner: ModelRunner) -> DecodeRows:
     assert all(isinstance(one, list) for one in runner.step(items, [[] for _ in items]))
     kv_lens = np.array(LENGTHS)
     plain = {row: one for row, one in enumerate(SAMPLERS) if one.bias_tokens or one.allowed}
-    return DecodeRows(u32(range(10, 16)), u32(kv_lens), kv_lens, order[:, : max(LENGTHS) // PAGE + 1],
+    return DecodeRows(u32(range(10, 16)), kv_lens.copy(), kv_lens, order[:, : max(LENGTHS) // PAGE + 1],
                       choices_of(SAMPLERS, LENGTHS), plain, scored=np.array([1, 3]))  # fmt: skip
 
 
 def items_of(rows: DecodeRows) -> list[ForwardItem]:
     return [
-        ForwardItem(rows.pages[row], int(rows.kv_lens[row]), rows.tokens[row : row + 1], rows.positions[row : row + 1])
+        ForwardItem(rows.pages[row], int(rows.kv_lens[row]), rows.tokens[row : row + 1], u32(rows.positions[row, None]))
         for row in range(len(rows))
     ]
 
