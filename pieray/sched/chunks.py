@@ -76,7 +76,7 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
     command, start, num_tokens, outputs, _ = chunk
     context = command.kv_len + start
     square = num_tokens * (context + num_tokens)
-    work[Kind.FORWARDS] = 1.0
+    work[Kind.COMMANDS] = 1.0
     work[Kind.ITEMS] += 1
     work[Kind.TOKENS] += num_tokens
     work[Kind.ATTENTION] += square

@@ -608,6 +608,7 @@ class Scheduler:
             each = self._costs.seconds[Kind.COPIES]
             most = max(int(min(seconds / each, most)), 1)
             num_ranges = command.schedule(most)
+            plan.work[Kind.COMMANDS] = 1.0
             plan.work[Kind.COPIES] += num_ranges
             self._shares.charge(account, num_ranges * each, is_decode=False)
         else:
