@@ -119,8 +119,9 @@ def serve_bare() -> None:
                           choices_of([params] * level, kv_lens.tolist()))  # fmt: skip
         for _ in range(num_tokens - 1):
             rows.tokens[:] = runner.decode(rows, [], [])[0].tokens
-            for column in (rows.positions, rows.kv_lens, rows.choices["counter"]):
-                column += 1
+            rows.positions[:] += 1
+            rows.kv_lens[:] += 1
+            rows.choices["counter"] += np.uint64(1)
         ended = time.perf_counter()
         return level * num_tokens / (ended - began), (ended - first) / (num_tokens - 1) * 1e3
 
