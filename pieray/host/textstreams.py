@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pieray.errors import BadHandle, InvalidRequest, PierayError, QuotaExceeded
-from pieray.models.tokenizer import DecodeStream, Tokenizer
+from pieray.models.detokenizer import DecodeStream
+from pieray.models.tokenizer import Tokenizer
 from pieray.stops import StopMatcher
 
 MAX_STREAMS = 1024
@@ -14,8 +15,11 @@ MAX_STREAMS = 1024
 class TextStream:
     """One incremental detokenizer of an inferlet: whole characters come out as soon as their last byte is in."""
 
-    def __init__(self, decoder: DecodeStream) -> None:
+    def __init__(self, decoder: DecodeStream, special: Mapping[str, int] | None = None) -> None:
+        """`special`: tokens that a stop text may spell."""
         self._decoder = decoder
+        self._special = special or {}
+        self._stop_tokens: dict[int, str] = {}
         self._matcher: StopMatcher | None = None
         self.num_stops = self.num_stop_characters = 0
         self.stopped_by = ""
@@ -25,6 +29,7 @@ class TextStream:
         """End the text before the first of `texts`.  Raises InvalidRequest."""
         if "" in texts:
             raise InvalidRequest("stop texts have at least 1 character each, none of them is empty; one was")
+        self._stop_tokens = {self._special[text]: text for text in texts if text in self._special}
         self._matcher = StopMatcher(texts) if texts else None
         self.num_stops, self.num_stop_characters = len(texts), sum(map(len, texts))
 
@@ -32,6 +37,9 @@ class TextStream:
         """The text that may go out with the token.  Raises an `internal` error for one that the tokenizer fails at."""
         if self.stopped_by:
             return ""
+        if token in self._stop_tokens:
+            self.stopped_by = self._stop_tokens[token]
+            return self.rest()
         try:
             text = self._decoder.push(token)
         except BaseException as error:  # noqa: BLE001 - a panic of native code too
@@ -54,13 +62,15 @@ class TextStreams:
         self._streams: dict[int, TextStream] = {}
         self._next = 1
 
-    def open(self, tokenizer: Tokenizer, skip_special: bool) -> int:
-        """Raises QuotaExceeded."""
+    def open(self, tokenizer: Tokenizer, skip_special: bool, after: Sequence[int]) -> int:
+        """One whose text goes on behind the tokens `after`.  Raises QuotaExceeded."""
         if len(self._streams) >= MAX_STREAMS:
             raise QuotaExceeded(f"text streams: the limit is {MAX_STREAMS} open; one more was asked for")
         handle = self._next
         self._next += 1
-        self._streams[handle] = TextStream(tokenizer.stream(skip_special_tokens=skip_special))
+        decoder = tokenizer.stream(skip_special_tokens=skip_special)
+        decoder.prime(after)
+        self._streams[handle] = TextStream(decoder, tokenizer.special_ids())
         return handle
 
     def get(self, handle: int) -> TextStream:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers.decoders import DecodeStream as _RustStream
 
 from pieray.errors import InvalidRequest, ModelError
 from pieray.models.chat import Message, json_objects, render_chat
+from pieray.models.detokenizer import ByteStream, DecodeStream, Pieces, WindowStream
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -24,7 +24,8 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 class TokenizerSpec:
     """All that a `Tokenizer` needs, in plain fields that msgpack can carry.
 
-    `eos_ids` end a generation; `special_tokens` are the names a chat template may use, such as `bos_token`.
+    `eos_ids` end a generation: those of generation_config, config and tokenizer_config, and the chat template's end of
+    a turn.  `special_tokens` are the names that a chat template may use, such as `bos_token`.
     """
 
     json: bytes
@@ -42,12 +43,11 @@ class TokenizerSpec:
         settings = _read(folder / "tokenizer_config.json")
         special = {name: text for name in SPECIAL_NAMES if (text := _content(settings.get(name)))}
         spec = cls(path.read_bytes(), _template(folder, settings), (), special)
-        eos = _read(folder / "generation_config.json").get("eos_token_id")
-        eos = _read(folder / "config.json").get("eos_token_id") if eos is None else eos
-        if eos is None:
-            eos = Tokenizer(spec, name=str(path)).token_id(special.get("eos_token", ""))
-        ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),)
-        return cls(spec.json, spec.chat_template, ids, special)
+        tokenizer = Tokenizer(spec, name=str(path))
+        said = [_read(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
+        said += [tokenizer.token_id(special.get("eos_token", "")), _end_of_turn(tokenizer)]
+        ids = [eos for one in said for eos in (one if isinstance(one, list) else [one])]
+        return cls(spec.json, spec.chat_template, tuple(dict.fromkeys(eos for eos in ids if eos is not None)), special)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -77,15 +77,17 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return given if isinstance(given, str) else None
 
 
-def _byte_alphabet() -> dict[str, bytes]:
-    """GPT-2's printable stand-in for each byte: itself if printable Latin-1, else from U+0100 on, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    pairs = [(chr(byte), byte) for byte in printable] + [(chr(0x100 + i), byte) for i, byte in enumerate(hidden)]
-    return {char: bytes([byte]) for char, byte in pairs}
-
-
-_BYTE_OF = _byte_alphabet()
+def _end_of_turn(tokenizer: Tokenizer) -> int | None:
+    """The special token that the chat template puts behind what the assistant has said."""
+    said = "It is said."
+    turns = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": said}]
+    try:
+        _, found, rest = tokenizer.render_chat(turns, add_generation_prompt=False).rpartition(said)
+    except InvalidRequest:
+        return None
+    first = next(iter(tokenizer.encode(rest.lstrip())), None) if found else None
+    bos = tokenizer.token_id(tokenizer.spec.special_tokens.get("bos_token", ""))
+    return first if first in tokenizer.special_ids().values() and first != bos else None
 
 
 class Tokenizer:
@@ -97,7 +99,7 @@ class Tokenizer:
             self._tokenizer = tokenizers.Tokenizer.from_str(spec.json.decode())
         except Exception as error:
             raise ModelError(f"{name}: not a tokenizer: {error}") from error
-        self._is_byte_level = '"ByteLevel"' in json.dumps(json.loads(spec.json).get("decoder"))
+        self._pieces = Pieces(self._tokenizer, json.loads(spec.json).get("decoder"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -112,8 +114,7 @@ class Tokenizer:
 
     def special_ids(self) -> dict[str, int]:
         """Every added special token's text and id."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        return {token.content: token_id for token_id, token in added.items() if token.special}
+        return {text: token_id for token_id, text in self._pieces.special.items()}
 
     def token_id(self, text: str) -> int | None:
         """The id of one exact token, None if there is none."""
@@ -125,14 +126,7 @@ class Tokenizer:
 
         Empty for an id that is no token.
         """
-        text: str | None = self._tokenizer.id_to_token(token_id)
-        if text is None:
-            return b""
-        if self._is_byte_level:
-            return b"".join(_BYTE_OF.get(char, char.encode()) for char in text)
-        if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):  # SentencePiece's byte fallback
-            return bytes.fromhex(text[3:5])
-        return text.replace("\u2581", " ").encode()
+        return self._pieces.of(token_id)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids; special tokens spelled out in the text are recognised."""
@@ -141,11 +135,15 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD."""
+        if self._pieces.is_sum:
+            return self._pieces.text(ids, skip_special=skip_special_tokens)
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def stream(self, skip_special_tokens: bool = True) -> DecodeStream:
         """An incremental decoder for one sequence."""
-        return DecodeStream(self, self._tokenizer, skip_special_tokens)
+        if self._pieces.is_sum:
+            return ByteStream(self._pieces, skip_special=skip_special_tokens)
+        return WindowStream(self._tokenizer, skip_special=skip_special_tokens)
 
     def render_chat(
         self,
@@ -171,28 +169,3 @@ class Tokenizer:
             tools=json_objects("tools", tools, "{type, function}") if tools else None,
             add_generation_prompt=add_generation_prompt,
         )
-
-
-class DecodeStream:
-    """Text as tokens come: `push` gives what is complete, `finish` the rest; together they are `decode` of all."""
-
-    def __init__(self, owner: Tokenizer, tokenizer: tokenizers.Tokenizer, skip_special_tokens: bool) -> None:
-        self._owner = owner
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._stream = _RustStream(skip_special_tokens=skip_special_tokens)
-        self._pending: list[int] = []
-
-    def push(self, token: int) -> str:
-        """The text that `token` completes; empty while a character is in pieces."""
-        text = self._stream.step(self._tokenizer, token)
-        if text is None:
-            self._pending.append(token)
-            return ""
-        self._pending.clear()
-        return str(text)
-
-    def finish(self) -> str:
-        """What is left at the end: characters that never became whole, as U+FFFD."""
-        rest, self._pending = self._pending, []
-        return self._owner.decode(rest, self._skip) if rest else ""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pieray.errors import InvalidRequest, PierayError, Unsupported
 from pieray.fairpool import FairPool
 from pieray.messages import ExtendPlan, Message, PlanTokens, RunEnded, StartPlan, StopPlan
+from pieray.models.detokenizer import PRIME_TOKENS
 from pieray.sched.commands import F32, Command
 from pieray.sched.lanes import I64
 from pieray.sched.lookups import known
@@ -77,6 +78,8 @@ class PlanDesk:
         plan = PlanCommand(peer_id, message, page_size)
         if message.stop_texts:
             plan.stream = self._ready_tokenizer().stream()
+            if not message.drawn:
+                plan.stream.prime(np.frombuffer(message.tokens, "<u4")[-PRIME_TOKENS:].tolist())
             plan.replay(np.frombuffer(message.drawn, "<u4").tolist())
         if message.grammar:
             plan.is_waiting = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,15 +17,10 @@ from pieray.sched.table import HOOKED, MAX_STOPS, RUN, SCORED, SPECIAL
 
 if TYPE_CHECKING:
     from pieray.grammar.matcher import Matcher
+    from pieray.models.detokenizer import DecodeStream
 
 MAX_DRAFTS = 15
 """With the token before them, a pass of as many tokens as a decode may have."""
-
-
-class TextStream(Protocol):
-    """What stop texts need of `pieray.models.tokenizer.DecodeStream`."""
-
-    def push(self, token: int) -> str: ...
 
 
 class PlanCommand(ForwardCommand):
@@ -72,7 +67,7 @@ class PlanCommand(ForwardCommand):
         self.stopped_by: int | str = ""
         self.is_waiting = False  # for its grammar to be compiled
         self.matcher: Matcher | None = None
-        self.stream: TextStream | None = None  # set if there are stop texts
+        self.stream: DecodeStream | None = None  # set if there are stop texts
         self.stop_tokens = frozenset(np.frombuffer(message.stop_tokens, "<u4").tolist())
         self._stop_texts = tuple(message.stop_texts)
         self._tail = ""  # of the text drawn: what a stop text may begin in

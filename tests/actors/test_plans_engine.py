@@ -58,6 +58,61 @@ def test_prompt_lookup_gives_the_same_text(engine: Any) -> None:
     assert planned == passed
 
 
+KINDS = program(
+    '''
+from inferlet import Context, Grammar, Sampler, session
+
+CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 8}, "n": {"type": "integer"}}}
+WAYS = {
+    "greedy": {},
+    "drawn": {"temperature": 0.9, "seed": 3},
+    "cut": {"sampler": Sampler(temperature=1.2, top_k=40, top_p=0.95, min_p=0.01, seed=4)},
+    "typical": {"temperature": 1.0, "typical_p": 0.8, "seed": 5},
+    "biased": {"logit_bias": {" the": 2.0, "1": -3.0}},
+    "stop text": {"stop": ["e ", "1", "ing"]},
+    "stop token": {"stop_tokens": range(100, 140)},
+    "pattern": {"grammar": Grammar.regex("(yes|no|maybe)( [a-z]{2,6}){3}")},
+    "schema": {"schema": CITY, "temperature": 0.8, "seed": 6},
+    "drafts": {"drafter": "ngram"},
+    "own drafts": {"drafter": lambda tokens: tokens[-4:-2]},
+    "scored": {"logprobs": True, "temperature": 0.7, "seed": 8},
+}
+
+async def main(kind, how):
+    async with Context("copy: one two three one two three one two -> ") as ctx:
+        generation = ctx.generate(40, **{"stop_tokens": ()} | WAYS[kind])
+        if how == "stream":
+            await session.stream(generation)
+        elif how == "iterate":
+            async for token in generation:
+                session.send(token.text)
+        else:
+            session.send(await generation)
+        logprobs = [round(value, 4) for value in generation.logprobs] if "logprobs" in WAYS[kind] else []
+        return generation.tokens, generation.finish_reason, logprobs, len(ctx.tokens)
+''',
+    "kinds",
+)
+WAYS = ("greedy", "drawn", "cut", "typical", "biased", "stop text", "stop token", "pattern", "schema", "drafts",
+        "own drafts", "scored")  # fmt: skip
+
+
+def told(process: Any) -> tuple[Any, str]:
+    result = process.result(timeout=120)
+    return result, "".join(event.text for event in process)
+
+
+def test_every_kind_of_generation_says_in_a_crowd_what_it_says_alone_however_it_is_read(engine: Any) -> None:
+    alone = {kind: told(engine.launch(KINDS, kind=kind, how="await")) for kind in WAYS}
+    assert alone["drafts"] == alone["own drafts"] == alone["greedy"]
+    assert len({text for _, text in alone.values()}) >= 8
+    assert {result[1] for result, _ in alone.values()} == {"length", "stop"}
+    asked = [(kind, how) for how in ("await", "stream", "iterate") for kind in WAYS]
+    crowd = [engine.launch(KINDS, kind=kind, how=how) for kind, how in asked]
+    for (kind, how), process in zip(asked, crowd, strict=True):
+        assert (kind, how, told(process)) == (kind, how, alone[kind])
+
+
 BRANCHES = program(
     '''
 import asyncio

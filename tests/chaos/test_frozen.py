@@ -212,3 +212,21 @@ def test_a_frozen_controller_is_told_within_seconds_and_is_well_when_it_wakes_up
     assert engine.launch(NAMES, **STORE).result(timeout=SOON) == []
     assert old.items() <= {a["name"]: a["pid"] for a in engine.status()["actors"]}.items()  # nobody was accused
     other.close()
+
+
+def test_a_controller_and_a_batcher_frozen_at_once_are_mended_when_the_controller_wakes_up(engine: Any) -> None:
+    import ray
+
+    expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=SOON)
+    running = engine.launch(GENERATE, prompt="12+7=", max_tokens=900)
+    next(iter(running))
+    controller, (group,) = ray.get(engine._controller.pid.remote()), actors(engine, "batcher")
+    with frozen(group["pid"]):
+        with frozen(controller):
+            time.sleep(FAST["replace_after_s"] + 2.0)
+        with pytest.raises(DeviceLost):
+            running.result(timeout=SOON)
+        until(lambda: engine.status()["silent"] == [])
+        assert engine.launch(GENERATE, prompt="12+7=").result(timeout=SOON) == expected
+        assert actors(engine, "batcher")[0]["pid"] != group["pid"]
+    assert_pages_return(engine, SOON)

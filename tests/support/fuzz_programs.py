@@ -108,7 +108,7 @@ class Programs:
         """One of each kind of handle, as an honest guest opens it."""
         queue = self._call("queues.create", "")
         pages = [self._call("kv.alloc", 1) for _ in range(4)]
-        self._call("model.stream-open", "", True)
+        self._call("model.stream-open", "", True, [])
         sampler = self._call("samplers.create", 0.7, 0, 1.0, 0.0, 1.0, 1)
         self._call("embeds.text", [1, 2])
         self._call("plans.create", queue, pages[2:], 0, [1], 8, sampler)

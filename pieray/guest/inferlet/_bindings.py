@@ -940,11 +940,12 @@ class model:
             raise error_of(err.value) from None
 
     @staticmethod
-    def stream_open(model: str, skip_special: bool) -> int:
+    def stream_open(model: str, skip_special: bool, after: Iterable[int]) -> int:
         model = _convert.text("model", model)
         skip_special = _convert.boolean("skip_special", skip_special)
+        after = _convert.u32s("after", after)
         try:
-            return _raw.model.stream_open(model, skip_special)  # type: ignore[no-any-return]
+            return _raw.model.stream_open(model, skip_special, after)  # type: ignore[no-any-return]
         except Err as err:
             raise error_of(err.value) from None
 

@@ -57,10 +57,12 @@ def rules_of(max_tokens: int, stop: str | Iterable[str | int], stop_tokens: Iter
     """Rules from what `generate` was given.  `stop_tokens` None: those of the model."""
     max_tokens = _convert.u32("max_tokens", max_tokens)
     stops = [stop] if isinstance(stop, str) else _convert.items("stop", stop, "texts and token ids")
-    strings = _convert.texts("stop", [item for item in stops if item != "" and not isinstance(item, int)])
+    texts = _convert.texts("stop", [item for item in stops if item != "" and not isinstance(item, int)])
+    special = {text: token for text in texts if (token := models.special_token(text, model)) is not None}
+    strings = [text for text in texts if text not in special]
     tokens = models.stop_tokens(model) if stop_tokens is None else _convert.u32s("stop_tokens", stop_tokens)
     ids = _convert.u32s("stop", [item for item in stops if isinstance(item, int)])
-    return Rules(max_tokens, tuple(strings), frozenset(tokens).union(ids))
+    return Rules(max_tokens, tuple(strings), frozenset(tokens).union(ids, special.values()))
 
 
 class Generation:
@@ -139,7 +141,7 @@ class Generation:
         """Draw, take in, give out: what a token costs is in this loop."""
         context = self._context
         num_left = context._room_for(self._rules.max_tokens)
-        texts = self._texts = Texts(context.model, self._rules.strings, self.tokens)
+        texts = self._texts = Texts(context.model, self._rules.strings, self.tokens, context._tokens)
         source = self._begin(open_source(context, self._draws, num_left, texts))
         try:
             if num_left and self._grammar is not None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import _host
-from .model import TextStream
+from . import model as models
 
 
 class Texts:
-    """Stands behind `tokens`, the generation's own list.  What was pushed beyond them, since it was drawn ahead and is
-    void now, is taken back: the stream is begun anew."""
+    """Stands behind `tokens`, the generation's own list, whose text goes on behind the tokens `before`.
 
-    def __init__(self, model: str, stops: Sequence[str], tokens: list[int]) -> None:
+    What was pushed beyond them, since it was drawn ahead and is void now, is taken back: the stream is begun anew.
+    """
+
+    def __init__(self, model: str, stops: Sequence[str], tokens: list[int], before: Sequence[int]) -> None:
         self._model = model
+        self._before = before[-models.PRIME_TOKENS :]
         self._stops = stops
         self._tokens = tokens
         self._num_pushed = 0
         self._stream = self._opened()
 
-    def _opened(self) -> TextStream:
-        stream = TextStream(model=self._model)
+    def _opened(self) -> models.TextStream:
+        stream = models.TextStream(model=self._model, after=self._before)
         if self._stops:
             _host.model.stream_stop(stream.handle, self._stops)
         return stream

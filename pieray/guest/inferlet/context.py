@@ -189,8 +189,10 @@ class Context(Snapshots):
         what is not given, so that a `seed` alone draws at temperature 1.  A `logit_bias` alone stays greedy.
 
         It ends after `max_tokens`, at a stop token or a stop string, or when the model's context is full.  `stop`:
-        strings, which do not go out, and token ids; `stop_tokens` replaces the model's own.  Every sampled token stays
-        in the context, that of a stop too: `truncate` takes it out.
+        strings, which do not go out (one that a special token spells counts as that token), and token ids;
+        `stop_tokens` replaces the model's own.  Every sampled token stays in the context, that of a stop too:
+        `truncate` takes it out.  The texts of consecutive generations are, joined, the text of all their tokens: a
+        character that one ends within goes out with the next.
 
         `grammar`: draw only what it allows, or what a matcher as it is now allows.  `schema`, in its place: the same
         for a JSON schema (a dict), a type (see `structured.schema_of`) or a Grammar.  Such a text ends with a stop

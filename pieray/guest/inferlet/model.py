@@ -9,6 +9,9 @@ from typing import Any
 from . import _convert, _host
 from .errors import BadHandle
 
+PRIME_TOKENS = 16
+"""So many of the last tokens say all about the text before a stream."""
+
 
 def names() -> list[str]:
     """Names of the models served."""
@@ -45,13 +48,28 @@ def _stop_tokens(model: str) -> frozenset[int]:
     return frozenset(_host.model.stop_tokens(model))
 
 
+def special_token(text: str, model: str = "") -> int | None:
+    """The special token that the text spells, if one does."""
+    return _special_token(_convert.text("text", text), _convert.text("model", model))
+
+
+@_host.cached
+def _special_token(text: str, model: str) -> int | None:
+    tokens = tokenize(text, model)
+    is_special = len(tokens) == 1 and detokenize(tokens, model=model) == text
+    return tokens[0] if is_special and not detokenize(tokens, skip_special=True, model=model) else None
+
+
 class TextStream:
-    """Incremental detokenizer: whole characters come out as soon as their last byte is in."""
+    """Incremental detokenizer: whole characters come out as soon as their last byte is in.
+
+    Its text goes on behind that of the tokens `after`: with the blank between two words, or the rest of a character.
+    """
 
     __slots__ = ("_handle",)
 
-    def __init__(self, *, skip_special: bool = True, model: str = "") -> None:
-        self._handle: int | None = _host.model.stream_open(model, skip_special)
+    def __init__(self, *, skip_special: bool = True, model: str = "", after: Sequence[int] = ()) -> None:
+        self._handle: int | None = _host.model.stream_open(model, skip_special, after[-PRIME_TOKENS:])
 
     @property
     def handle(self) -> int:

@@ -203,7 +203,7 @@ class Host(PlanHandlers):
     def model_stop_tokens(self, model: str) -> list[int]:
         return [END]
 
-    def model_stream_open(self, model: str, skip_special: bool) -> int:
+    def model_stream_open(self, model: str, skip_special: bool, after: Sequence[int]) -> int:
         self._streams[number := next(self._ids)] = _Stream()
         return number
 

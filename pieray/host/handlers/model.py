@@ -11,6 +11,7 @@ import numpy as np
 from pieray.errors import InvalidRequest, QuotaExceeded
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.textstreams import TextStream
+from pieray.models.detokenizer import PRIME_TOKENS
 from pieray.wasm.parks import Answer
 
 INLINE_BYTES = 1024
@@ -51,9 +52,12 @@ class ModelHandlers(HandlerGroup):
     def model_stop_tokens(self, model: str) -> Sequence[int]:
         return self._state.models.get(model).tokenizer.eos_ids
 
-    def model_stream_open(self, model: str, skip_special: bool) -> int:
+    def model_stream_open(self, model: str, skip_special: bool, after: U32) -> int:
         state = self._state
-        return state.streams.open(state.models.get(model).tokenizer, skip_special)
+        found = state.models.get(model)
+        after = after[-PRIME_TOKENS:]
+        _check_tokens(after, found.info.vocab_size)
+        return state.streams.open(found.tokenizer, skip_special, after.tolist())
 
     def model_stream_push(self, stream: int, tokens: U32) -> str | Future[Answer]:
         found = self._state.streams.get(stream)

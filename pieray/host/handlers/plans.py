@@ -61,7 +61,10 @@ class PlanHandlers(HandlerGroup):
         _check_stops(len(texts), sum(map(len, texts)))
         if "" in texts:
             raise InvalidRequest("a stop text has at least 1 character; one was empty")
-        self._change_plan(plan, stop_tokens=tokens.astype("<u4").tobytes(), stop_texts=tuple(texts))
+        special = self._state.models.get("").tokenizer.special_ids() if texts else {}
+        all_tokens = np.append(tokens, [special[text] for text in texts if text in special]).astype("<u4")
+        left = tuple(text for text in texts if text not in special)
+        self._change_plan(plan, stop_tokens=all_tokens.tobytes(), stop_texts=left)
 
     def plans_set_grammar(self, plan: int, matcher: int) -> None:
         found = self._state.matchers.get(matcher) if matcher else None

@@ -130,12 +130,18 @@ static bool is_stop(u32s stops, uint32_t token) {
   return false;
 }
 
+// A text stream whose text goes on behind the context's.
+static void context_stream_open(const context *c, result *r) {
+  uint32_t last = c->tokens.count < 16 ? c->tokens.count : 16;
+  model_stream_open("", 0, 1, c->tokens.data + c->tokens.count - last, last, r);
+}
+
 // Continue until a stop token of the model, or for max_tokens.
 static bool context_complete(context *c, sampling how, uint32_t max_tokens, completion *out, result *r) {
   *out = (completion){0};
   model_stop_tokens("", 0, r); if (r->is_err) return false;
   u32s stops = r->numbers;
-  model_stream_open("", 0, 1, r); if (r->is_err) return false;
+  context_stream_open(c, r); if (r->is_err) return false;
   uint32_t stream = r->value, token;
   while (out->num_tokens < max_tokens) {
     if (!context_next(c, how, &token, r)) return false;
@@ -181,7 +187,7 @@ static bool context_stream(context *c, sampling how, uint32_t max_tokens, comple
   *out = (completion){0};
   model_stop_tokens("", 0, r); if (r->is_err) return false;
   u32s stops = r->numbers;
-  model_stream_open("", 0, 1, r); if (r->is_err) return false;
+  context_stream_open(c, r); if (r->is_err) return false;
   uint32_t stream = r->value;
   samplers_create(how.temperature, how.top_k, how.top_p, how.min_p, 1, how.seed, r); if (r->is_err) return false;
   uint32_t chain = r->value;

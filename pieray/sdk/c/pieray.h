@@ -215,7 +215,8 @@ void model_detokenize(const char *model, uint32_t model_size, const uint32_t *to
 PIERAY_IMPORT("model", "stop-tokens")
 void model_stop_tokens(const char *model, uint32_t model_size, result *);  // numbers
 PIERAY_IMPORT("model", "stream-open")
-void model_stream_open(const char *model, uint32_t model_size, uint32_t skip_special, result *);  // value
+void model_stream_open(const char *model, uint32_t model_size, uint32_t skip_special, const uint32_t *after,
+    uint32_t num_after, result *);  // value
 PIERAY_IMPORT("model", "stream-push")
 void model_stream_push(uint32_t handle, const uint32_t *tokens, uint32_t num_tokens, result *);  // string
 PIERAY_IMPORT("model", "stream-stop")

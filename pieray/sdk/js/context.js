@@ -69,7 +69,7 @@ export class Context {
   /** Continue until a stop token of the model, or for max_tokens; gives the text as it comes, `generated` all of it. */
   *generate({ max_tokens = 256, ...how } = {}) {
     const stops = new Set(model.stopTokens(""));
-    const stream = model.streamOpen("", true);
+    const stream = model.streamOpen("", true, this.tokens.slice(-16));
     const done = (this.generated = { text: "", num_tokens: 0, finish_reason: "length" });
     try {
       while (done.num_tokens < max_tokens) {
@@ -91,7 +91,7 @@ export class Context {
   /** The whole of `generate`, and the text goes to the client as it comes: the engine passes it on, and does not wake us. */
   stream({ max_tokens = 256, temperature = 0, top_k = 0, top_p = 1, min_p = 0, seed = 0 } = {}) {
     const stops = model.stopTokens("");
-    const stream = model.streamOpen("", true);
+    const stream = model.streamOpen("", true, this.tokens.slice(-16));
     const chain = samplers.create(temperature, top_k, top_p, min_p, 1, seed);
     const done = (this.generated = { text: "", num_tokens: 0, finish_reason: "length" });
     while (done.num_tokens < max_tokens && done.finish_reason === "length") {

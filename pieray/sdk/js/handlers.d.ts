@@ -207,7 +207,10 @@ export declare const plans: {
     sampler: number): number;
   /** Draw from `sampler` from now on.  As all that changes a plan: before `start` or while it is paused. */
   setSampler(plan: number, sampler: number): void;
-  /** End after one of `tokens`, or when one of `texts` is in the text of what was drawn.  Replaces both lists. */
+  /**
+   * End after one of `tokens`, or when one of `texts` is in the text of what was drawn.  Replaces both lists.
+   * A text that a special token spells counts as that token.
+   */
   setStop(plan: number, tokens: readonly number[], texts: readonly string[]): void;
   /** Draw only what the matcher, as it is now, allows (0: anything); the plan has a copy of its own. */
   setGrammar(plan: number, matcher: number): void;
@@ -311,10 +314,16 @@ export declare const model: {
   detokenize(model: string, tokens: readonly number[], skipSpecial: boolean): string;
   /** Tokens that end a turn. */
   stopTokens(model: string): number[];
-  /** Incremental detokenizer: whole characters come out as soon as their last byte is in. */
-  streamOpen(model: string, skipSpecial: boolean): number;
+  /**
+   * Incremental detokenizer: whole characters come out as soon as their last byte is in.  The text goes on behind the
+   * tokens `after`, of which the last 16 say all: with a blank between words, or with the rest of a character.
+   */
+  streamOpen(model: string, skipSpecial: boolean, after: readonly number[]): number;
   streamPush(handle: number, tokens: readonly number[]): string;
-  /** End a stream's text before the first of `texts`, which are not empty: what may yet become one is held back. */
+  /**
+   * End a stream's text before the first of `texts`, which are not empty: what may yet become one is held back.  A
+   * text that a special token spells is met with that token.
+   */
   streamStop(handle: number, texts: readonly string[]): void;
   /** The stop text that the text ended before, or "". */
   streamStopped(handle: number): string;

@@ -95,7 +95,7 @@ static answer call_79(const uint64_t *a) { result r; model_info((const char *)(u
 static answer call_80(const uint64_t *a) { result r; model_tokenize((const char *)(uintptr_t)a[0], (uint32_t)a[1], (const char *)(uintptr_t)a[2], (uint32_t)a[3], &r); return of(&r, first(&r)); }
 static answer call_81(const uint64_t *a) { result r; model_detokenize((const char *)(uintptr_t)a[0], (uint32_t)a[1], (const uint32_t *)(uintptr_t)a[2], (uint32_t)a[3], (uint32_t)a[4], &r); return of(&r, 0); }
 static answer call_82(const uint64_t *a) { result r; model_stop_tokens((const char *)(uintptr_t)a[0], (uint32_t)a[1], &r); return of(&r, first(&r)); }
-static answer call_83(const uint64_t *a) { result r; model_stream_open((const char *)(uintptr_t)a[0], (uint32_t)a[1], (uint32_t)a[2], &r); return of(&r, r.value); }
+static answer call_83(const uint64_t *a) { result r; model_stream_open((const char *)(uintptr_t)a[0], (uint32_t)a[1], (uint32_t)a[2], (const uint32_t *)(uintptr_t)a[3], (uint32_t)a[4], &r); return of(&r, r.value); }
 static answer call_84(const uint64_t *a) { result r; model_stream_push((uint32_t)a[0], (const uint32_t *)(uintptr_t)a[1], (uint32_t)a[2], &r); return of(&r, 0); }
 static answer call_85(const uint64_t *a) { result r; model_stream_stop((uint32_t)a[0], (const text *)(uintptr_t)a[1], (uint32_t)a[2], &r); return of(&r, 0); }
 static answer call_86(const uint64_t *a) { result r; model_stream_stopped((uint32_t)a[0], &r); return of(&r, 0); }

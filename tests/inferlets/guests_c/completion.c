@@ -80,7 +80,7 @@ PIERAY_EXPORT("run") outcome *run(char *data, uint32_t size) {
   model_tokenize("", 0, prompt.data, prompt.size, &r); CHECK(r); u32s tokens = r.numbers;
   if (!tokens.count) return fail(TEXT("ValueError"), TEXT("the prompt is empty"));
   model_stop_tokens("", 0, &r); CHECK(r); u32s stop = r.numbers;
-  model_stream_open("", 0, 1, &r); CHECK(r); uint32_t stream = r.value;
+  model_stream_open("", 0, 1, tokens.data, tokens.count, &r); CHECK(r); uint32_t stream = r.value;
   queues_create("", 0, &r); CHECK(r); uint32_t queue = r.value;
   uint32_t page_size = kv_page_size();
   kv_alloc((tokens.count + max_tokens + page_size - 1) / page_size, &r); CHECK(r); u32s pages = r.numbers;

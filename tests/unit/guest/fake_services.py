@@ -44,7 +44,7 @@ class FakeServices:
     def chat_render(self, model: str, messages: str, tools: str, add_generation_prompt: bool) -> str:
         return lm.render_chat(messages, add_generation_prompt)
 
-    def model_stream_open(self, model: str, skip_special: bool) -> int:
+    def model_stream_open(self, model: str, skip_special: bool, after: Any) -> int:
         self.streams[handle := next(self.ids)] = TextStream(Decoder(skip_special))
         return handle
 

@@ -81,7 +81,7 @@ def test_so_many_tokens_to_text_in_one_call() -> None:
     assert h.model_detokenize("", np.full(16, 65, np.uint32), False) == "b" * 16
     with pytest.raises(QuotaExceeded, match="tokenize_bytes: the limit is 64 in one call, 16 tokens; given 17"):
         h.model_detokenize("", np.full(17, 65, np.uint32), False)
-    stream = h.model_stream_open("", False)
+    stream = h.model_stream_open("", False, np.array([], np.uint32))
     assert h.model_stream_push(stream, np.full(4, 65, np.uint32)) == "bbbb"
     with pytest.raises(QuotaExceeded, match="4 tokens; given 5"):
         h.model_stream_push(stream, np.full(5, 65, np.uint32))

@@ -292,7 +292,7 @@ def test_a_ticket_yields_its_own_type_only(bench: Bench) -> None:
 def test_text_comes_whole_from_bytes_that_come_in_pieces(bench: Bench) -> None:
     text = "aé😀"
     tokens = bench.handlers.model_tokenize("", text)
-    stream = bench.handlers.model_stream_open("", True)
+    stream = bench.handlers.model_stream_open("", True, np.array([], np.uint32))
     pieces = [bench.handlers.model_stream_push(stream, u32(t)) for t in tokens]
     assert "".join(pieces) == text
     assert all("�" not in p for p in pieces)

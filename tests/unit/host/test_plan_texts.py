@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 from plan_bench import PlanBench, u32
 
@@ -21,7 +22,7 @@ def begun(bench: PlanBench, max_tokens: int = 60, seed: int = 0, stops: tuple[st
     """A plan that runs, and a text stream."""
     sampler = bench.handlers.samplers_create(*HOT, seed) if seed else 0
     plan = bench.plan(PROMPT, max_tokens, sampler=sampler)
-    stream = bench.handlers.model_stream_open("", True)
+    stream = bench.handlers.model_stream_open("", True, np.array([], np.uint32))
     if stops:
         bench.handlers.model_stream_stop(stream, list(stops))
     bench.handlers.plans_start(plan)
@@ -31,7 +32,7 @@ def begun(bench: PlanBench, max_tokens: int = 60, seed: int = 0, stops: tuple[st
 def text_of(tokens: list[int], stops: tuple[str, ...] = ()) -> str:
     """As a guest makes it that pushes them one by one."""
     bench = PlanBench()
-    stream = bench.handlers.model_stream_open("", True)
+    stream = bench.handlers.model_stream_open("", True, np.array([], np.uint32))
     bench.handlers.model_stream_stop(stream, list(stops))
     return "".join([bench.handlers.model_stream_push(stream, u32(token)) for token in tokens])
 
@@ -83,7 +84,7 @@ def test_a_stop_text_is_cut_off_whether_the_batcher_knows_it_or_not(place, knows
     stop = whole[place : place + 4]
     bench = PlanBench()
     plan = bench.plan(PROMPT, 60)
-    stream = bench.handlers.model_stream_open("", True)
+    stream = bench.handlers.model_stream_open("", True, np.array([], np.uint32))
     bench.handlers.model_stream_stop(stream, ["never", stop])
     if knows:
         bench.handlers.plans_set_stop(plan, u32(), ["never", stop])
@@ -107,7 +108,7 @@ def test_a_stop_text_is_met_across_two_plans_of_one_text():
     whole = text_of(expected)
     stop = whole[28:33]
     bench = PlanBench()
-    stream = bench.handlers.model_stream_open("", True)
+    stream = bench.handlers.model_stream_open("", True, np.array([], np.uint32))
     bench.handlers.model_stream_stop(stream, [stop])
     pages = bench.handlers.kv_alloc(20)
     first = bench.plan(PROMPT, 30, pages=pages)
@@ -126,7 +127,7 @@ def test_a_stop_token_has_no_text():
     bench = PlanBench()
     plan = bench.plan(PROMPT, 60)
     bench.handlers.plans_set_stop(plan, u32(expected[9]), [])
-    stream = bench.handlers.model_stream_open("", False)
+    stream = bench.handlers.model_stream_open("", False, np.array([], np.uint32))
     bench.handlers.plans_start(plan)
     place = expected.index(expected[9])
     assert stream_out(bench, plan, stream) == text_of(expected[:place])
@@ -223,7 +224,7 @@ def test_a_tokenizer_that_panics_fails_that_plan_alone():
     bad, stream = begun(bench)
     good = bench.plan(PROMPT, 60, queue=bench.handlers.queues_create(""))
     bench.handlers.plans_start(good)
-    other = bench.handlers.model_stream_open("", True)
+    other = bench.handlers.model_stream_open("", True, np.array([], np.uint32))
 
     class Broken:
         def push(self, token: int) -> str:
@@ -329,7 +330,7 @@ def test_bad_calls_are_named():
     bench = PlanBench()
     h = bench.handlers
     plan = bench.plan(PROMPT, 2000 // 4)
-    stream = h.model_stream_open("", True)
+    stream = h.model_stream_open("", True, np.array([], np.uint32))
     for call in (lambda: h.plans_read(plan, 0, 0, 0), lambda: h.plans_watch(plan),
                  lambda: h.plans_stream_text(plan, stream)):  # fmt: skip
         with pytest.raises(InvalidRequest, match="the plan is not started"):

@@ -65,7 +65,7 @@ def test_short_texts_are_answered_at_once(bench: Bench) -> None:
 def test_many_tokens_pushed_at_once_are_the_text_of_one_by_one(bench: Bench) -> None:
     handlers = bench.handlers
     ids = np.array(bench.state.models.get("").tokenizer.encode(LONG), np.uint32)
-    one, other = handlers.model_stream_open("", True), handlers.model_stream_open("", True)
+    one, other = (handlers.model_stream_open("", True, np.array([], np.uint32)) for _ in range(2))
     whole = value_of(handlers.model_stream_push(one, ids))
     assert whole == "".join(handlers.model_stream_push(other, ids[i : i + 1]) for i in range(len(ids))) == LONG
 

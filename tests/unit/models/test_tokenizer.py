@@ -83,15 +83,20 @@ def test_a_stream_holds_back_broken_characters_and_adds_up_to_the_text(folder: P
     ("file", "value", "eos"),
     [
         (None, None, (1,)),
-        ("config.json", {"eos_token_id": 5}, (5,)),
-        ("generation_config.json", {"eos_token_id": [7, 8]}, (7, 8)),
+        ("config.json", {"eos_token_id": 5}, (5, 1)),
+        ("generation_config.json", {"eos_token_id": [7, 8]}, (7, 8, 1)),
+        ("chat_template.jinja", "{% for m in messages %}{{ m.content }}\n<s>{% endfor %}", (1, 0)),
+        ("chat_template.jinja", "{% for m in messages %}{{ m.content }}.<s>{% endfor %}", (1,)),
+        ("chat_template.jinja", "{{ raise_exception('no') }}", (1,)),
     ],
 )
-def test_eos_ids_come_from_generation_config_then_config_then_the_tokenizer(
-    file: str | None, value: dict[str, Any], eos: tuple[int, ...], folder: Path
+def test_eos_ids_are_all_that_the_files_and_the_chat_template_say(
+    file: str | None, value: Any, eos: tuple[int, ...], folder: Path
 ) -> None:
     if file:
-        (folder / file).write_text(json.dumps(value))
+        (folder / file).write_text(value if isinstance(value, str) else json.dumps(value))
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": None}))
     assert TokenizerSpec.from_folder(folder).eos_ids == eos
 
 

@@ -24,6 +24,7 @@ from pieray.messages import (
     Sampler,
 )
 from pieray.sched.core import BatcherCore
+from pieray.sched.costs import CostModel
 from tests.support.rows import RowsAsItems
 
 
@@ -84,10 +85,10 @@ class FakeRunner(RowsAsItems):
 
 
 class Desk:
-    def __init__(self, **settings) -> None:
+    def __init__(self, costs: CostModel | None = None, **settings) -> None:
         self.runner = FakeRunner()
         self.time = 0.0
-        self.core = BatcherCore(self.runner, ModelSettings(page_size=4, **settings), self._clock)
+        self.core = BatcherCore(self.runner, ModelSettings(page_size=4, **settings), self._clock, costs=costs)
 
     def _clock(self) -> float:
         self.time += 0.005  # each step takes 5 ms
@@ -272,6 +273,49 @@ def test_failed_copy_takes_its_forward_along_and_no_other():
     )
     assert {(a[1], a[2]) for a in desk.run()} == {(1, "invalid"), (2, "cancelled"), (3, None), (4, None)}
     assert desk.runner.calls == [[([21], 2, [1], [2], None)]]
+
+
+def many_copies(first: int = 10_000, count: int = 4000) -> list[list[int]]:
+    return [[first + i, 0, first + count + i, 0, 3] for i in range(count)]
+
+
+def test_a_large_copy_is_cut_over_steps_which_run_others_too_and_is_answered_once():
+    desk = Desk(CostModel())
+    desk.submit(CopyTokens(1, 1, 1, 0, many_copies()), forward(2, [14_000], 3, inferlet=1))  # reads what 1 writes
+    found, ends = [], 0
+    while desk.core.has_work:
+        desk.submit(forward(10 + ends, [10], ends % 4, inferlet=2))
+        found += (answers := desk.step())
+        ends += 1
+        assert ("p", 9 + ends, None) in answers, "the other's pass is in every step"
+    assert ends > 3
+    assert [answer for answer in found if answer[1] < 10] == [("p", 1, None), ("p", 2, None)]
+    assert [list(copy) for copies in desk.runner.copies for copy in copies] == many_copies()
+
+
+def test_copies_that_build_on_each_other_are_not_cut():
+    desk = Desk(CostModel())
+    chained = [[1000 + i, 0, 1001 + i, 0, 3] for i in range(4000)]
+    desk.submit(CopyTokens(1, 1, 1, 0, chained))
+    assert desk.step() == [("p", 1, None)]
+    assert [list(copy) for copy in desk.runner.copies[0]] == chained
+
+
+def test_a_copy_that_fails_in_a_later_part_fails_once_with_what_reads_it():
+    desk = Desk(CostModel())
+    desk.submit(CopyTokens(1, 1, 1, 0, [*many_copies(), [99, 0, 9000, 0, 3]]), forward(2, [9000], 3, inferlet=1))
+    found = desk.run()
+    assert [(ticket, code) for _, ticket, code, _ in found] == [(1, "invalid"), (2, "cancelled")]
+
+
+def test_a_copy_whose_inferlet_ends_in_its_middle_is_gone():
+    desk = Desk(CostModel())
+    desk.submit(CopyTokens(1, 1, 1, 0, many_copies()))
+    assert desk.step() == []
+    assert desk.submit(CancelInferlet(5, 1)) == [("p", 5, None)]
+    assert not desk.core.has_work
+    assert desk.submit(forward(6, [14_000], inferlet=2)) == []
+    assert desk.run() == [("p", 6, None)]
 
 
 def test_chunk_that_fails_answers_each_ticket_once():

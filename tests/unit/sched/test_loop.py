@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from pieray.errors import DeviceLost, PeerLost
 from pieray.messages import Completed, EmbedTokens, Failed, Forward, LoadAdapter, Message
 from pieray.sched.core import BatcherCore
 from pieray.sched.loop import StepLoop
+from tests.support.rows import RowsAsItems
 
 
 class PanicError(BaseException):
@@ -33,10 +35,9 @@ class DeadRunner:
 class FakeConnection:
     """Keeps what is sent to a peer."""
 
-    peer_id = "p"
-
-    def __init__(self) -> None:
-        self.sent: list[Message] = []
+    def __init__(self, peer_id: str = "p", sent: list[Message] | None = None) -> None:
+        self.peer_id = peer_id
+        self.sent: list[Message] = [] if sent is None else sent
 
     def post(self, messages: list[Message], *, lane: int) -> None:
         assert all(message.ticket >> 32 == lane for message in messages)  # type: ignore[attr-defined]
@@ -118,3 +119,30 @@ def test_a_peer_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     rig.loop.on_messages(rig.conn, [forward(1, 1)])
     rig.loop.close()
     assert rig.failures == []
+
+
+class IdleRunner(RowsAsItems):
+    """Computes nothing, and says so at once."""
+
+    def step(self, items: Any, outputs: Any) -> Any:
+        return [[] for _ in items]
+
+
+def test_a_flood_of_one_peers_messages_keeps_no_other_waiting_and_each_keeps_its_order() -> None:
+    sent: list[Message] = []
+    loop = StepLoop(BatcherCore(IdleRunner(), ModelSettings(page_size=4)), on_failure=lambda _: None)
+    flood, other = (FakeConnection(name, sent) for name in ("flood", "other"))
+    for conn in (flood, other):
+        loop.on_connect(conn)  # type: ignore[arg-type]
+    many = [forward(1 << 32 | number, 1) for number in range(1, 2001)]
+    loop.on_messages(flood, many)  # type: ignore[arg-type]
+    loop.on_messages(other, [forward(2 << 32 | number, 2) for number in (1, 2)])  # type: ignore[arg-type]
+    loop.start(flood)  # type: ignore[arg-type]
+    deadline = time.monotonic() + 30.0
+    while len(sent) < 2002 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    loop.close()
+    tickets = [message.ticket for message in sent]  # type: ignore[attr-defined]
+    assert [t for t in tickets if t >> 32 == 1] == [message.ticket for message in many]
+    assert [t & 0xFF for t in tickets if t >> 32 == 2] == [1, 2]
+    assert tickets.index(2 << 32 | 2) < 200

@@ -141,7 +141,7 @@ class FakeHandlers:
         self.calls.append(("render", (model, messages, tools, add_generation_prompt)))
         return messages
 
-    def model_stream_open(self, model, skip_special) -> int:
+    def model_stream_open(self, model, skip_special, after) -> int:
         return 9
 
     def model_stream_push(self, stream, tokens) -> str:

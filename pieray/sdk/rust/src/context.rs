@@ -123,7 +123,7 @@ impl Context {
         F: FnMut(&str) -> Result<(), Error>,
     {
         let stops = model::stop_tokens("")?;
-        let stream = model::stream_open("", true)?;
+        let stream = model::stream_open("", true, &self.tokens[self.tokens.len().saturating_sub(16)..])?;
         let mut done = Completion { text: String::new(), num_tokens: 0, is_stopped: false };
         while done.num_tokens < max_tokens && !done.is_stopped {
             let token = self.next(how)?;
@@ -145,7 +145,7 @@ impl Context {
     /// As `complete`, and the text goes to the client as it comes: the engine passes it on, and does not wake us.
     pub fn stream(&mut self, how: &Sampling, max_tokens: usize) -> Result<Completion, Error> {
         let stops = model::stop_tokens("")?;
-        let stream = model::stream_open("", true)?;
+        let stream = model::stream_open("", true, &self.tokens[self.tokens.len().saturating_sub(16)..])?;
         let chain = samplers::create(how.temperature, how.top_k, how.top_p, how.min_p, 1.0, how.seed)?;
         let mut done = Completion { text: String::new(), num_tokens: 0, is_stopped: false };
         while done.num_tokens < max_tokens && !done.is_stopped {

@@ -742,6 +742,7 @@ pub mod plans {
     }
 
     /// End after one of `tokens`, or when one of `texts` is in the text of what was drawn.  Replaces both lists.
+    /// A text that a special token spells counts as that token.
     pub fn set_stop(plan: u32, tokens: &[u32], texts: &[&str]) -> Result<(), Error> {
         let texts = pairs(texts);
         let mut out = Area::new();
@@ -1081,7 +1082,7 @@ pub mod model {
         #[link_name = "stop-tokens"]
         fn raw_stop_tokens(model: *const u8, model_len: usize, out: *mut Area);
         #[link_name = "stream-open"]
-        fn raw_stream_open(model: *const u8, model_len: usize, skip_special: u32, out: *mut Area);
+        fn raw_stream_open(model: *const u8, model_len: usize, skip_special: u32, after: *const u32, after_len: usize, out: *mut Area);
         #[link_name = "stream-push"]
         fn raw_stream_push(handle: u32, tokens: *const u32, tokens_len: usize, out: *mut Area);
         #[link_name = "stream-stop"]
@@ -1138,11 +1139,12 @@ pub mod model {
         }
     }
 
-    /// Incremental detokenizer: whole characters come out as soon as their last byte is in.
-    pub fn stream_open(model: &str, skip_special: bool) -> Result<u32, Error> {
+    /// Incremental detokenizer: whole characters come out as soon as their last byte is in.  The text goes on behind the
+    /// tokens `after`, of which the last 16 say all: with a blank between words, or with the rest of a character.
+    pub fn stream_open(model: &str, skip_special: bool, after: &[u32]) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
-            raw_stream_open(model.as_ptr(), model.len(), skip_special as u32, &mut out);
+            raw_stream_open(model.as_ptr(), model.len(), skip_special as u32, after.as_ptr(), after.len(), &mut out);
             out.result(4, |out| out.word(4))
         }
     }
@@ -1155,7 +1157,8 @@ pub mod model {
         }
     }
 
-    /// End a stream's text before the first of `texts`, which are not empty: what may yet become one is held back.
+    /// End a stream's text before the first of `texts`, which are not empty: what may yet become one is held back.  A
+    /// text that a special token spells is met with that token.
     pub fn stream_stop(handle: u32, texts: &[&str]) -> Result<(), Error> {
         let texts = pairs(texts);
         let mut out = Area::new();
