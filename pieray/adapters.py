@@ -14,6 +14,13 @@ from pieray.errors import InvalidRequest, ModelError
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MAX_NAME = 128
+UNSUPPORTED = (
+    "use_dora", "fan_in_fan_out", "alpha_pattern", "modules_to_save", "lora_bias", "alora_invocation_tokens",
+    "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora", "arrow_config", "use_bdlora",
+)  # fmt: skip
+"""Settings of PEFT that change what an adapter computes, and are not computed here."""
+UNCHANGED = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Ways to begin the training that leave the base model's weights as they are (PiSSA, OLoRA, LoftQ, CorDA do not)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +113,12 @@ def _scaling(path: Path) -> tuple[float, bool]:
     for key, supported in (("peft_type", "LORA"), ("bias", "none")):
         if raw.get(key, supported) != supported:
             raise ModelError(f"{path}: {key} is {raw[key]!r}; supported: {supported!r}")
-    for key in ("use_dora", "fan_in_fan_out", "alpha_pattern", "modules_to_save"):
+    for key in UNSUPPORTED:
         if raw.get(key):
             raise ModelError(f"{path}: {key} is {raw[key]!r}; supported: none")
+    if (how := raw.get("init_lora_weights", True)) not in UNCHANGED:
+        raise ModelError(f"{path}: init_lora_weights is {how!r}, made for a changed base model; supported: one of "
+                         f"{UNCHANGED}, or an adapter converted to the model as it was")  # fmt: skip
     alpha = raw.get("lora_alpha", 0.0)
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha < 0:
         raise ModelError(f"{path}: lora_alpha is {alpha!r}; supported: a finite number, 0 or more")

@@ -186,7 +186,7 @@ class Config:
     http_private: bool = False
     """Whether those may have private addresses (loopback, link-local, RFC 1918, ...)."""
     mcp: dict[str, Any] = field(default_factory=dict)
-    """MCP servers by name: {"command": [...], "env": {...}} or {"url": "..."}."""
+    """MCP servers by name: {"command": [...], "env": {...}} or {"url": "...", "headers": {...}}."""
     store_path: str = ""
     """File of the key-value store of tenants; "": in memory, for as long as the engine lives."""
     registry_path: str = ""

@@ -49,6 +49,8 @@ def new_matcher(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
 
     A hostile text may take minutes, or end the process: try it in a `Trial` first.
     """
+    if kind == "json-schema" and '"nullable"' in text:
+        text = _nulls_told(text)
     takes_options = text.lstrip().startswith("{") and '"x-guidance"' not in text  # `true` takes none
     if kind == "json-schema" and not takes_options:
         grammar = LLMatcher.grammar_from_json_schema(text)
@@ -57,6 +59,32 @@ def new_matcher(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
     else:
         grammar = {"regex": LLMatcher.grammar_from_regex, "lark": LLMatcher.grammar_from_lark}[kind](text)
     return LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())
+
+
+def _nulls_told(text: str) -> str:
+    """The schema with OpenAPI's `nullable: true` as JSON schema says it; one that cannot be read stays as it is."""
+    try:
+        return json.dumps(_with_null(json.loads(text)))
+    except (ValueError, RecursionError):
+        return text
+
+
+def _with_null(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    told = {key: value for key, value in node.items() if key != "nullable" or not isinstance(value, bool)}
+    for key in SCHEMAS & told.keys():
+        told[key] = _with_null(told[key])
+    for key in SCHEMA_LISTS & told.keys():
+        if isinstance(told[key], list):
+            told[key] = [_with_null(one) for one in told[key]]
+    for key in SCHEMA_MAPS & told.keys():
+        if isinstance(told[key], dict):
+            told[key] = {name: _with_null(one) for name, one in told[key].items()}
+    if node.get("nullable") is not True:
+        return told
+    shared = {key: told.pop(key) for key in ("$defs", "definitions", "$schema", "$id") if key in told}
+    return {**shared, "anyOf": [told, {"type": "null"}]}
 
 
 def fault(tokenizer: LLTokenizer, kind: str, text: str) -> str:
@@ -120,14 +148,20 @@ def _schema_place(schema: Any, error: str, error_of: Callable[[str], str]) -> st
             return place
 
 
+SCHEMAS = {"items", "additionalProperties"}
+SCHEMA_LISTS = {"prefixItems", "anyOf", "allOf", "oneOf"}
+SCHEMA_MAPS = {"properties", "patternProperties", "$defs", "definitions"}
+"""Keywords whose value is a schema, a list of schemas, schemas by name."""
+
+
 def _subschemas(node: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, dict):
         return
-    for key in ("properties", "patternProperties", "$defs", "definitions"):
+    for key in sorted(SCHEMA_MAPS):
         if isinstance(node.get(key), dict):
             for name, child in node[key].items():
                 yield f"{key}/{name.replace('~', '~0').replace('/', '~1')}", child
-    for key in ("prefixItems", "anyOf", "allOf", "oneOf"):
+    for key in sorted(SCHEMA_LISTS):
         if isinstance(node.get(key), list):
             yield from ((f"{key}/{i}", child) for i, child in enumerate(node[key]))
-    yield from ((key, node[key]) for key in ("items", "additionalProperties") if isinstance(node.get(key), dict))
+    yield from ((key, node[key]) for key in sorted(SCHEMAS) if isinstance(node.get(key), dict))

@@ -72,4 +72,6 @@ class ModelDirectory:
             raise NotFound(f"no model is named {name!r}; served: {', '.join(self._models)}") from None
 
     def info_json(self, name: str) -> str:
-        return json.dumps(self.get(name).info.as_dict())
+        found = self.get(name)
+        return json.dumps({**found.info.as_dict(), "bos_tokens": found.tokenizer.bos_ids,
+                           "thought_tags": found.tokenizer.thought_tags})  # fmt: skip

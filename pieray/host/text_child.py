@@ -15,7 +15,6 @@ import numpy as np
 
 from pieray.childprocess import serve
 from pieray.errors import PierayError
-from pieray.models.chat_parse import parse_reply
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
 NICE = 5
@@ -32,12 +31,14 @@ def detokenize(tokenizer: Tokenizer, tokens: bytes, skip_special: bool) -> str:
     return tokenizer.decode(np.frombuffer(tokens, "<u4").tolist(), skip_special_tokens=skip_special)
 
 
-def render(tokenizer: Tokenizer, messages: str, tools: str, add_generation_prompt: bool) -> str:
-    return tokenizer.render_json(messages, tools, add_generation_prompt=add_generation_prompt)
+def render(
+    tokenizer: Tokenizer, messages: str, tools: str, add_generation_prompt: bool, arguments: str, now: int
+) -> str:
+    return tokenizer.render_json(messages, tools, add_generation_prompt, arguments, now)
 
 
-def parse(tokenizer: Tokenizer, text: str) -> str:
-    return parse_reply(tokenizer.spec.chat_template, text).to_json()
+def parse(tokenizer: Tokenizer, text: str, is_over: bool) -> str:
+    return tokenizer.parse_reply(text, is_over=is_over).to_json()
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {one.__name__: one for one in (tokenize, detokenize, render, parse)}

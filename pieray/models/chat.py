@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -25,18 +26,52 @@ def render_chat(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
-    **names: object,
+    names: Mapping[str, object] | None = None,
+    now: int = 0,
 ) -> str:
     """The prompt text of a conversation; `names` are what else the template may use, such as `bos_token`.
 
-    InvalidRequest carries the template's own complaint, for instance about the order of roles.
+    `now`: seconds since 1970, for templates that tell the date; 0: the present time.  A content that is a list of text
+    parts is one text to templates that do not look at parts.  InvalidRequest carries the template's own complaint, for
+    instance about the order of roles.
     """
+    told = [_with_text(message, takes_parts=_takes_parts(template)) for message in messages]
     try:
-        return _compiled(template).render(
-            messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **names
-        )
-    except (TemplateError, TypeError, KeyError, ArithmeticError, OverflowError) as error:
+        when = datetime.datetime.fromtimestamp(now) if now else datetime.datetime.now()
+        known = {"messages": told, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt,
+                 "strftime_now": when.strftime}  # fmt: skip
+        return _compiled(template).render({**(names or {}), **known})
+    except (TemplateError, TypeError, KeyError, ValueError, ArithmeticError, OverflowError, OSError) as error:
         raise InvalidRequest(f"the chat template refuses these messages: {error}") from error
+
+
+@lru_cache(maxsize=16)
+def _takes_parts(template: str) -> bool:
+    """Whether the template goes through the parts of a content."""
+    return re.search(r"for\s+\w+\s+in\s+\w+(\.content|\[['\"]content['\"]\])", template) is not None
+
+
+def _with_text(message: Message, *, takes_parts: bool) -> Message:
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise InvalidRequest(f"the parts of a content are {{type: text, text}}; given one of type {kind!r}")
+    return message if takes_parts else {**message, "content": "".join([part["text"] for part in parts])}
+
+
+def json_object(name: str, text: str) -> dict[str, Any]:
+    """A JSON object; raises InvalidRequest."""
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{name} is a JSON object: {error}") from None
+    if not isinstance(parsed, dict):
+        raise InvalidRequest(f"{name} is a JSON object; given {type(parsed).__name__}")
+    check_unicode(name, text, parsed)
+    return parsed
 
 
 def json_objects(name: str, text: str, shape: str) -> list[dict[str, Any]]:
@@ -70,7 +105,6 @@ def _compiled(template: str) -> Template:
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     env.filters["tojson"] = _tojson
     env.globals["raise_exception"] = _raise_exception
-    env.globals["strftime_now"] = lambda layout: datetime.datetime.now().strftime(layout)
     return env.from_string(template)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pieray.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -26,7 +29,10 @@ class Checkpoint:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._files: dict[str, Any] = {}
-        self._file_of = self._index() if (self.folder / INDEX).exists() else self._single()
+        has_index, has_single = (self.folder / INDEX).exists(), (self.folder / SINGLE).exists()
+        self._file_of = self._index() if has_index and not has_single else self._single()
+        if has_index and has_single and self._is_stale():
+            log.warning("%s: names other files than %s, which is read", self.folder / INDEX, SINGLE)
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -78,17 +84,26 @@ class Checkpoint:
         for name, file in index.items():
             if Path(file).name != file or not file.endswith(".safetensors"):
                 raise ModelError(f"{path}: {name!r} is in {file!r}; only *.safetensors of the same folder are read")
+        missing = sorted(file for file in set(index.values()) if not (self.folder / file).exists())
+        if missing:
+            raise ModelError(f"{self.folder}: no {', '.join(missing)}, which {INDEX} names")
         for file in sorted(set(index.values())):
             absent = {name for name, place in index.items() if place == file} - set(self._open(file).keys())
             if absent:
                 raise ModelError(f"{self.folder / file}: no {min(absent)!r}, which {INDEX} places there")
         return index
 
+    def _is_stale(self) -> bool:
+        """Whether the index is of other files than the single one."""
+        try:
+            named = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return True
+        return set(named) != {SINGLE}
+
     def _open(self, file: str) -> Any:
         if file not in self._files:
             path = self.folder / file
-            if not path.exists():
-                raise ModelError(f"{path}: no such file, which {INDEX} names")
             try:
                 self._files[file] = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from pieray.errors import InvalidRequest, ModelError
-from pieray.models.chat import Message, json_objects, render_chat
+from pieray.models.chat import Message, json_object, json_objects, render_chat
+from pieray.models.chat_parse import Reply, parse_reply, thought_tags
 from pieray.models.detokenizer import ByteStream, DecodeStream, Pieces, WindowStream
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -32,6 +33,8 @@ class TokenizerSpec:
     chat_template: str | None = None
     eos_ids: tuple[int, ...] = ()
     special_tokens: dict[str, str] = field(default_factory=dict)
+    tool_template: str | None = None
+    """The chat template for conversations with tools, of a model that has several."""
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> TokenizerSpec:
@@ -42,12 +45,13 @@ class TokenizerSpec:
             raise ModelError(f"{path}: no such file; only the fast tokenizers' format is supported")
         settings = _read(folder / "tokenizer_config.json")
         special = {name: text for name in SPECIAL_NAMES if (text := _content(settings.get(name)))}
-        spec = cls(path.read_bytes(), _template(folder, settings), (), special)
+        chat_template, tool_template = _templates(folder, settings)
+        spec = cls(path.read_bytes(), chat_template, (), special, tool_template)
         tokenizer = Tokenizer(spec, name=str(path))
         said = [_read(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
         said += [tokenizer.token_id(special.get("eos_token", "")), _end_of_turn(tokenizer)]
         ids = [eos for one in said for eos in (one if isinstance(one, list) else [one])]
-        return cls(spec.json, spec.chat_template, tuple(dict.fromkeys(eos for eos in ids if eos is not None)), special)
+        return replace(spec, eos_ids=tuple(dict.fromkeys(eos for eos in ids if eos is not None)))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -66,15 +70,19 @@ def _content(token: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+def _templates(folder: Path, settings: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The chat template, and the one for conversations with tools."""
     path = folder / "chat_template.jinja"
-    if path.exists():
-        return path.read_text(encoding="utf-8")
     given = settings.get("chat_template") or _read(folder / "chat_template.json").get("chat_template")
-    if isinstance(given, list):  # several, by name
-        by_name = {item.get("name"): item.get("template") for item in given}
-        given = by_name.get("default") or next(iter(by_name.values()), None)
-    return given if isinstance(given, str) else None
+    by_name: dict[Any, Any] = {"default": given}
+    if isinstance(given, list):
+        by_name = {item.get("name"): item.get("template") for item in given if isinstance(item, dict)}
+    for one in sorted(folder.glob("additional_chat_templates/*.jinja")):
+        by_name[one.stem] = one.read_text(encoding="utf-8")
+    if path.exists():
+        by_name["default"] = path.read_text(encoding="utf-8")
+    found = {name: text for name, text in by_name.items() if isinstance(text, str)}
+    return found.get("default") or next(iter(found.values()), None), found.get("tool_use")
 
 
 def _end_of_turn(tokenizer: Tokenizer) -> int | None:
@@ -133,6 +141,13 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    @property
+    def bos_ids(self) -> list[int]:
+        """What the tokenizer's post-processor puts before a text."""
+        plain, marked = self.encode("a"), self.encode("a", add_special_tokens=True)
+        found = next((at for at in range(len(marked)) if marked[at : at + len(plain)] == plain), 0)
+        return marked[:found]
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD."""
         if self._pieces.is_sum:
@@ -150,22 +165,38 @@ class Tokenizer:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        *,
+        arguments: Mapping[str, Any] | None = None,
+        now: int = 0,
     ) -> str:
-        """The prompt of a conversation; InvalidRequest if the model has no chat template or it refuses."""
-        if self.spec.chat_template is None:
+        """The prompt of a conversation; InvalidRequest if the model has no chat template or it refuses.
+
+        `arguments`: further names that the template knows.  `now`: as `render_chat` has it.
+        """
+        template = (self.spec.tool_template if tools else None) or self.spec.chat_template
+        if template is None:
             raise InvalidRequest("this model has no chat template; send plain text")
+        names = {**self.spec.special_tokens, **(arguments or {})}
         return render_chat(
-            self.spec.chat_template,
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            **self.spec.special_tokens,
+            template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names, now=now
         )
 
-    def render_json(self, messages: str, tools: str, add_generation_prompt: bool = True) -> str:
-        """`render_chat` of JSON: a list of objects each; "" for no tools.  Raises InvalidRequest."""
+    def render_json(
+        self, messages: str, tools: str, add_generation_prompt: bool = True, arguments: str = "", now: int = 0
+    ) -> str:
+        """`render_chat` of JSON: a list of objects each; "" for no tools, no arguments.  Raises InvalidRequest."""
         return self.render_chat(
             json_objects("messages", messages, "{role, content}"),
             tools=json_objects("tools", tools, "{type, function}") if tools else None,
             add_generation_prompt=add_generation_prompt,
-        )
+            arguments=json_object("arguments", arguments) if arguments else None, now=now,
+        )  # fmt: skip
+
+    @property
+    def thought_tags(self) -> tuple[str, str] | None:
+        """What begins and ends a thought, if the chat template tells of any."""
+        return thought_tags(self.spec.tool_template or self.spec.chat_template)
+
+    def parse_reply(self, text: str, *, is_over: bool = False) -> Reply:
+        """The parts of a reply, in the format that the chat template tells of."""
+        return parse_reply(self.spec.tool_template or self.spec.chat_template, text, is_over=is_over)

@@ -1001,22 +1001,26 @@ class chat:
     """Conversations, as the model's own chat template writes them."""
 
     @staticmethod
-    def render(model: str, messages: str, tools: str, add_generation_prompt: bool) -> str:
+    def render(model: str, messages: str, tools: str, add_generation_prompt: bool, arguments: str, now: int) -> str:
         model = _convert.text("model", model)
         messages = _convert.text("messages", messages)
         tools = _convert.text("tools", tools)
         add_generation_prompt = _convert.boolean("add_generation_prompt", add_generation_prompt)
+        arguments = _convert.text("arguments", arguments)
+        if now.__class__ is not int or not 0 <= now <= 0xFFFFFFFFFFFFFFFF:
+            now = _convert.u64("now", now)
         try:
-            return _raw.chat.render(model, messages, tools, add_generation_prompt)  # type: ignore[no-any-return]
+            return _raw.chat.render(model, messages, tools, add_generation_prompt, arguments, now)  # type: ignore[no-any-return]
         except Err as err:
             raise error_of(err.value) from None
 
     @staticmethod
-    def parse(model: str, text: str) -> str:
+    def parse(model: str, text: str, is_over: bool) -> str:
         model = _convert.text("model", model)
         text = _convert.text("text", text)
+        is_over = _convert.boolean("is_over", is_over)
         try:
-            return _raw.chat.parse(model, text)  # type: ignore[no-any-return]
+            return _raw.chat.parse(model, text, is_over)  # type: ignore[no-any-return]
         except Err as err:
             raise error_of(err.value) from None
 

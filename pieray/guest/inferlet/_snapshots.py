@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from . import _convert, kv
-from ._chat import Chat
+from ._chat import Chat, Setting
 from ._ranges import Ranges
 from .errors import InvalidRequest
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ._sequence import KvSequence
     from .adapters import Adapter
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Snapshots:
@@ -31,13 +32,11 @@ class Snapshots:
     sequence: KvSequence
     _tokens: list[int]
     _marks: list[tuple[int, Chat]]
-    _tools: tuple[dict[str, Any], ...]
+    _setting: Setting
 
     if TYPE_CHECKING:
 
-        def __init__(
-            self, text: str = "", *, model: str = "", adapter: Adapter | None = None, tools: Iterable[Any] = ()
-        ) -> None: ...
+        def __init__(self, text: str = "", *, model: str = "", adapter: Adapter | None = None) -> None: ...
 
         async def flush(self) -> None: ...
 
@@ -101,8 +100,10 @@ class Snapshots:
             "model": self.model,
             "adapter": adapter.name if adapter is not None else "",
             "tokens": self._tokens,
-            "tools": list(self._tools),
-            "marks": [[position, list(chat.messages), chat.is_open] for position, chat in self._marks],
+            "tools": list(self._setting.tools),
+            "template": dict(self._setting.arguments),
+            "now": self._setting.now,
+            "marks": [[position, asdict(chat)] for position, chat in self._marks],
             "hidden": list(self.sequence.hidden),
             "dropped": list(self.sequence.dropped),
         }
@@ -123,15 +124,16 @@ class Snapshots:
         meta = json.loads(found.meta)
         tokens = _convert.u32s("tokens", meta["tokens"])
         tools = tuple(dict(tool) for tool in meta["tools"])
-        marks = [(int(at), Chat(tuple(said), bool(is_open), tools=tools)) for at, said, is_open in meta["marks"]]
+        setting = Setting(str(meta["model"]), tools, dict(meta["template"]), int(meta["now"]))
+        marks = [(int(at), _chat_of(said)) for at, said in meta["marks"]]
         hidden = Ranges((int(start), int(end)) for start, end in meta["hidden"])
         dropped = Ranges((int(start), int(end)) for start, end in meta["dropped"])
         if meta["context"] != FORMAT or len(tokens) < found.num_tokens:
             raise ValueError
         if meta["adapter"] != (adapter.name if adapter is not None else ""):
             raise InvalidRequest(f"this snapshot was made with adapter {meta['adapter']!r}: open it with the same")
-        context = cls(model=str(meta["model"]), adapter=adapter, tools=tools)
-        context._tokens, context._marks = tokens, marks
+        context = cls(model=setting.model, adapter=adapter)
+        context._setting, context._tokens, context._marks = setting, tokens, marks
         context.sequence.adopt(found.pages, found.num_tokens, dropped)
         found.pages.clear()
         context._mask_all(hidden)
@@ -187,3 +189,9 @@ class Snapshots:
         """Nothing will be computed here for a while: memory leased ahead of need goes back now."""
         self.sequence.check_open()
         kv.idle(self.sequence.pages)
+
+
+def _chat_of(meta: dict[str, Any]) -> Chat:
+    """A conversation as a snapshot has it.  Raises KeyError or TypeError."""
+    known = {name: meta[name] for name in Chat.__dataclass_fields__}
+    return Chat(**{**known, "messages": tuple(known["messages"]), "calls": tuple(known["calls"])})

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 from . import _convert, _host
 from . import model as models
-from ._chat import Chat
+from ._chat import Chat, Setting, reply_of
 from ._draws import Drafter
 from ._generation import Generation, OnToken, rules_of
 from ._sequence import KvSequence
 from ._snapshots import Snapshots
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
-from .errors import InvalidRequest
+from .errors import InvalidRequest, Unsupported
 from .forward import Pass
 from .grammar import Grammar, Matcher
 from .sampler import Sampler, sampler_of
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ._options import FreeOptions, Options
 
 T = TypeVar("T")
+Content: TypeAlias = str | Sequence[Mapping[str, Any]]
+"""Of a message: a text, or its parts."""
 
 #: Rows scored in one pass, so that a long continuation stays within the limit of tickets.
 SCORE_ROWS = 256
@@ -48,11 +50,17 @@ class Context(Snapshots):
         model: str = "",
         adapter: Adapter | None = None,
         tools: Iterable[Any] = (),
+        template: Mapping[str, Any] | None = None,
+        bos: bool = True,
     ) -> None:
         """`adapter`: LoRA, in all passes of this context and its forks.  `tools` (see `tools.tool`): what the model's
-        chat template shows it of them."""
+        chat template shows it of them.  `template`: further names that the chat template knows, such as
+        {"enable_thinking": False}.  `bos`: plain text that the context begins with gets the tokens before it that the
+        model's tokenizer puts there; rendered messages have theirs from the template."""
         self.model = _convert.text("model", model)
-        self._tools = specs_of(tools)
+        names = dict(_convert.instance("template", template, Mapping)) if template is not None else {}  # type: ignore[type-abstract]
+        self._setting = Setting(self.model, specs_of(tools), names)
+        self._bos = _convert.boolean("bos", bos)
         if adapter is not None:
             _convert.instance("adapter", adapter, Adapter)
         self.sequence = KvSequence(model, adapter)
@@ -66,49 +74,106 @@ class Context(Snapshots):
         """Add text, or tokens, at the end."""
         self.sequence.check_open()
         added = self._tokens_of(text)
-        if added:
+        if added and not self._tokens and self._bos and isinstance(text, str):
+            bos = models.info(self.model).get("bos_tokens", [])
+            added = added if added[: len(bos)] == bos else [*bos, *added]
+        return self._add(added)
+
+    def _add(self, tokens: list[int]) -> Context:
+        if tokens:
             self.sequence.release()
-            self._tokens += added
+            self._tokens += tokens
         return self
 
-    def chat(self, role: str, content: str, **more: Any) -> Context:
+    def chat(self, role: str, content: Content, **more: Any) -> Context:
         """Add a message, as the model's chat template writes it; an open reply is closed first.
 
-        `more`: other keys of the message that the template knows, such as `name`.
+        `content`: a text, or a list of {"type": "text", "text": ...}.  `more`: other keys of the message that the
+        template knows, such as `name`.  A message that the template does not take without the next one (a system
+        message, in some) is no text before that comes.
         """
-        ended_by = ""
-        if self._chat.is_open and self._tokens and self._tokens[-1] in models.stop_tokens(self.model):
-            ended_by = models.detokenize(self._tokens[-1:], model=self.model)
-        return self._mark(*self._chat.add({"role": role, "content": content} | more, self.model, ended_by))
+        return self._say(self._closed().add({"role": role, "content": content} | more), cue=False)
 
-    def system(self, content: str) -> Context:
+    def system(self, content: Content) -> Context:
         """Add a system message."""
         return self.chat("system", content)
 
-    def user(self, content: str) -> Context:
+    def user(self, content: Content) -> Context:
         """Add a user's message."""
         return self.chat("user", content)
 
-    def assistant(self, content: str) -> Context:
+    def assistant(self, content: Content) -> Context:
         """Add an assistant's message, as if it had been generated."""
         return self.chat("assistant", content)
 
-    def tool(self, content: str, *, name: str = "") -> Context:
-        """Add what a tool answered."""
+    def tool(self, content: Content, *, name: str = "") -> Context:
+        """Add what a tool answered: the first of the last reply's calls (of that name) that has no answer yet."""
         return self.chat("tool", content, **({"name": name} if name else {}))
+
+    def tool_results(self, contents: Iterable[Content]) -> Context:
+        """Add what the tools answered that the last reply has called, in the order of its calls."""
+        chat = self._closed()
+        for content in _convert.items("contents", contents, "texts"):
+            chat = chat.add({"role": "tool", "content": content})
+        return self._say(chat, cue=False)
 
     def cue(self) -> Context:
         """Begin the assistant's turn now, so that `append` can begin the reply; `generate` does it by itself."""
-        return self if self._chat.is_open else self._mark(*self._chat.open(self.model))
+        return self if self._chat.is_open else self._say(self._chat, cue=True)
+
+    def _closed(self) -> Chat:
+        """The conversation, with the reply that was open taken in."""
+        chat = self._chat
+        if not chat.is_open:
+            return chat
+        tokens, ended_by = self._tokens[chat.end :], ""
+        if tokens and tokens[-1] in models.stop_tokens(self.model):
+            ended_by = models.detokenize([tokens.pop()], model=self.model)
+        text = models.detokenize(tokens, model=self.model)
+        return chat.replied(*reply_of(text, self.model, len(chat.messages)), ended_by, len(self._tokens))
+
+    def _say(self, chat: Chat, *, cue: bool) -> Context:
+        """Bring the text to what the conversation is; `cue`: with the beginning of the assistant's turn."""
+        self.sequence.check_open()
+        try:
+            text, chat = chat.text(self._setting, cue=cue)
+        except InvalidRequest:
+            if cue or not chat.may_wait:
+                raise
+            return self._mark(replace(chat, is_waiting=True))
+        start = chat.start if chat.said else len(self._tokens)
+        if text.startswith(chat.said):
+            self._add(self._tokens_of(text[len(chat.said) :]))
+        elif chat.end == len(self._tokens):  # the template writes the messages otherwise, now that there is another one
+            self._rewrite(start, self._tokens_of(text))
+        else:
+            raise Unsupported(
+                "this model's chat template writes the messages since the last reply otherwise now, and other text was "
+                "appended behind them: add them at once, with tool_results for instance"
+            )
+        return self._mark(
+            replace(chat, start=start, end=len(self._tokens), said=text, is_open=cue, is_waiting=False)
+        )
+
+    def _rewrite(self, start: int, tokens: list[int]) -> None:
+        """These tokens in place of those from `start` on; what is the same stays."""
+        old = self._tokens[start:]
+        same = next((at for at, pair in enumerate(zip(old, tokens, strict=False)) if pair[0] != pair[1]),
+                    min(len(old), len(tokens)))  # fmt: skip
+        self._cut(start + same)
+        self._add(tokens[same:])
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens, and the messages that end within them."""
         self.sequence.check_open()
         _convert.integer("length", length, 0, len(self._tokens))
+        self._cut(length)
+
+    def _cut(self, length: int) -> None:
         self.sequence.release()
         del self._tokens[length:]
         self.sequence.truncate(length)
-        while self._marks and self._marks[-1][0] > length:
+        while self._marks and (self._marks[-1][0] > length or self._marks[-1][1].is_waiting):
             self._marks.pop()
 
     @property
@@ -133,10 +198,9 @@ class Context(Snapshots):
 
     @property
     def _chat(self) -> Chat:
-        return self._marks[-1][1] if self._marks else Chat(tools=self._tools)
+        return self._marks[-1][1] if self._marks else Chat()
 
-    def _mark(self, text: str, chat: Chat) -> Context:
-        self.append(text)
+    def _mark(self, chat: Chat) -> Context:
         self._marks.append((len(self._tokens), chat))
         return self
 
@@ -144,7 +208,8 @@ class Context(Snapshots):
 
     def fork(self) -> Context:
         """A context with the same content, sharing the KV that is there.  Flush first: what waits is run by each."""
-        other = Context(model=self.model, tools=self._tools)
+        other = Context(model=self.model, bos=self._bos)
+        other._setting = self._setting
         other.sequence = self.sequence.fork()
         other._tokens = list(self._tokens)
         other._marks = list(self._marks)
@@ -235,6 +300,29 @@ class Context(Snapshots):
     async def collect_text(self, max_tokens: int = 256, **options: Unpack[Options]) -> str:
         """The text of `generate` with the same arguments."""
         return await self.generate(max_tokens, **options)
+
+    async def think(self, max_tokens: int = 1024, **options: Unpack[Options]) -> str:
+        """Let the model think before it answers: the thought, without its tags.  What comes next may be constrained.
+
+        It begins a thought, unless the template has, and ends it where the model does or after `max_tokens`.  Options
+        are those of `generate`.  Raises Unsupported if the model's chat template tells of no thoughts.
+        """
+        tags = models.info(self.model).get("thought_tags")
+        if not tags:
+            raise Unsupported("the chat template of this model tells of no thoughts")
+        opening, closing = tags
+        if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):
+            self.cue()
+        if not models.detokenize(self._tokens[-16:], model=self.model).rstrip().endswith(opening):
+            self.append(f"{opening}\n")
+        generation = self.generate(max_tokens, **{**options, "stop": closing})
+        thought = await generation
+        by = generation.stopped_by
+        if by is None or by not in (closing, models.special_token(closing, self.model)):
+            if by is not None:  # the end of a turn, which is in the context
+                self.truncate(len(self._tokens) - 1)
+            self.append(f"\n{closing}\n\n")
+        return thought.strip()
 
     @overload
     async def collect_json(self, type: type[T], max_tokens: int = 256, **options: Unpack[FreeOptions]) -> T: ...

@@ -19,7 +19,8 @@ def names() -> list[str]:
 
 
 def info(model: str = "") -> dict[str, Any]:
-    """name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits."""
+    """name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits, bos_tokens (what the
+    tokenizer puts before a text), thought_tags (what begins and ends a thought, or None)."""
     return dict(_info(_convert.text("model", model)))
 
 

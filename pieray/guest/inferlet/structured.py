@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -63,15 +65,38 @@ def schema_of(kind: Any) -> dict[str, Any]:
     """The JSON schema of a type.
 
     str, int, float, bool, None, Any, list[T], tuple[...], dict[str, T], Literal, enums, unions, dataclasses and
-    TypedDicts (fields with a default are not required), also recursive; Annotated[T, {...}] adds keywords and
-    Annotated[T, "..."] a description.  Raises InvalidRequest naming any other.
+    TypedDicts (fields with a default are not required), also recursive and generic; Annotated[T, {...}] adds keywords
+    and Annotated[T, "..."] a description.  Raises InvalidRequest naming any other.
     """
-    shared: dict[str, Any] = {}
+    shared = Definitions()
     schema = _schema(kind, shared)
     return schema | {"$defs": shared} if shared else schema
 
 
-def _schema(kind: Any, shared: dict[str, Any]) -> dict[str, Any]:
+class Definitions(dict[str, Any]):
+    """Schemas of records by name: the type's, in letters that a reference may have, with a number if it is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._names: dict[Any, str] = {}
+
+    def name_of(self, kind: Any) -> str:
+        """The name of a type's schema, which is empty at first."""
+        name = self._names.get(kind)
+        if name is None:
+            stem = re.sub(r"\W+", "_", _name_of(kind)).strip("_") or "object"
+            name = next(one for number in itertools.count(1) if (one := stem + f"_{number}" * (number > 1)) not in self)
+            self._names[kind] = name
+            self[name] = {}
+        return name
+
+
+def _name_of(kind: Any) -> str:
+    name: str = getattr(typing.get_origin(kind) or kind, "__name__", "")
+    return "_".join([name, *map(_name_of, typing.get_args(kind))])
+
+
+def _schema(kind: Any, shared: Definitions) -> dict[str, Any]:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in BUILDERS:
         return BUILDERS[origin](args, shared)
@@ -79,36 +104,36 @@ def _schema(kind: Any, shared: dict[str, Any]) -> dict[str, Any]:
         return dict(PLAIN[kind])
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return {"enum": [member.value for member in kind]}
-    if _is_record(kind):
+    if _is_record(origin or kind):
         return _record(kind, shared)
     raise InvalidRequest(f"no JSON schema for the type {_convert.shown(kind)}")
 
 
-def _union(args: tuple[Any, ...], shared: dict[str, Any]) -> dict[str, Any]:
+def _union(args: tuple[Any, ...], shared: Definitions) -> dict[str, Any]:
     return {"anyOf": [_schema(arg, shared) for arg in args]}
 
 
-def _tuple(args: tuple[Any, ...], shared: dict[str, Any]) -> dict[str, Any]:
+def _tuple(args: tuple[Any, ...], shared: Definitions) -> dict[str, Any]:
     if args[1:] == (...,):
         return {"type": "array", "items": _schema(args[0], shared)}
     items = [_schema(arg, shared) for arg in args]
     return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
 
 
-def _annotated(args: tuple[Any, ...], shared: dict[str, Any]) -> dict[str, Any]:
+def _annotated(args: tuple[Any, ...], shared: Definitions) -> dict[str, Any]:
     schema = _schema(args[0], shared)
     for note in args[1:]:
         schema |= {"description": note} if isinstance(note, str) else note if isinstance(note, Mapping) else {}
     return schema
 
 
-def _dict(args: tuple[Any, ...], shared: dict[str, Any]) -> dict[str, Any]:
+def _dict(args: tuple[Any, ...], shared: Definitions) -> dict[str, Any]:
     if args[0] is not str:
         raise InvalidRequest(f"keys of a JSON object are str; given {_convert.shown(args[0])}")
     return {"type": "object", "additionalProperties": _schema(args[1], shared)}
 
 
-BUILDERS: dict[Any, Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]]] = {
+BUILDERS: dict[Any, Callable[[tuple[Any, ...], Definitions], dict[str, Any]]] = {
     list: lambda args, shared: {"type": "array", "items": _schema(args[0], shared)},
     tuple: _tuple,
     dict: _dict,
@@ -131,6 +156,10 @@ def _is_record(kind: Any) -> bool:
 
 def _fields(kind: Any) -> tuple[dict[str, Any], set[str]]:
     """The fields' types by name, and the names of those that must be given."""
+    if (origin := typing.get_origin(kind)) is not None:  # Box[int]
+        hints, required = _fields(origin)
+        given = dict(zip(origin.__parameters__, typing.get_args(kind), strict=True))
+        return {name: _filled(hint, given) for name, hint in hints.items()}, required
     try:
         hints = typing.get_type_hints(kind, include_extras=True)
     except Exception as error:  # annotations are text: anything may be in them
@@ -144,10 +173,18 @@ def _fields(kind: Any) -> tuple[dict[str, Any], set[str]]:
     return {field.name: hints[field.name] for field in fields}, required
 
 
-def _record(kind: Any, shared: dict[str, Any]) -> dict[str, Any]:
-    name = kind.__qualname__
-    if name not in shared:
-        shared[name] = {}  # it may be within itself
+def _filled(hint: Any, given: Mapping[Any, Any]) -> Any:
+    """A field's type with the parameters of its generic type given."""
+    if isinstance(hint, typing.TypeVar) and hint in given:
+        return given[hint]
+    parameters = getattr(hint, "__parameters__", ())
+    return hint[tuple(given.get(one, one) for one in parameters)] if parameters else hint
+
+
+def _record(kind: Any, shared: Definitions) -> dict[str, Any]:
+    name = shared.name_of(kind)
+    if not shared[name]:
+        shared[name] = {"type": "object"}  # it may be within itself
         hints, required = _fields(kind)
         shared[name] = object_schema({key: _schema(hint, shared) for key, hint in hints.items()}, required)
     return {"$ref": f"#/$defs/{name}"}
@@ -155,7 +192,7 @@ def _record(kind: Any, shared: dict[str, Any]) -> dict[str, Any]:
 
 def fields_schema(hints: dict[str, Any], required: set[str]) -> dict[str, Any]:
     """The schema of an object with these fields, by their types."""
-    shared: dict[str, Any] = {}
+    shared = Definitions()
     schema = object_schema({key: _schema(hint, shared) for key, hint in hints.items()}, required)
     return schema | {"$defs": shared} if shared else schema
 
@@ -178,7 +215,7 @@ def parse_as(kind: Any, value: Any, place: str = "") -> Any:
         return _parse_union(args, value, place)
     if origin is Literal or (isinstance(kind, type) and issubclass(kind, enum.Enum)):
         return _parse_choice(kind, args, value, place)
-    if _is_record(kind):
+    if _is_record(origin or kind):
         return _parse_record(kind, value, place)
     if origin in (list, tuple, dict):
         return _parse_container(origin, args, value, place)

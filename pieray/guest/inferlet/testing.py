@@ -228,9 +228,21 @@ class Host(PlanHandlers):
         self._stream(handle)
         del self._streams[handle]
 
-    def chat_render(self, model: str, messages: str, tools: str, add_generation_prompt: bool) -> str:
+    def chat_render(
+        self, model: str, messages: str, tools: str, add_generation_prompt: bool, arguments: str, now: int
+    ) -> str:
         lines = [f"{message['role']}: {message['content']}\n" for message in json.loads(messages)]
         return "".join(lines) + "assistant: " * add_generation_prompt
+
+    def chat_parse(self, model: str, text: str, is_over: bool) -> str:
+        """A reply that is {"name": ..., "arguments": {...}} is a call."""
+        try:
+            found = json.loads(text)
+            calls = [{"name": found["name"], "arguments": dict(found["arguments"])}]
+        except (ValueError, TypeError, KeyError):
+            calls = []
+        content = "" if calls else text
+        return json.dumps({"content": content, "reasoning": "", "tool_calls": calls, "is_complete": True})
 
     # --- session, runtime
 

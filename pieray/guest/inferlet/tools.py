@@ -36,6 +36,16 @@ class Tool:
         for parameter, note in notes.items():
             self.parameters["properties"].get(parameter, {}).setdefault("description", note)
 
+    def _read(self, key: str, value: Any) -> Any:
+        """A value that some models write as text, where the parameter is none."""
+        kind = self.parameters["properties"].get(key, {}).get("type")
+        if not isinstance(value, str) or kind not in ("integer", "number", "boolean", "array", "object", "null"):
+            return value
+        try:
+            return _convert.load(value)
+        except ValueError:
+            return value
+
     @property
     def spec(self) -> dict[str, Any]:
         """As chat templates take it."""
@@ -52,6 +62,7 @@ class Tool:
         """
         try:
             given = _convert.load(arguments) if isinstance(arguments, str) else dict(arguments)
+            given = {key: self._read(key, value) for key, value in given.items()} if isinstance(given, dict) else given
             result = self.function(**parse_fields(self._hints, self._required, given))
             if inspect.isawaitable(result):
                 result = await result
@@ -106,14 +117,14 @@ async def run_tools(
     for _ in range(_convert.u32("max_steps", max_steps)):
         generation = ctx.generate(max_tokens, **options)
         await generation
-        reply = chat.parse(model.detokenize(generation.tokens, model=ctx.model), model=ctx.model)
+        text = model.detokenize(generation.tokens, model=ctx.model)
+        reply = chat.parse(text, model=ctx.model, is_over=generation.finish_reason != "length")
         if not reply.tool_calls:
             answer.text = reply.content if reply.is_complete else generation.text
             return answer
         results = await asyncio.gather(*(_call(by_name, one) for one in reply.tool_calls))
         answer.steps.append(Step(reply.content, reply.tool_calls, list(results)))
-        for called, result in zip(reply.tool_calls, results, strict=True):
-            ctx.tool(result, name=called["name"])
+        ctx.tool_results(results)
     return answer
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import Future
 
 from pieray.host.handlers.base import HandlerGroup
-from pieray.models.chat_parse import parse_reply
 from pieray.wasm.parks import Answer
 
 INLINE_BYTES = 4096
@@ -15,17 +14,19 @@ INLINE_BYTES = 4096
 class ChatHandlers(HandlerGroup):
     """Rendering and parsing; answered in the InferletActor itself."""
 
-    def chat_render(self, model: str, messages: str, tools: str, add_generation_prompt: bool) -> str | Future[Answer]:
-        self._check_text_size(messages)
-        self._check_text_size(tools)
+    def chat_render(
+        self, model: str, messages: str, tools: str, add_generation_prompt: bool, arguments: str, now: int
+    ) -> str | Future[Answer]:
+        for text in (messages, tools, arguments):
+            self._check_text_size(text)
         found = self._state.models.get(model)
-        if len(messages) + len(tools) > INLINE_BYTES:
-            return self._work_on_text("render", found, messages, tools, add_generation_prompt)
-        return found.tokenizer.render_json(messages, tools, add_generation_prompt=add_generation_prompt)
+        if len(messages) + len(tools) + len(arguments) > INLINE_BYTES:
+            return self._work_on_text("render", found, messages, tools, add_generation_prompt, arguments, now)
+        return found.tokenizer.render_json(messages, tools, add_generation_prompt, arguments, now)
 
-    def chat_parse(self, model: str, text: str) -> str | Future[Answer]:
+    def chat_parse(self, model: str, text: str, is_over: bool) -> str | Future[Answer]:
         self._check_text_size(text)
         found = self._state.models.get(model)
         if len(text) > INLINE_BYTES:
-            return self._work_on_text("parse", found, text)
-        return parse_reply(found.tokenizer.spec.chat_template, text).to_json()
+            return self._work_on_text("parse", found, text, is_over)
+        return found.tokenizer.parse_reply(text, is_over=is_over).to_json()

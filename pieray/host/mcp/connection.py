@@ -17,6 +17,7 @@ from pieray.host.mcp.spec import ServerSpec
 
 log = logging.getLogger(__name__)
 
+ANSWER_S = 3.0
 START_S = 120.0
 """Until a server has answered the handshake: a command may have to be downloaded first."""
 
@@ -50,6 +51,15 @@ class Connection:
     async def client(self) -> Any:
         """The library's client, once it is connected.  Raises PeerLost if it cannot be."""
         return await asyncio.shield(self._client)
+
+    async def answers(self) -> bool:
+        """Whether the server still does."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await (await self.client()).list_tools()
+        except Exception:  # noqa: BLE001 - however it fails
+            return False
+        return not self.is_over
 
     def abandon(self) -> None:
         """Let it close by itself."""
@@ -100,15 +110,27 @@ def _library() -> Callable[[Any, Callable[[], None]], Any]:
 
 def _transport(spec: ServerSpec) -> Any:
     from mcp import StdioServerParameters, stdio_client
-    from mcp.client.streamable_http import streamable_http_client
 
     if spec.url:
-        return streamable_http_client(spec.url)
+        return _over_http(spec)
     import os
 
     words = ["-I", "-S", "-c", _TETHER, str(os.getpid()), *spec.command]
     parameters = StdioServerParameters(command=sys.executable, args=words, env=dict(spec.env), cwd=spec.cwd)
     return stdio_client(parameters, errlog=sys.__stderr__ or sys.stderr)
+
+
+@asynccontextmanager
+async def _over_http(spec: ServerSpec) -> AsyncIterator[tuple[Any, Any]]:
+    import httpx2
+    from mcp.client.streamable_http import streamable_http_client
+
+    timeout = httpx2.Timeout(30.0, read=300.0)  # an answer may be a stream that is held open
+    async with (
+        httpx2.AsyncClient(headers=dict(spec.headers), timeout=timeout) as client,
+        streamable_http_client(spec.url, http_client=client) as (read, write),
+    ):
+        yield read, write
 
 
 @asynccontextmanager

@@ -107,6 +107,8 @@ class McpServer:
         except MCPError as error:
             raise self._error(connection, error.code, error.message) from None
         except Exception as error:  # noqa: BLE001 - transports fail in ways of their own
+            if await connection.answers():  # a tool broke what it promises: others have calls in flight
+                raise RemoteFailed(f"mcp: server {self._name!r}: {error}") from None
             connection.abandon()
             raise PeerLost(f"mcp: server {self._name!r}: {error}") from None
 

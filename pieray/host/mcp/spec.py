@@ -10,6 +10,8 @@ from typing import Any
 
 from pieray.errors import ConfigError
 
+KNOWN = {"command", "env", "cwd", "url", "headers"}
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+: [\t\x20-\x7e\x80-\xff]*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -22,6 +24,8 @@ class ServerSpec:
     """Beyond PATH, HOME and the like: a server inherits nothing else."""
     cwd: str | None = None
     url: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent with each request to the URL, a bearer token for instance; never logged."""
 
 
 def check_name(name: str) -> str:
@@ -32,24 +36,38 @@ def check_name(name: str) -> str:
 
 
 def parse_spec(name: str, given: object) -> ServerSpec:
-    """From `{"command": [...], "env": {...}, "cwd": ...}` or `{"url": ...}`; raises ConfigError."""
+    """From `{"command": [...], "env": {...}, "cwd": ...}` or `{"url": ..., "headers": {...}}`.
+
+    Raises ConfigError, which tells no value of env or headers.
+    """
     check_name(name)
     if not isinstance(given, Mapping):
         raise ConfigError(f"mcp.{name} is a mapping with command or url; given {given!r}")
-    if unknown := set(given) - {"command", "env", "cwd", "url"}:
-        raise ConfigError(f"mcp.{name}: unknown {', '.join(sorted(map(str, unknown)))}; known: command, cwd, env, url")
-    command, env, cwd, url = (given.get(key) for key in ("command", "env", "cwd", "url"))
+    if unknown := set(given) - KNOWN:
+        raise ConfigError(f"mcp.{name}: unknown {', '.join(sorted(map(str, unknown)))}; "
+                          f"known: {', '.join(sorted(KNOWN))}")  # fmt: skip
+    command, env, cwd, url, headers = (given.get(key) for key in ("command", "env", "cwd", "url", "headers"))
     if isinstance(command, str):
         command = shlex.split(command)
     if (not command) == (not url):
-        raise ConfigError(f"mcp.{name} has either a command or a url; given {dict(given)!r}")
+        raise ConfigError(f"mcp.{name} has either a command or a url; given {sorted(map(str, given))}")
     if url and (not isinstance(url, str) or not url.startswith(("http://", "https://"))):
         raise ConfigError(f"mcp.{name}.url begins with http:// or https://; given {url!r}")
     if command and not (isinstance(command, (list, tuple)) and all(isinstance(word, str) for word in command)):
         raise ConfigError(f"mcp.{name}.command is a list of words; given {command!r}")
-    if env is not None and not (isinstance(env, Mapping) and all(isinstance(w, str) for kv in env.items() for w in kv)):
-        raise ConfigError(f"mcp.{name}.env maps names to texts; given {env!r}")
-    return ServerSpec(tuple(command or ()), dict(env or {}), None if cwd is None else str(cwd), str(url or ""))
+    for key, values in (("env", env), ("headers", headers)):
+        if values is not None and not _are_texts(values):
+            raise ConfigError(f"mcp.{name}.{key} maps names to texts; given {type(values).__name__}")
+    if headers and not url:
+        raise ConfigError(f"mcp.{name}.headers go with a url; this server has a command")
+    if headers and (bad := [key for key, value in headers.items() if not _HEADER.fullmatch(f"{key}: {value}")]):
+        raise ConfigError(f"mcp.{name}.headers: no line of a header: {bad[0]!r}")
+    return ServerSpec(tuple(command or ()), dict(env or {}), None if cwd is None else str(cwd), str(url or ""),
+                      dict(headers or {}))  # fmt: skip
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, Mapping) and all(isinstance(word, str) for pair in values.items() for word in pair)
 
 
 def parse_option(text: str) -> tuple[str, dict[str, Any]]:

@@ -228,9 +228,11 @@ PIERAY_IMPORT("model", "stream-close") void model_stream_close(uint32_t handle, 
 // chat: Conversations, as the model's own chat template writes them.
 PIERAY_IMPORT("chat", "render")
 void chat_render(const char *model, uint32_t model_size, const char *messages, uint32_t messages_size,
-    const char *tools, uint32_t tools_size, uint32_t add_generation_prompt, result *);  // string
+    const char *tools, uint32_t tools_size, uint32_t add_generation_prompt, const char *arguments,
+    uint32_t arguments_size, uint64_t now, result *);  // string
 PIERAY_IMPORT("chat", "parse")
-void chat_parse(const char *model, uint32_t model_size, const char *text, uint32_t text_size, result *);  // string
+void chat_parse(const char *model, uint32_t model_size, const char *text, uint32_t text_size, uint32_t is_over,
+    result *);  // string
 
 // session: The client of this inferlet: who launched it.
 PIERAY_IMPORT("session", "send") void session_send(const char *text, uint32_t text_size, result *);

@@ -307,7 +307,10 @@ export declare const adapters: {
 export declare const model: {
   /** Names of the models served. */
   names(): string[];
-  /** JSON object: name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits. */
+  /**
+   * JSON object: name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits,
+   * bos_tokens (what the tokenizer puts before a text), thought_tags (what begins and ends a thought, or null).
+   */
   info(model: string): string;
   tokenize(model: string, text: string): number[];
   /** Text of the tokens; bytes that are no UTF-8 become U+FFFD. */
@@ -336,14 +339,18 @@ export declare const model: {
 export declare const chat: {
   /**
    * Render messages (JSON list of {role, content, tool_calls?, ...}) with the model's chat template; `tools`: JSON
-   * list of {type: "function", function: {name, description, parameters}}, or "".
+   * list of {type: "function", function: {name, description, parameters}}, or "".  Content is a text, or a list of
+   * {type: "text", text}.  `arguments`: JSON object of further names that the template knows, or "".  `now`: seconds
+   * since 1970 for templates that tell the date, 0: the present time.
    */
-  render(model: string, messages: string, tools: string, addGenerationPrompt: boolean): string;
+  render(model: string, messages: string, tools: string, addGenerationPrompt: boolean, arguments: string, now:
+    number): string;
   /**
-   * Take a reply apart: JSON {"content", "reasoning", "tool_calls": [{"name", "arguments"}], "is_complete"}.  The
-   * format is the model's, told from its template; text that only begins a call or a thought is not complete.
+   * Take a reply apart: JSON {"content", "reasoning", "tool_calls": [{"name", "arguments", "id"?}], "is_complete"}.
+   * The format is the model's, told from its template; text that only begins a call or a thought is not complete.  If
+   * the reply `is-over`, a call that lacks only its closing tag counts.
    */
-  parse(model: string, text: string): string;
+  parse(model: string, text: string, isOver: boolean): string;
 };
 
 /** The client of this inferlet: who launched it. */

@@ -101,8 +101,8 @@ static answer call_85(const uint64_t *a) { result r; model_stream_stop((uint32_t
 static answer call_86(const uint64_t *a) { result r; model_stream_stopped((uint32_t)a[0], &r); return of(&r, 0); }
 static answer call_87(const uint64_t *a) { result r; model_stream_rest((uint32_t)a[0], &r); return of(&r, 0); }
 static answer call_88(const uint64_t *a) { result r; model_stream_close((uint32_t)a[0], &r); return of(&r, 0); }
-static answer call_89(const uint64_t *a) { result r; chat_render((const char *)(uintptr_t)a[0], (uint32_t)a[1], (const char *)(uintptr_t)a[2], (uint32_t)a[3], (const char *)(uintptr_t)a[4], (uint32_t)a[5], (uint32_t)a[6], &r); return of(&r, 0); }
-static answer call_90(const uint64_t *a) { result r; chat_parse((const char *)(uintptr_t)a[0], (uint32_t)a[1], (const char *)(uintptr_t)a[2], (uint32_t)a[3], &r); return of(&r, 0); }
+static answer call_89(const uint64_t *a) { result r; chat_render((const char *)(uintptr_t)a[0], (uint32_t)a[1], (const char *)(uintptr_t)a[2], (uint32_t)a[3], (const char *)(uintptr_t)a[4], (uint32_t)a[5], (uint32_t)a[6], (const char *)(uintptr_t)a[7], (uint32_t)a[8], a[9], &r); return of(&r, 0); }
+static answer call_90(const uint64_t *a) { result r; chat_parse((const char *)(uintptr_t)a[0], (uint32_t)a[1], (const char *)(uintptr_t)a[2], (uint32_t)a[3], (uint32_t)a[4], &r); return of(&r, 0); }
 static answer call_91(const uint64_t *a) { result r; session_send((const char *)(uintptr_t)a[0], (uint32_t)a[1], &r); return of(&r, 0); }
 static answer call_92(const uint64_t *a) { result r; session_receive(&r); return of(&r, r.value); }
 static answer call_93(const uint64_t *a) { result r; session_emit((const char *)(uintptr_t)a[0], (uint32_t)a[1], (const char *)(uintptr_t)a[2], (uint32_t)a[3], &r); return of(&r, 0); }

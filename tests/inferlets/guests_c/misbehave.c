@@ -60,7 +60,7 @@ static outcome *wild_numbers(void) {
 // All functions that nothing else here calls, so that this component imports the whole API.
 static outcome *everything(void) {
   text out = TEXT("{"), s;
-  TRY(model_info, "", 0); TRY(model_stop_tokens, "", 0); TRY(chat_render, "", 0, "[]", 2, "", 0, 1);
+  TRY(model_info, "", 0); TRY(model_stop_tokens, "", 0); TRY(chat_render, "", 0, "[]", 2, "", 0, 1, "", 0, 0);
   TRY(model_stream_open, "", 0, 1, 0, 0); TRY(session_receive);
   runtime_version(&s); runtime_instance_id(&s); runtime_limits(&s);
   sink = (uint32_t)(runtime_monotonic_now() + runtime_random_u64());

@@ -194,3 +194,37 @@ def test_matchers_of_one_grammar_run_on_several_threads() -> None:
         together = list(pool.map(run, range(16)))
     assert together == [run(seed) for seed in range(16)]
     assert np.mean([len(tokens) for tokens in together]) > 5
+
+
+POINT = {"type": "object", "properties": {"x": {"type": "integer", "nullable": True}, "nullable": {"type": "boolean"}},
+         "required": ["x", "nullable"], "additionalProperties": False}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"type": "string", "nullable": True}, ['"a"', "null"], ["1"]),
+        ({"type": "string", "nullable": False}, ['"a"'], ["null"]),
+        ({"enum": ["a"], "nullable": True}, ['"a"', "null"], ['"b"']),
+        (POINT, ['{"x": null, "nullable": true}', '{"x": 1, "nullable": false}'], ['{"x": 1, "nullable": null}']),
+        ({"$defs": {"p": POINT}, "type": "array", "items": {"$ref": "#/$defs/p"}, "nullable": True},
+         ["null", '[{"x": null, "nullable": true}]'], ["[null]"]),
+        ({"const": {"nullable": True}}, ['{"nullable":true}'], ["null"]),
+        ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, ['"a"', "1"], ["null"]),
+    ],
+)  # fmt: skip
+def test_nullable_and_disjoint_branches(schema: dict[str, object], good: list[str], bad: list[str]) -> None:
+    for text, is_good in [*((one, True) for one in good), *((one, False) for one in bad)]:
+        matcher = new("json-schema", json.dumps(schema))
+        is_whole = matcher.accept(tokens_of(text)) == len(tokens_of(text)) and matcher.is_complete
+        assert is_whole == is_good, text
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [({"type": "string", "format": "weird"}, "weird"), ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+     ({"type": "object", "minProperties": 1, "propertyNames": {}}, "propertyNames")],
+)  # fmt: skip
+def test_what_is_not_implemented_is_refused_by_name(schema: dict[str, object], name: str) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        new("json-schema", json.dumps(schema))

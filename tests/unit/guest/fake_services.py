@@ -9,6 +9,7 @@ from typing import Any
 import fake_model as lm
 
 from pieray.host.textstreams import TextStream
+from pieray.models.chat_parse import parse_reply
 
 
 class Decoder:
@@ -41,8 +42,13 @@ class FakeServices:
     def model_stop_tokens(self, model: str) -> list[int]:
         return [lm.END]
 
-    def chat_render(self, model: str, messages: str, tools: str, add_generation_prompt: bool) -> str:
+    def chat_render(
+        self, model: str, messages: str, tools: str, add_generation_prompt: bool, arguments: str, now: int
+    ) -> str:
         return lm.render_chat(messages, add_generation_prompt)
+
+    def chat_parse(self, model: str, text: str, is_over: bool) -> str:
+        return parse_reply(None, text, is_over=is_over).to_json()
 
     def model_stream_open(self, model: str, skip_special: bool, after: Any) -> int:
         self.streams[handle := next(self.ids)] = TextStream(Decoder(skip_special))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Generic, Literal, NotRequired, TypedDict, TypeVar
 
 import guest_install
 import jsonschema
@@ -28,6 +28,16 @@ class Color(enum.Enum):
 class Point:
     x: int
     y: float = 0.0
+
+
+T = TypeVar("T")
+
+
+@dataclass
+class Box(Generic[T]):
+    item: T
+    more: list[T] = field(default_factory=list)
+    inner: Box[T] | None = None
 
 
 class Options(TypedDict):
@@ -131,3 +141,39 @@ def test_parsing_accepts_what_the_schema_does(value: Any, kind: Any) -> None:
         assert not is_valid
     else:
         assert is_valid
+
+
+def test_generic_types() -> None:
+    schema = schema_of(dict[str, Box[int] | Box[Point]])
+    assert set(schema["$defs"]) == {"Box_int", "Box_Point", "Point"}
+    value = {"a": {"item": 1, "more": [2], "inner": {"item": 3}}, "b": {"item": {"x": 4}}}
+    jsonschema.validate(value, schema)
+    found = parse_as(dict[str, Box[int] | Box[Point]], value)
+    assert found == {"a": Box(1, [2], Box(3)), "b": Box(Point(4))}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"a": {"item": "x"}}, schema)
+    with pytest.raises(Mismatch, match="item: int expected"):
+        parse_as(Box[int], {"item": "x"})
+    with pytest.raises(InvalidRequest, match="no JSON schema for the type ~T"):
+        schema_of(Box)
+
+
+def test_types_of_one_name_are_told_apart_wherever_they_are_defined() -> None:
+    def made(kind: Any) -> Any:
+        @dataclass
+        class Item:
+            value: kind
+
+        return Item
+
+    numbers, texts = made(int), made(str)
+    numbers.__annotations__["value"], texts.__annotations__["value"] = int, str
+    both = tuple[numbers, texts, numbers]
+    schema = schema_of(both)
+    assert set(schema["$defs"]) == {"Item", "Item_2"}
+    jsonschema.validate([{"value": 1}, {"value": "a"}, {"value": 2}], schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate([{"value": 1}, {"value": 2}, {"value": 2}], schema)
+    assert parse_as(both, [{"value": 1}, {"value": "a"}, {"value": 2}]) == (numbers(1), texts("a"), numbers(2))
+    blank = dataclass(type("a b/c~", (), {"__annotations__": {"x": int}}))
+    assert schema_of(list[blank])["items"] == {"$ref": "#/$defs/a_b_c"}

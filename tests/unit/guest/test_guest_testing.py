@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -100,3 +101,36 @@ def test_generations_run_as_plans_as_usual() -> None:
     done = testing.run(main, reply="abcdef")
     assert done.result == ["abc", True, "stop", 5]
     assert (done.host._plans, done.host._pages) == ({}, {})
+
+
+class Thinker(testing.Host):
+    """Its chat template tells of thoughts."""
+
+    def model_info(self, model: str) -> str:
+        return json.dumps({**json.loads(super().model_info(model)), "thought_tags": ["<think>", "</think>"]})
+
+
+@pytest.mark.parametrize(
+    ("reply", "max_tokens", "thought"),
+    [("It is 3.</think>Yes", 64, "It is 3."), ("It goes on and on</think>", 5, "It go"), ("Done", 64, "Done")],
+)
+def test_a_thought_ends_before_what_is_constrained(reply: str, max_tokens: int, thought: str) -> None:
+    async def main() -> list[str]:
+        async with Context() as ctx:
+            found = await ctx.user("1+2?").think(max_tokens)
+            return [found, ctx.text]
+
+    done = testing.run(main, host=Thinker(reply))
+    found, text = done.result
+    assert found == thought
+    assert text.startswith(f"user: 1+2?\nassistant: <think>\n{thought}")
+    assert text.rstrip().endswith("</think>")
+    assert text.count("</think>") == 1
+
+
+def test_a_model_without_thoughts_says_so() -> None:
+    async def main() -> None:
+        await Context().user("1+2?").think()
+
+    with pytest.raises(Unsupported, match="no thoughts"):
+        testing.run(main, reply="3")

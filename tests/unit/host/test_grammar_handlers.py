@@ -135,10 +135,10 @@ def test_closing_fails_what_waits(bench: Bench) -> None:
 
 
 def test_parse_answers_json_and_bounds_its_text(bench: Bench) -> None:
-    reply = json.loads(bench.handlers.chat_parse("", "plain"))
+    reply = json.loads(bench.handlers.chat_parse("", "plain", False))
     assert reply == {"content": "plain", "reasoning": "", "tool_calls": [], "is_complete": True}
     with pytest.raises(QuotaExceeded, match="tokenize_bytes"):
-        bench.handlers.chat_parse("", "x" * (bench.limits.tokenize_bytes + 1))
+        bench.handlers.chat_parse("", "x" * (bench.limits.tokenize_bytes + 1), False)
 
 
 def test_tenants_take_turns_and_none_has_all_threads() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -319,6 +321,9 @@ def test_a_server_over_http_also_after_it_was_away(http_port: int, monkeypatch: 
         ({}, "either a command or a url"), ({"command": ["a"], "url": "http://a"}, "either"), ("a", "a mapping"),
         ({"url": "ftp://a"}, "begins with http"), ({"command": [1]}, "a list of words"), ({"cmd": "a"}, "unknown cmd"),
         ({"command": ["a"], "env": {"A": 1}}, "env maps names to texts"),
+        ({"url": "http://a", "headers": ["A"]}, "headers maps names to texts"),
+        ({"url": "http://a", "headers": {"A": "x\r\ny"}}, "no line of a header: 'A'"),
+        ({"command": ["a"], "headers": {"A": "b"}}, "headers go with a url"),
     ],
 )  # fmt: skip
 def test_a_spec_that_is_none_is_an_error(given: Any, text: str) -> None:
@@ -341,3 +346,54 @@ def test_results_of_any_kind_have_one_form() -> None:
     assert result_of([1])["structured"] == [1]
     given = {"content": [{"type": "text", "text": "a"}], "isError": True, "structuredContent": {"b": 1}}
     assert result_of(given) == {"is_error": True, "content": given["content"], "structured": {"b": 1}}
+
+
+def test_a_tool_that_breaks_its_promises_keeps_its_server_and_the_calls_of_others() -> None:
+    script = Path(__file__).parents[2] / "support" / "mcp_careless.py"
+    shared = Shared({"careless": {"command": [sys.executable, str(script)]}})
+    bench = shared.bench("careless")
+
+    async def main() -> list[str]:
+        slow = asyncio.create_task(mcp.call("careless", "slow"))
+        pid = (await mcp.call("careless", "pid")).text
+        for name in ("wrong", "plain"):
+            with pytest.raises(inferlet.RemoteFailed, match="structured content"):
+                await mcp.call("careless", name)
+        assert (await mcp.call("careless", "noise")).text == "quiet"
+        assert (await mcp.call("careless", "right")).structured == {"n": 3}
+        return [pid, (await mcp.call("careless", "pid")).text, (await slow).text]
+
+    try:
+        before, after, said = bench.run(main())
+        assert (before, said) == (after, "done")
+    finally:
+        shared.services.close()
+
+
+@pytest.mark.slow
+def test_headers_reach_a_server_over_http_and_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            seen.append(self.headers.get("Authorization", ""))
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    secret = "Bearer s3cr3t"
+    given = {"url": f"http://127.0.0.1:{server.server_port}/mcp", "headers": {"Authorization": secret}}
+    shared = Shared({"web": given})
+    caplog.set_level(0)
+    try:
+        with pytest.raises(inferlet.Error) as raised:
+            shared.bench().run(mcp.tools("web"))
+        assert seen
+        assert set(seen) == {secret}
+        assert "s3cr3t" not in f"{raised.value} {caplog.text} {parse_spec('web', given)!r}"
+    finally:
+        shared.services.close()
+        server.shutdown()

@@ -50,16 +50,16 @@ def test_long_texts_have_the_answers_that_short_ones_have(bench: Bench) -> None:
     assert ids.tolist() == tokenizer.encode(LONG)
     assert value_of(handlers.model_detokenize("", ids, True)) == tokenizer.decode(ids.tolist())
     messages = json.dumps([{"role": "user", "content": LONG}, {"role": "assistant", "content": "é"}])
-    assert value_of(handlers.chat_render("", messages, "", True)) == tokenizer.render_json(messages, "")
-    assert value_of(handlers.chat_parse("", LONG)) == parse_reply(TEMPLATE, LONG).to_json()
+    assert value_of(handlers.chat_render("", messages, "", True, "", 0)) == tokenizer.render_json(messages, "")
+    assert value_of(handlers.chat_parse("", LONG, False)) == parse_reply(TEMPLATE, LONG).to_json()
 
 
 def test_short_texts_are_answered_at_once(bench: Bench) -> None:
     handlers = bench.handlers
     assert list(handlers.model_tokenize("", "x" * model.INLINE_BYTES))
     assert handlers.model_detokenize("", np.array([65] * model.INLINE_TOKENS, np.uint32), True)
-    assert isinstance(handlers.chat_parse("", "x" * chat.INLINE_BYTES), str)
-    assert isinstance(handlers.chat_render("", '[{"role": "a", "content": "b"}]', "", True), str)
+    assert isinstance(handlers.chat_parse("", "x" * chat.INLINE_BYTES, False), str)
+    assert isinstance(handlers.chat_render("", '[{"role": "a", "content": "b"}]', "", True, "", 0), str)
 
 
 def test_many_tokens_pushed_at_once_are_the_text_of_one_by_one(bench: Bench) -> None:
@@ -73,7 +73,7 @@ def test_many_tokens_pushed_at_once_are_the_text_of_one_by_one(bench: Bench) -> 
 @pytest.mark.parametrize("messages", [f'[{"[" * 5000}', f'"{LONG}"', f"[{'1, ' * 2000}1]"])
 def test_what_is_wrong_with_a_long_text_is_told(bench: Bench, messages: str) -> None:
     with pytest.raises(InvalidRequest, match="messages is a JSON list"):
-        value_of(bench.handlers.chat_render("", messages, "", True))
+        value_of(bench.handlers.chat_render("", messages, "", True, "", 0))
 
 
 def test_one_tenant_has_not_all_children(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ MISTRAL = """{%- for message in messages %}{%- if message.tool_calls %}{{- '[TOO
 LLAMA = """{%- for message in messages %}{{- '<|start_header_id|>' + message.role }}{{- message.content }}
 {%- if message.tool_calls %}{{- '{"name": "' + message.tool_calls[0].name + '", ' }}{{- '"parameters": ' }}{%- endif %}
 {%- endfor %}"""
+CODER = QWEN + "{{ '<function=' + name + '>' }}"
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
 PIE_TINY = TokenizerSpec.from_folder(model_folder("pie-tiny")).chat_template
 
@@ -38,8 +39,8 @@ WRITTEN = json.dumps(CALL)
 PARAMETERS = WRITTEN.replace('"arguments"', '"parameters"')
 
 
-def parts(template: str | None, text: str) -> tuple[str, str, list[dict[str, Any]], bool]:
-    reply = json.loads(parse_reply(template, text).to_json())
+def parts(template: str | None, text: str, *, is_over: bool = False) -> tuple[str, str, list[dict[str, Any]], bool]:
+    reply = json.loads(parse_reply(template, text, is_over=is_over).to_json())
     return reply["content"], reply["reasoning"], reply["tool_calls"], reply["is_complete"]
 
 
@@ -48,6 +49,7 @@ def parts(template: str | None, text: str) -> tuple[str, str, list[dict[str, Any
     [
         (QWEN, "hermes"),
         (QWEN3, "hermes"),
+        (CODER, "coder"),
         (MISTRAL, "mistral"),
         (LLAMA, "llama"),
         (PIE_TINY, "json"),
@@ -122,6 +124,115 @@ def test_a_reply_that_is_cut_within_a_call_or_thought_is_not_complete(
         assert parts(template, text[: text.index("</think>") + 4]) == ("", reasoning, [], False)
 
 
+F, G = {"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}
+PERSON = '{"name": "Ada", "age": 36}'
+F_TEXT = {"name": "f", "arguments": {"x": "1"}}
+WAYS = {
+    "hermes": (QWEN, {
+        "a person is no call": (f"<tool_call>{PERSON}</tool_call>", f"<tool_call>{PERSON}</tool_call>", []),
+        "no arguments": ('<tool_call>{"name": "g"}</tool_call>', "", [G]),
+        "null": ('<tool_call>{"name": "g", "arguments": null}</tool_call>', "", [G]),
+        "empty text": ('<tool_call>{"name": "g", "arguments": ""}</tool_call>', "", [G]),
+        "JSON in a text": ('<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>', "", [F]),
+        "as OpenAI has it": (
+            '<tool_call>{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\\"x\\": 1}"}}'
+            "</tool_call>", "", [{**F, "id": "c1"}]),
+        "text everywhere": (f"a <tool_call>{json.dumps(F)}</tool_call> b <tool_call>{json.dumps(G)}</tool_call> c",
+                            "a  b  c", [F, G]),
+        "several in a block": (f"<tool_call>{json.dumps(F)}\n{json.dumps(G)}</tool_call>", "", [F, G]),
+        "a list in a block": (f"<tool_call>[{json.dumps(F)}, {json.dumps(G)}]</tool_call>", "", [F, G]),
+        "a person in a list": (f"<tool_call>[{PERSON}]</tool_call>", f"<tool_call>[{PERSON}]</tool_call>", []),
+        "no closing tag between": (f"<tool_call>{json.dumps(F)}<tool_call>{json.dumps(G)}</tool_call>", "", [F, G]),
+    }),
+    "coder": (CODER, {
+        "one": ("<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>", "", [F_TEXT]),
+        "lines": ("<tool_call><function=f><parameter=x>\na\n\nb\n</parameter></function></tool_call>", "",
+                  [{"name": "f", "arguments": {"x": "a\n\nb"}}]),
+        "none": ("Hm.\n<tool_call>\n<function=g>\n</function>\n</tool_call>", "Hm.", [G]),
+        "no outer tag": ("<function=f><parameter=x>1</parameter></function> then", "then", [F_TEXT]),
+        "several": ("a <tool_call><function=f><parameter=x>1</parameter></function></tool_call> b <tool_call>"
+                    "<function=g></function></tool_call> c", "a  b  c", [F_TEXT, G]),
+        "a parameter without its end": (
+            "<function=h><parameter=x>1<parameter=y>2</parameter></function>", "",
+            [{"name": "h", "arguments": {"x": "1", "y": "2"}}]),
+    }),
+    "mistral": (MISTRAL, {
+        "with an id": ('[TOOL_CALLS]f[CALL_ID]abc123DEF[ARGS]{"x": 1}', "", [{**F, "id": "abc123DEF"}]),
+        "without ARGS": ('[TOOL_CALLS]f{"x": 1}', "", [F]),
+        "several": ('so [TOOL_CALLS]f[ARGS]{"x": 1}[TOOL_CALLS]g[ARGS]{}', "so", [F, G]),
+        "ids in a list": ('[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}, "id": "abc123DEF"}]', "",
+                          [{**F, "id": "abc123DEF"}]),
+        "no list": (f"[TOOL_CALLS]{json.dumps(F)}", "", [F]),
+        "a person is no call": (f"[TOOL_CALLS][{PERSON}]", f"{PERSON}]", []),
+    }),
+    "llama": (LLAMA, {
+        "a person is no call": (PERSON, PERSON, []),
+        "the tag anywhere": ('Let me see. <|python_tag|>{"name": "f", "parameters": {"x": 1}}', "Let me see.", [F]),
+        "text before and after": ('Well:\n{"name": "f", "parameters": {"x": 1}}\nThat was it.',
+                                  "Well:\n\nThat was it.", [F]),
+        "a list": (f"[{json.dumps(F)}, {json.dumps(G)}]", "", [F, G]),
+        "Python": ("[f(x=1), g()]", "", [F, G]),
+        "Python's values": (
+            "[h(a='it\\'s (', b=[1, -2.5, True, None], c={'k': \"v\"}, d=false)]", "",
+            [{"name": "h", "arguments": {"a": "it's (", "b": [1, -2.5, True, None], "c": {"k": "v"}, "d": False}}]),
+        "Python behind the tag": ('<|python_tag|>search.call(query="pie")', "",
+                                  [{"name": "search", "arguments": {"query": "pie"}}]),
+        "Python, but no call": ("[f(1)]", "[f(1)]", []),
+        "Python that is run": ('[f(x=__import__("os").getcwd())]', '[f(x=__import__("os").getcwd())]', []),
+        "numbers": ("[1, 2]", "[1, 2]", []),
+    }),
+}  # fmt: skip
+CASES = [
+    pytest.param(template, *case, id=f"{way}: {name}") for way, (template, cases) in WAYS.items()
+    for name, case in cases.items()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "text", "content", "calls"), CASES)
+def test_ways_in_which_models_write_calls(template: str, text: str, content: str, calls: list[Any]) -> None:
+    for is_over in (False, True):
+        assert parts(template, text, is_over=is_over) == (content, "", calls, True)
+    seen: list[Any] = []
+    for end in range(len(text) + 1):
+        found = parts(template, text[:end])[2]
+        assert found[: len(seen)] == seen, "a completed call changed"
+        seen = found
+    assert seen == calls
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "calls"),
+    [
+        (QWEN, f"<tool_call>{json.dumps(F)}", [F]),
+        (QWEN, f"<tool_call>{json.dumps(G)}</tool_call><tool_call>\n{json.dumps(F)}\n</tool", [G, F]),
+        (CODER, "<tool_call><function=f><parameter=x>1</parameter>", [F_TEXT]),
+        (MISTRAL, f"[TOOL_CALLS][{json.dumps(F)}", [F]),
+    ],
+)
+def test_a_last_call_without_its_closing_tag_counts_once_the_reply_is_over(
+    template: str, text: str, calls: list[Any]
+) -> None:
+    assert parts(template, text)[3] is False
+    content, _, found, _ = parts(template, text, is_over=True)
+    assert (content, found) == ("", calls)
+
+
+@pytest.mark.parametrize("text", ["a <", "a <tool", "1 <t"])
+def test_half_a_tag_is_content_once_the_reply_is_over(text: str) -> None:
+    assert parts(QWEN, text, is_over=True) == (text, "", [], True)
+
+
+def test_a_call_that_is_cut_is_none_when_the_reply_is_over() -> None:
+    assert parts(QWEN, 'a <tool_call>{"name": "f", "arg', is_over=True) == ("a", "", [], False)
+
+
+def test_thoughts_without_a_tag() -> None:
+    assert parts(QWEN3, "So it is.</think>\n19") == ("19", "So it is.", [], True)
+    assert parts(QWEN3, f"So.</think><tool_call>{json.dumps(F)}</tool_call>") == ("", "So.", [F], True)
+    assert parts(THINKING, "I was thi", is_over=True) == ("", "I was thi", [], False)
+    assert parts(QWEN3, "<think>I was thi</th", is_over=True) == ("", "I was thi</th", [], False)
+
+
 BROKEN = [
     '{"name": "f"',
     '{"name": }',
@@ -161,6 +272,13 @@ PIECES = st.lists(
             "</think>",
             "[TOOL_CALLS]",
             "[ARGS]",
+            "[CALL_ID]",
+            "<function=f>",
+            "<parameter=x>",
+            "</parameter>",
+            "</function>",
+            "[f(x=1)]",
+            "f(",
             "<|python_tag|>",
             WRITTEN,
             PARAMETERS,
@@ -193,13 +311,14 @@ def test_bare_json_is_not_complete_before_its_end(template: str) -> None:
 
 
 @settings(max_examples=examples(50))
-@given(PIECES, st.sampled_from([QWEN, QWEN3, THINKING, MISTRAL, LLAMA, PIE_TINY, PLAIN, None]))
+@given(PIECES, st.sampled_from([QWEN, QWEN3, THINKING, CODER, MISTRAL, LLAMA, PIE_TINY, PLAIN, None]))
 def test_every_prefix_of_anything_parses_and_completed_calls_never_change(text: str, template: str | None) -> None:
     seen: list[Any] = []
     for end in range(len(text) + 1):
         _, _, calls, _ = parts(template, text[:end])
         assert calls[: len(seen)] == seen
         seen = calls
+        assert parts(template, text[:end], is_over=True)[2][: len(seen)] == seen
 
 
 def test_what_a_template_renders_is_parsed_back() -> None:

@@ -49,7 +49,9 @@ def pickled(folder: Path) -> None:
         ),
         (lambda f: sharded(f, {"a": "/etc/x.safetensors"}), "a", "'a' is in '/etc/x.safetensors'"),
         (lambda f: sharded(f, {"a": "one.bin"}), "a", "'a' is in 'one.bin'"),
-        (lambda f: sharded(f, {"a": "two.safetensors"}), "a", "two.safetensors: no such file, which"),
+        (lambda f: sharded(f, {"a": "two.safetensors"}), "a", "no two.safetensors, which"),
+        (lambda f: sharded(f, {"a": "x2.safetensors", "b": "x1.safetensors"}), "a",
+         "no x1.safetensors, x2.safetensors, which model.safetensors.index.json names"),
         (lambda f: sharded(f, {"b": "one.safetensors"}), "b", "one.safetensors: no 'b', which"),
         (lambda f: (f / INDEX).write_text("{}"), "a", "index.json: not a safetensors index with a weight_map"),
     ],
@@ -77,3 +79,17 @@ def test_close_is_idempotent_and_tensors_outlive_it(tmp_path: Path) -> None:
     checkpoint.close()
     checkpoint.close()
     assert torch.equal(tensor, torch.zeros(SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("index", "is_told"),
+    [('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', True), ("{broken", True),
+     ('{"weight_map": {"a": "model.safetensors"}}', False)],
+)  # fmt: skip
+def test_a_stale_index_beside_a_single_file_is_not_read(
+    index: str, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole(tmp_path)
+    (tmp_path / INDEX).write_text(index)
+    assert torch.equal(Checkpoint(tmp_path).tensor("a", SHAPE), torch.zeros(SHAPE))
+    assert bool(caplog.records) == is_told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +201,25 @@ def test_files_that_are_none_and_files_that_are_too_large(base: Path, tmp_path: 
     for name, alpha in (("", 1.0), ("a\nb", 1.0), ("a", float("nan")), ("a", -1.0)):
         with pytest.raises(InvalidRequest):
             read_adapter(name, data, alpha, max_bytes=ROOM)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("use_dora", True), ("alora_invocation_tokens", [1, 2]), ("layer_replication", [[0, 2], [1, 3]]),
+     ("init_lora_weights", "pissa_niter_4"), ("init_lora_weights", "olora"), ("init_lora_weights", "loftq"),
+     ("lora_bias", True), ("trainable_token_indices", {"embed_tokens": [1]}), ("modules_to_save", ["lm_head"])],
+)  # fmt: skip
+def test_settings_that_change_what_an_adapter_computes_are_refused_by_name(
+    key: str, value: object, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", key: value}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelError, match=rf"adapter_config\.json: {key} is"):
+        read_adapter("a", tmp_path, max_bytes=1 << 20)
+
+
+@pytest.mark.parametrize("value", [True, False, "gaussian"])
+def test_how_its_training_began_matters_only_if_the_base_model_was_changed(value: object, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "init_lora_weights": value}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    assert read_adapter("a", tmp_path, max_bytes=1 << 20).alpha == 0.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from pieray.errors import InvalidRequest, ModelError
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
@@ -98,6 +98,36 @@ def test_eos_ids_are_all_that_the_files_and_the_chat_template_say(
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": None}))
     assert TokenizerSpec.from_folder(folder).eos_ids == eos
+
+
+def test_a_template_for_tools_is_used_with_tools_and_tells_how_calls_are_written(folder: Path) -> None:
+    given = [{"name": "default", "template": "{{ 'plain' }}"}, {"name": "tool_use", "template": "<tool_call>{{ x }}"}]
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": given}))
+    tokenizer = Tokenizer(TokenizerSpec.from_folder(folder))
+    assert tokenizer.render_chat(MESSAGES) == "plain"
+    assert tokenizer.render_chat(MESSAGES, tools=TOOLS, arguments={"x": 7}) == "<tool_call>7"
+    assert tokenizer.parse_reply('<tool_call>{"name": "f", "arguments": {}}</tool_call>').tool_calls
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text("of its own")
+    assert Tokenizer(TokenizerSpec.from_folder(folder)).render_chat(MESSAGES, tools=TOOLS) == "of its own"
+
+
+def test_a_date_is_told_as_it_was(folder: Path) -> None:
+    spec = TokenizerSpec.from_folder(folder)
+    tokenizer = Tokenizer(TokenizerSpec(spec.json, "{{ strftime_now('%Y-%m') }}"))
+    assert tokenizer.render_chat([], now=1_000_000_000) == "2001-09"
+    assert tokenizer.render_chat([]) >= "2026"
+    with pytest.raises(InvalidRequest, match="refuses"):
+        tokenizer.render_chat([], now=1 << 63)
+
+
+def test_what_the_post_processor_puts_before_a_text(folder: Path) -> None:
+    rust = RustTokenizer.from_file(str(folder / "tokenizer.json"))
+    assert Tokenizer(TokenizerSpec(rust.to_str().encode())).bos_ids == []
+    rust.post_processor = processors.TemplateProcessing("<s> $A </s>", "<s> $A $B", [("<s>", 0), ("</s>", 1)])
+    assert Tokenizer(TokenizerSpec(rust.to_str().encode())).bos_ids == [0]
 
 
 @pytest.mark.slow

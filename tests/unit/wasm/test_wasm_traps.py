@@ -63,7 +63,7 @@ def test_the_rest_of_the_api(host, misbehave):
     handlers = FakeHandlers()
     answers = json.loads(Watched(host, misbehave, "everything", handlers).value)
     assert set(answers.values()) == {"ok"}
-    assert handlers.calls == [("render", ("", "[]", "", True))]
+    assert handlers.calls == [("render", ("", "[]", "", True, "", 0))]
 
 
 def test_lists_of_strings_and_tuples_arrive_whole(host, misbehave):

@@ -137,8 +137,8 @@ class FakeHandlers:
     def model_stop_tokens(self, model: str):
         return [STOP]
 
-    def chat_render(self, model, messages, tools, add_generation_prompt) -> str:
-        self.calls.append(("render", (model, messages, tools, add_generation_prompt)))
+    def chat_render(self, model, messages, tools, add_generation_prompt, arguments, now) -> str:
+        self.calls.append(("render", (model, messages, tools, add_generation_prompt, arguments, now)))
         return messages
 
     def model_stream_open(self, model, skip_special, after) -> int:

@@ -1104,7 +1104,8 @@ pub mod model {
         }
     }
 
-    /// JSON object: name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits.
+    /// JSON object: name, architecture, vocab_size, hidden_size, max_context (tokens), page_size, dtype, traits,
+    /// bos_tokens (what the tokenizer puts before a text), thought_tags (what begins and ends a thought, or null).
     pub fn info(model: &str) -> Result<String, Error> {
         let mut out = Area::new();
         unsafe {
@@ -1202,27 +1203,30 @@ pub mod chat {
     #[link(wasm_import_module = "pieray:inferlet/chat@0.2.0")]
     extern "C" {
         #[link_name = "render"]
-        fn raw_render(model: *const u8, model_len: usize, messages: *const u8, messages_len: usize, tools: *const u8, tools_len: usize, add_generation_prompt: u32, out: *mut Area);
+        fn raw_render(model: *const u8, model_len: usize, messages: *const u8, messages_len: usize, tools: *const u8, tools_len: usize, add_generation_prompt: u32, arguments: *const u8, arguments_len: usize, now: u64, out: *mut Area);
         #[link_name = "parse"]
-        fn raw_parse(model: *const u8, model_len: usize, text: *const u8, text_len: usize, out: *mut Area);
+        fn raw_parse(model: *const u8, model_len: usize, text: *const u8, text_len: usize, is_over: u32, out: *mut Area);
     }
 
     /// Render messages (JSON list of {role, content, tool_calls?, ...}) with the model's chat template; `tools`: JSON
-    /// list of {type: "function", function: {name, description, parameters}}, or "".
-    pub fn render(model: &str, messages: &str, tools: &str, add_generation_prompt: bool) -> Result<String, Error> {
+    /// list of {type: "function", function: {name, description, parameters}}, or "".  Content is a text, or a list of
+    /// {type: "text", text}.  `arguments`: JSON object of further names that the template knows, or "".  `now`: seconds
+    /// since 1970 for templates that tell the date, 0: the present time.
+    pub fn render(model: &str, messages: &str, tools: &str, add_generation_prompt: bool, arguments: &str, now: u64) -> Result<String, Error> {
         let mut out = Area::new();
         unsafe {
-            raw_render(model.as_ptr(), model.len(), messages.as_ptr(), messages.len(), tools.as_ptr(), tools.len(), add_generation_prompt as u32, &mut out);
+            raw_render(model.as_ptr(), model.len(), messages.as_ptr(), messages.len(), tools.as_ptr(), tools.len(), add_generation_prompt as u32, arguments.as_ptr(), arguments.len(), now, &mut out);
             out.result(4, |out| out.string(4))
         }
     }
 
-    /// Take a reply apart: JSON {"content", "reasoning", "tool_calls": [{"name", "arguments"}], "is_complete"}.  The
-    /// format is the model's, told from its template; text that only begins a call or a thought is not complete.
-    pub fn parse(model: &str, text: &str) -> Result<String, Error> {
+    /// Take a reply apart: JSON {"content", "reasoning", "tool_calls": [{"name", "arguments", "id"?}], "is_complete"}.
+    /// The format is the model's, told from its template; text that only begins a call or a thought is not complete.  If
+    /// the reply `is-over`, a call that lacks only its closing tag counts.
+    pub fn parse(model: &str, text: &str, is_over: bool) -> Result<String, Error> {
         let mut out = Area::new();
         unsafe {
-            raw_parse(model.as_ptr(), model.len(), text.as_ptr(), text.len(), &mut out);
+            raw_parse(model.as_ptr(), model.len(), text.as_ptr(), text.len(), is_over as u32, &mut out);
             out.result(4, |out| out.string(4))
         }
     }
