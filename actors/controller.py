@@ -79,10 +79,10 @@ class Controller:
 
     def install(self, frame: bytes) -> dict[str, Any]:
         """Keep a program under its name and version; returns its facts."""
-        return self._supervisor.registry.install(decode_one(frame, Install))
+        return self._supervisor.install(decode_one(frame, Install))
 
     def uninstall(self, spec: str, tenant: str, user: str) -> list[str]:
-        return self._supervisor.registry.uninstall(spec, tenant, user)
+        return self._supervisor.uninstall(spec, tenant, user)
 
     @control
     def programs(self) -> list[dict[str, Any]]:
@@ -93,6 +93,12 @@ class Controller:
         """An installed program, as the Install message that brought it; raises NotFound."""
         found = self._supervisor.registry.find(spec)
         return encode([found if with_content else dataclasses.replace(found, source="", component=b"")])
+
+    @control
+    def resolve(self, spec: str) -> tuple[int, bytes]:
+        """Revision of the registry, and the program as of it, as `program` gives it; raises NotFound."""
+        revision, found = self._supervisor.registry.resolve(spec)
+        return revision, encode([found])
 
     @control
     def locate(self, instance_id: str) -> tuple[str, tuple[Any, ...]]:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 QUICK_METHODS = frozenset({
     "config", "models", "adapters", "programs", "exports", "drop_export", "locate", "kill", "ps", "status", "ping",
-    "grant",
+    "grant", "resolve",
 })  # fmt: skip
 """Answered within seconds, however many others are under way: they have threads of their own."""
 METHODS = QUICK_METHODS | {

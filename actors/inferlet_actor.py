@@ -27,8 +27,9 @@ class InferletActor(ServingActor):
     _host: InferletHost | None = None
 
     def open(
-        self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire, broker: Wire
-    ) -> Wire:
+        self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire, broker: Wire,
+        registry_revision: int,
+    ) -> Wire:  # fmt: skip
         """Connect to the device group and to the broker (`()`: it is not up yet), warm up, and listen for clients.
 
         Returns the endpoint.
@@ -55,6 +56,7 @@ class InferletActor(ServingActor):
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
         self._host = InferletHost(self.config, self._device, directory, self._services, self.stalls)
+        self.set_registry(registry_revision)
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
@@ -70,6 +72,10 @@ class InferletActor(ServingActor):
     def set_adapters(self, facts: list[dict[str, Any]]) -> None:
         """The engine's adapters, from now on."""
         self._services.adapters.replace([AdapterFacts.from_wire(one) for one in facts])
+
+    def set_registry(self, revision: int) -> None:
+        """Installed programs have changed: what clients know of them from before is refused."""
+        self._running.registry_revision = revision
 
     @property
     def _running(self) -> InferletHost:

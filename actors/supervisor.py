@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import secrets
@@ -20,7 +21,7 @@ from pieray.actors.pool import HostPool
 from pieray.actors.records import Locations, Restarts
 from pieray.config import Config
 from pieray.errors import ActorGone, ChildCeiling, EngineError, NoAnswer, NotFound, PierayError, Stalled
-from pieray.messages import Launch, decode_one, encode
+from pieray.messages import Install, Launch, decode_one, encode
 from pieray.registry import Bounds, Registry
 from pieray.stalls import Stalls
 
@@ -82,6 +83,7 @@ class Supervisor:
         """Bring everything up; on failure everything is taken down again and the error raised."""
         try:
             self.registry = _registry_of(self._config)
+            self._wanted["set_registry"] = (self.registry.revision,)
             hosts = [self._create_host() for _ in range(self._config.actor_pool)]
             self._bring_up_device()
             if self._config.store_path:  # one that cannot be opened is an error of the start
@@ -177,6 +179,7 @@ class Supervisor:
         for member in members:
             while member.launched:
                 self._locations.add(*member.launched.popleft(), member)
+        self._note_registry()  # other engines may share its folder
         for host in self._pool.hosts():
             if not host.is_suspect and self._is_behind(host):
                 self._tellers.submit(self._tell, host)
@@ -331,7 +334,7 @@ class Supervisor:
         with self._lock:
             wanted = dict(self._wanted)
             models = [{**facts, "adapters": wanted["set_adapters"][0]} for facts in self._models]
-        peers = *wanted["reconnect"], wanted.get("reconnect_broker", ((),))[0]
+        peers = *wanted["reconnect"], wanted.get("reconnect_broker", ((),))[0], *wanted["set_registry"]
         opening = [self._fleet.begin(host, "open", self.token, models, *peers) for host in hosts]
         for host, answer in zip(hosts, opening, strict=True):
             host.endpoint = tuple(answer(self._config.start_timeout_s))
@@ -377,6 +380,30 @@ class Supervisor:
         with self._lock:
             self._wanted["set_adapters"] = (self.shelf.facts(),)
         self._tell_all()
+
+    # --- programs ------------------------------------------------------------------------------
+
+    def install(self, program: Install) -> dict[str, Any]:
+        """Keep a program; its facts.  When this returns, no actor that answers launches what it replaces."""
+        facts = self.registry.install(program)
+        self._tell_registry()
+        return facts
+
+    def uninstall(self, spec: str, tenant: str, user: str) -> list[str]:
+        """Forget it; what is dropped.  When this returns, no actor that answers launches it any more."""
+        dropped = self.registry.uninstall(spec, tenant, user)
+        self._tell_registry()
+        return dropped
+
+    def _tell_registry(self) -> None:
+        self._note_registry()
+        self._tell_all()
+
+    def _note_registry(self) -> None:
+        with contextlib.suppress(OSError):  # its folder cannot be read at present
+            revision = self.registry.revision
+            with self._lock:
+                self._wanted["set_registry"] = (revision,)
 
     # --- inferlets -----------------------------------------------------------------------------
 

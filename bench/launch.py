@@ -3,7 +3,8 @@
 Of each: the time from the call of `Engine.launch` to the first line of `main` (a message that it sends), launches per
 second, from the first call to the last such message, and the time to the first text of a completion, launched so; and
 the CPU time of a launch in each process, with that of the guests made ahead for the next ones.  "1" is one after
-another.  Warm figures are medians over the rounds; p99 is that of all launches of a round.
+another, "many" all by one call of `Engine.launch_many`, "installed" a program of the registry by its name.
+Warm figures are medians over the rounds; p99 is that of all launches of a round.
 
     python bench/launch.py [--rounds 5] [--levels 1 32 256]
 """
@@ -62,6 +63,27 @@ class Bench:
     def hello(self) -> pieray.Process:
         return self.engine.launch(HELLO)
 
+    def installed(self) -> pieray.Process:
+        return self.engine.launch("hello")
+
+    def many(self, level: int) -> dict[str, float]:
+        """As `round`: all are launched when `launch_many` is called."""
+        took = [0.0] * level
+
+        def one(index: int, process: pieray.Process) -> None:
+            next(iter(process), None)
+            took[index] = (time.perf_counter() - began) * 1e3
+            process.result(timeout=120)
+
+        began = time.perf_counter()
+        processes = self.engine.launch_many([(HELLO, {})] * level)
+        threads = [threading.Thread(target=one, args=(i, p)) for i, p in enumerate(processes)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return figures_of(took, max(took) / 1e3)
+
     def completion(self) -> pieray.Process:
         return self.engine.launch("text-completion", prompt=PROMPT, max_tokens=1, ignore_eos=True)
 
@@ -89,8 +111,7 @@ class Bench:
             for thread in threads:
                 thread.join()
             seconds = max(took) / 1e3
-        p99 = statistics.quantiles(took, n=100, method="inclusive")[-1]
-        return {"p50_ms": statistics.median(took), "p99_ms": p99, "per_s": number / seconds}
+        return figures_of(took, seconds)
 
     def measured(self, launch: Launch, level: int) -> dict[str, float]:
         """A round, with the CPU time of a launch by role."""
@@ -102,6 +123,11 @@ class Bench:
         for role, pids in processes.items():
             found[f"cpu_ms_{role}"] = (sum(map(cpu_ms, pids)) - before[role]) / number
         return found
+
+
+def figures_of(took_ms: list[float], seconds: float) -> dict[str, float]:
+    p99 = statistics.quantiles(took_ms, n=100, method="inclusive")[-1]
+    return {"p50_ms": statistics.median(took_ms), "p99_ms": p99, "per_s": len(took_ms) / seconds}
 
 
 def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
@@ -121,6 +147,11 @@ def main() -> None:
             row = figures[level] = {"cold": medians([bench.round(bench.hello, level)])}
             time.sleep(SETTLE_S)
             row["warm"] = medians([bench.measured(bench.hello, level) for _ in range(arguments.rounds)])
+            engine.install(HELLO)
+            row["installed"] = medians([bench.round(bench.installed, level) for _ in range(arguments.rounds)])
+            if level > 1:
+                time.sleep(SETTLE_S)
+                row["many"] = medians([bench.many(level) for _ in range(arguments.rounds)])
             row["first_text_cold"] = medians([bench.round(bench.completion, level)])
             time.sleep(SETTLE_S)
             row["first_text"] = medians([bench.measured(bench.completion, level) for _ in range(arguments.rounds)])

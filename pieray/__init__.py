@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pieray.config import Config, Limits, ModelSettings
     from pieray.engine import Engine, connect, start
     from pieray.errors import PierayError
+    from pieray.launches import LaunchRequest
     from pieray.process import Event, Process
     from pieray.programs import ProgramSource
 
@@ -28,13 +29,14 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 __version__ = "0.1.0"
 
 __all__ = [
-    "Config", "Engine", "Event", "Limits", "ModelSettings", "PierayError", "Process", "ProgramSource", "__version__",
-    "connect", "start",
+    "Config", "Engine", "Event", "LaunchRequest", "Limits", "ModelSettings", "PierayError", "Process",
+    "ProgramSource", "__version__", "connect", "start",
 ]  # fmt: skip
 
 _MODULES = {
     "Config": "config", "Limits": "config", "ModelSettings": "config", "Engine": "engine", "connect": "engine",
-    "start": "engine", "PierayError": "errors", "Event": "process", "Process": "process", "ProgramSource": "programs",
+    "start": "engine", "LaunchRequest": "launches", "PierayError": "errors", "Event": "process", "Process": "process",
+    "ProgramSource": "programs",
 }  # fmt: skip
 
 

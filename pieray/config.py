@@ -150,7 +150,7 @@ class Config:
     inferlets_per_actor: int = 64
     """Inferlets in one actor process; 1 gives each an actor of its own."""
     ready_guests: int = 32
-    """Guests for Python source that an InferletActor starts ahead of launches, at most; each takes about 5 MiB."""
+    """Guests for Python source that an InferletActor starts ahead of launches, at most; each takes about 8 MiB."""
     actor_pool: int = 1
     """InferletActors started ahead and kept."""
     max_actors: int = 64

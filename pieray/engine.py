@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import pieray.config
 from pieray.adapters import AdapterFacts, read_adapter
-from pieray.capabilities import ALL, Capabilities
 from pieray.config import Config, from_mapping
 from pieray.controllercalls import ControllerCalls
 from pieray.controllerlink import ControllerLink
@@ -25,18 +21,17 @@ from pieray.errors import (
     DeadlineExceeded,
     DeviceLost,
     EngineError,
-    InvalidRequest,
     NoAnswer,
     NotFound,
     PeerLost,
     PierayError,
 )
-from pieray.host.limits import limits_within
-from pieray.link import ActorLink, ActorLinks
-from pieray.manifest import is_spec, limits_below
-from pieray.messages import Install, Launch, decode, encode
+from pieray.launches import InstalledPrograms, LaunchRequest, PreparedLaunch, frame_of, prepared
+from pieray.link import ActorLink, ActorLinks, GrantedLaunch
+from pieray.manifest import is_spec
+from pieray.messages import Install, decode
 from pieray.offloop import off_loop
-from pieray.placements import Placements
+from pieray.placements import Grant, Placements
 from pieray.process import Process
 from pieray.programs import ProgramSource, embedded_inferlets, is_embedded, resolve
 from pieray.raycalls import asker
@@ -48,11 +43,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
+_Outcome: TypeAlias = "tuple[Process, ActorLink] | PierayError"
 
 START_S = 900.0
 """For a component to be compiled, its turn included: the engine gives up before."""
 GRANT_S = 20.0
 """The same over places for launches, which it grants at once or not at all."""
+CONTROLLER_LAUNCHES = 16
+"""Of those of one call that the Controller has to place, so many are under way at one time."""
+BATCH_BYTES = 8 << 20
+"""Of launches in one message."""
 ASK_S = 60.0
 """How long the Controller may take over what it is asked, as long as it says that it lives."""
 
@@ -60,7 +60,7 @@ ASK_S = 60.0
 class Engine:
     """A connection to a running engine.  Use as a context manager, or `close` it.  Thread-safe.
 
-    On an event loop: `alaunch`, `aattach`, `akill`.
+    On an event loop: `alaunch`, `alaunch_many`, `aattach`, `akill`.
     """
 
     def __init__(self, config: Config, controller: Any, *, owns_engine: bool, owns_ray: bool) -> None:
@@ -80,6 +80,7 @@ class Engine:
         """Called when this handle has been closed."""
         self._token: str = controller.token if isinstance(controller, ControllerLink) else self._ask("token")
         self._placements = Placements(self._granted)
+        self._installed = InstalledPrograms(lambda spec: self._ask("resolve", spec))
         self._links = ActorLinks(peer_id=f"client-{os.getpid()}-{secrets.token_hex(4)}", token=self._token)
 
     # --- inferlets -----------------------------------------------------------------------------
@@ -100,69 +101,185 @@ class Engine:
         Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON), ConfigError (a limit is unknown
         or above the engine's), EngineError (the engine is gone or full).
         """
-        found = self.find(program) if isinstance(program, str) else program
-        asked = {**limits_below(found.limits, self.config.limits), **(limits or {})}
-        limits_within(self.config.limits, asked)
-        instance_id = f"{found.name}-{secrets.token_hex(6)}"
-        text = _json({**(input or {}), **arguments})
+        request = LaunchRequest(program, {**(input or {}), **arguments}, limits, capabilities, attached)
         tools = _tools_of(mcp) if mcp else None
-        is_installed = not found.source and not found.component
-        declared = dataclasses.asdict(ALL) if is_installed else found.capabilities
-        granted = dict(declared if capabilities is None else capabilities)
-        if tools is not None and capabilities is None:
-            granted["mcp"] = tuple({*granted.get("mcp", ()), *tools.names})
-        from_mapping(Capabilities, granted, "capabilities.")
-        name = f"{found.name}@{found.version}" if is_installed and found.version else found.name
-        message = Launch(
-            instance_id, name, found.filename, found.source, found.component, text, asked, granted,
-            found.version, self.user, self.tenant, client_servers=tools.names if tools else [], is_attached=attached,
-        )  # fmt: skip
+        prepared = self._prepared(request, tools.names if tools is not None else ())
         self._check_open()
-        launched = None if is_installed else self._launched_by_grant(message)
-        process, link = launched or self._launched_by_controller(message)
+        if (launched := self._launched_by_grant(prepared)) is None:
+            launched = self._launched_by_controller(prepared.renamed())
+        process, link = launched
         try:
             if tools is not None:
                 link.serve_tools(process, tools)
-            if not found.source:  # a component, or an installed program that may be one: it may have to be compiled
+            if prepared.may_compile:
                 link.await_start(process.id, START_S)
             return process
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
             link.tell_kill(process.id, "its client could not attach")
             raise
 
-    def _launched_by_grant(self, message: Launch) -> tuple[Process, ActorLink] | None:
-        """Launch straight at an actor; None if the Controller has to place it.  Raises what refuses the program."""
-        frame = _frame(message)
-        if (grant := self._placements.take()) is None:
-            return None
+    def launch_many(
+        self, requests: Iterable[LaunchRequest | tuple[str | ProgramSource, Mapping[str, Any]]]
+    ) -> list[Process | PierayError]:
+        """Launch many inferlets with one message to each actor; in their order, the process of each, or its error.
+
+        A request is a `LaunchRequest`, or a pair of program and input.  An error is what `launch` of that request alone
+        would raise; the others run.  If this call is interrupted, all of them end.
+
+        Raises EngineError (this handle is closed, the engine does not answer), with none launched.
+        """
+        wanted = [self._prepared_or_error(request) for request in requests]
+        self._check_open()
+        outcomes: dict[int, _Outcome] = {i: w for i, w in enumerate(wanted) if isinstance(w, PierayError)}
+        launches = {i: w for i, w in enumerate(wanted) if isinstance(w, PreparedLaunch)}
         try:
-            link = self._links.get(grant.endpoint)
-            process = Process(message.instance_id, message.name, link)
-            link.launch(process, grant, frame)
-            process.at_end(partial(self._placements.give_back, grant))
-            return process, link
-        except (EngineError, PeerLost, DeviceLost, DeadlineExceeded) as error:  # of the actor, not of the program
-            log.info("%s is placed by the Controller: %s", message.name, error)
-            self._placements.drop(grant)
-            return None
+            self._launch_by_grants(launches, outcomes)
+            left = [number for number in launches if number not in outcomes]
+            if left:
+                from concurrent.futures import ThreadPoolExecutor  # here: few clients need it
+
+                with ThreadPoolExecutor(min(len(left), CONTROLLER_LAUNCHES), "pieray-launch") as threads:
+                    placed = threads.map(lambda number: self._placed_or_error(launches[number]), left)
+                    outcomes.update(zip(left, placed, strict=True))
+            for number, launch in launches.items():
+                if launch.may_compile and isinstance(outcome := outcomes[number], tuple):
+                    outcomes[number] = _started_or_error(outcome)
+        except BaseException:  # a Ctrl-C too: nobody has their handles
+            _give_up(outcomes)
+            raise
+        return [outcome if isinstance(outcome, PierayError) else outcome[0] for _, outcome in sorted(outcomes.items())]
+
+    async def alaunch_many(
+        self, requests: Iterable[LaunchRequest | tuple[str | ProgramSource, Mapping[str, Any]]]
+    ) -> list[Process | PierayError]:
+        """`launch_many` for an event loop; if the awaiting task is cancelled, all of the inferlets end."""
+        is_wanted = threading.Event()
+        is_wanted.set()
+
+        def launch() -> list[Process | PierayError]:
+            outcomes = self.launch_many(requests)
+            for outcome in outcomes:
+                if not is_wanted.is_set() and isinstance(outcome, Process):
+                    with contextlib.suppress(PierayError):
+                        outcome.kill("its launch was cancelled")
+            return outcomes
+
+        try:
+            return await off_loop(launch)
         except BaseException:
-            self._placements.give_back(grant)
+            is_wanted.clear()
             raise
 
-    def _launched_by_controller(self, message: Launch) -> tuple[Process, ActorLink]:
-        name = message.name.partition("@")[0]
-        instance_id = f"{name}-{secrets.token_hex(6)}"  # not that of a launch by a grant that was given up
-        frame = _frame(replace(message, instance_id=instance_id))
+    def _prepared_or_error(
+        self, request: LaunchRequest | tuple[str | ProgramSource, Mapping[str, Any]]
+    ) -> PreparedLaunch | PierayError:
+        try:
+            return self._prepared(request if isinstance(request, LaunchRequest) else LaunchRequest(*request))
+        except PierayError as error:
+            return error
+
+    def _prepared(self, request: LaunchRequest, tools: Sequence[str] = ()) -> PreparedLaunch:
+        program = request.program
+        found = self._found(program) if isinstance(program, str) else program
+        return prepared(request, found, self.config.limits, user=self.user, tenant=self.tenant, tools=tools)
+
+    def _found(self, name_or_file: str) -> ProgramSource | tuple[str, int, Install]:
+        """As `find`; of an installed program the name, the registry's revision, and all of it."""
+        if not is_spec(name_or_file) or is_embedded(name_or_file):
+            return resolve(name_or_file)
+        self._check_open()
+        try:
+            return name_or_file, *self._installed.find(name_or_file)
+        except NotFound as missing:
+            return _file_or(missing, name_or_file)
+
+    def _launched_by_grant(self, prepared: PreparedLaunch) -> tuple[Process, ActorLink] | None:
+        """Launch straight at an actor; None if the Controller has to place it.  Raises what refuses the program."""
+        outcomes: dict[int, _Outcome] = {}
+        self._launch_by_grants({0: prepared}, outcomes)
+        outcome = outcomes.get(0)
+        if isinstance(outcome, PierayError):
+            raise outcome
+        return outcome
+
+    def _launch_by_grants(self, launches: Mapping[int, PreparedLaunch], outcomes: dict[int, _Outcome]) -> None:
+        """Launch straight at actors; into `outcomes` goes what is launched or refused, the Controller has to place the
+        others.  If it is interrupted, what is in `outcomes` runs, and nothing else."""
+        frames: dict[int, bytes] = {}
+        for number, launch in launches.items():
+            if not launch.has_content:
+                continue
+            try:
+                frames[number] = frame_of(launch.whole)
+            except PierayError as error:
+                outcomes[number] = error
+        by_actor: dict[Endpoint, list[tuple[int, Grant]]] = {}
+        for number, grant in zip(frames, self._placements.take_many(len(frames)), strict=False):
+            by_actor.setdefault(grant.endpoint, []).append((number, grant))
+        try:
+            for endpoint, taken in by_actor.items():
+                while taken:
+                    batch = [taken.pop(0)]
+                    num_bytes = len(frames[batch[0][0]])
+                    while taken and (num_bytes := num_bytes + len(frames[taken[0][0]])) <= BATCH_BYTES:
+                        batch.append(taken.pop(0))
+                    self._launch_at(endpoint, launches, frames, batch, outcomes)
+        finally:  # of those that it has not come to
+            for taken in by_actor.values():
+                for _, grant in taken:
+                    self._placements.give_back(grant)
+
+    def _launch_at(self, endpoint: Endpoint, launches: Mapping[int, PreparedLaunch], frames: Mapping[int, bytes],
+                   taken: Sequence[tuple[int, Grant]], outcomes: dict[int, _Outcome]) -> None:  # fmt: skip
+        """Those with a place of that actor, in one message."""
+        refusals: Sequence[PierayError | None]
+        processes: list[Process] = []
+        try:
+            link = self._links.get(endpoint)
+            processes = [Process(launches[n].whole.instance_id, launches[n].name, link) for n, _ in taken]
+            refusals = link.launch([
+                GrantedLaunch(process, grant, frames[n], launches[n].revision)
+                for process, (n, grant) in zip(processes, taken, strict=True)
+            ])  # fmt: skip
+        except (EngineError, PeerLost, DeadlineExceeded) as error:
+            refusals = [error] * len(taken)
+        except BaseException:
+            for _, grant in taken:
+                self._placements.give_back(grant)
+            raise
+        for place, ((number, grant), refused) in enumerate(zip(taken, refusals, strict=True)):
+            if refused is None:
+                processes[place].at_end(partial(self._placements.give_back, grant))
+                outcomes[number] = processes[place], link
+            elif isinstance(refused, (EngineError, PeerLost, DeviceLost, DeadlineExceeded)):  # of the actor
+                log.info("%s is placed by the Controller: %s", launches[number].name, refused)
+                self._placements.drop(grant)
+            else:
+                self._placements.give_back(grant)
+                if isinstance(refused, NotFound) and launches[number].revision:  # the program may be another by now
+                    self._installed.forget()
+                else:
+                    outcomes[number] = refused
+
+    def _placed_or_error(self, launch: PreparedLaunch) -> _Outcome:
+        try:
+            return self._launched_by_controller(launch.renamed())
+        except PierayError as error:
+            return error
+
+    def _launched_by_controller(self, launch: PreparedLaunch) -> tuple[Process, ActorLink]:
+        message = launch.by_name
+        frame = frame_of(message)
         try:
             wire = self._calls.launch(frame, ASK_S)
         except NoAnswer:
-            self._calls.tell("kill", instance_id, "its launch was given up")
+            self._calls.tell("kill", message.instance_id, "its launch was given up")
             raise
         try:
-            return self._attached(instance_id, name, wire, is_bound=message.is_attached)
+            return self._attached(message.instance_id, launch.name, wire, is_bound=message.is_attached)
         except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
             with contextlib.suppress(PierayError):
-                self.kill(instance_id, "its client could not attach")
+                self.kill(message.instance_id, "its client could not attach")
             raise
 
     def _granted(self, num_places: int) -> Sequence[Any] | None:
@@ -197,10 +314,7 @@ class Engine:
             try:
                 return self.program(name_or_file, with_content=False)
             except NotFound as missing:
-                with contextlib.suppress(NotFound):
-                    return resolve(name_or_file)
-                names = ", ".join(embedded_inferlets())
-                raise NotFound(f"{missing.message}; no file has that name; embedded inferlets: {names}") from None
+                return _file_or(missing, name_or_file)
         return resolve(name_or_file)
 
     def attach(self, instance_id: str) -> Process:
@@ -294,7 +408,7 @@ class Engine:
             found.name, found.version, found.filename, found.source, found.component, dict(found.capabilities),
             dict(found.limits), found.description, self.user, self.tenant,
         )  # fmt: skip
-        facts: dict[str, Any] = self._ask("install", _frame(message))
+        facts: dict[str, Any] = self._ask("install", frame_of(message))
         return facts
 
     def uninstall(self, name: str) -> list[str]:
@@ -464,6 +578,14 @@ def connect_door(endpoint: Sequence[Any], token: str, timeout_s: float = 10.0, *
     return engine
 
 
+def _file_or(missing: NotFound, name: str) -> ProgramSource:
+    """The program in a file of that name, which is no installed program's."""
+    with contextlib.suppress(NotFound):
+        return resolve(name)
+    names = ", ".join(embedded_inferlets())
+    raise NotFound(f"{missing.message}; no file has that name; embedded inferlets: {names}") from None
+
+
 def _tools_of(servers: Mapping[str, Any]) -> ClientTools:
     from pieray.clienttools import ClientTools  # here: an event loop and TLS take a tenth of a second to import
 
@@ -485,15 +607,18 @@ def _leave_ray() -> None:
 def _nothing() -> None: ...
 
 
-def _json(arguments: Mapping[str, Any]) -> str:
+def _started_or_error(launched: tuple[Process, ActorLink]) -> _Outcome:
+    process, link = launched
     try:
-        return json.dumps(arguments, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the arguments of an inferlet are JSON: {error}") from None
+        link.await_start(process.id, START_S)
+    except PierayError as error:
+        link.tell_kill(process.id, "its client could not attach")
+        return error
+    return launched
 
 
-def _frame(message: Launch | Install) -> bytes:
-    try:
-        return encode([message])
-    except (TypeError, ValueError, OverflowError) as error:  # no text, or text that is not Unicode
-        raise InvalidRequest(f"inferlet {message.name!r} cannot be sent to the engine: {error}") from None
+def _give_up(outcomes: Mapping[int, _Outcome]) -> None:
+    for outcome in outcomes.values():
+        if isinstance(outcome, tuple):
+            process, link = outcome
+            link.tell_kill(process.id, "its launch was given up")

@@ -8,8 +8,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -68,6 +68,24 @@ class Listener(Protocol):
     def lose(self, error: PierayError) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class GrantedLaunch:
+    """An inferlet to be launched at a place of the grant."""
+
+    process: Listener
+    grant: Grant
+    frame: bytes
+    """With the Launch."""
+    revision: int = 0
+    """See `LaunchHere`."""
+
+    def message(self, now: float, timeout_s: float) -> Callable[[int], LaunchHere]:
+        sent_at, deadline = self.grant.clock.at(now), self.grant.clock.at(now + timeout_s)
+        return lambda ticket: LaunchHere(
+            ticket, self.process.id, self.grant.id, sent_at, deadline, self.frame, self.revision
+        )
+
+
 class ActorLink:
     """Routes events to processes by instance id.  Thread-safe."""
 
@@ -103,28 +121,32 @@ class ActorLink:
         if process.is_done:
             self._detach(process)
 
-    def launch(self, process: Listener, grant: Grant, frame: bytes, timeout_s: float = LAUNCH_S) -> None:
-        """Launch it at a place of the grant, and stream its events to it.
+    def launch(self, launches: Sequence[GrantedLaunch], timeout_s: float = LAUNCH_S) -> list[PierayError | None]:
+        """Launch each at its place and stream its events to it, all in one frame; of each, what refuses it, or None.
 
-        When this raises DeadlineExceeded, the inferlet does not start any more; if it has just started, it is ended.
-        Raises PeerLost too, and what refuses it: the codes are those of `pieray.messages.LaunchHere`.
+        The codes are those of `pieray.messages.LaunchHere`; with DeadlineExceeded the inferlet does not start any more,
+        and if it has just started, it is ended.  Raises PeerLost, with none launched.
         """
         with self._lock:
-            self._processes.setdefault(process.id, []).append(process)
+            for one in launches:
+                self._processes.setdefault(one.process.id, []).append(one.process)
         now = time.monotonic()
-        sent_at, deadline = grant.clock.at(now), grant.clock.at(now + timeout_s)
         try:
-            clock = self._call(
-                lambda ticket: LaunchHere(ticket, process.id, grant.id, sent_at, deadline, frame), timeout_s
-            )
+            outcomes = self._calls.call_many(self._conn, [one.message(now, timeout_s) for one in launches], timeout_s)
         except BaseException as error:
-            self._detach(process)
-            if isinstance(error, DeadlineExceeded) or not isinstance(error, PierayError):  # a Ctrl-C
-                self.tell_kill(process.id, "its launch was given up")
+            for one in launches:
+                self._detach(one.process)
+                if not isinstance(error, PierayError):  # a Ctrl-C
+                    self.tell_kill(one.process.id, "its launch was given up")
             raise
-        grant.clock.heard(clock)
-        if process.is_done:
-            self._detach(process)
+        for one, (clock, refused) in zip(launches, outcomes, strict=True):
+            if refused is None:
+                one.grant.clock.heard(clock)
+            elif isinstance(refused, DeadlineExceeded):
+                self.tell_kill(one.process.id, "its launch was given up")
+            if refused is not None or one.process.is_done:
+                self._detach(one.process)
+        return [refused for _, refused in outcomes]
 
     def tell_kill(self, instance_id: str, reason: str) -> None:
         """End the inferlet, and wait for nothing."""

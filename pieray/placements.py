@@ -60,6 +60,23 @@ class Placements:
             finally:
                 self._num_waiting -= 1
 
+    def take_many(self, count: int) -> list[Grant]:
+        """`take` so many times at once; fewer where the Controller has no more to grant."""
+        with self._changed:
+            self._num_waiting += count
+            taken: list[Grant] = []
+            try:
+                while len(taken) < count and (grant := self._take()) is not None:
+                    taken.append(grant)
+                    self._num_waiting -= 1
+            except BaseException:
+                for grant in taken:
+                    grant.num_used -= 1
+                raise
+            finally:
+                self._num_waiting -= count - len(taken)
+            return taken
+
     def _take(self) -> Grant | None:
         while True:
             now = time.monotonic()

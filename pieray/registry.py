@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pieray.capabilities import Capabilities
 from pieray.config import Limits, from_mapping
 from pieray.errors import Denied, InvalidRequest, NotFound, QuotaExceeded
-from pieray.manifest import Manifest, limits_below, version_key
+from pieray.launches import filled_with
+from pieray.manifest import Manifest, version_key
 from pieray.messages import Install, Launch
 from pieray.programs import COMPONENT_MAGIC, ProgramSource, embedded, is_embedded
 from pieray.registry_files import ProgramFiles
@@ -42,6 +43,7 @@ class Registry:
         self._files = ProgramFiles(folder) if folder is not None else None
         self._programs: dict[str, dict[str, Install]] = {}
         self._lock = threading.RLock()
+        self._revision = time.time_ns()
         self._refresh()
 
     def install(self, given: Install) -> dict[str, Any]:
@@ -66,6 +68,7 @@ class Registry:
                 if self._files is not None:
                     self._files.write(program)
                 self._programs.setdefault(program.name, {})[program.version] = program
+                self._revise()
         return facts_of(program)
 
     def uninstall(self, spec: str, tenant: str, user: str) -> list[str]:
@@ -85,6 +88,7 @@ class Registry:
                 del versions[program.version]
             if not versions:
                 del self._programs[name]
+            self._revise()
         return [spec_of(program) for program in dropped]
 
     def find(self, spec: str) -> Install:
@@ -109,25 +113,25 @@ class Registry:
             return [facts_of(versions[version]) for _, versions in sorted(self._programs.items())
                     for version in sorted(versions, key=version_key)]  # fmt: skip
 
+    @property
+    def revision(self) -> int:
+        """A number that rises with each change of what it holds, also past the process's end."""
+        with self._lock:
+            self._refresh()
+            return self._revision
+
+    def resolve(self, spec: str) -> tuple[int, Install]:
+        """`find`, with the revision as of which the name means that program."""
+        with self._lock:
+            program = self.find(spec)
+            return self._revision, program
+
     def filled(self, launch: Launch, ceiling: Limits) -> Launch:
         """A launch by name with the program that it means: an installed one, then an embedded one.
 
-        Its capabilities are those of the program's manifest, of which `launch` may keep fewer, never add; its limits
-        are the manifest's where lower than `ceiling`, the engine's, unless `launch` gives others; a child's are the
-        lower of its manifest's and those that its parent gives.  Raises NotFound.
+        See `filled_with`.  Raises NotFound.
         """
-        program = self._program(launch.name)
-        granted = _capabilities(program.capabilities).within(_capabilities(launch.capabilities))
-        limits = limits_below(program.limits, ceiling)
-        if launch.parent:
-            given = {name: min(value, limits.get(name, value)) for name, value in launch.limits.items()}
-        else:
-            given = launch.limits
-        return dataclasses.replace(
-            launch, name=program.name, version=program.version, filename=program.filename, source=program.source,
-            component=program.component, capabilities=dataclasses.asdict(granted),
-            limits={**limits, **given},
-        )  # fmt: skip
+        return filled_with(launch, self._program(launch.name), ceiling)
 
     def _program(self, spec: str) -> Install | ProgramSource:
         try:
@@ -146,6 +150,10 @@ class Registry:
         self._programs = {}
         for program in self._files.read_all():
             self._programs.setdefault(program.name, {})[program.version] = program
+        self._revise()
+
+    def _revise(self) -> None:
+        self._revision = max(self._revision + 1, time.time_ns())
 
     def _check_name(self, program: Install, versions: Mapping[str, Install]) -> None:
         if is_embedded(program.name):
@@ -195,10 +203,6 @@ def facts_of(program: Install) -> dict[str, Any]:
         "sha256": digest_of(program), "num_bytes": size_of(program), "filename": program.filename,
         "owner": f"{program.tenant}/{program.user}", "capabilities": program.capabilities, "limits": program.limits,
     }  # fmt: skip
-
-
-def _capabilities(values: Mapping[str, Any]) -> Capabilities:
-    return from_mapping(Capabilities, values, "capabilities.")
 
 
 def _check_owner(program: Install, tenant: str, user: str) -> None:

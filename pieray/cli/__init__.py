@@ -13,11 +13,11 @@ def main() -> None:
     from pieray.cli.streams import OutputLost, prepare_streams
 
     prepare_streams()
-    from pieray.cli.app import app
+    from pieray.cli.app import application
 
     try:
         try:
-            app(prog_name="pieray")
+            application(sys.argv[1] if len(sys.argv) > 1 else "")(prog_name="pieray")
         except SystemExit as end:
             if end.code in EXIT_CODES:
                 with printing_soon(int(end.code)):

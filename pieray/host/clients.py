@@ -96,6 +96,7 @@ class ClientService:
         launch = decode_one(message.launch, Launch)
         if launch.instance_id != message.instance_id:
             raise InvalidRequest(f"the launch of {message.instance_id!r} is one of {launch.instance_id!r}")
+        self._host.check_revision(launch.name, message.revision)
         due = partial(self._host.check_due, message.sent_at, message.deadline)
         self._host.launch_granted(launch, due, message.grant)
         inferlet = self._host.find(launch.instance_id)

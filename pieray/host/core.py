@@ -65,7 +65,9 @@ class InferletHost:
         self.bonds = Bonds(self.services.timers, self._kill_child)
         self._device = device
         self._models = models
-        self._wasm = WasmHost(config.executor, config.worker_threads)
+        num_ready = min(config.ready_guests, config.inferlets_per_actor)
+        most_guests = config.inferlets_per_actor + num_ready + config.worker_threads
+        self._wasm = WasmHost(config.executor, config.worker_threads, most_guests=most_guests)
         self._wasm.on_batch_end = self._flush
         device.on_answered = self._flush_clients
         self._components = Components(self._wasm)
@@ -74,6 +76,8 @@ class InferletHost:
         self._launched: deque[tuple[str, str]] = deque(maxlen=KEEP_LAUNCHED)
         self._dirty: set[Connection] = set()
         self._inferlets: OrderedDict[str, Inferlet | EndedInferlet] = OrderedDict()
+        self.registry_revision = 0
+        """The newest that the Controller has told of; see `Registry.revision`."""
         self._num_live = 0
         self._num_returned = 0
         self._next_number = 1
@@ -106,6 +110,11 @@ class InferletHost:
         while self._launched:
             found.append(self._launched.popleft())
         return found
+
+    def check_revision(self, name: str, revision: int) -> None:
+        """Raise NotFound for an installed program, as it was at that revision, if programs have changed since."""
+        if revision and revision < self.registry_revision:
+            raise NotFound(f"{name} may be another program by now: ask the Controller")
 
     def check_due(self, sent_at: float, deadline: float) -> None:
         """Raise Stalled or DeadlineExceeded where nobody may wait for a launch any more: then it must not start.

@@ -117,7 +117,7 @@ class LaunchHere(Message):
     """Start an inferlet at a place that the Controller has granted, and stream its events to this connection.
 
     Its Completed has the actor's time.monotonic.  Refused with what has an error's code; with `engine`, `stalled`,
-    `deadline` or `device-lost` it may be tried elsewhere.
+    `deadline` or `device-lost` it may be tried elsewhere, with `not-found` the name may mean another program by now.
     """
 
     ticket: int
@@ -126,6 +126,7 @@ class LaunchHere(Message):
     sent_at: float  # by the actor's time.monotonic, see `pieray.stalls`
     deadline: float  # the same: past it nobody waits for it any more
     launch: bytes  # a frame with the Launch
+    revision: int = 0  # of the registry, as of which its name means that program; 0: it is the client's own
 
 
 @register(58)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from pieray.deadlines import Deadline
@@ -107,6 +108,46 @@ class PendingCalls:
         if error is not None:
             raise error
         return value
+
+    def call_many(
+        self, conn: Connection, makes: Sequence[Callable[[int], Message]], timeout: float | Deadline | None
+    ) -> list[tuple[Any, PierayError | None]]:
+        """`call` for many at once, in one frame and no lane: value and error of each, in order.
+
+        Raises as `call` does before anything is sent.
+        """
+        deadline = timeout if isinstance(timeout, Deadline) else Deadline(timeout)
+        what = f"{conn.peer_id} did not answer"
+        deadline.check(what)
+        outcomes: list[tuple[Any, PierayError | None] | None] = [None] * len(makes)
+        num_left = len(makes)
+        changed = threading.Condition()
+
+        def done(index: int, value: Any, error: PierayError | None) -> None:
+            nonlocal num_left
+            with changed:
+                outcomes[index] = value, error
+                num_left -= 1
+                if not num_left:
+                    changed.notify()
+
+        tickets = [self.expect(conn, partial(done, index)) for index in range(len(makes))]
+        try:
+            messages = [make(ticket) for make, ticket in zip(makes, tickets, strict=True)]
+            conn.send(messages, lane=getattr(messages[0], "instance_id", None) if len(messages) == 1 else None)
+        except BaseException:
+            num_forgotten = sum(map(self.forget, tickets))
+            if num_forgotten:
+                raise
+        with changed:
+            while num_left and not deadline.is_over:
+                changed.wait(deadline.left_s())
+        for index, ticket in enumerate(tickets):
+            if self.forget(ticket):
+                outcomes[index] = None, deadline.error(what)
+        with changed:  # whoever has popped a ticket is about to tell
+            changed.wait_for(lambda: None not in outcomes, 1.0)
+        return [outcome or (None, deadline.error(what)) for outcome in outcomes]
 
     def resolve(self, conn: Connection, messages: list[Message]) -> list[Message]:
         """End the calls that these messages answer; the messages that are no answers, in order."""

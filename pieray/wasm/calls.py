@@ -9,16 +9,13 @@ import wasmtime
 
 from pieray.config import Limits
 from pieray.errors import PierayError, QuotaExceeded
-from pieray.wasm import codecs, native
+from pieray.wasm import codecs, native, pooling
 from pieray.wasm.guest import Guest
 from pieray.wasm.traps import failure_error, trap_error
 
 if TYPE_CHECKING:
     from pieray.wasm.program import Program
     from pieray.wasm.wasi import WasiState
-
-#: what componentize-py needs
-_MAX_TABLES, _MAX_TABLE_ELEMENTS, _MAX_INSTANCES = 50, 30_000, 100
 
 
 class WasmFailed(Exception):
@@ -46,9 +43,9 @@ class Instance:
         self._store.set_limits(
             memory_size=memory_bytes // number,  # it bounds each memory
             memories=number,
-            tables=_MAX_TABLES,
-            table_elements=_MAX_TABLE_ELEMENTS,
-            instances=_MAX_INSTANCES,
+            tables=pooling.TABLES_PER_GUEST,
+            table_elements=pooling.TABLE_ELEMENTS,
+            instances=pooling.INSTANCES_PER_GUEST,
         )
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import wasmtime
 
-from pieray.wasm import native
+from pieray.wasm import native, pooling
 
 #: `wasmtime.Config` attributes.  Off is what no toolchain of ours needs: less to compile, less to trust.
 #: NaNs are canonical and there is no relaxed SIMD, so that a replay computes the same bits.
@@ -25,14 +25,19 @@ SETTINGS: dict[str, bool | int] = {
 }
 
 
-def new_engine() -> wasmtime.Engine:
-    """An engine with SETTINGS.  Code compiled by one process of a version and platform runs in all."""
+def new_engine(num_guests: int = 0) -> wasmtime.Engine:
+    """An engine with SETTINGS.  Code compiled by one process of a version and platform runs in all.
+
+    `num_guests`: at one time, each in a slot that is reserved for it, see `pooling.can_pool`; 0: in memory of its own.
+    """
     enable_faulthandler()
     config = wasmtime.Config()
     for name, value in SETTINGS.items():
         setattr(config, name, value)
     if not native.missing_async_symbols():
         native.async_stack_size_set(config.ptr(), native.STACK_BYTES)
+    if num_guests:
+        pooling.use_pool(config.ptr(), num_guests)
     return wasmtime.Engine(config)
 
 

@@ -19,7 +19,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import wasmtime
 
@@ -27,9 +27,13 @@ from pieray.errors import PierayError
 from pieray.wasm import native
 from pieray.wasm.calls import Call, Instance, WasmFailed, error_of
 from pieray.wasm.guest import Guest, Task, running
+from pieray.wasm.housekeeping import Housekeeper
 from pieray.wasm.parks import Park
 from pieray.wasm.timers import Load, Ticker, Timer, Timers
 from pieray.wasm.turns import TurnQueue
+
+if TYPE_CHECKING:
+    from pieray.wasm.program import Program
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class FiberGuest(Guest):
         self._results = 0
         self._flag = ctypes.create_string_buffer(2)
         self.continuation = _continuation.pack(_STRLEN, ctypes.addressof(self._flag), 0)
+        self._instance: Instance | None = task.instance
         self._body = self._run()
 
     @property
@@ -162,9 +167,12 @@ class FiberGuest(Guest):
         if self._park is not None:
             self._park.abandon()
         self._body.close()
-        if self.task.instance is not None:  # the body has not begun, perhaps, and closes nothing then
-            self.task.instance.close()
         self.finish(None, self.error)
+
+    def take_instance(self) -> Instance | None:
+        """Of a guest that is done, to be closed."""
+        instance, self._instance = self._instance, None
+        return instance if self.is_done else None
 
     def _cancel_park_timer(self) -> None:
         if self._park_timer is not None:
@@ -174,17 +182,14 @@ class FiberGuest(Guest):
     def _run(self) -> Generator[None, None, Ending]:
         """The whole life of the fiber; yields whenever it is suspended, returns (value, error)."""
         task, limits = self.task, self.task.limits
-        instance = task.instance or Instance(task.program, limits.memory_bytes)
-        try:
-            yield from self._instantiate(instance)
-            if (source := task.source) is not None:
-                inputs = source.text, source.filename, source.code
-                code = yield from self._call(instance, "load-source", inputs, limits.memory_bytes)
-                if not source.code:
-                    source.keep(code)
-            return (yield from self._call(instance, "run", (task.input,), limits.output_bytes)), None
-        finally:
-            instance.close()
+        instance = self._instance = task.instance or Instance(task.program, limits.memory_bytes)
+        yield from self._instantiate(instance)
+        if (source := task.source) is not None:
+            inputs = source.text, source.filename, source.code
+            code = yield from self._call(instance, "load-source", inputs, limits.memory_bytes)
+            if not source.code:
+                source.keep(code)
+        return (yield from self._call(instance, "run", (task.input,), limits.output_bytes)), None
 
     def _instantiate(self, instance: Instance) -> Generator[None, None, None]:
         """Make the instance that of this guest, and make it, unless it is one that has been made ahead."""
@@ -192,10 +197,7 @@ class FiberGuest(Guest):
         self.wasi = instance.wasi
         native.yield_on_epoch(context, 1)
         if self.task.instance is None:
-            linker, component = instance.program.linker.ptr(), instance.program.component.ptr()
-            yield from _drive(
-                lambda error: native.instantiate_async(linker, context, component, instance.address, error)
-            )
+            yield from _instantiate(instance)
 
     def _call(self, instance: Instance, export: str, inputs: tuple[str, ...], cap: int) -> Generator[None, None, str]:
         """The string that the export returns, of `cap` bytes at most; "" if it takes nothing and returns nothing."""
@@ -216,7 +218,7 @@ class PreparingGuest(FiberGuest):
 
     is_background = True
     instance: Instance | None = None
-    """Prepared, and whoever takes it from here closes it; None: it could not be made."""
+    """Whoever takes it from here closes it; None: it could not be made."""
 
     @property
     def is_long(self) -> bool:
@@ -233,6 +235,13 @@ class PreparingGuest(FiberGuest):
         instance.wasi = self.wasi
         self.instance = instance
         return "", None
+
+
+def _instantiate(instance: Instance) -> Generator[None, None, None]:
+    linker, component = instance.program.linker.ptr(), instance.program.component.ptr()
+    yield from _drive(
+        lambda error: native.instantiate_async(linker, instance.context, component, instance.address, error)
+    )
 
 
 def _drive(begin: Callable[[object], int]) -> Generator[None, None, None]:
@@ -266,6 +275,7 @@ class FiberExecutor:
 
         self._ticker = Ticker(tick, self._load)
         self._turns: TurnQueue[FiberGuest] = TurnQueue(num_threads, preempt=self._ticker.interrupt)
+        self._housekeeper = Housekeeper(lambda: bool(self._turns))
         self._seen = [(0, 0.0)] * num_threads  # per worker: a turn, and when it was first seen
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"pieray-guests-{i}", daemon=True)
@@ -280,6 +290,24 @@ class FiberExecutor:
     def new_preparing_guest(self, task: Task, on_done: Callable[[Guest], None]) -> PreparingGuest:
         return PreparingGuest(task, self._timers, on_done, self._turns)
 
+    def make_instance(self, program: Program, memory_bytes: int, made: Callable[[Instance | None], None]) -> None:
+        """Make one that does not prepare; `made` is called once, unless this closes before."""
+
+        def make() -> None:
+            instance = Instance(program, memory_bytes)
+            native.yield_on_epoch(instance.context, 1)
+            try:
+                for _ in _instantiate(instance):
+                    pass
+            except BaseException as failed:  # noqa: BLE001 - the next one is made later
+                log.warning("%s could not be instantiated: %s", program.name, failed)
+                instance.close()
+                made(None)
+            else:
+                made(instance)
+
+        self._housekeeper.make_later(make)
+
     @property
     def busy_s(self) -> float:
         """How long a worker has been at one turn, as seen by calls of this, by one thread.
@@ -291,6 +319,11 @@ class FiberExecutor:
         self._seen = [seen if seen[0] == turn else (turn, now) for seen, turn in seen_before]
         return max(now - since if turn & 1 else 0.0 for turn, since in self._seen)
 
+    @property
+    def num_waiting(self) -> int:
+        """Instances of guests that are done, to be closed."""
+        return len(self._housekeeper)
+
     def runs_on(self, thread: threading.Thread) -> bool:
         return thread in self._threads
 
@@ -299,6 +332,7 @@ class FiberExecutor:
         self._turns.close()
         for thread in self._threads:
             thread.join()
+        self._housekeeper.close()
         self._ticker.close()
 
     def _work(self, index: int) -> None:
@@ -317,6 +351,8 @@ class FiberExecutor:
                 guest.finish(None, PierayError(f"the wasm host failed: {failed!r}"))
             self._num_turns[index] += 1
             self._turns.release(guest)
+            if guest.is_done and (instance := guest.take_instance()) is not None:
+                self._housekeeper.close_later(instance)
             del guest, running.guest  # while this thread sleeps, a guest that is done must not live on here
             turns += 1
             if turns == BATCH_TURNS or not self._turns:

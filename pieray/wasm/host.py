@@ -25,7 +25,9 @@ from pieray.wasm.engine import new_engine
 from pieray.wasm.fibers import FiberExecutor
 from pieray.wasm.guest import Guest, Outcome, Source, Task
 from pieray.wasm.handlers import Handlers
+from pieray.wasm.housekeeping import MOST_WAITING
 from pieray.wasm.memories import checked_memories
+from pieray.wasm.pooling import can_pool
 from pieray.wasm.program import Imports, Program
 from pieray.wasm.ready import CodeCache, ReadyInstances
 from pieray.wasm.rehearsal import RehearsalHandlers
@@ -36,6 +38,9 @@ __all__ = ["CompileLimits", "Guest", "Handlers", "Outcome", "Program", "WasmHost
 
 log = logging.getLogger(__name__)
 
+MOST_GUESTS = 256
+SPARE = 2 * MOST_WAITING
+"""Slots above that: of guests that have ended and have not given theirs back."""
 CLOSE_TIMEOUT_S = 30.0
 PREPARE_S = 10.0
 """Of computing, for an instance that is made ahead: it takes milliseconds."""
@@ -45,15 +50,17 @@ class WasmHost:
     """Runs guests, each in a store of its own.  One per process.
 
     `executor`: "fiber" (many guests on `worker_threads` threads), "thread" (a thread per guest), or "auto":
-    fibers where this build of wasmtime has them.  Not usable after a fork.
+    fibers where this build of wasmtime has them.  `most_guests`: instances at one time, those made ahead and those
+    that are made included.  Not usable after a fork.
     """
 
     #: called on the thread that ran guests when none can run any more, or after some turns
     on_batch_end: Callable[[], None]
 
     def __init__(
-        self, executor: str = "auto", worker_threads: int = 1, compile_limits: CompileLimits | None = None
-    ) -> None:
+        self, executor: str = "auto", worker_threads: int = 1, compile_limits: CompileLimits | None = None,
+        most_guests: int = MOST_GUESTS,
+    ) -> None:  # fmt: skip
         self.executor = choose_executor(executor)
         self.on_batch_end = _nothing
         self._compile_limits = compile_limits or CompileLimits()
@@ -62,7 +69,8 @@ class WasmHost:
         self._guests: set[Guest] = set()
         self._is_empty = threading.Event()
         self._is_closed = False
-        self._engine = new_engine()
+        self._is_pooled = can_pool(most_guests + SPARE)
+        self._engine = new_engine(most_guests + SPARE if self._is_pooled else 0)
         self._imports = Imports(self.executor)
         self._codes = CodeCache()
         self._ready: ReadyInstances | None = None
@@ -90,14 +98,18 @@ class WasmHost:
         content = wasm if isinstance(wasm, bytes) else wasm.read_bytes()
         limits = replace(self._compile_limits, nice=nice)
         path = compiled(content, name, limits)
+        memories = checked_memories(content, name)
         try:
             component = Component.deserialize_file(self._engine, str(path))
         except wasmtime.WasmtimeError as error:  # a damaged file: compile it again, once
             log.warning("the cached %s is damaged: %s", path, error)
             path.unlink(missing_ok=True)
             path = compiled(content, name, limits)
-            component = Component.deserialize_file(self._engine, str(path))
-        return self._imports.program(self._engine, component, name, checked_memories(content, name))
+            try:
+                component = Component.deserialize_file(self._engine, str(path))
+            except wasmtime.WasmtimeError as too_large:
+                raise InvalidRequest(f"{name} cannot be run here: {too_large}") from None
+        return self._imports.program(self._engine, component, name, memories)
 
     def spawn(
         self,
@@ -138,10 +150,16 @@ class WasmHost:
         Once.  Without fibers there are none: each guest has a thread of its own, where its instance is made.
         """
         if isinstance(self._executor, FiberExecutor) and count:
-            self._ready = ReadyInstances(program, count, self._prepare, self._timers)
+            num_cold = count if self._is_pooled else math.inf
+            self._ready = ReadyInstances(program, count, num_cold, self._prepare, self._timers)
 
-    def _prepare(self, program: Program, memory_bytes: int, made: Callable[[Instance | None], None]) -> None:
+    def _prepare(
+        self, program: Program, memory_bytes: int, is_cold: bool, made: Callable[[Instance | None], None]
+    ) -> None:
         assert isinstance(self._executor, FiberExecutor)
+        if not is_cold:
+            self._executor.make_instance(program, memory_bytes, made)
+            return
         limits = Limits(memory_bytes=memory_bytes, cpu_time_s=PREPARE_S, wall_time_s=math.inf)
 
         def ended(outcome: Outcome) -> None:
@@ -171,6 +189,11 @@ class WasmHost:
     def num_ready(self) -> int:
         """Instances that wait for a launch."""
         return len(self._ready) if self._ready is not None else 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Instances of guests that are done, to be closed."""
+        return self._executor.num_waiting
 
     @property
     def num_guests(self) -> int:

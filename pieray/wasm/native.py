@@ -52,6 +52,11 @@ def _declare(name: str, result: Any, *args: Any) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]  # a ctypes function
 
 
+def pooling_setter(name: str, kind: Any) -> Callable[[int, int], None]:
+    """Of a setting of the pool's configuration, which is a number of that C type."""
+    return _declare(f"wasmtime_pooling_allocation_config_{name}_set", None, c_void_p, kind)
+
+
 def wasmtime_version() -> str:
     return importlib.metadata.version("wasmtime")
 
@@ -93,6 +98,10 @@ _add_resource = _declare(
 )  # fmt: skip
 _add_func_args = (c_void_p, c_char_p, c_size_t, c_void_p, c_void_p, c_void_p)
 _add_func = _declare("wasmtime_component_linker_instance_add_func", c_void_p, *_add_func_args)
+
+pooling_config_new = _declare("wasmtime_pooling_allocation_config_new", c_void_p)
+pooling_config_delete = _declare("wasmtime_pooling_allocation_config_delete", None, c_void_p)
+pooling_strategy_set = _declare("wasmtime_pooling_allocation_strategy_set", None, c_void_p, c_void_p)
 
 if not missing_async_symbols():
     _add_func_async = _declare("wasmtime_component_linker_instance_add_func_async", c_void_p, *_add_func_args)

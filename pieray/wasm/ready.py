@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 QUIET_S = 0.05
-"""No instance is begun sooner after one was taken.  Making one ahead takes more than making one in a launch, and what a
-burst of launches needs is time: those that find none left are made where they are needed."""
+"""No instance that prepares is begun sooner after one was taken: it takes ten times what one in a launch does, and what
+a burst of launches needs is time."""
 RETRY_S = 10.0
 """Before it is tried again, if one could not be made."""
 HEADROOM_BYTES = 4 << 20
@@ -28,20 +28,23 @@ HEADROOM_BYTES = 4 << 20
 CODE_BYTES = 32 << 20
 """Of all sources and their code that are kept."""
 
-#: starts a guest that makes an instance within so many bytes of memory; told the instance, or None, once
-Prepare = Callable[["Program", int, Callable[["Instance | None"], None]], None]
+#: makes an instance within so many bytes of memory, and prepares it or not; told the instance, or
+#: None, once
+Prepare = Callable[["Program", int, bool, Callable[["Instance | None"], None]], None]
 
 
 class ReadyInstances:
-    """Up to `size` prepared instances of a program.  Each serves one guest, once.  Thread-safe.
+    """Up to `size` instances of a program.  Each serves one guest, once.  Thread-safe.
 
-    One is made at a time, by a background guest: it has turns when no other guest wants one.  Each takes about 5 MiB of
-    memory, and no more than the program's initial memory and HEADROOM_BYTES.
+    One is made at a time, when no guest wants a turn.  The first `num_cold` prepare, as background guests: they write
+    to what is written to in all runs, so that the slots of memory that they have are warm when they are used again.
+    Each takes about 8 MiB of memory, and no more than the program's initial memory and HEADROOM_BYTES.
     """
 
-    def __init__(self, program: Program, size: int, prepare: Prepare, timers: Timers) -> None:
+    def __init__(self, program: Program, size: int, num_cold: float, prepare: Prepare, timers: Timers) -> None:
         self.program = program
         self._size = size
+        self._num_cold = num_cold
         self._prepare = prepare
         self._timers = timers
         memories = program.memories
@@ -63,10 +66,13 @@ class ReadyInstances:
         self._taken_at = time.monotonic()
         with self._lock:
             instance = self._instances.pop() if self._instances else None
-        self._fill_later(QUIET_S)
+        self._fill_later(self._quiet_s())
         if instance is not None:
             instance.limit(memory_bytes)
         return instance
+
+    def _quiet_s(self) -> float:
+        return QUIET_S if self._num_cold else 0.0
 
     def close(self) -> None:
         """Make no more, and drop those that there are; idempotent."""
@@ -81,14 +87,17 @@ class ReadyInstances:
             if self._is_filling or self._is_closed or len(self._instances) >= self._size:
                 return
             self._is_filling = True
-        self._timers.at(time.monotonic() + seconds, self._fill)
+        if seconds:
+            self._timers.at(time.monotonic() + seconds, self._fill)
+        else:
+            self._fill()
 
     def _fill(self) -> None:
-        if (left_s := self._taken_at + QUIET_S - time.monotonic()) > 0:
+        if (left_s := self._taken_at + self._quiet_s() - time.monotonic()) > 0:
             self._timers.at(time.monotonic() + left_s, self._fill)
             return
         try:
-            self._prepare(self.program, self._memory_bytes, self._made)
+            self._prepare(self.program, self._memory_bytes, self._num_cold > 0, self._made)
         except EngineError as error:  # the host is closing
             log.info("no instance of %s is made: %s", self.program.name, error)
 
@@ -98,6 +107,7 @@ class ReadyInstances:
             return
         with self._lock:
             self._is_filling = False
+            self._num_cold = max(0.0, self._num_cold - 1)
             if not self._is_closed:
                 self._instances.append(instance)
                 instance = None

@@ -194,6 +194,11 @@ class ThreadExecutor:
         """0: a guest that hangs in a host function keeps nobody else from running."""
         return 0.0
 
+    @property
+    def num_waiting(self) -> int:
+        """0: each guest closes its own."""
+        return 0
+
     def runs_on(self, thread: threading.Thread) -> bool:
         return thread in self._threads
 

@@ -23,7 +23,8 @@ from pieray.cli import main
 try:
     main()
 finally:
-    print("loaded:", [name for name in ("ray", "torch", "wasmtime", "asyncio", "psutil") if name in sys.modules])
+    heavy = ("ray", "torch", "transformers", "numpy", "wasmtime", "asyncio", "psutil", "pieray.cli.doctor")
+    print("loaded:", [name for name in heavy if name in sys.modules])
 """
 
 

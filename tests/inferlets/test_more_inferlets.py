@@ -115,7 +115,7 @@ def test_the_urgent_prompt_is_ready_first_though_it_came_last(ray_cluster: None)
         plain = run(engine, "priorities", prompts=prompts, priorities=[0, 0, 0])
         assert_pages_return(engine)
         expected = [complete(engine, prompt, max_tokens=1) for prompt in prompts]
-    assert ranked["order"] == [2, 1, 0]
+    assert ranked["order"][0] == 2  # the first may have begun before the others came: it may be second
     assert plain["order"] == [0, 1, 2]
     assert ranked["next"] == plain["next"] == expected
 

@@ -117,3 +117,34 @@ def test_who_waits_for_a_controller_that_does_not_answer_is_told_with_who_asks()
 def test_the_clock_of_a_grant_is_its_actors() -> None:
     grant = Grant([WIRE, "g", 1, 30.0, 5000.0], time.monotonic())
     assert grant.clock.at(time.monotonic()) == pytest.approx(5000.0, abs=0.5)
+
+
+def test_many_are_taken_at_once_as_far_as_there_are_places() -> None:
+    controller = Controller(most=70)
+    placements = Placements(controller)
+    grants = placements.take_many(60)
+    assert len(grants) == 60
+    assert controller.asked == [64]
+    assert len(placements.take_many(20)) == 10
+    assert placements.take_many(5) == []
+    assert placements.take_many(0) == []
+    assert placements._num_waiting == 0
+    assert sum(grant.num_used for grant in placements._grants) == 70
+    for grant in grants:
+        placements.give_back(grant)
+    assert len(placements.take_many(100)) == 60
+
+
+def test_when_asking_fails_none_of_many_is_taken() -> None:
+    controller = Controller(most=64)
+    placements = Placements(controller)
+    controller.error = NoAnswer("frozen")
+    with pytest.raises(NoAnswer):
+        placements.take_many(3)
+    controller.error = None
+    first = placements.take_many(60)
+    controller.error = NoAnswer("frozen")
+    with pytest.raises(NoAnswer):
+        placements.take_many(10)
+    assert sum(grant.num_used for grant in placements._grants) == len(first)
+    assert placements._num_waiting == 0

@@ -251,3 +251,20 @@ def test_a_child_has_the_lower_of_its_manifests_and_its_parents_limits() -> None
     registry.install(program(limits={"pages": 9, "tickets": 9}))
     given = launch("notes", limits={"tickets": 5, "pages": 50, "queues": 2}, parent="someone-1")
     assert registry.filled(given, Limits(pages=100)).limits == {"pages": 9, "tickets": 5, "queues": 2}
+
+
+def test_the_revision_rises_with_each_change_and_with_nothing_else(tmp_path: Path) -> None:
+    registry, other = Registry(tmp_path), Registry(tmp_path)
+    seen = [registry.revision]
+    registry.install(program())
+    seen.append(registry.revision)
+    registry.install(program())
+    assert registry.resolve("notes") == (registry.revision, registry.find("notes"))
+    assert registry.revision == seen[-1]
+    other.install(program(version="1.1.0"))  # of another engine, in the same folder
+    seen.append(registry.revision)
+    assert registry.resolve("notes")[1].version == "1.1.0"
+    registry.uninstall("notes", "t", "ann")
+    seen.append(registry.revision)
+    assert seen == sorted(set(seen))
+    assert Registry(tmp_path).revision > seen[0]

@@ -25,7 +25,7 @@ WIDTH = 100
 #: Modules of the client's API, in the order of the page, and what is public in them.
 CLIENT_NAMES = {
     "engine": ("start", "connect", "Engine"), "process": ("Process", "Event"), "programs": ("ProgramSource",),
-    "config": ("Config", "ModelSettings", "Limits"), "errors": ("PierayError", "*"),
+    "launches": ("LaunchRequest",), "config": ("Config", "ModelSettings", "Limits"), "errors": ("PierayError", "*"),
 }  # fmt: skip
 
 #: Classes whose objects a program gets, and does not make.

@@ -35,6 +35,7 @@ async def main(prompt: str, limit: int, temperature: float = 0.0, stop: list[str
 """
 
 _program: list[Any] = []  # code and filename
+_rehearsal: list[str] = []  # its code, once it has been compiled
 
 
 class ProgramFailed(Exception):
@@ -60,14 +61,14 @@ def _text_of(error: BaseException) -> str:
 def prepare(limit: int = 0) -> None:
     """Do once what every run needs: what CPython sets up at first use, and the memory for it, is there from now on.
 
-    At build time it becomes part of the component's image, and calls no handler; in a guest that waits for its program
-    it makes the pages of that image the guest's own, and generates `limit` tokens, twice, with handlers that do
-    nothing.
+    At build time it becomes part of the component's image, and calls no handler.  In a guest it makes the pages of that
+    image that all guests write to the guest's own, and generates `limit` tokens, twice, with handlers that do nothing;
+    the rehearsal's code is the image's.
     """
     if _host.is_component:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text file in the component
         asyncio.events.new_event_loop = asyncio.new_event_loop = _loop.TicketLoop
-    load_program(_REHEARSAL, _REHEARSAL_FILE, "")
+    _rehearsal[:] = [load_program(_REHEARSAL, _REHEARSAL_FILE, "".join(_rehearsal))]
     try:
         _run(f'{{"prompt": "rehearsal", "limit": {limit}}}')
     finally:

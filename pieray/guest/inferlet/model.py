@@ -70,7 +70,9 @@ class TextStream:
     __slots__ = ("_handle",)
 
     def __init__(self, *, skip_special: bool = True, model: str = "", after: Sequence[int] = ()) -> None:
-        self._handle: int | None = _host.model.stream_open(model, skip_special, after[-PRIME_TOKENS:])
+        self._handle: int | None = _host.model.stream_open(
+            model, skip_special, _convert.u32s("after", after)[-PRIME_TOKENS:]
+        )
 
     @property
     def handle(self) -> int:

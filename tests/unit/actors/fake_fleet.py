@@ -51,7 +51,7 @@ class FakeActor:
 
     def open(self, *args: Any) -> tuple[str, int]:
         if self.member.role == INFERLETS:
-            self.peers = list(args[2:])
+            self.peers, self.revision = list(args[2:5]), args[5]
         return self.member.name, self.member.incarnation
 
     def reconnect(self, batcher: Any, resource_manager: Any) -> None:
@@ -61,6 +61,9 @@ class FakeActor:
         self.peers[2] = broker
 
     def set_adapters(self, facts: Any) -> None: ...
+
+    def set_registry(self, revision: int) -> None:
+        self.revision = revision
 
     def launch(self, frame: bytes, _sent_at: float, deadline: float) -> None:
         (message,) = decode(frame)

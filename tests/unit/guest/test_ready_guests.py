@@ -17,6 +17,7 @@ from pieray.errors import PierayError, QuotaExceeded
 from pieray.wasm import host as host_module
 from pieray.wasm import ready
 from pieray.wasm.host import Outcome, Program, WasmHost
+from pieray.wasm.pooling import can_pool
 from pieray.wasm.python_runtime import component_path
 from pieray.wasm.ready import CodeCache
 
@@ -70,15 +71,17 @@ def result(outcome: Outcome) -> Any:
 
 def test_a_launch_takes_one_and_another_is_made(loaded: tuple[WasmHost, Program], run: Run) -> None:
     wasm, _ = loaded
-    assert result(run("async def main(): return 7")) == 7
-    assert wasm.num_ready == READY - 1
+    assert wasm._ready is not None
     until(lambda: wasm.num_ready == READY)
+    before = list(wasm._ready._instances)
+    assert result(run("async def main(): return 7")) == 7
+    until(lambda: wasm.num_ready == READY)
+    assert [instance in before for instance in wasm._ready._instances] == [True] * (READY - 1) + [False]
 
 
-def test_what_is_rehearsed_is_a_whole_generation(
-    loaded: tuple[WasmHost, Program], run: Run, monkeypatch: pytest.MonkeyPatch
+def test_the_first_rehearse_a_whole_generation_and_later_ones_have_their_memory(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wasm, _ = loaded
     made: list[Any] = []
 
     class Noted(host_module.RehearsalHandlers):
@@ -87,11 +90,21 @@ def test_what_is_rehearsed_is_a_whole_generation(
             made.append(self)
 
     monkeypatch.setattr(host_module, "RehearsalHandlers", Noted)
-    assert result(run("async def main(): return 7")) == 7
-    until(lambda: wasm.num_ready == READY)
-    (handlers,) = made
+    wasm = WasmHost("fiber")
+    program = wasm.load(component_path(), "python-runtime")
+    wasm.keep_ready(program, 2)
+    until(lambda: wasm.num_ready == 2)
+    assert len(made) == 2
     for name in ("model_tokenize", "plans_start", "plans_read", "session_send", "plans_stream_text", "kv_free"):
-        assert name in handlers.called, handlers.called
+        assert all(name in handlers.called for handlers in made), made[0].called
+    for _ in range(3):
+        done = threading.Event()
+        wasm.spawn(program, FakeHost(), Limits(), input="{}", source="def main(): return 7",
+                   on_exit=lambda _outcome, done=done: done.set())  # fmt: skip
+        assert done.wait(60)
+        until(lambda: wasm.num_ready == 2)
+    assert len(made) == (2 if can_pool(1) else 5)
+    wasm.close()
 
 
 def test_nothing_of_the_rehearsal_is_left(run: Run) -> None:
@@ -134,7 +147,6 @@ def test_its_own_limit_binds_a_guest_that_was_made_ahead(loaded: tuple[WasmHost,
     small = run(GREEDY.format(mib=60), memory_bytes=least + 8 * MIB)
     assert isinstance(small.error, QuotaExceeded)
     assert f"memory_bytes is {least + 8 * MIB}" in small.error.message
-    assert wasm.num_ready == READY - 1
     until(lambda: wasm.num_ready == READY)
     assert isinstance(run("def main(): return 1", memory_bytes=MIB).error, QuotaExceeded)
     assert wasm.num_ready == READY  # it would be larger than that: none was taken
@@ -160,9 +172,7 @@ def test_a_guest_that_is_killed_before_its_first_turn_leaves_nothing(
     assert result(run("def main(): return 1")) == 1
 
 
-def test_making_them_waits_for_a_burst_to_end_and_stands_behind_guests(
-    loaded: tuple[WasmHost, Program], run: Run
-) -> None:
+def test_none_is_made_while_a_guest_waits_for_its_turn(loaded: tuple[WasmHost, Program], run: Run) -> None:
     wasm, program = loaded
     until(lambda: wasm.num_ready == READY)
     spins = "import time\ndef main():\n    end = time.monotonic() + 0.5\n    while time.monotonic() < end: pass"
@@ -172,11 +182,12 @@ def test_making_them_waits_for_a_burst_to_end_and_stands_behind_guests(
             return time.monotonic_ns()
 
     ends: list[Outcome] = []
-    wasm.spawn(program, Clocked(), Limits(), input="{}", source=spins, on_exit=ends.append)
+    for _ in range(2):
+        wasm.spawn(program, Clocked(), Limits(), input="{}", source=spins, on_exit=ends.append)
     time.sleep(0.3)
-    assert (wasm.num_ready, ends) == (READY - 1, [])
-    until(lambda: bool(ends))
-    assert ends[0].error is None
+    assert (wasm.num_ready, ends) == (READY - 2, [])
+    until(lambda: len(ends) == 2)
+    assert [end.error for end in ends] == [None, None]
     until(lambda: wasm.num_ready == READY)
 
 

@@ -33,11 +33,11 @@ class Door(Client):
         self.num_asked = 0
 
     def ask(self, message: Launch, grant: str = "g", sent_ago_s: float = 0.0, left_s: float = 60.0,
-            instance_id: str = "") -> Completed | Failed:  # fmt: skip
+            instance_id: str = "", revision: int = 0) -> Completed | Failed:  # fmt: skip
         now = time.monotonic()
         self.num_asked += 1
         here = LaunchHere(self.num_asked, instance_id or message.instance_id, grant, now - sent_ago_s, now + left_s,
-                          encode([message]))  # fmt: skip
+                          encode([message]), revision)  # fmt: skip
         self.service.on_messages(self, [here])  # type: ignore[arg-type]
         answer: Any = self.answers[-1]
         assert answer.ticket == self.num_asked
@@ -173,3 +173,14 @@ def test_a_device_that_is_replaced_is_not_waited_for(door: Door, host: InferletH
     assert isinstance(answer, Failed)
     assert answer.code in ("device-lost", "engine")
     assert time.monotonic() - began < 1.0
+
+
+def test_an_installed_program_of_an_older_revision_is_refused(door: Door, host: InferletHost) -> None:
+    host.registry_revision = 5
+    assert isinstance(door.ask(launch("it-0", "echo 1"), revision=5), Completed)
+    end_of(host, "it-0")
+    assert isinstance(door.ask(launch("it-1", "echo 1"), revision=6), Completed)  # the Controller has yet to tell of it
+    end_of(host, "it-1")
+    old = door.ask(launch("it-2", "echo 1"), revision=4)
+    assert isinstance(old, Failed)
+    assert (old.code, old.message) == ("not-found", "raw may be another program by now: ask the Controller")

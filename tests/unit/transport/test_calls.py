@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import pytest
 
-from pieray.errors import Cancelled, InvalidRequest, OutOfPages, PeerLost, PierayError
+from pieray.errors import Cancelled, DeadlineExceeded, InvalidRequest, OutOfPages, PeerLost, PierayError
 from pieray.messages import CloseLease, Completed, Failed, LeasePages, Message
 from pieray.transport import Connection, PendingCalls
 
@@ -117,3 +117,25 @@ def test_raising_callback_does_not_keep_others_from_their_answers(answers: Answe
     calls.submit(wire, lease, lambda value, error: answers.append((value, error)))
     calls.resolve(wire, [Completed(1, None), Completed(2, b"x")])
     assert answers == [(b"x", None)]
+
+
+def test_many_calls_have_an_answer_each_or_none_in_time() -> None:
+    calls, wire = PendingCalls(), Wire()
+    answered = [Completed(3, b"c"), Failed(1, "out-of-pages", "0 free")]
+    threading.Timer(0.02, lambda: calls.resolve(wire, answered)).start()
+    first, second, third = calls.call_many(wire, [lease] * 3, 0.2)
+    assert wire.sent == [lease(1), lease(2), lease(3)]
+    assert (first[0], str(first[1])) == (None, "0 free")
+    assert isinstance(second[1], DeadlineExceeded)
+    assert third == (b"c", None)
+    assert len(calls) == 0
+
+
+def test_many_calls_fail_with_their_connection_and_leave_nothing_behind() -> None:
+    calls, wire = PendingCalls(), Wire()
+    threading.Timer(0.02, lambda: calls.fail_all(wire, PeerLost("gone"))).start()
+    assert [type(error) for _, error in calls.call_many(wire, [lease] * 3, 5.0)] == [PeerLost] * 3
+    wire.close()
+    with pytest.raises(PeerLost):
+        calls.call_many(wire, [lease] * 3, 5.0)
+    assert len(calls) == 0

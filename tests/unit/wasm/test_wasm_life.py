@@ -139,8 +139,8 @@ def test_nothing_is_left_after_two_hundred_guests(fresh_host):
         with open("/proc/self/maps") as maps:
             return len(os.listdir("/proc/self/fd")), threading.active_count(), sum(1 for _ in maps)
 
-    run(3)
-    time.sleep(0.05)
+    run(67)  # the slots of as many at one time are mapped from now on
+    time.sleep(0.1)
     fds, threads, maps = state()
     guests = run(67)
     time.sleep(0.1)
