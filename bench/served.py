@@ -2,8 +2,10 @@
 
 Both sides in one run, on one machine, with the same model, prompts, rows and numbers of tokens:
 
-* bare: `ModelRunner.step` over the same rows, prompts first, alone in a process of its own, before the engine starts;
+* bare: `ModelRunner.decode` over the same rows, prompts first, alone in a process of its own while the engine idles;
 * served: as many inferlets at once on an engine over sockets, launches, prompts, clients and their threads included.
+
+The two take turns, a round each, and each round's ratio is to the bare round just before it.
 
 Kinds of program: `stream` (text-completion: its text goes straight out), `iterate` (a guest that takes each token and
 sends its text), `passes` (a guest that drives each pass), `c` (completion-c), and `clients` (stream, from eight client
@@ -87,52 +89,78 @@ class Round:
 # --- the bare decoder ------------------------------------------------------------------------------
 
 
-def bare(levels: list[int], num_tokens: int, rounds: int) -> dict[str, Any]:
-    """By sampling and level: [tokens per second from start to end, milliseconds of a decode step]."""
+def serve_bare() -> None:
+    """The life of the bare decoder's process: a round for each line of standard input, its figures on standard output.
+
+    Prompts are items of one step each; then `ModelRunner.decode` steps the same rows as the Batcher's decode table.
+    """
     from pieray.messages import Sample, Sampler
-    from pieray.models.batch import ForwardItem
+    from pieray.models.batch import DecodeRows, ForwardItem
     from pieray.models.runner import ModelRunner
+    from pieray.models.sampler import choices_of
     from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
+    most, num_tokens = json.loads(sys.stdin.readline())
     folder = model_folder("pie-tiny")
     prompt = np.array(Tokenizer(TokenizerSpec.from_folder(folder)).encode(PROMPT), np.uint32)
     per_sequence = -(-(len(prompt) + num_tokens) // 16)
-    num_pages = max(levels) * per_sequence
+    num_pages = most * per_sequence
     runner = ModelRunner.load(folder, device="cpu", dtype="float32", num_pages=num_pages, page_size=16, threads=1)
     pages = np.arange(num_pages, dtype=np.uint32).reshape(-1, per_sequence)
+    positions = np.arange(len(prompt), dtype=np.uint32)
 
     def run(level: int, params: Sampler) -> tuple[float, float]:
-        drawn, kv_len = [prompt] * level, 0
-        began = first = time.perf_counter()
-        for _ in range(num_tokens):
-            positions = np.arange(kv_len, kv_len + len(drawn[0]), dtype=np.uint32)
-            items = [ForwardItem(pages[row], kv_len, tokens, positions) for row, tokens in enumerate(drawn)]
-            kv_len += len(positions)
-            results = runner.step(items, [[Sample(-1, params)]] * level)
-            drawn = [np.array(result, np.uint32) for result in results]
-            if kv_len == len(prompt):
-                first = time.perf_counter()
+        began = time.perf_counter()
+        items = [ForwardItem(pages[row], 0, prompt, positions) for row in range(level)]
+        drawn = runner.step(items, [[Sample(-1, params)]] * level)
+        first = time.perf_counter()
+        kv_lens = np.full(level, len(prompt))
+        rows = DecodeRows(np.array([one[0] for one in drawn], np.uint32), kv_lens.copy(), kv_lens, pages[:level],
+                          choices_of([params] * level, kv_lens.tolist()))  # fmt: skip
+        for _ in range(num_tokens - 1):
+            rows.tokens[:] = runner.decode(rows, [], [])[0].tokens
+            rows.positions[:] += 1
+            rows.kv_lens[:] += 1
+            rows.choices["counter"] += np.uint64(1)
         ended = time.perf_counter()
         return level * num_tokens / (ended - began), (ended - first) / (num_tokens - 1) * 1e3
 
-    found: dict[str, Any] = {}
-    for name, values in SAMPLING.items():
-        params = Sampler(**values)
-        run(1, params)
-        for level in levels:
-            rates, steps = zip(*[run(level, params) for _ in range(rounds)], strict=True)
-            found.setdefault(name, {})[level] = [statistics.median(rates), statistics.median(steps)]
-    return found
+    run(1, Sampler())
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        sampling, level = json.loads(line)
+        sys.stdout.write(json.dumps(run(level, Sampler(**SAMPLING[sampling]))) + "\n")
+        sys.stdout.flush()
 
 
-def bare_alone(levels: list[int], num_tokens: int, rounds: int) -> dict[str, dict[int, tuple[float, float]]]:
-    """`bare` in a process of its own."""
-    command = [sys.executable, __file__, "--bare", "--tokens", str(num_tokens), "--rounds", str(rounds), "--levels"]
-    done = subprocess.run([*command, *map(str, levels)], stdout=subprocess.PIPE, check=True, timeout=3600)
-    return {
-        name: {int(level): tuple(figures) for level, figures in rows.items()}
-        for name, rows in json.loads(done.stdout).items()
-    }
+class Peer:
+    """A process of this script's own, which answers each line with a line."""
+
+    def __init__(self, role: str, first: Any) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, role], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.pid = self._process.pid
+        self.say(first)
+        assert self._line() == "ready", f"{role} did not start"
+
+    def say(self, value: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(value) + "\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> Any:
+        return json.loads(self._line())
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
 
 
 # --- clients ---------------------------------------------------------------------------------------
@@ -178,48 +206,22 @@ def _watch(engine: pieray.Engine, program: Any, arguments: Mapping[str, Any], fo
     found[place] = began, texts, time.monotonic(), result["num_tokens"]
 
 
-class Client:
-    """A client process."""
-
-    def __init__(self, engine: pieray.Engine) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--client"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.pid = self._process.pid
-        self._say(engine.door())
-        assert self._hear() == "ready", "the client did not start"
-
-    def begin(self, kind: str, count: int, arguments: Mapping[str, Any]) -> None:
-        self._say([kind, count, arguments])
-
-    def end(self) -> list[Any]:
-        found: list[Any] = json.loads(self._hear())
-        return found
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(30)
-
-    def _say(self, value: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(value) + "\n")
-        self._process.stdin.flush()
-
-    def _hear(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-
 # --- served ----------------------------------------------------------------------------------------
 
 
 class Bench:
     """An engine with its clients."""
 
-    def __init__(self, engine: pieray.Engine) -> None:
+    def __init__(self, engine: pieray.Engine, most: int, num_tokens: int) -> None:
         self._engine = engine
-        self._clients = [Client(engine) for _ in range(NUM_CLIENTS)]
+        self._clients = [Peer("--client", engine.door()) for _ in range(NUM_CLIENTS)]
+        self._bare = Peer("--bare", [most, num_tokens])
+
+    def bare(self, sampling: str, level: int) -> tuple[float, float]:
+        """Tokens per second from start to end, milliseconds of a decode step."""
+        self._bare.say([sampling, level])
+        rate, step_ms = self._bare.hear()
+        return rate, step_ms
 
     def round(self, kind: str, level: int, arguments: Mapping[str, Any]) -> Round:
         clients = self._clients[: min(level, NUM_CLIENTS)] if kind == "clients" else self._clients[:1]
@@ -227,8 +229,8 @@ class Bench:
         before = self._cpu_s()
         counting = Counting(self._engine)
         for client, count in zip(clients, parts, strict=True):
-            client.begin(kind, count, arguments)
-        found = [one for client in clients for one in client.end()]
+            client.say([kind, count, arguments])
+        found = [one for client in clients for one in client.hear()]
         counts = counting.end()
         after = self._cpu_s()
         began, ended = min(one[0] for one in found), max(one[2] for one in found)
@@ -254,8 +256,8 @@ class Bench:
         return found
 
     def close(self) -> None:
-        for client in self._clients:
-            client.close()
+        for peer in (*self._clients, self._bare):
+            peer.close()
 
 
 class Counting:
@@ -304,10 +306,13 @@ def quantile(values: list[float], part: float) -> float:
     return float(np.quantile(values, part)) if values else 0.0
 
 
-def row(kind: str, level: int, rounds: list[Round], rate: float, step_ms: float) -> dict[str, Any]:
-    """The medians of the rounds, beside the bare decoder's rate and step."""
-    ratios = [one.num_tokens / one.took_s / rate for one in rounds]
-    steady = [one.steady * step_ms / 1e3 / level for one in rounds if one.steady is not None]
+def row(kind: str, level: int, rounds: list[Round], alone: list[tuple[float, float]]) -> dict[str, Any]:
+    """The medians of the rounds, each beside the bare decoder's rate and step just before it."""
+    ratios = [one.num_tokens / one.took_s / rate for one, (rate, _) in zip(rounds, alone, strict=True)]
+    rate, step_ms = (statistics.median(column) for column in zip(*alone, strict=True))
+    steady = [
+        one.steady * step / 1e3 / level for one, (_, step) in zip(rounds, alone, strict=True) if one.steady is not None
+    ]
     us_token = {
         role: round(statistics.median(one.cpu_s.get(role, 0.0) / one.num_tokens * 1e6 for one in rounds))
         for role in sorted({role for one in rounds for role in one.cpu_s})
@@ -365,14 +370,13 @@ def main() -> None:
     if arguments.client:
         serve_client()
         return
-    levels, num_tokens = arguments.levels, arguments.tokens
     if arguments.bare:
-        sys.stdout.write(json.dumps(bare(levels, num_tokens, arguments.rounds)))
+        serve_bare()
         return
-    alone = bare_alone(levels, num_tokens, arguments.rounds)
+    levels, num_tokens = arguments.levels, arguments.tokens
     figures: dict[str, Any] = {}
     with pieray.start(namespace="bench-served") as engine:
-        bench = Bench(engine)
+        bench = Bench(engine, max(levels), num_tokens)
         try:
             for kind in arguments.kinds:
                 for sampling in arguments.sampling if kind == "stream" else arguments.sampling[:1]:
@@ -381,9 +385,13 @@ def main() -> None:
                         given["ignore_eos"] = True
                     for level in levels:
                         bench.round(kind, level, {**given, "max_tokens": 8})
-                        rounds = [bench.round(kind, level, given) for _ in range(arguments.rounds)]
+                        bench.bare(sampling, level)
+                        rounds, alone = [], []
+                        for _ in range(arguments.rounds):  # in turn: both meet the same machine
+                            alone.append(bench.bare(sampling, level))
+                            rounds.append(bench.round(kind, level, given))
                         name = f"{kind} {sampling} x {level}"
-                        figures[name] = row(kind, level, rounds, *alone[sampling][level])
+                        figures[name] = row(kind, level, rounds, alone)
                         sys.stdout.write(f"{name:24s} {figures[name]}\n")
                         sys.stdout.flush()
         finally:

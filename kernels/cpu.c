@@ -1,3 +1,2 @@
 // All C kernels in one shared object: what cc.py compiles.
-#include "decoder_step_cpu.c"
-#include "sample_cpu.c"
+#include "decode_rows_cpu.c"

@@ -3,6 +3,7 @@
 //
 // Each output of a matrix product is one chain of fused multiply-adds over k, in order, in every tile shape, so a
 // row's logits do not depend on the batch around it, to the last bit.
+#pragma once
 #include "paged_attention_cpu.c"
 
 #include <stddef.h>

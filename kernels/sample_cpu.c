@@ -1,5 +1,6 @@
 // Sampling on the CPU, one row at a time: temperature, top_k, top_p, min_p, typical_p and the draw, without a sort.
 // As `pieray.models.sampler` says; its torch code is the reference.
+#pragma once
 #include "paged_attention_cpu.c"
 
 typedef struct {

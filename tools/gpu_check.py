@@ -34,7 +34,7 @@ from pieray.kernels.dispatch import layer_ops
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention import cost, paged_attention, reference
 from pieray.messages import Logits, Sample, Sampler
-from pieray.models.batch import ForwardItem
+from pieray.models.batch import DecodeRows, ForwardItem
 from pieray.models.decode_graphs import GraphedDecoder
 from pieray.models.runner import ModelRunner
 from pieray.models.sampler import choices_of, sample
@@ -298,6 +298,63 @@ def check_graphs() -> Found:
     return found
 
 
+def drawn_by_rows(runner: ModelRunner, prompts: Sequence[np.ndarray], count: int, params: Sampler) -> list[list[int]]:
+    """The same as `generated`, by the columns that a Batcher steps."""
+    texts = [[int(result[0])] for result in prefilled(runner, prompts, [Sample(-1, params)])]
+    width = max(len(pages) for pages in pages_of(prompts))
+    pages = np.zeros((len(prompts), width), np.uint32)
+    for row, own in enumerate(pages_of(prompts)):
+        pages[row, : len(own)] = own
+    tokens = np.array([text[0] for text in texts], np.uint32)
+    kv_lens = np.array([len(prompt) for prompt in prompts], np.int64)
+    choices = choices_of([params] * len(prompts), kv_lens.tolist())
+    for _ in range(count - 1):
+        drawn, _ = runner.decode(DecodeRows(tokens, kv_lens, kv_lens, pages, choices), [], [])
+        assert not drawn.errors, drawn.errors
+        tokens = drawn.tokens.astype(np.uint32)
+        kv_lens = kv_lens + 1
+        choices["counter"] += 1
+        for text, token in zip(texts, tokens.tolist(), strict=True):
+            text.append(token)
+    return texts
+
+
+def check_rows() -> Found:
+    """Rows give what items of one token give, token for token; what a step of each takes, host included."""
+    found: Found = {"ok": True, "steps": []}
+    with tempfile.TemporaryDirectory() as folder:
+        random_qwen3(folder, QWEN_06B, torch.bfloat16)
+        runner = ModelRunner.load(folder, device="cuda", dtype="bfloat16", num_pages=12_000)
+        for num_rows in (1, 7, 64):
+            rng = np.random.default_rng(num_rows)
+            prompts = [rng.integers(0, 4096, int(length)) for length in rng.integers(1, 400, num_rows)]
+            for name, params in (("greedy", Sampler()), ("drawn", Sampler(temperature=1.0, top_p=0.9, seed=7))):
+                one, other = (how(runner, prompts, 24, params) for how in (generated, drawn_by_rows))
+                equal = sum(a == b for a, b in zip(one, other, strict=True))
+                found[f"{name} x {num_rows}"] = f"{equal} of {num_rows} texts equal"
+                found["ok"] = found["ok"] and equal == num_rows
+        for num_rows in (1, 8, 32, 64, 256):
+            by_items, _ = decode_step(runner, num_rows)
+            by_rows = row_step(runner, num_rows)
+            found["steps"].append({"rows": num_rows, "items_ms": round(by_items * 1e3, 2),
+                                   "rows_ms": round(by_rows * 1e3, 2), "tok_s": round(num_rows / by_rows)})  # fmt: skip
+    return found
+
+
+def row_step(runner: ModelRunner, num_rows: int) -> float:
+    """Median seconds of a greedy step of rows at 500 tokens a sequence."""
+    pages = np.arange(num_rows * 40, dtype=np.uint32).reshape(num_rows, 40)
+    tokens, choices = np.ones(num_rows, np.uint32), choices_of([Sampler()] * num_rows, [0] * num_rows)
+    taken = []
+    for kv_len in range(500, 530):
+        began = time.perf_counter()
+        kv_lens = np.full(num_rows, kv_len, np.int64)
+        drawn, _ = runner.decode(DecodeRows(tokens, kv_lens, kv_lens, pages, choices), [], [])
+        tokens = drawn.tokens.astype(np.uint32)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[8:])
+
+
 def check_sampler() -> Found:
     """The same tokens from the same logits, parameters and seeds as on the CPU."""
     found: Found = {"ok": True}
@@ -361,6 +418,7 @@ PARTS: dict[str, Callable[[], Found]] = {
     "attention": measure_attention,
     "families": check_families,
     "graphs": check_graphs,
+    "rows": check_rows,
     "sampler": check_sampler,
     "decode-0.6b": lambda: measure_decode(QWEN_06B, (1, 8, 64, 256)),
     "decode-8b": lambda: measure_decode(QWEN_8B, (1, 8, 64, 256)),

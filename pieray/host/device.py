@@ -77,6 +77,8 @@ class DeviceClient:
         self._lock = threading.Lock()
         self._decodes = HeldDecodes()
         self._posting = threading.Lock()  # what is posted for an inferlet keeps its order against its held passes
+        self._answering = 0  # the thread that reads the batcher's answers, while it does
+        self._is_due = False  # that thread has posted something itself
 
         def dial(endpoint: Endpoint, on_messages: Callable[[list[Message]], None]) -> Connection:
             service = _Link(on_messages, self._link_lost, self._refused)
@@ -117,6 +119,8 @@ class DeviceClient:
         Megabytes travel in parts, in the inferlet's lane: they hold up nobody else's.
         """
         inferlet = _inferlet_of(messages[0]) if messages else HOST
+        if self._answering == threading.get_ident():
+            self._is_due = True
         with self._posting:
             if now := self._decodes.split(inferlet, messages):
                 self._post(self._batcher, now, inferlet)
@@ -146,12 +150,15 @@ class DeviceClient:
     def flush(self) -> None:
         """Send what was posted: one frame to each peer that has any."""
         for link in (self._batcher, self._ledger):
-            try:
-                if link is self._batcher:
-                    self._post_decodes()
-                link.flush()
-            except PeerLost as error:
-                self._link_lost(error)
+            self._flush(link)
+
+    def _flush(self, link: Connection) -> None:
+        try:
+            if link is self._batcher:
+                self._post_decodes()
+            link.flush()
+        except PeerLost as error:
+            self._link_lost(error)
 
     def _post_decodes(self) -> None:
         """Passes of one token, as columns where nothing of their inferlets waits that they might overtake."""
@@ -199,6 +206,21 @@ class DeviceClient:
         done()
 
     def _from_batcher(self, messages: list[Message]) -> None:
+        """Give out answers.
+
+        What guests post meanwhile is not sent on here, unless this posts something itself: it leaves when the guests
+        that can run have run, so that inferlets in step with each other stay in step, in few large batches.
+        """
+        self._answering, self._is_due = threading.get_ident(), False
+        self._give_out(messages)
+        self._answering = 0
+        if self._is_due:
+            self.flush()
+        else:
+            self._flush(self._ledger)
+        self._on_answered()
+
+    def _give_out(self, messages: list[Message]) -> None:
         answers: dict[int, list[tuple[int, object]]] = {}
         for message in messages:
             if isinstance(message, (Completed, Failed, RunEnded)):
@@ -224,8 +246,6 @@ class DeviceClient:
                     self._finish_retiring(ticket)
             elif (tenant := self._tenants.get(number)) is not None:
                 tenant.answered(items)
-        self.flush()
-        self._on_answered()
 
     def _from_ledger(self, messages: list[Message]) -> None:
         for message in messages:

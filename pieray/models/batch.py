@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
 from pieray.models.lora import LoraAdapter, LoraSegment, segments_of
 
+CPU = torch.device("cpu")
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
@@ -53,11 +55,11 @@ class DecodeRows:
     """R sequences that run one token each and draw the next one, as columns, a row for each.
 
     A row's `pages`, of which `kv_len` + 1 tokens need the first ones, are followed by any others of the pool, say 0.
-    Rows of one adapter lie side by side.
+    Rows of one adapter lie side by side.  The columns may be views of a table that changes from step to step.
     """
 
     tokens: U32  # [R]
-    positions: U32  # [R]
+    positions: I64  # [R]
     kv_lens: I64  # [R]
     pages: U32  # [R, W]
     choices: npt.NDArray[np.void]  # [R], CHOICE of kernels/sample_cpu.py
@@ -65,6 +67,7 @@ class DecodeRows:
     masks: dict[int, bytes] = field(default_factory=dict)  # what else restricts the draw of a row, as Sampler.allowed
     scored: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose log-probabilities are wanted
     adapters: list[tuple[LoraAdapter, int, int]] = field(default_factory=list)  # each of rows [first, last)
+    native: Any = field(default=None, init=False)  # what a decoder has made of the columns: where they lie
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -82,7 +85,7 @@ class DecodeRows:
 
 
 NO_ROWS = DecodeRows(
-    np.zeros(0, np.uint32), np.zeros(0, np.uint32), np.zeros(0, np.int64), np.zeros((0, 0), np.uint32),
+    np.zeros(0, np.uint32), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0), np.uint32),
     np.zeros(0, CHOICE),
 )  # fmt: skip
 
@@ -189,16 +192,16 @@ def _check_below(name: str, values: U32, limit: int, what: str) -> None:
 
 
 def build_batch(
-    items: Sequence[ForwardItem], page_size: int, device: torch.device | str = "cpu", rows: DecodeRows | None = None
+    items: Sequence[ForwardItem], page_size: int, device: torch.device = CPU, rows: DecodeRows | None = None
 ) -> RaggedBatch:
     """Lay out valid rows and items (see `validate_item`) side by side, rows first, in the order given."""
     lead = NO_ROWS if rows is None else rows
-    num_rows, width = lead.pages.shape
+    num_rows, width = len(lead), int(lead.kv_lens.max(initial=-1)) // page_size + 1
     q_lens = np.array([1] * num_rows + [len(item.tokens) for item in items], np.int64)
     kv_before = np.concatenate((lead.kv_lens, [item.kv_len for item in items])).astype(np.int64)
     num_pages = np.array([width] * num_rows + [len(item.pages) for item in items], np.int64)
     qo_indptr, page_indptr = _indptr(q_lens), _indptr(num_pages)
-    pages = _concat([lead.pages.reshape(-1), *(item.pages for item in items)])
+    pages = _concat([lead.pages[:, :width].reshape(-1), *(item.pages for item in items)])
     owner = np.repeat(np.arange(len(q_lens)), q_lens)
     index = kv_before[owner] + np.arange(len(owner)) - qo_indptr[owner]
     slots = pages[page_indptr[owner] + index // page_size] * page_size + index % page_size
@@ -234,7 +237,7 @@ def build_batch(
     return RaggedBatch(longs[0], longs[1], longs[2], longs[3], attention, adapters, embeds)
 
 
-def _embeddings(items: Sequence[ForwardItem], starts: I64, device: torch.device | str) -> Embeddings | None:
+def _embeddings(items: Sequence[ForwardItem], starts: I64, device: torch.device) -> Embeddings | None:
     given = [(start, *item.embeds) for start, item in zip(starts.tolist(), items, strict=False) if item.embeds]
     if not given:
         return None
@@ -247,7 +250,7 @@ def _indptr(lengths: I64) -> I64:
     return np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
 
 
-def _concat(arrays: Sequence[U32]) -> I64:
+def _concat(arrays: Sequence[U32 | I64]) -> I64:
     return np.concatenate([np.zeros(0, np.int64), *arrays]).astype(np.int64)
 
 
@@ -263,12 +266,14 @@ def _masks(
     return np.frombuffer(bytearray(b"".join(item.mask or b"" for item in items)) or bytearray(1), np.uint8), indptr
 
 
-def _to_device(device: torch.device | str, dtype: type[np.signedinteger], *arrays: object) -> list[torch.Tensor]:
-    """The arrays as tensors of `dtype` that share one buffer, so that a GPU step pays for one transfer, not five.
+def _to_device(device: torch.device, dtype: type[np.signedinteger], *arrays: object) -> list[torch.Tensor]:
+    """The arrays as tensors of `dtype`: on a GPU they share one buffer, so that a step pays for one transfer, not five.
 
     Each starts on a multiple of 16 elements: Triton compiles a kernel anew for pointers of another alignment.
     """
-    parts = [np.asarray(array, dtype) for array in arrays]
+    parts = [np.ascontiguousarray(array, dtype) for array in arrays]
+    if device == CPU:
+        return [torch.from_numpy(part) for part in parts]
     starts = np.concatenate(([0], np.cumsum([-(-len(part) // 16) * 16 for part in parts])))
     joined = np.zeros(int(starts[-1]), dtype)
     for part, start in zip(parts, starts.tolist(), strict=False):

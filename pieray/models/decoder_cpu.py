@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from pieray.adapters import AdapterFile
 from pieray.kernels.cc import library
+from pieray.kernels.decode_rows_cpu import CBounds, CRows, RowStep, column
 from pieray.kernels.decoder_step_cpu import CBlock, CMatrix, CModel, CStep, decoder_step, pack, padded, workspace
 from pieray.kernels.paged_attention_cpu import is_supported, ragged
-from pieray.models.batch import RaggedBatch
+from pieray.kernels.sample_cpu import CHOICE
+from pieray.models.batch import DecodeRows, RaggedBatch
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
-from pieray.models.lora import LoraAdapter, read_lora
+from pieray.models.lora import LoraAdapter, LoraSegment, read_lora
 from pieray.models.lora_cpu import compile_adapter, segments
 from pieray.models.rope import rope_tables
 from pieray.models.weights import DecoderWeights, LayerWeights
@@ -52,6 +58,12 @@ class CpuDecoder:
         )
         self._floats_per_token = workspace(self._model)
         self._work = torch.empty(0)
+        self._work_at = self._work.data_ptr()
+        self._bounds = CBounds(config.vocab_size, config.max_position, 0)
+        self._run_rows = RowStep(self._model, self._bounds)
+        self._row_step = CStep()
+        self._logits = torch.empty(0, padded(config.vocab_size))  # of rows
+        self._logits_at, self._num_rows = self._logits.data_ptr(), 0
 
     @staticmethod
     def can_run(config: ModelConfig, weights: DecoderWeights) -> bool:
@@ -73,8 +85,7 @@ class CpuDecoder:
         """Write the keys and values of all T tokens to `pool`; logits float32 [R, vocab] of the wanted rows."""
         self._bind(pool)
         num_tokens, num_rows = len(batch.tokens), len(batch.rows)
-        if self._work.numel() < num_tokens * self._floats_per_token:
-            self._work = torch.empty(num_tokens * self._floats_per_token)
+        self._reserve(num_tokens)
         logits = torch.empty(num_rows, padded(self.config.vocab_size))
         found, lora = segments(batch.adapters)
         step = CStep(
@@ -96,11 +107,45 @@ class CpuDecoder:
         decoder_step(self._model, step, self._work, logits, torch.get_num_threads())
         return logits[:, : self.config.vocab_size]
 
+    def decode_rows(
+        self, rows: DecodeRows, pool: KvPool, special: Sequence[int] = ()
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8] | None] | None:
+        """Run rows and draw from their plain logits, but for those at `special`.
+
+        Returns their tokens [R], and, if there are any, which rows have logits that are not finite [R]; None if a row
+        cannot be computed.  `row_logits` holds until the next call.  Raises MemoryError.
+        """
+        self._bind(pool)
+        num_rows = len(rows)
+        if num_rows > self._num_rows:
+            self._reserve(num_rows)
+            self._logits = torch.empty(num_rows, self._logits.shape[1])
+            self._logits_at, self._num_rows = self._logits.data_ptr(), num_rows
+        step = self._row_step
+        if rows.adapters or step.num_segments:
+            step.segments, lora = segments([LoraSegment(*one, *one[1:]) for one in rows.adapters])
+            step.num_segments, step.lora = len(rows.adapters), lora.data_ptr()
+        is_special = None
+        if special:
+            is_special = np.zeros(num_rows, np.uint8)
+            is_special[special] = 1
+        return self._run_rows(_view(rows), step, self._work_at, self._logits_at, torch.get_num_threads(), is_special)
+
+    def row_logits(self, num_rows: int) -> torch.Tensor:
+        """Logits [R, vocab] of the rows that `decode_rows` has run last."""
+        return self._logits[:num_rows, : self.config.vocab_size]
+
+    def _reserve(self, num_tokens: int) -> None:
+        if self._work.numel() < num_tokens * self._floats_per_token:
+            self._work = torch.empty(num_tokens * self._floats_per_token)
+            self._work_at = self._work.data_ptr()
+
     def _bind(self, pool: KvPool) -> None:
         if self._pool is pool:
             return
         self._pool = pool
         self._model.page_size = pool.page_size
+        self._bounds.num_pages = pool.num_pages
         for block, layer in zip(self._blocks, pool.layers, strict=True):
             block.kv = layer.data_ptr()
 
@@ -129,3 +174,17 @@ class CpuDecoder:
     def _pointer(self, tensor: torch.Tensor) -> int:
         self._keep.append(tensor.contiguous())
         return self._keep[-1].data_ptr()
+
+
+def _view(rows: DecodeRows) -> CRows:
+    """The C view of rows, kept with them: columns of the decode table stay where they are from step to step."""
+    view: CRows | None = rows.native
+    if view is None:
+        assert rows.tokens.dtype == rows.pages.dtype == np.uint32
+        assert rows.positions.dtype == rows.kv_lens.dtype == np.int64
+        assert rows.choices.dtype == CHOICE
+        view = rows.native = CRows(
+            column(rows.tokens), column(rows.positions), column(rows.kv_lens), column(rows.pages), column(rows.choices),
+            len(rows), rows.pages.shape[1],
+        )  # fmt: skip
+    return view

@@ -15,6 +15,8 @@ import torch
 
 from pieray.adapters import AdapterFile
 from pieray.errors import DeviceLost, InvalidRequest, ModelError, PierayError, Unsupported
+from pieray.kernels.decode_rows_cpu import zero_bad_rows
+from pieray.kernels.sample_cpu import is_supported
 from pieray.messages import GREEDY, Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler
 from pieray.models import batch
 from pieray.models import sampler as sampling
@@ -30,6 +32,7 @@ from pieray.models.weights import load_weights
 
 log = logging.getLogger(__name__)
 
+NO_SCORES = np.zeros(0, np.float32)
 SLICE_BYTES = 64 << 20
 """Of float32 logits that are looked at in one go."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -114,6 +117,10 @@ class ModelRunner:
         place, and the others are computed as if it had not been there; so does a draw that may give no token.
         `items[i].rows` is overwritten.  Raises DeviceLost.
         """
+        if not items and isinstance(self.decoder, CpuDecoder) and len(rows):
+            drawn = self._draw_rows(self.decoder, rows)
+            if drawn is not None:
+                return drawn, []
         results: list[StepResult] = [[] for _ in items]
         good = []
         are_valid = batch.are_valid(items, self.config, self.pool)
@@ -130,6 +137,25 @@ class ModelRunner:
         for index, result in zip(good, found, strict=True):
             results[index] = result
         return drawn, results
+
+    def _draw_rows(self, decoder: CpuDecoder, rows: DecodeRows) -> Drawn | None:
+        """A step of rows alone in one call; None if one of them fails, which is found out as with any others."""
+        special = sorted({*rows.samplers, *rows.masks}) if rows.samplers or rows.masks else []
+        try:
+            for sampler in rows.samplers.values():
+                _check_sampler(sampler, self.config.vocab_size)
+            found = decoder.decode_rows(rows, self.pool, special)
+        except (InvalidRequest, ValueError, MemoryError):
+            return None
+        if found is None:
+            return None
+        tokens, is_bad = found
+        errors = {} if is_bad is None else {row: _not_finite() for row in np.flatnonzero(is_bad).tolist()}
+        if not special and not len(rows.scored):
+            return Drawn(tokens, NO_SCORES, errors)
+        drawn = _drawn(rows, decoder.row_logits(len(rows)), special, torch.from_numpy(tokens))
+        drawn.errors |= errors
+        return drawn
 
     def _decode_rows(
         self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]
@@ -243,7 +269,9 @@ class ModelRunner:
         logits = self.decoder.forward(ragged, self.pool)
         logits, bad = _finite(logits)
         values = _Answers(items, outputs, logits, ragged.hidden, len(rows)).collect(bad)
-        drawn = _drawn(rows, logits[: len(rows)])
+        special = sorted({*rows.samplers, *rows.masks})
+        logits = logits[: len(rows)]
+        drawn = _drawn(rows, logits, special, _plain(rows, logits, special))
         drawn.errors |= {row: _not_finite() for row in bad if row < len(rows)}
         if logits.is_cuda and not len(ragged.rows):  # nothing has waited for the device: the next step's time would
             torch.cuda.synchronize(logits.device)  # be this one's too
@@ -263,6 +291,8 @@ def _spread(
 
 def _finite(logits: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     """The logits, and rows that are not finite; such rows are zeroed, so that no sampler trips over them."""
+    if is_supported(logits):
+        return logits, zero_bad_rows(logits)
     is_finite = logits.amax(-1).isfinite() if len(logits) else logits.new_ones(0, dtype=torch.bool)
     if bool(is_finite.all()):
         return logits, []
@@ -313,25 +343,30 @@ def _no_token() -> PierayError:
     return InvalidRequest("the sampler allows no token: all are banned by its bias or its mask")
 
 
-def _drawn(rows: DecodeRows, logits: torch.Tensor) -> Drawn:
+def _drawn(rows: DecodeRows, logits: torch.Tensor, special: list[int], tokens: torch.Tensor) -> Drawn:
+    """The `tokens` drawn from plain logits, with those of the `special` rows drawn now, and the scores of all."""
     errors: dict[int, PierayError] = {}
-    special = sorted({*rows.samplers, *rows.masks})
-    if not special:
-        tokens = sampling.sample(logits, rows.choices)
-    else:
+    if special:
         places = np.array(special)
-        plain = np.setdiff1d(np.arange(len(rows)), places)
-        tokens = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-        if len(plain):
-            tokens[plain] = sampling.sample(logits, rows.choices[plain], plain)
         samplers = [rows.samplers.get(row, GREEDY) for row in special]
         restricted = _restricted(logits[places], samplers, [rows.masks.get(row, b"") for row in special])
         tokens[places] = sampling.sample(restricted, rows.choices[places])
         errors = {special[place]: _no_token() for place in _banned(restricted)}
-    scores = np.zeros(0, np.float32)
+    scores = NO_SCORES
     if len(rows.scored):
         scores = sampling.logprobs(logits[rows.scored], tokens[rows.scored, None])[:, 0].cpu().numpy()
     return Drawn(tokens.cpu().numpy(), scores, errors)
+
+
+def _plain(rows: DecodeRows, logits: torch.Tensor, special: list[int]) -> torch.Tensor:
+    """Draws from plain logits, for all rows but the `special` ones: int64 [R]."""
+    if not special:
+        return sampling.sample(logits, rows.choices)
+    plain = np.setdiff1d(np.arange(len(rows)), special)
+    tokens = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
+    if len(plain):
+        tokens[plain] = sampling.sample(logits, rows.choices[plain], plain)
+    return tokens
 
 
 class _Asked(NamedTuple):

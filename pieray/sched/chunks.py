@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from pieray.messages import Output
 from pieray.sched.commands import ForwardCommand
 from pieray.sched.costs import CostModel, Kind, Work, add_draw
 from pieray.sched.plans import PlanCommand
-from pieray.sched.table import SPECIAL, Records
+from pieray.sched.table import RowGroup
 
 
 class Chunk(NamedTuple):
@@ -78,6 +76,7 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
     command, start, num_tokens, outputs, _ = chunk
     context = command.kv_len + start
     square = num_tokens * (context + num_tokens)
+    work[Kind.COMMANDS] = 1.0
     work[Kind.ITEMS] += 1
     work[Kind.TOKENS] += num_tokens
     work[Kind.ATTENTION] += square
@@ -98,15 +97,15 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
     return seconds
 
 
-def add_rows(work: Work, rows: Records) -> None:
+def add_rows(work: Work, rows: RowGroup) -> None:
     """Count rows of the decode table."""
-    count, num_drawn = len(rows), int(np.count_nonzero(rows["choice"]["temperature"] > 0))
+    count = len(rows)
     work[Kind.ITEMS] += count
     work[Kind.TOKENS] += count
-    work[Kind.ATTENTION] += int(rows["kv_len"].sum()) + count
-    work[Kind.DRAWS] += num_drawn
-    work[Kind.GREEDY] += count - num_drawn
-    work[Kind.FILTERED] += int(np.count_nonzero(rows["flags"] & SPECIAL))
+    work[Kind.ATTENTION] += rows.num_slots
+    work[Kind.DRAWS] += rows.num_drawn
+    work[Kind.GREEDY] += count - rows.num_drawn
+    work[Kind.FILTERED] += len(rows.special)
 
 
 def decode_seconds(command: ForwardCommand, costs: CostModel) -> float:

@@ -36,6 +36,7 @@ class CohortWait:
         self._step_began = self._step_ended = NEVER
         self._since = lanes.column(float, NEVER)  # when it was answered, while it is not back and not late
         self._record = lanes.column(float, 1.0)  # recent share of answers after which it came back in time
+        self._is_any_away = False  # False: nobody is waited for
 
     @property
     def cap_s(self) -> float:
@@ -51,6 +52,7 @@ class CohortWait:
     def answered(self, lanes: int | I64, now: float) -> None:
         """The inferlets have all that they asked for."""
         self._since.values[lanes] = now
+        self._is_any_away = True
 
     def arrived(self, lanes: int | I64, now: float) -> None:
         """Commands of the inferlets have come."""
@@ -68,6 +70,8 @@ class CohortWait:
 
     def wait_s(self, now: float) -> float:
         """Seconds to wait before the next step unless a command comes first; 0: go."""
+        if not self._is_any_away:
+            return 0.0
         since = self._since.values
         earliest = now - self.cap_s
         late = np.flatnonzero((since <= earliest) & (since != NEVER))
@@ -75,7 +79,10 @@ class CohortWait:
             since[late] = NEVER
             self._learn(late, np.zeros(len(late)), LEARNING_RATE)
         newest = since.max(where=self._record.values >= TRUST, initial=NEVER)
-        return float(newest) - earliest if newest != NEVER else 0.0
+        if newest == NEVER:
+            self._is_any_away = bool((since != NEVER).any())
+            return 0.0
+        return float(newest) - earliest
 
     def _learn(self, lanes: I64, outcome: npt.NDArray[np.float64], rate: float | npt.NDArray[np.float64]) -> None:
         record = self._record.values

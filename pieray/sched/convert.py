@@ -1,4 +1,4 @@
-"""Between the scheduler and the runner: commands to items, rows of the table to columns, values to answers."""
+"""Between the scheduler and the runner: commands to items, values to answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.messages import Output, Sample, Sampler
-from pieray.models.batch import DecodeRows, ForwardItem
+from pieray.models.batch import ForwardItem
 from pieray.sched.chunks import Chunk
 from pieray.sched.commands import F32, U32, ForwardCommand
-from pieray.sched.lanes import I64
 from pieray.sched.plans import PlanCommand
-from pieray.sched.table import SCORED, SPECIAL, DecodeTable
 
 _TOKEN = struct.Struct("<I")
 
@@ -74,32 +72,6 @@ def _plan_outputs(plan: PlanCommand, start: int, num_tokens: int) -> list[Sample
 def _restricted(sampler: Sampler, mask: bytes) -> Sampler:
     both = np.frombuffer(mask, np.uint8) & np.frombuffer(sampler.allowed or mask, np.uint8)
     return replace(sampler, allowed=both.tobytes())
-
-
-def columns_of(table: DecodeTable, rows: I64) -> tuple[I64, DecodeRows]:
-    """These rows of the table for the runner, in the order in which it takes them: those of an adapter together."""
-    serials = table.rows["adapter"][rows]
-    if serials.any():
-        order = np.argsort(serials, kind="stable")
-        rows, serials = rows[order], serials[order]
-    is_all = table.are_all(rows)
-    records = table.rows if is_all else table.rows[rows]
-    width = int(records["kv_len"].max()) // table.page_size + 1
-    pages = (table.pages if is_all else table.pages[rows])[:, :width]
-    found = DecodeRows(records["token"], records["position"], records["kv_len"], pages, records["choice"],
-                       scored=np.flatnonzero(records["flags"] & SCORED))  # fmt: skip
-    for place in np.flatnonzero(records["flags"] & SPECIAL).tolist():
-        own = table.own[int(rows[place])]
-        if own.sampler.bias_tokens or own.sampler.allowed:
-            found.samplers[place] = own.sampler
-        if own.plan is not None and own.plan.matcher is not None:
-            found.masks[place] = own.plan.matcher.mask_bytes()
-    if serials.any():
-        starts = np.flatnonzero(np.diff(serials, prepend=-1)).tolist()
-        for first, last in zip(starts, [*starts[1:], len(rows)], strict=True):
-            if (adapter := table.own[int(rows[first])].adapter) is not None:
-                found.adapters.append((adapter, first, last))
-    return rows, found
 
 
 def wire_value(value: int | tuple[Any, Any] | npt.NDArray[Any]) -> Any:

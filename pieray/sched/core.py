@@ -35,15 +35,15 @@ from pieray.sched.adapters import AdapterDesk
 from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand, failed
-from pieray.sched.convert import asked, columns_of, wire_value
+from pieray.sched.convert import asked, wire_value
 from pieray.sched.costs import CostModel, Kind, Work
 from pieray.sched.lanes import I64, LaneKey
 from pieray.sched.lookups import EmbedLookups, known
 from pieray.sched.passes import PassTable
-from pieray.sched.plandesk import PlanDesk
+from pieray.sched.plandesk import Over, PlanDesk
 from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler, StepPlan
-from pieray.sched.table import RUN
+from pieray.sched.table import RowGroup
 from pieray.sched.verify import VerifyCommand
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NO_LANES = np.zeros(0, np.int64)
+NO_SCORES = np.zeros(0, np.float32)
 Answers: TypeAlias = list[tuple[str, Message]]  # (peer_id, message)
 Enqueued: TypeAlias = Forward | CopyTokens | Verify | StartPlan
 
@@ -283,23 +285,31 @@ class BatcherCore:
                 chunks.append(chunk)
             except BaseException as error:  # noqa: BLE001 - not well-formed, or a panic of a grammar: it fails alone
                 self._fail(chunk.command, _malformed(error), answers)
-        rows, columns = columns_of(self._scheduler.table, plan.rows) if len(plan.rows) else (plan.rows, NO_ROWS)
-        drawn, results = self._computed(columns, items, outputs)
-        passes = self._answer_rows(rows, columns.scored, drawn, answers)
+        group = plan.group
+        drawn, results = self._computed(NO_ROWS if group is None else group.columns(), items, outputs)
+        passes = NO_LANES if group is None else self._answer_rows(group, drawn, answers)
         for chunk, result in zip(chunks, results, strict=True):
             self._answer_chunk(chunk, result, answers)
         return passes
 
-    def _answer_rows(self, rows: I64, scored: I64, drawn: Drawn, answers: Answers) -> I64:
+    def _answer_rows(self, group: RowGroup, drawn: Drawn, answers: Answers) -> I64:
         """Answer runs and passes that were rows; the inferlets of the passes."""
-        table = self._scheduler.table
-        scores = np.zeros(len(rows), np.float32)
-        scores[scored] = drawn.scores
-        is_run = table.rows["flags"][rows] & RUN > 0
-        errors = {int(rows[place]): error for place, error in drawn.errors.items()}
-        over = self.plans.rows_stepped(rows[is_run], drawn.tokens[is_run], scores[is_run], errors, answers)
-        passes = rows[~is_run]
-        table.rows["token"][passes] = drawn.tokens[~is_run]
+        table, rows = self._scheduler.table, group.rows
+        errors = {int(rows[place]): error for place, error in drawn.errors.items()} if drawn.errors else {}
+        runs, tokens, scores = group, drawn.tokens, NO_SCORES
+        if len(group.scored):
+            scores = np.zeros(len(rows), np.float32)
+            scores[group.scored] = drawn.scores
+        if group.num_runs == len(rows):
+            self.plans.end_rows(self.plans.rows_stepped(runs, tokens, scores, errors, answers), answers)
+            return NO_LANES
+        over: list[Over] = []
+        passes = rows[~group.is_run]
+        if group.num_runs:
+            runs, tokens = group.part(group.is_run), tokens[group.is_run]
+            over = self.plans.rows_stepped(runs, tokens, scores[group.is_run] if len(scores) else scores, errors,
+                                           answers)  # fmt: skip
+        table.rows["token"][passes] = drawn.tokens[~group.is_run]
         lanes = self._passes.stepped(passes, errors, answers)
         self.plans.end_rows(over, answers)
         return lanes

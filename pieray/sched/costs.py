@@ -45,6 +45,7 @@ class Kind(IntEnum):
     BYTES = 14  # of answers
     COPIES = 15  # a range of slots
     LOOKUPS = 16  # an embedding
+    COMMANDS = 17  # a step that has commands, not rows of the decode table alone
 
 
 Work: TypeAlias = list[float]
@@ -59,9 +60,9 @@ def first_guess(vocab_size: int) -> list[float]:
     """Seconds for one of each kind before anything is measured: more than a small model takes on one CPU core."""
     row = 1e-5 + 2e-8 * vocab_size  # one pass over the logits
     seconds = dict.fromkeys(Kind, 2.0 * row) | {
-        Kind.STEP: 1e-3, Kind.ITEMS: 1e-4, Kind.TOKENS: 2e-4, Kind.ATTENTION: 3e-7, Kind.GREEDY: row,
+        Kind.STEP: 5e-4, Kind.ITEMS: 1e-4, Kind.TOKENS: 2e-4, Kind.ATTENTION: 3e-7, Kind.GREEDY: row,
         Kind.DISTRIBUTIONS: 5.0 * row, Kind.VALUES: 1e-7, Kind.MASK_BITS: 1e-8, Kind.BYTES: 2e-9, Kind.COPIES: 2e-5,
-        Kind.LOOKUPS: 1e-6,
+        Kind.LOOKUPS: 1e-6, Kind.COMMANDS: 2e-3,
     }  # fmt: skip
     return [seconds[kind] for kind in Kind]
 

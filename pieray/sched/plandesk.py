@@ -18,7 +18,7 @@ from pieray.sched.commands import F32, Command
 from pieray.sched.lanes import I64
 from pieray.sched.lookups import known
 from pieray.sched.plans import PlanCommand
-from pieray.sched.table import HOOKED, SCORED, Records
+from pieray.sched.table import RowGroup
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor
@@ -42,6 +42,8 @@ CHEAP_TOKENS = 64
 Answers: TypeAlias = list[tuple[str, Message]]
 Later: TypeAlias = Callable[[], Answers]
 Over: TypeAlias = tuple[PlanCommand, PierayError | None]
+Telling: TypeAlias = tuple[str, "slice | I64", bytes, bytes, npt.NDArray[np.uint32], bool]
+"""A peer, the places of its rows, their tickets, a 1 for each, what they count, whether they are scored."""
 
 
 class PlanDesk:
@@ -153,27 +155,31 @@ class PlanDesk:
             answers.append((plan.peer_id, PlanTokens.of([plan.ticket], [kept], logprobs, [plan.counts])))
         self._settle(plan, num_due, answers)
 
-    def rows_stepped(self, rows: I64, tokens: I64, scores: F32, errors: dict[int, PierayError],
+    def rows_stepped(self, rows: RowGroup, tokens: I64, scores: F32, errors: dict[int, PierayError],
                      answers: Answers) -> list[Over]:  # fmt: skip
-        """These rows have drawn tokens; those with an error have not.  Tell what was drawn; the runs that are over."""
-        if not len(rows):
-            return []
-        table = self._scheduler.table
+        """These rows have drawn tokens, with these scores if any is scored; those with an error have not.  Tell what
+        was drawn; the runs that are over."""
+        table, numbers = self._scheduler.table, rows.rows
         ends = table.advance(rows, tokens)
-        records = table.rows[rows]
-        failed = {place: errors[row] for place, row in enumerate(rows.tolist()) if row in errors} if errors else {}
-        plans = {
-            place: self._plan_of(int(rows[place])) for place in np.flatnonzero(records["flags"] & HOOKED).tolist()
-            if place not in failed
-        }  # fmt: skip
-        self._look_at(plans, tokens, failed)
-        ends[[place for place, plan in plans.items() if plan.finish is not None]] = True
-        is_told = np.ones(len(rows), bool)
+        failed = {place: errors[row] for place, row in enumerate(numbers.tolist()) if row in errors} if errors else {}
+        if rows.hooked:
+            plans = {place: self._plan_of(int(numbers[place])) for place in rows.hooked if place not in failed}
+            self._look_at(plans, tokens, failed)
+            over = [place for place, plan in plans.items() if plan.finish is not None]
+            if over:
+                ends = _with(ends, over, len(rows))
         if failed:
-            ends[list(failed)], is_told[list(failed)] = True, False
-            table.rows["kv_len"][rows[list(failed)]] -= 1  # of what is not told of nobody knows that it is written
-        self._tell(records, is_told, scores, answers)
-        return [(self._plan_of(int(rows[place])), failed.get(place)) for place in np.flatnonzero(ends).tolist()]
+            ends = _with(ends, list(failed), len(rows))
+            table.rows["kv_len"][numbers[list(failed)]] -= 1  # of what is not told of nobody knows that it is written
+            is_told = np.ones(len(rows), bool)
+            is_told[list(failed)] = False
+            if is_told.any():
+                self._tell(rows.part(is_told), tokens[is_told], scores[is_told] if len(scores) else scores, answers)
+        else:
+            self._tell(rows, tokens, scores, answers)
+        if ends is None:
+            return []
+        return [(self._plan_of(int(numbers[place])), failed.get(place)) for place in np.flatnonzero(ends).tolist()]
 
     def end_rows(self, over: Sequence[Over], answers: Answers) -> None:
         """Runs that were rows end, or fail."""
@@ -210,22 +216,31 @@ class PlanDesk:
                 except BaseException as failure:  # noqa: BLE001 - see above
                     failed[place] = known(failure)
 
-    def _tell(self, records: Records, is_told: npt.NDArray[np.bool_], scores: F32, answers: Answers) -> None:
+    def _tell(self, rows: RowGroup, tokens: I64, scores: F32, answers: Answers) -> None:
         """One message to each peer for all that its runs have drawn, one more for those that are scored."""
-        is_scored = records["flags"] & SCORED > 0
-        for wanted, is_one in ((is_told & ~is_scored, False), (is_told & is_scored, True)):
-            if not wanted.any():
-                continue
-            found = records if wanted.all() else records[wanted]
-            for peer_id, mine in self._scheduler.by_peer(found["lane"]):
-                one = found[mine]
+        if rows.tellings is None:
+            rows.tellings = self._tellings(rows)
+        drawn = tokens.astype("<u4")
+        for peer_id, where, tickets, ones, counts, is_scored in rows.tellings:
+            counts[:, 0] += 1
+            logprobs = scores[where].tobytes() if is_scored else b""
+            answers.append((peer_id, PlanTokens(tickets, ones, drawn[where].tobytes(), logprobs, counts.tobytes())))
+
+    def _tellings(self, rows: RowGroup) -> list[Telling]:
+        """Whom to tell of which rows."""
+        found = []
+        tickets, num_steps = rows.records["ticket"], self._scheduler.table.rows["num_steps"][rows.where]
+        is_scored = np.zeros(len(rows), bool)
+        is_scored[rows.scored] = True
+        for wanted, is_one in ((~is_scored, False), (is_scored, True)):
+            places = np.flatnonzero(wanted)
+            for peer_id, mine in self._scheduler.by_peer(rows.lanes[places]):
+                one = places[mine]
+                where = slice(None) if len(one) == len(rows) else one
                 counts = np.zeros((len(one), 3), "<u4")
-                counts[:, 0] = one["num_steps"]
-                logprobs = scores[wanted][mine].astype("<f4").tobytes() if is_one else b""
-                answers.append((peer_id, PlanTokens(
-                    one["ticket"].astype("<u8").tobytes(), b"\1" * len(one), one["token"].astype("<u4").tobytes(),
-                    logprobs, counts.tobytes(),
-                )))  # fmt: skip
+                counts[:, 0] = num_steps[one] - 1
+                found.append((peer_id, where, tickets[one].tobytes(), b"\1" * len(one), counts, is_one))
+        return found
 
     def _settle(self, plan: PlanCommand, num_due: int, answers: Answers) -> None:
         self._scheduler.drawn(plan, num_due)
@@ -303,6 +318,13 @@ class PlanDesk:
     def close(self) -> None:
         """Stop compiling; idempotent."""
         self._pool.close()
+
+
+def _with(ends: npt.NDArray[np.bool_] | None, places: list[int], size: int) -> npt.NDArray[np.bool_]:
+    """And these."""
+    found = np.zeros(size, bool) if ends is None else ends
+    found[places] = True
+    return found
 
 
 def _error_of(compiling: Future[None]) -> PierayError | None:

@@ -132,8 +132,8 @@ class PlanCommand(ForwardCommand):
         choice = choices_of([one], [kv_len])[0]
         return (
             self.ticket, 0, lane, self.queue, self.priority, self.turn, self.arrived, flags, self.line[-1],
-            kv_len, kv_len, len(self.pages) * self.page_size, self.max_tokens - self.num_drawn, self.counts[0],
-            0 if self.adapter is None else self.adapter.serial, choice,
+            len(self.pages) * self.page_size, 0 if self.adapter is None else self.adapter.serial, choice,
+            kv_len, kv_len, self.counts[0], self.max_tokens - self.num_drawn,
         )  # fmt: skip
 
     def leave_row(self, record: Any) -> None:

@@ -35,7 +35,7 @@ from pieray.sched.hazards import PageIndex, Poison
 from pieray.sched.lanes import I64, LaneKey, Lanes, Registry
 from pieray.sched.plans import PlanCommand
 from pieray.sched.shares import Demand, Shares
-from pieray.sched.table import RUN, SPECIAL, DecodeTable, Own, stop_column
+from pieray.sched.table import RUN, SPECIAL, DecodeTable, Own, RowGroup, stop_column
 
 DECODE_TOKENS = 16
 """A pass of so few tokens is a decode: one token, or the drafts of one."""
@@ -48,19 +48,19 @@ _Candidate: TypeAlias = tuple[int, int, int, Command | int]  # class, minus prio
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step: `copies` in order, then all `forwards` and `rows` of the table.  `work` is what it is made of, if there
-    is a cost model."""
+    """One step: `copies` in order, then all `forwards` and a `group` of rows of the table.  `work` is what it is made
+    of, if there is a cost model."""
 
     copies: list[CopyCommand] = field(default_factory=list)
     forwards: list[Chunk] = field(default_factory=list)
-    rows: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    group: RowGroup | None = None
     picked: list[int] = field(default_factory=list)  # rows chosen one by one, while the step is being filled
     num_tokens: int = 0
     work: Work = field(default_factory=no_work)
 
     @property
     def num_requests(self) -> int:
-        return len(self.forwards) + (len(self.rows) or len(self.picked))
+        return len(self.forwards) + (len(self.picked) if self.group is None else len(self.group))
 
 
 class _Lane:
@@ -279,10 +279,15 @@ class Scheduler:
         self._now = now
         plan = StepPlan()
         rows = self.table.ready()
-        heap = [self._candidate(command) for command in self._candidates()]
-        if not heap and len(rows) <= min(self.max_batch_requests, self.max_batch_tokens) and self._are_even(rows):
-            self._take_rows(plan, rows)
-            return plan
+        heap = [self._candidate(command) for command in self._candidates()] if self._active else []
+        if not heap:
+            if not len(rows):
+                return plan
+            if len(rows) <= min(self.max_batch_requests, self.max_batch_tokens):
+                group = self.table.group(rows)
+                if self._costs is None or self._shares.are_even(self._costs, group, self._now):
+                    self._take_rows(plan, group)
+                    return plan
         heapq.heapify(heap)
         bulk = self._bulk_of(rows, heap)
         waiting: list[_Candidate] = []  # their inferlets have had their share
@@ -300,15 +305,8 @@ class Scheduler:
         if waiting and not plan.copies and not plan.num_requests:
             self._run(plan, waiting[0][3], heap, is_forced=True)
         if plan.picked:
-            self._take_rows(plan, np.sort(plan.picked))
+            self._take_rows(plan, self.table.group(rows if len(plan.picked) == len(rows) else np.sort(plan.picked)))
         return plan
-
-    def _are_even(self, rows: I64) -> bool:
-        """Whether a step of these rows alone gives nobody more than its share."""
-        if self._costs is None or not len(rows):
-            return True
-        table = self.table.rows
-        return self._shares.are_even(self._costs, table["lane"][rows], table["kv_len"][rows] + 1, self._now)
 
     def _bulk_of(self, rows: I64, heap: list[_Candidate]) -> I64:
         """Rows that may be taken all at once: nobody's account ends before the last of them, and none has aged.  The
@@ -389,20 +387,14 @@ class Scheduler:
         plan.picked += rows.tolist()
         plan.num_tokens += len(rows)
 
-    def _take_rows(self, plan: StepPlan, rows: I64) -> None:
+    def _take_rows(self, plan: StepPlan, group: RowGroup) -> None:
         """The step has these rows: each takes its turn anew, in the order in which they had them."""
-        table = self.table.rows
-        turns = table["turn"][rows]
-        if len(rows) and int(turns.max()) - int(turns.min()) == len(rows) - 1:  # as they were in the last step
-            table["turn"][rows] = turns + (self._next_seq - int(turns.min()))
-        else:
-            table["turn"][rows[np.argsort(turns)]] = np.arange(self._next_seq, self._next_seq + len(rows))
-        self._next_seq += len(rows)
-        table["arrived"][rows] = self._now
-        plan.rows = rows
-        plan.num_tokens += len(rows) - len(plan.picked)
+        group.take_turns(self._next_seq, self._now)
+        self._next_seq += len(group)
+        plan.group = group
+        plan.num_tokens += len(group) - len(plan.picked)
         if self._costs is not None:
-            add_rows(plan.work, table[rows])
+            add_rows(plan.work, group)
 
     def _run(
         self, plan: StepPlan, command: Command | int, heap: list[_Candidate], *, is_forced: bool = False
@@ -616,6 +608,7 @@ class Scheduler:
             each = self._costs.seconds[Kind.COPIES]
             most = max(int(min(seconds / each, most)), 1)
             num_ranges = command.schedule(most)
+            plan.work[Kind.COMMANDS] = 1.0
             plan.work[Kind.COPIES] += num_ranges
             self._shares.charge(account, num_ranges * each, is_decode=False)
         else:

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from pieray.sched.costs import CostModel, Kind
 from pieray.sched.lanes import I64, Lanes, Registry
+from pieray.sched.table import RowGroup
 
 F64 = npt.NDArray[np.float64]
 B1 = npt.NDArray[np.bool_]
@@ -44,6 +45,7 @@ BURST_STEPS = 64.0
 RECENT_S = 1.0
 """An inferlet that has been away for less is taken to come back for a decode."""
 PRESENT, GONE = math.inf, -math.inf
+ONE_LANE = -1
 
 
 @dataclass(slots=True, eq=False)
@@ -307,20 +309,31 @@ class Shares:
             one.account.is_ahead = one.account.spent > clock
             self._is_settled.values[one.lane] = one.is_row and not one.account.is_ahead
 
-    def are_even(self, costs: CostModel, lanes: I64, reach: I64, now: float) -> bool:
-        """Whether nobody takes more than a share of a step that decodes once for each of `lanes`, attending to `reach`
-        slots: each is there once, and about as long as the others; or there is but one inferlet."""
-        if (lanes == lanes[0]).all():
+    def are_even(self, costs: CostModel, rows: RowGroup, now: float) -> bool:
+        """Whether nobody takes more than a share of a step of these rows alone: each inferlet has one of them, about as
+        long as the others; or there is but one inferlet."""
+        if rows.most_of_tenant is None:
+            rows.most_of_tenant = self._most_of_tenant(rows.lanes)
+        if rows.most_of_tenant == ONE_LANE:
             is_away = now - self._away_since.values <= RECENT_S
             is_away &= self._away_since.values != PRESENT
-            return len(lanes) == 1 or not is_away.any()
-        if int(np.bincount(lanes).max()) > 1:
-            return False
-        per_tenant = np.bincount(self._tenant.values[lanes])
-        most = 1 if np.count_nonzero(per_tenant) == 1 else int(per_tenant.max())
-        step_s, decode_s, slot_s = costs.seconds[Kind.STEP], costs.decode(1, 0), costs.seconds[Kind.ATTENTION]
-        longest, shortest = int(reach.max()), int(reach.min())
+            return not is_away.any()
+        seconds, (longest, shortest) = costs.seconds, rows.reach
+        step_s, decode_s, slot_s = seconds[Kind.STEP], costs.decode(1, 0), seconds[Kind.ATTENTION]
+        most = rows.most_of_tenant
         return most * (decode_s + slot_s * longest) <= step_s + decode_s + slot_s * shortest
+
+    def _most_of_tenant(self, lanes: I64) -> float:
+        """The most rows of one tenant, beside others, if each is of another inferlet: 0 for one row alone, ONE_LANE
+        for many of one inferlet, infinite otherwise."""
+        if len(lanes) == 1:
+            return 0
+        if (lanes == lanes[0]).all():
+            return ONE_LANE
+        if int(np.bincount(lanes).max()) > 1:
+            return math.inf
+        per_tenant = np.bincount(self._tenant.values[lanes])
+        return 1 if np.count_nonzero(per_tenant) == 1 else int(per_tenant.max())
 
     def allowance(self, account: Account, *, is_decode: bool) -> float:
         """Seconds that the inferlet may still take of this step; 0: nothing more.  The first decode of one that is not

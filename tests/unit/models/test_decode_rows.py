@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,13 @@ def prefilled(runner: ModelRunner) -> DecodeRows:
     assert all(isinstance(one, list) for one in runner.step(items, [[] for _ in items]))
     kv_lens = np.array(LENGTHS)
     plain = {row: one for row, one in enumerate(SAMPLERS) if one.bias_tokens or one.allowed}
-    return DecodeRows(u32(range(10, 16)), u32(kv_lens), kv_lens, order[:, : max(LENGTHS) // PAGE + 1],
+    return DecodeRows(u32(range(10, 16)), kv_lens.copy(), kv_lens, order[:, : max(LENGTHS) // PAGE + 1],
                       choices_of(SAMPLERS, LENGTHS), plain, scored=np.array([1, 3]))  # fmt: skip
 
 
 def items_of(rows: DecodeRows) -> list[ForwardItem]:
     return [
-        ForwardItem(rows.pages[row], int(rows.kv_lens[row]), rows.tokens[row : row + 1], rows.positions[row : row + 1])
+        ForwardItem(rows.pages[row], int(rows.kv_lens[row]), rows.tokens[row : row + 1], u32(rows.positions[row, None]))
         for row in range(len(rows))
     ]
 
@@ -116,7 +117,7 @@ def test_a_row_that_cannot_be_computed_fails_alone(runner: ModelRunner, name: st
     else:
         column = getattr(rows, name).copy()
         column[1] = PAGES * PAGE * 1000
-        setattr(rows, name, column)
+        rows = replace(rows, **{name: column})
     drawn, _ = runner.decode(rows, [], [])
     assert isinstance(drawn.errors.pop(1), InvalidRequest)
     assert drawn.errors == {}
@@ -142,6 +143,7 @@ def test_a_poisoned_row_and_one_that_breaks_the_step_fail_alone(
         return forward(batch, pool)
 
     monkeypatch.setattr(runner.decoder, "forward", breaks)
+    monkeypatch.setattr(CpuDecoder, "decode_rows", lambda *_: None)
     item = items_of(rows)[0]
     drawn, (beside,) = runner.decode(rows, [item], [[Sample(0)]])
     assert set(drawn.errors) == {2, 3}

@@ -53,6 +53,11 @@ def other_runner() -> ModelRunner:
     return load()
 
 
+@pytest.fixture(scope="module")
+def third_runner() -> ModelRunner:
+    return load()
+
+
 class Pair:
     """A victim that decodes with plans, and a hostile inferlet that asks again as soon as it is answered."""
 
@@ -139,13 +144,16 @@ ATTACKS: dict[str, Callable[[Pair], list[Message]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_neighbours_gap_grows_by_few_steps_and_its_text_not_at_all(
-    runner: ModelRunner, other_runner: ModelRunner, name: str
+    runner: ModelRunner, other_runner: ModelRunner, third_runner: ModelRunner, name: str
 ) -> None:
     alone, beside = Pair(other_runner, lambda _: []), Pair(runner, ATTACKS[name])
-    gaps = np.array([(alone.gap(), beside.gap()) for _ in range(200)])  # in turn: both meet the same busy machine
-    (bare, median), (usual, most) = np.percentile(gaps[80:], (50, 95), axis=0)  # 80: a burst, and costs not known yet
-    assert median <= 4 * bare  # twice to three times; without shares, 5 to 1,000 times
-    assert most <= usual + 6 * bare
+    polite = Pair(third_runner, lambda pair: [pair.forward(1)])  # adds a command to each step, and next to no work
+    pairs = (alone, polite, beside)
+    gaps = np.array([[pair.gap() for pair in pairs] for _ in range(200)])  # in turn: all meet the same busy machine
+    (bare, least, median), (_, usual, most) = np.percentile(gaps[80:], (50, 95), axis=0)  # 80: a burst, costs unknown
+    assert median <= 2 * least  # 0.8 to 1.3 times; without shares, 5 to 1,000 times
+    assert median <= 6 * bare
+    assert most <= usual + 3 * least
     assert beside.texts[0] == alone.texts[0]
 
 

@@ -79,11 +79,12 @@ class Device:
             self._had(copy.inferlet, self.costs.seconds[Kind.COPIES])
             self.scheduler.finish(copy)
         table = self.scheduler.table
-        for lane in table.rows["lane"][plan.rows].tolist():
+        for lane in (plan.group.lanes.tolist() if plan.group is not None else ()):
             inferlet = self.scheduler.lanes.key(lane)[1]
             self._had(inferlet, self.costs.seconds[Kind.TOKENS])
             self._draw(inferlet)
-        table.advance(plan.rows, np.full(len(plan.rows), 7))
+        if plan.group is not None:
+            table.advance(plan.group, np.full(len(plan.group), 7))
         for chunk in plan.forwards:
             command = chunk.command
             cost = chunk.num_tokens * self.costs.seconds[Kind.TOKENS] + sum(map(self.costs.output, chunk.outputs))
