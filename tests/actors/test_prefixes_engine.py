@@ -140,6 +140,7 @@ def test_pages_kept_for_reuse_make_no_lease_wait(ray_cluster: None) -> None:
         for seed in range(12):  # 8 pages each, of 20
             run(engine, GENERATE, tokens=prompt(seed), max_tokens=20)
             run(engine, GENERATE, tokens=prompt(seed, 250), max_tokens=20)
+        assert_pages_return(engine)
         found = pages(engine)
         assert found["available"] == found["total"]
         assert found["cached"] > 10
