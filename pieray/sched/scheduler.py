@@ -342,6 +342,8 @@ class Scheduler:
             demand.is_row = is_first
         if demands or len(rows):
             step_s, token_s = costs.seconds[Kind.STEP], costs.decode(1, 0)
+            if heap:  # it takes that whatever of them runs
+                step_s += costs.seconds[Kind.COMMANDS]
             settled = np.flatnonzero(is_free)
             is_free[settled] = self._shares.begin(
                 self._now, list(demands.values()), lanes[settled], seconds[settled], step_s, token_s
