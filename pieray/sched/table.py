@@ -292,6 +292,8 @@ class RowGroup:
         """What the runner is given: views of the table while these are all of its rows."""
         found = self._columns
         if found is None:
+            if self.num_steps and not isinstance(self.where, slice):
+                self.records = self.table._rows[self.where]  # those before were of an earlier step
             found = self._made()
             if isinstance(self.where, slice):
                 self._columns = found
