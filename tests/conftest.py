@@ -24,6 +24,7 @@ ENGINE_FOLDERS = ("actors", "chaos", "inferlets")
 """Of tests that start engines, or use one that the session shares."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Which tests one process of several runs (`--dist loadgroup`): all with engines, and each other file whole."""
     if not config.pluginmanager.hasplugin("xdist"):
