@@ -31,7 +31,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group("engines" if folder in ENGINE_FOLDERS else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("engines" if folder in ENGINE_FOLDERS else item.path.stem))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Engines in both processes are twice the work, and outlast deadlines: no run begins without the groups."""
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+        pytest.exit("this pytest-xdist does not keep groups of tests together: install what constraints.txt has")
 
 
 @pytest.fixture(scope="session")
