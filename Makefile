@@ -12,8 +12,7 @@ export PROMPT
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# Two processes of tests: all that starts engines in one of them, one after the other (two engines that start at once on
-# two cores outlast Ray's own deadlines), and the rest in the other; see tests/conftest.py.
+# Two processes of tests: one begins with those that start engines, one with the rest; see tests/conftest.py.
 TWO := --numprocesses 2 --dist loadgroup
 
 # An engine has a dozen processes that import the same modules: without bytecode each of them compiles all again.

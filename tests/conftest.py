@@ -20,22 +20,23 @@ settings.register_profile(
 settings.load_profile("pieray")
 
 
-ENGINE_FOLDERS = ("actors", "chaos", "inferlets")
-"""Of tests that start engines, or use one that the session shares."""
+GROUPS = {"actors": "engines", "inferlets": "engines", "chaos": "chaos"}
+"""Tests that start engines, or use one that the session shares, by folder; they begin in one process and, when the
+other has done all the rest, go on in both."""
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Which tests one process of several runs (`--dist loadgroup`): all with engines, and each other file whole."""
+    """Which tests one process of several runs (`--dist loadgroup`): those of `GROUPS`, and each other file whole."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group("engines" if folder in ENGINE_FOLDERS else item.path.stem))
+        folder = item.path.relative_to(config.rootpath / "tests").parts[0]
+        item.add_marker(pytest.mark.xdist_group(GROUPS.get(folder, item.path.stem)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Engines in both processes are twice the work, and outlast deadlines: no run begins without the groups."""
+    """Without the groups all engines would be in both processes: no run begins then."""
     if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
         pytest.exit("this pytest-xdist does not keep groups of tests together: install what constraints.txt has")
 
