@@ -133,7 +133,7 @@ from inferlet.errors import DeviceLost
 
 async def main():
     line = queue.create()
-    first = forward.forward(line, kv.alloc(20), 0, [5] * (20 * 16))
+    first = forward.forward(line, kv.alloc(20), 0, [6] * (20 * 16))
     try:
         await first
     except DeviceLost:
