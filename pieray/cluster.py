@@ -64,8 +64,7 @@ def join(address: str | None, progress: Progress | None) -> bool:
         return False
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
-        _say(progress, "starting a local Ray")
-        ray.init(**LOCAL_RAY)
+        _start_local(progress)
         return True
     try:
         address = _checked(address)
@@ -73,6 +72,23 @@ def join(address: str | None, progress: Progress | None) -> bool:
     except (ConnectionError, RuntimeError, ValueError, OSError, RayError) as error:
         raise EngineError(f"no Ray cluster can be joined at {address!r}: {error}{_auth_hint()}") from error
     return True
+
+
+def _start_local(progress: Progress | None) -> None:
+    """Ray gives its own processes 30 s, which a machine that is busy with other things may need: it is tried twice."""
+    import ray
+
+    for is_last in (False, True):
+        _say(progress, "starting a local Ray" + ", once more: the first one took too long" * is_last)
+        try:
+            ray.init(**LOCAL_RAY)
+        except Exception as error:  # that of a node that takes too long is a plain one
+            if "timed out during startup" not in str(error):
+                raise
+            if is_last:
+                raise EngineError(f"no local Ray comes up, tried twice: {error}") from error
+        else:
+            return
 
 
 def _checked(address: str) -> str:
