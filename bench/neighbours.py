@@ -23,7 +23,7 @@ import time
 from dataclasses import dataclass
 
 from common import machine
-from served import bare
+from served import Peer
 
 import pieray
 from pieray import Process, ProgramSource
@@ -272,6 +272,17 @@ def measure(
     return alone, beside, state
 
 
+def bare_step_ms() -> float:
+    """Of one sequence, the decoder alone in its process; the least of five."""
+    decoder = Peer("--bare", [1, 64])
+    found = []
+    for _ in range(5):
+        decoder.say(["greedy", 1])
+        found.append(float(decoder.hear()[1]))
+    decoder.close()
+    return min(found)
+
+
 def row(alone: Figures, beside: Figures, bare_ms: float, state: str) -> dict[str, object]:
     moved = (beside.p99_ms - alone.p99_ms) / bare_ms
     share = beside.per_s / alone.per_s if alone.per_s else 0.0
@@ -297,7 +308,7 @@ def main() -> None:
     if arguments.list:
         sys.stdout.write("\n".join(BODIES) + "\n")
         return
-    bare_ms = min(bare([1], 64, 1)["greedy"][1][1] for _ in range(5))
+    bare_ms = bare_step_ms()
     victim = ProgramSource("victim", "victim.py", source=PASSES if arguments.passes else VICTIM)
     figures = {}
     with pieray.start(namespace="bench-neighbours") as engine:
