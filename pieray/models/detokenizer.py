@@ -39,6 +39,7 @@ class Pieces:
         self._found: dict[int, bytes] = {}
         added = tokenizer.get_added_tokens_decoder()
         self.special = {number: token.content for number, token in added.items() if token.special}
+        self.special_ids = {text: number for number, text in self.special.items()}
         self.is_sum = _is_sum(self._steps)
         """Whether a text is the sum of its tokens' bytes."""
         self.num_leading, self.is_first_alone = _leading(self._steps)

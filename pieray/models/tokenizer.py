@@ -122,7 +122,7 @@ class Tokenizer:
 
     def special_ids(self) -> dict[str, int]:
         """Every added special token's text and id."""
-        return {text: token_id for token_id, text in self._pieces.special.items()}
+        return self._pieces.special_ids
 
     def token_id(self, text: str) -> int | None:
         """The id of one exact token, None if there is none."""
