@@ -40,10 +40,11 @@ def ps(address: Address = None, namespace: Namespace = None, json: Json = False,
 
 def _say_admission(facts: Mapping[str, Mapping[str, int]]) -> None:
     """A line where launches wait, or were refused."""
-    parts = [f"{sum(facts[what].values())} launches {told} ({_by_tenant(facts[what])})"
-             for what, told in (("waiting", "wait for a place"), ("refused", "were refused one")) if facts[what]]  # fmt: skip
-    if parts:
-        say("; ".join(parts))
+    waiting, refused = facts["waiting"], facts["refused"]
+    if waiting:
+        say(f"{sum(waiting.values())} launches wait for a place ({_by_tenant(waiting)})")
+    if refused:
+        say(f"{sum(refused.values())} launches were refused one ({_by_tenant(refused)})")
 
 
 def _by_tenant(counts: Mapping[str, int]) -> str:
