@@ -159,7 +159,8 @@ def test_settings_that_peft_writes_and_that_change_nothing_are_taken(tmp_path: P
     written = {"auto_mapping": None, "base_model_name_or_path": "m", "bias": "none", "inference_mode": True, "r": 8,
                "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM",
                "rank_pattern": {"v_proj": 4}, "exclude_modules": None, "qalora_group_size": 16,
-               "peft_version": "0.18.0", "loftq_config": {}, "eva_config": None, "use_qalora": False, "some_new_key": None}  # fmt: skip
+               "peft_version": "0.18.0", "loftq_config": {}, "eva_config": None,
+               "use_qalora": False, "some_new_key": None}  # fmt: skip
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **written}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     assert read_adapter("a", tmp_path, max_bytes=1 << 20).alpha == 16.0
