@@ -46,6 +46,7 @@ def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyP
         ({"tenants": {"lab": {"pages": -1}}}, r"tenants.lab.pages is at least 0 \(no quota\); given -1"),
         ({"tenants": {"lab": {"inferlets": "many"}}}, "tenants.lab.inferlets is int; given 'many'"),
         ({"max_waiting_launches": 0}, "max_waiting_launches is at least 1; given 0"),
+        ({"model": {"swap_memory_bytes": -2}}, "model.swap_memory_bytes is at least -1; given -2"),
         ({"namespace": 3}, "namespace is str; given 3"),
     ],
 )
