@@ -50,6 +50,10 @@ class ControllerLink:
 
         return answer
 
+    @property
+    def is_open(self) -> bool:
+        return self._conn.is_open
+
     def close(self) -> None:
         """Hang up.  Idempotent."""
         self._conn.close("the client has closed its engine handle")

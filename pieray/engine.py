@@ -72,9 +72,11 @@ class Engine:
         """Whose names, messages, store and quota that uses."""
         self._controller = controller
         self._calls = ControllerCalls(controller.begin if isinstance(controller, ControllerLink) else asker(controller))
+        self._door: tuple[ControllerLink, ControllerCalls] | None = None
         self._owns_engine = owns_engine
         self._owns_ray = owns_ray
         self._lock = threading.Lock()
+        self._dialing = threading.Lock()  # guards `_door`
         self._is_closed = False
         self.on_close: Callable[[], None] = _nothing
         """Called when this handle has been closed."""
@@ -278,7 +280,7 @@ class Engine:
         message = launch.by_name
         frame = frame_of(message)
         try:
-            wire = self._calls.launch(frame, self.config.launch_wait_s)
+            wire = self._launch_calls().launch(frame, self.config.launch_wait_s)
         except NoAnswer:
             self._calls.tell("kill", message.instance_id, "its launch was given up")
             raise
@@ -288,6 +290,21 @@ class Engine:
             with contextlib.suppress(PierayError):
                 self.kill(message.instance_id, "its client could not attach")
             raise
+
+    def _launch_calls(self) -> ControllerCalls:
+        """The way to the Controller for launches, many of which may wait: its socket, if it has one.  As a Ray actor it
+        takes on few calls at a time, in order of arrival."""
+        if isinstance(self._controller, ControllerLink):
+            return self._calls
+        with self._dialing:
+            if (self._door is None or not self._door[0].is_open) and (endpoint := self._ask("door")):
+                try:
+                    link = ControllerLink(Endpoint.from_wire(endpoint), self._token)
+                except (PeerLost, DeadlineExceeded) as error:
+                    log.info("the Controller's socket cannot be reached, launches go by Ray calls: %s", error)
+                    return self._calls
+                self._door = link, ControllerCalls(link.begin)
+            return self._calls if self._door is None else self._door[1]
 
     def _granted(self, num_places: int) -> Sequence[Any] | None:
         granted: Sequence[Any] | None = self._calls.ask("grant", num_places, timeout_s=GRANT_S)
@@ -480,6 +497,9 @@ class Engine:
         finally:
             if isinstance(self._controller, ControllerLink):
                 self._controller.close()
+            with self._dialing:
+                if self._door is not None:
+                    self._door[0].close()
             if self._owns_ray:
                 _leave_ray()
             self.on_close()
