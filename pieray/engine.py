@@ -16,7 +16,7 @@ import pieray.config
 from pieray.adapters import AdapterFacts, read_adapter
 from pieray.config import Config, from_mapping
 from pieray.controllercalls import ControllerCalls
-from pieray.controllerlink import ControllerLink
+from pieray.controllerlink import ControllerLink, LaunchPath
 from pieray.errors import (
     DeadlineExceeded,
     DeviceLost,
@@ -72,15 +72,14 @@ class Engine:
         """Whose names, messages, store and quota that uses."""
         self._controller = controller
         self._calls = ControllerCalls(controller.begin if isinstance(controller, ControllerLink) else asker(controller))
-        self._door: tuple[ControllerLink, ControllerCalls] | None = None
         self._owns_engine = owns_engine
         self._owns_ray = owns_ray
         self._lock = threading.Lock()
-        self._dialing = threading.Lock()  # guards `_door`
         self._is_closed = False
         self.on_close: Callable[[], None] = _nothing
         """Called when this handle has been closed."""
         self._token: str = controller.token if isinstance(controller, ControllerLink) else self._ask("token")
+        self._launching = None if isinstance(controller, ControllerLink) else LaunchPath(self._calls, self._token)
         self._placements = Placements(self._granted)
         self._installed = InstalledPrograms(lambda spec: self._ask("resolve", spec))
         self._links = ActorLinks(peer_id=f"client-{os.getpid()}-{secrets.token_hex(4)}", token=self._token)
@@ -280,7 +279,8 @@ class Engine:
         message = launch.by_name
         frame = frame_of(message)
         try:
-            wire = self._launch_calls().launch(frame, self.config.launch_wait_s)
+            calls = self._calls if self._launching is None else self._launching.calls()
+            wire = calls.launch(frame, self.config.launch_wait_s)
         except NoAnswer:
             self._calls.tell("kill", message.instance_id, "its launch was given up")
             raise
@@ -290,21 +290,6 @@ class Engine:
             with contextlib.suppress(PierayError):
                 self.kill(message.instance_id, "its client could not attach")
             raise
-
-    def _launch_calls(self) -> ControllerCalls:
-        """The way to the Controller for launches, many of which may wait: its socket, if it has one.  As a Ray actor it
-        takes on few calls at a time, in order of arrival."""
-        if isinstance(self._controller, ControllerLink):
-            return self._calls
-        with self._dialing:
-            if (self._door is None or not self._door[0].is_open) and (endpoint := self._ask("door")):
-                try:
-                    link = ControllerLink(Endpoint.from_wire(endpoint), self._token)
-                except (PeerLost, DeadlineExceeded) as error:
-                    log.info("the Controller's socket cannot be reached, launches go by Ray calls: %s", error)
-                    return self._calls
-                self._door = link, ControllerCalls(link.begin)
-            return self._calls if self._door is None else self._door[1]
 
     def _granted(self, num_places: int) -> Sequence[Any] | None:
         granted: Sequence[Any] | None = self._calls.ask("grant", num_places, timeout_s=GRANT_S)
@@ -497,9 +482,8 @@ class Engine:
         finally:
             if isinstance(self._controller, ControllerLink):
                 self._controller.close()
-            with self._dialing:
-                if self._door is not None:
-                    self._door[0].close()
+            elif self._launching is not None:
+                self._launching.close()
             if self._owns_ray:
                 _leave_ray()
             self.on_close()
