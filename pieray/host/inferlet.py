@@ -52,6 +52,7 @@ class Inferlet:
         self._guest: Guest | None = None
         self._killed: PierayError | None = None
         self._loading: Future[Program] | None = None
+        self._num_told = 0  # of tokens computed, by `take_tokens`
         self._has_begun = False  # to run, or to end without having run
         self.started: Future[None] = Future()
         """Done when its guest runs, or with the error why it never will."""
@@ -192,6 +193,12 @@ class Inferlet:
     def reclaim(self) -> list[int]:
         with self._state.lock:
             return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
+
+    def take_tokens(self) -> int:
+        """Tokens that it has computed since this was called last."""
+        with self._state.lock:
+            before, self._num_told = self._num_told, self._outbox.num_computed
+            return self._num_told - before
 
     def _call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
         def locked() -> None:
