@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rounds import examples
 
 from pieray.assets import model_folder
-from pieray.models.call_formats import FORMATS, MAX_BLOCKS, format_of
+from pieray.models.call_formats import FORMATS, format_of
+from pieray.models.call_json import MAX_BLOCKS
 from pieray.models.chat_parse import parse_reply
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
