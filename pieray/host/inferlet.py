@@ -131,6 +131,9 @@ class Inferlet:
     def deliver(self, text: str) -> None:
         """A message of the client; raises QuotaExceeded or Cancelled."""
         self._mailbox.put(text)
+        if self._pages.num_swapped:
+            with self._state.lock:
+                self._outbox.prefetch()
         self._unpark()
 
     def deliver_file(self, name: str, data: bytes) -> None:
@@ -192,6 +195,13 @@ class Inferlet:
     def reclaim(self) -> list[int]:
         with self._state.lock:
             return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
+
+    def is_idle(self, now: float) -> bool:
+        return self._outbox.is_idle(now)
+
+    def preempt(self, kept: Sequence[int]) -> None:
+        with self._state.lock:
+            self._outbox.preempt(kept)
 
     def _call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
         def locked() -> None:
