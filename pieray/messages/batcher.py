@@ -82,6 +82,52 @@ class CopyTokens(Message):
     copies: list[list[int]]  # [source page, offset, destination page, offset, count]
 
 
+@register(5)
+@dataclass(frozen=True, slots=True)
+class SwapOut(Message):
+    """Copy the KV of whole pages, of all layers, to slots of host memory: behind all that the inferlet has sent before
+    and that writes to them.  The pages stay as they are.
+
+    -> u32[n]: the slots of the first n pages, as many as found room, perhaps none.  They are the inferlet's until a
+    SwapIn has read them, a DropSwapped names them, or it ends.  Fails, and keeps no slot, if a command that was to
+    write a part of the pages has failed and nothing has written it since.
+    """
+
+    ticket: int
+    inferlet: int
+    queue: int
+    priority: int
+    pages: bytes  # u32
+
+
+@register(6)
+@dataclass(frozen=True, slots=True)
+class SwapIn(Message):
+    """Write what slots of host memory hold into pages, slot i into page i, ahead of all that the inferlet sends later
+    and that touches these pages.
+
+    Answered with Completed(None): the slots are free then.  Failed(invalid) if one is not the inferlet's, is given
+    twice, or waits for an earlier SwapIn already; a SwapIn that fails leaves the inferlet its slots.
+    """
+
+    ticket: int
+    inferlet: int
+    queue: int
+    priority: int
+    slots: bytes  # u32, as SwapOut has answered
+    pages: bytes  # u32, as many, each once
+
+
+@register(7)
+@dataclass(frozen=True, slots=True)
+class DropSwapped(Message):
+    """Nobody wants what these slots hold any more: they are free, those of a SwapIn that was sent earlier when it has
+    run.  Not answered; those that are not the inferlet's are left alone."""
+
+    inferlet: int
+    slots: bytes  # u32
+
+
 @register(13)
 @dataclass(frozen=True, slots=True)
 class EmbedTokens(Message):
