@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import os
+import signal
 import sys
+from typing import Any
 
 import wasmtime
 
@@ -38,7 +41,29 @@ def new_engine(num_guests: int = 0) -> wasmtime.Engine:
         native.async_stack_size_set(config.ptr(), native.STACK_BYTES)
     if num_guests:
         pooling.use_pool(config.ptr(), num_guests)
-    return wasmtime.Engine(config)
+    engine = wasmtime.Engine(config)
+    hold_trap_signals()
+    return engine
+
+
+TRAP_SIGNALS = (signal.SIGILL, signal.SIGSEGV, signal.SIGFPE, signal.SIGBUS)
+SIGACTION_BYTES = 256
+"""More than a struct sigaction has on any platform."""
+_trap_actions: dict[signal.Signals, Any] = {}
+
+
+def hold_trap_signals() -> None:
+    """wasmtime takes the signals of traps once in a process, with its first engine.  Who takes them later has them for
+    good (Ray does in `init`, and sets them to their defaults in `shutdown`), so that the next trap of a guest would end
+    the process: each engine puts back what the first has set."""
+    library = ctypes.CDLL(None)
+    for number in TRAP_SIGNALS:
+        if number in _trap_actions:
+            library.sigaction(int(number), _trap_actions[number], None)
+        else:
+            action = ctypes.create_string_buffer(SIGACTION_BYTES)
+            library.sigaction(int(number), None, action)
+            _trap_actions[number] = action
 
 
 def enable_faulthandler() -> None:

@@ -218,15 +218,15 @@ def test_a_forked_process_is_told_to_make_its_own_host(fresh_host):
 
 @pytest.mark.slow
 def test_the_process_survives_faulthandler_and_exits_with_guests_alive():
-    """Two ways to lose the process: faulthandler enabled after the engine takes the signals of traps; daemon
-    threads inside wasm abort the interpreter at its end."""
+    """Three ways to lose the process: faulthandler enabled after the engine takes the signals of traps; another library
+    has had them when the next engine is made; daemon threads inside wasm abort the interpreter at its end."""
     import subprocess
     import sys
 
     script = f"""
 import sys; sys.path.insert(0, {str(GUESTS_C.parents[1] / "unit" / "wasm")!r})
 from wasm_fakes import *
-import faulthandler
+import faulthandler, signal
 assert not faulthandler.is_enabled()
 for executor in ("fiber", "thread"):
     host = WasmHost(executor)
@@ -235,6 +235,8 @@ for executor in ("fiber", "thread"):
     assert "out of bounds" in Watched(host, program, "store-out-of-bounds").error.message
     keep = [Watched(host, program, t) for t in ("spin", "sleep 60000", "flood")]
     globals()[executor] = (host, keep)
+    for number in (signal.SIGILL, signal.SIGSEGV, signal.SIGFPE):
+        signal.signal(number, signal.SIG_DFL)  # as ray.shutdown leaves them
 time.sleep(0.1)
 """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONFAULTHANDLER"}
