@@ -1,8 +1,8 @@
 """The line of lease requests that wait for pages, served by rank (`pieray.pages.rank`), with deadlines.
 
 Who goes first is served first, and gets pages from those who rank lower if it must (`pieray.pages.relief`).  Pages that
-are too few for it go to the next in the meantime, for the first `BACKFILL_S` of its wait and unless others are giving
-up theirs for it: after that what comes free is kept for it.
+are too few for it go to the next in the meantime, but to nobody while others give up theirs for it; and once it has
+waited for `BACKFILL_S`, only to those who have pages already, and have to come to an end to give them back.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class LeaseLine:
         count towards its limit, and QuotaExceeded for more than its tenant may hold.
         """
         asked = self._asked.get(holder, 0)
+        self.ranks.know(holder)
         self.ledger.admit(holder, count, asked, least=0 if hashes else 1)
         self._check_quota(holder, count, asked)
         if not count or (not self._line and self._has_quota(holder, count)):
@@ -112,16 +113,19 @@ class LeaseLine:
         granted: list[Granted] = []
         if not self._line or not self.ledger.num_available:
             return granted
-        is_kept = False
+        is_kept = is_for_holders = False
         for _, number in self._order(now):
             waiting = self._line[number]
-            if waiting.deadline <= now or (is_kept and waiting.count):
+            if waiting.deadline <= now:
+                continue
+            if waiting.count and (is_kept or (is_for_holders and not self.ledger.num_pages_of(waiting.holder))):
                 continue
             if not self._has_quota(waiting.holder, waiting.count):
                 continue
             lease = self.ledger.take(waiting.holder, waiting.count, waiting.hashes)
             if lease is None:
-                is_kept = is_kept or waiting.holder == self.kept_for or now - waiting.since >= BACKFILL_S
+                is_kept = is_kept or waiting.holder == self.kept_for
+                is_for_holders = is_for_holders or now - waiting.since >= BACKFILL_S
                 continue
             self._remove(number)
             self.ranks.granted(waiting.holder, now, now - waiting.since)

@@ -31,7 +31,7 @@ class Rank(NamedTuple):
     deadline: float
     service: int
     born: float
-    holder: Holder  # so that no two are equal
+    number: int  # of the program: no two are equal
 
 
 @dataclass(slots=True)
@@ -42,6 +42,7 @@ class Facts:
     priority: int = 0
     deadline: float = math.inf
     born: float = 0.0  # when the first of its family was launched
+    number: int = 0
     num_tokens: int = 0  # that it has had computed, as far as known
     gained: int = 0  # priority, by waiting
     kept_until: float = 0.0  # what it has gained; of the clock of waits
@@ -55,10 +56,18 @@ class Ranks:
         self._weight_of = weight_of
         self._facts: dict[Holder, Facts] = {}
         self._unknown = Facts()
+        self._num_opened = 0
 
     def open(self, holder: Holder, facts: Facts) -> None:
         """A program has begun."""
+        self._num_opened += 1
+        facts.number = self._num_opened
         self._facts[holder] = facts
+
+    def know(self, holder: Holder) -> None:
+        """A program asks for pages, perhaps one that nothing is known of."""
+        if holder not in self._facts:
+            self.open(holder, Facts())
 
     def close(self, holder: Holder) -> None:
         self._facts.pop(holder, None)
@@ -102,4 +111,4 @@ class Ranks:
         facts = self._facts.get(holder, self._unknown)
         gained = max(int(waited_s / AGING_S), facts.gained if now < facts.kept_until else 0)
         service = (facts.num_tokens // SERVICE_TOKENS).bit_length()
-        return Rank(facts.tenant in over, -facts.priority - gained, facts.deadline, service, facts.born, holder)
+        return Rank(facts.tenant in over, -facts.priority - gained, facts.deadline, service, facts.born, facts.number)

@@ -92,7 +92,7 @@ class Relief:
             return []
         over = ranks.over_share([waiting.holder])
         since = self._line.waits()
-        found: list[tuple[bool, Rank]] = []
+        found: list[tuple[bool, Rank, Holder]] = []
         for holder in ledger.held():
             if holder == waiting.holder or holder in self._asked or holder in self._rests:
                 continue
@@ -100,13 +100,13 @@ class Relief:
                 continue
             its = ranks.rank(holder, now, over, now - since.get(holder, now))
             if holder in idle or its > rank:
-                found.append((holder in idle, its))
+                found.append((holder in idle, its, holder))
         chosen = []
-        for _, its in sorted(found, reverse=True):  # idle ones first, then the lowest rank
-            if not ledger.num_given_up_by(its.holder):
+        for _, _, holder in sorted(found, reverse=True):  # idle ones first, then the lowest rank
+            if not ledger.num_given_up_by(holder):
                 continue
-            chosen.append(its.holder)
-            wanted -= count.given_up_by(its.holder)
+            chosen.append(holder)
+            wanted -= count.given_up_by(holder)
             if wanted <= 0:
                 return chosen
         return []

@@ -55,7 +55,9 @@ class FakeDevice:
             raise self.error
         self.posted.extend(messages)
 
-    def lease(self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"") -> None:
+    def lease(
+        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0
+    ) -> None:
         if self.error is not None:
             raise self.error
         assert inferlet == NUMBER
