@@ -87,7 +87,8 @@ class Engine:
 
     def launch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /, *,
                limits: Mapping[str, float] | None = None, capabilities: Mapping[str, Any] | None = None,
-               mcp: Mapping[str, Any] | None = None, attached: bool = False, **arguments: Any) -> Process:  # fmt: skip
+               mcp: Mapping[str, Any] | None = None, attached: bool = False, priority: int = 0,
+               deadline_s: float | None = None, **arguments: Any) -> Process:  # fmt: skip
         """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
 
         A bare name, perhaps with @version, is an embedded or installed inferlet before it is a file of this machine.
@@ -97,11 +98,15 @@ class Engine:
         inferlet may call until it ends: {"command": [...]} (run here), {"url": ...} (asked from here), a server
         object of the mcp library, or any object with `list_tools` and `call_tool(name, arguments)`.  `attached`: the
         inferlet ends with this handle, or with this process however it ends; otherwise it runs on without a client.
+        `priority`: from -100 to 100; where something is short, higher goes first.  `deadline_s`: in so many seconds
+        its result is wanted (None and 0: no matter).  It ranks earlier ones first among those of one priority, and is
+        no limit: nothing ends at it (that is `limits.wall_time_s`).  Children have both of their parent.
 
-        Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON), ConfigError (a limit is unknown
-        or above the engine's), EngineError (the engine is gone or full).
+        Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON, a priority is none), ConfigError (a
+        limit is unknown or above the engine's), EngineError (the engine is gone or full).
         """
-        request = LaunchRequest(program, {**(input or {}), **arguments}, limits, capabilities, attached)
+        request = LaunchRequest(program, {**(input or {}), **arguments}, limits, capabilities, attached, priority,
+                                deadline_s)  # fmt: skip
         tools = _tools_of(mcp) if mcp else None
         prepared = self._prepared(request, tools.names if tools is not None else ())
         self._check_open()
@@ -340,8 +345,8 @@ class Engine:
         """Inferlets that run or have ended lately, each with
 
         instance_id, name, state ("running", "done", "failed", "killed"), error (its code and first line, or ""),
-        tenant, user, parent (an instance id, or ""), started_at and ended_at (Unix time; None: it runs), cpu_time_s,
-        pages, output_bytes, tokens_computed, tokens_found (run, and there already).
+        tenant, user, parent (an instance id, or ""), priority, started_at and ended_at (Unix time; None: it runs),
+        cpu_time_s, pages, output_bytes, tokens_computed, tokens_found (run, and there already).
         """
         found: list[dict[str, Any]] = self._ask("ps")
         return found

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from pieray.host.limits import limits_within
 from pieray.manifest import limits_below
 from pieray.messages import Install, Launch, decode, encode
 from pieray.programs import ProgramSource
+from pieray.urgency import check_priority, deadline_at
 
 KNOWN_BYTES = 64 << 20
 """Of installed programs that a client keeps."""
@@ -32,6 +34,8 @@ class LaunchRequest:
     limits: Mapping[str, float] | None = None
     capabilities: Mapping[str, Any] | None = None
     attached: bool = False
+    priority: int = 0
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,7 @@ def prepared(request: LaunchRequest, found: ProgramSource | tuple[str, int, Inst
 
     `tools`: names of MCP servers of the client.  Raises InvalidRequest, ConfigError.
     """
+    now = time.time()
     program = found if isinstance(found, ProgramSource) else found[2]
     is_own = isinstance(found, ProgramSource) and bool(found.source or found.component)
     declared = program.capabilities if is_own else dataclasses.asdict(ALL)
@@ -124,6 +129,7 @@ def prepared(request: LaunchRequest, found: ProgramSource | tuple[str, int, Inst
     message = Launch(
         _new_id(program.name), program.name, program.filename, "", b"", _json(request.input), given, granted,
         "", user, tenant, client_servers=list(tools), is_attached=request.attached,
+        priority=check_priority(request.priority), deadline=deadline_at(request.deadline_s, now), born=now,
     )  # fmt: skip
     if not isinstance(found, ProgramSource):
         spec, revision, installed = found

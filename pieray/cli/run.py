@@ -54,6 +54,10 @@ Interactive = Annotated[bool, typer.Option(
 
 Detach = Annotated[bool, typer.Option(
     "--detach", help="Leave the inferlet running on an engine that is up, and print its id.")]  # fmt: skip
+Priority = Annotated[int, typer.Option(
+    help="From -100 to 100: where something is short, higher goes first.")]  # fmt: skip
+Deadline = Annotated[float | None, typer.Option(
+    metavar="SECONDS", help="When the result is wanted; earlier goes first.  Nothing ends at it.")]  # fmt: skip
 Mcp = Annotated[list[str] | None, typer.Option(
     "--mcp", metavar="NAME=COMMAND", help="An MCP server for the inferlet, run here, or NAME=URL; may be repeated.",
 )]  # fmt: skip
@@ -63,8 +67,8 @@ def run(
     program: Program, words: Words = None, model: Model = None, address: Address = None,
     namespace: Namespace = None, input_json: Input = None, limit: Limit = None, device: Device = None,
     num_pages: NumPages = None, pairs: Set = None, files: Files = None, out: Out = None,
-    servers: Mcp = None, interactive: Interactive = False, detach: Detach = False, json: Json = False,
-    debug: Debug = False,
+    servers: Mcp = None, interactive: Interactive = False, detach: Detach = False, priority: Priority = 0,
+    deadline: Deadline = None, json: Json = False, debug: Debug = False,
 ) -> None:  # fmt: skip
     """Run an inferlet; its texts stream to stdout.  Arguments after -- are those of its main()."""
     printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
@@ -92,7 +96,8 @@ def run(
             source = engine.find(program)
         if arguments is None:
             arguments = _arguments(source, engine, words, given)
-        process = engine.launch(source, arguments, limits=limits, mcp=tools or None, attached=not detach)
+        process = engine.launch(source, arguments, limits=limits, mcp=tools or None, attached=not detach,
+                                priority=priority, deadline_s=deadline)  # fmt: skip
         printer.started(process.name, process.id)
         if detach:
             say(f"{process.id} runs on; `pieray attach {process.id}` shows what it does, `pieray kill` ends it")

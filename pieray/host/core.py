@@ -41,6 +41,7 @@ from pieray.messages import (
 from pieray.stalls import Stalls
 from pieray.texts import byte_size, check_size
 from pieray.transport import Connection
+from pieray.urgency import admitted
 from pieray.wasm.host import Program, WasmHost
 
 log = logging.getLogger(__name__)
@@ -180,6 +181,7 @@ class InferletHost:
     def _prepared(
         self, launch: Launch, check: Callable[[], None], give_back: Callable[[], None], wait_s: float | None
     ) -> tuple[Inferlet, Program | Future[Program]]:
+        launch = admitted(launch, time.time())
         limits = limits_within(self._config.limits, launch.limits)
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch, limits)

@@ -225,6 +225,7 @@ class Inferlet:
             "tenant": launch.tenant,
             "user": launch.user,
             "parent": launch.parent,
+            "priority": launch.priority,
             "started_at": self.started_at,
             "ended_at": self.ended_at,
             "cpu_time_s": guest.cpu_time_s if guest else 0.0,

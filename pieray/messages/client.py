@@ -109,6 +109,9 @@ class Launch(Message):
     depth: int = 0  # 0 for a client's own, else its parent's + 1
     client_servers: list[str] = field(default_factory=list)  # names of MCP servers that the client answers for
     is_attached: bool = False  # it ends with the connection that its client binds it to (`Bind`), or soon without one
+    priority: int = 0  # higher goes first; children have their parent's, as they have the next two
+    deadline: float = 0.0  # Unix time at which its result is wanted; 0: no matter.  A hint: nothing ends at it
+    born: float = 0.0  # Unix time at which the root of its family was launched; 0: when it comes to the engine
 
 
 @register(47)

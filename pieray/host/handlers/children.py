@@ -49,7 +49,8 @@ class ChildrenHandlers(HandlerGroup):
         message = Launch(
             f"{name}-{secrets.token_hex(6)}", program or INLINE, f"{name}.py", source, b"", input,
             self._child_limits(limits), dataclasses.asdict(state.capabilities), "", state.launch.user,
-            state.launch.tenant, state.instance_id, depth,
+            state.launch.tenant, state.instance_id, depth, priority=state.launch.priority,
+            deadline=state.launch.deadline, born=state.launch.born,
         )  # fmt: skip
         return self._children.put(family.launch(message, is_linked=link == "linked"))
 

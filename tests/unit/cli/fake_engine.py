@@ -72,6 +72,8 @@ class FakeEngine:
     launches: list[dict[str, Any]] = field(default_factory=list)
     mcp: Any = None
     is_attached: bool = False
+    urgency: tuple[int, float | None] = (0, None)
+    """Priority and deadline_s of the last launch."""
     config: Config = field(default_factory=Config)
     is_closed: bool = False
     link: FakeLink = field(default_factory=FakeLink)
@@ -80,10 +82,11 @@ class FakeEngine:
 
     def launch(
         self, program: Any, input: Any = None, /, *, limits: Any = None, mcp: Any = None, attached: bool = False,
-        **arguments: Any,
+        priority: int = 0, deadline_s: float | None = None, **arguments: Any,
     ) -> Process:  # fmt: skip
         self.mcp = mcp
         self.is_attached = attached
+        self.urgency = priority, deadline_s
         self.on_launch()
         if self.refusal is not None:
             raise self.refusal

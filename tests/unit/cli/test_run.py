@@ -251,6 +251,14 @@ def test_a_detached_inferlet_runs_on_without_its_client(engine: FakeEngine, call
     assert engine.is_attached
 
 
+def test_priority_and_deadline_go_with_the_launch(engine: FakeEngine, call: Call) -> None:
+    assert call(*RUN).exit_code == 0
+    assert engine.urgency == (0, None)
+    assert call(*RUN, "--priority", "-3", "--deadline", "2.5").exit_code == 0
+    assert engine.urgency == (-3, 2.5)
+    assert call(*RUN, "--priority", "high").exit_code == 2
+
+
 def test_detaching_needs_an_engine_that_stays(engine: FakeEngine, call: Call) -> None:
     done = call(*RUN, "--detach")
     assert (done.exit_code, engine.start_settings) == (3, {})

@@ -353,6 +353,15 @@ def test_bad_launches_are_refused_at_once(
     assert nursery.service.launches == []
 
 
+def test_a_child_is_as_urgent_as_its_parent() -> None:
+    nursery = Nursery()
+    state = nursery.bench.state
+    state.launch = dataclasses.replace(state.launch, priority=7, deadline=90.0, born=30.0)
+    nursery.launch()
+    message, *_ = nursery.service.launches[0]
+    assert (message.priority, message.deadline, message.born) == (7, 90.0, 30.0)
+
+
 def test_without_the_capability_nothing_is_launched() -> None:
     with pytest.raises(Denied, match="children"):
         Nursery(children=False).launch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pieray.errors import Cancelled, ConfigError, EngineError, InvalidRequest, N
 from pieray.host import core
 from pieray.host.clients import ClientService
 from pieray.host.core import InferletHost
+from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendText
 
@@ -94,6 +96,20 @@ def test_launches_over_a_limit_are_refused_before_anything_is_done(host: Inferle
     with pytest.raises(InvalidRequest, match="neither"):
         host.launch(Launch("a", "a", "a.py", "", b"", "{}", {}))
     assert host.num_live == 0
+
+
+def test_a_launch_is_dated_and_its_priority_is_checked(host: InferletHost) -> None:
+    before = time.time()
+    host.launch(replace(launch("dated", "echo 1"), priority=4, deadline=before + 9))
+    inferlet = host.find("dated")
+    assert isinstance(inferlet, Inferlet)
+    assert before <= inferlet.launch.born <= time.time()
+    assert (inferlet.launch.priority, inferlet.launch.deadline) == (4, before + 9)
+    end_of(host, "dated")
+    with pytest.raises(InvalidRequest, match="priority is a whole number from -100 to 100; given 101"):
+        host.launch(replace(launch("urgent", "echo 1"), priority=101))
+    assert {row["instance_id"]: row["priority"] for row in host.status()} == {"dated": 4}
+    until(lambda: host.num_live == 0)
 
 
 def test_ps_tells_how_each_ended_and_whose_it_is(host: InferletHost) -> None:

@@ -1,0 +1,44 @@
+"""How urgent a launch is: its priority, when its result is wanted, and how long its family has been there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from pieray.errors import InvalidRequest
+from pieray.messages import Launch
+
+MAX_PRIORITY = 100
+"""Priorities are from -MAX_PRIORITY to MAX_PRIORITY; 0 is what nobody has said anything of."""
+
+
+def check_priority(priority: int) -> int:
+    """The priority; raises InvalidRequest for what is no whole number from -MAX_PRIORITY to MAX_PRIORITY."""
+    if not isinstance(priority, int) or isinstance(priority, bool) or abs(priority) > MAX_PRIORITY:
+        raise InvalidRequest(f"priority is a whole number from {-MAX_PRIORITY} to {MAX_PRIORITY}; given {priority!r}")
+    return priority
+
+
+def deadline_at(deadline_s: float | None, now: float) -> float:
+    """When a result is wanted that is wanted in so many seconds, by the clock of `now`; 0.0 for None and 0: no matter.
+
+    Raises InvalidRequest for what is no number of seconds.
+    """
+    if deadline_s is None:
+        return 0.0
+    is_number = isinstance(deadline_s, (int, float)) and not isinstance(deadline_s, bool)
+    if not is_number or not math.isfinite(deadline_s) or deadline_s < 0:
+        raise InvalidRequest(f"deadline_s is a number of seconds from 0 (none) on; given {deadline_s!r}")
+    return now + deadline_s if deadline_s else 0.0
+
+
+def admitted(launch: Launch, now: float) -> Launch:
+    """The launch as an engine takes it, at time.time() `now`: one whose family has no birth yet is born now.
+
+    Raises InvalidRequest for a priority or times outside their ranges.
+    """
+    check_priority(launch.priority)
+    for name in ("deadline", "born"):
+        if not math.isfinite(value := getattr(launch, name)) or value < 0:
+            raise InvalidRequest(f"{name} of a launch is a Unix time, or 0; given {value}")
+    return launch if 0 < launch.born <= now else replace(launch, born=now)
