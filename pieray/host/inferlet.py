@@ -74,7 +74,9 @@ class Inferlet:
     def start(self, host: WasmHost, program: Program) -> None:
         """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
         try:
-            self._device.admit(self.number, self, self.launch.tenant)
+            launch = self.launch
+            self._device.admit(self.number, self, launch.tenant, launch.priority, launch.deadline,
+                               launch.born or self.started_at)  # fmt: skip
             with self._state.lock:
                 self._outbox.flush()
             guest = host.spawn(

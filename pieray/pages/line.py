@@ -97,9 +97,9 @@ class LeaseLine:
         self.ranks.know(holder)
         self.ledger.admit(holder, count, asked, least=0 if hashes else 1)
         self._check_quota(holder, count, asked)
-        if not count or (not self._line and self._has_quota(holder, count)):
-            if (lease := self.ledger.take(holder, count, hashes)) is not None:
-                return lease
+        is_first = not count or (not self._line and self._has_quota(holder, count))
+        if is_first and (lease := self.ledger.take(holder, count, hashes)) is not None:
+            return lease
         number, self._next = self._next, self._next + 1
         self.num_waited += 1
         self._line[number] = Waiting(holder, ticket, count, now, now + deadline_s, hashes)

@@ -7,7 +7,7 @@ from pieray.pages.ledger import Holder, Lease, PageLedger
 from pieray.pages.line import BACKFILL_S, Granted, LeaseLine
 from pieray.pages.rank import AGING_S, KEEP_S, SERVICE_TOKENS, Facts
 
-A, B, C = (Holder(f"peer-{name}", 1) for name in "abc")
+A, B, C, D = (Holder(f"peer-{name}", 1) for name in "abcd")
 
 
 def full_line(total: int = 8) -> LeaseLine:
@@ -39,16 +39,15 @@ def test_of_equals_who_came_first_is_served_first():
 def test_pages_too_few_for_the_first_go_to_the_next_for_a_moment_and_then_only_to_who_has_pages():
     line = full_line()
     line.request(B, 2, 5, 1.0, 30.0)
-    for ticket, holder in ((3, C), (4, A), (5, C)):
-        line.request(holder, ticket, 1, 1.0, 30.0)
+    line.request(C, 3, 1, 1.0, 30.0)
     line.ledger.release(A, [0])
-    assert line.retry(1.0) == [Granted(A, 4, Lease([0], 0))]  # it has been there longest
+    assert line.retry(1.1) == [Granted(C, 3, Lease([0], 0))]
+    line.request(D, 4, 1, 1.1, 30.0)
+    line.request(C, 5, 1, 1.1, 30.0)
     line.ledger.release(A, [1])
-    assert line.retry(1.1) == [Granted(C, 3, Lease([1], 0))]
-    line.ledger.release(C, [1])
-    assert line.retry(1.0 + BACKFILL_S) == []  # C has none, and waits for B
-    line.request(A, 6, 1, 2.0, 30.0)
-    assert line.retry(2.0) == [Granted(A, 6, Lease([1], 0))]
+    assert line.retry(1.0 + BACKFILL_S) == [Granted(C, 5, Lease([1], 0))]  # D has none yet, and waits for B
+    line.ledger.release(A, [2])
+    assert line.retry(1.0 + BACKFILL_S) == []
 
 
 def test_nobody_is_served_while_others_give_up_pages_for_the_first():
@@ -59,7 +58,7 @@ def test_nobody_is_served_while_others_give_up_pages_for_the_first():
     line.ledger.release(A, [0])
     assert line.retry(1.0) == []
     line.ledger.release(A, [1])
-    assert line.retry(1.0) == [Granted(B, 2, Lease([0, 1], 0))]
+    assert line.retry(1.0) == [Granted(B, 2, Lease([1, 0], 0))]
     assert line.kept_for is None
     line.ledger.release(A, [2])
     assert line.retry(1.0) == [Granted(C, 3, Lease([2], 0))]
