@@ -41,12 +41,15 @@ class Batcher(ServingActor):
         runner = ModelRunner.load(
             folder, device=_device(settings), dtype=_dtype(settings), num_pages=settings.num_pages or None,
             page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
-            cuda_graphs=settings.cuda_graphs,
+            cuda_graphs=settings.cuda_graphs, swap_bytes=settings.swap_memory_bytes,
         )  # fmt: skip
         warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
-        core = BatcherCore(runner, settings, tokenizer=spec, costs=costs)
+        core = BatcherCore(
+            runner, settings, tokenizer=spec, costs=costs, num_swap_slots=runner.host_pool.num_slots,
+            max_swap_pages=runner.host_pool.max_step_pages,
+        )  # fmt: skip
         core.plans.vocab_size = runner.config.vocab_size
         self._adapters = core.adapters
         self._loop = StepLoop(core, on_failure=_end_process)

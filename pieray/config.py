@@ -124,6 +124,9 @@ class ModelSettings:
     num_pages: int = 0
     """KV pages in the pool; 0 sizes it from `kv_memory_bytes`."""
     kv_memory_bytes: int = 256 * MIB
+    swap_memory_bytes: int = -1
+    """Host memory for KV pages that are swapped out, taken as it is used; 0: nothing is swapped; -1: four times the KV
+    pool, and at most a quarter of the memory that is available at the start."""
     max_batch_tokens: int = 2048
     """Tokens that one step computes at most: longer prefills run in chunks."""
     max_batch_requests: int = 256
@@ -229,14 +232,15 @@ _AT_LEAST_1 = frozenset({
     "inferlets_per_actor", "actor_pool", "worker_threads", "lease_pages", "turn_timeout_s", "model.page_size",
     "model.kv_memory_bytes", "model.max_batch_tokens", "model.max_batch_requests", "model.threads",
 })  # fmt: skip
+_LEAST = dict.fromkeys(_AT_LEAST_1, 1) | {"model.swap_memory_bytes": -1}
 
 
 def _check_numbers(settings: object, prefix: str) -> None:
-    """Every number is at least 0, or 1 where 0 means nothing."""
+    """Every number is at least 0, or what `_LEAST` says."""
     for f in dataclasses.fields(settings):  # type: ignore[arg-type]  # always one of the dataclasses here
         value = getattr(settings, f.name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _check_at_least(prefix + f.name, value, 1 if prefix + f.name in _AT_LEAST_1 else 0)
+            _check_at_least(prefix + f.name, value, _LEAST.get(prefix + f.name, 0))
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

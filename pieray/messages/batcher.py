@@ -86,7 +86,8 @@ class CopyTokens(Message):
 @dataclass(frozen=True, slots=True)
 class SwapOut(Message):
     """Copy the KV of whole pages, of all layers, to slots of host memory: behind all that the inferlet has sent before
-    and that writes to them.  The pages stay as they are.
+    and that writes to them, a run of a plan included.  The pages stay as they are; what was sent before and only reads
+    them may still be under way when this is answered.
 
     -> u32[n]: the slots of the first n pages, as many as found room, perhaps none.  They are the inferlet's until a
     SwapIn has read them, a DropSwapped names them, or it ends.  Fails, and keeps no slot, if a command that was to

@@ -25,6 +25,7 @@ from pieray.models.config import ModelConfig
 from pieray.models.decode_graphs import GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
+from pieray.models.host_pool import HostPool, budget_of
 from pieray.models.kv_pool import KvPool, TokenRange
 from pieray.models.lora import LoraAdapter
 from pieray.models.sampler import Bias
@@ -56,16 +57,20 @@ class Drawn:
 
 
 class ModelRunner:
-    """Owns decoder, pool and device; not thread-safe: one thread steps it.
+    """Owns decoder, pool, `swap_bytes` of host memory for swapped pages, and device; not thread-safe: one thread steps
+    it.
 
     All that computes raises DeviceLost once the device is dead, as it is after a failed assertion or an illegal access
     in a kernel: nothing can be computed in this process any more.
     """
 
-    def __init__(self, config: ModelConfig, decoder: Decoder | GraphedDecoder | CpuDecoder, pool: KvPool) -> None:
+    def __init__(
+        self, config: ModelConfig, decoder: Decoder | GraphedDecoder | CpuDecoder, pool: KvPool, swap_bytes: int = 0
+    ) -> None:
         self.config = config
         self.decoder = decoder
         self.pool = pool
+        self.host_pool = HostPool(pool, swap_bytes)
 
     @classmethod
     def load(
@@ -79,11 +84,13 @@ class ModelRunner:
         kv_bytes: int = 1 << 28,
         *,
         cuda_graphs: bool = True,
+        swap_bytes: int = 0,
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
 
         `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`.  `threads` are those of torch
         in this whole process (CPU only).  `cuda_graphs` replays decode steps as graphs (CUDA only).
+        `swap_bytes` of host memory take swapped pages, see `budget_of`.
         """
         config = ModelConfig.from_folder(path)
         name = dtype or config.dtype
@@ -102,7 +109,7 @@ class ModelRunner:
         pages = num_pages or KvPool.pages_for(config, page_size, DTYPES[name], kv_bytes)
         pool = KvPool(config, pages, page_size, DTYPES[name], device)
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
-        return cls(config, decoder, pool)
+        return cls(config, decoder, pool, budget_of(swap_bytes, pool.nbytes))
 
     def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]) -> list[StepResult]:
         """As `decode`, without rows."""
@@ -222,6 +229,16 @@ class ModelRunner:
         """See `KvPool.copy_tokens`.  Raises DeviceLost."""
         with self._device():
             self.pool.copy_tokens(ranges)
+
+    def swap_out(self, pages: I64, slots: I64) -> None:
+        """See `HostPool.swap_out`.  Raises DeviceLost."""
+        with self._device():
+            self.host_pool.swap_out(pages, slots)
+
+    def swap_in(self, slots: I64, pages: I64) -> None:
+        """See `HostPool.swap_in`.  Raises DeviceLost."""
+        with self._device():
+            self.host_pool.swap_in(slots, pages)
 
     def _prepare(self, item: ForwardItem, wanted: Sequence[Output]) -> None:
         num_tokens, vocab = len(item.tokens), self.config.vocab_size

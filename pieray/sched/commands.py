@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import WIT_CODES, InvalidRequest, PierayError
-from pieray.messages import CopyTokens, Failed, Forward, Logprobs, Message, Output
+from pieray.messages import CopyTokens, Failed, Forward, Logprobs, Message, Output, SwapIn, SwapOut
+from pieray.sched.costs import Kind
 from pieray.sched.lanes import LaneKey
 
 U32 = npt.NDArray[np.uint32]
@@ -21,7 +22,7 @@ PART_BYTES = 64 << 10
 
 
 class Command:
-    """One command.  `num_tokens` is 0 for a copy; `num_done` of them are computed or in the running step."""
+    """One command.  `num_tokens` is 0 for what moves KV only; `num_done` are computed or in the running step."""
 
     __slots__ = (
         "arrived", "dependents", "inferlet", "is_over", "lane", "num_blockers", "num_done", "num_tokens",
@@ -29,7 +30,7 @@ class Command:
     )  # fmt: skip
     is_copy: ClassVar[bool]
 
-    def __init__(self, peer_id: str, message: Forward | CopyTokens, num_tokens: int) -> None:
+    def __init__(self, peer_id: str, message: Forward | CopyTokens | SwapOut | SwapIn, num_tokens: int) -> None:
         self.peer_id = peer_id
         self.inferlet = message.inferlet
         self.lane: LaneKey = (peer_id, message.inferlet)
@@ -186,37 +187,53 @@ class ForwardCommand(Command):
         return [self.ticket, *dict.fromkeys(output.ticket for output in self.outputs[self.num_answered :])]
 
 
-class CopyCommand(Command):
+class MoveCommand(Command):
+    """Moves KV about and computes nothing: it runs at the start of a step, cut over several if it is long."""
+
+    __slots__ = ("num_parts", "step_range")
+    is_copy = True
+    cost: ClassVar[Kind]  # of one part
+
+    def __init__(self, peer_id: str, message: CopyTokens | SwapOut | SwapIn, num_parts: int) -> None:
+        super().__init__(peer_id, message, 0)
+        self.num_parts = num_parts
+        self.step_range = (0, 0)  # the parts of the step that was scheduled last
+
+    def schedule(self, most: int) -> int:
+        """The next parts are in the step, `most` of them or what is left; their number."""
+        first = self.step_range[1]
+        last = min(first + most, self.num_parts)
+        self.step_range = first, last
+        return last - first
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether no part is left for a later step."""
+        return self.step_range[1] == self.num_parts
+
+
+class CopyCommand(MoveCommand):
     """A copy of token ranges.  All ranges are read before any is written: so one is cut over steps only if none of its
     ranges reads a page that another writes."""
 
-    __slots__ = ("_is_whole", "_last", "copies")
-    is_copy = True
+    __slots__ = ("_is_whole", "copies")
+    cost = Kind.COPIES
 
     def __init__(self, peer_id: str, message: CopyTokens, page_size: int) -> None:
-        super().__init__(peer_id, message, 0)
+        super().__init__(peer_id, message, len(message.copies))
         self.copies = [tuple(copy) for copy in message.copies]
         for copy in self.copies:
             if len(copy) != 5 or min(copy) < 0 or max(copy[1], copy[3]) + copy[4] > page_size:
                 raise InvalidRequest(f"a copy is [page, offset, page, offset, count] in pages of {page_size}: {copy}")
         self._is_whole = not {copy[0] for copy in self.copies}.isdisjoint(copy[2] for copy in self.copies)
-        self._last = (0, 0)  # the ranges of the step that was scheduled last
 
     def schedule(self, most: int) -> int:
-        """The next ranges are in the step: about `most`, all if it must not be cut; their number."""
-        first = self._last[1]
-        last = len(self.copies) if self._is_whole else min(first + most, len(self.copies))
-        self._last = first, last
-        return last - first
-
-    @property
-    def is_scheduled(self) -> bool:
-        """Whether no range is left for a later step."""
-        return self._last[1] == len(self.copies)
+        """As of any, but all if it must not be cut."""
+        return super().schedule(self.num_parts if self._is_whole else most)
 
     def step_copies(self) -> list[tuple[int, ...]]:
         """The ranges of the step."""
-        return self.copies[slice(*self._last)]
+        return self.copies[slice(*self.step_range)]
 
     def used_pages(self) -> list[int]:
         return [page for copy in self.copies for page in (copy[0], copy[2])]

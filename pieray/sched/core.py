@@ -17,6 +17,7 @@ from pieray.messages import (
     Completed,
     CopyTokens,
     DecodePasses,
+    DropSwapped,
     EmbedTokens,
     ExtendPlan,
     Forward,
@@ -26,6 +27,8 @@ from pieray.messages import (
     Output,
     StartPlan,
     StopPlan,
+    SwapIn,
+    SwapOut,
     UnloadAdapter,
     Verify,
 )
@@ -34,7 +37,7 @@ from pieray.models.runner import Drawn
 from pieray.sched.adapters import AdapterDesk
 from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
-from pieray.sched.commands import Command, CopyCommand, ForwardCommand, failed
+from pieray.sched.commands import Command, CopyCommand, ForwardCommand, MoveCommand, failed
 from pieray.sched.convert import asked, wire_value
 from pieray.sched.costs import CostModel, Kind, Work
 from pieray.sched.lanes import I64, LaneKey
@@ -43,6 +46,8 @@ from pieray.sched.passes import PassTable
 from pieray.sched.plandesk import Over, PlanDesk
 from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler, StepPlan
+from pieray.sched.swap import SwapCommand, SwapInCommand, SwapOutCommand, Swapper
+from pieray.sched.swap_slots import SwapSlots
 from pieray.sched.table import RowGroup
 from pieray.sched.verify import VerifyCommand
 
@@ -57,10 +62,11 @@ log = logging.getLogger(__name__)
 NO_LANES = np.zeros(0, np.int64)
 NO_SCORES = np.zeros(0, np.float32)
 Answers: TypeAlias = list[tuple[str, Message]]  # (peer_id, message)
-Enqueued: TypeAlias = Forward | CopyTokens | Verify | StartPlan
+Enqueued: TypeAlias = Forward | CopyTokens | SwapOut | SwapIn | Verify | StartPlan
+MOVES = (CopyTokens, SwapOut, SwapIn)
 
 
-class Runner(Protocol):
+class Runner(Swapper, Protocol):
     """What the core needs of `pieray.models.runner.ModelRunner`.
 
     All raise DeviceLost when the device is dead, and only then: nothing can be computed in this process any more.
@@ -86,20 +92,24 @@ class BatcherCore:
     raise.  When the device dies, all commands fail with DeviceLost and `lost` says why: the core is of no more use.
 
     With `costs`, steps are short and shared fairly (see `shares.py`); call `sent` when the answers of a step are sent.
+    The runner has `num_swap_slots` for swapped pages, and moves at most `max_swap_pages` in a step.
     """
 
     def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic,
-                 tokenizer: TokenizerSpec | None = None, costs: CostModel | None = None) -> None:  # fmt: skip
+                 tokenizer: TokenizerSpec | None = None, costs: CostModel | None = None, num_swap_slots: int = 0,
+                 max_swap_pages: int = 256) -> None:  # fmt: skip
         self._runner = runner
         self._clock = clock
         self._page_size = settings.page_size
         self._costs = costs
         self._scheduler = Scheduler(
-            settings.page_size, settings.max_batch_tokens, settings.max_batch_requests, costs=costs
-        )
+            settings.page_size, settings.max_batch_tokens, settings.max_batch_requests, costs=costs,
+            max_swap_pages=max_swap_pages,
+        )  # fmt: skip
         self._learning: tuple[Work, float] | None = None  # of the last step: what it was made of, when it began
         self._cohort = CohortWait(self._scheduler.lanes, settings.cohort_wait_s)
         self._lookups = EmbedLookups()
+        self._swap = SwapSlots(num_swap_slots)
         self._counts = dict.fromkeys(("steps", "forwards", "copies", "tokens", "failed"), 0)
         self._busy_s = 0.0
         self.lost: DeviceLost | None = None
@@ -118,7 +128,7 @@ class BatcherCore:
         for message in messages:
             if isinstance(message, DecodePasses):
                 self._take_passes(peer_id, message, now, answers)
-            elif isinstance(message, (Forward, CopyTokens, Verify, StartPlan)):
+            elif isinstance(message, (Forward, Verify, StartPlan, *MOVES)):
                 self._enqueue(peer_id, message, now, answers)
             elif isinstance(message, (ExtendPlan, StopPlan)):
                 self.plans.change(peer_id, message, answers)
@@ -126,6 +136,8 @@ class BatcherCore:
                 self._lookups.add(peer_id, message)
             elif isinstance(message, (LoadAdapter, UnloadAdapter)):
                 answers += self.adapters.submit(peer_id, message)
+            elif isinstance(message, DropSwapped):
+                self._drop_swapped(peer_id, message)
             elif isinstance(message, OpenInferlet):
                 self._scheduler.introduce((peer_id, message.inferlet), message.tenant)
             elif isinstance(message, CancelInferlet):
@@ -166,6 +178,10 @@ class BatcherCore:
                 command = VerifyCommand(peer_id, message, self._page_size)
                 if command.is_tree:
                     self._runner.require_trees()
+            elif isinstance(message, SwapOut):
+                command = SwapOutCommand(peer_id, message, self._swap)
+            elif isinstance(message, SwapIn):
+                command = SwapInCommand(peer_id, message, self._swap)
             else:
                 command = CopyCommand(peer_id, message, self._page_size)
         except BaseException as error:  # noqa: BLE001 - not well-formed, or a panic of a tokenizer: it fails alone
@@ -176,7 +192,7 @@ class BatcherCore:
             return
         if isinstance(message, StartPlan) and isinstance(command, PlanCommand):
             self.plans.begin(command, message, answers)
-        if isinstance(command, ForwardCommand) and not isinstance(message, CopyTokens) and message.adapter:
+        if isinstance(command, ForwardCommand) and not isinstance(message, MOVES) and message.adapter:
             self._attach_adapter(command, message.adapter, answers)
 
     def _spill(self, key: LaneKey, now: float) -> None:
@@ -192,9 +208,16 @@ class BatcherCore:
         except Evicted as error:
             self._fail(command, error, answers)
 
+    def _drop_swapped(self, peer_id: str, message: DropSwapped) -> None:
+        try:
+            self._swap.drop((peer_id, message.inferlet), np.frombuffer(message.slots, "<u4").tolist())
+        except BaseException as error:  # noqa: BLE001 - not well-formed; nobody waits for an answer
+            log.warning("%s: %s", peer_id, _malformed(error))
+
     def _drop(self, peer_id: str, inferlet: int | None = None) -> None:
         self.plans.forget(self._scheduler.cancel(peer_id, inferlet))
         self._lookups.cancel(peer_id, inferlet)
+        self._swap.close(peer_id, inferlet)
         self.adapters.drop(peer_id, inferlet)
 
     def drop_peer(self, peer_id: str) -> None:
@@ -223,7 +246,8 @@ class BatcherCore:
         return self._cohort.wait_s(now)
 
     def step(self, now: float) -> Answers:
-        """One engine step: copies, then one ragged batch of rows and forwards.  Nothing happens without work."""
+        """One engine step: copies and swaps, then one ragged batch of rows and forwards.  Nothing happens without
+        work."""
         answers: Answers = []
         try:
             self._step(now, answers)
@@ -251,25 +275,32 @@ class BatcherCore:
         passes = self._forward(plan, answers)
         self._end_step(plan, passes, began)
 
-    def _copy(self, commands: Sequence[CopyCommand], answers: Answers) -> None:
+    def _copy(self, commands: Sequence[MoveCommand], answers: Answers) -> None:
         for group in independent_groups(commands):
+            if isinstance(group, SwapCommand):
+                self._swap_pages(group, answers)
+                continue
             error = self._copied([copy for command in group for copy in command.step_copies()])
             for command in group:
                 alone = self._copied(command.step_copies()) if error is not None and len(group) > 1 else error
-                if alone is not None:
-                    self._fail(command, alone, answers)
-                elif not command.is_over and command.is_scheduled:
-                    answers.append((command.peer_id, Completed(command.ticket, None)))
-                    self._scheduler.finish(command)
+                self._moved(command, alone, None, answers)
 
     def _copied(self, copies: Sequence[Any]) -> PierayError | None:
-        try:
-            self._runner.copy_tokens(copies)
-        except DeviceLost:
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever is thrown, the loop goes on
-            return known(error)
-        return None
+        return _error_of(lambda: self._runner.copy_tokens(copies))
+
+    def _swap_pages(self, command: SwapCommand, answers: Answers) -> None:
+        if not command.is_over:  # else it would have moved what one before it has failed to write
+            error = _error_of(lambda: command.run(self._runner))
+            value = command.complete() if error is None and command.is_scheduled else None
+            self._moved(command, error, value, answers)
+
+    def _moved(self, command: MoveCommand, error: PierayError | None, value: Any, answers: Answers) -> None:
+        """The command's part of the step has run."""
+        if error is not None:
+            self._fail(command, error, answers)
+        elif not command.is_over and command.is_scheduled:
+            answers.append((command.peer_id, Completed(command.ticket, value)))
+            self._scheduler.finish(command)
 
     def _forward(self, plan: StepPlan, answers: Answers) -> I64:
         """Compute and answer; a forward whose copy has failed is over already.  Returns the inferlets whose passes were
@@ -388,7 +419,7 @@ class BatcherCore:
         counts = self._counts
         counts["steps"] += 1
         counts["forwards"] += plan.num_requests
-        counts["copies"] += len(plan.copies)
+        counts["copies"] += sum(isinstance(command, CopyCommand) for command in plan.copies)
         counts["tokens"] += plan.num_tokens
         self._busy_s += ended - began
         self._learning = plan.work, began
@@ -405,7 +436,8 @@ class BatcherCore:
         """Totals since the start; `mean_batch` is forwards per step.  May be called from any thread."""
         counts = dict(self._counts)
         mean_batch = counts["forwards"] / counts["steps"] if counts["steps"] else 0.0
-        return {**counts, "queued": self._scheduler.num_queued, "busy_s": self._busy_s, "mean_batch": mean_batch}
+        return {**counts, "queued": self._scheduler.num_queued, "busy_s": self._busy_s, "mean_batch": mean_batch,
+                "swap": self._swap.status()}  # fmt: skip
 
     # --- failures --------------------------------------------------------------------------------
 
@@ -421,6 +453,8 @@ class BatcherCore:
     def _answer_failed(self, commands: Iterable[Command], error: PierayError, answers: Answers) -> None:
         for command in commands:
             self._counts["failed"] += 1
+            if isinstance(command, SwapCommand):
+                command.undo()
             answers += [(command.peer_id, message) for message in command.failures(error)]
 
     def _fail_message(
@@ -434,17 +468,35 @@ class BatcherCore:
         answers += [(peer_id, failed(ticket, malformed)) for ticket in tickets]
 
 
-def independent_groups(commands: Sequence[CopyCommand]) -> list[list[CopyCommand]]:
-    """Runs of copies, in order, in which none touches what another of its run writes: each run is one device call."""
-    groups: list[list[CopyCommand]] = []
+def independent_groups(commands: Sequence[MoveCommand]) -> list[list[CopyCommand] | SwapCommand]:
+    """Swaps, and runs of copies in which none touches what another of its run writes, in order: each is one device
+    call."""
+    groups: list[list[CopyCommand] | SwapCommand] = []
+    run: list[CopyCommand] | None = None  # the last of the groups, if it may go on
     written: set[int] = set()
     for command in commands:
-        if not groups or not written.isdisjoint(command.used_pages()):
-            groups.append([])
-            written = set()
-        groups[-1].append(command)
+        if not isinstance(command, CopyCommand):
+            assert isinstance(command, SwapCommand)
+            groups.append(command)
+            run = None
+            continue
+        if run is None or not written.isdisjoint(command.used_pages()):
+            run, written = [], set()
+            groups.append(run)
+        run.append(command)
         written.update(command.written_pages())
     return groups
+
+
+def _error_of(work: Callable[[], None]) -> PierayError | None:
+    """Do it; what has gone wrong.  Raises DeviceLost."""
+    try:
+        work()
+    except DeviceLost:
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever is thrown, the loop goes on
+        return known(error)
+    return None
 
 
 def _dependency_failed() -> PierayError:

@@ -46,6 +46,7 @@ class Kind(IntEnum):
     COPIES = 15  # a range of slots
     LOOKUPS = 16  # an embedding
     COMMANDS = 17  # a step that has commands, not rows of the decode table alone
+    SWAPS = 18  # a page swapped to host memory or back
 
 
 Work: TypeAlias = list[float]
@@ -62,7 +63,7 @@ def first_guess(vocab_size: int) -> list[float]:
     seconds = dict.fromkeys(Kind, 2.0 * row) | {
         Kind.STEP: 5e-4, Kind.ITEMS: 1e-4, Kind.TOKENS: 2e-4, Kind.ATTENTION: 3e-7, Kind.GREEDY: row,
         Kind.DISTRIBUTIONS: 5.0 * row, Kind.VALUES: 1e-7, Kind.MASK_BITS: 1e-8, Kind.BYTES: 2e-9, Kind.COPIES: 2e-5,
-        Kind.LOOKUPS: 1e-6, Kind.COMMANDS: 2e-3,
+        Kind.LOOKUPS: 1e-6, Kind.COMMANDS: 2e-3, Kind.SWAPS: 2e-4,
     }  # fmt: skip
     return [seconds[kind] for kind in Kind]
 

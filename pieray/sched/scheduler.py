@@ -3,7 +3,8 @@
 * Commands of one queue run in order of arrival: none runs in an earlier step than one before it.  Those that
   do not conflict may share a step, so that one queue can carry a whole beam.
 * Commands of one inferlet that conflict on a page run in order of arrival, whatever their queues.
-* Copies run at the start of the step; a forward that depends on a copy may run in the same step.
+* Copies and swaps run at the start of the step, no more than `max_swap_pages` of the latter; a forward that depends on
+  one may run in the same step.
 * Decodes (at most DECODE_TOKENS tokens) come first, prefills share what is left of the token budget and are
   cut where it ends.  Within each: higher priority first, then first come, first served.
 * Nothing starves: a command that has waited for `max_wait_s` goes before all that arrived later, whatever
@@ -29,12 +30,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.sched.chunks import Chunk, add_chunk, add_rows, cut, decode_seconds, whole
-from pieray.sched.commands import U32, Command, CopyCommand, ForwardCommand, page_slots
+from pieray.sched.commands import U32, Command, ForwardCommand, MoveCommand, page_slots
 from pieray.sched.costs import CostModel, Kind, Work, no_work
 from pieray.sched.hazards import PageIndex, Poison
 from pieray.sched.lanes import I64, LaneKey, Lanes, Registry
 from pieray.sched.plans import PlanCommand
 from pieray.sched.shares import Demand, Shares
+from pieray.sched.swap import SwapCommand
 from pieray.sched.table import RUN, SPECIAL, DecodeTable, Own, RowGroup, stop_column
 
 DECODE_TOKENS = 16
@@ -48,14 +50,15 @@ _Candidate: TypeAlias = tuple[int, int, int, Command | int]  # class, minus prio
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step: `copies` in order, then all `forwards` and a `group` of rows of the table.  `work` is what it is made
-    of, if there is a cost model."""
+    """One step: `copies` and swaps in order, then all `forwards` and a `group` of rows of the table.  `work` is what it
+    is made of, if there is a cost model."""
 
-    copies: list[CopyCommand] = field(default_factory=list)
+    copies: list[MoveCommand] = field(default_factory=list)
     forwards: list[Chunk] = field(default_factory=list)
     group: RowGroup | None = None
     picked: list[int] = field(default_factory=list)  # rows chosen one by one, while the step is being filled
     num_tokens: int = 0
+    num_swapped: int = 0  # pages
     work: Work = field(default_factory=no_work)
 
     @property
@@ -89,11 +92,13 @@ class Scheduler:
         max_batch_requests: int,
         max_wait_s: float = 1.0,
         costs: CostModel | None = None,
+        max_swap_pages: int = 256,
     ) -> None:
         self.page_size = page_size
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_requests = max_batch_requests
         self.max_wait_s = max_wait_s
+        self.max_swap_pages = max_swap_pages
         self.table = DecodeTable(page_size)
         self.lanes: Lanes = Lanes()
         self._peers: Registry[str] = Registry()
@@ -405,8 +410,8 @@ class Scheduler:
         if isinstance(command, int):
             return self._pick(plan, command, is_forced=is_forced)
         lane = self._lanes[command.lane]
-        if isinstance(command, CopyCommand):
-            if len(plan.copies) < self.max_batch_requests:
+        if isinstance(command, MoveCommand):
+            if len(plan.copies) < self.max_batch_requests and self._most_parts(plan, command) > 0:
                 if not self._copy(plan, lane, command, is_forced=is_forced):
                     return False
                 if command.is_scheduled:
@@ -599,22 +604,28 @@ class Scheduler:
         kind = COPY if command.is_copy else DECODE if command.num_due <= DECODE_TOKENS else PREFILL
         return kind, -command.priority, command.turn, command
 
-    def _copy(self, plan: StepPlan, lane: _Lane, command: CopyCommand, *, is_forced: bool) -> bool:
-        """Put ranges of the copy into the step; False: its inferlet has had its share."""
-        most = len(command.copies)
-        if self._costs is not None:
+    def _most_parts(self, plan: StepPlan, command: MoveCommand) -> int:
+        """How much of it may be in the step, whatever it costs."""
+        is_swap = isinstance(command, SwapCommand)
+        return self.max_swap_pages - plan.num_swapped if is_swap else max(command.num_parts, 1)
+
+    def _copy(self, plan: StepPlan, lane: _Lane, command: MoveCommand, *, is_forced: bool) -> bool:
+        """Put parts of the copy or swap into the step; False: its inferlet has had its share."""
+        most = self._most_parts(plan, command)
+        if self._costs is None:
+            num_parts = command.schedule(most)
+        else:
             account = self._shares.account(lane.number)
             seconds = self._shares.allowance(account, is_decode=False)
             if seconds <= 0.0 and not is_forced:
                 return False
-            each = self._costs.seconds[Kind.COPIES]
-            most = max(int(min(seconds / each, most)), 1)
-            num_ranges = command.schedule(most)
+            each = self._costs.seconds[command.cost]
+            num_parts = command.schedule(max(int(min(seconds / each, most)), 1))
             plan.work[Kind.COMMANDS] = 1.0
-            plan.work[Kind.COPIES] += num_ranges
-            self._shares.charge(account, num_ranges * each, is_decode=False)
-        else:
-            command.schedule(most)
+            plan.work[command.cost] += num_parts
+            self._shares.charge(account, num_parts * each, is_decode=False)
+        if isinstance(command, SwapCommand):
+            plan.num_swapped += num_parts
         plan.copies.append(command)
         return True
 
@@ -643,7 +654,7 @@ class Scheduler:
         elif not queue[0].num_blockers and queue[0].is_ready:
             heapq.heappush(heap, self._candidate(queue[0]))
 
-    def _release(self, lane: _Lane, copy: CopyCommand, heap: list[_Candidate]) -> None:
+    def _release(self, lane: _Lane, copy: MoveCommand, heap: list[_Candidate]) -> None:
         """A copy will have run before the forwards of its step: what waits for it alone may join."""
         for command in copy.dependents:
             command.num_blockers -= 1

@@ -53,6 +53,7 @@ class DigestRunner(RowsAsItems):
     def __init__(self, page_size: int) -> None:
         self.page_size = page_size
         self.slots: dict[tuple[int, int], tuple[int, int]] = {}  # page and offset: token, digest up to it
+        self.host: dict[int, list[tuple[int, int] | None]] = {}  # by slot: the page that was swapped to it
         self.num_steps = 0
         self.batches: list[int] = []
         self.fail_at: int | None = None
@@ -114,3 +115,15 @@ class DigestRunner(RowsAsItems):
                     self.slots[dst, start + i] = held[i]
                 else:
                     self.slots.pop((dst, start + i), None)
+
+    def swap_out(self, pages, slots):
+        for page, slot in zip(pages.tolist(), slots.tolist(), strict=True):
+            self.host[slot] = [self.slots.get((page, offset)) for offset in range(self.page_size)]
+
+    def swap_in(self, slots, pages):
+        for slot, page in zip(slots.tolist(), pages.tolist(), strict=True):
+            for offset, held in enumerate(self.host[slot]):
+                if held is None:
+                    self.slots.pop((page, offset), None)
+                else:
+                    self.slots[page, offset] = held

@@ -36,6 +36,7 @@ def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyP
         ({"limits": 3}, "limits is Limits; given 3"),
         ({"limits": {"wall_time_s": float("nan")}}, "wall_time_s is float"),
         ({"limits": {"pages": -1}}, "limits.pages is at least 0; given -1"),
+        ({"model": {"swap_memory_bytes": -2}}, "model.swap_memory_bytes is at least -1; given -2"),
         ({"namespace": 3}, "namespace is str; given 3"),
     ],
 )

@@ -373,4 +373,5 @@ def test_stats_count():
     desk.run()
     stats = desk.core.stats()
     assert stats == {"steps": 1, "forwards": 2, "copies": 0, "tokens": 3, "failed": 0, "queued": 0,
-                     "busy_s": pytest.approx(0.005), "mean_batch": 2.0}  # fmt: skip
+                     "busy_s": pytest.approx(0.005), "mean_batch": 2.0,
+                     "swap": {"slots": 0, "used": 0, "swapped_out": 0, "swapped_in": 0}}  # fmt: skip

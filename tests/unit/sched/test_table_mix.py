@@ -17,6 +17,7 @@ from pieray.messages import (
     Completed,
     CopyTokens,
     DecodePasses,
+    DropSwapped,
     ExtendPlan,
     Failed,
     Forward,
@@ -28,6 +29,8 @@ from pieray.messages import (
     Sampler,
     StartPlan,
     StopPlan,
+    SwapIn,
+    SwapOut,
 )
 from pieray.sched.core import BatcherCore
 from pieray.sched.costs import CostModel
@@ -69,7 +72,10 @@ class Crowd:
         self.runner = DigestRunner(PAGE)
         settings = ModelSettings(page_size=PAGE, max_batch_requests=rng.choice([2, 5, 64]),
                                  max_batch_tokens=rng.choice([3, 16, 512]))  # fmt: skip
-        self.core = BatcherCore(self.runner, settings, costs=CostModel(VOCAB) if rng.random() < 0.7 else None)
+        self.core = BatcherCore(
+            self.runner, settings, costs=CostModel(VOCAB) if rng.random() < 0.7 else None,
+            num_swap_slots=rng.choice([0, 3, 100]), max_swap_pages=rng.choice([1, 2, 100]),
+        )  # fmt: skip
         self.time = 0.0
         self.tickets = itertools.count(1)
         self.pages = itertools.count()
@@ -77,6 +83,7 @@ class Crowd:
         self.told: dict[int, list[int]] = {}
         self.scores: dict[int, list[float]] = {}
         self.cancelled: set[int] = set()  # inferlets
+        self.swaps: set[int] = set()  # tickets whose answer is slots
 
     def ticket(self, inferlet: int) -> int:
         return inferlet << 32 | next(self.tickets)
@@ -99,6 +106,7 @@ class Crowd:
             assert own.plan is None or own.plan.row == row
         assert len(table) == len(table.own) == len(table.rows)
         assert scheduler.num_queued >= len(table)
+        self.core._swap.check()
 
     def note(self, answers: list[tuple[str, Message]]) -> None:
         for peer, message in answers:
@@ -131,7 +139,10 @@ class Crowd:
         else:
             assert isinstance(message, (Completed, Failed)), message
             value = message.value if isinstance(message, Completed) else message
-            yield message.ticket, int.from_bytes(value, "little") if isinstance(value, bytes) else value
+            if message.ticket in self.swaps:
+                yield message.ticket, np.frombuffer(value, "<u4").tolist()
+            else:
+                yield message.ticket, int.from_bytes(value, "little") if isinstance(value, bytes) else value
 
 
 class Planner:
@@ -203,12 +214,15 @@ class Driver:
         self.crowd, self.inferlet, self.rng = crowd, inferlet, crowd.rng
         self.lines = [(crowd.some_pages(), [self.rng.randrange(VOCAB)], [0]) for _ in range(self.rng.randint(1, 3))]
         self.busy = [0] * len(self.lines)  # passes under way
+        self.leaving: set[int] = set()  # lines that are being swapped out
         self.left = self.rng.randint(3, 40)
 
     def wanted(self) -> list[Forward]:
         """What goes with the next flush."""
         found = []
         for number, (pages, tokens, digests) in enumerate(self.lines):
+            if number in self.leaving:
+                continue
             if self.left and not self.busy[number] and self.rng.random() < 0.8 and len(tokens) < PAGE * PAGES - 3:
                 self.left -= 1
                 count = 2 if self.rng.random() < 0.1 else 1  # the next token is known: nobody waits for a draw
@@ -253,6 +267,39 @@ class Driver:
             crowd.waiting[ticket] = None
             crowd.submit(self.inferlet, Forward(ticket, self.inferlet, 8, 0, u32(*crowd.some_pages(8)), 0,
                                                 u32(*range(30)), b"", b"", []))  # fmt: skip
+        elif rng.random() < 0.1:
+            self.swap_out(rng.randrange(len(self.lines)))
+
+    def swap_out(self, number: int) -> None:
+        """Behind passes that may be under way: a line, which waits till it knows where it has gone."""
+        crowd, (pages, tokens, _) = self.crowd, self.lines[number]
+        count = -(-(len(tokens) - 1) // PAGE)
+        if number in self.leaving or not count:
+            return
+        self.leaving.add(number)
+        ticket = crowd.ticket(self.inferlet)
+        crowd.swaps.add(ticket)
+        crowd.waiting[ticket] = lambda slots: self.swapped_out(number, count, slots)
+        crowd.submit(self.inferlet, SwapOut(ticket, self.inferlet, self.rng.randint(1, 9), 0, u32(*pages[:count])))
+
+    def swapped_out(self, number: int, count: int, slots: list[int]) -> None:
+        """Somebody else has the pages; the line goes on in others, with what comes behind the swap."""
+        crowd, rng, pages = self.crowd, self.rng, self.lines[number][0]
+        assert len(slots) <= count
+        self.leaving.remove(number)
+        if rng.random() < 0.2:
+            crowd.submit(self.inferlet, DropSwapped(self.inferlet, u32(*slots)))
+            return
+        for page in pages[: len(slots)]:
+            crowd.runner.slots |= {(page, offset): (0, 0) for offset in range(PAGE)}
+        order = rng.sample(range(len(slots)), len(slots))
+        fresh = crowd.some_pages(len(slots))
+        pages[: len(slots)] = fresh
+        ticket = crowd.ticket(self.inferlet)
+        crowd.waiting[ticket] = None
+        swap = SwapIn(ticket, self.inferlet, rng.randint(1, 9), 0, u32(*(slots[place] for place in order)),
+                      u32(*(fresh[place] for place in order)))  # fmt: skip
+        crowd.submit(self.inferlet, swap)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -294,6 +341,9 @@ def test_any_mix_of_rows_and_commands_says_what_each_says_alone(seed: int) -> No
     assert not scheduler._num_passes.values.any()
     assert not scheduler._has_commands.values.any()
     assert not scheduler._active
+    swap = crowd.core.stats()["swap"]
+    assert swap["used"] == 0
+    assert swap["swapped_out"] >= swap["swapped_in"]
 
 
 def test_a_pass_that_fails_fails_alone_with_what_reads_its_slot() -> None:

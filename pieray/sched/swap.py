@@ -1,0 +1,134 @@
+"""Swapping pages to host memory and back, as commands: they run at the start of a step, a bounded part in each."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pieray.errors import InvalidRequest
+from pieray.messages import SwapIn, SwapOut
+from pieray.sched.commands import U32, MoveCommand, Slots
+from pieray.sched.costs import Kind
+from pieray.sched.swap_slots import SwapSlots
+
+
+class Swapper(Protocol):
+    """What moves pages: `pieray.models.runner.ModelRunner`.  Raises InvalidRequest for a page outside of the pool, and
+    nothing has moved then; DeviceLost."""
+
+    def swap_out(self, pages: npt.NDArray[np.int64], slots: npt.NDArray[np.int64]) -> None: ...
+    def swap_in(self, slots: npt.NDArray[np.int64], pages: npt.NDArray[np.int64]) -> None: ...
+
+
+class SwapCommand(MoveCommand):
+    """Whole pages, in order, and the slot of each that has one."""
+
+    __slots__ = ("pages", "slots", "swap")
+    cost: ClassVar[Kind] = Kind.SWAPS
+
+    def __init__(self, peer_id: str, message: SwapOut | SwapIn, swap: SwapSlots) -> None:
+        self.pages = _numbers(message.pages)
+        super().__init__(peer_id, message, len(self.pages))
+        self.slots: list[int] = []
+        self.swap = swap
+
+    def run(self, runner: Swapper) -> None:
+        """Move the pages of the step."""
+        raise NotImplementedError
+
+    def complete(self) -> Any:
+        """All have been moved: settle whose the slots are; the value of the answer."""
+        raise NotImplementedError
+
+    def undo(self) -> None:
+        """It has failed: the slots are as if it had not been there."""
+        raise NotImplementedError
+
+    def used_pages(self) -> list[int]:
+        return self.pages
+
+    def _step_arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        part = slice(*self.step_range)
+        return np.array(self.pages[part], np.int64), np.array(self.slots[part], np.int64)
+
+    def _whole_pages(self, page_size: int) -> Slots:
+        return dict.fromkeys(self.pages, (1 << page_size) - 1)
+
+
+class SwapOutCommand(SwapCommand):
+    """Pages to slots, which are taken when their part is scheduled; it ends with the first page that finds none."""
+
+    __slots__ = ()
+
+    def schedule(self, most: int) -> int:
+        first = self.step_range[1]
+        wanted = min(most, self.num_parts - first)
+        found = self.swap.take(self.lane, wanted)
+        self.slots += found
+        if len(found) < wanted:
+            self.num_parts = len(self.slots)
+        return super().schedule(len(found))
+
+    def run(self, runner: Swapper) -> None:
+        pages, slots = self._step_arrays()
+        if len(slots):
+            runner.swap_out(pages, slots)
+
+    def complete(self) -> bytes:
+        self.swap.keep(self.lane, self.slots, is_new=True)
+        return np.array(self.slots, "<u4").tobytes()
+
+    def undo(self) -> None:
+        self.swap.free(self.lane, self.slots)
+
+    def written_pages(self) -> list[int]:
+        return []
+
+    def read_slots(self, page_size: int) -> Slots:
+        return self._whole_pages(page_size)
+
+    def written_slots(self, page_size: int) -> Slots:  # noqa: ARG002 - none, whatever the size
+        return {}
+
+
+class SwapInCommand(SwapCommand):
+    """Slots of the inferlet to pages; the slots are free when all are read."""
+
+    __slots__ = ()
+
+    def __init__(self, peer_id: str, message: SwapIn, swap: SwapSlots) -> None:
+        super().__init__(peer_id, message, swap)
+        slots = _numbers(message.slots)
+        if len(slots) != len(self.pages) or len(set(self.pages)) != len(self.pages):
+            raise InvalidRequest(f"as many pages as slots are swapped in, each once; given {len(slots)} slots and "
+                                 f"{len(set(self.pages))} pages ({len(self.pages)} named)")  # fmt: skip
+        swap.borrow(self.lane, slots)
+        self.slots = slots
+
+    def run(self, runner: Swapper) -> None:
+        pages, slots = self._step_arrays()
+        if len(slots):
+            runner.swap_in(slots, pages)
+
+    def complete(self) -> None:
+        self.swap.free(self.lane, self.slots, is_read=True)
+
+    def undo(self) -> None:
+        self.swap.keep(self.lane, self.slots)
+
+    def written_pages(self) -> list[int]:
+        return self.pages
+
+    def read_slots(self, page_size: int) -> Slots:  # noqa: ARG002 - none, whatever the size
+        return {}
+
+    def written_slots(self, page_size: int) -> Slots:
+        return self._whole_pages(page_size)
+
+
+def _numbers(packed: bytes) -> list[int]:
+    numbers: U32 = np.frombuffer(packed, "<u4")
+    found: list[int] = numbers.tolist()
+    return found
