@@ -194,6 +194,10 @@ class Run(Command):
         """Pages that it should have soon, beyond those bound."""
         raise NotImplementedError
 
+    def is_short(self) -> bool:
+        """Whether it is on its last page, and needs more."""
+        raise NotImplementedError
+
     def is_starving(self) -> bool:
         """Whether it cannot go on without one."""
         raise NotImplementedError

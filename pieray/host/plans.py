@@ -346,6 +346,10 @@ class PlanRun(Run):
             return 0
         return min(needed + ahead, len(growing.line)) - growing.room
 
+    def is_short(self) -> bool:
+        growing = self.growing
+        return not self.is_stopped and growing.room <= self._num_needed() and growing.room < len(growing.line)
+
     def is_starving(self) -> bool:
         return not self.is_stopped and self.growing.room < self._num_needed()
 

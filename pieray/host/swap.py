@@ -47,6 +47,8 @@ class Swap:
     def copy(self, ticket: int) -> Message | None:
         """Nothing is in flight: the copying of what the pages hold; None if nothing does, then call `end`."""
         self._rows, self._empty = self._pages.swappable(self._kept)
+        self._pages.pin(self._rows)
+        self._pages.pin(self._empty)
         self.ticket = ticket
         if not len(self._rows):
             return None
@@ -60,6 +62,7 @@ class Swap:
         self.num_out += len(slots)
         pages = self._pages.swap_out(rows[: len(slots)], slots)
         pages += self._pages.swap_out(self._empty, np.full(len(self._empty), -1))
+        self._unpin()
         return pages, len(slots) == len(rows) and not isinstance(result, PierayError)
 
     def ahead(self) -> list[Message]:
@@ -76,3 +79,9 @@ class Swap:
     def stop(self) -> None:
         """The device is lost, or the guest has ended."""
         self.is_going, self.ticket = False, None
+        self._unpin()
+
+    def _unpin(self) -> None:
+        self._pages.unpin(self._rows)
+        self._pages.unpin(self._empty)
+        self._rows = self._empty = self._rows[:0]

@@ -202,6 +202,13 @@ class PageSpace(GrowingStaging):
         is_written = frames.written.take(rows) != 0
         return rows[is_written], rows[~is_written]
 
+    def pin(self, rows: I64) -> None:
+        """The frames stay, whatever is freed, until `unpin` is given the same."""
+        self._frames.pin(rows)
+
+    def unpin(self, rows: I64) -> None:
+        self._frames.unpin(rows)
+
     def pages_of(self, rows: I64) -> I64:
         """The physical pages of bound frames."""
         return self._frames.page.take(rows)
