@@ -180,11 +180,24 @@ class Outbox:
         """Give up all pages but those, which others have too; `Device.preempted` is told in the end."""
         if self._is_closed or self.swap.is_going:
             return
+        if self._is_waited_for():
+            self._device.preempted(self._inferlet, 0, is_whole=False)
+            return
         self.swap.begin(kept)
         self._post([
             StopPlan(wire_ticket(self._inferlet, run.ticket)) for run in self._runs.values() if run.preempt()
         ])  # fmt: skip
         self._swap_out()
+
+    def _is_waited_for(self) -> bool:
+        """Whether a command that is sent waits for a run to go on: were the run stopped, it would go first."""
+        runs = [run.prepared for run in self._runs.values() if isinstance(run.prepared, Growing)]
+        return any(
+            self._pages.is_behind(command.prepared, run)
+            for command in self._in_flight.values()
+            for run in runs
+            if command.prepared is not run
+        )
 
     def _swap_out(self) -> None:
         """Copy what the pages hold, if nothing is in flight."""

@@ -146,6 +146,12 @@ class GrowingStaging(Staging):
         both = np.flatnonzero(np.isin(growing.tail[growing.num_bound :], later.rows))
         return int(both[-1]) + 1 if len(both) else 0
 
+    def is_behind(self, other: Prepared, growing: Growing) -> bool:
+        """Whether a command under way uses pages that the run is yet to write to, or writes to any of its pages."""
+        ahead = growing.line[growing.told // self.page_size :]
+        written = np.array([row for row, _ in other.writes], np.int64)
+        return bool(np.isin(other.rows, ahead).any() or np.isin(written, growing.line).any())
+
     def stop_growing(self, growing: Growing) -> None:
         """The run gets no more pages: those that it has not got are not in use any more.  Idempotent."""
         rest, growing.tail = growing.tail[growing.num_bound :], growing.tail[: growing.num_bound]

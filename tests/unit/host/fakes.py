@@ -48,6 +48,7 @@ class FakeDevice:
         self.hashes: list[bytes] = []  # of each lease
         self.asked: list[Message] = []
         self.released: list[int] = []
+        self.preempted_pages: list[tuple[int, bool]] = []
         self.error: Exception | None = None
 
     def post(self, messages: Sequence[Message]) -> None:
@@ -63,6 +64,10 @@ class FakeDevice:
         assert inferlet == NUMBER
         self.leases.append((count, deadline_s))
         self.hashes.append(hashes)
+
+    def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:
+        assert inferlet == NUMBER
+        self.preempted_pages.append((num_pages, is_whole))
 
     def ask_ledger(self, message: Message) -> None:
         if self.error is not None:

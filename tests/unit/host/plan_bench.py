@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 from arrays import u32
 from fakes import NUMBER, PAGE_SIZE, Bench, byte_tokenizer
@@ -17,6 +18,9 @@ from tests.support.digest_runner import DigestRunner
 class PlanBench(Bench):
     """`turn` is one exchange with the batcher: frames out, one step, frames back."""
 
+    preempts: random.Random | None = None
+    """Set: now and then it has to give up all its pages, which come back at once."""
+
     def __init__(self, num_pages: int = 256, limits: Limits | None = None, **settings) -> None:
         super().__init__(limits)
         self.runner = DigestRunner(PAGE_SIZE)
@@ -30,6 +34,9 @@ class PlanBench(Bench):
     def pump(self) -> list:
         """Leases are granted, what is posted goes to the batcher; its answers at once."""
         while self.device.leases or self.device.posted:
+            if self.preempts is not None:
+                self.free += self.device.released
+                self.device.released.clear()
             leases, self.device.leases = self.device.leases, []
             for count, deadline in leases:
                 if count <= len(self.free):
@@ -64,6 +71,9 @@ class PlanBench(Bench):
                 self.outbox.answered(message.ticket & 0xFFFFFFFF, found)
 
     def turn(self) -> None:
+        if self.preempts is not None and self.preempts.random() < 0.3:
+            with self.state.lock:
+                self.outbox.preempt(())
         self.handlers.tickets_flush()
         self.pump()
         self.route(self.core.step(0.0))
