@@ -30,12 +30,16 @@ from layer_op_cases import TOLERANCE as OP_TOLERANCE
 from layer_op_cases import errors
 from safetensors.torch import save_file
 
+from pieray.assets import model_folder
 from pieray.kernels.dispatch import layer_ops
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention import cost, paged_attention, reference
 from pieray.messages import Logits, Sample, Sampler
 from pieray.models.batch import DecodeRows, ForwardItem
+from pieray.models.config import ModelConfig
 from pieray.models.decode_graphs import GraphedDecoder
+from pieray.models.host_pool import HostPool
+from pieray.models.kv_pool import KvPool
 from pieray.models.runner import ModelRunner
 from pieray.models.sampler import choices_of, sample
 
@@ -374,6 +378,36 @@ def check_sampler() -> Found:
     return found
 
 
+def check_swap() -> Found:
+    """Pages of an 8B model to pinned memory and back among other work of the stream: their bits, and bytes a second."""
+    config = replace(ModelConfig.from_folder(model_folder("pie-tiny")), num_layers=36, num_kv_heads=8, head_dim=128)
+    pool = KvPool(config, 512, 16, torch.bfloat16, CUDA)
+    host = HostPool(pool, 1 << 30)
+    bits = pool.data.view(torch.int16)
+    bits.random_(-(1 << 15), 1 << 15)
+    page_nbytes = KvPool.page_nbytes(config, 16, torch.bfloat16)
+    rng = np.random.default_rng(0)
+    found: Found = {"rows": [], "page_bytes": page_nbytes, "slots": host.num_slots, "ok": True}
+    for count in (1, 4, host.max_step_pages):
+        for slots in (np.arange(count), rng.permutation(host.num_slots)[:count]):
+            pages, targets = rng.permutation(512)[: 2 * count].reshape(2, count)
+            source, target = torch.from_numpy(pages).to(CUDA), torch.from_numpy(targets).to(CUDA)
+            kept = bits[:, source] + 1
+            bits[:, source] = kept
+            host.swap_out(pages, slots)
+            bits[:, source] = 0
+            host.swap_in(slots, targets)
+            found["ok"] = found["ok"] and torch.equal(bits[:, target], kept)
+            out_s = launched_seconds(lambda: host.swap_out(pages, slots))  # noqa: B023 - called at once
+            in_s = launched_seconds(lambda: host.swap_in(slots, targets))  # noqa: B023
+            found["rows"].append({
+                "pages": count, "runs": 1 + int((np.diff(slots) != 1).sum()),
+                "out_gb_s": round(count * page_nbytes / out_s / 1e9, 2),
+                "in_gb_s": round(count * page_nbytes / in_s / 1e9, 2),
+            })  # fmt: skip
+    return found
+
+
 def measure_decode(shape: dict[str, Any], rows: Sequence[int]) -> Found:
     """A decode step at 512 tokens a sequence, host included, beside the time to read weights and pages once."""
     found: Found = {"rows": []}
@@ -420,6 +454,7 @@ PARTS: dict[str, Callable[[], Found]] = {
     "graphs": check_graphs,
     "rows": check_rows,
     "sampler": check_sampler,
+    "swap": check_swap,
     "decode-0.6b": lambda: measure_decode(QWEN_06B, (1, 8, 64, 256)),
     "decode-8b": lambda: measure_decode(QWEN_8B, (1, 8, 64, 256)),
 }

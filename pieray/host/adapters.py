@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
-from pieray.adapters import AdapterFacts
-from pieray.errors import NotFound
+from pieray.adapters import CONFIG, WEIGHTS, AdapterFacts, AdapterFile, scaling_of
+from pieray.errors import InvalidRequest, ModelError, NotFound
 from pieray.host.commands import Command, Queue, wire_ticket
+from pieray.host.scratch import ScratchFolder
 from pieray.messages import LoadAdapter, Message, UnloadAdapter
 from pieray.pages.prepared import Prepared
 
@@ -35,28 +37,54 @@ class AdapterDirectory:
         return max(found, key=lambda one: one.owner)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenAdapter:
+    """What a handle stands for."""
+
+    number: int
+    """The batcher's number for it."""
+    digest: str
+    """`AdapterFile.digest`."""
+
+
+def locate(scratch: ScratchFolder, path: str) -> tuple[str, float, bool]:
+    """The weights that `path` means, a file or a folder as PEFT saves it: their path, alpha (0: the rank), and whether
+    they are rank-stabilized.
+
+    Raises NotFound, InvalidRequest for settings that are not computed here.
+    """
+    folder, slash, name = path.rpartition("/")
+    is_folder = not scratch.has(path) and scratch.has(f"{path}/{WEIGHTS}")
+    config = f"{path}/{CONFIG}" if is_folder else f"{folder}{slash}{CONFIG}"
+    if not is_folder and (name != WEIGHTS or not scratch.has(config)):
+        return path, 0.0, False
+    try:
+        return f"{path}/{WEIGHTS}" if is_folder else path, *scaling_of(scratch.read(config), config)
+    except ModelError as error:
+        raise InvalidRequest(error.message) from None
+
+
 class Load(Command):
     """The batcher is to load an adapter for this inferlet.  `loaded` turns its answer into what the ticket yields."""
 
-    __slots__ = ("_alpha", "_data", "_loaded", "_max_bytes", "_name", "number")
+    __slots__ = ("_file", "_loaded", "_max_bytes", "number")
 
-    def __init__(self, ticket: int, queue: Queue, number: int, name: str, data: bytes, alpha: float, max_bytes: int,
+    def __init__(self, ticket: int, queue: Queue, number: int, file: AdapterFile, max_bytes: int,
                  loaded: Callable[[Load, object], object]) -> None:  # fmt: skip
         super().__init__(ticket, queue, _no_pages())
         self.number = number
-        self._name = name
-        self._data = data
-        self._alpha = alpha
+        self._file = file
         self._max_bytes = max_bytes
         self._loaded = loaded
 
     @property
     def num_bytes(self) -> int:
-        return len(self._data)
+        return len(self._file.data)
 
     def message(self, inferlet: int) -> Message:
-        return LoadAdapter(wire_ticket(inferlet, self.ticket), inferlet, self.number, self._name, self._data,
-                           self._alpha, self._max_bytes)  # fmt: skip
+        file = self._file
+        return LoadAdapter(wire_ticket(inferlet, self.ticket), inferlet, self.number, file.name, file.data, file.alpha,
+                           file.is_rank_stabilized, self._max_bytes)  # fmt: skip
 
     def settled(self, result: object) -> object:
         return self._loaded(self, result)

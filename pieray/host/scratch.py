@@ -89,6 +89,11 @@ class ScratchFolder:
         with self._lock:
             return len(self._file(path))
 
+    def has(self, path: str) -> bool:
+        """Whether there is such a file."""
+        with self._lock:
+            return path in self._files
+
     def names(self, prefix: str = "") -> list[str]:
         """Paths that begin with `prefix`, in order."""
         with self._lock:

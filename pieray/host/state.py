@@ -11,6 +11,7 @@ from typing import Any
 from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle, PierayError
+from pieray.host.adapters import OpenAdapter
 from pieray.host.commands import Queue
 from pieray.host.embeds import EmbedTable
 from pieray.host.files import FileInbox
@@ -64,8 +65,7 @@ class InstanceState:
     """Files of the client, on their way to the scratch folder."""
     client_servers: ClientServers = field(init=False)
     """MCP servers that the client has brought."""
-    adapters: Opened[int] = field(init=False)
-    """By handle, the batcher's number for the adapter."""
+    adapters: Opened[OpenAdapter] = field(init=False)
     wake: Callable[[], None] = _nobody
     """Lets the guest look at its tickets again; from any thread."""
     fail: Callable[[PierayError], None] = _unheard
@@ -90,7 +90,7 @@ class InstanceState:
 
     def adapter(self, handle: int) -> int:
         """The batcher's number behind an adapter handle, 0 for 0; raises BadHandle."""
-        return self.adapters.get(handle) if handle else 0
+        return self.adapters.get(handle).number if handle else 0
 
     @property
     def instance_id(self) -> str:

@@ -13,7 +13,8 @@ PRIVATE = 1 << 31
 @register(60)
 @dataclass(frozen=True, slots=True)
 class LoadAdapter(Message):
-    """Load an adapter for one inferlet alone, until it is unloaded or the inferlet is cancelled; answered with None."""
+    """Load an adapter for one inferlet alone, until it is unloaded or the inferlet is cancelled; answered with
+    its digest (str)."""
 
     ticket: int
     inferlet: int
@@ -21,6 +22,7 @@ class LoadAdapter(Message):
     name: str  # for errors
     data: bytes  # safetensors
     alpha: float  # 0: the rank
+    is_rank_stabilized: bool  # as in `AdapterFile`
     max_bytes: int  # that all adapters of the inferlet may take on the device
 
 

@@ -74,7 +74,7 @@ class AdapterDesk:
             with self._lock:
                 self._common[number] = adapter
         return AdapterFacts(
-            file.name, number, adapter.rank, adapter.alpha, adapter.targets, adapter.num_bytes, owner
+            file.name, number, adapter.rank, adapter.alpha, adapter.targets, adapter.num_bytes, owner, file.digest()
         )  # fmt: skip
 
     def remove(self, number: int) -> None:
@@ -109,12 +109,12 @@ class AdapterDesk:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _load(self, lane: LaneKey, message: LoadAdapter) -> None:
-        answer: Message = Completed(message.ticket, None)
+        answer: Message
         try:
             with self._reading:
                 if message.ticket not in self._coming.get(lane, ()):
                     return
-                self._load_own(lane, message)
+                answer = Completed(message.ticket, self._load_own(lane, message))
         except PierayError as error:
             known = InvalidRequest(error.message) if isinstance(error, ModelError) else error
             answer = Failed(message.ticket, known.code if known.code in WIT_CODES else "internal", known.message)
@@ -125,14 +125,16 @@ class AdapterDesk:
             self._coming.get(lane, set()).discard(message.ticket)
         self.send([(lane[0], answer)])
 
-    def _load_own(self, lane: LaneKey, message: LoadAdapter) -> None:
+    def _load_own(self, lane: LaneKey, message: LoadAdapter) -> str:
+        """The digest of what is loaded."""
         if message.adapter < PRIVATE:
             raise InvalidRequest(f"numbers of an inferlet's own adapters are from {PRIVATE}; given {message.adapter}")
-        file = AdapterFile(message.name, message.data, message.alpha)
+        file = AdapterFile(message.name, message.data, message.alpha, message.is_rank_stabilized)
         adapter = self._admitted(file, lane, message.max_bytes)
         with self._lock:
             if message.ticket in self._coming.get(lane, ()):  # else the inferlet has ended meanwhile
                 self._own.setdefault(lane, {})[message.adapter] = adapter
+        return file.digest()
 
     def _admitted(self, file: AdapterFile, lane: LaneKey | None, max_bytes: int) -> LoraAdapter:
         """Read it, within what is left to its owner and to all."""

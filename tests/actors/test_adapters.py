@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import signal
 import time
@@ -107,6 +108,89 @@ def test_adapters_of_every_origin_share_batches_and_equal_merged_weights(
     for name, process in running:
         np.testing.assert_allclose(process.result(timeout=60), expected[name], atol=1e-4, err_msg=name)
     assert min(np.abs(expected[""] - expected[name]).max() for name in ("one", "two", "mine")) > 0.1
+
+
+FOLDER = program(
+    '''
+import base64
+from inferlet import adapters, forward, kv, model, queue, scratch
+
+async def main(prompt, data, config):
+    scratch.write("lora/adapter_model.safetensors", base64.b64decode(data))
+    scratch.write("lora/adapter_config.json", config)
+    adapter = await adapters.load("lora")
+    return await forward.forward(queue.create(), kv.alloc(2), 0, model.tokenize(prompt), adapter=adapter).logits()
+''',
+    "folder",
+)
+
+
+def test_what_an_inferlet_loads_is_scaled_as_its_folder_says(
+    engine: Any, loras: dict[str, Any], expected: dict[str, np.ndarray]
+) -> None:
+    data = base64.b64encode(as_bytes(loras["mine"])).decode()
+    for config in ({"lora_alpha": 4}, {"lora_alpha": 1, "use_rslora": True}):  # of rank 16: 4 / 16 both
+        written = json.dumps({"peft_type": "LORA", **config})
+        found = engine.launch(FOLDER, prompt=PROMPT, data=data, config=written).result(timeout=60)
+        np.testing.assert_allclose(found, expected["mine"], atol=1e-4)
+    with pytest.raises(InvalidRequest, match=r"lora/adapter_config.json: layer_replication is \[\[0, 1\]\]"):
+        engine.launch(FOLDER, prompt=PROMPT, data=data, config='{"layer_replication": [[0, 1]]}').result(timeout=60)
+
+
+SNAPSHOT = program(
+    '''
+import base64
+from inferlet import Context, adapters, scratch
+
+async def adapter_of(name, data, alpha):
+    if not data:
+        return adapters.open(name) if name else None
+    scratch.write(name, base64.b64decode(data))
+    return await adapters.load(name, alpha)
+
+async def main(do, name="", data="", alpha=0.0):
+    adapter = await adapter_of(name, data, alpha)
+    if do == "save":
+        async with Context("1+2=", adapter=adapter) as ctx:
+            await ctx.save("kept")
+    else:
+        async with await Context.open("kept", adapter=adapter) as ctx:
+            return await ctx.collect_text(4, stop_tokens=())
+''',
+    "snapshot",
+)
+
+
+def test_a_snapshot_is_opened_with_the_adapter_that_it_was_made_with_and_no_other_of_its_name(
+    engine: Any, loras: dict[str, Any]
+) -> None:
+    def run(do: str, **arguments: Any) -> Any:
+        return engine.launch(SNAPSHOT, do=do, **arguments).result(timeout=60)
+
+    def refused(**arguments: Any) -> str:
+        with pytest.raises(InvalidRequest, match="this snapshot was made with") as caught:
+            run("open", **arguments)
+        return str(caught.value)
+
+    two, mine = as_bytes(loras["two"]), as_bytes(loras["mine"])
+    digest = engine.load_adapter("two", two)["digest"]
+    run("save", name="two")
+    run("open", name="two")
+    engine.unload_adapter("two")
+    other = engine.load_adapter("two", mine)["digest"]
+    assert refused(name="two").startswith(
+        f"this snapshot was made with adapter 'two' of digest {digest[:16]}, and is opened with adapter 'two' of "
+        f"digest {other[:16]}: open it with the same weights and scaling"
+    )
+    engine.unload_adapter("two")
+    engine.load_adapter("two", two, alpha=3.0)
+    refused(name="two")
+    assert "and is opened with no adapter" in refused()
+    run("open", name="another", data=base64.b64encode(two).decode())
+    refused(name="two", data=base64.b64encode(two).decode(), alpha=3.0)
+    run("save")
+    assert "was made with no adapter" in refused(name="one")
+    run("open")
 
 
 def test_another_tenant_does_not_see_them(engine: Any, loras: dict[str, Any]) -> None:

@@ -154,3 +154,10 @@ def test_pages_kept_for_reuse_make_no_lease_wait(ray_cluster: None) -> None:
         assert texts
         assert all(text == texts[0] for text in texts)
         assert_pages_return(engine)
+
+
+def test_the_batcher_has_host_memory_for_swapped_pages_and_tells_what_is_used(engine: Any) -> None:
+    (batcher,) = [a for a in engine.status()["actors"] if a["role"] == "batcher"]
+    swap = batcher["swap"]
+    assert 0 < swap["slots"] <= 4 * pages(engine)["total"]
+    assert swap["used"] <= swap["swapped_out"] - swap["swapped_in"]

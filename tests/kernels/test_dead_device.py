@@ -19,7 +19,7 @@ from pieray.models.batch import ForwardItem
 from pieray.messages import Sample
 from pieray.models.runner import ModelRunner
 
-runner = ModelRunner.load(model_folder("pie-tiny"), device="cuda", num_pages=16)
+runner = ModelRunner.load(model_folder("pie-tiny"), device="cuda", num_pages=16, swap_bytes=1 << 20)
 def item():
     return ForwardItem(np.array([0], np.uint32), 0, np.array([5], np.uint32), np.array([0], np.uint32))
 (before,) = runner.step([item()], [[Sample()]])
@@ -43,6 +43,7 @@ except DeviceLost as error:
 CALLS = {
     "step": "runner.step([item(), item()], [[Sample()], [Sample()]])",
     "embed": "runner.embed(np.array([1], np.uint32))",
+    "swap": "runner.swap_out(np.array([1]), np.array([0])); runner.embed(np.array([1], np.uint32))",
     "copy": "runner.copy_tokens([(0, 0, 1, 0, 1)]); runner.embed(np.array([1], np.uint32))",
 }
 

@@ -898,6 +898,15 @@ class adapters:
             raise error_of(err.value) from None
 
     @staticmethod
+    def digest(adapter: int) -> str:
+        if adapter.__class__ is not int or not 0 <= adapter <= 0xFFFFFFFF:
+            adapter = _convert.u32("adapter", adapter)
+        try:
+            return _raw.adapters.digest(adapter)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def close(adapter: int) -> None:
         if adapter.__class__ is not int or not 0 <= adapter <= 0xFFFFFFFF:
             adapter = _convert.u32("adapter", adapter)

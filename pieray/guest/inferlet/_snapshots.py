@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ._sequence import KvSequence
     from .adapters import Adapter
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Snapshots:
@@ -68,7 +68,8 @@ class Snapshots:
     async def open(cls, name: str, *, adapter: Adapter | None = None) -> Self:
         """A fork of a snapshot: yours by that name, else the tenant's, else a public one.
 
-        Raises NotFound, Evicted, and InvalidRequest if it is no snapshot, or one made with another adapter.
+        Raises NotFound, Evicted, and InvalidRequest if it is no snapshot, or one made with another adapter: one of
+        other weights or scaling, whatever its name.
         """
         return (await cls._opened(name, adapter))[0]
 
@@ -98,7 +99,7 @@ class Snapshots:
         return {
             "context": FORMAT,
             "model": self.model,
-            "adapter": adapter.name if adapter is not None else "",
+            "adapter": [adapter.name, adapter.digest] if adapter is not None else None,
             "tokens": self._tokens,
             "tools": list(self._setting.tools),
             "template": dict(self._setting.arguments),
@@ -113,7 +114,7 @@ class Snapshots:
         found = await kv.import_pages(name)
         try:
             return cls._restored(found, adapter), found.access
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError):
             raise InvalidRequest(f"export {name!r} is no snapshot of a context; kv.import_pages imports it") from None
         finally:
             if found.pages:  # not handed over to a context
@@ -130,8 +131,10 @@ class Snapshots:
         dropped = Ranges((int(start), int(end)) for start, end in meta["dropped"])
         if meta["context"] != FORMAT or len(tokens) < found.num_tokens:
             raise ValueError
-        if meta["adapter"] != (adapter.name if adapter is not None else ""):
-            raise InvalidRequest(f"this snapshot was made with adapter {meta['adapter']!r}: open it with the same")
+        made_with, given = meta["adapter"], [adapter.name, adapter.digest] if adapter is not None else None
+        if (made_with and str(made_with[1])) != (given and given[1]):
+            raise InvalidRequest(f"this snapshot was made with {_told(made_with)}, and is opened with {_told(given)}: "
+                                 "open it with the same weights and scaling")  # fmt: skip
         context = cls(model=setting.model, adapter=adapter)
         context._setting, context._tokens, context._marks = setting, tokens, marks
         context.sequence.adopt(found.pages, found.num_tokens, dropped)
@@ -189,6 +192,10 @@ class Snapshots:
         """Nothing will be computed here for a while: memory leased ahead of need goes back now."""
         self.sequence.check_open()
         kv.idle(self.sequence.pages)
+
+
+def _told(adapter: Sequence[Any] | None) -> str:
+    return f"adapter {str(adapter[0])!r} of digest {str(adapter[1])[:16]}" if adapter else "no adapter"
 
 
 def _chat_of(meta: dict[str, Any]) -> Chat:

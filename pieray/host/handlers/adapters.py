@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from pieray.adapters import check_alpha
+from pieray.adapters import AdapterFile, check_alpha
 from pieray.errors import PierayError, QuotaExceeded
-from pieray.host.adapters import AdapterDirectory, Load, Unload
+from pieray.host.adapters import AdapterDirectory, Load, OpenAdapter, Unload, locate
 from pieray.host.commands import Queue
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.state import InstanceState
@@ -41,11 +41,12 @@ class AdapterHandlers(HandlerGroup):
         state = self._state
         facts = self._known_adapters.get(name, state.launch.tenant)
         with state.lock:
-            return state.adapters.put(facts.number)
+            return state.adapters.put(OpenAdapter(facts.number, facts.digest))
 
     def adapters_load(self, path: str, alpha: float) -> int:
         state = self._state
         check_alpha(alpha)
+        path, scale, is_rank_stabilized = locate(state.scratch, path)
         size, most = state.scratch.size(path), state.limits.adapter_bytes
         if size > MAX_FILE:
             raise QuotaExceeded(f"an adapter loaded from the scratch folder has at most {MAX_FILE} bytes; "
@@ -58,17 +59,20 @@ class AdapterHandlers(HandlerGroup):
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.TOKENS)
             number, self._next_adapter = self._next_adapter, self._next_adapter + 1
-            data = state.scratch.read(path)
-            self._adapter_bytes_coming += len(data)
-            state.outbox.stage(Load(ticket, self._adapter_queue, number, path, data, alpha, most, self._adapter_loaded))
+            file = AdapterFile(path, state.scratch.read(path), alpha or scale, is_rank_stabilized)
+            self._adapter_bytes_coming += len(file.data)
+            state.outbox.stage(Load(ticket, self._adapter_queue, number, file, most, self._adapter_loaded))
         return ticket
+
+    def adapters_digest(self, adapter: int) -> str:
+        return self._state.adapters.get(adapter).digest
 
     def adapters_close(self, adapter: int) -> None:
         state = self._state
         with state.lock:
-            if state.adapters.get(adapter) >= PRIVATE:
+            if (number := state.adapters.get(adapter).number) >= PRIVATE:
                 state.outbox.check_room()
-                self._unload_adapter(state.adapters.get(adapter))
+                self._unload_adapter(number)
             state.adapters.pop(adapter)
 
     def _adapter_loaded(self, load: Load, result: object) -> object:
@@ -79,7 +83,7 @@ class AdapterHandlers(HandlerGroup):
             return result
         try:
             if state.tickets.is_open(load.ticket):
-                return state.adapters.put(load.number).to_bytes(4, "little")
+                return state.adapters.put(OpenAdapter(load.number, str(result))).to_bytes(4, "little")
         except QuotaExceeded as error:
             result = error
         self._unload_adapter(load.number)

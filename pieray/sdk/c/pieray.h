@@ -202,6 +202,7 @@ PIERAY_IMPORT("adapters", "info") void adapters_info(const char *name, uint32_t 
 PIERAY_IMPORT("adapters", "open") void adapters_open(const char *name, uint32_t name_size, result *);  // value
 PIERAY_IMPORT("adapters", "load")
 void adapters_load(const char *path, uint32_t path_size, float alpha, result *);  // value
+PIERAY_IMPORT("adapters", "digest") void adapters_digest(uint32_t adapter, result *);  // string
 PIERAY_IMPORT("adapters", "close") void adapters_close(uint32_t adapter, result *);
 
 // model: Models and their tokenizers.

@@ -296,15 +296,18 @@ export declare const grammar: {
 export declare const adapters: {
   /** Names of the adapters of the default model that this inferlet may open. */
   names(): string[];
-  /** JSON {"name", "rank", "alpha", "targets", "num_bytes", "owner"}. */
+  /** JSON {"name", "rank", "alpha", "targets", "num_bytes", "owner", "digest"}. */
   info(name: string): string;
   /** A handle of an adapter by name. */
   open(name: string): number;
   /**
-   * Load an adapter for this inferlet alone from a safetensors file in the scratch folder, named as PEFT names
-   * its tensors; `alpha` 0: the rank.  Ticket: tokens, its handle.
+   * Load an adapter for this inferlet alone from the scratch folder: a safetensors file, named as PEFT names its
+   * tensors, or a folder as PEFT saves it, whose settings are applied, or refused by name.  `alpha` 0: the folder's,
+   * else the rank.  Ticket: tokens, its handle.
    */
   load(path: string, alpha: number): number;
+  /** What an open adapter is, by its content: weights and scaling, 64 hex digits.  Names may be given again, these not. */
+  digest(adapter: number): string;
   close(adapter: number): void;
 };
 

@@ -16,7 +16,7 @@ from pieray.messages import PRIVATE, Completed, Failed, LoadAdapter, UnloadAdapt
 
 
 def fact(name: str, number: int, owner: str) -> AdapterFacts:
-    return AdapterFacts(name, number, 8, 16.0, ("q_proj",), 64, owner)
+    return AdapterFacts(name, number, 8, 16.0, ("q_proj",), 64, owner, f"digest {number}")
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def bench() -> Bench:
     return made
 
 
-def load(bench: Bench, path: str = "mine") -> tuple[int, LoadAdapter]:
-    ticket = bench.handlers.adapters_load(path, 0.0)
+def load(bench: Bench, path: str = "mine", alpha: float = 0.0) -> tuple[int, LoadAdapter]:
+    ticket = bench.handlers.adapters_load(path, alpha)
     bench.handlers.tickets_flush()
     message = bench.device.posted.pop()
     assert isinstance(message, LoadAdapter)
@@ -46,6 +46,7 @@ def test_a_tenant_sees_its_own_adapters_and_those_for_all(bench: Bench) -> None:
     assert bench.handlers.adapters_names() == ["a", "b"]
     assert json.loads(bench.handlers.adapters_info("b")) == {
         "name": "b", "rank": 8, "alpha": 16.0, "targets": ["q_proj"], "num_bytes": 64, "owner": "local",
+        "digest": "digest 2",
     }  # fmt: skip
     for ask in (bench.handlers.adapters_info, bench.handlers.adapters_open):
         with pytest.raises(NotFound, match="'c'; there are: a, b"):
@@ -53,7 +54,9 @@ def test_a_tenant_sees_its_own_adapters_and_those_for_all(bench: Bench) -> None:
 
 
 def test_a_pass_carries_the_number_of_its_adapter(bench: Bench) -> None:
-    run_pass(bench, bench.handlers.adapters_open("b"))
+    opened = bench.handlers.adapters_open("b")
+    assert bench.handlers.adapters_digest(opened) == "digest 2"
+    run_pass(bench, opened)
     run_pass(bench, 0)
     bench.handlers.tickets_flush()
     assert [message.adapter for message in bench.forwards()] == [2, 0]
@@ -74,9 +77,10 @@ def test_a_handle_is_closed_once_and_they_are_limited(bench: Bench) -> None:
 
 def test_an_adapter_of_the_inferlets_own_is_loaded_used_and_unloaded_in_order(bench: Bench) -> None:
     ticket, message = load(bench)
-    assert message == LoadAdapter(NUMBER << 32 | ticket, NUMBER, PRIVATE, "mine", b"x" * 60, 0.0, 100)
-    bench.answer(Completed(message.ticket, None))
+    assert message == LoadAdapter(NUMBER << 32 | ticket, NUMBER, PRIVATE, "mine", b"x" * 60, 0.0, False, 100)
+    bench.answer(Completed(message.ticket, "digest of mine"))
     (handle,) = bench.handlers.tickets_take_tokens(ticket).tolist()
+    assert bench.handlers.adapters_digest(handle) == "digest of mine"
     run_pass(bench, handle)
     bench.handlers.adapters_close(handle)
     with pytest.raises(BadHandle):
@@ -140,3 +144,55 @@ def test_alpha_is_finite(bench: Bench, alpha: float) -> None:
 def test_a_file_must_be_there(bench: Bench) -> None:
     with pytest.raises(NotFound):
         bench.handlers.adapters_load("other", 0.0)
+
+
+def write(bench: Bench, path: str, data: bytes) -> None:
+    bench.handlers.scratch_write(path, base64.b64encode(data).decode(), False)
+
+
+def settings(**more: object) -> bytes:
+    return json.dumps({"peft_type": "LORA", "lora_alpha": 8, "r": 16, **more}).encode()
+
+
+@pytest.mark.parametrize("folder", ["", "a/b/"])
+def test_a_folder_as_peft_saves_it_is_loaded_as_its_settings_say(bench: Bench, folder: str) -> None:
+    write(bench, f"{folder}adapter_model.safetensors", b"y" * 50)
+    for config, scaling in ((settings(use_rslora=True), (8.0, True)), (settings(), (8.0, False))):
+        write(bench, f"{folder}adapter_config.json", config)
+        for path in (f"{folder}adapter_model.safetensors", folder.rstrip("/") or "adapter_model.safetensors"):
+            ticket, message = load(bench, path)
+            bench.answer(Completed(message.ticket, ""))
+            bench.handlers.adapters_close(bench.handlers.tickets_take_tokens(ticket).tolist()[0])
+            assert (message.name, message.data) == (f"{folder}adapter_model.safetensors", b"y" * 50)
+            assert (message.alpha, message.is_rank_stabilized) == scaling
+    _, message = load(bench, f"{folder}adapter_model.safetensors", 3.0)
+    assert message.alpha == 3.0
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    (settings(use_dora=True), r"a/adapter_config\.json: use_dora is True; supported: none"),
+    (settings(init_lora_weights="pissa"), "init_lora_weights is 'pissa'"),
+    (settings(use_everything="yes"), "use_everything is 'yes', and is not known here"),
+    (b"[1]", "expected an object, found list"),
+    (b"[" * 100_000, "not readable as JSON"),
+    (b"\xff", "not readable as JSON"),
+])  # fmt: skip
+def test_settings_that_are_not_computed_are_refused_by_name(bench: Bench, config: bytes, message: str) -> None:
+    write(bench, "a/adapter_model.safetensors", b"y")
+    write(bench, "a/adapter_config.json", config)
+    for path in ("a", "a/adapter_model.safetensors"):
+        with pytest.raises(InvalidRequest, match=message):
+            bench.handlers.adapters_load(path, 0.0)
+
+
+def test_a_folder_without_settings_is_not_loaded(bench: Bench) -> None:
+    write(bench, "a/adapter_model.safetensors", b"y")
+    with pytest.raises(NotFound, match=r"a/adapter_config\.json"):
+        bench.handlers.adapters_load("a", 0.0)
+    _, message = load(bench, "a/adapter_model.safetensors")
+    assert (message.alpha, message.is_rank_stabilized) == (0.0, False)
+
+
+def test_a_closed_adapter_has_no_digest(bench: Bench) -> None:
+    with pytest.raises(BadHandle):
+        bench.handlers.adapters_digest(7)

@@ -145,6 +145,25 @@ def test_rank_stabilized_scaling_and_other_names(base: Path, tmp_path: Path) -> 
     expected = logits(runner_of(merged(base, tensors, tmp_path / "m", alpha=8 * 4), "torch"), [None], PROMPTS[:1])[0]
     np.testing.assert_allclose(given, expected, atol=1e-4)
     assert read_adapter("rs", folder, 3.0, max_bytes=ROOM).alpha == 3.0
+    assert read_adapter("rs", folder / "adapter_model.safetensors", max_bytes=ROOM).is_rank_stabilized
+
+
+def test_an_adapter_is_what_it_computes_whatever_its_name() -> None:
+    ways = {AdapterFile("a", data, alpha, stable).digest()
+            for data in (b"x", b"y") for alpha in (0.0, 8.0) for stable in (False, True)}  # fmt: skip
+    assert len(ways) == 8
+    assert AdapterFile("b", b"x", 8.0, True, source="elsewhere").digest() in ways
+
+
+def test_settings_that_peft_writes_and_that_change_nothing_are_taken(tmp_path: Path) -> None:
+    written = {"auto_mapping": None, "base_model_name_or_path": "m", "bias": "none", "inference_mode": True, "r": 8,
+               "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM",
+               "rank_pattern": {"v_proj": 4}, "exclude_modules": None, "qalora_group_size": 16,
+               "peft_version": "0.18.0", "loftq_config": {}, "eva_config": None,
+               "use_qalora": False, "some_new_key": None}  # fmt: skip
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **written}))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    assert read_adapter("a", tmp_path, max_bytes=1 << 20).alpha == 16.0
 
 
 A, B = (f"base_model.model.model.layers.0.self_attn.q_proj.lora_{half}.weight" for half in "AB")
@@ -207,7 +226,8 @@ def test_files_that_are_none_and_files_that_are_too_large(base: Path, tmp_path: 
     ("key", "value"),
     [("use_dora", True), ("alora_invocation_tokens", [1, 2]), ("layer_replication", [[0, 2], [1, 3]]),
      ("init_lora_weights", "pissa_niter_4"), ("init_lora_weights", "olora"), ("init_lora_weights", "loftq"),
-     ("lora_bias", True), ("trainable_token_indices", {"embed_tokens": [1]}), ("modules_to_save", ["lm_head"])],
+     ("use_some_new_way", True), ("lora_bias", True),
+     ("trainable_token_indices", {"embed_tokens": [1]}), ("modules_to_save", ["lm_head"])],
 )  # fmt: skip
 def test_settings_that_change_what_an_adapter_computes_are_refused_by_name(
     key: str, value: object, tmp_path: Path

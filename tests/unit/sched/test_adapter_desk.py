@@ -68,7 +68,7 @@ class Bed:
 
     def load(self, data: bytes, inferlet: int = 1, number: int = PRIVATE, limit: int = 60, ticket: int = 5) -> object:
         """The answer to a load."""
-        message = LoadAdapter(ticket, inferlet, number, "own", data, 0.0, limit)
+        message = LoadAdapter(ticket, inferlet, number, "own", data, 0.0, False, limit)
         assert self.core.submit("p", [message], 0.0) == []
         assert self.came.acquire(timeout=5)
         return self.later.pop()[1]
@@ -90,7 +90,8 @@ def bed() -> Iterator[Bed]:
 def test_a_pass_runs_through_the_adapter_of_its_number(bed: Bed) -> None:
     facts = bed.desk.add(3, AdapterFile("ours", b"10"), "me")
     assert (facts.number, facts.num_bytes, facts.owner) == (3, 10, "me")
-    assert bed.load(b"20") == Completed(5, None)
+    assert facts.digest == AdapterFile("other name", b"10").digest()
+    assert bed.load(b"20") == Completed(5, AdapterFile("own", b"20").digest())
     assert bed.forward(3, token=1, ticket=20) == bed.forward(PRIVATE, token=2, page=1, ticket=30) == []
     assert bed.forward(0, token=3, ticket=40, inferlet=2) == []
     bed.core.step(0.0)
@@ -122,7 +123,7 @@ def test_an_unloaded_adapter_lasts_for_what_was_enqueued_and_counts_so_long(bed:
     assert bed.runner.ran == [([7], "own")]
     gc.collect()
     assert bed.desk.num_bytes == 0
-    assert bed.load(b"40", number=PRIVATE + 1) == Completed(5, None)
+    assert bed.load(b"40", number=PRIVATE + 1) == Completed(5, AdapterFile("x", b"40").digest())
 
 
 def test_the_engine_unloads_its_adapter_without_harm_to_what_runs(bed: Bed) -> None:
@@ -152,7 +153,7 @@ def test_the_end_of_an_inferlet_frees_what_it_loaded(bed: Bed, how: str) -> None
 
 def test_a_load_that_comes_after_the_end_is_dropped(bed: Bed) -> None:
     bed.runner.gate.clear()
-    bed.core.submit("p", [LoadAdapter(5, 1, PRIVATE, "own", b"40", 0.0, 60)], 0.0)
+    bed.core.submit("p", [LoadAdapter(5, 1, PRIVATE, "own", b"40", 0.0, False, 60)], 0.0)
     bed.core.submit("p", [CancelInferlet(9, 1)], 0.0)
     bed.runner.gate.set()
     bed.load(b"1", inferlet=2)  # behind the first
@@ -172,4 +173,4 @@ def test_a_load_fails_with_its_reason_and_alone(bed: Bed, data: bytes, limit: in
     failed = bed.load(data, limit=limit)
     assert isinstance(failed, Failed)
     assert (failed.code, text in failed.message) == (code, True)
-    assert bed.load(b"60", ticket=6) == Completed(6, None)
+    assert bed.load(b"60", ticket=6) == Completed(6, AdapterFile("", b"60").digest())

@@ -77,7 +77,7 @@ def forward(ticket: int, inferlet: int) -> Forward:
 
 @pytest.mark.parametrize(
     "message",
-    [forward(1, 1), EmbedTokens(1, 1, b"\1\0\0\0"), LoadAdapter(1, 1, 1 << 31, "a", b"", 1.0, 1 << 20)],
+    [forward(1, 1), EmbedTokens(1, 1, b"\1\0\0\0"), LoadAdapter(1, 1, 1 << 31, "a", b"", 1.0, False, 1 << 20)],
     ids=["forward", "embed", "adapter"],
 )
 def test_a_dead_device_ends_the_batcher_after_its_answers(message: Message) -> None:

@@ -18,6 +18,7 @@ from pieray.messages import (
     Completed,
     CopyTokens,
     Distribution,
+    DropSwapped,
     Failed,
     Forward,
     Logits,
@@ -26,6 +27,7 @@ from pieray.messages import (
     PlanTokens,
     RunEnded,
     StartPlan,
+    SwapOut,
 )
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
@@ -40,7 +42,9 @@ def u32(values: Any) -> bytes:
 
 
 def load() -> ModelRunner:
-    return ModelRunner.load(model_folder("pie-tiny"), device="cpu", dtype="float32", num_pages=4096)
+    return ModelRunner.load(
+        model_folder("pie-tiny"), device="cpu", dtype="float32", num_pages=4096, swap_bytes=64 << 20
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,8 @@ class Pair:
 
     def __init__(self, runner: ModelRunner, attack: Callable[[Pair], list[Message]]) -> None:
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
-        self.core = BatcherCore(runner, ModelSettings(), time.thread_time, costs=costs)
+        self.core = BatcherCore(runner, ModelSettings(), time.thread_time, costs=costs,
+                                num_swap_slots=runner.host_pool.num_slots)  # fmt: skip
         self.attack = attack
         self.open: set[int] = set()
         self.texts: list[list[int]] = []
@@ -124,6 +129,12 @@ def uneven(pair: Pair) -> list[Message]:
     return [pair.forward(200, [Logprobs(row, narrow if row else wide) for row in range(200)])]
 
 
+def swaps(pair: Pair) -> list[Message]:
+    """All pages that there are, as far as there is room; their slots are dropped before the next round."""
+    pair.core.submit("p", [DropSwapped(HOSTILE, u32(range(4096)))], 0.0)
+    return [SwapOut(pair.ticket(), HOSTILE, 1, 0, u32(range(64, 4096)))]
+
+
 ATTACKS: dict[str, Callable[[Pair], list[Message]]] = {
     "uneven log-probabilities": uneven,
     "distributions": lambda pair: [pair.forward(1000, [Distribution(row, 640) for row in range(1000)])],
@@ -138,6 +149,7 @@ ATTACKS: dict[str, Callable[[Pair], list[Message]]] = {
     "copies to one page": lambda pair: [
         CopyTokens(pair.ticket(), HOSTILE, queue, 0, [[64, 0, 65, 0, 8]]) for queue in range(1, 51) for _ in range(10)
     ],
+    "swaps": swaps,
 }  # fmt: skip
 
 

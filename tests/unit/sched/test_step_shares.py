@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from rounds import seeds
 
-from pieray.messages import GREEDY, CopyTokens, Forward, Logits, Logprobs, StartPlan
+from pieray.messages import GREEDY, CopyTokens, Forward, Logits, Logprobs, StartPlan, SwapOut
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
 from pieray.sched.costs import CostModel, Kind
 from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler, StepPlan
 from pieray.sched.shares import ALONE_STEPS, BURST_STEPS
+from pieray.sched.swap import SwapCommand, SwapOutCommand
+from pieray.sched.swap_slots import SwapSlots
 
 PAGE = 16
 
@@ -24,6 +26,7 @@ def seconds(step: float = 0.7e-3, token: float = 1e-4) -> list[float]:
     costs = [1e-9] * len(Kind)
     costs[Kind.STEP], costs[Kind.TOKENS], costs[Kind.LOGITS], costs[Kind.ATTENTION] = step, token, 5e-4, 0.0
     costs[Kind.LOGPROBS], costs[Kind.VALUES], costs[Kind.COPIES] = 1e-4, 1e-8, 2e-4
+    costs[Kind.SWAPS] = 1e-4
     return costs
 
 
@@ -33,6 +36,7 @@ class Device:
     def __init__(self, costs: list[float] | None = None, **limits: int) -> None:
         self.costs = CostModel(1000, 64, costs or seconds())
         self.scheduler = Scheduler(PAGE, limits.get("tokens", 8192), limits.get("requests", 1024), costs=self.costs)
+        self.swap_slots = SwapSlots(1 << 20)
         self.now = 0.0
         self.ticket = 0
         self.had: dict[int, float] = {}  # seconds of each inferlet, beyond the steps themselves
@@ -66,6 +70,11 @@ class Device:
         self.ticket += 1
         self._submit(CopyCommand("p", CopyTokens(self.ticket, inferlet, queue, 0, [[1, 0, 2 + queue, 0, 1]]), PAGE))
 
+    def swap(self, inferlet: int, queue: int, num_pages: int) -> None:
+        self.ticket += 1
+        message = SwapOut(self.ticket, inferlet, queue, 0, u32(*range(num_pages)))
+        self._submit(SwapOutCommand("p", message, self.swap_slots))
+
     def _submit(self, command: Command) -> None:
         assert self.scheduler.submit(command, self.now)
 
@@ -76,8 +85,12 @@ class Device:
         self.now += took
         self.lengths.append(took)
         for copy in plan.copies:
-            self._had(copy.inferlet, self.costs.seconds[Kind.COPIES])
-            self.scheduler.finish(copy)
+            first, last = copy.step_range
+            self._had(copy.inferlet, (last - first) * self.costs.seconds[copy.cost])
+            if copy.is_scheduled:
+                if isinstance(copy, SwapCommand):
+                    copy.undo()
+                self.scheduler.finish(copy)
         table = self.scheduler.table
         for lane in (plan.group.lanes.tolist() if plan.group is not None else ()):
             inferlet = self.scheduler.lanes.key(lane)[1]
@@ -138,6 +151,7 @@ HOSTILE = {
     ),
     "plans": lambda d: lambda: 2 in busy(d) or [d.plan(2, queue=queue) for queue in range(1, 65)],
     "copies": lambda d: lambda: 2 in busy(d) or [d.copy(2, queue) for queue in range(1, 65)],
+    "swaps": lambda d: lambda: 2 in busy(d) or [d.swap(2, queue, 500) for queue in range(1, 9)],
     "short passes": lambda d: lambda: 2 in busy(d) or [d.forward(2, 16, queue=queue) for queue in range(1, 65)],
 }
 

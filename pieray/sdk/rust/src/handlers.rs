@@ -1027,6 +1027,8 @@ pub mod adapters {
         fn raw_open(name: *const u8, name_len: usize, out: *mut Area);
         #[link_name = "load"]
         fn raw_load(path: *const u8, path_len: usize, alpha: f32, out: *mut Area);
+        #[link_name = "digest"]
+        fn raw_digest(adapter: u32, out: *mut Area);
         #[link_name = "close"]
         fn raw_close(adapter: u32, out: *mut Area);
     }
@@ -1040,7 +1042,7 @@ pub mod adapters {
         }
     }
 
-    /// JSON {"name", "rank", "alpha", "targets", "num_bytes", "owner"}.
+    /// JSON {"name", "rank", "alpha", "targets", "num_bytes", "owner", "digest"}.
     pub fn info(name: &str) -> Result<String, Error> {
         let mut out = Area::new();
         unsafe {
@@ -1058,13 +1060,23 @@ pub mod adapters {
         }
     }
 
-    /// Load an adapter for this inferlet alone from a safetensors file in the scratch folder, named as PEFT names
-    /// its tensors; `alpha` 0: the rank.  Ticket: tokens, its handle.
+    /// Load an adapter for this inferlet alone from the scratch folder: a safetensors file, named as PEFT names its
+    /// tensors, or a folder as PEFT saves it, whose settings are applied, or refused by name.  `alpha` 0: the folder's,
+    /// else the rank.  Ticket: tokens, its handle.
     pub fn load(path: &str, alpha: f32) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
             raw_load(path.as_ptr(), path.len(), alpha, &mut out);
             out.result(4, |out| out.word(4))
+        }
+    }
+
+    /// What an open adapter is, by its content: weights and scaling, 64 hex digits.  Names may be given again, these not.
+    pub fn digest(adapter: u32) -> Result<String, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_digest(adapter, &mut out);
+            out.result(4, |out| out.string(4))
         }
     }
 
