@@ -151,6 +151,7 @@ class Outbox:
             self._num_flushed = len(self._staged) - keep
             self._pump()
         else:
+            self._post(self.swap.ahead())
             self._give_back()
             self._lease_ahead()
 

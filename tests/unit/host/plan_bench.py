@@ -21,11 +21,12 @@ class PlanBench(Bench):
     preempts: random.Random | None = None
     """Set: now and then it has to give up all its pages, which come back at once."""
 
-    def __init__(self, num_pages: int = 256, limits: Limits | None = None, **settings) -> None:
+    def __init__(self, num_pages: int = 256, limits: Limits | None = None, num_slots: int = 512, **settings) -> None:
         super().__init__(limits)
         self.runner = DigestRunner(PAGE_SIZE)
         spec = byte_tokenizer().spec
-        self.core = BatcherCore(self.runner, ModelSettings(page_size=PAGE_SIZE, **settings), tokenizer=spec)
+        self.core = BatcherCore(self.runner, ModelSettings(page_size=PAGE_SIZE, **settings), tokenizer=spec,
+                                num_swap_slots=num_slots)  # fmt: skip
         self.core.plans.vocab_size = 256
         self.free = list(range(num_pages))
         self.waiting: list[int] = []
@@ -69,6 +70,11 @@ class PlanBench(Bench):
                 assert isinstance(message, (Completed, Failed))
                 found = message.value if isinstance(message, Completed) else error_from(message.code, message.message)
                 self.outbox.answered(message.ticket & 0xFFFFFFFF, found)
+
+    @property
+    def num_swapped(self) -> int:
+        """Host slots in use."""
+        return self.core.stats()["swap"]["used"]
 
     def turn(self) -> None:
         if self.preempts is not None and self.preempts.random() < 0.3:
