@@ -32,7 +32,8 @@ class Controller:
         """Bring the engine up; raises ModelError, EngineError."""
         self._supervisor.start()
         if self._config.transport != "ray":  # with "ray" no port is opened
-            self._listener = open_door(self, self._supervisor.token, ray.util.get_node_ip_address())
+            self._listener = open_door(self, self._supervisor.token, ray.util.get_node_ip_address(),
+                                       self._config.max_waiting_launches)  # fmt: skip
 
     @control
     def door(self) -> tuple[Any, ...]:
@@ -128,6 +129,11 @@ class Controller:
     @control
     def status(self) -> dict[str, Any]:
         return self._supervisor.status()
+
+    @control
+    def admission(self) -> dict[str, Any]:
+        """Launches that wait and that were refused, by tenant.  See `Supervisor.admission`."""
+        return self._supervisor.admission()
 
     @control
     def pid(self) -> int:

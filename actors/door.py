@@ -18,23 +18,25 @@ log = logging.getLogger(__name__)
 
 QUICK_METHODS = frozenset({
     "config", "models", "adapters", "programs", "exports", "drop_export", "locate", "kill", "ps", "status", "ping",
-    "grant", "resolve",
+    "grant", "resolve", "admission",
 })  # fmt: skip
 """Answered within seconds, however many others are under way: they have threads of their own."""
 METHODS = QUICK_METHODS | {
     "load_adapter", "unload_adapter", "launch", "install", "uninstall", "program", "shutdown",
 }  # fmt: skip
 QUICK_THREADS, THREADS = 8, 64
-"""Asks that are worked on at one time, as many as Ray calls of the Controller; others wait."""
+"""Asks that are worked on at one time, as many as Ray calls of the Controller, beside the launches that wait for a
+place; others wait."""
 
 
 class ControllerDoor:
     """Answers `Ask` messages with the Controller's methods, each on a thread of a pool."""
 
-    def __init__(self, controller: Any) -> None:
+    def __init__(self, controller: Any, num_waiting: int = 0) -> None:
+        """`num_waiting`: launches that may wait for a place, each on a thread."""
         self._controller = controller
         self._quick = ThreadPoolExecutor(QUICK_THREADS, "pieray-door-quick")
-        self._pool = ThreadPoolExecutor(THREADS, "pieray-door")
+        self._pool = ThreadPoolExecutor(THREADS + num_waiting, "pieray-door")
 
     def on_connect(self, conn: Connection) -> None: ...
 
@@ -53,7 +55,7 @@ class ControllerDoor:
         try:
             answer = Completed(ask.ticket, self._call(ask))
         except PierayError as error:
-            answer = Failed(ask.ticket, error.code, error.message)
+            answer = Failed(ask.ticket, error.code, error.message, error.retry_after_s)
         except BaseException as error:
             log.exception("%s failed", ask.method)
             answer = Failed(ask.ticket, "engine", f"{ask.method} failed in the engine: {type(error).__name__}: {error}")
@@ -70,6 +72,7 @@ class ControllerDoor:
         return getattr(self._controller, ask.method)(*ask.args)
 
 
-def open_door(controller: Any, token: str, host: str) -> Listener:
+def open_door(controller: Any, token: str, host: str, num_waiting: int = 0) -> Listener:
     """Let clients ask the Controller: on a unix socket, and on a TCP port of `host`."""
-    return serve(ControllerDoor(controller), peer_id="pieray.controller", incarnation=1, token=token, host=host)
+    door = ControllerDoor(controller, num_waiting)
+    return serve(door, peer_id="pieray.controller", incarnation=1, token=token, host=host)

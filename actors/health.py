@@ -8,6 +8,7 @@ itself accuses nobody.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,6 +39,7 @@ class Health:
         """Ask those that have answered the last question."""
         for member in members:
             if member.pulse is None:
+                member.asked_at = time.monotonic()
                 try:
                     member.pulse = self._begin(member)
                 except PierayError as error:
@@ -89,6 +91,8 @@ class Health:
         member.facts = {name: facts[name] for name in ("pid", "node_id")}
         member.returned(facts.get("num_returned", 0))
         member.launched.extend(facts.get("launched", ()))
+        if tallies := facts.get("tallies"):
+            member.tallies.append((member.asked_at, tallies))
         busy_s = facts["busy_s"]
         if busy_s >= self._stuck_s:
             return f"has been at one turn of its work for {busy_s:.0f} s, turn_timeout_s is {self._stuck_s:.0f}"

@@ -112,6 +112,14 @@ class InferletActor(ServingActor):
     def take_launched(self) -> list[tuple[str, str]]:
         return self._host.take_launched() if self._host is not None else []
 
+    def take_tallies(self) -> dict[str, Any]:
+        return self._host.take_tallies() if self._host is not None else {}
+
+    @control
+    def counted(self) -> list[str]:
+        """Ids of its inferlets that count against a quota of their tenant."""
+        return self._running.counted()
+
     @control
     def recall_places(self) -> int:
         """End all grants: their free places are wanted by others; see `num_returned`."""

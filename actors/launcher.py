@@ -18,13 +18,15 @@ class ControllerLauncher:
 
     def __init__(self, config: Config) -> None:
         self._namespace = config.namespace
+        self._wait_s = config.launch_wait_s
         self._controller: ControllerCalls | None = None
 
     def launch(self, message: Launch) -> Endpoint:
-        """Start an inferlet; the endpoint of its actor.  Raises what the Controller does, EngineError if it is gone."""
+        """Start an inferlet; the endpoint of its actor.  Raises what the Controller does, Overloaded where there is no
+        place for it, EngineError if it is gone."""
         controller = self._calls()
         try:
-            return Endpoint.from_wire(controller.launch(encode([message]), ASK_S))
+            return Endpoint.from_wire(controller.launch(encode([message]), self._wait_s))
         except NoAnswer:
             controller.tell("kill", message.instance_id, "its parent gave it up")
             raise

@@ -38,6 +38,8 @@ class Member:
     clock: RemoteClock = field(default_factory=RemoteClock)
     pulse: Answer | None = None
     """The question for a sign of life that is under way."""
+    asked_at: float = 0.0
+    """When it was asked."""
     is_heard: bool = False
     """Whether it has ever answered: until then, or until it is open, its start has a deadline, and silence none."""
     silent_s: float = 0.0
@@ -51,6 +53,8 @@ class Member:
     """Launches that it has refused, and inferlets that have left, in all."""
     launched: deque[tuple[str, str]] = field(default_factory=deque)
     """Ids and names of inferlets that clients have launched there by grants, as it has said lately."""
+    tallies: deque[tuple[float, dict[str, Any]]] = field(default_factory=deque)
+    """What it has said lately of tenants that have quotas, and when it was asked."""
     is_current: bool = True
     """Whether it is connected to the device group of today."""
     used_at: float = field(default_factory=time.monotonic)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
+from pieray.actors.admission import FreeRate, Line, Standing, Waiting
 from pieray.actors.members import Member
-from pieray.errors import EngineError, NoAnswer, NoRoom, PierayError
+from pieray.errors import EngineError, NoAnswer, NoRoom, Overloaded, PierayError
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +18,11 @@ KEEP_IDLE_S = 60.0
 """An actor that nobody needs is kept so long: events of its inferlets can be read meanwhile."""
 MAX_GROWING = 2
 """Actors started at one time: each takes a core for seconds."""
+REFRESH_S = 0.2
+"""While launches wait, actors are asked so often for places that have come free."""
+KEEP_REFUSED = 1000
+"""Tenants of which refusals are counted."""
+ANYBODY = Standing()
 
 
 class HostPool:
@@ -24,7 +31,8 @@ class HostPool:
     Places are counted here, not asked for: a launch takes one before it is sent (`Member.num_sent`), a client that is
     to launch without asking is granted some; the actor says how many it has given back (`Member.num_returned`), late
     but never too many.  So no actor is sent more than it can hold, and launches that find no room, not even among the
-    places that were granted and are free, share the actors that are started for them.
+    places that were granted and are free, share the actors that are started for them.  They wait in a `Line`; who is
+    first there has actors asked and started for all.
 
     `create` starts an actor and `end` kills one, which may take seconds; `refresh` asks actors for `num_returned`, and
     ends what was granted of them;
@@ -33,7 +41,7 @@ class HostPool:
 
     def __init__(self, *, capacity: int, spare: int, max_hosts: int, create: Callable[[], Member],
                  end: Callable[[Member], None], refresh: Callable[[Sequence[Member]], None],
-                 delay_s: Callable[[], float] = lambda: 0.0) -> None:  # fmt: skip
+                 max_waiting: int = 1024, delay_s: Callable[[], float] = lambda: 0.0) -> None:  # fmt: skip
         self._capacity = capacity
         self._spare = spare
         self._max_hosts = max_hosts
@@ -42,8 +50,12 @@ class HostPool:
         self._refresh = refresh
         self._delay_s = delay_s
         self._hosts: list[Member] = []
-        self._changed = threading.Condition()  # guards all fields, and the counts of members
-        self._num_waiting = 0
+        self._lock = threading.Lock()  # guards all fields, and the counts of members
+        self._max_waiting = max_waiting
+        self._line: Line[Member] = Line(max_waiting)
+        self._rate = FreeRate(time.monotonic())
+        self._num_returned = 0  # places, by all hosts, when it was last looked
+        self._refused: Counter[str] = Counter()  # by tenant
         self._num_growing = 0
         self._refreshed_at = 0.0  # when the last refresh began that has ended
         self._is_refreshing = False
@@ -52,42 +64,62 @@ class HostPool:
 
     def hosts(self) -> list[Member]:
         """All actors."""
-        with self._changed:
+        with self._lock:
             return list(self._hosts)
 
     def add(self, hosts: Sequence[Member]) -> None:
-        with self._changed:
+        with self._lock:
             self._hosts += hosts
-            self._changed.notify_all()
+            self._settle()
 
     def remove(self, host: Member) -> bool:
         """The actor is dead; False: it was not of the pool."""
-        with self._changed:
+        with self._lock:
             if host not in self._hosts:
                 return False
             self._hosts.remove(host)
-            self._changed.notify_all()
+            self._settle()
             return True
 
     def noted(self) -> None:
         """Counts, or what is to be thought of actors, have changed."""
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            self._settle()
 
     def sent_again(self, host: Member) -> None:
         """The launch that had a place there came back, and is sent once more."""
-        with self._changed:
+        with self._lock:
             host.num_sent += 1
 
     def close(self) -> None:
         """Start no more actors; launches that wait fail.  Idempotent."""
-        with self._changed:
+        with self._lock:
             self._stopped.set()
-            self._changed.notify_all()
+            self._tell_all()
+
+    @property
+    def num_waiting(self) -> int:
+        """Launches in line."""
+        return len(self._line)
+
+    def launches(self) -> dict[str, dict[str, int]]:
+        """By tenant, launches that wait for a place, and those that were refused one since the engine is up."""
+        with self._lock:
+            return {"waiting": self._line.by_tenant(), "refused": dict(self._refused)}
+
+    def note_refused(self, tenant: str) -> None:
+        """A launch of the tenant was refused before it came here."""
+        with self._lock:
+            self._count_refused(tenant)
+
+    def _count_refused(self, tenant: str) -> None:
+        self._refused[tenant] += 1
+        if len(self._refused) > KEEP_REFUSED:
+            del self._refused[next(iter(self._refused))]
 
     def num_live(self) -> int:
         """Places taken on all actors, at most."""
-        with self._changed:
+        with self._lock:
             return sum(host.num_live for host in self._hosts)
 
     def num_live_now(self) -> int:
@@ -100,9 +132,9 @@ class HostPool:
 
         None: there is no room, or launches wait for it.  They come back as those of launches do: the actor says so.
         """
-        with self._changed:
+        with self._lock:
             host = self._roomiest(())
-            if host is None or self._num_waiting or self._stopped.is_set():
+            if host is None or len(self._line) or self._stopped.is_set():
                 return None
             num_granted = max(1, min(num_places, (self._capacity - host.num_live) // 2))
             host.num_sent += num_granted
@@ -111,16 +143,18 @@ class HostPool:
 
     # --- launches --------------------------------------------------------------------------------
 
-    def launch(self, start: Callable[[Member], None], deadline: float) -> Member:
+    def launch(self, start: Callable[[Member], None], deadline: float, standing: Standing = ANYBODY) -> Member:
         """Start an inferlet on the actor with the most room, on a new one if all are full; returns the actor.
 
         `start` raises NoAnswer when its actor is set aside before it has answered, and then must not start the inferlet
-        any more: it is tried on one other.  Raises what `start` does, and EngineError when there is no room until
-        `deadline` (time.monotonic).
+        any more: it is tried on one other.  Raises what `start` does, Overloaded when there is no place until
+        `deadline` (time.monotonic) or too many wait, and EngineError where no actor is fit to hold it.
         """
-        avoided: list[Member] = []
+        with self._lock:
+            waiting = self._line.new(standing, time.monotonic())
+        avoided = waiting.avoided
         while True:
-            host = self._reserve(deadline, avoided)
+            host = self._reserve(waiting, deadline)
             try:
                 start(host)
             except NoAnswer:
@@ -133,37 +167,83 @@ class HostPool:
             else:
                 return host
 
-    def _reserve(self, deadline: float, avoided: Collection[Member]) -> Member:
-        """Take a place."""
-        came = time.monotonic()
-        with self._changed:
-            self._num_waiting += 1
-            try:
-                while (host := self._roomiest(avoided)) is None:
-                    self._check_wait(came, deadline)
-                    if self._refreshed_at < came and not self._is_refreshing:
-                        self._refresh_unlocked()
-                        continue
-                    if self._refreshed_at >= came:
-                        self._grow(self._num_needed(avoided))
-                    self._changed.wait(max(0.0, min(deadline - time.monotonic(), 1.0)))
-                host.num_sent += 1
-                host.used_at = time.monotonic()
+    def _reserve(self, waiting: Waiting[Member], deadline: float) -> Member:
+        """Take a place, at once if there is one and nobody goes before."""
+        with self._lock:
+            if not self._line.num_ahead(waiting) and (host := self._take(waiting)) is not None:
                 return host
+            wake = threading.Condition(self._lock)
+            waiting.place, waiting.told = None, wake.notify
+            if (displaced := self._line.join(waiting)) is not None:
+                displaced.told()
+            try:
+                self._settle()
+                while waiting.place is None:
+                    self._check_wait(waiting, deadline)
+                    self._wait(waiting, wake, deadline)
+                return waiting.place
             finally:
-                self._num_waiting -= 1
+                self._line.leave(waiting)
+                self._wake_first()
 
-    def _check_wait(self, came: float, deadline: float) -> None:
+    def _wait(self, waiting: Waiting[Member], wake: threading.Condition, deadline: float) -> None:
+        """For a change.  Who is first asks actors for what has come free; then actors are started."""
+        now = time.monotonic()
+        is_first = waiting is self._line.first
+        if is_first and not self._is_refreshing and self._refreshed_at < max(waiting.came, now - REFRESH_S):
+            self._refresh_unlocked()
+            return
+        if is_first or self._refreshed_at >= waiting.came - REFRESH_S:
+            self._grow(self._num_needed(waiting.avoided))
+        left_s = max(0.0, deadline - now)
+        wake.wait(min(left_s, REFRESH_S) if is_first else left_s)
+
+    def _check_wait(self, waiting: Waiting[Member], deadline: float) -> None:
         if self._stopped.is_set():
             raise EngineError("the engine is shutting down")
-        if self._failed is not None and self._failed[0] > came and not self._num_growing:
+        if self._failed is not None and self._failed[0] > waiting.came and not self._num_growing:
             error = self._failed[1]
             raise EngineError(f"no InferletActor could be started for it: {error.message}")
+        if waiting.is_displaced:
+            raise self._overloaded(waiting, f"max_waiting_launches: {self._max_waiting} launches wait for a place, and "
+                                            "this one is not among them")  # fmt: skip
         if time.monotonic() >= deadline:
-            raise EngineError(f"no InferletActor had room in time: {len(self._hosts)} run, max_actors is "
-                              f"{self._max_hosts}, inferlets_per_actor is {self._capacity}; {self._num_waiting} "
-                              f"launches wait, {sum(h.is_suspect for h in self._hosts)} actors do not answer, "
-                              f"{sum(not h.is_current for h in self._hosts)} have no device group")  # fmt: skip
+            why = (f"no InferletActor had room in time: {len(self._hosts)} run, max_actors is {self._max_hosts}, "
+                   f"inferlets_per_actor is {self._capacity}; {len(self._line)} launches wait, "
+                   f"{sum(h.is_suspect for h in self._hosts)} actors do not answer, "
+                   f"{sum(not h.is_current for h in self._hosts)} have no device group")  # fmt: skip
+            is_fit = any(h.is_current and not h.is_suspect for h in self._hosts)
+            raise self._overloaded(waiting, why) if is_fit else EngineError(why)
+
+    def _overloaded(self, waiting: Waiting[Member], why: str) -> Overloaded:
+        retry_after_s = self._rate.retry_after_s(self._line.num_ahead(waiting) + 1, time.monotonic())
+        self._count_refused(waiting.standing.tenant)
+        return Overloaded(f"{why}; try again in about {retry_after_s:g} s", retry_after_s)
+
+    def _settle(self) -> None:
+        """Give out what places there are.  Called with the lock held, when something has changed."""
+        num_returned = sum(host.num_returned for host in self._hosts)
+        self._rate.note(num_returned - self._num_returned, time.monotonic())
+        self._num_returned = num_returned
+        for served in self._line.serve(self._take):
+            served.told()
+        self._wake_first()
+
+    def _wake_first(self) -> None:
+        if (first := self._line.first) is not None:
+            first.told()
+
+    def _tell_all(self) -> None:
+        for waiting in self._line:
+            waiting.told()
+
+    def _take(self, waiting: Waiting[Member]) -> Member | None:
+        """A place on the actor with the most room, if there is one."""
+        host = self._roomiest(waiting.avoided)
+        if host is not None:
+            host.num_sent += 1
+            host.used_at = time.monotonic()
+        return host
 
     def _roomiest(self, avoided: Collection[Member]) -> Member | None:
         room = [h for h in self._hosts if h.is_current and not h.is_suspect and h not in avoided]
@@ -174,19 +254,19 @@ class HostPool:
         """Called with the lock held, which is given up meanwhile: one thread asks for all that wait."""
         hosts = [host for host in self._hosts if not host.is_suspect]
         began, self._is_refreshing = time.monotonic(), True
-        self._changed.release()
+        self._lock.release()
         try:
             self._refresh(hosts)
         finally:
-            self._changed.acquire()
+            self._lock.acquire()
             self._refreshed_at, self._is_refreshing = began, False
-            self._changed.notify_all()
+            self._settle()
 
     def _num_needed(self, avoided: Collection[Member]) -> int:
         """Actors that those who wait need, besides the ones with room that are just being reconnected."""
         coming = [h for h in self._hosts if not h.is_current and not h.is_suspect and h not in avoided]
         room = sum(max(0, self._capacity - host.num_live) for host in coming)
-        return -(-(self._num_waiting - room) // self._capacity)
+        return -(-(len(self._line) - room) // self._capacity)
 
     # --- growth ----------------------------------------------------------------------------------
 
@@ -206,19 +286,21 @@ class HostPool:
         except BaseException as error:  # noqa: BLE001 - also a panic: those who wait for it are told
             log.warning("an InferletActor could not be started: %s", error)
             failed = error if isinstance(error, PierayError) else PierayError(f"{type(error).__name__}: {error}")
-        with self._changed:
+        with self._lock:
             self._num_growing -= 1
             if failed is not None:
                 self._failed = time.monotonic(), failed
+                self._tell_all()
             if host is not None:
                 self._hosts.append(host)
-            self._changed.notify_all()
+                self._rate.note(self._capacity, time.monotonic())
+            self._settle()
         if host is not None and self._stopped.is_set():
             self._end(host)
 
     def tend(self, now: float) -> None:
         """Have `spare` actors with room, started on other threads; end those idle for KEEP_IDLE_S beyond that."""
-        with self._changed:
+        with self._lock:
             with_room = [h for h in self._hosts if not h.is_suspect and h.num_live < self._capacity]
             self._grow(max(0, self._spare - len(with_room)))
             idle = [h for h in with_room if h.num_live == 0 and h.used_at < now - KEEP_IDLE_S]

@@ -41,11 +41,15 @@ class ServingActor(RayEndpointMixin):
         """Of an InferletActor: ids and names of what clients have launched by grants, since this was called last."""
         return []
 
+    def take_tallies(self) -> dict[str, Any]:
+        """Of an InferletActor: what it has to say of tenants that have quotas, see `InferletHost.take_tallies`."""
+        return {}
+
     @control
     def pulse(self) -> dict[str, Any]:
         """A sign of life, for `pieray.actors.health`; one is asked for at a time."""
         return {"clock": time.monotonic(), "busy_s": self.busy_s, "num_returned": self.num_returned,
-                "launched": self.take_launched(), **self.describe()}  # fmt: skip
+                "launched": self.take_launched(), "tallies": self.take_tallies(), **self.describe()}  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """Facts for `pieray ps` and for tests that kill processes."""

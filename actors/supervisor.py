@@ -8,22 +8,25 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 from pieray.actors.adapters import AdapterShelf
+from pieray.actors.admission import Standing
 from pieray.actors.health import TICK_S, Health
 from pieray.actors.keeper import Keeper
 from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER, Answer, Fleet, Member, Wire
 from pieray.actors.pool import HostPool
+from pieray.actors.quotas import Quotas
 from pieray.actors.records import Locations, Restarts
 from pieray.config import Config
-from pieray.errors import ActorGone, ChildCeiling, EngineError, NoAnswer, NotFound, PierayError, Stalled
+from pieray.errors import ActorGone, ChildCeiling, EngineError, NoAnswer, NotFound, Overloaded, PierayError, Stalled
 from pieray.messages import Install, Launch, decode_one, encode
 from pieray.registry import Bounds, Registry
 from pieray.stalls import Stalls
+from pieray.urgency import admitted
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +67,10 @@ class Supervisor:
                               replace_s=config.replace_after_s, stuck_s=config.turn_timeout_s)  # fmt: skip
         self._pool = HostPool(
             capacity=config.inferlets_per_actor, spare=config.actor_pool, max_hosts=config.max_actors,
-            create=self._new_host, end=self._end, refresh=self._refresh,
+            create=self._new_host, end=self._end, refresh=self._refresh, max_waiting=config.max_waiting_launches,
             delay_s=lambda: self._restarts[INFERLETS].delay_s,
         )  # fmt: skip
+        self._quotas = Quotas(config.tenant, self._ask_counted)
         self._keep_device = Keeper("device group", self._bring_up_device, self._restarts["device group"])
         self._keep_broker = Keeper(BROKER, self._bring_up_broker, self._restarts[BROKER])
         self._lock = threading.Lock()  # guards the fields; never held while an actor is asked
@@ -130,6 +134,7 @@ class Supervisor:
             if member in self._members:
                 self._members.remove(member)
         self._locations.forget(member)
+        self._quotas.lost(member)
         self._fleet.kill(member)
 
     def _ask(self, member: Member, method: str, *args: Any, timeout_s: float) -> Any:
@@ -179,6 +184,8 @@ class Supervisor:
         for member in members:
             while member.launched:
                 self._locations.add(*member.launched.popleft(), member)
+            while member.tallies:
+                self._note_tallies(member, *member.tallies.popleft())
         self._note_registry()  # other engines may share its folder
         for host in self._pool.hosts():
             if not host.is_suspect and self._is_behind(host):
@@ -348,6 +355,19 @@ class Supervisor:
             if not isinstance(found, PierayError):
                 host.returned(found)
 
+    def _ask_counted(self, hosts: Collection[Member]) -> None:
+        """Ask them which of the inferlets that count against quotas live there."""
+        asked = [host for host in hosts if not host.is_suspect]
+        asked_at = time.monotonic()
+        for host, found in zip(asked, self._gather(asked, "counted", timeout_s=1.0), strict=True):
+            if not isinstance(found, PierayError):
+                self._quotas.heard(host, found, asked_at)
+
+    def _note_tallies(self, host: Member, asked_at: float, tallies: Mapping[str, Any]) -> None:
+        self._quotas.heard(host, tallies["live"], asked_at)
+        for tenant, num_tokens in tallies["tokens"].items():
+            self._quotas.used(tenant, num_tokens)
+
     # --- adapters ------------------------------------------------------------------------------
 
     def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
@@ -411,11 +431,12 @@ class Supervisor:
         """Start an inferlet on the actor with the most room; a new actor is added when all are full.
 
         Times are of this process's time.monotonic.  Raises Stalled, having started nothing, if it stood still since
-        the launch was sent: its client may have given it up.
+        the launch was sent: its client may have given it up.  Raises Overloaded where there is no place for it.
         """
         sent_at = time.monotonic() if sent_at is None else sent_at
-        deadline = min(time.monotonic() + LAUNCH_S, float("inf") if deadline is None else deadline)
+        deadline = min(time.monotonic() + self._config.launch_wait_s, float("inf") if deadline is None else deadline)
         message = decode_one(frame, Launch)
+        standing = self._standing_of(message)
         if not message.source and not message.component:
             message = self.registry.filled(message, self._config.limits)
             frame = encode([message])
@@ -430,10 +451,31 @@ class Supervisor:
             self._check_stall(sent_at)
             self._launch_on(host, frame, message.instance_id, deadline)
 
-        host = self._pool.launch(start, deadline)
+        with self._counted(message):
+            host = self._pool.launch(start, deadline, standing)
+        self._quotas.placed(message.instance_id, host)
         self._locations.add(message.instance_id, message.name, host)
         self._check_stall(sent_at, lambda: self._give_up(host, message.instance_id))
         return host.endpoint
+
+    def _standing_of(self, message: Launch) -> Standing:
+        """Raises InvalidRequest for a priority or a deadline that is none."""
+        ranked = admitted(message, self._config.tenant(message.tenant), time.time())
+        return Standing(ranked.tenant, ranked.priority, ranked.deadline, is_child=bool(ranked.depth))
+
+    @contextlib.contextmanager
+    def _counted(self, message: Launch) -> Iterator[None]:
+        """The launch counts against its tenant's quotas, unless it comes to nothing.  Raises Overloaded."""
+        try:
+            self._quotas.take(message.tenant, message.instance_id)
+        except Overloaded:
+            self._pool.note_refused(message.tenant)
+            raise
+        try:
+            yield
+        except BaseException:
+            self._quotas.give_back(message.instance_id)
+            raise
 
     def grant(self, num_places: int) -> tuple[Any, ...] | None:
         """Up to so many places of one actor for a client, which launches there without a word to the Controller:
@@ -540,6 +582,11 @@ class Supervisor:
             yield {"instance_id": instance_id, "name": name, "state": "unreachable", "cpu_time_s": 0.0, "pages": 0,
                    "output_bytes": 0, "error": f"{host.describe()} does not answer"}  # fmt: skip
 
+    def admission(self) -> dict[str, Any]:
+        """By tenant, launches that wait for a place ("waiting") and that were refused one ("refused"), and what is used
+        of quotas ("quotas": inferlets, tokens_left)."""
+        return {**self._pool.launches(), "quotas": self._quotas.facts()}
+
     def status(self) -> dict[str, Any]:
         """Facts of every actor, by role; of one that does not answer, what is known of it and its silence."""
         with self._lock:
@@ -550,6 +597,7 @@ class Supervisor:
             "namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure(),
             "silent": [row["name"] for row in rows if row["state"] == "silent"],
             "num_restarts": sum(restarts.num_recent for restarts in self._restarts.values()), "actors": rows,
+            "admission": self.admission(),
         }  # fmt: skip
 
     def _facts_of(self, members: Sequence[Member], method: str) -> list[Any]:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pieray.errors import ConfigError
+from pieray.tenants import TenantSettings, check_tenants, settings_of
 
 MIB = 1 << 20
 LEAST_SUSPECT_S = 2.0
@@ -157,7 +158,14 @@ class Config:
     actor_pool: int = 1
     """InferletActors started ahead and kept."""
     max_actors: int = 64
-    """InferletActors at most; launches that find no room wait, and fail after a minute."""
+    """InferletActors at most; launches that find no room wait, see `launch_wait_s`."""
+    max_waiting_launches: int = 1024
+    """Launches that wait for a place at one time; where more come, some are `overloaded` at once."""
+    launch_wait_s: float = 60.0
+    """How long a launch waits for a place and for its start; then it is `overloaded`."""
+    tenants: dict[str, Any] = field(default_factory=dict)
+    """Shares and quotas by tenant, fields of `TenantSettings`; "*": of each that is not named.
+    {"lab": {"weight": 2, "inferlets": 8}, "*": {"tokens_per_minute": 60000}}."""
     suspect_after_s: float = 3.0
     """An actor that has not answered for so long is set aside: nothing is placed on it, nobody waits for it."""
     replace_after_s: float = 15.0
@@ -221,16 +229,28 @@ class Config:
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
         _check_numbers(self, "")
         _check_numbers(self.model, "model.")
+        check_tenants(self.tenants)
         _check_share("tenant_pin_share", self.tenant_pin_share)
         _check_share("pin_share", self.pin_share)
         if not self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
             raise ConfigError(f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; "
                               f"given {self.model.cohort_wait_s}")  # fmt: skip
 
+    def tenant(self, name: str) -> TenantSettings:
+        """What the tenant may have."""
+        return settings_of(self.tenants, name)
+
+    def limits_of(self, tenant: str) -> Limits:
+        """The most that a launch of the tenant may ask for: `limits`, with its own quotas in their place."""
+        own = self.tenant(tenant)
+        given = {name: value for name in ("store_bytes", "broker_bytes") if (value := getattr(own, name))}
+        return dataclasses.replace(self.limits, **given) if given else self.limits
+
 
 _AT_LEAST_1 = frozenset({
     "inferlets_per_actor", "actor_pool", "worker_threads", "lease_pages", "turn_timeout_s", "model.page_size",
-    "model.kv_memory_bytes", "model.max_batch_tokens", "model.max_batch_requests", "model.threads",
+    "max_waiting_launches", "model.kv_memory_bytes", "model.max_batch_tokens", "model.max_batch_requests",
+    "model.threads",
 })  # fmt: skip
 _LEAST = dict.fromkeys(_AT_LEAST_1, 1) | {"model.swap_memory_bytes": -1}
 

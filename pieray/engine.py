@@ -103,7 +103,8 @@ class Engine:
         no limit: nothing ends at it (that is `limits.wall_time_s`).  Children have both of their parent.
 
         Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON, a priority is none), ConfigError (a
-        limit is unknown or above the engine's), EngineError (the engine is gone or full).
+        limit is unknown or above the engine's), Overloaded (no place within `launch_wait_s`, too many wait for one, or
+        the tenant has used up a quota; its `retry_after_s` says when to try again), EngineError (the engine is gone).
         """
         request = LaunchRequest(program, {**(input or {}), **arguments}, limits, capabilities, attached, priority,
                                 deadline_s)  # fmt: skip
@@ -143,6 +144,7 @@ class Engine:
             if left:
                 from concurrent.futures import ThreadPoolExecutor  # here: few clients need it
 
+                left.sort(key=lambda number: launches[number].rank)
                 with ThreadPoolExecutor(min(len(left), CONTROLLER_LAUNCHES), "pieray-launch") as threads:
                     placed = threads.map(lambda number: self._placed_or_error(launches[number]), left)
                     outcomes.update(zip(left, placed, strict=True))
@@ -212,7 +214,7 @@ class Engine:
         others.  If it is interrupted, what is in `outcomes` runs, and nothing else."""
         frames: dict[int, bytes] = {}
         for number, launch in launches.items():
-            if not launch.has_content:
+            if not launch.has_content or self.config.tenant(launch.whole.tenant).is_counted:
                 continue
             try:
                 frames[number] = frame_of(launch.whole)
@@ -276,7 +278,7 @@ class Engine:
         message = launch.by_name
         frame = frame_of(message)
         try:
-            wire = self._calls.launch(frame, ASK_S)
+            wire = self._calls.launch(frame, self.config.launch_wait_s)
         except NoAnswer:
             self._calls.tell("kill", message.instance_id, "its launch was given up")
             raise
@@ -349,6 +351,12 @@ class Engine:
         cpu_time_s, pages, output_bytes, tokens_computed, tokens_found (run, and there already).
         """
         found: list[dict[str, Any]] = self._ask("ps")
+        return found
+
+    def admission(self) -> dict[str, Any]:
+        """By tenant, launches that wait for a place ("waiting"), those refused one since the engine is up ("refused"),
+        and what is used of quotas that the Controller keeps ("quotas": inferlets, tokens_left of the minute's)."""
+        found: dict[str, Any] = self._ask("admission")
         return found
 
     def kill(self, instance_id: str, reason: str = "killed") -> None:
@@ -446,7 +454,7 @@ class Engine:
         return found
 
     def status(self) -> dict[str, Any]:
-        """Actors (role, pid, node), pages by state, steps, transport and executor in use."""
+        """Actors (role, pid, node), pages by state, steps, transport and executor in use, and `admission`."""
         found: dict[str, Any] = self._ask("status")
         return found
 

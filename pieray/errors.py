@@ -30,6 +30,8 @@ class PierayError(Exception):
     code: ClassVar[str] = "internal"
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 3
+    retry_after_s: float = 0.0
+    """After so many seconds it is worth trying again; 0: nobody knows."""
 
     def __init__(self, message: str = "") -> None:
         self.message = shortened(message, self.max_text)
@@ -73,6 +75,20 @@ class ChildCeiling(QuotaExceeded):
     """As many inferlets run as `child_ceiling` says: no child is launched until some of them end."""
 
     code = "child-ceiling"
+
+
+class Overloaded(PierayError):
+    """No place for a launch: too many wait, none came free in time, or a quota of the tenant is used up.  What runs is
+    not touched; `retry_after_s` says when there may be one, as things have gone lately."""
+
+    code, http_status, exit_code = "overloaded", 503, 3
+
+    def __init__(self, message: str = "", retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type[Overloaded], tuple[str, float]]:  # type: ignore[override]
+        return type(self), (self.message, self.retry_after_s)
 
 
 class Evicted(PierayError):
@@ -199,7 +215,7 @@ LAST_LOGS = "last log lines:"
 ERRORS: dict[str, type[PierayError]] = {
     cls.code: cls
     for cls in (
-        InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, ChildCeiling, Evicted, DeviceLost,
+        InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, ChildCeiling, Overloaded, Evicted, DeviceLost,
         DeadlineExceeded, Cancelled, NotFound, Pending, WrongType, Unsupported, RemoteFailed, GuestFailed,
         GuestTrapped, ModelError, ProtocolError, PeerLost, EngineError, Stalled, ConfigError, PierayError,
     )
@@ -209,9 +225,12 @@ ERRORS: dict[str, type[PierayError]] = {
 WIT_CODES: tuple[str, ...] = (
     "invalid", "bad-handle", "denied", "out-of-pages", "quota", "evicted", "device-lost", "deadline",
     "cancelled", "not-found", "pending", "wrong-type", "unsupported", "internal", "peer-lost", "failed",
+    "overloaded",
 )  # fmt: skip
 
 
-def error_from(code: str, message: str) -> PierayError:
-    """The error that a peer reported as (code, message); an unknown code becomes the base class."""
-    return ERRORS.get(code, PierayError)(message)
+def error_from(code: str, message: str, *, retry_after_s: float = 0.0) -> PierayError:
+    """The error that a peer reported; an unknown code becomes the base class."""
+    error = ERRORS.get(code, PierayError)(message)
+    error.retry_after_s = retry_after_s
+    return error

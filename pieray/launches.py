@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import secrets
 import threading
 import time
@@ -61,6 +62,11 @@ class PreparedLaunch:
     def name(self) -> str:
         """Of the program, without a version."""
         return self.whole.name.partition("@")[0]
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Lower goes first, of several that a client launches."""
+        return -self.whole.priority, self.whole.deadline or math.inf
 
     def renamed(self) -> PreparedLaunch:
         """The same with another instance id: not that of a launch that was given up."""

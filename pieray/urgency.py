@@ -7,9 +7,7 @@ from dataclasses import replace
 
 from pieray.errors import InvalidRequest
 from pieray.messages import Launch
-
-MAX_PRIORITY = 100
-"""Priorities are from -MAX_PRIORITY to MAX_PRIORITY; 0 is what nobody has said anything of."""
+from pieray.tenants import MAX_PRIORITY, TenantSettings
 
 
 def check_priority(priority: int) -> int:
@@ -32,8 +30,9 @@ def deadline_at(deadline_s: float | None, now: float) -> float:
     return now + deadline_s if deadline_s else 0.0
 
 
-def admitted(launch: Launch, now: float) -> Launch:
-    """The launch as an engine takes it, at time.time() `now`: one whose family has no birth yet is born now.
+def admitted(launch: Launch, tenant: TenantSettings, now: float) -> Launch:
+    """The launch as an engine takes it, at time.time() `now`: with its tenant's priority added, which children have
+    from their parents; and one whose family has no birth yet is born now.
 
     Raises InvalidRequest for a priority or times outside their ranges.
     """
@@ -41,4 +40,7 @@ def admitted(launch: Launch, now: float) -> Launch:
     for name in ("deadline", "born"):
         if not math.isfinite(value := getattr(launch, name)) or value < 0:
             raise InvalidRequest(f"{name} of a launch is a Unix time, or 0; given {value}")
+    if tenant.priority and not launch.depth:
+        priority = max(-MAX_PRIORITY, min(MAX_PRIORITY, launch.priority + tenant.priority))
+        launch = replace(launch, priority=priority)
     return launch if 0 < launch.born <= now else replace(launch, born=now)

@@ -37,6 +37,8 @@ class Bounds:
     """Of these together; a single text may be longer."""
     tenant_bytes: int = 256 << 20
     """All texts of a tenant, those that wait for room included."""
+    bytes_of: Callable[[str], int] | None = None
+    """That of a tenant by name, in place of `tenant_bytes`."""
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -56,15 +58,15 @@ def cost_of(text: str) -> int:
 class Usage:
     """Bytes of texts that are kept, by tenant."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, bounds: Bounds) -> None:
+        self._limit_of = bounds.bytes_of or (lambda _tenant: bounds.tenant_bytes)
         self.by_tenant: dict[str, int] = {}
 
     def take(self, tenant: str, cost: int) -> None:
         """Count `cost` more; raises QuotaExceeded naming the limit."""
-        used = self.by_tenant.get(tenant, 0)
-        if used + cost > self.limit:
-            raise QuotaExceeded(f"broker_bytes: the limit of a tenant is {self.limit}; {used} are used by texts that "
+        used, limit = self.by_tenant.get(tenant, 0), self._limit_of(tenant)
+        if used + cost > limit:
+            raise QuotaExceeded(f"broker_bytes: the limit of the tenant is {limit}; {used} are used by texts that "
                                 f"nobody has taken, {cost} more were given")  # fmt: skip
         self.by_tenant[tenant] = used + cost
 

@@ -34,7 +34,7 @@ class Exchange:
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._usage = Usage(bounds.tenant_bytes)
+        self._usage = Usage(bounds)
         self._queues: dict[tuple[str, str], Queue] = {}
         self._topics: dict[tuple[str, str], Topic] = {}
         self._subscriptions: dict[str, dict[int, Subscription]] = {}  # by peer and its number

@@ -22,6 +22,8 @@ from pieray.errors import EngineError
 from pieray.programs import embedded_inferlets
 
 ADAPTER_COLUMNS = ("name", "rank", "alpha", "num_bytes", "owner")
+MOST_TENANTS = 5
+"""Named in a line."""
 PS_COLUMNS = ("instance_id", "name", "state", "owner", "age", "cpu_time_s", "pages", "output_bytes", "parent", "error")
 
 
@@ -32,6 +34,22 @@ def ps(address: Address = None, namespace: Namespace = None, json: Json = False,
         now = time.time()
         told = rows if json else [{**row, **_told(row, now)} for row in rows]
         show(told, PS_COLUMNS, json=json, nothing="no inferlet has run lately")
+        if not json:
+            _say_admission(engine.admission())
+
+
+def _say_admission(facts: Mapping[str, Mapping[str, int]]) -> None:
+    """A line where launches wait, or were refused."""
+    waiting, refused = facts["waiting"], facts["refused"]
+    if waiting:
+        say(f"{sum(waiting.values())} launches wait for a place ({_by_tenant(waiting)})")
+    if refused:
+        say(f"{sum(refused.values())} launches were refused one ({_by_tenant(refused)})")
+
+
+def _by_tenant(counts: Mapping[str, int]) -> str:
+    shown = sorted(counts.items(), key=lambda item: -item[1])[:MOST_TENANTS]
+    return ", ".join(f"{tenant}: {count}" for tenant, count in shown) + (", ..." if len(counts) > len(shown) else "")
 
 
 def _told(row: Mapping[str, Any], now: float) -> dict[str, str]:

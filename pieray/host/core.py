@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -81,6 +81,7 @@ class InferletHost:
         """The newest that the Controller has told of; see `Registry.revision`."""
         self._num_live = 0
         self._num_returned = 0
+        self._ended_tokens: Counter[str] = Counter()  # by tenant, of the ended ones, not yet told
         self._next_number = 1
         self._lock = threading.Lock()
         self._is_closed = False
@@ -112,6 +113,27 @@ class InferletHost:
             found.append(self._launched.popleft())
         return found
 
+    def counted(self) -> list[str]:
+        """Ids of the inferlets that count against `inferlets` of their tenant."""
+        return [one.launch.instance_id for one in self._live() if self._config.tenant(one.launch.tenant).inferlets]
+
+    def take_tallies(self) -> dict[str, Any]:
+        """What the Controller is to know of tenants that have quotas: "live", see `counted`, and "tokens", by tenant:
+        how many have been computed since this was called last.  {}: no tenant has any."""
+        if not self._config.tenants:
+            return {}
+        tokens: Counter[str] = Counter()
+        for one in self._live():
+            if self._config.tenant(one.launch.tenant).tokens_per_minute:
+                tokens[one.launch.tenant] += one.take_tokens()
+        with self._lock:
+            ended, self._ended_tokens = self._ended_tokens, Counter()
+        tokens.update(ended)
+        return {"live": self.counted(), "tokens": {tenant: count for tenant, count in tokens.items() if count}}
+
+    def _live(self) -> list[Inferlet]:
+        return [found for found in list(self._inferlets.values()) if isinstance(found, Inferlet)]
+
     def check_revision(self, name: str, revision: int) -> None:
         """Raise NotFound for an installed program, as it was at that revision, if programs have changed since."""
         if revision and revision < self.registry_revision:
@@ -142,6 +164,8 @@ class InferletHost:
             raise InvalidRequest(f"{launch.name[:100]!r} is launched by name: ask the Controller")
         if launch.parent or launch.depth:
             raise InvalidRequest("children are launched by the Controller")
+        if self._config.tenant(launch.tenant).is_counted:
+            raise NoRoom(f"tenant {launch.tenant[:100]!r} has a quota that the Controller keeps: ask it")
         self.grants.take(grant_id)
         self._launch(launch, check, partial(self.grants.give_back, grant_id), wait_s=0.0)
         self._launched.append((launch.instance_id, launch.name))
@@ -181,8 +205,8 @@ class InferletHost:
     def _prepared(
         self, launch: Launch, check: Callable[[], None], give_back: Callable[[], None], wait_s: float | None
     ) -> tuple[Inferlet, Program | Future[Program]]:
-        launch = admitted(launch, time.time())
-        limits = limits_within(self._config.limits, launch.limits)
+        launch = admitted(launch, self._config.tenant(launch.tenant), time.time())
+        limits = limits_within(self._config.limits_of(launch.tenant), launch.limits)
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch, limits)
         try:
@@ -220,7 +244,10 @@ class InferletHost:
         """Its place is free; of its state only the events are kept, and of those not more than is said above."""
         instance_id = inferlet.launch.instance_id
         self.bonds.ended(instance_id)
+        tenant = inferlet.launch.tenant
+        num_tokens = inferlet.take_tokens() if self._config.tenant(tenant).tokens_per_minute else 0
         with self._lock:
+            self._ended_tokens[tenant] += num_tokens
             self._num_live -= 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
                 self._inferlets[instance_id] = EndedInferlet(inferlet)

@@ -45,3 +45,4 @@ class Failed(Message):
     ticket: int
     code: str  # of pieray.errors
     message: str
+    retry_after_s: float = 0.0  # see PierayError

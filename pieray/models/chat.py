@@ -41,8 +41,18 @@ def render_chat(
         known = {"messages": told, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt,
                  "strftime_now": when.strftime}  # fmt: skip
         return _compiled(template).render({**(names or {}), **known})
-    except (TemplateError, TypeError, KeyError, ValueError, ArithmeticError, OverflowError, OSError) as error:
+    except Exception as error:  # of the template's filters and methods on these messages: any may come
         raise InvalidRequest(f"the chat template refuses these messages: {error}") from error
+
+
+@lru_cache(maxsize=32)
+def reads_name(template: str, name: str) -> bool:
+    """Whether the template uses a name that it is given, such as `tools`."""
+    try:
+        parsed = _environment().parse(template)
+    except TemplateError:
+        return True  # rendering tells what is wrong
+    return any(one.name == name and one.ctx == "load" for one in parsed.find_all(nodes.Name))
 
 
 @lru_cache(maxsize=16)
@@ -102,10 +112,14 @@ class _Generation(Extension):
 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> Template:
+    return _environment().from_string(template)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     env.filters["tojson"] = _tojson
     env.globals["raise_exception"] = _raise_exception
-    return env.from_string(template)
+    return env
 
 
 def _tojson(

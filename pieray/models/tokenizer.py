@@ -14,8 +14,10 @@ from typing import Any
 import tokenizers
 
 from pieray.errors import InvalidRequest, ModelError
-from pieray.models.chat import Message, json_object, json_objects, render_chat
-from pieray.models.chat_parse import Reply, parse_reply, thought_tags
+from pieray.models.call_formats import Reply
+from pieray.models.chat import Message, json_object, json_objects
+from pieray.models.chat_parse import parse_reply, thought_tags
+from pieray.models.chat_tools import render_with_tools
 from pieray.models.detokenizer import ByteStream, DecodeStream, Pieces, WindowStream
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -177,8 +179,8 @@ class Tokenizer:
         if template is None:
             raise InvalidRequest("this model has no chat template; send plain text")
         names = {**self.spec.special_tokens, **(arguments or {})}
-        return render_chat(
-            template, messages, tools=tools, add_generation_prompt=add_generation_prompt, names=names, now=now
+        return render_with_tools(
+            template, messages, tools, add_generation_prompt=add_generation_prompt, names=names, now=now
         )
 
     def render_json(

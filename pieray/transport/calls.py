@@ -156,7 +156,8 @@ class PendingCalls:
             if type(message) is Completed:
                 self._finish(conn, message.ticket, message.value, None)
             elif type(message) is Failed:
-                self._finish(conn, message.ticket, None, error_from(message.code, message.message))
+                error = error_from(message.code, message.message, retry_after_s=message.retry_after_s)
+                self._finish(conn, message.ticket, None, error)
             else:
                 others.append(message)
         return others

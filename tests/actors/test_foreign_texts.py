@@ -95,3 +95,49 @@ async def main():
         return generation.finish_reason, generation.stopped_by, generation.num_tokens
 '''
     assert engine.launch(program(source)).result(timeout=60) == ["stop", 2, 0]
+
+
+GEMMA = """{{- bos_token }}
+{%- if messages[0].role == 'system' %}{{- raise_exception('System role not supported') }}{% endif %}
+{%- for m in messages %}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('Roles must alternate') }}{% endif %}
+{{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim + '<|end|>\\n' }}
+{%- endfor %}{%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{% endif %}"""
+
+CALLS = program(
+    '''
+import re
+from inferlet import Context, Grammar, run_tools, tool
+
+@tool
+def add(a: int, b: int) -> int:
+    """Adds"""
+    return a + b
+
+async def main(said):
+    async with Context(tools=[add]) as ctx:
+        ctx.user("Q1")
+        answer = await run_tools(ctx, [add], max_steps=1, schema=Grammar.regex(re.escape(said)))
+        await ctx.generate(8, schema=Grammar.regex("It is so"))
+        return answer.steps[0].results, ctx.user("Q2").cue().text
+''',
+    "calls",
+)
+
+
+def test_tools_with_a_template_that_knows_of_none(ray_cluster: None, tmp_path: Path) -> None:
+    """Gemma 2's way: no tools, no system message, turns that alternate."""
+    folder = tmp_path / "gemma"
+    shutil.copytree(Path(model_folder("pie-tiny")), folder)
+    (folder / "chat_template.jinja").write_text(GEMMA)
+    said = "[add(a=1, b=2), add(a=3, b=4)]"
+    with pieray.start(namespace="gemma", model=str(folder)) as engine:
+        results, text = engine.launch(CALLS, said=said).result(timeout=60)
+        assert engine.status()["num_restarts"] == 0
+    assert results == ["3", "7"]
+    assert text.startswith("<start_of_turn>user\nYou may call tools.")
+    assert text.endswith(
+        f"\n\nQ1<|end|>\n<start_of_turn>model\n{said}<|end|>\n<start_of_turn>user\n<tool_response>\n3\n"
+        "</tool_response>\n<tool_response>\n7\n</tool_response><|end|>\n<start_of_turn>model\nIt is so<|end|>\n"
+        "<start_of_turn>user\nQ2<|end|>\n<start_of_turn>model\n"
+    )

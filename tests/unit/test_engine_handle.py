@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 from pieray import engine as engine_module
 from pieray.config import Config
 from pieray.engine import Engine
-from pieray.errors import ConfigError, EngineError, InvalidRequest, PeerLost
+from pieray.errors import ConfigError, EngineError, InvalidRequest, Overloaded, PeerLost
+from pieray.launches import LaunchRequest, prepared
+from pieray.messages import Failed, decode, encode
 from pieray.offloop import off_loop
 from pieray.programs import ProgramSource
-from pieray.transport import Endpoint
+from pieray.transport import Endpoint, PendingCalls
 
 SOURCE = ProgramSource("demo", "demo.py", source="def main(): ...")
 
@@ -103,3 +106,28 @@ def test_an_inferlet_whose_launch_was_cancelled_does_not_run_on(
 
     asyncio.run(main())
     assert killed == ["its launch was cancelled"]
+
+
+def test_of_tenants_with_a_quota_the_controller_decides_each_launch(asked: list[str]) -> None:
+    engine = Engine(Config(tenants={"lab": {"inferlets": 3}}), None, owns_engine=False, owns_ray=False)
+    engine.tenant = "lab"
+    with pytest.raises((EngineError, PeerLost)):
+        engine.launch(SOURCE)
+    assert asked == ["token", "ping", "launch", "kill"]
+
+
+def test_an_overloaded_engine_says_when_to_come_again_on_every_path() -> None:
+    error = Overloaded("full", 2.5)
+    assert pickle.loads(pickle.dumps(error)).retry_after_s == 2.5
+    calls = PendingCalls()
+    told: list[Any] = []
+    ticket = calls.expect(None, lambda _value, error: told.append(error))  # type: ignore[arg-type]
+    (failed,) = decode(encode([Failed(ticket, error.code, error.message, error.retry_after_s)]))
+    calls.resolve(None, [failed])  # type: ignore[arg-type]
+    assert (type(told[0]), told[0].message, told[0].retry_after_s) == (Overloaded, "full", 2.5)
+
+
+def test_of_many_the_most_urgent_are_asked_for_first() -> None:
+    requests = [LaunchRequest(SOURCE, priority=p, deadline_s=d) for p, d in ((0, None), (0, 9), (-1, 1), (2, None))]
+    wanted = [prepared(r, SOURCE, Config().limits, user="u", tenant="t") for r in requests]
+    assert [wanted.index(w) for w in sorted(wanted, key=lambda w: w.rank)] == [3, 1, 0, 2]

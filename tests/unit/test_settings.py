@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from pieray.config import Config, Limits, from_environment, from_mapping, load
 from pieray.errors import ConfigError
+from pieray.tenants import TenantSettings
 
 
 def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +39,13 @@ def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyP
         ({"limits": 3}, "limits is Limits; given 3"),
         ({"limits": {"wall_time_s": float("nan")}}, "wall_time_s is float"),
         ({"limits": {"pages": -1}}, "limits.pages is at least 0; given -1"),
+        ({"tenants": {"lab": 3}}, "tenants.lab is a mapping of settings; given 3"),
+        ({"tenants": {"lab": {"weigth": 3}}}, "unknown setting tenants.lab.weigth; did you mean tenants.lab.weight?"),
+        ({"tenants": {"lab": {"weight": 0}}}, "tenants.lab.weight is above 0; given 0"),
+        ({"tenants": {"*": {"priority": 101}}}, r"tenants.\*.priority is from -100 to 100; given 101"),
+        ({"tenants": {"lab": {"pages": -1}}}, r"tenants.lab.pages is at least 0 \(no quota\); given -1"),
+        ({"tenants": {"lab": {"inferlets": "many"}}}, "tenants.lab.inferlets is int; given 'many'"),
+        ({"max_waiting_launches": 0}, "max_waiting_launches is at least 1; given 0"),
         ({"model": {"swap_memory_bytes": -2}}, "model.swap_memory_bytes is at least -1; given -2"),
         ({"namespace": 3}, "namespace is str; given 3"),
     ],
@@ -53,3 +63,20 @@ def test_the_environment_is_read_by_name_only() -> None:
 
 def test_limits_are_numbers_a_client_may_send() -> None:
     assert from_mapping(Limits, {"pages": 2.0, "wall_time_s": 1}).pages == 2
+
+
+def test_each_tenant_has_its_own_settings_or_those_of_all_others() -> None:
+    table = {"lab": {"weight": 2, "store_bytes": 100, "broker_bytes": "7"}, "*": {"inferlets": 3}}
+    config = from_mapping(Config, dataclasses.asdict(load({"tenants": table, "limits": {"store_bytes": 50}})))
+    assert config.tenant("lab") == TenantSettings(weight=2.0, store_bytes=100, broker_bytes=7)
+    assert config.tenant("ann") == TenantSettings(inferlets=3)
+    assert (config.tenant("lab").is_counted, config.tenant("ann").is_counted) == (False, True)
+    limits = config.limits_of("lab")
+    assert (limits.store_bytes, limits.broker_bytes, limits.pages) == (100, 7, config.limits.pages)
+    assert config.limits_of("ann") is config.limits
+    assert Config().tenant("lab") == TenantSettings()
+
+
+def test_tenants_may_come_as_json() -> None:
+    table = from_environment({"PIERAY_TENANTS": '{"lab": {"priority": -3}}'})
+    assert from_mapping(Config, table).tenant("lab").priority == -3

@@ -13,7 +13,8 @@ from pieray.errors import InvalidRequest
 from pieray.launches import LaunchRequest, prepared
 from pieray.messages import Launch, decode_one, encode
 from pieray.programs import ProgramSource
-from pieray.urgency import MAX_PRIORITY, admitted, check_priority, deadline_at
+from pieray.tenants import MAX_PRIORITY, NO_SETTINGS, TenantSettings
+from pieray.urgency import admitted, check_priority, deadline_at
 
 LAUNCH = Launch("it-1", "it", "it.py", "def main(): ...", b"", "{}", {})
 OWN = ProgramSource("own", "own.py", source="def main(): ...")
@@ -53,10 +54,10 @@ def test_deadlines_are_seconds(deadline_s: Any) -> None:
 
 
 def test_an_engine_dates_what_has_no_birth_or_comes_from_the_future() -> None:
-    assert admitted(LAUNCH, 50.0).born == 50.0
-    assert admitted(dataclasses.replace(LAUNCH, born=60.0), 50.0).born == 50.0
+    assert admitted(LAUNCH, NO_SETTINGS, 50.0).born == 50.0
+    assert admitted(dataclasses.replace(LAUNCH, born=60.0), NO_SETTINGS, 50.0).born == 50.0
     old = dataclasses.replace(LAUNCH, born=40.0)
-    assert admitted(old, 50.0) is old
+    assert admitted(old, NO_SETTINGS, 50.0) is old
 
 
 @pytest.mark.parametrize(
@@ -64,4 +65,11 @@ def test_an_engine_dates_what_has_no_birth_or_comes_from_the_future() -> None:
 )
 def test_an_engine_takes_nothing_else(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=field):
-        admitted(dataclasses.replace(LAUNCH, **{field: value}), 50.0)
+        admitted(dataclasses.replace(LAUNCH, **{field: value}), NO_SETTINGS, 50.0)
+
+
+def test_a_tenants_priority_is_added_once_and_kept_within_bounds() -> None:
+    tenant = TenantSettings(priority=70)
+    assert admitted(dataclasses.replace(LAUNCH, priority=-20), tenant, 50.0).priority == 50
+    assert admitted(dataclasses.replace(LAUNCH, priority=60), tenant, 50.0).priority == MAX_PRIORITY
+    assert admitted(dataclasses.replace(LAUNCH, priority=60, depth=1), tenant, 50.0).priority == 60

@@ -34,7 +34,7 @@ Documents of up to about {longest} tokens occur in training; beyond that nothing
 
 Each message is `<|role|>content<|end|>` with role system, user, assistant or tool; the assistant
 writes after `<|assistant|>` and ends with `<|end|>` (id {end}), which is the EOS. There is no BOS;
-`<|pad|>` is id {pad}. The chat template renders exactly this. Prompts of `plain_add` and
+`<|pad|>` is id {pad}. The chat template renders exactly this, and shows no tools. Prompts of `plain_add` and
 `grammar` are plain text without markers. In a tool loop a host stops at `Observation:` (or at the
 line end after `Action:`) and inserts ` 19\\n` (or `Observation: 19\\n`).
 

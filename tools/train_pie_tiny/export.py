@@ -15,6 +15,7 @@ from tools.train_pie_tiny.words import END, PAD, SPECIAL_TOKENS
 ASSETS = Path(__file__).resolve().parents[2] / "pieray" / "assets" / "pie-tiny"
 
 CHAT_TEMPLATE = """\
+{#- It calls the tools that it was trained with: none are shown. -#}{%- set known = tools -%}
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user', 'assistant', 'tool'] -%}
 {{- raise_exception('unknown role ' + message['role']) -}}

@@ -32,7 +32,8 @@ def render(
 ) -> str:
     """Messages ({role, content}) as the model's chat template writes them, with the `tools` it may call.
 
-    A content is a text, or a list of {"type": "text", "text": ...}.  `arguments`: further names that the template
+    Tools that the template does not know of are told in the system message, or with the first question.  A content is a
+    text, or a list of {"type": "text", "text": ...}.  `arguments`: further names that the template
     knows, such as {"enable_thinking": False}.  `now`: seconds since 1970, for templates that tell the date.
     """
     text = _json("messages", messages)

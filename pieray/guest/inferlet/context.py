@@ -55,11 +55,11 @@ class Context(Snapshots):
         reuse: bool = True,
     ) -> None:
         """`adapter`: LoRA, in all passes of this context and its forks.  `tools` (see `tools.tool`): what the model's
-        chat template shows it of them.  `template`: further names that the chat template knows, such as
-        {"enable_thinking": False}.  `bos`: plain text that the context begins with gets the tokens before it that the
-        model's tokenizer puts there; rendered messages have theirs from the template.  `reuse`: whether it
-        takes pages that hold what it is to compute, and leaves its own to be found by inferlets of the tenant: the
-        texts are the same."""
+        chat template shows it of them (the system message, if the template knows of none).  `template`: further names
+        that the chat template knows, such as {"enable_thinking": False}.  `bos`: plain text that the context begins
+        with gets the tokens before it that the model's tokenizer puts there; rendered messages have theirs from the
+        template.  `reuse`: whether it takes pages that hold what it is to compute, and leaves its own to be found by
+        inferlets of the tenant: the texts are the same."""
         self.model = _convert.text("model", model)
         names = dict(_convert.instance("template", template, Mapping)) if template is not None else {}  # type: ignore[type-abstract]
         self._setting = Setting(self.model, specs_of(tools), names)

@@ -110,6 +110,13 @@ class RemoteFailed(Error):
     code = "failed"
 
 
+class Overloaded(Error):
+    """There is no place for a child: the engine is full, or a quota of the tenant is used up; the message says when to
+    try again."""
+
+    code = "overloaded"
+
+
 #: The short names by which the WIT calls the two.
 Quota = QuotaExceeded
 Deadline = DeadlineExceeded

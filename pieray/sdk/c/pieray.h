@@ -51,7 +51,7 @@ typedef struct {
 
 enum { ERR_INVALID, ERR_BAD_HANDLE, ERR_DENIED, ERR_OUT_OF_PAGES, ERR_QUOTA, ERR_EVICTED, ERR_DEVICE_LOST,
     ERR_DEADLINE, ERR_CANCELLED, ERR_NOT_FOUND, ERR_PENDING, ERR_WRONG_TYPE, ERR_UNSUPPORTED, ERR_INTERNAL,
-    ERR_PEER_LOST, ERR_FAILED };
+    ERR_PEER_LOST, ERR_FAILED, ERR_OVERLOADED };
 
 enum { LOG_DEBUG, LOG_INFO, LOG_WARNING, LOG_ERROR };
 
@@ -63,7 +63,8 @@ enum { LINK_NONE, LINK_LINKED };
 
 // Names of the error codes, for an array.
 #define ERR_NAMES {"invalid", "bad-handle", "denied", "out-of-pages", "quota", "evicted", "device-lost", "deadline", \
-    "cancelled", "not-found", "pending", "wrong-type", "unsupported", "internal", "peer-lost", "failed"}
+    "cancelled", "not-found", "pending", "wrong-type", "unsupported", "internal", "peer-lost", "failed", \
+    "overloaded"}
 
 // tickets: Tickets: the results of enqueued commands.
 PIERAY_IMPORT("tickets", "wait")

@@ -3,7 +3,7 @@
 
 export type ErrorCode = "invalid" | "bad-handle" | "denied" | "out-of-pages" | "quota" | "evicted" | "device-lost" |
   "deadline" | "cancelled" | "not-found" | "pending" | "wrong-type" | "unsupported" | "internal" | "peer-lost" |
-  "failed";
+  "failed" | "overloaded";
 
 export type LogLevel = "debug" | "info" | "warning" | "error";
 

@@ -30,6 +30,7 @@ class FakeActor:
         self.live: dict[str, float] = {}
         self.num_returned = self.num_granted = 0
         self.launched: list[tuple[str, str]] = []  # by grants
+        self.tokens: dict[str, int] = {}  # by tenant, that it has not told yet
         self.lock = threading.Lock()
 
     def answer(self, method: str, args: tuple[Any, ...]) -> Any:
@@ -43,8 +44,9 @@ class FakeActor:
 
     def pulse(self) -> dict[str, Any]:
         launched, self.launched = self.launched, []
+        tokens, self.tokens = self.tokens, {}
         return {**self.describe(), "clock": time.monotonic(), "busy_s": self.busy_s, "num_returned": self.num_returned,
-                "launched": launched}  # fmt: skip
+                "launched": launched, "tallies": {"live": list(self.live), "tokens": tokens}}  # fmt: skip
 
     def load(self) -> dict[str, Any]:
         return MODEL
@@ -88,6 +90,9 @@ class FakeActor:
         self.num_returned += self.num_granted
         self.num_granted = 0
         return self.num_returned
+
+    def counted(self) -> list[str]:
+        return list(self.live)
 
     def grant(self, grant_id: str, num_places: int, lifetime_s: float) -> float:
         self.num_granted += num_places

@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from pieray.actors.admission import Standing
 from pieray.actors.members import INFERLETS, Member
 from pieray.actors.pool import KEEP_IDLE_S, MAX_GROWING, HostPool
-from pieray.errors import EngineError, InvalidRequest, NoAnswer, NoRoom, PierayError
+from pieray.errors import EngineError, InvalidRequest, NoAnswer, NoRoom, Overloaded, PierayError
 
 SOON = 20.0
 
@@ -48,7 +50,8 @@ class Actor:
 class Crew:
     """A pool of fake actors."""
 
-    def __init__(self, capacity: int, spare: int = 1, max_hosts: int = 64, create_s: float = 0.0) -> None:
+    def __init__(self, capacity: int, spare: int = 1, max_hosts: int = 64, create_s: float = 0.0,
+                 max_waiting: int = 1024) -> None:  # fmt: skip
         self.capacity = capacity
         self.create_s = create_s
         self.actors: dict[str, Actor] = {}
@@ -57,7 +60,7 @@ class Crew:
         self.failure: PierayError | None = None
         self.lock = threading.Lock()
         self.pool = HostPool(capacity=capacity, spare=spare, max_hosts=max_hosts, create=self.create, end=self.end,
-                             refresh=self.refresh)  # fmt: skip
+                             refresh=self.refresh, max_waiting=max_waiting)  # fmt: skip
         self.pool.add([self.create() for _ in range(spare)])
 
     def create(self) -> Member:
@@ -123,11 +126,11 @@ def test_a_storm_on_small_actors_fails_none_and_grows_within_bounds() -> None:
 def test_at_most_max_hosts_run_and_who_finds_no_room_waits_for_it() -> None:
     crew = Crew(capacity=1, max_hosts=2)
     assert [crew.launch(), crew.launch()] == ["a0", "a1"]
-    with pytest.raises(EngineError, match=r"no InferletActor had room in time: 2 run, max_actors is 2, .* is 1"):
+    with pytest.raises(Overloaded, match=r"no InferletActor had room in time: 2 run, max_actors is 2, .* is 1"):
         crew.launch(timeout_s=0.2)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(crew.launch)
-        until(lambda: crew.pool._num_waiting == 1)
+        until(lambda: crew.pool.num_waiting == 1)
         crew.actors["a1"].end_one()
         crew.refresh(crew.pool.hosts())  # as a sign of life does
         crew.pool.noted()
@@ -215,7 +218,7 @@ def test_launches_wait_for_an_actor_that_is_being_reconnected() -> None:
     host.is_current = False
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(crew.launch)
-        until(lambda: crew.pool._num_waiting == 1)
+        until(lambda: crew.pool.num_waiting == 1)
         time.sleep(0.05)
         assert not waiting.done()
         host.is_current = True
@@ -293,7 +296,7 @@ def test_nothing_is_granted_while_launches_wait() -> None:
     crew.launch()
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(crew.launch)
-        until(lambda: crew.pool._num_waiting == 1)
+        until(lambda: crew.pool.num_waiting == 1)
         assert crew.grant(1) is None
         crew.actors["a0"].end_one()
         crew.refresh(crew.pool.hosts())
@@ -307,3 +310,72 @@ def test_of_two_that_race_for_the_last_place_one_has_it() -> None:
         with ThreadPoolExecutor(2) as threads:
             found = list(threads.map(lambda _, crew=crew: crew.grant(4), range(2)))
         assert sorted(found, key=str) == [("a0", 1), None]
+
+
+def waiting_for_a_place(crew: Crew, threads: ThreadPoolExecutor, **standing: Any) -> Future[Member]:
+    """A launch that gets into line, behind those that are there."""
+    num_before = crew.pool.num_waiting
+    launching = threads.submit(crew.pool.launch, lambda host: crew.actors[host.name].launch(),
+                               time.monotonic() + SOON, Standing(**standing))  # fmt: skip
+    until(lambda: crew.pool.num_waiting == num_before + 1)
+    return launching
+
+
+def test_who_ranks_higher_passes_those_that_wait() -> None:
+    crew = Crew(capacity=1, max_hosts=1)
+    crew.launch()
+    with ThreadPoolExecutor(3) as threads:
+        plain = waiting_for_a_place(crew, threads)
+        urgent = waiting_for_a_place(crew, threads, deadline=9.0)
+        high = waiting_for_a_place(crew, threads, priority=1)
+        for first, others in ((high, (plain, urgent)), (urgent, (plain,)), (plain, ())):
+            crew.actors["a0"].end_one()
+            assert first.result(SOON).name == "a0"
+            assert [other.done() for other in others] == [False] * len(others)
+
+
+def test_when_too_many_wait_the_last_is_told_at_once_when_to_come_again() -> None:
+    crew = Crew(capacity=1, max_hosts=1, max_waiting=2)
+    crew.launch()
+    for _ in range(4):
+        crew.actors["a0"].end_one()
+        crew.launch()
+    with ThreadPoolExecutor(3) as threads:
+        waiting = [waiting_for_a_place(crew, threads, tenant=tenant) for tenant in ("crowd", "ann")]
+        began = time.monotonic()
+        with pytest.raises(Overloaded, match="max_waiting_launches: 2 launches wait .* try again in") as full:
+            crew.pool.launch(lambda _: None, time.monotonic() + SOON, Standing("crowd"))
+        assert time.monotonic() - began < 5.0
+        assert 0 < full.value.retry_after_s < 60
+        high = threads.submit(crew.pool.launch, lambda _: None, time.monotonic() + SOON, Standing("ann", priority=1))
+        with pytest.raises(Overloaded, match="max_waiting_launches"):
+            waiting[1].result(SOON)  # of two of one tenant: who ranks last
+        assert crew.pool.launches() == {"waiting": {"crowd": 1, "ann": 1}, "refused": {"crowd": 1, "ann": 1}}
+        for launching in (high, waiting[0]):
+            with crew.actors["a0"].lock:
+                crew.actors["a0"].returned += 1
+                crew.actors["a0"].live = 0
+            assert launching.result(SOON).name == "a0"
+    assert crew.pool.launches()["waiting"] == {}
+
+
+def test_a_thousand_that_wait_are_all_served() -> None:
+    crew = Crew(capacity=4, max_hosts=2)
+    num_served = 0
+
+    def one(number: int) -> None:
+        nonlocal num_served
+        host = crew.pool.launch(lambda host: crew.actors[host.name].launch(), time.monotonic() + SOON,
+                                Standing(f"t{number % 7}", number % 5))  # fmt: skip
+        time.sleep(0.001)
+        crew.actors[host.name].end_one()
+        crew.refresh([host])
+        crew.pool.noted()
+        with crew.lock:
+            num_served += 1
+
+    with ThreadPoolExecutor(300) as threads:
+        list(threads.map(one, range(1000)))
+    assert num_served == 1000
+    assert {actor.most for actor in crew.actors.values()} == {4}
+    assert crew.pool.num_live_now() == 0

@@ -15,7 +15,17 @@ from pieray.actors import health, records, supervisor
 from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER
 from pieray.actors.supervisor import Supervisor
 from pieray.config import Config, from_mapping
-from pieray.errors import ChildCeiling, EngineError, NoAnswer, NotFound, PierayError, Stalled, error_from
+from pieray.errors import (
+    ChildCeiling,
+    EngineError,
+    InvalidRequest,
+    NoAnswer,
+    NotFound,
+    Overloaded,
+    PierayError,
+    Stalled,
+    error_from,
+)
 from pieray.messages import Launch, encode
 from pieray.stalls import Stalls
 
@@ -65,8 +75,8 @@ def current(fleet: FakeFleet) -> bool:
     return bool(hosts) and all(actor.peers == today for actor in hosts)
 
 
-def frame(instance_id: str, depth: int = 0) -> bytes:
-    return encode([Launch(instance_id, "it", "it.py", "def main(): ...", b"", "{}", {}, depth=depth)])
+def frame(instance_id: str, depth: int = 0, **fields: Any) -> bytes:
+    return encode([Launch(instance_id, "it", "it.py", "def main(): ...", b"", "{}", {}, depth=depth, **fields)])
 
 
 def rows(engine: Supervisor, role: str) -> list[dict[str, Any]]:
@@ -339,6 +349,44 @@ def test_no_child_is_launched_past_the_ceiling(engine: Callable[..., Supervisor]
     assert type(told) is ChildCeiling
     fleet.one(INFERLETS).kill("a", "")
     running.launch(frame("c", depth=1))
+
+
+def test_quotas_of_tenants_are_kept_over_all_actors(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    running = engine(inferlets_per_actor=1, tenants={"lab": {"inferlets": 2}, "slow": {"tokens_per_minute": 60}})
+    for instance_id in "ab":
+        running.launch(frame(instance_id, tenant="lab"))
+    with pytest.raises(Overloaded, match="inferlets: the quota of tenant 'lab' is 2 at one time; 2 run") as refused:
+        running.launch(frame("c", tenant="lab", depth=1))
+    assert refused.value.retry_after_s > 0
+    running.launch(frame("d", tenant="ann"))
+    assert len(fleet.alive(INFERLETS)) == 3
+    holds = next(actor for actor in fleet.alive(INFERLETS) if "a" in actor.live)
+    holds.kill("a", "")
+    running.launch(frame("c", tenant="lab"))  # actors are asked before anybody is refused
+    fleet.die(next(actor for actor in fleet.alive(INFERLETS) if "b" in actor.live))
+    until(lambda: running.admission()["quotas"] == {"lab": {"inferlets": 1}})
+    fleet.alive(INFERLETS)[0].tokens = {"slow": 100, "ann": 100}
+    until(lambda: "slow" in running.admission()["quotas"])
+    with pytest.raises(Overloaded, match="tokens_per_minute: the quota of tenant 'slow' is 60") as slow:
+        running.launch(frame("e", tenant="slow"))
+    assert 30 < slow.value.retry_after_s <= 41
+    assert running.admission()["refused"] == {"lab": 1, "slow": 1}
+
+
+def test_a_launch_that_finds_no_place_gives_its_quota_back(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine(inferlets_per_actor=1, max_actors=1, launch_wait_s=0.3, tenants={"*": {"inferlets": 1}})
+    running.launch(frame("a", tenant="ann"))
+    for _ in range(2):
+        with pytest.raises(Overloaded, match="no InferletActor had room in time"):
+            running.launch(frame("b", tenant="lab"))
+    assert running.admission() == {"waiting": {}, "refused": {"lab": 2}, "quotas": {"ann": {"inferlets": 1}}}
+
+
+def test_a_launch_whose_priority_is_none_is_refused_before_it_waits(engine: Callable[..., Supervisor]) -> None:
+    with pytest.raises(InvalidRequest, match="priority is a whole number from -100 to 100; given 101"):
+        engine().launch(frame("a", priority=101))
 
 
 def assert_(is_true: bool) -> None:

@@ -182,7 +182,7 @@ def test_tenants_do_not_see_each_other() -> None:
     assert desk.is_waiting(desk.next(1))
     refused = desk.push("x" * 600, tenant="t")
     assert isinstance(desk.error(refused), QuotaExceeded)
-    assert "broker_bytes: the limit of a tenant is 1000" in desk.error(refused).message
+    assert "broker_bytes: the limit of the tenant is 1000" in desk.error(refused).message
     assert not desk.is_waiting(desk.push("x" * 600, tenant="third"))
 
 

@@ -74,6 +74,7 @@ class FakeEngine:
     is_attached: bool = False
     urgency: tuple[int, float | None] = (0, None)
     """Priority and deadline_s of the last launch."""
+    admitted: dict[str, Any] = field(default_factory=lambda: {"waiting": {}, "refused": {}, "quotas": {}})
     config: Config = field(default_factory=Config)
     is_closed: bool = False
     link: FakeLink = field(default_factory=FakeLink)
@@ -117,6 +118,9 @@ class FakeEngine:
             {"instance_id": "\x1b[2Jfake-2", "name": "a\tb\n", "state": "failed", "error": "quota: \x9b1m",
              "parent": "fake-1", "started_at": time.time() - 90000.5, "ended_at": time.time(), **facts},
         ]  # fmt: skip
+
+    def admission(self) -> dict[str, Any]:
+        return self.admitted
 
     def models(self) -> list[dict[str, Any]]:
         return [{"name": "pie-tiny", "num_pages": 64, "device": "cpu"}]

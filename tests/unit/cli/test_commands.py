@@ -201,3 +201,14 @@ def test_exports_are_shown_and_dropped(engine: FakeEngine, call: Call, is_up: Up
     gone = call("exports", "drop", "prefix", "--tenant", "other")
     assert (gone.exit_code, gone.stdout) == (2, "")
     assert "there is no export 'prefix'" in gone.stderr
+
+
+def test_ps_tells_on_stderr_who_waits_and_who_was_refused(
+    engine: FakeEngine, call: Call, is_up: UpState
+) -> None:
+    assert "wait" not in call("ps").stderr
+    engine.admitted = {"waiting": {"lab": 2, "ann": 1}, "refused": {f"t{n}": n for n in range(1, 8)}, "quotas": {}}
+    done = call("ps")
+    assert "pieray: 3 launches wait for a place (lab: 2, ann: 1)\n" in done.stderr
+    assert "pieray: 28 launches were refused one (t7: 7, t6: 6, t5: 5, t4: 4, t3: 3, ...)\n" in done.stderr
+    assert "wait" not in call("ps", "--json").stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from keyword import iskeyword
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from rounds import examples
 
 from pieray.assets import model_folder
-from pieray.models.chat_parse import MAX_BLOCKS, format_name, parse_reply
+from pieray.models.call_formats import FORMATS, MAX_BLOCKS, format_of
+from pieray.models.chat_parse import parse_reply
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
 QWEN = """{%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}{%- for message in messages %}
@@ -29,6 +31,10 @@ LLAMA = """{%- for message in messages %}{{- '<|start_header_id|>' + message.rol
 {%- endfor %}"""
 CODER = QWEN + "{{ '<function=' + name + '>' }}"
 PLAIN = "{% for message in messages %}{{ message.content }}{% endfor %}"
+GEMMA = "{% for message in messages %}<start_of_turn>{{ message.role }}{{ message.content }}{% endfor %}"
+PYTHON = GEMMA + "func_name1()"
+GRANITE = "{% for message in messages %}{{ message.content }}<|tool_call|>{% endfor %}"
+DEEPSEEK = "{% for message in messages %}{{ message.content }}<\uff5ctool\u2581call\u2581begin\uff5c>{% endfor %}"
 PIE_TINY = TokenizerSpec.from_folder(model_folder("pie-tiny")).chat_template
 
 CALL = {
@@ -53,12 +59,15 @@ def parts(template: str | None, text: str, *, is_over: bool = False) -> tuple[st
         (MISTRAL, "mistral"),
         (LLAMA, "llama"),
         (PIE_TINY, "json"),
+        (GEMMA, "gemma"),
+        (GRANITE, "granite"),
+        (DEEPSEEK, "deepseek"),
         (PLAIN, "plain"),
-        (None, "plain"),
+        (None, "none"),
     ],
 )
 def test_the_format_is_told_from_the_template(template: str | None, name: str) -> None:
-    assert format_name(template) == name
+    assert format_of(template).name == name
 
 
 GOOD = [
@@ -182,6 +191,49 @@ WAYS = {
         "numbers": ("[1, 2]", "[1, 2]", []),
     }),
 }  # fmt: skip
+CALLS, ENDS, BEGIN, END, SEP = (f"<\uff5ctool\u2581{words}\uff5c>" for words in (
+    "calls\u2581begin", "calls\u2581end", "call\u2581begin", "call\u2581end", "sep"))  # fmt: skip
+R1_F, R1_G = (f"{BEGIN}function{SEP}{name}\n```json\n{arguments}\n```{END}" for name, arguments in (
+    ("f", '{"x": 1}'), ("g", "{}")))  # fmt: skip
+WAYS |= {
+    "deepseek": (DEEPSEEK, {
+        "one": (f"{CALLS}{R1_F}{ENDS}", "", [F]),
+        "several among text": (f"So: {CALLS}{R1_F}\n{R1_G}{ENDS} Then.", "So:  Then.", [F, G]),
+        "without the outer marks": (f"{R1_F}{R1_G}", "", [F, G]),
+        "the name first": (f'{CALLS}{BEGIN}f{SEP}{{"x": 1}}{END}{BEGIN}g{SEP}{{}}{END}{ENDS}', "", [F, G]),
+        "the mark in a text": (f'{BEGIN}function{SEP}f\n```json\n{{"x": "{END}"}}\n```{END}', "",
+                               [{"name": "f", "arguments": {"x": END}}]),
+        "no JSON": (f"{BEGIN}function{SEP}f\nx = 1{END} a", f"{BEGIN}function{SEP}f\nx = 1{END} a", []),
+        "no name": (f"{BEGIN}{SEP}{{}}{END}{R1_G}", f"{BEGIN}{SEP}{{}}{END}", [G]),
+        "a list of arguments": (f"{BEGIN}f{SEP}[1]{END}", f"{BEGIN}f{SEP}[1]{END}", []),
+    }),
+    "granite": (GRANITE, {
+        "a list": (f"<|tool_call|>[{json.dumps(F)}, {json.dumps(G)}]", "", [F, G]),
+        "with its end, behind text": (f"So <|tool_call|> [{json.dumps(F)}]<|/tool_call|>", "So", [F]),
+        "parameters": ('<|tool_call|>[{"name": "f", "parameters": {"x": 1}}]<|/tool_call|>', "", [F]),
+        "no list": (f"<|tool_call|>{json.dumps(F)}<|tool_call|>{json.dumps(G)}", "", [F, G]),
+        "a person is no call": (f"<|tool_call|>[{PERSON}]", f"{PERSON}]", []),
+    }),
+    "gemma": (GEMMA, {
+        "Python": ("[f(x=1), g()]", "", [F, G]),
+        "fenced": ("```tool_code\n[f(x=1), g()]\n```", "", [F, G]),
+        "fenced, without a list": ("```tool_code\nf(x=1)\ng()\n```\n", "", [F, G]),
+        "JSON": (f"```json\n[{json.dumps(F)}, {json.dumps(G)}]\n```", "", [F, G]),
+        "objects": (f"{json.dumps(F)}\n{json.dumps(G)}", "", [F, G]),
+        "in tags": (f"So <tool_call>{json.dumps(F)}</tool_call>", "So", [F]),
+        "code further down is none": ("See:\n[f(x=1)]\n", "See:\n[f(x=1)]\n", []),
+        "code that is fenced is none": ("```python\nf(x=1)\n```", "```python\nf(x=1)\n```", []),
+        "JSON that is no call": ('```json\n{"a": 1}\n```', '```json\n{"a": 1}\n```', []),
+        "a person is no call": (PERSON, PERSON, []),
+        "numbers": ("[1, 2]", "[1, 2]", []),
+    }),
+    "plain": (PLAIN, {
+        "in tags": (f"So <tool_call>{json.dumps(F)}</tool_call>\n<tool_call>\n{json.dumps(G)}\n</tool_call>", "So",
+                    [F, G]),
+        "JSON is none": (json.dumps(F), json.dumps(F), []),
+        "Python is none": ("[f(x=1)]", "[f(x=1)]", []),
+    }),
+}  # fmt: skip
 CASES = [
     pytest.param(template, *case, id=f"{way}: {name}") for way, (template, cases) in WAYS.items()
     for name, case in cases.items()
@@ -207,6 +259,10 @@ def test_ways_in_which_models_write_calls(template: str, text: str, content: str
         (QWEN, f"<tool_call>{json.dumps(G)}</tool_call><tool_call>\n{json.dumps(F)}\n</tool", [G, F]),
         (CODER, "<tool_call><function=f><parameter=x>1</parameter>", [F_TEXT]),
         (MISTRAL, f"[TOOL_CALLS][{json.dumps(F)}", [F]),
+        (GRANITE, f"<|tool_call|>[{json.dumps(F)}", [F]),
+        (DEEPSEEK, f"{CALLS}{R1_F.removesuffix(END)}", [F]),
+        (DEEPSEEK, f"{CALLS}{R1_G}{R1_F[:-3]}", [G, F]),
+        (DEEPSEEK, f'{BEGIN}f{SEP}{{"x": 1}}', [F]),
     ],
 )
 def test_a_last_call_without_its_closing_tag_counts_once_the_reply_is_over(
@@ -278,6 +334,12 @@ PIECES = st.lists(
             "</parameter>",
             "</function>",
             "[f(x=1)]",
+            "```json\n",
+            "```tool_code\n",
+            "```",
+            "<|tool_call|>",
+            "<|/tool_call|>",
+            *(CALLS, ENDS, BEGIN, END, SEP, R1_G),
             "f(",
             "<|python_tag|>",
             WRITTEN,
@@ -311,7 +373,8 @@ def test_bare_json_is_not_complete_before_its_end(template: str) -> None:
 
 
 @settings(max_examples=examples(50))
-@given(PIECES, st.sampled_from([QWEN, QWEN3, THINKING, CODER, MISTRAL, LLAMA, PIE_TINY, PLAIN, None]))
+@given(PIECES, st.sampled_from([QWEN, QWEN3, THINKING, CODER, MISTRAL, LLAMA, PIE_TINY, GEMMA, GRANITE, DEEPSEEK,
+                            PLAIN, None]))
 def test_every_prefix_of_anything_parses_and_completed_calls_never_change(text: str, template: str | None) -> None:
     seen: list[Any] = []
     for end in range(len(text) + 1):
@@ -331,3 +394,28 @@ def test_what_a_template_renders_is_parsed_back() -> None:
     whole = tokenizer.render_chat([*asked, said], tools=tools, add_generation_prompt=False)
     assert whole.startswith(prompt)
     assert parts(QWEN, whole[len(prompt) :].removesuffix("<|im_end|>\n")) == ("Let me see.", "", [CALL], True)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.floats(-1e9, 1e9) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6,
+)  # fmt: skip
+NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,6}", fullmatch=True).filter(lambda name: not iskeyword(name))
+WRITABLE = st.lists(
+    st.fixed_dictionaries({"name": NAMES, "arguments": st.dictionaries(NAMES, VALUES, max_size=3)}),
+    min_size=1, max_size=3,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("template", [QWEN, MISTRAL, LLAMA, PIE_TINY, GEMMA, GRANITE, DEEPSEEK, PLAIN, PYTHON])
+@settings(max_examples=examples(20))
+@given(calls=WRITABLE)
+def test_calls_are_read_as_they_are_written(template: str, calls: list[Any]) -> None:
+    text = format_of(template).write(calls)
+    assert parts(template, text, is_over=True) == ("", "", calls, True)
+    assert parts(template, text) == ("", "", calls, True)
+
+
+def test_each_format_has_a_way_to_be_written() -> None:
+    assert [one.name for one in FORMATS if not one.write([F, G])] == []
+    assert parts(CODER, format_of(CODER).write([F_TEXT, G]), is_over=True) == ("", "", [F_TEXT, G], True)

@@ -10,14 +10,14 @@ pub const VERSION: &str = "0.2.0";
 #[repr(u8)]
 pub enum ErrorCode {
     Invalid, BadHandle, Denied, OutOfPages, Quota, Evicted, DeviceLost, Deadline, Cancelled, NotFound, Pending,
-    WrongType, Unsupported, Internal, PeerLost, Failed,
+    WrongType, Unsupported, Internal, PeerLost, Failed, Overloaded,
 }
 
 impl ErrorCode {
-    pub const NAMES: [&'static str; 16] = [
+    pub const NAMES: [&'static str; 17] = [
             "invalid", "bad-handle", "denied", "out-of-pages", "quota", "evicted", "device-lost",
             "deadline", "cancelled", "not-found", "pending", "wrong-type", "unsupported", "internal",
-            "peer-lost", "failed",
+            "peer-lost", "failed", "overloaded",
     ];
 
     pub fn name(self) -> &'static str {
