@@ -194,8 +194,8 @@ class Run(Command):
         """Pages that it should have soon, beyond those bound."""
         raise NotImplementedError
 
-    def is_short(self) -> bool:
-        """Whether it is on its last page, and needs more."""
+    def num_lacking(self) -> int:
+        """Pages that it must have, now that it is on its last one; 0 before."""
         raise NotImplementedError
 
     def is_starving(self) -> bool:

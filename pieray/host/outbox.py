@@ -352,12 +352,12 @@ class Outbox:
             return
         short = max(self._pages.shortfall(c.prepared for c in self._staged), self._num_lacking)
         wanted = sum(run.num_wanted() for run in self._runs.values())
-        is_short = any(run.is_short() for run in self._runs.values())
+        num_lacking = sum(run.num_lacking() for run in self._runs.values())
         looking = self._staged[0] if self._num_flushed and self._staged[0].hashes else None
         if short == 0 and wanted == 0 and is_enough and looking is None:
             return
-        self._is_leasing, self._is_lease_needed = True, short > 0 or is_short or looking is not None
-        count = short + wanted if self._is_lease_needed else max(wanted, self._lease_pages)
+        self._is_leasing, self._is_lease_needed = True, short + num_lacking > 0 or looking is not None
+        count = short + num_lacking if self._is_lease_needed else max(wanted, self._lease_pages)
         wait_s = self._page_wait_s if self._is_lease_needed else 0.0
         hashes, self._looking = b"" if looking is None else b"".join(looking.hashes or ()), looking
         try:

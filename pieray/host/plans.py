@@ -341,14 +341,20 @@ class PlanRun(Run):
     def num_wanted(self) -> int:
         if self.is_stopped:
             return 0
-        growing, needed, ahead = self.growing, self._num_needed(), max(2, AHEAD_TOKENS // self._page_size)
+        growing, needed, ahead = self.growing, self._num_needed(), self._num_ahead
         if growing.room - needed >= (ahead + 1) // 2:
             return 0
         return min(needed + ahead, len(growing.line)) - growing.room
 
-    def is_short(self) -> bool:
-        growing = self.growing
-        return not self.is_stopped and growing.room <= self._num_needed() and growing.room < len(growing.line)
+    def num_lacking(self) -> int:
+        growing, needed = self.growing, self._num_needed()
+        if self.is_stopped or growing.room > needed:
+            return 0
+        return min(needed + (self._num_ahead + 1) // 2, len(growing.line)) - growing.room
+
+    @property
+    def _num_ahead(self) -> int:
+        return max(2, AHEAD_TOKENS // self._page_size)
 
     def is_starving(self) -> bool:
         return not self.is_stopped and self.growing.room < self._num_needed()
@@ -359,7 +365,7 @@ class PlanRun(Run):
         if growing.room == len(growing.line):
             self.grow_at = NEVER
             return
-        at = (growing.room - (max(2, AHEAD_TOKENS // size) + 1) // 2) * size
+        at = (growing.room - (self._num_ahead + 1) // 2) * size
         self.grow_at = at if at > growing.told else (growing.told // size + 1) * size
 
     def give_up(self, error: PierayError) -> None:

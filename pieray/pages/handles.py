@@ -225,7 +225,8 @@ class PageSpace(GrowingStaging):
 
     def unbound(self, rows: I64) -> I64:
         """Of the frames, those without a page."""
-        return rows[self._frames.page.take(rows) == UNBOUND]
+        found: I64 = rows[self._frames.page.take(rows) == UNBOUND]
+        return found
 
     def hold(self, rows: I64) -> Prepared:
         """Pin frames for a command that only wants them bound."""
