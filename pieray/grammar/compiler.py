@@ -67,7 +67,10 @@ class GrammarCompiler:
             return found
         if self._trial is not None:
             self._trial.check(kind, text, time_s)
-        base = new_matcher(self._ready_tokenizer(), kind, text)
+        try:
+            base = new_matcher(self._ready_tokenizer(), kind, text)
+        except ValueError as error:  # found by the trial, where there is one
+            raise InvalidRequest(f"{kind} grammar: {error}") from None
         if base.is_error():
             raise InvalidRequest(f"{kind} grammar: {plain(base.get_error())}")
         grammar = Grammar(kind, text, base, self._vocab_size, tuple(self._spec.eos_ids))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from pieray.grammar.keywords import SHARED, BadKeyword, children, known_form
 
 KINDS = ("json-schema", "regex", "lark")
 """The WIT's `grammar-kind`."""
@@ -49,8 +51,8 @@ def new_matcher(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
 
     A hostile text may take minutes, or end the process: try it in a `Trial` first.
     """
-    if kind == "json-schema" and '"nullable"' in text:
-        text = _nulls_told(text)
+    if kind == "json-schema":
+        text = _told(text)
     takes_options = text.lstrip().startswith("{") and '"x-guidance"' not in text  # `true` takes none
     if kind == "json-schema" and not takes_options:
         grammar = LLMatcher.grammar_from_json_schema(text)
@@ -61,30 +63,16 @@ def new_matcher(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
     return LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())
 
 
-def _nulls_told(text: str) -> str:
-    """The schema with OpenAPI's `nullable: true` as JSON schema says it; one that cannot be read stays as it is."""
+def _told(text: str) -> str:
+    """The schema in keywords that llguidance knows; one that cannot be read stays as it is.  Raises BadKeyword."""
     try:
-        return json.dumps(_with_null(json.loads(text)))
+        schema = json.loads(text)
+        told = known_form(schema)
+        return text if told == schema else json.dumps(told)
+    except BadKeyword:
+        raise
     except (ValueError, RecursionError):
         return text
-
-
-def _with_null(node: Any) -> Any:
-    if not isinstance(node, dict):
-        return node
-    told = {key: value for key, value in node.items() if key != "nullable" or not isinstance(value, bool)}
-    for key in SCHEMAS & told.keys():
-        told[key] = _with_null(told[key])
-    for key in SCHEMA_LISTS & told.keys():
-        if isinstance(told[key], list):
-            told[key] = [_with_null(one) for one in told[key]]
-    for key in SCHEMA_MAPS & told.keys():
-        if isinstance(told[key], dict):
-            told[key] = {name: _with_null(one) for name, one in told[key].items()}
-    if node.get("nullable") is not True:
-        return told
-    shared = {key: told.pop(key) for key in ("$defs", "definitions", "$schema", "$id") if key in told}
-    return {**shared, "anyOf": [told, {"type": "null"}]}
 
 
 def fault(tokenizer: LLTokenizer, kind: str, text: str) -> str:
@@ -101,7 +89,10 @@ def fault(tokenizer: LLTokenizer, kind: str, text: str) -> str:
             schema = json.loads(text)
         except (ValueError, RecursionError) as unreadable:
             return f"not readable as JSON: {unreadable}"
-    error = error_of(text)
+    try:
+        error = error_of(text)
+    except BadKeyword as bad:
+        return str(bad)
     if error and kind == "json-schema":
         return f"at {_schema_place(schema, error, error_of)}: {plain(error)}"
     return _text_place(kind, error) if error else ""
@@ -111,6 +102,8 @@ def plain(error: str) -> str:
     """llguidance's message without its picture of the source."""
     if error.startswith("NoExtension"):
         return "no text is allowed by it"
+    if "coerce_one_of" in error:
+        return "oneOf whose branches may overlap: tell them apart by a required constant, or give anyOf"
     lines = [line for line in error.splitlines() if line.strip() and not _PICTURE.match(line)]
     return " ".join(line.strip().removeprefix("error: ") for line in lines)[:500]
 
@@ -134,34 +127,15 @@ def _schema_place(schema: Any, error: str, error_of: Callable[[str], str]) -> st
     """JSON pointer of the smallest subschema with the same error: RFC 6901, "#" for the whole."""
     place, node, left = "#", schema, MAX_PLACE_TRIES
     end = time.monotonic() + MAX_PLACE_S
-    shared = {k: schema[k] for k in ("$defs", "definitions") if isinstance(schema, dict) and k in schema}
+    shared = {k: schema[k] for k in SHARED if isinstance(schema, dict) and k in schema}
     while True:
-        for path, child in _subschemas(node):
+        for path, child in children(node):
             left -= 1
             if left < 0 or time.monotonic() > end:
                 return place
-            whole = {**shared, **child} if isinstance(child, dict) else child
+            whole = {**shared, **child} if isinstance(child, dict) else 0 if child is None else child
             if error_of(json.dumps(whole)) == error:
                 place, node = f"{place}/{path}", child
                 break
         else:
             return place
-
-
-SCHEMAS = {"items", "additionalProperties"}
-SCHEMA_LISTS = {"prefixItems", "anyOf", "allOf", "oneOf"}
-SCHEMA_MAPS = {"properties", "patternProperties", "$defs", "definitions"}
-"""Keywords whose value is a schema, a list of schemas, schemas by name."""
-
-
-def _subschemas(node: Any) -> Iterator[tuple[str, Any]]:
-    if not isinstance(node, dict):
-        return
-    for key in sorted(SCHEMA_MAPS):
-        if isinstance(node.get(key), dict):
-            for name, child in node[key].items():
-                yield f"{key}/{name.replace('~', '~0').replace('/', '~1')}", child
-    for key in sorted(SCHEMA_LISTS):
-        if isinstance(node.get(key), list):
-            yield from ((f"{key}/{i}", child) for i, child in enumerate(node[key]))
-    yield from ((key, node[key]) for key in sorted(SCHEMAS) if isinstance(node.get(key), dict))

@@ -6,45 +6,13 @@ A format is told from the chat template.  What is taken out follows the rules of
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from pieray.models.call_json import IN_BLOCK, MAX_BLOCKS, call_of, json_at, objects_at, skip
 from pieray.models.python_calls import python_calls
-
-MAX_BLOCKS = 256
-"""Calls, well-formed or not, in one reply: what follows the last is content."""
-
-_HALF_WORD = re.compile(r"-|\.|[eE][+-]?|t|tr|tru|f|fa|fal|fals|n|nu|nul")
-_ARGUMENTS = ("arguments", "parameters")
-_IN_BLOCK = frozenset(("name", "id", "type"))
-"""Keys of a call without arguments, where tags say that it is one."""
-
-
-def _finite(number: str) -> float:
-    if not math.isfinite(value := float(number)):
-        raise ValueError(number)
-    return value
-
-
-# models write line ends into strings as they are; NaN and infinities could not be handed on
-_DECODER = json.JSONDecoder(strict=False, parse_float=_finite, parse_constant=_finite)
-
-
-@dataclass(slots=True)
-class Reply:
-    """`tool_calls`: {"name": str, "arguments": object}, with "id" if the model gives one, in order."""
-
-    content: str = ""
-    reasoning: str = ""
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    is_complete: bool = True
-
-    def to_json(self) -> str:
-        return json.dumps({name: getattr(self, name) for name in self.__dataclass_fields__})
-
+from pieray.models.reply import Reply, without_half_tag
 
 Extract: TypeAlias = Callable[[str, Reply, bool], None]
 """Takes the text of a reply, which it fills, and whether it is over."""
@@ -66,9 +34,9 @@ def _hermes(text: str, reply: Reply, is_over: bool) -> None:
         if not opened:
             break
         reply.content += before
-        found = _objects(rest, 0)
-        end = _skip(rest, found.end)
-        calls = [_call_of(value, keys=_IN_BLOCK) for value in found.values]
+        found = objects_at(rest, 0)
+        end = skip(rest, found.end)
+        calls = [call_of(value, keys=IN_BLOCK) for value in found.values]
         is_whole = bool(calls) and None not in calls and not found.is_open
         if is_whole and rest.startswith(closing, end):
             reply.tool_calls += calls  # type: ignore[arg-type]
@@ -84,7 +52,7 @@ def _hermes(text: str, reply: Reply, is_over: bool) -> None:
                 return
             text = rest[place + len(closing) :]
             reply.content += opening + rest[: place + len(closing)]
-    _end(reply, text, (opening,), is_over)
+    reply.end(text, (opening,), is_over=is_over)
 
 
 def _coder(text: str, reply: Reply, is_over: bool) -> None:
@@ -101,11 +69,11 @@ def _coder(text: str, reply: Reply, is_over: bool) -> None:
         if not closed and not (is_over and call is not None and body.rstrip().endswith((">", "</parameter>"))):
             reply.is_complete = False
             return
-        _add(reply, call, opening + body + closed)
-        text = behind[_skip(behind, 0) :].removeprefix("</tool_call>") if call is not None else behind
+        reply.add(call, opening + body + closed)
+        text = behind[skip(behind, 0) :].removeprefix("</tool_call>") if call is not None else behind
         if not is_over and text and "</tool_call>".startswith(text):
             text = ""
-    _end(reply, text, ("<tool_call>", opening), is_over)
+    reply.end(text, ("<tool_call>", opening), is_over=is_over)
 
 
 _PARAMETER = re.compile(r"<parameter=([^>]*)>(.*?)(?:</parameter>|(?=<parameter=)|\Z)", re.DOTALL)
@@ -131,7 +99,7 @@ def _mistral(text: str, reply: Reply, is_over: bool) -> None:
         if not opened:
             break
         reply.content += before
-        start = _skip(rest, 0)
+        start = skip(rest, 0)
         if rest[start : start + 1] in ("[", "{"):
             text = _json_list(rest, start, reply)
         elif (named := _NAMED.match(rest)) is not None:
@@ -143,7 +111,7 @@ def _mistral(text: str, reply: Reply, is_over: bool) -> None:
             reply.is_complete = False
         if not reply.is_complete:
             return
-    _end(reply, text, (opening,), is_over)
+    reply.end(text, (opening,), is_over=is_over)
 
 
 def _json_list(text: str, start: int, reply: Reply) -> str:
@@ -151,14 +119,14 @@ def _json_list(text: str, start: int, reply: Reply) -> str:
     is_list = text[start] == "["
     place = start + is_list
     while True:
-        place = _skip(text, place, ",")
+        place = skip(text, place, ",")
         if is_list and place >= len(text):
             reply.is_complete = False
             return ""
         if is_list and text[place] == "]":
             return text[place + 1 :]
-        value, end, is_open = _json_at(text, place)
-        call = _call_of(value, keys=_IN_BLOCK)
+        value, end, is_open = json_at(text, place)
+        call = call_of(value, keys=IN_BLOCK)
         if is_open or call is None:
             reply.is_complete = not is_open
             reply.content += "" if is_open else text[place:]
@@ -170,14 +138,14 @@ def _json_list(text: str, start: int, reply: Reply) -> str:
 
 
 def _named(text: str, named: re.Match[str], reply: Reply) -> str:
-    value, end, is_open = _json_at(text, named.end())
+    value, end, is_open = json_at(text, named.end())
     if is_open:
         reply.is_complete = False
         return ""
-    call = _call_of({"name": named[1], "arguments": value})
+    call = call_of({"name": named[1], "arguments": value})
     if call is not None and named[2]:
         call["id"] = named[2]
-    _add(reply, call, "[TOOL_CALLS]" + text[: named.end()])
+    reply.add(call, "[TOOL_CALLS]" + text[: named.end()])
     return text[named.end() :] if call is None else text[end:]
 
 
@@ -200,7 +168,7 @@ def _bare(text: str, reply: Reply, is_over: bool, *, is_tagged: bool = False) ->
     """{"name": ..., "arguments": {...}} or [f(x=1), ...] at the beginning of a line; several with blanks or ";" between
     them."""
     said, last = "", 0
-    place = _skip(text, 0) if is_tagged else _next_bracket(text, 0)
+    place = skip(text, 0) if is_tagged else _next_bracket(text, 0)
     for _ in range(MAX_BLOCKS):
         if not 0 <= place < len(text):
             break
@@ -227,7 +195,7 @@ _BRACKET = re.compile(r"^[ \t]*(?=[{\[])", re.MULTILINE)
 
 def _next_bracket(text: str, place: int) -> int:
     """Where a call may begin from `place` on: here, behind blanks and semicolons, or with a later line; -1: nowhere."""
-    here = _skip(text, place, ";")
+    here = skip(text, place, ";")
     if text[here : here + 1] in ("{", "[") and (place == 0 or text[place - 1 : place] in ("}", "]", ")")):
         return here
     found = _BRACKET.search(text, place)
@@ -237,11 +205,11 @@ def _next_bracket(text: str, place: int) -> int:
 def _calls_at(text: str, place: int) -> tuple[list[dict[str, Any]], int, bool]:
     """Calls that are written at `place`, where they end, and whether the text merely ends within them."""
     if text[place : place + 1] == "{":
-        value, end, is_open = _json_at(text, place)
-        call = _call_of(value)
+        value, end, is_open = json_at(text, place)
+        call = call_of(value)
         return [call] if call else [], end, is_open
-    found = _objects(text, place)
-    calls = [call for value in found.values if (call := _call_of(value))]
+    found = objects_at(text, place)
+    calls = [call for value in found.values if (call := call_of(value))]
     if calls and not found.is_open and len(calls) == len(found.values):
         return calls, found.end, False
     return python_calls(text, place)
@@ -253,7 +221,7 @@ def _gemma(text: str, reply: Reply, is_over: bool) -> None:
         reply.is_complete = False
         return
     fence = re.match(r"\s*```(\w*)[ \t]*\n", text)
-    place = _skip(text, fence.end() if fence else 0)
+    place = skip(text, fence.end() if fence else 0)
     for _ in range(MAX_BLOCKS):
         if text[place : place + 1] not in ("[", "{") and not (fence and fence[1] == "tool_code" and text[place:]):
             break
@@ -264,7 +232,7 @@ def _gemma(text: str, reply: Reply, is_over: bool) -> None:
         if not calls:
             break
         reply.tool_calls += calls
-        place = _skip(text, end, ";")
+        place = skip(text, end, ";")
         if text.startswith("`", place):
             text = text[place:].lstrip("`")
             break
@@ -295,13 +263,13 @@ def _deepseek(text: str, reply: Reply, is_over: bool) -> None:
         stripped = before.rstrip()
         reply.content += stripped.removesuffix(begin) if stripped.endswith(begin) else before
         named = _DEEPSEEK.match(rest)
-        value, place, is_open = _json_at(rest, named.end()) if named else (None, 0, False)
+        value, place, is_open = json_at(rest, named.end()) if named else (None, 0, False)
         behind = re.sub(r"^\s*(```)?\s*", "", rest[place:])
-        call = _call_of({"name": named[1] or named[2], "arguments": value}) if named and value is not None else None
+        call = call_of({"name": named[1] or named[2], "arguments": value}) if named and value is not None else None
         if call is not None and (behind.startswith(closing) or is_over):
             reply.tool_calls.append(call)
             text = behind.removeprefix(closing) if not closing.startswith(behind) else ""
-            text = text[_skip(text, 0) :].removeprefix(end) if text.lstrip().startswith((end, opening)) else text
+            text = text[skip(text, 0) :].removeprefix(end) if text.lstrip().startswith((end, opening)) else text
         elif is_open or closing not in rest:
             reply.is_complete = False
             return
@@ -310,7 +278,7 @@ def _deepseek(text: str, reply: Reply, is_over: bool) -> None:
             reply.content += opening + written + closing
     if not is_over and text.strip() and end.startswith(text.strip()):
         text = ""
-    _end(reply, text, (begin, opening), is_over)
+    reply.end(text, (begin, opening), is_over=is_over)
 
 
 def _granite(text: str, reply: Reply, is_over: bool) -> None:
@@ -321,7 +289,7 @@ def _granite(text: str, reply: Reply, is_over: bool) -> None:
         if not opened:
             break
         reply.content += before
-        start = _skip(rest, 0)
+        start = skip(rest, 0)
         if rest[start : start + 1] in ("[", "{"):
             text = _json_list(rest, start, reply)
             stripped = text.lstrip()
@@ -333,7 +301,7 @@ def _granite(text: str, reply: Reply, is_over: bool) -> None:
             reply.is_complete = False
         if not reply.is_complete:
             return
-    _end(reply, text, (opening, closing), is_over)
+    reply.end(text, (opening, closing), is_over=is_over)
 
 
 # -- into a reply
@@ -412,102 +380,3 @@ def format_of(template: str | None) -> Format:
     """The format in which a model with this chat template (None: without one) writes calls."""
     text = (template or "").replace('\\"', '"')
     return next(one for one in FORMATS if one.is_told_by(text))
-
-
-# -- pieces
-
-
-def _call_of(value: Any, keys: frozenset[str] = frozenset()) -> dict[str, Any] | None:
-    """A call from its JSON; without arguments it is one if it has no other keys than these."""
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):
-        value = {**value["function"], **({"id": value["id"]} if "id" in value else {})}
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
-        return None
-    if not any(key in value for key in _ARGUMENTS) and not (keys and keys.issuperset(value)):
-        return None
-    arguments = next((value[key] for key in _ARGUMENTS if key in value), None)
-    if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
-        arguments = {}
-    if isinstance(arguments, str):
-        arguments, _, _ = _json_at(arguments, _skip(arguments, 0))
-    if not isinstance(arguments, dict):
-        return None
-    has_id = isinstance(value.get("id"), str) and value["id"]
-    return {"name": value["name"], "arguments": arguments, **({"id": value["id"]} if has_id else {})}
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    values: list[Any]
-    end: int
-    is_open: bool
-    """The text merely ends within them."""
-
-
-def _objects(text: str, start: int) -> _Found:
-    """The objects at `start`, one after the other or in a list; no values: there is none, or one is broken."""
-    place = _skip(text, start)
-    is_list = text[place : place + 1] == "["
-    values: list[Any] = []
-    end, place = 0, place + is_list
-    while len(values) < MAX_BLOCKS:
-        place = _skip(text, place, ",;" if values else "")
-        if is_list and text[place : place + 1] == "]":
-            return _Found(values, place + 1, False)
-        if place >= len(text):
-            return _Found(values, end, is_list or not values)
-        if text[place] != "{":
-            return _Found([], 0, False) if is_list or not values else _Found(values, end, False)
-        value, end, is_open = _json_at(text, place)
-        if value is None:
-            return _Found([], 0, is_open)
-        values.append(value)
-        place = end
-    return _Found([], 0, False)
-
-
-def _json_at(text: str, start: int) -> tuple[Any, int, bool]:
-    """The object at `start`, where it ends (0: there is none), and whether the text merely ends within it."""
-    if start >= len(text):
-        return None, 0, True
-    if text[start] != "{":
-        return None, 0, False
-    try:
-        value, end = _DECODER.raw_decode(text, start)
-    except json.JSONDecodeError as error:
-        rest = text[error.pos :].strip()
-        is_cut = not rest or _HALF_WORD.fullmatch(rest) is not None
-        is_cut = is_cut or "Unterminated string" in error.msg or ("escape" in error.msg and len(rest) < 6)
-        return None, 0, is_cut
-    except (RecursionError, ValueError):  # too deep; a number of too many digits
-        return None, 0, False
-    return value, end, False
-
-
-def _skip(text: str, place: int, also: str = "") -> int:
-    while place < len(text) and (text[place].isspace() or text[place] in also):
-        place += 1
-    return place
-
-
-def _add(reply: Reply, call: dict[str, Any] | None, written: str) -> None:
-    if call is None:
-        reply.content += written
-    else:
-        reply.tool_calls.append(call)
-
-
-def _end(reply: Reply, text: str, openings: tuple[str, ...], is_over: bool) -> None:
-    """The text behind the last call."""
-    for opening in () if is_over else openings:
-        text, is_half = without_half_tag(text, opening)
-        reply.is_complete = reply.is_complete and not is_half
-    reply.content += text
-
-
-def without_half_tag(text: str, tag: str) -> tuple[str, bool]:
-    """The text without the beginning of `tag` (two characters at least) that it may end with, and whether it did."""
-    for length in range(min(len(text), len(tag) - 1), 1, -1):
-        if text.endswith(tag[:length]):
-            return text[:-length], True
-    return text, False

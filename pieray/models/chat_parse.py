@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pieray.models.call_formats import Format, Reply, format_of, without_half_tag
+from pieray.models.call_formats import Format, format_of
 from pieray.models.chat import render_chat
+from pieray.models.reply import Reply, without_half_tag
 
 THOUGHTS = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
 

@@ -14,11 +14,11 @@ from typing import Any
 import tokenizers
 
 from pieray.errors import InvalidRequest, ModelError
-from pieray.models.call_formats import Reply
 from pieray.models.chat import Message, json_object, json_objects
 from pieray.models.chat_parse import parse_reply, thought_tags
 from pieray.models.chat_tools import render_with_tools
 from pieray.models.detokenizer import ByteStream, DecodeStream, Pieces, WindowStream
+from pieray.models.reply import Reply
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
