@@ -26,7 +26,11 @@ class ResourceManager(ServingActor):
         from pieray.pages.service import LeaseService  # numpy: the Controller imports this module too
 
         pins = PinShares(self.config.tenant_pin_share, self.config.pin_share)
-        self._leases = LeaseService(num_pages, pins=pins, on_failure=lambda: os._exit(EXIT_FAILED))
+        tenant = self.config.tenant
+        self._leases = LeaseService(
+            num_pages, pins=pins, on_failure=lambda: os._exit(EXIT_FAILED),
+            weight_of=lambda name: tenant(name).weight, quota_of=lambda name: tenant(name).pages,
+        )  # fmt: skip
         return self.listen(self._leases, token)
 
     @property

@@ -41,7 +41,7 @@ class Limits:
     """Time that the guest itself computes, and that is computed for its calls: long texts, grammars' masks."""
     pages: int = 4096
     """KV page handles held at one time."""
-    page_wait_s: float = 30.0
+    page_wait_s: float = 600.0
     """How long a command waits for memory behind its pages."""
     queues: int = 64
     tickets: int = 4096

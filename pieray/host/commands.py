@@ -194,6 +194,10 @@ class Run(Command):
         """Pages that it should have soon, beyond those bound."""
         raise NotImplementedError
 
+    def num_lacking(self) -> int:
+        """Pages that it must have, now that it is on its last one; 0 before."""
+        raise NotImplementedError
+
     def is_starving(self) -> bool:
         """Whether it cannot go on without one."""
         raise NotImplementedError
@@ -205,3 +209,26 @@ class Run(Command):
     def give_up(self, error: PierayError) -> None:
         """It must end for want of pages: `error` is its result."""
         raise NotImplementedError
+
+    def preempt(self) -> bool:
+        """Its pages are wanted by others; whether the batcher is to be told to stop it."""
+        raise NotImplementedError
+
+    def is_to_go_on(self, result: object) -> bool:
+        """Whether that is how it ended, so that nobody is told."""
+        raise NotImplementedError
+
+    def go_on(self) -> None:
+        """It is one that is not sent yet again, of what is left."""
+        raise NotImplementedError
+
+
+class Restore(Command):
+    """Frames get their memory back: done when it holds what it did."""
+
+    writes_behind_copies = True
+
+    def message(self, inferlet: int) -> Message:
+        """A copy of each page's first token onto itself: it comes behind whatever brings the page back."""
+        copies = [[page, 0, page, 0, 1] for page in self.prepared.pages.tolist()]
+        return CopyTokens(wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority, copies)

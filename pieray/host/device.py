@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -24,7 +25,11 @@ from pieray.messages import (
     LeasePages,
     Message,
     OpenInferlet,
+    OpenLease,
     PlanTokens,
+    Preempt,
+    Preempted,
+    Reclaimed,
     ReclaimSpare,
     ReleasePages,
     RunEnded,
@@ -56,6 +61,12 @@ class Tenant(Protocol):
 
     def reclaim(self) -> list[int]:
         """Pages that no handle uses, taken out of the inferlet."""
+
+    def is_idle(self, now: float) -> bool:
+        """Whether it has pages, and has had nothing to compute for a while; `now` is time.monotonic()."""
+
+    def preempt(self, kept: Sequence[int]) -> None:
+        """Give up all pages but those; `DeviceClient.preempted` is called in the end, perhaps at once."""
 
 
 class DeviceClient:
@@ -104,13 +115,16 @@ class DeviceClient:
         assert self._lost is not None
         return DeviceLost(self._lost.message)
 
-    def admit(self, number: int, tenant: Tenant, owner: str = "") -> None:
-        """Route answers for inferlet `number` to `tenant` from now on; its share of the device is its owner's."""
+    def admit(self, number: int, tenant: Tenant, owner: str = "", priority: int = 0, deadline: float = 0.0,
+              born: float = 0.0) -> None:  # fmt: skip
+        """Route answers for inferlet `number` to `tenant` from now on; its share of the device is its owner's, and who
+        gets pages first is decided by the rest, see OpenLease."""
         if self._lost is not None:
             raise self._new_lost()
         self._tenants[number] = tenant
         if owner:
             self.post([OpenInferlet(number, owner)])
+            self.ask_ledger(OpenLease(number, owner, priority, deadline, born))
 
     def post(self, messages: Sequence[Message]) -> None:
         """Collect an inferlet's messages for the batcher; `flush` sends them, those of all inferlets as one frame, in
@@ -127,8 +141,16 @@ class DeviceClient:
             elif self._lost is not None:
                 raise self._new_lost()
 
-    def lease(self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"") -> None:
-        self._post(self._ledger, [LeasePages(inferlet << 32, inferlet, count, deadline_s, hashes)], inferlet)
+    def lease(
+        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0
+    ) -> None:
+        message = LeasePages(inferlet << 32, inferlet, count, deadline_s, hashes, num_tokens)
+        self._post(self._ledger, [message], inferlet)
+
+    def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:
+        """Tell the ResourceManager that the inferlet has given up pages."""
+        with contextlib.suppress(DeviceLost):
+            self.ask_ledger(Preempted(inferlet, num_pages, is_whole))
 
     def ask_ledger(self, message: Message) -> None:
         """Collect an inferlet's message for the ResourceManager; `flush` sends it."""
@@ -251,6 +273,9 @@ class DeviceClient:
         for message in messages:
             if isinstance(message, ReclaimSpare):
                 self._give_back_spare()
+            elif isinstance(message, Preempt):
+                if (tenant := self._tenants.get(message.inferlet)) is not None:
+                    tenant.preempt(np.frombuffer(message.kept, "<u4").tolist())
             elif isinstance(message, (Completed, Failed)) and (tenant := self._tenants.get(message.ticket >> 32)):
                 _tell(tenant, message)
         self.flush()
@@ -265,6 +290,8 @@ class DeviceClient:
             tenant.answered([(ticket & TICKET_MASK, error)])
 
     def _give_back_spare(self) -> None:
+        now = time.monotonic()
+        idle = [number for number, tenant in list(self._tenants.items()) if tenant.is_idle(now)]
         for number in list(self._tenants):
             with self._lock:  # ReleasePages behind the inferlet's CloseLease would name pages that it has no more
                 tenant = self._tenants.get(number)
@@ -272,6 +299,8 @@ class DeviceClient:
                 if pages:
                     with contextlib.suppress(PeerLost):
                         self._ledger.post([ReleasePages(number, np.asarray(pages, "<u4").tobytes())], lane=number)
+        with contextlib.suppress(DeviceLost):
+            self.ask_ledger(Reclaimed(np.array(idle, "<u4").tobytes()))
 
     def _link_lost(self, error: PeerLost) -> None:
         with self._lock:

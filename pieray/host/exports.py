@@ -70,6 +70,10 @@ class PageRequests:
             try:
                 if isinstance(error, PierayError):
                     raise error
+                restore = state.outbox.restore(lent.rows)
+                if restore is not None:
+                    self._ledger.after({restore}, ticket, written)
+                    return
                 pages = np.array(state.pages.seal(lent), "<u4").tobytes()
             except PierayError as found:
                 done(found)

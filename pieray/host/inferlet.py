@@ -75,7 +75,9 @@ class Inferlet:
     def start(self, host: WasmHost, program: Program) -> None:
         """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
         try:
-            self._device.admit(self.number, self, self.launch.tenant)
+            launch = self.launch
+            self._device.admit(self.number, self, launch.tenant, launch.priority, launch.deadline,
+                               launch.born or self.started_at)  # fmt: skip
             with self._state.lock:
                 self._outbox.flush()
             guest = host.spawn(
@@ -132,6 +134,9 @@ class Inferlet:
     def deliver(self, text: str) -> None:
         """A message of the client; raises QuotaExceeded or Cancelled."""
         self._mailbox.put(text)
+        if self._pages.num_swapped:
+            with self._state.lock:
+                self._outbox.prefetch()
         self._unpark()
 
     def deliver_file(self, name: str, data: bytes) -> None:
@@ -193,6 +198,13 @@ class Inferlet:
     def reclaim(self) -> list[int]:
         with self._state.lock:
             return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
+
+    def is_idle(self, now: float) -> bool:
+        return self._outbox.is_idle(now)
+
+    def preempt(self, kept: Sequence[int]) -> None:
+        with self._state.lock:
+            self._outbox.preempt(kept)
 
     def take_tokens(self) -> int:
         """Tokens that it has computed since this was called last."""

@@ -48,8 +48,13 @@ class Device(LedgerDevice, Protocol):
     def post(self, messages: Sequence[Message]) -> None:
         """Collect messages for the batcher; raises DeviceLost when it is gone."""
 
-    def lease(self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"") -> None:
+    def lease(
+        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0
+    ) -> None:
         """Ask for pages, see LeasePages; the answer comes to `granted` or `lease_failed`."""
+
+    def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:
+        """Tell the ResourceManager that the inferlet has given up pages, see Preempted."""
 
 
 class LedgerClient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
@@ -9,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
-from pieray.host.commands import INTERNAL, TICKET_MASK, Command, Pass, Run, wire_ticket
+from pieray.host.commands import INTERNAL, TICKET_MASK, Command, Pass, Queue, Restore, Run, wire_ticket
 from pieray.host.ledger import GRACE_S, CallLater, Cancellable, Device, LedgerClient, no_answer
 from pieray.host.prefixes import LEAST_PAGES, Prefixes
+from pieray.host.swap import Swap
 from pieray.host.tickets import Kind, Ticket, TicketTable
 from pieray.host.transfers import Transfers
 from pieray.messages import CopyTokens, ExtendPlan, Message, Output, StopPlan
@@ -20,8 +22,11 @@ from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
 
 U32 = npt.NDArray[np.uint32]
+I64 = npt.NDArray[np.int64]
 
 MAX_STAGED = 64
+IDLE_S = 0.1
+"""An inferlet that has had nothing to compute for so long counts as idle."""
 
 
 class ResultTicket(Ticket):
@@ -69,6 +74,10 @@ class Outbox:
         self._num_flushed = 0
         self._num_lacking = 0  # pages for runs without which the first of what is staged cannot go
         self._is_idle = False  # nothing is leased ahead of need until there is a command again
+        self.is_pinned = False  # its memory is not taken for being idle
+        self._active_at = time.monotonic()  # when a command was last enqueued, or ended
+        self.swap = Swap(inferlet, pages)
+        self._host_queue = Queue(0)  # of commands of the host's own
         self.passes: dict[int, Pass] = {}
         self.transfers = transfers
         self.ledger = LedgerClient(inferlet, device, pages, tickets.limit, call_later)
@@ -92,6 +101,7 @@ class Outbox:
         """Enqueue; past MAX_STAGED what came before is sent."""
         self._staged.append(command)
         self._is_idle = False
+        self._active_at = time.monotonic()
         command.queue.outstanding[command.ticket] = None
         if isinstance(command, Pass):
             self.passes[command.ticket] = command
@@ -141,6 +151,7 @@ class Outbox:
             self._num_flushed = len(self._staged) - keep
             self._pump()
         else:
+            self._post(self.swap.ahead())
             self._give_back()
             self._lease_ahead()
 
@@ -158,6 +169,73 @@ class Outbox:
         self._is_idle = True
         self._give_back()
 
+    def is_idle(self, now: float) -> bool:
+        """Whether it has pages, and has had nothing to compute for a while, or is not going to."""
+        if self.num_outstanding or self._is_lease_needed or self.is_pinned or not self._pages.num_bound:
+            return False
+        return self._is_idle or now - self._active_at >= IDLE_S
+
+    # --- giving up pages for others, see pieray.host.swap ------------------------------------------
+
+    def preempt(self, kept: Collection[int]) -> None:
+        """Give up all pages but those, which others have too; `Device.preempted` is told in the end."""
+        if self._is_closed or self.swap.is_going:
+            return
+        if self._is_waited_for():
+            self._device.preempted(self._inferlet, 0, is_whole=False)
+            return
+        self.swap.begin(kept)
+        self._post([
+            StopPlan(wire_ticket(self._inferlet, run.ticket)) for run in self._runs.values() if run.preempt()
+        ])  # fmt: skip
+        self._swap_out()
+
+    def _is_waited_for(self) -> bool:
+        """Whether a command that is sent waits for a run to go on: were the run stopped, it would go first."""
+        runs = [run.prepared for run in self._runs.values() if isinstance(run.prepared, Growing)]
+        return any(
+            self._pages.is_behind(command.prepared, run)
+            for command in self._in_flight.values()
+            for run in runs
+            if command.prepared is not run
+        )
+
+    def _swap_out(self) -> None:
+        """Copy what the pages hold, if nothing is in flight."""
+        if self._in_flight or self.swap.ticket is not None:
+            return
+        message = self.swap.copy(self._tickets.number())
+        if message is None:
+            self._swapped(b"")
+        else:
+            self._post([message])
+
+    def _swapped(self, result: object) -> None:
+        pages, is_whole = self.swap.end(result)
+        pages += self._pages.surplus(keep=0)
+        self._is_idle = True
+        self.ledger.release(pages)
+        self._device.preempted(self._inferlet, len(pages), is_whole=is_whole)
+        self._pump()
+
+    def restore(self, rows: I64) -> int | None:
+        """The frames are to have their memory back; the command's ticket, or None if they have it."""
+        rows = self._pages.unbound(rows)
+        if not len(rows) or self._is_closed:
+            return None
+        command = Restore(self._tickets.number(), self._host_queue, self._pages.hold(rows))
+        self.stage(command)
+        self._num_flushed = len(self._staged)
+        self._pump()
+        return command.ticket
+
+    def prefetch(self) -> None:
+        """The program is about to go on: what was given up for others is brought back."""
+        if self._pages.num_swapped and not self.swap.is_going and not self._staged:
+            self.restore(self._pages.swapped_rows())
+
+    # --- sending -----------------------------------------------------------------------------------
+
     def _give_back(self) -> None:
         self.ledger.give_back(is_idle=self._is_idle and not self._staged and not self._runs)
 
@@ -168,10 +246,11 @@ class Outbox:
         """
         messages: list[Message] = []
         self._num_lacking = 0
-        while self._num_flushed:
+        while self._num_flushed and not self.swap.is_going:
             command = self._staged[0]
             if self._is_to_be_found(command) or not self._bind(command, messages):
                 break
+            messages += self.swap.ahead()
             self._staged.popleft()
             self._num_flushed -= 1
             if command.prepared.error is not None:  # what it reads was to be written by a command that has failed
@@ -191,7 +270,9 @@ class Outbox:
             if command.prepared.copies and command.writes_behind_copies:
                 messages.append(self._copy_on_write(command))
             messages.append(command.message(self._inferlet))
-        messages += self._grow_runs()
+        if not self.swap.is_going:
+            messages += self._grow_runs()
+        messages += self.swap.ahead()
         self._post(messages)
         self._give_back()
         self._lease_ahead()
@@ -227,6 +308,7 @@ class Outbox:
     def _extend(self, run: Run, growing: Growing, count: int, messages: list[Message]) -> int:
         pages = self._pages.grow(growing, count)
         if len(pages):
+            messages += self.swap.ahead()
             messages.append(ExtendPlan(wire_ticket(self._inferlet, run.ticket), pages.tobytes()))
         return len(pages)
 
@@ -266,18 +348,20 @@ class Outbox:
         is_enough = self._is_idle or self._pages.num_spare * 2 >= self._lease_pages
         if self._is_leasing or self._is_closed or (is_enough and not self._staged and not self._runs):
             return
+        if self.swap.is_going:
+            return
         short = max(self._pages.shortfall(c.prepared for c in self._staged), self._num_lacking)
         wanted = sum(run.num_wanted() for run in self._runs.values())
-        num_starving = sum(run.is_starving() for run in self._runs.values())
+        num_lacking = sum(run.num_lacking() for run in self._runs.values())
         looking = self._staged[0] if self._num_flushed and self._staged[0].hashes else None
         if short == 0 and wanted == 0 and is_enough and looking is None:
             return
-        self._is_leasing, self._is_lease_needed = True, short + num_starving > 0 or looking is not None
-        count = short + num_starving if self._is_lease_needed else max(wanted, self._lease_pages)
+        self._is_leasing, self._is_lease_needed = True, short + num_lacking > 0 or looking is not None
+        count = short + num_lacking if self._is_lease_needed else max(wanted, self._lease_pages)
         wait_s = self._page_wait_s if self._is_lease_needed else 0.0
         hashes, self._looking = b"" if looking is None else b"".join(looking.hashes or ()), looking
         try:
-            self._device.lease(self._inferlet, count, wait_s, hashes)
+            self._device.lease(self._inferlet, count, wait_s, hashes, self.num_computed)
             self._lease_timer = self.ledger.call_later(wait_s + GRACE_S, self._lease_overdue)
         except DeviceLost as error:
             self._fail_lease(error)
@@ -369,15 +453,32 @@ class Outbox:
         """The batcher's answer to a command or an output."""
         command = self._in_flight.pop(ticket, None)
         if command is not None:
-            self._settle(command, result)
+            if isinstance(command, Run) and command.is_to_go_on(result):
+                self._go_on(command)
+            else:
+                self._settle(command, result)
+            if self.swap.is_going:
+                self._swap_out()
             if self._num_lacking:  # what waits behind a run for its pages
                 self._pump()
+        elif ticket == self.swap.ticket:
+            self._swapped(result)
         elif ticket != INTERNAL:
             self.transfers.ended(ticket)
             self._tickets.resolve(ticket, result)
 
+    def _go_on(self, run: Run) -> None:
+        """A run was stopped for others: it is to be sent again, ahead of all that came behind it."""
+        del self._runs[run.ticket]
+        self._num_computed += run.num_computed
+        run.go_on()
+        before = sum(isinstance(c, Run) and not c.is_sent and c.ticket < run.ticket for c in self._staged)
+        self._staged.insert(before, run)
+        self._num_flushed += 1
+
     def _settle(self, command: Command, result: object) -> None:
         self._runs.pop(command.ticket, None)
+        self._active_at = time.monotonic()
         value = command.settled(result)
         if command.is_sent and not isinstance(result, PierayError):
             self._num_computed += command.num_computed
@@ -407,6 +508,7 @@ class Outbox:
         self._num_late = 0
         self._is_late()
         self._is_closed = True
+        self.swap.stop()
         if self._prefixes is not None:
             self._prefixes.enter_all((*self._in_flight.values(), *self._staged))
         self.passes.clear()
@@ -426,6 +528,7 @@ class Outbox:
         self._is_late()
         self._is_leasing = self._is_lease_needed = False
         self._looking = None
+        self.swap.stop()
         for command in commands:
             self._settle(command, error)
         self.ledger.fail_all(error)

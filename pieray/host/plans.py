@@ -211,7 +211,7 @@ class Plan:
 
     def _stop_run(self) -> None:
         if self._run is not None and not self._run.is_stopped:
-            self._run.is_stopped = True
+            self._run.is_stopped, self._run.is_preempted = True, False
             self._instance.outbox.stop(self._run)
 
     def truncate(self, num_tokens: int) -> None:
@@ -244,7 +244,9 @@ class Plan:
 class PlanRun(Run):
     """A plan's way from `start` or `resume` until it ends or is paused: one command to the batcher."""
 
-    __slots__ = ("counts", "done", "error", "grow_at", "growing", "is_stopped", "max_tokens", "plan", "visible")
+    __slots__ = (
+        "counts", "done", "error", "grow_at", "growing", "is_preempted", "is_stopped", "max_tokens", "plan", "visible",
+    )  # fmt: skip
 
     def __init__(self, ticket: int, plan: Plan, growing: Growing, done: int, max_tokens: int, visible: bytes) -> None:
         super().__init__(ticket, plan.queue, growing)
@@ -256,6 +258,7 @@ class PlanRun(Run):
         self.counts = bytes(12)  # u32[3]: steps, drafts, accepted drafts
         self.error: PierayError | None = None
         self.is_stopped = False
+        self.is_preempted = False  # it is stopped for others, and goes on later
         self.grow_at = 0  # slots written, from which on it should have more pages
         self.is_entered = len(plan.line) - done < self._page_size  # then it leaves no page of note
 
@@ -289,6 +292,28 @@ class PlanRun(Run):
         """The plan hears of it; the run's own ticket is nobody's."""
         self.plan.ended(self, result)
 
+    def preempt(self) -> bool:
+        if self.is_stopped or self.is_preempted:
+            return False
+        self.is_preempted = True
+        return True
+
+    def is_to_go_on(self, result: object) -> bool:
+        return self.is_preempted and isinstance(result, list) and not result[0]
+
+    def go_on(self) -> None:
+        plan = self.plan
+        plan._counts, self.counts = plan._counts_with(self), bytes(12)
+        done = min(plan._num_valid, len(plan.line) - 1)
+        self.growing = self.prepared = plan._instance.pages.restage(self.growing, len(plan.line) - done)
+        if self.visible:
+            self.visible = _with_ones(self.visible, plan.kv_len + self.done, done - self.done)
+        self.done = done
+        self.max_tokens = plan._max_tokens - plan.drawn.count
+        self.hashes = []
+        self.is_sent = self.is_preempted = False
+        self.grow_at = 0
+
     def settled_slots(self, start: int, stop: int, is_untouched: bool) -> None:
         """See `Growing.on_settled`: the span goes to the log."""
         plan, instance = self.plan, self.plan._instance
@@ -316,10 +341,20 @@ class PlanRun(Run):
     def num_wanted(self) -> int:
         if self.is_stopped:
             return 0
-        growing, needed, ahead = self.growing, self._num_needed(), max(2, AHEAD_TOKENS // self._page_size)
+        growing, needed, ahead = self.growing, self._num_needed(), self._num_ahead
         if growing.room - needed >= (ahead + 1) // 2:
             return 0
         return min(needed + ahead, len(growing.line)) - growing.room
+
+    def num_lacking(self) -> int:
+        growing, needed = self.growing, self._num_needed()
+        if self.is_stopped or growing.room > needed:
+            return 0
+        return min(needed + (self._num_ahead + 1) // 2, len(growing.line)) - growing.room
+
+    @property
+    def _num_ahead(self) -> int:
+        return max(2, AHEAD_TOKENS // self._page_size)
 
     def is_starving(self) -> bool:
         return not self.is_stopped and self.growing.room < self._num_needed()
@@ -330,10 +365,16 @@ class PlanRun(Run):
         if growing.room == len(growing.line):
             self.grow_at = NEVER
             return
-        at = (growing.room - (max(2, AHEAD_TOKENS // size) + 1) // 2) * size
+        at = (growing.room - (self._num_ahead + 1) // 2) * size
         self.grow_at = at if at > growing.told else (growing.told // size + 1) * size
 
     def give_up(self, error: PierayError) -> None:
         self.error = error
         self.is_stopped = True
         self.plan._instance.outbox.stop(self)
+
+
+def _with_ones(bits: bytes, count: int, num_more: int) -> bytes:
+    """Packed bits [count], with so many ones behind them."""
+    found = np.unpackbits(np.frombuffer(bits, np.uint8), count=count, bitorder="little")
+    return np.packbits(np.concatenate((found, np.ones(num_more, np.uint8))), bitorder="little").tobytes()

@@ -20,6 +20,19 @@ class LeasePages(Message):
     count: int
     deadline_s: float  # how long the request may wait in line
     hashes: bytes = b""  # of HASH_BYTES each: content of full pages, from the beginning of a text on
+    num_tokens: int = 0  # computed for the inferlet, ever
+
+
+@register(29)
+@dataclass(frozen=True, slots=True)
+class OpenLease(Message):
+    """An inferlet has begun: what its rank depends on, see `pieray.pages.rank`.  To be sent ahead of its requests."""
+
+    inferlet: int
+    tenant: str
+    priority: int
+    deadline: float  # seconds since the epoch; 0: none
+    born: float  # the same: when the first of its family was launched
 
 
 @register(28)
@@ -54,9 +67,37 @@ class CloseLease(Message):
 @register(23)
 @dataclass(frozen=True, slots=True)
 class ReclaimSpare(Message):
-    """Pages are short: hand back leased pages that no handle uses."""
+    """Pages are short: hand back leased pages that no handle uses.  Answered with Reclaimed."""
 
     count: int
+
+
+@register(33)
+@dataclass(frozen=True, slots=True)
+class Reclaimed(Message):
+    """Spare pages were handed back, by ReleasePages ahead of this."""
+
+    idle: bytes  # u32: inferlets with pages that have nothing to compute, and have had nothing for a while
+
+
+@register(32)
+@dataclass(frozen=True, slots=True)
+class Preempt(Message):
+    """Pages are short for others: the inferlet is to give up its own, and to keep elsewhere what they hold.  Answered
+    with Preempted."""
+
+    inferlet: int
+    kept: bytes  # u32: pages that it may as well keep, for others have them too
+
+
+@register(37)
+@dataclass(frozen=True, slots=True)
+class Preempted(Message):
+    """The inferlet has given up pages, by ReleasePages ahead of this, and goes on when it gets others."""
+
+    inferlet: int
+    num_pages: int
+    is_whole: bool  # whether it has none left but those it may keep
 
 
 @register(24)

@@ -31,6 +31,8 @@ def call_of(value: Any, keys: frozenset[str] = frozenset()) -> dict[str, Any] | 
     """A call from its JSON; without arguments it is one if it has no other keys than these."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = {**value["function"], **({"id": value["id"]} if "id" in value else {})}
+    if isinstance(value, dict) and isinstance(value.get("function"), str) and "name" not in value:
+        value = {**value, "name": value["function"]}  # Llama's, now and then
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or not value["name"]:
         return None
     if not any(key in value for key in _ARGUMENTS) and not (keys and keys.issuperset(value)):

@@ -19,10 +19,14 @@ class FrameTable:
 
     `spare` is a stack: the page that came last goes first.  A *shared* frame's page is an export's too, or known by its
     content: it is never written to again, and goes to `returned` in place of `spare`.
+
+    What a frame without a page holds may be in a *host slot* of the batcher: it is brought back (`restoring`) to the
+    page that the frame is bound to next, and given up (`dropped`) with the frame.
     """
 
     def __init__(self) -> None:
         self.page: I64 = np.full(16, UNBOUND, np.int64)  # physical page
+        self.slot: I64 = np.full(16, UNBOUND, np.int64)  # host slot, of a frame without a page
         self.refs: I64 = np.zeros(16, np.int64)  # handles
         self.in_flight: I64 = np.zeros(16, np.int64)  # commands staged and not finished
         self.unreached: I64 = np.zeros(16, np.int64)  # of those, plans that may still get here
@@ -33,6 +37,8 @@ class FrameTable:
         self.spare: list[int] = []
         self.returned: list[int] = []  # pages to be released: others may still have them
         self.num_reserved = 0  # spare pages that the guest has asked to keep for itself
+        self.restoring: list[tuple[int, int]] = []  # host slots whose content is to come, and the pages for it
+        self.dropped: list[int] = []  # host slots that nobody wants any more
         self._free = list(range(15, -1, -1))
         self._next_ident = 1
         self._num_unreferenced = 0  # frames without a handle, kept by commands in flight
@@ -51,8 +57,23 @@ class FrameTable:
     def bind(self, rows: I64) -> None:
         """Give each of the unbound, distinct rows the next spare page; the caller has seen to it that they suffice."""
         for row in rows.tolist():
-            self.page[row] = self.spare.pop()
+            self.bind_one(row)
         self.num_reserved = max(0, self.num_reserved - len(rows))
+
+    def bind_one(self, row: int) -> None:
+        """Give an unbound row the next spare page."""
+        self.page[row] = page = self.spare.pop()
+        if self.slot[row] != UNBOUND:
+            self.restoring.append((int(self.slot[row]), page))
+            self.slot[row] = UNBOUND
+
+    def swap_out(self, rows: I64, slots: I64) -> list[int]:
+        """What the bound rows hold is in those host slots, UNBOUND for nothing of note; their pages, to be released."""
+        pages: list[int] = self.page.take(rows).tolist()
+        self.page[rows] = UNBOUND
+        self.slot[rows] = slots
+        self.is_shared[rows] = self.is_indexed[rows] = False
+        return pages
 
     def adopt(self, rows: I64, pages: list[int], written: npt.NDArray[np.uint64]) -> None:
         """The new frames are pages of an export, with those slots written."""
@@ -108,8 +129,11 @@ class FrameTable:
         own = [*self.page[(self.page != UNBOUND) & ~self.is_shared].tolist(), *self.spare]
         shared = set(self.page[self.is_shared].tolist())
         num_unreferenced = int((is_used & (self.refs == 0)).sum())
+        slots = [*self.slot[self.slot != UNBOUND].tolist(), *self.dropped, *(slot for slot, _ in self.restoring)]
         is_sound = (
-            num_granted == len(pages) + num_released
+            len(set(slots)) == len(slots)
+            and not ((self.slot != UNBOUND) & ((self.page != UNBOUND) | ~is_used)).any()
+            and num_granted == len(pages) + num_released
             and len(set(own)) == len(own)
             and shared.isdisjoint(own)
             and bool((refs == self.refs).all())
@@ -135,13 +159,17 @@ class FrameTable:
             (self.returned if self.is_shared[row] else self.spare).append(page)
             self.page[row] = UNBOUND
             self.is_shared[row] = self.is_indexed[row] = False
+        elif self.slot[row] != UNBOUND:
+            self.dropped.append(int(self.slot[row]))
+            self.slot[row] = UNBOUND
         self.written[row] = 0
         self.ident[row] = 0
         self._free.append(row)
 
     def _grow(self) -> None:
         size = len(self.ident)
-        self.page = np.concatenate((self.page, np.full(size, UNBOUND, np.int64)))
+        self.page, self.slot = (np.concatenate((array, np.full(size, UNBOUND, np.int64)))
+                                for array in (self.page, self.slot))  # fmt: skip
         self.refs, self.in_flight, self.unreached, self.ident = (
             np.concatenate((array, np.zeros(size, np.int64)))
             for array in (self.refs, self.in_flight, self.unreached, self.ident)

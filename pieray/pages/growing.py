@@ -88,6 +88,28 @@ class GrowingStaging(Staging):
         self._growing.append(growing)
         return growing
 
+    def restage(self, old: Growing, num_tokens: int) -> Growing:
+        """A run that was stopped, and not by `stop_growing`, is to go on behind what it was told to have written:
+        `num_tokens` of its line are to be run yet.  Its frames stay pinned throughout; the old one is finished."""
+        self.settle()
+        frames, line, size = self._frames, old.line, self.page_size
+        num_own = np.isin(line, old.rows).astype(np.int64) + np.isin(line, old.tail)
+        busy = np.flatnonzero(frames.in_flight.take(line) > num_own)
+        num_pages = max(-(-(old.told + num_tokens) // size), int(busy[-1]) + 1 if len(busy) else 0)
+        num_full = old.told // size
+        rows, tail = line[:num_pages].copy(), line[num_pages:]
+        frames.pin(rows)
+        frames.pin(tail)
+        frames.unreached[tail] += 1
+        self.finish(old)
+        growing = Growing(
+            rows, num_pages, [], num_full, [], [], frames.ident.take(rows), [], [],
+            hidden=np.full(num_full, self._full),  # what is before it was there when it began
+            tail=tail, line=line, idents=old.idents, told=old.told, settled=old.told, on_settled=old.on_settled,
+        )  # fmt: skip
+        self._growing.append(growing)
+        return growing
+
     def _own_from(
         self, slot: int, row: int, start: int, row_copies: list[Copy], moved: list[tuple[int, int, int]]
     ) -> int:
@@ -111,7 +133,7 @@ class GrowingStaging(Staging):
             if frames.page[row] == UNBOUND:
                 if not frames.spare:
                     break
-                frames.page[row] = frames.spare.pop()
+                frames.bind_one(row)
             found.append(int(frames.page[row]))
             frames.unreached[row] -= 1
         growing.num_bound += len(found)
@@ -123,6 +145,12 @@ class GrowingStaging(Staging):
             return 0
         both = np.flatnonzero(np.isin(growing.tail[growing.num_bound :], later.rows))
         return int(both[-1]) + 1 if len(both) else 0
+
+    def is_behind(self, other: Prepared, growing: Growing) -> bool:
+        """Whether a command under way uses pages that the run is yet to write to, or writes to any of its pages."""
+        ahead = growing.line[growing.told // self.page_size :]
+        written = np.array([row for row, _ in other.writes], np.int64)
+        return bool(np.isin(other.rows, ahead).any() or np.isin(written, growing.line).any())
 
     def stop_growing(self, growing: Growing) -> None:
         """The run gets no more pages: those that it has not got are not in use any more.  Idempotent."""

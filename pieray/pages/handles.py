@@ -17,7 +17,7 @@ last owner left.  Slots that are masked need not be: no pass sees them (`visible
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,6 +183,65 @@ class PageSpace(GrowingStaging):
         self.num_released += len(pages)
         return pages
 
+    # --- pages given up for others -----------------------------------------------------------------
+
+    @property
+    def num_swapped(self) -> int:
+        """Frames whose content is in host slots."""
+        return int(np.count_nonzero(self._frames.slot != UNBOUND))
+
+    def swappable(self, kept: Collection[int]) -> tuple[I64, I64]:
+        """Frames with pages that can be given up while nothing is in flight: those whose content is to be kept, and
+        those that hold nothing of note.  Not those on `kept` pages, or that are being exported."""
+        self.settle()
+        frames = self._frames
+        rows = np.flatnonzero(frames.page != UNBOUND)
+        lent = [lent.rows for lent in self._lent]
+        is_kept = np.isin(frames.page.take(rows), list(kept)) | np.isin(rows, np.concatenate(lent) if lent else [])
+        rows = rows[~is_kept]
+        is_written = frames.written.take(rows) != 0
+        return rows[is_written], rows[~is_written]
+
+    def pin(self, rows: I64) -> None:
+        """The frames stay, whatever is freed, until `unpin` is given the same."""
+        self._frames.pin(rows)
+
+    def unpin(self, rows: I64) -> None:
+        self._frames.unpin(rows)
+
+    def pages_of(self, rows: I64) -> I64:
+        """The physical pages of bound frames."""
+        return self._frames.page.take(rows)
+
+    def swap_out(self, rows: I64, slots: I64) -> list[int]:
+        """Bound frames give up their pages, which are to be released; what they hold is in those host slots, -1 for
+        nothing of note."""
+        self.num_released += len(rows)
+        return self._frames.swap_out(rows, slots)
+
+    def swapped_rows(self) -> I64:
+        """Frames whose content is in host slots."""
+        return np.flatnonzero(self._frames.slot != UNBOUND)
+
+    def unbound(self, rows: I64) -> I64:
+        """Of the frames, those without a page."""
+        found: I64 = rows[self._frames.page.take(rows) == UNBOUND]
+        return found
+
+    def hold(self, rows: I64) -> Prepared:
+        """Pin frames for a command that only wants them bound."""
+        return self._pin(rows.copy(), [], [], [], [])
+
+    def take_restoring(self) -> list[tuple[int, int]]:
+        """Take out the host slots whose content is to be brought back, each with the page for it."""
+        found, self._frames.restoring = self._frames.restoring, []
+        return found
+
+    def take_dropped(self) -> list[int]:
+        """Take out the host slots that nobody wants any more."""
+        found, self._frames.dropped = self._frames.dropped, []
+        return found
+
     # --- pages known by their content ------------------------------------------------------------
 
     @property
@@ -194,7 +253,9 @@ class PageSpace(GrowingStaging):
         """Of the command's pages from `first` on, how many there are before one that has memory, or that a run is yet
         to get to."""
         rows = prepared.rows[first : prepared.num_pages]
-        is_used = (self._frames.page.take(rows) != UNBOUND) | (self._frames.unreached.take(rows) > 0)
+        frames = self._frames
+        is_used = (frames.page.take(rows) != UNBOUND) | (frames.slot.take(rows) != UNBOUND)
+        is_used |= frames.unreached.take(rows) > 0
         return int(np.argmax(is_used)) if is_used.any() else len(rows)
 
     def adopt_found(self, prepared: Prepared, first: int, pages: Sequence[int]) -> None:

@@ -1,17 +1,22 @@
-"""The line of lease requests that wait for pages: strict first come, first served, with deadlines.
+"""The line of lease requests that wait for pages, served by rank (`pieray.pages.rank`), with deadlines.
 
-Nobody overtakes: a small request behind a large one waits, so that the large one cannot starve.
+Who goes first is served first, and gets pages from those who rank lower if it must (`pieray.pages.relief`).  Pages that
+are too few for it go to the next in the meantime, but to nobody while others give up theirs for it; and once it has
+waited for `BACKFILL_S`, only to those who have pages already, and have to come to an end to give them back.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pieray.errors import OutOfPages, PierayError
+from pieray.errors import OutOfPages, PierayError, QuotaExceeded
 from pieray.pages.ledger import Holder, Lease, PageLedger
+from pieray.pages.rank import Rank, Ranks
+
+BACKFILL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +38,35 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class Waiting:
+    """A request in line.  Times are seconds, monotonic."""
+
     holder: Holder
     ticket: int
     count: int
-    since: float  # seconds, monotonic
+    since: float
     deadline: float
     hashes: Sequence[bytes]
 
 
 class LeaseLine:
-    """Lease requests over a ledger.  After anything came free, call `retry`; at `next_deadline`, `expire`."""
+    """Lease requests over a ledger.  After anything came free, call `retry`; at `next_deadline`, `expire`.
 
-    def __init__(self, ledger: PageLedger) -> None:
+    `quota_of` gives the pages that a tenant's programs may hold together; 0: as many as there are.
+    """
+
+    def __init__(self, ledger: PageLedger, ranks: Ranks | None = None, quota_of: Callable[[str], int] = lambda _: 0):
         self.ledger = ledger
-        self._line: OrderedDict[int, _Waiting] = OrderedDict()  # by arrival number
+        self.ranks = ranks if ranks is not None else Ranks(ledger)
+        self.num_waited = 0  # requests that had to wait, ever
+        self._quota_of = quota_of
+        self._line: OrderedDict[int, Waiting] = OrderedDict()  # by arrival number
         self._deadlines: list[tuple[float, int]] = []  # heap; entries of requests that left are skipped
         self._next = 0
         self._num_asked = 0  # pages that the line waits for
         self._asked: dict[Holder, int] = {}
+        self.kept_for: Holder | None = None
+        """Others give up pages for this one: nobody who ranks lower is given any."""
 
     def __len__(self) -> int:
         return len(self._line)
@@ -61,37 +76,86 @@ class LeaseLine:
         """Pages that must come free before the whole line is served; 0 with nobody waiting."""
         return max(0, self._num_asked - self.ledger.num_available)
 
+    def num_waiting(self) -> dict[str, int]:
+        """Requests in line by tenant."""
+        found: dict[str, int] = {}
+        for waiting in self._line.values():
+            tenant = self.ranks.tenant_of(waiting.holder)
+            found[tenant] = found.get(tenant, 0) + 1
+        return found
+
     def request(
         self, holder: Holder, ticket: int, count: int, now: float, deadline_s: float, hashes: Sequence[bytes] = ()
     ) -> Lease | None:
         """`count` pages at once, see `PageLedger.take`, or None: the request waits in line for up to `deadline_s`
         seconds.  With hashes `count` may be 0: such a request never waits.
 
-        Raises at once what waiting cannot mend, as `PageLedger.admit`: pages that the holder already waits for
-        count towards its limit.
+        Raises at once what waiting cannot mend: as `PageLedger.admit`, where pages that the holder already waits for
+        count towards its limit, and QuotaExceeded for more than its tenant may hold.
         """
-        self.ledger.admit(holder, count, self._asked.get(holder, 0), least=0 if hashes else 1)
-        if (not self._line or not count) and (lease := self.ledger.take(holder, count, hashes)) is not None:
+        asked = self._asked.get(holder, 0)
+        self.ranks.know(holder)
+        self.ledger.admit(holder, count, asked, least=0 if hashes else 1)
+        self._check_quota(holder, count, asked)
+        is_first = not count or (not self._line and self._has_quota(holder, count))
+        if is_first and (lease := self.ledger.take(holder, count, hashes)) is not None:
             return lease
-        self._line[self._next] = _Waiting(holder, ticket, count, now, now + deadline_s, hashes)
-        heapq.heappush(self._deadlines, (now + deadline_s, self._next))
-        self._next += 1
+        number, self._next = self._next, self._next + 1
+        self.num_waited += 1
+        self._line[number] = Waiting(holder, ticket, count, now, now + deadline_s, hashes)
+        heapq.heappush(self._deadlines, (now + deadline_s, number))
         self._num_asked += count
-        self._asked[holder] = self._asked.get(holder, 0) + count
+        self._asked[holder] = asked + count
         return None
 
     def retry(self, now: float) -> list[Granted]:
-        """Serve the line from its head as far as pages reach.  Requests past their deadline are skipped."""
-        granted = []
-        for number, waiting in list(self._line.items()) if self.ledger.num_available else ():
+        """Serve the line, first who ranks first, as far as pages reach.  Requests past their deadline are skipped."""
+        granted: list[Granted] = []
+        if not self._line or not self.ledger.num_available:
+            return granted
+        is_kept = is_for_holders = False
+        for _, number in self._order(now):
+            waiting = self._line[number]
             if waiting.deadline <= now:
+                continue
+            if waiting.count and (is_kept or (is_for_holders and not self.ledger.num_pages_of(waiting.holder))):
+                continue
+            if not self._has_quota(waiting.holder, waiting.count):
                 continue
             lease = self.ledger.take(waiting.holder, waiting.count, waiting.hashes)
             if lease is None:
-                break
+                is_kept = is_kept or waiting.holder == self.kept_for
+                is_for_holders = is_for_holders or now - waiting.since >= BACKFILL_S
+                continue
             self._remove(number)
+            self.ranks.granted(waiting.holder, now, now - waiting.since)
             granted.append(Granted(waiting.holder, waiting.ticket, lease))
+            if not self.ledger.num_available:
+                break
         return granted
+
+    def head(self, now: float) -> tuple[Rank, Waiting] | None:
+        """The request that goes first, among those that have not passed their deadline; and its rank."""
+        for rank, number in self._order(now):
+            if self._line[number].deadline > now:
+                return rank, self._line[number]
+        return None
+
+    def waits(self) -> dict[Holder, float]:
+        """Who waits, and since when."""
+        found: dict[Holder, float] = {}
+        for waiting in self._line.values():
+            found.setdefault(waiting.holder, waiting.since)
+        return found
+
+    def is_over_quota(self, waiting: Waiting) -> bool:
+        """Whether it waits for its own tenant to hold less."""
+        return not self._has_quota(waiting.holder, waiting.count)
+
+    def _order(self, now: float) -> list[tuple[Rank, int]]:
+        over = self.ranks.over_share(waiting.holder for waiting in self._line.values())
+        rank = self.ranks.rank
+        return sorted((rank(w.holder, now, over, now - w.since), number) for number, w in self._line.items())
 
     def expire(self, now: float) -> list[Refused]:
         """Requests whose deadline has come, with the error that each fails with (out-of-pages)."""
@@ -123,13 +187,27 @@ class LeaseLine:
         """Take all requests of a dead peer out of the line; returns their tickets, oldest first."""
         return self._cancel([n for n, w in self._line.items() if w.holder.peer_id == peer_id])
 
+    def _check_quota(self, holder: Holder, count: int, asked: int) -> None:
+        tenant = self.ranks.tenant_of(holder)
+        quota, held = self._quota_of(tenant), self.ledger.num_pages_of(holder)
+        if quota and held + asked + count > quota:
+            raise QuotaExceeded(f"tenants.{tenant}.pages: the limit is {quota}; this inferlet holds {held}, waits for "
+                                f"{asked} and asked for {count} more")  # fmt: skip
+
+    def _has_quota(self, holder: Holder, count: int) -> bool:
+        tenant = self.ranks.tenant_of(holder)
+        quota = self._quota_of(tenant)
+        return not quota or self.ranks.held_by_tenant().get(tenant, 0) + count <= quota
+
     def _cancel(self, numbers: list[int]) -> list[int]:
         return [self._remove(number).ticket for number in numbers]
 
-    def _remove(self, number: int) -> _Waiting:
+    def _remove(self, number: int) -> Waiting:
         waiting = self._line.pop(number)
         self._num_asked -= waiting.count
         self._asked[waiting.holder] -= waiting.count
         if not self._asked[waiting.holder]:
             del self._asked[waiting.holder]
+        if self.kept_for == waiting.holder:
+            self.kept_for = None
         return waiting

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +24,11 @@ from pieray.messages import (
     LeasePages,
     ListExports,
     Message,
+    OpenLease,
     PeerFenced,
+    Preempt,
+    Preempted,
+    Reclaimed,
     ReclaimSpare,
     ReleasePages,
     Unexport,
@@ -34,6 +39,8 @@ from pieray.pages.contents import Place
 from pieray.pages.exports import ExportTable, PinShares
 from pieray.pages.ledger import Holder, Lease, PageLedger
 from pieray.pages.line import Granted, LeaseLine, Refused
+from pieray.pages.rank import Facts, Ranks
+from pieray.pages.relief import Relief
 from pieray.pulse import PulsedLock
 from pieray.transport import Connection
 
@@ -41,7 +48,8 @@ log = logging.getLogger(__name__)
 
 RECLAIM_EVERY_S = 0.1
 """How often peers are asked for spare pages while requests wait: more may have come to be spare."""
-
+RECLAIM_ANSWER_S = 0.05
+"""How long programs keep their pages at most while a peer has not said what is spare."""
 
 BATCHER_AWAY_S = 30.0
 """How long the batcher may be away before it counts as dead: its link may have broken, or its process been frozen."""
@@ -60,9 +68,15 @@ class LeaseService:
     """
 
     def __init__(self, num_pages: int, *, pins: PinShares | None = None, on_failure: Callable[[], None] = _nothing,
-                 batcher_away_s: float = BATCHER_AWAY_S) -> None:  # fmt: skip
+                 batcher_away_s: float = BATCHER_AWAY_S, weight_of: Callable[[str], float] = lambda _: 1.0,
+                 quota_of: Callable[[str], int] = lambda _: 0) -> None:  # fmt: skip
+        """`weight_of`: a tenant's weight in shares of the pool; `quota_of`: the pages that it may hold, 0 for all."""
         self._ledger = PageLedger(num_pages)
-        self._line = LeaseLine(self._ledger)
+        self._ranks = Ranks(self._ledger, weight_of)
+        self._line = LeaseLine(self._ledger, self._ranks, quota_of)
+        self._relief = Relief(self._ledger, self._line)
+        self._idle: set[Holder] = set()  # as far as the last reclaim has told
+        self._unanswered: set[str] = set()  # peers that have not answered the last reclaim
         self._exports = ExportTable(self._ledger, pins)
         self._is_batcher_lost = False
         self._peers: dict[str, Connection] = {}
@@ -73,7 +87,8 @@ class LeaseService:
         self._batcher_error = "it has not connected yet"
         self._has_batcher = False  # has had one: before that no step can touch a page
         self._batcher_lost_at: float | None = None  # unless it comes back before
-        self._reclaim_at = 0.0
+        self._reclaim_at = self._relieve_at = 0.0
+        self._num_preempted = 0
         self._lock = PulsedLock()
         self._wake = threading.Condition(self._lock)  # type: ignore[arg-type]  # all that it needs of a lock
         self._is_closed = False
@@ -108,7 +123,10 @@ class LeaseService:
                 self._wake.notify()
             elif self._peers.get(conn.peer_id) is conn:
                 del self._peers[conn.peer_id]
+                self._unanswered.discard(conn.peer_id)
                 self._line.drop_peer(conn.peer_id)
+                self._relief.drop_peer(conn.peer_id)
+                self._ranks.drop_peer(conn.peer_id)
                 is_fenced = not self._has_batcher or conn.peer_id in self._fenced
                 self._fenced.discard(conn.peer_id)
                 self._ledger.drop_peer(conn.peer_id, fenced=is_fenced)
@@ -130,10 +148,23 @@ class LeaseService:
                 self._ledger.release(holder, np.frombuffer(message.pages, "<u4").tolist())
             elif isinstance(message, IndexPages):
                 self._enter(conn, message)
+            elif isinstance(message, OpenLease):
+                facts = Facts(message.tenant, message.priority, message.deadline or math.inf, message.born)
+                self._ranks.open(Holder(conn.peer_id, message.inferlet), facts)
             elif isinstance(message, CloseLease):
                 holder = Holder(conn.peer_id, message.inferlet)
                 self._line.cancel(holder)
+                self._relief.close(holder)
                 self._ledger.close(holder)
+                self._ranks.close(holder)
+            elif isinstance(message, Reclaimed):
+                self._unanswered.discard(conn.peer_id)
+                idle = np.frombuffer(message.idle, "<u4").tolist()
+                self._idle.update(Holder(conn.peer_id, inferlet) for inferlet in idle)
+            elif isinstance(message, Preempted):
+                holder = Holder(conn.peer_id, message.inferlet)
+                self._relief.answered(holder, time.monotonic(), is_whole=message.is_whole)
+                self._num_preempted += message.num_pages > 0
             elif isinstance(message, (ExportPages, ImportPages, Unexport, ListExports)):
                 self._serve_export(conn, message)
             else:
@@ -155,12 +186,14 @@ class LeaseService:
             raise PeerLost(f"the batcher has lost {conn.peer_id}; it leases no more")
         holder = Holder(conn.peer_id, message.inferlet)
         now = time.monotonic()
+        self._ranks.served(holder, message.num_tokens)
+        self._idle.discard(holder)
         lease = self._line.request(
             holder, message.ticket, message.count, now, message.deadline_s, _hashes(message.hashes)
         )
         if lease is not None:
             _post(conn, _granted(message.ticket, lease))
-        elif message.deadline_s > 0:
+        elif message.deadline_s > 0 and (not self._unanswered or now >= self._reclaim_at):
             self._reclaim(now)
 
     def _enter(self, conn: Connection, message: IndexPages) -> None:
@@ -183,9 +216,21 @@ class LeaseService:
             self._wake.notify()
 
     def _reclaim(self, now: float) -> None:
-        self._reclaim_at = now + RECLAIM_EVERY_S
+        """Ask what is spare and who is idle; `_relieve` goes on with the answers."""
+        self._reclaim_at, self._relieve_at = now + RECLAIM_EVERY_S, now + RECLAIM_ANSWER_S
+        self._unanswered = set(self._peers)
+        self._idle.clear()
         for peer in self._peers.values():
             _post(peer, ReclaimSpare(self._line.shortage))
+
+    def _relieve(self, now: float) -> None:
+        """Have programs give up pages for whoever goes first, once it is known what is spare."""
+        if not len(self._line) or (self._unanswered and now < self._relieve_at):
+            return
+        for holder in self._relief.choose(now, self._idle):
+            kept = np.asarray(self._ledger.kept_pages_of(holder), "<u4").tobytes()
+            if (peer := self._peers.get(holder.peer_id)) is not None:
+                _post(peer, Preempt(holder.inferlet, kept))
 
     def _settle(self) -> None:
         """Serve and expire the line; called with the lock held."""
@@ -199,6 +244,7 @@ class LeaseService:
             conn = self._peers.get(outcome.holder.peer_id)
             if conn is not None:
                 _post(conn, _answer(outcome))
+        self._relieve(now)
         if len(self._line):
             self._wake.notify()
 
@@ -230,7 +276,7 @@ class LeaseService:
                     self._exports.clear()
                     self._ledger.drop_index()
                 self._settle()
-                if self._line.shortage and now >= self._reclaim_at:
+                if len(self._line) and now >= self._reclaim_at:
                     self._reclaim(now)
             self._flush()
             if is_batcher_lost:
@@ -240,7 +286,7 @@ class LeaseService:
     def _idle_s(self) -> float | None:
         """Until there is something to do: for those who wait, or an export expires; None: nothing to come."""
         deadline, expiry, now = self._line.next_deadline(), self._exports.next_expiry(), time.monotonic()
-        waits = [] if deadline is None else [min(deadline - now, RECLAIM_EVERY_S)]
+        waits = [] if deadline is None else [min(deadline - now, RECLAIM_ANSWER_S)]
         waits += [] if expiry is None else [min(expiry - now, threading.TIMEOUT_MAX)]
         waits += [] if self._batcher_lost_at is None else [self._batcher_lost_at - now]
         return max(0.0, min(waits)) if waits else None
@@ -282,6 +328,9 @@ class LeaseService:
                 "indexed": self._ledger.num_indexed,
                 "found": self._ledger.num_found,
                 "waiting": len(self._line),
+                "waiting_by_tenant": self._line.num_waiting(),
+                "waited": self._line.num_waited,
+                "preempted": self._num_preempted,
                 "exports": len(self._exports),
                 "links": {"batcher": {"is_up": self._batcher is not None, "error": self._batcher_error}},
             }

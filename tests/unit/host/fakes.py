@@ -48,6 +48,7 @@ class FakeDevice:
         self.hashes: list[bytes] = []  # of each lease
         self.asked: list[Message] = []
         self.released: list[int] = []
+        self.preempted_pages: list[tuple[int, bool]] = []
         self.error: Exception | None = None
 
     def post(self, messages: Sequence[Message]) -> None:
@@ -55,12 +56,18 @@ class FakeDevice:
             raise self.error
         self.posted.extend(messages)
 
-    def lease(self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"") -> None:
+    def lease(
+        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0
+    ) -> None:
         if self.error is not None:
             raise self.error
         assert inferlet == NUMBER
         self.leases.append((count, deadline_s))
         self.hashes.append(hashes)
+
+    def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:
+        assert inferlet == NUMBER
+        self.preempted_pages.append((num_pages, is_whole))
 
     def ask_ledger(self, message: Message) -> None:
         if self.error is not None:

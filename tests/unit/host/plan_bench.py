@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 from arrays import u32
 from fakes import NUMBER, PAGE_SIZE, Bench, byte_tokenizer
@@ -17,11 +18,15 @@ from tests.support.digest_runner import DigestRunner
 class PlanBench(Bench):
     """`turn` is one exchange with the batcher: frames out, one step, frames back."""
 
-    def __init__(self, num_pages: int = 256, limits: Limits | None = None, **settings) -> None:
+    preempts: random.Random | None = None
+    """Set: now and then it has to give up all its pages, which come back at once."""
+
+    def __init__(self, num_pages: int = 256, limits: Limits | None = None, num_slots: int = 512, **settings) -> None:
         super().__init__(limits)
         self.runner = DigestRunner(PAGE_SIZE)
         spec = byte_tokenizer().spec
-        self.core = BatcherCore(self.runner, ModelSettings(page_size=PAGE_SIZE, **settings), tokenizer=spec)
+        self.core = BatcherCore(self.runner, ModelSettings(page_size=PAGE_SIZE, **settings), tokenizer=spec,
+                                num_swap_slots=num_slots)  # fmt: skip
         self.core.plans.vocab_size = 256
         self.free = list(range(num_pages))
         self.waiting: list[int] = []
@@ -30,6 +35,9 @@ class PlanBench(Bench):
     def pump(self) -> list:
         """Leases are granted, what is posted goes to the batcher; its answers at once."""
         while self.device.leases or self.device.posted:
+            if self.preempts is not None:
+                self.free += self.device.released
+                self.device.released.clear()
             leases, self.device.leases = self.device.leases, []
             for count, deadline in leases:
                 if count <= len(self.free):
@@ -63,7 +71,15 @@ class PlanBench(Bench):
                 found = message.value if isinstance(message, Completed) else error_from(message.code, message.message)
                 self.outbox.answered(message.ticket & 0xFFFFFFFF, found)
 
+    @property
+    def num_swapped(self) -> int:
+        """Host slots in use."""
+        return self.core.stats()["swap"]["used"]
+
     def turn(self) -> None:
+        if self.preempts is not None and self.preempts.random() < 0.3:
+            with self.state.lock:
+                self.outbox.preempt(())
         self.handlers.tickets_flush()
         self.pump()
         self.route(self.core.step(0.0))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 from arrays import NONE, u32
 from fakes import NUMBER, PAGE_SIZE, Bench, byte_tokenizer
 
 from pieray.config import Limits, ModelSettings
 from pieray.errors import PierayError, error_from
-from pieray.messages import Completed, Failed, IndexPages, PlanTokens, RunEnded, Sampled
+from pieray.messages import CancelInferlet, Completed, Failed, IndexPages, PlanTokens, RunEnded, Sampled
 from pieray.pages import export_calls
 from pieray.pages.contents import Place
 from pieray.pages.exports import ExportTable
 from pieray.pages.ledger import Holder, Lease, PageLedger
 from pieray.pages.line import Granted, LeaseLine
+from pieray.pages.rank import Facts
+from pieray.pages.relief import AGAIN_S, Relief
 from pieray.sched.core import BatcherCore
 from tests.support.digest_runner import DigestRunner
 
@@ -39,13 +43,22 @@ class Guest(Bench):
 class Group:
     """The guests, the ledger and the batcher; `turn` is one exchange of them all."""
 
-    def __init__(self, num_pages: int = 64, lease_pages: int = 2) -> None:
+    def __init__(
+        self, num_pages: int = 64, lease_pages: int = 2, relieves: random.Random | None = None, num_slots: int = 512
+    ) -> None:
+        """`relieves`: programs give up pages for others, and which of them are idle is left to chance; None: who lacks
+        pages fails, when nobody gives back any."""
         self.ledger = PageLedger(num_pages)
         self.line = LeaseLine(self.ledger)
         self.exports = ExportTable(self.ledger)
         self.runner = DigestRunner(PAGE_SIZE)
         spec = byte_tokenizer().spec
-        self.core = BatcherCore(self.runner, ModelSettings(page_size=PAGE_SIZE), tokenizer=spec)
+        self.core = BatcherCore(
+            self.runner, ModelSettings(page_size=PAGE_SIZE), tokenizer=spec, num_swap_slots=num_slots
+        )
+        self.relief = Relief(self.ledger, self.line)
+        self.relieves = relieves
+        self.now = 0.0
         self.core.plans.vocab_size = 256
         self.guests: dict[str, Guest] = {}
         self.num_launched = 0
@@ -55,18 +68,25 @@ class Group:
         guest = Guest(f"p{self.num_launched}", tenant, self.lease_pages)
         self.num_launched += 1
         self.guests[guest.name] = guest
+        self.line.ranks.open(guest.holder, Facts(tenant, born=self.num_launched))
         return guest
 
     def end(self, guest: Guest) -> None:
         """It ends: what it has comes back when nothing of it is in flight."""
         with guest.state.lock:
             guest.outbox.close()
-        self.run()
+        if self.relieves is None:
+            self.run()
         del self.guests[guest.name]
         self._serve(guest)
         self.line.cancel(guest.holder)
+        self.relief.close(guest.holder)
+        self.route(self.core.submit(guest.name, [CancelInferlet(0, NUMBER)], 0.0), gone=guest)
         self.ledger.close(guest.holder)
+        self.line.ranks.close(guest.holder)
         self.ledger.check()
+        if self.relieves is not None:
+            self.run()
 
     def _serve(self, guest: Guest) -> bool:
         """What a guest has asked of the ledger, told it and given back."""
@@ -87,19 +107,22 @@ class Group:
                 guest.outbox.ledger.answered(message.ticket & 0xFFFFFFFF, value)  # type: ignore[attr-defined]
         released, device.released = device.released, []
         self.ledger.release(guest.holder, released)
+        for _, is_whole in device.preempted_pages:
+            self.relief.answered(guest.holder, self.now, is_whole=is_whole)
+        device.preempted_pages.clear()
         leases, device.leases = device.leases, []
         hashes, device.hashes = device.hashes, []
         for (count, deadline), packed in zip(leases, hashes, strict=True):
             names = [packed[i : i + 16] for i in range(0, len(packed), 16)]
             try:
-                lease = self.line.request(guest.holder, 0, count, 0.0, deadline, names)
+                lease = self.line.request(guest.holder, 0, count, self.now, deadline, names)
             except PierayError as error:
                 guest.outbox.lease_failed(error)
                 continue
             if lease is not None:
                 guest.outbox.granted(*lease)
             elif deadline == 0:
-                self.refuse(0.0)
+                self.refuse(self.now)
         self.ledger.check()
         guest.pages.check()
         return bool(asked or released or leases)
@@ -112,7 +135,7 @@ class Group:
     def _grant(self) -> None:
         if self.line.shortage:
             self.exports.evict(self.line.shortage)
-        for granted in self.line.retry(0.0):
+        for granted in self.line.retry(self.now):
             assert isinstance(granted, Granted)
             lease: Lease = granted.lease
             self.guests[granted.holder.peer_id].outbox.granted(*lease)
@@ -134,9 +157,24 @@ class Group:
                     guest.outbox.ledger.release([*guest.pages.take_returned(), *guest.pages.surplus(keep=0)])
                     self._serve(guest)
             self._grant()
+            is_busy |= self._relieve()
 
-    def route(self, answers: object) -> None:
+    def _relieve(self) -> bool:
+        """Programs give up pages for whoever goes first; whether any is to."""
+        if self.relieves is None:
+            return False
+        idle = [g.holder for g in self.guests.values() if not g.outbox.num_outstanding and self.relieves.random() < 0.1]
+        chosen = self.relief.choose(self.now, idle)
+        for holder in chosen:
+            guest = self.guests[holder.peer_id]
+            with guest.state.lock:
+                guest.outbox.preempt(self.ledger.kept_pages_of(holder))
+        return bool(chosen)
+
+    def route(self, answers: object, gone: Guest | None = None) -> None:
         for peer, message in answers:  # type: ignore[attr-defined]
+            if gone is not None and peer == gone.name:
+                continue
             guest = self.guests[peer]
             if isinstance(message, PlanTokens):
                 for row in message.rows():
@@ -155,6 +193,7 @@ class Group:
                 guest.outbox.answered(message.ticket & 0xFFFFFFFF, found)
 
     def turn(self) -> None:
+        self.now += 0.01
         for guest in self.guests.values():
             guest.handlers.tickets_flush()
         self.pump()
@@ -170,7 +209,12 @@ class Group:
             most -= 1
             self.turn()
         assert most
-        if len(self.line):  # nobody will give anything back
+        if len(self.line) and self.relieves is not None:
+            assert most > 0, "they wait for ever"
+            self.now += AGAIN_S / 10
+            self.pump()
+            self.run(most - 1)
+        elif len(self.line):  # nobody will give anything back
             self.refuse(1e9)
             self.run(most)
 

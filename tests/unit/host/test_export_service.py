@@ -37,6 +37,9 @@ class Tenant:
     def reclaim(self) -> list[int]:
         return []
 
+    def is_idle(self, _now: float) -> bool:
+        return False
+
 
 @pytest.fixture
 def group() -> Iterator[Group]:

@@ -54,6 +54,15 @@ class Plans(RuleBasedStateMachine):
         bench.handlers.plans_start(plan)
         self.guests.append(Guest(prompt, plan, pages, most, draws=[(0, seed, temperature)]))
 
+    @rule()
+    def preempt(self) -> None:
+        """Others want its pages; they are back when it asks for them."""
+        with self.bench.state.lock:
+            self.bench.outbox.preempt(())
+        self.bench.turn()
+        self.bench.free += self.bench.device.released
+        self.bench.device.released.clear()
+
     @rule(count=st.integers(1, 5))
     def turn(self, count: int) -> None:
         for _ in range(count):

@@ -177,6 +177,8 @@ WAYS = {
     }),
     "llama": (LLAMA, {
         "a person is no call": (PERSON, PERSON, []),
+        "a function's name": ('{"type": "function", "function": "f", "parameters": {"x": 1}}', "", [F]),
+        "a function without arguments is none": ('{"function": "f"}', '{"function": "f"}', []),
         "the tag anywhere": ('Let me see. <|python_tag|>{"name": "f", "parameters": {"x": 1}}', "Let me see.", [F]),
         "text before and after": ('Well:\n{"name": "f", "parameters": {"x": 1}}\nThat was it.',
                                   "Well:\n\nThat was it.", [F]),

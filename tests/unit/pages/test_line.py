@@ -1,12 +1,13 @@
-"""LeaseLine: strict first come, first served; every request ends with pages or with an error."""
+"""LeaseLine: who ranks first is served first; every request ends with pages or with an error."""
 
 import pytest
 
-from pieray.errors import OutOfPages
+from pieray.errors import OutOfPages, QuotaExceeded
 from pieray.pages.ledger import Holder, Lease, PageLedger
-from pieray.pages.line import Granted, LeaseLine
+from pieray.pages.line import BACKFILL_S, Granted, LeaseLine
+from pieray.pages.rank import AGING_S, KEEP_S, SERVICE_TOKENS, Facts
 
-A, B, C = (Holder(f"peer-{name}", 1) for name in "abc")
+A, B, C, D = (Holder(f"peer-{name}", 1) for name in "abcd")
 
 
 def full_line(total: int = 8) -> LeaseLine:
@@ -22,21 +23,109 @@ def test_free_pages_are_granted_at_once():
     assert (len(line), line.shortage, line.next_deadline()) == (0, 0, None)
 
 
-def test_nobody_overtakes():
+def test_of_equals_who_came_first_is_served_first():
     line = full_line()
     assert line.request(B, 2, 5, 1.0, 30.0) is None
-    assert line.request(C, 3, 1, 2.0, 30.0) is None
-    assert line.shortage == 6
-    line.ledger.release(A, [0, 1])
-    assert line.retry(3.0) == []  # one would do for C, but B came first
-    assert line.request(A, 4, 1, 3.5, 30.0) is None  # nor may a newcomer
-    assert line.shortage == 5
-    line.ledger.release(A, [2, 3, 4, 5])
-    assert line.retry(4.0) == [Granted(B, 2, Lease([2, 3, 4, 5, 0], 0)), Granted(C, 3, Lease([1], 0))]
-    line.ledger.release(A, [6])
-    assert line.retry(5.0) == [Granted(A, 4, Lease([6], 0))]
+    assert line.request(C, 3, 2, 2.0, 30.0) is None
+    assert line.shortage == 7
+    line.ledger.release(A, [0, 1, 2, 3, 4])
+    assert line.retry(3.0) == [Granted(B, 2, Lease([0, 1, 2, 3, 4], 0))]
+    line.ledger.release(A, [5, 6, 7])
+    assert line.retry(4.0) == [Granted(C, 3, Lease([5, 6], 0))]
     assert (len(line), line.shortage, line.next_deadline()) == (0, 0, None)
     line.ledger.check()
+
+
+def test_pages_too_few_for_the_first_go_to_the_next_for_a_moment_and_then_only_to_who_has_pages():
+    line = full_line()
+    line.request(B, 2, 5, 1.0, 30.0)
+    line.request(C, 3, 1, 1.0, 30.0)
+    line.ledger.release(A, [0])
+    assert line.retry(1.1) == [Granted(C, 3, Lease([0], 0))]
+    line.request(D, 4, 1, 1.1, 30.0)
+    line.request(C, 5, 1, 1.1, 30.0)
+    line.ledger.release(A, [1])
+    assert line.retry(1.0 + BACKFILL_S) == [Granted(C, 5, Lease([1], 0))]  # D has none yet, and waits for B
+    line.ledger.release(A, [2])
+    assert line.retry(1.0 + BACKFILL_S) == []
+
+
+def test_nobody_is_served_while_others_give_up_pages_for_the_first():
+    line = full_line()
+    line.request(B, 2, 2, 1.0, 30.0)
+    line.request(C, 3, 1, 1.0, 30.0)
+    line.kept_for = B
+    line.ledger.release(A, [0])
+    assert line.retry(1.0) == []
+    line.ledger.release(A, [1])
+    assert line.retry(1.0) == [Granted(B, 2, Lease([1, 0], 0))]
+    assert line.kept_for is None
+    line.ledger.release(A, [2])
+    assert line.retry(1.0) == [Granted(C, 3, Lease([2], 0))]
+
+
+@pytest.mark.parametrize(
+    ("early", "late"),
+    [
+        (Facts(priority=0), Facts(priority=1)),
+        (Facts(), Facts(deadline=50.0)),
+        (Facts(deadline=60.0), Facts(deadline=50.0)),
+        (Facts(num_tokens=4096), Facts(num_tokens=100)),
+        (Facts(born=2.0), Facts(born=1.0)),
+        (Facts(tenant="greedy"), Facts(tenant="modest")),
+    ],
+)
+def test_rank_decides_who_goes_first(early, late):
+    line = LeaseLine(PageLedger(8))
+    line.ranks.open(A, Facts(tenant="greedy"))
+    line.ranks.open(B, early)
+    line.ranks.open(C, late)
+    line.request(A, 1, 8, 0.0, 99.0)
+    line.request(B, 2, 2, 1.0, 99.0)
+    line.request(C, 3, 2, 2.0, 99.0)
+    line.ledger.release(A, [0, 1])
+    assert line.retry(3.0) == [Granted(C, 3, Lease([0, 1], 0))]
+
+
+def test_service_up_to_a_point_makes_no_difference():
+    line = full_line()
+    for holder, tokens in ((B, SERVICE_TOKENS - 1), (C, 0)):
+        line.ranks.open(holder, Facts(num_tokens=tokens))
+        line.request(holder, 1, 2, 1.0, 99.0)
+    line.ledger.release(A, [0, 1])
+    assert [granted.holder for granted in line.retry(1.0)] == [B]
+
+
+def test_who_has_waited_goes_before_a_newcomer_of_the_next_priority_and_keeps_that_for_a_while():
+    line = full_line()
+    line.ranks.open(B, Facts(priority=0))
+    line.ranks.open(C, Facts(priority=1))
+    line.request(B, 2, 2, 0.0, 999.0)
+    line.request(C, 3, 2, AGING_S - 1, 999.0)
+    line.ledger.release(A, [0, 1])
+    first = line.head(AGING_S + 1)
+    assert first is not None
+    assert first[1].holder == B
+    assert line.head(AGING_S - 1)[1].holder == C
+    now = AGING_S + 1
+    assert [granted.holder for granted in line.retry(now)] == [B]
+    none = frozenset[str]()
+    assert line.ranks.rank(B, now, none) < line.ranks.rank(C, now, none)  # C cannot take it back at once
+    assert line.ranks.rank(B, now + KEEP_S, none) > line.ranks.rank(C, now + KEEP_S, none)
+
+
+def test_a_tenant_waits_for_its_own_quota_and_others_do_not():
+    line = LeaseLine(PageLedger(8), quota_of=lambda tenant: {"small": 3}.get(tenant, 0))
+    for holder, tenant in ((A, "small"), (B, "small"), (C, "large")):
+        line.ranks.open(holder, Facts(tenant=tenant))
+    with pytest.raises(QuotaExceeded, match=r"tenants.small.pages: the limit is 3; .*asked for 4 more"):
+        line.request(A, 1, 4, 0.0, 30.0)
+    assert line.request(A, 1, 2, 0.0, 30.0) == Lease([0, 1], 0)
+    assert line.request(B, 2, 2, 0.0, 30.0) is None
+    assert line.request(C, 3, 2, 0.0, 30.0) is None
+    assert line.retry(0.0) == [Granted(C, 3, Lease([2, 3], 0))]
+    line.ledger.release(A, [0])
+    assert line.retry(0.0) == [Granted(B, 2, Lease([0, 4], 0))]
 
 
 def test_deadline_fails_the_request_with_its_numbers_and_lets_the_next_through():

@@ -55,3 +55,30 @@ def test_the_count_of_queued_tokens_comes_back_to_nothing(as_row: bool, monkeypa
     desk.run()
     assert desk.ends == {1: "quota", 2: "quota"}
     assert desk.core._scheduler._num_queued_tokens == 0
+
+
+class PanicError(BaseException):
+    """What a panic of native code, of a grammar's or a tokenizer's, looks like: no Exception."""
+
+
+@pytest.mark.parametrize("error", [PanicError("native"), ValueError("ours")])
+@pytest.mark.parametrize("as_row", [True, False])
+def test_whatever_looking_at_a_token_throws_fails_that_plan_alone(
+    as_row: bool, error: BaseException, monkeypatch: pytest.MonkeyPatch
+):
+    desk = Desk()
+    monkeypatch.setattr(PlanCommand, "may_be_row", as_row)
+    desk.submit(start(1, [0, 1], [5], 7), start(2, [2, 3], [6], 7, inferlet=2))
+    desk.step()
+    look_at = PlanCommand.look_at
+
+    def looks(plan: PlanCommand, token: int) -> None:
+        if plan.ticket == 1:
+            raise error
+        look_at(plan, token)
+
+    desk.core._scheduler.table.rows["flags"] |= HOOKED
+    monkeypatch.setattr(PlanCommand, "look_at", looks)
+    desk.run()
+    assert desk.ends == {1: "internal", 2: ["length", ""]}
+    assert desk.core._scheduler._num_queued_tokens == 0

@@ -1,0 +1,87 @@
+"""How an inferlet gives up its pages for others, and goes on later as if nothing had been.
+
+The ResourceManager asks for it (`Preempt`).  Nothing new is sent then, plans are stopped after the step in progress,
+and when nothing is in flight any more, the batcher copies what the pages hold to host memory; then they are released:
+
+    going     is_going: plans stop, what is in flight is awaited
+    copying   ticket: the batcher copies
+    gone      frames have host slots in place of pages (`FrameTable`); plans are staged again
+
+From there on its commands wait for memory like any others'.  A frame that a command binds gets its content back ahead
+of that command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import numpy.typing as npt
+
+from pieray.errors import PierayError
+from pieray.host.commands import INTERNAL, wire_ticket
+from pieray.messages import DropSwapped, Message, SwapIn, SwapOut
+from pieray.pages.handles import PageSpace
+
+I64 = npt.NDArray[np.int64]
+_QUEUE = 0  # no guest's
+
+
+class Swap:
+    """Of one inferlet.  All methods are called with the instance's lock held."""
+
+    def __init__(self, inferlet: int, pages: PageSpace) -> None:
+        self._inferlet = inferlet
+        self._pages = pages
+        self.is_going = False
+        self.ticket: int | None = None  # under which the batcher answers
+        self._kept: frozenset[int] = frozenset()
+        self._rows = np.zeros(0, np.int64)  # whose content is being copied
+        self._empty = self._rows  # that hold nothing of note
+        self.num_out = 0  # pages copied out, ever
+
+    def begin(self, kept: Collection[int]) -> None:
+        """All pages but those are to be given up."""
+        self.is_going, self._kept = True, frozenset(kept)
+
+    def copy(self, ticket: int) -> Message | None:
+        """Nothing is in flight: the copying of what the pages hold; None if nothing does, then call `end`."""
+        self._rows, self._empty = self._pages.swappable(self._kept)
+        self._pages.pin(self._rows)
+        self._pages.pin(self._empty)
+        self.ticket = ticket
+        if not len(self._rows):
+            return None
+        pages = self._pages.pages_of(self._rows).astype("<u4").tobytes()
+        return SwapOut(wire_ticket(self._inferlet, ticket), self._inferlet, _QUEUE, 0, pages)
+
+    def end(self, result: object) -> tuple[list[int], bool]:
+        """The batcher's answer, slots or an error; the pages to be released, and whether that is all there were."""
+        slots = np.frombuffer(result, "<u4").astype(np.int64) if isinstance(result, bytes) else self._rows[:0]
+        rows, self.is_going, self.ticket = self._rows, False, None
+        self.num_out += len(slots)
+        pages = self._pages.swap_out(rows[: len(slots)], slots)
+        pages += self._pages.swap_out(self._empty, np.full(len(self._empty), -1))
+        self._unpin()
+        return pages, len(slots) == len(rows) and not isinstance(result, PierayError)
+
+    def ahead(self) -> list[Message]:
+        """What is to be sent before anything that uses pages bound by now, and what is to be told."""
+        messages: list[Message] = []
+        if restoring := self._pages.take_restoring():
+            slots, pages = np.array(restoring, "<u4").T
+            messages.append(SwapIn(wire_ticket(self._inferlet, INTERNAL), self._inferlet, _QUEUE, 0, slots.tobytes(),
+                                   pages.tobytes()))  # fmt: skip
+        if dropped := self._pages.take_dropped():
+            messages.append(DropSwapped(self._inferlet, np.array(dropped, "<u4").tobytes()))
+        return messages
+
+    def stop(self) -> None:
+        """The device is lost, or the guest has ended."""
+        self.is_going, self.ticket = False, None
+        self._unpin()
+
+    def _unpin(self) -> None:
+        self._pages.unpin(self._rows)
+        self._pages.unpin(self._empty)
+        self._rows = self._empty = self._rows[:0]

@@ -1,0 +1,114 @@
+"""Who goes first where pages are short, and who gives them up first: one order of programs for both.
+
+From first to last: programs of a tenant that has no more than its share, then the higher priority, then the earlier
+deadline, then who has had less service, then the older family.  Nothing starves: a request that waits gains a priority
+with every `AGING_S`, and what it has gained stays with the program for `KEEP_S` once it has its pages, so that it gets
+on before somebody takes them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pieray.pages.ledger import Holder, PageLedger
+
+AGING_S = 30.0
+"""A request that has waited so long goes before one of the next higher priority that has just come."""
+KEEP_S = 2.0
+SERVICE_TOKENS = 1024
+"""Service up to here is all one; from here on each doubling makes a difference."""
+
+
+class Rank(NamedTuple):
+    """The lesser goes first."""
+
+    is_over_share: bool
+    priority: int  # less one for each, so that the higher is the lesser
+    deadline: float
+    service: int
+    born: float
+    number: int  # of the program: no two are equal
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a program is ranked by.  Times are seconds since the epoch."""
+
+    tenant: str = ""
+    priority: int = 0
+    deadline: float = math.inf
+    born: float = 0.0  # when the first of its family was launched
+    number: int = 0
+    num_tokens: int = 0  # that it has had computed, as far as known
+    gained: int = 0  # priority, by waiting
+    kept_until: float = 0.0  # what it has gained; of the clock of waits
+
+
+class Ranks:
+    """Facts of holders, and their order.  `weight_of` gives a tenant's weight in shares of the pool."""
+
+    def __init__(self, ledger: PageLedger, weight_of: Callable[[str], float] = lambda _: 1.0) -> None:
+        self._ledger = ledger
+        self._weight_of = weight_of
+        self._facts: dict[Holder, Facts] = {}
+        self._unknown = Facts()
+        self._num_opened = 0
+
+    def open(self, holder: Holder, facts: Facts) -> None:
+        """A program has begun."""
+        self._num_opened += 1
+        facts.number = self._num_opened
+        self._facts[holder] = facts
+
+    def know(self, holder: Holder) -> None:
+        """A program asks for pages, perhaps one that nothing is known of."""
+        if holder not in self._facts:
+            self.open(holder, Facts())
+
+    def close(self, holder: Holder) -> None:
+        self._facts.pop(holder, None)
+
+    def drop_peer(self, peer_id: str) -> None:
+        for holder in [holder for holder in self._facts if holder.peer_id == peer_id]:
+            del self._facts[holder]
+
+    def served(self, holder: Holder, num_tokens: int) -> None:
+        """So many tokens were computed for it, ever."""
+        if (facts := self._facts.get(holder)) is not None:
+            facts.num_tokens = num_tokens
+
+    def granted(self, holder: Holder, now: float, waited_s: float) -> None:
+        """It has pages that it has waited for."""
+        if waited_s >= AGING_S and (facts := self._facts.get(holder)) is not None:
+            facts.gained, facts.kept_until = int(waited_s / AGING_S), now + KEEP_S
+
+    def tenant_of(self, holder: Holder) -> str:
+        return self._facts.get(holder, self._unknown).tenant
+
+    def held_by_tenant(self) -> dict[str, int]:
+        """Pages held by tenant; one that several programs have counts for each."""
+        held: dict[str, int] = defaultdict(int)
+        for holder, num_pages in self._ledger.held().items():
+            held[self.tenant_of(holder)] += num_pages
+        return held
+
+    def over_share(self, waiting: Iterable[Holder]) -> frozenset[str]:
+        """Tenants that hold more than their share of the pool, among those that hold pages or wait for some."""
+        held = self.held_by_tenant()
+        tenants = {*held, *map(self.tenant_of, waiting)}
+        total = sum(map(self._weight_of, tenants))
+        if len(tenants) < 2 or total <= 0:
+            return frozenset()
+        share = self._ledger.total / total
+        return frozenset(tenant for tenant in tenants if held.get(tenant, 0) > share * self._weight_of(tenant))
+
+    def rank(self, holder: Holder, now: float, over: frozenset[str], waited_s: float = 0.0) -> Rank:
+        """Of a program, with a request that has waited so long; `over` as `over_share` gives it."""
+        facts = self._facts.get(holder, self._unknown)
+        gained = max(int(waited_s / AGING_S), facts.gained if now < facts.kept_until else 0)
+        service = (facts.num_tokens // SERVICE_TOKENS).bit_length()
+        return Rank(facts.tenant in over, -facts.priority - gained, facts.deadline, service, facts.born, facts.number)

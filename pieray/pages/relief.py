@@ -1,0 +1,128 @@
+"""Relief: which programs give up their pages when whoever goes first in the line lacks some.
+
+Pages that nobody uses have gone before: the cached ones, exports that are not pinned, what was leased ahead of need.
+Then, whole programs at a time: those that are idle (they wait for a client, a child, a tool, a timer), whatever their
+rank; then those that rank lower, the lowest first.  Nobody gives up anything unless all together it is enough, so that
+whoever ranks highest always gets on, and nothing is given up in vain.
+
+    line    | C wants 6 |            pool of 16
+    holds   A 8 (idle)  B 6  D 2     rank C < B < D: A gives up 8, and B and D go on
+
+A program that has given up its pages keeps what they held (`pieray.host.swap`) and waits in line like any other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+
+from pieray.pages.ledger import Holder, PageLedger
+from pieray.pages.line import LeaseLine, Waiting
+from pieray.pages.rank import Rank
+
+AGAIN_S = 1.0
+"""A program that could not give up all that it has is not asked again before."""
+ANSWER_S = 5.0
+"""Pages that were asked for are counted on for so long."""
+
+
+class Relief:
+    """Times are seconds, monotonic."""
+
+    def __init__(self, ledger: PageLedger, line: LeaseLine) -> None:
+        self._ledger = ledger
+        self._line = line
+        self._asked: dict[Holder, float] = {}  # to give up their pages; when they count on no more
+        self._rests: dict[Holder, float] = {}  # not to be asked before
+        self.num_idle = 0  # times that an idle program was asked, ever
+        self.num_running = 0  # the same of running ones
+
+    @property
+    def num_asked(self) -> int:
+        """Programs that are giving up their pages."""
+        return len(self._asked)
+
+    def choose(self, now: float, idle: Collection[Holder]) -> list[Holder]:
+        """Programs to be asked now; each answers, and `answered` is called."""
+        self._line.kept_for = None
+        head = self._line.head(now)
+        self._asked = {holder: until for holder, until in self._asked.items() if until > now}
+        self._rests = {holder: until for holder, until in self._rests.items() if until > now}
+        if head is None:
+            return []
+        rank, waiting = head
+        chosen = self._choose(rank, waiting, now, idle)
+        if chosen or self._asked:
+            self._line.kept_for = waiting.holder
+        for holder in chosen:
+            self._asked[holder] = now + ANSWER_S
+            if holder in idle:
+                self.num_idle += 1
+            else:
+                self.num_running += 1
+        return chosen
+
+    def answered(self, holder: Holder, now: float, *, is_whole: bool) -> None:
+        """The program has given up what it could; whether that was all."""
+        self._asked.pop(holder, None)
+        if not is_whole:
+            self._rests[holder] = now + AGAIN_S
+
+    def close(self, holder: Holder) -> None:
+        """The program has ended."""
+        self._asked.pop(holder, None)
+        self._rests.pop(holder, None)
+
+    def drop_peer(self, peer_id: str) -> None:
+        for holder in [h for h in (*self._asked, *self._rests) if h.peer_id == peer_id]:
+            self.close(holder)
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _choose(self, rank: Rank, waiting: Waiting, now: float, idle: Collection[Holder]) -> list[Holder]:
+        ledger, ranks = self._ledger, self._line.ranks
+        tenant = None
+        wanted = waiting.count - ledger.num_available
+        if self._line.is_over_quota(waiting):
+            tenant, wanted = ranks.tenant_of(waiting.holder), waiting.count
+        count = _Count(ledger)
+        for holder in self._asked:
+            wanted -= count.given_up_by(holder)
+        if wanted <= 0:
+            return []
+        over = ranks.over_share([waiting.holder])
+        since = self._line.waits()
+        found: list[tuple[bool, Rank, Holder]] = []
+        for holder in ledger.held():
+            if holder == waiting.holder or holder in self._asked or holder in self._rests:
+                continue
+            if tenant is not None and ranks.tenant_of(holder) != tenant:
+                continue
+            its = ranks.rank(holder, now, over, now - since.get(holder, now))
+            if holder in idle or its > rank:
+                found.append((holder in idle, its, holder))
+        chosen = []
+        for _, _, holder in sorted(found, reverse=True):  # idle ones first, then the lowest rank
+            if not ledger.num_given_up_by(holder):
+                continue
+            chosen.append(holder)
+            wanted -= count.given_up_by(holder)
+            if wanted <= 0:
+                return chosen
+        return []
+
+
+class _Count:
+    """Pages that come to be available as one program after the other gives up its own."""
+
+    def __init__(self, ledger: PageLedger) -> None:
+        self._ledger = ledger
+        self._less: Counter[int] = Counter()  # references that are gone by then
+
+    def given_up_by(self, holder: Holder) -> int:
+        pages: Iterable[tuple[int, int]] = self._ledger.references(holder)
+        num = 0
+        for page, references in pages:
+            self._less[page] += 1
+            num += self._less[page] == references
+        return num
