@@ -18,12 +18,15 @@ import json
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from common import machine
+from prefix import roomy_model
 
 import pieray
 from pieray.errors import PierayError
@@ -238,15 +241,20 @@ async def soak(engine: pieray.Engine, seconds: float) -> dict[str, Any]:
     return {**num, "error": errors[0] if errors else ""}
 
 
-def start(name: str, num_pages: int, swap: bool) -> pieray.Engine:
-    model = {"num_pages": num_pages, "swap_memory_bytes": (4 << 30) if swap else 0}
+def start(name: str, path: str, num_pages: int, *, swap: bool) -> pieray.Engine:
+    model = {"path": path, "num_pages": num_pages, "swap_memory_bytes": (4 << 30) if swap else 0}
     return pieray.start(namespace=f"bench-pressure-{name}", model=model, inferlets_per_actor=512, prefix_cache=True)
 
 
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     rng = random.Random(3)
-    with start("ample", AMPLE, True) as ample, start("swap", POOL, True) as swap, start("none", POOL, False) as none:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start("ample", path := str(roomy_model(Path(folder))), AMPLE, swap=True) as ample,
+        start("swap", path, POOL, swap=True) as swap,
+        start("none", path, POOL, swap=False) as none,
+    ):
         pools: dict[str, pieray.Engine] = {"ample": ample, "swap": swap, "no_swap": none}
         if not given.without:
             del pools["no_swap"]

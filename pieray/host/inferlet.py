@@ -196,6 +196,8 @@ class Inferlet:
         self._unpark()
 
     def reclaim(self) -> list[int]:
+        if not self._pages.has_unused:
+            return []
         with self._state.lock:
             return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
 

@@ -156,6 +156,11 @@ class PageSpace(GrowingStaging):
         return pages
 
     @property
+    def has_unused(self) -> bool:
+        """Whether there are pages that could be released."""
+        return bool(self._frames.spare or self._frames.returned)
+
+    @property
     def num_reserved(self) -> int:
         """Spare pages that the guest has asked for, and that are not for others."""
         return self._frames.num_reserved

@@ -114,10 +114,8 @@ class LeaseLine:
         if not self._line or not self.ledger.num_available:
             return granted
         is_kept = is_for_holders = False
-        for _, number in self._order(now):
+        for _, number in sorted(self._ranked(now)):
             waiting = self._line[number]
-            if waiting.deadline <= now:
-                continue
             if waiting.count and (is_kept or (is_for_holders and not self.ledger.num_pages_of(waiting.holder))):
                 continue
             if not self._has_quota(waiting.holder, waiting.count):
@@ -136,10 +134,8 @@ class LeaseLine:
 
     def head(self, now: float) -> tuple[Rank, Waiting] | None:
         """The request that goes first, among those that have not passed their deadline; and its rank."""
-        for rank, number in self._order(now):
-            if self._line[number].deadline > now:
-                return rank, self._line[number]
-        return None
+        first = min(self._ranked(now), default=None)
+        return None if first is None else (first[0], self._line[first[1]])
 
     def waits(self) -> dict[Holder, float]:
         """Who waits, and since when."""
@@ -152,10 +148,11 @@ class LeaseLine:
         """Whether it waits for its own tenant to hold less."""
         return not self._has_quota(waiting.holder, waiting.count)
 
-    def _order(self, now: float) -> list[tuple[Rank, int]]:
+    def _ranked(self, now: float) -> list[tuple[Rank, int]]:
+        """Requests that have not passed their deadline, by number, with their ranks."""
         over = self.ranks.over_share(waiting.holder for waiting in self._line.values())
         rank = self.ranks.rank
-        return sorted((rank(w.holder, now, over, now - w.since), number) for number, w in self._line.items())
+        return [(rank(w.holder, now, over, now - w.since), n) for n, w in self._line.items() if w.deadline > now]
 
     def expire(self, now: float) -> list[Refused]:
         """Requests whose deadline has come, with the error that each fails with (out-of-pages)."""

@@ -9,7 +9,7 @@ on before somebody takes them.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -55,6 +55,7 @@ class Ranks:
         self._ledger = ledger
         self._weight_of = weight_of
         self._facts: dict[Holder, Facts] = {}
+        self._num_of: Counter[str] = Counter()  # programs by tenant
         self._unknown = Facts()
         self._num_opened = 0
 
@@ -62,7 +63,9 @@ class Ranks:
         """A program has begun."""
         self._num_opened += 1
         facts.number = self._num_opened
+        self.close(holder)
         self._facts[holder] = facts
+        self._num_of[facts.tenant] += 1
 
     def know(self, holder: Holder) -> None:
         """A program asks for pages, perhaps one that nothing is known of."""
@@ -70,11 +73,15 @@ class Ranks:
             self.open(holder, Facts())
 
     def close(self, holder: Holder) -> None:
-        self._facts.pop(holder, None)
+        """The program has ended."""
+        if (facts := self._facts.pop(holder, None)) is not None:
+            self._num_of[facts.tenant] -= 1
+            if not self._num_of[facts.tenant]:
+                del self._num_of[facts.tenant]
 
     def drop_peer(self, peer_id: str) -> None:
         for holder in [holder for holder in self._facts if holder.peer_id == peer_id]:
-            del self._facts[holder]
+            self.close(holder)
 
     def served(self, holder: Holder, num_tokens: int) -> None:
         """So many tokens were computed for it, ever."""
@@ -98,10 +105,12 @@ class Ranks:
 
     def over_share(self, waiting: Iterable[Holder]) -> frozenset[str]:
         """Tenants that hold more than their share of the pool, among those that hold pages or wait for some."""
+        if len(self._num_of) < 2:
+            return frozenset()
         held = self.held_by_tenant()
         tenants = {*held, *map(self.tenant_of, waiting)}
         total = sum(map(self._weight_of, tenants))
-        if len(tenants) < 2 or total <= 0:
+        if total <= 0:
             return frozenset()
         share = self._ledger.total / total
         return frozenset(tenant for tenant in tenants if held.get(tenant, 0) > share * self._weight_of(tenant))

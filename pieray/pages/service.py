@@ -48,8 +48,12 @@ log = logging.getLogger(__name__)
 
 RECLAIM_EVERY_S = 0.1
 """How often peers are asked for spare pages while requests wait: more may have come to be spare."""
+RECLAIM_LEAST_S = 0.01
+"""How often at most, for requests that have just come."""
 RECLAIM_ANSWER_S = 0.05
 """How long programs keep their pages at most while a peer has not said what is spare."""
+RELIEVE_LEAST_S = 0.002
+"""How often at most it is looked for programs that might give up their pages."""
 
 BATCHER_AWAY_S = 30.0
 """How long the batcher may be away before it counts as dead: its link may have broken, or its process been frozen."""
@@ -87,7 +91,7 @@ class LeaseService:
         self._batcher_error = "it has not connected yet"
         self._has_batcher = False  # has had one: before that no step can touch a page
         self._batcher_lost_at: float | None = None  # unless it comes back before
-        self._reclaim_at = self._relieve_at = 0.0
+        self._reclaimed_at = self._relieved_at = -RECLAIM_EVERY_S
         self._num_preempted = 0
         self._lock = PulsedLock()
         self._wake = threading.Condition(self._lock)  # type: ignore[arg-type]  # all that it needs of a lock
@@ -159,10 +163,12 @@ class LeaseService:
                 self._ranks.close(holder)
             elif isinstance(message, Reclaimed):
                 self._unanswered.discard(conn.peer_id)
+                self._relieved_at = -math.inf
                 idle = np.frombuffer(message.idle, "<u4").tolist()
                 self._idle.update(Holder(conn.peer_id, inferlet) for inferlet in idle)
             elif isinstance(message, Preempted):
                 holder = Holder(conn.peer_id, message.inferlet)
+                self._relieved_at = -math.inf
                 self._relief.answered(holder, time.monotonic(), is_whole=message.is_whole)
                 self._num_preempted += message.num_pages > 0
             elif isinstance(message, (ExportPages, ImportPages, Unexport, ListExports)):
@@ -193,7 +199,7 @@ class LeaseService:
         )
         if lease is not None:
             _post(conn, _granted(message.ticket, lease))
-        elif message.deadline_s > 0 and (not self._unanswered or now >= self._reclaim_at):
+        elif message.deadline_s > 0 and now >= self._reclaimed_at + RECLAIM_LEAST_S and not self._unanswered:
             self._reclaim(now)
 
     def _enter(self, conn: Connection, message: IndexPages) -> None:
@@ -217,7 +223,7 @@ class LeaseService:
 
     def _reclaim(self, now: float) -> None:
         """Ask what is spare and who is idle; `_relieve` goes on with the answers."""
-        self._reclaim_at, self._relieve_at = now + RECLAIM_EVERY_S, now + RECLAIM_ANSWER_S
+        self._reclaimed_at = now
         self._unanswered = set(self._peers)
         self._idle.clear()
         for peer in self._peers.values():
@@ -225,8 +231,10 @@ class LeaseService:
 
     def _relieve(self, now: float) -> None:
         """Have programs give up pages for whoever goes first, once it is known what is spare."""
-        if not len(self._line) or (self._unanswered and now < self._relieve_at):
+        is_early = self._unanswered and now < self._reclaimed_at + RECLAIM_ANSWER_S
+        if not len(self._line) or is_early or now < self._relieved_at + RELIEVE_LEAST_S:
             return
+        self._relieved_at = now
         for holder in self._relief.choose(now, self._idle):
             kept = np.asarray(self._ledger.kept_pages_of(holder), "<u4").tobytes()
             if (peer := self._peers.get(holder.peer_id)) is not None:
@@ -276,7 +284,7 @@ class LeaseService:
                     self._exports.clear()
                     self._ledger.drop_index()
                 self._settle()
-                if len(self._line) and now >= self._reclaim_at:
+                if len(self._line) and now >= self._reclaimed_at + RECLAIM_EVERY_S:
                     self._reclaim(now)
             self._flush()
             if is_batcher_lost:
