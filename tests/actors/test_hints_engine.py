@@ -1,4 +1,4 @@
-"""Hints on a running engine whose pool is too small: idle programs give way, go on, and say what they would have said."""
+"""Hints on a running engine whose pool is too small: idle programs give way, go on, and say what they would have."""
 
 from __future__ import annotations
 
