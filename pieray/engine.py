@@ -350,7 +350,8 @@ class Engine:
 
         instance_id, name, state ("running", "done", "failed", "killed"), error (its code and first line, or ""),
         tenant, user, parent (an instance id, or ""), priority, started_at and ended_at (Unix time; None: it runs),
-        cpu_time_s, pages, output_bytes, tokens_computed, tokens_found (run, and there already).
+        cpu_time_s, pages, output_bytes, tokens_computed, tokens_found (run, and there already),
+        pages_swapped (given up for others for a while).
         """
         found: list[dict[str, Any]] = self._ask("ps")
         return found

@@ -199,7 +199,7 @@ class Inferlet:
         if not self._pages.has_unused:
             return []
         with self._state.lock:
-            return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
+            return self._outbox.reclaim()
 
     def is_idle(self, now: float) -> bool:
         return self._outbox.is_idle(now)
@@ -242,9 +242,13 @@ class Inferlet:
             "cpu_time_s": guest.cpu_time_s if guest else 0.0,
             "pages": self._pages.num_handles,
             "output_bytes": self.log.output_bytes,
-            "tokens_computed": self._outbox.num_computed,
-            "tokens_found": self._outbox.num_found,
+            **self.usage(),
         }
+
+    def usage(self) -> dict[str, int]:
+        """See `Outbox.usage`."""
+        with self._state.lock:
+            return self._outbox.usage()
 
     def _unpark(self) -> None:
         if self._guest is not None:
@@ -315,6 +319,7 @@ class EndedInferlet:
         self.log = inferlet.log
         self.started = inferlet.started
         self._status = {**inferlet.status(), "pages": 0}
+        self._usage = inferlet.usage()
 
     @property
     def num_bytes(self) -> int:
@@ -339,3 +344,6 @@ class EndedInferlet:
 
     def status(self) -> dict[str, Any]:
         return self._status
+
+    def usage(self) -> dict[str, int]:
+        return self._usage
