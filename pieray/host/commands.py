@@ -98,6 +98,10 @@ class Command:
             [list(c) for c in self.prepared.copies],
         )  # fmt: skip
 
+    def messages(self, inferlet: int) -> list[Message]:
+        """All that it takes, in order; the answer to the last is the command's."""
+        return [self.message(inferlet)]
+
     def trace(self, lineage: Lineage) -> None:
         """The command is sent, and its copies with it: note what it writes, as far as that is known."""
         if self.prepared.frame_copies:

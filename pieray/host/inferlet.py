@@ -63,7 +63,7 @@ class Inferlet:
         self._tickets = TicketTable(limits.tickets)
         self._outbox = Outbox(number, device, self._pages, self._tickets, lease_pages=lease_pages,
                               page_wait_s=limits.page_wait_s, call_later=self._call_later, lineage=lineage,
-                              prefixes=prefixes if prefix_cache else None,
+                              prefixes=prefixes if prefix_cache else None, pool_pages=model.num_pages,
                               transfers=Transfers(limits.pass_bytes, services.transfers))  # fmt: skip
         self._mailbox = Mailbox(limits, self._tickets)
         self._state = InstanceState(

@@ -13,6 +13,7 @@ from pieray.errors import DeviceLost, InvalidRequest, PierayError, QuotaExceeded
 from pieray.host.commands import INTERNAL, TICKET_MASK, Command, Pass, Queue, Restore, Run, wire_ticket
 from pieray.host.ledger import GRACE_S, CallLater, Cancellable, Device, LedgerClient, no_answer
 from pieray.host.prefixes import LEAST_PAGES, Prefixes
+from pieray.host.rebuild import Rebuild
 from pieray.host.swap import Swap
 from pieray.host.tickets import Kind, Ticket, TicketTable
 from pieray.host.transfers import Transfers
@@ -49,9 +50,10 @@ class Outbox:
     def __init__(
         self, inferlet: int, device: Device, pages: PageSpace, tickets: TicketTable, *, lease_pages: int,
         page_wait_s: float, transfers: Transfers, call_later: CallLater, lineage: Lineage,
-        prefixes: Prefixes | None = None,
+        prefixes: Prefixes | None = None, pool_pages: int = 0,
     ) -> None:  # fmt: skip
-        """`prefixes` None: all is computed, whatever pages there are."""
+        """`prefixes` None: all is computed, whatever pages there are.  `pool_pages`: pages of the device group, 0 for
+        unknown: then nothing is dropped that would have to be computed again."""
         self._inferlet = inferlet
         self._device = device
         self._pages = pages
@@ -77,7 +79,7 @@ class Outbox:
         self._num_pins = 0
         self._num_expected = 0  # pages in use that are to be leased ahead of need; 0: no more than usual
         self._active_at = time.monotonic()  # when a command was last enqueued, or ended
-        self.swap = Swap(inferlet, pages)
+        self.swap = Swap(inferlet, pages, lineage, pool_pages)
         self._host_queue = Queue(0)  # of commands of the host's own
         self.passes: dict[int, Pass] = {}
         self.transfers = transfers
@@ -250,6 +252,15 @@ class Outbox:
         self._device.preempted(self._inferlet, len(pages), is_whole=is_whole)
         self._pump()
 
+    def _rebuild_first(self, rows: I64) -> None:
+        """The next command uses frames that are lost: the next is the one that computes them again."""
+        if (rebuild := self.swap.rebuild(self._tickets.number(), self._host_queue, rows)) is not None:
+            self._num_flushed += 1
+        else:
+            rebuild = next(c for c in self._staged if isinstance(c, Rebuild) and self._pages.is_lost(c.prepared.rows))
+            self._staged.remove(rebuild)
+        self._staged.appendleft(rebuild)
+
     def restore(self, rows: I64) -> int | None:
         """The frames are to have their memory back; the command's ticket, or None if they have it."""
         rows = self._pages.unbound(rows)
@@ -264,7 +275,7 @@ class Outbox:
     def prefetch(self) -> None:
         """The program is about to go on: what was given up for others is brought back."""
         if self._pages.num_swapped and not self.swap.is_going and not self._staged:
-            self.restore(self._pages.swapped_rows())
+            self.restore(self._pages.away_rows())
 
     # --- sending -----------------------------------------------------------------------------------
 
@@ -280,6 +291,9 @@ class Outbox:
         self._num_lacking = 0
         while self._num_flushed and not self.swap.is_going:
             command = self._staged[0]
+            if not isinstance(command, Rebuild) and self._pages.is_lost(command.prepared.rows):
+                self._rebuild_first(command.prepared.rows)
+                continue
             if self._is_to_be_found(command) or not self._bind(command, messages):
                 break
             messages += self.swap.ahead()
@@ -301,7 +315,7 @@ class Outbox:
                 self._runs[command.ticket] = command
             if command.prepared.copies and command.writes_behind_copies:
                 messages.append(self._copy_on_write(command))
-            messages.append(command.message(self._inferlet))
+            messages += command.messages(self._inferlet)
         if not self.swap.is_going:
             messages += self._grow_runs()
         messages += self.swap.ahead()
@@ -527,6 +541,8 @@ class Outbox:
             if isinstance(command, Run) or command.num_computed >= self._pages.page_size:
                 self._enter(command)
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
+        if isinstance(command, Rebuild):
+            self._pages.end_rebuild(command.prepared)
         self._tickets.resolve(command.ticket, value)
         self.transfers.ended(command.ticket)
         if isinstance(command, Pass):

@@ -21,12 +21,14 @@ class FrameTable:
     content: it is never written to again, and goes to `returned` in place of `spare`.
 
     What a frame without a page holds may be in a *host slot* of the batcher: it is brought back (`restoring`) to the
-    page that the frame is bound to next, and given up (`dropped`) with the frame.
+    page that the frame is bound to next, and given up (`dropped`) with the frame.  What a frame that is *lost* held is
+    nowhere: it is to be computed again, see `pieray.host.rebuild`.
     """
 
     def __init__(self) -> None:
         self.page: I64 = np.full(16, UNBOUND, np.int64)  # physical page
         self.slot: I64 = np.full(16, UNBOUND, np.int64)  # host slot, of a frame without a page
+        self.is_lost = np.zeros(16, np.bool_)  # frames without page and host slot, that had content
         self.refs: I64 = np.zeros(16, np.int64)  # handles
         self.in_flight: I64 = np.zeros(16, np.int64)  # commands staged and not finished
         self.unreached: I64 = np.zeros(16, np.int64)  # of those, plans that may still get here
@@ -64,6 +66,7 @@ class FrameTable:
     def bind_one(self, row: int) -> None:
         """Give an unbound row the next spare page."""
         self.page[row] = page = self.spare.pop()
+        self.is_lost[row] = False
         if self.slot[row] != UNBOUND:
             self.restoring.append((int(self.slot[row]), page))
             self.slot[row] = UNBOUND
@@ -77,6 +80,11 @@ class FrameTable:
         self.num_swapped += int(np.count_nonzero(slots != UNBOUND))
         self.is_shared[rows] = self.is_indexed[rows] = False
         return pages
+
+    def new_unreferenced(self, count: int) -> I64:
+        """Rows without a handle, for a command that is about to pin them: they are recycled when it has finished."""
+        self._num_unreferenced += count
+        return self.new(count, refs=0)
 
     def adopt(self, rows: I64, pages: list[int], written: npt.NDArray[np.uint64]) -> None:
         """The new frames are pages of an export, with those slots written."""
@@ -137,6 +145,7 @@ class FrameTable:
             len(set(slots)) == len(slots)
             and self.num_swapped == int(np.count_nonzero(self.slot != UNBOUND))
             and not ((self.slot != UNBOUND) & ((self.page != UNBOUND) | ~is_used)).any()
+            and not (self.is_lost & ((self.slot != UNBOUND) | (self.page != UNBOUND) | ~is_used)).any()
             and num_granted == len(pages) + num_released
             and len(set(own)) == len(own)
             and shared.isdisjoint(own)
@@ -167,6 +176,7 @@ class FrameTable:
             self.dropped.append(int(self.slot[row]))
             self.slot[row] = UNBOUND
             self.num_swapped -= 1
+        self.is_lost[row] = False
         self.written[row] = 0
         self.ident[row] = 0
         self._free.append(row)
@@ -181,6 +191,7 @@ class FrameTable:
         )
         self.is_shared = np.concatenate((self.is_shared, np.zeros(size, np.bool_)))
         self.is_indexed = np.concatenate((self.is_indexed, np.zeros(size, np.bool_)))
+        self.is_lost = np.concatenate((self.is_lost, np.zeros(size, np.bool_)))
         self.written = np.concatenate((self.written, np.zeros(size, np.uint64)))
         self._free[:0] = range(2 * size - 1, size - 1, -1)
 

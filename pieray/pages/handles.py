@@ -228,9 +228,34 @@ class PageSpace(GrowingStaging):
         self.num_released += len(rows)
         return self._frames.swap_out(rows, slots)
 
-    def swapped_rows(self) -> I64:
-        """Frames whose content is in host slots."""
-        return np.flatnonzero(self._frames.slot != UNBOUND)
+    def end_rebuild(self, prepared: Prepared) -> None:
+        """The command has finished, or has failed: then what the frames held counts as not written."""
+        self._frames.is_lost[[row for row, _ in prepared.writes]] = False
+
+    def lose(self, rows: I64) -> list[int]:
+        """Bound frames give up their pages, which are to be released; what they hold is to be computed again."""
+        pages = self.swap_out(rows, np.full(len(rows), UNBOUND))
+        self._frames.is_lost[rows] = True
+        return pages
+
+    def away_rows(self) -> I64:
+        """Frames whose content is in host slots, or lost."""
+        return np.flatnonzero((self._frames.slot != UNBOUND) | self._frames.is_lost)
+
+    def is_lost(self, rows: I64) -> bool:
+        """Whether one of the frames is to be computed again."""
+        return bool(self._frames.is_lost.take(rows).any())
+
+    def stage_rebuild(self, idents: Sequence[int], lost_idents: Sequence[int]) -> Prepared:
+        """Pin, for a command that computes lost frames again, the frames of those identities, in order: the lost ones
+        themselves, and others in place of those that are gone or have their content."""
+        frames = self._frames
+        lost = np.flatnonzero(frames.is_lost & np.isin(frames.ident, lost_idents))
+        row_of = dict(zip(frames.ident.take(lost).tolist(), lost.tolist(), strict=True))
+        rows = np.array([row_of.get(ident, -1) for ident in idents], np.int64)
+        rows[rows < 0] = frames.new_unreferenced(int(np.count_nonzero(rows < 0)))
+        writes = [(row, int(frames.written[row])) for row in row_of.values()]
+        return self._pin(rows, [], writes, [], [])
 
     def unbound(self, rows: I64) -> I64:
         """Of the frames, those without a page."""
@@ -263,7 +288,7 @@ class PageSpace(GrowingStaging):
         to get to."""
         rows = prepared.rows[first : prepared.num_pages]
         frames = self._frames
-        is_used = (frames.page.take(rows) != UNBOUND) | (frames.slot.take(rows) != UNBOUND)
+        is_used = (frames.page.take(rows) != UNBOUND) | (frames.slot.take(rows) != UNBOUND) | frames.is_lost.take(rows)
         is_used |= frames.unreached.take(rows) > 0
         return int(np.argmax(is_used)) if is_used.any() else len(rows)
 

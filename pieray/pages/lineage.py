@@ -150,11 +150,11 @@ class Lineage:
             raise Unsupported(
                 f"these pages cannot be rebuilt: their log was given up, or has passed {self.max_bytes} bytes"
             )
-        return _joined(self._needed(frames), self._page_size)
+        return _joined(steps_for(self._log, frames, self._page_size), self._page_size)
 
     def compact(self) -> None:
         """Keep only what live frames need."""
-        self._log = _joined(self._needed(self._live_frames()), self._page_size)
+        self._log = _joined(steps_for(self._log, self._live_frames(), self._page_size), self._page_size)
         self.num_bytes = sum(step.num_bytes for step in self._log)
         self._limit = min(max(2 * self.num_bytes, SMALL_BYTES), self.max_bytes)
         if self.num_bytes > self.max_bytes:
@@ -166,20 +166,22 @@ class Lineage:
         if self.num_bytes > self._limit:
             self.compact()
 
-    def _needed(self, frames: Iterable[int]) -> list[Step]:
-        """Backwards: a step is needed if a slot that it writes is wanted; then what it reads is wanted before it."""
-        wanted = defaultdict(int, dict.fromkeys(frames, _ALL_SLOTS))
-        found: list[Step] = []
-        for step in reversed(self._log):
-            writes = step.writes(self._page_size)
-            if any(wanted.get(frame, 0) & bits for frame, bits in writes):
-                found.append(step)
-                for frame, bits in writes:
-                    wanted[frame] &= ~bits
-                for frame, bits in step.reads(self._page_size):
-                    wanted[frame] |= bits
-        found.reverse()
-        return found
+
+def steps_for(steps: Sequence[Step], frames: Iterable[int], page_size: int) -> list[Step]:
+    """Of the steps, those that the content of `frames` needs: backwards, a step is needed if a slot that it writes is
+    wanted; then what it reads is wanted before it."""
+    wanted = defaultdict(int, dict.fromkeys(frames, _ALL_SLOTS))
+    found: list[Step] = []
+    for step in reversed(steps):
+        writes = step.writes(page_size)
+        if any(wanted.get(frame, 0) & bits for frame, bits in writes):
+            found.append(step)
+            for frame, bits in writes:
+                wanted[frame] &= ~bits
+            for frame, bits in step.reads(page_size):
+                wanted[frame] |= bits
+    found.reverse()
+    return found
 
 
 def _joined(steps: Iterable[Step], page_size: int) -> list[Step]:

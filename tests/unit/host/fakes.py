@@ -114,7 +114,7 @@ class Bench:
         self.tickets = TicketTable(self.limits.tickets)
         found = Prefixes(NUMBER, self.device, self.pages, lineage, tenant=tenant or "", model="fake")
         self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0,
-                             prefixes=None if tenant is None else found,
+                             prefixes=None if tenant is None else found, pool_pages=info.num_pages,
                              transfers=Transfers(self.limits.pass_bytes, self.services.transfers),
                              call_later=self.call_later, lineage=lineage)  # fmt: skip
         self.log = EventLog("it", self.limits)
