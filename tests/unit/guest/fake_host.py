@@ -256,6 +256,10 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
         self._check(all(int(page) in self.pages for page in pages), f"pages {pages}")
         self.idle_at.append(self.clock)
 
+    def kv_reserve(self, count: int) -> int:
+        self.unsent[ticket := self._new_ticket()] = None
+        return ticket
+
     def kv_pin(self) -> None:
         self.num_pins += 1
 
