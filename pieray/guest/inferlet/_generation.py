@@ -91,7 +91,7 @@ class Generation:
         self._owns_grammar = False
         self._on_token = on_token
         self._deadline_s = None if deadline_s is None else _convert.number("deadline_s", deadline_s, 0)
-        self._deadline = 0.0  # by the loop's clock
+        self._deadline: float | None = None  # by the loop's clock, from when it begins to draw
         self._source: Source | None = None
         self._texts: Texts | None = None
         self._parts: list[str] = []
@@ -147,9 +147,7 @@ class Generation:
         num_left = context._room_for(self._rules.max_tokens)
         texts = self._texts = Texts(context.model, self._rules.strings, self.tokens, context._tokens)
         source = self._begin(open_source(context, self._draws, num_left, texts))
-        draw = self._draw
-        if self._deadline_s is not None:
-            self._deadline, draw = asyncio.get_running_loop().time() + self._deadline_s, self._draw_in_time
+        draw = self._draw if self._deadline_s is None else self._draw_in_time
         try:
             if num_left and self._grammar is not None:
                 self._draws.matcher = await self._open_grammar()
@@ -197,9 +195,12 @@ class Generation:
 
     async def _draw_in_time(self, source: Source, num_left: int, *, sends: bool) -> tuple[Source, Drawn]:  # noqa: ARG002
         """The same, and nothing once the deadline has passed.  What it gives is sent here: none of it may be lost."""
+        loop = asyncio.get_running_loop()
+        if self._deadline is None:
+            self._deadline = loop.time() + (self._deadline_s or 0)
         try:
             async with asyncio.timeout_at(self._deadline) as timeout:
-                if asyncio.get_running_loop().time() < self._deadline:
+                if loop.time() < self._deadline:
                     return await self._draw(source, num_left, sends=False)
         except TimeoutError:
             if not timeout.expired():
