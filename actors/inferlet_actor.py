@@ -48,7 +48,7 @@ class InferletActor(ServingActor):
         self._device.open(Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
         self._services = Services.of(self.config)
         self._services.broker = BrokerClient(peer_id=self.peer_id, token=token)
-        self._services.children = ChildService(ControllerLauncher(self.config), self.config.limits,
+        self._services.children = ChildService(ControllerLauncher(self.config, token), self.config.limits,
                                                peer_id=self.peer_id, token=token,
                                                timers=self._services.timers)  # fmt: skip
         self.set_adapters(models[0]["adapters"])

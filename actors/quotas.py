@@ -82,6 +82,8 @@ class Quotas:
     def _taken(self, tenant: str, instance_id: str, most: int) -> bool:
         with self._lock:
             found = self._by_tenant.setdefault(tenant, set())
+            if instance_id in found:  # it is sent once more
+                return True
             if len(found) >= most:
                 return False
             found.add(instance_id)

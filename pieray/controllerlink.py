@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from pieray.errors import ActorGone, NoAnswer, PeerLost, PierayError
+from pieray.controllercalls import ControllerCalls
+from pieray.errors import ActorGone, DeadlineExceeded, NoAnswer, PeerLost, PierayError
 from pieray.messages.controller import Ask
 from pieray.messages.frame import Message
 from pieray.transport import Connection, Endpoint, PendingCalls, connect
+
+log = logging.getLogger(__name__)
+
+DOOR_S = 30.0
+"""For the Controller to say where its socket is."""
 
 
 class ControllerLink:
@@ -50,6 +58,10 @@ class ControllerLink:
 
         return answer
 
+    @property
+    def is_open(self) -> bool:
+        return self._conn.is_open
+
     def close(self) -> None:
         """Hang up.  Idempotent."""
         self._conn.close("the client has closed its engine handle")
@@ -61,3 +73,43 @@ class ControllerLink:
 
     def on_close(self, conn: Connection, error: PeerLost) -> None:
         self._calls.fail_all(conn, error)
+
+
+class LaunchPath:
+    """How a process with a Ray handle of the Controller launches: through the Controller's socket, if it has one, at
+    which as many may wait as its line holds; as a Ray actor it takes on few calls at a time, in order of arrival.
+
+    Thread-safe.
+    """
+
+    def __init__(self, calls: ControllerCalls, token: str) -> None:
+        """`calls` go to the actor."""
+        self._calls = calls
+        self._token = token
+        self._door: tuple[ControllerLink, ControllerCalls] | None = None
+        self._lock = threading.Lock()
+
+    def calls(self) -> ControllerCalls:
+        """The way to take now; dialled when it is first needed, and again when it has broken.
+
+        Raises ActorGone, NoAnswer.
+        """
+        with self._lock:
+            if self._door is not None and self._door[0].is_open:
+                return self._door[1]
+            endpoint = self._calls.ask("door", timeout_s=DOOR_S)
+            if not endpoint:
+                return self._calls
+            try:
+                link = ControllerLink(Endpoint.from_wire(endpoint), self._token)
+            except (PeerLost, DeadlineExceeded) as error:
+                log.info("the Controller's socket cannot be reached, launches go by Ray calls: %s", error)
+                return self._calls
+            self._door = link, ControllerCalls(link.begin)
+            return self._door[1]
+
+    def close(self) -> None:
+        """Hang up.  Idempotent."""
+        with self._lock:
+            if self._door is not None:
+                self._door[0].close()

@@ -16,7 +16,7 @@ import pieray.config
 from pieray.adapters import AdapterFacts, read_adapter
 from pieray.config import Config, from_mapping
 from pieray.controllercalls import ControllerCalls
-from pieray.controllerlink import ControllerLink
+from pieray.controllerlink import ControllerLink, LaunchPath
 from pieray.errors import (
     DeadlineExceeded,
     DeviceLost,
@@ -79,6 +79,7 @@ class Engine:
         self.on_close: Callable[[], None] = _nothing
         """Called when this handle has been closed."""
         self._token: str = controller.token if isinstance(controller, ControllerLink) else self._ask("token")
+        self._launching = None if isinstance(controller, ControllerLink) else LaunchPath(self._calls, self._token)
         self._placements = Placements(self._granted)
         self._installed = InstalledPrograms(lambda spec: self._ask("resolve", spec))
         self._links = ActorLinks(peer_id=f"client-{os.getpid()}-{secrets.token_hex(4)}", token=self._token)
@@ -278,7 +279,8 @@ class Engine:
         message = launch.by_name
         frame = frame_of(message)
         try:
-            wire = self._calls.launch(frame, self.config.launch_wait_s)
+            calls = self._calls if self._launching is None else self._launching.calls()
+            wire = calls.launch(frame, self.config.launch_wait_s)
         except NoAnswer:
             self._calls.tell("kill", message.instance_id, "its launch was given up")
             raise
@@ -348,7 +350,8 @@ class Engine:
 
         instance_id, name, state ("running", "done", "failed", "killed"), error (its code and first line, or ""),
         tenant, user, parent (an instance id, or ""), priority, started_at and ended_at (Unix time; None: it runs),
-        cpu_time_s, pages, output_bytes, tokens_computed, tokens_found (run, and there already).
+        cpu_time_s, pages, output_bytes, tokens_computed, tokens_found (run, and there already),
+        pages_swapped (given up for others for a while).
         """
         found: list[dict[str, Any]] = self._ask("ps")
         return found
@@ -480,6 +483,8 @@ class Engine:
         finally:
             if isinstance(self._controller, ControllerLink):
                 self._controller.close()
+            elif self._launching is not None:
+                self._launching.close()
             if self._owns_ray:
                 _leave_ray()
             self.on_close()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pieray.deadlines import Deadline
 from pieray.errors import DeadlineExceeded, EngineError, PeerLost, PierayError
 from pieray.messages import (
+    AskUsage,
     Attach,
     AwaitStart,
     Bind,
@@ -166,6 +167,10 @@ class ActorLink:
     def await_start(self, instance_id: str, timeout: float | None) -> None:
         """Return once the inferlet runs; raises why it never will."""
         self._call(lambda ticket: AwaitStart(ticket, instance_id), timeout)
+
+    def usage(self, instance_id: str, timeout: float | None) -> dict[str, int]:
+        found: dict[str, int] = self._call(lambda ticket: AskUsage(ticket, instance_id), timeout)
+        return found
 
     def send_text(self, instance_id: str, text: str, timeout: float | None) -> None:
         self._call(lambda ticket: SendText(ticket, instance_id, text), timeout)

@@ -53,6 +53,8 @@ class Link(Protocol):
 
     def kill(self, instance_id: str, reason: str, timeout: float | None) -> None: ...
 
+    def usage(self, instance_id: str, timeout: float | None) -> dict[str, int]: ...
+
 
 class Process:
     """Handle of a running inferlet.  Iterating gives its texts as they come; `result` its return value.
@@ -60,7 +62,7 @@ class Process:
     Every `timeout` is in seconds; None and inf wait for ever, what has passed (0 and below) raises DeadlineExceeded
     where it would wait, NaN raises InvalidRequest.
     Thread-safe.  Each iterator starts from the first event, so several may read the same process.  On an event loop:
-    `async for`, `await process` or `wait`, `aevents`, `asend`, `asend_file`, `akill`.
+    `async for`, `await process` or `wait`, `aevents`, `asend`, `asend_file`, `ausage`, `akill`.
     """
 
     def __init__(self, instance_id: str, name: str, link: Link) -> None:
@@ -116,6 +118,14 @@ class Process:
         if not self._has_ended:
             self._link.kill(self.id, reason, timeout)
 
+    def usage(self, timeout: float | None = 30.0) -> dict[str, int]:
+        """What the inferlet has used so far, or has used, if it has ended: tokens_computed, tokens_found (they were
+        there already) and pages_swapped (given up for others for a while), as `runtime.usage` tells it.
+
+        Raises NotFound (it ended long ago), PeerLost, DeadlineExceeded.
+        """
+        return self._link.usage(self.id, timeout)
+
     async def asend(self, text: str, timeout: float | None = 30.0) -> None:
         """`send` for an event loop."""
         await off_loop(self.send, text, timeout)
@@ -123,6 +133,10 @@ class Process:
     async def asend_file(self, name: str, data: bytes | str | PathLike[str], timeout: float | None = 120.0) -> None:
         """`send_file` for an event loop."""
         await off_loop(self.send_file, name, data, timeout)
+
+    async def ausage(self, timeout: float | None = 30.0) -> dict[str, int]:
+        """`usage` for an event loop."""
+        return await off_loop(self.usage, timeout)
 
     async def akill(self, reason: str = "killed by its client", timeout: float | None = 30.0) -> None:
         """`kill` for an event loop."""

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-THREADS = 4
+THREADS = 32
+"""For launches of children, most of which wait for a place then; they are made as they are needed."""
 RETRY_S = 0.2
 WAIT_S = 60.0
 """For a thread to launch it: tenants, and parents, take turns."""

@@ -14,6 +14,7 @@ from pieray.host.files import Uploads
 from pieray.host.mcp.client_side import ClientServers
 from pieray.host.session import EventLog, Sink
 from pieray.messages import (
+    AskUsage,
     Attach,
     AwaitStart,
     Bind,
@@ -34,7 +35,7 @@ from pieray.transport import Connection
 log = logging.getLogger(__name__)
 
 
-Request = LaunchHere | Attach | AwaitStart | SendText | SendFile | ServeTools | Kill
+Request = LaunchHere | Attach | AskUsage | AwaitStart | SendText | SendFile | ServeTools | Kill
 
 
 class ClientService:
@@ -59,7 +60,7 @@ class ClientService:
             if isinstance(message, Bind):
                 self._bind(conn, message)
                 continue
-            if not isinstance(message, (LaunchHere, Attach, AwaitStart, SendText, SendFile, ServeTools, Kill)):
+            if not isinstance(message, Request):
                 log.warning("client %s sent %s, which is none of its business", conn.peer_id, type(message).__name__)
                 continue
             try:
@@ -72,12 +73,14 @@ class ClientService:
             self._launch(conn, message)
             return
         inferlet = self._host.find(message.instance_id)
-        value = None
+        value: bool | dict[str, int] | None = None
         if isinstance(message, AwaitStart):
             inferlet.started.add_done_callback(lambda started: _tell_start(conn, message.ticket, started))
             return
         if isinstance(message, Attach):
             value = not self._attach(conn, inferlet.log, message.cursor)
+        elif isinstance(message, AskUsage):
+            value = inferlet.usage()
         elif isinstance(message, SendText):
             inferlet.deliver(message.text)
         elif isinstance(message, SendFile):

@@ -37,7 +37,7 @@ class PageRequests:
         except BaseException:
             state.tickets.drop((ticket,))
             raise
-        state.outbox.expect()
+        state.outbox.wake()
         self._num_coming += short
 
         def granted(result: Any) -> None:

@@ -197,7 +197,7 @@ class Inferlet:
 
     def reclaim(self) -> list[int]:
         with self._state.lock:
-            return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
+            return self._outbox.reclaim()
 
     def is_idle(self, now: float) -> bool:
         return self._outbox.is_idle(now)
@@ -240,9 +240,13 @@ class Inferlet:
             "cpu_time_s": guest.cpu_time_s if guest else 0.0,
             "pages": self._pages.num_handles,
             "output_bytes": self.log.output_bytes,
-            "tokens_computed": self._outbox.num_computed,
-            "tokens_found": self._outbox.num_found,
+            **self.usage(),
         }
+
+    def usage(self) -> dict[str, int]:
+        """See `Outbox.usage`."""
+        with self._state.lock:
+            return self._outbox.usage()
 
     def _unpark(self) -> None:
         if self._guest is not None:
@@ -313,6 +317,7 @@ class EndedInferlet:
         self.log = inferlet.log
         self.started = inferlet.started
         self._status = {**inferlet.status(), "pages": 0}
+        self._usage = inferlet.usage()
 
     @property
     def num_bytes(self) -> int:
@@ -337,3 +342,6 @@ class EndedInferlet:
 
     def status(self) -> dict[str, Any]:
         return self._status
+
+    def usage(self) -> dict[str, int]:
+        return self._usage

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import DeviceLost, PierayError, QuotaExceeded
+from pieray.errors import DeviceLost, InvalidRequest, PierayError, QuotaExceeded
 from pieray.host.commands import INTERNAL, TICKET_MASK, Command, Pass, Queue, Restore, Run, wire_ticket
 from pieray.host.ledger import GRACE_S, CallLater, Cancellable, Device, LedgerClient, no_answer
 from pieray.host.prefixes import LEAST_PAGES, Prefixes
@@ -74,7 +74,8 @@ class Outbox:
         self._num_flushed = 0
         self._num_lacking = 0  # pages for runs without which the first of what is staged cannot go
         self._is_idle = False  # nothing is leased ahead of need until there is a command again
-        self.is_pinned = False  # its memory is not taken for being idle
+        self._num_pins = 0
+        self._num_expected = 0  # pages in use that are to be leased ahead of need; 0: no more than usual
         self._active_at = time.monotonic()  # when a command was last enqueued, or ended
         self.swap = Swap(inferlet, pages)
         self._host_queue = Queue(0)  # of commands of the host's own
@@ -86,6 +87,14 @@ class Outbox:
     def num_computed(self) -> int:
         """Tokens that were computed."""
         return self._num_computed + sum(run.num_computed for run in self._runs.values())
+
+    def usage(self) -> dict[str, int]:
+        """Tokens computed, tokens that were there already, and pages that were given up for others, so far."""
+        return {
+            "tokens_computed": self.num_computed,
+            "tokens_found": self.num_found,
+            "pages_swapped": self.swap.num_out,
+        }
 
     @property
     def num_outstanding(self) -> int:
@@ -160,18 +169,41 @@ class Outbox:
         commands = (*self._in_flight.values(), *self._staged)
         return {c.ticket for c in commands if any(row in rows for row, _ in c.prepared.writes)}
 
-    def expect(self) -> None:
+    def wake(self) -> None:
         """The guest prepares for commands: `idle` is over."""
         self._is_idle = False
 
+    def expect(self, num_pages: int) -> None:
+        """So many pages more will be used soon: they are leased ahead of need, as far as there are any."""
+        self.wake()
+        self._num_expected = max(self._num_expected, self._pages.num_bound + num_pages) if num_pages else 0
+        self._lease_ahead()
+
+    def reclaim(self) -> list[int]:
+        """Take out what is leased ahead of need, others want it; no more than usual is leased again."""
+        self._num_expected = 0
+        return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
+
     def idle(self) -> None:
-        """No command will come for a while: memory leased ahead of need goes back, and no more is."""
-        self._is_idle = True
+        """No command will come for a while: memory leased ahead of need goes back, no more is, and others may have the
+        rest at once."""
+        self._is_idle, self._num_expected = True, 0
         self._give_back()
+
+    def pin(self) -> None:
+        """It does not count as idle until `unpin` has been called as often."""
+        self._num_pins += 1
+
+    def unpin(self) -> None:
+        """Raises InvalidRequest unless it is pinned."""
+        if not self._num_pins:
+            raise InvalidRequest("unpin: this inferlet is not pinned, or was unpinned as often as pinned")
+        self._num_pins -= 1
 
     def is_idle(self, now: float) -> bool:
         """Whether it has pages, and has had nothing to compute for a while, or is not going to."""
-        if self.num_outstanding or self._is_lease_needed or self.is_pinned or not self._pages.num_bound:
+        is_waiting = self.num_outstanding or (self._is_leasing and self._is_lease_needed)
+        if is_waiting or self._num_pins or not self._pages.num_bound:
             return False
         return self._is_idle or now - self._active_at >= IDLE_S
 
@@ -213,7 +245,7 @@ class Outbox:
     def _swapped(self, result: object) -> None:
         pages, is_whole = self.swap.end(result)
         pages += self._pages.surplus(keep=0)
-        self._is_idle = True
+        self._is_idle, self._num_expected = True, 0
         self.ledger.release(pages)
         self._device.preempted(self._inferlet, len(pages), is_whole=is_whole)
         self._pump()
@@ -345,7 +377,8 @@ class Outbox:
 
         Only need waits in line: a request ahead of need is granted at once or not at all.
         """
-        is_enough = self._is_idle or self._pages.num_spare * 2 >= self._lease_pages
+        expected = self._num_lacking_ahead()
+        is_enough = self._is_idle or (self._pages.num_spare * 2 >= self._lease_pages and not expected)
         if self._is_leasing or self._is_closed or (is_enough and not self._staged and not self._runs):
             return
         if self.swap.is_going:
@@ -357,7 +390,7 @@ class Outbox:
         if short == 0 and wanted == 0 and is_enough and looking is None:
             return
         self._is_leasing, self._is_lease_needed = True, short + num_lacking > 0 or looking is not None
-        count = short + num_lacking if self._is_lease_needed else max(wanted, self._lease_pages)
+        count = short + num_lacking if self._is_lease_needed else max(wanted, expected, self._lease_pages)
         wait_s = self._page_wait_s if self._is_lease_needed else 0.0
         hashes, self._looking = b"" if looking is None else b"".join(looking.hashes or ()), looking
         try:
@@ -365,6 +398,13 @@ class Outbox:
             self._lease_timer = self.ledger.call_later(wait_s + GRACE_S, self._lease_overdue)
         except DeviceLost as error:
             self._fail_lease(error)
+
+    def _num_lacking_ahead(self) -> int:
+        """Pages that are expected to be used, and that there are not; what is reached is expected no more."""
+        ahead = self._num_expected - self._pages.num_bound
+        if ahead <= 0:
+            self._num_expected = 0
+        return max(0, ahead - self._pages.num_spare)
 
     def _lease_overdue(self) -> None:
         """The ResourceManager promises an answer in time: this one is frozen, or out of reach."""
@@ -415,6 +455,8 @@ class Outbox:
     def _fail_lease(self, error: PierayError) -> None:
         self._is_leasing = False
         self._adopt(())
+        if not self._is_lease_needed and self._num_expected:  # fewer may be there
+            self._num_expected -= -(-self._num_lacking_ahead() // 2)
         starving = next((run for run in self._runs.values() if run.is_starving()), None)
         if not self._num_flushed and starving is None:
             return

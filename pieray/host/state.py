@@ -119,6 +119,9 @@ class InstanceState:
         `settle` is told whether the guest takes the result, unless this is False.
         """
         is_wanted = self.tickets.resolve(ticket, result, settle)
+        if is_wanted and self.pages.num_swapped:
+            with self.lock:
+                self.outbox.prefetch()
         self.wake()
         return is_wanted
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from pieray.messages.children import Bind
     from pieray.messages.client import (
+        AskUsage,
         Attach,
         AwaitStart,
         Event,
@@ -92,6 +93,7 @@ __all__ = [
     "PRIVATE",
     "SCHEMA",
     "Ask",
+    "AskUsage",
     "Attach",
     "AwaitStart",
     "Bind",

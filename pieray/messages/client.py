@@ -63,6 +63,15 @@ def read_file_part(payload: bytes) -> tuple[dict[str, Any], bytes]:
     return json.loads(head), data
 
 
+@register(44)
+@dataclass(frozen=True, slots=True)
+class AskUsage(Message):
+    """What the inferlet has used so far; its Completed has what `Outbox.usage` gives."""
+
+    ticket: int
+    instance_id: str
+
+
 @register(59)
 @dataclass(frozen=True, slots=True)
 class AwaitStart(Message):

@@ -38,6 +38,7 @@ class FrameTable:
         self.returned: list[int] = []  # pages to be released: others may still have them
         self.num_reserved = 0  # spare pages that the guest has asked to keep for itself
         self.restoring: list[tuple[int, int]] = []  # host slots whose content is to come, and the pages for it
+        self.num_swapped = 0  # rows with a host slot
         self.dropped: list[int] = []  # host slots that nobody wants any more
         self._free = list(range(15, -1, -1))
         self._next_ident = 1
@@ -66,12 +67,14 @@ class FrameTable:
         if self.slot[row] != UNBOUND:
             self.restoring.append((int(self.slot[row]), page))
             self.slot[row] = UNBOUND
+            self.num_swapped -= 1
 
     def swap_out(self, rows: I64, slots: I64) -> list[int]:
         """What the bound rows hold is in those host slots, UNBOUND for nothing of note; their pages, to be released."""
         pages: list[int] = self.page.take(rows).tolist()
         self.page[rows] = UNBOUND
         self.slot[rows] = slots
+        self.num_swapped += int(np.count_nonzero(slots != UNBOUND))
         self.is_shared[rows] = self.is_indexed[rows] = False
         return pages
 
@@ -132,6 +135,7 @@ class FrameTable:
         slots = [*self.slot[self.slot != UNBOUND].tolist(), *self.dropped, *(slot for slot, _ in self.restoring)]
         is_sound = (
             len(set(slots)) == len(slots)
+            and self.num_swapped == int(np.count_nonzero(self.slot != UNBOUND))
             and not ((self.slot != UNBOUND) & ((self.page != UNBOUND) | ~is_used)).any()
             and num_granted == len(pages) + num_released
             and len(set(own)) == len(own)
@@ -162,6 +166,7 @@ class FrameTable:
         elif self.slot[row] != UNBOUND:
             self.dropped.append(int(self.slot[row]))
             self.slot[row] = UNBOUND
+            self.num_swapped -= 1
         self.written[row] = 0
         self.ident[row] = 0
         self._free.append(row)

@@ -165,13 +165,17 @@ class PageSpace(GrowingStaging):
 
         QuotaExceeded if they, with those in use and the `num_coming` asked for before, are more than limits.pages.
         """
+        self.check_limit(count, num_coming)
+        self._frames.num_reserved = max(self.num_reserved, count)
+        return max(0, count - self.num_spare)
+
+    def check_limit(self, count: int, num_coming: int = 0) -> None:
+        """Raise QuotaExceeded if so many pages more, with those in use and the `num_coming`, are over limits.pages."""
         if count < 0 or self.num_bound + num_coming + count > self.limit:
             coming = f" and {num_coming} on their way" if num_coming else ""
             raise QuotaExceeded(
                 f"limits.pages is {self.limit}: {self.num_bound} pages are in use{coming}, {count} more were asked for"
             )
-        self._frames.num_reserved = max(self.num_reserved, count)
-        return max(0, count - self.num_spare)
 
     def unreserve(self) -> None:
         """Spare pages are for others again."""
@@ -188,7 +192,7 @@ class PageSpace(GrowingStaging):
     @property
     def num_swapped(self) -> int:
         """Frames whose content is in host slots."""
-        return int(np.count_nonzero(self._frames.slot != UNBOUND))
+        return self._frames.num_swapped
 
     def swappable(self, kept: Collection[int]) -> tuple[I64, I64]:
         """Frames with pages that can be given up while nothing is in flight: those whose content is to be kept, and

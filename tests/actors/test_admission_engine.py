@@ -211,3 +211,22 @@ def test_many_clients_at_a_small_engine_are_all_served_or_answered(
     with ThreadPoolExecutor(24) as threads:
         assert list(threads.map(one, range(48))) == [7] * 48
     assert all(0 < answer <= 600 for answer in answers)
+
+
+def test_a_hundred_wait_in_one_line_and_the_urgent_one_passes_them_all(ray_cluster: None) -> None:
+    """More than the Controller takes Ray calls at a time: they wait at its socket."""
+    quick = program("async def main(): return 7\n", "quick")
+    with pieray.start(namespace=f"line-{time.time_ns()}", inferlets_per_actor=4, max_actors=1) as engine:
+        held = [engine.launch(HOLD) for _ in range(4)]
+        with ThreadPoolExecutor(101) as threads:
+            low = [threads.submit(engine.launch, quick) for _ in range(100)]
+            until(lambda: num_waiting(engine) == 100)
+            high = threads.submit(engine.launch, HOLD, priority=1)
+            until(lambda: num_waiting(engine) == 101)
+            held[0].send("")
+            held[0] = high.result(SOON)
+            assert [one.done() for one in low] == [False] * 100
+            for process in held:
+                process.send("")
+            assert [one.result(SOON).result(timeout=SOON) for one in low] == [7] * 100
+        assert_pages_return(engine, SOON)

@@ -45,7 +45,7 @@ def engine(asked: list[str]) -> Engine:
 def test_an_inferlet_that_its_client_cannot_reach_is_ended(engine: Engine, asked: list[str]) -> None:
     with pytest.raises((EngineError, PeerLost)):
         engine.launch(SOURCE)
-    assert asked == ["token", "grant", "ping", "launch", "kill"]
+    assert asked == ["token", "grant", "door", "ping", "launch", "kill"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_of_tenants_with_a_quota_the_controller_decides_each_launch(asked: list[
     engine.tenant = "lab"
     with pytest.raises((EngineError, PeerLost)):
         engine.launch(SOURCE)
-    assert asked == ["token", "ping", "launch", "kill"]
+    assert asked == ["token", "door", "ping", "launch", "kill"]
 
 
 def test_an_overloaded_engine_says_when_to_come_again_on_every_path() -> None:

@@ -26,6 +26,9 @@ class NoLink:
     def kill(self, instance_id: str, reason: str, timeout_s: float) -> None:
         self.killed.append(reason)
 
+    def usage(self, instance_id: str, timeout_s: float) -> dict[str, int]:
+        return {"asked": int(timeout_s)}
+
 
 @pytest.fixture
 def process() -> Process:
@@ -42,6 +45,12 @@ def test_texts_come_in_order_and_logs_aside(process: Process) -> None:
     assert [e.kind for e in process.events()] == ["text", "log", "text", "result"]
     assert process.logs == ["info: hm"]
     assert process.result() == [1]
+
+
+def test_usage_is_asked_of_the_actor_whether_it_runs_or_has_ended(process: Process) -> None:
+    assert process.usage(3) == {"asked": 3}
+    process.add([Event("result", "1", 0)])
+    assert asyncio.run(process.ausage(4)) == {"asked": 4}
 
 
 def test_events_that_come_twice_are_taken_once(process: Process) -> None:

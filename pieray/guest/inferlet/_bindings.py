@@ -236,6 +236,29 @@ class kv:
             raise error_of(err.value) from None
 
     @staticmethod
+    def pin() -> None:
+        try:
+            _raw.kv.pin()
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def unpin() -> None:
+        try:
+            _raw.kv.unpin()
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def expect(count: int) -> None:
+        if count.__class__ is not int or not 0 <= count <= 0xFFFFFFFF:
+            count = _convert.u32("count", count)
+        try:
+            _raw.kv.expect(count)
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def export_pages(
         name: str,
         pages: Iterable[int],

@@ -31,7 +31,7 @@ class KvSequence:
     """
 
     __slots__ = ("_capacity", "_in_flight", "_num_dropped", "_page_size", "_queue", "adapter", "dropped", "hidden",
-                 "is_closed", "kv_len", "model", "pages", "reuse", "source")  # fmt: skip
+                 "is_closed", "is_pinned", "kv_len", "model", "pages", "reuse", "source")  # fmt: skip
 
     def __init__(self, model: str = "", adapter: Adapter | None = None, reuse: bool = True) -> None:
         self.model = model
@@ -45,7 +45,7 @@ class KvSequence:
         self.dropped = Ranges()
         """Of these, those whose pages are given back where a page holds nothing else."""
         self._num_dropped = 0  # slots of pages that are given back
-        self.is_closed = False
+        self.is_closed = self.is_pinned = False
         self._page_size = kv.page_size()
         self._capacity = 0
         self._queue: int | None = None
@@ -268,11 +268,24 @@ class KvSequence:
             self._num_dropped = self.pages.count(0) * self._page_size
             kv.free([page for page in surplus if page])
 
+    def pin(self) -> None:
+        """This inferlet's memory is not taken for being idle while this is open."""
+        self.check_open()
+        if not self.is_pinned:
+            kv.pin()
+            self.is_pinned = True
+
+    def unpin(self) -> None:
+        if self.is_pinned:
+            self.is_pinned = False
+            kv.unpin()
+
     def close(self) -> None:
         """Give pages and queue back; a second time does nothing."""
         if self.is_closed:
             return
         self.is_closed = True
+        self.unpin()
         self.release()
         pages, self.pages, self.kv_len, self._capacity, self._num_dropped = self.live_pages(), [], 0, 0, 0
         if self._queue is not None:

@@ -181,17 +181,47 @@ class Snapshots:
 
     async def reserve(self, num_tokens: int) -> None:
         """Lease memory for `num_tokens` more tokens now.  Raises OutOfPages if there is none in time."""
-        self.sequence.check_open()
-        _convert.u32("num_tokens", num_tokens)
-        size, sequence = kv.page_size(), self.sequence
-        count = -(-(len(self._tokens) + num_tokens) // size) - -(-sequence.kv_len // size)
+        count = self._num_pages_for("num_tokens", num_tokens)
         if count > 0:
             await kv.reserve(count)
 
-    def idle(self) -> None:
-        """Nothing will be computed here for a while: memory leased ahead of need goes back now."""
+    def expect(self, tokens: int) -> None:
+        """`tokens` more tokens are to be expected here soon: memory for them is leased ahead, without waiting.
+
+        Never fails for want of memory: what there is not is leased when it is needed.  Others who need it first get
+        it, unlike what was reserved.  Raises QuotaExceeded for more than limits.pages allows.
+        """
+        count = self._num_pages_for("tokens", tokens)
+        if count > 0:
+            kv.expect(count)
+
+    def _num_pages_for(self, name: str, num_tokens: int) -> int:
+        """That are needed beyond those whose KV is there."""
         self.sequence.check_open()
-        kv.idle(self.sequence.pages)
+        _convert.u32(name, num_tokens)
+        size = kv.page_size()
+        return -(-(len(self._tokens) + num_tokens) // size) - -(-self.sequence.kv_len // size)
+
+    def idle(self) -> None:
+        """This inferlet will compute nothing for a while: memory leased ahead of need goes back now, and what its pages
+        hold may be kept in host memory for as long, if others lack pages.
+
+        It is there again when what is waited for has come.
+        """
+        self.sequence.check_open()
+        kv.idle(self.sequence.live_pages())
+
+    def pin(self) -> None:
+        """Keep this inferlet's memory where it is while it waits, until `unpin` or until this context is closed.
+
+        For one that must go on at once when what it waits for has come.  It may still have to give its memory up for
+        those who rank higher (priority, deadline, service): see "When memory is short" in docs/inferlets.md.
+        """
+        self.sequence.pin()
+
+    def unpin(self) -> None:
+        """Take `pin` back; a second time does nothing.  Other contexts that are pinned stay so."""
+        self.sequence.unpin()
 
 
 def _told(adapter: Sequence[Any] | None) -> str:

@@ -58,8 +58,26 @@ def truncate(pages: list[int], num_tokens: int) -> None:
 
 
 def idle(pages: list[int]) -> None:
-    """No pass will use these pages for a while: memory leased ahead of need goes back now."""
+    """Nothing will be computed for a while: memory leased ahead of need goes back now, and what pages hold may be kept
+    in host memory for as long, if others lack pages.  The next command ends it."""
     _host.kv.idle(pages)
+
+
+def pin() -> None:
+    """Do not count as idle, whatever is waited for, until `unpin` has been called as often.  Those who rank higher may
+    still take the pages for a while."""
+    _host.kv.pin()
+
+
+def unpin() -> None:
+    """Take one `pin` back.  Raises InvalidRequest if there is none."""
+    _host.kv.unpin()
+
+
+def expect(count: int) -> None:
+    """`count` pages more will be needed soon: memory for them is leased ahead, without waiting and as far as there is
+    any.  Others who need it first get it, unlike what was reserved.  0: no more than usual."""
+    _host.kv.expect(count)
 
 
 class Imported(NamedTuple):

@@ -55,7 +55,8 @@ def limits() -> dict[str, Any]:
 
 
 def usage() -> dict[str, int]:
-    """Tokens that this inferlet has computed (`tokens_computed`), and those that were there (`tokens_found`)."""
+    """Tokens that this inferlet has computed (`tokens_computed`), those that were there (`tokens_found`), and pages
+    that it has given up for others for a while (`pages_swapped`)."""
     return dict(json.loads(_host.runtime.usage()))
 
 

@@ -80,6 +80,7 @@ class Host(PlanHandlers):
         self._rows: dict[int, list[list[int]]] = {}  # by pass: all tokens up to each row
         self._streams: dict[int, _Stream] = {}
         self._clock = 0.0
+        self._num_pins = 0
 
     def ticket(self, value: Any = None) -> int:
         """A ticket whose result is there."""
@@ -140,6 +141,21 @@ class Host(PlanHandlers):
         for page in pages:
             self._slots(page)
             del self._pages[page]
+
+    def kv_idle(self, pages: Sequence[int]) -> None:
+        for page in pages:
+            self._slots(page)
+
+    def kv_pin(self) -> None:
+        self._num_pins += 1
+
+    def kv_unpin(self) -> None:
+        if not self._num_pins:
+            raise HandlerError("invalid", "this inferlet is not pinned")
+        self._num_pins -= 1
+
+    def kv_expect(self, count: int) -> None:
+        """There is always memory."""
 
     def kv_fork(self, pages: Sequence[int]) -> list[int]:
         handles = [next(self._ids) for _ in pages]
@@ -264,7 +280,7 @@ class Host(PlanHandlers):
         return json.dumps({"limits": {}, "used": {"pages": len(self._pages)}})
 
     def runtime_usage(self) -> str:
-        return '{"tokens_computed": 0, "tokens_found": 0}'
+        return '{"tokens_computed": 0, "tokens_found": 0, "pages_swapped": 0}'
 
     def runtime_monotonic_now(self) -> int:
         return int(self._clock * 1e9)

@@ -70,6 +70,20 @@ class KvHandlers(HandlerGroup):
             state.pages.frame_ids(pages)
             state.outbox.idle()
 
+    def kv_pin(self) -> None:
+        with self._state.lock:
+            self._state.outbox.pin()
+
+    def kv_unpin(self) -> None:
+        with self._state.lock:
+            self._state.outbox.unpin()
+
+    def kv_expect(self, count: int) -> None:
+        state = self._state
+        with state.lock:
+            state.pages.check_limit(count)
+            state.outbox.expect(count)
+
     def kv_export_pages(
         self, name: str, pages: U32, num_tokens: int, meta: str, access: str, ttl_ms: int, pinned: bool, replace: bool
     ) -> int:

@@ -61,9 +61,8 @@ class RuntimeHandlers(HandlerGroup):
         return json.dumps({"limits": dataclasses.asdict(state.limits), "used": used})
 
     def runtime_usage(self) -> str:
-        outbox = self._state.outbox
         with self._state.lock:
-            return json.dumps({"tokens_computed": outbox.num_computed, "tokens_found": outbox.num_found})
+            return json.dumps(self._state.outbox.usage())
 
     def runtime_monotonic_now(self) -> int:
         return time.monotonic_ns()

@@ -99,6 +99,9 @@ void kv_mask(uint32_t page, uint32_t offset, uint32_t count, uint32_t visible, r
 PIERAY_IMPORT("kv", "truncate")
 void kv_truncate(const uint32_t *pages, uint32_t num_pages, uint32_t num_tokens, result *);
 PIERAY_IMPORT("kv", "idle") void kv_idle(const uint32_t *pages, uint32_t num_pages, result *);
+PIERAY_IMPORT("kv", "pin") void kv_pin(result *);
+PIERAY_IMPORT("kv", "unpin") void kv_unpin(result *);
+PIERAY_IMPORT("kv", "expect") void kv_expect(uint32_t count, result *);
 PIERAY_IMPORT("kv", "export-pages")
 void kv_export_pages(const char *name, uint32_t name_size, const uint32_t *pages, uint32_t num_pages,
     uint32_t num_tokens, const char *meta, uint32_t meta_size, uint32_t access, uint64_t ttl_ms, uint32_t pinned,

@@ -82,10 +82,23 @@ export declare const kv: {
   /** Of the tokens that `pages` hold in order, keep the first `num-tokens`: later slots count as not written. */
   truncate(pages: readonly number[], numTokens: number): void;
   /**
-   * A hint that no pass will use these pages for a while (waiting for a tool, a child, the client): memory
-   * leased ahead of need goes back now.
+   * A hint that nothing will be computed here for a while (waiting for a tool, a child, the client), `pages` or others:
+   * memory leased ahead of need goes back now, and as soon as nothing is in flight, what the pages hold may be copied to
+   * host memory for whoever lacks pages.  It comes back with the next command that needs it, or when what is waited for
+   * has come.  Over with the next command.
    */
   idle(pages: readonly number[]): void;
+  /**
+   * Not to count as idle, whatever it waits for and for however long, until `unpin` has been called as often.  It may
+   * still have to give up its pages for those who rank higher.
+   */
+  pin(): void;
+  unpin(): void;
+  /**
+   * A hint that `count` pages more will be needed soon: memory for them is leased ahead of need, without waiting and as
+   * far as there is any.  Unlike with `reserve` it goes to others who need it first.  0: no more than usual.
+   */
+  expect(count: number): void;
   /**
    * Give pages a name under which others import them; they outlive this inferlet.  `num-tokens` of them are
    * valid; `meta` is text kept with them.  `ttl-ms` 0: for as long as the engine lives.  Unless `pinned`, they
@@ -487,8 +500,9 @@ export declare const runtime: {
   /** JSON object of this inferlet's limits and what is used of them. */
   limits(): string;
   /**
-   * JSON {"tokens_computed", "tokens_found"}: tokens that passes and plans of this inferlet have run, and those that
-   * they need not have run because what they leave was there.  Draft tokens of plans that were not accepted do not count.
+   * JSON {"tokens_computed", "tokens_found", "pages_swapped"}: tokens that passes and plans of this inferlet have run,
+   * and those that they need not have run because what they leave was there; pages that it has given up for others for
+   * a while.  Draft tokens of plans that were not accepted do not count.
    */
   usage(): string;
   /** JSON object of its capabilities. */

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,8 @@ import pieray.engine
 from pieray.actors.controller import Controller as RealController
 from pieray.actors.door import METHODS, ControllerDoor
 from pieray.config import Config
-from pieray.controllerlink import ControllerLink
+from pieray.controllercalls import ControllerCalls
+from pieray.controllerlink import ControllerLink, LaunchPath
 from pieray.engine import connect_door
 from pieray.errors import Denied, EngineError, InvalidRequest, NotFound, PeerLost
 from pieray.transport import Listener, serve
@@ -23,7 +25,20 @@ TOKEN = "t" * 64
 
 
 class Controller:
+    endpoint: tuple[Any, ...] = ()
+
+    def door(self) -> tuple[Any, ...]:
+        return self.endpoint
+
+    def launch(self, frame: bytes, sent_at: float, deadline: float) -> list[Any]:
+        self.launched.append(frame)
+        return ["actor", len(self.launched)]
+
+    def ping(self) -> float:
+        return time.monotonic()
+
     def __init__(self) -> None:
+        self.launched: list[bytes] = []
         self.go = threading.Event()
         self.killed: list[tuple[str, str]] = []
 
@@ -145,3 +160,31 @@ def test_all_that_an_engine_asks_of_its_controller_goes_through_the_door() -> No
     assert {"exports", "ps", "kill", "shutdown"} <= asked
     assert asked - {"token", "door"} <= METHODS
     assert [name for name in METHODS if not callable(getattr(RealController, name, None))] == []
+
+
+def test_launches_go_through_the_socket_that_is_dialled_again_when_it_breaks(
+    controller: Controller, door: Listener
+) -> None:
+    asked: list[str] = []
+
+    def begin(method: str, *args: Any) -> Any:  # as a Ray handle's
+        asked.append(method)
+        found = getattr(controller, method)(*args)
+        return lambda _timeout_s: found
+
+    path = LaunchPath(ControllerCalls(begin), TOKEN)
+    assert path.calls().launch(b"1", 10.0) == ["actor", 1]  # it has no socket: by Ray calls
+    assert asked == ["door", "ping", "launch"]
+    controller.endpoint = door.endpoint.to_wire()
+    for number in (2, 3):
+        assert path.calls().launch(b"2", 10.0) == ["actor", number]
+    assert asked[3:] == ["door"]
+    assert path._door is not None
+    path._door[0].close()
+    assert path.calls().launch(b"3", 10.0) == ["actor", 4]
+    assert asked[4:] == ["door"]
+    door.close()
+    path._door[0].close()
+    assert path.calls().launch(b"4", 10.0) == ["actor", 5]  # nobody is at the socket
+    assert asked[5:] == ["door", "launch"]
+    path.close()

@@ -70,6 +70,7 @@ def test_what_waits_for_a_place_counts_and_an_answer_from_before_ends_nothing() 
     scene = Scene()
     scene.quotas.take("lab", "waits")
     scene.quotas.take("lab", "young")
+    scene.quotas.take("lab", "young")  # its client asks again: the Controller was frozen
     assert scene.refused("lab").retry_after_s > 0
     asked_at = scene.now
     scene.now += 1.0

@@ -18,7 +18,7 @@ NOW = -math.inf
 class Desk:
     """An exchange whose answers are kept by ticket, and whose books are checked after every call."""
 
-    def __init__(self, **bounds: int) -> None:
+    def __init__(self, **bounds: Any) -> None:
         self.exchange = Exchange(Bounds(**bounds))
         self.answers: dict[int, Any] = {}
         self.order: list[int] = []
@@ -184,6 +184,14 @@ def test_tenants_do_not_see_each_other() -> None:
     assert isinstance(desk.error(refused), QuotaExceeded)
     assert "broker_bytes: the limit of the tenant is 1000" in desk.error(refused).message
     assert not desk.is_waiting(desk.push("x" * 600, tenant="third"))
+
+
+def test_a_tenants_own_quota_takes_the_place_of_the_common_one() -> None:
+    desk = Desk(tenant_bytes=1000, bytes_of=lambda tenant: {"small": 500, "large": 3000}.get(tenant, 1000))
+    small, large = desk.push("x" * 600, tenant="small"), desk.push("x" * 2000, tenant="large")
+    assert "broker_bytes: the limit of the tenant is 500" in desk.error(small).message
+    assert not desk.is_waiting(large)
+    assert isinstance(desk.error(desk.push("x" * 2000, tenant="other")), QuotaExceeded)
 
 
 def test_every_subscription_gets_every_text_in_order() -> None:

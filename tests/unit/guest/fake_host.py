@@ -80,6 +80,9 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
         self.logs: list[tuple[str, str]] = []
         self.clock = 0.0
         self.calls: list[str] = []
+        self.num_pins = 0
+        self.expected: list[int] = []
+        self.idle_at: list[float] = []
         self.num_passes = 0
         self.num_computed = 0
         self.fail_pass: Callable[[Pass], PierayError | None] = lambda _: None
@@ -248,6 +251,21 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
             page.num_handles -= 1
             page = self.pages[handle] = Page(list(page.slots))
         page.slots[slot] = value
+
+    def kv_idle(self, pages: Any) -> None:
+        self._check(all(int(page) in self.pages for page in pages), f"pages {pages}")
+        self.idle_at.append(self.clock)
+
+    def kv_pin(self) -> None:
+        self.num_pins += 1
+
+    def kv_unpin(self) -> None:
+        if not self.num_pins:
+            raise InvalidRequest("not pinned")
+        self.num_pins -= 1
+
+    def kv_expect(self, count: int) -> None:
+        self.expected.append(count)
 
     # -- passes
 

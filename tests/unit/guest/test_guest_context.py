@@ -40,6 +40,39 @@ def test_generate_says_what_the_model_says(
     assert run(main()) == lm.tokenize(PROMPT) + said(PROMPT, 40, stop=frozenset())
 
 
+def test_a_context_is_pinned_once_until_it_is_unpinned_or_closed(host: FakeHost) -> None:
+    one, two = Context(PROMPT), Context(PROMPT)
+    one.pin()
+    one.pin()
+    two.pin()
+    fork = two.fork()
+    assert host.num_pins == 2
+    one.unpin()
+    one.unpin()
+    assert host.num_pins == 1
+    for ctx in (one, two, fork):
+        ctx.close()
+    assert host.num_pins == 0
+    with pytest.raises(BadHandle):
+        one.pin()
+
+
+def test_expected_tokens_are_told_in_pages_beyond_those_that_are_there(make_host: Callable[..., FakeHost]) -> None:
+    host = make_host(page_size=4)
+
+    async def main() -> None:
+        async with Context(PROMPT) as ctx:  # 7 tokens
+            ctx.expect(9)
+            await ctx.flush()  # 6 of them run
+            ctx.expect(tokens=10)
+            ctx.expect(1)
+            with pytest.raises(InvalidRequest):
+                ctx.expect(-1)
+
+    run(main())
+    assert host.expected == [4, 3]
+
+
 def test_sampled_text_depends_on_the_seed_alone(host: FakeHost) -> None:
     async def main(seed: int) -> list[int]:
         async with Context(PROMPT) as ctx:

@@ -15,6 +15,7 @@ from test_inferlet_host import COMPONENT, Client, end_of, launch
 from pieray.config import Config
 from pieray.host.clients import ClientService
 from pieray.host.core import InferletHost
+from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.messages import Completed, Failed, Launch, LaunchHere, encode
 from pieray.stalls import Stalls
@@ -102,6 +103,31 @@ def test_a_grant_holds_so_many_at_a_time_and_no_more(door: Door, host: InferletH
     for row in host.status():
         host.kill(row["instance_id"], "enough")
     until(lambda: host.num_returned == PLACES)
+
+
+def test_what_a_quota_counts_is_for_the_controller_and_its_tallies_are_told(door: Door, host: InferletHost) -> None:
+    assert host.take_tallies() == {}
+    host._config = replace(host._config, tenants={"lab": {"inferlets": 5}, "slow": {"tokens_per_minute": 60}})
+    for tenant in ("lab", "slow"):
+        refused = door.ask(replace(launch("it", "spin"), tenant=tenant))
+        assert isinstance(refused, Failed)
+        assert refused.code == "engine"
+        assert f"tenant '{tenant}' has a quota that the Controller keeps" in refused.message
+    assert isinstance(door.ask(replace(launch("free", "spin"), tenant="free")), Completed)
+    host.launch(replace(launch("counted", "spin"), tenant="lab"))
+    host.launch(replace(launch("metered", "spin"), tenant="slow"))
+    assert host.take_tallies() == {"live": ["counted"], "tokens": {}}
+    metered = host.find("metered")
+    assert isinstance(metered, Inferlet)
+    for num_more in (7, 0, 3):
+        metered._outbox._num_computed += num_more
+        assert host.take_tallies()["tokens"] == ({"slow": num_more} if num_more else {})
+    metered._outbox._num_computed += 5
+    for name in ("free", "counted", "metered"):
+        host.kill(name, "enough")
+    until(lambda: host.num_live == 0)
+    assert host.take_tallies() == {"live": [], "tokens": {"slow": 5}}  # of one that has ended, too
+    assert host.take_tallies() == {"live": [], "tokens": {}}
 
 
 def test_without_a_grant_or_when_it_has_ended_nothing_starts(door: Door, host: InferletHost) -> None:

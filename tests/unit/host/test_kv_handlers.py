@@ -128,6 +128,56 @@ def test_idle_gives_back_what_is_leased_ahead_and_asks_for_no_more_before_a_comm
         bench.handlers.kv_idle(u32(5))
 
 
+def test_what_is_expected_is_leased_ahead_at_once_and_nobody_waits_for_it(engine: Engine) -> None:
+    bench = engine.launch(num_pages=3, pages=100)
+    pages = engine.fill(bench, 4)
+    bench.device.leases.clear()
+    bench.handlers.kv_idle(pages)
+    bench.handlers.kv_expect(20)
+    assert bench.device.leases == [(20, 0.0)]
+    assert len(bench.tickets) == 1  # the pass of `fill`
+    bench.outbox.granted(range(100, 120))
+    assert (bench.device.leases[1:], bench.pages.num_spare, bench.pages.num_reserved) == ([], 20, 0)
+    bench.handlers.kv_expect(4)  # less than that
+    bench.handlers.tickets_flush()
+    assert bench.device.leases[1:] == []
+    engine.fill(bench, 40)
+    assert (bench.device.leases[1:], bench.pages.num_spare) == ([], 10)  # it is what was expected
+    engine.fill(bench, 36)
+    assert bench.device.leases[1:] == [(4, 0.0)]  # as always
+    with pytest.raises(QuotaExceeded, match=r"limits\.pages is 100"):
+        bench.handlers.kv_expect(90)
+
+
+def test_where_there_is_not_all_that_is_expected_half_of_it_is_asked_for_next(engine: Engine) -> None:
+    bench = engine.launch(num_pages=3)
+    engine.fill(bench, 4)
+    bench.handlers.kv_expect(22)
+    for asked in (20, 10, 5, 4, 4):  # 4 are leased ahead of need by all
+        assert bench.device.leases == [(asked, 0.0)]
+        bench.device.leases.clear()
+        bench.outbox.lease_failed(OutOfPages("none free"))
+        assert bench.device.leases == []
+        bench.handlers.tickets_flush()
+
+
+def test_what_is_expected_goes_to_who_needs_it_and_is_not_asked_for_again(engine: Engine) -> None:
+    bench = engine.launch(num_pages=3)
+    pages = engine.fill(bench, 4)
+    for give_back in (bench.outbox.reclaim, lambda: bench.handlers.kv_idle(pages), lambda: bench.handlers.kv_expect(0)):
+        bench.device.leases.clear()
+        bench.handlers.kv_expect(22)
+        bench.outbox.granted(range(100, 100 + bench.device.leases[0][0]))
+        bench.device.leases.clear()
+        give_back()
+        bench.outbox.reclaim()
+        bench.outbox.wake()
+        bench.handlers.tickets_flush()
+        assert bench.device.leases == [(4, 0.0)]
+        bench.outbox.granted(range(200, 204))
+        bench.outbox.reclaim()
+
+
 # --- exports ---------------------------------------------------------------------------------------
 
 

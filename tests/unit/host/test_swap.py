@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import random
 from collections.abc import Callable
 
@@ -17,8 +18,9 @@ from prefix_bench import Group
 from rounds import seeds
 from test_prefixes import Program
 
-from pieray.errors import DeviceLost
+from pieray.errors import DeviceLost, InvalidRequest
 from pieray.host.outbox import IDLE_S
+from pieray.host.tickets import Kind
 from tests.support.digest_runner import reference
 
 PROMPT = [65, 66, 67, 68, 69]
@@ -205,9 +207,14 @@ def test_an_inferlet_is_idle_when_it_has_pages_and_has_had_nothing_to_do_for_a_w
     assert bench.all(plan) == reference(PROMPT, 8)
     assert not outbox.is_idle(now + IDLE_S / 2)
     assert outbox.is_idle(now + 2 * IDLE_S)
-    outbox.is_pinned = True
+    outbox.pin()
+    outbox.pin()
+    outbox.idle()
+    outbox.unpin()
     assert not outbox.is_idle(now + 9)
-    outbox.is_pinned = False
+    outbox.unpin()
+    with pytest.raises(InvalidRequest, match="not pinned"):
+        outbox.unpin()
     outbox.idle()
     assert outbox.is_idle(now)
     assert not PlanBench().outbox.is_idle(now + 9)  # it has none
@@ -230,6 +237,46 @@ def test_what_was_given_up_is_brought_back_when_the_program_is_about_to_go_on():
     said = bench.handlers.forward_sample(pass_, 0, 0.0, 0, 1.0, 0.0, 0)
     bench.run()
     assert bench.handlers.tickets_take_tokens(said).tolist() == reference([*PROMPT, 70], 1)
+
+
+def test_who_has_waited_for_pages_and_got_them_counts_as_idle_when_it_has_run():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(3)
+    bench.handlers.forward_forward(bench.queue, pages, 0, u32(*range(12)), u32(), u32())
+    bench.handlers.tickets_flush()
+    assert not bench.outbox.is_idle(1e9)  # it waits for pages
+    bench.run()
+    assert bench.outbox.is_idle(1e9)
+
+
+def given_up() -> PlanBench:
+    """An inferlet whose pages are in host memory."""
+    bench = PlanBench()
+    bench.handlers.forward_forward(bench.queue, bench.handlers.kv_alloc(3), 0, u32(*PROMPT), u32(), u32())
+    bench.run()
+    preempt(bench)
+    bench.run()
+    assert bench.pages.num_swapped == 2
+    return bench
+
+
+def test_when_work_outside_of_the_device_is_done_what_was_given_up_is_brought_back():
+    bench = given_up()
+    for kind in (Kind.TEXT, Kind.NONE):
+        ticket = bench.state.begin(kind)
+        bench.state.tickets.drop((ticket,))
+        bench.state.complete(ticket, None)  # nobody waits for it any more
+    bench.run()
+    assert bench.pages.num_swapped == 2
+    bench.state.complete(bench.state.begin(Kind.TEXT), "an answer")
+    bench.run()
+    assert bench.pages.num_swapped == 0
+    bench.check()
+
+
+def test_usage_tells_pages_that_were_given_up():
+    bench = given_up()
+    assert json.loads(bench.handlers.runtime_usage()) == {"tokens_computed": 5, "tokens_found": 0, "pages_swapped": 2}
 
 
 class Running(Program):

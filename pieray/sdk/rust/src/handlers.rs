@@ -278,6 +278,12 @@ pub mod kv {
         fn raw_truncate(pages: *const u32, pages_len: usize, num_tokens: u32, out: *mut Area);
         #[link_name = "idle"]
         fn raw_idle(pages: *const u32, pages_len: usize, out: *mut Area);
+        #[link_name = "pin"]
+        fn raw_pin(out: *mut Area);
+        #[link_name = "unpin"]
+        fn raw_unpin(out: *mut Area);
+        #[link_name = "expect"]
+        fn raw_expect(count: u32, out: *mut Area);
         #[link_name = "export-pages"]
         fn raw_export_pages(name: *const u8, name_len: usize, pages: *const u32, pages_len: usize, num_tokens: u32, meta: *const u8, meta_len: usize, access: u32, ttl_ms: u64, pinned: u32, replace: u32, out: *mut Area);
         #[link_name = "import-pages"]
@@ -358,12 +364,42 @@ pub mod kv {
         }
     }
 
-    /// A hint that no pass will use these pages for a while (waiting for a tool, a child, the client): memory
-    /// leased ahead of need goes back now.
+    /// A hint that nothing will be computed here for a while (waiting for a tool, a child, the client), `pages` or others:
+    /// memory leased ahead of need goes back now, and as soon as nothing is in flight, what the pages hold may be copied to
+    /// host memory for whoever lacks pages.  It comes back with the next command that needs it, or when what is waited for
+    /// has come.  Over with the next command.
     pub fn idle(pages: &[u32]) -> Result<(), Error> {
         let mut out = Area::new();
         unsafe {
             raw_idle(pages.as_ptr(), pages.len(), &mut out);
+            out.result(4, |out| out.unit(4))
+        }
+    }
+
+    /// Not to count as idle, whatever it waits for and for however long, until `unpin` has been called as often.  It may
+    /// still have to give up its pages for those who rank higher.
+    pub fn pin() -> Result<(), Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_pin(&mut out);
+            out.result(4, |out| out.unit(4))
+        }
+    }
+
+    pub fn unpin() -> Result<(), Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_unpin(&mut out);
+            out.result(4, |out| out.unit(4))
+        }
+    }
+
+    /// A hint that `count` pages more will be needed soon: memory for them is leased ahead of need, without waiting and as
+    /// far as there is any.  Unlike with `reserve` it goes to others who need it first.  0: no more than usual.
+    pub fn expect(count: u32) -> Result<(), Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_expect(count, &mut out);
             out.result(4, |out| out.unit(4))
         }
     }
@@ -1797,8 +1833,9 @@ pub mod runtime {
         }
     }
 
-    /// JSON {"tokens_computed", "tokens_found"}: tokens that passes and plans of this inferlet have run, and those that
-    /// they need not have run because what they leave was there.  Draft tokens of plans that were not accepted do not count.
+    /// JSON {"tokens_computed", "tokens_found", "pages_swapped"}: tokens that passes and plans of this inferlet have run,
+    /// and those that they need not have run because what they leave was there; pages that it has given up for others for
+    /// a while.  Draft tokens of plans that were not accepted do not count.
     pub fn usage() -> String {
         let mut out = Area::new();
         unsafe {
