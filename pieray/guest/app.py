@@ -51,7 +51,7 @@ COLLECT_AT = 20_000
 
 prepare()
 _seed = random.seed
-random.seed = _leave_unseeded
+random.seed = _leave_unseeded  # type: ignore[assignment]  # for that one call
 gc.collect()
 gc.freeze()
 gc.set_threshold(COLLECT_AT)
