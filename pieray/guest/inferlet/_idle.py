@@ -9,6 +9,8 @@ from .errors import Error
 
 LONG_S = 1.0
 """A sleep of so long is."""
+PATIENCE_MS = 20
+"""For how long a wait goes on before others are told: one that is over by then costs no more than it would."""
 
 
 class Held:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _host, _report
-from ._idle import LONG_S, held
+from ._idle import LONG_S, PATIENCE_MS, held
 from .errors import Error, InvalidRequest
 
 #: Rounds of callbacks after which tickets are polled although there is always something to run.
@@ -241,10 +241,11 @@ class TicketLoop(asyncio.AbstractEventLoop):
         if self._is_idle_due and not 0 <= timeout_ms < LONG_MS and self._long.issuperset(tickets):
             self._is_idle_due = False
             if held.is_to_be_told():
-                if done := _host.tickets.wait(tickets, 0):
+                if done := _host.tickets.wait(tickets, PATIENCE_MS):
                     self._is_idle_due = True
                     return done
                 held.tell_idle()
+                timeout_ms -= PATIENCE_MS if timeout_ms > 0 else 0
         return _host.tickets.wait(tickets, timeout_ms)
 
     def wait_for_long(self, ticket: int, *, is_told: bool) -> TicketWait:

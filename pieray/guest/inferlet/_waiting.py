@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from . import _convert, _host
-from ._idle import held
+from ._idle import PATIENCE_MS, held
 from ._loop import LONG_MS, TicketLoop
 from .errors import DeadlineExceeded, Error
 
@@ -37,10 +37,10 @@ async def wait_ticket(ticket: int, *, keep: bool = False, is_long: bool = False)
     is_told = False
     if alone_ms:
         if is_long and held.is_to_be_told() and not 0 < alone_ms < LONG_MS:
-            if _host.tickets.wait([ticket], 0):
+            if _host.tickets.wait([ticket], PATIENCE_MS):
                 return
             held.tell_idle()
-            is_told = True
+            is_told, alone_ms = True, _alone_ms(loop)
         if _host.tickets.wait([ticket], alone_ms):
             return
     wait = loop.wait_for_long(ticket, is_told=is_told) if is_long else loop.wait_for(ticket)
