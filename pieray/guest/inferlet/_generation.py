@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ class Generation:
 
     def __init__(self, context: Context, sampler: Sampler, rules: Rules, *, logprobs: bool, grammar: Any = None,
                  drafter: Drafter | str | None = None, adapter: Adapter | None = None,
-                 on_token: OnToken | None = None) -> None:  # fmt: skip
+                 on_token: OnToken | None = None, deadline_s: float | None = None) -> None:  # fmt: skip
         if drafter is not None and drafter != "ngram" and not callable(drafter):
             raise InvalidRequest(f"a drafter is a function or ngram; given {_convert.shown(drafter)}")
         if on_token is not None and not callable(on_token):
@@ -89,6 +90,8 @@ class Generation:
         self._grammar = grammar
         self._owns_grammar = False
         self._on_token = on_token
+        self._deadline_s = None if deadline_s is None else _convert.number("deadline_s", deadline_s, 0)
+        self._deadline: float | None = None  # by the loop's clock, from when it begins to draw
         self._source: Source | None = None
         self._texts: Texts | None = None
         self._parts: list[str] = []
@@ -99,7 +102,8 @@ class Generation:
         """Log-probability of each id in `tokens`, if asked for."""
         self.finish_reason = ""
         """"stop" (a stop token or string, or `on_token` said so), "length" (max_tokens or the model's context: a text
-        under a grammar is cut there like any other), "grammar" (nothing may follow), "" until it ends."""
+        under a grammar is cut there like any other), "grammar" (nothing may follow), "deadline" (`deadline_s` is over),
+        "" until it ends."""
         self.stopped_by: str | int | None = None
         """The stop string or stop token that ended it."""
 
@@ -143,11 +147,12 @@ class Generation:
         num_left = context._room_for(self._rules.max_tokens)
         texts = self._texts = Texts(context.model, self._rules.strings, self.tokens, context._tokens)
         source = self._begin(open_source(context, self._draws, num_left, texts))
+        draw = self._draw if self._deadline_s is None else self._draw_in_time
         try:
             if num_left and self._grammar is not None:
                 self._draws.matcher = await self._open_grammar()
             while num_left:
-                source, drawn = await self._draw(source, num_left, sends=sends)
+                source, drawn = await draw(source, num_left, sends=sends)
                 self._parts.append(drawn.sent)
                 if not drawn.tokens:
                     self.finish_reason = source.finish_reason
@@ -187,6 +192,22 @@ class Generation:
         except NoPlan:
             source = self._begin(PassSource(self._context, self._draws, "no plan is free"))
             return source, await source.next(num_left)
+
+    async def _draw_in_time(self, source: Source, num_left: int, *, sends: bool) -> tuple[Source, Drawn]:  # noqa: ARG002
+        """The same, and nothing once the deadline has passed.  What it gives is sent here: none of it may be lost."""
+        loop = asyncio.get_running_loop()
+        if self._deadline is None:
+            self._deadline = loop.time() + (self._deadline_s or 0)
+        try:
+            async with asyncio.timeout_at(self._deadline) as timeout:
+                if loop.time() < self._deadline:
+                    return await self._draw(source, num_left, sends=False)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+        source = self._source or source
+        source.finish_reason = "deadline"
+        return source, Drawn([])
 
     @property
     def is_plan(self) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _host, _report
+from ._idle import LONG_S, PATIENCE_MS, held
 from .errors import Error, InvalidRequest
 
 #: Rounds of callbacks after which tickets are polled although there is always something to run.
@@ -25,6 +26,8 @@ MAX_ROUNDS = 16
 
 #: The longest wait that a call of the host takes: three weeks.
 MAX_WAIT_MS = 2**31 - 2
+
+LONG_MS = int(LONG_S * 1000)
 
 
 class Deadlock(RuntimeError):
@@ -41,6 +44,8 @@ class TicketLoop(asyncio.AbstractEventLoop):
         self._num_cancelled = 0
         self._num_rounds = 0
         self._tickets: dict[int, list[asyncio.Future[None]]] = {}  # who waits for each
+        self._long: set[int] = set()  # those that take long, by what they are
+        self._is_idle_due = False  # a long wait has begun since others were told
         self._generators: set[Any] = set()
         self._is_running = False
         self._is_closed = False
@@ -82,6 +87,8 @@ class TicketLoop(asyncio.AbstractEventLoop):
     def call_later(  # type: ignore[override]  # typeshed types the callback's arguments
         self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.TimerHandle:
+        if delay >= LONG_S:
+            self._is_idle_due = True
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(  # type: ignore[override]  # typeshed types the callback's arguments
@@ -222,12 +229,30 @@ class TicketLoop(asyncio.AbstractEventLoop):
                 raise Deadlock(_report.describe_deadlock(asyncio.all_tasks(self)))
             return
         try:
-            done = _host.tickets.wait(list(waiting), timeout_ms)
+            done = self._wait_for(list(waiting), timeout_ms)
         except Error as error:
             self._fail_closed(error)
             return
         for ticket in done:
             self.end_waits(ticket)
+
+    def _wait_for(self, tickets: list[int], timeout_ms: int) -> list[int]:
+        """Those that have come.  If all that is waited for takes long, others may have the memory meanwhile."""
+        if self._is_idle_due and not 0 <= timeout_ms < LONG_MS and self._long.issuperset(tickets):
+            self._is_idle_due = False
+            if held.is_to_be_told():
+                if done := _host.tickets.wait(tickets, PATIENCE_MS):
+                    self._is_idle_due = True
+                    return done
+                held.tell_idle()
+                timeout_ms -= PATIENCE_MS if timeout_ms > 0 else 0
+        return _host.tickets.wait(tickets, timeout_ms)
+
+    def wait_for_long(self, ticket: int, *, is_told: bool) -> TicketWait:
+        """The same for one that takes long; `is_told`: others know."""
+        self._long.add(ticket)
+        self._is_idle_due = self._is_idle_due or not is_told
+        return self.wait_for(ticket)
 
     def wait_for(self, ticket: int) -> TicketWait:
         """Begin to wait for a ticket, beside others who may do so."""
@@ -235,6 +260,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
 
     def end_waits(self, ticket: int, error: Exception | None = None) -> None:
         """Wake all who wait for the ticket: it has a result, or will never have one."""
+        self._long.discard(ticket)
         for future in self._tickets.pop(ticket, ()):
             if future.done():
                 continue
@@ -277,6 +303,7 @@ class TicketWait:
         waiters.remove(self.future)
         if not waiters and self._loop._tickets.get(self._ticket) is waiters:
             del self._loop._tickets[self._ticket]
+            self._loop._long.discard(self._ticket)
         return not waiters
 
 

@@ -29,6 +29,7 @@ class FreeOptions(TypedDict, total=False):
     drafter: Drafter | str | None
     adapter: Adapter | None
     on_token: OnToken | None
+    deadline_s: float | None
 
 
 class Options(FreeOptions, total=False):

@@ -10,8 +10,8 @@ import marshal
 import random
 import sys
 from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import Any, TypeGuard
 
 from . import _convert, _host, _loop, _report, _running
 from .errors import InvalidRequest
@@ -145,11 +145,32 @@ def arguments_of(main: Callable[..., Any], text: str) -> dict[str, Any]:
         given = {}
     if not isinstance(given, dict):
         raise InvalidRequest(f"the input is a JSON object of main()'s arguments; given {type(given).__name__}")
+    if _is_plain(main) and _takes(main, given):
+        return given
     signature = inspect.signature(main)
     problem = _mismatch(signature, given)
     if problem:
         raise InvalidRequest(f"main() takes {_describe(signature)}; {problem}")
     return given
+
+
+def _is_plain(main: Callable[..., Any]) -> TypeGuard[FunctionType]:
+    """Whether its code says what it takes: nothing wraps it or gives it another signature."""
+    return isinstance(main, FunctionType) and not main.__dict__ and not main.__code__.co_posonlyargcount
+
+
+def _takes(main: FunctionType, given: dict[str, Any]) -> bool:
+    """Whether all of the arguments, and none that is missing, are parameters by name.
+
+    `inspect` says the same, but evaluates the annotations for it.
+    """
+    code, defaults = main.__code__, main.__defaults__ or ()
+    named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    if not given.keys() <= set(named):
+        return False
+    required = named[: code.co_argcount - len(defaults)] + named[code.co_argcount :]
+    optional = main.__kwdefaults__ or {}
+    return all(name in given or name in optional for name in required)
 
 
 def _mismatch(signature: inspect.Signature, given: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from . import _host, queue
+from ._idle import held
 from .errors import QuotaExceeded
 
 _idle: dict[tuple[str, bool], list[int]] = {}
@@ -28,6 +29,7 @@ def acquire(model: str, reuse: bool) -> int:
                 raise
             chosen = min(users, key=users.__getitem__)
     users[chosen] += 1
+    held.num_contexts += 1
     return chosen
 
 
@@ -35,6 +37,7 @@ def release(model: str, reuse: bool, chosen: int) -> None:
     """Give back what `acquire` returned; queues stay open for the next context."""
     users = _users[model, reuse]
     users[chosen] -= 1
+    held.num_contexts -= 1
     if not users[chosen]:
         del users[chosen]
         _idle[model, reuse].append(chosen)

@@ -206,7 +206,8 @@ class Snapshots:
         """This inferlet will compute nothing for a while: memory leased ahead of need goes back now, and what its pages
         hold may be kept in host memory for as long, if others lack pages.
 
-        It is there again when what is waited for has come.
+        It is there again when what is waited for has come.  Waiting for the client, children, HTTP and MCP servers, and
+        sleeping for a second and more, say so by themselves, if nothing else is waited for and nothing is reserved.
         """
         self.sequence.check_open()
         kv.idle(self.sequence.live_pages())

@@ -9,7 +9,8 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from . import _convert, _host
-from ._loop import TicketLoop
+from ._idle import PATIENCE_MS, held
+from ._loop import LONG_MS, TicketLoop
 from .errors import DeadlineExceeded, Error
 
 T = TypeVar("T")
@@ -25,17 +26,24 @@ def alone_for_ms() -> int:
     return _alone_ms(events._get_running_loop())
 
 
-async def wait_ticket(ticket: int, *, keep: bool = False) -> None:
+async def wait_ticket(ticket: int, *, keep: bool = False, is_long: bool = False) -> None:
     """Return once `ticket` has a result; any number of tasks may wait for it.
 
     If the last of them is cancelled, the ticket is forgotten unless `keep`.  Raises `Error` for a ticket that is not
-    open, or is closed meanwhile.
+    open, or is closed meanwhile.  `is_long`: others may have the memory for as long as nothing else is waited for.
     """
     loop: Any = events._get_running_loop()
     alone_ms = _alone_ms(loop)
-    if alone_ms and _host.tickets.wait([ticket], alone_ms):
-        return
-    wait = loop.wait_for(ticket)
+    is_told = False
+    if alone_ms:
+        if is_long and held.is_to_be_told() and not 0 < alone_ms < LONG_MS:
+            if _host.tickets.wait([ticket], PATIENCE_MS):
+                return
+            held.tell_idle()
+            is_told, alone_ms = True, _alone_ms(loop)
+        if _host.tickets.wait([ticket], alone_ms):
+            return
+    wait = loop.wait_for_long(ticket, is_told=is_told) if is_long else loop.wait_for(ticket)
     try:
         await wait.future
     except asyncio.CancelledError:

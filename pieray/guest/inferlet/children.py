@@ -73,7 +73,7 @@ class Child:
         """What its main returned; raises its error (RemoteFailed if its own code raised), or DeadlineExceeded after
         `timeout` seconds, and the child runs on."""
         check_timeout(timeout)
-        return _convert.load(await self._text(_host.children.wait(self.id), timeout, "has not ended"))
+        return _convert.load(await self._text(_host.children.wait(self.id), timeout, "has not ended", is_long=True))
 
     async def instance_id(self) -> str:
         """Its instance id, once it runs."""
@@ -85,7 +85,7 @@ class Child:
         ticket = self._left.pop() if self._left else _host.children.receive(self.id)
         is_taken = False
         try:
-            await within(wait_ticket(ticket, keep=True), timeout, "the child has sent nothing")
+            await within(wait_ticket(ticket, keep=True, is_long=True), timeout, "the child has sent nothing")
             is_taken = True
             return take_text(ticket)
         finally:
@@ -126,8 +126,8 @@ class Child:
     async def __aexit__(self, *exc: object) -> None:
         self.close()
 
-    async def _text(self, ticket: int, timeout: float | None, what: str) -> str:
-        await within(wait_ticket(ticket), timeout, f"the child {what}")
+    async def _text(self, ticket: int, timeout: float | None, what: str, *, is_long: bool = False) -> str:
+        await within(wait_ticket(ticket, is_long=is_long), timeout, f"the child {what}")
         return take_text(ticket)
 
 

@@ -250,6 +250,7 @@ class Context(Snapshots):
         drafter: Drafter | str | None = None,
         adapter: Adapter | None = None,
         on_token: OnToken | None = None,
+        deadline_s: float | None = None,
     ) -> Generation:
         """Continue the text: iterate for tokens, or await for the text.
 
@@ -272,6 +273,9 @@ class Context(Snapshots):
 
         `on_token`: a function that takes each Token before it is given out, and returns None (or True) to go on, a
         Sampler to draw the next tokens with, text or token ids to append to the context, or False to end.
+
+        `deadline_s`: so many seconds after it has begun to run it ends with what it has, whatever it waits for
+        (`finish_reason` is "deadline").
 
         `adapter`: LoRA for this generation in place of the context's.  All that it runs goes through it: what waits
         (see `flush`), what it samples and what `on_token` appends.  The KV that was there before stays, as does the KV
@@ -298,7 +302,7 @@ class Context(Snapshots):
             _convert.instance("grammar", grammar, Grammar, Matcher)
             rules = replace(rules, tokens=rules.tokens | models.stop_tokens(self.model))
         return Generation(self, chosen, rules, logprobs=logprobs, grammar=grammar, drafter=drafter, adapter=adapter,
-                          on_token=on_token)  # fmt: skip
+                          on_token=on_token, deadline_s=deadline_s)  # fmt: skip
 
     async def collect_text(self, max_tokens: int = 256, **options: Unpack[Options]) -> str:
         """The text of `generate` with the same arguments."""

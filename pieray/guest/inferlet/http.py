@@ -99,7 +99,7 @@ async def _ask(method: str, url: str, headers: dict[str, str], data: str | bytes
     else:
         body = base64.b64encode(_convert.instance("data", data, bytes, bytearray, memoryview)).decode()
     ticket = _host.http.request(method, url, headers_, body, not isinstance(data, str), _milliseconds(timeout))
-    return _parse(await Ticket(ticket, take_text))
+    return _parse(await Ticket(ticket, take_text, is_long=True))
 
 
 def _milliseconds(timeout: float | None) -> int:

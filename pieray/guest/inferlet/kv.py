@@ -6,6 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 from . import _convert, _host
+from ._idle import held
 from .errors import InvalidRequest
 from .tickets import Ticket, take_none, take_text
 
@@ -41,7 +42,9 @@ def copy(queue: int, src: int, src_offset: int, dst: int, dst_offset: int, count
 
 def reserve(count: int) -> Ticket[None]:
     """Lease memory for `count` pages ahead of their use; the ticket may bring OutOfPages."""
-    return Ticket(_host.kv.reserve(count), take_none)
+    ticket = Ticket(_host.kv.reserve(count), take_none)
+    held.has_reserved = True
+    return ticket
 
 
 def mask(page: int, offset: int, count: int, visible: bool = False) -> None:
@@ -61,17 +64,20 @@ def idle(pages: list[int]) -> None:
     """Nothing will be computed for a while: memory leased ahead of need goes back now, and what pages hold may be kept
     in host memory for as long, if others lack pages.  The next command ends it."""
     _host.kv.idle(pages)
+    held.has_reserved = False
 
 
 def pin() -> None:
     """Do not count as idle, whatever is waited for, until `unpin` has been called as often.  Those who rank higher may
     still take the pages for a while."""
     _host.kv.pin()
+    held.num_pins += 1
 
 
 def unpin() -> None:
     """Take one `pin` back.  Raises InvalidRequest if there is none."""
     _host.kv.unpin()
+    held.num_pins -= 1
 
 
 def expect(count: int) -> None:

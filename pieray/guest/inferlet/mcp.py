@@ -84,5 +84,5 @@ async def call(server: str, tool: str, /, **args: Any) -> Result:
 async def _call(server: str, tool: str, args: Mapping[str, Any]) -> Result:
     given = _convert.instance("the arguments of a tool", args, Mapping)  # type: ignore[type-abstract]
     text = _convert.to_json(f"the arguments of tool {_convert.text('tool', tool)!r}", dict(given))
-    found = _convert.load(await Ticket(int(_host.mcp.call(server, tool, text)), take_text))
+    found = _convert.load(await Ticket(int(_host.mcp.call(server, tool, text)), take_text, is_long=True))
     return Result(found["is_error"], found["content"], found["structured"])

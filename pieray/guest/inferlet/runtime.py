@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from . import _convert, _host
+from ._idle import LONG_S
 from .tickets import Ticket, take_none
 
 
@@ -75,7 +76,8 @@ def monotonic() -> float:
 
 def sleep(seconds: float) -> Ticket[None]:
     """Awaited, returns after that time."""
-    return Ticket(_host.runtime.sleep(_convert.milliseconds("seconds", seconds, 0xFFFFFFFF)), take_none)
+    ticket = _host.runtime.sleep(_convert.milliseconds("seconds", seconds, 0xFFFFFFFF))
+    return Ticket(ticket, take_none, is_long=seconds >= LONG_S)
 
 
 def random_u64() -> int:

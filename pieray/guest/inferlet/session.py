@@ -68,7 +68,7 @@ async def _next(left: list[int], ask: Callable[[], int], what: str, timeout: flo
     ticket = left.pop(0) if left else ask()
     is_taken = False
     try:
-        await within(wait_ticket(ticket, keep=True), timeout, f"no {what} from the client")
+        await within(wait_ticket(ticket, keep=True, is_long=True), timeout, f"no {what} from the client")
         is_taken = True
         return take_text(ticket)
     finally:

@@ -56,10 +56,12 @@ class Ticket(Generic[T]):
     the ticket is forgotten.
     """
 
-    __slots__ = ("_error", "_is_over", "_result", "_take", "id")
+    __slots__ = ("_error", "_is_long", "_is_over", "_result", "_take", "id")
 
-    def __init__(self, id: int, take: Callable[[int], T]) -> None:
+    def __init__(self, id: int, take: Callable[[int], T], *, is_long: bool = False) -> None:
+        """`is_long`: others may have this inferlet's memory for as long as it waits for nothing else."""
         self.id = id
+        self._is_long = is_long
         self._take = take
         self._is_over = False
         self._result: T
@@ -74,7 +76,7 @@ class Ticket(Generic[T]):
         if self._is_over:
             return
         try:
-            await wait_ticket(self.id)
+            await wait_ticket(self.id, is_long=self._is_long)
         except Error:
             if not self._is_over:  # else another task has taken or cancelled it meanwhile
                 raise

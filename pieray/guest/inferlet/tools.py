@@ -118,7 +118,7 @@ async def run_tools(
         generation = ctx.generate(max_tokens, **options)
         await generation
         text = model.detokenize(generation.tokens, model=ctx.model)
-        reply = chat.parse(text, model=ctx.model, is_over=generation.finish_reason != "length")
+        reply = chat.parse(text, model=ctx.model, is_over=generation.finish_reason not in ("length", "deadline"))
         if not reply.tool_calls:
             answer.text = reply.content if reply.is_complete else generation.text
             return answer

@@ -80,6 +80,7 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
         self.logs: list[tuple[str, str]] = []
         self.clock = 0.0
         self.calls: list[str] = []
+        self.is_stalled = False  # nothing is computed
         self.num_pins = 0
         self.expected: list[int] = []
         self.idle_at: list[float] = []
@@ -96,11 +97,11 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
             self._deliver()
             if ready := self.tickets_ready(tickets):
                 return ready
-            if self.hidden:
+            if self.hidden and not self.is_stalled:
                 self._reveal()
             elif self.receivers and self.inbox and self.inbox[0][0] <= end:
                 self.clock = max(self.clock, self.inbox[0][0])
-            elif self.step_plans():
+            elif not self.is_stalled and self.step_plans():
                 continue
             elif end == math.inf:
                 raise AssertionError(f"the inferlet waits for ever for {tickets}")
@@ -114,7 +115,7 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
             for ticket, result in self._run(handle, command):
                 if ticket in self.pending:
                     self.hidden.append((ticket, result))
-        while self.hidden and self.rng is None:
+        while self.hidden and self.rng is None and not self.is_stalled:
             self._reveal()
 
     def _reveal(self) -> None:
@@ -255,6 +256,10 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
     def kv_idle(self, pages: Any) -> None:
         self._check(all(int(page) in self.pages for page in pages), f"pages {pages}")
         self.idle_at.append(self.clock)
+
+    def kv_reserve(self, count: int) -> int:
+        self.unsent[ticket := self._new_ticket()] = None
+        return ticket
 
     def kv_pin(self) -> None:
         self.num_pins += 1

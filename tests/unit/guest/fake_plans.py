@@ -49,6 +49,8 @@ class FakePlans:
     plans: dict[int, FakePlan]
     samplers: dict[int, Chain]
     rng: Random | None
+    is_stalled: bool
+    clock: float
 
     def start_plans(self, num_plans: int) -> None:
         self.num_plans = num_plans
@@ -107,6 +109,10 @@ class FakePlans:
         if timeout_ms:
             self.tickets_flush()
         while timeout_ms and found.given == len(found.drawn) and found.state == "running":
+            if self.is_stalled:
+                assert timeout_ms > 0
+                self.clock += timeout_ms / 1000
+                break
             self.step_plans()
         if found.given == len(found.drawn) and found.error is not None:
             raise found.error

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import fake_model as lm
@@ -178,6 +179,19 @@ def test_random_differs_from_run_to_run_and_repeats_with_the_hosts(run_component
     first, second = result(run_component(host, source)), result(run_component(host, source))
     assert first != second
     assert result(run_component(PromptHost(), source)) == first
+
+
+def test_a_launch_asks_for_one_random_number_and_the_programs_own_seed_holds(run_component: Run) -> None:
+    source = "import random\ndef main():\n    random.seed(5)\n    return [random.random(), random.Random(6).random()]"
+    asked: list[int] = []
+
+    class CountingHost(PromptHost):
+        def runtime_random_u64(self) -> int:
+            asked.append(super().runtime_random_u64())
+            return asked[-1]
+
+    assert result(run_component(CountingHost(), source)) == [Random(5).random(), Random(6).random()]
+    assert len(asked) == 1
 
 
 def test_asyncio_run_works_in_a_plain_main(run_component: Run) -> None:

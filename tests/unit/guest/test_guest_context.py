@@ -57,6 +57,42 @@ def test_a_context_is_pinned_once_until_it_is_unpinned_or_closed(host: FakeHost)
         one.pin()
 
 
+def test_a_generation_ends_at_its_deadline_with_what_it_has(host: FakeHost) -> None:
+    def second(_: object) -> None:
+        host.clock += 1
+
+    async def main() -> None:
+        async with Context(PROMPT) as ctx:
+            generation = ctx.generate(40, stop_tokens=(), deadline_s=3.5, on_token=second)
+            await generation
+            assert (generation.finish_reason, generation.num_tokens) == ("deadline", 4)
+            assert generation.text == text_of(generation.tokens)
+            await ctx.generate(10, stop_tokens=(), deadline_s=100)
+            none = ctx.generate(40, deadline_s=0)
+            assert (await none, none.finish_reason) == ("", "deadline")
+            with pytest.raises(InvalidRequest, match="deadline_s"):
+                ctx.generate(40, deadline_s=-1)
+            assert ctx.tokens == lm.tokenize(PROMPT) + said(PROMPT, 14, stop=frozenset())
+
+    run(main())
+
+
+def test_a_generation_for_which_nothing_comes_ends_at_its_deadline(host: FakeHost) -> None:
+    async def main() -> None:
+        async with Context(PROMPT) as ctx:
+            await ctx.generate(3, stop_tokens=())
+            host.is_stalled = True
+            generation = ctx.generate(40, stop_tokens=(), deadline_s=7)
+            await generation
+            assert (generation.finish_reason, generation.num_tokens) == ("deadline", 0)
+            assert 7 <= host.clock < 7.1
+            host.is_stalled = False
+            await ctx.generate(3, stop_tokens=())
+            assert ctx.tokens == lm.tokenize(PROMPT) + said(PROMPT, 6, stop=frozenset())
+
+    run(main())
+
+
 def test_expected_tokens_are_told_in_pages_beyond_those_that_are_there(make_host: Callable[..., FakeHost]) -> None:
     host = make_host(page_size=4)
 

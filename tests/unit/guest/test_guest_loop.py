@@ -106,6 +106,89 @@ def test_a_wait_under_a_timeout_does_not_slow_others(host: FakeHost) -> None:
     assert host.clock == 1.0
 
 
+async def spoken() -> Context:
+    ctx = Context("abc")
+    await ctx.generate(5)
+    return ctx
+
+
+def test_a_wait_for_the_client_says_once_that_the_memory_is_idle(host: FakeHost) -> None:
+    host.inbox = [(5.0, "hello"), (5.01, "at once"), (7.0, "and later"), (9.0, "last")]
+
+    async def main() -> None:
+        ctx = await spoken()
+        await session.receive()
+        assert host.idle_at == [0.02]
+        await session.receive()  # it does not take long
+        assert host.idle_at == [0.02]
+        await ctx.generate(5)
+        await session.receive(timeout=100)
+        assert host.idle_at == pytest.approx([0.02, 5.03], abs=0.005)
+        with pytest.raises(DeadlineExceeded):
+            await session.receive(timeout=0.5)  # not for long
+        ctx.close()
+        await session.receive()  # it has nothing to be idle
+        assert host.idle_at == pytest.approx([0.02, 5.03], abs=0.005)
+
+    run(main())
+
+
+def test_what_is_pinned_or_reserved_is_not_called_idle(host: FakeHost) -> None:
+    host.inbox = [(float(at), "hello") for at in range(1, 5)]
+
+    async def main() -> None:
+        async with await spoken() as ctx:
+            ctx.pin()
+            await session.receive()
+            ctx.unpin()
+            await ctx.reserve(50)
+            await session.receive()
+            assert host.idle_at == []
+            ctx.idle()  # gives back what is reserved
+            await session.receive()
+            assert host.idle_at == [2.0, 2.02]
+
+    run(main())
+
+
+def test_long_waits_of_several_tasks_are_one_and_others_are_none(host: FakeHost) -> None:
+    host.inbox = [(30.0, "hello"), (31.0, "bye")]
+
+    async def tick() -> None:
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+
+    async def main() -> None:
+        async with await spoken():
+            await asyncio.gather(session.receive(), asyncio.sleep(20), tick(), session.receive())
+            assert host.idle_at == [pytest.approx(2.03, abs=0.02)]  # when no task ticks any more
+            host.idle_at.clear()
+            await asyncio.sleep(3)
+            await asyncio.sleep(0.5)
+            assert host.idle_at == [pytest.approx(31.02)]
+
+    run(main())
+
+
+def test_a_generation_in_another_task_is_never_said_to_be_idle(host: FakeHost) -> None:
+    host.inbox = [(3.0, "hello")]
+    said: list[int] = []
+
+    async def generate() -> None:
+        async with Context("abc abc") as ctx:
+            async for token in ctx.generate(60, stop_tokens=()):
+                assert not host.idle_at
+                said.append(token.id)
+
+    async def main() -> None:
+        async with await spoken():
+            await asyncio.gather(session.receive(), generate())
+            assert len(said) == 60
+            assert host.idle_at in ([], [0.02])
+
+    run(main())
+
+
 def test_queue_event_semaphore(host: FakeHost) -> None:
     async def main() -> list[int]:
         items: asyncio.Queue[int] = asyncio.Queue(2)

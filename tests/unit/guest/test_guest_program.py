@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import linecache
 import random
 import sys
+from typing import Any
 
 import pytest
 from fake_host import FakeHost
 
 from inferlet import _report
-from inferlet._program import MODULE, ProgramFailed, load_program, prepare, run_loaded
+from inferlet._program import (
+    MODULE,
+    ProgramFailed,
+    _is_plain,
+    _mismatch,
+    _takes,
+    load_program,
+    prepare,
+    run_loaded,
+)
 
 TWO = "async def main(prompt: str, max_tokens: int = 64):\n    return [prompt, max_tokens]\n"
 
@@ -50,6 +61,40 @@ def test_wrong_arguments_are_named_beside_the_right_ones(host: FakeHost, text: s
     assert problem in failed.message
     if text.startswith('{"') or text == "{}":
         assert "main() takes prompt: str, max_tokens: int = 64; " in failed.message
+
+
+SIGNATURES = (
+    "", "a", "a, b=1", "a=1, *, b", "*, a, b=2", "*, b=2, a", "a, *rest", "a, **rest", "*args, a=1", "a, /", "a, /, b",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("parameters", SIGNATURES)
+@pytest.mark.parametrize("given", [{}, {"a": 1}, {"b": 1}, {"a": 1, "b": 2}, {"c": 1}, {"a": 1, "c": 2}])
+def test_what_a_functions_code_says_it_takes_inspect_says_too(parameters: str, given: dict[str, int]) -> None:
+    names: dict[str, Any] = {}
+    exec(f"def main({parameters}): return lambda: (a, b)", names)
+    main = names["main"]
+    is_right = not _mismatch(inspect.signature(main), given)
+    if not _is_plain(main):
+        assert "/" in parameters
+    elif "**" in parameters:
+        assert not _takes(main, given) or is_right
+    else:
+        assert _takes(main, given) == is_right
+
+
+def test_a_wrapped_main_takes_what_it_wraps(host: FakeHost) -> None:
+    source = """
+import functools
+def traced(function):
+    @functools.wraps(function)
+    def call(*args, **kwargs): return ["traced", function(*args, **kwargs)]
+    return call
+@traced
+def main(prompt: str): return prompt
+"""
+    assert run_program(source, "main.py", '{"prompt": "x"}') == '["traced", "x"]'
+    assert "main() takes prompt: str; missing: prompt" in failure(source).message
 
 
 def test_a_trace_shows_the_users_lines_alone(host: FakeHost) -> None:
