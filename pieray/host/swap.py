@@ -93,13 +93,15 @@ class Swap:
         steps = self._lineage.rebuild_plan(lost)
         if not is_repeatable(steps) or len(frames_of(steps)) > self._most_pages:
             return False
+        # one of an earlier loss may have been bound since, by a plan that overwrites it, and is lost anew
+        self._losses = [loss._replace(frames=loss.frames.difference(lost)) for loss in self._losses]
         self._losses.append(Loss(frozenset(lost), steps))
         return True
 
     def rebuild(self, ticket: int, queue: Queue, rows: I64) -> Rebuild | None:
         """The command that computes the lost ones of these frames again, and what they need; to be sent before any that
         uses them.  None: it was asked for before."""
-        used = frozenset(self._pages.idents(rows).tolist())
+        used = self._pages.lost_idents(rows)
         place = next((n for n, loss in enumerate(self._losses) if not used.isdisjoint(loss.frames)), None)
         if place is None:
             return None

@@ -246,6 +246,10 @@ class PageSpace(GrowingStaging):
         """Whether one of the frames is to be computed again."""
         return bool(self._frames.is_lost.take(rows).any())
 
+    def lost_idents(self, rows: I64) -> frozenset[int]:
+        """Identities of those of the frames that are to be computed again."""
+        return frozenset(self._frames.ident.take(rows[self._frames.is_lost.take(rows)]).tolist())
+
     def stage_rebuild(self, idents: Sequence[int], lost_idents: Sequence[int]) -> Prepared:
         """Pin, for a command that computes lost frames again, the frames of those identities, in order: the lost ones
         themselves, and others in place of those that are gone or have their content."""
