@@ -150,7 +150,7 @@ class LeaseLine:
 
     def _ranked(self, now: float) -> list[tuple[Rank, int]]:
         """Requests that have not passed their deadline, by number, with their ranks."""
-        over = self.ranks.over_share(waiting.holder for waiting in self._line.values())
+        over = self.ranks.over_share((waiting.holder for waiting in self._line.values()), now)
         rank = self.ranks.rank
         return [(rank(w.holder, now, over, now - w.since), n) for n, w in self._line.items() if w.deadline > now]
 

@@ -1,9 +1,12 @@
 """Who goes first where pages are short, and who gives them up first: one order of programs for both.
 
-From first to last: programs of a tenant that has no more than its share, then the higher priority, then the earlier
+From first to last: programs of a tenant that has had no more than its share, then the higher priority, then the earlier
 deadline, then who has had less service, then the older family.  Nothing starves: a request that waits gains a priority
 with every `AGING_S`, and what it has gained stays with the program for `KEEP_S` once it has its pages, so that it gets
 on before somebody takes them.
+
+What a tenant has had is measured in pages times seconds over its weight, and not by what it holds just now: who gives up
+pages must not come to be the first to get them back.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from pieray.pages.ledger import Holder, PageLedger
 AGING_S = 30.0
 """A request that has waited so long goes before one of the next higher priority that has just come."""
 KEEP_S = 2.0
+SHARE_S = 1.0
+"""A tenant is over its share when it has had the whole pool for so long more than the one that has had least."""
 SERVICE_TOKENS = 1024
 """Service up to here is all one; from here on each doubling makes a difference."""
 
@@ -58,6 +63,8 @@ class Ranks:
         self._num_of: Counter[str] = Counter()  # programs by tenant
         self._unknown = Facts()
         self._num_opened = 0
+        self._had: dict[str, float] = {}  # by tenant: pages times seconds, over its weight
+        self._had_at = -math.inf  # up to when
 
     def open(self, holder: Holder, facts: Facts) -> None:
         """A program has begun."""
@@ -103,17 +110,22 @@ class Ranks:
             held[self.tenant_of(holder)] += num_pages
         return held
 
-    def over_share(self, waiting: Iterable[Holder]) -> frozenset[str]:
-        """Tenants that hold more than their share of the pool, among those that hold pages or wait for some."""
+    def over_share(self, waiting: Iterable[Holder], now: float) -> frozenset[str]:
+        """Tenants that have had more than their share, among those that hold pages or wait for some."""
         if len(self._num_of) < 2:
             return frozenset()
         held = self.held_by_tenant()
-        tenants = {*held, *map(self.tenant_of, waiting)}
-        total = sum(map(self._weight_of, tenants))
-        if total <= 0:
-            return frozenset()
-        share = self._ledger.total / total
-        return frozenset(tenant for tenant in tenants if held.get(tenant, 0) > share * self._weight_of(tenant))
+        passed_s = max(0.0, now - self._had_at) if self._had_at > -math.inf else 0.0
+        self._had_at = now
+        active = {*held, *map(self.tenant_of, waiting)}
+        known = [self._had[tenant] for tenant in active if tenant in self._had]
+        least = min(known, default=0.0)
+        had = {tenant: self._had.get(tenant, least) for tenant in active}  # who was away has no claim from then
+        for tenant, num_pages in held.items():
+            had[tenant] += num_pages * passed_s / max(self._weight_of(tenant), 1e-9)
+        self._had = had
+        most = min(had.values(), default=0.0) + SHARE_S * self._ledger.total
+        return frozenset(tenant for tenant in active if had[tenant] > most)
 
     def rank(self, holder: Holder, now: float, over: frozenset[str], waited_s: float = 0.0) -> Rank:
         """Of a program, with a request that has waited so long; `over` as `over_share` gives it."""

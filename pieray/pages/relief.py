@@ -90,7 +90,7 @@ class Relief:
             wanted -= count.given_up_by(holder)
         if wanted <= 0:
             return []
-        over = ranks.over_share([waiting.holder])
+        over = ranks.over_share(self._line.waits(), now)
         since = self._line.waits()
         found: list[tuple[bool, Rank, Holder]] = []
         for holder in ledger.held():

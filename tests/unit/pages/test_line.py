@@ -5,7 +5,7 @@ import pytest
 from pieray.errors import OutOfPages, QuotaExceeded
 from pieray.pages.ledger import Holder, Lease, PageLedger
 from pieray.pages.line import BACKFILL_S, Granted, LeaseLine
-from pieray.pages.rank import AGING_S, KEEP_S, SERVICE_TOKENS, Facts
+from pieray.pages.rank import AGING_S, KEEP_S, SERVICE_TOKENS, SHARE_S, Facts, Ranks
 
 A, B, C, D = (Holder(f"peer-{name}", 1) for name in "abcd")
 
@@ -72,7 +72,6 @@ def test_nobody_is_served_while_others_give_up_pages_for_the_first():
         (Facts(deadline=60.0), Facts(deadline=50.0)),
         (Facts(num_tokens=4096), Facts(num_tokens=100)),
         (Facts(born=2.0), Facts(born=1.0)),
-        (Facts(tenant="greedy"), Facts(tenant="modest")),
     ],
 )
 def test_rank_decides_who_goes_first(early, late):
@@ -85,6 +84,25 @@ def test_rank_decides_who_goes_first(early, late):
     line.request(C, 3, 2, 2.0, 99.0)
     line.ledger.release(A, [0, 1])
     assert line.retry(3.0) == [Granted(C, 3, Lease([0, 1], 0))]
+
+
+def test_a_tenant_that_has_had_more_than_its_share_goes_last_until_the_others_have_had_theirs():
+    line = LeaseLine(PageLedger(8), Ranks(ledger := PageLedger(8)))
+    line.ledger = ledger
+    for holder, tenant in ((A, "greedy"), (B, "greedy"), (C, "modest")):
+        line.ranks.open(holder, Facts(tenant=tenant, priority=9 * (tenant == "greedy")))
+    line.request(A, 1, 8, 0.0, 99.0)
+    line.request(B, 2, 2, 0.0, 99.0)
+    line.request(C, 3, 2, 0.0, 99.0)
+    assert line.head(0.0)[1].holder == B  # its priority counts, at first
+    assert line.head(SHARE_S + 0.1)[1].holder == C
+    line.ledger.release(A, [0, 1])
+    assert [granted.holder for granted in line.retry(SHARE_S + 0.2)] == [C]
+    line.request(C, 4, 2, SHARE_S + 0.3, 99.0)
+    assert line.head(SHARE_S + 0.3)[1].holder == C  # it holds a quarter of what the other does
+    line.ledger.close(A)
+    line.request(A, 5, 6, SHARE_S + 0.3, 99.0)
+    assert line.head(10.0)[1].holder in (A, B)  # the other's requests have held nothing meanwhile
 
 
 def test_service_up_to_a_point_makes_no_difference():
