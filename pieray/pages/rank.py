@@ -5,8 +5,8 @@ deadline, then who has had less service, then the older family.  Nothing starves
 with every `AGING_S`, and what it has gained stays with the program for `KEEP_S` once it has its pages, so that it gets
 on before somebody takes them.
 
-What a tenant has had is measured in pages times seconds over its weight, and not by what it holds just now: who gives up
-pages must not come to be the first to get them back.
+What a tenant has had is measured in pages times seconds over its weight, and not by what it holds just now: who gives
+up pages must not come to be the first to get them back.
 """
 
 from __future__ import annotations
