@@ -36,6 +36,8 @@ BY_THE_STEP = {
     "test_a_watch_is_ready_while_there_is_something_to_read",
     "test_a_read_waits_for_the_next_token_and_for_the_end",
     "test_tickets_of_one_plan_share_what_is_drawn_in_the_order_asked",
+    "test_a_fork_of_running_pages_is_a_copy_of_its_own",
+    "test_a_lost_device_fails_the_plan_where_it_is",
 }
 
 
