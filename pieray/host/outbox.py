@@ -252,6 +252,10 @@ class Outbox:
         self._device.preempted(self._inferlet, len(pages), is_whole=is_whole)
         self._pump()
 
+    def _uses_lost(self, command: Command) -> bool:
+        """Whether another command is to compute what this one uses before it."""
+        return self.swap.has_lost and not isinstance(command, Rebuild) and self._pages.is_lost(command.prepared.rows)
+
     def _rebuild_first(self, rows: I64) -> None:
         """The next command uses frames that are lost: the next is the one that computes them again."""
         if (rebuild := self.swap.rebuild(self._tickets.number(), self._host_queue, rows)) is not None:
@@ -291,7 +295,7 @@ class Outbox:
         self._num_lacking = 0
         while self._num_flushed and not self.swap.is_going:
             command = self._staged[0]
-            if not isinstance(command, Rebuild) and self._pages.is_lost(command.prepared.rows):
+            if self._uses_lost(command):
                 self._rebuild_first(command.prepared.rows)
                 continue
             if self._is_to_be_found(command) or not self._bind(command, messages):

@@ -48,6 +48,7 @@ class Swap:
         self._pages = pages
         self._lineage = lineage
         self._losses: list[Loss] = []
+        self.has_lost = False  # whether frames have ever been lost: before that no command need look
         self.is_going = False
         self.ticket: int | None = None  # under which the batcher answers
         self._kept: frozenset[int] = frozenset()
@@ -96,6 +97,7 @@ class Swap:
         # one of an earlier loss may have been bound since, by a plan that overwrites it, and is lost anew
         self._losses = [loss._replace(frames=loss.frames.difference(lost)) for loss in self._losses]
         self._losses.append(Loss(frozenset(lost), steps))
+        self.has_lost = True
         return True
 
     def rebuild(self, ticket: int, queue: Queue, rows: I64) -> Rebuild | None:

@@ -94,8 +94,8 @@ class LeaseLine:
         count towards its limit, and QuotaExceeded for more than its tenant may hold.
         """
         asked = self._asked.get(holder, 0)
-        self.ranks.know(holder)
         self.ledger.admit(holder, count, asked, least=0 if hashes else 1)
+        self.ranks.know(holder)
         self._check_quota(holder, count, asked)
         is_first = not count or (not self._line and self._has_quota(holder, count))
         if is_first and (lease := self.ledger.take(holder, count, hashes)) is not None:

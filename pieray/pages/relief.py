@@ -90,11 +90,11 @@ class Relief:
             wanted -= count.given_up_by(holder)
         if wanted <= 0:
             return []
-        over = ranks.over_share(self._line.waits(), now)
-        since = self._line.waits()
+        since, dead = self._line.waits(), set(ledger.dead_peers)
+        over = ranks.over_share(since, now)
         found: list[tuple[bool, Rank, Holder]] = []
         for holder in ledger.held():
-            if holder == waiting.holder or holder in self._asked or holder in self._rests:
+            if holder == waiting.holder or holder in self._asked or holder in self._rests or holder.peer_id in dead:
                 continue
             if tenant is not None and ranks.tenant_of(holder) != tenant:
                 continue

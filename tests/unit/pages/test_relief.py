@@ -79,6 +79,14 @@ def test_who_cannot_give_up_pages_is_left_alone_for_a_while():
     assert pool.relief.choose(AGAIN_S + 0.05, []) == [D]
 
 
+def test_programs_of_a_dead_peer_are_not_asked():
+    """Nobody would answer, and their pages come with the fence."""
+    pool = Pool(8, c=4, d=4)
+    pool.ledger.drop_peer(D.peer_id, fenced=False)
+    pool.want(A, 2)
+    assert pool.relief.choose(0.0, []) == [C]
+
+
 def test_a_program_that_does_not_answer_is_counted_on_no_more():
     pool = Pool(8, d=8)
     pool.want(A, 2)
