@@ -12,7 +12,7 @@ from wasmtime import component as wc
 from pieray.errors import InvalidRequest
 from pieray.wasm import binding, native, wasi
 from pieray.wasm.memories import Memories
-from pieray.wasm.signatures import EXPORTS, HANDLERS, PACKAGE, VERSION, describe_func
+from pieray.wasm.signatures import HANDLERS, INFERLET_EXPORTS, PACKAGE, RUNTIME_EXPORTS, VERSION, describe_func
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +24,12 @@ class Program:
     component: wc.Component
     linker: wc.Linker
     exports: Mapping[str, wc.ExportIndex]
-    """"run", and those of the world python-runtime, if it has these."""
+    """Of one of the worlds inferlet and python-runtime."""
     memories: Memories
 
     @property
     def takes_source(self) -> bool:
-        return "load-source" in self.exports
+        return "run-source" in self.exports
 
 
 class Imports:
@@ -78,15 +78,15 @@ class Imports:
 
 
 def _checked_exports(exports: dict[str, Any], name: str) -> list[str]:
-    """Those of EXPORTS that it has: "run" alone, or all."""
-    if "run" not in exports:
-        raise InvalidRequest(f"{name} does not export run; it has {', '.join(exports) or 'none'}")
-    found = list(EXPORTS) if "load-source" in exports and "prepare" in exports else ["run"]
-    for export in found:
+    """Those of its world: of python-runtime, if it has them all, else of inferlet."""
+    wanted = RUNTIME_EXPORTS if exports.keys() >= RUNTIME_EXPORTS.keys() else INFERLET_EXPORTS
+    for export, kind in wanted.items():
+        if export not in exports:
+            raise InvalidRequest(f"{name} does not export {export}; it has {', '.join(exports) or 'none'}")
         given = describe_func(exports[export].ty) if isinstance(exports[export].ty, wc.FuncType) else "no function"
-        if given != EXPORTS[export]:
-            raise InvalidRequest(f"{name} exports {export} as {given}; it must be {EXPORTS[export]}")
-    return found
+        if given != kind:
+            raise InvalidRequest(f"{name} exports {export} as {given}; it must be {kind}")
+    return list(wanted)
 
 
 def _check_handlers(interface: str, items: dict[str, Any], name: str) -> None:

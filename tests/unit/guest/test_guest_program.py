@@ -19,17 +19,16 @@ from inferlet._program import (
     _is_plain,
     _mismatch,
     _takes,
-    load_program,
+    compile_source,
     prepare,
-    run_loaded,
+    run_source,
 )
 
 TWO = "async def main(prompt: str, max_tokens: int = 64):\n    return [prompt, max_tokens]\n"
 
 
 def run_program(source: str, filename: str, text: str) -> str:
-    load_program(source, filename, "")
-    return run_loaded(text)
+    return run_source(source, filename, compile_source(source, filename), 0, text)
 
 
 def failure(source: str, text: str = "{}") -> ProgramFailed:
@@ -180,12 +179,11 @@ def test_dataclasses_and_type_hints_find_their_module(host: FakeHost) -> None:
 
 def test_code_that_was_made_once_runs_like_its_source(host: FakeHost) -> None:
     source = "def main(x: int):\n    return [x, 1 / x]\n"
-    code = load_program(source, "main.py", "")
-    assert load_program(source, "main.py", code) == code
-    assert json.loads(run_loaded('{"x": 2}')) == [2, 0.5]
-    load_program(source, "main.py", code)
+    code = compile_source(source, "main.py")
+    assert json.loads(run_source(source, "main.py", code, 0, '{"x": 2}')) == [2, 0.5]
+    _report.forget_source("main.py")  # as it is in a guest that has not compiled it
     with pytest.raises(ProgramFailed) as caught:
-        run_loaded('{"x": 0}')
+        run_source(source, "main.py", code, 0, '{"x": 0}')
     assert caught.value.trace.splitlines()[1:3] == ['  File "main.py", line 2, in main', "    return [x, 1 / x]"]
 
 
@@ -196,5 +194,3 @@ def test_what_is_done_ahead_calls_nobody_and_leaves_nothing_behind(host: FakeHos
     prepare()
     assert (set(linecache.cache), set(_report._sources), set(sys.modules), len(host.calls)) == before
     assert random.getstate() == state
-    with pytest.raises(ProgramFailed):
-        run_loaded("{}")
