@@ -29,6 +29,9 @@ class Instance:
         """`memory_bytes`: of all its memories together, see `limit`."""
         self.program = program
         self.wasi: WasiState | None = None
+        self._is_open = True
+        if program.slots is not None:
+            program.slots.taken()
         self._store = wasmtime.Store(program.engine)
         self.limit(memory_bytes)
         self._store.set_epoch_deadline(1)
@@ -50,6 +53,9 @@ class Instance:
 
     def close(self) -> None:
         """Idempotent."""
+        if self._is_open and self.program.slots is not None:
+            self.program.slots.given_back()
+        self._is_open = False
         self._store.close()
 
 

@@ -12,6 +12,7 @@ from wasmtime import component as wc
 from pieray.errors import InvalidRequest
 from pieray.wasm import binding, native, wasi
 from pieray.wasm.memories import Memories
+from pieray.wasm.pooling import Slots
 from pieray.wasm.signatures import HANDLERS, INFERLET_EXPORTS, PACKAGE, RUNTIME_EXPORTS, VERSION, describe_func
 
 
@@ -26,6 +27,8 @@ class Program:
     exports: Mapping[str, wc.ExportIndex]
     """Of one of the worlds inferlet and python-runtime."""
     memories: Memories
+    slots: Slots | None
+    """That its instances have; None: each has memory of its own."""
 
     @property
     def takes_source(self) -> bool:
@@ -40,7 +43,9 @@ class Imports:
         self.wasi = wasi.callbacks(executor)
         self.destructors = wasi.destructors()
 
-    def program(self, engine: wasmtime.Engine, component: wc.Component, name: str, memories: Memories) -> Program:
+    def program(
+        self, engine: wasmtime.Engine, component: wc.Component, name: str, memories: Memories, slots: Slots | None
+    ) -> Program:
         """Check the component's imports and exports and link it.  InvalidRequest names what is wrong."""
         kind = component.type
         exports = _checked_exports(kind.exports(engine), name)
@@ -51,7 +56,7 @@ class Imports:
                 self._define(engine, root, import_name, extern.ty, name)
         linker.define_unknown_imports_as_traps(component)
         indexes = {export: component.get_export_index(export) for export in exports}
-        return Program(name, engine, component, linker, indexes, memories)
+        return Program(name, engine, component, linker, indexes, memories, slots)
 
     def _define(self, engine: wasmtime.Engine, root: wc.LinkerInstance, full: str, kind: Any, name: str) -> None:
         interface, _, version = full.partition("@")

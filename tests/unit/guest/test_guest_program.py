@@ -27,8 +27,8 @@ from inferlet._program import (
 TWO = "async def main(prompt: str, max_tokens: int = 64):\n    return [prompt, max_tokens]\n"
 
 
-def run_program(source: str, filename: str, text: str) -> str:
-    return run_source(source, filename, compile_source(source, filename), 0, text)
+def run_program(source: str, filename: str, text: str, seed: int = 0) -> str:
+    return run_source(source, filename, compile_source(source, filename), seed, text)
 
 
 def failure(source: str, text: str = "{}") -> ProgramFailed:
@@ -160,12 +160,10 @@ def test_source_that_is_no_program(host: FakeHost) -> None:
     assert "def main(:" in failed.trace
 
 
-def test_random_is_seeded_by_the_host_alone(make_host: object) -> None:
+def test_random_is_seeded_by_the_host_alone(host: FakeHost) -> None:
     source = "import random\ndef main():\n    return random.random()"
-    make_host()  # type: ignore[operator]
-    first, second = run_program(source, "main.py", ""), run_program(source, "main.py", "")
-    make_host()  # type: ignore[operator]
-    assert run_program(source, "main.py", "") == first != second
+    first, second, again = (run_program(source, "main.py", "", seed) for seed in (1, 2**64 - 1, 1))
+    assert again == first != second
 
 
 def test_dataclasses_and_type_hints_find_their_module(host: FakeHost) -> None:
