@@ -591,7 +591,7 @@ class Supervisor:
         log.info("%s: %s", host.name, why)
         for instance_id, name in self._locations.on(host):
             yield {"instance_id": instance_id, "name": name, "state": "unreachable", "cpu_time_s": 0.0, "pages": 0,
-                   "output_bytes": 0, "error": f"{host.describe()} does not answer"}  # fmt: skip
+                   "swapped": 0, "output_bytes": 0, "error": f"{host.describe()} does not answer"}  # fmt: skip
 
     def admission(self) -> dict[str, Any]:
         """By tenant, launches that wait for a place ("waiting") and that were refused one ("refused"), and what is used

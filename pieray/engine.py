@@ -358,8 +358,9 @@ class Engine:
 
         instance_id, name, state ("running", "done", "failed", "killed"), error (its code and first line, or ""),
         tenant, user, parent (an instance id, or ""), priority, started_at and ended_at (Unix time; None: it runs),
-        cpu_time_s, pages, output_bytes, tokens_computed, tokens_found (run, and there already),
-        pages_swapped (given up for others for a while).
+        cpu_time_s, pages, swapped (pages of those that it has given up for others at present: they are in host memory,
+        or to be computed again), output_bytes, tokens_computed, tokens_found (run, and there already), pages_swapped
+        (given up so, ever).  Of one whose actor does not answer (state "unreachable") less is known.
         """
         found: list[dict[str, Any]] = self._ask("ps")
         return found

@@ -107,6 +107,7 @@ class Crowd:
         before = self._num_preempted()
         self.processes = launch(engine, times)
         until(lambda: self._num_preempted() >= before + 4, "programs give up their pages")
+        until(lambda: any(row["swapped"] for row in engine.ps()), "one has no pages just now")
 
     def _num_preempted(self) -> int:
         return int(actors(self.engine, "resource-manager")[0]["preempted"])
@@ -156,6 +157,9 @@ def assert_well(engine: Any, texts: list[Any]) -> None:
     assert states[2:] == [0, 0]
     assert batcher["swap"]["used"] == 0
     assert manager["waiting"] == 0
+    counts = manager["tenants"][engine.tenant]
+    assert (counts["held"], counts["waiting"]) == (0, 0)
+    assert (counts["waited"], counts["preempted"]) == (manager["waited"], manager["preempted"])
 
 
 def _is_whole(engine: Any) -> bool:
@@ -211,7 +215,7 @@ def test_who_stands_still_for_a_moment_in_the_middle_of_swaps_fails_nothing(swap
     pids = {role: actors(swapping, role)[0]["pid"] for role in ("inferlets", "batcher", "resource-manager")}
     pids["controller"] = ray.get(swapping._controller.pid.remote())
     for pid in pids.values():
-        crowd = Crowd(swapping)
+        crowd = Crowd(swapping, 2)
         os.kill(pid, signal.SIGSTOP)
         time.sleep(MOMENT_S)
         os.kill(pid, signal.SIGCONT)
