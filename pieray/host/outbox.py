@@ -50,10 +50,11 @@ class Outbox:
     def __init__(
         self, inferlet: int, device: Device, pages: PageSpace, tickets: TicketTable, *, lease_pages: int,
         page_wait_s: float, transfers: Transfers, call_later: CallLater, lineage: Lineage,
-        prefixes: Prefixes | None = None, pool_pages: int = 0,
+        prefixes: Prefixes | None = None, pool_pages: int = 0, priority: int = 0,
     ) -> None:  # fmt: skip
         """`prefixes` None: all is computed, whatever pages there are.  `pool_pages`: pages of the device group, 0 for
-        unknown: then nothing is dropped that would have to be computed again."""
+        unknown: then nothing is dropped that would have to be computed again.  `priority`: of the host's own
+        commands."""
         self._inferlet = inferlet
         self._device = device
         self._pages = pages
@@ -80,7 +81,7 @@ class Outbox:
         self._num_expected = 0  # pages in use that are to be leased ahead of need; 0: no more than usual
         self._active_at = time.monotonic()  # when a command was last enqueued, or ended
         self.swap = Swap(inferlet, pages, lineage, pool_pages)
-        self._host_queue = Queue(0)  # of commands of the host's own
+        self._host_queue = Queue(0, priority)  # of commands of the host's own
         self.passes: dict[int, Pass] = {}
         self.transfers = transfers
         self.ledger = LedgerClient(inferlet, device, pages, tickets.limit, call_later)

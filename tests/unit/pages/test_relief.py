@@ -105,6 +105,15 @@ def test_pages_that_exports_keep_or_others_have_make_no_room_by_themselves():
     assert pool.ledger.kept_pages_of(C) == pages[:2]
 
 
+def test_nobody_gives_up_pages_that_stay_with_others():
+    """D is the lowest, and all that it has is A's as well."""
+    pool = Pool(8, a=4, c=4)
+    pool.ledger.share(D, pool.ledger.pages_of(A))
+    pool.want(B, 2)
+    assert pool.relief.choose(0.0, []) == [C]
+    assert pool.relief.choose(ANSWER_S, [D]) == [C]
+
+
 def test_only_the_tenant_itself_makes_room_below_its_quota():
     pool = Pool(8)
     pool.line = LeaseLine(pool.ledger, quota_of=lambda tenant: 4 if tenant == "small" else 0)
