@@ -151,9 +151,9 @@ class DeviceClient:
                 raise self._new_lost()
 
     def lease(
-        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0
+        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0, num_more: int = 0
     ) -> None:
-        message = LeasePages(inferlet << 32, inferlet, count, deadline_s, hashes, num_tokens)
+        message = LeasePages(inferlet << 32, inferlet, count, deadline_s, hashes, num_tokens, num_more)
         if count:
             self._leasing[inferlet] = time.monotonic()
         self._post(self._ledger, [message], inferlet)

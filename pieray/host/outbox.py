@@ -411,12 +411,19 @@ class Outbox:
         self._is_leasing, self._is_lease_needed = True, short + num_lacking > 0 or looking is not None
         count = short + num_lacking if self._is_lease_needed else max(wanted, expected, self._lease_pages)
         wait_s = self._page_wait_s if self._is_lease_needed else 0.0
+        num_more = self._num_more(max(wanted - num_lacking, expected)) if self._is_lease_needed else 0
         hashes, self._looking = b"" if looking is None else b"".join(looking.hashes or ()), looking
         try:
-            self._device.lease(self._inferlet, count, wait_s, hashes, self.num_computed)
+            self._device.lease(self._inferlet, count, wait_s, hashes, self.num_computed, num_more)
             self._lease_timer = self.ledger.call_later(wait_s + GRACE_S, self._lease_overdue)
         except DeviceLost as error:
             self._fail_lease(error)
+
+    def _num_more(self, num_wanted: int) -> int:
+        """Pages to be asked for beyond need: as many as are wanted, and those that staged runs will want first."""
+        plans = [c.prepared for c in self._staged if isinstance(c, Run) and isinstance(c.prepared, Growing)]
+        num_first = sum(len(growing.tail) - growing.num_bound for growing in plans)
+        return max(0, min(num_wanted + num_first, self._lease_pages) - self._pages.num_spare)
 
     def _num_lacking_ahead(self) -> int:
         """Pages that are expected to be used, and that there are not; what is reached is expected no more."""

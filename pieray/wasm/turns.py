@@ -59,13 +59,27 @@ class _Rank(NamedTuple):
     is_held_back: bool  # it has had no turn, and pages are short
 
 
-class _Wish(NamedTuple):
-    """A guest's place among those of its tenant that are like it."""
+class _Place(NamedTuple):
+    """A guest's place among those of its tenant that are like it.  The lesser goes first."""
 
     is_background: bool
     priority: int  # as in a rank
     served: float
-    number: int  # of the wish: no two are equal
+    number: int  # in the order of coming: no two are equal
+
+
+class _Wish(Generic[G]):
+    """Of a guest for a turn; `guest` is None once it has it."""
+
+    __slots__ = ("guest", "place", "since")
+
+    def __init__(self, place: _Place, guest: G, since: float) -> None:
+        self.place = place
+        self.guest: G | None = guest
+        self.since = since
+
+    def __lt__(self, other: _Wish[G]) -> bool:
+        return self.place < other.place
 
 
 class _Tenant(Generic[G]):
@@ -77,7 +91,7 @@ class _Tenant(Generic[G]):
         self.had = 0.0  # seconds over its weight
         self.now = 0.0  # what the guest of it that began last had been served
         self.num_wanting = 0  # guests that wait for a turn or have one
-        self.wishes: tuple[list[tuple[_Wish, G]], list[tuple[_Wish, G]]] = [], []  # heaps: started, starting
+        self.wishes: tuple[list[_Wish[G]], list[_Wish[G]]] = [], []  # heaps: of guests that have started, of others
 
 
 class TurnQueue(Generic[G]):
@@ -100,7 +114,7 @@ class TurnQueue(Generic[G]):
         self._clock = clock
         self._tenants: dict[str, _Tenant[G]] = {}
         self._wanting: dict[str, _Tenant[G]] = {}
-        self._waiting: dict[G, tuple[int, float]] = {}  # number of the wish, since when; the oldest first
+        self._waiting: dict[G, _Wish[G]] = {}  # the oldest first
         self._running: list[G] = []
         self._now = 0.0  # what the tenant that began last had had
         self._was_patient_at = -math.inf
@@ -122,10 +136,9 @@ class TurnQueue(Generic[G]):
                 self._wanting[guest.tenant] = tenant
             tenant.num_wanting += 1
             guest.served = max(guest.served, tenant.now)
-            number = next(self._numbers)
-            wish = _Wish(guest.is_background, -guest.priority, guest.served, number)
-            heapq.heappush(tenant.wishes[guest.is_starting], (wish, guest))
-            self._waiting[guest] = number, self._clock()
+            place = _Place(guest.is_background, -guest.priority, guest.served, next(self._numbers))
+            self._waiting[guest] = wish = _Wish(place, guest, self._clock())
+            heapq.heappush(tenant.wishes[guest.is_starting], wish)
             is_urgent = self._interrupts(guest)
         self._tokens.put(True)
         if is_urgent:
@@ -142,7 +155,7 @@ class TurnQueue(Generic[G]):
             return None
         with self._lock:
             guest = self._longest_waiting() or self._first()
-            del self._waiting[guest]
+            self._waiting.pop(guest).guest = None
             if not guest.is_background:
                 tenant = self._tenants[guest.tenant]
                 self._now, tenant.now = max(self._now, tenant.had), max(tenant.now, guest.served)
@@ -188,26 +201,19 @@ class TurnQueue(Generic[G]):
         """The guest that is next, but for patience; there must be one."""
         over, is_short = self._over_share(), self._is_short()
         return min(
-            (_rank(guest, over, is_short), tenant.had, wish, guest)
+            (_rank(guest, over, is_short), tenant.had, wish.place, guest)
             for tenant in self._wanting.values()
-            for wish, guest in self._heads(tenant)
+            for heap in tenant.wishes
+            if (wish := _head(heap)) is not None and (guest := wish.guest) is not None
         )[3]
-
-    def _heads(self, tenant: _Tenant[G]) -> list[tuple[_Wish, G]]:
-        heads = []
-        for heap in tenant.wishes:
-            while heap and self._waiting.get(heap[0][1], (-1, 0.0))[0] != heap[0][0].number:
-                heapq.heappop(heap)  # it has had its turn
-            heads += heap[:1]
-        return heads
 
     def _longest_waiting(self) -> G | None:
         """Who has waited so long that it has the next turn."""
         now = self._clock()
         if now - self._was_patient_at < PATIENCE_S:
             return None
-        for guest, (_, since) in self._waiting.items():
-            if now - since < PATIENCE_S:
+        for guest, wish in self._waiting.items():
+            if now - wish.since < PATIENCE_S:
                 return None
             if not guest.is_background:
                 self._was_patient_at = now
@@ -220,6 +226,12 @@ class TurnQueue(Generic[G]):
             return frozenset()
         most = min(tenant.had for tenant in self._wanting.values()) + SHARE_S
         return frozenset(name for name, tenant in self._wanting.items() if tenant.had > most)
+
+
+def _head(heap: list[_Wish[G]]) -> _Wish[G] | None:
+    while heap and heap[0].guest is None:
+        heapq.heappop(heap)
+    return heap[0] if heap else None
 
 
 def _rank(guest: Contender, over: frozenset[str], is_short: bool) -> _Rank:
