@@ -108,7 +108,7 @@ class Relief:
             chosen.append(holder)
             wanted -= count.given_up_by(holder)
             if wanted <= 0:
-                return chosen
+                return [holder for holder in chosen if count.has_part(holder)]
         return []
 
 
@@ -126,3 +126,7 @@ class _Count:
             self._less[page] += 1
             num += self._less[page] == references
         return num
+
+    def has_part(self, holder: Holder) -> bool:
+        """Whether one of the pages that come to be available is its own: without it there would be fewer."""
+        return any(self._less[page] == references for page, references in self._ledger.references(holder))
