@@ -157,14 +157,23 @@ class Slots:
 def _slots() -> Iterator[tuple[int, int]]:
     """Where memories lie that begin with a component's image, with what can be written to in front of it and behind."""
     with Path("/proc/self/maps").open() as file:
-        lines = [line.split(maxsplit=5) for line in file]
-    maps = [(*(int(at, 16) for at in line[0].split("-")), line[1], line[5:]) for line in lines]
+        maps = [_Map(line.split(maxsplit=5)) for line in file]
     for before, image, behind in zip(maps, maps[1:], maps[2:], strict=False):
-        begin, end, rights, name = image
-        if not rights.startswith("rw") or not name or not name[0].rstrip().endswith(".cwasm"):
-            continue
-        if before[1] == begin and before[2] == rights and not before[3]:
-            begin = before[0]
-        if behind[0] == end and behind[2] == rights and not behind[3]:
-            end = behind[1]
-        yield begin, end
+        if image.rights.startswith("rw") and image.name.endswith(".cwasm"):
+            begin = before.begin if before.end == image.begin and before.is_plain else image.begin
+            end = behind.end if behind.begin == image.end and behind.is_plain else image.end
+            yield begin, end
+
+
+class _Map:
+    """A line of /proc/self/maps."""
+
+    def __init__(self, fields: list[str]) -> None:
+        self.begin, self.end = (int(at, 16) for at in fields[0].split("-"))
+        self.rights = fields[1]
+        self.name = fields[5].rstrip() if len(fields) > 5 else ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is memory of no file, to be written to."""
+        return self.rights.startswith("rw") and not self.name
