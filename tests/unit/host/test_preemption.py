@@ -210,7 +210,7 @@ def test_a_device_that_is_lost_meanwhile_fails_what_there_is_and_nothing_hangs()
     assert bench.next(plan)  # what it had drawn
     with pytest.raises(DeviceLost):
         bench.next(plan)
-    assert not bench.outbox.swap.is_going
+    assert not bench.outbox.preemption.is_going
     bench.pages.check()
 
 
