@@ -1,13 +1,36 @@
-"""How urgent a launch is: its priority, when its result is wanted, and how long its family has been there."""
+"""How urgent a launch is: its priority, when its result is wanted, and how long its family has been there.
+
+A command carries the priority of its launch and that of its queue as one number, the launch's before the queue's.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 from pieray.errors import InvalidRequest
 from pieray.messages import Launch
 from pieray.tenants import MAX_PRIORITY, TenantSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+QUEUE_BITS = 8
+"""Of a command's priority, those of its queue's."""
+
+N = TypeVar("N", int, "npt.NDArray[np.int32]")
+
+
+def command_priority(launch: int, queue: int) -> int:
+    """The priority of the commands of a queue of a launch."""
+    return (launch << QUEUE_BITS) + queue
+
+
+def launch_priority(command: N) -> N:
+    """The launch's priority in that of a command; of a column of them, a column."""
+    return (command + (1 << (QUEUE_BITS - 1))) >> QUEUE_BITS
 
 
 def check_priority(priority: int) -> int:

@@ -27,9 +27,10 @@ class Queue:
 
     __slots__ = ("handle", "is_reusing", "outstanding", "priority", "syncs")
 
-    def __init__(self, handle: int) -> None:
+    def __init__(self, handle: int, priority: int = 0) -> None:
         self.handle = handle
-        self.priority = 0
+        self.priority = priority
+        """Of its commands, see `pieray.urgency.command_priority`."""
         self.is_reusing = True  # whether its commands take pages that hold what they are to write
         self.outstanding: OrderedDict[int, None] = OrderedDict()  # tickets, which grow: the oldest is the least
         self.syncs: OrderedDict[int, None] = OrderedDict()  # each waits for the commands with lesser tickets

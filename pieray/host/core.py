@@ -68,7 +68,10 @@ class InferletHost:
         self._models = models
         num_ready = min(config.ready_guests, config.inferlets_per_actor)
         most_guests = config.inferlets_per_actor + num_ready + config.worker_threads
-        self._wasm = WasmHost(config.executor, config.worker_threads, most_guests=most_guests)
+        self._wasm = WasmHost(
+            config.executor, config.worker_threads, most_guests=most_guests, is_short=lambda: device.is_short,
+            weight_of=lambda tenant: config.tenant(tenant).weight,
+        )  # fmt: skip
         self._wasm.on_batch_end = self._flush
         device.on_answered = self._flush_clients
         self._components = Components(self._wasm)

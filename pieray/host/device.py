@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 HOST = 0
 """Inferlet number of the host's own requests."""
+SHORT_S = 0.02
+"""A request for pages that has no answer for so long waits in line."""
 
 
 class Tenant(Protocol):
@@ -80,6 +82,7 @@ class DeviceClient:
                  timeout_s: float, on_lost: Callable[[DeviceClient, DeviceLost], None],
                  on_answered: Callable[[], None] = lambda: None) -> None:  # fmt: skip
         self._tenants: dict[int, Tenant] = {}
+        self._leasing: dict[int, float] = {}  # inferlets that have asked for pages, since when; the oldest first
         self._lost: DeviceLost | None = None
         self._on_lost = on_lost
         self._on_answered = on_answered
@@ -109,6 +112,12 @@ class DeviceClient:
     def lost(self) -> DeviceLost | None:
         """Why the device group is gone, or None."""
         return self._lost
+
+    @property
+    def is_short(self) -> bool:
+        """Whether inferlets wait for pages."""
+        oldest = list(self._leasing.values())[:1]
+        return bool(oldest) and time.monotonic() - oldest[0] > SHORT_S
 
     def _new_lost(self) -> DeviceLost:
         """An error for one caller: one that many raise would collect all their tracebacks."""
@@ -142,9 +151,11 @@ class DeviceClient:
                 raise self._new_lost()
 
     def lease(
-        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0
+        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0, num_more: int = 0
     ) -> None:
-        message = LeasePages(inferlet << 32, inferlet, count, deadline_s, hashes, num_tokens)
+        message = LeasePages(inferlet << 32, inferlet, count, deadline_s, hashes, num_tokens, num_more)
+        if count:
+            self._leasing[inferlet] = time.monotonic()
         self._post(self._ledger, [message], inferlet)
 
     def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:
@@ -219,6 +230,7 @@ class DeviceClient:
                 return
             number, done = found
             self._tenants.pop(number, None)
+            self._leasing.pop(number, None)
             with contextlib.suppress(PeerLost):
                 self._ledger.post([CloseLease(number)], lane=number)
         try:
@@ -276,8 +288,11 @@ class DeviceClient:
             elif isinstance(message, Preempt):
                 if (tenant := self._tenants.get(message.inferlet)) is not None:
                     tenant.preempt(np.frombuffer(message.kept, "<u4").tolist())
-            elif isinstance(message, (Completed, Failed)) and (tenant := self._tenants.get(message.ticket >> 32)):
-                _tell(tenant, message)
+            elif isinstance(message, (Completed, Failed)):
+                if not message.ticket & TICKET_MASK:
+                    self._leasing.pop(message.ticket >> 32, None)
+                if (tenant := self._tenants.get(message.ticket >> 32)) is not None:
+                    _tell(tenant, message)
         self.flush()
 
     def _refused(self, message: Message, error: PierayError) -> None:

@@ -27,6 +27,7 @@ from pieray.messages import Event, Launch, RunTokens
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
 from pieray.texts import byte_size, check_size, parse_json
+from pieray.urgency import command_priority
 from pieray.wasm.host import Guest, Outcome, Program, WasmHost
 from pieray.wasm.timers import Timer
 
@@ -64,6 +65,7 @@ class Inferlet:
         self._outbox = Outbox(number, device, self._pages, self._tickets, lease_pages=lease_pages,
                               page_wait_s=limits.page_wait_s, call_later=self._call_later, lineage=lineage,
                               prefixes=prefixes if prefix_cache else None, pool_pages=model.num_pages,
+                              priority=command_priority(launch.priority, 0),
                               transfers=Transfers(limits.pass_bytes, services.transfers))  # fmt: skip
         self._mailbox = Mailbox(limits, self._tickets)
         self._state = InstanceState(
@@ -83,7 +85,7 @@ class Inferlet:
             guest = host.spawn(
                 program, self._handlers, self._limits, input=self.launch.input, source=self.launch.source or None,
                 filename=self.launch.filename, on_exit=self._exited, name=self.launch.instance_id,
-                tenant=self.launch.tenant,
+                tenant=self.launch.tenant, priority=self.launch.priority,
             )  # fmt: skip
         except BaseException:
             self._retire()

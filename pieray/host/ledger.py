@@ -49,7 +49,7 @@ class Device(LedgerDevice, Protocol):
         """Collect messages for the batcher; raises DeviceLost when it is gone."""
 
     def lease(
-        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0
+        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0, num_more: int = 0
     ) -> None:
         """Ask for pages, see LeasePages; the answer comes to `granted` or `lease_failed`."""
 

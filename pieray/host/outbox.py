@@ -50,10 +50,11 @@ class Outbox:
     def __init__(
         self, inferlet: int, device: Device, pages: PageSpace, tickets: TicketTable, *, lease_pages: int,
         page_wait_s: float, transfers: Transfers, call_later: CallLater, lineage: Lineage,
-        prefixes: Prefixes | None = None, pool_pages: int = 0,
+        prefixes: Prefixes | None = None, pool_pages: int = 0, priority: int = 0,
     ) -> None:  # fmt: skip
         """`prefixes` None: all is computed, whatever pages there are.  `pool_pages`: pages of the device group, 0 for
-        unknown: then nothing is dropped that would have to be computed again."""
+        unknown: then nothing is dropped that would have to be computed again.  `priority`: of the host's own
+        commands."""
         self._inferlet = inferlet
         self._device = device
         self._pages = pages
@@ -82,7 +83,7 @@ class Outbox:
         self._num_expected = 0  # pages in use that are to be leased ahead of need; 0: no more than usual
         self._active_at = time.monotonic()  # when a command was last enqueued, or ended
         self.swap = Swap(inferlet, pages, lineage, pool_pages)
-        self._host_queue = Queue(0)  # of commands of the host's own
+        self._host_queue = Queue(0, priority)  # of commands of the host's own
         self.passes: dict[int, Pass] = {}
         self.transfers = transfers
         self.ledger = LedgerClient(inferlet, device, pages, tickets.limit, call_later)
@@ -219,7 +220,7 @@ class Outbox:
     # --- pages given up, see pieray.host.preemption --------------------------------------------------
 
     def preempt(self, kept: Collection[int]) -> None:
-        """Give up all pages but those, which others have too; `Device.preempted` is told in the end."""
+        """Give up all pages but those, which exports have too; `Device.preempted` is told in the end."""
         if not self._is_closed:
             self.preemption.preempt(kept)
 
@@ -409,7 +410,9 @@ class Outbox:
             else:  # the ResourceManager says what it is that cannot be had
                 count, self._asked_for = least, first
         if count or looking is not None:
-            self._lease(count, looking, is_needed=is_needed)
+            is_more = is_needed and self._asked_for is None
+            num_more = self._num_more(max(wanted - num_lacking, expected)) if is_more else 0
+            self._lease(count, num_more, looking, is_needed=is_needed)
         return False
 
     def _first_lacking(self) -> tuple[Command | None, int]:
@@ -430,15 +433,21 @@ class Outbox:
             "own commands use them and have not come to their end: wait for some before more are enqueued"
         ))  # fmt: skip
 
-    def _lease(self, count: int, looking: Command | None, *, is_needed: bool) -> None:
+    def _lease(self, count: int, num_more: int, looking: Command | None, *, is_needed: bool) -> None:
         self._is_leasing, self._is_lease_needed = True, is_needed
         wait_s = self._page_wait_s if is_needed else 0.0
         hashes, self._looking = b"" if looking is None else b"".join(looking.hashes or ()), looking
         try:
-            self._device.lease(self._inferlet, count, wait_s, hashes, self.num_computed)
+            self._device.lease(self._inferlet, count, wait_s, hashes, self.num_computed, num_more)
             self._lease_timer = self.ledger.call_later(wait_s + GRACE_S, self._lease_overdue)
         except DeviceLost as error:
             self._fail_lease(error)
+
+    def _num_more(self, num_wanted: int) -> int:
+        """Pages to be asked for beyond need: as many as are wanted, and those that staged runs will want first."""
+        plans = [c.prepared for c in self._staged if isinstance(c, Run) and isinstance(c.prepared, Growing)]
+        num_first = sum(len(growing.tail) - growing.num_bound for growing in plans)
+        return max(0, min(num_wanted + num_first, self._lease_pages) - self._pages.num_spare)
 
     def _num_lacking_ahead(self) -> int:
         """Pages that are expected to be used, and that there are not; what is reached is expected no more."""

@@ -93,7 +93,7 @@ class Preemption:
     # --- for others --------------------------------------------------------------------------------
 
     def preempt(self, kept: Collection[int]) -> None:
-        """Give up all pages but those, which others have too; `Device.preempted` is told in the end."""
+        """Give up all pages but those, which exports have too; `Device.preempted` is told in the end."""
         if self.is_going:
             self._wanted = kept if self._is_own else self._wanted
             return

@@ -95,6 +95,12 @@ class DeviceSessions:
                 f"again{met_with}.  Launch again later"
             )
 
+    @property
+    def is_short(self) -> bool:
+        """Whether inferlets of the current session wait for pages."""
+        session = self._session
+        return session is not None and session.is_short
+
     def flush(self) -> None:
         """Send what inferlets of the current session have posted."""
         if (session := self._session) is not None:

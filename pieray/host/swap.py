@@ -18,7 +18,7 @@ from pieray.host.commands import INTERNAL, Queue, wire_ticket
 from pieray.host.rebuild import Rebuild, frames_of, is_repeatable
 from pieray.messages import DropSwapped, Message, SwapIn, SwapOut
 from pieray.pages.handles import PageSpace
-from pieray.pages.lineage import Lineage, Step, steps_for
+from pieray.pages.lineage import Lineage, Step, steps_for, steps_on, written_slots
 
 I64 = npt.NDArray[np.int64]
 _QUEUE = 0  # no guest's
@@ -46,7 +46,7 @@ class Swap:
         self.ticket: int | None = None  # under which the batcher answers
         self._rows = np.zeros(0, np.int64)  # whose content is being copied
         self._empty = self._rows  # that hold nothing of note
-        self.num_out = 0  # pages copied out, ever
+        self.num_out = 0  # pages that went to host memory, ever
 
     def copy(self, ticket: int, rows: I64) -> Message:
         """Frames, which nothing in flight uses, are to give up their pages: the copying of what these hold."""
@@ -61,7 +61,6 @@ class Swap:
         """The batcher's answer, slots or an error; the pages given up, and whether that is all there were."""
         slots = np.frombuffer(result, "<u4").astype(np.int64) if isinstance(result, bytes) else self._rows[:0]
         rows, self.ticket = self._rows, None
-        self.num_out += len(slots)
         pages = self._pages.swap_out(self._empty, np.full(len(self._empty), -1))
         num_kept = len(slots)
         if num_kept < len(rows) and not isinstance(result, PierayError):
@@ -72,6 +71,7 @@ class Swap:
             else:
                 lost = lost[~np.isin(lost, rows[:num_kept])]
             pages += self._lose(lost)
+        self.num_out += num_kept
         pages += self._pages.swap_out(rows[:num_kept], slots)
         num_left = len(self._pages.bound(rows))
         self._unpin()
@@ -79,13 +79,17 @@ class Swap:
 
     def _rebuildable(self, rows: I64) -> I64:
         """Those of the frames that can be computed again, each on the pages that the pool has."""
-        if not self._lineage.is_complete or self._pages.has_failed:
+        if not self._is_log_good:
             return rows[:0]
+        size = self._pages.page_size
         idents: list[int] = self._pages.idents(rows).tolist()
         steps = self._lineage.rebuild_plan(idents)
+        noted = written_slots(steps, size)  # what was found for a command that is not sent yet is not in the log
+        is_noted = [not written & ~noted[i] for i, written in zip(idents, self._pages.written(rows), strict=True)]
+        rows = rows[is_noted]
         if self._can_run(steps):
             return rows
-        size = self._pages.page_size
+        idents = self._pages.idents(rows).tolist()
         return rows[[self._can_run(steps_for(steps, (ident,), size)) for ident in idents]]
 
     def _can_run(self, steps: Sequence[Step]) -> bool:
@@ -103,30 +107,54 @@ class Swap:
         return self._pages.lose(rows)
 
     def rebuild(self, ticket: int, queue: Queue, rows: I64) -> Rebuild | None:
-        """The command that computes the lost ones of these frames again, and what they need; to be sent before any that
-        uses them.  None: it was asked for before."""
-        used = self._pages.lost_idents(rows)
-        place = next((n for n, loss in enumerate(self._losses) if not used.isdisjoint(loss.frames)), None)
-        if place is None:
+        """The command that computes the lost ones of these frames again, and what they need, on top of what is there;
+        to be sent before any that uses them.  None: it was asked for before."""
+        used, lost = self._pages.lost_idents(rows), self._lost(rows)
+        used &= lost
+        if not used:
             return None
-        loss, size = self._losses[place], self._pages.page_size
-        wanted, steps = self._whole(loss, loss.frames & used)
+        wanted, given, steps = self._whole(used, lost)
         if not self._can_run(steps):  # they take more pages together than the pool has
-            wanted, steps = self._whole(loss, frozenset((min(loss.frames & used),)))
+            wanted, given, steps = self._whole(frozenset((min(used),)), lost)
         frames = frames_of(steps)
-        prepared = self._pages.stage_rebuild(frames, list(wanted))
-        left = loss.frames - wanted
-        self._losses[place : place + 1] = [Loss(left, steps_for(loss.steps, left, size))] if left else []
-        return Rebuild(ticket, queue, prepared, steps, frames)
+        prepared = self._pages.stage_rebuild(frames, wanted, given)
+        losses = (loss._replace(frames=loss.frames - wanted) for loss in self._losses)
+        self._losses = [loss for loss in losses if loss.frames]
+        return Rebuild(ticket, queue, prepared, steps, frames, given)
 
-    def _whole(self, loss: Loss, wanted: frozenset[int]) -> tuple[frozenset[int], Sequence[Step]]:
-        """Frames with the lost ones that they need, as far as these fit in beside them; and the steps."""
+    def _lost(self, rows: I64) -> frozenset[int]:
+        """Frames that nobody has been told yet to compute again: all that can be computed together with some of these.
+        Once the log is of no use any more, those that were lost at one time."""
+        if self._is_log_good:
+            return frozenset().union(*(loss.frames for loss in self._losses))
+        used = self._pages.lost_idents(rows)
+        return next((loss.frames for loss in self._losses if not used.isdisjoint(loss.frames)), frozenset())
+
+    @property
+    def _is_log_good(self) -> bool:
+        return self._lineage.is_complete and not self._pages.has_failed
+
+    def _whole(
+        self, wanted: frozenset[int], lost: frozenset[int]
+    ) -> tuple[frozenset[int], frozenset[int], Sequence[Step]]:
+        """Frames with the lost ones that they need; those that are there and are read; and the steps."""
         while True:
-            steps = steps_for(loss.steps, wanted, self._pages.page_size)
-            needed = wanted.union(loss.frames.intersection(frames_of(steps)))
+            given, steps = self._steps(wanted)
+            needed = wanted.union(lost.intersection(frames_of(steps)))
             if needed == wanted:
-                return wanted, steps
+                return wanted, given, steps
             wanted = needed
+
+    def _steps(self, wanted: frozenset[int]) -> tuple[frozenset[int], Sequence[Step]]:
+        """What computes frames again, and which ones that are there it reads: as the log says, or, once that is of no
+        use any more, as it said when they were lost."""
+        size = self._pages.page_size
+        if not self._is_log_good:
+            loss = next(loss for loss in self._losses if wanted <= loss.frames)
+            return frozenset(), steps_for(loss.steps, wanted, size)
+        there = self._pages.full_idents(frames_of(self._lineage.rebuild_plan(wanted)))
+        steps, given = steps_on(self._lineage.rebuild_plan(wanted | there), wanted, there, size)
+        return given, steps
 
     def ahead(self) -> list[Message]:
         """What is to be sent before anything that uses pages bound by now, and what is to be told."""

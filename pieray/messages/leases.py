@@ -21,6 +21,7 @@ class LeasePages(Message):
     deadline_s: float  # how long the request may wait in line
     hashes: bytes = b""  # of HASH_BYTES each: content of full pages, from the beginning of a text on
     num_tokens: int = 0  # computed for the inferlet, ever
+    num_more: int = 0  # pages that it will want soon: given with the others, as far as there are any just then
 
 
 @register(29)
@@ -87,7 +88,7 @@ class Preempt(Message):
     with Preempted."""
 
     inferlet: int
-    kept: bytes  # u32: pages that it may as well keep, for others have them too
+    kept: bytes  # u32: pages that it may as well keep, for exports have them too
 
 
 @register(37)

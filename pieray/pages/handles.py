@@ -229,6 +229,11 @@ class PageSpace(GrowingStaging):
         is_written = self._frames.written.take(rows) != 0
         return rows[is_written], rows[~is_written]
 
+    def written(self, rows: I64) -> list[int]:
+        """The slots (bits) of frames that are written."""
+        found: list[int] = self._frames.written.take(rows).tolist()
+        return found
+
     def own_pages(self) -> frozenset[int]:
         """Pages of frames that nobody else has."""
         frames = self._frames
@@ -273,16 +278,25 @@ class PageSpace(GrowingStaging):
         """Identities of those of the frames that are to be computed again."""
         return frozenset(self._frames.ident.take(rows[self._frames.is_lost.take(rows)]).tolist())
 
-    def stage_rebuild(self, idents: Sequence[int], lost_idents: Sequence[int]) -> Prepared:
-        """Pin, for a command that computes lost frames again, the frames of those identities, in order: the lost ones
-        themselves, and others in place of those that are gone or have their content."""
+    def full_idents(self, idents: Sequence[int]) -> frozenset[int]:
+        """Of the frames of those identities, the ones that are full and have their content, in a page or host slot."""
         frames = self._frames
-        lost = np.flatnonzero(frames.is_lost & np.isin(frames.ident, lost_idents))
-        row_of = dict(zip(frames.ident.take(lost).tolist(), lost.tolist(), strict=True))
+        is_there = (frames.page != UNBOUND) | (frames.slot != UNBOUND)
+        is_there &= (frames.written == self._full) & np.isin(frames.ident, idents)
+        return frozenset(frames.ident[is_there].tolist())
+
+    def stage_rebuild(self, idents: Sequence[int], lost: Collection[int], given: Collection[int]) -> Prepared:
+        """Pin, for a command that computes lost frames again, the frames of those identities, in order: the `lost` ones
+        themselves, the `given` ones that it reads, and others in place of those that are gone or have their content."""
+        frames = self._frames
+        is_written = frames.is_lost & np.isin(frames.ident, list(lost))
+        used = np.flatnonzero(is_written | np.isin(frames.ident, list(given)))
+        row_of = dict(zip(frames.ident.take(used).tolist(), used.tolist(), strict=True))
         rows = np.array([row_of.get(ident, -1) for ident in idents], np.int64)
         rows[rows < 0] = frames.new_unreferenced(int(np.count_nonzero(rows < 0)))
-        writes = [(row, int(frames.written[row])) for row in row_of.values()]
-        return self._pin(rows, [], writes, [], [])
+        writes = [(row, int(frames.written[row])) for row in np.flatnonzero(is_written).tolist()]
+        reads = [(row_of[ident], int(self._full)) for ident in given]
+        return self._pin(rows, reads, writes, [], [])
 
     def bound(self, rows: I64) -> I64:
         """Of the frames, those with a page."""

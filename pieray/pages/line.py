@@ -47,6 +47,7 @@ class Waiting:
     since: float
     deadline: float
     hashes: Sequence[bytes]
+    num_more: int = 0
 
 
 class LeaseLine:
@@ -85,10 +86,14 @@ class LeaseLine:
         return found
 
     def request(
-        self, holder: Holder, ticket: int, count: int, now: float, deadline_s: float, hashes: Sequence[bytes] = ()
-    ) -> Lease | None:
+        self, holder: Holder, ticket: int, count: int, now: float, deadline_s: float, hashes: Sequence[bytes] = (),
+        num_more: int = 0,
+    ) -> Lease | None:  # fmt: skip
         """`count` pages at once, see `PageLedger.take`, or None: the request waits in line for up to `deadline_s`
         seconds.  With hashes `count` may be 0: such a request never waits.
+
+        `num_more` pages are given with them, as far as there are any: to nobody while one that ranks higher lacks some.
+        So who goes first has what it will want before those behind it begin with what they would have to give up.
 
         Raises at once what waiting cannot mend: as `PageLedger.admit`, where pages that the holder already waits for
         count towards its limit, and QuotaExceeded for more than its tenant may hold.
@@ -99,10 +104,10 @@ class LeaseLine:
         self._check_quota(holder, count, asked)
         is_first = not count or (not self._line and self._has_quota(holder, count))
         if is_first and (lease := self.ledger.take(holder, count, hashes)) is not None:
-            return lease
+            return self._with_more(holder, lease, num_more)
         number, self._next = self._next, self._next + 1
         self.num_waited += 1
-        self._line[number] = Waiting(holder, ticket, count, now, now + deadline_s, hashes)
+        self._line[number] = Waiting(holder, ticket, count, now, now + deadline_s, hashes, num_more)
         heapq.heappush(self._deadlines, (now + deadline_s, number))
         self._num_asked += count
         self._asked[holder] = asked + count
@@ -113,7 +118,7 @@ class LeaseLine:
         granted: list[Granted] = []
         if not self._line or not self.ledger.num_available:
             return granted
-        is_kept = is_for_holders = False
+        is_kept = is_for_holders = is_behind = False
         for _, number in sorted(self._ranked(now)):
             waiting = self._line[number]
             if waiting.count and (is_kept or (is_for_holders and not self.ledger.num_pages_of(waiting.holder))):
@@ -124,8 +129,11 @@ class LeaseLine:
             if lease is None:
                 is_kept = is_kept or waiting.holder == self.kept_for
                 is_for_holders = is_for_holders or now - waiting.since >= BACKFILL_S
+                is_behind = True
                 continue
             self._remove(number)
+            if not is_behind:
+                lease = self._with_more(waiting.holder, lease, waiting.num_more)
             self.ranks.granted(waiting.holder, now, now - waiting.since)
             granted.append(Granted(waiting.holder, waiting.ticket, lease))
             if not self.ledger.num_available:
@@ -183,6 +191,14 @@ class LeaseLine:
     def drop_peer(self, peer_id: str) -> list[int]:
         """Take all requests of a dead peer out of the line; returns their tickets, oldest first."""
         return self._cancel([n for n, w in self._line.items() if w.holder.peer_id == peer_id])
+
+    def _with_more(self, holder: Holder, lease: Lease, num_more: int) -> Lease:
+        """The lease with up to so many pages more."""
+        num_more = min(num_more, self.ledger.num_available)
+        if num_more <= 0 or not self._has_quota(holder, num_more):
+            return lease
+        more = self.ledger.take(holder, num_more)
+        return lease if more is None else Lease(lease.pages + more.pages, lease.num_found)
 
     def _check_quota(self, holder: Holder, count: int, asked: int) -> None:
         tenant = self.ranks.tenant_of(holder)

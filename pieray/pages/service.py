@@ -195,7 +195,7 @@ class LeaseService:
         self._ranks.served(holder, message.num_tokens)
         self._idle.discard(holder)
         lease = self._line.request(
-            holder, message.ticket, message.count, now, message.deadline_s, _hashes(message.hashes)
+            holder, message.ticket, message.count, now, message.deadline_s, _hashes(message.hashes), message.num_more
         )
         if lease is not None:
             _post(conn, _granted(message.ticket, lease))

@@ -7,6 +7,8 @@
   one may run in the same step.
 * Decodes (at most DECODE_TOKENS tokens) come first, prefills share what is left of the token budget and are
   cut where it ends.  Within each: higher priority first, then first come, first served.
+* Beside a program of higher priority, others of its tenant are in a step as far as it takes little longer for them
+  (`precedence.py`).
 * Nothing starves: a command that has waited for `max_wait_s` goes before all that arrived later, whatever
   their kind and priority.  So it waits at most `max_wait_s`, plus the steps for what arrived before it.
 * With a cost model, time is shared (`shares.py`): all of the above decides who comes first among those who have not
@@ -35,9 +37,11 @@ from pieray.sched.costs import CostModel, Kind, Work, no_work
 from pieray.sched.hazards import PageIndex, Poison
 from pieray.sched.lanes import I64, LaneKey, Lanes, Registry
 from pieray.sched.plans import PlanCommand
+from pieray.sched.precedence import LATER, held_back
 from pieray.sched.shares import Demand, Shares
 from pieray.sched.swap import SwapCommand
 from pieray.sched.table import RUN, SPECIAL, DecodeTable, Own, RowGroup, stop_column
+from pieray.urgency import launch_priority
 
 DECODE_TOKENS = 16
 """A pass of so few tokens is a decode: one token, or the drafts of one."""
@@ -290,9 +294,12 @@ class Scheduler:
                 return plan
             if len(rows) <= min(self.max_batch_requests, self.max_batch_tokens):
                 group = self.table.group(rows)
-                if self._costs is None or self._shares.are_even(self._costs, group, self._now):
+                is_even = self._costs is None or self._shares.are_even(self._costs, group, self._now)
+                if is_even and (self._costs is None or group.is_of_one_priority):
                     self._take_rows(plan, group)
                     return plan
+        if self._costs is not None:
+            rows, heap = self._without_lower(self._costs, rows, heap)
         heapq.heapify(heap)
         bulk = self._bulk_of(rows, heap)
         waiting: list[_Candidate] = []  # their inferlets have had their share
@@ -312,6 +319,39 @@ class Scheduler:
         if plan.picked:
             self._take_rows(plan, self.table.group(rows if len(plan.picked) == len(rows) else np.sort(plan.picked)))
         return plan
+
+    def _without_lower(
+        self, costs: CostModel, rows: I64, heap: list[_Candidate]
+    ) -> tuple[I64, list[_Candidate]]:
+        """Without those that wait because of their tenant's programs of higher priority (`precedence.py`)."""
+        table = self.table.rows
+        levels = launch_priority(table["priority"][rows])
+        commands = [one for one in heap if one[0] >= DECODE]  # copies make room for others, and who has aged goes first
+        their_levels = [launch_priority(-one[1]) for one in commands]
+        if len({*their_levels, *levels[:1].tolist()}) < 2 and (levels == levels[:1]).all():
+            return rows, heap
+        numbers = [self._lanes[one[3].lane].number for one in commands if isinstance(one[3], Command)]
+        seconds = [self._seconds_of(one, costs) for one in commands]
+        tenants = self._shares.tenants(np.concatenate([table["lane"][rows], np.array(numbers, np.int64)]))
+        is_held = held_back(
+            np.concatenate([levels, np.array(their_levels, np.int64)]), tenants,
+            np.concatenate([self._row_seconds(rows, costs), np.array(seconds)]),
+            np.concatenate([table["turn"][rows], np.array([one[2] for one in commands], np.int64)]),
+            costs.seconds[Kind.STEP],
+        )  # fmt: skip
+        is_held[: len(rows)] &= self._now - table["arrived"][rows] < self.max_wait_s
+        if not is_held.any():
+            return rows, heap
+        out = {id(one) for one, is_out in zip(commands, is_held[len(rows) :].tolist(), strict=True) if is_out}
+        return rows[~is_held[: len(rows)]], [one for one in heap if id(one) not in out]
+
+    def _seconds_of(self, one: _Candidate, costs: CostModel) -> float:
+        """What a command adds to the step."""
+        command = one[3]
+        assert isinstance(command, ForwardCommand)
+        if one[0] == DECODE:
+            return decode_seconds(command, costs)
+        return LATER
 
     def _bulk_of(self, rows: I64, heap: list[_Candidate]) -> I64:
         """Rows that may be taken all at once: nobody's account ends before the last of them, and none has aged.  The

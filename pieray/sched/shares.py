@@ -158,6 +158,11 @@ class Shares:
             found = self._accounts[lane] = Account(self._tenants[int(self._tenant.values[lane])])
         return found
 
+    def tenants(self, lanes: I64) -> I64:
+        """Numbers of the inferlets' tenants."""
+        found: I64 = self._tenant.values[lanes]
+        return found
+
     def unsettle(self, lane: int) -> None:
         """There is more of the inferlet than one row."""
         self._is_settled.values[lane] = False

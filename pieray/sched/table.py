@@ -17,6 +17,7 @@ from pieray.kernels.sample_cpu import CHOICE
 from pieray.messages import Sampler
 from pieray.models.batch import DecodeRows
 from pieray.sched.lanes import I64
+from pieray.urgency import launch_priority
 
 if TYPE_CHECKING:
     from pieray.models.lora import LoraAdapter
@@ -233,7 +234,9 @@ class RowGroup:
         self.special: list[int] = np.flatnonzero(flags & SPECIAL).tolist()
         self.hooked: list[int] = np.flatnonzero(flags & HOOKED).tolist()
         self.num_drawn = int(np.count_nonzero(records["choice"]["temperature"] > 0))
-        kv_lens, turns = records["kv_len"], records["turn"]
+        kv_lens, turns, levels = records["kv_len"], records["turn"], launch_priority(records["priority"])
+        self.is_of_one_priority = bool((levels == levels[:1]).all())
+        """Whether their launches all have the same."""
         self._slots = int(kv_lens.sum()), int(kv_lens.max()), int(kv_lens.min())
         self.num_left = int(records["left"].min())
         """Steps behind which the first of them has drawn all that it was to draw."""

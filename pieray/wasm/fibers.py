@@ -65,7 +65,9 @@ class FiberGuest(Guest):
     ) -> None:
         super().__init__(task, timers, on_done)
         self.tenant = task.tenant
+        self.priority = task.priority
         self.served = 0.0
+        self.is_starting = True
         self._turns = turns
         self._burst_s = 0.0  # CPU time since it last waited, of the turns before this one
         self._turn_began = 0.0
@@ -113,6 +115,7 @@ class FiberGuest(Guest):
         self._turn_began = time.monotonic()
         with self._lock:
             self._state, self._is_woken = _RUNNING, False
+        self.is_starting = False
         ending: Ending | None = None
         try:
             self._turn()
@@ -263,8 +266,9 @@ class FiberExecutor:
     name = "fiber"
 
     def __init__(
-        self, engine: wasmtime.Engine, timers: Timers, num_threads: int, on_batch_end: Callable[[], None]
-    ) -> None:
+        self, engine: wasmtime.Engine, timers: Timers, num_threads: int, on_batch_end: Callable[[], None],
+        weight_of: Callable[[str], float], is_short: Callable[[], bool],
+    ) -> None:  # fmt: skip
         self._timers = timers
         self._on_batch_end = on_batch_end
         self._num_turns = [0] * num_threads  # per worker: odd while it runs a turn
@@ -274,7 +278,9 @@ class FiberExecutor:
             native.increment_epoch(engine.ptr())
 
         self._ticker = Ticker(tick, self._load)
-        self._turns: TurnQueue[FiberGuest] = TurnQueue(num_threads, preempt=self._ticker.interrupt)
+        self._turns: TurnQueue[FiberGuest] = TurnQueue(
+            num_threads, preempt=self._ticker.interrupt, weight_of=weight_of, is_short=is_short
+        )
         self._housekeeper = Housekeeper(lambda: bool(self._turns))
         self._seen = [(0, 0.0)] * num_threads  # per worker: a turn, and when it was first seen
         self._threads = [

@@ -59,6 +59,8 @@ class Task:
     name: str = ""
     tenant: str = ""
     """Tenants share what guests compute, before the guests of each do."""
+    priority: int = 0
+    """The higher has its turns first."""
     source: Source | None = None
     instance: Instance | None = None
     """One that has been made ahead; None: it is made in the first turn."""

@@ -59,7 +59,8 @@ class WasmHost:
 
     def __init__(
         self, executor: str = "auto", worker_threads: int = 1, compile_limits: CompileLimits | None = None,
-        most_guests: int = MOST_GUESTS,
+        most_guests: int = MOST_GUESTS, *, weight_of: Callable[[str], float] = lambda _: 1.0,
+        is_short: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.executor = choose_executor(executor)
         self.on_batch_end = _nothing
@@ -77,7 +78,9 @@ class WasmHost:
         self._timers = Timers()
         self._executor: FiberExecutor | ThreadExecutor
         if self.executor == "fiber":
-            self._executor = FiberExecutor(self._engine, self._timers, worker_threads, self._end_batch)
+            self._executor = FiberExecutor(
+                self._engine, self._timers, worker_threads, self._end_batch, weight_of, is_short
+            )
         else:
             self._executor = ThreadExecutor(self._engine, self._timers, self._end_batch)
         # a daemon thread that is inside wasm when the interpreter goes away would abort the process
@@ -123,6 +126,7 @@ class WasmHost:
         on_exit: Callable[[Outcome], None],
         name: str = "",
         tenant: str = "",
+        priority: int = 0,
     ) -> Guest:
         """Start a guest; returns at once.
 
@@ -134,7 +138,7 @@ class WasmHost:
         given = self._source(program, source, filename, tenant)
         ready = self._ready if self._ready is not None and program is self._ready.program else None
         instance = ready.take(limits.memory_bytes) if ready is not None else None
-        task = Task(program, handlers, limits, input, on_exit, name, tenant, given, instance)
+        task = Task(program, handlers, limits, input, on_exit, name, tenant, priority, given, instance)
         with self._lock:
             if self._is_closed:
                 raise EngineError("the wasm host is closed")

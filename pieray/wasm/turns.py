@@ -1,30 +1,45 @@
-"""In which order guests that can run take their turns: who has computed least comes first.
+"""In which order guests that can run take their turns.
 
-A guest that waits for the device and computes little in between is ahead of one that spins, whenever it wakes; the
-one that spins has what the others leave, and no less than its share.  Those in the background have what nobody
-else wants.  Tenants share first, then the guests of each:
-a second of computing counts as often as the guest's tenant has guests that want to compute.
+From first to last: guests of tenants that have not had more than their share of the computing, then the higher
+priority, then those of the tenant that has computed least, and of these who has computed least.  A guest that waits
+for the device and computes little in between is so ahead of one that spins, whenever it wakes; the one that spins has
+what the others leave.  Where pages are short, guests that have had no turn yet come behind those that have: who holds
+pages is to come to an end and give them back.  Nothing starves: each `PATIENCE_S` one turn is that of whoever has
+waited longest.  Guests in the background have what nobody else wants.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
+
+PATIENCE_S = 0.5
+"""Who has waited so long has the next turn, one of them each time."""
+SHARE_S = 0.05
+"""A tenant is over its share when it has had so much more than the one, of those that want turns, that had least."""
 
 
 class Contender(Protocol):
     """A guest, as the order sees it."""
 
     tenant: str
+    priority: int
+    """The higher goes first."""
+
     served: float
     """Seconds that count against it; the order's alone to change."""
 
     is_background: bool
     """Whether it has turns only when no other guest wants one.  It is long from its beginning."""
+
+    is_starting: bool
+    """Whether it has had no turn yet."""
 
     @property
     def is_long(self) -> bool:
@@ -35,33 +50,95 @@ class Contender(Protocol):
 G = TypeVar("G", bound=Contender)
 
 
-class TurnQueue(Generic[G]):
-    """Start-time fair queueing.  Each guest is in it once at most.  Thread-safe.
+class _Rank(NamedTuple):
+    """What comes before all that is counted in seconds.  The lesser goes first."""
 
-    A guest that comes from a wait while all workers are busy, one of them with a long turn, interrupts that: `preempt`
-    is called, and is to make long turns end soon.  Whose turn is next, the order says.
+    is_background: bool
+    is_over_share: bool
+    priority: int  # less one for each, so that the higher is the lesser
+    is_held_back: bool  # it has had no turn, and pages are short
+
+
+class _Place(NamedTuple):
+    """A guest's place among those of its tenant that are like it.  The lesser goes first."""
+
+    is_background: bool
+    priority: int  # as in a rank
+    served: float
+    number: int  # in the order of coming: no two are equal
+
+
+class _Wish(Generic[G]):
+    """Of a guest for a turn; `guest` is None once it has it."""
+
+    __slots__ = ("guest", "place", "since")
+
+    def __init__(self, place: _Place, guest: G, since: float) -> None:
+        self.place = place
+        self.guest: G | None = guest
+        self.since = since
+
+    def __lt__(self, other: _Wish[G]) -> bool:
+        return self.place < other.place
+
+
+class _Tenant(Generic[G]):
+    """What its guests have had, and which of them want a turn."""
+
+    __slots__ = ("had", "now", "num_wanting", "wishes")
+
+    def __init__(self) -> None:
+        self.had = 0.0  # seconds over its weight
+        self.now = 0.0  # what the guest of it that began last had been served
+        self.num_wanting = 0  # guests that wait for a turn or have one
+        self.wishes: tuple[list[_Wish[G]], list[_Wish[G]]] = [], []  # heaps: of guests that have started, of others
+
+
+class TurnQueue(Generic[G]):
+    """Start-time fair queueing, of tenants and of the guests of each.  Each guest is in it once at most.  Thread-safe.
+
+    A guest that comes from a wait while all workers are busy, one of them with a long turn of a guest that goes before
+    it in nothing but time, interrupts that: `preempt` is called, and is to make long turns end soon.  Whose turn is
+    next, the order says.  `weight_of` gives a tenant's weight in shares of the computing, `is_short` whether guests
+    wait for pages.
     """
 
-    def __init__(self, num_workers: int, preempt: Callable[[], None]) -> None:
+    def __init__(
+        self, num_workers: int, preempt: Callable[[], None], *, weight_of: Callable[[str], float] = lambda _: 1.0,
+        is_short: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._num_workers = num_workers
         self._preempt = preempt
-        self._heap: list[tuple[bool, float, int, G]] = []
+        self._weight_of = weight_of
+        self._is_short = is_short
+        self._clock = clock
+        self._tenants: dict[str, _Tenant[G]] = {}
+        self._wanting: dict[str, _Tenant[G]] = {}
+        self._waiting: dict[G, _Wish[G]] = {}  # the oldest first
         self._running: list[G] = []
-        self._wanting: dict[str, int] = {}  # by tenant, guests that wait for a turn or have one
-        self._now = 0.0  # what the guest that began last had been served
-        self._order = itertools.count()
+        self._now = 0.0  # what the tenant that began last had had
+        self._was_patient_at = -math.inf
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._tokens: SimpleQueue[bool] = SimpleQueue()  # True for each guest in the heap, False for each worker to end
+        self._tokens: SimpleQueue[bool] = SimpleQueue()  # True for each guest that waits, False for each worker to end
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._waiting)
 
     def put(self, guest: G) -> None:
-        """The guest wants a turn.  Who was away has saved nothing up."""
+        """The guest wants a turn.  Who was away has saved nothing up, nor has its tenant."""
         with self._lock:
-            guest.served = max(guest.served, self._now)
-            heapq.heappush(self._heap, (guest.is_background, guest.served, next(self._order), guest))
-            self._wanting[guest.tenant] = self._wanting.get(guest.tenant, 0) + 1
+            tenant = self._tenants.get(guest.tenant)
+            if tenant is None:
+                tenant = self._tenants[guest.tenant] = _Tenant()
+            if not tenant.num_wanting:
+                tenant.had = max(tenant.had, self._now)
+                self._wanting[guest.tenant] = tenant
+            tenant.num_wanting += 1
+            guest.served = max(guest.served, tenant.now)
+            place = _Place(guest.is_background, -guest.priority, guest.served, next(self._numbers))
+            self._waiting[guest] = wish = _Wish(place, guest, self._clock())
+            heapq.heappush(tenant.wishes[guest.is_starting], wish)
             is_urgent = self._interrupts(guest)
         self._tokens.put(True)
         if is_urgent:
@@ -70,38 +147,92 @@ class TurnQueue(Generic[G]):
     def is_urgent(self) -> bool:
         """Whether the guest that is next waits for a long turn."""
         with self._lock:
-            return bool(self._heap) and self._interrupts(self._heap[0][3])
-
-    def _interrupts(self, guest: G) -> bool:
-        is_full = len(self._running) == self._num_workers
-        return is_full and not guest.is_long and any(other.is_long for other in self._running)
+            return bool(self._waiting) and self._interrupts(self._first())
 
     def get(self) -> G | None:
         """Wait for the guest whose turn is next; None: `close` was called.  `release` it afterwards."""
         if not self._tokens.get():
             return None
         with self._lock:
-            is_background, served, _, guest = heapq.heappop(self._heap)
-            if not is_background:
-                self._now = max(self._now, served)
+            guest = self._longest_waiting() or self._first()
+            self._waiting.pop(guest).guest = None
+            if not guest.is_background:
+                tenant = self._tenants[guest.tenant]
+                self._now, tenant.now = max(self._now, tenant.had), max(tenant.now, guest.served)
             self._running.append(guest)
             return guest
 
     def charge(self, guest: G, seconds: float) -> None:
         """The guest has computed, in its turn or through others that worked for it."""
-        guest.served += seconds * max(1, self._wanting.get(guest.tenant, 1))
+        with self._lock:
+            guest.served += seconds
+            if not guest.is_background and (tenant := self._tenants.get(guest.tenant)) is not None:
+                tenant.had += seconds / self._weight_of(guest.tenant)
 
     def release(self, guest: G) -> None:
         """Its turn is over; it may have been `put` again."""
         with self._lock:
             self._running.remove(guest)
-            left = self._wanting[guest.tenant] - 1
-            if left:
-                self._wanting[guest.tenant] = left
-            else:
+            tenant = self._tenants[guest.tenant]
+            tenant.num_wanting -= 1
+            if not tenant.num_wanting:
                 del self._wanting[guest.tenant]
+                for name in [n for n, t in self._tenants.items() if not t.num_wanting and t.had <= self._now]:
+                    del self._tenants[name]  # it would come to `_now` anyway
 
     def close(self) -> None:
         """End the workers: each gets None, behind the guests that wait."""
         for _ in range(self._num_workers):
             self._tokens.put(False)
+
+    # --- inside, with the lock held ----------------------------------------------------------------
+
+    def _interrupts(self, guest: G) -> bool:
+        if len(self._running) < self._num_workers or guest.is_long:
+            return False
+        long = [other for other in self._running if other.is_long]
+        if not long:
+            return False
+        over, is_short = self._over_share(), self._is_short()
+        rank = _rank(guest, over, is_short)
+        return any(rank <= _rank(other, over, is_short) for other in long)
+
+    def _first(self) -> G:
+        """The guest that is next, but for patience; there must be one."""
+        over, is_short = self._over_share(), self._is_short()
+        return min(
+            (_rank(guest, over, is_short), tenant.had, wish.place, guest)
+            for tenant in self._wanting.values()
+            for heap in tenant.wishes
+            if (wish := _head(heap)) is not None and (guest := wish.guest) is not None
+        )[3]
+
+    def _longest_waiting(self) -> G | None:
+        """Who has waited so long that it has the next turn."""
+        now = self._clock()
+        if now - self._was_patient_at < PATIENCE_S:
+            return None
+        for guest, wish in self._waiting.items():
+            if now - wish.since < PATIENCE_S:
+                return None
+            if not guest.is_background:
+                self._was_patient_at = now
+                return guest
+        return None
+
+    def _over_share(self) -> frozenset[str]:
+        """Tenants that have had more than their share, among those that want turns."""
+        if len(self._wanting) < 2:
+            return frozenset()
+        most = min(tenant.had for tenant in self._wanting.values()) + SHARE_S
+        return frozenset(name for name, tenant in self._wanting.items() if tenant.had > most)
+
+
+def _head(heap: list[_Wish[G]]) -> _Wish[G] | None:
+    while heap and heap[0].guest is None:
+        heapq.heappop(heap)
+    return heap[0] if heap else None
+
+
+def _rank(guest: Contender, over: frozenset[str], is_short: bool) -> _Rank:
+    return _Rank(guest.is_background, guest.tenant in over, -guest.priority, is_short and guest.is_starting)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pieray.errors import InvalidRequest, QuotaExceeded
 from pieray.host.commands import Queue, SyncTicket
 from pieray.host.handlers.base import HandlerGroup
-
-MAX_PRIORITY = 100
+from pieray.tenants import MAX_PRIORITY
+from pieray.urgency import command_priority
 
 
 class QueueHandlers(HandlerGroup):
@@ -19,13 +19,13 @@ class QueueHandlers(HandlerGroup):
             raise QuotaExceeded(f"queues: the limit is {state.limits.queues} open; one more was asked for")
         handle = state.next_queue
         state.next_queue += 1
-        state.queues[handle] = Queue(handle)
+        state.queues[handle] = Queue(handle, command_priority(state.launch.priority, 0))
         return handle
 
     def queues_set_priority(self, queue: int, priority: int) -> None:
         if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
             raise InvalidRequest(f"priority is from -{MAX_PRIORITY} to {MAX_PRIORITY}; given {priority}")
-        self._state.queue(queue).priority = priority
+        self._state.queue(queue).priority = command_priority(self._state.launch.priority, priority)
 
     def queues_set_reuse(self, queue: int, reuse: bool) -> None:
         self._state.queue(queue).is_reusing = reuse

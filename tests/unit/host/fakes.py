@@ -48,6 +48,7 @@ class FakeDevice:
         self.hashes: list[bytes] = []  # of each lease
         self.asked: list[Message] = []
         self.released: list[int] = []
+        self.num_more: list[int] = []
         self.preempted_pages: list[tuple[int, bool]] = []
         self.error: Exception | None = None
 
@@ -57,12 +58,13 @@ class FakeDevice:
         self.posted.extend(messages)
 
     def lease(
-        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0
+        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0, num_more: int = 0
     ) -> None:
         if self.error is not None:
             raise self.error
         assert inferlet == NUMBER
         self.leases.append((count, deadline_s))
+        self.num_more.append(num_more)
         self.hashes.append(hashes)
 
     def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:

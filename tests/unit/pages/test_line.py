@@ -50,6 +50,39 @@ def test_pages_too_few_for_the_first_go_to_the_next_for_a_moment_and_then_only_t
     assert line.retry(1.0 + BACKFILL_S) == []
 
 
+def test_who_goes_first_is_given_what_it_will_want_before_the_others_get_any():
+    line = full_line()
+    line.request(B, 2, 1, 1.0, 30.0, num_more=3)
+    line.request(C, 3, 1, 1.0, 30.0, num_more=3)
+    line.request(D, 4, 1, 1.0, 30.0)
+    line.ledger.release(A, [0, 1, 2, 3, 4])
+    assert line.retry(1.1) == [Granted(B, 2, Lease([0, 1, 2, 3], 0)), Granted(C, 3, Lease([4], 0))]
+    line.ledger.release(A, [5])
+    assert line.retry(1.2) == [Granted(D, 4, Lease([5], 0))]
+    line.ledger.check()
+
+
+def test_nothing_more_than_it_needs_is_given_to_who_is_served_before_its_turn():
+    line = full_line()
+    line.request(B, 2, 3, 1.0, 30.0)
+    line.request(C, 3, 1, 1.0, 30.0, num_more=3)
+    line.ledger.release(A, [0, 1])
+    assert line.retry(1.1) == [Granted(C, 3, Lease([0], 0))]
+    line.ledger.release(A, [2, 3])
+    assert line.retry(1.1) == [Granted(B, 2, Lease([2, 3, 1], 0))]
+
+
+def test_more_than_is_needed_is_given_at_once_as_far_as_it_is_there():
+    line = LeaseLine(PageLedger(8))
+    assert line.request(A, 1, 2, 0.0, 30.0, num_more=3) == Lease([0, 1, 2, 3, 4], 0)
+    assert line.request(B, 2, 2, 0.0, 30.0, num_more=3) == Lease([5, 6, 7], 0)
+
+
+def test_nothing_more_than_needed_is_given_over_a_quota():
+    line = LeaseLine(PageLedger(8), quota_of=lambda _: 4)
+    assert line.request(A, 1, 2, 0.0, 30.0, num_more=3) == Lease([0, 1], 0)
+
+
 def test_nobody_is_served_while_others_give_up_pages_for_the_first():
     line = full_line()
     line.request(B, 2, 2, 1.0, 30.0)

@@ -114,6 +114,18 @@ def test_nobody_gives_up_pages_that_stay_with_others():
     assert pool.relief.choose(ANSWER_S, [D]) == [C]
 
 
+def test_pages_that_a_program_has_more_than_once_are_free_when_it_gives_up_all_that_it_has():
+    """Two of its contexts have found the same pages."""
+    pool = Pool(8, c=4, d=4)
+    pages = pool.ledger.pages_of(D)
+    pool.ledger.share(D, pages)
+    pool.want(A, 2)
+    assert pool.relief.choose(0.0, []) == [D]
+    assert pool.ledger.kept_pages_of(D) == []
+    pool.ledger.release(D, pages + pages)
+    assert pool.ledger.num_free == 4
+
+
 def test_only_the_tenant_itself_makes_room_below_its_quota():
     pool = Pool(8)
     pool.line = LeaseLine(pool.ledger, quota_of=lambda tenant: 4 if tenant == "small" else 0)
@@ -135,6 +147,7 @@ class Program:
     wants: list[int]
     idle: set[int] = field(default_factory=set)  # steps before which it is away for a while
     can_swap: bool = True
+    ahead: int = 0  # pages that it asks for ahead of need
     step: int = 0
     wakes_at: float = 0.0
     is_asking: bool = False
@@ -187,7 +200,8 @@ class Machine:
         short = program.wants[program.step] - self.ledger.num_pages_of(holder)
         if short > 0:
             self.ranks.served(holder, 64 * program.step)
-            program.is_asking = self.line.request(holder, 1, short, self.now, 1e9) is None
+            num_more = min(program.ahead, program.wants[-1] - program.wants[program.step])
+            program.is_asking = self.line.request(holder, 1, short, self.now, 1e9, num_more=num_more) is None
             if program.is_asking:
                 return
         if program.step in program.idle:
@@ -215,7 +229,8 @@ def test_all_programs_come_to_their_end(seed):
             born=rng.uniform(0, 3),
         )  # fmt: skip
         idle = {step for step in range(len(wants)) if rng.random() < 0.1}
-        programs.append(Program(Holder(f"p{number % 4}", number), facts, wants, idle, can_swap))
+        ahead = rng.choice([0, 2, 8])
+        programs.append(Program(Holder(f"p{number % 4}", number), facts, wants, idle, can_swap, ahead))
     waiting = list(programs)
     for _ in range(40_000):
         while waiting and rng.random() < 0.3:
@@ -241,7 +256,8 @@ def test_a_low_priority_is_served_in_bounded_time_beside_an_endless_stream_of_hi
         while len(machine.live) < 6:
             number += 1
             facts = Facts(priority=2, born=machine.now)
-            machine.launch(Program(Holder("high", number), facts, [rng.randint(1, 6) for _ in range(5)]))
+            wants, ahead = [rng.randint(1, 6) for _ in range(5)], rng.choice([0, 4])
+            machine.launch(Program(Holder("high", number), facts, wants, ahead=ahead))
         machine.tick()
         if low in machine.done:
             break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 
 import pytest
 from wasm_fakes import GUESTS_C, FakeHandlers, Watched
@@ -11,26 +12,40 @@ from wasm_fakes import GUESTS_C, FakeHandlers, Watched
 from pieray.errors import Cancelled
 from pieray.wasm import fibers, timers
 from pieray.wasm.host import WasmHost
-from pieray.wasm.turns import TurnQueue
+from pieray.wasm.turns import PATIENCE_S, TurnQueue
 
 
 class Guest:
     def __init__(
-        self, name: str, tenant: str = "", is_long: bool = False, is_background: bool = False
-    ) -> None:
+        self, name: str, tenant: str = "", is_long: bool = False, is_background: bool = False, priority: int = 0,
+        is_starting: bool = False,
+    ) -> None:  # fmt: skip
         self.name, self.tenant, self.is_long, self.is_background = name, tenant, is_long, is_background
+        self.priority, self.is_starting = priority, is_starting
         self.served = 0.0
 
 
-def turns(num_workers: int = 1) -> tuple[TurnQueue[Guest], list[int]]:
+class Clock:
+    """Stands still but for the turns that guests take."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def turns(num_workers: int = 1, **more) -> tuple[TurnQueue[Guest], list[int]]:
     preempted: list[int] = []
-    return TurnQueue(num_workers, lambda: preempted.append(1)), preempted
+    return TurnQueue(num_workers, lambda: preempted.append(1), clock=Clock(), **more), preempted
 
 
 def turn(queue: TurnQueue[Guest], seconds: float, *, again: bool = True) -> str:
     """The next guest computes for so long."""
     guest = queue.get()
     assert guest is not None
+    guest.is_starting = False
+    queue._clock.now += seconds
     queue.charge(guest, seconds)
     if again:
         queue.put(guest)
@@ -59,9 +74,9 @@ def test_a_guest_that_was_away_has_saved_nothing_up():
     queue, _ = turns()
     queue.put(Guest("old"))
     for _ in range(100):
-        turn(queue, 1.0)
+        turn(queue, 0.01)
     queue.put(Guest("new"))
-    order = [turn(queue, 1.0) for _ in range(20)]
+    order = [turn(queue, 0.01) for _ in range(20)]
     assert order.count("new") == 10
 
 
@@ -78,12 +93,114 @@ def test_a_tenant_has_no_more_for_having_many_guests():
     assert len(queue) == 10
 
 
+def test_a_tenant_has_as_much_as_its_weight_says():
+    queue, _ = turns(weight_of={"a": 1.0, "b": 3.0}.__getitem__)
+    for name, tenant in ("light", "a"), ("heavy", "b"), ("heavy", "b"):
+        queue.put(Guest(name, tenant))
+    used = Counter(turn(queue, 0.005) for _ in range(4000))
+    assert used["heavy"] / used["light"] == pytest.approx(3.0, rel=0.1)
+
+
+def test_a_tenant_that_was_away_has_saved_nothing_up():
+    queue, _ = turns()
+    queue.put(Guest("old", "a"))
+    for _ in range(100):
+        turn(queue, 0.01)
+    queue.put(Guest("new", "b"))
+    order = [turn(queue, 0.01) for _ in range(20)]
+    assert order.count("new") in (10, 11)
+
+
+def test_the_higher_priority_comes_first_and_interrupts():
+    queue, preempted = turns()
+    spinner = Guest("spinner", is_long=True)
+    queue.put(spinner)
+    assert queue.get() is spinner
+    for number in range(5):
+        queue.put(Guest(f"low{number}", is_long=True))
+    high = Guest("high", priority=5)
+    queue.charge(high, 10.0)
+    assert not preempted
+    queue.put(high)
+    assert preempted == [1]
+    queue.charge(spinner, 0.001)
+    queue.put(spinner)
+    queue.release(spinner)
+    assert turn(queue, 0.001, again=False) == "high"
+    assert turn(queue, 0.001, again=False) == "low0"
+
+
+def test_no_lower_priority_interrupts_a_higher_one():
+    queue, preempted = turns()
+    high = Guest("high", is_long=True, priority=1)
+    queue.put(high)
+    assert queue.get() is high
+    queue.put(Guest("low"))
+    assert not preempted
+    assert not queue.is_urgent()
+
+
+def test_who_waits_beside_a_higher_priority_has_a_turn_after_a_bounded_wait():
+    """Of n that wait, each has its turn within n + 1 times PATIENCE_S and the turns of that time."""
+    queue, _ = turns()
+    queue.put(Guest("high", priority=100))
+    low = [Guest(f"low{number}", priority=-number) for number in range(5)]
+    for guest in low:
+        queue.put(guest)
+    at: dict[str, float] = {}
+    while queue._clock.now < 30.0:
+        name = turn(queue, 0.005)
+        longest_s = queue._clock.now - at.get(name, 0.0)
+        at[name] = queue._clock.now
+        assert longest_s < (len(low) + 1) * (PATIENCE_S + 0.01)
+    assert len(at) == 6
+    assert all(queue._clock.now - when < (len(low) + 1) * (PATIENCE_S + 0.01) for when in at.values())
+
+
+def test_a_priority_is_no_way_to_more_than_the_tenants_share():
+    queue, _ = turns()
+    for number in range(3):
+        queue.put(Guest("pushy", "a", priority=100))
+        queue.put(Guest(f"modest{number}", "b"))
+    used = Counter(turn(queue, 0.005)[:6] for _ in range(2000))
+    assert used["pushy"] / used["modest"] == pytest.approx(1.0, rel=0.1)
+
+
+def test_starting_guests_come_behind_the_others_only_while_pages_are_short():
+    short = [True]
+    queue, preempted = turns(is_short=lambda: short[0])
+    old = Guest("old")
+    queue.charge(old, 1.0)
+    for guest in Guest("new", is_starting=True), old, Guest("other", is_starting=True, priority=1):
+        queue.put(guest)
+    assert turn(queue, 0.001, again=False) == "other"  # a higher priority all the same
+    assert queue.get() is old
+    old.is_long = True
+    queue.put(Guest("newer", is_starting=True))
+    assert not preempted
+    short[0] = False
+    assert queue.is_urgent()
+    queue.put(old)
+    queue.release(old)
+    assert turn(queue, 0.001, again=False) == "new"
+    assert turn(queue, 0.001, again=False) == "newer"
+    assert turn(queue, 0.001, again=False) == "old"
+
+
+def test_starting_guests_start_after_a_bounded_wait():
+    queue, _ = turns(is_short=lambda: True)
+    queue.put(Guest("busy"))
+    queue.put(Guest("new", is_starting=True))
+    names = [turn(queue, 0.01) for _ in range(60)]
+    assert names.index("new") * 0.01 == pytest.approx(PATIENCE_S, abs=0.02)
+
+
 def test_the_background_has_what_nobody_wants_and_is_interrupted_for_anybody():
     queue, preempted = turns()
     background = Guest("background", is_long=True, is_background=True)
     queue.put(background)
     queue.put(Guest("spinner"))
-    assert [turn(queue, 5.0) for _ in range(3)] == ["spinner"] * 3
+    assert [turn(queue, 0.4) for _ in range(3)] == ["spinner"] * 3
     assert turn(queue, 1.0, again=False) == "spinner"
     assert queue.get() is background
     assert not preempted

@@ -1,0 +1,123 @@
+"""Beside programs of a higher priority, others of their tenant are in a step as far as it takes little longer."""
+
+import random
+
+import numpy as np
+import pytest
+from rounds import seeds
+from test_step_shares import Device, prefills, seconds
+
+from pieray.sched.costs import Kind
+from pieray.sched.precedence import LATER, LOWER_PART, held_back
+from pieray.urgency import command_priority, launch_priority
+
+HIGH = command_priority(5, 0)
+
+
+@pytest.mark.parametrize("seed", seeds(200))
+def test_the_highest_of_each_tenant_are_in_the_step_and_the_others_lengthen_it_little(seed):
+    rng = random.Random(seed)
+    count = rng.randint(1, 12)
+    levels = np.array([rng.choice([-3, 0, 0, 2]) for _ in range(count)])
+    tenants = np.array([rng.randint(0, 2) for _ in range(count)])
+    cost = np.array([rng.choice([0.1, 0.5, 1.0, LATER]) for _ in range(count)])
+    turns = np.array(rng.sample(range(100), count))
+    is_held = held_back(levels, tenants, cost, turns, 1.0)
+    highest = {tenant: levels[tenants == tenant].max() for tenant in tenants.tolist()}
+    is_high = np.array([level == highest[tenant] for level, tenant in zip(levels, tenants, strict=True)])
+    assert not is_held[is_high].any()
+    low = cost[~is_high & ~is_held]
+    alone = 1.0 + cost[is_high & (cost < LATER)].sum()
+    assert LATER not in low
+    assert len(low) == 1 or low.sum() <= LOWER_PART * alone + 1e-9
+    if (~is_high & (cost < LATER)).any():
+        assert len(low)
+    for out in np.flatnonzero(is_held & (cost < LATER)):  # nobody that is in came later and is no higher
+        for into in np.flatnonzero(~is_high & ~is_held):
+            assert (levels[into], -turns[into]) >= (levels[out], -turns[out])
+
+
+def test_an_urgent_plan_is_slowed_by_half_at_most_however_many_others_there_are():
+    alone = Device()
+    alone.plan(1, priority=HIGH)
+    alone.run(100)
+    device = Device()
+    for inferlet in range(2, 42):
+        device.plan(inferlet)
+    device.run(50)
+    device.plan(1, priority=HIGH)
+    device.run(100)
+    assert np.median(device.gaps[1]) <= 1.55 * np.median(alone.gaps[1])
+    assert device.tokens[1] == pytest.approx(100, abs=2)
+    others = [device.tokens.get(inferlet, 0) for inferlet in range(2, 42)]
+    assert min(others) >= max(others) - 1 > 0  # in turns
+
+
+def test_all_are_in_each_step_where_a_row_costs_nothing():
+    device = Device(seconds(token=1e-6))
+    for inferlet in range(2, 42):
+        device.plan(inferlet)
+    device.plan(1, priority=HIGH)
+    device.run(100)
+    assert {device.tokens[inferlet] for inferlet in range(1, 42)} == {100}
+
+
+def test_a_priority_takes_nothing_from_another_tenant():
+    device = Device()
+    device.open(1, "a")
+    device.plan(1, priority=HIGH)
+    for inferlet in range(2, 5):
+        device.open(inferlet, "b")
+        device.plan(inferlet)
+    device.run(100)
+    assert {device.tokens[inferlet] for inferlet in range(1, 5)} == {100}
+
+
+def test_prefills_of_lower_priority_wait_and_run_when_they_have_aged():
+    device = Device()
+    device.plan(1, priority=HIGH)
+    feed = prefills(device, 2)
+    device.run(20, feed)
+    assert not device.had.get(2)
+    for _ in range(int(1.5 / 0.9e-3)):
+        feed()
+        device.step()
+    assert device.had[2] > 0
+    assert np.median(device.gaps[1]) < 1.2e-3
+
+
+def test_copies_and_swaps_of_lower_priority_run_at_once():
+    device = Device()
+    device.plan(1, priority=HIGH)
+    device.step()
+    device.copy(2, 1)
+    device.swap(3, 1, 4)
+    plan = device.step()
+    assert {copy.inferlet for copy in plan.copies} == {2, 3}
+
+
+@pytest.mark.parametrize("seed", seeds(20))
+def test_every_command_runs_in_the_end(seed):
+    """Whatever priorities they have: a token of each plan, each forward, within a bounded time."""
+    rng = random.Random(seed)
+    device, forwards = Device(seconds(token=rng.choice([1e-6, 1e-4]))), []
+    for inferlet in range(1, 12):
+        device.open(inferlet, rng.choice("ab"))
+        priority = command_priority(rng.choice([-100, 0, 0, 7, 100]), rng.randint(-100, 100))
+        if rng.random() < 0.6:
+            device.plan(inferlet, length=rng.randint(1, 40), priority=priority)
+        else:
+            forwards.append(device.forward(inferlet, rng.randint(1, 300), priority=priority))
+    began, plans = device.now, 11 - len(forwards)
+    while len(device.tokens) < plans or any(forward.num_done < forward.num_tokens for forward in forwards):
+        device.step()
+        assert device.now - began < 12.0
+    assert device.costs.seconds[Kind.STEP] > 0
+
+
+def test_the_launch_goes_before_the_queue():
+    assert command_priority(1, -100) > command_priority(0, 100) > command_priority(0, 0) > command_priority(-1, 100)
+    for launch in -100, -1, 0, 3, 100:
+        for queue in -100, 0, 100:
+            assert launch_priority(command_priority(launch, queue)) == launch
+            assert launch_priority(np.array([command_priority(launch, queue)], np.int32)).tolist() == [launch]
