@@ -51,6 +51,16 @@ class RayFleet:
         """See Fleet."""
         return asker(member.handle)(method, *args)
 
+    def has_died(self, member: Member) -> bool:
+        """See Fleet.  Of a process on this node the kernel says so, of others Ray, some time later."""
+        with self._lock:
+            watched = [ref for ref, other in self._watched.items() if other is member]
+        if not watched:
+            return True
+        if member.facts.get("node_id") == ray.get_runtime_context().get_node_id():
+            return _is_dead(member.facts["pid"])
+        return bool(ray.wait(watched, timeout=0)[0])
+
     def deaths(self, timeout_s: float) -> list[Member]:
         """See Fleet."""
         with self._lock:
@@ -68,3 +78,12 @@ class RayFleet:
             for ref in [ref for ref, watched in self._watched.items() if watched is member]:
                 del self._watched[ref]
         ray.kill(member.handle)
+
+
+def _is_dead(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True

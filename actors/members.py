@@ -85,6 +85,9 @@ class Fleet(Protocol):
     def begin(self, member: Member, method: str, *args: Any) -> Answer:
         """Call one of its methods.  Raises EngineError if that cannot even be sent."""
 
+    def has_died(self, member: Member) -> bool:
+        """Whether it is known by now to be dead: what is sent to it from here on reaches nobody."""
+
     def deaths(self, timeout_s: float) -> list[Member]:
         """Members created here that have died since, waiting so long for one; each once."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from pieray.actors.admission import FreeRate, Line, Standing, Waiting
 from pieray.actors.members import Member
-from pieray.errors import EngineError, NoAnswer, NoRoom, Overloaded, PierayError
+from pieray.errors import ActorGone, EngineError, NoAnswer, NoRoom, Overloaded, PierayError
 
 log = logging.getLogger(__name__)
 
@@ -147,8 +147,9 @@ class HostPool:
         """Start an inferlet on the actor with the most room, on a new one if all are full; returns the actor.
 
         `start` raises NoAnswer when its actor is set aside before it has answered, and then must not start the inferlet
-        any more: it is tried on one other.  Raises what `start` does, Overloaded when there is no place until
-        `deadline` (time.monotonic) or too many wait, and EngineError where no actor is fit to hold it.
+        any more: it is tried on one other.  It raises ActorGone where its actor was dead before, and it is tried on
+        others.  Raises what else `start` does, Overloaded when there is no place until `deadline` (time.monotonic) or
+        too many wait, and EngineError where no actor is fit to hold it.
         """
         with self._lock:
             waiting = self._line.new(standing, time.monotonic())
@@ -161,7 +162,7 @@ class HostPool:
                 if not host.is_suspect or avoided:
                     raise
                 avoided.append(host)
-            except NoRoom as error:  # it counts otherwise than we do: what it says goes
+            except (NoRoom, ActorGone) as error:  # it counts otherwise than we do: what it says goes
                 log.warning("%s: %s", host.name, error.message)
                 avoided.append(host)
             else:

@@ -23,6 +23,7 @@ from pieray.actors.quotas import Quotas
 from pieray.actors.records import Locations, Restarts
 from pieray.config import Config
 from pieray.errors import ActorGone, ChildCeiling, EngineError, NoAnswer, NotFound, Overloaded, PierayError, Stalled
+from pieray.launches import may_have_run
 from pieray.messages import Install, Launch, decode_one, encode
 from pieray.registry import Bounds, Registry
 from pieray.stalls import Stalls
@@ -431,7 +432,8 @@ class Supervisor:
         """Start an inferlet on the actor with the most room; a new actor is added when all are full.
 
         Times are of this process's time.monotonic.  Raises Stalled, having started nothing, if it stood still since
-        the launch was sent: its client may have given it up.  Raises Overloaded where there is no place for it.
+        the launch was sent: its client may have given it up.  Raises Overloaded where there is no place for it, and
+        PeerLost where its actor died so that it may have run.
         """
         sent_at = time.monotonic() if sent_at is None else sent_at
         deadline = min(time.monotonic() + self._config.launch_wait_s, float("inf") if deadline is None else deadline)
@@ -449,6 +451,9 @@ class Supervisor:
 
         def start(host: Member) -> None:
             self._check_stall(sent_at)
+            if self._fleet.has_died(host):  # before anything was sent to it: the launch has its place elsewhere
+                self._lost(host, "died")
+                raise ActorGone(f"{host.describe()} has died")
             self._launch_on(host, frame, message.instance_id, deadline)
 
         with self._counted(message):
@@ -494,6 +499,9 @@ class Supervisor:
             clock = self._ask(host, "grant", grant_id, num_granted, GRANT_S, timeout_s=GRANT_PATIENCE_S)
         except NoAnswer:  # should it open it later, the places come back when the grant ends there
             return None
+        except ActorGone:
+            self._lost(host, "died")
+            return None
         return host.endpoint, grant_id, num_granted, GRANT_S, clock
 
     def _check_stall(self, sent_at: float, undo: Callable[[], None] = lambda: None) -> None:
@@ -513,6 +521,9 @@ class Supervisor:
             except NoAnswer:
                 self._give_up(host, instance_id)
                 raise
+            except ActorGone as gone:
+                self._lost(host, "died with a launch under way")
+                raise may_have_run(host.describe(), instance_id) from gone
 
     def _launched(self, host: Member, answer: Answer, deadline: float) -> None:
         while True:
@@ -580,7 +591,7 @@ class Supervisor:
         log.info("%s: %s", host.name, why)
         for instance_id, name in self._locations.on(host):
             yield {"instance_id": instance_id, "name": name, "state": "unreachable", "cpu_time_s": 0.0, "pages": 0,
-                   "output_bytes": 0, "error": f"{host.describe()} does not answer"}  # fmt: skip
+                   "swapped": 0, "output_bytes": 0, "error": f"{host.describe()} does not answer"}  # fmt: skip
 
     def admission(self) -> dict[str, Any]:
         """By tenant, launches that wait for a place ("waiting") and that were refused one ("refused"), and what is used

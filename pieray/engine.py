@@ -26,7 +26,7 @@ from pieray.errors import (
     PeerLost,
     PierayError,
 )
-from pieray.launches import InstalledPrograms, LaunchRequest, PreparedLaunch, frame_of, prepared
+from pieray.launches import InstalledPrograms, LaunchRequest, PreparedLaunch, frame_of, may_have_run, prepared
 from pieray.link import ActorLink, ActorLinks, GrantedLaunch
 from pieray.manifest import is_spec
 from pieray.messages import Install, decode
@@ -105,7 +105,9 @@ class Engine:
 
         Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON, a priority is none), ConfigError (a
         limit is unknown or above the engine's), Overloaded (no place within `launch_wait_s`, too many wait for one, or
-        the tenant has used up a quota; its `retry_after_s` says when to try again), EngineError (the engine is gone).
+        the tenant has used up a quota; its `retry_after_s` says when to try again), EngineError (the engine is gone),
+        PeerLost (its actor was lost with it, and it may have run for a moment; what surely has not run is launched on
+        another actor).
         """
         request = LaunchRequest(program, {**(input or {}), **arguments}, limits, capabilities, attached, priority,
                                 deadline_s)  # fmt: skip
@@ -242,6 +244,7 @@ class Engine:
         """Those with a place of that actor, in one message."""
         refusals: Sequence[PierayError | None]
         processes: list[Process] = []
+        is_sent = False
         try:
             link = self._links.get(endpoint)
             processes = [Process(launches[n].whole.instance_id, launches[n].name, link) for n, _ in taken]
@@ -249,6 +252,7 @@ class Engine:
                 GrantedLaunch(process, grant, frames[n], launches[n].revision)
                 for process, (n, grant) in zip(processes, taken, strict=True)
             ])  # fmt: skip
+            is_sent = True
         except (EngineError, PeerLost, DeadlineExceeded) as error:
             refusals = [error] * len(taken)
         except BaseException:
@@ -259,6 +263,10 @@ class Engine:
             if refused is None:
                 processes[place].at_end(partial(self._placements.give_back, grant))
                 outcomes[number] = processes[place], link
+            elif isinstance(refused, PeerLost) and is_sent:
+                self._placements.drop(grant)
+                self._calls.tell("kill", processes[place].id, "its client has lost it")  # if the link alone was lost
+                outcomes[number] = may_have_run(endpoint.peer_id, processes[place].id)
             elif isinstance(refused, (EngineError, PeerLost, DeviceLost, DeadlineExceeded)):  # of the actor
                 log.info("%s is placed by the Controller: %s", launches[number].name, refused)
                 self._placements.drop(grant)
@@ -350,8 +358,9 @@ class Engine:
 
         instance_id, name, state ("running", "done", "failed", "killed"), error (its code and first line, or ""),
         tenant, user, parent (an instance id, or ""), priority, started_at and ended_at (Unix time; None: it runs),
-        cpu_time_s, pages, output_bytes, tokens_computed, tokens_found (run, and there already),
-        pages_swapped (given up for others for a while).
+        cpu_time_s, pages, swapped (pages of those that it has given up for others at present: they are in host memory,
+        or to be computed again), output_bytes, tokens_computed, tokens_found (run, and there already), pages_swapped
+        (given up so, ever).  Of one whose actor does not answer (state "unreachable") less is known.
         """
         found: list[dict[str, Any]] = self._ask("ps")
         return found

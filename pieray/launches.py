@@ -15,7 +15,7 @@ from typing import Any
 
 from pieray.capabilities import ALL, Capabilities
 from pieray.config import Limits, from_mapping
-from pieray.errors import InvalidRequest
+from pieray.errors import InvalidRequest, PeerLost
 from pieray.host.limits import limits_within
 from pieray.manifest import limits_below
 from pieray.messages import Install, Launch, decode, encode
@@ -73,6 +73,12 @@ class PreparedLaunch:
         instance_id = _new_id(self.name)
         return replace(self, by_name=replace(self.by_name, instance_id=instance_id),
                        whole=replace(self.whole, instance_id=instance_id))  # fmt: skip
+
+
+def may_have_run(actor: str, instance_id: str) -> PeerLost:
+    """The error of a launch whose actor was lost behind it: launched again it might do twice what it is to do once."""
+    return PeerLost(f"{actor} was lost when it had the launch of {instance_id}, which may have run for a moment: it "
+                    "was not launched again; do so if it may run twice")  # fmt: skip
 
 
 class InstalledPrograms:

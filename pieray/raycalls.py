@@ -67,7 +67,8 @@ def await_answer(ref: Any, what: str, *, timeout_s: float) -> Any:
     except GetTimeoutError as error:
         raise NoAnswer(f"the engine did not answer {what} within {timeout_s:.3g} s") from error
     except RayActorError as error:
-        raise ActorGone(f"the engine's actor is gone: {error}") from error
+        why = f": {_one_line(error)}" if error.actor_init_failed else ""  # else Ray guesses, in many lines
+        raise ActorGone(f"the engine's actor that was asked to {what} is gone{why}") from error
     except RayError as error:
         raise EngineError(f"Ray failed while the engine was asked to {what}: {error}") from error
 

@@ -24,7 +24,8 @@ from pieray.programs import embedded_inferlets
 ADAPTER_COLUMNS = ("name", "rank", "alpha", "num_bytes", "owner")
 MOST_TENANTS = 5
 """Named in a line."""
-PS_COLUMNS = ("instance_id", "name", "state", "owner", "age", "cpu_time_s", "pages", "output_bytes", "parent", "error")
+PS_COLUMNS = ("instance_id", "name", "state", "owner", "age", "cpu_time_s", "pages", "swapped", "output_bytes",
+              "parent", "error")  # fmt: skip
 
 
 def ps(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:
@@ -36,6 +37,7 @@ def ps(address: Address = None, namespace: Namespace = None, json: Json = False,
         show(told, PS_COLUMNS, json=json, nothing="no inferlet has run lately")
         if not json:
             _say_admission(engine.admission())
+            _say_pages(engine.status()["actors"])
 
 
 def _say_admission(facts: Mapping[str, Mapping[str, int]]) -> None:
@@ -47,6 +49,26 @@ def _say_admission(facts: Mapping[str, Mapping[str, int]]) -> None:
         say(f"{sum(refused.values())} launches were refused one ({_by_tenant(refused)})")
 
 
+def _say_pages(actors: Sequence[Mapping[str, Any]]) -> None:
+    """What the KV pages of the engine are used for, and what has happened to programs that were short of them."""
+    by_role = {row["role"]: row for row in actors if row["state"] == "up"}
+    if (pages := by_role.get("resource-manager")) is None:
+        return
+    states = ", ".join(f"{pages[state]} {state}" for state in ("free", "cached", "leased", "quarantined"))
+    swap = by_role.get("batcher", {}).get("swap", {"used": 0})
+    say(f"{pages['total']} KV pages: {states}; {swap['used']} more are swapped to host memory")
+    for name, what in _ABOUT_PAGES.items():
+        if counts := {tenant: row[name] for tenant, row in pages["tenants"].items() if row[name]}:
+            say(f"{sum(counts.values())} {what} ({_by_tenant(counts)})")
+
+
+_ABOUT_PAGES = {
+    "waiting": "requests wait for pages", "waited": "requests have waited for pages",
+    "preempted": "times programs gave up their pages for others", "swapped": "pages were given up so",
+    "found": "pages were found, and not computed",
+}  # fmt: skip
+
+
 def _by_tenant(counts: Mapping[str, int]) -> str:
     shown = sorted(counts.items(), key=lambda item: -item[1])[:MOST_TENANTS]
     return ", ".join(f"{tenant}: {count}" for tenant, count in shown) + (", ..." if len(counts) > len(shown) else "")
@@ -54,8 +76,10 @@ def _by_tenant(counts: Mapping[str, int]) -> str:
 
 def _told(row: Mapping[str, Any], now: float) -> dict[str, str]:
     """What a table shows in place of several fields of an inferlet's facts."""
-    return {"owner": f"{row['tenant']}/{row['user']}", "age": duration(now - row["started_at"]),
-            "parent": row["parent"] or "-", "error": row["error"] or "-"}  # fmt: skip
+    is_known = "tenant" in row  # its actor has answered
+    return {"owner": f"{row['tenant']}/{row['user']}" if is_known else "-",
+            "age": duration(now - row["started_at"]) if is_known else "-",
+            "parent": row.get("parent") or "-", "error": row["error"] or "-"}  # fmt: skip
 
 
 def duration(seconds: float) -> str:

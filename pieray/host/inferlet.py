@@ -243,9 +243,15 @@ class Inferlet:
             "ended_at": self.ended_at,
             "cpu_time_s": guest.cpu_time_s if guest else 0.0,
             "pages": self._pages.num_handles,
+            "swapped": self._num_swapped(),
             "output_bytes": self.log.output_bytes,
             **self.usage(),
         }
+
+    def _num_swapped(self) -> int:
+        """Of its pages, those that it has given up at present: they are in host memory, or to be computed again."""
+        with self._state.lock:
+            return len(self._pages.away_rows())
 
     def usage(self) -> dict[str, int]:
         """See `Outbox.usage`."""
@@ -320,7 +326,7 @@ class EndedInferlet:
     def __init__(self, inferlet: Inferlet) -> None:
         self.log = inferlet.log
         self.started = inferlet.started
-        self._status = {**inferlet.status(), "pages": 0}
+        self._status = {**inferlet.status(), "pages": 0, "swapped": 0}
         self._usage = inferlet.usage()
 
     @property

@@ -59,7 +59,6 @@ class LeaseLine:
     def __init__(self, ledger: PageLedger, ranks: Ranks | None = None, quota_of: Callable[[str], int] = lambda _: 0):
         self.ledger = ledger
         self.ranks = ranks if ranks is not None else Ranks(ledger)
-        self.num_waited = 0  # requests that had to wait, ever
         self._quota_of = quota_of
         self._line: OrderedDict[int, Waiting] = OrderedDict()  # by arrival number
         self._deadlines: list[tuple[float, int]] = []  # heap; entries of requests that left are skipped
@@ -106,7 +105,6 @@ class LeaseLine:
         if is_first and (lease := self.ledger.take(holder, count, hashes)) is not None:
             return self._with_more(holder, lease, num_more)
         number, self._next = self._next, self._next + 1
-        self.num_waited += 1
         self._line[number] = Waiting(holder, ticket, count, now, now + deadline_s, hashes, num_more)
         heapq.heappush(self._deadlines, (now + deadline_s, number))
         self._num_asked += count

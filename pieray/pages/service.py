@@ -41,6 +41,7 @@ from pieray.pages.ledger import Holder, Lease, PageLedger
 from pieray.pages.line import Granted, LeaseLine, Refused
 from pieray.pages.rank import Facts, Ranks
 from pieray.pages.relief import Relief
+from pieray.pages.tenants import TenantCounts
 from pieray.pulse import PulsedLock
 from pieray.transport import Connection
 
@@ -92,7 +93,8 @@ class LeaseService:
         self._has_batcher = False  # has had one: before that no step can touch a page
         self._batcher_lost_at: float | None = None  # unless it comes back before
         self._reclaimed_at = self._relieved_at = -RECLAIM_EVERY_S
-        self._num_preempted = 0
+        self._num_waited = self._num_preempted = 0
+        self._counts = TenantCounts()
         self._lock = PulsedLock()
         self._wake = threading.Condition(self._lock)  # type: ignore[arg-type]  # all that it needs of a lock
         self._is_closed = False
@@ -171,6 +173,9 @@ class LeaseService:
                 self._relieved_at = -math.inf
                 self._relief.answered(holder, time.monotonic(), is_whole=message.is_whole)
                 self._num_preempted += message.num_pages > 0
+                tenant = self._ranks.tenant_of(holder)
+                self._counts.add(tenant, "preempted", message.num_pages > 0)
+                self._counts.add(tenant, "swapped", message.num_pages)
             elif isinstance(message, (ExportPages, ImportPages, Unexport, ListExports)):
                 self._serve_export(conn, message)
             else:
@@ -198,9 +203,14 @@ class LeaseService:
             holder, message.ticket, message.count, now, message.deadline_s, _hashes(message.hashes), message.num_more
         )
         if lease is not None:
+            self._counts.add(self._ranks.tenant_of(holder), "found", lease.num_found)
             _post(conn, _granted(message.ticket, lease))
-        elif message.deadline_s > 0 and now >= self._reclaimed_at + RECLAIM_LEAST_S and not self._unanswered:
-            self._reclaim(now)
+            return
+        if message.deadline_s > 0:
+            self._num_waited += 1
+            self._counts.add(self._ranks.tenant_of(holder), "waited")
+            if now >= self._reclaimed_at + RECLAIM_LEAST_S and not self._unanswered:
+                self._reclaim(now)
 
     def _enter(self, conn: Connection, message: IndexPages) -> None:
         if self._is_batcher_lost or conn.peer_id in self._fenced:
@@ -249,6 +259,8 @@ class LeaseService:
             self._exports.evict(self._line.shortage, now)
         outcomes += self._line.retry(now)
         for outcome in outcomes:
+            if isinstance(outcome, Granted):
+                self._counts.add(self._ranks.tenant_of(outcome.holder), "found", outcome.lease.num_found)
             conn = self._peers.get(outcome.holder.peer_id)
             if conn is not None:
                 _post(conn, _answer(outcome))
@@ -323,7 +335,7 @@ class LeaseService:
         """Pages by state, and how many requests wait; the books are checked first.
 
         `available`: free, or dropped for whoever asks.  `indexed`: known by their content, whoever has them.  `found`:
-        those given by their content, ever."""
+        those given by their content, ever.  `tenants`: see `TenantCounts`."""
         with self._lock:
             self._ledger.check()
             return {
@@ -336,8 +348,8 @@ class LeaseService:
                 "indexed": self._ledger.num_indexed,
                 "found": self._ledger.num_found,
                 "waiting": len(self._line),
-                "waiting_by_tenant": self._line.num_waiting(),
-                "waited": self._line.num_waited,
+                "tenants": self._counts.status(self._ranks.held_by_tenant(), self._line.num_waiting()),
+                "waited": self._num_waited,
                 "preempted": self._num_preempted,
                 "exports": len(self._exports),
                 "links": {"batcher": {"is_up": self._batcher is not None, "error": self._batcher_error}},

@@ -7,7 +7,7 @@
   one may run in the same step.
 * Decodes (at most DECODE_TOKENS tokens) come first, prefills share what is left of the token budget and are
   cut where it ends.  Within each: higher priority first, then first come, first served.
-* Beside a program of higher priority, others of its tenant are in a step as far as it takes little longer for them
+* Beside a program of higher priority, others of its tenant are in as many steps as make it little slower
   (`precedence.py`).
 * Nothing starves: a command that has waited for `max_wait_s` goes before all that arrived later, whatever
   their kind and priority.  So it waits at most `max_wait_s`, plus the steps for what arrived before it.
@@ -37,7 +37,7 @@ from pieray.sched.costs import CostModel, Kind, Work, no_work
 from pieray.sched.hazards import PageIndex, Poison
 from pieray.sched.lanes import I64, LaneKey, Lanes, Registry
 from pieray.sched.plans import PlanCommand
-from pieray.sched.precedence import LATER, held_back
+from pieray.sched.precedence import Precedence, are_lower
 from pieray.sched.shares import Demand, Shares
 from pieray.sched.swap import SwapCommand
 from pieray.sched.table import RUN, SPECIAL, DecodeTable, Own, RowGroup, stop_column
@@ -112,6 +112,8 @@ class Scheduler:
         self._is_poisoned = self.lanes.column(bool, False)
         self._costs = costs
         self._shares = Shares(self.lanes)
+        self._precedence = Precedence()
+        self._is_ranked = False  # whether candidates of the last step had several priorities, as far as it was looked
         self._now = 0.0  # of the last step
         self._seconds = np.zeros(0)  # what each row of the table takes, where accounts are looked at
         self._lanes: dict[LaneKey, _Lane] = {}  # with commands
@@ -289,17 +291,18 @@ class Scheduler:
         plan = StepPlan()
         rows = self.table.ready()
         heap = [self._candidate(command) for command in self._candidates()] if self._active else []
-        if not heap:
-            if not len(rows):
-                return plan
-            if len(rows) <= min(self.max_batch_requests, self.max_batch_tokens):
-                group = self.table.group(rows)
-                is_even = self._costs is None or self._shares.are_even(self._costs, group, self._now)
-                if is_even and (self._costs is None or group.is_of_one_priority):
-                    self._take_rows(plan, group)
-                    return plan
+        if not heap and not len(rows):
+            return plan
+        is_room = len(rows) <= min(self.max_batch_requests, self.max_batch_tokens)
         if self._costs is not None:
-            rows, heap = self._without_lower(self._costs, rows, heap)
+            may_be_ranked = heap or self._is_ranked or not is_room or not self.table.group(rows).is_of_one_priority
+            if may_be_ranked:
+                rows, heap = self._without_lower(self._costs, rows, heap)
+        if not heap and is_room:
+            group = self.table.group(rows)
+            if self._costs is None or self._shares.are_even(self._costs, group, self._now):
+                self._take_rows(plan, group)
+                return plan
         heapq.heapify(heap)
         bulk = self._bulk_of(rows, heap)
         waiting: list[_Candidate] = []  # their inferlets have had their share
@@ -320,38 +323,40 @@ class Scheduler:
             self._take_rows(plan, self.table.group(rows if len(plan.picked) == len(rows) else np.sort(plan.picked)))
         return plan
 
-    def _without_lower(
-        self, costs: CostModel, rows: I64, heap: list[_Candidate]
-    ) -> tuple[I64, list[_Candidate]]:
+    def _without_lower(self, costs: CostModel, rows: I64, heap: list[_Candidate]) -> tuple[I64, list[_Candidate]]:
         """Without those that wait because of their tenant's programs of higher priority (`precedence.py`)."""
-        table = self.table.rows
-        levels = launch_priority(table["priority"][rows])
+        table, num_rows = self.table.rows, len(rows)
+        lanes, levels = table["lane"][rows], launch_priority(table["priority"][rows]).astype(np.int64)
         commands = [one for one in heap if one[0] >= DECODE]  # copies make room for others, and who has aged goes first
-        their_levels = [launch_priority(-one[1]) for one in commands]
-        if len({*their_levels, *levels[:1].tolist()}) < 2 and (levels == levels[:1]).all():
+        if commands:
+            numbers = [self._lanes[one[3].lane].number for one in commands if isinstance(one[3], Command)]
+            lanes = np.concatenate([lanes, np.array(numbers, np.int64)])
+            levels = np.concatenate([levels, np.array([launch_priority(-one[1]) for one in commands])])
+        self._is_ranked = bool((levels != levels[:1]).any())
+        if not self._is_ranked:
             return rows, heap
-        numbers = [self._lanes[one[3].lane].number for one in commands if isinstance(one[3], Command)]
-        seconds = [self._seconds_of(one, costs) for one in commands]
-        tenants = self._shares.tenants(np.concatenate([table["lane"][rows], np.array(numbers, np.int64)]))
-        is_held = held_back(
-            np.concatenate([levels, np.array(their_levels, np.int64)]), tenants,
-            np.concatenate([self._row_seconds(rows, costs), np.array(seconds)]),
-            np.concatenate([table["turn"][rows], np.array([one[2] for one in commands], np.int64)]),
-            costs.seconds[Kind.STEP],
-        )  # fmt: skip
-        is_held[: len(rows)] &= self._now - table["arrived"][rows] < self.max_wait_s
-        if not is_held.any():
+        is_lower = are_lower(levels, self._shares.tenants(lanes))
+        is_lower[:num_rows] &= self._now - table["arrived"][rows] < self.max_wait_s
+        if not is_lower.any():
             return rows, heap
-        out = {id(one) for one, is_out in zip(commands, is_held[len(rows) :].tolist(), strict=True) if is_out}
-        return rows[~is_held[: len(rows)]], [one for one in heap if id(one) not in out]
+        is_prefill = np.zeros(len(lanes), bool)
+        is_prefill[num_rows:] = [one[0] == PREFILL for one in commands]
+        seconds = np.concatenate([self._row_seconds(rows, costs), [self._first_s(one, costs) for one in commands]])
+        step_s = costs.seconds[Kind.STEP] + (costs.seconds[Kind.COMMANDS] if heap else 0.0)
+        highest_s = step_s + float(seconds[~is_lower].sum())
+        all_s = highest_s + float(seconds[is_lower & ~is_prefill].sum())
+        is_out = is_lower if self._precedence.keeps_out(highest_s, all_s) else is_lower & is_prefill
+        out = {id(one) for one, is_one_out in zip(commands, is_out[num_rows:].tolist(), strict=True) if is_one_out}
+        is_in = ~is_out[:num_rows]
+        return rows if is_in.all() else rows[is_in], [one for one in heap if id(one) not in out]
 
-    def _seconds_of(self, one: _Candidate, costs: CostModel) -> float:
-        """What a command adds to the step."""
+    def _first_s(self, one: _Candidate, costs: CostModel) -> float:
+        """What a command adds to the step, if it is a decode, or about that."""
         command = one[3]
         assert isinstance(command, ForwardCommand)
         if one[0] == DECODE:
             return decode_seconds(command, costs)
-        return LATER
+        return costs.tokens(min(command.num_due, self.max_batch_tokens), command.kv_len, is_masked=command.is_masked)
 
     def _bulk_of(self, rows: I64, heap: list[_Candidate]) -> I64:
         """Rows that may be taken all at once: nobody's account ends before the last of them, and none has aged.  The

@@ -136,9 +136,9 @@ class PendingCalls:
             messages = [make(ticket) for make, ticket in zip(makes, tickets, strict=True)]
             conn.send(messages, lane=getattr(messages[0], "instance_id", None) if len(messages) == 1 else None)
         except BaseException:
-            num_forgotten = sum(map(self.forget, tickets))
-            if num_forgotten:
-                raise
+            for ticket in tickets:
+                self.forget(ticket)
+            raise
         with changed:
             while num_left and not deadline.is_over:
                 changed.wait(deadline.left_s())

@@ -67,6 +67,27 @@ def test_a_dead_inferlet_actor_answers_its_clients_and_gives_its_pages_back(engi
     assert_pages_return(engine)
 
 
+def test_a_launch_right_after_its_actor_was_killed_runs_elsewhere_or_says_that_it_may_have_run(engine: Any) -> None:
+    """With a place that was granted before, and without."""
+    expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=30)
+    fresh = pieray.Engine(engine.config, engine._controller, owns_engine=False, owns_ray=False)
+    pid = kill(engine, "inferlets")
+    said, lost = [], []
+    for number in range(12):
+        try:
+            said.append((engine, fresh)[number % 2].launch(GENERATE, prompt="12+7=").result(timeout=PATIENCE_S))
+        except PeerLost as error:
+            lost.append(error.message)
+    assert said == [expected] * len(said)
+    assert len(lost) <= 4
+    for message in lost:
+        assert "may have run" in message or "the actor that hosted" in message  # it had been launched by then
+        assert "class_name" not in message  # nothing of Ray's
+    until_replaced(engine, "inferlets", pid)
+    fresh.close()
+    assert_pages_return(engine)
+
+
 @pytest.mark.parametrize("role", ["batcher", "resource-manager"])
 def test_a_dead_device_group_fails_what_runs_and_is_replaced(engine: Any, role: str) -> None:
     expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=30)

@@ -18,7 +18,7 @@ from pieray.launches import LaunchRequest, prepared
 from pieray.messages import Failed, decode, encode
 from pieray.offloop import off_loop
 from pieray.programs import ProgramSource
-from pieray.transport import Endpoint, PendingCalls
+from pieray.transport import Connection, Endpoint, PendingCalls, serve
 
 SOURCE = ProgramSource("demo", "demo.py", source="def main(): ...")
 
@@ -114,6 +114,45 @@ def test_of_tenants_with_a_quota_the_controller_decides_each_launch(asked: list[
     with pytest.raises((EngineError, PeerLost)):
         engine.launch(SOURCE)
     assert asked == ["token", "door", "ping", "launch", "kill"]
+
+
+class Dying:
+    """An actor that takes what it is sent, and dies of it."""
+
+    def on_connect(self, conn: Connection) -> None: ...
+
+    def on_messages(self, conn: Connection, messages: list[Any]) -> None:
+        conn.close("killed")
+
+    def on_close(self, conn: Connection, error: PeerLost) -> None: ...
+
+
+@pytest.mark.parametrize("is_dead", [True, False])
+def test_what_an_actor_died_with_is_launched_on_another_only_if_it_was_not_sent(
+    monkeypatch: pytest.MonkeyPatch, is_dead: bool
+) -> None:
+    door = serve(Dying(), peer_id="host", incarnation=1, token="t", kind="inproc")
+    calls: list[str] = []
+
+    def begin(method: str, *_args: Any) -> Callable[[float], Any]:
+        calls.append(method)
+        if method == "launch":
+            raise EngineError("full")
+        answers = {"token": "t", "ping": 1.0, "grant": [door.endpoint.to_wire(), "g", 4, 30.0, 1.0]}
+        return lambda _timeout_s: answers.get(method)
+
+    monkeypatch.setattr(engine_module, "asker", lambda _controller: begin)
+    engine = Engine(Config(), None, owns_engine=False, owns_ray=False)
+    if is_dead:
+        door.close()
+        with pytest.raises(EngineError, match="full"):
+            engine.launch(SOURCE)
+        assert calls == ["token", "grant", "door", "ping", "launch"]
+    else:
+        with pytest.raises(PeerLost, match="host was lost when it had the launch of demo-.*, which may have run"):
+            engine.launch(SOURCE)
+        assert calls == ["token", "grant", "kill"]  # should the link alone be lost
+        door.close()
 
 
 def test_an_overloaded_engine_says_when_to_come_again_on_every_path() -> None:

@@ -154,6 +154,9 @@ class FakeFleet:
 
         return wait
 
+    def has_died(self, member: Member) -> bool:
+        return bool(member.handle.is_dead)
+
     def deaths(self, timeout_s: float) -> list[Member]:
         if self.is_watch_broken:
             raise RuntimeError("ray.wait failed")

@@ -75,6 +75,7 @@ class FakeEngine:
     urgency: tuple[int, float | None] = (0, None)
     """Priority and deadline_s of the last launch."""
     admitted: dict[str, Any] = field(default_factory=lambda: {"waiting": {}, "refused": {}, "quotas": {}})
+    page_counts: dict[str, dict[str, int]] = field(default_factory=dict)
     config: Config = field(default_factory=Config)
     is_closed: bool = False
     link: FakeLink = field(default_factory=FakeLink)
@@ -111,13 +112,20 @@ class FakeEngine:
         return process
 
     def ps(self) -> list[dict[str, Any]]:
-        facts = {"cpu_time_s": 0.5, "pages": 3, "output_bytes": 7, "tenant": "lab", "user": "ada"}
+        facts = {"cpu_time_s": 0.5, "pages": 3, "swapped": 2, "output_bytes": 7, "tenant": "lab", "user": "ada"}
         return [
             {"instance_id": "fake-1", "name": "fake", "state": "running", "error": "", "parent": "",
              "started_at": time.time() - 200.5, "ended_at": None, **facts},
             {"instance_id": "\x1b[2Jfake-2", "name": "a\tb\n", "state": "failed", "error": "quota: \x9b1m",
              "parent": "fake-1", "started_at": time.time() - 90000.5, "ended_at": time.time(), **facts},
         ]  # fmt: skip
+
+    def status(self) -> dict[str, Any]:
+        states = {"total": 64, "free": 9, "cached": 20, "leased": 35, "quarantined": 0}
+        return {"actors": [
+            {"role": "resource-manager", "state": "up", **states, "tenants": self.page_counts},
+            {"role": "batcher", "state": "up", "swap": {"used": 7}},
+        ]}  # fmt: skip
 
     def admission(self) -> dict[str, Any]:
         return self.admitted

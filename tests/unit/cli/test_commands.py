@@ -55,9 +55,9 @@ def test_ps_prints_rows_for_programs_and_people(engine: FakeEngine, call: Call, 
     assert [row["instance_id"] for row in rows] == ["fake-1", "\x1b[2Jfake-2"]
     assert rows[0].keys() == engine.ps()[0].keys()
     running, failed = call("ps").stdout.splitlines()
-    assert running.split("\t") == ["fake-1", "fake", "running", "lab/ada", "3m 20s", "0.50", "3", "7", "-", "-"]
+    assert running.split("\t") == ["fake-1", "fake", "running", "lab/ada", "3m 20s", "0.50", "3", "2", "7", "-", "-"]
     assert failed.split("\t") == [
-        r"\x1b[2Jfake-2", r"a\tb\n", "failed", "lab/ada", "1d 1h", "0.50", "3", "7", "fake-1", r"quota: \x9b1m"
+        r"\x1b[2Jfake-2", r"a\tb\n", "failed", "lab/ada", "1d 1h", "0.50", "3", "2", "7", "fake-1", r"quota: \x9b1m"
     ]  # fmt: skip
 
 
@@ -212,3 +212,27 @@ def test_ps_tells_on_stderr_who_waits_and_who_was_refused(
     assert "pieray: 3 launches wait for a place (lab: 2, ann: 1)\n" in done.stderr
     assert "pieray: 28 launches were refused one (t7: 7, t6: 6, t5: 5, t4: 4, t3: 3, ...)\n" in done.stderr
     assert "wait" not in call("ps", "--json").stderr
+
+
+def test_ps_tells_on_stderr_what_pages_are_used_for_and_what_came_of_their_lack(
+    engine: FakeEngine, call: Call, is_up: UpState
+) -> None:
+    told = "pieray: 64 KV pages: 9 free, 20 cached, 35 leased, 0 quarantined; 7 more are swapped to host memory\n"
+    assert call("ps").stderr == told
+    nothing = dict.fromkeys(("held", "waiting", "waited", "found", "preempted", "swapped"), 0)
+    engine.page_counts = {"lab": {**nothing, "waiting": 2, "preempted": 3}, "ann": {**nothing, "preempted": 1}}
+    assert call("ps").stderr == (
+        f"{told}pieray: 2 requests wait for pages (lab: 2)\n"
+        "pieray: 4 times programs gave up their pages for others (lab: 3, ann: 1)\n"
+    )
+
+
+def test_ps_shows_what_is_known_of_inferlets_whose_actor_is_silent(
+    engine: FakeEngine, call: Call, is_up: UpState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"instance_id": "a-1", "name": "a", "state": "unreachable", "cpu_time_s": 0.0, "pages": 0, "swapped": 0,
+           "output_bytes": 0, "error": "pieray.inferlets.0 does not answer"}  # fmt: skip
+    monkeypatch.setattr(engine, "ps", lambda: [row])
+    assert call("ps").stdout.split("\t") == [
+        "a-1", "a", "unreachable", "-", "-", "0.00", "0", "0", "0", "-", "pieray.inferlets.0 does not answer\n"
+    ]  # fmt: skip
