@@ -20,19 +20,20 @@ settings.register_profile(
 settings.load_profile("pieray")
 
 
-GROUPS = {"actors": "engines", "inferlets": "engines", "chaos": "chaos"}
-"""Tests that start engines, or use one that the session shares, by folder; they begin in one process and, when the
-other has done all the rest, go on in both."""
-
-
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Which tests one process of several runs (`--dist loadgroup`): those of `GROUPS`, and each other file whole."""
+    """Which tests one process of several runs (`--dist loadgroup`): those that share engines, and each other file.
+
+    The largest groups begin, that of the shared engines beside files of units; files that start their own engines are
+    small, and are for whichever process has nothing else to do.
+    """
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
         folder = item.path.relative_to(config.rootpath / "tests").parts[0]
-        item.add_marker(pytest.mark.xdist_group(GROUPS.get(folder, item.path.stem)))
+        shares = "shared" in getattr(item, "fixturenames", ())
+        group = ("chaos" if folder == "chaos" else "engines") if shares else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -55,7 +56,12 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def engines(ray_cluster: None) -> Iterator[Callable[[str], Any]]:
+def shared() -> None:
+    """What the session keeps for all tests that ask for it: one process runs them all."""
+
+
+@pytest.fixture(scope="session")
+def engines(ray_cluster: None, shared: None) -> Iterator[Callable[[str], Any]]:
     """Engines by transport, each started when first asked for."""
     import pieray
 

@@ -204,7 +204,8 @@ class Inferlet:
             return self._outbox.reclaim()
 
     def is_idle(self, now: float) -> bool:
-        return self._outbox.is_idle(now)
+        guest = self._guest  # one that waits for its turn has been answered, and is about to go on
+        return self._outbox.is_idle(now) and guest is not None and guest.is_waiting
 
     def preempt(self, kept: Sequence[int]) -> None:
         with self._state.lock:

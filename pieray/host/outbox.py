@@ -28,6 +28,8 @@ I64 = npt.NDArray[np.int64]
 MAX_STAGED = 64
 IDLE_S = 0.1
 """An inferlet that has had nothing to compute for so long counts as idle."""
+BEGIN_S = 1.0
+"""One that has enqueued nothing for so long does not count as about to begin."""
 
 
 class ResultTicket(Ticket):
@@ -82,6 +84,7 @@ class Outbox:
         self._num_pins = 0
         self._num_expected = 0  # pages in use that are to be leased ahead of need; 0: no more than usual
         self._active_at = time.monotonic()  # when a command was last enqueued, or ended
+        self._has_begun = False  # whether one has been
         self.swap = Swap(inferlet, pages, lineage, pool_pages)
         self._host_queue = Queue(0, priority)  # of commands of the host's own
         self.passes: dict[int, Pass] = {}
@@ -119,7 +122,7 @@ class Outbox:
     def stage(self, command: Command) -> None:
         """Enqueue; past MAX_STAGED what came before is sent."""
         self._staged.append(command)
-        self._is_idle = False
+        self._is_idle, self._has_begun = False, True
         self._active_at = time.monotonic()
         command.queue.outstanding[command.ticket] = None
         if isinstance(command, Pass):
@@ -190,9 +193,13 @@ class Outbox:
         self._lease_ahead()
 
     def reclaim(self) -> list[int]:
-        """Take out what is leased ahead of need, others want it; no more than usual is leased again."""
+        """Take out what is leased ahead of need, others want it; no more than usual is leased again.
+
+        What would be asked for again in a moment stays: for a run, and for a program that has just begun.
+        """
         self._num_expected = 0
-        return [*self._pages.take_returned(), *self._pages.surplus(keep=self._pages.num_reserved)]
+        keep = max(self._pages.num_reserved, self._num_soon())
+        return [*self._pages.take_returned(), *self._pages.surplus(keep=keep)]
 
     def idle(self) -> None:
         """No command will come for a while: memory leased ahead of need goes back, no more is, and others may have the
@@ -410,8 +417,8 @@ class Outbox:
             else:  # the ResourceManager says what it is that cannot be had
                 count, self._asked_for = least, first
         if count or looking is not None:
-            is_more = is_needed and self._asked_for is None
-            num_more = self._num_more(max(wanted - num_lacking, expected)) if is_more else 0
+            is_more = short + num_lacking > 0 and self._asked_for is None
+            num_more = max(0, self._num_soon() - num_lacking, expected) if is_more else 0
             self._lease(count, num_more, looking, is_needed=is_needed)
         return False
 
@@ -443,11 +450,14 @@ class Outbox:
         except DeviceLost as error:
             self._fail_lease(error)
 
-    def _num_more(self, num_wanted: int) -> int:
-        """Pages to be asked for beyond need: as many as are wanted, and those that staged runs will want first."""
-        plans = [c.prepared for c in self._staged if isinstance(c, Run) and isinstance(c.prepared, Growing)]
-        num_first = sum(len(growing.tail) - growing.num_bound for growing in plans)
-        return max(0, min(num_wanted + num_first, self._lease_pages) - self._pages.num_spare)
+    def _num_soon(self) -> int:
+        """Pages ahead of need that will be used soon, a usual lease at most."""
+        if not self._has_begun:
+            is_new = not self._is_idle and time.monotonic() - self._active_at < BEGIN_S
+            return self._lease_pages if is_new else 0
+        staged = [c.prepared for c in self._staged if isinstance(c, Run) and isinstance(c.prepared, Growing)]
+        num_first = sum(len(growing.tail) - growing.num_bound for growing in staged)
+        return min(num_first + sum(run.num_wanted() for run in self._runs.values()), self._lease_pages)
 
     def _num_lacking_ahead(self) -> int:
         """Pages that are expected to be used, and that there are not; what is reached is expected no more."""

@@ -88,6 +88,10 @@ class FiberGuest(Guest):
             return True
         return self._state == _RUNNING and time.monotonic() - self._turn_began > LONG_S
 
+    @property
+    def is_waiting(self) -> bool:
+        return self._state == _PARKED
+
     def start(self) -> None:
         self._turns.put(self)
 

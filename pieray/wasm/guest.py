@@ -105,6 +105,11 @@ class Guest(ABC):
         """Always 0: wasmtime's C API gives no access to the memories of a component.  Limits hold all the same."""
         return 0
 
+    @property
+    @abstractmethod
+    def is_waiting(self) -> bool:
+        """Whether it has nothing to compute until something wakes it."""
+
     @abstractmethod
     def unpark(self) -> None:
         """A ticket may have a result: ask `tickets_ready` again if the guest waits.  Idempotent, thread-safe."""

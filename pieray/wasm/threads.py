@@ -36,6 +36,10 @@ class ThreadGuest(Guest):
         self._charged_at = 0.0
         self.is_running = False
 
+    @property
+    def is_waiting(self) -> bool:
+        return not self.is_running and not self._wake.is_set()
+
     def start(self) -> None:
         try:
             self._executor.start_thread(self._run)

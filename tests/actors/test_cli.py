@@ -15,17 +15,6 @@ from command import HOLD, SPIN, CommandLine
 pytestmark = pytest.mark.slow
 
 COMPLETE = ("text-completion", "--", "--prompt", "a")
-NO_ROOM = "pieray: output: stdout cannot be written: No space left on device"
-CLOSED = "pieray: output: stdout cannot be written: Bad file descriptor"
-LOADED = """
-import sys
-from pieray.cli import main
-try:
-    main()
-finally:
-    heavy = ("ray", "torch", "transformers", "numpy", "wasmtime", "asyncio", "psutil", "pieray.cli.doctor")
-    print("loaded:", [name for name in heavy if name in sys.modules])
-"""
 
 
 @pytest.fixture
@@ -74,8 +63,6 @@ def test_a_mistake_is_one_clear_line(
     ("signum", "exit_code", "is_for_group", "program"),
     [
         (signal.SIGINT, 130, False, "spin.py"),
-        (signal.SIGINT, 130, True, "hold.py"),
-        (signal.SIGTERM, 143, False, "hold.py"),
         (signal.SIGTERM, 143, True, "spin.py"),
         (signal.SIGHUP, 129, True, "hold.py"),
     ],
@@ -118,18 +105,6 @@ def test_a_killed_client_leaves_no_process(cli: CommandLine) -> None:
     cli.assert_nothing_is_left(90.0)  # a process of Ray that was just starting gets to look for its parent late
 
 
-def test_two_ups_at_once_start_one_engine(cli: CommandLine) -> None:
-    ups = [cli.begin("pieray", "up", "--num-cpus", "1") for _ in range(2)]
-    try:
-        told = [up.communicate(timeout=120)[1] for up in ups]
-        assert [up.returncode for up in ups] == [0, 0], told
-        assert sorted("is up already" in text for text in told) == [False, True]
-        assert sorted("waiting for another" in text for text in told) == [False, True]
-    finally:
-        assert cli.run("pieray", "down").returncode == 0
-    cli.assert_nothing_is_left(0.0)
-
-
 @pytest.mark.parametrize("moment", ["saved", "head", "address"])
 def test_down_finds_what_a_killed_up_has_left(cli: CommandLine, moment: str) -> None:
     """Killed at once when its state tells of a folder, of a process, of an address: what runs is found all the same."""
@@ -144,44 +119,3 @@ def test_down_finds_what_a_killed_up_has_left(cli: CommandLine, moment: str) -> 
     done = cli.run("pieray", "down")
     assert (done.returncode, "is down" in done.stderr) == (0, True), done.stderr
     cli.assert_nothing_is_left(30.0)  # its driver, which is no part of the head, may be taking back what it began
-
-
-def test_up_run_ps_kill_down(cli: CommandLine) -> None:
-    up = cli.run("pieray", "up", "--num-cpus", "2")
-    try:
-        assert up.returncode == 0, up.stderr
-        assert "already" in cli.run("pieray", "up").stderr
-        refused = cli.run("pieray", "up", "--num-pages", "64", "--set", "limits.pages=7")
-        assert refused.returncode == 2
-        assert "limits.pages is 4096, asked for is 7; model.num_pages is 0, asked for is 64" in refused.stderr
-        holder = cli.hold()
-        (row,) = json.loads(cli.run("pieray", "ps", "--json").stdout)
-        assert row["state"] == "running"
-        assert cli.run("pieray", "kill", row["instance_id"]).returncode == 0
-        _, errors = holder.communicate(timeout=30)
-        assert (holder.returncode, "killed with `pieray kill`" in errors) == (1, True)
-        for signum in (signal.SIGHUP, signal.SIGKILL):  # a closed terminal, and what nobody can handle
-            holder = cli.hold()
-            os.killpg(holder.pid, signum)
-            holder.communicate(timeout=60)
-            cli.until_no_inferlet_runs()
-        loaded = cli.run("python", "-c", LOADED, "run", "text-completion", "--", "--prompt", "12+7=")
-        assert loaded.stdout.splitlines()[-1] == "loaded: []", loaded.stderr
-        chat = cli.run("sh", "-c", "pieray run chat -i <&-")
-        assert (chat.returncode, "Traceback" in chat.stderr) == (0, False), chat.stderr
-        (line,) = cli.run("pieray", "run", "--detach", "hold.py").stderr.splitlines()[1:]
-        assert "runs on; `pieray attach hold-" in line
-        follower = cli.begin("pieray", "attach", line.split()[1])
-        assert follower.stdout is not None
-        assert follower.stdout.readline() == "running\n"
-        follower.send_signal(signal.SIGINT)
-        assert follower.wait(60) == 130
-        assert cli.run("pieray", "kill", line.split()[1]).returncode == 0  # it ran on
-        full = cli.run("sh", "-c", "pieray run text-completion -- --prompt a >/dev/full")
-        assert (full.returncode, full.stderr.splitlines()[1:]) == (3, [NO_ROOM])
-        cli.until_no_inferlet_runs()
-    finally:
-        down = cli.run("pieray", "down")
-    assert down.returncode == 0, down.stderr
-    cli.assert_nothing_is_left(0.0)
-    assert "nothing is up" in cli.run("pieray", "down").stderr

@@ -120,7 +120,7 @@ def test_launches_that_were_given_up_never_start(patient: Any) -> None:
             tell, ask = calls.tell, calls.ask
 
         hurried = pieray.Engine(patient.config, patient._controller, owns_engine=False, owns_ray=False)
-        hurried._calls = Hurried()  # type: ignore[assignment]
+        hurried._calls, hurried._launching = Hurried(), None  # type: ignore[assignment]
         try:
             hurried.launch(STORES, key=f"lost-{number}", **STORE)
         except PierayError as error:

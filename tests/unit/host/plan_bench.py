@@ -39,9 +39,10 @@ class PlanBench(Bench):
                 self.free += self.device.released
                 self.device.released.clear()
             leases, self.device.leases = self.device.leases, []
-            for count, deadline in leases:
+            num_more, self.device.num_more = self.device.num_more, []
+            for (count, deadline), more in zip(leases, [*num_more, *[0] * len(leases)], strict=False):
                 if count <= len(self.free):
-                    pages, self.free = self.free[:count], self.free[count:]
+                    pages, self.free = self.free[: count + more], self.free[count + more :]
                     self.outbox.granted(pages)
                 elif deadline == 0:
                     self.outbox.lease_failed(OutOfPages("none free"))

@@ -21,6 +21,7 @@ from pieray.errors import (
     OutOfPages,
     QuotaExceeded,
 )
+from pieray.host import outbox
 from pieray.host.visibility import MAX_MASK_BITS
 from pieray.messages import CloseLease, Completed, ExportPages, Failed, ImportPages
 
@@ -176,6 +177,22 @@ def test_what_is_expected_goes_to_who_needs_it_and_is_not_asked_for_again(engine
         assert bench.device.leases == [(4, 0.0)]
         bench.outbox.granted(range(200, 204))
         bench.outbox.reclaim()
+
+
+def test_what_a_program_that_has_just_begun_has_leased_ahead_is_not_for_others(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would ask for it again in a moment.  One that takes its time gives it back, and so does one that is idle."""
+    bench = engine.launch(num_pages=8)
+    assert len(bench.outbox.reclaim()) == 4  # 4 are a usual lease
+    assert bench.outbox.reclaim() == []
+    monkeypatch.setattr(outbox, "BEGIN_S", 0.0)
+    assert len(bench.outbox.reclaim()) == 4
+    monkeypatch.undo()
+    other = engine.launch(num_pages=8)
+    other.outbox.idle()
+    other.outbox.reclaim()
+    assert other.pages.num_spare == 0
 
 
 # --- exports ---------------------------------------------------------------------------------------

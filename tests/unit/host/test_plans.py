@@ -62,6 +62,17 @@ def test_pages_are_bound_as_the_plan_gets_there():
     bench.check()
 
 
+def test_what_a_plan_lacks_is_asked_for_with_what_it_will_want_soon():
+    bench = PlanBench()
+    bench.handlers.plans_start(bench.plan(PROMPT, 900))
+    bench.handlers.tickets_flush()
+    (count, deadline_s), (more,) = bench.device.leases[-1], bench.device.num_more[-1:]
+    assert (count, deadline_s > 0) == (-(-len(PROMPT) // 4), True)
+    assert more == 4  # a usual lease
+    bench.run()
+    bench.check()
+
+
 def test_no_page_stalls_a_plan_and_the_deadline_fails_it():
     bench = PlanBench(num_pages=6)
     plan = bench.plan(PROMPT, 60)

@@ -102,7 +102,7 @@ class Door:
         return self._dial(endpoint or self.endpoint, service, **(settings | changes))
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 3.0) -> bool:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     """True as soon as the condition holds, False if it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():

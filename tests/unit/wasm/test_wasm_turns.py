@@ -274,3 +274,27 @@ def test_a_spinner_is_interrupted_for_a_guest_that_wakes(unsliced):
     while not spinner.has_ended(0.01):
         spinner.guest._turns._preempt()  # as the ticker would
     assert spinner.error.message == "enough"
+
+
+def test_a_guest_of_higher_priority_keeps_others_waiting_and_not_for_ever():
+    """The one that waits for its turn does not count as waiting for something: it is about to go on."""
+    with_slices = WasmHost("fiber")
+    try:
+        misbehave = with_slices.load(GUESTS_C / "misbehave.wasm", "misbehave")
+        handlers = FakeHandlers()
+        handlers.issued.add(1)
+        low = Watched(with_slices, misbehave, "await 1", handlers)
+        while not low.guest.is_waiting:
+            time.sleep(0.001)
+        spinner = Watched(with_slices, misbehave, "spin", priority=5)
+        while spinner.guest._burst_s <= fibers.LONG_S:
+            time.sleep(0.005)
+        began = time.monotonic()
+        low.resolve(1)
+        assert not low.guest.is_waiting
+        assert low.value == '"ready"'
+        assert time.monotonic() - began > 0.8 * PATIENCE_S
+        spinner.guest.kill(Cancelled("enough"))
+        assert spinner.error.message == "enough"
+    finally:
+        with_slices.close()

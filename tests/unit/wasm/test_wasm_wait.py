@@ -11,7 +11,7 @@ from wasm_fakes import FakeHandlers, Watched
 from pieray.errors import BadHandle, Evicted
 
 
-def eventually(condition, within_s=5.0):
+def eventually(condition, within_s=30.0):
     until = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < until, "did not happen"
