@@ -34,6 +34,7 @@ class OpenLease(Message):
     priority: int
     deadline: float  # seconds since the epoch; 0: none
     born: float  # the same: when the first of its family was launched
+    family: str = ""  # whose service is counted together; "": it has none but itself
 
 
 @register(28)
