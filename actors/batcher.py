@@ -36,7 +36,7 @@ class Batcher(ServingActor):
         from pieray.sched.costs import CostModel
         from pieray.sched.loop import StepLoop
 
-        settings = self.config.model
+        settings, tenant = self.config.model, self.config.tenant
         folder = model_folder(settings.path)
         runner = ModelRunner.load(
             folder, device=_device(settings), dtype=_dtype(settings), num_pages=settings.num_pages or None,
@@ -48,7 +48,7 @@ class Batcher(ServingActor):
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
         core = BatcherCore(
             runner, settings, tokenizer=spec, costs=costs, num_swap_slots=runner.host_pool.num_slots,
-            max_swap_pages=runner.host_pool.max_step_pages,
+            max_swap_pages=runner.host_pool.max_step_pages, weight_of=lambda name: tenant(name).weight,
         )  # fmt: skip
         core.plans.vocab_size = runner.config.vocab_size
         self._adapters = core.adapters

@@ -1,7 +1,8 @@
 """What happens when programs want more pages than there are: every program ends, with the text it would have had.
 
 Each contract is a list of programs with their arrivals.  It runs on a pool that takes all of it (unpressed), and on
-one that does not (pressed), with host memory to swap to and without; the pools take turns, round by round.  Of each:
+one that does not (pressed), with host memory to swap to and without, and first come first served: a client that knows
+how many pages each program will take lets it in when so many are left.  They take turns, round by round.  Of each:
 programs that failed, texts that differ from the unpressed ones, throughput (tokens drawn over the time from the first
 launch to the last result) over the unpressed rate, completion p50 and p99, and what the pool did.  Where a program is
 to fail on the pressed pool, the two do not do the same work, and there is no rate; it is told how soon and with what it
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +40,7 @@ from pieray.errors import PierayError
 PAGE = 16  # tokens
 POOL = 192  # pages, pressed
 AMPLE = 16 * POOL + 512
+COUNTERS = "waited", "preempted"
 RATE_4X, RATE_16X, HIGH_P99 = 0.95, 0.85, 2.0
 SOURCE = """
 from inferlet import Context, runtime, session
@@ -115,13 +118,39 @@ def contracts() -> dict[str, list[Work]]:
     }
 
 
-async def run(engine: pieray.Engine, works: list[Work]) -> list[Done]:
-    """All programs of a contract, each at its time."""
+class Gate:
+    """First come, first served: programs come in when the pool has pages for all of each."""
+
+    def __init__(self) -> None:
+        self._left = POOL
+        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def enter(self, num_pages: int) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._line.append((num_pages, future))
+        self._serve()
+        await future
+
+    def leave(self, num_pages: int) -> None:
+        self._left += num_pages
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._line and self._line[0][0] <= self._left:
+            num_pages, future = self._line.popleft()
+            self._left -= num_pages
+            future.set_result(None)
+
+
+async def run(engine: pieray.Engine, works: list[Work], gate: Gate | None = None) -> list[Done]:
+    """All programs of a contract, each at its time, as the gate lets them in."""
     began = time.perf_counter()
 
     async def one(work: Work) -> Done:
         await asyncio.sleep(max(0.0, work.at_s - (time.perf_counter() - began)))
         launched, said, error = time.perf_counter(), None, ""
+        if gate is not None:
+            await gate.enter(min(work.pages, POOL))
         share, prompt = work.tokens[: work.shared], work.tokens[work.shared :]
         try:
             process = await engine.alaunch(
@@ -131,6 +160,8 @@ async def run(engine: pieray.Engine, works: list[Work]) -> list[Done]:
             said = await process.wait(timeout=600)
         except PierayError as failed:
             error = f"{failed.code}: {failed.message.splitlines()[0]}"
+        if gate is not None:
+            gate.leave(min(work.pages, POOL))
         now = time.perf_counter()
         return Done(work, now - launched, now - began, said, error)
 
@@ -167,10 +198,10 @@ def rate(dones: list[Done]) -> float:
     return sum(len(done.said or ()) for done in dones) / max(done.ended_at for done in dones)
 
 
-def counters(engine: pieray.Engine) -> dict[str, int]:
+def counters(engine: pieray.Engine) -> Counter[str]:
     """What the pool has done so far."""
     status = next(actor for actor in engine.status()["actors"] if actor["role"] == "resource-manager")
-    return {name: status.get(name, 0) for name in ("waited", "preempted")}
+    return Counter({name: status[name] for name in COUNTERS})
 
 
 def serve_urgent() -> None:
@@ -311,7 +342,7 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         start("swap", path, POOL, swap=True) as swap,
         start("none", path, POOL, swap=False) as none,
     ):
-        pools: dict[str, pieray.Engine] = {"ample": ample, "swap": swap, "no_swap": none}
+        pools: dict[str, pieray.Engine] = {"ample": ample, "swap": swap, "no_swap": none, "fcfs": swap}
         if not given.without:
             del pools["no_swap"]
         for engine in pools.values():  # guests are made ahead
@@ -323,18 +354,20 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
                 continue
             fill(works, rng)
             rounds: dict[str, list[list[Done]]] = {pool: [] for pool in pools}
-            before = {pool: counters(engine) for pool, engine in pools.items()}
+            did: dict[str, Counter[str]] = {pool: Counter() for pool in pools}
             for _ in range(given.rounds):
                 for pool, engine in pools.items():
-                    rounds[pool].append(await run(engine, works))
+                    before = counters(engine)
+                    rounds[pool].append(await run(engine, works, Gate() if pool == "fcfs" else None))
+                    did[pool] += counters(engine) - before
             texts = [done.said for done in rounds["ample"][0]]
             facts = {"programs": len(works), "demand": round(sum(work.pages for work in works) / POOL, 2)}
-            for pool, engine in pools.items():
-                did = {key: value - before[pool][key] for key, value in counters(engine).items()}
+            for pool in pools:
                 ratios = [rate(p) / rate(a) for p, a in zip(rounds[pool], rounds["ample"], strict=True)]
                 is_same_work = not any(work.may_fail for work in works)
                 compared = {"rate": round(statistics.median(ratios), 3)} if is_same_work else {}
-                facts[pool] = {**compared, **facts_of(rounds[pool], texts), **did}
+                facts[pool] = {**compared, **facts_of(rounds[pool], texts),
+                               **{name: did[pool][name] for name in COUNTERS}}  # fmt: skip
             found[name] = facts
             print(json.dumps({"claim": "pressure", "contract": name, **facts}), flush=True)
         if not given.only or "priority" in given.only:
@@ -356,7 +389,7 @@ def verdicts(found: dict[str, Any]) -> dict[str, bool]:
         "soak": lambda: not found["soak"]["failed"] and not found["soak"]["wrong"],
     }
     held = {name: check() for name, check in checks.items() if name in found}
-    for pool in ("swap", "no_swap"):
+    for pool in ("swap", "no_swap", "fcfs"):
         told = [facts[pool] for facts in found.values() if pool in facts]
         if told:
             held[f"{pool}: none fails, none differs"] = not any(facts["failed"] + facts["wrong"] for facts in told)

@@ -54,8 +54,8 @@ def deadline_at(deadline_s: float | None, now: float) -> float:
 
 
 def admitted(launch: Launch, tenant: TenantSettings, now: float) -> Launch:
-    """The launch as an engine takes it, at time.time() `now`: with its tenant's priority added, which children have
-    from their parents; and one whose family has no birth yet is born now.
+    """The launch as an engine takes it, at time.time() `now`: with its tenant's priority added and as the root of a
+    family, which children have from their parents; and one whose family has no birth yet is born now.
 
     Raises InvalidRequest for a priority or times outside their ranges.
     """
@@ -63,6 +63,8 @@ def admitted(launch: Launch, tenant: TenantSettings, now: float) -> Launch:
     for name in ("deadline", "born"):
         if not math.isfinite(value := getattr(launch, name)) or value < 0:
             raise InvalidRequest(f"{name} of a launch is a Unix time, or 0; given {value}")
+    if not launch.depth and launch.family != launch.instance_id:
+        launch = replace(launch, family=launch.instance_id)
     if tenant.priority and not launch.depth:
         priority = max(-MAX_PRIORITY, min(MAX_PRIORITY, launch.priority + tenant.priority))
         launch = replace(launch, priority=priority)

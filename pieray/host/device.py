@@ -125,7 +125,7 @@ class DeviceClient:
         return DeviceLost(self._lost.message)
 
     def admit(self, number: int, tenant: Tenant, owner: str = "", priority: int = 0, deadline: float = 0.0,
-              born: float = 0.0) -> None:  # fmt: skip
+              born: float = 0.0, family: str = "") -> None:  # fmt: skip
         """Route answers for inferlet `number` to `tenant` from now on; its share of the device is its owner's, and who
         gets pages first is decided by the rest, see OpenLease."""
         if self._lost is not None:
@@ -133,7 +133,7 @@ class DeviceClient:
         self._tenants[number] = tenant
         if owner:
             self.post([OpenInferlet(number, owner)])
-            self.ask_ledger(OpenLease(number, owner, priority, deadline, born))
+            self.ask_ledger(OpenLease(number, owner, priority, deadline, born, family))
 
     def post(self, messages: Sequence[Message]) -> None:
         """Collect an inferlet's messages for the batcher; `flush` sends them, those of all inferlets as one frame, in

@@ -79,7 +79,7 @@ class Inferlet:
         try:
             launch = self.launch
             self._device.admit(self.number, self, launch.tenant, launch.priority, launch.deadline,
-                               launch.born or self.started_at)  # fmt: skip
+                               launch.born or self.started_at, launch.family)  # fmt: skip
             with self._state.lock:
                 self._outbox.flush()
             guest = host.spawn(

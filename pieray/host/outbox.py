@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import DeviceLost, InvalidRequest, PierayError, QuotaExceeded
+from pieray.errors import DeviceLost, InvalidRequest, OutOfPages, PierayError, QuotaExceeded
 from pieray.host.commands import INTERNAL, TICKET_MASK, Command, Pass, Queue, Restore, Run, wire_ticket
 from pieray.host.ledger import GRACE_S, CallLater, Cancellable, Device, LedgerClient, no_answer
+from pieray.host.preemption import Preemption, Work
 from pieray.host.prefixes import LEAST_PAGES, Prefixes
 from pieray.host.rebuild import Rebuild
 from pieray.host.swap import Swap
@@ -68,16 +68,18 @@ class Outbox:
         self._num_computed = 0  # by commands that have finished
         self._lease_pages = lease_pages
         self._page_wait_s = page_wait_s
-        self._staged: deque[Command] = deque()
-        self._in_flight: dict[int, Command] = {}
-        self._runs: dict[int, Run] = {}  # those in flight
+        work = Work()
+        self._staged, self._in_flight, self._runs = work.staged, work.in_flight, work.runs
         self._is_leasing = False
         self._is_lease_needed = False  # by a staged command: such a request waits in line
         self._lease_timer: Cancellable | None = None
         self._num_late = 0  # requests that were given up, whose answers may come yet
         self._is_closed = False
         self._num_flushed = 0
-        self._num_lacking = 0  # pages for runs without which the first of what is staged cannot go
+        self._num_lacking = 0  # pages for a run without which the first of what is staged cannot go
+        self._lacking: Run | None = None  # that run
+        self._makes_way_for: Run | None = None  # which lacks pages that others of its own are to give up
+        self._asked_for: Command | None = None  # which alone fails if there are no pages for it; None: who is first
         self._is_idle = False  # nothing is leased ahead of need until there is a command again
         self._num_pins = 0
         self._num_expected = 0  # pages in use that are to be leased ahead of need; 0: no more than usual
@@ -88,6 +90,11 @@ class Outbox:
         self.passes: dict[int, Pass] = {}
         self.transfers = transfers
         self.ledger = LedgerClient(inferlet, device, pages, tickets.limit, call_later)
+        self.preemption = Preemption(
+            pages, self.swap, work, self.ledger, device, pool_pages=pool_pages, number=tickets.number, post=self._post,
+            resume=self._resume,
+        )  # fmt: skip
+        self._own_timer: Cancellable | None = None  # while it waits for pages of its own
 
     @property
     def num_computed(self) -> int:
@@ -217,47 +224,17 @@ class Outbox:
             return False
         return self._is_idle or now - self._active_at >= IDLE_S
 
-    # --- giving up pages for others, see pieray.host.swap ------------------------------------------
+    # --- pages given up, see pieray.host.preemption --------------------------------------------------
 
     def preempt(self, kept: Collection[int]) -> None:
-        """Give up all pages but those, which others have too; `Device.preempted` is told in the end."""
-        if self._is_closed or self.swap.is_going:
-            return
-        if self._is_waited_for():
-            self._device.preempted(self._inferlet, 0, is_whole=False)
-            return
-        self.swap.begin(kept)
-        self._post([
-            StopPlan(wire_ticket(self._inferlet, run.ticket)) for run in self._runs.values() if run.preempt()
-        ])  # fmt: skip
-        self._swap_out()
+        """Give up all pages but those, which exports have too; `Device.preempted` is told in the end."""
+        if not self._is_closed:
+            self.preemption.preempt(kept)
 
-    def _is_waited_for(self) -> bool:
-        """Whether a command that is sent waits for a run to go on: were the run stopped, it would go first."""
-        runs = [run.prepared for run in self._runs.values() if isinstance(run.prepared, Growing)]
-        return any(
-            self._pages.is_behind(command.prepared, run)
-            for command in self._in_flight.values()
-            for run in runs
-            if command.prepared is not run
-        )
-
-    def _swap_out(self) -> None:
-        """Copy what the pages hold, if nothing is in flight."""
-        if self._in_flight or self.swap.ticket is not None:
-            return
-        message = self.swap.copy(self._tickets.number())
-        if message is None:
-            self._swapped(b"")
-        else:
-            self._post([message])
-
-    def _swapped(self, result: object) -> None:
-        pages, is_whole = self.swap.end(result)
-        pages += self._pages.surplus(keep=0)
-        self._is_idle, self._num_expected = True, 0
-        self.ledger.release(pages)
-        self._device.preempted(self._inferlet, len(pages), is_whole=is_whole)
+    def _resume(self, is_for_others: bool) -> None:
+        """Pages have been given up."""
+        if is_for_others:
+            self._is_idle, self._num_expected = True, 0
         self._pump()
 
     def _uses_lost(self, command: Command) -> bool:
@@ -286,7 +263,7 @@ class Outbox:
 
     def prefetch(self) -> None:
         """The program is about to go on: what was given up for others is brought back."""
-        if self._pages.num_swapped and not self.swap.is_going and not self._staged:
+        if self._pages.num_swapped and not self.preemption.is_going and not self._staged:
             self.restore(self._pages.away_rows())
 
     # --- sending -----------------------------------------------------------------------------------
@@ -300,8 +277,10 @@ class Outbox:
         What is not flushed stays, also when a lease comes: its outputs may not all have been asked for yet.
         """
         messages: list[Message] = []
-        self._num_lacking = 0
-        while self._num_flushed and not self.swap.is_going:
+        self._num_lacking, self._lacking = 0, None
+        if self._makes_way_for is not None and not self._makes_way_for.num_lacking():
+            self._makes_way_for = None
+        while self._num_flushed and not self.preemption.is_going and self._makes_way_for is None:
             command = self._staged[0]
             if self._uses_lost(command):
                 self._rebuild_first(command.prepared.rows)
@@ -328,7 +307,7 @@ class Outbox:
             if command.prepared.copies and command.writes_behind_copies:
                 messages.append(self._copy_on_write(command))
             messages += command.messages(self._inferlet)
-        if not self.swap.is_going:
+        if not self.preemption.is_going:
             messages += self._grow_runs()
         messages += self.swap.ahead()
         self._post(messages)
@@ -360,6 +339,7 @@ class Outbox:
             if isinstance(run.prepared, Growing) and (count := self._pages.num_before(run.prepared, command.prepared)):
                 self._num_lacking = count - self._extend(run, run.prepared, count, messages)
                 if self._num_lacking:
+                    self._lacking = run
                     return False
         return self._pages.bind(command.prepared)
 
@@ -403,22 +383,66 @@ class Outbox:
 
         Only need waits in line: a request ahead of need is granted at once or not at all.
         """
+        if self._is_leasing or self._is_closed or self.preemption.is_going:
+            return
+        is_waiting = self._ask_for_pages()
+        if self._own_timer is not None and not is_waiting:
+            self._own_timer.cancel()
+            self._own_timer = None
+        elif self._own_timer is None and is_waiting:
+            self._own_timer = self.ledger.call_later(self._page_wait_s, self._own_overdue)
+
+    def _ask_for_pages(self) -> bool:
+        """Whether pages of its own are waited for instead, see Preemption."""
         expected = self._num_lacking_ahead()
         is_enough = self._is_idle or (self._pages.num_spare * 2 >= self._lease_pages and not expected)
-        if self._is_leasing or self._is_closed or (is_enough and not self._staged and not self._runs):
-            return
-        if self.swap.is_going:
-            return
+        if is_enough and not self._staged and not self._runs:
+            return False
         short = max(self._pages.shortfall(c.prepared for c in self._staged), self._num_lacking)
         wanted = sum(run.num_wanted() for run in self._runs.values())
         num_lacking = sum(run.num_lacking() for run in self._runs.values())
         looking = self._staged[0] if self._num_flushed and self._staged[0].hashes else None
         if short == 0 and wanted == 0 and is_enough and looking is None:
-            return
-        self._is_leasing, self._is_lease_needed = True, short + num_lacking > 0 or looking is not None
-        count = short + num_lacking if self._is_lease_needed else max(wanted, expected, self._lease_pages)
-        wait_s = self._page_wait_s if self._is_lease_needed else 0.0
-        num_more = max(0, self._num_soon() - num_lacking, expected) if short + num_lacking else 0
+            return False
+        is_needed = short + num_lacking > 0 or looking is not None
+        count = short + num_lacking if is_needed else max(wanted, expected, self._lease_pages)
+        room, self._asked_for = self.preemption.room, None
+        if count > room:
+            first, least = self._first_lacking()
+            if not is_needed or first is None:
+                count = max(room, 0)
+            elif least > room and self.preemption.make_room(least - room, first):
+                self._makes_way_for = first if isinstance(first, Run) and first.is_sent else None
+                return True
+            else:  # the ResourceManager says what it is that cannot be had
+                count, self._asked_for = least, first
+        if count or looking is not None:
+            is_more = short + num_lacking > 0 and self._asked_for is None
+            num_more = max(0, self._num_soon() - num_lacking, expected) if is_more else 0
+            self._lease(count, num_more, looking, is_needed=is_needed)
+        return False
+
+    def _first_lacking(self) -> tuple[Command | None, int]:
+        """Who goes first of those that lack pages, and without how many more it cannot go on."""
+        lacking = [run for run in self._runs.values() if run is self._lacking or run.num_lacking()]
+        if lacking:
+            return min(lacking, key=lambda run: run.ticket), 1
+        first = self._staged[0] if self._num_flushed else None
+        return first, 0 if first is None else self._pages.shortfall([first.prepared])
+
+    def _own_overdue(self) -> None:
+        """What is in flight has kept its pages for too long."""
+        self._own_timer = None
+        self._asked_for, _ = self._first_lacking()
+        self._is_lease_needed = True
+        self._fail_lease(OutOfPages(
+            f"page_wait_s: the limit is {self._page_wait_s:g} s; this inferlet holds {self._pages.num_held} pages, its "
+            "own commands use them and have not come to their end: wait for some before more are enqueued"
+        ))  # fmt: skip
+
+    def _lease(self, count: int, num_more: int, looking: Command | None, *, is_needed: bool) -> None:
+        self._is_leasing, self._is_lease_needed = True, is_needed
+        wait_s = self._page_wait_s if is_needed else 0.0
         hashes, self._looking = b"" if looking is None else b"".join(looking.hashes or ()), looking
         try:
             self._device.lease(self._inferlet, count, wait_s, hashes, self.num_computed, num_more)
@@ -493,6 +517,11 @@ class Outbox:
         self._adopt(())
         if not self._is_lease_needed and self._num_expected:  # fewer may be there
             self._num_expected -= -(-self._num_lacking_ahead() // 2)
+        asked_for, self._asked_for = self._asked_for, None
+        if isinstance(asked_for, Run) and asked_for.ticket in self._runs:
+            if asked_for.is_starving():
+                asked_for.give_up(error)
+            return
         starving = next((run for run in self._runs.values() if run.is_starving()), None)
         if not self._num_flushed and starving is None:
             return
@@ -535,19 +564,18 @@ class Outbox:
                 self._go_on(command)
             else:
                 self._settle(command, result)
-            if self.swap.is_going:
-                self._swap_out()
-            if self._num_lacking:  # what waits behind a run for its pages
+            self.preemption.go_on()
+            if self._num_lacking or self._own_timer is not None:  # what waits for the pages of others of its own
                 self._pump()
-        elif ticket == self.swap.ticket:
-            self._swapped(result)
-        elif ticket != INTERNAL:
+        elif not self.preemption.answered(ticket, result) and ticket != INTERNAL:
             self.transfers.ended(ticket)
             self._tickets.resolve(ticket, result)
 
     def _go_on(self, run: Run) -> None:
         """A run was stopped for others: it is to be sent again, ahead of all that came behind it."""
         del self._runs[run.ticket]
+        if run is self._makes_way_for:
+            self._makes_way_for = None
         self._num_computed += run.num_computed
         run.go_on()
         before = sum(isinstance(c, Run) and not c.is_sent and c.ticket < run.ticket for c in self._staged)
@@ -556,6 +584,8 @@ class Outbox:
 
     def _settle(self, command: Command, result: object) -> None:
         self._runs.pop(command.ticket, None)
+        if command is self._makes_way_for:
+            self._makes_way_for = None
         self._active_at = time.monotonic()
         value = command.settled(result)
         if command.is_sent and not isinstance(result, PierayError):
@@ -588,7 +618,7 @@ class Outbox:
         self._num_late = 0
         self._is_late()
         self._is_closed = True
-        self.swap.stop()
+        self.preemption.stop()
         if self._prefixes is not None:
             self._prefixes.enter_all((*self._in_flight.values(), *self._staged))
         self.passes.clear()
@@ -604,11 +634,12 @@ class Outbox:
         self._in_flight.clear()
         self._staged.clear()
         self._num_flushed = self._num_lacking = 0
+        self._lacking = self._asked_for = None
         self._num_late = 0
         self._is_late()
         self._is_leasing = self._is_lease_needed = False
         self._looking = None
-        self.swap.stop()
+        self.preemption.stop()
         for command in commands:
             self._settle(command, error)
         self.ledger.fail_all(error)

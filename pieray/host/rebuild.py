@@ -6,7 +6,7 @@ The frames are lost then; the first command that uses one of them has all of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -32,15 +32,19 @@ def frames_of(steps: Sequence[Step]) -> list[int]:
 
 
 class Rebuild(Command):
-    """Steps, in order.  `prepared` has a page for each of `frames`, in their order."""
+    """Steps, in order.  `prepared` has a page for each of `frames`, in their order; those `given` are read only."""
 
     writes_behind_copies = True
-    __slots__ = ("_frames", "_steps")
+    __slots__ = ("_frames", "_given", "_steps")
 
-    def __init__(self, ticket: int, queue: Queue, prepared: Prepared, steps: Sequence[Step], frames: Sequence[int]):
+    def __init__(
+        self, ticket: int, queue: Queue, prepared: Prepared, steps: Sequence[Step], frames: Sequence[int],
+        given: Collection[int],
+    ) -> None:  # fmt: skip
         super().__init__(ticket, queue, prepared)
         self._steps = steps
         self._frames = frames
+        self._given = given
 
     def messages(self, inferlet: int) -> list[Message]:
         pages = self.prepared.pages
@@ -57,6 +61,7 @@ class Rebuild(Command):
                     *head, line, step.kv_len, bytes(step.tokens), bytes(step.positions), step.mask, [], step.adapter,
                 ))  # fmt: skip
         # a copy of each page's first token onto itself: it comes behind all of these, and fails if one of them does
-        touched = [[page, 0, page, 0, 1] for page in np.unique(pages).tolist()]
+        written = pages[[frame not in self._given for frame in self._frames]]
+        touched = [[page, 0, page, 0, 1] for page in np.unique(written).tolist()]
         found.append(CopyTokens(wire_ticket(inferlet, self.ticket), *head[1:], touched))
         return found

@@ -1,19 +1,13 @@
-"""How an inferlet gives up its pages for others, and goes on later as if nothing had been.
+"""What pages of an inferlet held that it has given up (`pieray.host.preemption`), and how it comes back.
 
-The ResourceManager asks for it (`Preempt`).  Nothing new is sent then, plans are stopped after the step in progress,
-and when nothing is in flight any more, the batcher copies what the pages hold to host memory; then they are released:
-
-    going     is_going: plans stop, what is in flight is awaited
-    copying   ticket: the batcher copies
-    gone      frames have host slots in place of pages (`FrameTable`), or are lost; plans are staged again
-
-From there on its commands wait for memory like any others'.  A frame that a command binds gets its content back ahead
-of that command: from its host slot, or, where host memory had no room, by computing it again (`pieray.host.rebuild`).
+The batcher copies it to host memory; then frames have host slots in place of pages (`FrameTable`).  Where host memory
+has no room, frames are lost.  Commands that use such frames wait for memory like any others, and a frame that one binds
+gets its content back ahead of that command: from its host slot, or by being computed again (`pieray.host.rebuild`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +18,7 @@ from pieray.host.commands import INTERNAL, Queue, wire_ticket
 from pieray.host.rebuild import Rebuild, frames_of, is_repeatable
 from pieray.messages import DropSwapped, Message, SwapIn, SwapOut
 from pieray.pages.handles import PageSpace
-from pieray.pages.lineage import Lineage, Step, steps_for
+from pieray.pages.lineage import Lineage, Step, steps_for, steps_on, written_slots
 
 I64 = npt.NDArray[np.int64]
 _QUEUE = 0  # no guest's
@@ -49,76 +43,118 @@ class Swap:
         self._lineage = lineage
         self._losses: list[Loss] = []
         self.has_lost = False  # whether frames have ever been lost: before that no command need look
-        self.is_going = False
         self.ticket: int | None = None  # under which the batcher answers
-        self._kept: frozenset[int] = frozenset()
         self._rows = np.zeros(0, np.int64)  # whose content is being copied
         self._empty = self._rows  # that hold nothing of note
-        self.num_out = 0  # pages copied out, ever
+        self.num_out = 0  # pages that went to host memory, ever
 
-    def begin(self, kept: Collection[int]) -> None:
-        """All pages but those are to be given up."""
-        self.is_going, self._kept = True, frozenset(kept)
-
-    def copy(self, ticket: int) -> Message | None:
-        """Nothing is in flight: the copying of what the pages hold; None if nothing does, then call `end`."""
-        self._rows, self._empty = self._pages.swappable(self._kept)
+    def copy(self, ticket: int, rows: I64) -> Message:
+        """Frames, which nothing in flight uses, are to give up their pages: the copying of what these hold."""
+        self._rows, self._empty = self._pages.with_content(rows)
         self._pages.pin(self._rows)
         self._pages.pin(self._empty)
         self.ticket = ticket
-        if not len(self._rows):
-            return None
         pages = self._pages.pages_of(self._rows).astype("<u4").tobytes()
         return SwapOut(wire_ticket(self._inferlet, ticket), self._inferlet, _QUEUE, 0, pages)
 
     def end(self, result: object) -> tuple[list[int], bool]:
-        """The batcher's answer, slots or an error; the pages to be released, and whether that is all there were."""
+        """The batcher's answer, slots or an error; the pages given up, and whether that is all there were."""
         slots = np.frombuffer(result, "<u4").astype(np.int64) if isinstance(result, bytes) else self._rows[:0]
-        rows, self.is_going, self.ticket = self._rows, False, None
-        self.num_out += len(slots)
+        rows, self.ticket = self._rows, None
         pages = self._pages.swap_out(self._empty, np.full(len(self._empty), -1))
-        if len(slots) < len(rows) and not isinstance(result, PierayError) and self._can_rebuild(rows):
-            pages += self._pages.lose(rows)
-            self._unwanted += slots.tolist()
-            rows = rows[: len(slots)]
-        else:
-            pages += self._pages.swap_out(rows[: len(slots)], slots)
+        num_kept = len(slots)
+        if num_kept < len(rows) and not isinstance(result, PierayError):
+            lost = self._rebuildable(rows)
+            if len(lost) == len(rows):  # all of one text rather than its end, which takes its beginning to compute
+                self._unwanted += slots.tolist()
+                num_kept, slots = 0, slots[:0]
+            else:
+                lost = lost[~np.isin(lost, rows[:num_kept])]
+            pages += self._lose(lost)
+        self.num_out += num_kept
+        pages += self._pages.swap_out(rows[:num_kept], slots)
+        num_left = len(self._pages.bound(rows))
         self._unpin()
-        return pages, len(slots) == len(rows) and not isinstance(result, PierayError)
+        return pages, not num_left
 
-    def _can_rebuild(self, rows: I64) -> bool:
-        """Whether the frames can be computed again, on the pages that the pool has; then it is noted how."""
-        if not self._lineage.is_complete or self._pages.has_failed:
-            return False
+    def _rebuildable(self, rows: I64) -> I64:
+        """Those of the frames that can be computed again, each on the pages that the pool has."""
+        if not self._is_log_good:
+            return rows[:0]
+        size = self._pages.page_size
+        idents: list[int] = self._pages.idents(rows).tolist()
+        steps = self._lineage.rebuild_plan(idents)
+        noted = written_slots(steps, size)  # what was found for a command that is not sent yet is not in the log
+        is_noted = [not written & ~noted[i] for i, written in zip(idents, self._pages.written(rows), strict=True)]
+        rows = rows[is_noted]
+        if self._can_run(steps):
+            return rows
+        idents = self._pages.idents(rows).tolist()
+        return rows[[self._can_run(steps_for(steps, (ident,), size)) for ident in idents]]
+
+    def _can_run(self, steps: Sequence[Step]) -> bool:
+        return is_repeatable(steps) and len(frames_of(steps)) <= self._most_pages
+
+    def _lose(self, rows: I64) -> list[int]:
+        """Frames give up their pages and are to be computed again; it is noted how."""
+        if not len(rows):
+            return []
         lost: list[int] = self._pages.idents(rows).tolist()
-        steps = self._lineage.rebuild_plan(lost)
-        if not is_repeatable(steps) or len(frames_of(steps)) > self._most_pages:
-            return False
         # one of an earlier loss may have been bound since, by a plan that overwrites it, and is lost anew
         self._losses = [loss._replace(frames=loss.frames.difference(lost)) for loss in self._losses]
-        self._losses.append(Loss(frozenset(lost), steps))
+        self._losses.append(Loss(frozenset(lost), self._lineage.rebuild_plan(lost)))
         self.has_lost = True
-        return True
+        return self._pages.lose(rows)
 
     def rebuild(self, ticket: int, queue: Queue, rows: I64) -> Rebuild | None:
-        """The command that computes the lost ones of these frames again, and what they need; to be sent before any that
-        uses them.  None: it was asked for before."""
-        used = self._pages.lost_idents(rows)
-        place = next((n for n, loss in enumerate(self._losses) if not used.isdisjoint(loss.frames)), None)
-        if place is None:
+        """The command that computes the lost ones of these frames again, and what they need, on top of what is there;
+        to be sent before any that uses them.  None: it was asked for before."""
+        used, lost = self._pages.lost_idents(rows), self._lost(rows)
+        used &= lost
+        if not used:
             return None
-        loss, size = self._losses[place], self._pages.page_size
-        wanted = loss.frames & used
-        while True:  # a lost frame that another needs is computed whole
-            steps = steps_for(loss.steps, wanted, size)
-            frames = frames_of(steps)
-            if loss.frames.intersection(frames) <= wanted:
-                break
-            wanted |= loss.frames.intersection(frames)
-        prepared = self._pages.stage_rebuild(frames, list(wanted))
-        left = loss.frames - wanted
-        self._losses[place : place + 1] = [Loss(left, steps_for(loss.steps, left, size))] if left else []
-        return Rebuild(ticket, queue, prepared, steps, frames)
+        wanted, given, steps = self._whole(used, lost)
+        if not self._can_run(steps):  # they take more pages together than the pool has
+            wanted, given, steps = self._whole(frozenset((min(used),)), lost)
+        frames = frames_of(steps)
+        prepared = self._pages.stage_rebuild(frames, wanted, given)
+        losses = (loss._replace(frames=loss.frames - wanted) for loss in self._losses)
+        self._losses = [loss for loss in losses if loss.frames]
+        return Rebuild(ticket, queue, prepared, steps, frames, given)
+
+    def _lost(self, rows: I64) -> frozenset[int]:
+        """Frames that nobody has been told yet to compute again: all that can be computed together with some of these.
+        Once the log is of no use any more, those that were lost at one time."""
+        if self._is_log_good:
+            return frozenset().union(*(loss.frames for loss in self._losses))
+        used = self._pages.lost_idents(rows)
+        return next((loss.frames for loss in self._losses if not used.isdisjoint(loss.frames)), frozenset())
+
+    @property
+    def _is_log_good(self) -> bool:
+        return self._lineage.is_complete and not self._pages.has_failed
+
+    def _whole(
+        self, wanted: frozenset[int], lost: frozenset[int]
+    ) -> tuple[frozenset[int], frozenset[int], Sequence[Step]]:
+        """Frames with the lost ones that they need; those that are there and are read; and the steps."""
+        while True:
+            given, steps = self._steps(wanted)
+            needed = wanted.union(lost.intersection(frames_of(steps)))
+            if needed == wanted:
+                return wanted, given, steps
+            wanted = needed
+
+    def _steps(self, wanted: frozenset[int]) -> tuple[frozenset[int], Sequence[Step]]:
+        """What computes frames again, and which ones that are there it reads: as the log says, or, once that is of no
+        use any more, as it said when they were lost."""
+        size = self._pages.page_size
+        if not self._is_log_good:
+            loss = next(loss for loss in self._losses if wanted <= loss.frames)
+            return frozenset(), steps_for(loss.steps, wanted, size)
+        there = self._pages.full_idents(frames_of(self._lineage.rebuild_plan(wanted)))
+        steps, given = steps_on(self._lineage.rebuild_plan(wanted | there), wanted, there, size)
+        return given, steps
 
     def ahead(self) -> list[Message]:
         """What is to be sent before anything that uses pages bound by now, and what is to be told."""
@@ -134,7 +170,7 @@ class Swap:
 
     def stop(self) -> None:
         """The device is lost, or the guest has ended."""
-        self.is_going, self.ticket = False, None
+        self.ticket = None
         self._unpin()
 
     def _unpin(self) -> None:

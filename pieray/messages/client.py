@@ -121,6 +121,7 @@ class Launch(Message):
     priority: int = 0  # higher goes first; children have their parent's, as they have the next two
     deadline: float = 0.0  # Unix time at which its result is wanted; 0: no matter.  A hint: nothing ends at it
     born: float = 0.0  # Unix time at which the root of its family was launched; 0: when it comes to the engine
+    family: str = ""  # instance id of that root; a launch of a client's is one, whatever it says
 
 
 @register(47)

@@ -34,6 +34,7 @@ class OpenLease(Message):
     priority: int
     deadline: float  # seconds since the epoch; 0: none
     born: float  # the same: when the first of its family was launched
+    family: str = ""  # whose service is counted together; "": it has none but itself
 
 
 @register(28)
@@ -88,7 +89,7 @@ class Preempt(Message):
     with Preempted."""
 
     inferlet: int
-    kept: bytes  # u32: pages that it may as well keep, for others have them too
+    kept: bytes  # u32: pages that it may as well keep, for exports have them too
 
 
 @register(37)

@@ -31,6 +31,7 @@ class FrameTable:
         self.is_lost = np.zeros(16, np.bool_)  # frames without page and host slot, that had content
         self.refs: I64 = np.zeros(16, np.int64)  # handles
         self.in_flight: I64 = np.zeros(16, np.int64)  # commands staged and not finished
+        self.used_at: I64 = np.zeros(16, np.int64)  # when a command that used it has finished last; uses count up
         self.unreached: I64 = np.zeros(16, np.int64)  # of those, plans that may still get here
         self.written = np.zeros(16, np.uint64)  # bit i: slot i holds KV that this inferlet wrote
         self.ident: I64 = np.zeros(16, np.int64)  # unique for the life of the table, from 1; 0: row is free
@@ -44,6 +45,7 @@ class FrameTable:
         self.dropped: list[int] = []  # host slots that nobody wants any more
         self._free = list(range(15, -1, -1))
         self._next_ident = 1
+        self._num_uses = 0
         self._num_unreferenced = 0  # frames without a handle, kept by commands in flight
 
     def new(self, count: int, refs: int = 1) -> I64:
@@ -124,6 +126,8 @@ class FrameTable:
     def unpin(self, rows: I64) -> None:
         """The command has finished; `rows` as it was given to `pin`."""
         self.in_flight[rows] -= 1
+        self._num_uses += 1
+        self.used_at[rows] = self._num_uses
         if self._num_unreferenced:
             is_gone = (self.refs[rows] == 0) & (self.in_flight[rows] == 0)
             for row in dict.fromkeys(rows[is_gone].tolist()):
@@ -185,9 +189,9 @@ class FrameTable:
         size = len(self.ident)
         self.page, self.slot = (np.concatenate((array, np.full(size, UNBOUND, np.int64)))
                                 for array in (self.page, self.slot))  # fmt: skip
-        self.refs, self.in_flight, self.unreached, self.ident = (
+        self.refs, self.in_flight, self.unreached, self.ident, self.used_at = (
             np.concatenate((array, np.zeros(size, np.int64)))
-            for array in (self.refs, self.in_flight, self.unreached, self.ident)
+            for array in (self.refs, self.in_flight, self.unreached, self.ident, self.used_at)
         )
         self.is_shared = np.concatenate((self.is_shared, np.zeros(size, np.bool_)))
         self.is_indexed = np.concatenate((self.is_indexed, np.zeros(size, np.bool_)))

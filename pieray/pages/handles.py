@@ -63,7 +63,12 @@ class PageSpace(GrowingStaging):
 
     @property
     def num_bound(self) -> int:
-        return self.num_granted - self.num_released - self.num_spare - len(self._frames.returned)
+        return self.num_held - self.num_spare - len(self._frames.returned)
+
+    @property
+    def num_held(self) -> int:
+        """Leased pages, whatever for."""
+        return self.num_granted - self.num_released
 
     # --- handles -------------------------------------------------------------------------------
 
@@ -199,17 +204,40 @@ class PageSpace(GrowingStaging):
         """Frames whose content is in host slots."""
         return self._frames.num_swapped
 
-    def swappable(self, kept: Collection[int]) -> tuple[I64, I64]:
-        """Frames with pages that can be given up while nothing is in flight: those whose content is to be kept, and
-        those that hold nothing of note.  Not those on `kept` pages, or that are being exported."""
+    def swappable_rows(self, kept: Collection[int]) -> I64:
+        """Frames with pages that can be given up while nothing is in flight.  Not those on `kept` pages, or that are
+        being exported."""
+        rows = self._unlent_rows()
+        found: I64 = rows[~np.isin(self._frames.page.take(rows), list(kept))]
+        return found
+
+    def unused_rows(self, used: I64) -> I64:
+        """Frames with pages that can be given up at any time, but for the `used` ones: the least recently used first.
+        Not those that are being exported."""
+        rows = self._unlent_rows()
+        rows = rows[~np.isin(rows, used)]
+        found: I64 = rows[np.argsort(self._frames.used_at.take(rows), kind="stable")]
+        return found
+
+    def _unlent_rows(self) -> I64:
+        rows = np.flatnonzero(self._frames.page != UNBOUND)
+        return rows[~np.isin(rows, np.concatenate([lent.rows for lent in self._lent]))] if self._lent else rows
+
+    def with_content(self, rows: I64) -> tuple[I64, I64]:
+        """Frames whose content is to be kept, and those that hold nothing of note."""
         self.settle()
-        frames = self._frames
-        rows = np.flatnonzero(frames.page != UNBOUND)
-        lent = [lent.rows for lent in self._lent]
-        is_kept = np.isin(frames.page.take(rows), list(kept)) | np.isin(rows, np.concatenate(lent) if lent else [])
-        rows = rows[~is_kept]
-        is_written = frames.written.take(rows) != 0
+        is_written = self._frames.written.take(rows) != 0
         return rows[is_written], rows[~is_written]
+
+    def written(self, rows: I64) -> list[int]:
+        """The slots (bits) of frames that are written."""
+        found: list[int] = self._frames.written.take(rows).tolist()
+        return found
+
+    def own_pages(self) -> frozenset[int]:
+        """Pages of frames that nobody else has."""
+        frames = self._frames
+        return frozenset(frames.page[(frames.page != UNBOUND) & ~frames.is_shared].tolist())
 
     def pin(self, rows: I64) -> None:
         """The frames stay, whatever is freed, until `unpin` is given the same."""
@@ -250,16 +278,30 @@ class PageSpace(GrowingStaging):
         """Identities of those of the frames that are to be computed again."""
         return frozenset(self._frames.ident.take(rows[self._frames.is_lost.take(rows)]).tolist())
 
-    def stage_rebuild(self, idents: Sequence[int], lost_idents: Sequence[int]) -> Prepared:
-        """Pin, for a command that computes lost frames again, the frames of those identities, in order: the lost ones
-        themselves, and others in place of those that are gone or have their content."""
+    def full_idents(self, idents: Sequence[int]) -> frozenset[int]:
+        """Of the frames of those identities, the ones that are full and have their content, in a page or host slot."""
         frames = self._frames
-        lost = np.flatnonzero(frames.is_lost & np.isin(frames.ident, lost_idents))
-        row_of = dict(zip(frames.ident.take(lost).tolist(), lost.tolist(), strict=True))
+        is_there = (frames.page != UNBOUND) | (frames.slot != UNBOUND)
+        is_there &= (frames.written == self._full) & np.isin(frames.ident, idents)
+        return frozenset(frames.ident[is_there].tolist())
+
+    def stage_rebuild(self, idents: Sequence[int], lost: Collection[int], given: Collection[int]) -> Prepared:
+        """Pin, for a command that computes lost frames again, the frames of those identities, in order: the `lost` ones
+        themselves, the `given` ones that it reads, and others in place of those that are gone or have their content."""
+        frames = self._frames
+        is_written = frames.is_lost & np.isin(frames.ident, list(lost))
+        used = np.flatnonzero(is_written | np.isin(frames.ident, list(given)))
+        row_of = dict(zip(frames.ident.take(used).tolist(), used.tolist(), strict=True))
         rows = np.array([row_of.get(ident, -1) for ident in idents], np.int64)
         rows[rows < 0] = frames.new_unreferenced(int(np.count_nonzero(rows < 0)))
-        writes = [(row, int(frames.written[row])) for row in row_of.values()]
-        return self._pin(rows, [], writes, [], [])
+        writes = [(row, int(frames.written[row])) for row in np.flatnonzero(is_written).tolist()]
+        reads = [(row_of[ident], int(self._full)) for ident in given]
+        return self._pin(rows, reads, writes, [], [])
+
+    def bound(self, rows: I64) -> I64:
+        """Of the frames, those with a page."""
+        found: I64 = rows[self._frames.page.take(rows) != UNBOUND]
+        return found
 
     def unbound(self, rows: I64) -> I64:
         """Of the frames, those without a page."""

@@ -119,18 +119,13 @@ class PageLedger:
         return {holder: len(pages) for holder, pages in self._held.items()}
 
     def kept_pages_of(self, holder: Holder) -> list[int]:
-        """Pages of the holder that an export keeps, or that it has more than once: to give them up makes no room, or
-        less than it seems."""
-        return [page for page, count in self._held.get(holder, {}).items() if self._kept[page] or count > 1]
+        """Pages of the holder that an export keeps: to give them up makes no room."""
+        return [page for page in self._held.get(holder, ()) if self._kept[page]]
 
-    def num_given_up_by(self, holder: Holder) -> int:
-        """Pages that the holder would give up, were it to give up all but `kept_pages_of`."""
-        return len(self._held.get(holder, ())) - len(self.kept_pages_of(holder))
-
-    def references(self, holder: Holder) -> list[tuple[int, int]]:
-        """Those pages, and how many holders have each."""
+    def references(self, holder: Holder) -> list[tuple[int, int, int]]:
+        """The others: how many times the holder has each, and how many times all have it."""
         held = self._held.get(holder, {})
-        return [(page, self._refs[page]) for page, count in held.items() if count == 1 and not self._kept[page]]
+        return [(page, count, self._refs[page]) for page, count in held.items() if not self._kept[page]]
 
     def is_held(self, holder: Holder, pages: Iterable[int]) -> bool:
         """Whether the holder has one of the pages."""

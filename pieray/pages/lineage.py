@@ -12,7 +12,7 @@ nothing.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -167,9 +167,25 @@ class Lineage:
             self.compact()
 
 
-def steps_for(steps: Sequence[Step], frames: Iterable[int], page_size: int) -> list[Step]:
+def steps_on(
+    steps: Sequence[Step], frames: Iterable[int], given: Iterable[int], page_size: int
+) -> tuple[list[Step], frozenset[int]]:
+    """What gives `frames` their content on top of `given` ones, which are full and have theirs; and which of those it
+    reads.  `steps` give all of them their content."""
+    there = frozenset(given).intersection(_written_once(steps, page_size))
+    while True:
+        cut = [step for step in (_cut(step, there, page_size) for step in steps) if step is not None]
+        found = steps_for(cut, frames, page_size, there)
+        rewritten = there.intersection(frame for step in found for frame, _ in step.writes(page_size))
+        if not rewritten:
+            read = (frame for step in found for frame, _ in step.reads(page_size))
+            return found, there.intersection(read)
+        there -= rewritten
+
+
+def steps_for(steps: Sequence[Step], frames: Iterable[int], page_size: int, given: Collection[int] = ()) -> list[Step]:
     """Of the steps, those that the content of `frames` needs: backwards, a step is needed if a slot that it writes is
-    wanted; then what it reads is wanted before it."""
+    wanted; then what it reads is wanted before it, but for `given` frames."""
     wanted = defaultdict(int, dict.fromkeys(frames, _ALL_SLOTS))
     found: list[Step] = []
     for step in reversed(steps):
@@ -179,9 +195,49 @@ def steps_for(steps: Sequence[Step], frames: Iterable[int], page_size: int) -> l
             for frame, bits in writes:
                 wanted[frame] &= ~bits
             for frame, bits in step.reads(page_size):
-                wanted[frame] |= bits
+                if frame not in given:
+                    wanted[frame] |= bits
     found.reverse()
     return found
+
+
+def written_slots(steps: Iterable[Step], page_size: int) -> Mapping[int, int]:
+    """Slots (bits) that steps write, by frame; 0 for any other."""
+    written: dict[int, int] = defaultdict(int)
+    for step in steps:
+        for frame, bits in step.writes(page_size):
+            written[frame] |= bits
+    return written
+
+
+def _written_once(steps: Iterable[Step], page_size: int) -> set[int]:
+    """Frames of which no slot is written twice: whoever reads one reads what it holds in the end."""
+    written: dict[int, int] = defaultdict(int)
+    again = set()
+    for step in steps:
+        for frame, bits in step.writes(page_size):
+            if written[frame] & bits:
+                again.add(frame)
+            written[frame] |= bits
+    return written.keys() - again
+
+
+def _cut(step: Step, given: Collection[int], page_size: int) -> Step | None:
+    """A step without the first pages that it writes, as far as they are there; None: nothing is left of it."""
+    if isinstance(step, CopyStep) or step.mask or step.visible or step.kv_len % page_size:
+        return step
+    first, last = step.kv_len // page_size, -(-step.end // page_size)
+    start = first
+    while start < last and int(step.frames[start]) in given:
+        start += 1
+    skipped = 4 * page_size * (start - first)
+    if start == last:
+        return None
+    return (
+        replace(step, kv_len=start * page_size, tokens=step.tokens[skipped:], positions=step.positions[skipped:])
+        if skipped
+        else step
+    )
 
 
 def _joined(steps: Iterable[Step], page_size: int) -> list[Step]:

@@ -48,9 +48,18 @@ class Facts:
     deadline: float = math.inf
     born: float = 0.0  # when the first of its family was launched
     number: int = 0
+    family: str = ""  # instance id of its root, in its tenant; "": it has none but itself
     num_tokens: int = 0  # that it has had computed, as far as known
     gained: int = 0  # priority, by waiting
     kept_until: float = 0.0  # what it has gained; of the clock of waits
+
+
+@dataclass(slots=True)
+class _Family:
+    """Programs whose service is counted together, for as long as one of them lives."""
+
+    num_tokens: int = 0
+    num_programs: int = 0
 
 
 class Ranks:
@@ -60,6 +69,7 @@ class Ranks:
         self._ledger = ledger
         self._weight_of = weight_of
         self._facts: dict[Holder, Facts] = {}
+        self._families: dict[tuple[str, str], _Family] = {}  # by tenant and root
         self._num_of: Counter[str] = Counter()  # programs by tenant
         self._unknown = Facts()
         self._num_opened = 0
@@ -73,6 +83,8 @@ class Ranks:
         self.close(holder)
         self._facts[holder] = facts
         self._num_of[facts.tenant] += 1
+        if facts.family:
+            self._families.setdefault((facts.tenant, facts.family), _Family()).num_programs += 1
 
     def know(self, holder: Holder) -> None:
         """A program asks for pages, perhaps one that nothing is known of."""
@@ -85,6 +97,10 @@ class Ranks:
             self._num_of[facts.tenant] -= 1
             if not self._num_of[facts.tenant]:
                 del self._num_of[facts.tenant]
+            if (family := self._families.get((facts.tenant, facts.family))) is not None:
+                family.num_programs -= 1
+                if not family.num_programs:
+                    del self._families[facts.tenant, facts.family]
 
     def drop_peer(self, peer_id: str) -> None:
         for holder in [holder for holder in self._facts if holder.peer_id == peer_id]:
@@ -93,6 +109,8 @@ class Ranks:
     def served(self, holder: Holder, num_tokens: int) -> None:
         """So many tokens were computed for it, ever."""
         if (facts := self._facts.get(holder)) is not None:
+            if (family := self._families.get((facts.tenant, facts.family))) is not None:
+                family.num_tokens += num_tokens - facts.num_tokens
             facts.num_tokens = num_tokens
 
     def granted(self, holder: Holder, now: float, waited_s: float) -> None:
@@ -131,5 +149,7 @@ class Ranks:
         """Of a program, with a request that has waited so long; `over` as `over_share` gives it."""
         facts = self._facts.get(holder, self._unknown)
         gained = max(int(waited_s / AGING_S), facts.gained if now < facts.kept_until else 0)
-        service = (facts.num_tokens // SERVICE_TOKENS).bit_length()
+        family = self._families.get((facts.tenant, facts.family))
+        num_tokens = facts.num_tokens if family is None else family.num_tokens
+        service = (num_tokens // SERVICE_TOKENS).bit_length()
         return Rank(facts.tenant in over, -facts.priority - gained, facts.deadline, service, facts.born, facts.number)

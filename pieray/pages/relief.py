@@ -14,7 +14,7 @@ A program that has given up its pages keeps what they held (`pieray.host.swap`) 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from pieray.pages.ledger import Holder, PageLedger
 from pieray.pages.line import LeaseLine, Waiting
@@ -103,8 +103,6 @@ class Relief:
                 found.append((holder in idle, its, holder))
         chosen = []
         for _, _, holder in sorted(found, reverse=True):  # idle ones first, then the lowest rank
-            if not ledger.num_given_up_by(holder):
-                continue
             chosen.append(holder)
             wanted -= count.given_up_by(holder)
             if wanted <= 0:
@@ -120,13 +118,12 @@ class _Count:
         self._less: Counter[int] = Counter()  # references that are gone by then
 
     def given_up_by(self, holder: Holder) -> int:
-        pages: Iterable[tuple[int, int]] = self._ledger.references(holder)
         num = 0
-        for page, references in pages:
-            self._less[page] += 1
+        for page, count, references in self._ledger.references(holder):
+            self._less[page] += count
             num += self._less[page] == references
         return num
 
     def has_part(self, holder: Holder) -> bool:
         """Whether one of the pages that come to be available is its own: without it there would be fewer."""
-        return any(self._less[page] == references for page, references in self._ledger.references(holder))
+        return any(self._less[page] == references for page, _, references in self._ledger.references(holder))

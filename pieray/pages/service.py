@@ -156,6 +156,7 @@ class LeaseService:
                 self._enter(conn, message)
             elif isinstance(message, OpenLease):
                 facts = Facts(message.tenant, message.priority, message.deadline or math.inf, message.born)
+                facts.family = message.family
                 self._ranks.open(Holder(conn.peer_id, message.inferlet), facts)
             elif isinstance(message, CloseLease):
                 holder = Holder(conn.peer_id, message.inferlet)

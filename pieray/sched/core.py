@@ -97,14 +97,15 @@ class BatcherCore:
 
     def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic,
                  tokenizer: TokenizerSpec | None = None, costs: CostModel | None = None, num_swap_slots: int = 0,
-                 max_swap_pages: int = 256) -> None:  # fmt: skip
+                 max_swap_pages: int = 256, weight_of: Callable[[str], float] = lambda _: 1.0) -> None:  # fmt: skip
+        """`weight_of` gives a tenant's weight in shares of the device's time."""
         self._runner = runner
         self._clock = clock
         self._page_size = settings.page_size
         self._costs = costs
         self._scheduler = Scheduler(
             settings.page_size, settings.max_batch_tokens, settings.max_batch_requests, costs=costs,
-            max_swap_pages=max_swap_pages,
+            max_swap_pages=max_swap_pages, weight_of=weight_of,
         )  # fmt: skip
         self._learning: tuple[Work, float] | None = None  # of the last step: what it was made of, when it began
         self._cohort = CohortWait(self._scheduler.lanes, settings.cohort_wait_s)

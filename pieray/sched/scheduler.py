@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -97,7 +97,9 @@ class Scheduler:
         max_wait_s: float = 1.0,
         costs: CostModel | None = None,
         max_swap_pages: int = 256,
+        weight_of: Callable[[str], float] = lambda _: 1.0,
     ) -> None:
+        """`weight_of` gives a tenant's weight in shares."""
         self.page_size = page_size
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_requests = max_batch_requests
@@ -111,7 +113,7 @@ class Scheduler:
         self._has_commands = self.lanes.column(bool, False)
         self._is_poisoned = self.lanes.column(bool, False)
         self._costs = costs
-        self._shares = Shares(self.lanes)
+        self._shares = Shares(self.lanes, weight_of)
         self._precedence = Precedence()
         self._is_ranked = False  # whether candidates of the last step had several priorities, as far as it was looked
         self._now = 0.0  # of the last step

@@ -6,10 +6,10 @@ to a step as it would take for the least of them alone.  So each of n keeps at l
 alone, and an inferlet that wants more than that (a prefill, a hundred sequences, costly outputs) gets it in slices.
 
 Each account has spent some of its level's clock (virtual time; a form of deficit round robin, Shreedhar and Varghese
-1995).  A step moves the clock by one share, and what an inferlet takes moves its account: while it is not ahead of the
-clock, it may take what it is behind.  An account falls behind by at most BURST_STEPS shares, which is what a newcomer
-begins with: a short prefill runs at once, a flood is soon held to its share.  The clock never falls behind all who want
-something: nothing is kept from one inferlet while no other wants it.
+1995).  A step moves the clock by one share, and what an inferlet takes moves its account (a tenant's by that over its
+weight): while it is not ahead of the clock, it may take what it is behind.  An account falls behind by at most
+BURST_STEPS shares, which is what a newcomer begins with: a short prefill runs at once, a flood is soon held to its
+share.  The clock never falls behind all who want something: nothing is kept from one inferlet while no other wants it.
 
 Nobody looks at accounts in a step of even decodes.  Beside others, an inferlet that has but one row of the decode
 table is *settled* once it is not ahead of the clock: its decode is free from there on, so that it never will be.
@@ -19,6 +19,7 @@ Settled rows are counted, by tenant, and need no account.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +53,8 @@ ONE_LANE = -1
 class Tenant:
     """A tenant that has inferlets; `clock` is that of its inferlets' accounts."""
 
+    weight: float = 1.0  # shares are as many times as large as others'
+    part: float = 1.0  # the same, over the mean of those that are there
     spent: float = -math.inf
     clock: float = 0.0
     burst_s: float = 0.0  # that its inferlets may fall behind by
@@ -97,7 +100,9 @@ class Shares:
     """`begin` for each step; then, for each command, `allowance` and `charge`, and `charge_rows` for settled rows.
     Times are in seconds, inferlets numbers of `lanes`."""
 
-    def __init__(self, lanes: Lanes) -> None:
+    def __init__(self, lanes: Lanes, weight_of: Callable[[str], float] = lambda _: 1.0) -> None:
+        """`weight_of` gives a tenant's weight in shares."""
+        self._weight_of = weight_of
         self._tenant = lanes.column(int, -1)
         self._away_since = lanes.column(float, GONE)  # PRESENT while it has commands
         self._is_settled = lanes.column(bool, False)
@@ -118,7 +123,9 @@ class Shares:
         self._leave_tenant(lane)
         number = self._numbers.open(tenant)
         self._tenant.values[lane] = number
-        self._tenants.setdefault(number, Tenant()).num_lanes += 1
+        if number not in self._tenants:
+            self._tenants[number] = Tenant(self._weight_of(tenant))
+        self._tenants[number].num_lanes += 1
 
     def close(self, lane: int) -> None:
         """The inferlet has ended."""
@@ -201,9 +208,12 @@ class Shares:
         wanting = [tenant for tenant in present if tenant.is_wanting]
         self._is_alone = len(demands) + len(rows) == 1 and not any(tenant.num_away for tenant in present)
         self._are_tenants_alone = len(present) == 1
+        mean = sum(tenant.weight for tenant in present) / max(len(present), 1)
+        for tenant in present:
+            tenant.part = tenant.weight / mean
         self._left_s, share = self._begin_tenants(wanting, present, step_s, bare)
         for tenant in wanting:
-            self._begin_inferlets(tenant, step_s, bare, share)
+            self._begin_inferlets(tenant, step_s, bare, share * tenant.part)
         return self._are_free(rows, seconds, share)
 
     def _count_away(self, now: float, token_s: float) -> None:
@@ -245,7 +255,7 @@ class Shares:
         for number in np.unique(numbers).tolist():
             tenant = self._tenants[number]
             has_room = not tenant.is_ahead and tenant.rows_s - tenant.least < self._room(tenant)
-            if self._are_tenants_alone or (has_room and tenant.decode_s <= tenant_share):
+            if self._are_tenants_alone or (has_room and tenant.decode_s <= tenant_share * tenant.part):
                 limits[number] = math.inf if self._is_alone else tenant.free_s
         found: B1 = seconds <= limits[numbers]
         for lane in rows[~found].tolist():
@@ -264,11 +274,11 @@ class Shares:
 
     def _charge_tenant(self, tenant: Tenant, seconds: float) -> None:
         tenant.taken += seconds
-        tenant.spent = max(tenant.spent, self._clock - self._burst_s) + seconds
+        tenant.spent = max(tenant.spent, self._clock - self._burst_s) + seconds / tenant.part
 
     def _room(self, tenant: Tenant) -> float:
         """What of the step is left to a tenant, beside others."""
-        return max(min(self._clock - tenant.spent, self._burst_s), self._least_s - tenant.taken)
+        return max(min(self._clock - tenant.spent, self._burst_s) * tenant.part, self._least_s - tenant.taken)
 
     def _begin_tenants(self, wanting: list[Tenant], present: list[Tenant], step_s: float,
                        bare: float) -> tuple[float, float]:  # fmt: skip

@@ -56,8 +56,14 @@ def test_deadlines_are_seconds(deadline_s: Any) -> None:
 def test_an_engine_dates_what_has_no_birth_or_comes_from_the_future() -> None:
     assert admitted(LAUNCH, NO_SETTINGS, 50.0).born == 50.0
     assert admitted(dataclasses.replace(LAUNCH, born=60.0), NO_SETTINGS, 50.0).born == 50.0
-    old = dataclasses.replace(LAUNCH, born=40.0)
+    old = dataclasses.replace(LAUNCH, born=40.0, family=LAUNCH.instance_id)
     assert admitted(old, NO_SETTINGS, 50.0) is old
+
+
+def test_a_clients_launch_is_the_root_of_its_family_and_a_child_is_of_its_parents() -> None:
+    claimed = dataclasses.replace(LAUNCH, family="somebody's")
+    assert admitted(claimed, NO_SETTINGS, 50.0).family == LAUNCH.instance_id
+    assert admitted(dataclasses.replace(claimed, depth=2), NO_SETTINGS, 50.0).family == "somebody's"
 
 
 @pytest.mark.parametrize(

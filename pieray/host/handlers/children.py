@@ -50,7 +50,7 @@ class ChildrenHandlers(HandlerGroup):
             f"{name}-{secrets.token_hex(6)}", program or INLINE, f"{name}.py", source, b"", input,
             self._child_limits(limits), dataclasses.asdict(state.capabilities), "", state.launch.user,
             state.launch.tenant, state.instance_id, depth, priority=state.launch.priority,
-            deadline=state.launch.deadline, born=state.launch.born,
+            deadline=state.launch.deadline, born=state.launch.born, family=state.launch.family,
         )  # fmt: skip
         return self._children.put(family.launch(message, is_linked=link == "linked"))
 

@@ -102,14 +102,14 @@ class Bench:
 
     def __init__(
         self, limits: Limits | None = None, lease_pages: int = 4, capabilities: Capabilities | None = None,
-        template: str | None = None, tenant: str | None = None,
+        template: str | None = None, tenant: str | None = None, num_pages: int = 64,
     ) -> None:  # fmt: skip
-        """`tenant`: whose pages it finds, see Prefixes; None: it looks for none."""
+        """`tenant`: whose pages it finds, see Prefixes; None: it looks for none.  `num_pages`: of the pool."""
         self.services = Services()
         self.timers: list[FakeTimer] = []
         self.limits = limits or Limits()
         self.device = FakeDevice()
-        info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 64, "float32", "cpu")
+        info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, num_pages, "float32", "cpu")
         directory = ModelDirectory([ServedModel(info, byte_tokenizer(template))])
         self.pages = PageSpace(PAGE_SIZE, self.limits.pages)
         lineage = Lineage(PAGE_SIZE, self.pages.live_frames)

@@ -22,7 +22,7 @@ class PlanBench(Bench):
     """Set: now and then it has to give up all its pages, which come back at once."""
 
     def __init__(self, num_pages: int = 256, limits: Limits | None = None, num_slots: int = 512, **settings) -> None:
-        super().__init__(limits)
+        super().__init__(limits, num_pages=num_pages)
         self.runner = DigestRunner(PAGE_SIZE)
         spec = byte_tokenizer().spec
         self.core = BatcherCore(self.runner, ModelSettings(page_size=PAGE_SIZE, **settings), tokenizer=spec,

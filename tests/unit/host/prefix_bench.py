@@ -27,8 +27,8 @@ GREEDY = (0.0, 0, 1.0, 0.0, 0)
 class Guest(Bench):
     """One inferlet."""
 
-    def __init__(self, name: str, tenant: str, lease_pages: int) -> None:
-        super().__init__(Limits(), lease_pages=lease_pages, tenant=tenant)
+    def __init__(self, name: str, tenant: str, lease_pages: int, num_pages: int) -> None:
+        super().__init__(Limits(), lease_pages=lease_pages, tenant=tenant, num_pages=num_pages)
         self.name = name
         self.holder = Holder(name, NUMBER)
         self.queue = self.handlers.queues_create("")
@@ -65,7 +65,7 @@ class Group:
         self.lease_pages = lease_pages
 
     def launch(self, tenant: str = "acme") -> Guest:
-        guest = Guest(f"p{self.num_launched}", tenant, self.lease_pages)
+        guest = Guest(f"p{self.num_launched}", tenant, self.lease_pages, self.ledger.total)
         self.num_launched += 1
         self.guests[guest.name] = guest
         self.line.ranks.open(guest.holder, Facts(tenant, born=self.num_launched))

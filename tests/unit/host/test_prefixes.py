@@ -244,6 +244,8 @@ def test_exported_pages_are_found_by_their_content_and_an_export_of_found_pages_
 class Program:
     """A random program of one inferlet: contexts that share beginnings, are forked, cut, rewritten, freed."""
 
+    most_contexts = 3
+
     def __init__(self, group: Group, rng: random.Random, tenant: str) -> None:
         self.group, self.rng = group, rng
         self.guest = group.launch(tenant)
@@ -252,7 +254,7 @@ class Program:
     def step(self) -> None:
         rng, handlers = self.rng, self.guest.handlers
         match rng.randrange(8) if self.contexts else 0:
-            case 0 | 1 if len(self.contexts) < 3:
+            case 0 | 1 if len(self.contexts) < self.most_contexts:
                 prefix = [11 + rng.randrange(2)] * 10 + [13] * rng.randrange(20)
                 self.run(handlers.kv_alloc(14), [], [*prefix, *rng.choices(range(20, 23), k=rng.randint(1, 9))])
             case 2 | 3 if self.contexts:
@@ -263,7 +265,7 @@ class Program:
                     self.run(pages, line[:keep], more)
                 else:
                     handlers.kv_free(pages)
-            case 4 if len(self.contexts) < 3:
+            case 4 if len(self.contexts) < self.most_contexts:
                 pages, line = rng.choice(self.contexts)
                 if len(line) < 14 * PAGE_SIZE:
                     self.run(handlers.kv_fork(pages), list(line), [rng.randrange(20, 23)])

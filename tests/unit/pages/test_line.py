@@ -138,6 +138,27 @@ def test_a_tenant_that_has_had_more_than_its_share_goes_last_until_the_others_ha
     assert line.head(10.0)[1].holder in (A, B)  # the other's requests have held nothing meanwhile
 
 
+def test_service_is_that_of_the_whole_family_for_as_long_as_one_of_it_lives():
+    line = full_line()
+    ranks = line.ranks
+    ranks.open(B, Facts(family="b", born=0.0))
+    ranks.open(C, Facts(born=1.0))
+    ranks.open(D, Facts(tenant="", family="b", born=0.0))
+    ranks.served(D, 8 * SERVICE_TOKENS)
+    ranks.close(D)
+    line.request(B, 2, 2, 1.0, 99.0)
+    line.request(C, 3, 2, 2.0, 99.0)
+    line.ledger.release(A, [0, 1])
+    assert [granted.holder for granted in line.retry(3.0)] == [C]
+    ranks.close(B)
+    assert not ranks._families
+    ranks.open(B, Facts(family="b", born=0.0))
+    line.request(B, 4, 2, 3.0, 99.0)
+    line.request(C, 5, 2, 3.0, 99.0)
+    line.ledger.release(A, [2, 3])
+    assert [granted.holder for granted in line.retry(4.0)] == [B]
+
+
 def test_service_up_to_a_point_makes_no_difference():
     line = full_line()
     for holder, tokens in ((B, SERVICE_TOKENS - 1), (C, 0)):

@@ -8,7 +8,7 @@ from rounds import seeds
 
 from pieray.errors import InvalidRequest, Unsupported
 from pieray.pages.handles import PageSpace
-from pieray.pages.lineage import CopyStep, ForwardStep, Lineage, Step
+from pieray.pages.lineage import CopyStep, ForwardStep, Lineage, Step, steps_on
 
 PAGE = 4
 
@@ -97,6 +97,20 @@ class Guest:
                 assert lost is None or have == lost
         return plan
 
+    def check_rebuild_on(self, lost: list[int]) -> int:
+        """The same on top of what is there; how many frames of that are read."""
+        full = {frame for frame in self.frames() if None not in self.memory.page(frame)}
+        there = full.difference(lost)
+        plan, given = steps_on(self.lineage.rebuild_plan(there.union(lost)), lost, there, PAGE)
+        scratch = Memory({frame: list(self.memory.page(frame)) for frame in given})
+        for step in plan:
+            assert given.isdisjoint(frame for frame, _ in step.writes(PAGE))
+            scratch.run(step)
+        for frame in lost:
+            for have, was in zip(scratch.page(frame), self.memory.page(frame), strict=True):
+                assert was is None or have == was
+        return len(given)
+
     def act(self) -> None:
         rng = self.rng
         try:
@@ -139,7 +153,9 @@ def test_any_lost_pages_can_be_rebuilt(seed):
     for _ in range(60):
         guest.act()
         frames = sorted(set(guest.frames()))
-        guest.check_rebuild(guest.rng.sample(frames, guest.rng.randint(0, len(frames))))
+        lost = guest.rng.sample(frames, guest.rng.randint(0, len(frames)))
+        guest.check_rebuild(lost)
+        guest.check_rebuild_on(lost)
         if guest.rng.random() < 0.1:
             guest.lineage.compact()
     guest.check_rebuild(sorted(set(guest.frames())))
@@ -194,6 +210,15 @@ def test_what_is_drawn_again_and_again_for_ever_does_not_make_the_log_grow():
         guest.forward(pages, 5, [turn, turn])
     assert guest.lineage.num_bytes < 300_000
     assert len(guest.check_rebuild(guest.frames())) == 2
+
+
+def test_the_end_of_a_text_is_computed_on_its_beginning_if_that_is_there():
+    guest = Guest()
+    pages = guest.alloc(4)
+    guest.forward(pages, 0, range(10))
+    guest.forward(pages, 10, range(4))
+    assert guest.check_rebuild_on(guest.frames()[2:]) == 2
+    assert guest.check_rebuild_on(guest.frames()[:1]) == 0
 
 
 def test_pages_given_back_leave_the_log():

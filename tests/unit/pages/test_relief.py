@@ -114,6 +114,18 @@ def test_nobody_gives_up_pages_that_stay_with_others():
     assert pool.relief.choose(ANSWER_S, [D]) == [C]
 
 
+def test_pages_that_a_program_has_more_than_once_are_free_when_it_gives_up_all_that_it_has():
+    """Two of its contexts have found the same pages."""
+    pool = Pool(8, c=4, d=4)
+    pages = pool.ledger.pages_of(D)
+    pool.ledger.share(D, pages)
+    pool.want(A, 2)
+    assert pool.relief.choose(0.0, []) == [D]
+    assert pool.ledger.kept_pages_of(D) == []
+    pool.ledger.release(D, pages + pages)
+    assert pool.ledger.num_free == 4
+
+
 def test_only_the_tenant_itself_makes_room_below_its_quota():
     pool = Pool(8)
     pool.line = LeaseLine(pool.ledger, quota_of=lambda tenant: 4 if tenant == "small" else 0)

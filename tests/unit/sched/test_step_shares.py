@@ -33,9 +33,14 @@ def seconds(step: float = 0.7e-3, token: float = 1e-4) -> list[float]:
 class Device:
     """Runs steps on a clock of its own: each takes exactly what it costs."""
 
-    def __init__(self, costs: list[float] | None = None, **limits: int) -> None:
-        self.costs = CostModel(1000, 64, costs or seconds())
-        self.scheduler = Scheduler(PAGE, limits.get("tokens", 8192), limits.get("requests", 1024), costs=self.costs)
+    def __init__(
+        self, costs: list[float] | None = None, weights: dict[str, float] | None = None, **limits: int
+    ) -> None:
+        self.costs, weights = CostModel(1000, 64, costs or seconds()), weights or {}
+        self.scheduler = Scheduler(
+            PAGE, limits.get("tokens", 8192), limits.get("requests", 1024), costs=self.costs,
+            weight_of=lambda tenant: weights.get(tenant, 1.0),
+        )  # fmt: skip
         self.swap_slots = SwapSlots(1 << 20)
         self.now = 0.0
         self.ticket = 0
@@ -346,3 +351,27 @@ def test_outputs_of_one_row_are_spread_over_steps_each_once():
     assert sorted(answered) == list(range(42))
     assert len(rows) > 5
     assert rows.count((1, 1)) > 3  # the token of a row runs again for what is left of its outputs
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": 3.0}, {"a": 0.5, "b": 2.0}])
+@pytest.mark.parametrize("num_more", [0, 2])
+def test_tenants_share_by_their_weights(weights, num_more):
+    """Two that always want more than there is, prefills of any number of inferlets each."""
+    device = Device(weights=weights)
+    device.open(1, "a")
+    device.open(2, "b")
+    device.open(9, "c")
+    device.plan(9)
+    feeds = [prefills(device, 1, queues=4), prefills(device, 2, queues=4)]
+    for inferlet in range(3, 3 + num_more):
+        device.open(inferlet, "b")
+        feeds.append(prefills(device, inferlet))
+
+    def feed():
+        for one in feeds:
+            one()
+
+    device.run(2000, feed)
+    had_b = device.had[2] + sum(device.had.get(inferlet, 0.0) for inferlet in range(3, 3 + num_more))
+    assert device.had[1] / had_b == pytest.approx(weights.get("a", 1.0) / weights.get("b", 1.0), rel=0.1)
+    assert device.tokens[9] == 2000
