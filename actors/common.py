@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import os
 import threading
@@ -50,6 +51,17 @@ def create_actor(cls: type, config: Config, name: str, *args: Any, num_gpus: flo
     if node is not None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
     return actor.options(**options).remote(dataclasses.asdict(config), *args)
+
+
+COLLECT_AT = 10_000
+"""New objects, from which on the youngest are looked through for cycles."""
+
+
+def keep_heap() -> None:
+    """What this process has so far it has for good: collections of garbage need not look through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AT)
 
 
 TICK_S = 0.25

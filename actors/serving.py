@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from pieray.actors.common import TRANSPORT_GROUP, control, set_up_process
+from pieray.actors.common import TRANSPORT_GROUP, control, keep_heap, set_up_process
 from pieray.config import Config, from_mapping
 from pieray.transport import Service, SocketOptions, serve
 from pieray.transport.ray_server import RayEndpointMixin, RayListener
@@ -62,6 +62,7 @@ class ServingActor(RayEndpointMixin):
 
     def listen(self, service: Service, token: str) -> tuple[Any, ...]:
         """Open the door, by socket or by Ray calls as the engine is configured; returns the endpoint."""
+        keep_heap()
         identity: dict[str, Any] = {"peer_id": self.peer_id, "incarnation": self.incarnation, "token": token}
         if self.config.transport == "ray":
             self.transport_listener = RayListener(service, **identity, concurrency_group=TRANSPORT_GROUP)

@@ -10,7 +10,7 @@ from componentize_py_types import Err
 from wit_world.imports.types import Failure
 
 from inferlet import _stdlib  # type: ignore[import-not-found]  # noqa: F401 - only modules imported here exist in guests
-from inferlet._program import ProgramFailed, load_program, prepare, run_loaded  # type: ignore[import-not-found]
+from inferlet._program import ProgramFailed, compile_source, prepare, run_source  # type: ignore[import-not-found]
 
 
 class WitWorld:
@@ -20,17 +20,17 @@ class WitWorld:
         """Do what every run needs, before there is a program."""
         prepare(limit=2)
 
-    def load_source(self, source: str, filename: str, code: str) -> str:
-        """Take the program; its compiled code.  Raises Err(Failure)."""
+    def compile_source(self, source: str, filename: str) -> str:
+        """The code of a program.  Raises Err(Failure)."""
         try:
-            return str(load_program(source, filename, code))
+            return str(compile_source(source, filename))
         except ProgramFailed as failed:
             raise _failure(failed) from None
 
-    def run(self, input: str) -> str:
-        """Run the program; its result as JSON.  Raises Err(Failure)."""
+    def run_source(self, source: str, filename: str, code: str, seed: int, input: str) -> str:
+        """Run a program; its result as JSON.  Raises Err(Failure)."""
         try:
-            return str(run_loaded(input))
+            return str(run_source(source, filename, code, seed, input))
         except ProgramFailed as failed:
             raise _failure(failed) from None
 
@@ -41,7 +41,7 @@ def _failure(failed: ProgramFailed) -> Err:
 
 def _leave_unseeded(*_args: Any) -> None:
     """componentize-py takes `random.seed` once this module is imported, and calls it in each guest ahead of the first
-    export: that asks the host for 2.5 kB in ten calls.  `run_loaded` seeds from one number, with the real one."""
+    export: that asks the host for 2.5 kB in ten calls.  `run_source` seeds from one number, with the real one."""
     random.seed = _seed
 
 

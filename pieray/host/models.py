@@ -53,6 +53,7 @@ class ModelDirectory:
             raise InvalidRequest("an engine serves at least one model; given none")
         self._models = {m.info.name: m for m in models}
         self._default = models[0]
+        self._info_json: dict[str, str] = {}
 
     @property
     def names(self) -> list[str]:
@@ -73,5 +74,10 @@ class ModelDirectory:
 
     def info_json(self, name: str) -> str:
         found = self.get(name)
-        return json.dumps({**found.info.as_dict(), "bos_tokens": found.tokenizer.bos_ids,
-                           "thought_tags": found.tokenizer.thought_tags})  # fmt: skip
+        told = self._info_json.get(found.info.name)
+        if told is None:
+            told = self._info_json[found.info.name] = json.dumps(
+                {**found.info.as_dict(), "bos_tokens": found.tokenizer.bos_ids,
+                 "thought_tags": found.tokenizer.thought_tags}
+            )  # fmt: skip
+        return told

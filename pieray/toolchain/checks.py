@@ -84,7 +84,7 @@ def _component(source: ProgramSource) -> dict[str, list[str]]:
     finally:
         host.close()
     if program.takes_source:
-        raise InvalidRequest(f"{source.name} exports load-source: it is an interpreter; an inferlet exports run alone")
+        raise InvalidRequest(f"{source.name} exports run-source: it is an interpreter; an inferlet exports run alone")
     engine = new_engine()
     found = {}
     for name, extern in wc.Component(engine, source.component).type.imports(engine).items():

@@ -29,6 +29,9 @@ class Instance:
         """`memory_bytes`: of all its memories together, see `limit`."""
         self.program = program
         self.wasi: WasiState | None = None
+        self._is_open = True
+        if program.slots is not None:
+            program.slots.taken()
         self._store = wasmtime.Store(program.engine)
         self.limit(memory_bytes)
         self._store.set_epoch_deadline(1)
@@ -50,17 +53,20 @@ class Instance:
 
     def close(self) -> None:
         """Idempotent."""
+        if self._is_open and self.program.slots is not None:
+            self.program.slots.given_back()
+        self._is_open = False
         self._store.close()
 
 
 class Call:
     """The memory of one call of an export.  It must live until the call is over; `close` frees it."""
 
-    def __init__(self, instance: Instance, export: str, inputs: tuple[str, ...] = ()) -> None:
-        """Look the export up; its type was checked when the program was loaded."""
+    def __init__(self, instance: Instance, export: str, inputs: tuple[str | int, ...] = ()) -> None:
+        """Look the export up; its type was checked when the program was loaded.  An int is a u64."""
         self.num_args = len(inputs)
         self.num_results = 1 if inputs else 0
-        self.args = ctypes.create_string_buffer(b"".join(codecs.encode_string(s) for s in inputs))
+        self.args = ctypes.create_string_buffer(b"".join(map(_encoded, inputs)))
         self.result = ctypes.create_string_buffer(native.VAL_SIZE)
         self.function = ctypes.create_string_buffer(ctypes.sizeof(wasmtime._ffi.wasmtime_component_func_t))
         index = instance.program.exports[export]
@@ -82,6 +88,10 @@ class Call:
             native.val_delete(ctypes.byref(self.args, i * native.VAL_SIZE))
         native.val_delete(self.result)
         self.num_args = 0
+
+
+def _encoded(value: str | int) -> bytes:
+    return codecs.encode_u64(value) if isinstance(value, int) else codecs.encode_string(value)
 
 
 def error_of(guest: Guest, failed: BaseException) -> PierayError:

@@ -191,12 +191,14 @@ class FiberGuest(Guest):
         task, limits = self.task, self.task.limits
         instance = self._instance = task.instance or Instance(task.program, limits.memory_bytes)
         yield from self._instantiate(instance)
-        if (source := task.source) is not None:
-            inputs = source.text, source.filename, source.code
-            code = yield from self._call(instance, "load-source", inputs, limits.memory_bytes)
-            if not source.code:
-                source.keep(code)
-        return (yield from self._call(instance, "run", (task.input,), limits.output_bytes)), None
+        if (source := task.source) is None:
+            return (yield from self._call(instance, "run", (task.input,), limits.output_bytes)), None
+        named = source.text, source.filename
+        if not (code := source.code):
+            code = yield from self._call(instance, "compile-source", named, limits.memory_bytes)
+            source.keep(code)
+        inputs = *named, code, self.handlers.runtime_random_u64(), task.input
+        return (yield from self._call(instance, "run-source", inputs, limits.output_bytes)), None
 
     def _instantiate(self, instance: Instance) -> Generator[None, None, None]:
         """Make the instance that of this guest, and make it, unless it is one that has been made ahead."""
@@ -205,8 +207,12 @@ class FiberGuest(Guest):
         native.yield_on_epoch(context, 1)
         if self.task.instance is None:
             yield from _instantiate(instance)
+        else:
+            native.set_epoch_deadline(context, 1)  # those that went by since it was made are no turn of its
 
-    def _call(self, instance: Instance, export: str, inputs: tuple[str, ...], cap: int) -> Generator[None, None, str]:
+    def _call(
+        self, instance: Instance, export: str, inputs: tuple[str | int, ...], cap: int
+    ) -> Generator[None, None, str]:
         """The string that the export returns, of `cap` bytes at most; "" if it takes nothing and returns nothing."""
         call = Call(instance, export, inputs)
         try:

@@ -27,7 +27,7 @@ from pieray.wasm.guest import Guest, Outcome, Source, Task
 from pieray.wasm.handlers import Handlers
 from pieray.wasm.housekeeping import MOST_WAITING
 from pieray.wasm.memories import checked_memories
-from pieray.wasm.pooling import can_pool
+from pieray.wasm.pooling import Slots, can_pool
 from pieray.wasm.program import Imports, Program
 from pieray.wasm.ready import CodeCache, ReadyInstances
 from pieray.wasm.rehearsal import RehearsalHandlers
@@ -73,6 +73,7 @@ class WasmHost:
         self._is_pooled = can_pool(most_guests + SPARE)
         self._engine = new_engine(most_guests + SPARE if self._is_pooled else 0)
         self._imports = Imports(self.executor)
+        self._slots = Slots() if self._is_pooled else None
         self._codes = CodeCache()
         self._ready: ReadyInstances | None = None
         self._timers = Timers()
@@ -112,7 +113,7 @@ class WasmHost:
                 component = Component.deserialize_file(self._engine, str(path))
             except wasmtime.WasmtimeError as too_large:
                 raise InvalidRequest(f"{name} cannot be run here: {too_large}") from None
-        return self._imports.program(self._engine, component, name, memories)
+        return self._imports.program(self._engine, component, name, memories, self._slots)
 
     def spawn(
         self,

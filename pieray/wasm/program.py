@@ -12,7 +12,8 @@ from wasmtime import component as wc
 from pieray.errors import InvalidRequest
 from pieray.wasm import binding, native, wasi
 from pieray.wasm.memories import Memories
-from pieray.wasm.signatures import EXPORTS, HANDLERS, PACKAGE, VERSION, describe_func
+from pieray.wasm.pooling import Slots
+from pieray.wasm.signatures import HANDLERS, INFERLET_EXPORTS, PACKAGE, RUNTIME_EXPORTS, VERSION, describe_func
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +25,14 @@ class Program:
     component: wc.Component
     linker: wc.Linker
     exports: Mapping[str, wc.ExportIndex]
-    """"run", and those of the world python-runtime, if it has these."""
+    """Of one of the worlds inferlet and python-runtime."""
     memories: Memories
+    slots: Slots | None
+    """That its instances have; None: each has memory of its own."""
 
     @property
     def takes_source(self) -> bool:
-        return "load-source" in self.exports
+        return "run-source" in self.exports
 
 
 class Imports:
@@ -40,7 +43,9 @@ class Imports:
         self.wasi = wasi.callbacks(executor)
         self.destructors = wasi.destructors()
 
-    def program(self, engine: wasmtime.Engine, component: wc.Component, name: str, memories: Memories) -> Program:
+    def program(
+        self, engine: wasmtime.Engine, component: wc.Component, name: str, memories: Memories, slots: Slots | None
+    ) -> Program:
         """Check the component's imports and exports and link it.  InvalidRequest names what is wrong."""
         kind = component.type
         exports = _checked_exports(kind.exports(engine), name)
@@ -51,7 +56,7 @@ class Imports:
                 self._define(engine, root, import_name, extern.ty, name)
         linker.define_unknown_imports_as_traps(component)
         indexes = {export: component.get_export_index(export) for export in exports}
-        return Program(name, engine, component, linker, indexes, memories)
+        return Program(name, engine, component, linker, indexes, memories, slots)
 
     def _define(self, engine: wasmtime.Engine, root: wc.LinkerInstance, full: str, kind: Any, name: str) -> None:
         interface, _, version = full.partition("@")
@@ -78,15 +83,15 @@ class Imports:
 
 
 def _checked_exports(exports: dict[str, Any], name: str) -> list[str]:
-    """Those of EXPORTS that it has: "run" alone, or all."""
-    if "run" not in exports:
-        raise InvalidRequest(f"{name} does not export run; it has {', '.join(exports) or 'none'}")
-    found = list(EXPORTS) if "load-source" in exports and "prepare" in exports else ["run"]
-    for export in found:
+    """Those of its world: of python-runtime, if it has them all, else of inferlet."""
+    wanted = RUNTIME_EXPORTS if exports.keys() >= RUNTIME_EXPORTS.keys() else INFERLET_EXPORTS
+    for export, kind in wanted.items():
+        if export not in exports:
+            raise InvalidRequest(f"{name} does not export {export}; it has {', '.join(exports) or 'none'}")
         given = describe_func(exports[export].ty) if isinstance(exports[export].ty, wc.FuncType) else "no function"
-        if given != EXPORTS[export]:
-            raise InvalidRequest(f"{name} exports {export} as {given}; it must be {EXPORTS[export]}")
-    return found
+        if given != kind:
+            raise InvalidRequest(f"{name} exports {export} as {given}; it must be {kind}")
+    return list(wanted)
 
 
 def _check_handlers(interface: str, items: dict[str, Any], name: str) -> None:

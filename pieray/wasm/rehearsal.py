@@ -62,14 +62,11 @@ class RehearsalHandlers:
 
     def stdout(self, _fd: int, _text: bytes) -> None: ...
 
-    def kv_page_size(self) -> int:
-        return 16
-
     def kv_alloc(self, count: int) -> list[int]:
         return list(range(1, count + 1))
 
     def model_info(self, _name: str) -> str:
-        return json.dumps({"name": "rehearsal", "vocab_size": 1024, "max_context": 4096})
+        return json.dumps({"name": "rehearsal", "vocab_size": 1024, "max_context": 4096, "page_size": 16})
 
     def runtime_monotonic_now(self) -> int:
         return 0

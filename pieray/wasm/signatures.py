@@ -52,11 +52,12 @@ HANDLERS: dict[str, dict[str, Signature]] = {
 }
 
 _FAILURE = _ALIASES["failure"]
-#: what programs export: "run" all of them, the others those that take source
-EXPORTS = {
-    "run": f"func(string) -> result<string, {_FAILURE}>",
+#: what inferlets export, and what the component that runs source does
+INFERLET_EXPORTS = {"run": f"func(string) -> result<string, {_FAILURE}>"}
+RUNTIME_EXPORTS = {
     "prepare": "func()",
-    "load-source": f"func(string, string, string) -> result<string, {_FAILURE}>",
+    "compile-source": f"func(string, string) -> result<string, {_FAILURE}>",
+    "run-source": f"func(string, string, string, u64, string) -> result<string, {_FAILURE}>",
 }
 
 

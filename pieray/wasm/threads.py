@@ -97,16 +97,18 @@ class ThreadGuest(Guest):
             native.store_epoch_callback(instance.store_address, on_epoch, None, None)
             linker, component = program.linker.ptr(), program.component.ptr()
             _raise_error(native.linker_instantiate(linker, instance.context, component, instance.address))
-            if (source := task.source) is not None:
-                inputs = source.text, source.filename, source.code
-                code = self._call(instance, "load-source", inputs, limits.memory_bytes)
-                if not source.code:
-                    source.keep(code)
-            return self._call(instance, "run", (task.input,), limits.output_bytes)
+            if (source := task.source) is None:
+                return self._call(instance, "run", (task.input,), limits.output_bytes)
+            named = source.text, source.filename
+            if not (code := source.code):
+                code = self._call(instance, "compile-source", named, limits.memory_bytes)
+                source.keep(code)
+            inputs = *named, code, self.handlers.runtime_random_u64(), task.input
+            return self._call(instance, "run-source", inputs, limits.output_bytes)
         finally:
             instance.close()
 
-    def _call(self, instance: Instance, export: str, inputs: tuple[str, ...], cap: int) -> str:
+    def _call(self, instance: Instance, export: str, inputs: tuple[str | int, ...], cap: int) -> str:
         call = Call(instance, export, inputs)
         try:
             _raise_error(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from engines import assert_pages_return
-from programs import ECHO, GENERATE, HOLD_PAGES
+from programs import ECHO, GENERATE, HOLD_PAGES, program
 
 import pieray
 from pieray.errors import DeviceLost, EngineError, PeerLost, PierayError
@@ -112,11 +112,28 @@ def detached(ray_cluster: None) -> Iterator[Any]:
         started.shutdown()
 
 
+PARENT = program(
+    """
+from inferlet import Error, children, session
+async def main():
+    session.send("up")
+    await session.receive()
+    try:
+        await children.launch(source="def main(): ...")
+    except Error as error:
+        return error.code
+""",
+    "parent",
+)
+
+
 def test_a_dead_controller_is_an_answer_not_a_wait(detached: Any) -> None:
     import ray
 
     engine = detached
     process = engine.launch(ECHO)
+    parent = engine.launch(PARENT, capabilities={"children": True})
+    assert next(iter(parent)).text == "up"
     pid = ray.get(engine._controller.pid.remote())
     other = pieray.Engine(engine.config, engine._controller, owns_engine=False, owns_ray=False)
     os.kill(pid, signal.SIGKILL)
@@ -129,6 +146,8 @@ def test_a_dead_controller_is_an_answer_not_a_wait(detached: Any) -> None:
     assert beyond.result(timeout=10) == 0
     process.send("end")  # what runs does not need it
     assert process.result(timeout=10) == 0
+    parent.send("go")  # but for children: the launch fails, and not its parent
+    assert parent.result(timeout=30) == "peer-lost"
     with pieray.start(namespace=engine.config.namespace) as again:  # the orphans of the old one are in nobody's way
         assert again.launch(GENERATE, prompt="1+1=", max_tokens=1).result(timeout=30)
 

@@ -11,7 +11,6 @@ import pytest
 from engines import assert_pages_return
 from programs import program
 
-import pieray
 from pieray.errors import Cancelled, EngineError, PeerLost
 from pieray.transport import Endpoint
 
@@ -92,27 +91,3 @@ def test_a_child_does_not_outlive_its_parents_actor(dedicated: Any) -> None:
     with pytest.raises(PeerLost):
         parent.result(timeout=20)
     assert_nothing_is_left(dedicated)
-
-
-def test_a_dead_controller_fails_a_launch_and_not_its_parent(ray_cluster: None) -> None:
-    import ray
-
-    source = '''
-from inferlet import Error, children, session
-async def main():
-    session.send("up")
-    await session.receive()
-    try:
-        await children.launch(source="def main(): ...")
-    except Error as error:
-        return error.code
-'''
-    with pieray.start(namespace=f"orphans-{time.time_ns()}", detached=True) as engine:
-        parent = engine.launch(program(source), capabilities={"children": True})
-        assert next(iter(parent)).text == "up"
-        os.kill(ray.get(engine._controller.pid.remote()), signal.SIGKILL)
-        with pytest.raises(EngineError):
-            engine.ps()
-        parent.send("go")
-        assert parent.result(timeout=30) == "peer-lost"
-        engine.shutdown()

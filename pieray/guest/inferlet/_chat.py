@@ -20,15 +20,21 @@ from .errors import InvalidRequest, Unsupported
 Message: TypeAlias = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Setting:
     """What a context's template is told besides messages, always the same."""
 
     model: str = ""
     tools: tuple[dict[str, Any], ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    now: int = field(default_factory=lambda: int(time.time()))
-    """Seconds since 1970: a conversation has one date."""
+    date: int | None = None
+    """Seconds since 1970: a conversation has one date, that of its first message."""
+
+    @property
+    def now(self) -> int:
+        if self.date is None:
+            self.date = int(time.time())
+        return self.date
 
     def render(self, messages: tuple[Message, ...], *, cue: bool) -> str:
         return chat.render(messages, tools=self.tools, add_generation_prompt=cue, model=self.model,

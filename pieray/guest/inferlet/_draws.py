@@ -76,7 +76,7 @@ class Source(Protocol):
     """The context has changed: what was drawn and not taken is void."""
     finish_reason: str
     way: str
-    """How it draws, for the log."""
+    """How it draws, for the log, where a plan was to be expected; else ""."""
 
     async def next(self, num_left: int, most: int = 0) -> Drawn:
         """One or more tokens, at most `num_left` (and `most`, unless that is 0); none when `finish_reason` says why."""

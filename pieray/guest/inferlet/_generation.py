@@ -215,9 +215,10 @@ class Generation:
         return isinstance(self._source, PlanSource)
 
     def _begin(self, source: Source) -> Source:
-        """Draw from this source; the log says which way, once each."""
+        """Draw from this source; the log says which way, once each, where it is not the usual one."""
         self._source = source
-        _say_once(f"generate runs as {source.way}")
+        if source.way:
+            _say_once(f"generate runs as {source.way}")
         return source
 
     async def _open_grammar(self) -> int:

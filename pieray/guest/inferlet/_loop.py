@@ -12,6 +12,7 @@ import contextvars
 import heapq
 import math
 import sys
+import weakref
 from asyncio import events
 from collections import deque
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class TicketLoop(asyncio.AbstractEventLoop):
         self._tickets: dict[int, list[asyncio.Future[None]]] = {}  # who waits for each
         self._long: set[int] = set()  # those that take long, by what they are
         self._is_idle_due = False  # a long wait has begun since others were told
-        self._generators: set[Any] = set()
+        self._generators: weakref.WeakSet[Any] = weakref.WeakSet()
         self._is_running = False
         self._is_closed = False
         self._is_stopping = False
@@ -154,7 +155,8 @@ class TicketLoop(asyncio.AbstractEventLoop):
 
     async def shutdown_asyncgens(self) -> None:
         """Close all asynchronous generators that are still open."""
-        generators, self._generators = list(self._generators), set()
+        generators = list(self._generators)
+        self._generators.clear()
         results = await asyncio.gather(*(gen.aclose() for gen in generators), return_exceptions=True)
         for gen, result in zip(generators, results, strict=True):
             if isinstance(result, Exception):

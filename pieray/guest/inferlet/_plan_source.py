@@ -103,7 +103,7 @@ class PlanSource:
         self.is_busy = False
         self.is_stale = False
         self.finish_reason = ""
-        self.way = "a decode plan"
+        self.way = ""
 
     async def next(self, num_left: int, most: int = 0) -> Drawn:
         return await self._drawn(num_left, lambda plan: self._read(plan, most))

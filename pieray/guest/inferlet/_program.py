@@ -34,7 +34,6 @@ async def main(prompt: str, limit: int, temperature: float = 0.0, stop: list[str
     return {"text": generation.text, "num_tokens": generation.num_tokens}
 """
 
-_program: list[Any] = []  # code and filename
 _rehearsal: list[str] = []  # its code, once it has been compiled
 
 
@@ -68,42 +67,34 @@ def prepare(limit: int = 0) -> None:
     if _host.is_component:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text file in the component
         asyncio.events.new_event_loop = asyncio.new_event_loop = _loop.TicketLoop
-    _rehearsal[:] = [load_program(_REHEARSAL, _REHEARSAL_FILE, "".join(_rehearsal))]
+    if not _rehearsal:
+        _rehearsal.append(compile_source(_REHEARSAL, _REHEARSAL_FILE))
     try:
-        _run(f'{{"prompt": "rehearsal", "limit": {limit}}}')
+        _run(_REHEARSAL, _REHEARSAL_FILE, _rehearsal[0], f'{{"prompt": "rehearsal", "limit": {limit}}}')
     finally:
         _host.forget()
         _report.forget_source(_REHEARSAL_FILE)
         sys.modules.pop(MODULE, None)
-        _program.clear()
 
 
-def load_program(source: str, filename: str, code: str) -> str:
-    """Make `source` the program that `run_loaded` runs; its code, to be given with the same source elsewhere.
-
-    `code` is what this returned there, or "".  Raises ProgramFailed.
-    """
+def compile_source(source: str, filename: str) -> str:
+    """The code of a program, for `run_source` here and elsewhere.  Raises ProgramFailed."""
     try:
-        _report.register_source(filename, source)
-        if code:
-            compiled = marshal.loads(code.encode("latin-1"))
-        else:
-            compiled = compile(source, filename, "exec", dont_inherit=True)
-            code = marshal.dumps(compiled).decode("latin-1")
+        _report.register_source(filename, source)  # an error in it is shown with its line
+        return marshal.dumps(compile(source, filename, "exec", dont_inherit=True)).decode("latin-1")
     except BaseException as error:
         raise ProgramFailed(error) from None
-    _program[:] = [compiled, filename]
-    return code
 
 
-def run_loaded(text: str) -> str:
-    """Run main() of the loaded program with the JSON object `text` as keyword arguments; its result as JSON.
+def run_source(source: str, filename: str, code: str, seed: int, text: str) -> str:
+    """Run main() of a program with the JSON object `text` as keyword arguments; its result as JSON.
 
-    Raises ProgramFailed, whatever was raised.
+    `code`: what `compile_source` gave for it.  `seed`: of the module `random`.  Raises ProgramFailed, whatever was
+    raised.
     """
     try:
-        random.seed(_host.runtime.random_u64())  # a snapshot's state would be the same in all guests
-        return _run(text)
+        random.seed(seed)  # a snapshot's state would be the same in all guests
+        return _run(source, filename, code, text)
     except SystemExit as error:
         if error.code in (None, 0):
             return "null"
@@ -116,12 +107,12 @@ def run_loaded(text: str) -> str:
                 stream.flush()
 
 
-def _run(text: str) -> str:
-    code, filename = _program
+def _run(source: str, filename: str, code: str, text: str) -> str:
+    _report.register_source(filename, source)
     module = ModuleType(MODULE)
     module.__file__ = filename
     sys.modules[MODULE] = module  # dataclasses and pickle look a class's module up
-    exec(code, module.__dict__)
+    exec(marshal.loads(code.encode("latin-1")), module.__dict__)
     main = getattr(module, "main", None)
     if not callable(main):
         raise InvalidRequest(f"{filename} defines no main(): an inferlet is `async def main(prompt: str, ...)`")

@@ -22,8 +22,8 @@ TOP_TOKENS = 16
 class PassSource:
     """A forward and a sample per token; the fewest calls."""
 
-    def __init__(self, context: Context, draws: Draws, why: str) -> None:
-        self.way = f"a pass per token: {why}"
+    def __init__(self, context: Context, draws: Draws, why: str = "") -> None:
+        self.way = why and f"a pass per token: {why}"
         self._context = context
         self._draws = draws
         self._handle = 0
@@ -169,5 +169,5 @@ def open_source(context: Context, draws: Draws, num_tokens: int, texts: Texts) -
             return DraftSource(context, draws)
         return PassSource(context, draws, "the drafter is a function")
     if num_tokens <= 1:
-        return PassSource(context, draws, "there is only one")
+        return PassSource(context, draws)
     return PlanSource(context, draws, texts)

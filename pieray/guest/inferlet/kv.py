@@ -6,6 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 from . import _convert, _host
+from . import model as models
 from ._idle import held
 from .errors import InvalidRequest
 from .tickets import Ticket, take_none, take_text
@@ -17,7 +18,7 @@ MAX_TTL_MS = 1 << 53
 @_host.cached
 def page_size() -> int:
     """Tokens in a page."""
-    return int(_host.kv.page_size())
+    return int(models.info()["page_size"])
 
 
 def alloc(count: int) -> list[int]:

@@ -45,8 +45,7 @@ def test_generate_is_a_plan_where_there_are_plans(make_host: Callable[..., FakeH
 
     run(main())
     assert [text for level, text in host.logs if level == "debug"] == [
-        "generate runs as a decode plan",
-        "generate runs as a pass per draft: the drafter is a function",
+        "generate runs as a pass per draft: the drafter is a function"
     ]
 
 
@@ -321,8 +320,8 @@ def test_a_limit_of_no_plans_means_a_pass_per_token() -> None:
 
     run(main())
     assert [text for level, text in host.logs if level == "debug"] == [
-        "generate runs as a decode plan", "generate runs as a pass per token: no plan is free",
-    ]  # fmt: skip
+        "generate runs as a pass per token: no plan is free"
+    ]
 
 
 def test_a_limit_of_pages_is_no_limit_of_plans() -> None:

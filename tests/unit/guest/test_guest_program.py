@@ -19,17 +19,16 @@ from inferlet._program import (
     _is_plain,
     _mismatch,
     _takes,
-    load_program,
+    compile_source,
     prepare,
-    run_loaded,
+    run_source,
 )
 
 TWO = "async def main(prompt: str, max_tokens: int = 64):\n    return [prompt, max_tokens]\n"
 
 
-def run_program(source: str, filename: str, text: str) -> str:
-    load_program(source, filename, "")
-    return run_loaded(text)
+def run_program(source: str, filename: str, text: str, seed: int = 0) -> str:
+    return run_source(source, filename, compile_source(source, filename), seed, text)
 
 
 def failure(source: str, text: str = "{}") -> ProgramFailed:
@@ -161,12 +160,10 @@ def test_source_that_is_no_program(host: FakeHost) -> None:
     assert "def main(:" in failed.trace
 
 
-def test_random_is_seeded_by_the_host_alone(make_host: object) -> None:
+def test_random_is_seeded_by_the_host_alone(host: FakeHost) -> None:
     source = "import random\ndef main():\n    return random.random()"
-    make_host()  # type: ignore[operator]
-    first, second = run_program(source, "main.py", ""), run_program(source, "main.py", "")
-    make_host()  # type: ignore[operator]
-    assert run_program(source, "main.py", "") == first != second
+    first, second, again = (run_program(source, "main.py", "", seed) for seed in (1, 2**64 - 1, 1))
+    assert again == first != second
 
 
 def test_dataclasses_and_type_hints_find_their_module(host: FakeHost) -> None:
@@ -180,12 +177,11 @@ def test_dataclasses_and_type_hints_find_their_module(host: FakeHost) -> None:
 
 def test_code_that_was_made_once_runs_like_its_source(host: FakeHost) -> None:
     source = "def main(x: int):\n    return [x, 1 / x]\n"
-    code = load_program(source, "main.py", "")
-    assert load_program(source, "main.py", code) == code
-    assert json.loads(run_loaded('{"x": 2}')) == [2, 0.5]
-    load_program(source, "main.py", code)
+    code = compile_source(source, "main.py")
+    assert json.loads(run_source(source, "main.py", code, 0, '{"x": 2}')) == [2, 0.5]
+    _report.forget_source("main.py")  # as it is in a guest that has not compiled it
     with pytest.raises(ProgramFailed) as caught:
-        run_loaded('{"x": 0}')
+        run_source(source, "main.py", code, 0, '{"x": 0}')
     assert caught.value.trace.splitlines()[1:3] == ['  File "main.py", line 2, in main', "    return [x, 1 / x]"]
 
 
@@ -196,5 +192,3 @@ def test_what_is_done_ahead_calls_nobody_and_leaves_nothing_behind(host: FakeHos
     prepare()
     assert (set(linecache.cache), set(_report._sources), set(sys.modules), len(host.calls)) == before
     assert random.getstate() == state
-    with pytest.raises(ProgramFailed):
-        run_loaded("{}")

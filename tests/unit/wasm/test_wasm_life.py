@@ -140,11 +140,14 @@ def test_nothing_is_left_after_two_hundred_guests(fresh_host):
             return len(os.listdir("/proc/self/fd")), threading.active_count(), sum(1 for _ in maps)
 
     run(67)  # the slots of as many at one time are mapped from now on
-    time.sleep(0.1)
-    fds, threads, maps = state()
-    guests = run(67)
-    time.sleep(0.1)
-    after = state()
+    for _ in range(4):  # more may run at one time in the next round, and map more: a leak does not end
+        time.sleep(0.1)
+        fds, threads, maps = state()
+        guests = run(67)
+        time.sleep(0.1)
+        after = state()
+        if after[2] - maps < 60:
+            break
     assert (after[0], after[1]) == (fds, threads)
     assert after[2] - maps < 60  # a leaked store is at least three mappings
     assert [g for g in guests if g() is not None] == []

@@ -73,8 +73,36 @@ def test_a_slot_is_its_image_again(wasm: WasmHost) -> None:
         assert MARK not in following
 
 
+NEEDS_SCAN = pytest.mark.skipif(
+    tuple(map(int, os.uname().release.split(".")[:2])) < (6, 7), reason="Linux has no PAGEMAP_SCAN"
+)
+
+
+def copied_bytes() -> int:
+    """Of the images that are mapped to be written: what is memory of this process's own, in the largest."""
+    name, sizes = "", [0]
+    with open("/proc/self/smaps") as file:
+        for line in file:
+            fields = line.split()
+            if "-" in fields[0]:
+                name = fields[5] if len(fields) > 5 and fields[1].startswith("rw") else ""
+            elif fields[0] == "Anonymous:" and name.endswith(".cwasm"):
+                sizes.append(int(fields[1]) << 10)
+    return max(sizes)
+
+
 @pytest.mark.skipif(not pooling.can_pool(1), reason="no slots on this machine")
-@pytest.mark.skipif(tuple(map(int, os.uname().release.split(".")[:2])) < (6, 7), reason="Linux has no PAGEMAP_SCAN")
+@NEEDS_SCAN
+def test_a_slot_keeps_what_guests_write_to_and_no_more(wasm: WasmHost) -> None:
+    program = wasm.load(component_path(), "python-runtime")
+    for _ in range(6):
+        assert Watched(wasm, program, "{}", source="def main():\n    return 1\n").value == "1"
+        until(lambda: wasm.num_waiting == 0)
+    assert 1 << 20 < copied_bytes() < 5 << 20
+
+
+@pytest.mark.skipif(not pooling.can_pool(1), reason="no slots on this machine")
+@NEEDS_SCAN
 def test_linux_tells_which_pages_were_written(wasm: WasmHost) -> None:
     assert native.wasmtime_version() == pooling.SCAN_VERSION, "find the setting in this one, see allow_scan"
     pool = native.pooling_config_new()
