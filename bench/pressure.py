@@ -1,14 +1,14 @@
 """What happens when programs want more pages than there are: every program ends, with the text it would have had.
 
 Each contract is a list of programs with their arrivals.  It runs on a pool that takes all of it (unpressed), and on
-one that does not (pressed), with host memory to swap to and without, and first come first served: a client that knows
-how many pages each program will take lets it in when so many are left.  They take turns, round by round.  Of each:
-programs that failed, texts that differ from the unpressed ones, throughput (tokens drawn over the time from the first
-launch to the last result) over the unpressed rate, completion p50 and p99, and what the pool did.  Where a program is
-to fail on the pressed pool, the two do not do the same work, and there is no rate; it is told how soon and with what it
-failed.
+one that does not (pressed), with host memory to swap to, with little of it and without, and first come first served: a
+client that knows how many pages each program will take lets it in when so many are left.  They take turns, round by
+round.  Of each: programs that failed, texts that differ from the unpressed ones, throughput (tokens drawn over the time
+from the first launch to the last result) over the unpressed rate, completion p50 and p99, and what the pool did.  Where
+a program is to fail on the pressed pool, the two do not do the same work, and there is no rate; it is told how soon and
+with what it failed.
 
-    python bench/pressure.py [--rounds 3] [--only CONTRACT ...] [--soak 600]
+    python bench/pressure.py [--rounds 3] [--only CONTRACT ...] [--pools no_swap ...] [--soak 600]
 
 The programs of a contract are the same in each round; "hog", "churn" and others are described beside their code.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import statistics
@@ -40,6 +41,9 @@ from pieray.errors import PierayError
 PAGE = 16  # tokens
 POOL = 192  # pages, pressed
 AMPLE = 16 * POOL + 512
+SMALL_SWAP = 1 << 20  # bytes of host memory
+POOLS = ("small_swap", "no_swap", "fcfs")
+"""Beside the one that is pressed with room for all in host memory."""
 COUNTERS = "waited", "preempted"
 RATE_4X, RATE_16X, HIGH_P99 = 0.95, 0.85, 2.0
 SOURCE = """
@@ -328,27 +332,28 @@ async def soak(engine: pieray.Engine, seconds: float) -> dict[str, Any]:
     return {**num, "error": errors[0] if errors else ""}
 
 
-def start(name: str, path: str, num_pages: int, *, swap: bool) -> pieray.Engine:
-    model = {"path": path, "num_pages": num_pages, "swap_memory_bytes": (4 << 30) if swap else 0}
+def start(name: str, path: str, num_pages: int, swap_bytes: int) -> pieray.Engine:
+    model = {"path": path, "num_pages": num_pages, "swap_memory_bytes": swap_bytes}
     return pieray.start(namespace=f"bench-pressure-{name}", model=model, inferlets_per_actor=512, prefix_cache=True)
 
 
 async def measure(given: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     rng = random.Random(3)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        start("ample", path := str(roomy_model(Path(folder))), AMPLE, swap=True) as ample,
-        start("swap", path, POOL, swap=True) as swap,
-        start("none", path, POOL, swap=False) as none,
-    ):
-        pools: dict[str, pieray.Engine] = {"ample": ample, "swap": swap, "no_swap": none, "fcfs": swap}
-        if not given.without:
-            del pools["no_swap"]
-        for engine in pools.values():  # guests are made ahead
-            warm = crowd(1)
-            fill(warm, rng)
-            await run(engine, warm)
+    with contextlib.ExitStack() as stack:
+        path = str(roomy_model(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+        pools: dict[str, pieray.Engine] = {}
+        for pool, num_pages, swap_bytes in (
+            ("ample", AMPLE, 4 << 30), ("swap", POOL, 4 << 30), ("small_swap", POOL, SMALL_SWAP), ("no_swap", POOL, 0)
+        ):  # fmt: skip
+            if pool in ("ample", "swap", *given.pools):
+                pools[pool] = engine = stack.enter_context(start(pool.replace("_", "-"), path, num_pages, swap_bytes))
+                warm = crowd(1)  # guests are made ahead
+                fill(warm, rng)
+                await run(engine, warm)
+        swap = pools["swap"]
+        if "fcfs" in given.pools:
+            pools["fcfs"] = swap
         for name, works in contracts().items():
             if given.only and name not in given.only:
                 continue
@@ -389,7 +394,7 @@ def verdicts(found: dict[str, Any]) -> dict[str, bool]:
         "soak": lambda: not found["soak"]["failed"] and not found["soak"]["wrong"],
     }
     held = {name: check() for name, check in checks.items() if name in found}
-    for pool in ("swap", "no_swap", "fcfs"):
+    for pool in ("swap", *POOLS):
         told = [facts[pool] for facts in found.values() if pool in facts]
         if told:
             held[f"{pool}: none fails, none differs"] = not any(facts["failed"] + facts["wrong"] for facts in told)
@@ -404,7 +409,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--soak", type=float, default=0.0, help="seconds")
-    parser.add_argument("--without", action=argparse.BooleanOptionalAction, default=True, help="without swap too")
+    parser.add_argument("--pools", nargs="*", default=POOLS, choices=POOLS, help="beside swap")
     given = parser.parse_args()
     held = verdicts(asyncio.run(measure(given)))
     print(json.dumps({"claim": "pressure", **machine(), "pool_pages": POOL, "ok": held}))

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 from pieray.errors import PierayError
 from pieray.host.tickets import Kind, Ticket
 from pieray.messages import CopyTokens, Forward, Message, Output
-from pieray.pages.handles import Prepared
+from pieray.pages.handles import PageSpace, Prepared
 from pieray.pages.lineage import Lineage
 
 TICKET_MASK = (1 << 32) - 1
@@ -69,7 +69,7 @@ class Text(NamedTuple):
 class Command:
     """One enqueued command; `ticket` is the guest's."""
 
-    __slots__ = ("hashes", "is_sent", "prepared", "queue", "ticket")
+    __slots__ = ("hashes", "is_sent", "is_sought", "prepared", "queue", "ticket")
     num_skippable: int = 0
     """Of the first tokens that it runs, how many it need not run itself where what they leave is there."""
     num_computed: int = 0
@@ -83,6 +83,7 @@ class Command:
         self.prepared = prepared
         self.is_sent = False
         self.hashes: list[bytes] | None = None  # to be looked up; None: nobody has looked what
+        self.is_sought = False  # whether its pages that are away have been looked up by what they held
 
     def text(self) -> Text | None:
         """What it runs, if that is plain text; it is not sent yet."""
@@ -232,8 +233,15 @@ class Restore(Command):
     """Frames get their memory back: done when it holds what it did."""
 
     writes_behind_copies = True
+    __slots__ = ("_pages",)
+
+    def __init__(self, ticket: int, queue: Queue, prepared: Prepared, pages: PageSpace) -> None:
+        super().__init__(ticket, queue, prepared)
+        self._pages = pages
 
     def message(self, inferlet: int) -> Message:
-        """A copy of each page's first token onto itself: it comes behind whatever brings the page back."""
-        copies = [[page, 0, page, 0, 1] for page in self.prepared.pages.tolist()]
+        """A copy of each page's first token onto itself: it comes behind whatever brings the page back.  Not of pages
+        that were found, which hold what they do."""
+        is_found = self._pages.is_known(self.prepared.rows)
+        copies = [[page, 0, page, 0, 1] for page in self.prepared.pages[~is_found].tolist()]
         return CopyTokens(wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority, copies)

@@ -67,8 +67,8 @@ class Tenant(Protocol):
     def is_idle(self, now: float) -> bool:
         """Whether it has pages, and has had nothing to compute for a while; `now` is time.monotonic()."""
 
-    def preempt(self, kept: Sequence[int]) -> None:
-        """Give up all pages but those; `DeviceClient.preempted` is called in the end, perhaps at once."""
+    def preempt(self, kept: Sequence[int], shared: Sequence[int]) -> None:
+        """Give up all pages but those `kept`, see Preempt; `DeviceClient.preempted` is called in the end."""
 
 
 class DeviceClient:
@@ -287,7 +287,7 @@ class DeviceClient:
                 self._give_back_spare()
             elif isinstance(message, Preempt):
                 if (tenant := self._tenants.get(message.inferlet)) is not None:
-                    tenant.preempt(np.frombuffer(message.kept, "<u4").tolist())
+                    tenant.preempt(*(np.frombuffer(pages, "<u4").tolist() for pages in (message.kept, message.shared)))
             elif isinstance(message, (Completed, Failed)):
                 if not message.ticket & TICKET_MASK:
                     self._leasing.pop(message.ticket >> 32, None)

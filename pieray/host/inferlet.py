@@ -207,9 +207,9 @@ class Inferlet:
         guest = self._guest  # one that waits for its turn has been answered, and is about to go on
         return self._outbox.is_idle(now) and guest is not None and guest.is_waiting
 
-    def preempt(self, kept: Sequence[int]) -> None:
+    def preempt(self, kept: Sequence[int], shared: Sequence[int]) -> None:
         with self._state.lock:
-            self._outbox.preempt(kept)
+            self._outbox.preempt(kept, shared)
 
     def take_tokens(self) -> int:
         """Tokens that it has computed since this was called last."""

@@ -18,6 +18,7 @@ from pieray.host.swap import Swap
 from pieray.host.tickets import Kind, Ticket, TicketTable
 from pieray.host.transfers import Transfers
 from pieray.messages import CopyTokens, ExtendPlan, Message, Output, StopPlan
+from pieray.pages.contents import Place
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
@@ -63,6 +64,7 @@ class Outbox:
         self._tickets = tickets
         self._lineage = lineage
         self._prefixes = prefixes
+        self._seeking: dict[int, Place] = {}  # of these, the pages that it had before
         self._looking: Command | None = None  # whose pages are looked up with the lease that was asked for
         self.num_found = 0  # tokens that were found
         self._num_computed = 0  # by commands that have finished
@@ -85,7 +87,7 @@ class Outbox:
         self._num_expected = 0  # pages in use that are to be leased ahead of need; 0: no more than usual
         self._active_at = time.monotonic()  # when a command was last enqueued, or ended
         self._has_begun = False  # whether one has been
-        self.swap = Swap(inferlet, pages, lineage, pool_pages)
+        self.swap = Swap(inferlet, pages, lineage, pool_pages, prefixes)
         self._host_queue = Queue(0, priority)  # of commands of the host's own
         self.passes: dict[int, Pass] = {}
         self.transfers = transfers
@@ -226,10 +228,10 @@ class Outbox:
 
     # --- pages given up, see pieray.host.preemption --------------------------------------------------
 
-    def preempt(self, kept: Collection[int]) -> None:
-        """Give up all pages but those, which exports have too; `Device.preempted` is told in the end."""
+    def preempt(self, kept: Collection[int], shared: Collection[int] = ()) -> None:
+        """See `Preemption.preempt`."""
         if not self._is_closed:
-            self.preemption.preempt(kept)
+            self.preemption.preempt(kept, shared)
 
     def _resume(self, is_for_others: bool) -> None:
         """Pages have been given up."""
@@ -255,7 +257,7 @@ class Outbox:
         rows = self._pages.unbound(rows)
         if not len(rows) or self._is_closed:
             return None
-        command = Restore(self._tickets.number(), self._host_queue, self._pages.hold(rows))
+        command = Restore(self._tickets.number(), self._host_queue, self._pages.hold(rows), self._pages)
         self.stage(command)
         self._num_flushed = len(self._staged)
         self._pump()
@@ -282,6 +284,8 @@ class Outbox:
             self._makes_way_for = None
         while self._num_flushed and not self.preemption.is_going and self._makes_way_for is None:
             command = self._staged[0]
+            if self._sought(command):
+                break
             if self._uses_lost(command):
                 self._rebuild_first(command.prepared.rows)
                 continue
@@ -313,6 +317,14 @@ class Outbox:
         self._post(messages)
         self._give_back()
         self._lease_ahead()
+
+    def _sought(self, command: Command) -> dict[int, Place]:
+        """Pages of the next command that are away and are to be looked up by what they held first, or are being."""
+        if command.is_sought or not self.swap.has_names:
+            return {}
+        sought = self.swap.sought(command.prepared.rows)
+        command.is_sought = not sought
+        return sought
 
     def _is_to_be_found(self, command: Command) -> bool:
         """Whether pages of the next command are to be looked up, or are being: it waits for that."""
@@ -401,7 +413,9 @@ class Outbox:
         short = max(self._pages.shortfall(c.prepared for c in self._staged), self._num_lacking)
         wanted = sum(run.num_wanted() for run in self._runs.values())
         num_lacking = sum(run.num_lacking() for run in self._runs.values())
-        looking = self._staged[0] if self._num_flushed and self._staged[0].hashes else None
+        looking = self._staged[0] if self._num_flushed else None
+        if looking is not None and not looking.hashes and not self._sought(looking):
+            looking = None
         if short == 0 and wanted == 0 and is_enough and looking is None:
             return False
         is_needed = short + num_lacking > 0 or looking is not None
@@ -443,7 +457,10 @@ class Outbox:
     def _lease(self, count: int, num_more: int, looking: Command | None, *, is_needed: bool) -> None:
         self._is_leasing, self._is_lease_needed = True, is_needed
         wait_s = self._page_wait_s if is_needed else 0.0
-        hashes, self._looking = b"" if looking is None else b"".join(looking.hashes or ()), looking
+        hashes, self._looking = b"", looking
+        if looking is not None:
+            self._seeking = self._sought(looking)
+            hashes = b"".join([place.name for place in self._seeking.values()] or looking.hashes or ())
         try:
             self._device.lease(self._inferlet, count, wait_s, hashes, self.num_computed, num_more)
             self._lease_timer = self.ledger.call_later(wait_s + GRACE_S, self._lease_overdue)
@@ -485,24 +502,28 @@ class Outbox:
     def granted(self, pages: Sequence[int], num_found: int = 0, *, is_own: bool = False) -> None:
         """A lease came: one that was asked for here, or by the guest itself (`is_own`).  The first `num_found` pages
         hold what the next command was to write."""
-        num_adopted = 0
+        unwanted = pages[:num_found]
         if not is_own and not self._is_late():
             self._is_leasing = False
-            num_adopted = self._adopt(pages[:num_found])
-        self.ledger.release(pages[num_adopted:num_found])
+            unwanted = self._adopt(unwanted)
+        self.ledger.release(unwanted)
         self._pages.grant(pages[num_found:])
         self._pump()
 
-    def _adopt(self, found: Sequence[int]) -> int:
-        """Pages were found, perhaps, for the command that they were looked up for; how many of them it takes."""
+    def _adopt(self, found: Sequence[int]) -> Sequence[int]:
+        """Pages were found, perhaps, for the command that they were looked up for; those that it does not take."""
         command, self._looking = self._looking, None
+        seeking, self._seeking = self._seeking, {}
+        if command is not None and seeking:
+            command.is_sought = True
+            return self.swap.found(command.prepared.rows, list(seeking), found) if command in self._staged else found
         if command is not None:
             command.hashes = []
         if not found or command is None or self._prefixes is None or command not in self._staged:
-            return 0
+            return found
         num_pages = self._prefixes.adopt(command, found, self._unfinished(command))
         self.num_found += num_pages * self._pages.page_size
-        return num_pages
+        return found[num_pages:]
 
     def lease_failed(self, error: PierayError) -> None:
         """No lease: the command that cannot be bound fails, those behind it get their turn.
@@ -545,6 +566,8 @@ class Outbox:
         if not run.is_entered:
             run.is_entered = True
             self._enter(run)
+        if self.swap.has_names:
+            self.swap.came_back(run.prepared.rows)
         if wants_pages:
             self._pump()
 
@@ -590,6 +613,8 @@ class Outbox:
         value = command.settled(result)
         if command.is_sent and not isinstance(result, PierayError):
             self._num_computed += command.num_computed
+            if self.swap.has_names:
+                self.swap.came_back(command.prepared.rows)
             if isinstance(command, Run) or command.num_computed >= self._pages.page_size:
                 self._enter(command)
         self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))

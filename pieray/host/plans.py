@@ -311,6 +311,7 @@ class PlanRun(Run):
         self.done = done
         self.max_tokens = plan._max_tokens - plan.drawn.count
         self.hashes = []
+        self.is_sought = False
         self.is_sent = self.is_preempted = False
         self.grow_at = 0
 

@@ -81,7 +81,8 @@ class Preemption:
         self.is_going = False
         self._is_own = False  # for itself
         self._kept: Collection[int] = ()
-        self._wanted: Collection[int] | None = None  # others want all but those, once it has made room for itself
+        self._shared: Collection[int] = ()
+        self._wanted: tuple[Collection[int], Collection[int]] | None = None  # to `preempt`, once it has made room
         self._has_made_room = True  # the last time
         self._taken = (0, 0)  # see `_may_take_from_behind`: ticket, and how often
 
@@ -92,22 +93,23 @@ class Preemption:
 
     # --- for others --------------------------------------------------------------------------------
 
-    def preempt(self, kept: Collection[int]) -> None:
-        """Give up all pages but those, which exports have too; `Device.preempted` is told in the end."""
+    def preempt(self, kept: Collection[int], shared: Collection[int] = ()) -> None:
+        """Give up all pages but those that exports have too; what `shared` ones hold, others keep, as far as known.
+        `Device.preempted` is told in the end."""
         if self.is_going:
-            self._wanted = kept if self._is_own else self._wanted
+            self._wanted = (kept, shared) if self._is_own else self._wanted
             return
         if any(self._is_waited_for(run) for run in self._work.runs.values()):
             self._device.preempted(self._ledger.inferlet, 0, is_whole=False)
             return
-        self.is_going, self._kept = True, frozenset(kept)
+        self.is_going, self._kept, self._shared = True, kept, shared
         self._stop(self._work.runs.values())
         self.go_on()
 
     def go_on(self) -> None:
         """Copy what the pages hold, if others want them and nothing is in flight any more."""
         if self.is_going and not self._is_own and not self._work.in_flight and self._swap.ticket is None:
-            self._copy(self._pages.swappable_rows(self._kept))
+            self._copy(self._pages.swappable_rows(self._kept), self._shared)
 
     # --- for itself --------------------------------------------------------------------------------
 
@@ -180,8 +182,8 @@ class Preemption:
         stopped = [run.ticket for run in runs if run.preempt()]
         self._post([StopPlan(wire_ticket(self._ledger.inferlet, ticket)) for ticket in stopped])
 
-    def _copy(self, rows: I64) -> None:
-        self._post([self._swap.copy(self._number(), rows)])
+    def _copy(self, rows: I64, shared: Collection[int] = ()) -> None:
+        self._post([self._swap.copy(self._number(), rows, shared)])
 
     def _copied(self, result: object) -> None:
         is_own, wanted = self._is_own, self._wanted
@@ -199,7 +201,7 @@ class Preemption:
         if not is_own:
             self._device.preempted(self._ledger.inferlet, len(pages), is_whole=is_whole)
         if wanted is not None:
-            self.preempt(wanted)
+            self.preempt(*wanted)
         else:
             self._resume(not is_own)
 

@@ -112,7 +112,7 @@ class Prefixes:
         names = self._hashes_of(rows[:count])
         places = map(Place, names, [self._root, *names], range(len(names)))
         known = self._pages.num_known(rows)
-        self._tell(dict(list(zip(rows.tolist(), places, strict=False))[known:]))
+        self.tell(dict(list(zip(rows.tolist(), places, strict=False))[known:]))
 
     def enter_all(self, commands: Sequence[Command]) -> None:
         """The inferlet has ended: the same for all that it has."""
@@ -123,13 +123,22 @@ class Prefixes:
         busy = _rows_to_write(commands, self._pages.page_size)
         contents = Contents(self._lineage.rebuild_plan(rows_of), self._root, self._pages.page_size)
         found = {row: contents.place_of(frame) for frame, row in rows_of.items() if row not in busy}
-        self._tell({row: place for row, place in found.items() if place is not None})
+        self.tell({row: place for row, place in found.items() if place is not None})
 
     def closing(self, handles: U32, commands: Sequence[Command]) -> None:
         """Handles are about to be closed, those of a whole text perhaps: what is lost with them is to be found."""
         rows = self._pages.closing_rows(handles)
         if len(rows):
             self.enter(rows, commands)
+
+    def places(self, rows: I64) -> dict[int, Place]:
+        """Of the frames, those that are known by their content, by identity: what they are known as."""
+        rows = rows[self._pages.is_known(rows)]
+        if not len(rows) or not self._may_tell():
+            return {}
+        idents = self._pages.idents(rows).tolist()
+        contents = Contents(self._lineage.rebuild_plan(idents), self._root, self._pages.page_size)
+        return {ident: place for ident in idents if (place := contents.place_of(ident)) is not None}
 
     # --- inside ----------------------------------------------------------------------------------
 
@@ -143,7 +152,8 @@ class Prefixes:
         frames = self._pages.idents(rows).tolist()
         return Contents(self._lineage.rebuild_plan(frames), self._root, self._pages.page_size).chain_of(frames)
 
-    def _tell(self, places: dict[int, Place]) -> None:
+    def tell(self, places: dict[int, Place]) -> None:
+        """What frames hold is to be found."""
         if not places:
             return
         pages = self._pages.enter(np.fromiter(places, np.int64))

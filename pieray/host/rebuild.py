@@ -42,6 +42,7 @@ class Rebuild(Command):
         given: Collection[int],
     ) -> None:  # fmt: skip
         super().__init__(ticket, queue, prepared)
+        self.is_sought = True
         self._steps = steps
         self._frames = frames
         self._given = given

@@ -7,7 +7,7 @@ gets its content back ahead of that command: from its host slot, or by being com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from pieray.errors import PierayError
 from pieray.host.commands import INTERNAL, Queue, wire_ticket
+from pieray.host.prefixes import Prefixes
 from pieray.host.rebuild import Rebuild, frames_of, is_repeatable
 from pieray.messages import DropSwapped, Message, SwapIn, SwapOut
+from pieray.pages.contents import Place
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage, Step, steps_for, steps_on, written_slots
 
@@ -34,8 +36,12 @@ class Loss(NamedTuple):
 class Swap:
     """Of one inferlet.  All methods are called with the instance's lock held."""
 
-    def __init__(self, inferlet: int, pages: PageSpace, lineage: Lineage, most_pages: int) -> None:
-        """`most_pages`: for what is computed again at one time, that is those of the pool."""
+    def __init__(
+        self, inferlet: int, pages: PageSpace, lineage: Lineage, most_pages: int, prefixes: Prefixes | None
+    ) -> None:
+        """`most_pages`: for what is computed again at one time, that is those of the pool.  `prefixes` None: nothing is
+        looked up."""
+        self._prefixes = prefixes
         self._inferlet = inferlet
         self._most_pages = most_pages
         self._unwanted: list[int] = []  # host slots of frames that are to be computed again
@@ -46,13 +52,24 @@ class Swap:
         self.ticket: int | None = None  # under which the batcher answers
         self._rows = np.zeros(0, np.int64)  # whose content is being copied
         self._empty = self._rows  # that hold nothing of note
+        self._left = self._rows  # whose content others have
+        self._names: dict[int, Place] = {}  # of frames that are away: what they hold, as it is known to the index
         self.num_out = 0  # pages that went to host memory, ever
+        self.num_left = 0  # pages that were left to others, ever
+        self.num_found = 0  # pages that were found by what they held, ever
 
-    def copy(self, ticket: int, rows: I64) -> Message:
-        """Frames, which nothing in flight uses, are to give up their pages: the copying of what these hold."""
+    def copy(self, ticket: int, rows: I64, shared: Collection[int]) -> Message:
+        """Frames, which nothing in flight uses, are to give up their pages: the copying of what these hold, but for
+        `shared` pages that are known by their content: others have them."""
+        rows, self._left = self._pages.without_shared(rows, shared)
+        rows = np.concatenate([rows, self._left[~np.isin(self._left, keepable := self._rebuildable(self._left))]])
+        self._left = keepable
         self._rows, self._empty = self._pages.with_content(rows)
+        if self._prefixes is not None:
+            self._names.update(self._prefixes.places(np.concatenate([self._rows, self._left])))
         self._pages.pin(self._rows)
         self._pages.pin(self._empty)
+        self._pages.pin(self._left)
         self.ticket = ticket
         pages = self._pages.pages_of(self._rows).astype("<u4").tobytes()
         return SwapOut(wire_ticket(self._inferlet, ticket), self._inferlet, _QUEUE, 0, pages)
@@ -73,9 +90,14 @@ class Swap:
             pages += self._lose(lost)
         self.num_out += num_kept
         pages += self._pages.swap_out(rows[:num_kept], slots)
-        num_left = len(self._pages.bound(rows))
+        if not isinstance(result, PierayError):
+            pages += self._lose(self._left)
+            self.num_left += len(self._left)
+        stay = self._pages.bound(np.concatenate([rows, self._left]))
         self._unpin()
-        return pages, not num_left
+        for ident in self._pages.idents(stay).tolist():
+            self._names.pop(ident, None)
+        return pages, not len(stay)
 
     def _rebuildable(self, rows: I64) -> I64:
         """Those of the frames that can be computed again, each on the pages that the pool has."""
@@ -156,6 +178,45 @@ class Swap:
         steps, given = steps_on(self._lineage.rebuild_plan(wanted | there), wanted, there, size)
         return given, steps
 
+    # --- coming back by what they held -------------------------------------------------------------
+
+    @property
+    def has_names(self) -> bool:
+        """Whether frames may be away that the index may know."""
+        return bool(self._names)
+
+    def sought(self, rows: I64) -> dict[int, Place]:
+        """Of the frames, those that are away and may be known to the index, by identity; the first of texts first."""
+        away = set(self._pages.idents(self._pages.unbound(rows)).tolist())
+        found = [(place.depth, ident, place) for ident in away if (place := self._names.get(ident)) is not None]
+        return {ident: place for _, ident, place in sorted(found)}
+
+    def found(self, rows: I64, idents: Sequence[int], pages: Sequence[int]) -> list[int]:
+        """Pages of the index that hold what frames of those identities did; those that are not taken after all."""
+        row_of = dict(zip(self._pages.idents(away := self._pages.unbound(rows)).tolist(), away.tolist(), strict=True))
+        pairs = list(zip(idents, pages, strict=False))
+        taken = {row_of[ident]: page for ident, page in pairs if ident in row_of}
+        self._pages.return_found(np.fromiter(taken, np.int64, len(taken)), list(taken.values()))
+        self.num_found += len(taken)
+        self._forget(ident for ident, _ in pairs)
+        return [page for ident, page in pairs if ident not in row_of] + list(pages[len(pairs) :])
+
+    def came_back(self, rows: I64) -> None:
+        """A command that used the frames has come so far that they hold what they did: others may find it again."""
+        if self._prefixes is None:
+            return
+        rows = np.unique(self._pages.bound(rows))
+        named = [(row, ident) for row, ident in zip(rows.tolist(), self._pages.idents(rows).tolist(), strict=True)
+                 if ident in self._names]  # fmt: skip
+        self._prefixes.tell({row: self._names[ident] for row, ident in named})
+        self._forget(ident for _, ident in named)
+
+    def _forget(self, idents: Iterable[int]) -> None:
+        for ident in idents:
+            self._names.pop(ident, None)
+            self._losses = [loss._replace(frames=loss.frames - {ident}) for loss in self._losses]
+        self._losses = [loss for loss in self._losses if loss.frames]
+
     def ahead(self) -> list[Message]:
         """What is to be sent before anything that uses pages bound by now, and what is to be told."""
         messages: list[Message] = []
@@ -176,4 +237,5 @@ class Swap:
     def _unpin(self) -> None:
         self._pages.unpin(self._rows)
         self._pages.unpin(self._empty)
-        self._rows = self._empty = self._rows[:0]
+        self._pages.unpin(self._left)
+        self._rows = self._empty = self._left = self._rows[:0]

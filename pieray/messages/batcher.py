@@ -90,8 +90,8 @@ class SwapOut(Message):
     them may still be under way when this is answered.
 
     -> u32[n]: the slots of the first n pages, as many as found room, perhaps none.  They are the inferlet's until a
-    SwapIn has read them, a DropSwapped names them, or it ends.  Fails, and keeps no slot, if a command that was to
-    write a part of the pages has failed and nothing has written it since.
+    SwapIn has read them, a DropSwapped names them, or it ends.  Parts that a failed command was to write are copied
+    as they are: the inferlet knows them, and reads none of them when the pages are back.
     """
 
     ticket: int

@@ -90,6 +90,7 @@ class Preempt(Message):
 
     inferlet: int
     kept: bytes  # u32: pages that it may as well keep, for exports have them too
+    shared: bytes = b""  # u32: pages that others have, who do not give up theirs: what they hold need not be kept
 
 
 @register(37)

@@ -80,7 +80,9 @@ class FrameTable:
         self.page[rows] = UNBOUND
         self.slot[rows] = slots
         self.num_swapped += int(np.count_nonzero(slots != UNBOUND))
-        self.is_shared[rows] = self.is_indexed[rows] = False
+        # one that is known by its content is still not written to: others may come to have the page that it gets
+        self.is_shared[rows] = self.is_indexed[rows]
+        self.is_indexed[rows] = False
         return pages
 
     def new_unreferenced(self, count: int) -> I64:
@@ -96,6 +98,14 @@ class FrameTable:
         """The unbound, distinct rows get pages that hold what was to be written to them."""
         self.page[rows] = pages
         self.is_shared[rows] = self.is_indexed[rows] = True
+
+    def return_found(self, rows: I64, pages: Sequence[int]) -> None:
+        """The distinct rows that are away get pages that hold what they did."""
+        self.num_swapped -= int(np.count_nonzero(self.slot.take(rows) != UNBOUND))
+        self.dropped += self.slot[rows][self.slot[rows] != UNBOUND].tolist()
+        self.slot[rows] = UNBOUND
+        self.is_lost[rows] = False
+        self.adopt_found(rows, pages)
 
     def add_refs(self, rows: I64) -> None:
         np.add.at(self.refs, rows, 1)
@@ -175,12 +185,11 @@ class FrameTable:
         if page != UNBOUND:
             (self.returned if self.is_shared[row] else self.spare).append(page)
             self.page[row] = UNBOUND
-            self.is_shared[row] = self.is_indexed[row] = False
         elif self.slot[row] != UNBOUND:
             self.dropped.append(int(self.slot[row]))
             self.slot[row] = UNBOUND
             self.num_swapped -= 1
-        self.is_lost[row] = False
+        self.is_lost[row] = self.is_shared[row] = self.is_indexed[row] = False
         self.written[row] = 0
         self.ident[row] = 0
         self._free.append(row)

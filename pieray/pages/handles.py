@@ -223,6 +223,16 @@ class PageSpace(GrowingStaging):
         rows = np.flatnonzero(self._frames.page != UNBOUND)
         return rows[~np.isin(rows, np.concatenate([lent.rows for lent in self._lent]))] if self._lent else rows
 
+    def without_shared(self, rows: I64, shared: Collection[int]) -> tuple[I64, I64]:
+        """Frames, and those of them on `shared` pages that are known by their content."""
+        frames = self._frames
+        is_left = frames.is_indexed.take(rows) & np.isin(frames.page.take(rows), list(shared))
+        return rows[~is_left], rows[is_left]
+
+    def is_known(self, rows: I64) -> npt.NDArray[np.bool_]:
+        """Which of the frames are known by their content."""
+        return self._frames.is_indexed.take(rows)
+
     def with_content(self, rows: I64) -> tuple[I64, I64]:
         """Frames whose content is to be kept, and those that hold nothing of note."""
         self.settle()
@@ -342,6 +352,11 @@ class PageSpace(GrowingStaging):
         """Fresh pages of the command, from `first` on, are leased ones that hold what it was to write there.  Whoever
         writes to them copies them first."""
         self._frames.adopt_found(prepared.rows[first : first + len(pages)], pages)
+        self.num_granted += len(pages)
+
+    def return_found(self, rows: I64, pages: Sequence[int]) -> None:
+        """Frames that are away get pages that hold what they did."""
+        self._frames.return_found(rows, pages)
         self.num_granted += len(pages)
 
     def rows_of(self, handles: U32) -> I64:

@@ -62,6 +62,12 @@ class Relief:
                 self.num_running += 1
         return chosen
 
+    def left_to_others(self) -> dict[Holder, list[int]]:
+        """Of each program that is giving up its pages, those that others have who are not, or who come behind it: one
+        of those who have a page is to keep what it holds."""
+        count = _Count(self._ledger)
+        return {holder: count.left_by(holder) for holder in self._asked}
+
     def answered(self, holder: Holder, now: float, *, is_whole: bool) -> None:
         """The program has given up what it could; whether that was all."""
         self._asked.pop(holder, None)
@@ -127,3 +133,10 @@ class _Count:
     def has_part(self, holder: Holder) -> bool:
         """Whether one of the pages that come to be available is its own: without it there would be fewer."""
         return any(self._less[page] == references for page, _, references in self._ledger.references(holder))
+
+    def left_by(self, holder: Holder) -> list[int]:
+        """Pages that others still have when the program has given up its own, after those before it."""
+        pages = self._ledger.references(holder)
+        for page, count, _ in pages:
+            self._less[page] += count
+        return [page for page, _, references in pages if self._less[page] < references]

@@ -246,10 +246,14 @@ class LeaseService:
         if not len(self._line) or is_early or now < self._relieved_at + RELIEVE_LEAST_S:
             return
         self._relieved_at = now
-        for holder in self._relief.choose(now, self._idle):
-            kept = np.asarray(self._ledger.kept_pages_of(holder), "<u4").tobytes()
+        chosen = self._relief.choose(now, self._idle)
+        left = self._relief.left_to_others() if chosen else {}
+        for holder in chosen:
+            kept, shared = (
+                np.asarray(pages, "<u4").tobytes() for pages in (self._ledger.kept_pages_of(holder), left[holder])
+            )
             if (peer := self._peers.get(holder.peer_id)) is not None:
-                _post(peer, Preempt(holder.inferlet, kept))
+                _post(peer, Preempt(holder.inferlet, kept, shared))
 
     def _settle(self) -> None:
         """Serve and expire the line; called with the lock held."""

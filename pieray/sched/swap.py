@@ -53,12 +53,13 @@ class SwapCommand(MoveCommand):
         part = slice(*self.step_range)
         return np.array(self.pages[part], np.int64), np.array(self.slots[part], np.int64)
 
-    def _whole_pages(self, page_size: int) -> Slots:
-        return dict.fromkeys(self.pages, (1 << page_size) - 1)
-
 
 class SwapOutCommand(SwapCommand):
-    """Pages to slots, which are taken when their part is scheduled; it ends with the first page that finds none."""
+    """Pages to slots, which are taken when their part is scheduled; it ends with the first page that finds none.
+
+    It copies what there is and fails for no slot that a failed command was to write: whoever swaps a page knows which
+    of its slots are written, and reads no others when it is back.
+    """
 
     __slots__ = ()
 
@@ -86,8 +87,8 @@ class SwapOutCommand(SwapCommand):
     def written_pages(self) -> list[int]:
         return []
 
-    def read_slots(self, page_size: int) -> Slots:
-        return self._whole_pages(page_size)
+    def read_slots(self, page_size: int) -> Slots:  # noqa: ARG002 - none, whatever the size
+        return {}
 
     def written_slots(self, page_size: int) -> Slots:  # noqa: ARG002 - none, whatever the size
         return {}
@@ -125,7 +126,7 @@ class SwapInCommand(SwapCommand):
         return {}
 
     def written_slots(self, page_size: int) -> Slots:
-        return self._whole_pages(page_size)
+        return dict.fromkeys(self.pages, (1 << page_size) - 1)
 
 
 def _numbers(packed: bytes) -> list[int]:

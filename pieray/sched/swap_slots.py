@@ -33,7 +33,8 @@ class SwapSlots:
         self._free: list[int] = []  # a heap: those below `_num_begun` that nobody has
         self._num_begun = 0  # slots from here on have never been used
         self._owned: dict[LaneKey, dict[int, _State]] = {}  # none is empty
-        self._num_out = self._num_in = 0
+        self._full: set[int] = set()  # slots with a page that nobody has read or given up
+        self._num_out = self._num_in = self._num_dropped = 0
 
     def take(self, owner: LaneKey, count: int) -> list[int]:
         """Up to `count` free slots, as many as there are: they are busy."""
@@ -64,15 +65,21 @@ class SwapSlots:
         """Busy slots are held from now on, or free if they were dropped meanwhile; `is_new`: pages have come in."""
         with self._lock:
             owned = self._owned.get(owner, {})
-            self._free_all(owner, [slot for slot in slots if owned.get(slot) is _State.DROPPED])
-            owned.update({slot: _State.HELD for slot in slots if slot in owned})
-            self._num_out += len(slots) if is_new else 0
+            mine = [slot for slot in slots if slot in owned]
+            if is_new:
+                self._full.update(mine)
+                self._num_out += len(mine)
+            self._free_all(owner, [slot for slot in mine if owned[slot] is _State.DROPPED])
+            owned.update({slot: _State.HELD for slot in mine if slot in owned})
 
     def free(self, owner: LaneKey, slots: Sequence[int], *, is_read: bool = False) -> None:
         """Busy slots are free; `is_read`: their pages have gone back."""
         with self._lock:
-            self._free_all(owner, [slot for slot in slots if slot in self._owned.get(owner, {})])
-            self._num_in += len(slots) if is_read else 0
+            mine = [slot for slot in slots if slot in self._owned.get(owner, {})]
+            if is_read:
+                self._full.difference_update(mine)
+                self._num_in += len(mine)
+            self._free_all(owner, mine)
 
     def drop(self, owner: LaneKey, slots: Sequence[int]) -> None:
         """The owner does not want these any more; those that are not its own are left alone."""
@@ -89,20 +96,25 @@ class SwapSlots:
                 self._free_all(owner, list(self._owned[owner]))
 
     def check(self) -> None:
-        """Raise `internal` with every term unless each slot that was ever used is free or of one owner; O(used)."""
+        """Raise `internal` with every term unless each slot that was ever used is free or of one owner, and each page
+        that went out came back, was given up or is there; O(used)."""
         with self._lock:
             used = [slot for owned in self._owned.values() for slot in owned]
             free, num_begun, num_owners = list(self._free), self._num_begun, len(self._owned)
-            is_tidy = all(self._owned.values())
+            is_tidy = all(self._owned.values()) and self._full.issubset(used)
+            counts = self._num_out, self._num_in, self._num_dropped, len(self._full)
         seen = sorted([*used, *free])
+        is_tidy = is_tidy and counts[0] == sum(counts[1:])
         if seen != list(range(num_begun)) or num_begun > self.total or not is_tidy:
             raise PierayError(
                 f"swap slots do not balance: used {len(used)}, free again {len(free)}, distinct {len(set(seen))}, "
-                f"begun {num_begun}, total {self.total}, owners {num_owners}"
+                f"begun {num_begun}, total {self.total}, owners {num_owners}; pages out {counts[0]}, in {counts[1]}, "
+                f"given up {counts[2]}, there {counts[3]}"
             )
 
     def status(self) -> dict[str, int]:
-        """Slots in all and used, pages swapped out and in ever; the books are checked first."""
+        """Slots in all and used; pages swapped out, in, and given up unread (`dropped`), ever; the books are checked
+        first."""
         self.check()
         with self._lock:
             return {
@@ -110,6 +122,7 @@ class SwapSlots:
                 "used": self._num_begun - len(self._free),
                 "swapped_out": self._num_out,
                 "swapped_in": self._num_in,
+                "dropped": self._num_dropped,
             }
 
     def _free_all(self, owner: LaneKey, slots: Sequence[int]) -> None:
@@ -118,6 +131,8 @@ class SwapSlots:
         owned = self._owned[owner]
         for slot in slots:
             del owned[slot]
+            self._num_dropped += slot in self._full
+            self._full.discard(slot)
             heapq.heappush(self._free, slot)
         if not owned:
             del self._owned[owner]

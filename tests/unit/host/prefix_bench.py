@@ -165,10 +165,11 @@ class Group:
             return False
         idle = [g.holder for g in self.guests.values() if not g.outbox.num_outstanding and self.relieves.random() < 0.1]
         chosen = self.relief.choose(self.now, idle)
+        left = self.relief.left_to_others()
         for holder in chosen:
             guest = self.guests[holder.peer_id]
             with guest.state.lock:
-                guest.outbox.preempt(self.ledger.kept_pages_of(holder))
+                guest.outbox.preempt(self.ledger.kept_pages_of(holder), left[holder])
         return bool(chosen)
 
     def route(self, answers: object, gone: Guest | None = None) -> None:

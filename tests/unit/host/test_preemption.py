@@ -202,6 +202,40 @@ def test_a_copy_that_fails_leaves_all_where_it_was(monkeypatch):
     assert bench.all(plan) == reference(PROMPT, 40)
 
 
+def test_a_page_of_which_a_part_was_not_written_is_given_up_and_that_part_is_not_read_when_it_is_back():
+    bench = PlanBench()
+    pages = bench.handlers.kv_alloc(2)
+    bench.handlers.forward_forward(bench.queue, pages, 0, u32(*PROMPT[:5]), u32(), u32())
+    bench.run()
+    bench.runner.fail_at = bench.runner.num_steps + 1
+    bench.handlers.forward_forward(bench.queue, pages, 5, u32(70, 71), u32(), u32())
+    bench.run()
+    preempt(bench)
+    bench.run()
+    assert bench.device.preempted_pages == [(len(bench.device.released), True)]
+    assert bench.pages.num_swapped == 2
+    with pytest.raises(InvalidRequest, match="kv_len 6: not all slots below it were written"):
+        bench.handlers.forward_forward(bench.queue, pages, 6, u32(72), u32(), u32())
+    pass_ = bench.handlers.forward_forward(bench.queue, pages, 5, u32(73), u32(), u32())
+    said = bench.handlers.forward_sample(pass_, 0, 0.0, 0, 1.0, 0.0, 0)
+    bench.run()
+    assert bench.handlers.tickets_take_tokens(said).tolist() == reference([*PROMPT, 73], 1)
+    bench.check()
+
+
+def test_pages_that_are_dropped_after_all_do_not_count_as_swapped():
+    bench = PlanBench(num_slots=1)
+    bench.handlers.forward_forward(bench.queue, bench.handlers.kv_alloc(3), 0, u32(*PROMPT), u32(), u32())
+    bench.run()
+    preempt(bench)
+    bench.run()
+    assert json.loads(bench.handlers.runtime_usage())["pages_swapped"] == 0
+    bench.handlers.tickets_flush()
+    bench.pump()
+    swap = bench.core.stats()["swap"]
+    assert (swap["swapped_out"], swap["swapped_in"], swap["dropped"], swap["used"]) == (1, 0, 1, 0)
+
+
 def test_a_device_that_is_lost_meanwhile_fails_what_there_is_and_nothing_hangs():
     bench, plan = running()
     preempt(bench)
@@ -393,5 +427,5 @@ def test_the_seeds_do_swap():
     for _ in range(150):
         rng.choice(programs).step()
     assert sum(guest.outbox.swap.num_out for guest in group.guests.values()) > 50
-    assert group.relief.num_idle > 5
+    assert group.relief.num_idle > 2
     assert group.relief.num_running > 0

@@ -126,6 +126,17 @@ def test_pages_that_a_program_has_more_than_once_are_free_when_it_gives_up_all_t
     assert pool.ledger.num_free == 4
 
 
+def test_of_several_who_give_up_one_page_the_last_is_to_keep_what_it_holds():
+    pool = Pool(8, c=4)
+    pages = pool.ledger.pages_of(C)
+    pool.ledger.share(D, pages)
+    pool.ledger.share(A, pages[:1])
+    pool.ledger.lease(B, 4)
+    pool.want(A, 2)
+    assert pool.relief.choose(0.0, []) == [D, C]
+    assert pool.relief.left_to_others() == {D: pages, C: pages[:1]}
+
+
 def test_only_the_tenant_itself_makes_room_below_its_quota():
     pool = Pool(8)
     pool.line = LeaseLine(pool.ledger, quota_of=lambda tenant: 4 if tenant == "small" else 0)

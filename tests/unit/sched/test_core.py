@@ -374,4 +374,4 @@ def test_stats_count():
     stats = desk.core.stats()
     assert stats == {"steps": 1, "forwards": 2, "copies": 0, "tokens": 3, "failed": 0, "queued": 0,
                      "busy_s": pytest.approx(0.005), "mean_batch": 2.0,
-                     "swap": {"slots": 0, "used": 0, "swapped_out": 0, "swapped_in": 0}}  # fmt: skip
+                     "swap": {"slots": 0, "used": 0, "swapped_out": 0, "swapped_in": 0, "dropped": 0}}  # fmt: skip

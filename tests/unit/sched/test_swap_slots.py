@@ -31,7 +31,7 @@ def test_the_lowest_free_slots_are_taken_as_many_as_there_are() -> None:
     slots.drop(A, [0])
     assert slots.take(B, 3) == [0, 4]
     assert slots.take(C, 1) == []
-    assert slots.status() == {"slots": 5, "used": 5, "swapped_out": 4, "swapped_in": 0}
+    assert slots.status() == {"slots": 5, "used": 5, "swapped_out": 4, "swapped_in": 0, "dropped": 1}
 
 
 def test_without_slots_nothing_is_taken() -> None:
@@ -70,7 +70,7 @@ def test_what_is_dropped_while_it_is_busy_comes_free_behind_its_command() -> Non
     slots.borrow(A, [1])
     slots.drop(A, [1])
     slots.free(A, [1], is_read=True)
-    assert slots.status() == {"slots": 4, "used": 0, "swapped_out": 3, "swapped_in": 1}
+    assert slots.status() == {"slots": 4, "used": 0, "swapped_out": 3, "swapped_in": 1, "dropped": 2}
 
 
 def test_an_inferlet_drops_nothing_of_anothers() -> None:
