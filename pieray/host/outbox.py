@@ -542,7 +542,9 @@ class Outbox:
         if isinstance(asked_for, Run) and asked_for.ticket in self._runs:
             if asked_for.is_starving():
                 asked_for.give_up(error)
-            return
+                return
+            if asked_for is not self._lacking or not self._num_lacking:
+                return  # else it is the first of what is staged that cannot go without them
         starving = next((run for run in self._runs.values() if run.is_starving()), None)
         if not self._num_flushed and starving is None:
             return

@@ -157,7 +157,8 @@ def assert_well(engine: Any, texts: list[Any]) -> None:
     assert states[2:] == [0, 0]
     assert batcher["swap"]["used"] == 0
     assert manager["waiting"] == 0
-    counts = manager["tenants"][engine.tenant]
+    none = dict.fromkeys(("held", "waiting", "waited", "preempted"), 0)  # of a new one that nobody had to wait for
+    counts = manager["tenants"].get(engine.tenant, none)
     assert (counts["held"], counts["waiting"]) == (0, 0)
     assert (counts["waited"], counts["preempted"]) == (manager["waited"], manager["preempted"])
 
