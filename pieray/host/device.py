@@ -44,6 +44,8 @@ HOST = 0
 """Inferlet number of the host's own requests."""
 SHORT_S = 0.02
 """A request for pages that has no answer for so long waits in line."""
+MANY_WAIT = 8
+"""Inferlets that wait for pages at one time, from which on it is in vain to start others."""
 
 
 class Tenant(Protocol):
@@ -82,6 +84,7 @@ class DeviceClient:
                  timeout_s: float, on_lost: Callable[[DeviceClient, DeviceLost], None],
                  on_answered: Callable[[], None] = lambda: None) -> None:  # fmt: skip
         self._tenants: dict[int, Tenant] = {}
+        self._holding: set[int] = set()  # inferlets that may have pages
         self._leasing: dict[int, float] = {}  # inferlets that have asked for pages, since when; the oldest first
         self._lost: DeviceLost | None = None
         self._on_lost = on_lost
@@ -115,9 +118,11 @@ class DeviceClient:
 
     @property
     def is_short(self) -> bool:
-        """Whether inferlets wait for pages."""
-        oldest = list(self._leasing.values())[:1]
-        return bool(oldest) and time.monotonic() - oldest[0] > SHORT_S
+        """Whether many inferlets wait for pages."""
+        if len(self._leasing) < MANY_WAIT:
+            return False
+        oldest = list(self._leasing.values())[:MANY_WAIT]
+        return len(oldest) == MANY_WAIT and time.monotonic() - oldest[-1] > SHORT_S
 
     def _new_lost(self) -> DeviceLost:
         """An error for one caller: one that many raise would collect all their tracebacks."""
@@ -160,6 +165,8 @@ class DeviceClient:
 
     def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:
         """Tell the ResourceManager that the inferlet has given up pages."""
+        if is_whole:
+            self._holding.discard(inferlet)
         with contextlib.suppress(DeviceLost):
             self.ask_ledger(Preempted(inferlet, num_pages, is_whole))
 
@@ -231,6 +238,7 @@ class DeviceClient:
             number, done = found
             self._tenants.pop(number, None)
             self._leasing.pop(number, None)
+            self._holding.discard(number)
             with contextlib.suppress(PeerLost):
                 self._ledger.post([CloseLease(number)], lane=number)
         try:
@@ -289,10 +297,12 @@ class DeviceClient:
                 if (tenant := self._tenants.get(message.inferlet)) is not None:
                     tenant.preempt(*(np.frombuffer(pages, "<u4").tolist() for pages in (message.kept, message.shared)))
             elif isinstance(message, (Completed, Failed)):
+                number = message.ticket >> 32
                 if not message.ticket & TICKET_MASK:
-                    self._leasing.pop(message.ticket >> 32, None)
-                if (tenant := self._tenants.get(message.ticket >> 32)) is not None:
+                    self._leasing.pop(number, None)
+                if (tenant := self._tenants.get(number)) is not None:
                     _tell(tenant, message)
+                    self._holding.add(number)  # behind it: what it gives up meanwhile takes it out
         self.flush()
 
     def _refused(self, message: Message, error: PierayError) -> None:
@@ -306,8 +316,9 @@ class DeviceClient:
 
     def _give_back_spare(self) -> None:
         now = time.monotonic()
-        idle = [number for number, tenant in list(self._tenants.items()) if tenant.is_idle(now)]
-        for number in list(self._tenants):
+        holding = list(self._holding)
+        idle = [number for number in holding if (one := self._tenants.get(number)) is not None and one.is_idle(now)]
+        for number in holding:
             with self._lock:  # ReleasePages behind the inferlet's CloseLease would name pages that it has no more
                 tenant = self._tenants.get(number)
                 pages = tenant.reclaim() if tenant is not None else []

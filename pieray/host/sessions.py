@@ -97,7 +97,7 @@ class DeviceSessions:
 
     @property
     def is_short(self) -> bool:
-        """Whether inferlets of the current session wait for pages."""
+        """Whether many inferlets of the current session wait for pages."""
         session = self._session
         return session is not None and session.is_short
 

@@ -38,6 +38,11 @@ class Rank(NamedTuple):
     born: float
     number: int  # of the program: no two are equal
 
+    @property
+    def standing(self) -> tuple[object, ...]:
+        """All but the age."""
+        return self[:4]
+
 
 @dataclass(slots=True)
 class Facts:

@@ -2,7 +2,8 @@
 
 Pages that nobody uses have gone before: the cached ones, exports that are not pinned, what was leased ahead of need.
 Then, whole programs at a time: those that are idle (they wait for a client, a child, a tool, a timer), whatever their
-rank; then those that rank lower, the lowest first.  Nobody gives up anything unless all together it is enough, so that
+rank; then those that rank lower, the lowest first (for a program without pages, at first not those that are only
+younger).  Nobody gives up anything unless all together it is enough, so that
 whoever ranks highest always gets on, and nothing is given up in vain.
 
     line    | C wants 6 |            pool of 16
@@ -22,6 +23,9 @@ from pieray.pages.rank import Rank
 
 AGAIN_S = 1.0
 """A program that could not give up all that it has is not asked again before."""
+PATIENCE_S = 1.0
+"""A program without pages waits for so long before one gives up its own that only is younger: some come to their end
+in the meantime, and what has begun gets on."""
 ANSWER_S = 5.0
 """Pages that were asked for are counted on for so long."""
 
@@ -96,6 +100,7 @@ class Relief:
             wanted -= count.given_up_by(holder)
         if wanted <= 0:
             return []
+        is_patient = not ledger.num_pages_of(waiting.holder) and now - waiting.since < PATIENCE_S
         since, dead = self._line.waits(), set(ledger.dead_peers)
         over = ranks.over_share(since, now)
         found: list[tuple[bool, Rank, Holder]] = []
@@ -105,7 +110,7 @@ class Relief:
             if tenant is not None and ranks.tenant_of(holder) != tenant:
                 continue
             its = ranks.rank(holder, now, over, now - since.get(holder, now))
-            if holder in idle or its > rank:
+            if holder in idle or (its.standing > rank.standing if is_patient else its > rank):
                 found.append((holder in idle, its, holder))
         chosen = []
         for _, _, holder in sorted(found, reverse=True):  # idle ones first, then the lowest rank

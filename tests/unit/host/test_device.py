@@ -10,7 +10,7 @@ import pytest
 from groups import TOKEN, Group, ScriptedBatcher, until
 
 from pieray.errors import DeviceLost, PierayError
-from pieray.host.device import DeviceClient
+from pieray.host.device import MANY_WAIT, DeviceClient
 from pieray.messages import PeerFenced
 from pieray.transport import connect
 
@@ -103,6 +103,24 @@ def test_a_lease_past_its_deadline_fails_and_names_the_numbers(group: Group) -> 
     lease(client, 2, 2, deadline_s=0.05)
     until(lambda: len(other.failures) == 1)
     assert "2 pages were asked for, and 1 of the pool's 10" in other.failures[0].message
+
+
+def test_pages_are_short_while_many_wait_for_some(group: Group) -> None:
+    client, first = group.client("a"), Recorder()
+    client.admit(1, first)
+    lease(client, 1, 10)
+    until(lambda: len(first.pages) == 10)
+    waiting = []
+    for number in range(2, 2 + MANY_WAIT):
+        assert not client.is_short
+        client.admit(number, one := Recorder())
+        lease(client, number, 1)
+        waiting.append(one)
+    until(lambda: client.is_short)
+    client.release(1, first.pages)
+    client.flush()
+    until(lambda: all(one.pages for one in waiting))
+    assert not client.is_short
 
 
 def test_pages_of_a_dead_actor_wait_for_the_fence(group: Group) -> None:

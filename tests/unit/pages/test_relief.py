@@ -13,7 +13,7 @@ from pieray.pages.contents import Place
 from pieray.pages.ledger import Holder, PageLedger
 from pieray.pages.line import LeaseLine
 from pieray.pages.rank import Facts, Ranks
-from pieray.pages.relief import AGAIN_S, ANSWER_S, Relief
+from pieray.pages.relief import AGAIN_S, ANSWER_S, PATIENCE_S, Relief
 
 A, B, C, D = (Holder(f"peer-{name}", 1) for name in "abcd")
 
@@ -29,7 +29,8 @@ class Pool:
         for name, count in holds.items():
             assert self.ledger.lease(Holder(f"peer-{name}", 1), count) is not None
 
-    def want(self, holder: Holder, count: int, now: float = 0.0) -> None:
+    def want(self, holder: Holder, count: int, now: float = -PATIENCE_S) -> None:
+        """It has waited for so long, at 0, that age alone counts."""
         assert self.line.request(holder, 1, count, now, 1e9) is None
 
 
@@ -47,6 +48,26 @@ def test_the_lowest_rank_gives_up_its_pages_and_no_more_than_it_takes():
     pool.relief.answered(D, 0.1, is_whole=True)
     assert [granted.holder for granted in pool.line.retry(0.1)] == [A]
     assert pool.line.kept_for is None
+
+
+def test_what_has_begun_is_left_to_get_on_for_a_while_by_those_that_are_older_and_have_nothing():
+    pool = Pool(8, c=4, d=4)
+    pool.want(B, 2, now=0.0)
+    assert pool.relief.choose(0.5 * PATIENCE_S, []) == []
+    assert pool.relief.choose(0.5 * PATIENCE_S, [C]) == [C]  # idle ones are no matter of age
+    pool = Pool(8, c=4, d=4)
+    pool.want(B, 2, now=0.0)
+    assert pool.relief.choose(PATIENCE_S, []) == [D]
+
+
+def test_a_priority_and_who_has_pages_wait_for_no_younger_one():
+    pool = Pool(8, c=4, d=4)
+    pool.want(C, 2, now=0.0)
+    assert pool.relief.choose(0.0, []) == [D]
+    pool = Pool(8, c=4, d=4)
+    pool.line.ranks.open(B, Facts(priority=1))
+    pool.want(B, 2, now=0.0)
+    assert pool.relief.choose(0.0, []) == [D]
 
 
 def test_whoever_ranks_higher_keeps_its_pages():
