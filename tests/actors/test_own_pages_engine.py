@@ -47,25 +47,34 @@ async def main(tokens):
 PROMPTS = [[3 + (i * 7 + number) % 200 for i in range(150)] for number in range(6)]
 
 
+def started(num_pages: int, swap_memory_bytes: int = 0) -> pieray.Engine:
+    model = {"num_pages": num_pages, "swap_memory_bytes": swap_memory_bytes}
+    return pieray.start(namespace=f"own{num_pages}-{swap_memory_bytes}", model=model)
+
+
+def said(engine: pieray.Engine, *, together: bool) -> tuple[Any, int]:
+    """What the contexts say, and pages that were swapped."""
+    process = engine.launch(TURNS, prompts=PROMPTS, turns=3, together=together)
+    return process.result(120), asyncio.run(process.ausage())["pages_swapped"]
+
+
+@pytest.fixture(scope="module")
+def expected(ray_cluster: None) -> Any:
+    with started(200) as engine:
+        texts, swapped = said(engine, together=False)
+    assert swapped == 0
+    return texts
+
+
 @pytest.mark.parametrize("swap_memory_bytes", [64 << 20, 0])
 def test_contexts_that_fill_the_pool_several_times_say_what_they_would_on_a_large_one(
-    ray_cluster: None, swap_memory_bytes: int
+    expected: Any, swap_memory_bytes: int
 ) -> None:
-    def said(num_pages: int, together: bool) -> tuple[Any, int]:
-        model = {"num_pages": num_pages, "swap_memory_bytes": swap_memory_bytes}
-        with pieray.start(namespace=f"own{num_pages}", model=model) as engine:
-            process = engine.launch(TURNS, prompts=PROMPTS, turns=3, together=together)
-            found = process.result(120)
-            swapped = asyncio.run(process.ausage())["pages_swapped"]
-            if num_pages < 100:
-                text = engine.launch(TOO_LONG, tokens=[5] * 500).result(60)
-                assert f"the pool has {num_pages} pages" in text
-                assert process.usage()["pages_swapped"] == swapped
-            return found, swapped
-
-    expected, swapped = said(200, False)
-    assert swapped == 0
-    for together in (False, True):
-        found, swapped = said(20, together)
-        assert found == expected
-        assert (swapped > 40) == (swap_memory_bytes > 0)
+    with started(20, swap_memory_bytes) as engine:
+        for together in (False, True):
+            found, swapped = said(engine, together=together)
+            assert found == expected
+            assert (swapped > 40) == (swap_memory_bytes > 0)
+        too_long = engine.launch(TOO_LONG, tokens=[5] * 500)
+        assert "the pool has 20 pages" in too_long.result(60)
+        assert too_long.usage()["pages_swapped"] == 0
