@@ -36,13 +36,14 @@ async def main(queue):
 
 def test_thousands_of_pushes_while_an_engine_comes_up_keep_their_order(ray_cluster: None) -> None:
     """They are made before and while the actor's link to the Broker is."""
-    with pieray.start(namespace="order") as engine:
-        pushing = [engine.launch(PUSH, {"queue": str(q)}, capabilities=MESSAGING) for q in range(3)]
-        pulling: list[Any] = [engine.launch(PULL, {"queue": str(q)}, capabilities=MESSAGING) for q in range(3)]
-        for process in pushing:
-            process.result(timeout=90)
-        for process in pulling:
-            assert process.result(timeout=90) == list(range(NUM_TEXTS))
+    for i in range(2):
+        with pieray.start(namespace=f"order-{i}") as engine:
+            pushing = [engine.launch(PUSH, {"queue": str(q)}, capabilities=MESSAGING) for q in range(3)]
+            pulling: list[Any] = [engine.launch(PULL, {"queue": str(q)}, capabilities=MESSAGING) for q in range(3)]
+            for process in pushing:
+                process.result(timeout=90)
+            for process in pulling:
+                assert process.result(timeout=90) == list(range(NUM_TEXTS))
 
 
 PIN = program(
