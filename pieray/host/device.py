@@ -316,6 +316,7 @@ class DeviceClient:
 
     def _give_back_spare(self) -> None:
         now = time.monotonic()
+        self._holding &= self._tenants.keys()
         holding = list(self._holding)
         idle = [number for number in holding if (one := self._tenants.get(number)) is not None and one.is_idle(now)]
         for number in holding:

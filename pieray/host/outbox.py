@@ -542,6 +542,7 @@ class Outbox:
         if isinstance(asked_for, Run) and asked_for.ticket in self._runs:
             if asked_for.is_starving():
                 asked_for.give_up(error)
+                self._pump()  # those behind it ask for what they lack
                 return
             if asked_for is not self._lacking or not self._num_lacking:
                 return  # else it is the first of what is staged that cannot go without them

@@ -131,7 +131,19 @@ class Preemption:
             younger = [run for run in self._work.runs.values() if run.ticket > first.ticket]
             younger = [run for run in younger if not self._is_waited_for(run)]
             self._stop(sorted(younger, key=lambda run: run.ticket)[-1:])
-        return any(command is not first for command in self._work.in_flight.values())
+        return self._is_any_before(first)
+
+    def _is_any_before(self, first: Command) -> bool:
+        """Whether something in flight comes to its end, and lets go of its pages, without that command."""
+        queues, growing = {first.queue.handle}, first.prepared
+        for ticket, command in sorted(self._work.in_flight.items()):
+            if command is first:
+                continue
+            is_later = ticket > first.ticket and command.queue.handle in queues
+            if not is_later and not (isinstance(growing, Growing) and self._pages.is_behind(command.prepared, growing)):
+                return True
+            queues.add(command.queue.handle)
+        return False
 
     def _may_take_from_behind(self, first: Command) -> bool:
         """Whether what computes lost pages may take those of the command that wants them, which come back to it: not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import numpy as np
@@ -183,3 +184,32 @@ def test_random_programs_of_many_contexts_go_on_beside_one_another(seed):
         program.end()
     assert group.ledger.num_available == group.ledger.total
     assert group.core.stats()["swap"]["used"] == 0
+
+
+@pytest.mark.parametrize("length", [3, 14])
+def test_who_is_behind_a_plan_that_ends_for_want_of_pages_asks_for_its_own(length):
+    """The plan alone is more than the pool: it ends with that, and no other of its inferlet's waits for ever."""
+    group = Group(num_pages=10)
+    guest = group.launch()
+    handlers = guest.handlers
+    plan = handlers.plans_create(guest.queue, handlers.kv_alloc(30), 0, u32(65, 66), 110, 0)
+    handlers.plans_start(plan)
+    behind = [guest.forward(handlers.kv_alloc(PAGES), 0, [40] * length, length - 1) for _ in range(2)]
+    other = handlers.queues_create("")
+    handlers.forward_forward(other, handlers.kv_alloc(PAGES), 0, u32(*[50] * length), u32(), u32())
+    drawn = handlers.plans_next(plan)
+    for _ in range(200):
+        handlers.tickets_flush()
+        group.turn()
+        if handlers.tickets_ready(u32(drawn)):
+            with contextlib.suppress(OutOfPages):
+                handlers.tickets_take_tokens(drawn)
+                drawn = handlers.plans_next(plan)
+                continue
+            break
+    for _ in range(50):
+        handlers.tickets_flush()
+        group.turn()
+    for ticket in behind:
+        assert handlers.tickets_take_tokens(ticket).tolist() == reference([40] * length, 1)
+    assert guest.outbox.num_outstanding == 0

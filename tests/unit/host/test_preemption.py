@@ -424,8 +424,8 @@ def test_the_seeds_do_swap():
     rng = random.Random(3)
     group = Group(num_pages=48, relieves=rng)
     programs = [Running(group, rng, "acme") for _ in range(5)]
-    for _ in range(150):
+    for _ in range(300):
         rng.choice(programs).step()
     assert sum(guest.outbox.swap.num_out for guest in group.guests.values()) > 50
-    assert group.relief.num_idle > 2
+    assert group.relief.num_idle > 5
     assert group.relief.num_running > 0
