@@ -3,8 +3,8 @@
 Pages that nobody uses have gone before: the cached ones, exports that are not pinned, what was leased ahead of need.
 Then, whole programs at a time: those that are idle (they wait for a client, a child, a tool, a timer), whatever their
 rank; then those that rank lower, the lowest first (for a program without pages, at first not those that are only
-younger).  Nobody gives up anything unless all together it is enough, so that
-whoever ranks highest always gets on, and nothing is given up in vain.
+younger).  Nobody gives up anything unless all together it is enough, so that whoever ranks highest always gets on, and
+nothing is given up in vain.
 
     line    | C wants 6 |            pool of 16
     holds   A 8 (idle)  B 6  D 2     rank C < B < D: A gives up 8, and B and D go on
