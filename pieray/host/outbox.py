@@ -94,7 +94,7 @@ class Outbox:
         self.ledger = LedgerClient(inferlet, device, pages, tickets.limit, call_later)
         self.preemption = Preemption(
             pages, self.swap, work, self.ledger, device, pool_pages=pool_pages, number=tickets.number, post=self._post,
-            resume=self._resume,
+            given_up=self._given_up, resume=self._resume,
         )  # fmt: skip
         self._own_timer: Cancellable | None = None  # while it waits for pages of its own
 
@@ -238,6 +238,14 @@ class Outbox:
         if is_for_others:
             self._is_idle, self._num_expected = True, 0
         self._pump()
+
+    def _given_up(self) -> None:
+        """What was to be computed on top of what is lost by now is planned anew."""
+        outdated = [c for c in self._staged if isinstance(c, Rebuild) and self._pages.is_lost(c.given)]
+        for rebuild in outdated:
+            self._staged.remove(rebuild)
+            self._num_flushed -= 1
+            self.swap.take_back(rebuild)
 
     def _uses_lost(self, command: Command) -> bool:
         """Whether another command is to compute what this one uses before it."""
@@ -516,7 +524,11 @@ class Outbox:
         seeking, self._seeking = self._seeking, {}
         if command is not None and seeking:
             command.is_sought = True
-            return self.swap.found(command.prepared.rows, list(seeking), found) if command in self._staged else found
+            if command not in self._staged:
+                return found
+            rows = command.prepared.rows
+            computed = np.concatenate([rows[:0], *(c.wanted for c in self._staged if isinstance(c, Rebuild))])
+            return self.swap.found(rows[~np.isin(rows, computed)], list(seeking), found)
         if command is not None:
             command.hashes = []
         if not found or command is None or self._prefixes is None or command not in self._staged:

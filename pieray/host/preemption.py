@@ -68,16 +68,18 @@ class Preemption:
 
     def __init__(
         self, pages: PageSpace, swap: Swap, work: Work, ledger: LedgerClient, device: Device, *, pool_pages: int,
-        number: Callable[[], int], post: Callable[[list[Message]], None], resume: Callable[[bool], None],
+        number: Callable[[], int], post: Callable[[list[Message]], None], given_up: Callable[[], None],
+        resume: Callable[[bool], None],
     ) -> None:  # fmt: skip
-        """`number` gives tickets; `resume` is called when sending may go on, with whether it was for others."""
+        """`number` gives tickets; `given_up` is called when pages have been, and `resume` when sending may go on, with
+        whether it was for others."""
         self._pages = pages
         self._swap = swap
         self._work = work
         self._ledger = ledger
         self._device = device
         self._pool_pages = pool_pages
-        self._number, self._post, self._resume = number, post, resume
+        self._number, self._post, self._given_up, self._resume = number, post, given_up, resume
         self.is_going = False
         self._is_own = False  # for itself
         self._kept: Collection[int] = ()
@@ -201,6 +203,7 @@ class Preemption:
         is_own, wanted = self._is_own, self._wanted
         own = self._pages.own_pages() if is_own else frozenset()
         pages, is_whole = self._swap.end(result)
+        self._given_up()
         self.is_going = self._is_own = False
         self._wanted = None
         if is_own:

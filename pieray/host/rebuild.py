@@ -1,7 +1,8 @@
 """Computing again what frames held, as the log of their inferlet says (`pieray.pages.lineage`).
 
 Where host memory has no room for pages that are given up, they are dropped, if the log has the steps that made them.
-The frames are lost then; the first command that uses one of them has all of them computed before it.
+The frames are lost then; the first command that uses one of them has all of them computed before it.  What that reads
+may be lost in turn before it is sent: then it is planned anew.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from pieray.host.commands import INTERNAL, Command, Queue, wire_ticket
 from pieray.messages import PRIVATE, CopyTokens, Forward, Message
 from pieray.pages.handles import Prepared
 from pieray.pages.lineage import CopyStep, ForwardStep, Step
+
+I64 = npt.NDArray[np.int64]
 
 
 def is_repeatable(steps: Sequence[Step]) -> bool:
@@ -46,6 +50,16 @@ class Rebuild(Command):
         self._steps = steps
         self._frames = frames
         self._given = given
+
+    @property
+    def given(self) -> I64:
+        """Frames that it reads."""
+        return np.array([row for row, _ in self.prepared.reads], np.int64)
+
+    @property
+    def wanted(self) -> I64:
+        """Lost frames that it computes."""
+        return np.array([row for row, _ in self.prepared.writes], np.int64)
 
     def messages(self, inferlet: int) -> list[Message]:
         pages = self.prepared.pages

@@ -61,6 +61,7 @@ class Swap:
     def copy(self, ticket: int, rows: I64, shared: Collection[int]) -> Message:
         """Frames, which nothing in flight uses, are to give up their pages: the copying of what these hold, but for
         `shared` pages that are known by their content: others have them."""
+        self._forget_names(self._pages.idents(rows).tolist())  # of what they held when they were given up before
         rows, self._left = self._pages.without_shared(rows, shared)
         rows = np.concatenate([rows, self._left[~np.isin(self._left, keepable := self._rebuildable(self._left))]])
         self._left = keepable
@@ -95,8 +96,7 @@ class Swap:
             self.num_left += len(self._left)
         stay = self._pages.bound(np.concatenate([rows, self._left]))
         self._unpin()
-        for ident in self._pages.idents(stay).tolist():
-            self._names.pop(ident, None)
+        self._forget_names(self._pages.idents(stay).tolist())
         return pages, not len(stay)
 
     def _rebuildable(self, rows: I64) -> I64:
@@ -143,6 +143,12 @@ class Swap:
         losses = (loss._replace(frames=loss.frames - wanted) for loss in self._losses)
         self._losses = [loss for loss in losses if loss.frames]
         return Rebuild(ticket, queue, prepared, steps, frames, given)
+
+    def take_back(self, rebuild: Rebuild) -> None:
+        """It was not sent, and is not to be: its frames are computed with whatever uses them next."""
+        lost = self._pages.lost_idents(rebuild.wanted)
+        self._losses.append(Loss(lost, self._lineage.rebuild_plan(lost)))
+        self._pages.unpin(rebuild.prepared.rows)
 
     def _lost(self, rows: I64) -> frozenset[int]:
         """Frames that nobody has been told yet to compute again: all that can be computed together with some of these.
@@ -198,7 +204,7 @@ class Swap:
         taken = {row_of[ident]: page for ident, page in pairs if ident in row_of}
         self._pages.return_found(np.fromiter(taken, np.int64, len(taken)), list(taken.values()))
         self.num_found += len(taken)
-        self._forget(ident for ident, _ in pairs)
+        self._forget(ident for ident, _ in pairs if ident in row_of)
         return [page for ident, page in pairs if ident not in row_of] + list(pages[len(pairs) :])
 
     def came_back(self, rows: I64) -> None:
@@ -212,10 +218,14 @@ class Swap:
         self._forget(ident for _, ident in named)
 
     def _forget(self, idents: Iterable[int]) -> None:
+        gone = frozenset(idents)
+        self._forget_names(gone)
+        losses = (loss._replace(frames=loss.frames - gone) for loss in self._losses)
+        self._losses = [loss for loss in losses if loss.frames]
+
+    def _forget_names(self, idents: Iterable[int]) -> None:
         for ident in idents:
             self._names.pop(ident, None)
-            self._losses = [loss._replace(frames=loss.frames - {ident}) for loss in self._losses]
-        self._losses = [loss for loss in self._losses if loss.frames]
 
     def ahead(self) -> list[Message]:
         """What is to be sent before anything that uses pages bound by now, and what is to be told."""

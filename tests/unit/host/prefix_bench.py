@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 from arrays import NONE, u32
@@ -193,12 +194,14 @@ class Group:
                 found = message.value if isinstance(message, Completed) else error_from(message.code, message.message)
                 guest.outbox.answered(message.ticket & 0xFFFFFFFF, found)
 
-    def turn(self) -> None:
+    def turn(self, between: Callable[[], None] = lambda: None) -> None:
+        """`between`: done when the step's answers have come, and nothing that is asked for then has been answered."""
         self.now += 0.01
         for guest in self.guests.values():
             guest.handlers.tickets_flush()
         self.pump()
         self.route(self.core.step(0.0))
+        between()
         self.pump()
 
     def run(self, most: int = 2000) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from arrays import u32
 from prefix_bench import Group, Guest
 from rounds import seeds
 from test_preemption import ENOUGH, Running
@@ -28,13 +30,17 @@ def goes_on(group: Group, guest: Guest, pages: np.ndarray) -> None:
     assert token == reference([*PROMPT, 30], 1)[0]
 
 
-def give_up(group: Group, *guests: Guest) -> None:
+def ask_for_pages(group: Group, guests: Sequence[Guest]) -> None:
     """All of these at one time, as relief tells them."""
-    group.relief._asked = {guest.holder: 1e9 for guest in guests}
+    group.relief._asked = dict.fromkeys([guest.holder for guest in guests], 1e9)
     left = group.relief.left_to_others()
     for guest in guests:
         with guest.state.lock:
             guest.outbox.preempt(group.ledger.kept_pages_of(guest.holder), left[guest.holder])
+
+
+def give_up(group: Group, *guests: Guest) -> None:
+    ask_for_pages(group, guests)
     group.run()
     assert not any(guest.pages.num_bound for guest in guests)
 
@@ -144,6 +150,38 @@ def test_a_part_that_is_still_there_is_found_and_the_rest_is_computed_behind_it(
     assert len(group.runner.batches) - before == 2  # the rest, and the token
 
 
+def test_what_a_part_is_to_be_computed_on_may_be_lost_again_before_it_is():
+    group = Group(num_slots=0)
+    first, _ = prompted(group)
+    second, pages = prompted(group)
+    give_up(group, second)
+    first.outbox.ledger.release(first.pages.surplus(keep=0))
+    group._serve(first)
+    lent = group.ledger.lease(second.holder, 1)
+    assert lent is not None
+    second.pages.grant(lent)
+    taker = group.launch("other")
+    assert group.ledger.lease(taker.holder, group.ledger.num_available) is not None
+
+    ticket = second.forward(pages, len(PROMPT), [30], 0)
+    second.handlers.tickets_flush()  # it asks for the full pages, and is asked for the spare one meanwhile
+    group.ledger.release(second.holder, second.pages.surplus(keep=0))
+    assert group.ledger.lease(taker.holder, 1) is not None
+    group.pump()
+    assert second.outbox.swap.num_found == second.pages.num_bound == FULL  # the rest waits for a page
+    ask_for_pages(group, [second])
+    group.turn()
+    assert not second.pages.num_bound
+    group.ledger.close(taker.holder)
+    del group.guests[taker.name]
+    group.pump()
+    assert group.token(second, ticket) == reference([*PROMPT, 30], 1)[0]
+    second.pages.check()
+    group.end(first)
+    group.end(second)
+    assert group.ledger.num_available == group.ledger.total
+
+
 @pytest.mark.parametrize("num_slots", [ENOUGH, 0])
 @pytest.mark.parametrize("seed", seeds(6))
 def test_programs_of_one_prefix_keep_it_shared_whatever_they_give_up(seed, num_slots):
@@ -158,12 +196,7 @@ def test_programs_of_one_prefix_keep_it_shared_whatever_they_give_up(seed, num_s
         if len(line) >= 4 * (FULL + 2):
             continue
         if rng.random() < 0.3:
-            idle = [guest for guest, _ in rng.sample(guests, 3)]
-            group.relief._asked = dict.fromkeys([guest.holder for guest in idle], 1e9)
-            left = group.relief.left_to_others()
-            for one in idle:
-                with one.state.lock:
-                    one.outbox.preempt(group.ledger.kept_pages_of(one.holder), left[one.holder])
+            ask_for_pages(group, [guest for guest, _ in rng.sample(guests, 3)])
             group.run()
         token = group.token(guest, guest.forward(pages, len(line), [30 + number], 0))
         line.append(30 + number)
@@ -178,14 +211,48 @@ def test_programs_of_one_prefix_keep_it_shared_whatever_they_give_up(seed, num_s
     assert group.core.stats()["swap"]["used"] == 0
 
 
+@pytest.mark.parametrize("num_slots", [ENOUGH, 12, 0])
+@pytest.mark.parametrize("seed", seeds(8))
+def test_plans_of_one_prefix_say_what_they_would_alone_whenever_they_are_asked_for_their_pages(seed, num_slots):
+    rng = random.Random(seed)
+    group = Group(num_pages=36, relieves=rng, num_slots=num_slots)
+    guests = [group.launch() for _ in range(5)]
+    lines = [[*PROMPT, 60 + number] for number in range(len(guests))]
+    plans = []
+    for guest, line in zip(guests, lines, strict=True):
+        plan = guest.handlers.plans_create(guest.queue, guest.handlers.kv_alloc(FULL + 8), 0, u32(*line), 24, 0)
+        guest.handlers.plans_start(plan)
+        plans.append((guest, plan))
+    said: list[list[int]] = [[] for _ in guests]
+    tickets = {number: guest.handlers.plans_next(plan) for number, (guest, plan) in enumerate(plans)}
+    for _ in range(3000):
+        group.turn(lambda: ask_for_pages(group, rng.sample(guests, rng.randrange(4)) if rng.random() < 0.5 else []))
+        group.ledger.check()
+        for number, ticket in list(tickets.items()):
+            guest, plan = plans[number]
+            if guest.handlers.tickets_ready(u32(ticket)):
+                del tickets[number]
+                if got := guest.handlers.tickets_take_tokens(ticket).tolist():
+                    said[number] += got
+                    tickets[number] = guest.handlers.plans_next(plan)
+        if not tickets:
+            break
+    assert not tickets, "they do not come to their end"
+    assert said == [reference(line, 24) for line in lines]
+    for guest in guests:
+        group.end(guest)
+    assert group.ledger.num_available == group.ledger.total
+
+
 class Sharing(Running):
     most_contexts = 6
 
 
+@pytest.mark.parametrize("num_slots", [ENOUGH, 0])
 @pytest.mark.parametrize("seed", seeds(6))
-def test_random_programs_that_share_pages_draw_what_they_would_alone(seed):
+def test_random_programs_that_share_pages_draw_what_they_would_alone(seed, num_slots):
     rng = random.Random(seed)
-    group = Group(num_pages=rng.choice([40, 60]), relieves=rng)
+    group = Group(num_pages=rng.choice([40, 60]), relieves=rng, num_slots=num_slots)
     programs = [Sharing(group, rng, "acme") for _ in range(4)]
     for _ in range(150):
         rng.choice(programs).step()
