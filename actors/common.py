@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pieray.concurrency.stalls import Stalls
 from pieray.config import Config
-from pieray.stalls import Stalls
 
 F = TypeVar("F", bound=Callable[..., Any])
 TRANSPORT_GROUP = "transport"
@@ -96,8 +96,4 @@ def _end_process(args: threading.ExceptHookArgs) -> None:
     if name.startswith("pieray-"):  # others are of libraries: nobody of ours waits for them
         os._exit(EXIT_FAILED)
 
-
-def actor_name(role: str, number: int | None = None) -> str:
-    """Name of an engine's actor in its namespace."""
-    return f"pieray.{role}" if number is None else f"pieray.{role}.{number}"
 

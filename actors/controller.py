@@ -14,7 +14,8 @@ from pieray.actors.common import control, set_up_process
 from pieray.actors.door import open_door
 from pieray.actors.fleet import RayFleet
 from pieray.actors.supervisor import Supervisor
-from pieray.config import Config, from_mapping
+from pieray.config import Config
+from pieray.mapping import from_mapping
 from pieray.messages import Install, decode_one, encode
 from pieray.transport import Listener
 

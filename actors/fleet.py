@@ -12,13 +12,14 @@ import ray
 
 from pieray.actors.batcher import Batcher
 from pieray.actors.broker import Broker
-from pieray.actors.cluster_facts import await_free, head_node, num_gpus
-from pieray.actors.common import actor_name, create_actor
+from pieray.actors.common import create_actor
 from pieray.actors.inferlet_actor import InferletActor
 from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER, Answer, Member
 from pieray.actors.resource_manager import ResourceManager
+from pieray.cluster.facts import await_free, head_node, num_gpus
+from pieray.cluster.ray_calls import asker
+from pieray.cluster.ray_cluster import actor_name
 from pieray.config import Config
-from pieray.raycalls import asker
 
 log = logging.getLogger(__name__)
 

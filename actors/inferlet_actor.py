@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pieray.actors.common import control
 from pieray.actors.serving import ServingActor
-from pieray.adapters import AdapterFacts
 from pieray.messages import Launch, decode_one
+from pieray.models.adapter_file import AdapterFacts
 from pieray.transport import Endpoint
 
 if TYPE_CHECKING:
@@ -35,13 +35,13 @@ class InferletActor(ServingActor):
         Returns the endpoint.
         """
         from pieray.actors.launcher import ControllerLauncher
-        from pieray.host.broker_client import BrokerClient
-        from pieray.host.children import ChildService
-        from pieray.host.clients import ClientService
+        from pieray.host.broker.client import BrokerClient
+        from pieray.host.children.children import ChildService
         from pieray.host.core import InferletHost
+        from pieray.host.device.sessions import DeviceSessions
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.host.services import Services
-        from pieray.host.sessions import DeviceSessions
+        from pieray.host.session.clients import ClientService
         from pieray.models.tokenizer import TokenizerSpec
 
         self._device = DeviceSessions(peer_id=self.peer_id, token=token)

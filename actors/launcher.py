@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import threading
 
-from pieray.cluster import find_controller
+from pieray.client.controller_calls import ControllerCalls
+from pieray.client.controller_link import LaunchPath
+from pieray.cluster.ray_calls import asker
+from pieray.cluster.ray_cluster import find_controller
 from pieray.config import Config
-from pieray.controllercalls import ControllerCalls
-from pieray.controllerlink import LaunchPath
 from pieray.errors import EngineError, NoAnswer
 from pieray.messages import Launch, encode
-from pieray.raycalls import asker
 from pieray.transport import Endpoint
 
 ASK_S = 60.0
 
 
 class ControllerLauncher:
-    """A `pieray.host.children.Launcher`.  Thread-safe."""
+    """A `pieray.host.children.children.Launcher`.  Thread-safe."""
 
     def __init__(self, config: Config, token: str) -> None:
         self._namespace = config.namespace

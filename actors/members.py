@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from pieray.stalls import RemoteClock
+from pieray.concurrency.stalls import RemoteClock
 
 Wire: TypeAlias = tuple[Any, ...]
 Answer: TypeAlias = Callable[[float], Any]

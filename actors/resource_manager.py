@@ -9,7 +9,7 @@ from pieray.actors.common import EXIT_FAILED, control
 from pieray.actors.serving import ServingActor
 
 if TYPE_CHECKING:
-    from pieray.pages.service import LeaseService
+    from pieray.leases.service import LeaseService
 
 
 class ResourceManager(ServingActor):
@@ -22,8 +22,8 @@ class ResourceManager(ServingActor):
 
         The process ends when its Batcher stays away for good: neither is of use alone, and the pair is replaced.
         """
-        from pieray.pages.exports import PinShares
-        from pieray.pages.service import LeaseService  # numpy: the Controller imports this module too
+        from pieray.leases.exports import PinShares
+        from pieray.leases.service import LeaseService  # numpy: the Controller imports this module too
 
         pins = PinShares(self.config.tenant_pin_share, self.config.pin_share)
         tenant = self.config.tenant

@@ -12,7 +12,8 @@ from typing import Any
 import ray
 
 from pieray.actors.common import TRANSPORT_GROUP, control, keep_heap, set_up_process
-from pieray.config import Config, from_mapping
+from pieray.config import Config
+from pieray.mapping import from_mapping
 from pieray.transport import Service, SocketOptions, serve
 from pieray.transport.ray_server import RayEndpointMixin, RayListener
 

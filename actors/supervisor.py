@@ -21,12 +21,12 @@ from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER, 
 from pieray.actors.pool import HostPool
 from pieray.actors.quotas import Quotas
 from pieray.actors.records import Locations, Restarts
+from pieray.concurrency.stalls import Stalls
 from pieray.config import Config
 from pieray.errors import ActorGone, ChildCeiling, EngineError, NoAnswer, NotFound, Overloaded, PierayError, Stalled
-from pieray.launches import may_have_run
 from pieray.messages import Install, Launch, decode_one, encode
-from pieray.registry import Bounds, Registry
-from pieray.stalls import Stalls
+from pieray.programs.launches import may_have_run
+from pieray.programs.registry import Bounds, Registry
 from pieray.urgency import admitted
 
 log = logging.getLogger(__name__)

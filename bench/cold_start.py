@@ -22,7 +22,7 @@ RUN = [sys.executable, "-c", "from pieray.cli import main; main()", "run",
 RAY = [
     sys.executable, "-c",
     "import ray\n"
-    "from pieray.cluster import LOCAL_RAY, prepare_environment\n"
+    "from pieray.cluster.ray_cluster import LOCAL_RAY, prepare_environment\n"
     "prepare_environment()\n"
     "ray.init(**LOCAL_RAY)\n"
     "A = ray.remote(num_cpus=0)(type('A', (), {'f': lambda self: 1}))\n"

@@ -15,12 +15,13 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pieray.bring_up import start
+    from pieray.client.engine import Engine, connect
+    from pieray.client.process import Event, Process
     from pieray.config import Config, Limits, ModelSettings
-    from pieray.engine import Engine, connect, start
     from pieray.errors import PierayError
-    from pieray.launches import LaunchRequest
-    from pieray.process import Event, Process
-    from pieray.programs import ProgramSource
+    from pieray.programs.launches import LaunchRequest
+    from pieray.programs.sources import ProgramSource
 
 # A source tree, such as the working folder of a Ray job, has `actors` and `kernels` beside `pieray`, not inside: what
 # is not here is taken from the installed package.
@@ -34,9 +35,9 @@ __all__ = [
 ]  # fmt: skip
 
 _MODULES = {
-    "Config": "config", "Limits": "config", "ModelSettings": "config", "Engine": "engine", "connect": "engine",
-    "start": "engine", "LaunchRequest": "launches", "PierayError": "errors", "Event": "process", "Process": "process",
-    "ProgramSource": "programs",
+    "Config": "config", "Limits": "config", "ModelSettings": "config", "Engine": "client.engine",
+    "connect": "client.engine", "start": "bring_up", "LaunchRequest": "programs.launches", "PierayError": "errors",
+    "Event": "client.process", "Process": "client.process", "ProgramSource": "programs.sources",
 }  # fmt: skip
 
 

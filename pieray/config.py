@@ -7,26 +7,20 @@ The same names are command-line flags (`--num-pages`), keys of a config file and
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
-import json
-import math
 import os
 import re
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from pieray.errors import ConfigError
+from pieray.mapping import from_mapping
 from pieray.tenants import TenantSettings, check_tenants, settings_of
 
 MIB = 1 << 20
 LEAST_SUSPECT_S = 2.0
-"""Longer than what `pieray.stalls` takes for a stall: a launch that is given up must not start any more."""
+"""Longer than what `pieray.concurrency.stalls` takes for a stall: a launch that is given up must not start any more."""
 MAX_COHORT_WAIT_S = 60.0
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,88 +270,6 @@ def _check_share(name: str, value: float) -> None:
 def _check_at_least(name: str, value: float, least: float) -> None:
     if not value >= least:  # NaN neither
         raise ConfigError(f"{name} is at least {least}; given {value}")
-
-
-_BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-
-
-def from_mapping(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Build a settings dataclass from nested mappings; `prefix` names the place in errors.
-
-    Raises ConfigError for an unknown key (with the nearest known one) and for a value of a wrong type.
-    """
-    hints = _types_of(cls)  # type: ignore[arg-type]  # classes are hashable
-    kwargs: dict[str, Any] = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; known: {', '.join(sorted(hints))}"
-            raise ConfigError(f"unknown setting {prefix}{key}{hint}")
-        kwargs[name] = _convert(prefix + name, value, hints[name])
-    return cls(**kwargs)
-
-
-@functools.cache
-def _types_of(cls: type) -> dict[str, Any]:
-    """Types of the fields of a settings dataclass, by name."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
-
-
-def _convert(name: str, value: object, kind: Any) -> Any:
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if isinstance(value, kind):
-            return value
-        if isinstance(value, Mapping):
-            return from_mapping(kind, value, f"{name}.")
-    found = _plain(value, kind)
-    if found is None:
-        raise ConfigError(f"{name} is {getattr(kind, '__name__', kind)}; given {value!r}")
-    return found
-
-
-def _plain(value: object, kind: Any) -> Any:
-    """The value as a `kind` that is no settings class, or None."""
-    container = {tuple: _texts, dict: _table}.get(typing.get_origin(kind))
-    if container is not None:
-        return container(value)
-    if isinstance(kind, types.UnionType) or (kind is str and isinstance(value, str)):
-        return value
-    if kind is bool and (isinstance(value, bool) or str(value).lower() in _BOOLEANS):
-        return _BOOLEANS[str(value).lower()]
-    if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        return _number(value, kind)
-    return None
-
-
-def _number(value: float | str, kind: type) -> float | None:
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    if math.isnan(number) or (kind is int and not number.is_integer()):
-        return None
-    return int(number) if kind is int else number
-
-
-def _texts(value: object) -> tuple[str, ...] | None:
-    """A list of strings, also as text with commas."""
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
-        return tuple(value)
-    return None
-
-
-def _table(value: object) -> dict[str, Any] | None:
-    """A mapping, also as JSON text."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return None
-    return dict(value) if isinstance(value, Mapping) and all(isinstance(k, str) for k in value) else None
 
 
 def from_environment(environ: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pieray.errors import ConfigError
+from pieray.mapping import from_mapping
 
 ALL_OTHERS = "*"
 """The name in `Config.tenants` that stands for every tenant that has no entry of its own."""
@@ -75,8 +76,6 @@ def _cached(values: tuple[tuple[str, Any], ...]) -> TenantSettings:
 
 
 def _parsed(tenant: str, values: Any) -> TenantSettings:
-    from pieray.config import from_mapping  # which imports this module
-
     prefix = f"tenants.{tenant}."
     if not isinstance(values, (TenantSettings, Mapping)):
         raise ConfigError(f"tenants.{tenant} is a mapping of settings; given {values!r}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from typing import Any
 
@@ -39,3 +41,16 @@ def check_unicode(what: str, text: str, value: Any) -> None:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of strict base64 (RFC 4648, section 4); raises InvalidRequest."""
+    try:
+        return binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as error:  # binascii.Error, or a character beyond ASCII
+        raise InvalidRequest(f"bytes travel as base64 (RFC 4648, section 4): {error}") from None
+
+
+def to_base64(data: bytes | bytearray | memoryview) -> str:
+    """Base64 (RFC 4648, section 4), without line breaks."""
+    return base64.b64encode(data).decode("ascii")

@@ -45,7 +45,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray of this process, for all tests that need one."""
-    from pieray import cluster
+    from pieray.cluster import ray_cluster as cluster
 
     started = cluster.join(None, None)
     yield

@@ -9,8 +9,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from pieray import manifest
-from pieray.manifest import Manifest
+from pieray.programs import manifest
+from pieray.programs.manifest import Manifest
 from pieray.toolchain import c, rust
 from pieray.toolchain.build import build
 from pieray.toolchain.sources import code_digest

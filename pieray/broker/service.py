@@ -18,7 +18,8 @@ from pieray.broker.exchange import Exchange
 from pieray.broker.flow import Flow, cost_of_message, tenant_of
 from pieray.broker.store import Store
 from pieray.broker.turns import Turns
-from pieray.deadlines import wait_s
+from pieray.concurrency.deadlines import wait_s
+from pieray.concurrency.pulse import PulsedLock
 from pieray.errors import PeerLost, PierayError, ProtocolError
 from pieray.messages import (
     Broadcast,
@@ -39,7 +40,6 @@ from pieray.messages import (
     Unsubscribe,
     Withdraw,
 )
-from pieray.pulse import PulsedLock
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)

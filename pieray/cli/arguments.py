@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pieray.cli.signature import MainFunction
-from pieray.config import Limits, from_mapping
+from pieray.config import Limits
 from pieray.errors import ConfigError
+from pieray.mapping import from_mapping
 from pieray.texts import parse_json
 
 

@@ -188,11 +188,11 @@ def _auth() -> Iterator[Check]:
 
 
 def _engine() -> Iterator[Check]:
-    from pieray import upstate
     from pieray.cli.engines import open_running
+    from pieray.cluster import up_state
     from pieray.errors import PierayError
 
-    running = upstate.all_alive()
+    running = up_state.all_alive()
     if not running:
         yield Check("ok", "engine", "none is up on this machine; `pieray up` starts one")
     for state in running:

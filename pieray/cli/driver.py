@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any
 from pieray.errors import EngineError, PierayError, error_from
 
 if TYPE_CHECKING:
-    from pieray.engine import Engine
+    from pieray.client.engine import Engine
 
 Progress = Callable[[str], None]
 
@@ -197,8 +197,8 @@ def _leave_up(command: _Command, address: str, settings: dict[str, Any]) -> None
 
 def _end(command: _Command, address: str, namespace: str) -> None:
     """End the engine of a namespace on a cluster, politely where its Controller answers, by force where not."""
-    from pieray import cluster
-    from pieray.raycalls import ask_actor
+    from pieray.cluster import ray_cluster as cluster
+    from pieray.cluster.ray_calls import ask_actor
 
     cluster.join(address, None)
     controller = cluster.find_controller(namespace)

@@ -10,15 +10,16 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from pieray import config, upstate
+from pieray import config
 from pieray.assets import model_folder
 from pieray.cli.driver import Driver
 from pieray.cli.output import say
 from pieray.cli.progress import Progress
+from pieray.client.engine import Engine, connect_door
+from pieray.cluster import up_state
+from pieray.cluster.up_state import UpState
 from pieray.config import Config
-from pieray.engine import Engine, connect_door
 from pieray.errors import ConfigError, Denied, EngineError, NotFound, PeerLost
-from pieray.upstate import UpState
 
 
 def given_address(address: str | None) -> str | None:
@@ -61,7 +62,7 @@ def start_for_run(address: str | None, namespace: str | None, settings: Mapping[
 
 def find_up(namespace: str) -> tuple[UpState, Engine] | None:
     """What `pieray up` has started here, if it is alive; raises EngineError if only its Ray is."""
-    state = upstate.load(namespace)
+    state = up_state.load(namespace)
     if state is None:
         return None
     if state.endpoint:
@@ -122,7 +123,7 @@ def start_own(address: str | None, settings: Mapping[str, Any], show: Progress) 
 def check(settings: Config, *, is_own: bool) -> None:
     """What can be told before Ray has taken its seconds: of a cluster that is not ours, whether there is the model."""
     if is_own:
-        from pieray.preflight import check_files
+        from pieray.client.preflight import check_files
 
         check_files(settings)
     else:

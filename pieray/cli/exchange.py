@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from pieray.cli.output import say
+from pieray.client.process import Event, Process, ReceivedFile, received_files
 from pieray.errors import ConfigError, PierayError
-from pieray.process import Event, Process, ReceivedFile, received_files
 
 log = logging.getLogger(__name__)
 

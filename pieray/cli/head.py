@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pieray import upstate
 from pieray.cli.processes import end, is_zombie, session_of
 from pieray.cli.progress import Progress
+from pieray.cluster import up_state
+from pieray.cluster.up_state import UpState, is_same_process
 from pieray.errors import EngineError
-from pieray.upstate import UpState, is_same_process
 
 if TYPE_CHECKING:
     import psutil
@@ -47,7 +47,7 @@ def start_head(namespace: str, *, dashboard: bool, num_cpus: int | None, show: P
     try:
         return _started(state, _command(temp_dir, dashboard_port if dashboard else None, client_port, num_cpus))
     except BaseException:
-        stop_head(upstate.load(namespace) or state)
+        stop_head(up_state.load(namespace) or state)
         state.forget()
         raise
 

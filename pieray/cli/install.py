@@ -11,7 +11,7 @@ from pieray.cli.engines import open_running
 from pieray.cli.guard import Debug, guard
 from pieray.cli.options import Address, Json, Namespace
 from pieray.cli.output import say
-from pieray.programs import resolve
+from pieray.programs.sources import resolve
 
 File = Annotated[str, typer.Argument(
     metavar="FILE_OR_FOLDER", help="A .py or .wasm file, or a folder with inferlet.toml.",

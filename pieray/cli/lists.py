@@ -17,9 +17,9 @@ from pieray.cli.engines import open_running
 from pieray.cli.guard import Debug, guard
 from pieray.cli.options import Address, InstanceId, Json, Namespace
 from pieray.cli.output import escaped, say
-from pieray.engine import Engine
+from pieray.client.engine import Engine
 from pieray.errors import EngineError
-from pieray.programs import embedded_inferlets
+from pieray.programs.sources import embedded_inferlets
 
 ADAPTER_COLUMNS = ("name", "rank", "alpha", "num_bytes", "owner")
 MOST_TENANTS = 5

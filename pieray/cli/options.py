@@ -8,8 +8,9 @@ import typer
 
 from pieray import config
 from pieray.cli.arguments import parse_settings
-from pieray.config import Config, from_mapping
+from pieray.config import Config
 from pieray.errors import ConfigError
+from pieray.mapping import from_mapping
 
 ADDRESS_HELP = "Ray cluster: auto or HOST:PORT; local for a Ray of its own.  Without it RAY_ADDRESS, then this machine."
 SET_HELP = "Any setting of the engine, such as limits.pages=64 or actor_pool=2."

@@ -20,12 +20,12 @@ from pieray.cli.output import JsonPrinter, Printer, TextPrinter, say
 from pieray.cli.progress import progress
 from pieray.cli.signals import StopSignals
 from pieray.cli.signature import main_of
-from pieray.engine import Engine
+from pieray.client.engine import Engine
+from pieray.client.process import Event, Process
 from pieray.errors import Cancelled, ConfigError, EngineError, PierayError
-from pieray.host.mcp.spec import parse_option
-from pieray.manifest import is_spec
-from pieray.process import Event, Process
-from pieray.programs import ProgramSource, is_embedded, resolve
+from pieray.programs.manifest import is_spec
+from pieray.programs.sources import ProgramSource, is_embedded, resolve
+from pieray.world.mcp.spec import parse_option
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pieray.errors import ConfigError
-from pieray.programs import ProgramSource
+from pieray.programs.sources import ProgramSource
 
 
 @dataclass(frozen=True, slots=True)

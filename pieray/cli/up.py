@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pieray import config, upstate
+from pieray import config
 from pieray.assets import model_folder
 from pieray.cli.driver import Driver
 from pieray.cli.engines import check, default_namespace, find_up, given_address
@@ -17,9 +17,10 @@ from pieray.cli.head import head_processes, start_head, stop_head
 from pieray.cli.options import Address, Device, Model, Namespace, NumPages, Set, engine_settings
 from pieray.cli.output import say
 from pieray.cli.progress import Progress, progress
+from pieray.cluster import up_state
+from pieray.cluster.up_state import UpState
 from pieray.config import Config
 from pieray.errors import ConfigError, EngineError, PierayError
-from pieray.upstate import UpState
 
 WAIT_S = 300.0
 """For another `up` or `down` of the same namespace to be done."""
@@ -57,7 +58,7 @@ def up(
 
 def _alone(namespace: str) -> Any:
     """While no other `up` or `down` is at work in the namespace."""
-    return upstate.locked(namespace, WAIT_S, lambda: say(f"waiting for another `pieray up` or `down` in {namespace}"))
+    return up_state.locked(namespace, WAIT_S, lambda: say(f"waiting for another `pieray up` or `down` in {namespace}"))
 
 
 def _running(namespace: str) -> tuple[UpState, Config] | None:
@@ -143,7 +144,7 @@ def down(namespace: Namespace = None, debug: Debug = False) -> None:
     with guard(debug=debug):
         chosen = default_namespace(namespace)
         with _alone(chosen):
-            state = upstate.load(chosen)
+            state = up_state.load(chosen)
             if state is None:
                 say(f"nothing is up in namespace {chosen}")
                 return
@@ -181,7 +182,7 @@ def _stop_engine(state: UpState) -> None:
 
 def _clear_away(namespace: str) -> None:
     """What an engine that died, or an `up` that was killed, has left: its head's processes and its state file."""
-    state = upstate.load(namespace)
+    state = up_state.load(namespace)
     if state is not None:
         if head_processes(state):
             say("clearing away a Ray head that has no engine" + (f": {state.address}" if state.address else ""))

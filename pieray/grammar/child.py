@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pieray.childprocess import serve
+from pieray.concurrency.child_process import serve
 from pieray.errors import shortened
 from pieray.grammar.source import fault, new_tokenizer
 

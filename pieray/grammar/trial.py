@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 
-from pieray.childprocess import Child, ChildDied
+from pieray.concurrency.child_process import Child, ChildDied
 from pieray.errors import EngineError, InvalidRequest, PierayError, QuotaExceeded, Unsupported
 from pieray.models.tokenizer import TokenizerSpec
 

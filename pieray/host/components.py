@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from concurrent.futures import Future
 
-from pieray.fairpool import FairPool
+from pieray.concurrency.fair_pool import FairPool
 from pieray.wasm import python_runtime
 from pieray.wasm.compiler import check_magic, is_compiled
 from pieray.wasm.host import Program, WasmHost

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from pieray.concurrency.stalls import Stalls
 from pieray.config import Config, Limits
 from pieray.errors import (
     Cancelled,
@@ -24,21 +25,20 @@ from pieray.errors import (
     PierayError,
     Stalled,
 )
-from pieray.host.children import Bonds
+from pieray.host.children.children import Bonds
 from pieray.host.components import Components
-from pieray.host.device import DeviceClient
-from pieray.host.grants import Grants
+from pieray.host.device.device import DeviceClient
+from pieray.host.device.sessions import DeviceSessions
 from pieray.host.inferlet import EndedInferlet, Inferlet
-from pieray.host.limits import limits_within
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
-from pieray.host.session import OUTPUTS
-from pieray.host.sessions import DeviceSessions
+from pieray.host.session.grants import Grants
+from pieray.host.session.session import OUTPUTS
 from pieray.messages import (
     Event,
     Launch,
 )
-from pieray.stalls import Stalls
+from pieray.programs.limits import limits_within
 from pieray.texts import byte_size, check_size
 from pieray.transport import Connection
 from pieray.urgency import admitted

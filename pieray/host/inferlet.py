@@ -8,28 +8,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from pieray.concurrency.timers import Timer
 from pieray.config import Limits
 from pieray.errors import LAST_LOGS, Cancelled, DeviceLost, EngineError, GuestFailed, PierayError, QuotaExceeded
-from pieray.host.device import DeviceClient
+from pieray.host.device.device import DeviceClient
+from pieray.host.device.outbox import Outbox
+from pieray.host.device.prefixes import Prefixes
+from pieray.host.device.tickets import TicketTable
+from pieray.host.device.transfers import Transfers
 from pieray.host.handlers import GuestHandlers
-from pieray.host.limits import capabilities_of
-from pieray.host.mcp.client_side import ClientServers
 from pieray.host.models import ModelDirectory
-from pieray.host.outbox import Outbox
-from pieray.host.prefixes import Prefixes
 from pieray.host.services import Services
-from pieray.host.session import EventLog, Mailbox
+from pieray.host.session.client_servers import ClientServers
+from pieray.host.session.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
-from pieray.host.textstreams import TextStreams
-from pieray.host.tickets import TicketTable
-from pieray.host.transfers import Transfers
+from pieray.host.text.textstreams import TextStreams
 from pieray.messages import Event, Launch, RunTokens
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.programs.limits import capabilities_of
 from pieray.texts import byte_size, check_size, parse_json
 from pieray.urgency import command_priority
 from pieray.wasm.host import Guest, Outcome, Program, WasmHost
-from pieray.wasm.timers import Timer
 
 ERROR_CHARS = 200
 """Of an error, in the facts for `pieray ps`."""

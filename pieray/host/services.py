@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pieray.concurrency.fair_pool import FairPool
+from pieray.concurrency.loop_thread import LoopThread
+from pieray.concurrency.timers import Timers
 from pieray.config import Config, Limits
-from pieray.fairpool import FairPool
-from pieray.host.adapters import AdapterDirectory
-from pieray.host.aio import LoopThread
-from pieray.host.broker_client import BrokerClient
-from pieray.host.children import ChildService
-from pieray.host.grammars import GrammarService
-from pieray.host.http.client import HttpClient
-from pieray.host.mcp.servers import ToolServers
-from pieray.host.textwork import TextWorkers
-from pieray.host.transfers import ActorTransfers
-from pieray.wasm.timers import Timers
+from pieray.host.broker.client import BrokerClient
+from pieray.host.children.children import ChildService
+from pieray.host.device.adapters import AdapterDirectory
+from pieray.host.device.transfers import ActorTransfers
+from pieray.host.text.grammars import GrammarService
+from pieray.host.text.textwork import TextWorkers
+from pieray.world.http.client import HttpClient
+from pieray.world.mcp.servers import ToolServers
 
 WORK_THREADS = 2
 

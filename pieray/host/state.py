@@ -8,25 +8,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import BadHandle, PierayError
-from pieray.host.adapters import OpenAdapter
-from pieray.host.commands import Queue
-from pieray.host.embeds import EmbedTable
-from pieray.host.files import FileInbox
-from pieray.host.mcp.client_side import ClientServers
+from pieray.host.device.adapters import OpenAdapter
+from pieray.host.device.commands import Queue
+from pieray.host.device.embeds import EmbedTable
+from pieray.host.device.outbox import Outbox
+from pieray.host.device.tickets import Kind, TicketTable, WorkTicket
 from pieray.host.models import ModelDirectory
 from pieray.host.opened import Opened
-from pieray.host.outbox import Outbox
-from pieray.host.scratch import ScratchFolder
 from pieray.host.services import Services
-from pieray.host.session import EventLog, Mailbox
-from pieray.host.textstreams import TextStreams
-from pieray.host.tickets import Kind, TicketTable, WorkTicket
+from pieray.host.session.client_servers import ClientServers
+from pieray.host.session.files import FileInbox
+from pieray.host.session.scratch import ScratchFolder
+from pieray.host.session.session import EventLog, Mailbox
+from pieray.host.text.textstreams import TextStreams
 from pieray.messages import GREEDY, Launch, Sampler
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.programs.capabilities import Capabilities
 
 log = logging.getLogger(__name__)
 

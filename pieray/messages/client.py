@@ -136,7 +136,7 @@ class LaunchHere(Message):
     ticket: int
     instance_id: str
     grant: str
-    sent_at: float  # by the actor's time.monotonic, see `pieray.stalls`
+    sent_at: float  # by the actor's time.monotonic, see `pieray.concurrency.stalls`
     deadline: float  # the same: past it nobody waits for it any more
     launch: bytes  # a frame with the Launch
     revision: int = 0  # of the registry, as of which its name means that program; 0: it is the client's own

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pieray.messages.frame import Message, register
 
 HASH_BYTES = 16
+
+
+class Place(NamedTuple):
+    """Where a page is in the chain of all that its content depends on."""
+
+    name: bytes  # its hash
+    before: bytes  # that of the page before it, or the root
+    depth: int  # pages before it
 
 
 @register(20)
@@ -27,7 +36,7 @@ class LeasePages(Message):
 @register(29)
 @dataclass(frozen=True, slots=True)
 class OpenLease(Message):
-    """An inferlet has begun: what its rank depends on, see `pieray.pages.rank`.  To be sent ahead of its requests."""
+    """An inferlet has begun: what its rank depends on, see `pieray.leases.rank`.  To be sent ahead of its requests."""
 
     inferlet: int
     tenant: str

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pieray.adapters import AdapterFile
 from pieray.kernels.meta import AttentionMeta
+from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import RaggedBatch
 from pieray.models.decoder import Decoder
 from pieray.models.kv_pool import KvPool

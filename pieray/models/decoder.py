@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
-from pieray.adapters import AdapterFile
 from pieray.kernels.dispatch import attention, layer_ops
+from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import RaggedBatch
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool

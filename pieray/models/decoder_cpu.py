@@ -8,12 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pieray.adapters import AdapterFile
 from pieray.kernels.cc import library
 from pieray.kernels.decode_rows_cpu import CBounds, CRows, RowStep, column
 from pieray.kernels.decoder_step_cpu import CBlock, CMatrix, CModel, CStep, decoder_step, pack, padded, workspace
 from pieray.kernels.paged_attention_cpu import is_supported, ragged
 from pieray.kernels.sample_cpu import CHOICE
+from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import DecodeRows, RaggedBatch
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool

@@ -18,8 +18,8 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from pieray.adapters import AdapterFile
 from pieray.errors import ModelError, QuotaExceeded
+from pieray.models.adapter_file import AdapterFile
 from pieray.models.config import ModelConfig
 
 MAX_RANK = 1024

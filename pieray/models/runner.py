@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pieray.adapters import AdapterFile
 from pieray.errors import DeviceLost, InvalidRequest, ModelError, PierayError, Unsupported
 from pieray.kernels.decode_rows_cpu import zero_bad_rows
 from pieray.kernels.sample_cpu import is_supported
 from pieray.messages import GREEDY, Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler
 from pieray.models import batch
 from pieray.models import sampler as sampling
+from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
 from pieray.models.config import ModelConfig
 from pieray.models.decode_graphs import GraphedDecoder

@@ -14,13 +14,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pieray.messages import PRIVATE
-from pieray.messages.leases import HASH_BYTES
+from pieray.messages.leases import HASH_BYTES, Place
 from pieray.pages.lineage import CopyStep, ForwardStep, Step
 
 I64 = npt.NDArray[np.int64]
@@ -44,14 +43,6 @@ def chain(before: bytes, tokens: bytes, positions: bytes, page_size: int, adapte
 def positions_of(start: int, num_tokens: int) -> bytes:
     """Those of tokens in their places (u32)."""
     return np.arange(start, start + num_tokens, dtype="<u4").tobytes()
-
-
-class Place(NamedTuple):
-    """Where a page is in the chain of all that its content depends on."""
-
-    name: bytes  # its hash
-    before: bytes  # that of the page before it, or the root
-    depth: int  # pages before it
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ class FrameTable:
 
     What a frame without a page holds may be in a *host slot* of the batcher: it is brought back (`restoring`) to the
     page that the frame is bound to next, and given up (`dropped`) with the frame.  What a frame that is *lost* held is
-    nowhere: it is to be computed again, see `pieray.host.rebuild`.
+    nowhere: it is to be computed again, see `pieray.host.device.rebuild`.
     """
 
     def __init__(self) -> None:

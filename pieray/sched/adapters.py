@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
-from pieray.adapters import AdapterFacts, AdapterFile
 from pieray.errors import WIT_CODES, DeviceLost, Evicted, InvalidRequest, ModelError, PierayError
 from pieray.messages import PRIVATE, Completed, Failed, LoadAdapter, Message, UnloadAdapter
+from pieray.models.adapter_file import AdapterFacts, AdapterFile
 from pieray.sched.lanes import LaneKey
 
 if TYPE_CHECKING:

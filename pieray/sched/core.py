@@ -52,7 +52,7 @@ from pieray.sched.table import RowGroup
 from pieray.sched.verify import VerifyCommand
 
 if TYPE_CHECKING:
-    from pieray.adapters import AdapterFile
+    from pieray.models.adapter_file import AdapterFile
     from pieray.models.lora import LoraAdapter
     from pieray.models.runner import StepResult
     from pieray.models.tokenizer import TokenizerSpec

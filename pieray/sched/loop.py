@@ -11,9 +11,9 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from pieray.concurrency.pulse import Pulse
 from pieray.errors import DeviceLost, PeerLost, PierayError
 from pieray.messages import CancelInferlet, Completed, Message, RunEnded
-from pieray.pulse import Pulse
 from pieray.sched.commands import failed
 from pieray.sched.core import BatcherCore
 from pieray.sched.fences import FenceLink

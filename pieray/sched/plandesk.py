@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pieray.concurrency.fair_pool import FairPool
 from pieray.errors import InvalidRequest, PierayError, Unsupported
-from pieray.fairpool import FairPool
 from pieray.messages import ExtendPlan, Message, PlanTokens, RunEnded, StartPlan, StopPlan
 from pieray.models.detokenizer import PRIME_TOKENS
 from pieray.sched.commands import F32, Command

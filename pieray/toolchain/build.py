@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pieray import manifest
 from pieray.errors import InvalidRequest
-from pieray.manifest import Manifest
+from pieray.programs import manifest
+from pieray.programs.manifest import Manifest
 from pieray.toolchain import c, js, py, rust
 
 Builder = Callable[[Path, Path], None]

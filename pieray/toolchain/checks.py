@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pieray import manifest, programs
 from pieray.errors import InvalidRequest, NotFound
-from pieray.programs import ProgramSource
+from pieray.programs import manifest, sources
+from pieray.programs.sources import ProgramSource
 from pieray.toolchain import py
 from pieray.toolchain.build import declared_in
 
@@ -40,7 +40,7 @@ def check(path: Path) -> Report:
         raise NotFound(f"there is no {path}")
     if path.is_dir():
         declared_in(path)
-    source = programs.resolve(str(path.resolve()))
+    source = sources.resolve(str(path.resolve()))
     imports, is_exact = _python(source) if source.source else (_component(source), False)
     return Report(
         source.name, source.version, "python" if source.source else "component",

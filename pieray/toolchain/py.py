@@ -9,7 +9,7 @@ import ast
 from pathlib import Path
 
 from pieray.errors import InvalidRequest
-from pieray.programs import read_source
+from pieray.programs.sources import read_source
 
 
 def build(entry: Path, _target: Path) -> None:

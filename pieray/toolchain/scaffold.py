@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pieray import manifest
 from pieray.errors import InvalidRequest
+from pieray.programs import manifest
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 _MANIFEST = """\

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from pieray.deadlines import wait_s
+from pieray.concurrency.deadlines import wait_s
 from pieray.errors import PeerLost, ProtocolError
 from pieray.transport.frames import PREFIX
 from pieray.transport.handshake import MAX_HANDSHAKE_BYTES

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from pieray.deadlines import Deadline
+from pieray.concurrency.deadlines import Deadline
 from pieray.errors import PeerLost, PierayError, error_from
 from pieray.messages import Completed, Failed, Message
 from pieray.transport.base import Connection

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 import wasmtime
 
+from pieray.concurrency.timers import Timer, Timers
 from pieray.errors import PierayError
 from pieray.wasm import native
 from pieray.wasm.calls import Call, Instance, WasmFailed, error_of
 from pieray.wasm.guest import Guest, Task, running
 from pieray.wasm.housekeeping import Housekeeper
 from pieray.wasm.parks import Park
-from pieray.wasm.timers import Load, Ticker, Timer, Timers
+from pieray.wasm.ticker import Load, Ticker
 from pieray.wasm.turns import TurnQueue
 
 if TYPE_CHECKING:

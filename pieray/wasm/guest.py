@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pieray.concurrency.timers import Timer, Timers
 from pieray.config import Limits
 from pieray.errors import DeadlineExceeded, GuestTrapped, PierayError, QuotaExceeded
 from pieray.wasm import native
 from pieray.wasm.handlers import Handlers
-from pieray.wasm.timers import Timer, Timers
 
 if TYPE_CHECKING:
     from pieray.wasm.calls import Instance

@@ -16,6 +16,7 @@ from pathlib import Path
 import wasmtime
 from wasmtime.component import Component
 
+from pieray.concurrency.timers import Timers
 from pieray.config import Limits
 from pieray.errors import Cancelled, ConfigError, EngineError, InvalidRequest
 from pieray.wasm import native
@@ -32,7 +33,6 @@ from pieray.wasm.program import Imports, Program
 from pieray.wasm.ready import CodeCache, ReadyInstances
 from pieray.wasm.rehearsal import RehearsalHandlers
 from pieray.wasm.threads import ThreadExecutor
-from pieray.wasm.timers import Timers
 
 __all__ = ["CompileLimits", "Guest", "Handlers", "Outcome", "Program", "WasmHost"]
 

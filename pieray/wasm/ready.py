@@ -9,8 +9,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pieray.concurrency.timers import Timers
 from pieray.errors import EngineError
-from pieray.wasm.timers import Timers
 
 if TYPE_CHECKING:
     from pieray.wasm.calls import Instance

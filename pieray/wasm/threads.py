@@ -15,13 +15,14 @@ from typing import Any
 
 import wasmtime
 
-from pieray.deadlines import wait_s
+from pieray.concurrency.deadlines import wait_s
+from pieray.concurrency.timers import Timers
 from pieray.errors import EngineError, PierayError
 from pieray.wasm import native
 from pieray.wasm.calls import Call, Instance, WasmFailed, error_of
 from pieray.wasm.guest import Guest, Task, running
 from pieray.wasm.parks import Park
-from pieray.wasm.timers import Load, Ticker, Timers
+from pieray.wasm.ticker import Load, Ticker
 
 log = logging.getLogger(__name__)
 

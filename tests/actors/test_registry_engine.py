@@ -10,7 +10,7 @@ import pytest
 
 import pieray
 from pieray.errors import Denied, InvalidRequest, NotFound
-from pieray.programs import resolve
+from pieray.programs.sources import resolve
 
 WHO = '''# /// inferlet
 # name = "who-am-i"

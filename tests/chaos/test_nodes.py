@@ -8,7 +8,7 @@ import sys
 
 PROGRAM = """
 import sys, time
-from pieray import cluster
+from pieray.cluster import ray_cluster as cluster
 cluster.prepare_environment()
 import ray
 from ray.cluster_utils import Cluster

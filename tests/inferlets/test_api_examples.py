@@ -11,8 +11,8 @@ import pytest
 from loras import as_bytes, random_lora
 
 from pieray.assets import model_folder
-from pieray.engine import Engine
-from pieray.programs import ProgramSource
+from pieray.client.engine import Engine
+from pieray.programs.sources import ProgramSource
 from pieray.wit import Interface, api
 from tools import apidoc
 

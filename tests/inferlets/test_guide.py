@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import pieray
 from pieray.cli import engines
 from pieray.cli.app import app
-from pieray.programs import ProgramSource
-from pieray.upstate import UpState
+from pieray.cluster.up_state import UpState
+from pieray.programs.sources import ProgramSource
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guide"
 PAGES = sorted(GUIDE.glob("[0-9]-*.md"))

@@ -13,7 +13,7 @@ from toolchains import needs, write_project
 
 from pieray import ProgramSource
 from pieray.errors import GuestFailed, GuestTrapped, QuotaExceeded
-from pieray.programs import inferlets_folder, resolve
+from pieray.programs.sources import inferlets_folder, resolve
 from pieray.toolchain import c, js, rust
 from pieray.toolchain.build import build
 

@@ -19,7 +19,7 @@ from web import Web, serve_web
 
 import pieray
 from pieray.errors import Cancelled, Denied, InvalidRequest, NotFound, PeerLost, QuotaExceeded
-from pieray.programs import inferlets_folder
+from pieray.programs.sources import inferlets_folder
 
 CALCULATOR = str(Path(__file__).resolve().parents[1] / "support" / "mcp_calculator.py")
 EXAMPLE = [sys.executable, str(inferlets_folder() / "mcp-tools" / "calculator.py")]

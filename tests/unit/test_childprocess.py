@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pieray.childprocess import Child, ChildDied
+from pieray.concurrency.child_process import Child, ChildDied
 from pieray.errors import Cancelled, EngineError
 
 MODULE = '''
 import os, time
-from pieray.childprocess import serve
+from pieray.concurrency.child_process import serve
 
 def open_with(opening):
     if opening == "refuse":

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pieray import controllercalls
-from pieray.controllercalls import ControllerCalls
+from pieray.client import controller_calls as controllercalls
+from pieray.client.controller_calls import ControllerCalls
 from pieray.errors import ActorGone, EngineError, NoAnswer, NotFound, Stalled
 
 

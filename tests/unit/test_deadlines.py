@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from pieray.client.link import ActorLink
+from pieray.client.process import Event, Process
+from pieray.concurrency.deadlines import LONGEST_WAIT_S, Deadline, wait_s
 from pieray.config import load
-from pieray.deadlines import LONGEST_WAIT_S, Deadline, wait_s
 from pieray.errors import ConfigError, DeadlineExceeded, InvalidRequest, PeerLost
-from pieray.link import ActorLink
 from pieray.messages import Attach, Completed, Message
-from pieray.process import Event, Process
 from pieray.transport import Connection, serve
 
 PASSED = [0, 0.0, -2, -1e-9, -1e10, -1e300, -math.inf, -(10**400)]

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from pieray import engine as engine_module
+from pieray.client import engine as engine_module
+from pieray.client.engine import Engine
+from pieray.concurrency.off_loop import off_loop
 from pieray.config import Config
-from pieray.engine import Engine
 from pieray.errors import ConfigError, EngineError, InvalidRequest, Overloaded, PeerLost
-from pieray.launches import LaunchRequest, prepared
 from pieray.messages import Failed, decode, encode
-from pieray.offloop import off_loop
-from pieray.programs import ProgramSource
+from pieray.programs.launches import LaunchRequest, prepared
+from pieray.programs.sources import ProgramSource
 from pieray.transport import Connection, Endpoint, PendingCalls, serve
 
 SOURCE = ProgramSource("demo", "demo.py", source="def main(): ...")

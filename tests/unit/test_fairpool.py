@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pieray.concurrency.fair_pool import FairPool, FairQueue
 from pieray.errors import Cancelled, DeadlineExceeded, InvalidRequest, PierayError, QuotaExceeded
-from pieray.fairpool import FairPool, FairQueue
 
 WAIT_S = 30.0
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from pieray import launches
-from pieray.capabilities import Capabilities
-from pieray.config import Limits, from_mapping
+from pieray.config import Limits
 from pieray.errors import ConfigError, NotFound
-from pieray.launches import InstalledPrograms, LaunchRequest, prepared
+from pieray.mapping import from_mapping
 from pieray.messages import Install, encode
-from pieray.programs import ProgramSource
+from pieray.programs import launches
+from pieray.programs.capabilities import Capabilities
+from pieray.programs.launches import InstalledPrograms, LaunchRequest, prepared
+from pieray.programs.sources import ProgramSource
 
 
 class Registry:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from pieray.client.link import ActorLink, ActorLinks
+from pieray.client.process import Process
 from pieray.errors import DeadlineExceeded, EngineError, NotFound, PeerLost
-from pieray.link import ActorLink, ActorLinks
 from pieray.messages import Attach, Completed, Event, Failed, Message, ServeTools
-from pieray.process import Process
 from pieray.transport import Connection, Endpoint, serve
 
 TOKEN = "t" * 64

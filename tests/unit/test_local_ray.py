@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from pieray import cluster
+from pieray.cluster import ray_cluster as cluster
 from pieray.errors import EngineError
 
 SLOW = Exception("The current node timed out during startup. This could happen because ...")

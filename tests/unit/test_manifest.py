@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounds import examples
 
-from pieray import manifest
-from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import ConfigError
-from pieray.manifest import Manifest, limits_below, version_key
-from pieray.programs import resolve
+from pieray.programs import manifest
+from pieray.programs.capabilities import Capabilities
+from pieray.programs.manifest import Manifest, limits_below, version_key
+from pieray.programs.sources import resolve
 
 FULL = """
 name = "notes"

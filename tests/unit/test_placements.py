@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from pieray.client.placements import Grant, Placements
 from pieray.errors import NoAnswer
-from pieray.placements import Grant, Placements
 from pieray.transport import Endpoint
 
 WIRE = Endpoint("inproc", "host", 1).to_wire()
@@ -90,7 +90,7 @@ def test_where_there_is_no_room_the_controller_is_not_asked_at_each_launch(monke
     grants = [placements.take() for _ in range(20)]
     assert grants.count(None) == 16
     assert controller.asked == [4, 4]
-    monkeypatch.setattr("pieray.placements.REFUSED_S", 0.0)
+    monkeypatch.setattr("pieray.client.placements.REFUSED_S", 0.0)
     controller.left = 10
     assert placements.take() is not None
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 import pieray
-from pieray import cluster
 from pieray.assets import model_folder
+from pieray.client.preflight import check_files
+from pieray.cluster import ray_cluster as cluster
 from pieray.config import load
 from pieray.errors import ConfigError, ModelError
-from pieray.preflight import check_files
 
 
 @pytest.fixture

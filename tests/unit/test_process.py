@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from pieray.client.process import Event, Process
 from pieray.errors import DeadlineExceeded, PeerLost, QuotaExceeded
-from pieray.process import Event, Process
 
 
 class NoLink:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pieray.errors import InvalidRequest, NotFound
-from pieray.programs import COMPONENT_MAGIC, embedded_inferlets, inferlets_folder, resolve
+from pieray.programs.sources import COMPONENT_MAGIC, embedded_inferlets, inferlets_folder, resolve
 
 
 def test_an_embedded_inferlet_is_found_by_name() -> None:

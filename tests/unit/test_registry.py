@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from rounds import examples
 
-from pieray.capabilities import ALL
 from pieray.config import Limits
 from pieray.errors import ConfigError, Denied, EngineError, InvalidRequest, NotFound, PierayError, QuotaExceeded
-from pieray.manifest import version_key
 from pieray.messages import Install, Launch
-from pieray.programs import COMPONENT_MAGIC
-from pieray.registry import Bounds, Registry
+from pieray.programs.capabilities import ALL
+from pieray.programs.manifest import version_key
+from pieray.programs.registry import Bounds, Registry
+from pieray.programs.sources import COMPONENT_MAGIC
 
 SOURCE = "def main(): return 1\n"
 

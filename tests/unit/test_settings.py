@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
-from pieray.config import Config, Limits, from_environment, from_mapping, load
+from pieray.config import Config, Limits, from_environment, load
 from pieray.errors import ConfigError
+from pieray.mapping import from_mapping
 from pieray.tenants import TenantSettings
 
 

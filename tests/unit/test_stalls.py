@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pieray import pulse, stalls
-from pieray.pulse import Pulse, PulsedLock
-from pieray.stalls import STALL_S, RemoteClock, Stalls
+from pieray.concurrency import pulse, stalls
+from pieray.concurrency.pulse import Pulse, PulsedLock
+from pieray.concurrency.stalls import STALL_S, RemoteClock, Stalls
 
 NOW = 100.0
 

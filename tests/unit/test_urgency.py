@@ -10,9 +10,9 @@ import pytest
 
 from pieray.config import Limits
 from pieray.errors import InvalidRequest
-from pieray.launches import LaunchRequest, prepared
 from pieray.messages import Launch, decode_one, encode
-from pieray.programs import ProgramSource
+from pieray.programs.launches import LaunchRequest, prepared
+from pieray.programs.sources import ProgramSource
 from pieray.tenants import MAX_PRIORITY, NO_SETTINGS, TenantSettings
 from pieray.urgency import admitted, check_priority, deadline_at
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from pieray.adapters import AdapterFile, check_alpha
 from pieray.errors import PierayError, QuotaExceeded
-from pieray.host.adapters import AdapterDirectory, Load, OpenAdapter, Unload, locate
-from pieray.host.commands import Queue
+from pieray.host.device.adapters import AdapterDirectory, Load, OpenAdapter, Unload, locate
+from pieray.host.device.commands import Queue
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.state import InstanceState
-from pieray.host.tickets import Kind
 from pieray.messages import PRIVATE
+from pieray.models.adapter_file import AdapterFile, check_alpha
 
 MAX_FILE = 32 << 20
 """Bytes of an adapter that an inferlet loads: it travels to the batcher in one frame."""

@@ -9,14 +9,14 @@ import time
 from typing import Any
 
 from pieray.errors import ConfigError, InvalidRequest, QuotaExceeded, Unsupported
-from pieray.host.family import Child, Family
+from pieray.host.children.family import Child, Family
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.limits import limits_within
 from pieray.host.opened import Opened
 from pieray.host.state import InstanceState
-from pieray.host.tickets import Kind
-from pieray.manifest import is_spec
 from pieray.messages import Launch
+from pieray.programs.limits import limits_within
+from pieray.programs.manifest import is_spec
 from pieray.texts import byte_size, check_size
 
 MAX_LIMITS_TEXT = 4096

@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pieray.errors import InvalidRequest, QuotaExceeded
-from pieray.host.embeds import Embedding, EmbedLookup
+from pieray.host.device.embeds import Embedding, EmbedLookup
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.tickets import Kind
 
 
 class EmbedsHandlers(HandlerGroup):

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
-from pieray.host.commands import Pass
-from pieray.host.embeds import joined
+from pieray.host.device.commands import Pass
+from pieray.host.device.embeds import joined
+from pieray.host.device.masks import hide_runs, mask_bytes
+from pieray.host.device.tickets import Kind
+from pieray.host.device.verify import VerifyPass, check_tree
+from pieray.host.device.visibility import composed
 from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.masks import hide_runs, mask_bytes
-from pieray.host.tickets import Kind
-from pieray.host.verify import VerifyPass, check_tree
-from pieray.host.visibility import composed
 from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler, size_of
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from pieray.errors import InvalidRequest, PierayError, QuotaExceeded
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.state import InstanceState
-from pieray.host.tickets import Kind
 from pieray.texts import byte_size, check_size
 from pieray.wasm.parks import Answer
 

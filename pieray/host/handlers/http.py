@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from pieray.concurrency.loop_shares import Who
 from pieray.errors import ConfigError, InvalidRequest, Unsupported
-from pieray.host import aio
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.http.bodies import Budget
-from pieray.host.http.client import Ask
-from pieray.host.http.policy import HostPattern, Policy, check_headers, check_method, parse_patterns
-from pieray.host.shares import Who
+from pieray.host.loop_calls import Calls
 from pieray.host.state import InstanceState
 from pieray.texts import byte_size, check_size
+from pieray.world.http.bodies import Budget
+from pieray.world.http.client import Ask
+from pieray.world.http.policy import HostPattern, Policy, check_headers, check_method, parse_patterns
 
 MAX_RUNNING = 32
 """Requests of one inferlet at one time."""
@@ -23,7 +23,7 @@ class HttpHandlers(HandlerGroup):
         super().__init__(state)
         self._http_budget = Budget(state.limits)
         self._http_policy: Policy | None = None
-        self._http_calls = aio.Calls(state, "http requests", MAX_RUNNING)
+        self._http_calls = Calls(state, "http requests", MAX_RUNNING)
         if state.capabilities.http and state.services.http is not None:
             state.services.http.load()
 

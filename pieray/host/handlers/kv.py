@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pieray.host.commands import Command
-from pieray.host.exports import PageRequests, check_name
+from pieray.host.device.commands import Command
+from pieray.host.device.exports import PageRequests, check_name
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.state import InstanceState
-from pieray.host.tickets import Kind
 from pieray.texts import byte_size, check_size
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from pieray.concurrency.loop_shares import Who
 from pieray.errors import DeadlineExceeded, Denied, InvalidRequest, NotFound, QuotaExceeded
-from pieray.host import aio
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.shares import Who
+from pieray.host.loop_calls import Calls
 from pieray.host.state import InstanceState
 from pieray.texts import byte_size, check_size, check_unicode, parse_json
 
@@ -24,7 +24,7 @@ class McpHandlers(HandlerGroup):
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
         self._mcp_num_calls = 0
-        self._mcp_calls = aio.Calls(state, "mcp calls", MAX_RUNNING)
+        self._mcp_calls = Calls(state, "mcp calls", MAX_RUNNING)
 
     def mcp_servers(self) -> list[str]:
         """Those that the inferlet may call; none without the capability."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pieray.errors import PeerLost
-from pieray.host.broker_calls import ANSWER_S, BrokerCalls
+from pieray.host.broker.calls import ANSWER_S, BrokerCalls
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.opened import Opened
 from pieray.host.state import InstanceState
-from pieray.host.tickets import Kind
 from pieray.messages import Broadcast, Next, Pull, Push, Subscribe, Unsubscribe
 
 

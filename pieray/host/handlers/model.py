@@ -10,7 +10,7 @@ import numpy as np
 
 from pieray.errors import InvalidRequest, QuotaExceeded
 from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.textstreams import TextStream
+from pieray.host.text.textstreams import TextStream
 from pieray.models.detokenizer import PRIME_TOKENS
 from pieray.wasm.parks import Answer
 

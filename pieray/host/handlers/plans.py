@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from pieray.errors import InvalidRequest
-from pieray.host.drawn import Columns, NextTicket, StreamTicket
+from pieray.host.device.drawn import Columns, NextTicket, StreamTicket
+from pieray.host.device.plans import ENDED, READY, Plan
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import U32, HandlerGroup
 from pieray.host.opened import Opened
-from pieray.host.plans import ENDED, READY, Plan
 from pieray.host.state import InstanceState
-from pieray.host.tickets import Kind
 from pieray.wasm.parks import Later
 
 MAX_STOP_TOKENS = 1024

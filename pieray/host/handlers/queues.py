@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pieray.errors import InvalidRequest, QuotaExceeded
-from pieray.host.commands import Queue, SyncTicket
+from pieray.host.device.commands import Queue, SyncTicket
 from pieray.host.handlers.base import HandlerGroup
 from pieray.tenants import MAX_PRIORITY
 from pieray.urgency import command_priority

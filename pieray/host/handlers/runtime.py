@@ -9,9 +9,9 @@ import os
 import random
 import time
 
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.state import InstanceState
-from pieray.host.tickets import Kind
 from pieray.wit import api
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pieray.errors import InvalidRequest
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.scratch import from_base64, to_base64
+from pieray.texts import from_base64, to_base64
 
 MAX_CALL_BYTES = 1 << 18
 """Moved in one call at most: it runs on the thread of all guests."""

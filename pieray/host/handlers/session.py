@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pieray.errors import InvalidRequest
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.tickets import Kind
 from pieray.texts import parse_json
 
 MAX_NAME = 128

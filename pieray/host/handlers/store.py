@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pieray.host.broker_calls import ANSWER_S, BrokerCalls
+from pieray.host.broker.calls import ANSWER_S, BrokerCalls
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import HandlerGroup
 from pieray.host.state import InstanceState
-from pieray.host.tickets import Kind
 from pieray.messages import StoreDelete, StoreGet, StoreNames, StorePut, StorePutIf
 
 MAX_NAMES_BYTES = 1 << 20

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from pieray.errors import QuotaExceeded
+from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.tickets import Kind
 
 
 class TicketHandlers(HandlerGroup):

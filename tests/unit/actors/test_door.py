@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-import pieray.engine
+import pieray.client.engine
 from pieray.actors.controller import Controller as RealController
 from pieray.actors.door import METHODS, ControllerDoor
+from pieray.client.controller_calls import ControllerCalls
+from pieray.client.controller_link import ControllerLink, LaunchPath
+from pieray.client.engine import connect_door
 from pieray.config import Config
-from pieray.controllercalls import ControllerCalls
-from pieray.controllerlink import ControllerLink, LaunchPath
-from pieray.engine import connect_door
 from pieray.errors import Denied, EngineError, InvalidRequest, NotFound, PeerLost
 from pieray.transport import Listener, serve
 
@@ -153,7 +153,7 @@ def test_all_that_an_engine_asks_of_its_controller_goes_through_the_door() -> No
     """But for what a Ray driver alone needs: the token, and where the door is."""
     asked = {
         node.args[0].value
-        for node in ast.walk(ast.parse(inspect.getsource(pieray.engine)))
+        for node in ast.walk(ast.parse(inspect.getsource(pieray.client.engine)))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         and node.func.attr in {"_ask", "ask", "tell"} and node.args and isinstance(node.args[0], ast.Constant)
     }  # fmt: skip

@@ -14,7 +14,8 @@ from fake_fleet import FakeActor, FakeFleet
 from pieray.actors import health, records, supervisor
 from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER
 from pieray.actors.supervisor import Supervisor
-from pieray.config import Config, from_mapping
+from pieray.concurrency.stalls import Stalls
+from pieray.config import Config
 from pieray.errors import (
     ActorGone,
     ChildCeiling,
@@ -28,8 +29,8 @@ from pieray.errors import (
     Stalled,
     error_from,
 )
+from pieray.mapping import from_mapping
 from pieray.messages import Launch, encode
-from pieray.stalls import Stalls
 
 SOON = 30.0
 SETTINGS: dict[str, Any] = {"suspect_after_s": 2.0, "replace_after_s": 4.0}

@@ -19,8 +19,8 @@ from pieray.broker.buffer import Bounds
 from pieray.broker.service import BrokerService
 from pieray.broker.store import Store
 from pieray.errors import PeerLost, PierayError
-from pieray.host import broker_client
-from pieray.host.broker_client import BrokerClient
+from pieray.host.broker import client as broker_client
+from pieray.host.broker.client import BrokerClient
 from pieray.messages import Message, Pull, Push, Settle, Subscribe, Unsubscribe
 from pieray.transport import Connection, Listener, connect, redial, serve
 

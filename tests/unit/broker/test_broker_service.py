@@ -16,7 +16,7 @@ from pieray.broker.buffer import Bounds
 from pieray.broker.service import BrokerService
 from pieray.broker.store import Store
 from pieray.errors import Cancelled, DeadlineExceeded, NotFound, PeerLost, PierayError
-from pieray.host.broker_client import BrokerClient
+from pieray.host.broker.client import BrokerClient
 from pieray.messages import (
     Broadcast,
     Message,

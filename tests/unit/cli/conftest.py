@@ -11,7 +11,7 @@ from fake_engine import FakeEngine, Outcome
 from typer.testing import CliRunner
 
 from pieray.cli import engines
-from pieray.upstate import UpState
+from pieray.cluster.up_state import UpState
 
 
 @pytest.fixture

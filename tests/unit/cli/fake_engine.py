@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pieray.client.process import Event, Process
 from pieray.config import Config
 from pieray.errors import NotFound, PierayError
-from pieray.process import Event, Process
-from pieray.programs import ProgramSource
+from pieray.programs.sources import ProgramSource
 
 
 class FakeLink:

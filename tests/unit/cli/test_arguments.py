@@ -11,7 +11,7 @@ import pytest
 from pieray.cli.arguments import parse_arguments, parse_input, parse_limits, parse_settings
 from pieray.cli.signature import MainFunction, main_of
 from pieray.errors import ConfigError
-from pieray.programs import ProgramSource
+from pieray.programs.sources import ProgramSource
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ import pytest
 from fake_engine import FakeEngine, Outcome
 
 import pieray
-from pieray import config, upstate
+from pieray import config
 from pieray.cli import doctor, up
+from pieray.cluster import up_state
+from pieray.cluster.up_state import UpState
 from pieray.errors import EngineError, GuestFailed
-from pieray.upstate import UpState
 
 Call = Callable[..., Outcome]
 
@@ -131,20 +132,20 @@ def test_a_state_survives_on_disk_and_a_process_with_a_reused_pid_is_not_taken_f
     monkeypatch.setenv("PIERAY_HOME", str(tmp_path))
     state = UpState("blue", "127.0.0.1:1", 1, 12.5, "/tmp/x", environment={"RAY_AUTH_MODE": "token"})
     state.save()
-    assert upstate.load("blue") == state
-    assert stat.S_IMODE(upstate.state_file("blue").stat().st_mode) == 0o600  # it may hold the engine's token
-    assert upstate.find_alive("blue") is None
+    assert up_state.load("blue") == state
+    assert stat.S_IMODE(up_state.state_file("blue").stat().st_mode) == 0o600  # it may hold the engine's token
+    assert up_state.find_alive("blue") is None
     assert not replace(state, head_pid=1).is_alive()
     state.forget()
-    assert upstate.load("blue") is None
-    upstate.state_file("blue").write_text("{broken", encoding="utf-8")
-    assert upstate.load("blue") is None
+    assert up_state.load("blue") is None
+    up_state.state_file("blue").write_text("{broken", encoding="utf-8")
+    assert up_state.load("blue") is None
 
 
 def test_a_namespace_is_one_commands_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PIERAY_HOME", str(tmp_path))
     waited: list[str] = []
-    with upstate.locked("blue", 5.0, lambda: waited.append("blue")), upstate.locked("red", 5.0, lambda: None):
+    with up_state.locked("blue", 5.0, lambda: waited.append("blue")), up_state.locked("red", 5.0, lambda: None):
         with pytest.raises(EngineError, match="namespace blue for over 0 s"):
             take("blue", 0.0, waited)
         assert waited == ["blue"]
@@ -153,7 +154,7 @@ def test_a_namespace_is_one_commands_at_a_time(monkeypatch: pytest.MonkeyPatch, 
 
 
 def take(namespace: str, timeout_s: float, waited: list[str]) -> None:
-    with upstate.locked(namespace, timeout_s, lambda: waited.append(namespace)):
+    with up_state.locked(namespace, timeout_s, lambda: waited.append(namespace)):
         pass
 
 
@@ -187,7 +188,7 @@ def test_up_beside_a_running_engine_names_each_setting_that_differs(
 @pytest.mark.parametrize("namespace", ["../x", "", "a/b", ".hidden", "a" * 101])
 def test_a_namespace_that_is_no_file_name_is_refused(call: Call, namespace: str) -> None:
     with pytest.raises(pieray.PierayError, match="namespace"):
-        upstate.state_file(namespace)
+        up_state.state_file(namespace)
 
 
 def test_exports_are_shown_and_dropped(engine: FakeEngine, call: Call, is_up: UpState) -> None:

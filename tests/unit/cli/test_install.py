@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fake_engine import FakeEngine, Outcome
 
-from pieray.programs import ProgramSource
-from pieray.upstate import UpState
+from pieray.cluster.up_state import UpState
+from pieray.programs.sources import ProgramSource
 
 Call = Callable[..., Outcome]
 NOTES = ProgramSource("notes", "notes.py", source="def main(text: str, n: int = 0): ...", version="1.0.0")

@@ -12,8 +12,8 @@ import pytest
 from fake_engine import FakeEngine, Outcome
 
 from pieray.cli import engines
+from pieray.cluster.up_state import UpState
 from pieray.errors import DeviceLost, EngineError, GuestFailed, InvalidRequest, ModelError, NotFound, QuotaExceeded
-from pieray.upstate import UpState
 
 Call = Callable[..., Outcome]
 RUN = ("run", "text-completion", "--input", '{"prompt": "12+7="}')

@@ -11,7 +11,7 @@ import pytest
 from fake_engine import FakeEngine, Outcome
 
 from pieray.cli.exchange import save
-from pieray.process import Event, Process, ReceivedFile
+from pieray.client.process import Event, Process, ReceivedFile
 
 Call = Callable[..., Outcome]
 RUN = ("run", "text-completion", "--input", '{"prompt": "12+7="}')

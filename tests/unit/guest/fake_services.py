@@ -8,7 +8,7 @@ from typing import Any
 
 import fake_model as lm
 
-from pieray.host.textstreams import TextStream
+from pieray.host.text.textstreams import TextStream
 from pieray.models.chat_parse import parse_reply
 
 

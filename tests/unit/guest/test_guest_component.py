@@ -16,7 +16,7 @@ from fake_host import FakeHost
 
 from pieray.config import Limits
 from pieray.errors import OutOfPages
-from pieray.programs import inferlets_folder
+from pieray.programs.sources import inferlets_folder
 from pieray.wasm.host import Outcome, WasmHost
 from pieray.wasm.python_runtime import component_path
 

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from pieray.capabilities import Capabilities
 from pieray.config import Limits
+from pieray.host.device.outbox import Outbox
+from pieray.host.device.prefixes import Prefixes
+from pieray.host.device.tickets import TicketTable
+from pieray.host.device.transfers import Transfers
 from pieray.host.handlers import GuestHandlers
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
-from pieray.host.outbox import Outbox
-from pieray.host.prefixes import Prefixes
 from pieray.host.services import Services
-from pieray.host.session import EventLog, Mailbox
+from pieray.host.session.session import EventLog, Mailbox
 from pieray.host.state import InstanceState
-from pieray.host.textstreams import TextStreams
-from pieray.host.tickets import TicketTable
-from pieray.host.transfers import Transfers
+from pieray.host.text.textstreams import TextStreams
 from pieray.messages import Completed, Failed, Forward, Launch, Message
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.programs.capabilities import Capabilities
 
 NUMBER = 7
 PAGE_SIZE = 4

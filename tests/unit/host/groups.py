@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 
 from pieray.errors import DeviceLost, PeerLost
-from pieray.host.device import DeviceClient
-from pieray.host.sessions import DeviceSessions
+from pieray.host.device.device import DeviceClient
+from pieray.host.device.sessions import DeviceSessions
+from pieray.leases.service import LeaseService
 from pieray.messages import CancelInferlet, Completed, FencePeer, Forward, Message, OpenInferlet
-from pieray.pages.service import LeaseService
 from pieray.transport import Connection, serve
 
 TOKEN = "t" * 64

@@ -11,10 +11,10 @@ from fakes import NUMBER, Bench
 
 from pieray.config import Limits
 from pieray.errors import OutOfPages, PierayError
+from pieray.leases import export_calls
+from pieray.leases.exports import ExportTable
+from pieray.leases.ledger import Holder, PageLedger
 from pieray.messages import LeasePages
-from pieray.pages import export_calls
-from pieray.pages.exports import ExportTable
-from pieray.pages.ledger import Holder, PageLedger
 
 
 class Engine:

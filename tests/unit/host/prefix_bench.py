@@ -11,14 +11,14 @@ from fakes import NUMBER, PAGE_SIZE, Bench, byte_tokenizer
 
 from pieray.config import Limits, ModelSettings
 from pieray.errors import PierayError, error_from
+from pieray.leases import export_calls
+from pieray.leases.exports import ExportTable
+from pieray.leases.ledger import Holder, Lease, PageLedger
+from pieray.leases.line import Granted, LeaseLine
+from pieray.leases.rank import Facts
+from pieray.leases.relief import AGAIN_S, Relief
 from pieray.messages import CancelInferlet, Completed, Failed, IndexPages, PlanTokens, RunEnded, Sampled
-from pieray.pages import export_calls
-from pieray.pages.contents import Place
-from pieray.pages.exports import ExportTable
-from pieray.pages.ledger import Holder, Lease, PageLedger
-from pieray.pages.line import Granted, LeaseLine
-from pieray.pages.rank import Facts
-from pieray.pages.relief import AGAIN_S, Relief
+from pieray.messages.leases import Place
 from pieray.sched.core import BatcherCore
 from tests.support.digest_runner import DigestRunner
 

@@ -9,10 +9,10 @@ import pytest
 from arrays import NONE, u32
 from fakes import NUMBER, Bench
 
-from pieray.adapters import AdapterFacts
 from pieray.config import Limits
 from pieray.errors import BadHandle, DeviceLost, InvalidRequest, NotFound, QuotaExceeded
 from pieray.messages import PRIVATE, Completed, Failed, LoadAdapter, UnloadAdapter
+from pieray.models.adapter_file import AdapterFacts
 
 
 def fact(name: str, number: int, owner: str) -> AdapterFacts:

@@ -13,7 +13,6 @@ from groups import TOKEN, until
 from pieray.broker.buffer import Bounds
 from pieray.broker.service import BrokerService
 from pieray.broker.store import Store
-from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import (
     BadHandle,
@@ -27,7 +26,8 @@ from pieray.errors import (
     QuotaExceeded,
     Unsupported,
 )
-from pieray.host.broker_client import BrokerClient
+from pieray.host.broker.client import BrokerClient
+from pieray.programs.capabilities import Capabilities
 from pieray.transport import serve
 
 ALL = Capabilities(messaging=True, store=True)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from groups import until
 
+from pieray.client.process import Process
+from pieray.concurrency.timers import Timers
 from pieray.config import Limits
 from pieray.errors import ChildCeiling, DeadlineExceeded, EngineError, NotFound, PeerLost, QuotaExceeded
-from pieray.host.children import Bonds, ChildService
+from pieray.host.children.children import Bonds, ChildService
 from pieray.messages import Attach, Bind, Completed, Event, Launch, Message
-from pieray.process import Process
 from pieray.transport import Connection, Endpoint, serve
-from pieray.wasm.timers import Timers
 
 TOKEN = "t" * 64
 LAUNCH = Launch("c-1", "c", "c.py", "def main(): ...", b"", "{}", {}, parent="p", depth=1)

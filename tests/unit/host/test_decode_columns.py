@@ -9,7 +9,7 @@ from groups import Group, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pieray.host.decodes import HeldDecodes, columns, is_decode
+from pieray.host.device.decodes import HeldDecodes, columns, is_decode
 from pieray.messages import CopyTokens, DecodePasses, Entropy, Forward, Message, OpenInferlet, Sample, Sampler
 
 

@@ -10,7 +10,7 @@ import pytest
 from groups import TOKEN, Group, ScriptedBatcher, until
 
 from pieray.errors import DeviceLost, PierayError
-from pieray.host.device import MANY_WAIT, DeviceClient
+from pieray.host.device.device import MANY_WAIT, DeviceClient
 from pieray.messages import PeerFenced
 from pieray.transport import connect
 

@@ -9,7 +9,7 @@ import pytest
 from groups import TOKEN, Group, until
 
 from pieray.errors import PierayError
-from pieray.host.device import DeviceClient
+from pieray.host.device.device import DeviceClient
 from pieray.messages import ExportPages, ImportPages, PeerFenced
 from pieray.transport import connect
 

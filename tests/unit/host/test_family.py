@@ -12,7 +12,7 @@ import pytest
 from arrays import u32
 from fakes import Bench
 
-from pieray.capabilities import Capabilities
+from pieray.client.process import Event
 from pieray.config import Limits
 from pieray.errors import (
     BadHandle,
@@ -30,7 +30,7 @@ from pieray.errors import (
     Unsupported,
 )
 from pieray.messages import Bind, Kill, Launch, Message, SendText
-from pieray.process import Event
+from pieray.programs.capabilities import Capabilities
 
 SOURCE = "def main(): ..."
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from pieray.config import Limits
 from pieray.errors import BadHandle, DeviceLost, InvalidRequest, QuotaExceeded
-from pieray.host.masks import hide_runs, mask_bytes
+from pieray.host.device.masks import hide_runs, mask_bytes
+from pieray.host.device.verify import MAX_DRAFTS
 from pieray.host.models import ModelDirectory, ServedModel
-from pieray.host.verify import MAX_DRAFTS
 from pieray.messages import Completed, EmbedTokens, Entropy, Failed, Hidden, Verify
 
 HIDDEN_SIZE = 6

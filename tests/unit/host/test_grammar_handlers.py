@@ -13,7 +13,7 @@ from fakes import VOCAB, Bench, byte_tokenizer
 
 from pieray.config import Limits
 from pieray.errors import BadHandle, InvalidRequest, PierayError, QuotaExceeded
-from pieray.host.grammars import NUM_THREADS, GrammarService
+from pieray.host.text.grammars import NUM_THREADS, GrammarService
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from fakes import PAGE_SIZE, VOCAB, byte_tokenizer
 from groups import Group, until
 from test_inferlet_host import COMPONENT, Client, end_of, launch
 
+from pieray.concurrency.stalls import Stalls
 from pieray.config import Config
-from pieray.host.clients import ClientService
 from pieray.host.core import InferletHost
 from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
+from pieray.host.session.clients import ClientService
 from pieray.messages import Completed, Failed, Launch, LaunchHere, encode
-from pieray.stalls import Stalls
 
 PLACES = 2
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pieray.errors import NoRoom
-from pieray.host.grants import Grants
+from pieray.host.session.grants import Grants
 
 
 class Clock:

@@ -20,11 +20,11 @@ from web import Web, serve_web
 
 import inferlet
 from inferlet import http
-from pieray.capabilities import Capabilities
 from pieray.config import Limits
 from pieray.errors import Denied, InvalidRequest, Unsupported
 from pieray.host.handlers.http import MAX_RUNNING
-from pieray.host.http.client import HttpClient
+from pieray.programs.capabilities import Capabilities
+from pieray.world.http.client import HttpClient
 
 EVERYWHERE = ("*:*",)
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pieray.capabilities import ALL, Capabilities
 from pieray.errors import ConfigError, Denied, InvalidRequest
-from pieray.host.http.addresses import is_public, parse, refused
-from pieray.host.http.policy import (
+from pieray.programs.capabilities import ALL, Capabilities
+from pieray.world.http.addresses import is_public, parse, refused
+from pieray.world.http.policy import (
     HostPattern,
     Policy,
     across_origins,

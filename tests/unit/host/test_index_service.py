@@ -9,7 +9,7 @@ import pytest
 from groups import TOKEN, Group, until
 from test_export_service import Tenant, start
 
-from pieray.host.device import DeviceClient
+from pieray.host.device.device import DeviceClient
 from pieray.messages import IndexPages, PeerFenced
 from pieray.transport import connect
 

@@ -21,8 +21,8 @@ from pieray.errors import (
     OutOfPages,
     QuotaExceeded,
 )
-from pieray.host import outbox
-from pieray.host.visibility import MAX_MASK_BITS
+from pieray.host.device import outbox
+from pieray.host.device.visibility import MAX_MASK_BITS
 from pieray.messages import CloseLease, Completed, ExportPages, Failed, ImportPages
 
 

@@ -22,14 +22,14 @@ from sdk import SdkBench
 
 import inferlet
 from inferlet import mcp
-from pieray.capabilities import Capabilities
 from pieray.config import Config, Limits
 from pieray.errors import ConfigError, InvalidRequest, QuotaExceeded
 from pieray.host.handlers.mcp import MAX_RUNNING
-from pieray.host.mcp import servers
-from pieray.host.mcp.servers import ToolServers, result_of
-from pieray.host.mcp.spec import parse_option, parse_spec
 from pieray.host.services import Services
+from pieray.programs.capabilities import Capabilities
+from pieray.world.mcp import servers
+from pieray.world.mcp.servers import ToolServers, result_of
+from pieray.world.mcp.spec import parse_option, parse_spec
 
 SERVER = str(Path(__file__).resolve().parents[2] / "support" / "mcp_calculator.py")
 COMMAND = {"command": [sys.executable, SERVER], "env": {"MINE": "yes"}}
@@ -242,8 +242,8 @@ def test_a_server_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> N
     owner = subprocess.Popen(
         [sys.executable, "-c", f"""
 import asyncio, sys
-from pieray.host.mcp.connection import Connection
-from pieray.host.mcp.spec import ServerSpec
+from pieray.world.mcp.connection import Connection
+from pieray.world.mcp.spec import ServerSpec
 async def main():
     Connection("x", ServerSpec((sys.executable, "-c", {stubborn!r})))
     await asyncio.sleep(600)

@@ -8,7 +8,7 @@ from fakes import Bench
 
 from pieray.config import Limits
 from pieray.errors import OutOfPages
-from pieray.host.ledger import GRACE_S
+from pieray.host.device.ledger import GRACE_S
 
 NONE = np.array([], np.uint32)
 

@@ -19,8 +19,8 @@ from rounds import seeds
 from test_prefixes import Program
 
 from pieray.errors import DeviceLost, InvalidRequest, PierayError
-from pieray.host.outbox import IDLE_S
-from pieray.host.tickets import Kind
+from pieray.host.device.outbox import IDLE_S
+from pieray.host.device.tickets import Kind
 from tests.support.digest_runner import reference
 
 PROMPT = [65, 66, 67, 68, 69]
@@ -266,7 +266,7 @@ def test_a_plan_that_something_waits_behind_is_not_stopped():
 
 def test_an_inferlet_is_idle_when_it_has_pages_and_has_had_nothing_to_do_for_a_while(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("pieray.host.outbox.time.monotonic", lambda: now)
+    monkeypatch.setattr("pieray.host.device.outbox.time.monotonic", lambda: now)
     bench, plan = running(most=8)
     outbox = bench.outbox
     assert not outbox.is_idle(now + 1)  # it draws

@@ -8,9 +8,9 @@ import pytest
 
 from pieray.config import Limits
 from pieray.errors import ConfigError, InvalidRequest, QuotaExceeded
-from pieray.host.limits import limits_within
-from pieray.host.session import BACKLOG_BYTES, EVENT_BYTES, FREE_EVENTS, EventLog
+from pieray.host.session.session import BACKLOG_BYTES, EVENT_BYTES, FREE_EVENTS, EventLog
 from pieray.messages import Event
+from pieray.programs.limits import limits_within
 
 
 class Sink:

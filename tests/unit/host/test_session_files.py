@@ -14,13 +14,13 @@ from sdk import SdkBench
 
 import inferlet
 from inferlet import scratch, session
+from pieray.client.link import _text
+from pieray.client.process import Event, received_files
 from pieray.config import Limits
 from pieray.errors import Cancelled, InvalidRequest, NotFound, QuotaExceeded
-from pieray.host.files import MAX_UNREAD, Uploads
-from pieray.host.session import FILE_PART_BYTES
-from pieray.link import _text
+from pieray.host.session.files import MAX_UNREAD, Uploads
+from pieray.host.session.session import FILE_PART_BYTES
 from pieray.messages import SendFile
-from pieray.process import Event, received_files
 
 
 @pytest.fixture

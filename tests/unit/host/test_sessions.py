@@ -12,9 +12,9 @@ from test_device import Recorder, lease
 
 from pieray.config import ModelSettings
 from pieray.errors import DeviceLost, EngineError, PeerLost, PierayError
-from pieray.host.sessions import DeviceSessions
+from pieray.host.device.sessions import DeviceSessions
+from pieray.leases.service import LeaseService
 from pieray.messages import CancelInferlet, Forward, PeerFenced
-from pieray.pages.service import LeaseService
 from pieray.sched.core import BatcherCore
 from pieray.sched.fences import FenceLink
 from pieray.sched.loop import StepLoop
@@ -120,7 +120,7 @@ def test_a_process_that_has_taken_the_place_of_the_one_dialled_is_not_taken_for_
 
 
 def test_few_launches_wait_at_one_time(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pieray.host.sessions.MAX_WAITING", 2)
+    monkeypatch.setattr("pieray.host.device.sessions.MAX_WAITING", 2)
     sessions = DeviceSessions(peer_id="a", token=TOKEN, timeout_s=5, wait_s=60.0)
     ended: list[str] = []
 

@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounds import examples
 
+from pieray.concurrency.loop_shares import Shares, Who
+from pieray.concurrency.loop_thread import LoopThread
 from pieray.config import Limits
 from pieray.errors import DeadlineExceeded
-from pieray.host.aio import LoopThread
-from pieray.host.http.bodies import Budget
-from pieray.host.http.client import Ask, HttpClient
-from pieray.host.http.policy import Policy, parse_patterns
-from pieray.host.http.transport import SystemResolver
-from pieray.host.mcp.servers import ToolServers
-from pieray.host.shares import Shares, Who
+from pieray.world.http.bodies import Budget
+from pieray.world.http.client import Ask, HttpClient
+from pieray.world.http.policy import Policy, parse_patterns
+from pieray.world.http.transport import SystemResolver
+from pieray.world.mcp.servers import ToolServers
 
 
 def who(tenant: str, inferlet: str = "it") -> Who:
@@ -258,7 +258,7 @@ class Panic(BaseException):
 
 @pytest.mark.parametrize("error", [Panic("boom"), SystemExit(3), KeyboardInterrupt(), ValueError("plain")])
 def test_work_that_panics_fails_alone_and_the_loop_goes_on(error: BaseException) -> None:
-    from pieray.host.aio import Job
+    from pieray.concurrency.loop_thread import Job
 
     loop = LoopThread()
     results: list[Any] = []

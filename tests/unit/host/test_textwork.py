@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from fakes import Bench
 
-from pieray.childprocess import ChildDied
+from pieray.concurrency.child_process import ChildDied
 from pieray.errors import Cancelled, InvalidRequest, PierayError, QuotaExceeded
 from pieray.grammar import GrammarCompiler
-from pieray.host import textwork
 from pieray.host.handlers import chat, model
-from pieray.host.textwork import TextWorkers
+from pieray.host.text import textwork
+from pieray.host.text.textwork import TextWorkers
 from pieray.models.chat_parse import parse_reply
 from pieray.wasm.parks import Answer
 

@@ -11,8 +11,8 @@ from fakes import NUMBER, Bench
 
 from pieray.config import Limits
 from pieray.errors import DeviceLost, QuotaExceeded
+from pieray.host.device.transfers import FREE_BYTES, ActorTransfers, Transfers
 from pieray.host.models import ModelDirectory, ServedModel
-from pieray.host.transfers import FREE_BYTES, ActorTransfers, Transfers
 from pieray.messages import Completed, EmbedTokens, Failed
 
 VOCAB = 151_936

@@ -12,9 +12,9 @@ import torch
 from families import make_model, u32
 from loras import as_bytes, random_lora
 
-from pieray.adapters import AdapterFile
 from pieray.errors import InvalidRequest, ModelError
 from pieray.messages import Logits, Sample, Sampler
+from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
 from pieray.models.config import ModelConfig
 from pieray.models.decode_graphs import GraphedDecoder

@@ -11,9 +11,9 @@ import torch
 from families import Sequence, make_model
 from loras import TARGETS, as_bytes, as_folder, merged, random_lora
 
-from pieray.adapters import AdapterFile, read_adapter
 from pieray.errors import InvalidRequest, ModelError, QuotaExceeded
 from pieray.messages import Logits
+from pieray.models.adapter_file import AdapterFile, read_adapter
 from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder

@@ -3,9 +3,9 @@
 import pytest
 
 from pieray.errors import Denied, Evicted, InvalidRequest, NotFound, QuotaExceeded
-from pieray.pages import exports as module
-from pieray.pages.exports import Export, ExportTable, Owner, PinShares, Quota
-from pieray.pages.ledger import Holder, PageLedger
+from pieray.leases import exports as module
+from pieray.leases.exports import Export, ExportTable, Owner, PinShares, Quota
+from pieray.leases.ledger import Holder, PageLedger
 
 ANN, BOB, EVE = Owner("acme", "ann"), Owner("acme", "bob"), Owner("evil", "eve")
 A, B, C = Holder("peer-a", 1), Holder("peer-b", 1), Holder("peer-b", 2)

@@ -9,9 +9,9 @@ import pytest
 from rounds import seeds
 
 from pieray.errors import Evicted, InvalidRequest, NotFound, QuotaExceeded
-from pieray.pages.exports import Export, ExportTable, Owner, Quota
+from pieray.leases.exports import Export, ExportTable, Owner, Quota
+from pieray.leases.ledger import Holder, PageLedger
 from pieray.pages.handles import PageSpace, Prepared
-from pieray.pages.ledger import Holder, PageLedger
 
 SIZE, NUM_PAGES, STALE = 4, 24, -1
 OWNER, QUOTA = Owner("acme", "ann"), Quota(6, 16, 1000)

@@ -8,9 +8,9 @@ import pytest
 from rounds import seeds
 
 from pieray.errors import InvalidRequest, OutOfPages, PeerLost
-from pieray.pages.contents import Place
-from pieray.pages.ledger import Holder, Lease, PageLedger
-from pieray.pages.line import Granted, LeaseLine
+from pieray.leases.ledger import Holder, Lease, PageLedger
+from pieray.leases.line import Granted, LeaseLine
+from pieray.messages.leases import Place
 
 A, B, C = (Holder(f"peer-{name}", 1) for name in "abc")
 

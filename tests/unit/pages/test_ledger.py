@@ -6,7 +6,7 @@ import pytest
 from rounds import seeds
 
 from pieray.errors import InvalidRequest, OutOfPages, PeerLost, PierayError
-from pieray.pages.ledger import Holder, PageLedger
+from pieray.leases.ledger import Holder, PageLedger
 
 A, B = Holder("peer-a", 1), Holder("peer-b", 1)
 

@@ -3,9 +3,9 @@
 import pytest
 
 from pieray.errors import OutOfPages, QuotaExceeded
-from pieray.pages.ledger import Holder, Lease, PageLedger
-from pieray.pages.line import BACKFILL_S, Granted, LeaseLine
-from pieray.pages.rank import AGING_S, KEEP_S, SERVICE_TOKENS, SHARE_S, Facts, Ranks
+from pieray.leases.ledger import Holder, Lease, PageLedger
+from pieray.leases.line import BACKFILL_S, Granted, LeaseLine
+from pieray.leases.rank import AGING_S, KEEP_S, SERVICE_TOKENS, SHARE_S, Facts, Ranks
 
 A, B, C, D = (Holder(f"peer-{name}", 1) for name in "abcd")
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import pytest
 from rounds import seeds
 
-from pieray.pages.contents import Place
-from pieray.pages.ledger import Holder, PageLedger
-from pieray.pages.line import LeaseLine
-from pieray.pages.rank import Facts, Ranks
-from pieray.pages.relief import AGAIN_S, ANSWER_S, PATIENCE_S, Relief
+from pieray.leases.ledger import Holder, PageLedger
+from pieray.leases.line import LeaseLine
+from pieray.leases.rank import Facts, Ranks
+from pieray.leases.relief import AGAIN_S, ANSWER_S, PATIENCE_S, Relief
+from pieray.messages.leases import Place
 
 A, B, C, D = (Holder(f"peer-{name}", 1) for name in "abcd")
 

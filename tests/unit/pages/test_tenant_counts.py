@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pieray.pages import tenants
-from pieray.pages.tenants import TenantCounts
+from pieray.leases import tenants
+from pieray.leases.tenants import TenantCounts
 
 
 def test_what_has_happened_and_what_is_stand_side_by_side() -> None:

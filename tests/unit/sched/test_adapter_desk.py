@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pieray.adapters import AdapterFile
 from pieray.config import ModelSettings
 from pieray.errors import Evicted, ModelError, QuotaExceeded
 from pieray.messages import PRIVATE, CancelInferlet, Completed, Failed, Forward, LoadAdapter, Logits, UnloadAdapter
+from pieray.models.adapter_file import AdapterFile
 from pieray.sched.adapters import AdapterDesk
 from pieray.sched.core import BatcherCore
 from tests.support.rows import RowsAsItems

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pieray.adapters import AdapterFile
 from pieray.config import ModelSettings
 from pieray.errors import DeviceLost, PeerLost
 from pieray.messages import Completed, EmbedTokens, Failed, Forward, LoadAdapter, Message
+from pieray.models.adapter_file import AdapterFile
 from pieray.sched.core import BatcherCore
 from pieray.sched.loop import StepLoop
 from tests.support.rows import RowsAsItems

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from pieray.wasm.timers import Load, Ticker, Timers
+from pieray.concurrency.timers import Timers
+from pieray.wasm.ticker import Load, Ticker
 
 
 @pytest.fixture

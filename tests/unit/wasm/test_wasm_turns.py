@@ -9,8 +9,9 @@ from collections import Counter
 import pytest
 from wasm_fakes import GUESTS_C, FakeHandlers, Watched
 
+from pieray.concurrency import timers
 from pieray.errors import Cancelled
-from pieray.wasm import fibers, timers
+from pieray.wasm import fibers
 from pieray.wasm.host import WasmHost
 from pieray.wasm.turns import PATIENCE_S, TurnQueue
 

@@ -1,0 +1,611 @@
+"""The handle of an engine: find one that runs, launch inferlets on it, look at them, stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+
+from pieray.client.controller_calls import ControllerCalls
+from pieray.client.controller_link import ControllerLink, LaunchPath
+from pieray.client.link import ActorLink, ActorLinks, GrantedLaunch
+from pieray.client.placements import Grant, Placements
+from pieray.client.process import Process
+from pieray.cluster import ray_cluster
+from pieray.cluster.ray_calls import asker
+from pieray.concurrency.off_loop import off_loop
+from pieray.config import Config
+from pieray.errors import (
+    DeadlineExceeded,
+    DeviceLost,
+    EngineError,
+    NoAnswer,
+    NotFound,
+    PeerLost,
+    PierayError,
+)
+from pieray.mapping import from_mapping
+from pieray.messages import Install, decode
+from pieray.models.adapter_file import AdapterFacts, read_adapter
+from pieray.programs.launches import InstalledPrograms, LaunchRequest, PreparedLaunch, frame_of, may_have_run, prepared
+from pieray.programs.manifest import is_spec
+from pieray.programs.sources import ProgramSource, embedded_inferlets, is_embedded, resolve
+from pieray.transport import Endpoint
+
+if TYPE_CHECKING:
+    from pieray.client.tools import ClientTools
+
+log = logging.getLogger(__name__)
+
+_Outcome: TypeAlias = "tuple[Process, ActorLink] | PierayError"
+
+START_S = 900.0
+"""For a component to be compiled, its turn included: the engine gives up before."""
+GRANT_S = 20.0
+"""The same over places for launches, which it grants at once or not at all."""
+CONTROLLER_LAUNCHES = 16
+"""Of those of one call that the Controller has to place, so many are under way at one time."""
+BATCH_BYTES = 8 << 20
+"""Of launches in one message."""
+ASK_S = 60.0
+"""How long the Controller may take over what it is asked, as long as it says that it lives."""
+
+
+class Engine:
+    """A connection to a running engine.  Use as a context manager, or `close` it.  Thread-safe.
+
+    On an event loop: `alaunch`, `alaunch_many`, `aattach`, `akill`.
+    """
+
+    def __init__(self, config: Config, controller: Any, *, owns_engine: bool, owns_ray: bool) -> None:
+        """`controller`: the Ray handle of the engine's Controller, or a `ControllerLink` to it."""
+        self.config = config
+        self.user = "local"
+        """Who answers for what this handle launches.  Nobody checks it: who may use the cluster may say anything."""
+        self.tenant = "local"
+        """Whose names, messages, store and quota that uses."""
+        self._controller = controller
+        self._calls = ControllerCalls(controller.begin if isinstance(controller, ControllerLink) else asker(controller))
+        self._owns_engine = owns_engine
+        self._owns_ray = owns_ray
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self.on_close: Callable[[], None] = _nothing
+        """Called when this handle has been closed."""
+        self._token: str = controller.token if isinstance(controller, ControllerLink) else self._ask("token")
+        self._launching = None if isinstance(controller, ControllerLink) else LaunchPath(self._calls, self._token)
+        self._placements = Placements(self._granted)
+        self._installed = InstalledPrograms(lambda spec: self._ask("resolve", spec))
+        self._links = ActorLinks(peer_id=f"client-{os.getpid()}-{secrets.token_hex(4)}", token=self._token)
+
+    # --- inferlets -----------------------------------------------------------------------------
+
+    def launch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /, *,
+               limits: Mapping[str, float] | None = None, capabilities: Mapping[str, Any] | None = None,
+               mcp: Mapping[str, Any] | None = None, attached: bool = False, priority: int = 0,
+               deadline_s: float | None = None, **arguments: Any) -> Process:  # fmt: skip
+        """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
+
+        A bare name, perhaps with @version, is an embedded or installed inferlet before it is a file of this machine.
+        `capabilities`: fields of `Capabilities`, in place of those that its manifest declares; of an installed one's
+        they may keep fewer, never add.  `limits`: fields of `Limits`; those that are not given are its manifest's
+        where these are lower than the engine's.  `mcp`: MCP servers that this client brings, by name, which the
+        inferlet may call until it ends: {"command": [...]} (run here), {"url": ...} (asked from here), a server
+        object of the mcp library, or any object with `list_tools` and `call_tool(name, arguments)`.  `attached`: the
+        inferlet ends with this handle, or with this process however it ends; otherwise it runs on without a client.
+        `priority`: from -100 to 100; where something is short, higher goes first.  `deadline_s`: in so many seconds
+        its result is wanted (None and 0: no matter).  It ranks earlier ones first among those of one priority, and is
+        no limit: nothing ends at it (that is `limits.wall_time_s`).  Children have both of their parent.
+
+        Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON, a priority is none), ConfigError (a
+        limit is unknown or above the engine's), Overloaded (no place within `launch_wait_s`, too many wait for one, or
+        the tenant has used up a quota; its `retry_after_s` says when to try again), EngineError (the engine is gone),
+        PeerLost (its actor was lost with it, and it may have run for a moment; what surely has not run is launched on
+        another actor).
+        """
+        request = LaunchRequest(program, {**(input or {}), **arguments}, limits, capabilities, attached, priority,
+                                deadline_s)  # fmt: skip
+        tools = _tools_of(mcp) if mcp else None
+        prepared = self._prepared(request, tools.names if tools is not None else ())
+        self._check_open()
+        if (launched := self._launched_by_grant(prepared)) is None:
+            launched = self._launched_by_controller(prepared.renamed())
+        process, link = launched
+        try:
+            if tools is not None:
+                link.serve_tools(process, tools)
+            if prepared.may_compile:
+                link.await_start(process.id, START_S)
+            return process
+        except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
+            link.tell_kill(process.id, "its client could not attach")
+            raise
+
+    def launch_many(
+        self, requests: Iterable[LaunchRequest | tuple[str | ProgramSource, Mapping[str, Any]]]
+    ) -> list[Process | PierayError]:
+        """Launch many inferlets with one message to each actor; in their order, the process of each, or its error.
+
+        A request is a `LaunchRequest`, or a pair of program and input.  An error is what `launch` of that request alone
+        would raise; the others run.  If this call is interrupted, all of them end.
+
+        Raises EngineError (this handle is closed, the engine does not answer), with none launched.
+        """
+        wanted = [self._prepared_or_error(request) for request in requests]
+        self._check_open()
+        outcomes: dict[int, _Outcome] = {i: w for i, w in enumerate(wanted) if isinstance(w, PierayError)}
+        launches = {i: w for i, w in enumerate(wanted) if isinstance(w, PreparedLaunch)}
+        try:
+            self._launch_by_grants(launches, outcomes)
+            left = [number for number in launches if number not in outcomes]
+            if left:
+                from concurrent.futures import ThreadPoolExecutor  # here: few clients need it
+
+                left.sort(key=lambda number: launches[number].rank)
+                with ThreadPoolExecutor(min(len(left), CONTROLLER_LAUNCHES), "pieray-launch") as threads:
+                    placed = threads.map(lambda number: self._placed_or_error(launches[number]), left)
+                    outcomes.update(zip(left, placed, strict=True))
+            for number, launch in launches.items():
+                if launch.may_compile and isinstance(outcome := outcomes[number], tuple):
+                    outcomes[number] = _started_or_error(outcome)
+        except BaseException:  # a Ctrl-C too: nobody has their handles
+            _give_up(outcomes)
+            raise
+        return [outcome if isinstance(outcome, PierayError) else outcome[0] for _, outcome in sorted(outcomes.items())]
+
+    async def alaunch_many(
+        self, requests: Iterable[LaunchRequest | tuple[str | ProgramSource, Mapping[str, Any]]]
+    ) -> list[Process | PierayError]:
+        """`launch_many` for an event loop; if the awaiting task is cancelled, all of the inferlets end."""
+        is_wanted = threading.Event()
+        is_wanted.set()
+
+        def launch() -> list[Process | PierayError]:
+            outcomes = self.launch_many(requests)
+            for outcome in outcomes:
+                if not is_wanted.is_set() and isinstance(outcome, Process):
+                    with contextlib.suppress(PierayError):
+                        outcome.kill("its launch was cancelled")
+            return outcomes
+
+        try:
+            return await off_loop(launch)
+        except BaseException:
+            is_wanted.clear()
+            raise
+
+    def _prepared_or_error(
+        self, request: LaunchRequest | tuple[str | ProgramSource, Mapping[str, Any]]
+    ) -> PreparedLaunch | PierayError:
+        try:
+            return self._prepared(request if isinstance(request, LaunchRequest) else LaunchRequest(*request))
+        except PierayError as error:
+            return error
+
+    def _prepared(self, request: LaunchRequest, tools: Sequence[str] = ()) -> PreparedLaunch:
+        program = request.program
+        found = self._found(program) if isinstance(program, str) else program
+        return prepared(request, found, self.config.limits, user=self.user, tenant=self.tenant, tools=tools)
+
+    def _found(self, name_or_file: str) -> ProgramSource | tuple[str, int, Install]:
+        """As `find`; of an installed program the name, the registry's revision, and all of it."""
+        if not is_spec(name_or_file) or is_embedded(name_or_file):
+            return resolve(name_or_file)
+        self._check_open()
+        try:
+            return name_or_file, *self._installed.find(name_or_file)
+        except NotFound as missing:
+            return _file_or(missing, name_or_file)
+
+    def _launched_by_grant(self, prepared: PreparedLaunch) -> tuple[Process, ActorLink] | None:
+        """Launch straight at an actor; None if the Controller has to place it.  Raises what refuses the program."""
+        outcomes: dict[int, _Outcome] = {}
+        self._launch_by_grants({0: prepared}, outcomes)
+        outcome = outcomes.get(0)
+        if isinstance(outcome, PierayError):
+            raise outcome
+        return outcome
+
+    def _launch_by_grants(self, launches: Mapping[int, PreparedLaunch], outcomes: dict[int, _Outcome]) -> None:
+        """Launch straight at actors; into `outcomes` goes what is launched or refused, the Controller has to place the
+        others.  If it is interrupted, what is in `outcomes` runs, and nothing else."""
+        frames: dict[int, bytes] = {}
+        for number, launch in launches.items():
+            if not launch.has_content or self.config.tenant(launch.whole.tenant).is_counted:
+                continue
+            try:
+                frames[number] = frame_of(launch.whole)
+            except PierayError as error:
+                outcomes[number] = error
+        by_actor: dict[Endpoint, list[tuple[int, Grant]]] = {}
+        for number, grant in zip(frames, self._placements.take_many(len(frames)), strict=False):
+            by_actor.setdefault(grant.endpoint, []).append((number, grant))
+        try:
+            for endpoint, taken in by_actor.items():
+                while taken:
+                    batch = [taken.pop(0)]
+                    num_bytes = len(frames[batch[0][0]])
+                    while taken and (num_bytes := num_bytes + len(frames[taken[0][0]])) <= BATCH_BYTES:
+                        batch.append(taken.pop(0))
+                    self._launch_at(endpoint, launches, frames, batch, outcomes)
+        finally:  # of those that it has not come to
+            for taken in by_actor.values():
+                for _, grant in taken:
+                    self._placements.give_back(grant)
+
+    def _launch_at(self, endpoint: Endpoint, launches: Mapping[int, PreparedLaunch], frames: Mapping[int, bytes],
+                   taken: Sequence[tuple[int, Grant]], outcomes: dict[int, _Outcome]) -> None:  # fmt: skip
+        """Those with a place of that actor, in one message."""
+        refusals: Sequence[PierayError | None]
+        processes: list[Process] = []
+        is_sent = False
+        try:
+            link = self._links.get(endpoint)
+            processes = [Process(launches[n].whole.instance_id, launches[n].name, link) for n, _ in taken]
+            refusals = link.launch([
+                GrantedLaunch(process, grant, frames[n], launches[n].revision)
+                for process, (n, grant) in zip(processes, taken, strict=True)
+            ])  # fmt: skip
+            is_sent = True
+        except (EngineError, PeerLost, DeadlineExceeded) as error:
+            refusals = [error] * len(taken)
+        except BaseException:
+            for _, grant in taken:
+                self._placements.give_back(grant)
+            raise
+        for place, ((number, grant), refused) in enumerate(zip(taken, refusals, strict=True)):
+            if refused is None:
+                processes[place].at_end(partial(self._placements.give_back, grant))
+                outcomes[number] = processes[place], link
+            elif isinstance(refused, PeerLost) and is_sent:
+                self._placements.drop(grant)
+                self._calls.tell("kill", processes[place].id, "its client has lost it")  # if the link alone was lost
+                outcomes[number] = may_have_run(endpoint.peer_id, processes[place].id)
+            elif isinstance(refused, (EngineError, PeerLost, DeviceLost, DeadlineExceeded)):  # of the actor
+                log.info("%s is placed by the Controller: %s", launches[number].name, refused)
+                self._placements.drop(grant)
+            else:
+                self._placements.give_back(grant)
+                if isinstance(refused, NotFound) and launches[number].revision:  # the program may be another by now
+                    self._installed.forget()
+                else:
+                    outcomes[number] = refused
+
+    def _placed_or_error(self, launch: PreparedLaunch) -> _Outcome:
+        try:
+            return self._launched_by_controller(launch.renamed())
+        except PierayError as error:
+            return error
+
+    def _launched_by_controller(self, launch: PreparedLaunch) -> tuple[Process, ActorLink]:
+        message = launch.by_name
+        frame = frame_of(message)
+        try:
+            calls = self._calls if self._launching is None else self._launching.calls()
+            wire = calls.launch(frame, self.config.launch_wait_s)
+        except NoAnswer:
+            self._calls.tell("kill", message.instance_id, "its launch was given up")
+            raise
+        try:
+            return self._attached(message.instance_id, launch.name, wire, is_bound=message.is_attached)
+        except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
+            with contextlib.suppress(PierayError):
+                self.kill(message.instance_id, "its client could not attach")
+            raise
+
+    def _granted(self, num_places: int) -> Sequence[Any] | None:
+        granted: Sequence[Any] | None = self._calls.ask("grant", num_places, timeout_s=GRANT_S)
+        return granted
+
+    async def alaunch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /,
+                      **options: Any) -> Process:  # fmt: skip
+        """`launch` for an event loop, with the same options; if the awaiting task is cancelled, the inferlet ends."""
+        is_wanted = threading.Event()
+        is_wanted.set()
+
+        def launch() -> Process:
+            process = self.launch(program, input, **options)
+            if not is_wanted.is_set():
+                with contextlib.suppress(PierayError):
+                    process.kill("its launch was cancelled")
+            return process
+
+        try:
+            return await off_loop(launch)
+        except BaseException:
+            is_wanted.clear()
+            raise
+
+    def find(self, name_or_file: str) -> ProgramSource:
+        """What `launch` would launch; an installed program comes without its source or component.
+
+        Raises NotFound, and what `pieray.programs.sources.resolve` raises.
+        """
+        if is_spec(name_or_file) and not is_embedded(name_or_file):
+            try:
+                return self.program(name_or_file, with_content=False)
+            except NotFound as missing:
+                return _file_or(missing, name_or_file)
+        return resolve(name_or_file)
+
+    def attach(self, instance_id: str) -> Process:
+        """The handle of an inferlet that another client launched; raises NotFound."""
+        name, wire = self._ask("locate", instance_id)
+        return self._attached(instance_id, name, wire)[0]
+
+    async def aattach(self, instance_id: str) -> Process:
+        """`attach` for an event loop."""
+        return await off_loop(self.attach, instance_id)
+
+    def _attached(
+        self, instance_id: str, name: str, wire: Sequence[Any], *, is_bound: bool = False
+    ) -> tuple[Process, ActorLink]:
+        link = self._link(Endpoint.from_wire(wire))
+        process = Process(instance_id, name, link)
+        if is_bound:
+            link.bind(instance_id)
+        link.attach(process)
+        return process, link
+
+    def ps(self) -> list[dict[str, Any]]:
+        """Inferlets that run or have ended lately, each with
+
+        instance_id, name, state ("running", "done", "failed", "killed"), error (its code and first line, or ""),
+        tenant, user, parent (an instance id, or ""), priority, started_at and ended_at (Unix time; None: it runs),
+        cpu_time_s, pages, swapped (pages of those that it has given up for others at present: they are in host memory,
+        or to be computed again), output_bytes, tokens_computed, tokens_found (run, and there already), pages_swapped
+        (given up so, ever).  Of one whose actor does not answer (state "unreachable") less is known.
+        """
+        found: list[dict[str, Any]] = self._ask("ps")
+        return found
+
+    def admission(self) -> dict[str, Any]:
+        """By tenant, launches that wait for a place ("waiting"), those refused one since the engine is up ("refused"),
+        and what is used of quotas that the Controller keeps ("quotas": inferlets, tokens_left of the minute's)."""
+        found: dict[str, Any] = self._ask("admission")
+        return found
+
+    def kill(self, instance_id: str, reason: str = "killed") -> None:
+        """End an inferlet by id; raises NotFound."""
+        self._ask("kill", instance_id, reason)
+
+    async def akill(self, instance_id: str, reason: str = "killed") -> None:
+        """`kill` for an event loop."""
+        await off_loop(self.kill, instance_id, reason)
+
+    # --- adapters ------------------------------------------------------------------------------
+
+    def adapters(self) -> list[dict[str, Any]]:
+        """LoRA adapters loaded: name, rank, alpha, targets, num_bytes, owner (a tenant; "": all may open it)"""
+        return [AdapterFacts.from_wire(one).public() for one in self._ask("adapters")]
+
+    def load_adapter(self, name: str, source: str | Path | bytes, alpha: float | None = None, *,
+                     tenant: str | None = None) -> dict[str, Any]:  # fmt: skip
+        """Load a LoRA adapter for the inferlets of a tenant (this handle's); its facts.
+
+        `source`: a safetensors file, a folder as PEFT saves it, or a file's bytes; `alpha` None: the folder's, else the
+        rank.  Raises ModelError (the file does not fit the model), InvalidRequest (the name is taken), QuotaExceeded.
+        """
+        file = read_adapter(name, source, alpha, max_bytes=self.config.model.adapter_bytes)
+        fields = {"name": name, "alpha": file.alpha, "is_rank_stabilized": file.is_rank_stabilized,
+                  "source": file.source}  # fmt: skip
+        owner = self.tenant if tenant is None else tenant
+        facts = self._ask("load_adapter", fields, file.data, owner, timeout_s=180.0)
+        return AdapterFacts.from_wire(facts).public()
+
+    def unload_adapter(self, name: str, *, tenant: str | None = None) -> None:
+        """Let go an adapter that was loaded so; later passes through it fail with `evicted`.  Raises NotFound."""
+        self._ask("unload_adapter", name, self.tenant if tenant is None else tenant)
+
+    # --- exports -------------------------------------------------------------------------------
+
+    def exports(self) -> list[dict[str, Any]]:
+        """Exports of KV pages, of all tenants: tenant, owner (its user), name, access, num_pages, num_tokens, pinned,
+        expires_in_ms (None: it does not), num_importers."""
+        found: list[dict[str, Any]] = self._ask("exports")
+        return found
+
+    def drop_export(self, name: str, *, access: str = "", tenant: str = "", user: str = "") -> dict[str, Any]:
+        """Take an export away, whoever made it; name, access, tenant and owner of what is gone.
+
+        Inferlets that have it open keep its pages.  Raises NotFound, and InvalidRequest if more than one has the name
+        and `access`, `tenant` and `user` do not say which.
+        """
+        dropped: dict[str, Any] = self._ask("drop_export", name, access, tenant, user)
+        return dropped
+
+    # --- programs ------------------------------------------------------------------------------
+
+    def install(self, program: str | ProgramSource) -> dict[str, Any]:
+        """Keep a program on the engine, to be launched by name; its facts, as `programs` gives them.
+
+        The name belongs to this handle's tenant and user from then on, and what a version is never changes.  Raises
+        as `launch`, Denied (the name is another's), InvalidRequest (the version is another program), QuotaExceeded.
+        """
+        found = resolve(program) if isinstance(program, str) else program
+        message = Install(
+            found.name, found.version, found.filename, found.source, found.component, dict(found.capabilities),
+            dict(found.limits), found.description, self.user, self.tenant,
+        )  # fmt: skip
+        facts: dict[str, Any] = self._ask("install", frame_of(message))
+        return facts
+
+    def uninstall(self, name: str) -> list[str]:
+        """Forget an installed `name@version`, or all versions of `name`; raises NotFound, Denied.
+
+        Inferlets that run already go on.
+        """
+        dropped: list[str] = self._ask("uninstall", name, self.tenant, self.user)
+        return dropped
+
+    def programs(self) -> list[dict[str, Any]]:
+        """Installed programs: name, version, description, sha256, num_bytes, filename, owner, capabilities, limits."""
+        found: list[dict[str, Any]] = self._ask("programs")
+        return found
+
+    def program(self, name: str, *, with_content: bool = True) -> ProgramSource:
+        """An installed program, with its source or component if wanted; raises NotFound."""
+        (found,) = decode(self._ask("program", name, with_content))
+        assert isinstance(found, Install)
+        return ProgramSource(
+            found.name, found.filename, found.source, found.component, found.version, found.capabilities, found.limits,
+            found.description,
+        )  # fmt: skip
+
+    # --- the engine ----------------------------------------------------------------------------
+
+    def models(self) -> list[dict[str, Any]]:
+        """Facts of the served models."""
+        found: list[dict[str, Any]] = self._ask("models")
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """Actors (role, pid, node), pages by state, steps, transport and executor in use, and `admission`."""
+        found: dict[str, Any] = self._ask("status")
+        return found
+
+    def door(self) -> tuple[tuple[Any, ...], str]:
+        """Endpoint of the Controller's socket, () if it has none, and the engine's token: what `connect_door` takes."""
+        return tuple(self._ask("door")), self._token
+
+    def shutdown(self) -> None:
+        """Stop the engine for everybody, then close this handle."""
+        self._owns_engine = True
+        self.close()
+
+    def close(self) -> None:
+        """Hang up; an engine that this handle started stops with it.  Idempotent."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        self._links.close()
+        try:
+            if self._owns_engine:
+                self._stop_engine()
+        finally:
+            if isinstance(self._controller, ControllerLink):
+                self._controller.close()
+            elif self._launching is not None:
+                self._launching.close()
+            if self._owns_ray:
+                ray_cluster.leave()
+            self.on_close()
+
+    def _stop_engine(self) -> None:
+        """Let the Controller end the inferlets and actors; then make sure of it, itself included."""
+        if isinstance(self._controller, ControllerLink):
+            self._calls.ask("shutdown", timeout_s=ASK_S)
+            return
+        import ray
+
+        if not ray.is_initialized():
+            log.info("this process has left Ray already; an engine in it has ended with it")
+            return
+        try:
+            self._calls.ask("shutdown", timeout_s=ASK_S)
+        except PierayError as error:
+            log.info("the Controller did not stop the engine: %s", error)
+        ray_cluster.end_engine_of(self._controller, self.config.namespace)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _ask(self, method: str, *args: Any, timeout_s: float = ASK_S) -> Any:
+        self._check_open()
+        return self._calls.ask(method, *args, timeout_s=timeout_s)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineError("this engine handle is closed")
+
+    def _link(self, endpoint: Endpoint) -> ActorLink:
+        try:
+            return self._links.get(endpoint)
+        except PeerLost as error:
+            raise EngineError(f"the InferletActor at {endpoint.peer_id} is gone: {error.message}") from error
+
+
+def connect(address: str = "auto", namespace: str = "pieray") -> Engine:
+    """The handle of an engine that runs already; closing it leaves the engine running.
+
+    Raises NotFound if no engine has that namespace on the cluster, EngineError if there is no cluster.
+    """
+    owns_ray = ray_cluster.join(address, None)
+    try:
+        controller = _controller_of(ray_cluster.find_controller(namespace), namespace, address)
+        values = ControllerCalls(asker(controller)).ask("config", timeout_s=30.0)
+        return Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=owns_ray)
+    except BaseException:
+        if owns_ray:
+            ray_cluster.leave()
+        raise
+
+
+def connect_door(endpoint: Sequence[Any], token: str, timeout_s: float = 10.0, *,
+                 on_close: Callable[[], None] | None = None) -> Engine:  # fmt: skip
+    """The handle of an engine through the socket of its Controller: this process needs no Ray.
+
+    `endpoint` as the Controller's `door` gives it; `token` is the engine's.  Raises PeerLost (it is gone), Denied,
+    DeadlineExceeded, ProtocolError.
+    """
+    controller = ControllerLink(Endpoint.from_wire(endpoint), token, timeout_s)
+    try:
+        values = controller.begin("config")(30.0)
+        engine = Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=False)
+    except BaseException:
+        controller.close()
+        raise
+    engine.on_close = on_close or _nothing
+    return engine
+
+
+def _file_or(missing: NotFound, name: str) -> ProgramSource:
+    """The program in a file of that name, which is no installed program's."""
+    with contextlib.suppress(NotFound):
+        return resolve(name)
+    names = ", ".join(embedded_inferlets())
+    raise NotFound(f"{missing.message}; no file has that name; embedded inferlets: {names}") from None
+
+
+def _tools_of(servers: Mapping[str, Any]) -> ClientTools:
+    from pieray.client.tools import ClientTools  # here: an event loop and TLS take a tenth of a second to import
+
+    return ClientTools(servers)
+
+
+def _controller_of(found: Any | None, namespace: str, address: str) -> Any:
+    if found is None:
+        raise NotFound(f"no engine runs in namespace {namespace!r} on {address}; start one with `pieray up`")
+    return found
+
+
+def _nothing() -> None: ...
+
+
+def _started_or_error(launched: tuple[Process, ActorLink]) -> _Outcome:
+    process, link = launched
+    try:
+        link.await_start(process.id, START_S)
+    except PierayError as error:
+        link.tell_kill(process.id, "its client could not attach")
+        return error
+    return launched
+
+
+def _give_up(outcomes: Mapping[int, _Outcome]) -> None:
+    for outcome in outcomes.values():
+        if isinstance(outcome, tuple):
+            process, link = outcome
+            link.tell_kill(process.id, "its launch was given up")

@@ -1,0 +1,1 @@
+"""Ray underneath: clusters joined and found, calls with deadlines, what `pieray up` remembers."""

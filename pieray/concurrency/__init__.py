@@ -1,0 +1,1 @@
+"""Threads, timers, deadlines, child processes: what every process of an engine is built on."""

@@ -1,0 +1,1 @@
+"""An InferletActor's way to the Broker: messages between inferlets, and the store."""

@@ -1,0 +1,1 @@
+"""Inferlets that an inferlet launches."""

@@ -1,0 +1,398 @@
+"""An InferletActor's side of a device group: its links to the Batcher and the ResourceManager."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError, error_from
+from pieray.host.device.commands import TICKET_MASK
+from pieray.host.device.decodes import HeldDecodes, columns
+from pieray.messages import (
+    CancelInferlet,
+    CloseLease,
+    Completed,
+    ExportPages,
+    Failed,
+    Forward,
+    LeasePages,
+    Message,
+    OpenInferlet,
+    OpenLease,
+    PlanTokens,
+    Preempt,
+    Preempted,
+    Reclaimed,
+    ReclaimSpare,
+    ReleasePages,
+    RunEnded,
+    Sampled,
+)
+from pieray.transport import Connection, Endpoint, connect
+from pieray.transport.lanes import Refused
+
+log = logging.getLogger(__name__)
+
+HOST = 0
+"""Inferlet number of the host's own requests."""
+SHORT_S = 0.02
+"""A request for pages that has no answer for so long waits in line."""
+MANY_WAIT = 8
+"""Inferlets that wait for pages at one time, from which on it is in vain to start others."""
+
+
+class Tenant(Protocol):
+    """An inferlet as the device client sees it.  Called on reader threads."""
+
+    def answered(self, answers: Sequence[tuple[int, object]]) -> None:
+        """Results (or PierayErrors) of commands and outputs, and RunTokens of plans, by guest ticket."""
+
+    def granted(self, pages: list[int], num_found: int) -> None: ...
+
+    def lease_failed(self, error: PierayError) -> None: ...
+
+    def ledger_answered(self, ticket: int, result: object) -> None:
+        """The answer to a request of its own, by guest ticket: a value or a PierayError."""
+
+    def device_lost(self, error: DeviceLost) -> None: ...
+
+    def reclaim(self) -> list[int]:
+        """Pages that no handle uses, taken out of the inferlet."""
+
+    def is_idle(self, now: float) -> bool:
+        """Whether it has pages, and has had nothing to compute for a while; `now` is time.monotonic()."""
+
+    def preempt(self, kept: Sequence[int], shared: Sequence[int]) -> None:
+        """Give up all pages but those `kept`, see Preempt; `DeviceClient.preempted` is called in the end."""
+
+
+class DeviceClient:
+    """One session: posts commands, routes answers to inferlets by number, retires inferlets in the safe order.
+
+    `peer_id` is of this session alone: when one of the two links breaks, the other is closed too, and pages are fenced
+    and freed by that id.  `on_lost` is told once, behind all tenants; `on_answered` behind each frame of the batcher's.
+    """
+
+    def __init__(self, *, batcher: Endpoint, resource_manager: Endpoint, peer_id: str, token: str,
+                 timeout_s: float, on_lost: Callable[[DeviceClient, DeviceLost], None],
+                 on_answered: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+        self._tenants: dict[int, Tenant] = {}
+        self._holding: set[int] = set()  # inferlets that may have pages
+        self._leasing: dict[int, float] = {}  # inferlets that have asked for pages, since when; the oldest first
+        self._lost: DeviceLost | None = None
+        self._on_lost = on_lost
+        self._on_answered = on_answered
+        self._retiring: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._next_ticket = itertools.count(1)
+        self._lock = threading.Lock()
+        self._decodes = HeldDecodes()
+        self._posting = threading.Lock()  # what is posted for an inferlet keeps its order against its held passes
+        self._answering = 0  # the thread that reads the batcher's answers, while it does
+        self._is_due = False  # that thread has posted something itself
+
+        def dial(endpoint: Endpoint, on_messages: Callable[[list[Message]], None]) -> Connection:
+            service = _Link(on_messages, self._link_lost, self._refused)
+            return connect(endpoint, service, role="inferlets", peer_id=peer_id, token=token, timeout_s=timeout_s)
+
+        self._ledger = dial(resource_manager, self._from_ledger)
+        try:
+            self._batcher = dial(batcher, self._from_batcher)
+        except BaseException:
+            self._ledger.close("the batcher did not answer")
+            raise
+        if self._lost is not None:  # the ledger's link broke meanwhile, when this one could not be closed yet
+            self._batcher.close("the device group is gone")
+            raise self._new_lost()
+
+    @property
+    def lost(self) -> DeviceLost | None:
+        """Why the device group is gone, or None."""
+        return self._lost
+
+    @property
+    def is_short(self) -> bool:
+        """Whether many inferlets wait for pages."""
+        if len(self._leasing) < MANY_WAIT:
+            return False
+        oldest = list(self._leasing.values())[:MANY_WAIT]
+        return len(oldest) == MANY_WAIT and time.monotonic() - oldest[-1] > SHORT_S
+
+    def _new_lost(self) -> DeviceLost:
+        """An error for one caller: one that many raise would collect all their tracebacks."""
+        assert self._lost is not None
+        return DeviceLost(self._lost.message)
+
+    def admit(self, number: int, tenant: Tenant, owner: str = "", priority: int = 0, deadline: float = 0.0,
+              born: float = 0.0, family: str = "") -> None:  # fmt: skip
+        """Route answers for inferlet `number` to `tenant` from now on; its share of the device is its owner's, and who
+        gets pages first is decided by the rest, see OpenLease."""
+        if self._lost is not None:
+            raise self._new_lost()
+        self._tenants[number] = tenant
+        if owner:
+            self.post([OpenInferlet(number, owner)])
+            self.ask_ledger(OpenLease(number, owner, priority, deadline, born, family))
+
+    def post(self, messages: Sequence[Message]) -> None:
+        """Collect an inferlet's messages for the batcher; `flush` sends them, those of all inferlets as one frame, in
+        which passes of one token are rows of one message.
+
+        Megabytes travel in parts, in the inferlet's lane: they hold up nobody else's.
+        """
+        inferlet = _inferlet_of(messages[0]) if messages else HOST
+        if self._answering == threading.get_ident():
+            self._is_due = True
+        with self._posting:
+            if now := self._decodes.split(inferlet, messages):
+                self._post(self._batcher, now, inferlet)
+            elif self._lost is not None:
+                raise self._new_lost()
+
+    def lease(
+        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0, num_more: int = 0
+    ) -> None:
+        message = LeasePages(inferlet << 32, inferlet, count, deadline_s, hashes, num_tokens, num_more)
+        if count:
+            self._leasing[inferlet] = time.monotonic()
+        self._post(self._ledger, [message], inferlet)
+
+    def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:
+        """Tell the ResourceManager that the inferlet has given up pages."""
+        if is_whole:
+            self._holding.discard(inferlet)
+        with contextlib.suppress(DeviceLost):
+            self.ask_ledger(Preempted(inferlet, num_pages, is_whole))
+
+    def ask_ledger(self, message: Message) -> None:
+        """Collect an inferlet's message for the ResourceManager; `flush` sends it."""
+        self._post(self._ledger, [message], _inferlet_of(message))
+
+    def release(self, inferlet: int, pages: Sequence[int]) -> None:
+        """Give pages of an inferlet back that is not retired yet."""
+        with contextlib.suppress(DeviceLost):
+            self.ask_ledger(ReleasePages(inferlet, np.asarray(pages, "<u4").tobytes()))
+
+    def _post(self, link: Connection, messages: Sequence[Message], lane: int) -> None:
+        if self._lost is not None:
+            raise self._new_lost()
+        try:
+            link.post(messages, lane=lane)
+        except PeerLost as error:
+            raise DeviceLost(error.message) from error
+
+    def flush(self) -> None:
+        """Send what was posted: one frame to each peer that has any."""
+        for link in (self._batcher, self._ledger):
+            self._flush(link)
+
+    def _flush(self, link: Connection) -> None:
+        try:
+            if link is self._batcher:
+                self._post_decodes()
+            link.flush()
+        except PeerLost as error:
+            self._link_lost(error)
+
+    def _post_decodes(self) -> None:
+        """Passes of one token, as columns where nothing of their inferlets waits that they might overtake."""
+        with self._posting:
+            rows: list[Forward] = []
+            for inferlet, passes in self._decodes.take():
+                if self._batcher.holds(inferlet):
+                    self._batcher.post(passes, lane=inferlet)
+                else:
+                    rows += passes
+            if rows:
+                self._batcher.post([columns(rows)])
+
+    def retire(self, number: int, done: Callable[[], None]) -> None:
+        """The inferlet has ended: once no step touches its pages, give them back, then call `done`."""
+        if self._lost is not None:
+            self._tenants.pop(number, None)
+            done()
+            return
+        ticket = next(self._next_ticket) & TICKET_MASK
+        with self._lock:
+            self._retiring[ticket] = (number, done)
+        try:
+            with self._posting:  # commands that have not left
+                self._decodes.drop(number)
+                self._batcher.drop_lane(number)
+            self._post(self._batcher, [CancelInferlet(ticket, number)], number)
+            self.flush()
+        except DeviceLost:
+            self._finish_retiring(ticket)
+
+    def _finish_retiring(self, ticket: int) -> None:
+        with self._lock:  # behind all that was given back before: see _give_back_spare
+            found = self._retiring.pop(ticket, None)
+            if found is None:
+                return
+            number, done = found
+            self._tenants.pop(number, None)
+            self._leasing.pop(number, None)
+            self._holding.discard(number)
+            with contextlib.suppress(PeerLost):
+                self._ledger.post([CloseLease(number)], lane=number)
+        try:
+            self._ledger.flush()
+        except PeerLost:
+            log.info("the resource manager is gone; it needs no word that inferlet %d has ended", number)
+        done()
+
+    def _from_batcher(self, messages: list[Message]) -> None:
+        """Give out answers.
+
+        What guests post meanwhile is not sent on here, unless this posts something itself: it leaves when the guests
+        that can run have run, so that inferlets in step with each other stay in step, in few large batches.
+        """
+        self._answering, self._is_due = threading.get_ident(), False
+        self._give_out(messages)
+        self._answering = 0
+        if self._is_due:
+            self.flush()
+        else:
+            self._flush(self._ledger)
+        self._on_answered()
+
+    def _give_out(self, messages: list[Message]) -> None:
+        answers: dict[int, list[tuple[int, object]]] = {}
+        for message in messages:
+            if isinstance(message, (Completed, Failed, RunEnded)):
+                result = _result_of(message)
+            elif isinstance(message, PlanTokens):
+                for row in message.rows():
+                    answers.setdefault(row.ticket >> 32, []).append((row.ticket & TICKET_MASK, row))
+                continue
+            elif isinstance(message, Sampled):
+                tickets, samples = (np.frombuffer(c, "<u8").tolist() for c in (message.tickets, message.sample_tickets))
+                for place, (ticket, sample) in enumerate(zip(tickets, samples, strict=True)):
+                    token = message.tokens[4 * place : 4 * place + 4]
+                    answers.setdefault(ticket >> 32, []).extend(
+                        ((sample & TICKET_MASK, token), (ticket & TICKET_MASK, None))
+                    )
+                continue
+            else:
+                raise ProtocolError(f"a batcher does not send {type(message).__name__}")
+            answers.setdefault(message.ticket >> 32, []).append((message.ticket & TICKET_MASK, result))
+        for number, items in answers.items():
+            if number == HOST:
+                for ticket, _ in items:
+                    self._finish_retiring(ticket)
+            elif (tenant := self._tenants.get(number)) is not None:
+                tenant.answered(items)
+
+    def _from_ledger(self, messages: list[Message]) -> None:
+        for message in messages:
+            if isinstance(message, ReclaimSpare):
+                self._give_back_spare()
+            elif isinstance(message, Preempt):
+                if (tenant := self._tenants.get(message.inferlet)) is not None:
+                    tenant.preempt(*(np.frombuffer(pages, "<u4").tolist() for pages in (message.kept, message.shared)))
+            elif isinstance(message, (Completed, Failed)):
+                number = message.ticket >> 32
+                if not message.ticket & TICKET_MASK:
+                    self._leasing.pop(number, None)
+                if (tenant := self._tenants.get(number)) is not None:
+                    _tell(tenant, message)
+                    self._holding.add(number)  # behind it: what it gives up meanwhile takes it out
+        self.flush()
+
+    def _refused(self, message: Message, error: PierayError) -> None:
+        """A command or request that cannot travel (it is larger than a frame) fails alone."""
+        ticket: int = getattr(message, "ticket", 0)
+        tenant = self._tenants.get(ticket >> 32)
+        if tenant is not None and isinstance(message, ExportPages):  # of the ledger's requests it alone may be long
+            tenant.ledger_answered(ticket & TICKET_MASK, error)
+        elif tenant is not None:
+            tenant.answered([(ticket & TICKET_MASK, error)])
+
+    def _give_back_spare(self) -> None:
+        now = time.monotonic()
+        self._holding &= self._tenants.keys()
+        holding = list(self._holding)
+        idle = [number for number in holding if (one := self._tenants.get(number)) is not None and one.is_idle(now)]
+        for number in holding:
+            with self._lock:  # ReleasePages behind the inferlet's CloseLease would name pages that it has no more
+                tenant = self._tenants.get(number)
+                pages = tenant.reclaim() if tenant is not None else []
+                if pages:
+                    with contextlib.suppress(PeerLost):
+                        self._ledger.post([ReleasePages(number, np.asarray(pages, "<u4").tobytes())], lane=number)
+        with contextlib.suppress(DeviceLost):
+            self.ask_ledger(Reclaimed(np.array(idle, "<u4").tobytes()))
+
+    def _link_lost(self, error: PeerLost) -> None:
+        with self._lock:
+            if self._lost is not None:
+                return
+            self._lost = lost = DeviceLost(f"the device group is gone: {error.message}")
+        for link in (getattr(self, "_batcher", None), getattr(self, "_ledger", None)):
+            if link is not None:
+                link.close("the device group is gone")
+        for number, tenant in list(self._tenants.items()):
+            try:
+                tenant.device_lost(lost)
+            except BaseException:  # the others must hear of it all the same
+                log.exception("inferlet %d could not be told", number)
+        for ticket in list(self._retiring):
+            self._finish_retiring(ticket)
+        self._on_lost(self, lost)
+
+    def close(self, reason: str = "this InferletActor is closing") -> None:
+        """Hang up: to inferlets, the device group is lost.  Idempotent."""
+        self._link_lost(PeerLost(reason))
+
+
+class _Link:
+    """One connection's service: forwards to the client's methods."""
+
+    def __init__(self, on_messages: Callable[[list[Message]], None], on_lost: Callable[[PeerLost], None],
+                 on_refused: Refused) -> None:  # fmt: skip
+        self._on_messages = on_messages
+        self._on_lost = on_lost
+        self._on_refused = on_refused
+
+    def on_connect(self, conn: Connection) -> None:
+        conn.on_refused = self._on_refused
+
+    def on_messages(self, _conn: Connection, messages: list[Message]) -> None:
+        self._on_messages(messages)
+
+    def on_close(self, _conn: Connection, error: PeerLost) -> None:
+        self._on_lost(error)
+
+
+def _inferlet_of(message: Message) -> int:
+    """The inferlet that a command or request is of: its ticket begins with it, or it is named."""
+    ticket: int = getattr(message, "ticket", 0)
+    number: int = ticket >> 32 or getattr(message, "inferlet", HOST)
+    return number
+
+
+def _result_of(message: Completed | Failed | RunEnded) -> object:
+    if isinstance(message, Completed):
+        return message.value
+    if isinstance(message, RunEnded):
+        return error_from(*message.error) if message.error else [message.reason, message.stopped_by]
+    return error_from(message.code, message.message)
+
+
+def _tell(tenant: Tenant, message: Completed | Failed) -> None:
+    """An answer of the ResourceManager: to a request of the guest's by its ticket, else to one for pages."""
+    ticket = message.ticket & TICKET_MASK
+    if isinstance(message, Failed):
+        error = error_from(message.code, message.message)
+        tenant.ledger_answered(ticket, error) if ticket else tenant.lease_failed(error)
+    elif ticket:
+        tenant.ledger_answered(ticket, message.value)
+    else:
+        pages, num_found = message.value
+        tenant.granted(np.frombuffer(pages, "<u4").tolist(), num_found)

@@ -1,0 +1,95 @@
+"""Embeddings that a guest holds by handle, and how they travel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pieray.errors import BadHandle, QuotaExceeded
+from pieray.host.device.commands import Command, Queue, wire_ticket
+from pieray.host.opened import Opened
+from pieray.messages import EmbedTokens, Message
+from pieray.pages.prepared import Prepared
+
+U32 = npt.NDArray[np.uint32]
+
+HANDLE_BYTES = 512
+"""What a handle counts for beside its rows, so that `Limits.embed_bytes` bounds empty ones too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """Rows of tokens, looked up where they are used, or rows of values (f32 bytes)."""
+
+    num_rows: int
+    tokens: bytes = b""  # u32
+    values: bytes = b""
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.tokens) + len(self.values) + HANDLE_BYTES
+
+
+class EmbedTable:
+    """Embeddings of one inferlet, at most `limit` bytes of them (`Limits.embed_bytes`)."""
+
+    def __init__(self, limit: int) -> None:
+        self._opened: Opened[Embedding] = Opened("embedding", "embed_bytes", limit)
+        self._limit = limit
+        self.num_bytes = 0
+
+    def put(self, embedding: Embedding) -> int:
+        """A handle; raises QuotaExceeded."""
+        if self.num_bytes + embedding.nbytes > self._limit:
+            raise QuotaExceeded(f"embed_bytes: the limit is {self._limit}; {self.num_bytes} are held, "
+                                f"{embedding.nbytes} more were to be")  # fmt: skip
+        handle = self._opened.put(embedding)
+        self.num_bytes += embedding.nbytes
+        return handle
+
+    def get(self, handle: int) -> Embedding:
+        """Raises BadHandle."""
+        return self._opened.get(handle)
+
+    def free(self, handles: Sequence[int]) -> None:
+        """Close handles; raises BadHandle for one that is not open, or named twice, and frees none then."""
+        for handle in handles:
+            self.get(handle)
+        if len(set(handles)) != len(handles):
+            raise BadHandle("an embedding is named twice")
+        for handle in handles:
+            self.num_bytes -= self._opened.pop(handle).nbytes
+
+
+class EmbedLookup(Command):
+    """The embeddings of tokens are asked of the batcher; answered with f32 bytes."""
+
+    __slots__ = ("tokens",)
+
+    def __init__(self, ticket: int, queue: Queue, tokens: bytes) -> None:
+        rows = np.zeros(0, np.int64)
+        super().__init__(ticket, queue, Prepared(rows, 0, [], 0, [], [], rows, [], []))  # it touches no page
+        self.tokens = tokens
+
+    def message(self, inferlet: int) -> Message:
+        return EmbedTokens(wire_ticket(inferlet, self.ticket), inferlet, self.tokens)
+
+
+def joined(parts: Sequence[Embedding]) -> tuple[U32, list[bytes]]:
+    """Token ids of all rows, 0 where there are values, and `Forward.embeds`."""
+    tokens = np.zeros(sum(part.num_rows for part in parts), np.uint32)
+    rows: list[U32] = []
+    start = 0
+    for part in parts:
+        stop = start + part.num_rows
+        if part.values:
+            rows.append(np.arange(start, stop, dtype="<u4"))
+        else:
+            tokens[start:stop] = np.frombuffer(part.tokens, "<u4")
+        start = stop
+    if not rows:
+        return tokens, []
+    return tokens, [np.concatenate(rows).tobytes(), b"".join(part.values for part in parts)]

@@ -1,0 +1,1 @@
+"""Between an inferlet and its client: events out, messages and files in."""

@@ -1,0 +1,1 @@
+"""Text work off the guests' thread: tokenizing, chat, grammars."""

@@ -1,0 +1,1 @@
+"""What may be launched: sources, manifests, capabilities, limits, and the registry of what is installed."""

@@ -1,0 +1,1 @@
+"""What programs reach outside of their engine: HTTP and MCP servers."""
