@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-CLUSTER_YAML = Path(__file__).parents[2] / "cluster.yaml"
+CLUSTER_YAML = Path(__file__).parents[3] / "cluster.yaml"
 
 
 @pytest.fixture
