@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 GPU_OUT := bench/results/$(shell date -u +%F)-gpu.jsonl
 
-.PHONY: run test unit lint bench gpu install install-tests clean distclean
+.PHONY: run test unit fmt lint bench gpu install install-tests clean distclean
 
 run: $(VENV)/.installed
 	@$(BIN)/pieray run text-completion -- "--prompt=$$PROMPT"
@@ -31,8 +31,14 @@ test: $(VENV)/.installed-tests
 unit: $(VENV)/.installed-tests
 	$(BIN)/python -m pytest $(TWO) tests/unit -m "not slow"
 
+# lays out the code, and puts imports in order
+fmt: $(VENV)/.installed-tests
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	PYTHON=$(BIN)/python tools/typecheck
 
 bench: $(VENV)/.installed

@@ -39,17 +39,28 @@ class Batcher(ServingActor):
         settings, tenant = self.config.model, self.config.tenant
         folder = model_folder(settings.path)
         runner = ModelRunner.load(
-            folder, device=_device(settings), dtype=_dtype(settings), num_pages=settings.num_pages or None,
-            page_size=settings.page_size, threads=settings.threads, kv_bytes=settings.kv_memory_bytes,
-            cuda_graphs=settings.cuda_graphs, swap_bytes=settings.swap_memory_bytes,
-        )  # fmt: skip
+            folder,
+            device=_device(settings),
+            dtype=_dtype(settings),
+            num_pages=settings.num_pages or None,
+            page_size=settings.page_size,
+            threads=settings.threads,
+            kv_bytes=settings.kv_memory_bytes,
+            cuda_graphs=settings.cuda_graphs,
+            swap_bytes=settings.swap_memory_bytes,
+        )
         warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
         core = BatcherCore(
-            runner, settings, tokenizer=spec, costs=costs, num_swap_slots=runner.host_pool.num_slots,
-            max_swap_pages=runner.host_pool.max_step_pages, weight_of=lambda name: tenant(name).weight,
-        )  # fmt: skip
+            runner,
+            settings,
+            tokenizer=spec,
+            costs=costs,
+            num_swap_slots=runner.host_pool.num_slots,
+            max_swap_pages=runner.host_pool.max_step_pages,
+            weight_of=lambda name: tenant(name).weight,
+        )
         core.plans.vocab_size = runner.config.vocab_size
         self._adapters = core.adapters
         self._loop = StepLoop(core, on_failure=_end_process)

@@ -24,9 +24,10 @@ class Broker(ServingActor):
 
         limits = self.config.limits
         bounds = Bounds(
-            num_bytes=limits.queue_bytes, tenant_bytes=limits.broker_bytes,
+            num_bytes=limits.queue_bytes,
+            tenant_bytes=limits.broker_bytes,
             bytes_of=lambda tenant: self.config.tenant(tenant).broker_bytes or limits.broker_bytes,
-        )  # fmt: skip
+        )
         self._service = BrokerService(bounds, Store(self.config.store_path))
         return self.listen(self._service, token)
 

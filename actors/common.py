@@ -31,8 +31,15 @@ def control(method: F) -> F:
     return marked
 
 
-def create_actor(cls: type, config: Config, name: str, *args: Any, num_gpus: float = 0.0, node: str | None = None,
-                 max_concurrency: int = 16) -> Any:  # fmt: skip
+def create_actor(
+    cls: type,
+    config: Config,
+    name: str,
+    *args: Any,
+    num_gpus: float = 0.0,
+    node: str | None = None,
+    max_concurrency: int = 16,
+) -> Any:
     """A new actor of the engine: named, so that other drivers find it, without a CPU slot; returns its handle.
 
     `node`: the id of the node where it lives, or nowhere; None: Ray chooses.  It ends with whoever creates it (the
@@ -42,12 +49,16 @@ def create_actor(cls: type, config: Config, name: str, *args: Any, num_gpus: flo
     groups = {CONTROL_GROUP: CONTROL_THREADS}
     if config.transport == "ray":
         groups[TRANSPORT_GROUP] = 64
-    actor = ray.remote(
-        num_cpus=0, num_gpus=num_gpus, max_restarts=0, max_task_retries=0, concurrency_groups=groups
-    )(cls)  # fmt: skip
+    actor = ray.remote(num_cpus=0, num_gpus=num_gpus, max_restarts=0, max_task_retries=0, concurrency_groups=groups)(
+        cls
+    )
     lifetime = "detached" if config.detached else "non_detached"
-    options: dict[str, Any] = {"name": name, "namespace": config.namespace, "max_concurrency": max_concurrency,
-                               "lifetime": lifetime}  # fmt: skip
+    options: dict[str, Any] = {
+        "name": name,
+        "namespace": config.namespace,
+        "max_concurrency": max_concurrency,
+        "lifetime": lifetime,
+    }
     if node is not None:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
     return actor.options(**options).remote(dataclasses.asdict(config), *args)
@@ -95,5 +106,3 @@ def _end_process(args: threading.ExceptHookArgs) -> None:
     log.critical("thread %s failed", name, exc_info=args.exc_value)
     if name.startswith("pieray-"):  # others are of libraries: nobody of ours waits for them
         os._exit(EXIT_FAILED)
-
-

@@ -33,8 +33,9 @@ class Controller:
         """Bring the engine up; raises ModelError, EngineError."""
         self._supervisor.start()
         if self._config.transport != "ray":  # with "ray" no port is opened
-            self._listener = open_door(self, self._supervisor.token, ray.util.get_node_ip_address(),
-                                       self._config.max_waiting_launches)  # fmt: skip
+            self._listener = open_door(
+                self, self._supervisor.token, ray.util.get_node_ip_address(), self._config.max_waiting_launches
+            )
 
     @control
     def door(self) -> tuple[Any, ...]:

@@ -16,14 +16,26 @@ from pieray.transport import Connection, Listener, serve
 
 log = logging.getLogger(__name__)
 
-QUICK_METHODS = frozenset({
-    "config", "models", "adapters", "programs", "exports", "drop_export", "locate", "kill", "ps", "status", "ping",
-    "grant", "resolve", "admission",
-})  # fmt: skip
+QUICK_METHODS = frozenset(
+    {
+        "config",
+        "models",
+        "adapters",
+        "programs",
+        "exports",
+        "drop_export",
+        "locate",
+        "kill",
+        "ps",
+        "status",
+        "ping",
+        "grant",
+        "resolve",
+        "admission",
+    }
+)
 """Answered within seconds, however many others are under way: they have threads of their own."""
-METHODS = QUICK_METHODS | {
-    "load_adapter", "unload_adapter", "launch", "install", "uninstall", "program", "shutdown",
-}  # fmt: skip
+METHODS = QUICK_METHODS | {"load_adapter", "unload_adapter", "launch", "install", "uninstall", "program", "shutdown"}
 QUICK_THREADS, THREADS = 8, 64
 """Asks that are worked on at one time, as many as Ray calls of the Controller, beside the launches that wait for a
 place; others wait."""

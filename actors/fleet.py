@@ -24,8 +24,11 @@ from pieray.config import Config
 log = logging.getLogger(__name__)
 
 CLASSES: Mapping[str, type] = {
-    BATCHER: Batcher, RESOURCE_MANAGER: ResourceManager, BROKER: Broker, INFERLETS: InferletActor,
-}  # fmt: skip
+    BATCHER: Batcher,
+    RESOURCE_MANAGER: ResourceManager,
+    BROKER: Broker,
+    INFERLETS: InferletActor,
+}
 
 
 class RayFleet:

@@ -27,9 +27,14 @@ class InferletActor(ServingActor):
     _host: InferletHost | None = None
 
     def open(
-        self, token: str, models: list[dict[str, Any]], batcher: Wire, resource_manager: Wire, broker: Wire,
+        self,
+        token: str,
+        models: list[dict[str, Any]],
+        batcher: Wire,
+        resource_manager: Wire,
+        broker: Wire,
         registry_revision: int,
-    ) -> Wire:  # fmt: skip
+    ) -> Wire:
         """Connect to the device group and to the broker (`()`: it is not up yet), warm up, and listen for clients.
 
         Returns the endpoint.
@@ -48,9 +53,13 @@ class InferletActor(ServingActor):
         self._device.open(Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
         self._services = Services.of(self.config)
         self._services.broker = BrokerClient(peer_id=self.peer_id, token=token)
-        self._services.children = ChildService(ControllerLauncher(self.config, token), self.config.limits,
-                                               peer_id=self.peer_id, token=token,
-                                               timers=self._services.timers)  # fmt: skip
+        self._services.children = ChildService(
+            ControllerLauncher(self.config, token),
+            self.config.limits,
+            peer_id=self.peer_id,
+            token=token,
+            timers=self._services.timers,
+        )
         self.set_adapters(models[0]["adapters"])
         if broker:
             self.reconnect_broker(broker)
@@ -81,7 +90,6 @@ class InferletActor(ServingActor):
     def _running(self) -> InferletHost:
         assert self._host is not None
         return self._host
-
 
     def launch(self, frame: bytes, sent_at: float, deadline: float) -> None:
         """Start an inferlet; raises the PierayError that refuses it.
@@ -139,4 +147,3 @@ class InferletActor(ServingActor):
     def close(self) -> None:
         """End all inferlets; their clients are told."""
         self._running.close()
-

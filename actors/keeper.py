@@ -65,7 +65,9 @@ class Keeper:
         delay_s = self._restarts.delay_s
         if delay_s:
             last = f"; the last attempt: {self.failure}" if self.failure else ""
-            self.failure = (f"the {self._what} has died {self._restarts.num_recent} times lately; it is started again "
-                            f"within {delay_s:.0f} s{last}")  # fmt: skip
+            self.failure = (
+                f"the {self._what} has died {self._restarts.num_recent} times lately; it is started again "
+                f"within {delay_s:.0f} s{last}"
+            )
             log.error("%s", self.failure)
             self._stopped.wait(delay_s)

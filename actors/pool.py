@@ -39,9 +39,18 @@ class HostPool:
     `delay_s` says how long to wait before another actor is started, when they die too often.
     """
 
-    def __init__(self, *, capacity: int, spare: int, max_hosts: int, create: Callable[[], Member],
-                 end: Callable[[Member], None], refresh: Callable[[Sequence[Member]], None],
-                 max_waiting: int = 1024, delay_s: Callable[[], float] = lambda: 0.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        spare: int,
+        max_hosts: int,
+        create: Callable[[], Member],
+        end: Callable[[Member], None],
+        refresh: Callable[[Sequence[Member]], None],
+        max_waiting: int = 1024,
+        delay_s: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         self._capacity = capacity
         self._spare = spare
         self._max_hosts = max_hosts
@@ -206,13 +215,17 @@ class HostPool:
             error = self._failed[1]
             raise EngineError(f"no InferletActor could be started for it: {error.message}")
         if waiting.is_displaced:
-            raise self._overloaded(waiting, f"max_waiting_launches: {self._max_waiting} launches wait for a place, and "
-                                            "this one is not among them")  # fmt: skip
+            raise self._overloaded(
+                waiting,
+                f"max_waiting_launches: {self._max_waiting} launches wait for a place, and this one is not among them",
+            )
         if time.monotonic() >= deadline:
-            why = (f"no InferletActor had room in time: {len(self._hosts)} run, max_actors is {self._max_hosts}, "
-                   f"inferlets_per_actor is {self._capacity}; {len(self._line)} launches wait, "
-                   f"{sum(h.is_suspect for h in self._hosts)} actors do not answer, "
-                   f"{sum(not h.is_current for h in self._hosts)} have no device group")  # fmt: skip
+            why = (
+                f"no InferletActor had room in time: {len(self._hosts)} run, max_actors is {self._max_hosts}, "
+                f"inferlets_per_actor is {self._capacity}; {len(self._line)} launches wait, "
+                f"{sum(h.is_suspect for h in self._hosts)} actors do not answer, "
+                f"{sum(not h.is_current for h in self._hosts)} have no device group"
+            )
             is_fit = any(h.is_current and not h.is_suspect for h in self._hosts)
             raise self._overloaded(waiting, why) if is_fit else EngineError(why)
 

@@ -49,8 +49,12 @@ class Quotas:
     """Thread-safe.  `settings_of` gives a tenant's settings; `ask` asks actors which of the inferlets that are counted
     live there, and passes the answers to `heard`."""
 
-    def __init__(self, settings_of: Callable[[str], TenantSettings], ask: Callable[[Collection[Member]], None],
-                 now: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+    def __init__(
+        self,
+        settings_of: Callable[[str], TenantSettings],
+        ask: Callable[[Collection[Member]], None],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings_of = settings_of
         self._ask = ask
         self._now = now
@@ -76,8 +80,11 @@ class Quotas:
         with self._lock:
             num_live = len(self._by_tenant.get(tenant, ()))
             retry_after_s = self._ends[tenant].retry_after_s(1, self._now()) if tenant in self._ends else 1.0
-        raise Overloaded(f"inferlets: the quota of tenant {tenant!r} is {settings.inferlets} at one time; {num_live} "
-                         f"run or wait for a place; try again in about {retry_after_s:g} s", retry_after_s)  # fmt: skip
+        raise Overloaded(
+            f"inferlets: the quota of tenant {tenant!r} is {settings.inferlets} at one time; {num_live} "
+            f"run or wait for a place; try again in about {retry_after_s:g} s",
+            retry_after_s,
+        )
 
     def _taken(self, tenant: str, instance_id: str, most: int) -> bool:
         with self._lock:
@@ -98,9 +105,12 @@ class Quotas:
             left = 0.0 if allowance is None else allowance.left(self._now())
         if settings.tokens_per_minute and wait_s:
             retry_after_s = max(0.1, round(wait_s, 1))
-            raise Overloaded(f"tokens_per_minute: the quota of tenant {tenant!r} is {settings.tokens_per_minute}; its "
-                             f"inferlets have computed {1 - left:.0f} too many; try again in {retry_after_s:g} s, if "
-                             "none of them runs on", retry_after_s)  # fmt: skip
+            raise Overloaded(
+                f"tokens_per_minute: the quota of tenant {tenant!r} is {settings.tokens_per_minute}; its "
+                f"inferlets have computed {1 - left:.0f} too many; try again in {retry_after_s:g} s, if "
+                "none of them runs on",
+                retry_after_s,
+            )
 
     def placed(self, instance_id: str, host: Member) -> None:
         """The launch has a place there and has begun."""
@@ -126,8 +136,11 @@ class Quotas:
     def heard(self, host: Member, live: Collection[str], asked_at: float) -> None:
         """The actor was asked then, and says what lives there: what was placed before and is not among it has ended."""
         with self._lock:
-            ended = [i for i, found in self._live.items()
-                     if found.host is host and found.placed_at < asked_at and i not in live]  # fmt: skip
+            ended = [
+                i
+                for i, found in self._live.items()
+                if found.host is host and found.placed_at < asked_at and i not in live
+            ]
             for instance_id in ended:
                 self._end(instance_id)
 

@@ -28,9 +28,12 @@ class ResourceManager(ServingActor):
         pins = PinShares(self.config.tenant_pin_share, self.config.pin_share)
         tenant = self.config.tenant
         self._leases = LeaseService(
-            num_pages, pins=pins, on_failure=lambda: os._exit(EXIT_FAILED),
-            weight_of=lambda name: tenant(name).weight, quota_of=lambda name: tenant(name).pages,
-        )  # fmt: skip
+            num_pages,
+            pins=pins,
+            on_failure=lambda: os._exit(EXIT_FAILED),
+            weight_of=lambda name: tenant(name).weight,
+            quota_of=lambda name: tenant(name).pages,
+        )
         return self.listen(self._leases, token)
 
     @property

@@ -49,8 +49,14 @@ class ServingActor(RayEndpointMixin):
     @control
     def pulse(self) -> dict[str, Any]:
         """A sign of life, for `pieray.actors.health`; one is asked for at a time."""
-        return {"clock": time.monotonic(), "busy_s": self.busy_s, "num_returned": self.num_returned,
-                "launched": self.take_launched(), "tallies": self.take_tallies(), **self.describe()}  # fmt: skip
+        return {
+            "clock": time.monotonic(),
+            "busy_s": self.busy_s,
+            "num_returned": self.num_returned,
+            "launched": self.take_launched(),
+            "tallies": self.take_tallies(),
+            **self.describe(),
+        }
 
     def describe(self) -> dict[str, Any]:
         """Facts for `pieray ps` and for tests that kill processes."""

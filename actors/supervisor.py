@@ -64,13 +64,22 @@ class Supervisor:
         self._wanted: dict[str, Wire] = {}  # what each host is to know: the arguments of its methods
         self._locations = Locations()
         self._restarts = {role: Restarts() for role in ("device group", BROKER, INFERLETS)}
-        self._health = Health(lambda member: fleet.begin(member, "pulse"), suspect_s=config.suspect_after_s,
-                              replace_s=config.replace_after_s, stuck_s=config.turn_timeout_s)  # fmt: skip
+        self._health = Health(
+            lambda member: fleet.begin(member, "pulse"),
+            suspect_s=config.suspect_after_s,
+            replace_s=config.replace_after_s,
+            stuck_s=config.turn_timeout_s,
+        )
         self._pool = HostPool(
-            capacity=config.inferlets_per_actor, spare=config.actor_pool, max_hosts=config.max_actors,
-            create=self._new_host, end=self._end, refresh=self._refresh, max_waiting=config.max_waiting_launches,
+            capacity=config.inferlets_per_actor,
+            spare=config.actor_pool,
+            max_hosts=config.max_actors,
+            create=self._new_host,
+            end=self._end,
+            refresh=self._refresh,
+            max_waiting=config.max_waiting_launches,
             delay_s=lambda: self._restarts[INFERLETS].delay_s,
-        )  # fmt: skip
+        )
         self._quotas = Quotas(config.tenant, self._ask_counted)
         self._keep_device = Keeper("device group", self._bring_up_device, self._restarts["device group"])
         self._keep_broker = Keeper(BROKER, self._bring_up_broker, self._restarts[BROKER])
@@ -446,8 +455,9 @@ class Supervisor:
             raise EngineError(failure)
         ceiling = self._config.child_ceiling
         if message.depth and self._pool.num_live() >= ceiling and (num_live := self._pool.num_live_now()) >= ceiling:
-            raise ChildCeiling(f"child_ceiling: no child is launched while {ceiling} inferlets run on this engine; "
-                               f"{num_live} do")  # fmt: skip
+            raise ChildCeiling(
+                f"child_ceiling: no child is launched while {ceiling} inferlets run on this engine; {num_live} do"
+            )
 
         def start(host: Member) -> None:
             self._check_stall(sent_at)
@@ -531,8 +541,10 @@ class Supervisor:
                 answer(SLICE_S)
             except NoAnswer:
                 if host.is_suspect:
-                    raise NoAnswer(f"{host.describe()} does not answer, for {host.silent_s:.0f} s now: it is frozen or "
-                                   "out of reach") from None  # fmt: skip
+                    raise NoAnswer(
+                        f"{host.describe()} does not answer, for {host.silent_s:.0f} s now: it is frozen or "
+                        "out of reach"
+                    ) from None
                 if time.monotonic() > deadline + FACTS_S:
                     raise NoAnswer(f"{host.describe()} did not launch it in time") from None
             else:
@@ -556,8 +568,10 @@ class Supervisor:
         try:
             answer(0.1 if host.is_suspect else FACTS_S)
         except NoAnswer:
-            raise NoAnswer(f"{host.describe()} does not answer: {instance_id} ends when it wakes up, or when it is "
-                           f"replaced, after {self._config.replace_after_s:.0f} s of silence") from None  # fmt: skip
+            raise NoAnswer(
+                f"{host.describe()} does not answer: {instance_id} ends when it wakes up, or when it is "
+                f"replaced, after {self._config.replace_after_s:.0f} s of silence"
+            ) from None
 
     def _location(self, instance_id: str) -> tuple[str, Member]:
         if (found := self._locations.find(instance_id)) is not None:
@@ -590,8 +604,16 @@ class Supervisor:
     def _unreachable(self, host: Member, why: PierayError) -> Iterator[dict[str, Any]]:
         log.info("%s: %s", host.name, why)
         for instance_id, name in self._locations.on(host):
-            yield {"instance_id": instance_id, "name": name, "state": "unreachable", "cpu_time_s": 0.0, "pages": 0,
-                   "swapped": 0, "output_bytes": 0, "error": f"{host.describe()} does not answer"}  # fmt: skip
+            yield {
+                "instance_id": instance_id,
+                "name": name,
+                "state": "unreachable",
+                "cpu_time_s": 0.0,
+                "pages": 0,
+                "swapped": 0,
+                "output_bytes": 0,
+                "error": f"{host.describe()} does not answer",
+            }
 
     def admission(self) -> dict[str, Any]:
         """By tenant, launches that wait for a place ("waiting") and that were refused one ("refused"), and what is used
@@ -605,11 +627,14 @@ class Supervisor:
         alive += self._pool.hosts()
         rows = [_row(m, found) for m, found in zip(alive, self._facts_of(alive, "status"), strict=True)]
         return {
-            "namespace": self._config.namespace, "transport": self._config.transport, "failure": self._failure(),
+            "namespace": self._config.namespace,
+            "transport": self._config.transport,
+            "failure": self._failure(),
             "silent": [row["name"] for row in rows if row["state"] == "silent"],
-            "num_restarts": sum(restarts.num_recent for restarts in self._restarts.values()), "actors": rows,
+            "num_restarts": sum(restarts.num_recent for restarts in self._restarts.values()),
+            "actors": rows,
             "admission": self.admission(),
-        }  # fmt: skip
+        }
 
     def _facts_of(self, members: Sequence[Member], method: str) -> list[Any]:
         """As `_gather`; those that are set aside are not waited for."""

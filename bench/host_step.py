@@ -96,10 +96,29 @@ class Bench:
     def plans(self, *, is_scored: bool = False, stop_texts: Sequence[str] = (), grammar: Sequence[Any] = ()) -> None:
         for row in range(self.num_rows):
             chain = GREEDY if row % 2 else Sampler(0.8, 40, 0.9, seed=row)
-            self.submit(row, StartPlan(
-                self.new(row + 1), row + 1, 1, 0, u32(self.pages[row]), 0, u32([WORD] * 3), PAGES * PAGE - 3, chain,
-                u32([0, 1]), list(stop_texts), list(grammar), 0, 0, b"", b"", is_scored, b"",
-            ))  # fmt: skip
+            self.submit(
+                row,
+                StartPlan(
+                    self.new(row + 1),
+                    row + 1,
+                    1,
+                    0,
+                    u32(self.pages[row]),
+                    0,
+                    u32([WORD] * 3),
+                    PAGES * PAGE - 3,
+                    chain,
+                    u32([0, 1]),
+                    list(stop_texts),
+                    list(grammar),
+                    0,
+                    0,
+                    b"",
+                    b"",
+                    is_scored,
+                    b"",
+                ),
+            )
 
     def passes(self, kv_len: int) -> None:
         """The next token of each sequence."""
@@ -110,11 +129,23 @@ class Bench:
                 continue
             tickets = self.rows[rows] << np.uint64(32) | np.uint64(2 * kv_len)
             ones = np.ones(len(rows), "<u4")
-            self.submit(peer, DecodePasses(
-                tickets.tobytes(), (tickets + np.uint64(1)).tobytes(), ones.tobytes(), (0 * ones).tobytes(),
-                (kv_len * ones).tobytes(), (WORD * ones).tobytes(), (kv_len * ones).tobytes(), (0 * ones).tobytes(),
-                (num_pages * ones).tobytes(), u32(self.pages[rows, :num_pages]), [GREEDY], (0 * ones).tobytes(),
-            ))  # fmt: skip
+            self.submit(
+                peer,
+                DecodePasses(
+                    tickets.tobytes(),
+                    (tickets + np.uint64(1)).tobytes(),
+                    ones.tobytes(),
+                    (0 * ones).tobytes(),
+                    (kv_len * ones).tobytes(),
+                    (WORD * ones).tobytes(),
+                    (kv_len * ones).tobytes(),
+                    (0 * ones).tobytes(),
+                    (num_pages * ones).tobytes(),
+                    u32(self.pages[rows, :num_pages]),
+                    [GREEDY],
+                    (0 * ones).tobytes(),
+                ),
+            )
 
     def company(self) -> None:
         """Prefills, a masked pass and bulk outputs, of inferlets of their own, anew when they have ended."""
@@ -227,16 +258,30 @@ def main() -> None:
             target_ms = FIXED_MS + ROW_US * num_rows / 1e3
             own_ms = max(step_ms - other_ms, 0.0)
             figures[f"{kind} x {num_rows}"] = row = {
-                "step_ms": round(step_ms, 3), "other_ms": round(other_ms, 3), "target_ms": round(target_ms, 3),
-                "ratio": round(own_ms / target_ms, 2), "us_a_row": round(own_ms * 1e3 / num_rows, 2),
-            }  # fmt: skip
+                "step_ms": round(step_ms, 3),
+                "other_ms": round(other_ms, 3),
+                "target_ms": round(target_ms, 3),
+                "ratio": round(own_ms / target_ms, 2),
+                "us_a_row": round(own_ms * 1e3 / num_rows, 2),
+            }
             is_ok = is_ok and own_ms <= target_ms
             sys.stdout.write(f"{kind:>10} x {num_rows:4d}: {row}\n")
             sys.stdout.flush()
     worst = max(row["ratio"] for row in figures.values())
     claim = "a step of rows costs the Batcher's host at most 0.15 ms and 2 us a row"
-    sys.stdout.write(json.dumps({"claim": claim, "figures": figures, "ratio": worst, "target": "ratio <= 1",
-                                 "ok": is_ok, "machine": machine()}) + "\n")  # fmt: skip
+    sys.stdout.write(
+        json.dumps(
+            {
+                "claim": claim,
+                "figures": figures,
+                "ratio": worst,
+                "target": "ratio <= 1",
+                "ok": is_ok,
+                "machine": machine(),
+            }
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

@@ -166,12 +166,15 @@ def main() -> None:
     line = {
         "claim": "a warm launch reaches main() in 3 ms; 32 at once: 150 a second, and their first text in 150 ms",
         "figures": figures,
-        "targets": {name: f"{value} ({'>=' if is_least else '<='} {bound:g})"
-                    for name, (value, bound, is_least) in held.items()},
-        "ok": all(value is not None and (value >= bound if is_least else value <= bound)
-                  for value, bound, is_least in held.values()),
+        "targets": {
+            name: f"{value} ({'>=' if is_least else '<='} {bound:g})" for name, (value, bound, is_least) in held.items()
+        },
+        "ok": all(
+            value is not None and (value >= bound if is_least else value <= bound)
+            for value, bound, is_least in held.values()
+        ),
         "machine": machine(),
-    }  # fmt: skip
+    }
     sys.stdout.write(json.dumps(line) + "\n")
 
 

@@ -324,7 +324,7 @@ def main() -> None:
         json.dumps(
             {
                 "claim": "no inferlet moves a neighbour's p99 gap by more than three bare steps or takes more than "
-                         "its share of the tokens; rows: [tokens/s, p50 ms, p99 ms]",
+                "its share of the tokens; rows: [tokens/s, p50 ms, p99 ms]",
                 "bare_ms": round(bare_ms, 3),
                 "victim": "passes" if arguments.passes else "plan",
                 "figures": figures,
@@ -335,7 +335,7 @@ def main() -> None:
             }
         )
         + "\n"
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -116,17 +116,21 @@ def main() -> int:
                 agents[False].append(other[1:])
     ratios = [h[0] / c[0] for c, h in zip(cold, hit, strict=True)]
     facts = {
-        "claim": "prefix", **machine(),
-        "hit_over_cold": middle(ratios), "target_hit_over_cold": HIT_OVER_COLD,
+        "claim": "prefix",
+        **machine(),
+        "hit_over_cold": middle(ratios),
+        "target_hit_over_cold": HIT_OVER_COLD,
         "guest_hit_over_cold": middle([h[1] / c[1] for c, h in zip(cold, hit, strict=True)]),
-        "cold_ms": middle([c[0] for c in cold]), "hit_ms": middle([h[0] for h in hit]),
-        "guest_cold_ms": middle([c[1] for c in cold]), "guest_hit_ms": middle([h[1] for h in hit]),
+        "cold_ms": middle([c[0] for c in cold]),
+        "hit_ms": middle([h[0] for h in hit]),
+        "guest_cold_ms": middle([c[1] for c in cold]),
+        "guest_hit_ms": middle([h[1] for h in hit]),
         "computed_over_least": round(statistics.median(a[0] for a in agents[True]), 3),
         "target_computed_over_least": COMPUTED_OVER_LEAST,
         "computed_over_least_without": round(statistics.median(a[0] for a in agents[False]), 3),
         "agent_s": round(statistics.median(a[1] for a in agents[True]), 2),
         "agent_s_without": round(statistics.median(a[1] for a in agents[False]), 2),
-    }  # fmt: skip
+    }
     print(json.dumps(facts))
     is_met = facts["hit_over_cold"]["median"] <= HIT_OVER_COLD and facts["computed_over_least"] <= COMPUTED_OVER_LEAST
     return 0 if is_met else 1

@@ -158,9 +158,15 @@ async def run(engine: pieray.Engine, works: list[Work], gate: Gate | None = None
         share, prompt = work.tokens[: work.shared], work.tokens[work.shared :]
         try:
             process = await engine.alaunch(
-                PROGRAM, prompt=prompt, share=share, max_tokens=work.drawn, turns=work.turns, away_s=work.away_s,
-                reserve=work.reserve, priority=work.priority,
-            )  # fmt: skip
+                PROGRAM,
+                prompt=prompt,
+                share=share,
+                max_tokens=work.drawn,
+                turns=work.turns,
+                away_s=work.away_s,
+                reserve=work.reserve,
+                priority=work.priority,
+            )
             said = await process.wait(timeout=600)
         except PierayError as failed:
             error = f"{failed.code}: {failed.message.splitlines()[0]}"
@@ -191,11 +197,15 @@ def facts_of(rounds: list[list[Done]], texts: list[list[int] | None]) -> dict[st
     told = {"refused_s": round(max(d.seconds for d in refused), 2), "refused": refused[0].error} if refused else {}
     return {
         **told,
-        "failed": len(failed), "wrong": num_wrong, "error": failed[0] if failed else "",
-        "tok_s": round(statistics.median(rates), 1), "tok_s_from": round(min(rates), 1),
+        "failed": len(failed),
+        "wrong": num_wrong,
+        "error": failed[0] if failed else "",
+        "tok_s": round(statistics.median(rates), 1),
+        "tok_s_from": round(min(rates), 1),
         "tok_s_to": round(max(rates), 1),
-        "p50_s": round(percentile(seconds, 0.5), 2), "p99_s": round(percentile(seconds, 0.99), 2),
-    }  # fmt: skip
+        "p50_s": round(percentile(seconds, 0.5), 2),
+        "p99_s": round(percentile(seconds, 0.99), 2),
+    }
 
 
 def rate(dones: list[Done]) -> float:
@@ -276,10 +286,13 @@ async def beside_backlog(engine: pieray.Engine, rounds: int) -> dict[str, Any]:
     finally:
         client.close()
     return {
-        "alone_p50_s": round(percentile(alone, 0.5), 3), "alone_p99_s": round(percentile(alone, 0.99), 3),
-        "beside_p50_s": round(percentile(beside, 0.5), 3), "beside_p99_s": round(percentile(beside, 0.99), 3),
-        "p99_ratio": round(percentile(beside, 0.99) / percentile(alone, 0.99), 2), "num_beside": len(beside),
-    }  # fmt: skip
+        "alone_p50_s": round(percentile(alone, 0.5), 3),
+        "alone_p99_s": round(percentile(alone, 0.99), 3),
+        "beside_p50_s": round(percentile(beside, 0.5), 3),
+        "beside_p99_s": round(percentile(beside, 0.99), 3),
+        "p99_ratio": round(percentile(beside, 0.99) / percentile(alone, 0.99), 2),
+        "num_beside": len(beside),
+    }
 
 
 def fill(works: list[Work], rng: random.Random) -> None:
@@ -300,9 +313,13 @@ async def soak(engine: pieray.Engine, seconds: float) -> dict[str, Any]:
         num["ran"] += 1
         try:
             process = await engine.alaunch(
-                PROGRAM, prompt=work.tokens, max_tokens=work.drawn, turns=work.turns, away_s=work.away_s,
+                PROGRAM,
+                prompt=work.tokens,
+                max_tokens=work.drawn,
+                turns=work.turns,
+                away_s=work.away_s,
                 priority=work.priority,
-            )  # fmt: skip
+            )
             if kill_after is not None:
                 await asyncio.sleep(kill_after)
                 await process.akill("the soak")
@@ -320,8 +337,13 @@ async def soak(engine: pieray.Engine, seconds: float) -> dict[str, Any]:
     running: set[asyncio.Task[None]] = set()
     while time.perf_counter() < until:
         while len(running) < 100:
-            work = Work(rng.randint(1, 200), rng.randint(1, 200), turns=rng.choice([1, 1, 1, 3]), away_s=0.3,
-                        priority=rng.choice([0, 0, 0, 5]))  # fmt: skip
+            work = Work(
+                rng.randint(1, 200),
+                rng.randint(1, 200),
+                turns=rng.choice([1, 1, 1, 3]),
+                away_s=0.3,
+                priority=rng.choice([0, 0, 0, 5]),
+            )
             work.tokens = [rng.randrange(10, 600) for _ in range(work.prompt)]
             kill_after = rng.uniform(0, 2) if rng.random() < 0.2 else None
             running.add(asyncio.create_task(one(work, kill_after)))
@@ -344,8 +366,11 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
         path = str(roomy_model(Path(stack.enter_context(tempfile.TemporaryDirectory()))))
         pools: dict[str, pieray.Engine] = {}
         for pool, num_pages, swap_bytes in (
-            ("ample", AMPLE, 4 << 30), ("swap", POOL, 4 << 30), ("small_swap", POOL, SMALL_SWAP), ("no_swap", POOL, 0)
-        ):  # fmt: skip
+            ("ample", AMPLE, 4 << 30),
+            ("swap", POOL, 4 << 30),
+            ("small_swap", POOL, SMALL_SWAP),
+            ("no_swap", POOL, 0),
+        ):
             if pool in ("ample", "swap", *given.pools):
                 pools[pool] = engine = stack.enter_context(start(pool.replace("_", "-"), path, num_pages, swap_bytes))
                 warm = crowd(1)  # guests are made ahead
@@ -371,8 +396,11 @@ async def measure(given: argparse.Namespace) -> dict[str, Any]:
                 ratios = [rate(p) / rate(a) for p, a in zip(rounds[pool], rounds["ample"], strict=True)]
                 is_same_work = not any(work.may_fail for work in works)
                 compared = {"rate": round(statistics.median(ratios), 3)} if is_same_work else {}
-                facts[pool] = {**compared, **facts_of(rounds[pool], texts),
-                               **{name: did[pool][name] for name in COUNTERS}}  # fmt: skip
+                facts[pool] = {
+                    **compared,
+                    **facts_of(rounds[pool], texts),
+                    **{name: did[pool][name] for name in COUNTERS},
+                }
             found[name] = facts
             print(json.dumps({"claim": "pressure", "contract": name, **facts}), flush=True)
         if not given.only or "priority" in given.only:

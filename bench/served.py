@@ -115,8 +115,13 @@ def serve_bare() -> None:
         drawn = runner.step(items, [[Sample(-1, params)]] * level)
         first = time.perf_counter()
         kv_lens = np.full(level, len(prompt))
-        rows = DecodeRows(np.array([one[0] for one in drawn], np.uint32), kv_lens.copy(), kv_lens, pages[:level],
-                          choices_of([params] * level, kv_lens.tolist()))  # fmt: skip
+        rows = DecodeRows(
+            np.array([one[0] for one in drawn], np.uint32),
+            kv_lens.copy(),
+            kv_lens,
+            pages[:level],
+            choices_of([params] * level, kv_lens.tolist()),
+        )
         for _ in range(num_tokens - 1):
             rows.tokens[:] = runner.decode(rows, [], [])[0].tokens
             rows.positions[:] += 1
@@ -396,16 +401,21 @@ def main() -> None:
                         sys.stdout.flush()
         finally:
             bench.close()
-    sys.stdout.write(json.dumps({
-        "claim": "text served through actors and wasm costs little more than the bare decoder's",
-        "figures": figures,
-        "ratio": min(one["ratio"] for one in figures.values()),
-        "target": f"stream at 8, 32, 64: ratio >= {RATIO}; at 1: {ALONE_MS} ms a token more than bare; at 32: p99 gap "
-                  f"<= {GAP_STEPS:.0f} bare steps, first text <= {FIRST_MS:.0f} ms; iterate at 32: "
-                  f"{ACTOR_US['iterate']:.0f} us a token in the InferletActor; passes at 32: {DRIVEN_US:.0f} us",
-        "ok": not any(one["missed"] for one in figures.values()),
-        "machine": machine(),
-    }) + "\n")  # fmt: skip
+    sys.stdout.write(
+        json.dumps(
+            {
+                "claim": "text served through actors and wasm costs little more than the bare decoder's",
+                "figures": figures,
+                "ratio": min(one["ratio"] for one in figures.values()),
+                "target": f"stream at 8, 32, 64: ratio >= {RATIO}; at 1: {ALONE_MS} ms a token more than bare; at 32: "
+                f"p99 gap <= {GAP_STEPS:.0f} bare steps, first text <= {FIRST_MS:.0f} ms; iterate at 32: "
+                f"{ACTOR_US['iterate']:.0f} us a token in the InferletActor; passes at 32: {DRIVEN_US:.0f} us",
+                "ok": not any(one["missed"] for one in figures.values()),
+                "machine": machine(),
+            }
+        )
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

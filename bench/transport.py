@@ -186,8 +186,11 @@ def main() -> None:
         for name in asks:
             s = median(samples[name])
             print(f"{name:9} {num_callers:7} {s.per_s:12.0f} {s.p50_us:8.0f} {s.cpu_us:16.1f}")
-            figures[f"{name} {num_callers}"] = {"per_s": round(s.per_s), "p50_us": round(s.p50_us),
-                                                "cpu_us": round(s.cpu_us, 1)}  # fmt: skip
+            figures[f"{name} {num_callers}"] = {
+                "per_s": round(s.per_s),
+                "p50_us": round(s.p50_us),
+                "cpu_us": round(s.cpu_us, 1),
+            }
     message = Forward(1, 3, 0, 0, bytes(128), 500, b"\1\0\0\0", b"", b"", [[8, 0, 0, 0.7, 40, 0.9, 0.0, 1]])
     figures["one way, CPU us"] = {
         str(batch): round(statistics.median(one_way(batch, message) for _ in range(args.repeats)), 1)
@@ -197,8 +200,18 @@ def main() -> None:
     ray.shutdown()
     ratio = figures["ray call 64"]["cpu_us"] / figures["unix 64"]["cpu_us"]
     claim = "a message over a socket costs at least 5x less CPU than as a Ray call, at 64 callers"
-    print(json.dumps({"claim": claim, "figures": figures, "ratio": round(ratio, 1), "target": TARGET,
-                      "ok": ratio >= TARGET, "machine": machine()}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "claim": claim,
+                "figures": figures,
+                "ratio": round(ratio, 1),
+                "target": TARGET,
+                "ok": ratio >= TARGET,
+                "machine": machine(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -68,10 +68,18 @@ class RowStep:
         if rows.num_rows != len(self._tokens):
             self._reserve(rows.num_rows)
         failed = self._call(
-            self._model, ctypes.byref(rows), self._bounds, ctypes.byref(step), c_void_p(work), c_void_p(logits),
-            c_int32(threads), c_void_p(None if is_special is None else is_special.ctypes.data),
-            c_void_p(self._tokens_at), c_void_p(self._is_bad_at), ctypes.byref(self._num_bad),
-        )  # fmt: skip
+            self._model,
+            ctypes.byref(rows),
+            self._bounds,
+            ctypes.byref(step),
+            c_void_p(work),
+            c_void_p(logits),
+            c_int32(threads),
+            c_void_p(None if is_special is None else is_special.ctypes.data),
+            c_void_p(self._tokens_at),
+            c_void_p(self._is_bad_at),
+            ctypes.byref(self._num_bad),
+        )
         if failed == INVALID:
             return None
         if failed:
@@ -87,8 +95,11 @@ def zero_bad_rows(logits: torch.Tensor) -> list[int]:
     is_bad = np.empty(num_rows, np.uint8)
     lib.zero_bad_rows.restype = c_int64
     count = lib.zero_bad_rows(
-        c_void_p(logits.data_ptr()), c_int64(logits.stride(0)), c_int64(vocab), c_int64(num_rows),
+        c_void_p(logits.data_ptr()),
+        c_int64(logits.stride(0)),
+        c_int64(vocab),
+        c_int64(num_rows),
         c_void_p(is_bad.ctypes.data),
-    )  # fmt: skip
+    )
     found: list[int] = np.flatnonzero(is_bad).tolist() if count else []
     return found

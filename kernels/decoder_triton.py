@@ -56,9 +56,17 @@ def add_rms_norm(
     if num_rows:
         block = triton.next_power_of_2(width)
         add_rms_norm_kernel[(num_rows,)](
-            x, x if delta is None else delta, weight, total, out, eps, width,
-            HAS_DELTA=delta is not None, BLOCK=block, num_warps=max(1, min(16, block // 256)),
-        )  # fmt: skip
+            x,
+            x if delta is None else delta,
+            weight,
+            total,
+            out,
+            eps,
+            width,
+            HAS_DELTA=delta is not None,
+            BLOCK=block,
+            num_warps=max(1, min(16, block // 256)),
+        )
     return total, out
 
 
@@ -171,10 +179,24 @@ def rope_append(
         return
     q_weight, k_weight = norms or (cos, cos)
     rope_append_kernel[(num_tokens, triton.cdiv(num_all, HEADS_PER_PROGRAM))](
-        heads, cos, sin, positions, slots, kv_layer, q_weight, k_weight, eps,
-        H=num_all - 2 * num_kv_heads, KV_H=num_kv_heads, PAGE=page_size, D=head_dim, HAS_NORM=norms is not None,
-        BLOCK_H=HEADS_PER_PROGRAM, BLOCK_C=triton.next_power_of_2(head_dim // 2), num_warps=2,
-    )  # fmt: skip
+        heads,
+        cos,
+        sin,
+        positions,
+        slots,
+        kv_layer,
+        q_weight,
+        k_weight,
+        eps,
+        H=num_all - 2 * num_kv_heads,
+        KV_H=num_kv_heads,
+        PAGE=page_size,
+        D=head_dim,
+        HAS_NORM=norms is not None,
+        BLOCK_H=HEADS_PER_PROGRAM,
+        BLOCK_C=triton.next_power_of_2(head_dim // 2),
+        num_warps=2,
+    )
 
 
 def rope_append_bytes(num_tokens: int, num_heads: int, num_kv_heads: int, head_dim: int, itemsize: int) -> int:

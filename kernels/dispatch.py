@@ -21,9 +21,16 @@ class LayerOps(Protocol):
     def swiglu(self, wide: torch.Tensor) -> torch.Tensor: ...
 
     def rope_append(
-        self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor,
-        kv_layer: torch.Tensor, slots: torch.Tensor, norms: tuple[torch.Tensor, torch.Tensor] | None, eps: float,
-    ) -> None: ...  # fmt: skip
+        self,
+        heads: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        positions: torch.Tensor,
+        kv_layer: torch.Tensor,
+        slots: torch.Tensor,
+        norms: tuple[torch.Tensor, torch.Tensor] | None,
+        eps: float,
+    ) -> None: ...
 
 
 def layer_ops(device: torch.device) -> LayerOps:

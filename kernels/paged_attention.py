@@ -279,16 +279,39 @@ def paged_attention(
     lse = out if splits == 1 else torch.empty((splits, num_rows, num_heads), dtype=torch.float32, device=q.device)
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     paged_attention_kernel[(len(requests), num_kv_heads, splits)](
-        q, kv_layer, part, lse,
-        meta.qo_indptr, meta.page_indptr, meta.pages, meta.kv_lens, meta.causal, requests, firsts,
+        q,
+        kv_layer,
+        part,
+        lse,
+        meta.qo_indptr,
+        meta.page_indptr,
+        meta.pages,
+        meta.kv_lens,
+        meta.causal,
+        requests,
+        firsts,
         meta.kv_lens if meta.mask is None else meta.mask,
         meta.kv_lens if meta.mask_indptr is None else meta.mask_indptr,
-        scale * LOG2_E, window, num_rows, num_kv_heads, q.stride(0),
-        PAGE=page_size, D=head_dim, GROUP=group, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), BLOCK_G=block_g,
-        BLOCK_Q=block_q, BLOCK_N=chosen.block_n, HAS_MASK=meta.mask is not None, HAS_WINDOW=window > 0, SPLITS=splits,
-        IEEE=q.dtype is torch.float32, UPCAST=is_interpreted and q.dtype is torch.bfloat16,
-        num_warps=chosen.num_warps, num_stages=chosen.num_stages,
-    )  # fmt: skip
+        scale * LOG2_E,
+        window,
+        num_rows,
+        num_kv_heads,
+        q.stride(0),
+        PAGE=page_size,
+        D=head_dim,
+        GROUP=group,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        BLOCK_G=block_g,
+        BLOCK_Q=block_q,
+        BLOCK_N=chosen.block_n,
+        HAS_MASK=meta.mask is not None,
+        HAS_WINDOW=window > 0,
+        SPLITS=splits,
+        IEEE=q.dtype is torch.float32,
+        UPCAST=is_interpreted and q.dtype is torch.bfloat16,
+        num_warps=chosen.num_warps,
+        num_stages=chosen.num_stages,
+    )
     if splits > 1:
         rows = num_rows * num_heads
         merge_kernel[(triton.cdiv(rows, 4),)](

@@ -30,15 +30,33 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 __version__ = "0.1.0"
 
 __all__ = [
-    "Config", "Engine", "Event", "LaunchRequest", "Limits", "ModelSettings", "PierayError", "Process",
-    "ProgramSource", "__version__", "connect", "start",
-]  # fmt: skip
+    "Config",
+    "Engine",
+    "Event",
+    "LaunchRequest",
+    "Limits",
+    "ModelSettings",
+    "PierayError",
+    "Process",
+    "ProgramSource",
+    "__version__",
+    "connect",
+    "start",
+]
 
 _MODULES = {
-    "Config": "config", "Limits": "config", "ModelSettings": "config", "Engine": "client.engine",
-    "connect": "client.engine", "start": "bring_up", "LaunchRequest": "programs.launches", "PierayError": "errors",
-    "Event": "client.process", "Process": "client.process", "ProgramSource": "programs.sources",
-}  # fmt: skip
+    "Config": "config",
+    "Limits": "config",
+    "ModelSettings": "config",
+    "Engine": "client.engine",
+    "connect": "client.engine",
+    "start": "bring_up",
+    "LaunchRequest": "programs.launches",
+    "PierayError": "errors",
+    "Event": "client.process",
+    "Process": "client.process",
+    "ProgramSource": "programs.sources",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -27,8 +27,13 @@ LAUNCH_THREADS = 64
 """Launches that the Controller works on at one time, those that wait for an actor to start included."""
 
 
-def start(model: str | Mapping[str, Any] | None = None, *, address: str | None = None, progress: Progress | None = None,
-          **settings: Any) -> Engine:  # fmt: skip
+def start(
+    model: str | Mapping[str, Any] | None = None,
+    *,
+    address: str | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Engine:
     """Start an engine and return its handle; the engine stops when the handle is closed, unless it is `detached`.
 
     `address`: None starts a local Ray in this process (or uses the one this driver is connected to), "auto"
@@ -75,8 +80,9 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
     say(progress, f"loading {folder.name}")
     if not (is_served := _is_served(config.namespace)):
         end_engine(config.namespace)  # what a Controller that died has left, its name included
-    create = partial(create_actor, Controller, config, actor_name("controller"), node=head_node(),
-                     max_concurrency=LAUNCH_THREADS)  # fmt: skip
+    create = partial(
+        create_actor, Controller, config, actor_name("controller"), node=head_node(), max_concurrency=LAUNCH_THREADS
+    )
     deadline = time.monotonic() + (0.0 if is_served else NAME_FREE_S)
     while True:
         try:
@@ -84,8 +90,10 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
             break
         except ActorAlreadyExistsError as error:
             if time.monotonic() >= deadline:
-                raise EngineError(f"an engine runs in namespace {config.namespace!r} already; "
-                                  "connect to it, stop it, or choose another namespace") from error  # fmt: skip
+                raise EngineError(
+                    f"an engine runs in namespace {config.namespace!r} already; "
+                    "connect to it, stop it, or choose another namespace"
+                ) from error
             time.sleep(0.02)
     try:
         ask_actor(controller, "start", timeout_s=config.start_timeout_s)
@@ -112,6 +120,8 @@ def _is_served(namespace: str) -> bool:
         ray.kill(found)  # its name comes free; it is not among the named actors any more
         return False
     except NoAnswer as error:
-        raise EngineError(f"an engine runs in namespace {namespace!r} already, and {error.message.partition('; ')[0]}; "
-                          "stop it with `pieray down`, or choose another namespace") from error  # fmt: skip
+        raise EngineError(
+            f"an engine runs in namespace {namespace!r} already, and {error.message.partition('; ')[0]}; "
+            "stop it with `pieray down`, or choose another namespace"
+        ) from error
     return True

@@ -213,8 +213,10 @@ class Config:
         _check_choice("transport", self.transport, ("socket", "tcp", "ray"))
         _check_choice("log_level", self.log_level.lower(), ("debug", "info", "warning", "error", "critical"))
         if not 0 < self.heartbeat_s <= self.lost_after_s / 2:
-            raise ConfigError(f"heartbeat_s is above 0 and at most half of lost_after_s ({self.lost_after_s}); "
-                              f"given {self.heartbeat_s}")  # fmt: skip
+            raise ConfigError(
+                f"heartbeat_s is above 0 and at most half of lost_after_s ({self.lost_after_s}); "
+                f"given {self.heartbeat_s}"
+            )
         _check_at_least("max_actors", self.max_actors, self.actor_pool)
         _check_at_least("suspect_after_s", self.suspect_after_s, LEAST_SUSPECT_S)
         _check_at_least("replace_after_s", self.replace_after_s, self.suspect_after_s)
@@ -227,8 +229,9 @@ class Config:
         _check_share("tenant_pin_share", self.tenant_pin_share)
         _check_share("pin_share", self.pin_share)
         if not self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
-            raise ConfigError(f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; "
-                              f"given {self.model.cohort_wait_s}")  # fmt: skip
+            raise ConfigError(
+                f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; given {self.model.cohort_wait_s}"
+            )
 
     def tenant(self, name: str) -> TenantSettings:
         """What the tenant may have."""
@@ -241,11 +244,21 @@ class Config:
         return dataclasses.replace(self.limits, **given) if given else self.limits
 
 
-_AT_LEAST_1 = frozenset({
-    "inferlets_per_actor", "actor_pool", "worker_threads", "lease_pages", "turn_timeout_s", "model.page_size",
-    "max_waiting_launches", "model.kv_memory_bytes", "model.max_batch_tokens", "model.max_batch_requests",
-    "model.threads",
-})  # fmt: skip
+_AT_LEAST_1 = frozenset(
+    {
+        "inferlets_per_actor",
+        "actor_pool",
+        "worker_threads",
+        "lease_pages",
+        "turn_timeout_s",
+        "model.page_size",
+        "max_waiting_launches",
+        "model.kv_memory_bytes",
+        "model.max_batch_tokens",
+        "model.max_batch_requests",
+        "model.threads",
+    }
+)
 _LEAST = dict.fromkeys(_AT_LEAST_1, 1) | {"model.swap_memory_bytes": -1}
 
 

@@ -215,18 +215,54 @@ LAST_LOGS = "last log lines:"
 ERRORS: dict[str, type[PierayError]] = {
     cls.code: cls
     for cls in (
-        InvalidRequest, BadHandle, Denied, OutOfPages, QuotaExceeded, ChildCeiling, Overloaded, Evicted, DeviceLost,
-        DeadlineExceeded, Cancelled, NotFound, Pending, WrongType, Unsupported, RemoteFailed, GuestFailed,
-        GuestTrapped, ModelError, ProtocolError, PeerLost, EngineError, Stalled, ConfigError, PierayError,
+        InvalidRequest,
+        BadHandle,
+        Denied,
+        OutOfPages,
+        QuotaExceeded,
+        ChildCeiling,
+        Overloaded,
+        Evicted,
+        DeviceLost,
+        DeadlineExceeded,
+        Cancelled,
+        NotFound,
+        Pending,
+        WrongType,
+        Unsupported,
+        RemoteFailed,
+        GuestFailed,
+        GuestTrapped,
+        ModelError,
+        ProtocolError,
+        PeerLost,
+        EngineError,
+        Stalled,
+        ConfigError,
+        PierayError,
     )
-}  # fmt: skip
+}
 
 #: The codes of the WIT enum `error-code`, in its order.
 WIT_CODES: tuple[str, ...] = (
-    "invalid", "bad-handle", "denied", "out-of-pages", "quota", "evicted", "device-lost", "deadline",
-    "cancelled", "not-found", "pending", "wrong-type", "unsupported", "internal", "peer-lost", "failed",
+    "invalid",
+    "bad-handle",
+    "denied",
+    "out-of-pages",
+    "quota",
+    "evicted",
+    "device-lost",
+    "deadline",
+    "cancelled",
+    "not-found",
+    "pending",
+    "wrong-type",
+    "unsupported",
+    "internal",
+    "peer-lost",
+    "failed",
     "overloaded",
-)  # fmt: skip
+)
 
 
 def error_from(code: str, message: str, *, retry_after_s: float = 0.0) -> PierayError:

@@ -47,15 +47,27 @@ CUDA = torch.device("cuda")
 CALLS = 8  # in one captured graph, so that launching is not what is timed
 COLD_BYTES = 256 << 20  # what a measurement reads before it reads the same again: several times the cache
 QWEN_06B = {
-    "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
     "max_position_embeddings": 4096,
-}  # fmt: skip
+}
 QWEN_8B = {
-    "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False,
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": False,
     "max_position_embeddings": 4096,
-}  # fmt: skip
+}
 Found = dict[str, Any]
 
 
@@ -131,13 +143,25 @@ def measure_attention() -> Found:
     rows = []
     for heads, kv_heads in ((32, 8), (16, 8), (16, 2)):
         for batch, kv_len, q_len in (
-            (1, 4096, 1), (8, 1024, 1), (64, 1024, 1), (256, 1024, 1), (16, 16384, 1), (1, 4096, 4096), (4, 2048, 2048),
-        ):  # fmt: skip
+            (1, 4096, 1),
+            (8, 1024, 1),
+            (64, 1024, 1),
+            (256, 1024, 1),
+            (16, 16384, 1),
+            (1, 4096, 4096),
+            (4, 2048, 2048),
+        ):
             calls, meta = attention_calls(batch, kv_len, q_len, heads, kv_heads)
             taken = seconds(lambda: [call() for call in calls]) / len(calls)  # noqa: B023 - called at once
             moved, operations = cost(meta, heads, kv_heads, 128, 2)
-            row = {"heads": heads, "kv_heads": kv_heads, "batch": batch, "kv_len": kv_len, "q_len": q_len,
-                   "us": round(taken * 1e6, 1)}  # fmt: skip
+            row = {
+                "heads": heads,
+                "kv_heads": kv_heads,
+                "batch": batch,
+                "kv_len": kv_len,
+                "q_len": q_len,
+                "us": round(taken * 1e6, 1),
+            }
             if q_len == 1:
                 row["of_copy"] = round(moved / taken / copied, 3)
             else:
@@ -159,10 +183,14 @@ def attention_calls(
         return torch.from_numpy(np.asarray(values, np.int32)).to(CUDA)
 
     meta = AttentionMeta(
-        qo_indptr=ints(np.arange(batch + 1) * q_len), page_indptr=ints(np.arange(batch + 1) * pages),
-        pages=ints(rng.permutation(total)), kv_lens=ints([kv_len] * batch), causal=ints([1] * batch),
-        q_lens=[q_len] * batch, max_kv_len=kv_len,
-    )  # fmt: skip
+        qo_indptr=ints(np.arange(batch + 1) * q_len),
+        page_indptr=ints(np.arange(batch + 1) * pages),
+        pages=ints(rng.permutation(total)),
+        kv_lens=ints([kv_len] * batch),
+        causal=ints([1] * batch),
+        q_lens=[q_len] * batch,
+        max_kv_len=kv_len,
+    )
     q = torch.randn(batch * q_len, heads, head_dim, device=CUDA, dtype=torch.bfloat16)
     shape = (total, 2, kv_heads, page_size, head_dim)
     num_pools = max(2, min(CALLS, COLD_BYTES // (2 * int(np.prod(shape)))))
@@ -193,12 +221,20 @@ def random_qwen3(folder: str, shape: dict[str, Any], dtype: torch.dtype) -> int:
     head_dim = shape["head_dim"]
     heads, kv_heads = (shape[name] * head_dim for name in ("num_attention_heads", "num_key_value_heads"))
     matrices = {
-        "self_attn.q_proj": (heads, hidden), "self_attn.k_proj": (kv_heads, hidden),
-        "self_attn.v_proj": (kv_heads, hidden), "self_attn.o_proj": (hidden, heads),
-        "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
-    }  # fmt: skip
-    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden, "self_attn.q_norm": head_dim,
-             "self_attn.k_norm": head_dim}  # fmt: skip
+        "self_attn.q_proj": (heads, hidden),
+        "self_attn.k_proj": (kv_heads, hidden),
+        "self_attn.v_proj": (kv_heads, hidden),
+        "self_attn.o_proj": (hidden, heads),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    norms = {
+        "input_layernorm": hidden,
+        "post_attention_layernorm": hidden,
+        "self_attn.q_norm": head_dim,
+        "self_attn.k_norm": head_dim,
+    }
     sizes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (vocab, hidden), "model.norm": (hidden,)}
     if not shape["tie_word_embeddings"]:
         sizes["lm_head"] = (vocab, hidden)
@@ -207,24 +243,41 @@ def random_qwen3(folder: str, shape: dict[str, Any], dtype: torch.dtype) -> int:
         sizes |= {prefix + name: size for name, size in matrices.items()}
         sizes |= {prefix + name: (size,) for name, size in norms.items()}
     tensors = {
-        f"{name}.weight": torch.ones(size, dtype=dtype) if len(size) == 1
+        f"{name}.weight": torch.ones(size, dtype=dtype)
+        if len(size) == 1
         else (torch.randn(size, device=CUDA, dtype=dtype) * 0.02).cpu()
         for name, size in sizes.items()
-    }  # fmt: skip
+    }
     save_file(tensors, Path(folder) / "model.safetensors")
-    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_act": "silu", "rms_norm_eps": 1e-6,
-              "torch_dtype": str(dtype)[6:], **shape}  # fmt: skip
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "torch_dtype": str(dtype)[6:],
+        **shape,
+    }
     (Path(folder) / "config.json").write_text(json.dumps(config))
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def check_families() -> Found:
     """Logits of each family against transformers on the same GPU, largest difference over the largest logit."""
-    small = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
-             "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 1024}  # fmt: skip
+    small = {
+        "vocab_size": 512,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    }
     families: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("llama", {}), ("qwen2", {}), ("qwen3", {"head_dim": 64}), ("mistral", {"sliding_window": 40}),
-    )  # fmt: skip
+        ("llama", {}),
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 64}),
+        ("mistral", {"sliding_window": 40}),
+    )
     found: Found = {"ok": True}
     for family, changes in families:
         for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
@@ -245,8 +298,10 @@ def check_families() -> Found:
 
 def prefilled(runner: ModelRunner, prompts: Sequence[np.ndarray], wanted: list[Any]) -> list[Any]:
     """Results of one step over whole prompts, each in pages of its own, with room for 64 more tokens."""
-    items = [ForwardItem(pages, 0, prompt.astype(np.uint32), np.arange(len(prompt), dtype=np.uint32))
-             for prompt, pages in zip(prompts, pages_of(prompts), strict=True)]  # fmt: skip
+    items = [
+        ForwardItem(pages, 0, prompt.astype(np.uint32), np.arange(len(prompt), dtype=np.uint32))
+        for prompt, pages in zip(prompts, pages_of(prompts), strict=True)
+    ]
     results = runner.step(items, [wanted for _ in items])
     for result in results:
         if not isinstance(result, list):
@@ -262,16 +317,16 @@ def pages_of(prompts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         first += count
 
 
-def generated(
-    runner: ModelRunner, prompts: Sequence[np.ndarray], count: int, params: Sampler
-) -> list[list[int]]:
+def generated(runner: ModelRunner, prompts: Sequence[np.ndarray], count: int, params: Sampler) -> list[list[int]]:
     """`count` tokens for each prompt, drawn step by step."""
     texts = [[int(result[0])] for result in prefilled(runner, prompts, [Sample(-1, params)])]
     pages = list(pages_of(prompts))
     for index in range(count - 1):
         lengths = [len(prompt) + index for prompt in prompts]
-        items = [ForwardItem(p, n, np.array([t[-1]], np.uint32), np.array([n], np.uint32))
-                 for p, n, t in zip(pages, lengths, texts, strict=True)]  # fmt: skip
+        items = [
+            ForwardItem(p, n, np.array([t[-1]], np.uint32), np.array([n], np.uint32))
+            for p, n, t in zip(pages, lengths, texts, strict=True)
+        ]
         for text, result in zip(texts, runner.step(items, [[Sample(-1, params)] for _ in lengths]), strict=True):
             assert isinstance(result, list), result
             text.append(int(result[0]))  # type: ignore[arg-type]
@@ -340,8 +395,14 @@ def check_rows() -> Found:
         for num_rows in (1, 8, 32, 64, 256):
             by_items, _ = decode_step(runner, num_rows)
             by_rows = row_step(runner, num_rows)
-            found["steps"].append({"rows": num_rows, "items_ms": round(by_items * 1e3, 2),
-                                   "rows_ms": round(by_rows * 1e3, 2), "tok_s": round(num_rows / by_rows)})  # fmt: skip
+            found["steps"].append(
+                {
+                    "rows": num_rows,
+                    "items_ms": round(by_items * 1e3, 2),
+                    "rows_ms": round(by_rows * 1e3, 2),
+                    "tok_s": round(num_rows / by_rows),
+                }
+            )
     return found
 
 
@@ -366,10 +427,13 @@ def check_sampler() -> Found:
     for vocab in (640, 151936):
         logits = torch.randn((64, vocab), generator=generator) * 3
         for name, params in {
-            "greedy": Sampler(), "temperature": Sampler(0.8, seed=1),
-            "top_k": Sampler(1.0, 40, seed=1), "top_p": Sampler(1.0, 0, 0.9, seed=1),
-            "min_p": Sampler(1.0, 0, 1.0, 0.05, seed=1), "typical_p": Sampler(1.0, seed=1, typical_p=0.9),
-        }.items():  # fmt: skip
+            "greedy": Sampler(),
+            "temperature": Sampler(0.8, seed=1),
+            "top_k": Sampler(1.0, 40, seed=1),
+            "top_p": Sampler(1.0, 0, 0.9, seed=1),
+            "min_p": Sampler(1.0, 0, 1.0, 0.05, seed=1),
+            "typical_p": Sampler(1.0, seed=1, typical_p=0.9),
+        }.items():
             choices = choices_of([params] * 64, range(64))
             here, there = (sample(given, choices).cpu() for given in (logits, logits.to(CUDA)))
             equal = int((here == there).sum())
@@ -400,11 +464,14 @@ def check_swap() -> Found:
             found["ok"] = found["ok"] and torch.equal(bits[:, target], kept)
             out_s = launched_seconds(lambda: host.swap_out(pages, slots))  # noqa: B023 - called at once
             in_s = launched_seconds(lambda: host.swap_in(slots, targets))  # noqa: B023
-            found["rows"].append({
-                "pages": count, "runs": 1 + int((np.diff(slots) != 1).sum()),
-                "out_gb_s": round(count * page_nbytes / out_s / 1e9, 2),
-                "in_gb_s": round(count * page_nbytes / in_s / 1e9, 2),
-            })  # fmt: skip
+            found["rows"].append(
+                {
+                    "pages": count,
+                    "runs": 1 + int((np.diff(slots) != 1).sum()),
+                    "out_gb_s": round(count * page_nbytes / out_s / 1e9, 2),
+                    "in_gb_s": round(count * page_nbytes / in_s / 1e9, 2),
+                }
+            )
     return found
 
 
@@ -425,10 +492,16 @@ def measure_decode(shape: dict[str, Any], rows: Sequence[int]) -> Found:
                 step_s, launch_s = decode_step(runner, num_rows)
                 kv_bytes = num_rows * 512 * 4 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * 128
                 floor = (num_bytes + kv_bytes) / copied
-                found["rows"].append({
-                    "graphs": on, "rows": num_rows, "ms": round(step_s * 1e3, 2), "first_ms": round(launch_s * 1e3, 1),
-                    "tok_s": round(num_rows / step_s), "of_roofline": round(floor / step_s, 3),
-                })  # fmt: skip
+                found["rows"].append(
+                    {
+                        "graphs": on,
+                        "rows": num_rows,
+                        "ms": round(step_s * 1e3, 2),
+                        "first_ms": round(launch_s * 1e3, 1),
+                        "tok_s": round(num_rows / step_s),
+                        "of_roofline": round(floor / step_s, 3),
+                    }
+                )
     return found
 
 
@@ -439,8 +512,10 @@ def decode_step(runner: ModelRunner, num_rows: int) -> tuple[float, float]:
     taken = []
     for kv_len in range(500, 530):
         began = time.perf_counter()
-        items = [ForwardItem(p, kv_len, np.array([t], np.uint32), np.array([kv_len], np.uint32))
-                 for p, t in zip(pages, tokens, strict=True)]  # fmt: skip
+        items = [
+            ForwardItem(p, kv_len, np.array([t], np.uint32), np.array([kv_len], np.uint32))
+            for p, t in zip(pages, tokens, strict=True)
+        ]
         results = runner.step(items, [[Sample(-1)] for _ in items])
         tokens = [int(result[0]) for result in results]  # type: ignore[index, arg-type]
         taken.append(time.perf_counter() - began)
@@ -471,8 +546,11 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu_check: torch finds no CUDA device on this machine", file=sys.stderr)
         return 1
-    where = {"card": torch.cuda.get_device_name(0), "torch": torch.__version__,
-             "date": datetime.datetime.now(datetime.UTC).date().isoformat()}  # fmt: skip
+    where = {
+        "card": torch.cuda.get_device_name(0),
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
     is_ok = True
     for name in names:
         began = time.perf_counter()

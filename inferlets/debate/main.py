@@ -10,9 +10,15 @@ from inferlet import Context, messaging, runtime
 
 
 async def main(
-    question: str, debaters: int = 3, rounds: int = 2, topic: str = "", name: str = "", max_tokens: int = 64,
-    temperature: float = 0.7, seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+    question: str,
+    debaters: int = 3,
+    rounds: int = 2,
+    topic: str = "",
+    name: str = "",
+    max_tokens: int = 64,
+    temperature: float = 0.7,
+    seed: int = 0,
+) -> dict[str, Any]:
     """With a `name`, one of the debaters at `topic`; else all of them, named "0", "1", ..."""
     topic = topic or runtime.instance_id()
     names = [name] if name else [str(i) for i in range(debaters)]
@@ -27,9 +33,15 @@ async def main(
 
 
 async def debate(
-    question: str, me: str, heard: messaging.Subscription, debaters: int, rounds: int, max_tokens: int,
-    temperature: float, seed: int,
-) -> list[dict[str, str]]:  # fmt: skip
+    question: str,
+    me: str,
+    heard: messaging.Subscription,
+    debaters: int,
+    rounds: int,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+) -> list[dict[str, str]]:
     """What everybody said, by round."""
     said: list[dict[str, str]] = []
     later: list[dict[str, Any]] = []

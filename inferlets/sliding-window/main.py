@@ -22,5 +22,10 @@ async def main(prompt: str, max_tokens: int = 32, window: int = 64, num_sinks: i
                 reason = "stop"
                 break
         num_pages = runtime.limits()["used"]["pages"]
-        return {"text": "".join(pieces), "num_tokens": num_tokens, "finish_reason": reason, "tokens": ctx.tokens,
-                "num_pages": num_pages}  # fmt: skip
+        return {
+            "text": "".join(pieces),
+            "num_tokens": num_tokens,
+            "finish_reason": reason,
+            "tokens": ctx.tokens,
+            "num_pages": num_pages,
+        }

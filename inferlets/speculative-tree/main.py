@@ -7,9 +7,15 @@ from inferlet import chat as templates
 
 
 async def main(
-    prompt: str, max_tokens: int = 64, branches: int = 4, depth: int = 6, ngram: int = 2, temperature: float = 0.0,
-    seed: int = 0, chat: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    prompt: str,
+    max_tokens: int = 64,
+    branches: int = 4,
+    depth: int = 6,
+    ngram: int = 2,
+    temperature: float = 0.0,
+    seed: int = 0,
+    chat: bool = False,
+) -> dict[str, Any]:
     """The text that decoding without drafts gives for the same seed; `num_passes` tells what the drafts saved."""
     text = templates.render([{"role": "user", "content": prompt}]) if chat else prompt
     tokens = model.tokenize(text)
@@ -29,8 +35,13 @@ async def main(
             tokens += said
             pieces.append(stream.push([token for token in said if token not in stops]))
             session.send(pieces[-1])
-    return {"text": "".join(pieces), "num_tokens": len(tokens) - first, "num_passes": num_passes,
-            "num_drafted": num_drafted, "num_accepted": num_accepted}  # fmt: skip
+    return {
+        "text": "".join(pieces),
+        "num_tokens": len(tokens) - first,
+        "num_passes": num_passes,
+        "num_drafted": num_drafted,
+        "num_accepted": num_accepted,
+    }
 
 
 def tree(tokens: list[int], ngram: int, branches: int, depth: int) -> tuple[list[int], list[int]]:

@@ -27,12 +27,14 @@ async def main(
         else:
             ctx.append(prompt)
         generation = ctx.generate(
-            max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, stop=stop,
+            max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop,
             stop_tokens=() if ignore_eos else None,
-        )  # fmt: skip
+        )
         await session.stream(generation)
-    return {
-        "text": generation.text,
-        "num_tokens": generation.num_tokens,
-        "finish_reason": generation.finish_reason,
-    }
+    return {"text": generation.text, "num_tokens": generation.num_tokens, "finish_reason": generation.finish_reason}

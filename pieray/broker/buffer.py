@@ -66,8 +66,10 @@ class Usage:
         """Count `cost` more; raises QuotaExceeded naming the limit."""
         used, limit = self.by_tenant.get(tenant, 0), self._limit_of(tenant)
         if used + cost > limit:
-            raise QuotaExceeded(f"broker_bytes: the limit of the tenant is {limit}; {used} are used by texts that "
-                                f"nobody has taken, {cost} more were given")  # fmt: skip
+            raise QuotaExceeded(
+                f"broker_bytes: the limit of the tenant is {limit}; {used} are used by texts that "
+                f"nobody has taken, {cost} more were given"
+            )
         self.by_tenant[tenant] = used + cost
 
     def give(self, tenant: str, cost: int) -> None:

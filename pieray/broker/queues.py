@@ -50,9 +50,13 @@ class Queue:
 
     def expire(self, caller: Caller) -> list[Answer]:
         """The time of a waiting push is over."""
-        return self._end_push(caller, DeadlineExceeded(
-            f"queue {self.name!r} is full: {self._buffer.num_texts} texts of {self._buffer.cost} bytes are in it, "
-            "and none was taken in time"))  # fmt: skip
+        return self._end_push(
+            caller,
+            DeadlineExceeded(
+                f"queue {self.name!r} is full: {self._buffer.num_texts} texts of {self._buffer.cost} bytes are in it, "
+                "and none was taken in time"
+            ),
+        )
 
     def _end_push(self, caller: Caller, error: Cancelled | DeadlineExceeded) -> list[Answer]:
         """Those behind it may fit where it did not."""

@@ -48,8 +48,21 @@ Asking: TypeAlias = Push | Pull | Broadcast | Subscribe | Next
 Telling: TypeAlias = Unsubscribe | Withdraw | Settle
 Storing: TypeAlias = StoreGet | StorePut | StorePutIf | StoreDelete | StoreNames
 Steps: TypeAlias = Generator[None, None, None]
-REQUESTS = (Push, Pull, Broadcast, Subscribe, Next, Unsubscribe, Withdraw, Settle,
-            StoreGet, StorePut, StorePutIf, StoreDelete, StoreNames)  # fmt: skip
+REQUESTS = (
+    Push,
+    Pull,
+    Broadcast,
+    Subscribe,
+    Next,
+    Unsubscribe,
+    Withdraw,
+    Settle,
+    StoreGet,
+    StorePut,
+    StorePutIf,
+    StoreDelete,
+    StoreNames,
+)
 
 SLICE_S = 0.001
 """Of long work, before others have a turn."""
@@ -341,8 +354,9 @@ class BrokerService:
             return None
         if isinstance(message, StorePutIf):
             expected = None if message.is_absent else message.expected
-            return int((yield from store.putting_if(
-                tenant, message.key, expected, message.value, max_bytes=message.max_bytes)))  # fmt: skip
+            return int(
+                (yield from store.putting_if(tenant, message.key, expected, message.value, max_bytes=message.max_bytes))
+            )
         if isinstance(message, StoreDelete):
             return int(store.delete(tenant, message.key))
         return (yield from store.naming(tenant, message.prefix, message.max_bytes))

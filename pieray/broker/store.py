@@ -83,9 +83,7 @@ class Store:
         """Put for ever if the value there is `expected` (None: if there is none); whether it did."""
         return all_at_once(self.putting_if(tenant, key, expected, value, max_bytes=max_bytes))
 
-    def putting_if(
-        self, tenant: str, key: str, expected: str | None, value: str, *, max_bytes: int
-    ) -> Steps[bool]:
+    def putting_if(self, tenant: str, key: str, expected: str | None, value: str, *, max_bytes: int) -> Steps[bool]:
         if self._find(tenant, key) != expected:
             return False
         yield from self.putting(tenant, key, value, ttl_s=0.0, max_bytes=max_bytes)
@@ -109,8 +107,10 @@ class Store:
         while keys:
             num_bytes += sum(map(byte_size, keys)) + 4 * len(keys)
             if num_bytes > max_bytes:
-                raise QuotaExceeded(f"message_bytes: the limit is {max_bytes}; the keys that begin with {prefix!r} "
-                                    "have more: give a longer prefix")  # fmt: skip
+                raise QuotaExceeded(
+                    f"message_bytes: the limit is {max_bytes}; the keys that begin with {prefix!r} "
+                    "have more: give a longer prefix"
+                )
             parts.append(json.dumps(keys, ensure_ascii=False)[1:-1])
             yield
             keys = self._keys(tenant, ">", keys[-1], prefix) if len(keys) == STEP_ROWS else []
@@ -195,10 +195,14 @@ class Store:
             is_more = self._remove_expired("tenant = ? AND expires_at <= ?", (tenant, now))
             yield
         if grown > max_bytes:
-            raise QuotaExceeded(f"store_bytes: the limit is {max_bytes}; {self.used_bytes(tenant)} are used, and with "
-                                f"this entry {grown} would be")  # fmt: skip
-        self._change("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)",
-                     (tenant, key, value, size, now + ttl_s if ttl_s else None))  # fmt: skip
+            raise QuotaExceeded(
+                f"store_bytes: the limit is {max_bytes}; {self.used_bytes(tenant)} are used, and with "
+                f"this entry {grown} would be"
+            )
+        self._change(
+            "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?)",
+            (tenant, key, value, size, now + ttl_s if ttl_s else None),
+        )
         self._count(tenant, grown)
 
     def _grown(self, tenant: str, key: str, size: int) -> int:
@@ -208,10 +212,13 @@ class Store:
 
     def _remove_expired(self, where: str, values: tuple[object, ...]) -> bool:
         """Remove up to STEP_ROWS entries that have expired; whether there were as many, and perhaps there are more."""
-        return self._remove(
-            f"(tenant, key) IN (SELECT tenant, key FROM entries WHERE {where} LIMIT ?)",  # noqa: S608 - `where` is ours
-            (*values, STEP_ROWS),
-        ) == STEP_ROWS  # fmt: skip
+        return (
+            self._remove(
+                f"(tenant, key) IN (SELECT tenant, key FROM entries WHERE {where} LIMIT ?)",  # noqa: S608 - `where` is ours
+                (*values, STEP_ROWS),
+            )
+            == STEP_ROWS
+        )
 
     def _remove(self, where: str, values: tuple[object, ...]) -> int:
         rows = self._change(f"DELETE FROM entries WHERE {where} RETURNING tenant, size", values)  # noqa: S608 - `where` is ours

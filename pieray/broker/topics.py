@@ -97,9 +97,13 @@ class Topic:
         """The time of a waiting broadcast is over; nobody has got it."""
         waiting = self._broadcasts[caller]
         slow = next((s for s in waiting.targets if not s.buffer.has_room(waiting.text.cost)), None)
-        why = "earlier broadcasts were in its way" if slow is None else (
-            f"inferlet {slow.owner.inferlet} has {slow.buffer.num_texts} texts of {slow.buffer.cost} bytes unread"
-        )  # fmt: skip
+        why = (
+            "earlier broadcasts were in its way"
+            if slow is None
+            else (
+                f"inferlet {slow.owner.inferlet} has {slow.buffer.num_texts} texts of {slow.buffer.cost} bytes unread"
+            )
+        )
         return self._end(caller, DeadlineExceeded(f"topic {self.name!r}: {why}; nobody has got this one"))
 
     def _end(self, caller: Caller, error: Cancelled | DeadlineExceeded) -> list[Answer]:

@@ -10,10 +10,24 @@ import typer
 from pieray.cli.light import LightCommand, LightGroup
 
 COMMANDS = {
-    "run": "run", "attach": "run", "up": "up", "down": "up", "ps": "lists", "kill": "lists", "models": "lists",
-    "adapters": "lists", "inferlets": "lists", "install": "install", "uninstall": "install", "new": "build",
-    "build": "build", "check": "build", "doctor": "doctor", "version": "lists", "exports": "exports",
-}  # fmt: skip
+    "run": "run",
+    "attach": "run",
+    "up": "up",
+    "down": "up",
+    "ps": "lists",
+    "kill": "lists",
+    "models": "lists",
+    "adapters": "lists",
+    "inferlets": "lists",
+    "install": "install",
+    "uninstall": "install",
+    "new": "build",
+    "build": "build",
+    "check": "build",
+    "doctor": "doctor",
+    "version": "lists",
+    "exports": "exports",
+}
 """The module of `pieray.cli` that has each, in the order of the help."""
 
 

@@ -13,8 +13,9 @@ from pieray.cli.guard import Debug, guard
 from pieray.cli.options import Json
 from pieray.cli.output import escaped, say
 
-New = Annotated[Path, typer.Argument(
-    metavar="NAME", help="A new folder; its name is the inferlet's.", show_default=False)]  # fmt: skip
+New = Annotated[
+    Path, typer.Argument(metavar="NAME", help="A new folder; its name is the inferlet's.", show_default=False)
+]
 Lang = Annotated[str, typer.Option("--lang", help="py, js, c or rust.")]
 Folder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="With inferlet.toml; this one if not given.")]
 Checked = Annotated[Path, typer.Argument(metavar="FILE_OR_FOLDER", show_default=False)]

@@ -98,8 +98,12 @@ def _fibers() -> Iterator[Check]:
 
     missing = missing_async_symbols()
     if missing:
-        yield Check("warn", "fibers", f"wasmtime lacks {', '.join(missing)}",
-                    "each inferlet takes a thread, which is fine to some hundred")  # fmt: skip
+        yield Check(
+            "warn",
+            "fibers",
+            f"wasmtime lacks {', '.join(missing)}",
+            "each inferlet takes a thread, which is fine to some hundred",
+        )
     else:
         yield Check("ok", "fibers", "wasmtime exports what they need")
 

@@ -48,9 +48,12 @@ class Driver:
         """
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the driver
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "pieray.cli.driver"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._errors, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", "pieray.cli.driver"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+        )
         try:
             self.facts = self._ask(request, show)
         except BaseException:
@@ -219,8 +222,12 @@ def _facts_of(engine: Engine) -> dict[str, Any]:
     import ray
 
     endpoint, token = engine.door()
-    return {"address": str(ray.get_runtime_context().gcs_address), "namespace": engine.config.namespace,
-            "endpoint": endpoint, "token": token}  # fmt: skip
+    return {
+        "address": str(ray.get_runtime_context().gcs_address),
+        "namespace": engine.config.namespace,
+        "endpoint": endpoint,
+        "token": token,
+    }
 
 
 def main() -> None:

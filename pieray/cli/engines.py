@@ -31,8 +31,9 @@ def default_namespace(namespace: str | None) -> str:
     return namespace or config.load().namespace
 
 
-def open_existing(address: str | None, namespace: str | None, settings: Mapping[str, Any],
-                  show: Progress) -> Engine | None:  # fmt: skip
+def open_existing(
+    address: str | None, namespace: str | None, settings: Mapping[str, Any], show: Progress
+) -> Engine | None:
     """The engine for `pieray run`, if it runs already; stderr says which it is.
 
     On a named cluster: that of the namespace.  Without one: what `pieray up` has started here, unless "local" or
@@ -108,8 +109,10 @@ def _open_on_cluster(place: str, namespace: str, settings: Mapping[str, Any], sh
         return None
     if settings:
         engine.close()
-        raise ConfigError(f"the engine in namespace {namespace} at {place} has its settings already: "
-                          "drop --model, --set and the like, or choose another --namespace")  # fmt: skip
+        raise ConfigError(
+            f"the engine in namespace {namespace} at {place} has its settings already: "
+            "drop --model, --set and the like, or choose another --namespace"
+        )
     return engine
 
 
@@ -137,8 +140,10 @@ def open_running(address: str | None, namespace: str | None) -> Engine:
     if place is None:
         found = find_up(namespace)
         if found is None:
-            raise EngineError(f"no engine runs on this machine in namespace {namespace}; `pieray up` starts one, "
-                              "--address names a cluster")  # fmt: skip
+            raise EngineError(
+                f"no engine runs on this machine in namespace {namespace}; `pieray up` starts one, "
+                "--address names a cluster"
+            )
         return found[1]
     try:
         return connect(place, namespace)

@@ -25,8 +25,13 @@ exports = typer.Typer(cls=LightGroup, help="Show the exports of KV pages, or dro
 
 
 @exports.callback()
-def show_exports(context: typer.Context, address: Address = None, namespace: Namespace = None, json: Json = False,
-                 debug: Debug = False) -> None:  # fmt: skip
+def show_exports(
+    context: typer.Context,
+    address: Address = None,
+    namespace: Namespace = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show the exports of KV pages of all tenants, or drop one."""
     if context.invoked_subcommand is None:
         with guard(debug=debug), open_running(address, namespace) as engine:
@@ -34,8 +39,16 @@ def show_exports(context: typer.Context, address: Address = None, namespace: Nam
 
 
 @exports.command(cls=LightCommand)
-def drop(name: Name, access: Access = "", tenant: Tenant = "", user: User = "", address: Address = None,
-         namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:  # fmt: skip
+def drop(
+    name: Name,
+    access: Access = "",
+    tenant: Tenant = "",
+    user: User = "",
+    address: Address = None,
+    namespace: Namespace = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Take an export away; inferlets that have it open keep its pages."""
     with guard(debug=debug), open_running(address, namespace) as engine:
         dropped = engine.drop_export(name, access=access, tenant=tenant, user=user)

@@ -58,9 +58,14 @@ def _started(state: UpState, command: list[str]) -> UpState:
     log_path = Path(state.temp_dir) / "head.log"
     with log_path.open("w") as log:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=state.temp_dir, start_new_session=True,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=state.temp_dir,
+            start_new_session=True,
             env={**os.environ, **state.environment, "PATH": _path()},
-        )  # fmt: skip
+        )
     state = replace(state, head_pid=process.pid, head_created_s=psutil.Process(process.pid).create_time())
     state.save()
     state = replace(state, address=_await_address(process, Path(state.temp_dir), log_path))
@@ -111,11 +116,23 @@ def _processes_with(word: str) -> list[int]:
 def _command(temp_dir: str, dashboard_port: int | None, client_port: int, num_cpus: int | None) -> list[str]:
     """`ray start` with every port free, so that several heads live on a machine."""
     words = [
-        sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--temp-dir={temp_dir}",
-        "--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--include-dashboard={str(dashboard_port is not None).lower()}", f"--ray-client-server-port={client_port}",
-        "--port=0", "--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0",
-    ]  # fmt: skip
+        sys.executable,
+        "-P",
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        f"--temp-dir={temp_dir}",
+        "--disable-usage-stats",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--include-dashboard={str(dashboard_port is not None).lower()}",
+        f"--ray-client-server-port={client_port}",
+        "--port=0",
+        "--dashboard-agent-listen-port=0",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+    ]
     if dashboard_port is not None:
         words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
     if num_cpus is not None:

@@ -24,8 +24,19 @@ from pieray.programs.sources import embedded_inferlets
 ADAPTER_COLUMNS = ("name", "rank", "alpha", "num_bytes", "owner")
 MOST_TENANTS = 5
 """Named in a line."""
-PS_COLUMNS = ("instance_id", "name", "state", "owner", "age", "cpu_time_s", "pages", "swapped", "output_bytes",
-              "parent", "error")  # fmt: skip
+PS_COLUMNS = (
+    "instance_id",
+    "name",
+    "state",
+    "owner",
+    "age",
+    "cpu_time_s",
+    "pages",
+    "swapped",
+    "output_bytes",
+    "parent",
+    "error",
+)
 
 
 def ps(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:
@@ -63,10 +74,12 @@ def _say_pages(actors: Sequence[Mapping[str, Any]]) -> None:
 
 
 _ABOUT_PAGES = {
-    "waiting": "requests wait for pages", "waited": "requests have waited for pages",
-    "preempted": "times programs gave up their pages for others", "swapped": "pages were given up so",
+    "waiting": "requests wait for pages",
+    "waited": "requests have waited for pages",
+    "preempted": "times programs gave up their pages for others",
+    "swapped": "pages were given up so",
     "found": "pages were found, and not computed",
-}  # fmt: skip
+}
 
 
 def _by_tenant(counts: Mapping[str, int]) -> str:
@@ -77,9 +90,12 @@ def _by_tenant(counts: Mapping[str, int]) -> str:
 def _told(row: Mapping[str, Any], now: float) -> dict[str, str]:
     """What a table shows in place of several fields of an inferlet's facts."""
     is_known = "tenant" in row  # its actor has answered
-    return {"owner": f"{row['tenant']}/{row['user']}" if is_known else "-",
-            "age": duration(now - row["started_at"]) if is_known else "-",
-            "parent": row.get("parent") or "-", "error": row["error"] or "-"}  # fmt: skip
+    return {
+        "owner": f"{row['tenant']}/{row['user']}" if is_known else "-",
+        "age": duration(now - row["started_at"]) if is_known else "-",
+        "parent": row.get("parent") or "-",
+        "error": row["error"] or "-",
+    }
 
 
 def duration(seconds: float) -> str:
@@ -93,8 +109,7 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def kill(instance_id: InstanceId, address: Address = None, namespace: Namespace = None,
-         debug: Debug = False) -> None:  # fmt: skip
+def kill(instance_id: InstanceId, address: Address = None, namespace: Namespace = None, debug: Debug = False) -> None:
     """End an inferlet."""
     with guard(debug=debug), open_running(address, namespace) as engine:
         engine.kill(instance_id, "killed with `pieray kill`")

@@ -25,8 +25,9 @@ InstanceId = Annotated[str, typer.Argument(metavar="ID", help="As `pieray ps` sh
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-def engine_settings(model: str | None, device: str | None, num_pages: int | None,
-                    pairs: list[str] | None) -> dict[str, Any]:  # fmt: skip
+def engine_settings(
+    model: str | None, device: str | None, num_pages: int | None, pairs: list[str] | None
+) -> dict[str, Any]:
     """What the options say, as the nested mapping that `pieray.start` takes; raises ConfigError."""
     short = {"path": model, "device": device, "num_pages": num_pages}
     given = {name: value for name, value in short.items() if value is not None}

@@ -31,45 +31,81 @@ log = logging.getLogger(__name__)
 
 KILL_PATIENCE_S = 5.0
 
-Program = Annotated[str, typer.Argument(
-    metavar="NAME_OR_FILE",
-    help="An embedded or installed inferlet (see `pieray inferlets`), a .py or .wasm file, or a folder.",
-    show_default=False)]  # fmt: skip
-Words = Annotated[list[str] | None, typer.Argument(
-    metavar="[-- --KEY VALUE ...]", help="Arguments of the inferlet's main: --max-tokens 64 --flag --no-flag.",
-    show_default=False)]  # fmt: skip
-Input = Annotated[str | None, typer.Option(
-    "--input", metavar="JSON", help="Arguments of main as a JSON object, or @file, or @- for stdin.")]  # fmt: skip
-Limit = Annotated[list[str] | None, typer.Option(
-    "--limit", metavar="NAME=VALUE", help="A limit of this inferlet, such as wall_time_s=10 or pages=64.")]  # fmt: skip
+Program = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME_OR_FILE",
+        help="An embedded or installed inferlet (see `pieray inferlets`), a .py or .wasm file, or a folder.",
+        show_default=False,
+    ),
+]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[-- --KEY VALUE ...]",
+        help="Arguments of the inferlet's main: --max-tokens 64 --flag --no-flag.",
+        show_default=False,
+    ),
+]
+Input = Annotated[
+    str | None,
+    typer.Option("--input", metavar="JSON", help="Arguments of main as a JSON object, or @file, or @- for stdin."),
+]
+Limit = Annotated[
+    list[str] | None,
+    typer.Option("--limit", metavar="NAME=VALUE", help="A limit of this inferlet, such as wall_time_s=10 or pages=64."),
+]
 
 
-Files = Annotated[list[str] | None, typer.Option(
-    "--file", metavar="PATH", help="A file to send to the inferlet at its start; may be repeated.")]  # fmt: skip
-Out = Annotated[str | None, typer.Option(
-    "--out", metavar="FOLDER", help="Where files that the inferlet sends are saved.")]  # fmt: skip
-Interactive = Annotated[bool, typer.Option(
-    "--interactive", "-i", help="Send each line of stdin as a message, and an empty one at its end.")]  # fmt: skip
+Files = Annotated[
+    list[str] | None,
+    typer.Option("--file", metavar="PATH", help="A file to send to the inferlet at its start; may be repeated."),
+]
+Out = Annotated[
+    str | None, typer.Option("--out", metavar="FOLDER", help="Where files that the inferlet sends are saved.")
+]
+Interactive = Annotated[
+    bool, typer.Option("--interactive", "-i", help="Send each line of stdin as a message, and an empty one at its end.")
+]
 
 
-Detach = Annotated[bool, typer.Option(
-    "--detach", help="Leave the inferlet running on an engine that is up, and print its id.")]  # fmt: skip
-Priority = Annotated[int, typer.Option(
-    help="From -100 to 100: where something is short, higher goes first.")]  # fmt: skip
-Deadline = Annotated[float | None, typer.Option(
-    metavar="SECONDS", help="When the result is wanted; earlier goes first.  Nothing ends at it.")]  # fmt: skip
-Mcp = Annotated[list[str] | None, typer.Option(
-    "--mcp", metavar="NAME=COMMAND", help="An MCP server for the inferlet, run here, or NAME=URL; may be repeated.",
-)]  # fmt: skip
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Leave the inferlet running on an engine that is up, and print its id.")
+]
+Priority = Annotated[int, typer.Option(help="From -100 to 100: where something is short, higher goes first.")]
+Deadline = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="When the result is wanted; earlier goes first.  Nothing ends at it."),
+]
+Mcp = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mcp", metavar="NAME=COMMAND", help="An MCP server for the inferlet, run here, or NAME=URL; may be repeated."
+    ),
+]
 
 
 def run(
-    program: Program, words: Words = None, model: Model = None, address: Address = None,
-    namespace: Namespace = None, input_json: Input = None, limit: Limit = None, device: Device = None,
-    num_pages: NumPages = None, pairs: Set = None, files: Files = None, out: Out = None,
-    servers: Mcp = None, interactive: Interactive = False, detach: Detach = False, priority: Priority = 0,
-    deadline: Deadline = None, json: Json = False, debug: Debug = False,
-) -> None:  # fmt: skip
+    program: Program,
+    words: Words = None,
+    model: Model = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    input_json: Input = None,
+    limit: Limit = None,
+    device: Device = None,
+    num_pages: NumPages = None,
+    pairs: Set = None,
+    files: Files = None,
+    out: Out = None,
+    servers: Mcp = None,
+    interactive: Interactive = False,
+    detach: Detach = False,
+    priority: Priority = 0,
+    deadline: Deadline = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Run an inferlet; its texts stream to stdout.  Arguments after -- are those of its main()."""
     printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
     with guard(debug=debug, report=printer.error) as signals, _closing(signals) as closing:
@@ -96,8 +132,15 @@ def run(
             source = engine.find(program)
         if arguments is None:
             arguments = _arguments(source, engine, words, given)
-        process = engine.launch(source, arguments, limits=limits, mcp=tools or None, attached=not detach,
-                                priority=priority, deadline_s=deadline)  # fmt: skip
+        process = engine.launch(
+            source,
+            arguments,
+            limits=limits,
+            mcp=tools or None,
+            attached=not detach,
+            priority=priority,
+            deadline_s=deadline,
+        )
         printer.started(process.name, process.id)
         if detach:
             say(f"{process.id} runs on; `pieray attach {process.id}` shows what it does, `pieray kill` ends it")
@@ -124,8 +167,9 @@ def _find(program: str, engine: Engine | None, settings: Mapping[str, Any]) -> P
     return None if is_installed and config.load(settings).registry_path else resolve(program)
 
 
-def _arguments(source: ProgramSource, engine: Engine | None, words: list[str] | None,
-               given: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+def _arguments(
+    source: ProgramSource, engine: Engine | None, words: list[str] | None, given: dict[str, Any]
+) -> dict[str, Any]:
     """What the user gives to main, checked against what is known of it; raises ConfigError."""
     if engine is not None and not source.source and not source.component and source.filename.endswith(".py"):
         source = engine.program(f"{source.name}@{source.version}")
@@ -135,8 +179,9 @@ def _arguments(source: ProgramSource, engine: Engine | None, words: list[str] | 
     return found
 
 
-def _follow(process: Process, printer: Printer, sent: list[tuple[str, bytes]], received: Received, *,
-            interactive: bool) -> None:  # fmt: skip
+def _follow(
+    process: Process, printer: Printer, sent: list[tuple[str, bytes]], received: Received, *, interactive: bool
+) -> None:
     """Send what is to be sent, print events to the end.  However this is left, the inferlet does not run on."""
     try:
         for name, content in sent:
@@ -154,8 +199,14 @@ def _print(process: Process, printer: Printer, received: Received) -> None:
     printer.result(process.result())
 
 
-def attach(instance_id: InstanceId, address: Address = None, namespace: Namespace = None, out: Out = None,
-           json: Json = False, debug: Debug = False) -> None:  # fmt: skip
+def attach(
+    instance_id: InstanceId,
+    address: Address = None,
+    namespace: Namespace = None,
+    out: Out = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show what an inferlet has done and does, to its end, as `run` does; it runs on if this is interrupted."""
     printer: Printer = JsonPrinter() if json else TextPrinter(debug=debug)
     with guard(debug=debug, report=printer.error) as signals, _closing(signals) as closing:

@@ -25,16 +25,23 @@ from pieray.errors import ConfigError, EngineError, PierayError
 WAIT_S = 300.0
 """For another `up` or `down` of the same namespace to be done."""
 
-Dashboard = Annotated[bool, typer.Option(
-    "--dashboard", help="With Ray's dashboard, which `ray job submit` needs; on loopback.")]  # fmt: skip
+Dashboard = Annotated[
+    bool, typer.Option("--dashboard", help="With Ray's dashboard, which `ray job submit` needs; on loopback.")
+]
 NumCpus = Annotated[int | None, typer.Option(min=0, help="CPUs that an own Ray head offers.")]
 
 
 def up(
-    address: Address = None, namespace: Namespace = None, model: Model = None, device: Device = None,
-    num_pages: NumPages = None, pairs: Set = None, dashboard: Dashboard = False, num_cpus: NumCpus = None,
+    address: Address = None,
+    namespace: Namespace = None,
+    model: Model = None,
+    device: Device = None,
+    num_pages: NumPages = None,
+    pairs: Set = None,
+    dashboard: Dashboard = False,
+    num_cpus: NumCpus = None,
     debug: Debug = False,
-) -> None:  # fmt: skip
+) -> None:
     """Start an engine that stays, on the cluster at --address or on a Ray head of its own."""
     with guard(debug=debug):
         chosen = default_namespace(namespace)
@@ -74,8 +81,14 @@ def _running(namespace: str) -> tuple[UpState, Config] | None:
         return state, engine.config
 
 
-def _refuse_others(state: UpState, running: Config, given: Mapping[str, Any], cluster: str | None, dashboard: bool,
-                   num_cpus: int | None) -> None:  # fmt: skip
+def _refuse_others(
+    state: UpState,
+    running: Config,
+    given: Mapping[str, Any],
+    cluster: str | None,
+    dashboard: bool,
+    num_cpus: int | None,
+) -> None:
     """Raises ConfigError if what is asked for is not what runs, naming each difference."""
     wanted = config.load({**given, "namespace": running.namespace, "detached": True})
     named = config.merge(config.from_environment(), given)
@@ -87,8 +100,10 @@ def _refuse_others(state: UpState, running: Config, given: Mapping[str, Any], cl
     ]
     differing = [f"{name} is {has!r}, asked for is {asked!r}" for name, has, asked in there if has != asked]
     if differing:
-        raise ConfigError(f"an engine is up already in namespace {state.namespace} with other settings: "
-                          f"{'; '.join(differing)}; `pieray down` first, or choose another --namespace")  # fmt: skip
+        raise ConfigError(
+            f"an engine is up already in namespace {state.namespace} with other settings: "
+            f"{'; '.join(differing)}; `pieray down` first, or choose another --namespace"
+        )
 
 
 def _names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -110,8 +125,9 @@ def _setting(settings: Config, name: str) -> Any:
     return value
 
 
-def _bring_up(cluster: str | None, settings: Mapping[str, Any], show: Progress, *, dashboard: bool,
-              num_cpus: int | None) -> UpState:  # fmt: skip
+def _bring_up(
+    cluster: str | None, settings: Mapping[str, Any], show: Progress, *, dashboard: bool, num_cpus: int | None
+) -> UpState:
     if cluster is not None:
         state = UpState(str(settings["namespace"]), cluster)
         state.save()

@@ -53,8 +53,10 @@ class ControllerCalls:
         try:
             self._clock.heard(self._begin("ping")(PING_S))
         except NoAnswer:
-            raise NoAnswer(f"the engine's Controller does not answer, for {PING_S:.0f} s now: it is frozen or out of "
-                           "reach; what runs goes on without it") from None  # fmt: skip
+            raise NoAnswer(
+                f"the engine's Controller does not answer, for {PING_S:.0f} s now: it is frozen or out of "
+                "reach; what runs goes on without it"
+            ) from None
 
     def launch(self, frame: bytes, timeout_s: float) -> Any:
         """Place and start an inferlet; the endpoint of its actor.

@@ -21,15 +21,7 @@ from pieray.cluster import ray_cluster
 from pieray.cluster.ray_calls import asker
 from pieray.concurrency.off_loop import off_loop
 from pieray.config import Config
-from pieray.errors import (
-    DeadlineExceeded,
-    DeviceLost,
-    EngineError,
-    NoAnswer,
-    NotFound,
-    PeerLost,
-    PierayError,
-)
+from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NoAnswer, NotFound, PeerLost, PierayError
 from pieray.mapping import from_mapping
 from pieray.messages import Install, decode
 from pieray.models.adapter_file import AdapterFacts, read_adapter
@@ -86,10 +78,20 @@ class Engine:
 
     # --- inferlets -----------------------------------------------------------------------------
 
-    def launch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /, *,
-               limits: Mapping[str, float] | None = None, capabilities: Mapping[str, Any] | None = None,
-               mcp: Mapping[str, Any] | None = None, attached: bool = False, priority: int = 0,
-               deadline_s: float | None = None, **arguments: Any) -> Process:  # fmt: skip
+    def launch(
+        self,
+        program: str | ProgramSource,
+        input: Mapping[str, Any] | None = None,
+        /,
+        *,
+        limits: Mapping[str, float] | None = None,
+        capabilities: Mapping[str, Any] | None = None,
+        mcp: Mapping[str, Any] | None = None,
+        attached: bool = False,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        **arguments: Any,
+    ) -> Process:
         """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
 
         A bare name, perhaps with @version, is an embedded or installed inferlet before it is a file of this machine.
@@ -109,8 +111,9 @@ class Engine:
         PeerLost (its actor was lost with it, and it may have run for a moment; what surely has not run is launched on
         another actor).
         """
-        request = LaunchRequest(program, {**(input or {}), **arguments}, limits, capabilities, attached, priority,
-                                deadline_s)  # fmt: skip
+        request = LaunchRequest(
+            program, {**(input or {}), **arguments}, limits, capabilities, attached, priority, deadline_s
+        )
         tools = _tools_of(mcp) if mcp else None
         prepared = self._prepared(request, tools.names if tools is not None else ())
         self._check_open()
@@ -239,8 +242,14 @@ class Engine:
                 for _, grant in taken:
                     self._placements.give_back(grant)
 
-    def _launch_at(self, endpoint: Endpoint, launches: Mapping[int, PreparedLaunch], frames: Mapping[int, bytes],
-                   taken: Sequence[tuple[int, Grant]], outcomes: dict[int, _Outcome]) -> None:  # fmt: skip
+    def _launch_at(
+        self,
+        endpoint: Endpoint,
+        launches: Mapping[int, PreparedLaunch],
+        frames: Mapping[int, bytes],
+        taken: Sequence[tuple[int, Grant]],
+        outcomes: dict[int, _Outcome],
+    ) -> None:
         """Those with a place of that actor, in one message."""
         refusals: Sequence[PierayError | None]
         processes: list[Process] = []
@@ -248,10 +257,12 @@ class Engine:
         try:
             link = self._links.get(endpoint)
             processes = [Process(launches[n].whole.instance_id, launches[n].name, link) for n, _ in taken]
-            refusals = link.launch([
-                GrantedLaunch(process, grant, frames[n], launches[n].revision)
-                for process, (n, grant) in zip(processes, taken, strict=True)
-            ])  # fmt: skip
+            refusals = link.launch(
+                [
+                    GrantedLaunch(process, grant, frames[n], launches[n].revision)
+                    for process, (n, grant) in zip(processes, taken, strict=True)
+                ]
+            )
             is_sent = True
         except (EngineError, PeerLost, DeadlineExceeded) as error:
             refusals = [error] * len(taken)
@@ -303,8 +314,9 @@ class Engine:
         granted: Sequence[Any] | None = self._calls.ask("grant", num_places, timeout_s=GRANT_S)
         return granted
 
-    async def alaunch(self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /,
-                      **options: Any) -> Process:  # fmt: skip
+    async def alaunch(
+        self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /, **options: Any
+    ) -> Process:
         """`launch` for an event loop, with the same options; if the awaiting task is cancelled, the inferlet ends."""
         is_wanted = threading.Event()
         is_wanted.set()
@@ -385,16 +397,21 @@ class Engine:
         """LoRA adapters loaded: name, rank, alpha, targets, num_bytes, owner (a tenant; "": all may open it)"""
         return [AdapterFacts.from_wire(one).public() for one in self._ask("adapters")]
 
-    def load_adapter(self, name: str, source: str | Path | bytes, alpha: float | None = None, *,
-                     tenant: str | None = None) -> dict[str, Any]:  # fmt: skip
+    def load_adapter(
+        self, name: str, source: str | Path | bytes, alpha: float | None = None, *, tenant: str | None = None
+    ) -> dict[str, Any]:
         """Load a LoRA adapter for the inferlets of a tenant (this handle's); its facts.
 
         `source`: a safetensors file, a folder as PEFT saves it, or a file's bytes; `alpha` None: the folder's, else the
         rank.  Raises ModelError (the file does not fit the model), InvalidRequest (the name is taken), QuotaExceeded.
         """
         file = read_adapter(name, source, alpha, max_bytes=self.config.model.adapter_bytes)
-        fields = {"name": name, "alpha": file.alpha, "is_rank_stabilized": file.is_rank_stabilized,
-                  "source": file.source}  # fmt: skip
+        fields = {
+            "name": name,
+            "alpha": file.alpha,
+            "is_rank_stabilized": file.is_rank_stabilized,
+            "source": file.source,
+        }
         owner = self.tenant if tenant is None else tenant
         facts = self._ask("load_adapter", fields, file.data, owner, timeout_s=180.0)
         return AdapterFacts.from_wire(facts).public()
@@ -430,9 +447,17 @@ class Engine:
         """
         found = resolve(program) if isinstance(program, str) else program
         message = Install(
-            found.name, found.version, found.filename, found.source, found.component, dict(found.capabilities),
-            dict(found.limits), found.description, self.user, self.tenant,
-        )  # fmt: skip
+            found.name,
+            found.version,
+            found.filename,
+            found.source,
+            found.component,
+            dict(found.capabilities),
+            dict(found.limits),
+            found.description,
+            self.user,
+            self.tenant,
+        )
         facts: dict[str, Any] = self._ask("install", frame_of(message))
         return facts
 
@@ -454,9 +479,15 @@ class Engine:
         (found,) = decode(self._ask("program", name, with_content))
         assert isinstance(found, Install)
         return ProgramSource(
-            found.name, found.filename, found.source, found.component, found.version, found.capabilities, found.limits,
+            found.name,
+            found.filename,
+            found.source,
+            found.component,
+            found.version,
+            found.capabilities,
+            found.limits,
             found.description,
-        )  # fmt: skip
+        )
 
     # --- the engine ----------------------------------------------------------------------------
 
@@ -553,8 +584,9 @@ def connect(address: str = "auto", namespace: str = "pieray") -> Engine:
         raise
 
 
-def connect_door(endpoint: Sequence[Any], token: str, timeout_s: float = 10.0, *,
-                 on_close: Callable[[], None] | None = None) -> Engine:  # fmt: skip
+def connect_door(
+    endpoint: Sequence[Any], token: str, timeout_s: float = 10.0, *, on_close: Callable[[], None] | None = None
+) -> Engine:
     """The handle of an engine through the socket of its Controller: this process needs no Ray.
 
     `endpoint` as the Controller's `door` gives it; `token` is the engine's.  Raises PeerLost (it is gone), Denied,

@@ -90,8 +90,9 @@ class GrantedLaunch:
 class ActorLink:
     """Routes events to processes by instance id.  Thread-safe."""
 
-    def __init__(self, endpoint: Endpoint, *, peer_id: str, token: str, timeout_s: float,
-                 on_lost: Callable[[ActorLink], None]) -> None:  # fmt: skip
+    def __init__(
+        self, endpoint: Endpoint, *, peer_id: str, token: str, timeout_s: float, on_lost: Callable[[ActorLink], None]
+    ) -> None:
         self.endpoint = endpoint
         self._processes: dict[str, list[Listener]] = {}  # handles of one inferlet may be many
         self._lock = threading.Lock()

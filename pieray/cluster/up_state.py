@@ -97,8 +97,10 @@ def locked(namespace: str, timeout_s: float, waiting: Callable[[], None]) -> Ite
                 waiting()
                 is_first = False
             if time.monotonic() > deadline:
-                raise EngineError(f"another `pieray up` or `down` has been at work in namespace {namespace} for over "
-                                  f"{timeout_s:.0f} s")  # fmt: skip
+                raise EngineError(
+                    f"another `pieray up` or `down` has been at work in namespace {namespace} for over "
+                    f"{timeout_s:.0f} s"
+                )
             time.sleep(0.05)
         yield
 

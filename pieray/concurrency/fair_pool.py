@@ -195,8 +195,10 @@ class FairPool:
             if self._is_closed:
                 raise Cancelled(f"{self.name}: the engine is shutting down")
             if (waiting := self._queue.num_waiting(tenant)) >= self._max_waiting:
-                raise QuotaExceeded(f"{self.name}: at most {self._max_waiting} jobs of one tenant wait at one time; "
-                                    f"{waiting} do, and one more was asked for")  # fmt: skip
+                raise QuotaExceeded(
+                    f"{self.name}: at most {self._max_waiting} jobs of one tenant wait at one time; "
+                    f"{waiting} do, and one more was asked for"
+                )
             self._queue.put(tenant, owner, job)
             if wait_s is not None:
                 self._timers = self._timers or Timers()

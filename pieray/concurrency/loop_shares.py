@@ -90,7 +90,9 @@ class Shares:
 
     def _next(self) -> asyncio.Future[None] | None:
         """Whose turn it is, if there is a place for one of those who wait."""
-        turns = [(self._by_tenant[who.tenant], self._by_inferlet[who], i, turn)
-                 for i, (turn, who) in enumerate(self._waiting.items())
-                 if not turn.done() and self._may_have(who)]  # fmt: skip
+        turns = [
+            (self._by_tenant[who.tenant], self._by_inferlet[who], i, turn)
+            for i, (turn, who) in enumerate(self._waiting.items())
+            if not turn.done() and self._may_have(who)
+        ]
         return min(turns, key=lambda entry: entry[:3])[3] if turns else None

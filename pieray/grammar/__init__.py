@@ -1,8 +1,8 @@
 """Grammars: which tokens may come next.  Compiled by llguidance, off the step loop, cached per tenant.
 
-    compiler = GrammarCompiler(tokenizer_spec, vocab_size)
-    matcher = compiler.compile("regex", "[0-9]+", tenant="").matcher()
-    matcher.mask_bytes(); matcher.accept([token])
+compiler = GrammarCompiler(tokenizer_spec, vocab_size)
+matcher = compiler.compile("regex", "[0-9]+", tenant="").matcher()
+matcher.mask_bytes(); matcher.accept([token])
 """
 
 from pieray.grammar.compiler import Grammar, GrammarCompiler

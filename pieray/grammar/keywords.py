@@ -103,9 +103,14 @@ def _leave_out(node: Node, _root: Any, _place: str) -> None:
     names = node.get("propertyNames", False)
     if names in EVERYTHING or names == {"type": "string"}:
         del node["propertyNames"]
-    for key, empty in (("uniqueItems", (False,)), ("unevaluatedProperties", EVERYTHING),
-                       ("unevaluatedItems", EVERYTHING), ("dependencies", ({},)), ("dependentRequired", ({},)),
-                       ("dependentSchemas", ({},))):  # fmt: skip
+    for key, empty in (
+        ("uniqueItems", (False,)),
+        ("unevaluatedProperties", EVERYTHING),
+        ("unevaluatedItems", EVERYTHING),
+        ("dependencies", ({},)),
+        ("dependentRequired", ({},)),
+        ("dependentSchemas", ({},)),
+    ):
         if key in node and any(node[key] is one or node[key] == one == {} for one in empty):
             del node[key]
     if "if" not in node or not node.keys() & {"then", "else"}:
@@ -148,11 +153,16 @@ def _lift_required(node: Node, _root: Any, _place: str) -> None:
     properties = node.get("properties")
     if not isinstance(properties, dict) or not isinstance(node.get("required", []), list):
         return
-    marked = {name: one for name, one in properties.items() if isinstance(one, dict) and "required" in one
-              and isinstance(one["required"], bool)}  # fmt: skip
+    marked = {
+        name: one
+        for name, one in properties.items()
+        if isinstance(one, dict) and "required" in one and isinstance(one["required"], bool)
+    }
     if marked:
-        node["properties"] = {name: {key: value for key, value in one.items() if key != "required"}
-                              if name in marked else one for name, one in properties.items()}  # fmt: skip
+        node["properties"] = {
+            name: {key: value for key, value in one.items() if key != "required"} if name in marked else one
+            for name, one in properties.items()
+        }
         wanted = [name for name, one in marked.items() if one["required"]]
         node["required"] = [*node.get("required", []), *wanted]
 
@@ -189,6 +199,4 @@ def _at(root: Any, ref: str) -> Any:
 
 
 Rule = Callable[[Node, Any, str], None]
-RULES: tuple[Rule, ...] = (
-    _check_nullable, _leave_out, _say_no_others, _say_format, _lift_required, _say_discriminator,
-)  # fmt: skip
+RULES: tuple[Rule, ...] = (_check_nullable, _leave_out, _say_no_others, _say_format, _lift_required, _say_discriminator)

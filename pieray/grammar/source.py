@@ -29,9 +29,14 @@ def parser_limits() -> LLParserLimits:
     """llguidance's own bounds, far below its defaults: a step of a hostile grammar takes some ten milliseconds,
     its lexer (shared by all matchers of a grammar) some ten MB."""
     return LLParserLimits(
-        max_items_in_row=2000, initial_lexer_fuel=200_000, step_lexer_fuel=50_000, step_max_items=10_000,
-        max_lexer_states=10_000, max_grammar_size=50_000, verbose_errors=False,
-    )  # fmt: skip
+        max_items_in_row=2000,
+        initial_lexer_fuel=200_000,
+        step_lexer_fuel=50_000,
+        step_max_items=10_000,
+        max_lexer_states=10_000,
+        max_grammar_size=50_000,
+        verbose_errors=False,
+    )
 
 
 def new_tokenizer(tokenizer_json: str, vocab_size: int, eos_ids: tuple[int, ...]) -> LLTokenizer:

@@ -31,8 +31,9 @@ class Trial:
         except TimeoutError:
             raise QuotaExceeded(f"grammar_time_s: compiling this {kind} grammar took more than {time_s:g} s") from None
         except ChildDied as died:
-            raise QuotaExceeded(f"compiling this {kind} grammar takes more stack or memory than there is "
-                                f"(status {died.status})") from None  # fmt: skip
+            raise QuotaExceeded(
+                f"compiling this {kind} grammar takes more stack or memory than there is (status {died.status})"
+            ) from None
         except EngineError as error:
             raise Unsupported(f"grammars cannot be compiled for this model: {error.message}") from None
         if found:

@@ -34,10 +34,7 @@ from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
 from pieray.host.session.grants import Grants
 from pieray.host.session.session import OUTPUTS
-from pieray.messages import (
-    Event,
-    Launch,
-)
+from pieray.messages import Event, Launch
 from pieray.programs.limits import limits_within
 from pieray.texts import byte_size, check_size
 from pieray.transport import Connection
@@ -58,9 +55,13 @@ class InferletHost:
     """All inferlets of one actor process.  Thread-safe."""
 
     def __init__(
-        self, config: Config, device: DeviceSessions, models: ModelDirectory, services: Services | None = None,
+        self,
+        config: Config,
+        device: DeviceSessions,
+        models: ModelDirectory,
+        services: Services | None = None,
         stalls: Stalls | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._config = config
         self.services = services or Services.of(config)
         self.bonds = Bonds(self.services.timers, self._kill_child)
@@ -69,9 +70,12 @@ class InferletHost:
         num_ready = min(config.ready_guests, config.inferlets_per_actor)
         most_guests = config.inferlets_per_actor + num_ready + config.worker_threads
         self._wasm = WasmHost(
-            config.executor, config.worker_threads, most_guests=most_guests, is_short=lambda: device.is_short,
+            config.executor,
+            config.worker_threads,
+            most_guests=most_guests,
+            is_short=lambda: device.is_short,
             weight_of=lambda tenant: config.tenant(tenant).weight,
-        )  # fmt: skip
+        )
         self._wasm.on_batch_end = self._flush
         device.on_answered = self._flush_clients
         self._components = Components(self._wasm)
@@ -221,24 +225,29 @@ class InferletHost:
                 program.cancel()
             raise
 
-    def _admit(
-        self, launch: Launch, limits: Limits, device: DeviceClient, give_back: Callable[[], None]
-    ) -> Inferlet:
+    def _admit(self, launch: Launch, limits: Limits, device: DeviceClient, give_back: Callable[[], None]) -> Inferlet:
         with self._lock:
             if self._is_closed:
                 raise EngineError("this InferletActor is closing")
             if self._num_live >= self._config.inferlets_per_actor:
-                raise NoRoom(f"inferlets_per_actor: the limit is {self._config.inferlets_per_actor}; "
-                             "one more was launched")  # fmt: skip
+                raise NoRoom(
+                    f"inferlets_per_actor: the limit is {self._config.inferlets_per_actor}; one more was launched"
+                )
             if launch.instance_id in self._inferlets:
                 raise InvalidRequest(f"an inferlet {launch.instance_id!r} exists already")
             number = self._next_number
             self._next_number += 1
             inferlet = Inferlet(
-                launch, number, limits=limits, device=device, models=self._models, services=self.services,
-                lease_pages=self._config.lease_pages, prefix_cache=self._config.prefix_cache,
+                launch,
+                number,
+                limits=limits,
+                device=device,
+                models=self._models,
+                services=self.services,
+                lease_pages=self._config.lease_pages,
+                prefix_cache=self._config.prefix_cache,
                 on_end=partial(self._ended, give_back),
-            )  # fmt: skip
+            )
             self._inferlets[launch.instance_id] = inferlet
             self._num_live += 1
             return inferlet
@@ -265,9 +274,8 @@ class InferletHost:
     def _program_of(self, launch: Launch, limits: Limits) -> Program | Future[Program]:
         if launch.component:
             return self._components.find(launch.component, launch.name) or self._components.compile(
-                launch.component, launch.name, tenant=launch.tenant, owner=launch.instance_id,
-                wait_s=limits.wall_time_s,
-            )  # fmt: skip
+                launch.component, launch.name, tenant=launch.tenant, owner=launch.instance_id, wait_s=limits.wall_time_s
+            )
         if not launch.source:
             raise InvalidRequest("a launch gives Python source or a wasm component; given neither")
         return self._components.python()

@@ -38,9 +38,19 @@ ERROR_CHARS = 200
 class Inferlet:
     """Thread-safe: the guest calls its handlers on a worker thread, answers come on reader threads."""
 
-    def __init__(self, launch: Launch, number: int, *, limits: Limits, device: DeviceClient, models: ModelDirectory,
-                 services: Services, lease_pages: int, prefix_cache: bool,
-                 on_end: Callable[[Inferlet], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        launch: Launch,
+        number: int,
+        *,
+        limits: Limits,
+        device: DeviceClient,
+        models: ModelDirectory,
+        services: Services,
+        lease_pages: int,
+        prefix_cache: bool,
+        on_end: Callable[[Inferlet], None],
+    ) -> None:
         self.launch = launch
         self.number = number
         self.started_at = time.time()
@@ -62,31 +72,67 @@ class Inferlet:
         lineage = Lineage(self._pages.page_size, self._pages.live_frames)
         prefixes = Prefixes(number, device, self._pages, lineage, tenant=launch.tenant, model=model.name)
         self._tickets = TicketTable(limits.tickets)
-        self._outbox = Outbox(number, device, self._pages, self._tickets, lease_pages=lease_pages,
-                              page_wait_s=limits.page_wait_s, call_later=self._call_later, lineage=lineage,
-                              prefixes=prefixes if prefix_cache else None, pool_pages=model.num_pages,
-                              priority=command_priority(launch.priority, 0),
-                              transfers=Transfers(limits.pass_bytes, services.transfers))  # fmt: skip
+        self._outbox = Outbox(
+            number,
+            device,
+            self._pages,
+            self._tickets,
+            lease_pages=lease_pages,
+            page_wait_s=limits.page_wait_s,
+            call_later=self._call_later,
+            lineage=lineage,
+            prefixes=prefixes if prefix_cache else None,
+            pool_pages=model.num_pages,
+            priority=command_priority(launch.priority, 0),
+            transfers=Transfers(limits.pass_bytes, services.transfers),
+        )
         self._mailbox = Mailbox(limits, self._tickets)
         self._state = InstanceState(
-            launch, number, limits, capabilities_of(launch), services, self._tickets, self._pages, lineage,
-            self._outbox, self.log, self._mailbox, models, TextStreams(), wake=self._unpark, fail=self.kill,
-        )  # fmt: skip
+            launch,
+            number,
+            limits,
+            capabilities_of(launch),
+            services,
+            self._tickets,
+            self._pages,
+            lineage,
+            self._outbox,
+            self.log,
+            self._mailbox,
+            models,
+            TextStreams(),
+            wake=self._unpark,
+            fail=self.kill,
+        )
         self._handlers = GuestHandlers(self._state)
 
     def start(self, host: WasmHost, program: Program) -> None:
         """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
         try:
             launch = self.launch
-            self._device.admit(self.number, self, launch.tenant, launch.priority, launch.deadline,
-                               launch.born or self.started_at, launch.family)  # fmt: skip
+            self._device.admit(
+                self.number,
+                self,
+                launch.tenant,
+                launch.priority,
+                launch.deadline,
+                launch.born or self.started_at,
+                launch.family,
+            )
             with self._state.lock:
                 self._outbox.flush()
             guest = host.spawn(
-                program, self._handlers, self._limits, input=self.launch.input, source=self.launch.source or None,
-                filename=self.launch.filename, on_exit=self._exited, name=self.launch.instance_id,
-                tenant=self.launch.tenant, priority=self.launch.priority,
-            )  # fmt: skip
+                program,
+                self._handlers,
+                self._limits,
+                input=self.launch.input,
+                source=self.launch.source or None,
+                filename=self.launch.filename,
+                on_exit=self._exited,
+                name=self.launch.instance_id,
+                tenant=self.launch.tenant,
+                priority=self.launch.priority,
+            )
         except BaseException:
             self._retire()
             raise
@@ -302,8 +348,9 @@ class Inferlet:
         size, limits, used = byte_size(value), self._limits, self.log.output_bytes
         check_size("message_bytes", limits.message_bytes, size, "the result")
         if used + size > limits.output_bytes:
-            raise QuotaExceeded(f"output_bytes: the limit is {limits.output_bytes}; {used} are used, "
-                                f"the result has {size}")  # fmt: skip
+            raise QuotaExceeded(
+                f"output_bytes: the limit is {limits.output_bytes}; {used} are used, the result has {size}"
+            )
         try:
             parse_json(value)
         except ValueError as error:
@@ -311,7 +358,7 @@ class Inferlet:
 
 
 def _state_of(ending: Event | None, *, is_started: bool, is_killed: bool) -> tuple[str, str]:
-    """"starting", "running", "done", "failed" or "killed", and the code and first line of the error, or ""."""
+    """ "starting", "running", "done", "failed" or "killed", and the code and first line of the error, or ""."""
     if ending is None:
         return "running" if is_started else "starting", ""
     if ending.kind == "result":

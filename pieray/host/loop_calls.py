@@ -38,8 +38,10 @@ class Calls:
         """As `start`; raises QuotaExceeded."""
         self._tickets = {ticket for ticket in self._tickets if self._state.tickets.is_open(ticket)}
         if len(self._tickets) >= self._limit:
-            raise QuotaExceeded(f"{self._what}: the limit is {self._limit} that run, or whose answers are not taken; "
-                                "one more was asked for")  # fmt: skip
+            raise QuotaExceeded(
+                f"{self._what}: the limit is {self._limit} that run, or whose answers are not taken; "
+                "one more was asked for"
+            )
         ticket = start(self._state, self._state.services.loop, make)
         self._tickets.add(ticket)
         return ticket

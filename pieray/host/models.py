@@ -77,7 +77,10 @@ class ModelDirectory:
         told = self._info_json.get(found.info.name)
         if told is None:
             told = self._info_json[found.info.name] = json.dumps(
-                {**found.info.as_dict(), "bos_tokens": found.tokenizer.bos_ids,
-                 "thought_tags": found.tokenizer.thought_tags}
-            )  # fmt: skip
+                {
+                    **found.info.as_dict(),
+                    "bos_tokens": found.tokenizer.bos_ids,
+                    "thought_tags": found.tokenizer.thought_tags,
+                }
+            )
         return told

@@ -25,8 +25,9 @@ class Opened(Generic[T]):
     def check_room(self) -> None:
         """Raise QuotaExceeded if one more would be over the limit."""
         if len(self._values) >= self._limit:
-            raise QuotaExceeded(f"{self._limit_name}: the limit is {self._limit} {self._kind}s open; "
-                                "one more was asked for")  # fmt: skip
+            raise QuotaExceeded(
+                f"{self._limit_name}: the limit is {self._limit} {self._kind}s open; one more was asked for"
+            )
 
     def put(self, value: T) -> int:
         """A handle for the value; raises QuotaExceeded."""

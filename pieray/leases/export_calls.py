@@ -33,9 +33,16 @@ def answer(table: ExportTable, holder: Holder, call: ExportCall, now: float) -> 
 
 def _put(table: ExportTable, holder: Holder, owner: Owner, call: ExportPages, now: float) -> None:
     export = Export(
-        call.name, call.access, owner, np.frombuffer(call.pages, "<u4").tolist(), call.written, call.num_tokens,
-        call.meta, now + call.pin_s if call.pin_s else -math.inf, now + call.ttl_s if call.ttl_s else math.inf,
-    )  # fmt: skip
+        call.name,
+        call.access,
+        owner,
+        np.frombuffer(call.pages, "<u4").tolist(),
+        call.written,
+        call.num_tokens,
+        call.meta,
+        now + call.pin_s if call.pin_s else -math.inf,
+        now + call.ttl_s if call.ttl_s else math.inf,
+    )
     table.put(holder, export, Quota(*call.quota), replace=call.is_replacing, now=now)
 
 

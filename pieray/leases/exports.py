@@ -118,8 +118,9 @@ class ExportTable:
         if old is not None:
             _check_owner(old, export.owner)
             if not replace:
-                raise InvalidRequest(f"an export {export.name!r} ({export.access}) exists; replace it, or choose "
-                                     "another name")  # fmt: skip
+                raise InvalidRequest(
+                    f"an export {export.name!r} ({export.access}) exists; replace it, or choose another name"
+                )
         self._check_quota(export, old, quota)
         if export.is_pinned(now):
             self._check_pins(export, old, now)
@@ -162,9 +163,10 @@ class ExportTable:
         pages.  "" matches any access, tenant, user.  Raises NotFound, and InvalidRequest if several match."""
         wanted = (("access", access), ("tenant", tenant), ("user", user))
         found = [
-            key for key, export in self._exports.items()
+            key
+            for key, export in self._exports.items()
             if key.name == name and all(not value or value == _fact(export, what) for what, value in wanted)
-        ]  # fmt: skip
+        ]
         asked = ", ".join([repr(name), *(f"{what} {value!r}" for what, value in wanted if value)])
         if not found:
             raise NotFound(f"there is no export {asked}")
@@ -245,8 +247,10 @@ class ExportTable:
         more = Quota(1, len(export.pages), export.num_bytes)
         for name, limit, have, asked in zip(Quota._fields, quota, used, more, strict=True):
             if have + asked > limit:
-                raise QuotaExceeded(f"{name}: the limit is {limit} for user {export.owner.user!r}; {have} are used, "
-                                    f"{asked} more were asked for")  # fmt: skip
+                raise QuotaExceeded(
+                    f"{name}: the limit is {limit} for user {export.owner.user!r}; {have} are used, "
+                    f"{asked} more were asked for"
+                )
 
     def _check_pins(self, export: Export, old: Export | None, now: float) -> None:
         """Raises QuotaExceeded if pinned exports would hold too much of the pool; a page counts once."""
@@ -261,8 +265,10 @@ class ExportTable:
             used = {page for e in others for page in e.pages}
             more = len(set(export.pages) - used)
             if len(used) + more > limit:
-                raise QuotaExceeded(f"{name}: {share:g} of the pool, {limit} pages, is the limit of what {whose} may "
-                                    f"pin; {len(used)} are pinned, {more} more were asked for")  # fmt: skip
+                raise QuotaExceeded(
+                    f"{name}: {share:g} of the pool, {limit} pages, is the limit of what {whose} may "
+                    f"pin; {len(used)} are pinned, {more} more were asked for"
+                )
 
     def _remove(self, key: Key) -> int:
         return self._ledger.drop(self._exports.pop(key).pages)
@@ -290,5 +296,6 @@ def _fact(export: Export, what: str) -> str:
 
 def _check_owner(export: Export, owner: Owner) -> None:
     if export.owner != owner:
-        raise Denied(f"export {export.name!r} ({export.access}) is another user's: only who made it replaces or "
-                     "takes it away")  # fmt: skip
+        raise Denied(
+            f"export {export.name!r} ({export.access}) is another user's: only who made it replaces or takes it away"
+        )

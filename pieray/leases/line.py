@@ -85,9 +85,15 @@ class LeaseLine:
         return found
 
     def request(
-        self, holder: Holder, ticket: int, count: int, now: float, deadline_s: float, hashes: Sequence[bytes] = (),
+        self,
+        holder: Holder,
+        ticket: int,
+        count: int,
+        now: float,
+        deadline_s: float,
+        hashes: Sequence[bytes] = (),
         num_more: int = 0,
-    ) -> Lease | None:  # fmt: skip
+    ) -> Lease | None:
         """`count` pages at once, see `PageLedger.take`, or None: the request waits in line for up to `deadline_s`
         seconds.  With hashes `count` may be 0: such a request never waits.
 
@@ -202,8 +208,10 @@ class LeaseLine:
         tenant = self.ranks.tenant_of(holder)
         quota, held = self._quota_of(tenant), self.ledger.num_pages_of(holder)
         if quota and held + asked + count > quota:
-            raise QuotaExceeded(f"tenants.{tenant}.pages: the limit is {quota}; this inferlet holds {held}, waits for "
-                                f"{asked} and asked for {count} more")  # fmt: skip
+            raise QuotaExceeded(
+                f"tenants.{tenant}.pages: the limit is {quota}; this inferlet holds {held}, waits for "
+                f"{asked} and asked for {count} more"
+            )
 
     def _has_quota(self, holder: Holder, count: int) -> bool:
         tenant = self.ranks.tenant_of(holder)

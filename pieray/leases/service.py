@@ -71,9 +71,16 @@ class LeaseService:
     process must end.
     """
 
-    def __init__(self, num_pages: int, *, pins: PinShares | None = None, on_failure: Callable[[], None] = _nothing,
-                 batcher_away_s: float = BATCHER_AWAY_S, weight_of: Callable[[str], float] = lambda _: 1.0,
-                 quota_of: Callable[[str], int] = lambda _: 0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        num_pages: int,
+        *,
+        pins: PinShares | None = None,
+        on_failure: Callable[[], None] = _nothing,
+        batcher_away_s: float = BATCHER_AWAY_S,
+        weight_of: Callable[[str], float] = lambda _: 1.0,
+        quota_of: Callable[[str], int] = lambda _: 0,
+    ) -> None:
         """`weight_of`: a tenant's weight in shares of the pool; `quota_of`: the pages that it may hold, 0 for all."""
         self._ledger = PageLedger(num_pages)
         self._ranks = Ranks(self._ledger, weight_of)

@@ -74,17 +74,7 @@ if TYPE_CHECKING:
         Unexport,
     )
     from pieray.messages.opening import Completed, Failed, Hello, Welcome
-    from pieray.messages.outputs import (
-        GREEDY,
-        Distribution,
-        Entropy,
-        Hidden,
-        Logits,
-        Logprobs,
-        Output,
-        Sample,
-        Sampler,
-    )
+    from pieray.messages.outputs import GREEDY, Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler
     from pieray.messages.plans import ExtendPlan, PlanTokens, RunEnded, RunTokens, StartPlan, StopPlan
 
 __all__ = [
@@ -178,8 +168,20 @@ __all__ = [
 ]
 
 #: Where names are looked for, first those that every client needs, last those that need numpy.
-_MODULES = ("frame", "opening", "client", "client_calls", "children", "controller", "leases", "broker", "adapters",
-            "outputs", "batcher", "plans")  # fmt: skip
+_MODULES = (
+    "frame",
+    "opening",
+    "client",
+    "client_calls",
+    "children",
+    "controller",
+    "leases",
+    "broker",
+    "adapters",
+    "outputs",
+    "batcher",
+    "plans",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -79,10 +79,12 @@ class PlanTokens(Message):
     ) -> PlanTokens:
         """From rows."""
         return cls(
-            np.array(tickets, "<u8").tobytes(), bytes(map(len, tokens)),
-            np.array([token for row in tokens for token in row], "<u4").tobytes(), logprobs,
+            np.array(tickets, "<u8").tobytes(),
+            bytes(map(len, tokens)),
+            np.array([token for row in tokens for token in row], "<u4").tobytes(),
+            logprobs,
             np.array(counts, "<u4").tobytes(),
-        )  # fmt: skip
+        )
 
     def rows(self) -> Iterator[RunTokens]:
         """Row by row."""

@@ -19,16 +19,49 @@ MAX_CONFIG = 1 << 20
 """Bytes of an adapter_config.json."""
 MAX_NAME = 128
 UNSUPPORTED = (
-    "use_dora", "fan_in_fan_out", "alpha_pattern", "modules_to_save", "lora_bias", "alora_invocation_tokens",
-    "layer_replication", "trainable_token_indices", "target_parameters", "use_qalora", "arrow_config", "use_bdlora",
-)  # fmt: skip
+    "use_dora",
+    "fan_in_fan_out",
+    "alpha_pattern",
+    "modules_to_save",
+    "lora_bias",
+    "alora_invocation_tokens",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "use_qalora",
+    "arrow_config",
+    "use_bdlora",
+)
 """Settings of PEFT that change what an adapter computes, and are not computed here."""
-HARMLESS = frozenset((
-    "peft_type", "bias", "lora_alpha", "use_rslora", "init_lora_weights", "auto_mapping", "base_model_name_or_path",
-    "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "layers_pattern",
-    "layers_to_transform", "loftq_config", "lora_dropout", "megatron_config", "megatron_core", "peft_version",
-    "qalora_group_size", "r", "rank_pattern", "revision", "target_modules", "task_type",
-))  # fmt: skip
+HARMLESS = frozenset(
+    (
+        "peft_type",
+        "bias",
+        "lora_alpha",
+        "use_rslora",
+        "init_lora_weights",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_dropout",
+        "megatron_config",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "revision",
+        "target_modules",
+        "task_type",
+    )
+)
 """Settings that are applied, or that the tensors tell, or that training alone needs."""
 UNCHANGED = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to begin the training that leave the base model's weights as they are (PiSSA, OLoRA, LoftQ, CorDA do not)."""
@@ -73,9 +106,14 @@ class AdapterFacts:
     def public(self) -> dict[str, Any]:
         """As guests and `pieray adapters` are told."""
         return {
-            "name": self.name, "rank": self.rank, "alpha": self.alpha, "targets": list(self.targets),
-            "num_bytes": self.num_bytes, "owner": self.owner, "digest": self.digest,
-        }  # fmt: skip
+            "name": self.name,
+            "rank": self.rank,
+            "alpha": self.alpha,
+            "targets": list(self.targets),
+            "num_bytes": self.num_bytes,
+            "owner": self.owner,
+            "digest": self.digest,
+        }
 
     def to_wire(self) -> dict[str, Any]:
         return {"number": self.number, **self.public()}
@@ -153,11 +191,15 @@ def scaling_of(config: bytes, path: str) -> tuple[float, bool]:
             raise ModelError(f"{path}: {key} is {raw[key]!r}; supported: none")
     for key in sorted(raw.keys() - HARMLESS - {*UNSUPPORTED}):
         if raw[key]:
-            raise ModelError(f"{path}: {key[:100]} is {raw[key]!r:.200}, and is not known here: take it out if it "
-                             "changes nothing of what the adapter computes")  # fmt: skip
+            raise ModelError(
+                f"{path}: {key[:100]} is {raw[key]!r:.200}, and is not known here: take it out if it "
+                "changes nothing of what the adapter computes"
+            )
     if (how := raw.get("init_lora_weights", True)) not in UNCHANGED:
-        raise ModelError(f"{path}: init_lora_weights is {how!r}, made for a changed base model; supported: one of "
-                         f"{UNCHANGED}, or an adapter converted to the model as it was")  # fmt: skip
+        raise ModelError(
+            f"{path}: init_lora_weights is {how!r}, made for a changed base model; supported: one of "
+            f"{UNCHANGED}, or an adapter converted to the model as it was"
+        )
     alpha = raw.get("lora_alpha", 0.0)
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha < 0:
         raise ModelError(f"{path}: lora_alpha is {alpha!r}; supported: a finite number, 0 or more")

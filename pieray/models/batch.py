@@ -77,17 +77,25 @@ class DecodeRows:
         place = {row: index for index, row in enumerate(kept.tolist())}
         adapters = [(one, *np.searchsorted(kept, (first, last)).tolist()) for one, first, last in self.adapters]
         return DecodeRows(
-            self.tokens[kept], self.positions[kept], self.kv_lens[kept], self.pages[kept], self.choices[kept],
+            self.tokens[kept],
+            self.positions[kept],
+            self.kv_lens[kept],
+            self.pages[kept],
+            self.choices[kept],
             {place[row]: one for row, one in self.samplers.items() if row in place},
             {place[row]: one for row, one in self.masks.items() if row in place},
-            np.flatnonzero(np.isin(kept, self.scored)), [one for one in adapters if one[1] < one[2]],
-        )  # fmt: skip
+            np.flatnonzero(np.isin(kept, self.scored)),
+            [one for one in adapters if one[1] < one[2]],
+        )
 
 
 NO_ROWS = DecodeRows(
-    np.zeros(0, np.uint32), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 0), np.uint32),
+    np.zeros(0, np.uint32),
+    np.zeros(0, np.int64),
+    np.zeros(0, np.int64),
+    np.zeros((0, 0), np.uint32),
     np.zeros(0, CHOICE),
-)  # fmt: skip
+)
 
 
 @dataclass(slots=True)
@@ -205,12 +213,12 @@ def build_batch(
     owner = np.repeat(np.arange(len(q_lens)), q_lens)
     index = kv_before[owner] + np.arange(len(owner)) - qo_indptr[owner]
     slots = pages[page_indptr[owner] + index // page_size] * page_size + index % page_size
-    starts = qo_indptr[num_rows :]
+    starts = qo_indptr[num_rows:]
     wanted = [start + row for start, item in zip(starts.tolist(), items, strict=False) for row in item.rows]
     mask, mask_indptr = _masks(items, num_rows)
     kv_lens = kv_before + q_lens
     causal = np.ones(len(q_lens), np.int32)
-    causal[num_rows :] = [item.causal for item in items]
+    causal[num_rows:] = [item.causal for item in items]
     ints = _to_device(device, np.int32, qo_indptr, page_indptr, pages, kv_lens, causal)
     attention = AttentionMeta(
         qo_indptr=ints[0],

@@ -81,9 +81,7 @@ _PARAMETER = re.compile(r"<parameter=([^>]*)>(.*?)(?:</parameter>|(?=<parameter=
 
 def _function_of(body: str) -> dict[str, Any] | None:
     name, divided, written = body.partition(">")
-    arguments = {
-        key.strip(): value.removeprefix("\n").removesuffix("\n") for key, value in _PARAMETER.findall(written)
-    }
+    arguments = {key.strip(): value.removeprefix("\n").removesuffix("\n") for key, value in _PARAMETER.findall(written)}
     return {"name": name.strip(), "arguments": arguments} if divided and name.strip() else None
 
 
@@ -360,19 +358,29 @@ FORMATS = (
     Format("deepseek", lambda template: _CALL_BEGIN in template, _deepseek, _marked),
     Format("coder", lambda template: "<function=" in template, _coder, _functions),
     Format("hermes", lambda template: "<tool_call>" in template, _hermes, _blocks),
-    Format("mistral", lambda template: "[TOOL_CALLS]" in template, _mistral,
-           lambda calls: f"[TOOL_CALLS] {_list(calls)}"),
-    Format("granite", lambda template: "<|tool_call|>" in template, _granite,
-           lambda calls: f"<|tool_call|>{_list(calls)}"),
-    Format("llama", lambda template: "<|python_tag|>" in template or '"parameters": ' in template, _llama,
-           lambda calls: "; ".join([_json(call, "parameters") for call in calls])),
+    Format(
+        "mistral", lambda template: "[TOOL_CALLS]" in template, _mistral, lambda calls: f"[TOOL_CALLS] {_list(calls)}"
+    ),
+    Format(
+        "granite", lambda template: "<|tool_call|>" in template, _granite, lambda calls: f"<|tool_call|>{_list(calls)}"
+    ),
+    Format(
+        "llama",
+        lambda template: "<|python_tag|>" in template or '"parameters": ' in template,
+        _llama,
+        lambda calls: "; ".join([_json(call, "parameters") for call in calls]),
+    ),
     Format("python", lambda template: "func_name1(" in template or "python list" in template, _llama, _python),
-    Format("json", lambda template: '{"name": "' in template and '"arguments": ' in template, _bare,
-           lambda calls: "\n".join(map(_json, calls))),
+    Format(
+        "json",
+        lambda template: '{"name": "' in template and '"arguments": ' in template,
+        _bare,
+        lambda calls: "\n".join(map(_json, calls)),
+    ),
     Format("gemma", lambda template: "<start_of_turn>" in template, _gemma, _python),
     Format("plain", bool, _hermes, _blocks),
     Format("none", lambda _: True, _none, _blocks),
-)  # fmt: skip
+)
 """The first that is told of is used.  Templates that tell of none are told how to write calls: see `chat_tools`."""
 
 

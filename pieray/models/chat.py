@@ -38,8 +38,13 @@ def render_chat(
     told = [_with_text(message, takes_parts=_takes_parts(template)) for message in messages]
     try:
         when = datetime.datetime.fromtimestamp(now) if now else datetime.datetime.now()
-        known = {"messages": told, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt,
-                 "strftime_now": when.strftime}  # fmt: skip
+        known = {
+            "messages": told,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "strftime_now": when.strftime,
+        }
         return _compiled(template).render({**(names or {}), **known})
     except Exception as error:  # of the template's filters and methods on these messages: any may come
         raise InvalidRequest(f"the chat template refuses these messages: {error}") from error

@@ -76,5 +76,3 @@ def _take_thought(text: str, known: _Way, reply: Reply, *, is_over: bool) -> str
     reply.is_complete = bool(closed)
     reply.reasoning = (thought if closed or is_over else without_half_tag(thought, closing)[0]).strip()
     return behind
-
-

@@ -50,8 +50,10 @@ def _told(template: str, messages: Sequence[Message], tools: Sequence[Mapping[st
         return [{"role": "system", "content": text}, *found]
     place = next((at for at, one in enumerate(found) if one.get("role") == "user"), None)
     if place is None:
-        raise InvalidRequest("this model's chat template knows of no tools and takes no system message: the tools are "
-                             "told with the first question, and there is none yet")  # fmt: skip
+        raise InvalidRequest(
+            "this model's chat template knows of no tools and takes no system message: the tools are "
+            "told with the first question, and there is none yet"
+        )
     asked = found[place]
     return [*found[:place], {**asked, "content": _joined(text, asked.get("content"))}, *found[place + 1 :]]
 

@@ -92,9 +92,14 @@ class GraphedDecoder:
         meta = batch.attention
         num_rows = meta.num_requests
         if (
-            meta.max_q_len != 1 or len(batch.tokens) != num_rows or num_rows > ROWS[-1]
-            or meta.mask is not None or batch.embeds is not None or batch.hidden is not None or batch.adapters
-        ):  # fmt: skip
+            meta.max_q_len != 1
+            or len(batch.tokens) != num_rows
+            or num_rows > ROWS[-1]
+            or meta.mask is not None
+            or batch.embeds is not None
+            or batch.hidden is not None
+            or batch.adapters
+        ):
             return None
         rows = next(rows for rows in ROWS if rows >= num_rows)
         if len(meta.pages) > rows * PAGES_PER_ROW:

@@ -184,7 +184,12 @@ def _view(rows: DecodeRows) -> CRows:
         assert rows.positions.dtype == rows.kv_lens.dtype == np.int64
         assert rows.choices.dtype == CHOICE
         view = rows.native = CRows(
-            column(rows.tokens), column(rows.positions), column(rows.kv_lens), column(rows.pages), column(rows.choices),
-            len(rows), rows.pages.shape[1],
-        )  # fmt: skip
+            column(rows.tokens),
+            column(rows.positions),
+            column(rows.kv_lens),
+            column(rows.pages),
+            column(rows.choices),
+            len(rows),
+            rows.pages.shape[1],
+        )
     return view

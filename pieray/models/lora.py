@@ -145,8 +145,10 @@ class _LoraReader:
     def _tensor(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self.tensors[name]
         if tensor.dtype not in FLOATS or tensor.ndim != 2:
-            raise ModelError(f"{self.where}: {name!r} is {tensor.dtype} {tuple(tensor.shape)}; supported: matrices of "
-                             "float32, float16 or bfloat16")  # fmt: skip
+            raise ModelError(
+                f"{self.where}: {name!r} is {tensor.dtype} {tuple(tensor.shape)}; supported: matrices of "
+                "float32, float16 or bfloat16"
+            )
         return tensor
 
     def _sizes(self, module: str) -> tuple[int, int]:
@@ -222,4 +224,3 @@ def segments_of(items: Sequence[tuple[LoraAdapter | None, int, int]], num_before
                 found.append(LoraSegment(adapter, token, last, row, last_row))
         token, row = last, last_row
     return found
-

@@ -70,8 +70,10 @@ def _value_of(written: ast.expr) -> Any:
     if isinstance(written, ast.List | ast.Tuple):
         return [_value_of(one) for one in written.elts]
     if isinstance(written, ast.Dict):
-        return {str(ast.literal_eval(key)): _value_of(value)  # type: ignore[arg-type]
-                for key, value in zip(written.keys, written.values, strict=True)}  # fmt: skip
+        return {
+            str(ast.literal_eval(key)): _value_of(value)  # type: ignore[arg-type]
+            for key, value in zip(written.keys, written.values, strict=True)
+        }
     value = ast.literal_eval(written)
     if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError("no JSON value")

@@ -33,4 +33,3 @@ def _llama3(plain: torch.Tensor, rope: RopeConfig) -> torch.Tensor:
     low, high = rope.low_freq_factor, rope.high_freq_factor
     blend = ((rope.original_max_position / wavelength - low) / (high - low)).clamp(0, 1)
     return (1 - blend) * plain / rope.factor + blend * plain
-

@@ -31,10 +31,13 @@ OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 
 def choices_of(samplers: Sequence[Sampler], counters: Sequence[int]) -> Choices:
     """What draws with these samplers go by, but for bias and mask: CHOICE records."""
-    return np.array([
-        (one.temperature, one.top_p, one.min_p, one.typical_p, one.top_k, one.seed & WORD, counter & WORD)
-        for one, counter in zip(samplers, counters, strict=False)
-    ], CHOICE)  # fmt: skip
+    return np.array(
+        [
+            (one.temperature, one.top_p, one.min_p, one.typical_p, one.top_k, one.seed & WORD, counter & WORD)
+            for one, counter in zip(samplers, counters, strict=False)
+        ],
+        CHOICE,
+    )
 
 
 def uniforms(seeds: npt.NDArray[np.uint64], counters: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:

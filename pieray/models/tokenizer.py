@@ -191,8 +191,9 @@ class Tokenizer:
             json_objects("messages", messages, "{role, content}"),
             tools=json_objects("tools", tools, "{type, function}") if tools else None,
             add_generation_prompt=add_generation_prompt,
-            arguments=json_object("arguments", arguments) if arguments else None, now=now,
-        )  # fmt: skip
+            arguments=json_object("arguments", arguments) if arguments else None,
+            now=now,
+        )
 
     @property
     def thought_tags(self) -> tuple[str, str] | None:

@@ -196,8 +196,9 @@ class FrameTable:
 
     def _grow(self) -> None:
         size = len(self.ident)
-        self.page, self.slot = (np.concatenate((array, np.full(size, UNBOUND, np.int64)))
-                                for array in (self.page, self.slot))  # fmt: skip
+        self.page, self.slot = (
+            np.concatenate((array, np.full(size, UNBOUND, np.int64))) for array in (self.page, self.slot)
+        )
         self.refs, self.in_flight, self.unreached, self.ident, self.used_at = (
             np.concatenate((array, np.zeros(size, np.int64)))
             for array in (self.refs, self.in_flight, self.unreached, self.ident, self.used_at)

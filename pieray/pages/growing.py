@@ -81,10 +81,22 @@ class GrowingStaging(Staging):
         self._frames.pin(tail)
         self._frames.unreached[tail] += 1
         growing = Growing(
-            one.rows, one.num_pages, one.reads, one.num_full, [], one.row_copies, one.frames, one.frame_copies,
-            one.moved, hidden=None if hidden is None else hidden[:num_full], tail=tail, line=line,
-            idents=self._frames.ident.take(line), told=kv_len, settled=kv_len,
-        )  # fmt: skip
+            one.rows,
+            one.num_pages,
+            one.reads,
+            one.num_full,
+            [],
+            one.row_copies,
+            one.frames,
+            one.frame_copies,
+            one.moved,
+            hidden=None if hidden is None else hidden[:num_full],
+            tail=tail,
+            line=line,
+            idents=self._frames.ident.take(line),
+            told=kv_len,
+            settled=kv_len,
+        )
         self._growing.append(growing)
         return growing
 
@@ -103,10 +115,23 @@ class GrowingStaging(Staging):
         frames.unreached[tail] += 1
         self.finish(old)
         growing = Growing(
-            rows, num_pages, [], num_full, [], [], frames.ident.take(rows), [], [],
+            rows,
+            num_pages,
+            [],
+            num_full,
+            [],
+            [],
+            frames.ident.take(rows),
+            [],
+            [],
             hidden=np.full(num_full, self._full),  # what is before it was there when it began
-            tail=tail, line=line, idents=old.idents, told=old.told, settled=old.told, on_settled=old.on_settled,
-        )  # fmt: skip
+            tail=tail,
+            line=line,
+            idents=old.idents,
+            told=old.told,
+            settled=old.told,
+            on_settled=old.on_settled,
+        )
         self._growing.append(growing)
         return growing
 

@@ -414,8 +414,9 @@ class PageSpace(GrowingStaging):
         size = self.page_size
         slots = self._handles.find(handles)
         if not 1 <= num_tokens <= len(handles) * size:
-            raise InvalidRequest(f"{len(handles)} pages of {size} hold from 1 to {len(handles) * size} tokens; "
-                                 f"given {num_tokens}")  # fmt: skip
+            raise InvalidRequest(
+                f"{len(handles)} pages of {size} hold from 1 to {len(handles) * size} tokens; given {num_tokens}"
+            )
         slots = slots[: -(-num_tokens // size)]
         self._check_quota(len(slots))
         rows = self._handles.values(slots)

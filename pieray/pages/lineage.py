@@ -120,9 +120,15 @@ class Lineage:
         return len(self._log)
 
     def add_forward(
-        self, frames: I64, kv_len: int, tokens: bytes, positions: bytes = b"", mask: bytes = b"", visible: bytes = b"",
+        self,
+        frames: I64,
+        kv_len: int,
+        tokens: bytes,
+        positions: bytes = b"",
+        mask: bytes = b"",
+        visible: bytes = b"",
         adapter: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Tokens are run: what the message carries."""
         if self.is_complete:
             self._add(ForwardStep(frames, kv_len, tokens, positions, mask, visible, adapter))

@@ -257,9 +257,14 @@ class Staging:
         return bool(self._frames.refs[row] == 1 and not self._frames.is_shared[row])
 
     def _copied(
-        self, slot: int, row: int, written: int, runs: Sequence[tuple[int, int]], row_copies: list[Copy],
+        self,
+        slot: int,
+        row: int,
+        written: int,
+        runs: Sequence[tuple[int, int]],
+        row_copies: list[Copy],
         moved: list[tuple[int, int, int]],
-    ) -> int:  # fmt: skip
+    ) -> int:
         """A new row for a handle, with the `runs` of the old one to be copied, and `written` as far as it is."""
         frames = self._frames
         new = int(frames.new(1)[0])

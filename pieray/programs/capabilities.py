@@ -26,8 +26,10 @@ class Capabilities:
     def require(self, name: str) -> None:
         """Raise Denied unless the capability `name` was declared."""
         if not getattr(self, name):
-            raise Denied(f"{name}: the inferlet does not have this capability; its manifest declares it so: "
-                         f"[capabilities] {name} = {_EXAMPLES.get(name, 'true')}")  # fmt: skip
+            raise Denied(
+                f"{name}: the inferlet does not have this capability; its manifest declares it so: "
+                f"[capabilities] {name} = {_EXAMPLES.get(name, 'true')}"
+            )
 
     def within(self, ceiling: Capabilities) -> Capabilities:
         """These, without what `ceiling` lacks: what a child gets of its parent.

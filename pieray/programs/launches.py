@@ -72,14 +72,19 @@ class PreparedLaunch:
     def renamed(self) -> PreparedLaunch:
         """The same with another instance id: not that of a launch that was given up."""
         instance_id = _new_id(self.name)
-        return replace(self, by_name=replace(self.by_name, instance_id=instance_id),
-                       whole=replace(self.whole, instance_id=instance_id))  # fmt: skip
+        return replace(
+            self,
+            by_name=replace(self.by_name, instance_id=instance_id),
+            whole=replace(self.whole, instance_id=instance_id),
+        )
 
 
 def may_have_run(actor: str, instance_id: str) -> PeerLost:
     """The error of a launch whose actor was lost behind it: launched again it might do twice what it is to do once."""
-    return PeerLost(f"{actor} was lost when it had the launch of {instance_id}, which may have run for a moment: it "
-                    "was not launched again; do so if it may run twice")  # fmt: skip
+    return PeerLost(
+        f"{actor} was lost when it had the launch of {instance_id}, which may have run for a moment: it "
+        "was not launched again; do so if it may run twice"
+    )
 
 
 class InstalledPrograms:
@@ -123,8 +128,15 @@ class InstalledPrograms:
             self._num_bytes -= _size_of(known[1])
 
 
-def prepared(request: LaunchRequest, found: ProgramSource | tuple[str, int, Install], ceiling: Limits, *,
-             user: str, tenant: str, tools: Sequence[str] = ()) -> PreparedLaunch:  # fmt: skip
+def prepared(
+    request: LaunchRequest,
+    found: ProgramSource | tuple[str, int, Install],
+    ceiling: Limits,
+    *,
+    user: str,
+    tenant: str,
+    tools: Sequence[str] = (),
+) -> PreparedLaunch:
     """The launch of a program: the client's own, or an installed one, with the name that it was asked for by.
 
     `tools`: names of MCP servers of the client.  Raises InvalidRequest, ConfigError.
@@ -140,18 +152,35 @@ def prepared(request: LaunchRequest, found: ProgramSource | tuple[str, int, Inst
     given = dict(request.limits or {})
     limits_within(ceiling, {**limits_below(program.limits, ceiling), **given})
     message = Launch(
-        _new_id(program.name), program.name, program.filename, "", b"", _json(request.input), given, granted,
-        "", user, tenant, client_servers=list(tools), is_attached=request.attached,
-        priority=check_priority(request.priority), deadline=deadline_at(request.deadline_s, now), born=now,
-    )  # fmt: skip
+        _new_id(program.name),
+        program.name,
+        program.filename,
+        "",
+        b"",
+        _json(request.input),
+        given,
+        granted,
+        "",
+        user,
+        tenant,
+        client_servers=list(tools),
+        is_attached=request.attached,
+        priority=check_priority(request.priority),
+        deadline=deadline_at(request.deadline_s, now),
+        born=now,
+    )
     if not isinstance(found, ProgramSource):
         spec, revision, installed = found
         return PreparedLaunch(replace(message, name=spec), filled_with(message, installed, ceiling), revision)
     name = found.name if is_own or not found.version else f"{found.name}@{found.version}"
     whole = replace(
-        message, name=name, source=found.source, component=found.component, version=found.version,
+        message,
+        name=name,
+        source=found.source,
+        component=found.component,
+        version=found.version,
         limits={**limits_below(found.limits, ceiling), **given},
-    )  # fmt: skip
+    )
     return PreparedLaunch(whole, whole, 0)
 
 
@@ -169,9 +198,15 @@ def filled_with(launch: Launch, program: Install | ProgramSource, ceiling: Limit
     else:
         given = launch.limits
     return dataclasses.replace(
-        launch, name=program.name, version=program.version, filename=program.filename, source=program.source,
-        component=program.component, capabilities=dataclasses.asdict(granted), limits={**limits, **given},
-    )  # fmt: skip
+        launch,
+        name=program.name,
+        version=program.version,
+        filename=program.filename,
+        source=program.source,
+        component=program.component,
+        capabilities=dataclasses.asdict(granted),
+        limits={**limits, **given},
+    )
 
 
 def frame_of(message: Launch | Install) -> bytes:

@@ -67,8 +67,9 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.name and not is_name(self.name):
-            raise ConfigError(f"name is up to 64 letters, digits and . _ -, the first a letter or digit; "
-                              f"given {self.name[:100]!r}")  # fmt: skip
+            raise ConfigError(
+                f"name is up to 64 letters, digits and . _ -, the first a letter or digit; given {self.name[:100]!r}"
+            )
         if self.version:
             version_key(self.version)
         if self.lang and self.lang not in ENTRIES:

@@ -111,8 +111,11 @@ class Registry:
         """Facts of all programs, by name and rising version."""
         with self._lock:
             self._refresh()
-            return [facts_of(versions[version]) for _, versions in sorted(self._programs.items())
-                    for version in sorted(versions, key=version_key)]  # fmt: skip
+            return [
+                facts_of(versions[version])
+                for _, versions in sorted(self._programs.items())
+                for version in sorted(versions, key=version_key)
+            ]
 
     @property
     def revision(self) -> int:
@@ -168,8 +171,9 @@ class Registry:
         if len(held) >= self._bounds.programs:
             raise QuotaExceeded(f"registry_programs: the limit is {self._bounds.programs}; all are taken")
         if num_bytes > self._bounds.total_bytes:
-            raise QuotaExceeded(f"registry_bytes: the limit is {self._bounds.total_bytes}; "
-                                f"with this program it would be {num_bytes}")  # fmt: skip
+            raise QuotaExceeded(
+                f"registry_bytes: the limit is {self._bounds.total_bytes}; with this program it would be {num_bytes}"
+            )
 
     def _unknown(self, spec: str) -> str:
         name, _ = split_spec(spec)
@@ -200,10 +204,16 @@ def size_of(program: Install) -> int:
 def facts_of(program: Install) -> dict[str, Any]:
     """What a listing shows of a program."""
     return {
-        "name": program.name, "version": program.version, "description": program.description,
-        "sha256": digest_of(program), "num_bytes": size_of(program), "filename": program.filename,
-        "owner": f"{program.tenant}/{program.user}", "capabilities": program.capabilities, "limits": program.limits,
-    }  # fmt: skip
+        "name": program.name,
+        "version": program.version,
+        "description": program.description,
+        "sha256": digest_of(program),
+        "num_bytes": size_of(program),
+        "filename": program.filename,
+        "owner": f"{program.tenant}/{program.user}",
+        "capabilities": program.capabilities,
+        "limits": program.limits,
+    }
 
 
 def _check_owner(program: Install, tenant: str, user: str) -> None:
@@ -213,8 +223,13 @@ def _check_owner(program: Install, tenant: str, user: str) -> None:
 
 def _checked(given: Install, bounds: Bounds) -> Install:
     """The program with its manifest in one form, so that equal ones are equal.  Raises as `Registry.install`."""
-    values = {"name": given.name, "version": given.version or NO_VERSION, "description": given.description,
-              "capabilities": given.capabilities, "limits": given.limits}  # fmt: skip
+    values = {
+        "name": given.name,
+        "version": given.version or NO_VERSION,
+        "description": given.description,
+        "capabilities": given.capabilities,
+        "limits": given.limits,
+    }
     manifest = from_mapping(Manifest, values)
     if not manifest.name:
         raise InvalidRequest("a program is installed under a name; its manifest gives none")
@@ -225,9 +240,13 @@ def _checked(given: Install, bounds: Bounds) -> Install:
     if (size := size_of(given)) > bounds.program_bytes:
         raise QuotaExceeded(f"source_bytes: the limit is {bounds.program_bytes}; {manifest.name} has {size}")
     limits = {name: getattr(from_mapping(Limits, given.limits), name.replace("-", "_")) for name in given.limits}
-    capabilities = {key: list(value) if isinstance(value, tuple) else value
-                    for key, value in dataclasses.asdict(manifest.capabilities).items()}  # fmt: skip
+    capabilities = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(manifest.capabilities).items()
+    }
     return dataclasses.replace(
-        given, version=manifest.version, capabilities=capabilities,
+        given,
+        version=manifest.version,
+        capabilities=capabilities,
         limits={name.replace("-", "_"): value for name, value in limits.items()},
-    )  # fmt: skip
+    )

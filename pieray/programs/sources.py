@@ -74,8 +74,10 @@ def _resolve(name_or_file: str) -> ProgramSource:
     if path.is_dir() and (path / manifest.FILE_NAME).exists():
         return _from_folder(path.resolve())
     if path.is_dir():
-        raise InvalidRequest(f"the folder {name_or_file!r} has no {manifest.FILE_NAME}, so it is no inferlet; "
-                             "`pieray new` makes one, and a single .py or .wasm file needs none")  # fmt: skip
+        raise InvalidRequest(
+            f"the folder {name_or_file!r} has no {manifest.FILE_NAME}, so it is no inferlet; "
+            "`pieray new` makes one, and a single .py or .wasm file needs none"
+        )
     if not path.is_file():
         names = ", ".join(embedded_inferlets())
         raise NotFound(f"no inferlet and no file is named {name_or_file!r}; embedded inferlets: {names}")
@@ -116,6 +118,12 @@ def read_source(path: Path) -> str:
 def of_manifest(declared: Manifest, path: Path, *, source: str = "", component: bytes = b"") -> ProgramSource:
     """A program with what its manifest declares."""
     return ProgramSource(
-        declared.name or path.stem, path.name, source, component, declared.version,
-        dataclasses.asdict(declared.capabilities), declared.limits, declared.description,
-    )  # fmt: skip
+        declared.name or path.stem,
+        path.name,
+        source,
+        component,
+        declared.version,
+        dataclasses.asdict(declared.capabilities),
+        declared.limits,
+        declared.description,
+    )

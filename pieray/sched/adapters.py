@@ -75,7 +75,7 @@ class AdapterDesk:
                 self._common[number] = adapter
         return AdapterFacts(
             file.name, number, adapter.rank, adapter.alpha, adapter.targets, adapter.num_bytes, owner, file.digest()
-        )  # fmt: skip
+        )
 
     def remove(self, number: int) -> None:
         """Commands that come later fail with `evicted`."""

@@ -25,9 +25,21 @@ class Command:
     """One command.  `num_tokens` is 0 for what moves KV only; `num_done` are computed or in the running step."""
 
     __slots__ = (
-        "arrived", "dependents", "inferlet", "is_over", "lane", "num_blockers", "num_done", "num_tokens",
-        "peer_id", "priority", "queue", "seq", "ticket", "turn",
-    )  # fmt: skip
+        "arrived",
+        "dependents",
+        "inferlet",
+        "is_over",
+        "lane",
+        "num_blockers",
+        "num_done",
+        "num_tokens",
+        "peer_id",
+        "priority",
+        "queue",
+        "seq",
+        "ticket",
+        "turn",
+    )
     is_copy: ClassVar[bool]
 
     def __init__(self, peer_id: str, message: Forward | CopyTokens | SwapOut | SwapIn, num_tokens: int) -> None:
@@ -86,9 +98,22 @@ class ForwardCommand(Command):
     """
 
     __slots__ = (
-        "_output_s", "_parts", "adapter", "all_outputs", "counters", "embeds", "first_written", "kv_len", "mask",
-        "num_answered", "num_asked", "outputs", "pages", "positions", "tokens",
-    )  # fmt: skip
+        "_output_s",
+        "_parts",
+        "adapter",
+        "all_outputs",
+        "counters",
+        "embeds",
+        "first_written",
+        "kv_len",
+        "mask",
+        "num_answered",
+        "num_asked",
+        "outputs",
+        "pages",
+        "positions",
+        "tokens",
+    )
     is_copy = False
 
     def __init__(self, peer_id: str, message: Forward, page_size: int) -> None:
@@ -285,8 +310,10 @@ def _checked_embeds(embeds: list[bytes], num_tokens: int) -> tuple[U32, F32] | N
     rows = np.frombuffer(embeds[0], "<u4")
     values = np.frombuffer(embeds[1], "<f4")
     if not len(rows) or len(values) % len(rows) or int(rows[-1]) >= num_tokens or not (rows[1:] > rows[:-1]).all():
-        raise InvalidRequest(f"embeddings are ascending rows below {num_tokens} and as many floats for each; given "
-                             f"{len(rows)} rows, {len(values)} floats")  # fmt: skip
+        raise InvalidRequest(
+            f"embeddings are ascending rows below {num_tokens} and as many floats for each; given "
+            f"{len(rows)} rows, {len(values)} floats"
+        )
     return rows, values.reshape(len(rows), -1)
 
 

@@ -30,9 +30,15 @@ def asked(chunk: Chunk, page_size: int) -> tuple[ForwardItem, Sequence[Output]]:
 def _forward_item(command: ForwardCommand, start: int, num_tokens: int, page_size: int) -> ForwardItem:
     if num_tokens == command.num_tokens:
         return ForwardItem(
-            command.pages, command.kv_len, command.tokens, command.positions, command.mask_between(0, num_tokens),
-            embeds=command.embeds, adapter=command.adapter, counters=command.counters,
-        )  # fmt: skip
+            command.pages,
+            command.kv_len,
+            command.tokens,
+            command.positions,
+            command.mask_between(0, num_tokens),
+            embeds=command.embeds,
+            adapter=command.adapter,
+            counters=command.counters,
+        )
     kv_len, stop = command.kv_len + start, start + num_tokens
     return ForwardItem(
         command.pages[: -(-(kv_len + num_tokens) // page_size)],
@@ -57,8 +63,7 @@ def _plan_item(plan: PlanCommand, start: int, num_tokens: int) -> ForwardItem:
     stop = start + num_tokens
     tokens, positions = plan.chunk(start, stop)
     pages = plan.pages[: -(-(plan.kv_len + stop) // plan.page_size)]
-    return ForwardItem(pages, plan.kv_len + start, tokens, positions, plan.mask_rows(start, stop),
-                       adapter=plan.adapter)  # fmt: skip
+    return ForwardItem(pages, plan.kv_len + start, tokens, positions, plan.mask_rows(start, stop), adapter=plan.adapter)
 
 
 def _plan_outputs(plan: PlanCommand, start: int, num_tokens: int) -> list[Sample]:

@@ -95,18 +95,30 @@ class BatcherCore:
     The runner has `num_swap_slots` for swapped pages, and moves at most `max_swap_pages` in a step.
     """
 
-    def __init__(self, runner: Runner, settings: ModelSettings, clock: Callable[[], float] = time.monotonic,
-                 tokenizer: TokenizerSpec | None = None, costs: CostModel | None = None, num_swap_slots: int = 0,
-                 max_swap_pages: int = 256, weight_of: Callable[[str], float] = lambda _: 1.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        runner: Runner,
+        settings: ModelSettings,
+        clock: Callable[[], float] = time.monotonic,
+        tokenizer: TokenizerSpec | None = None,
+        costs: CostModel | None = None,
+        num_swap_slots: int = 0,
+        max_swap_pages: int = 256,
+        weight_of: Callable[[str], float] = lambda _: 1.0,
+    ) -> None:
         """`weight_of` gives a tenant's weight in shares of the device's time."""
         self._runner = runner
         self._clock = clock
         self._page_size = settings.page_size
         self._costs = costs
         self._scheduler = Scheduler(
-            settings.page_size, settings.max_batch_tokens, settings.max_batch_requests, costs=costs,
-            max_swap_pages=max_swap_pages, weight_of=weight_of,
-        )  # fmt: skip
+            settings.page_size,
+            settings.max_batch_tokens,
+            settings.max_batch_requests,
+            costs=costs,
+            max_swap_pages=max_swap_pages,
+            weight_of=weight_of,
+        )
         self._learning: tuple[Work, float] | None = None  # of the last step: what it was made of, when it began
         self._cohort = CohortWait(self._scheduler.lanes, settings.cohort_wait_s)
         self._lookups = EmbedLookups()
@@ -339,8 +351,9 @@ class BatcherCore:
         passes = rows[~group.is_run]
         if group.num_runs:
             runs, tokens = group.part(group.is_run), tokens[group.is_run]
-            over = self.plans.rows_stepped(runs, tokens, scores[group.is_run] if len(scores) else scores, errors,
-                                           answers)  # fmt: skip
+            over = self.plans.rows_stepped(
+                runs, tokens, scores[group.is_run] if len(scores) else scores, errors, answers
+            )
         table.rows["token"][passes] = drawn.tokens[~group.is_run]
         lanes = self._passes.stepped(passes, errors, answers)
         self.plans.end_rows(over, answers)
@@ -437,8 +450,13 @@ class BatcherCore:
         """Totals since the start; `mean_batch` is forwards per step.  May be called from any thread."""
         counts = dict(self._counts)
         mean_batch = counts["forwards"] / counts["steps"] if counts["steps"] else 0.0
-        return {**counts, "queued": self._scheduler.num_queued, "busy_s": self._busy_s, "mean_batch": mean_batch,
-                "swap": self._swap.status()}  # fmt: skip
+        return {
+            **counts,
+            "queued": self._scheduler.num_queued,
+            "busy_s": self._busy_s,
+            "mean_batch": mean_batch,
+            "swap": self._swap.status(),
+        }
 
     # --- failures --------------------------------------------------------------------------------
 
@@ -458,9 +476,7 @@ class BatcherCore:
                 command.undo()
             answers += [(command.peer_id, message) for message in command.failures(error)]
 
-    def _fail_message(
-        self, peer_id: str, message: Enqueued, error: BaseException, answers: Answers
-    ) -> None:
+    def _fail_message(self, peer_id: str, message: Enqueued, error: BaseException, answers: Answers) -> None:
         malformed = _malformed(error)
         tickets = [message.ticket]
         if isinstance(message, Forward) and isinstance(message.outputs, list):

@@ -61,10 +61,20 @@ def first_guess(vocab_size: int) -> list[float]:
     """Seconds for one of each kind before anything is measured: more than a small model takes on one CPU core."""
     row = 1e-5 + 2e-8 * vocab_size  # one pass over the logits
     seconds = dict.fromkeys(Kind, 2.0 * row) | {
-        Kind.STEP: 5e-4, Kind.ITEMS: 1e-4, Kind.TOKENS: 2e-4, Kind.ATTENTION: 3e-7, Kind.GREEDY: row,
-        Kind.DISTRIBUTIONS: 5.0 * row, Kind.VALUES: 1e-7, Kind.MASK_BITS: 1e-8, Kind.BYTES: 2e-9, Kind.COPIES: 2e-5,
-        Kind.LOOKUPS: 1e-6, Kind.COMMANDS: 2e-3, Kind.SWAPS: 2e-4,
-    }  # fmt: skip
+        Kind.STEP: 5e-4,
+        Kind.ITEMS: 1e-4,
+        Kind.TOKENS: 2e-4,
+        Kind.ATTENTION: 3e-7,
+        Kind.GREEDY: row,
+        Kind.DISTRIBUTIONS: 5.0 * row,
+        Kind.VALUES: 1e-7,
+        Kind.MASK_BITS: 1e-8,
+        Kind.BYTES: 2e-9,
+        Kind.COPIES: 2e-5,
+        Kind.LOOKUPS: 1e-6,
+        Kind.COMMANDS: 2e-3,
+        Kind.SWAPS: 2e-4,
+    }
     return [seconds[kind] for kind in Kind]
 
 

@@ -46,9 +46,15 @@ class PassTable:
             columns = {name: column[is_row] for name, column in columns.items()}
             pages, lanes, room = pages[is_row], lanes[is_row], room[is_row]
         records: Records = np.zeros(len(lanes), ROW)
-        for name, column in (("ticket", "tickets"), ("sample_ticket", "sample_tickets"), ("queue", "queues"),
-                             ("priority", "priorities"), ("token", "tokens"), ("position", "positions"),
-                             ("kv_len", "kv_lens")):  # fmt: skip
+        for name, column in (
+            ("ticket", "tickets"),
+            ("sample_ticket", "sample_tickets"),
+            ("queue", "queues"),
+            ("priority", "priorities"),
+            ("token", "tokens"),
+            ("position", "positions"),
+            ("kv_len", "kv_lens"),
+        ):
             records[name] = columns[column]
         records["lane"], records["room"], records["left"] = lanes, room, 1
         choices = choices_of(message.samplers, [0] * len(message.samplers))
@@ -83,11 +89,23 @@ class PassTable:
         for row in sorted(rows.tolist(), key=lambda row: int(table.rows["turn"][row])):
             one, own = table.rows[row], table.own[row]
             pages = table.pages[row, : int(one["room"]) // table.page_size].astype("<u4").tobytes()
-            found.append((Forward(
-                int(one["ticket"]), key[1], int(one["queue"]), int(one["priority"]), pages, int(one["kv_len"]),
-                one["token"].astype("<u4").tobytes(), one["position"].astype("<u4").tobytes(), b"",
-                [Sample(0, own.sampler, int(one["sample_ticket"]))],
-            ), own.adapter))  # fmt: skip
+            found.append(
+                (
+                    Forward(
+                        int(one["ticket"]),
+                        key[1],
+                        int(one["queue"]),
+                        int(one["priority"]),
+                        pages,
+                        int(one["kv_len"]),
+                        one["token"].astype("<u4").tobytes(),
+                        one["position"].astype("<u4").tobytes(),
+                        b"",
+                        [Sample(0, own.sampler, int(one["sample_ticket"]))],
+                    ),
+                    own.adapter,
+                )
+            )
         self._scheduler.remove_passes(rows)
         return found
 
@@ -105,10 +123,16 @@ class PassTable:
         good = records[~np.isin(rows, list(errors))] if errors else records
         for peer_id, mine in self._scheduler.by_peer(good["lane"]):
             one = good[mine]
-            answers.append((peer_id, Sampled(
-                one["ticket"].astype("<u8").tobytes(), one["sample_ticket"].astype("<u8").tobytes(),
-                one["token"].astype("<u4").tobytes(),
-            )))  # fmt: skip
+            answers.append(
+                (
+                    peer_id,
+                    Sampled(
+                        one["ticket"].astype("<u8").tobytes(),
+                        one["sample_ticket"].astype("<u8").tobytes(),
+                        one["token"].astype("<u4").tobytes(),
+                    ),
+                )
+            )
         self._scheduler.remove_passes(rows)
         return lanes
 
@@ -131,8 +155,18 @@ class PassTable:
 
 def _columns(message: DecodePasses) -> dict[str, Any]:
     kinds = {"tickets": "<u8", "sample_tickets": "<u8", "priorities": "<i4"}
-    names = ("tickets", "sample_tickets", "queues", "priorities", "kv_lens", "tokens", "positions", "adapters",
-             "num_pages", "sampler_of")  # fmt: skip
+    names = (
+        "tickets",
+        "sample_tickets",
+        "queues",
+        "priorities",
+        "kv_lens",
+        "tokens",
+        "positions",
+        "adapters",
+        "num_pages",
+        "sampler_of",
+    )
     columns = {name: np.frombuffer(getattr(message, name), kinds.get(name, "<u4")) for name in names}
     num_bytes = 4 * int(columns["num_pages"].sum())
     if len({len(column) for column in columns.values()}) > 1 or num_bytes != len(message.pages):
@@ -155,9 +189,29 @@ def _padded(num_pages: Any, pages: U32) -> U32:
 def _forward(message: DecodePasses, columns: dict[str, Any], pages: U32, row: int) -> Forward:
     """A pass as a message of its own."""
     ticket, sample, queue, priority, kv_len, adapter, count, sampler = (
-        int(columns[name][row]) for name in (
-            "tickets", "sample_tickets", "queues", "priorities", "kv_lens", "adapters", "num_pages", "sampler_of")
-    )  # fmt: skip
+        int(columns[name][row])
+        for name in (
+            "tickets",
+            "sample_tickets",
+            "queues",
+            "priorities",
+            "kv_lens",
+            "adapters",
+            "num_pages",
+            "sampler_of",
+        )
+    )
     token, position = (columns[name][row : row + 1].tobytes() for name in ("tokens", "positions"))
-    return Forward(ticket, ticket >> 32, queue, priority, pages[row, :count].tobytes(), kv_len, token, position, b"",
-                   [Sample(0, message.samplers[sampler], sample)], adapter)  # fmt: skip
+    return Forward(
+        ticket,
+        ticket >> 32,
+        queue,
+        priority,
+        pages[row, :count].tobytes(),
+        kv_len,
+        token,
+        position,
+        b"",
+        [Sample(0, message.samplers[sampler], sample)],
+        adapter,
+    )

@@ -51,10 +51,7 @@ class PlanDesk:
     from another thread; until somebody sets it, grammars compile at once."""
 
     def __init__(
-        self,
-        scheduler: Scheduler,
-        fail: Callable[[Command, PierayError, Answers], None],
-        spec: TokenizerSpec | None,
+        self, scheduler: Scheduler, fail: Callable[[Command, PierayError, Answers], None], spec: TokenizerSpec | None
     ) -> None:
         self.call_later: Callable[[Later], None] | None = None
         self.vocab_size = 0
@@ -155,8 +152,9 @@ class PlanDesk:
             answers.append((plan.peer_id, PlanTokens.of([plan.ticket], [kept], logprobs, [plan.counts])))
         self._settle(plan, num_due, answers)
 
-    def rows_stepped(self, rows: RowGroup, tokens: I64, scores: F32, errors: dict[int, PierayError],
-                     answers: Answers) -> list[Over]:  # fmt: skip
+    def rows_stepped(
+        self, rows: RowGroup, tokens: I64, scores: F32, errors: dict[int, PierayError], answers: Answers
+    ) -> list[Over]:
         """These rows have drawn tokens, with these scores if any is scored; those with an error have not.  Tell what
         was drawn; the runs that are over."""
         table, numbers = self._scheduler.table, rows.rows
@@ -207,8 +205,13 @@ class PlanDesk:
             self._fill_masks(matchers)
         self._each(plans, PlanCommand.look_at, tokens, failed)
 
-    def _each(self, plans: dict[int, PlanCommand], look: Callable[[PlanCommand, int], None], tokens: I64,
-              failed: dict[int, PierayError]) -> None:  # fmt: skip
+    def _each(
+        self,
+        plans: dict[int, PlanCommand],
+        look: Callable[[PlanCommand, int], None],
+        tokens: I64,
+        failed: dict[int, PierayError],
+    ) -> None:
         for place, plan in plans.items():
             if place not in failed:
                 try:

@@ -34,20 +34,52 @@ class PlanCommand(ForwardCommand):
     """
 
     __slots__ = (
-        "_drafter", "_num_drafts", "_stop_texts", "_tail", "base", "counts", "drafts", "draw_kind", "finish",
-        "is_filtered", "is_scored", "is_waiting", "line", "masks", "matcher", "max_tokens", "num_drawn", "page_size",
-        "row", "sampler", "stop_tokens", "stopped_by", "stream", "visible",
-    )  # fmt: skip
+        "_drafter",
+        "_num_drafts",
+        "_stop_texts",
+        "_tail",
+        "base",
+        "counts",
+        "drafts",
+        "draw_kind",
+        "finish",
+        "is_filtered",
+        "is_scored",
+        "is_waiting",
+        "line",
+        "masks",
+        "matcher",
+        "max_tokens",
+        "num_drawn",
+        "page_size",
+        "row",
+        "sampler",
+        "stop_tokens",
+        "stopped_by",
+        "stream",
+        "visible",
+    )
 
     def __init__(self, peer_id: str, message: StartPlan, page_size: int) -> None:
         forward = Forward(
-            message.ticket, message.inferlet, message.queue, message.priority, message.pages, message.kv_len,
-            message.tokens, b"", b"", [], message.adapter,
-        )  # fmt: skip
+            message.ticket,
+            message.inferlet,
+            message.queue,
+            message.priority,
+            message.pages,
+            message.kv_len,
+            message.tokens,
+            b"",
+            b"",
+            [],
+            message.adapter,
+        )
         super().__init__(peer_id, forward, page_size)
         if message.max_tokens < 1 or not 0 <= message.num_drafts <= MAX_DRAFTS:
-            raise InvalidRequest(f"a plan draws at least 1 token, with up to {MAX_DRAFTS} drafts a step; given "
-                                 f"{message.max_tokens} and {message.num_drafts}")  # fmt: skip
+            raise InvalidRequest(
+                f"a plan draws at least 1 token, with up to {MAX_DRAFTS} drafts a step; given "
+                f"{message.max_tokens} and {message.num_drafts}"
+            )
         self.page_size = page_size
         self.pages = np.frombuffer(message.pages, "<u4")
         self.visible = _visible_bits(message.visible, message.kv_len)
@@ -131,10 +163,23 @@ class PlanCommand(ForwardCommand):
         flags = RUN | SPECIAL * is_special | SCORED * self.is_scored | HOOKED * is_hooked
         choice = choices_of([one], [kv_len])[0]
         return (
-            self.ticket, 0, lane, self.queue, self.priority, self.turn, self.arrived, flags, self.line[-1],
-            len(self.pages) * self.page_size, 0 if self.adapter is None else self.adapter.serial, choice,
-            kv_len, kv_len, self.counts[0], self.max_tokens - self.num_drawn,
-        )  # fmt: skip
+            self.ticket,
+            0,
+            lane,
+            self.queue,
+            self.priority,
+            self.turn,
+            self.arrived,
+            flags,
+            self.line[-1],
+            len(self.pages) * self.page_size,
+            0 if self.adapter is None else self.adapter.serial,
+            choice,
+            kv_len,
+            kv_len,
+            self.counts[0],
+            self.max_tokens - self.num_drawn,
+        )
 
     def leave_row(self, record: Any) -> None:
         """It is no row any more: what its columns say."""
@@ -164,10 +209,7 @@ class PlanCommand(ForwardCommand):
     def draws(self, start: int, stop: int) -> list[tuple[int, bytes]]:
         """Of the rows `[start, stop)` those to draw after, from `start`, and what the grammar allows (b"": all)."""
         first = self.num_known - 1
-        return [
-            (row - start, self.masks[row - first] if self.masks else b"")
-            for row in range(max(first, start), stop)
-        ]
+        return [(row - start, self.masks[row - first] if self.masks else b"") for row in range(max(first, start), stop)]
 
     def take(self, drawn: Sequence[int]) -> list[int]:
         """The step's draws, one for each of `draws`; those that count: while a draw is what was drafted, and one more.

@@ -450,9 +450,7 @@ class Scheduler:
         if self._costs is not None:
             add_rows(plan.work, group)
 
-    def _run(
-        self, plan: StepPlan, command: Command | int, heap: list[_Candidate], *, is_forced: bool = False
-    ) -> bool:
+    def _run(self, plan: StepPlan, command: Command | int, heap: list[_Candidate], *, is_forced: bool = False) -> bool:
         """Put what may run of the command into the step; False: its inferlet has had its share."""
         if isinstance(command, int):
             return self._pick(plan, command, is_forced=is_forced)

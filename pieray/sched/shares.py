@@ -280,8 +280,9 @@ class Shares:
         """What of the step is left to a tenant, beside others."""
         return max(min(self._clock - tenant.spent, self._burst_s) * tenant.part, self._least_s - tenant.taken)
 
-    def _begin_tenants(self, wanting: list[Tenant], present: list[Tenant], step_s: float,
-                       bare: float) -> tuple[float, float]:  # fmt: skip
+    def _begin_tenants(
+        self, wanting: list[Tenant], present: list[Tenant], step_s: float, bare: float
+    ) -> tuple[float, float]:
         """What all slices of the step may add, and what one tenant's may."""
         self._least_s = bare / 4.0
         decoding = [tenant.decode_s for tenant in present if tenant.decode_s > 0.0]

@@ -103,8 +103,10 @@ class SwapInCommand(SwapCommand):
         super().__init__(peer_id, message, swap)
         slots = _numbers(message.slots)
         if len(slots) != len(self.pages) or len(set(self.pages)) != len(self.pages):
-            raise InvalidRequest(f"as many pages as slots are swapped in, each once; given {len(slots)} slots and "
-                                 f"{len(set(self.pages))} pages ({len(self.pages)} named)")  # fmt: skip
+            raise InvalidRequest(
+                f"as many pages as slots are swapped in, each once; given {len(slots)} slots and "
+                f"{len(set(self.pages))} pages ({len(self.pages)} named)"
+            )
         swap.borrow(self.lane, slots)
         self.slots = slots
 

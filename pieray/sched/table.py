@@ -32,16 +32,26 @@ MAX_STOPS = 16
 RUN, SPECIAL, SCORED, HOOKED = 1, 2, 4, 8
 """Flags: a run of a plan (else a pass); a draw from other than the plain logits; log-probabilities are wanted; each
 token is looked at in Python."""
-ROW = np.dtype([
-    ("ticket", "<u8"), ("sample_ticket", "<u8"), ("lane", "<i8"), ("queue", "<u4"), ("priority", "<i4"),
-    ("turn", "<i8"), ("arrived", "<f8"), ("flags", "<u4"), ("token", "<u4"),
-    ("room", "<i8"),  # slots of its pages
-    ("adapter", "<i8"),
-    ("choice", CHOICE),  # behind it, and its counter, is what each step moves, see STEP
-    ("kv_len", "<i8"),  # tokens with KV: `token` is the one behind them
-    ("position", "<i8"), ("num_steps", "<i8"),
-    ("left", "<i8"),  # tokens to draw
-])  # fmt: skip
+ROW = np.dtype(
+    [
+        ("ticket", "<u8"),
+        ("sample_ticket", "<u8"),
+        ("lane", "<i8"),
+        ("queue", "<u4"),
+        ("priority", "<i4"),
+        ("turn", "<i8"),
+        ("arrived", "<f8"),
+        ("flags", "<u4"),
+        ("token", "<u4"),
+        ("room", "<i8"),  # slots of its pages
+        ("adapter", "<i8"),
+        ("choice", CHOICE),  # behind it, and its counter, is what each step moves, see STEP
+        ("kv_len", "<i8"),  # tokens with KV: `token` is the one behind them
+        ("position", "<i8"),
+        ("num_steps", "<i8"),
+        ("left", "<i8"),  # tokens to draw
+    ]
+)
 STEP: I64 = np.array([1, 1, 1, 1, -1])
 """What a step adds to the counter of the choice, kv_len, position, num_steps and left, the last columns of ROW."""
 NEVER = 1 << 40
@@ -136,8 +146,9 @@ class DecodeTable:
         capacity, width = self._pages.shape
         if size > capacity or num_pages > width:
             self._dissolve()
-            pages = np.zeros((max(size, 2 * capacity if size > capacity else capacity), max(width, num_pages * 3 // 2)),
-                             np.uint32)  # fmt: skip
+            pages = np.zeros(
+                (max(size, 2 * capacity if size > capacity else capacity), max(width, num_pages * 3 // 2)), np.uint32
+            )
             pages[: self._size, :width] = self._pages[: self._size]
             self._pages = pages
         capacity, num_before = self._stops.shape
@@ -244,8 +255,9 @@ class RowGroup:
         self.stops: U32 | None = stops if (stops != NO_TOKEN).any() else None
         whole = table._rows
         self.token: Records = whole["token"]
-        self.moving: I64 = np.ndarray((len(whole), len(STEP)), np.int64, whole, ROW.itemsize - STEP.nbytes,
-                                      (ROW.itemsize, STEP.itemsize))  # fmt: skip
+        self.moving: I64 = np.ndarray(
+            (len(whole), len(STEP)), np.int64, whole, ROW.itemsize - STEP.nbytes, (ROW.itemsize, STEP.itemsize)
+        )
         first = int(turns.min())
         self._first_turn = first if int(turns.max()) - first == len(rows) - 1 else -1
         self._next_turn = -1  # of the first of them, which the table is not told of yet
@@ -309,11 +321,20 @@ class RowGroup:
     def _made(self) -> DecodeRows:
         records = self.records
         samplers = {
-            place: sampler for place in self.special
+            place: sampler
+            for place in self.special
             if (sampler := self.table.own[int(self.rows[place])].sampler).bias_tokens or sampler.allowed
-        }  # fmt: skip
-        return DecodeRows(records["token"], records["position"], records["kv_len"], self.table.pages[self.where],
-                          records["choice"], samplers, scored=self.scored, adapters=self._adapters())  # fmt: skip
+        }
+        return DecodeRows(
+            records["token"],
+            records["position"],
+            records["kv_len"],
+            self.table.pages[self.where],
+            records["choice"],
+            samplers,
+            scored=self.scored,
+            adapters=self._adapters(),
+        )
 
     def _adapters(self) -> list[tuple[LoraAdapter, int, int]]:
         serials = self.records["adapter"]
@@ -321,9 +342,10 @@ class RowGroup:
             return []
         starts = np.flatnonzero(np.diff(serials, prepend=-1)).tolist()
         return [
-            (adapter, first, last) for first, last in zip(starts, [*starts[1:], len(self.rows)], strict=True)
+            (adapter, first, last)
+            for first, last in zip(starts, [*starts[1:], len(self.rows)], strict=True)
             if (adapter := self.table.own[int(self.rows[first])].adapter) is not None
-        ]  # fmt: skip
+        ]
 
 
 def stop_column(stops: frozenset[int]) -> U32:

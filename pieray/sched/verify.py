@@ -25,8 +25,10 @@ class VerifyCommand(ForwardCommand):
         tokens, drafts = np.frombuffer(message.tokens, "<u4"), np.frombuffer(message.drafts, "<u4")
         num_given = self.num_given = len(tokens)
         if not num_given or not 0 <= message.kv_len <= len(message.pages) * page_size:
-            raise InvalidRequest(f"kv_len {message.kv_len} is at least 0, {num_given} tokens at least 1, and both fit "
-                                 f"in {len(message.pages) // 4} pages of {page_size}")  # fmt: skip
+            raise InvalidRequest(
+                f"kv_len {message.kv_len} is at least 0, {num_given} tokens at least 1, and both fit "
+                f"in {len(message.pages) // 4} pages of {page_size}"
+            )
         self.parents = _checked_parents(message.parents, len(drafts))
         self.visible = _checked_visible(message.visible, message.kv_len)
         self.sampled: dict[int, int] = {}  # by row: the token drawn behind it
@@ -37,11 +39,23 @@ class VerifyCommand(ForwardCommand):
         given = np.arange(message.kv_len, message.kv_len + num_given, dtype=np.uint32)
         rows = range(num_given - 1, num_given + len(drafts))
         outputs: list[Output] = [Sample(row, message.sampler, message.ticket) for row in rows]
-        super().__init__(peer_id, Forward(
-            message.ticket, message.inferlet, message.queue, message.priority, message.pages, message.kv_len,
-            message.tokens + message.drafts, np.concatenate((given, behind)).astype("<u4").tobytes(), b"", outputs,
-            message.adapter,
-        ), page_size)  # fmt: skip
+        super().__init__(
+            peer_id,
+            Forward(
+                message.ticket,
+                message.inferlet,
+                message.queue,
+                message.priority,
+                message.pages,
+                message.kv_len,
+                message.tokens + message.drafts,
+                np.concatenate((given, behind)).astype("<u4").tobytes(),
+                b"",
+                outputs,
+                message.adapter,
+            ),
+            page_size,
+        )
         self.counters = self.positions
 
     @property
@@ -66,8 +80,9 @@ class VerifyCommand(ForwardCommand):
         if is_flat:
             return np.packbits(visible, bitorder="little").tobytes()
         first, behind = max(start, self.num_given), self.kv_len + self.num_given
-        visible[first - start :, behind:] = self._ancestors()[first - self.num_given : stop - self.num_given,
-                                                             : stop - self.num_given]  # fmt: skip
+        visible[first - start :, behind:] = self._ancestors()[
+            first - self.num_given : stop - self.num_given, : stop - self.num_given
+        ]
         return np.packbits(visible, bitorder="little").tobytes()
 
     def _ancestors(self) -> npt.NDArray[np.uint8]:
@@ -95,8 +110,9 @@ class VerifyCommand(ForwardCommand):
             path.append(row)
             sampled.append(self.sampled[row])
         moves = [(row, self.num_given + place) for place, row in enumerate(path) if row != self.num_given + place]
-        return np.array(sampled, "<u4"), [(*self._slot(src, page_size), *self._slot(dst, page_size), 1)
-                                          for src, dst in moves]  # fmt: skip
+        return np.array(sampled, "<u4"), [
+            (*self._slot(src, page_size), *self._slot(dst, page_size), 1) for src, dst in moves
+        ]
 
     def _child(self, row: int, token: int) -> int | None:
         """The first draft behind `row` that is `token`."""

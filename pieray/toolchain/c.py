@@ -9,9 +9,18 @@ from pieray.toolchain import component, find
 
 HEADERS = Path(__file__).resolve().parents[1] / "sdk" / "c"
 FLAGS = (
-    "--target=wasm32", "-std=c2x", "-O2", "-Wall", "-Wno-unused-function", "-nostdlib", "-fno-builtin",
-    "-Wl,--no-entry", "-Wl,--strip-debug", "-Wl,--stack-first", "-Wl,-z,stack-size=65536",
-)  # fmt: skip
+    "--target=wasm32",
+    "-std=c2x",
+    "-O2",
+    "-Wall",
+    "-Wno-unused-function",
+    "-nostdlib",
+    "-fno-builtin",
+    "-Wl,--no-entry",
+    "-Wl,--strip-debug",
+    "-Wl,--stack-first",
+    "-Wl,-z,stack-size=65536",
+)
 """Names of functions are kept: a trap tells them."""
 
 

@@ -43,10 +43,15 @@ def check(path: Path) -> Report:
     source = sources.resolve(str(path.resolve()))
     imports, is_exact = _python(source) if source.source else (_component(source), False)
     return Report(
-        source.name, source.version, "python" if source.source else "component",
-        len(source.component) or len(source.source.encode()), imports, dict(source.capabilities), dict(source.limits),
+        source.name,
+        source.version,
+        "python" if source.source else "component",
+        len(source.component) or len(source.source.encode()),
+        imports,
+        dict(source.capabilities),
+        dict(source.limits),
         _warnings(source, imports, is_exact),
-    )  # fmt: skip
+    )
 
 
 def _python(source: ProgramSource) -> tuple[dict[str, list[str]], bool]:

@@ -75,21 +75,25 @@ def node_modules(package: str, near: Path | None = None) -> Path:
     for folder in (*given, *around, Path.cwd(), own):
         if (folder / "node_modules" / package).is_dir():
             return folder.resolve()
-    raise MissingTool(f"the npm package {package} is not installed: npm install --prefix {own} {package} "
-                      "(or name a folder whose node_modules has it in PIERAY_JCO)")  # fmt: skip
+    raise MissingTool(
+        f"the npm package {package} is not installed: npm install --prefix {own} {package} "
+        "(or name a folder whose node_modules has it in PIERAY_JCO)"
+    )
 
 
 def rustc() -> tuple[str, str]:
     """A Rust compiler with the standard library for wasm32-unknown-unknown, and its folder of libraries."""
     hint = "apt-get install rustc libstd-rust-dev-wasm32 lld-19, or rustup target add wasm32-unknown-unknown"
-    for name in ([os.environ["PIERAY_RUSTC"]] if os.environ.get("PIERAY_RUSTC") else RUSTC):
+    for name in [os.environ["PIERAY_RUSTC"]] if os.environ.get("PIERAY_RUSTC") else RUSTC:
         if (found := shutil.which(name)) is None:
             continue
         folder = _quietly([found, "--print", "target-libdir", "--target", "wasm32-unknown-unknown"])
         if folder and any(Path(folder).glob("libstd-*.rlib")):
             return found, folder
-    raise MissingTool(f"no rustc here has the standard library of wasm32-unknown-unknown: {hint} "
-                      "(or name the compiler in PIERAY_RUSTC)")  # fmt: skip
+    raise MissingTool(
+        f"no rustc here has the standard library of wasm32-unknown-unknown: {hint} "
+        "(or name the compiler in PIERAY_RUSTC)"
+    )
 
 
 def run(what: str, *command: str | Path, cwd: Path | None = None) -> None:
@@ -97,9 +101,15 @@ def run(what: str, *command: str | Path, cwd: Path | None = None) -> None:
     words = [str(word) for word in command]
     try:
         done = subprocess.run(  # noqa: S603 - tools that the user has installed, on the user's own sources
-            words, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=BUILD_TIMEOUT_S, check=False,
+            words,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=BUILD_TIMEOUT_S,
+            check=False,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         raise InvalidRequest(f"{what} took more than {BUILD_TIMEOUT_S:.0f} s") from None
     printed = (done.stderr + done.stdout).strip()[-8000:]

@@ -23,11 +23,21 @@ def build(entry: Path, target: Path) -> None:
         root = Path(folder).resolve()
         shutil.copytree(entry.parent, root, ignore=_all_but_modules, dirs_exist_ok=True)
         shutil.copytree(SDK, root / "node_modules" / "inferlet", dirs_exist_ok=True)
-        find.run(f"making a component of {entry.name}", find.node(), component.HERE / "qjs.mjs", modules,
-                 root / entry.name, root, WIT_FILE, component.WORLD, target)  # fmt: skip
+        find.run(
+            f"making a component of {entry.name}",
+            find.node(),
+            component.HERE / "qjs.mjs",
+            modules,
+            root / entry.name,
+            root,
+            WIT_FILE,
+            component.WORLD,
+            target,
+        )
 
 
 def _all_but_modules(folder: str, names: list[str]) -> list[str]:
     """Of a folder's files, those that no module imports; jco and its kin are no part of an inferlet."""
     return [n for n in names if not Path(folder, n).is_dir() and Path(n).suffix not in SUFFIXES] + [
-        n for n in names if n in ("@bytecodealliance", "componentize-qjs", ".git")]  # fmt: skip
+        n for n in names if n in ("@bytecodealliance", "componentize-qjs", ".git")
+    ]

@@ -28,13 +28,23 @@ TYPES = {
 #: What a caller may give for a list; `_convert` makes a list of it.
 GIVEN = {"list<u32>": "Iterable[int]", "list<f32>": "Iterable[float]", "list<string>": "Iterable[str]"}
 #: WIT type -> range of its values, compared in place: a call for each integer would be dear.
-RANGES = {"u32": "0 <= {} <= 0xFFFFFFFF", "s32": "-0x80000000 <= {} <= 0x7FFFFFFF",
-          "u64": "0 <= {} <= 0xFFFFFFFFFFFFFFFF"}  # fmt: skip
+RANGES = {
+    "u32": "0 <= {} <= 0xFFFFFFFF",
+    "s32": "-0x80000000 <= {} <= 0x7FFFFFFF",
+    "u64": "0 <= {} <= 0xFFFFFFFFFFFFFFFF",
+}
 #: WIT type -> function of `_convert` that checks a value
 CONVERT = {
-    "u32": "u32", "s32": "s32", "u64": "u64", "f32": "f32", "bool": "boolean", "string": "text", "list<u32>": "u32s",
-    "list<f32>": "f32s", "list<string>": "texts",
-}  # fmt: skip
+    "u32": "u32",
+    "s32": "s32",
+    "u64": "u64",
+    "f32": "f32",
+    "bool": "boolean",
+    "string": "text",
+    "list<u32>": "u32s",
+    "list<f32>": "f32s",
+    "list<string>": "texts",
+}
 INTRO = '''\
 """The handlers, a class for each interface of pieray.wit @VERSION@: arguments are checked, errors are typed.
 

@@ -47,12 +47,16 @@ def new(folder: Path, lang: str = "py") -> list[Path]:
     texts = {
         manifest.FILE_NAME: _MANIFEST.format(name=name, lang=lang),
         "README.md": _README.format(
-            name=name, folder=folder.name, build="" if lang == "py" else _BUILD.format(folder=folder.name),
+            name=name,
+            folder=folder.name,
+            build="" if lang == "py" else _BUILD.format(folder=folder.name),
             tests="; `pytest` runs its tests" if lang == "py" else "",
         ),
-        **{path.stem: path.read_text(encoding="utf-8").replace("NAME", name)
-           for path in sorted((TEMPLATES / lang).glob("*.txt"))},
-    }  # fmt: skip
+        **{
+            path.stem: path.read_text(encoding="utf-8").replace("NAME", name)
+            for path in sorted((TEMPLATES / lang).glob("*.txt"))
+        },
+    }
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for file, text in texts.items():

@@ -64,8 +64,14 @@ class Door:
     or slow peers keep nobody waiting, and a flood from one address costs the peers of others nothing.
     """
 
-    def __init__(self, sock: socket.socket, token: str, welcome: Welcome, options: SocketOptions,
-                 on_peer: Callable[[socket.socket, Hello], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        sock: socket.socket,
+        token: str,
+        welcome: Welcome,
+        options: SocketOptions,
+        on_peer: Callable[[socket.socket, Hello], None],
+    ) -> None:
         """`on_peer` is called with each peer that is let in, on a thread that is the peer's from then on, and closes
         the socket."""
         self._sock = sock

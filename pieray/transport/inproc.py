@@ -22,14 +22,7 @@ class InprocConnection(Connection):
     """One end of a pair; each reads from a queue that the other fills."""
 
     def __init__(
-        self,
-        service: Service,
-        *,
-        peer_id: str,
-        role: str,
-        incarnation: int,
-        inbox: FrameQueue,
-        outbox: FrameQueue,
+        self, service: Service, *, peer_id: str, role: str, incarnation: int, inbox: FrameQueue, outbox: FrameQueue
     ) -> None:
         super().__init__(service, peer_id=peer_id, role=role, incarnation=incarnation)
         self._inbox = inbox

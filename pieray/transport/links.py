@@ -69,13 +69,7 @@ def connect(
     check_token(token)
     if endpoint.kind == "socket":
         return connect_socket(
-            endpoint,
-            service,
-            role=role,
-            peer_id=peer_id,
-            token=token,
-            timeout_s=timeout_s,
-            options=options,
+            endpoint, service, role=role, peer_id=peer_id, token=token, timeout_s=timeout_s, options=options
         )
     if endpoint.kind == "inproc":
         return connect_inproc(endpoint, service, role=role, peer_id=peer_id, token=token)

@@ -61,9 +61,7 @@ class _HungUpError(Exception):
     """The other end has closed the connection before the handshake was over."""
 
 
-def _authenticated(
-    handshake: ClientHandshake, endpoint: Endpoint, deadline: float
-) -> tuple[socket.socket, Welcome]:
+def _authenticated(handshake: ClientHandshake, endpoint: Endpoint, deadline: float) -> tuple[socket.socket, Welcome]:
     """A socket whose handshake is done, and the listener's word.
 
     Raises _HungUpError, TimeoutError, and as `ClientHandshake.finish`.

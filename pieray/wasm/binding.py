@@ -51,9 +51,16 @@ def blocking_callback(function: Blocking, executor: str) -> Any:
 
 def _fiber_callback(function: Blocking) -> Any:
     def callback(
-        _env: int, context: int, _type: int, args: int, _nargs: int, results: int, _nresults: int,
-        error_out: int, continuation_out: int,
-    ) -> None:  # fmt: skip
+        _env: int,
+        context: int,
+        _type: int,
+        args: int,
+        _nargs: int,
+        results: int,
+        _nresults: int,
+        error_out: int,
+        continuation_out: int,
+    ) -> None:
         guest = cast("FiberGuest", running.guest)
         continuation = DONE
         try:

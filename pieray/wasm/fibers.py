@@ -277,9 +277,14 @@ class FiberExecutor:
     name = "fiber"
 
     def __init__(
-        self, engine: wasmtime.Engine, timers: Timers, num_threads: int, on_batch_end: Callable[[], None],
-        weight_of: Callable[[str], float], is_short: Callable[[], bool],
-    ) -> None:  # fmt: skip
+        self,
+        engine: wasmtime.Engine,
+        timers: Timers,
+        num_threads: int,
+        on_batch_end: Callable[[], None],
+        weight_of: Callable[[str], float],
+        is_short: Callable[[], bool],
+    ) -> None:
         self._timers = timers
         self._on_batch_end = on_batch_end
         self._num_turns = [0] * num_threads  # per worker: odd while it runs a turn

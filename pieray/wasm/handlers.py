@@ -25,10 +25,20 @@ U32s = np.ndarray[Any, np.dtype[np.uint32]]
 
 #: Functions that wait, or whose work grows with what a guest gives them, beyond what its neighbours may be made to
 #: wait for.
-DEFERRABLE = frozenset({
-    ("plans", "read"), ("model", "tokenize"), ("model", "detokenize"), ("model", "stream-push"), ("chat", "render"),
-    ("chat", "parse"), ("grammar", "mask"), ("grammar", "accept"), ("grammar", "forced"), ("grammar", "rollback"),
-})  # fmt: skip
+DEFERRABLE = frozenset(
+    {
+        ("plans", "read"),
+        ("model", "tokenize"),
+        ("model", "detokenize"),
+        ("model", "stream-push"),
+        ("chat", "render"),
+        ("chat", "parse"),
+        ("grammar", "mask"),
+        ("grammar", "accept"),
+        ("grammar", "forced"),
+        ("grammar", "rollback"),
+    }
+)
 
 
 class Handlers(Protocol):

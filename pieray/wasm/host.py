@@ -58,10 +58,15 @@ class WasmHost:
     on_batch_end: Callable[[], None]
 
     def __init__(
-        self, executor: str = "auto", worker_threads: int = 1, compile_limits: CompileLimits | None = None,
-        most_guests: int = MOST_GUESTS, *, weight_of: Callable[[str], float] = lambda _: 1.0,
+        self,
+        executor: str = "auto",
+        worker_threads: int = 1,
+        compile_limits: CompileLimits | None = None,
+        most_guests: int = MOST_GUESTS,
+        *,
+        weight_of: Callable[[str], float] = lambda _: 1.0,
         is_short: Callable[[], bool] = lambda: False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.executor = choose_executor(executor)
         self.on_batch_end = _nothing
         self._compile_limits = compile_limits or CompileLimits()

@@ -94,8 +94,15 @@ func_call = _declare(
 instance_get_func = _declare("wasmtime_component_instance_get_func", c_bool, c_void_p, c_void_p, c_void_p, c_void_p)
 _add_resource = _declare(
     "wasmtime_component_linker_instance_add_resource",
-    c_void_p, c_void_p, c_char_p, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p,
-)  # fmt: skip
+    c_void_p,
+    c_void_p,
+    c_char_p,
+    c_size_t,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+    c_void_p,
+)
 _add_func_args = (c_void_p, c_char_p, c_size_t, c_void_p, c_void_p, c_void_p)
 _add_func = _declare("wasmtime_component_linker_instance_add_func", c_void_p, *_add_func_args)
 
@@ -110,8 +117,15 @@ if not missing_async_symbols():
     )
     call_async = _declare(
         "wasmtime_component_func_call_async",
-        c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p,
-    )  # fmt: skip
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        c_size_t,
+        c_void_p,
+        c_size_t,
+        c_void_p,
+    )
     future_poll = _declare("wasmtime_call_future_poll", c_bool, c_void_p)
     future_delete = _declare("wasmtime_call_future_delete", None, c_void_p)
     async_stack_size_set = _declare("wasmtime_config_async_stack_size_set", None, c_void_p, c_size_t)

@@ -57,7 +57,6 @@ class TicketPark:
             log.exception("tickets_ready failed")
             return error_result(PierayError(f"tickets_ready failed: {error!r}"))
 
-
     def abandon(self) -> None: ...
 
 

@@ -14,10 +14,18 @@ DRAWN = 3
 """Each token that is drawn; others than those that lists of tokens are made of, which may be stop tokens."""
 
 _ANSWERS: dict[str | None, Any] = {
-    None: None, "bool": False, "u32": 1, "u64": 1, "f32": 0.0, "string": "", "list<u32>": [1, 2], "list<f32>": [0.0],
-    "list<string>": [], "tuple<list<u32>, list<f32>>": ([1, 2], [0.5, 0.5]),
+    None: None,
+    "bool": False,
+    "u32": 1,
+    "u64": 1,
+    "f32": 0.0,
+    "string": "",
+    "list<u32>": [1, 2],
+    "list<f32>": [0.0],
+    "list<string>": [],
+    "tuple<list<u32>, list<f32>>": ([1, 2], [0.5, 0.5]),
     "tuple<list<u32>, list<string>, list<f32>>": ([], [], []),
-}  # fmt: skip
+}
 _TYPES = {
     f"{interface}_{name}".replace("-", "_"): signature.ok
     for interface, functions in HANDLERS.items()
@@ -57,8 +65,18 @@ class RehearsalHandlers:
         return [DRAWN] * count, [" "] * count if stream else [], []
 
     def plans_state(self, _plan: int) -> str:
-        return json.dumps({"state": "ended", "num_tokens": 0, "kv_len": 0, "finish_reason": "length", "stopped_by": "",
-                           "num_steps": 1, "num_drafted": 0, "num_accepted": 0})  # fmt: skip
+        return json.dumps(
+            {
+                "state": "ended",
+                "num_tokens": 0,
+                "kv_len": 0,
+                "finish_reason": "length",
+                "stopped_by": "",
+                "num_steps": 1,
+                "num_drafted": 0,
+                "num_accepted": 0,
+            }
+        )
 
     def stdout(self, _fd: int, _text: bytes) -> None: ...
 

@@ -104,9 +104,14 @@ class TurnQueue(Generic[G]):
     """
 
     def __init__(
-        self, num_workers: int, preempt: Callable[[], None], *, weight_of: Callable[[str], float] = lambda _: 1.0,
-        is_short: Callable[[], bool] = lambda: False, clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
+        self,
+        num_workers: int,
+        preempt: Callable[[], None],
+        *,
+        weight_of: Callable[[str], float] = lambda _: 1.0,
+        is_short: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._num_workers = num_workers
         self._preempt = preempt
         self._weight_of = weight_of

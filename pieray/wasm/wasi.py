@@ -31,12 +31,25 @@ MAX_RANDOM_BYTES = 1 << 20
 #: host resource types: the number is the type's identity, for all guests
 RESOURCES: dict[str, int] = {
     name: 100 + i
-    for i, name in enumerate((
-        "pollable", "error", "output-stream", "input-stream", "terminal-input", "terminal-output", "descriptor",
-        "directory-entry-stream", "network", "tcp-socket", "udp-socket", "incoming-datagram-stream",
-        "outgoing-datagram-stream", "resolve-address-stream",
-    ))
-}  # fmt: skip
+    for i, name in enumerate(
+        (
+            "pollable",
+            "error",
+            "output-stream",
+            "input-stream",
+            "terminal-input",
+            "terminal-output",
+            "descriptor",
+            "directory-entry-stream",
+            "network",
+            "tcp-socket",
+            "udp-socket",
+            "incoming-datagram-stream",
+            "outgoing-datagram-stream",
+            "resolve-address-stream",
+        )
+    )
+}
 
 #: (guest, lifted arguments; a borrow as the number the resource was made with) -> image, or a Park
 Function = Callable[..., Any]

@@ -48,19 +48,39 @@ class CommandLine:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PIERAY_"))}
         kept |= {name: os.environ[name] for name in ("PIERAY_CACHE",) if name in os.environ}
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-        return {**kept, "PATH": path, "PIERAY_HOME": str(self.folder / "home"), MARK: self.mark,
-                "RAY_USAGE_STATS_ENABLED": "0"}  # fmt: skip
+        return {
+            **kept,
+            "PATH": path,
+            "PIERAY_HOME": str(self.folder / "home"),
+            MARK: self.mark,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
 
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run to the end; its output is captured."""
-        return subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True,
-                              timeout=TIMEOUT_S, check=False, **options)  # fmt: skip
+        return subprocess.run(
+            words,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            **options,
+        )
 
     def begin(self, *words: str) -> subprocess.Popen[str]:
         """Start in a session of its own, as a terminal would have it."""
         with heeding_signals():
-            return subprocess.Popen(words, cwd=self.folder, env=self.environment, stdout=subprocess.PIPE,
-                                    stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+            return subprocess.Popen(
+                words,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
 
     def hold(self, program: str = "hold.py") -> subprocess.Popen[str]:
         """`pieray run` of one that never ends, once it runs."""

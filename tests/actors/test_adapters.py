@@ -28,7 +28,7 @@ from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 BASE = model_folder("pie-tiny")
 PROMPT = "12+7="
 LOGITS = program(
-    '''
+    """
 import base64
 from inferlet import adapters, forward, kv, model, queue, scratch, session
 
@@ -45,7 +45,7 @@ async def main(prompt, name="", data="", alpha=0.0):
     if adapter is not None:
         adapter.close()
     return await asked
-''',
+""",
     "logits",
 )
 
@@ -111,7 +111,7 @@ def test_adapters_of_every_origin_share_batches_and_equal_merged_weights(
 
 
 FOLDER = program(
-    '''
+    """
 import base64
 from inferlet import adapters, forward, kv, model, queue, scratch
 
@@ -120,7 +120,7 @@ async def main(prompt, data, config):
     scratch.write("lora/adapter_config.json", config)
     adapter = await adapters.load("lora")
     return await forward.forward(queue.create(), kv.alloc(2), 0, model.tokenize(prompt), adapter=adapter).logits()
-''',
+""",
     "folder",
 )
 
@@ -138,7 +138,7 @@ def test_what_an_inferlet_loads_is_scaled_as_its_folder_says(
 
 
 SNAPSHOT = program(
-    '''
+    """
 import base64
 from inferlet import Context, adapters, scratch
 
@@ -156,7 +156,7 @@ async def main(do, name="", data="", alpha=0.0):
     else:
         async with await Context.open("kept", adapter=adapter) as ctx:
             return await ctx.collect_text(4, stop_tokens=())
-''',
+""",
     "snapshot",
 )
 
@@ -202,7 +202,7 @@ def test_another_tenant_does_not_see_them(engine: Any, loras: dict[str, Any]) ->
 def test_an_unloaded_adapter_is_not_found_and_open_handles_are_evicted(engine: Any, loras: dict[str, Any]) -> None:
     engine.load_adapter("two", as_bytes(loras["two"]))
     holder = program(
-        '''
+        """
 from inferlet import Context, adapters, session
 async def main():
     async with Context("1+1=", adapter=adapters.open("two")) as ctx:
@@ -210,7 +210,7 @@ async def main():
         session.send("open")
         await session.receive()
         await ctx.generate(1)
-'''
+"""
     )
     process = engine.launch(holder)
     assert next(iter(process)).text == "open"
@@ -244,14 +244,14 @@ def test_bad_adapters_are_refused_by_name(engine: Any, loras: dict[str, Any]) ->
 def test_what_inferlets_load_is_freed_when_they_end(engine: Any, loras: dict[str, Any]) -> None:
     data = base64.b64encode(as_bytes(loras["mine"])).decode()
     keeps = program(
-        '''
+        """
 import base64
 from inferlet import adapters, scratch
 async def main(data):
     scratch.write("a", base64.b64decode(data))
     await adapters.load("a")
     return [one["name"] for one in [adapters.info(name) for name in adapters.names()]]
-'''
+"""
     )
     assert engine.launch(keeps, data=data).result(timeout=60) == ["one"]
     deadline = time.monotonic() + 10
@@ -278,7 +278,7 @@ def test_lora_switch_answers_with_two_adapters_side_by_side(engine: Any, loras: 
 
 
 ONE_GENERATION = program(
-    '''
+    """
 from inferlet import Context, adapters
 
 async def by_hand(ctx, n, adapter):
@@ -317,7 +317,7 @@ async def main(prompt, n):
         await ctx.generate(n, stop_tokens=())
         base = ctx.tokens
     return found, mixed, base
-''',
+""",
     "one-generation",
 )
 

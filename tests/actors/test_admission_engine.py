@@ -56,9 +56,12 @@ def engine(ray_cluster: None) -> Iterator[Any]:
     """With four places and a line for two."""
     tenants = {"lab": {"inferlets": 2, "store_bytes": 1000}, "slow": {"tokens_per_minute": 120}}
     with pieray.start(
-        namespace=f"admission-{time.time_ns()}", inferlets_per_actor=4, max_actors=1, max_waiting_launches=2,
+        namespace=f"admission-{time.time_ns()}",
+        inferlets_per_actor=4,
+        max_actors=1,
+        max_waiting_launches=2,
         tenants=tenants,
-    ) as started:  # fmt: skip
+    ) as started:
         yield started
         assert_pages_return(started, SOON)
 
@@ -124,9 +127,7 @@ def test_a_high_priority_passes_the_line_and_a_full_line_is_an_answer(
         plain.result(SOON).send("")
 
 
-def test_who_waits_too_long_is_told_when_to_come_again(
-    engine: Any, of: Callable[[str], Any], held: list[Any]
-) -> None:
+def test_who_waits_too_long_is_told_when_to_come_again(engine: Any, of: Callable[[str], Any], held: list[Any]) -> None:
     client = of("ann")
     client.config = dataclasses.replace(client.config, launch_wait_s=1.0)  # of this client
     began = time.monotonic()
@@ -161,9 +162,7 @@ def test_children_count_and_their_parent_gets_the_error(engine: Any, of: Callabl
     assert lab.launch(PARENT, capabilities={"children": True}).result(timeout=SOON) == 1
     holds = lab.launch(HOLD)
     code, message = lab.launch(PARENT, capabilities={"children": True}).result(timeout=SOON)
-    assert (code, message.partition(";")[0]) == (
-        "overloaded", "inferlets: the quota of tenant 'lab' is 2 at one time"
-    )  # fmt: skip
+    assert (code, message.partition(";")[0]) == ("overloaded", "inferlets: the quota of tenant 'lab' is 2 at one time")
     holds.kill()
 
 
@@ -188,9 +187,7 @@ def test_a_tenants_own_store_quota_takes_the_place_of_the_engines(engine: Any, o
         of("lab").launch(STORE, size=5000, **options).result(timeout=SOON)
 
 
-def test_many_clients_at_a_small_engine_are_all_served_or_answered(
-    engine: Any, of: Callable[[str], Any]
-) -> None:
+def test_many_clients_at_a_small_engine_are_all_served_or_answered(engine: Any, of: Callable[[str], Any]) -> None:
     """Each comes again when it is told to."""
     client = of("crowd")
     answers: list[float] = []

@@ -137,9 +137,11 @@ def test_an_inferlet_that_is_killed_leaves_the_texts_it_waited_for(apart: Any) -
 
 
 def test_an_actor_that_is_killed_leaves_the_texts_it_waited_for(apart: Any) -> None:
-    hold = program("from inferlet import messaging, session\nfrom inferlet import _host\nasync def main():\n"
-                   "    ticket = messaging.pull_ticket('kept')\n    _host.tickets.wait([ticket.id], -1)\n"
-                   "    session.send('given, not taken')\n    await session.receive()")  # fmt: skip
+    hold = program(
+        "from inferlet import messaging, session\nfrom inferlet import _host\nasync def main():\n"
+        "    ticket = messaging.pull_ticket('kept')\n    _host.tickets.wait([ticket.id], -1)\n"
+        "    session.send('given, not taken')\n    await session.receive()"
+    )
     run(apart, PUSH, queue="kept", texts=["one"])
     holding = ready(apart.launch(hold, capabilities=BOTH))
     peer = holding._link.endpoint.peer_id
@@ -174,8 +176,11 @@ def test_the_store_outlives_inferlets_and_counts_for_the_tenant(apart: Any) -> N
     steps = [["put", "a", "1"], ["put_json", "b", {"x": [1]}], ["put_if", "a", "1", "2"], ["put_if", "c", None, "3"]]
     assert run(apart, STORE, steps=steps) == [None, None, True, True]
     assert run(apart, STORE, steps=[["get", "a"], ["get_json", "b"], ["delete", "c"], ["get", "c", "-"]]) == [
-        "2", {"x": [1]}, True, "-",
-    ]  # fmt: skip
+        "2",
+        {"x": [1]},
+        True,
+        "-",
+    ]
     process = apart.launch(STORE, steps=[["put", "d", "x" * 100]], capabilities=BOTH, limits={"store_bytes": 150})
     with pytest.raises(QuotaExceeded, match="store_bytes: the limit is 150"):
         process.result(timeout=60)
@@ -195,8 +200,10 @@ FLOODS = {
 
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_ends_its_inferlet_alone(apart: Any, flood: str) -> None:
-    source = program("from inferlet import _host, messaging, tickets\nasync def main():\n    for i in range(10**9):\n"
-                     f"        {FLOODS[flood]}\n        if i % 64 == 0: tickets.wait([], 1)\n")  # fmt: skip
+    source = program(
+        "from inferlet import _host, messaging, tickets\nasync def main():\n    for i in range(10**9):\n"
+        f"        {FLOODS[flood]}\n        if i % 64 == 0: tickets.wait([], 1)\n"
+    )
     apart.tenant = "hostile"
     try:
         hostile = apart.launch(source, capabilities=BOTH, limits={"cpu_time_s": 1.0, "store_bytes": 1 << 20})
@@ -215,8 +222,9 @@ def test_a_flood_ends_its_inferlet_alone(apart: Any, flood: str) -> None:
 def test_many_workers_do_each_task_once(apart: Any) -> None:
     prompts = [f"{a}+{b}=" for a in range(3, 7) for b in range(10, 13)]
     workers = [apart.launch("worker-queue", role="worker", job="j", capabilities=BOTH) for _ in range(3)]
-    answers = apart.launch("worker-queue", role="producer", job="j", prompts=prompts, workers=3,
-                           capabilities=BOTH).result(timeout=120)  # fmt: skip
+    answers = apart.launch(
+        "worker-queue", role="producer", job="j", prompts=prompts, workers=3, capabilities=BOTH
+    ).result(timeout=120)
     counts = [w.result(timeout=60) for w in workers]
     assert sum(counts) == len(prompts) == len(answers)
     assert min(counts) >= 1  # work was shared

@@ -14,14 +14,14 @@ import pieray
 from pieray.errors import Cancelled, DeadlineExceeded, Denied, QuotaExceeded, RemoteFailed
 
 CHILDREN = {"children": True}
-ECHO = '''
+ECHO = """
 from inferlet import session
 async def main(times=1):
     session.send("ready")
     for _ in range(times):
         session.send((await session.receive()).upper())
     return times
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,9 @@ def until_ended(engine: Any, instance_id: str, timeout_s: float = 20.0) -> None:
 
 
 def test_source_programs_and_functions_give_their_results_and_texts(engine: Any) -> None:
-    found = run(engine, f'''
+    found = run(
+        engine,
+        f"""
 from inferlet import children, runtime
 
 def whoami(a, b):
@@ -72,25 +74,31 @@ async def main():
     named = children.launch("text-completion", prompt="12+7=", max_tokens=8)
     function = children.launch(whoami, a=1, b=2)
     return [texts, await echo, (await named)["text"], await function, runtime.instance_id()]
-''')  # fmt: skip
+""",
+    )
     texts, times, named, (total, parent, user, tenant, may), me = found
     assert texts == ["ready", "A", "B"]
     assert (times, named, total, parent, user, tenant, may) == (2, "19", 3, me, "local", "local", True)
 
 
 def test_children_talk_over_ray_calls_as_well(engines: Any) -> None:
-    found = run(engines("ray"), f'''
+    found = run(
+        engines("ray"),
+        f"""
 from inferlet import children
 async def main():
     child = children.launch(source={ECHO!r})
     await child.send("a")
     return [[text async for text in child], await child]
-''')  # fmt: skip
+""",
+    )
     assert found == [["ready", "A"], 1]
 
 
 def test_a_family_spreads_over_actors(engine: Any) -> None:
-    found = run(engine, f'''
+    found = run(
+        engine,
+        f"""
 import asyncio
 from inferlet import children
 async def main():
@@ -100,7 +108,8 @@ async def main():
         await child.receive()
     await asyncio.gather(*(child.send(str(i)) for i, child in enumerate(family)))
     return [ids, [await child.receive() for child in family], [await child for child in family]]
-''')  # fmt: skip
+""",
+    )
     ids, texts, results = found
     assert (texts, results) == ([str(i) for i in range(8)], [1] * 8)
     assert len([a for a in engine.status()["actors"] if a["role"] == "inferlets"]) > 1
@@ -108,7 +117,9 @@ async def main():
 
 
 def test_a_childs_errors_are_typed(engine: Any) -> None:
-    found = run(engine, '''
+    found = run(
+        engine,
+        """
 from inferlet import Error, children
 async def main():
     found = []
@@ -134,10 +145,9 @@ async def main():
     except Error as error:
         found.append([error.code, error.message])
     return found
-''')  # fmt: skip
-    assert [code for code, _ in found] == [
-        "failed", "quota", "invalid", "failed", "not-found", "deadline", "cancelled",
-    ]  # fmt: skip
+""",
+    )
+    assert [code for code, _ in found] == ["failed", "quota", "invalid", "failed", "not-found", "deadline", "cancelled"]
     assert "no luck" in found[0][1]
     assert "no-such-program" in found[4][1]
     assert found[6][1] == "enough"
@@ -145,17 +155,21 @@ async def main():
 
 def test_a_linked_childs_failure_ends_its_parent(engine: Any) -> None:
     with pytest.raises(RemoteFailed, match=r"the linked child child-.* failed: (.|\n)*no luck"):
-        run(engine, '''
+        run(
+            engine,
+            """
 from inferlet import children, session
 async def main():
     children.launch(source="def main(): raise ValueError('no luck')", linked=True)
     await session.receive()
-''')  # fmt: skip
+""",
+        )
 
 
 @pytest.mark.parametrize("end", ["returns", "fails", "is killed", "closes it", "runs out of time"])
 def test_a_child_ends_with_its_parent(engine: Any, end: str) -> None:
-    source = program(f'''
+    source = program(
+        f"""
 from inferlet import children, session
 async def main(end):
     child = children.launch(source={ECHO!r})
@@ -167,7 +181,9 @@ async def main(end):
         raise ValueError("so it is")
     if end != "returns":
         await session.receive()
-''', "parent")  # fmt: skip
+""",
+        "parent",
+    )
     limits = {"wall_time_s": 3.0} if end == "runs out of time" else None
     parent = engine.launch(source, end=end, capabilities=CHILDREN, limits=limits)
     child = next(iter(parent)).text
@@ -183,13 +199,16 @@ async def main(end):
 
 
 def test_a_detached_child_lives_on_and_clients_may_attach(engine: Any) -> None:
-    child = run(engine, f'''
+    child = run(
+        engine,
+        f"""
 from inferlet import children
 async def main():
     child = children.launch(source={ECHO!r})
     await child.receive()
     return await child.detach()
-''')  # fmt: skip
+""",
+    )
     time.sleep(0.3)
     process = engine.attach(child)
     process.send("hello")
@@ -198,26 +217,30 @@ async def main():
 
 
 def test_capabilities_and_limits_shrink_on_the_way_down(engine: Any) -> None:
-    denied = '''
+    denied = """
 from inferlet import children
 async def main():
     await children.launch(source="def main(): ...")
-'''
+"""
     with pytest.raises(Denied, match="children"):
         run(engine, denied, capabilities={})
-    limits = run(engine, '''
+    limits = run(
+        engine,
+        """
 from inferlet import children, runtime
 def mine():
     return runtime.limits()["limits"]
 async def main():
     return [await children.launch(mine, limits={"tickets": 7}), runtime.capabilities()]
-''', limits={"pages": 16, "wall_time_s": 50.0})[0]  # fmt: skip
+""",
+        limits={"pages": 16, "wall_time_s": 50.0},
+    )[0]
     assert (limits["pages"], limits["tickets"]) == (16, 7)
     assert 0 < limits["wall_time_s"] <= 50
 
 
 def test_generations_end(engine: Any) -> None:
-    depth = '''
+    depth = """
 from inferlet import Error, children, runtime
 async def main():
     try:
@@ -225,13 +248,13 @@ async def main():
     except Error as error:
         assert error.code == "quota", error
         return 0
-'''
+"""
     assert run(engine, depth) == engine.config.limits.child_depth
     assert run(engine, depth, limits={"child_depth": 2}) == 2
 
 
 def test_a_fork_bomb_stays_within_the_engine_and_leaves_it_whole(engine: Any) -> None:
-    bomb = '''
+    bomb = """
 import asyncio
 from inferlet import Error, children, runtime, session
 
@@ -247,7 +270,7 @@ async def main():
         for code, count in counts.items():
             total[code] = total.get(code, 0) + count
     return total
-'''
+"""
     with pytest.raises(QuotaExceeded):
         run(engine, "from inferlet import children\ndef main(): children.launch(source='x')\n", limits={"children": 0})
     process = engine.launch(program(bomb, "bomb"), capabilities=CHILDREN, limits={"child_depth": 3})
@@ -265,7 +288,5 @@ async def main():
 
 def test_map_reduce_puts_answers_together(engine: Any) -> None:
     process = engine.launch("map-reduce", questions=["12+7=", "3+4=", "20+31="], width=2)
-    assert process.result(timeout=60) == {
-        "answers": {"12+7=": 19, "3+4=": 7, "20+31=": 51}, "total": 77, "failed": {},
-    }  # fmt: skip
+    assert process.result(timeout=60) == {"answers": {"12+7=": 19, "3+4=": 7, "20+31=": 51}, "total": 77, "failed": {}}
     assert sorted(event.text for event in process) == ["12+7=19\n", "20+31=51\n", "3+4=7\n"]

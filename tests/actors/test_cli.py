@@ -50,9 +50,7 @@ def test_run_prints_the_text_and_exits_0(cli: CommandLine) -> None:
         (("run", "--address", "127.0.0.1:1", *COMPLETE), 3, "nothing answers at 127.0.0.1:1"),
     ],
 )
-def test_a_mistake_is_one_clear_line(
-    cli: CommandLine, words: tuple[str, ...], exit_code: int, message: str
-) -> None:
+def test_a_mistake_is_one_clear_line(cli: CommandLine, words: tuple[str, ...], exit_code: int, message: str) -> None:
     done = cli.run("pieray", *words)
     assert (done.returncode, done.stdout) == (exit_code, "")
     assert message in done.stderr

@@ -13,15 +13,7 @@ from engines import assert_pages_return
 from programs import ECHO, GENERATE, HOLD_PAGES, SPIN, program
 
 from pieray.assets import model_folder
-from pieray.errors import (
-    Cancelled,
-    ConfigError,
-    DeadlineExceeded,
-    GuestFailed,
-    InvalidRequest,
-    NotFound,
-    QuotaExceeded,
-)
+from pieray.errors import Cancelled, ConfigError, DeadlineExceeded, GuestFailed, InvalidRequest, NotFound, QuotaExceeded
 from pieray.messages import Sample
 from pieray.models.batch import ForwardItem
 from pieray.models.runner import ModelRunner
@@ -184,11 +176,11 @@ def test_many_launches_from_many_threads(engine: Any) -> None:
 def test_an_inferlet_may_not_use_more_pages_than_there_are(engine: Any) -> None:
     total = engine.models()[0]["num_pages"]
     source = program(
-        f'''
+        f"""
 from inferlet import kv
 def main():
     kv.alloc({total + 1})
-'''
+"""
     )
     with pytest.raises(QuotaExceeded, match="pages"):
         engine.launch(source).result(timeout=30)

@@ -36,7 +36,9 @@ def test_an_error_has_the_traceback_and_the_last_log_lines(engine: Any) -> None:
     assert first == "Oops: no luck"
     assert '  File "oops.py", line 16, in main' in lines
     assert [line for line in lines if "in deep" in line] == [
-        '  File "oops.py", line 9, in deep', '  File "oops.py", line 8, in deep']  # fmt: skip
+        '  File "oops.py", line 9, in deep',
+        '  File "oops.py", line 8, in deep',
+    ]
     assert '    raise Oops("no luck")' in lines
     assert not any("_program.py" in line or "inferlet/" in line for line in lines)
     tail = lines[lines.index("last log lines:") + 1 :]

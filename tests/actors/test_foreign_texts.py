@@ -16,7 +16,7 @@ from pieray.assets import model_folder
 from tests.support.byte_fallback import byte_fallback_json
 
 WRITES = program(
-    '''
+    """
 from inferlet import Context, model, session
 
 async def main(seed, stop=(), parts=(7, 9, 4), how="iterate"):
@@ -40,7 +40,7 @@ async def main(seed, stop=(), parts=(7, 9, 4), how="iterate"):
         whole = model.detokenize(ctx.tokens, skip_special=True)
         first = model.detokenize(ctx.tokens[:start], skip_special=True)
         return said, reasons, drawn, whole[len(first):]
-''',
+""",
     "writes",
 )
 
@@ -84,7 +84,7 @@ def test_stop_texts_among_broken_characters_end_their_plan_alone(engine: Any) ->
 
 
 def test_a_stop_string_that_a_special_token_spells_is_that_token(engine: Any) -> None:
-    source = '''
+    source = """
 from inferlet import Context
 
 async def main():
@@ -93,7 +93,7 @@ async def main():
         generation = ctx.generate(40, logit_bias={2: 100.0}, stop=["</s>"], stop_tokens=())
         await generation
         return generation.finish_reason, generation.stopped_by, generation.num_tokens
-'''
+"""
     assert engine.launch(program(source)).result(timeout=60) == ["stop", 2, 0]
 
 

@@ -15,7 +15,7 @@ from pieray.assets import model_folder
 PROMPT = "Sort: 3 1 2 9"
 
 OUTPUTS = program(
-    '''
+    """
 from inferlet import embeds, forward, kv, model, queue
 
 async def main(prompt):
@@ -40,12 +40,12 @@ async def main(prompt):
         "sample": await asked[4], "over_text": await over_text, "over_values": await over_values,
         "masked": await masked, "rest": await rest, "num_rows": [len(text), len(own)],
     }
-''',
+""",
     "outputs",
 )
 
 SAMPLED = program(
-    '''
+    """
 from inferlet import Context, Sampler
 
 async def main(prompt, max_tokens=12, bias=None, allowed=None, **options):
@@ -57,12 +57,12 @@ async def main(prompt, max_tokens=12, bias=None, allowed=None, **options):
         generation = ctx.generate(max_tokens, stop_tokens=(), **options)
         await generation
         return generation.tokens
-''',
+""",
     "sampled",
 )
 
 VERIFIED = program(
-    '''
+    """
 from inferlet import Context, Sampler, forward, kv, model, queue
 
 async def main(prompt, temperature, seed, num_drafts):
@@ -84,12 +84,12 @@ async def main(prompt, temperature, seed, num_drafts):
     then = await forward.verify(line, pages, kv_len, first[-1:], [], [], sampler)
     after = await forward.forward(line, pages, kv_len + 1, then).sample(sampler=sampler)
     return {"plain": said, "verified": first + then + after}
-''',
+""",
     "verified",
 )
 
 REFUSED = program(
-    '''
+    """
 from inferlet import Error, Sampler, embeds, forward, kv, model, queue
 
 async def main():
@@ -116,7 +116,7 @@ async def main():
     for make in (draw, verify, nan, narrow, forward_parent, closed):
         await refused(make)
     return found, await run().sample()
-''',
+""",
     "refused",
 )
 

@@ -32,7 +32,7 @@ CAPABILITIES = {"messaging": True, "store": True, "children": True, "http": ["*"
 ANSWERS = {"ok", *WIT_CODES} - {"internal"}
 
 CALLER = program(
-    '''
+    """
 from inferlet import Error, _host
 
 def value(argument, given):
@@ -63,14 +63,16 @@ def main(calls):
             given.append(handle(result))
             said.append(["ok", ""])
     return said
-''',
+""",
     "fuzz",
 )
 
 RAW_CALLER = program(
-    CALLER.source.replace("import Error, _host", "import _raw as _host").replace(
+    CALLER.source.replace("import Error, _host", "import _raw as _host")
+    .replace(
         "except Error as error:", "except (_host.Err, TypeError, ValueError, OverflowError, AttributeError) as error:"
-    ).replace("said.append([error.code, error.message])", 'said.append(["refused", repr(error)])'),
+    )
+    .replace("said.append([error.code, error.message])", 'said.append(["refused", repr(error)])'),
     "raw",
 )
 
@@ -96,9 +98,10 @@ def main():
 def served() -> list[str]:
     """Functions that this engine has handlers for; `wait` is the wasm host's own."""
     return [
-        f"{i}.{f.name}" for i, f in functions()
+        f"{i}.{f.name}"
+        for i, f in functions()
         if hasattr(GuestHandlers, handler_name(i, f.name)) or (i, f.name) == ("tickets", "wait")
-    ]  # fmt: skip
+    ]
 
 
 def test_all_that_the_wit_declares_is_called() -> None:
@@ -193,8 +196,11 @@ def fuzz(engine: Any, first_seed: int, run: Any) -> None:
 
 @pytest.mark.parametrize("seed", seeds(1))
 def test_any_calls_from_python_are_answered(engine: Any, seed: int) -> None:
-    fuzz(engine, seed, lambda calls: engine.launch(CALLER, calls=as_json(calls), limits=LIMITS,
-                                                   capabilities=CAPABILITIES))  # fmt: skip
+    fuzz(
+        engine,
+        seed,
+        lambda calls: engine.launch(CALLER, calls=as_json(calls), limits=LIMITS, capabilities=CAPABILITIES),
+    )
 
 
 @pytest.mark.parametrize("seed", seeds(1))

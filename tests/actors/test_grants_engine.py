@@ -152,9 +152,7 @@ def test_what_an_installed_program_may_do_is_not_its_clients_to_say(handle: Any)
     assert engine._placements._grants != []  # it was not for want of one
 
 
-def test_grants_of_a_client_that_is_gone_come_back(
-    fresh: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_grants_of_a_client_that_is_gone_come_back(fresh: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = fresh(inferlets_per_actor=4, max_actors=1)
     with pieray.connect(namespace=engine.config.namespace) as other:
         other.launch(SEVEN).result(timeout=SOON)

@@ -46,26 +46,28 @@ ATTACKS: dict[str, tuple[ProgramSource, tuple[type[PierayError], ...], str]] = {
     "infinite loop": (holding("while True: pass"), (QuotaExceeded,), "cpu_time_s"),
     "loop that catches everything": (
         holding("while True:\n    try:\n        while True: pass\n    except BaseException: pass"),
-        (QuotaExceeded,), "cpu_time_s",
+        (QuotaExceeded,),
+        "cpu_time_s",
     ),
     "regex bomb": (holding("import re; re.match('(a+)+$', 'a' * 40 + 'b')"), (QuotaExceeded,), "cpu_time_s"),
-    "memory bomb": (
-        holding("x = []\nwhile True: x.append(bytearray(1 << 20))"), (QuotaExceeded,), "memory_bytes",
-    ),
+    "memory bomb": (holding("x = []\nwhile True: x.append(bytearray(1 << 20))"), (QuotaExceeded,), "memory_bytes"),
     "deep recursion": (holding("def f(): return f()\nf()"), (GuestFailed,), "RecursionError"),
     "recursion in C": (
         holding("import sys\nsys.setrecursionlimit(10**9)\na = []\nfor _ in range(200000): a = [a]\nrepr(a)"),
-        (GuestTrapped,), "call stack exhausted",
+        (GuestTrapped,),
+        "call stack exhausted",
     ),
     "flood of host calls": (holding("while True: runtime.instance_id()"), (QuotaExceeded,), "cpu_time_s"),
     # worked on in other processes, and charged to it all the same
     "flood of long texts": (
         holding("from inferlet import model\nwhile True: model.tokenize('tell me more, ' * 18000)"),
-        (QuotaExceeded, DeadlineExceeded), "cpu_time_s|wall_time_s",
+        (QuotaExceeded, DeadlineExceeded),
+        "cpu_time_s|wall_time_s",
     ),
     "flood of long chats": (
         holding("from inferlet import chat\nwhile True: chat.render([{'role': 'user', 'content': 'x' * 250000}])"),
-        (QuotaExceeded, DeadlineExceeded), "cpu_time_s|wall_time_s",
+        (QuotaExceeded, DeadlineExceeded),
+        "cpu_time_s|wall_time_s",
     ),
     "flood of tickets": (holding("while True: session.receive()"), (QuotaExceeded,), "cpu_time_s|tickets"),
     "flood of messages": (holding("while True: session.send('x' * 100000)"), (QuotaExceeded,), "output_bytes"),
@@ -75,15 +77,13 @@ ATTACKS: dict[str, tuple[ProgramSource, tuple[type[PierayError], ...], str]] = {
     "exit": (holding("import os; os._exit(0)"), (GuestTrapped,), "exited"),
     "abort": (holding("import os; os.abort()"), (GuestTrapped,), "unreachable"),
     "file": (holding("open('/etc/passwd')"), (GuestFailed,), "FileNotFoundError"),
-    "socket": (
-        holding("import socket; socket.socket().connect((b'127.0.0.1'.decode(), 22))"), (GuestFailed,), "Error",
-    ),
+    "socket": (holding("import socket; socket.socket().connect((b'127.0.0.1'.decode(), 22))"), (GuestFailed,), "Error"),
     "forged page": (holding("kv.free([123456789])"), (BadHandle,), "123456789"),
     "closed page": (holding("p = kv.alloc(1); kv.free(p); kv.free(p)"), (BadHandle,), "page handle"),
     "huge count": (holding("kv.alloc(2**32 - 1)"), (QuotaExceeded,), "4294967295"),
     "negative count": (holding("kv.alloc(-1)"), (InvalidRequest,), "given -1"),
     "sleep past the wall": (holding("import asyncio; await asyncio.sleep(100)"), (DeadlineExceeded,), "wall_time_s"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +104,19 @@ def test_an_attack_ends_its_inferlet_alone(engine: Any, expected: list[int], att
 
 
 @pytest.mark.parametrize(
-    "doing", ["store-out-of-bounds", "string-too-long", "list-too-long", "unreachable", "recurse", "spin", "flood",
-              "flood-wait", "grow"],
-)  # fmt: skip
+    "doing",
+    [
+        "store-out-of-bounds",
+        "string-too-long",
+        "list-too-long",
+        "unreachable",
+        "recurse",
+        "spin",
+        "flood",
+        "flood-wait",
+        "grow",
+    ],
+)
 def test_a_hostile_component_ends_alone(engine: Any, expected: list[int], doing: str) -> None:
     hostile = launch_component(engine, MISBEHAVE, doing)
     neighbour = engine.launch(GENERATE, prompt="12+7=")

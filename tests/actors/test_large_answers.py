@@ -75,9 +75,16 @@ async def main(count):
 def engine(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("large-vocabulary")
     make_model(
-        "llama", folder, vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, intermediate_size=16, tie_word_embeddings=True,
-    )  # fmt: skip
+        "llama",
+        folder,
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=16,
+        tie_word_embeddings=True,
+    )
     for path in model_folder("pie-tiny").glob("tokenizer*"):
         shutil.copy(path, folder / path.name)
     limits = {"pass_bytes": 256 << 20, "memory_bytes": 1 << 30}

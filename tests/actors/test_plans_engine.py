@@ -13,7 +13,7 @@ from programs import GENERATE, program
 from pieray.errors import PierayError
 
 BOTH_WAYS = program(
-    '''
+    """
 from inferlet import Context, forward, kv, model, queue
 
 async def by_passes(prompt, max_tokens, temperature, seed):
@@ -33,7 +33,7 @@ async def main(prompt, max_tokens=40, temperature=0.0, seed=0, drafter=None):
         generation = ctx.generate(max_tokens, temperature=temperature, seed=seed, stop_tokens=(), drafter=drafter)
         await generation
         return generation.tokens, await by_passes(prompt, max_tokens, temperature, seed), generation.is_plan
-''',
+""",
     "both-ways",
 )
 
@@ -59,7 +59,7 @@ def test_prompt_lookup_gives_the_same_text(engine: Any) -> None:
 
 
 KINDS = program(
-    '''
+    """
 from inferlet import Context, Grammar, Sampler, session
 
 CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 8}, "n": {"type": "integer"}}}
@@ -90,11 +90,23 @@ async def main(kind, how):
             session.send(await generation)
         logprobs = [round(value, 4) for value in generation.logprobs] if "logprobs" in WAYS[kind] else []
         return generation.tokens, generation.finish_reason, logprobs, len(ctx.tokens)
-''',
+""",
     "kinds",
 )
-WAYS = ("greedy", "drawn", "cut", "typical", "biased", "stop text", "stop token", "pattern", "schema", "drafts",
-        "own drafts", "scored")  # fmt: skip
+WAYS = (
+    "greedy",
+    "drawn",
+    "cut",
+    "typical",
+    "biased",
+    "stop text",
+    "stop token",
+    "pattern",
+    "schema",
+    "drafts",
+    "own drafts",
+    "scored",
+)
 
 
 def told(process: Any) -> tuple[Any, str]:
@@ -114,7 +126,7 @@ def test_every_kind_of_generation_says_in_a_crowd_what_it_says_alone_however_it_
 
 
 BRANCHES = program(
-    '''
+    """
 import asyncio
 from inferlet import Context
 
@@ -152,7 +164,7 @@ async def main():
         await ctx.generate(5, stop_tokens=())
         assert ctx.tokens == await whole(line[:8], 5)
     return "done"
-''',
+""",
     "branches",
 )
 
@@ -162,7 +174,7 @@ def test_between_two_tokens_the_context_is_whole(engine: Any) -> None:
 
 
 PAUSES = program(
-    '''
+    """
 from inferlet import Plan, kv, model, queue
 
 async def main():
@@ -193,7 +205,7 @@ async def main():
     kv.free(pages)
     queue.close(q)
     return len(got)
-''',
+""",
     "pauses",
 )
 
@@ -203,7 +215,7 @@ def test_pause_truncate_resume_on_the_handlers(engine: Any) -> None:
 
 
 HOSTILE = program(
-    '''
+    """
 from inferlet import _host, kv, model, queue, BadHandle, InvalidRequest, QuotaExceeded, Plan
 from inferlet import Error
 
@@ -244,7 +256,7 @@ async def main():
     _host.tickets.wait([tokens], -1)
     kv.free(pages)
     return "alive"
-''',
+""",
     "hostile-plans",
 )
 
@@ -256,7 +268,7 @@ def test_hostile_use_fails_by_itself(engine: Any) -> None:
 
 
 RUNS_AHEAD = program(
-    '''
+    """
 from inferlet import Plan, kv, queue, session
 
 async def main():
@@ -266,7 +278,7 @@ async def main():
     session.send("running")
     while True:
         await plan.next()
-''',
+""",
     "runs-ahead",
 )
 

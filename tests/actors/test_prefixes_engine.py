@@ -102,9 +102,7 @@ def test_the_second_launch_of_a_prompt_computes_only_the_rest_and_gives_the_same
     assert last(engine, "generate-tokens") == (119 - 96, 96)
     assert run(engine, GENERATE, tokens=prompt(1), reuse=False) == text
     assert last(engine, "generate-tokens") == (119, 0)
-    assert run(engine, USAGE, tokens=prompt(1)) == {
-        "tokens_computed": 119 - 96, "tokens_found": 96, "pages_swapped": 0,
-    }  # fmt: skip
+    assert run(engine, USAGE, tokens=prompt(1)) == {"tokens_computed": 119 - 96, "tokens_found": 96, "pages_swapped": 0}
 
 
 def test_the_next_turn_of_a_conversation_finds_the_text_of_the_last(engine: Any) -> None:

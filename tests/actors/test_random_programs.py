@@ -112,9 +112,15 @@ class Scripts:
         return ops, recipes
 
     def change(
-        self, old: str, key: str, rule: int, live: dict[str, Recipe], recipes: dict[str, Recipe], ops: list[list[Any]],
+        self,
+        old: str,
+        key: str,
+        rule: int,
+        live: dict[str, Recipe],
+        recipes: dict[str, Recipe],
+        ops: list[list[Any]],
         fresh: dict[str, Recipe],
-    ) -> None:  # fmt: skip
+    ) -> None:
         rng, recipe = self.rng, live[old]
         if rule == 3:
             live[key] = recipes[key] = list(recipe)
@@ -173,8 +179,11 @@ def test_contexts_of_many_say_what_one_says_alone(engine: Any, seed: int) -> Non
     assert num_opened >= 3
     alone = []
     for start in range(0, len(recipes), 16):
-        script = [[str(i), *op] for i, recipe in enumerate(recipes[start : start + 16])
-                  for op in [["new", recipe[0][1]], *recipe[1:], ["close"]]]  # fmt: skip
+        script = [
+            [str(i), *op]
+            for i, recipe in enumerate(recipes[start : start + 16])
+            for op in [["new", recipe[0][1]], *recipe[1:], ["close"]]
+        ]
         found = said_by(engine.launch(GUEST, script=script, end="well"), "well")
         alone += [found[str(i)] for i in range(len(found))]
     assert said == alone

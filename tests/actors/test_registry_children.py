@@ -10,16 +10,16 @@ from programs import program
 from pieray import ProgramSource
 from pieray.errors import PierayError
 
-CHILD = '''
+CHILD = """
 import json
 from inferlet import _host
 
 def main():
     capabilities = json.loads(_host.runtime.capabilities())
     return [_host.runtime.program(), sorted(k for k, v in capabilities.items() if v)]
-'''
+"""
 PARENT = program(
-    '''
+    """
 import json
 from inferlet import _host
 
@@ -28,7 +28,7 @@ def main(name):
     ticket = _host.children.wait(child)
     _host.tickets.wait([ticket], -1)
     return json.loads(_host.tickets.take_text(ticket))
-''',
+""",
     "parent",
 )
 

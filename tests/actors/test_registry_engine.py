@@ -12,7 +12,7 @@ import pieray
 from pieray.errors import Denied, InvalidRequest, NotFound
 from pieray.programs.sources import resolve
 
-WHO = '''# /// inferlet
+WHO = """# /// inferlet
 # name = "who-am-i"
 # version = "{version}"
 # [capabilities]
@@ -27,7 +27,7 @@ def main():
     capabilities = json.loads(_host.runtime.capabilities())
     limits = json.loads(_host.runtime.limits())["limits"]
     return [_host.runtime.program(), [k for k, v in capabilities.items() if v], limits["pages"]]
-'''
+"""
 
 
 @pytest.fixture
@@ -53,7 +53,10 @@ def test_a_name_launches_the_latest_version_with_its_manifest(engine: Any, who: 
 
 def test_a_launch_by_name_narrows_and_never_widens(engine: Any, who: Path) -> None:
     assert result(engine, "who-am-i", capabilities={"store": False, "children": True}, limits={"pages": 9}) == [
-        "who-am-i@1.10.0", [], 9]  # fmt: skip
+        "who-am-i@1.10.0",
+        [],
+        9,
+    ]
 
 
 def test_a_file_is_its_users_own_affair(engine: Any, who: Path) -> None:

@@ -115,8 +115,12 @@ def test_names_belong_to_users_and_tenants(named: Callable[..., Any]) -> None:
     expected = named(COMPUTE, text=TEXT)[0]
     assert named(OPEN, "bob", "acme", name="of-tenant")[0] == expected
     assert named(OPEN, "eve", "evil", name="of-public")[0] == expected
-    for user, tenant, name in (("bob", "acme", "of-owner"), ("eve", "evil", "of-owner"), ("eve", "evil", "of-tenant"),
-                               ("ann", "evil", "of-owner")):  # fmt: skip
+    for user, tenant, name in (
+        ("bob", "acme", "of-owner"),
+        ("eve", "evil", "of-owner"),
+        ("eve", "evil", "of-tenant"),
+        ("ann", "evil", "of-owner"),
+    ):
         with pytest.raises(NotFound):
             named(OPEN, user, tenant, name=name)
     with pytest.raises(Denied):
@@ -209,8 +213,11 @@ async def main():
 
 def test_what_is_no_snapshot_is_refused_and_its_pages_come_back(named: Callable[..., Any]) -> None:
     said = named(NOT_A_SNAPSHOT)
-    others = {3: "tokens is an integer from 0 to ", 4: "end of a mask is an integer fro",
-              10: "this snapshot was made with ada"}  # fmt: skip
+    others = {
+        3: "tokens is an integer from 0 to ",
+        4: "end of a mask is an integer fro",
+        10: "this snapshot was made with ada",
+    }
     assert said == [others.get(number, "export 'n' is no snapshot of a ") for number in range(11)]
 
 

@@ -123,13 +123,21 @@ def test_an_inferlet_ends_with_the_run_that_a_signal_ends(
         (("pieray", "run", "mine.py", "--", "--name", "12"), "hello 12"),
     ],
 )
-def test_a_job_runs_an_inferlet(
-    cli: CommandLine, state: dict[str, Any], words: tuple[str, ...], expected: str
-) -> None:
+def test_a_job_runs_an_inferlet(cli: CommandLine, state: dict[str, Any], words: tuple[str, ...], expected: str) -> None:
     (cli.folder / "job").mkdir(exist_ok=True)
     (cli.folder / "job/mine.py").write_text("async def main(name: str): return f'hello {name}'", encoding="utf-8")
-    done = cli.run(*with_token(state), str(BIN / "ray"), "job", "submit", "--address", state["dashboard"],
-                   "--working-dir", "./job", "--", *words)  # fmt: skip
+    done = cli.run(
+        *with_token(state),
+        str(BIN / "ray"),
+        "job",
+        "submit",
+        "--address",
+        state["dashboard"],
+        "--working-dir",
+        "./job",
+        "--",
+        *words,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert expected in done.stdout
     assert "succeeded" in done.stdout

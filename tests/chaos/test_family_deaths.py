@@ -14,16 +14,16 @@ from programs import program
 from pieray.errors import Cancelled, EngineError, PeerLost
 from pieray.transport import Endpoint
 
-CHILD = '''
+CHILD = """
 from inferlet import Context, session
 async def main():
     async with Context("12+7=") as ctx:
         await ctx.flush()
         session.send("ready")
         await session.receive()
-'''
+"""
 PARENT = program(
-    f'''
+    f"""
 from inferlet import Error, children, session
 async def main(linked=False, num_waits=3):
     child = children.launch(source={CHILD!r}, linked=linked)
@@ -36,7 +36,7 @@ async def main(linked=False, num_waits=3):
         except Error as error:
             codes.append(error.code)
     return codes
-''',
+""",
     "parent",
 )
 

@@ -140,9 +140,7 @@ def test_launches_that_were_given_up_never_start(patient: Any) -> None:
 
 
 @pytest.mark.parametrize("role", ["batcher", "resource-manager"])
-def test_work_on_a_frozen_device_group_is_lost_in_time_and_the_pair_is_replaced(
-    engine: Any, role: str
-) -> None:
+def test_work_on_a_frozen_device_group_is_lost_in_time_and_the_pair_is_replaced(engine: Any, role: str) -> None:
     expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=SOON)
     running = engine.launch(GENERATE, prompt="12+7=", max_tokens=900)
     holding = engine.launch(HOLD_PAGES)
@@ -204,9 +202,11 @@ def test_a_frozen_controller_is_told_within_seconds_and_is_well_when_it_wakes_up
     other = pieray.Engine(engine.config, engine._controller, owns_engine=False, owns_ray=False)  # has no grant
     with frozen(pid):
         asks: list[Callable[[], Any]] = [
-            engine.status, engine.ps, lambda: engine.kill(echo.id),
+            engine.status,
+            engine.ps,
+            lambda: engine.kill(echo.id),
             *[lambda number=number: other.launch(STORES, key=f"lost-{number}", **STORE) for number in range(8)],
-        ]  # fmt: skip
+        ]
         with in_time():  # what was granted needs no Controller, for a while
             assert engine.launch(GENERATE, prompt="1+1=", max_tokens=2).result(timeout=SOON)
         with in_time(2 * SHORT), ThreadPoolExecutor(len(asks)) as threads:

@@ -13,7 +13,7 @@ from pieray.errors import PierayError
 
 PATIENCE_S = 30.0
 DRAWS = program(
-    '''
+    """
 from inferlet import Context, DeviceLost, Plan, kv, queue, session
 
 async def main():
@@ -27,7 +27,7 @@ async def main():
                     session.send("running")
     except DeviceLost as error:
         return [drawn > 0, error.code]
-''',
+""",
     "draws",
 )
 

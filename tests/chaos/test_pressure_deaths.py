@@ -52,8 +52,12 @@ WORKS = [
     for seed, kind in enumerate(["", "alone", "waits", "forks", "", "waits"])
 ]
 SETTINGS: dict[str, Any] = {
-    "actor_pool": 2, "inferlets_per_actor": 8, "max_actors": 3, "suspect_after_s": 3.0, "replace_after_s": 6.0,
-}  # fmt: skip
+    "actor_pool": 2,
+    "inferlets_per_actor": 8,
+    "max_actors": 3,
+    "suspect_after_s": 3.0,
+    "replace_after_s": 6.0,
+}
 
 
 def start(**options: Any) -> Any:
@@ -264,9 +268,7 @@ def test_a_client_that_dies_in_the_middle_of_swaps_leaves_its_programs_to_others
     assert_well(swapping, texts)
 
 
-def test_programs_go_on_when_the_controller_dies_in_the_middle_of_swaps(
-    computing_again: Any, texts: list[Any]
-) -> None:
+def test_programs_go_on_when_the_controller_dies_in_the_middle_of_swaps(computing_again: Any, texts: list[Any]) -> None:
     import ray
 
     engine = computing_again  # whose last test this is

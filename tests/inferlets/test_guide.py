@@ -26,14 +26,18 @@ PAGES = sorted(GUIDE.glob("[0-9]-*.md"))
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 
 
-FORGET = ProgramSource("forget", "forget.py", """
+FORGET = ProgramSource(
+    "forget",
+    "forget.py",
+    """
 from inferlet import kv, runtime
 
 async def main():
     for export in await kv.list_exports(""):
         if export.owner == runtime.user():
             await kv.unexport(export.name, export.access)
-""")
+""",
+)
 
 
 class Borrowed:

@@ -269,7 +269,8 @@ async def main(prompt, max_tokens, presence, frequency, min_tokens):
 def test_penalties_are_taken_from_the_logits(engine: Any, presence: float, frequency: float, least: int) -> None:
     options = {"presence_penalty": presence, "frequency_penalty": frequency, "min_tokens": least}
     result = run(engine, "penalties", prompt="12+7=", max_tokens=24, **options)
-    expected = run(engine, PENALTIES, prompt="12+7=", max_tokens=24, presence=presence, frequency=frequency,
-                   min_tokens=least)  # fmt: skip
+    expected = run(
+        engine, PENALTIES, prompt="12+7=", max_tokens=24, presence=presence, frequency=frequency, min_tokens=least
+    )
     assert result["tokens"] == expected
     assert len(expected) >= least

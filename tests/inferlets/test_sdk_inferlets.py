@@ -101,7 +101,7 @@ fn run(input: &Value) -> Result<Value, Failure> {
 def test_a_panic_in_rust_is_told_with_its_place(engine: Any, tmp_path: Path) -> None:
     needs("rust")
     build(write_project(tmp_path, "rust", PANICS))
-    texts = ["a", "\u00e9\n", "\U0001f600\"\\"]
+    texts = ["a", "\u00e9\n", '\U0001f600"\\']
     assert engine.launch(str(tmp_path), texts=texts).result(timeout=60) == texts[2]
     with pytest.raises(GuestTrapped, match="unreachable") as raised:
         engine.launch(str(tmp_path), texts=["a"]).result(timeout=60)

@@ -64,10 +64,14 @@ async def main(kind, text, prompt="12+7=", max_tokens=200, temperature=0.0, seed
 
 SCHEMAS = [
     {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "minItems": 1, "maxItems": 4},
-    {"type": "object", "properties": {"ok": {"type": "boolean"}, "why": {"type": "string", "maxLength": 8}},
-     "required": ["ok", "why"], "additionalProperties": False},
+    {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}, "why": {"type": "string", "maxLength": 8}},
+        "required": ["ok", "why"],
+        "additionalProperties": False,
+    },
     {"enum": ["red", "green", {"blue": 1}]},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))

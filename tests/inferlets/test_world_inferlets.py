@@ -36,9 +36,11 @@ def web() -> Iterator[Web]:
 def world_engine(ray_cluster: None, web: Web) -> Iterator[Any]:
     """An engine that may ask the one local server, and has an MCP server of its own."""
     found = pieray.start(
-        namespace="tests-world", http_hosts=[f"127.0.0.1:{web.port}", f"*.example:{web.port}"], http_private=True,
+        namespace="tests-world",
+        http_hosts=[f"127.0.0.1:{web.port}", f"*.example:{web.port}"],
+        http_private=True,
         mcp={"operators": {"command": [sys.executable, CALCULATOR]}},
-    )  # fmt: skip
+    )
     yield found
     assert_pages_return(found)
     result = found.launch(CALL, server="operators", tool="pid", capabilities={"mcp": ["*"]}).result(timeout=60)
@@ -100,10 +102,17 @@ def test_http_fetch_extracts_the_first_line_of_a_page(world_engine: Any, web: We
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:1/", "http://2130706433:{port}/", "http://a.example@127.0.0.1:{port}/",
-    "http://[::1]:{port}/",
-            "http://169.254.169.254/", "http://a.example\\@127.0.0.1:{port}/", "http://localhost:{port}/"],
-)  # fmt: skip
+    "url",
+    [
+        "http://127.0.0.1:1/",
+        "http://2130706433:{port}/",
+        "http://a.example@127.0.0.1:{port}/",
+        "http://[::1]:{port}/",
+        "http://169.254.169.254/",
+        "http://a.example\\@127.0.0.1:{port}/",
+        "http://localhost:{port}/",
+    ],
+)
 def test_a_guest_goes_nowhere_but_where_it_may(world_engine: Any, web: Web, url: str) -> None:
     num_asked = len(web.asked)
     with pytest.raises(Denied):
@@ -121,10 +130,10 @@ def test_an_engine_that_allows_nothing_and_a_manifest_that_declares_nothing(
     with pytest.raises(InvalidRequest, match="written by the host alone"):
         world_engine.launch(
             FETCH, url=web.url("/page"), headers={"Host": "evil"}, capabilities={"http": ["*:*"]}
-        ).result(timeout=60)  # fmt: skip
-    assert world_engine.launch(
-        FETCH, url=web.url("/page"), capabilities={"http": [f"127.0.0.1:{web.port}"]}
-    ).result(timeout=60) == [200, "red blue green\nsecond lïne\n"]  # fmt: skip
+        ).result(timeout=60)
+    assert world_engine.launch(FETCH, url=web.url("/page"), capabilities={"http": [f"127.0.0.1:{web.port}"]}).result(
+        timeout=60
+    ) == [200, "red blue green\nsecond lïne\n"]
 
 
 def test_mcp_tools_answers_with_the_clients_calculator(world_engine: Any) -> None:
@@ -140,7 +149,7 @@ def test_the_operators_server_runs_in_the_actor_and_is_shared(world_engine: Any)
     def call(tool: str, **arguments: Any) -> Any:
         return world_engine.launch(
             CALL, server="operators", tool=tool, capabilities={"mcp": ["operators"]}, **arguments
-        ).result(timeout=60)  # fmt: skip
+        ).result(timeout=60)
 
     assert call("add", a=12, b=7) == [["operators"], False, "19"]
     pids = [int(call("pid")[2]) for _ in range(2)]
@@ -229,8 +238,11 @@ def test_files_go_both_ways(world_engine: Any, tmp_path: Path) -> None:
         [p + n for n in ("in/a-2.bin", "in/a.bin", "in/last", "in/sub/b.bin") for p in ("", "out/")]
     )
     assert [(f.name, f.data) for f in process.files()] == [
-        ("out/in/a.bin", big[::-1]), ("out/in/a-2.bin", b""), ("out/in/sub/b.bin", b"ksid morf"), ("out/in/last",
-        b"cba")]  # fmt: skip
+        ("out/in/a.bin", big[::-1]),
+        ("out/in/a-2.bin", b""),
+        ("out/in/sub/b.bin", b"ksid morf"),
+        ("out/in/last", b"cba"),
+    ]
     kinds = [event.kind for event in process.events()]
     assert kinds.count("data") == 4
     late = world_engine.attach(process.id)
@@ -245,6 +257,8 @@ def test_file_summary_receives_tells_its_progress_and_sends_back(world_engine: A
     assert process.result(timeout=60) == {"file": "people.jsonl", "num_lines": 2, "num_failed": 0}
     (file,) = process.files()
     assert [json.loads(line)["fields"] for line in file.data.splitlines()] == [
-        {"name": "Mavi", "age": 89, "city": "Vari"}, {"name": "Bane", "age": 12, "city": "Kemi"}]  # fmt: skip
+        {"name": "Mavi", "age": 89, "city": "Vari"},
+        {"name": "Bane", "age": 12, "city": "Kemi"},
+    ]
     told = [json.loads(event.text)["value"] for event in process.events() if event.kind == "data"]
     assert told == [{"done": 1, "of": 2}, {"done": 2, "of": 2}]

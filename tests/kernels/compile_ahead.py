@@ -39,19 +39,36 @@ def shipped() -> Iterator[tuple[str, Variant, dict[str, object]]]:
             for has_window in (True,) if is_masked else (False, True):  # a window only adds to what a mask needs
                 name = f"{kind} head_dim={head_dim} page={page_size} window={int(has_window)}"
                 constants = {
-                    "PAGE": page_size, "D": head_dim, "GROUP": GROUP, "BLOCK_D": head_dim, "BLOCK_G": GROUP,
-                    "BLOCK_Q": variant.block_m // GROUP, "BLOCK_N": variant.block_n, "HAS_MASK": is_masked,
-                    "HAS_WINDOW": has_window, "SPLITS": 8 if kind.startswith("split") else 1,
-                    "IEEE": False, "UPCAST": False,
-                }  # fmt: skip
+                    "PAGE": page_size,
+                    "D": head_dim,
+                    "GROUP": GROUP,
+                    "BLOCK_D": head_dim,
+                    "BLOCK_G": GROUP,
+                    "BLOCK_Q": variant.block_m // GROUP,
+                    "BLOCK_N": variant.block_n,
+                    "HAS_MASK": is_masked,
+                    "HAS_WINDOW": has_window,
+                    "SPLITS": 8 if kind.startswith("split") else 1,
+                    "IEEE": False,
+                    "UPCAST": False,
+                }
                 yield name, variant, constants
         if head_dim == 128:
             narrow = sized(variant, 4)
             constants = {
-                "PAGE": 16, "D": head_dim, "GROUP": GROUP, "BLOCK_D": head_dim, "BLOCK_G": GROUP,
-                "BLOCK_Q": narrow.block_m // GROUP, "BLOCK_N": narrow.block_n, "HAS_MASK": kind.endswith("_masked"),
-                "HAS_WINDOW": False, "SPLITS": 8 if kind.startswith("split") else 1, "IEEE": True, "UPCAST": False,
-            }  # fmt: skip
+                "PAGE": 16,
+                "D": head_dim,
+                "GROUP": GROUP,
+                "BLOCK_D": head_dim,
+                "BLOCK_G": GROUP,
+                "BLOCK_Q": narrow.block_m // GROUP,
+                "BLOCK_N": narrow.block_n,
+                "HAS_MASK": kind.endswith("_masked"),
+                "HAS_WINDOW": False,
+                "SPLITS": 8 if kind.startswith("split") else 1,
+                "IEEE": True,
+                "UPCAST": False,
+            }
             yield f"{kind} head_dim={head_dim} float32", narrow, constants
 
 
@@ -76,9 +93,15 @@ def attention_signature(constants: dict[str, object]) -> dict[str, str]:
     numbers = dict.fromkeys(("window", "num_rows", "num_kv_heads", "q_stride"), "i32")
     mask = "*u8" if constants["HAS_MASK"] else "*i32"
     return {
-        "q_ptr": element, "kv_ptr": element, "out_ptr": part, "lse_ptr": "*fp32", **pointers, "mask_ptr": mask,
-        "scale_log2": "fp32", **numbers,
-    }  # fmt: skip
+        "q_ptr": element,
+        "kv_ptr": element,
+        "out_ptr": part,
+        "lse_ptr": "*fp32",
+        **pointers,
+        "mask_ptr": mask,
+        "scale_log2": "fp32",
+        **numbers,
+    }
 
 
 def resources(kernel: object) -> dict[str, int]:
@@ -125,14 +148,26 @@ def small_kernels() -> Iterator[tuple[str, object, dict[str, str], dict[str, obj
     wide = {"wide_ptr": "*bf16", "out_ptr": "*bf16", "width": "i32"}
     yield "gate", swiglu_kernel, wide, {"BLOCK": SWIGLU_BLOCK}, 4
     turned = {
-        "heads_ptr": "*bf16", "cos_ptr": "*fp32", "sin_ptr": "*fp32", "positions_ptr": "*i64", "slots_ptr": "*i64",
-        "kv_ptr": "*bf16", "q_weight_ptr": "*bf16", "k_weight_ptr": "*bf16", "eps": "fp32",
-    }  # fmt: skip
+        "heads_ptr": "*bf16",
+        "cos_ptr": "*fp32",
+        "sin_ptr": "*fp32",
+        "positions_ptr": "*i64",
+        "slots_ptr": "*i64",
+        "kv_ptr": "*bf16",
+        "q_weight_ptr": "*bf16",
+        "k_weight_ptr": "*bf16",
+        "eps": "fp32",
+    }
     for head_dim, has_norm in itertools.product((64, 128), (False, True)):
         constants = {
-            "H": 32, "KV_H": 8, "PAGE": 16, "D": head_dim, "HAS_NORM": has_norm, "BLOCK_H": HEADS_PER_PROGRAM,
+            "H": 32,
+            "KV_H": 8,
+            "PAGE": 16,
+            "D": head_dim,
+            "HAS_NORM": has_norm,
+            "BLOCK_H": HEADS_PER_PROGRAM,
             "BLOCK_C": head_dim // 2,
-        }  # fmt: skip
+        }
         yield f"rotation head_dim={head_dim} norm={int(has_norm)}", rope_append_kernel, turned, constants, 2
 
 

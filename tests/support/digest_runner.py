@@ -106,9 +106,7 @@ class DigestRunner(RowsAsItems):
         return token
 
     def copy_tokens(self, ranges):
-        found = [
-            [self.slots.get((src, start + i)) for i in range(count)] for src, start, _, _, count in ranges
-        ]
+        found = [[self.slots.get((src, start + i)) for i in range(count)] for src, start, _, _, count in ranges]
         for (_, _, dst, start, count), held in zip(ranges, found, strict=True):
             for i in range(count):
                 if held[i] is not None:

@@ -22,38 +22,116 @@ GOOD, BAD = 0.5, 0.35
 HONEST, ONE_WRONG = 0.4, 0.4
 """How often a call has nothing but good arguments, and how often all but one; else each is left to chance."""
 U32, U64 = 2**32 - 1, 2**64 - 1
-HANDLES = ("queue", "page", "pass", "plan", "matcher", "sampler", "adapter", "embed", "ticket", "subscription", "child",
-           "stream")  # fmt: skip
+HANDLES = (
+    "queue",
+    "page",
+    "pass",
+    "plan",
+    "matcher",
+    "sampler",
+    "adapter",
+    "embed",
+    "ticket",
+    "subscription",
+    "child",
+    "stream",
+)
 #: parameters whose name is not their handle's
 KINDS = {"pages": "page", "src": "page", "dst": "page", "tickets": "ticket", "embeds": "embed", "handle": "stream"}
 #: what the u32 (or list<u32>) that a function gives is; a ticket unless it is here, nothing if ""
 GIVES = {
-    "queues.create": "queue", "kv.alloc": "page", "kv.fork": "page", "kv.page-size": "", "model.stream-open": "stream",
-    "model.tokenize": "", "model.stop-tokens": "", "embeds.text": "embed", "embeds.put": "embed", "embeds.size": "",
-    "samplers.create": "sampler", "forward.forward": "pass", "forward.forward-embeds": "pass", "plans.create": "plan",
-    "grammar.fork": "matcher", "grammar.accept": "", "grammar.mask": "", "grammar.forced": "",
-    "adapters.open": "adapter", "children.launch": "child", "tickets.wait": "ticket", "tickets.take-tokens": "",
-}  # fmt: skip
+    "queues.create": "queue",
+    "kv.alloc": "page",
+    "kv.fork": "page",
+    "kv.page-size": "",
+    "model.stream-open": "stream",
+    "model.tokenize": "",
+    "model.stop-tokens": "",
+    "embeds.text": "embed",
+    "embeds.put": "embed",
+    "embeds.size": "",
+    "samplers.create": "sampler",
+    "forward.forward": "pass",
+    "forward.forward-embeds": "pass",
+    "plans.create": "plan",
+    "grammar.fork": "matcher",
+    "grammar.accept": "",
+    "grammar.mask": "",
+    "grammar.forced": "",
+    "adapters.open": "adapter",
+    "children.launch": "child",
+    "tickets.wait": "ticket",
+    "tickets.take-tokens": "",
+}
 NUMBERS = (0, 1, 2, 3, 7, 16, 17, 255, 4096, 2**16, 2**31 - 1, 2**31, U32 - 1, U32)
 TEXTS = (
-    "", "a", "é😀", "\0", "../../etc/passwd", "/", "a/b", "x" * 600, "{}", "[]", '{"a": 1}', "[" * 5000, "null",
-    "1e999", "pie-tiny", "text-completion", '[{"role": "user", "content": "hi"}]', "AAAA", "=", "(a+)+$", 'start: "a"',
-    "%", '{"a": "\\ud800"}',
-    '[{"role": "user", "content": "\\ud800"}]', '[{"name": "a", "arguments": {"b": "\\udfff"}}]',
-)  # fmt: skip
+    "",
+    "a",
+    "é😀",
+    "\0",
+    "../../etc/passwd",
+    "/",
+    "a/b",
+    "x" * 600,
+    "{}",
+    "[]",
+    '{"a": 1}',
+    "[" * 5000,
+    "null",
+    "1e999",
+    "pie-tiny",
+    "text-completion",
+    '[{"role": "user", "content": "hi"}]',
+    "AAAA",
+    "=",
+    "(a+)+$",
+    'start: "a"',
+    "%",
+    '{"a": "\\ud800"}',
+    '[{"role": "user", "content": "\\ud800"}]',
+    '[{"name": "a", "arguments": {"b": "\\udfff"}}]',
+)
 HIDDEN_SIZE = 192
 """Of pie-tiny."""
 FLOATS = (0.0, -0.0, 1.0, 0.5, -1.0, 1.5, 1e38, -1e38, 1e-45, math.nan, math.inf, -math.inf)
 #: what an honest guest gives, by parameter or by function and parameter; 0, "" and [] where nothing is said
 HONEST_VALUES: dict[str, Any] = {
-    "count": 1, "max-tokens": 4, "num-tokens": 1, "k": 3, "num-drafts": 2, "ms": 1, "tokens": [1, 2], "drafts": [1],
-    "history": [1, 2, 1], "samplers.bias.values": [0.5, -1.0], "values": [0.25] * HIDDEN_SIZE, "texts": ["x"],
-    "temperature": 0.7, "top-p": 0.9, "typical-p": 1.0, "queue": "q", "topic": "topic", "name": "n", "key": "k",
-    "path": "f", "data": "AAAA", "method": "GET", "url": "http://127.0.0.1:9/", "input": "{}", "value": "1",
-    "source": "def main(): return 1", "messages": '[{"role": "user", "content": "hi"}]', "arguments": "{}",
-    "grammar.compile.text": "[0-9]+", "kind": "regex", "link": "none", "level": "info", "access": "tenant",
-    "replace": True, "timeout-ms": 5,
-}  # fmt: skip
+    "count": 1,
+    "max-tokens": 4,
+    "num-tokens": 1,
+    "k": 3,
+    "num-drafts": 2,
+    "ms": 1,
+    "tokens": [1, 2],
+    "drafts": [1],
+    "history": [1, 2, 1],
+    "samplers.bias.values": [0.5, -1.0],
+    "values": [0.25] * HIDDEN_SIZE,
+    "texts": ["x"],
+    "temperature": 0.7,
+    "top-p": 0.9,
+    "typical-p": 1.0,
+    "queue": "q",
+    "topic": "topic",
+    "name": "n",
+    "key": "k",
+    "path": "f",
+    "data": "AAAA",
+    "method": "GET",
+    "url": "http://127.0.0.1:9/",
+    "input": "{}",
+    "value": "1",
+    "source": "def main(): return 1",
+    "messages": '[{"role": "user", "content": "hi"}]',
+    "arguments": "{}",
+    "grammar.compile.text": "[0-9]+",
+    "kind": "regex",
+    "link": "none",
+    "level": "info",
+    "access": "tenant",
+    "replace": True,
+    "timeout-ms": 5,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +223,11 @@ class Programs:
         wrong = self._random.randrange(max(1, len(function.params))) if luck > HONEST else -1
         is_honest = luck < HONEST + ONE_WRONG
         return tuple(
-            self._honest(f"{interface}.{function.name}.{name}", name, kind) if is_honest and place != wrong
+            self._honest(f"{interface}.{function.name}.{name}", name, kind)
+            if is_honest and place != wrong
             else self._argument(interface, name, kind)
             for place, (name, kind) in enumerate(function.params)
-        )  # fmt: skip
+        )
 
     def _honest(self, path: str, name: str, kind: str) -> Any:
         handle = KINDS.get(name, name)
@@ -204,10 +283,13 @@ class Programs:
 def as_json(program: Sequence[Call]) -> list[Any]:
     """[[interface, function, [argument]]]; a reference is {"call"}, an enum {"enum", "case"}, a float {"float"}."""
     return [
-        [call.interface.replace("-", "_"), call.function.name.replace("-", "_"),
-         [_json(value, kind) for value, (_, kind) in zip(call.args, call.function.params, strict=True)]]
+        [
+            call.interface.replace("-", "_"),
+            call.function.name.replace("-", "_"),
+            [_json(value, kind) for value, (_, kind) in zip(call.args, call.function.params, strict=True)],
+        ]
         for call in program
-    ]  # fmt: skip
+    ]
 
 
 def _json(value: Any, kind: str) -> Any:

@@ -25,15 +25,25 @@ def sizes(config: ModelConfig, target: str) -> tuple[int, int]:
     heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     hidden, wide = config.hidden_size, config.intermediate_size
     return {
-        "q_proj": (hidden, heads), "k_proj": (hidden, kv), "v_proj": (hidden, kv), "o_proj": (heads, hidden),
-        "gate_proj": (hidden, wide), "up_proj": (hidden, wide), "down_proj": (wide, hidden),
-    }[target]  # fmt: skip
+        "q_proj": (hidden, heads),
+        "k_proj": (hidden, kv),
+        "v_proj": (hidden, kv),
+        "o_proj": (heads, hidden),
+        "gate_proj": (hidden, wide),
+        "up_proj": (hidden, wide),
+        "down_proj": (wide, hidden),
+    }[target]
 
 
 def random_lora(
-    folder: Path, rank: int, targets: Sequence[str] = TARGETS, seed: int = 0, size: float = 0.3,
-    layers: Sequence[int] | None = None, prefix: str = "base_model.model.",
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    folder: Path,
+    rank: int,
+    targets: Sequence[str] = TARGETS,
+    seed: int = 0,
+    size: float = 0.3,
+    layers: Sequence[int] | None = None,
+    prefix: str = "base_model.model.",
+) -> dict[str, torch.Tensor]:
     """A and B of each target in each layer, large enough that the text changes."""
     config, rng = ModelConfig.from_folder(folder), np.random.default_rng(seed)
     tensors = {}

@@ -10,7 +10,7 @@ def program(source: str, name: str = "test") -> ProgramSource:
 
 
 GENERATE = program(
-    '''
+    """
 from inferlet import Context, session
 
 async def main(prompt, max_tokens=24, temperature=0.0, seed=0):
@@ -21,12 +21,12 @@ async def main(prompt, max_tokens=24, temperature=0.0, seed=0):
             session.send(token.text)
             ids.append(token.id)
         return ids
-''',
+""",
     "generate",
 )
 
 ECHO = program(
-    '''
+    """
 from inferlet import session
 
 async def main():
@@ -35,14 +35,14 @@ async def main():
         session.send(text.upper())
         count += 1
     return count
-''',
+""",
     "echo",
 )
 
 SPIN = program("def main():\n    while True: pass\n", "spin")
 
 HOLD_PAGES = program(
-    '''
+    """
 from inferlet import Context, session
 
 async def main(num_tokens=200):
@@ -51,6 +51,6 @@ async def main(num_tokens=200):
         await ctx.flush()
         session.send("held")
         await session.receive()
-''',
+""",
     "hold-pages",
 )

@@ -39,8 +39,14 @@ class RowsAsItems:
 def _item(rows: DecodeRows, row: int) -> ForwardItem:
     adapter = next((one for one, first, last in rows.adapters if first <= row < last), None)
     counter = np.array([rows.choices["counter"][row]], np.uint32)
-    return ForwardItem(rows.pages[row], int(rows.kv_lens[row]), rows.tokens[row : row + 1],
-                       rows.positions[row : row + 1].astype(np.uint32), adapter=adapter, counters=counter)  # fmt: skip
+    return ForwardItem(
+        rows.pages[row],
+        int(rows.kv_lens[row]),
+        rows.tokens[row : row + 1],
+        rows.positions[row : row + 1].astype(np.uint32),
+        adapter=adapter,
+        counters=counter,
+    )
 
 
 def _sample(rows: DecodeRows, row: int) -> Sample:

@@ -1,4 +1,4 @@
-"""Rooms: docs/architecture.md shows what each folder holds, from top to bottom, and nothing imports what is above it."""
+"""docs/architecture.md shows what each room holds, from top to bottom, and nothing imports what is above it."""
 
 from __future__ import annotations
 

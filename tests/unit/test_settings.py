@@ -18,8 +18,11 @@ def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PIERAY_ACTOR_POOL", "3")
     config = load({"actor_pool": 2, "model": {"num-pages": 99}})
     assert (config.limits.pages, config.actor_pool, config.model.num_pages, config.model.dtype) == (
-        8, 2, 99, "bfloat16",
-    )  # fmt: skip
+        8,
+        2,
+        99,
+        "bfloat16",
+    )
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,13 @@ WIDTH = 100
 
 #: Modules of the client's API, in the order of the page, and what is public in them.
 CLIENT_NAMES = {
-    "engine": ("start", "connect", "Engine"), "process": ("Process", "Event"), "programs": ("ProgramSource",),
-    "launches": ("LaunchRequest",), "config": ("Config", "ModelSettings", "Limits"), "errors": ("PierayError", "*"),
-}  # fmt: skip
+    "engine": ("start", "connect", "Engine"),
+    "process": ("Process", "Event"),
+    "programs": ("ProgramSource",),
+    "launches": ("LaunchRequest",),
+    "config": ("Config", "ModelSettings", "Limits"),
+    "errors": ("PierayError", "*"),
+}
 
 #: Classes whose objects a program gets, and does not make.
 GIVEN = {"Engine", "Process", "Generation", "Child", "Adapter", "Matcher", "SamplerHandle"}
@@ -90,7 +94,7 @@ def sdk_page() -> str:
         "ends the program otherwise. `TaskGroup`, `gather`, `sleep` and `timeout` are those of asyncio.",
         "\n".join(["| | |\n| --- | --- |", *map(_row, listed, listed.values()), *map(_module_row, modules)]),
         *(part for name, node in listed.items() for part in _section(name, node, SDK, 2)),
-    ]  # fmt: skip
+    ]
     for name in modules:
         module = read(SDK / f"{name}.py")
         parts += [f"## Module {name}", _prose(module.doc)]

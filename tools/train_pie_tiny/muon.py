@@ -26,11 +26,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum with orthogonalised updates; like shapes are updated together."""
 
     def __init__(
-        self,
-        parameters: Iterable[torch.nn.Parameter],
-        lr: float,
-        momentum: float = 0.95,
-        weight_decay: float = 0.05,
+        self, parameters: Iterable[torch.nn.Parameter], lr: float, momentum: float = 0.95, weight_decay: float = 0.05
     ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 

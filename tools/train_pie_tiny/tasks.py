@@ -127,14 +127,7 @@ def react(rng: Random, *, is_held: bool) -> Item:
     words = f"{a} {OPERATIONS[operation]} {b}"
     asked = rng.choice((f"What is {words}?", f"Compute {words}.", f"How much is {words}?"))
     action = f"Thought: I should calculate.\nAction: calc({a}{operation}{b})\nObservation:"
-    return chat(
-        "react",
-        f"{asked} Use tools.",
-        action,
-        f" {value}\n",
-        f"Answer: {value}",
-        answer=str(value),
-    )
+    return chat("react", f"{asked} Use tools.", action, f" {value}\n", f"Answer: {value}", answer=str(value))
 
 
 def react2(rng: Random, *, is_held: bool) -> Item:

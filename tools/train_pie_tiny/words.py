@@ -44,9 +44,7 @@ def draw(make: Callable[[], T], key: Callable[[T], tuple[object, ...]], *, is_he
 def word(rng: Random, *, is_held: bool) -> str:
     """A made-up word of two or three syllables."""
     return draw(
-        lambda: "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3))),
-        lambda w: ("word", w),
-        is_held=is_held,
+        lambda: "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 3))), lambda w: ("word", w), is_held=is_held
     )
 
 

@@ -37,8 +37,14 @@ class Setting:
         return self.date
 
     def render(self, messages: tuple[Message, ...], *, cue: bool) -> str:
-        return chat.render(messages, tools=self.tools, add_generation_prompt=cue, model=self.model,
-                           arguments=self.arguments, now=self.now)  # fmt: skip
+        return chat.render(
+            messages,
+            tools=self.tools,
+            add_generation_prompt=cue,
+            model=self.model,
+            arguments=self.arguments,
+            now=self.now,
+        )
 
     def stops(self) -> list[str]:
         """Texts of the tokens that end a turn."""
@@ -136,8 +142,9 @@ def reply_of(text: str, model: str, number: int) -> tuple[Message, tuple[dict[st
     An id has nine letters and digits, as Mistral's templates want it.
     """
     reply = chat.parse(text, model=model, is_over=True)
-    calls = tuple({"id": f"call{number % 1000:03d}{place % 100:02d}", **call}
-                  for place, call in enumerate(reply.tool_calls))  # fmt: skip
+    calls = tuple(
+        {"id": f"call{number % 1000:03d}{place % 100:02d}", **call} for place, call in enumerate(reply.tool_calls)
+    )
     message: Message = {"role": "assistant", "content": reply.content}
     if reply.reasoning:
         message["reasoning_content"] = reply.reasoning

@@ -74,9 +74,19 @@ class Generation:
     `tokens`, `num_tokens`, `logprobs`, `finish_reason` and `stopped_by` tell what came.  It runs once.
     """
 
-    def __init__(self, context: Context, sampler: Sampler, rules: Rules, *, logprobs: bool, grammar: Any = None,
-                 drafter: Drafter | str | None = None, adapter: Adapter | None = None,
-                 on_token: OnToken | None = None, deadline_s: float | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        context: Context,
+        sampler: Sampler,
+        rules: Rules,
+        *,
+        logprobs: bool,
+        grammar: Any = None,
+        drafter: Drafter | str | None = None,
+        adapter: Adapter | None = None,
+        on_token: OnToken | None = None,
+        deadline_s: float | None = None,
+    ) -> None:
         if drafter is not None and drafter != "ngram" and not callable(drafter):
             raise InvalidRequest(f"a drafter is a function or ngram; given {_convert.shown(drafter)}")
         if on_token is not None and not callable(on_token):
@@ -84,9 +94,15 @@ class Generation:
         self._context = context
         self._rules = rules
         self._draws = Draws(
-            sampler, logprobs, rules.tokens, rules.strings, grammar is not None, drafter=drafter,
-            adapter=adapter or context.sequence.adapter, model=context.model,
-        )  # fmt: skip
+            sampler,
+            logprobs,
+            rules.tokens,
+            rules.strings,
+            grammar is not None,
+            drafter=drafter,
+            adapter=adapter or context.sequence.adapter,
+            model=context.model,
+        )
         self._grammar = grammar
         self._owns_grammar = False
         self._on_token = on_token

@@ -62,9 +62,26 @@ except ImportError:
     is_component = False
 
 INTERFACES = (
-    "tickets", "queues", "kv", "embeds", "samplers", "forward", "plans", "grammar", "adapters", "model", "chat",
-    "session", "scratch", "messaging", "children", "http", "store", "mcp", "runtime",
-)  # fmt: skip
+    "tickets",
+    "queues",
+    "kv",
+    "embeds",
+    "samplers",
+    "forward",
+    "plans",
+    "grammar",
+    "adapters",
+    "model",
+    "chat",
+    "session",
+    "scratch",
+    "messaging",
+    "children",
+    "http",
+    "store",
+    "mcp",
+    "runtime",
+)
 
 __all__ = [
     "INTERFACES",

@@ -27,8 +27,9 @@ def _cancel_all(loop: TicketLoop) -> None:
     if tasks:
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
     for task in _failed(tasks):
-        loop.call_exception_handler({"message": "a task failed while it was cancelled", "task": task,
-                                     "exception": task.exception()})  # fmt: skip
+        loop.call_exception_handler(
+            {"message": "a task failed while it was cancelled", "task": task, "exception": task.exception()}
+        )
     if loop._generators:
         loop.run_until_complete(loop.shutdown_asyncgens())
 

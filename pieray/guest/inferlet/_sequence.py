@@ -30,8 +30,23 @@ class KvSequence:
         pages    | page 7 |   0    | page 9 | page 4 ...     0: dropped, and left out of passes
     """
 
-    __slots__ = ("_capacity", "_in_flight", "_num_dropped", "_page_size", "_queue", "adapter", "dropped", "hidden",
-                 "is_closed", "is_pinned", "kv_len", "model", "pages", "reuse", "source")  # fmt: skip
+    __slots__ = (
+        "_capacity",
+        "_in_flight",
+        "_num_dropped",
+        "_page_size",
+        "_queue",
+        "adapter",
+        "dropped",
+        "hidden",
+        "is_closed",
+        "is_pinned",
+        "kv_len",
+        "model",
+        "pages",
+        "reuse",
+        "source",
+    )
 
     def __init__(self, model: str = "", adapter: Adapter | None = None, reuse: bool = True) -> None:
         self.model = model

@@ -133,8 +133,10 @@ class Snapshots:
             raise ValueError
         made_with, given = meta["adapter"], [adapter.name, adapter.digest] if adapter is not None else None
         if (made_with and str(made_with[1])) != (given and given[1]):
-            raise InvalidRequest(f"this snapshot was made with {_told(made_with)}, and is opened with {_told(given)}: "
-                                 "open it with the same weights and scaling")  # fmt: skip
+            raise InvalidRequest(
+                f"this snapshot was made with {_told(made_with)}, and is opened with {_told(given)}: "
+                "open it with the same weights and scaling"
+            )
         context = cls(model=setting.model, adapter=adapter)
         context._setting, context._tokens, context._marks = setting, tokens, marks
         context.sequence.adopt(found.pages, found.num_tokens, dropped)

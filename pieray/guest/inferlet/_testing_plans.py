@@ -44,8 +44,9 @@ class PlanHandlers:
     _plans: dict[int, _Plan]
     tickets_cancel: Callable[[Sequence[int]], None]
 
-    def plans_create(self, queue: int, pages: Sequence[int], kv_len: int, tokens: Sequence[int], max_tokens: int,
-                     sampler: int) -> int:  # fmt: skip  # noqa: ARG002 - the handler's signature
+    def plans_create(
+        self, queue: int, pages: Sequence[int], kv_len: int, tokens: Sequence[int], max_tokens: int, _sampler: int
+    ) -> int:
         self._plans[number := next(self._ids)] = _Plan(queue, list(pages), kv_len, list(tokens), max_tokens)
         return number
 

@@ -134,4 +134,3 @@ class Child:
 async def _none(ticket: int) -> None:
     await wait_ticket(ticket)
     take_none(ticket)
-

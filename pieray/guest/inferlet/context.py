@@ -154,15 +154,15 @@ class Context(Snapshots):
                 "this model's chat template writes the messages since the last reply otherwise now, and other text was "
                 "appended behind them: add them at once, with tool_results for instance"
             )
-        return self._mark(
-            replace(chat, start=start, end=len(self._tokens), said=text, is_open=cue, is_waiting=False)
-        )
+        return self._mark(replace(chat, start=start, end=len(self._tokens), said=text, is_open=cue, is_waiting=False))
 
     def _rewrite(self, start: int, tokens: list[int]) -> None:
         """These tokens in place of those from `start` on; what is the same stays."""
         old = self._tokens[start:]
-        same = next((at for at, pair in enumerate(zip(old, tokens, strict=False)) if pair[0] != pair[1]),
-                    min(len(old), len(tokens)))  # fmt: skip
+        same = next(
+            (at for at, pair in enumerate(zip(old, tokens, strict=False)) if pair[0] != pair[1]),
+            min(len(old), len(tokens)),
+        )
         self._cut(start + same)
         self._add(tokens[same:])
 
@@ -301,8 +301,17 @@ class Context(Snapshots):
         if grammar is not None:
             _convert.instance("grammar", grammar, Grammar, Matcher)
             rules = replace(rules, tokens=rules.tokens | models.stop_tokens(self.model))
-        return Generation(self, chosen, rules, logprobs=logprobs, grammar=grammar, drafter=drafter, adapter=adapter,
-                          on_token=on_token, deadline_s=deadline_s)  # fmt: skip
+        return Generation(
+            self,
+            chosen,
+            rules,
+            logprobs=logprobs,
+            grammar=grammar,
+            drafter=drafter,
+            adapter=adapter,
+            on_token=on_token,
+            deadline_s=deadline_s,
+        )
 
     async def collect_text(self, max_tokens: int = 256, **options: Unpack[Options]) -> str:
         """The text of `generate` with the same arguments."""

@@ -108,8 +108,9 @@ class _Subscribing:
         self._found = await self._open()
         return self._found
 
-    async def __aexit__(self, _type: type[BaseException] | None, _error: BaseException | None,
-                        _trace: TracebackType | None) -> None:  # fmt: skip
+    async def __aexit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         if self._found is not None:
             self._found.close()
 

@@ -142,9 +142,14 @@ def sampler_of(
 ) -> Sampler:
     """One sampler from what `generate` was given: greedy if nothing was, or a bias alone."""
     named: dict[str, Any] = {
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed,
-        "typical_p": typical_p, "logit_bias": logit_bias,
-    }  # fmt: skip
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "seed": seed,
+        "typical_p": typical_p,
+        "logit_bias": logit_bias,
+    }
     given = {name: value for name, value in named.items() if value is not None}
     if sampler is None:
         is_drawn = bool(given.keys() - {"logit_bias"})

@@ -49,8 +49,14 @@ class Run:
     host: Host
 
 
-def run(main: Callable[..., Any], *, reply: Reply = "", messages: Iterable[str] = (), host: Host | None = None,
-        **arguments: Any) -> Run:  # fmt: skip
+def run(
+    main: Callable[..., Any],
+    *,
+    reply: Reply = "",
+    messages: Iterable[str] = (),
+    host: Host | None = None,
+    **arguments: Any,
+) -> Run:
     """Run an inferlet's `main` with these arguments.
 
     `reply`: what the model says after any prompt, or a function from all of the text so far to what follows it.
@@ -169,8 +175,15 @@ class Host(PlanHandlers):
 
     # --- passes
 
-    def forward_forward(self, queue: int, pages: Sequence[int], kv_len: int, tokens: Sequence[int],
-                        positions: Sequence[int], mask: Sequence[int]) -> int:  # fmt: skip
+    def forward_forward(
+        self,
+        queue: int,
+        pages: Sequence[int],
+        kv_len: int,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        mask: Sequence[int],
+    ) -> int:
         end = kv_len + len(tokens)
         if not tokens or end > len(pages) * PAGE_SIZE:
             raise HandlerError("invalid", f"{len(pages)} pages have no room for {kv_len} and {len(tokens)} tokens")

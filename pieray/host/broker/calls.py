@@ -49,9 +49,16 @@ class BrokerCalls:
         check_size("message_bytes", self._state.limits.message_bytes, size)
         return size
 
-    def ask(self, kind: Kind, make: Callable[[int], Message], *, num_bytes: int = 0, within_s: float | None = None,
-            value: Callable[[Any], object] = lambda value: value,
-            settle: Callable[[int, bool], None] | None = None) -> int:  # fmt: skip
+    def ask(
+        self,
+        kind: Kind,
+        make: Callable[[int], Message],
+        *,
+        num_bytes: int = 0,
+        within_s: float | None = None,
+        value: Callable[[Any], object] = lambda value: value,
+        settle: Callable[[int, bool], None] | None = None,
+    ) -> int:
         """Post `make(number)`; a ticket for `value` of the answer.
 
         `settle(number, is_taken)` is called when the guest has taken a good answer, or when it never will get one: it
@@ -82,8 +89,10 @@ class BrokerCalls:
             if self._num_calls >= limits.tickets:
                 raise QuotaExceeded(f"tickets: the limit is {limits.tickets} requests at the Broker; one more was made")
             if self._num_bytes + num_bytes > limits.mailbox_bytes:
-                raise QuotaExceeded(f"mailbox_bytes: the limit is {limits.mailbox_bytes}; {self._num_bytes} are on "
-                                    f"their way, {num_bytes} more were given")  # fmt: skip
+                raise QuotaExceeded(
+                    f"mailbox_bytes: the limit is {limits.mailbox_bytes}; {self._num_bytes} are on "
+                    f"their way, {num_bytes} more were given"
+                )
             self._num_calls += 1
             self._num_bytes += num_bytes
 
@@ -104,8 +113,15 @@ class BrokerCalls:
 class _Call:
     """One request from the guest's call to the Broker's answer."""
 
-    def __init__(self, calls: BrokerCalls, client: BrokerClient, kind: Kind, num_bytes: int,
-                 value: Callable[[Any], object], settle: Callable[[int, bool], None] | None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        calls: BrokerCalls,
+        client: BrokerClient,
+        kind: Kind,
+        num_bytes: int,
+        value: Callable[[Any], object],
+        settle: Callable[[int, bool], None] | None,
+    ) -> None:
         self._calls = calls
         self._state = calls.state
         self._client = client

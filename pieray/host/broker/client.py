@@ -81,8 +81,14 @@ class BrokerClient:
         if old is not None:
             old.flow.conn.close("the broker was replaced")
         link = _Link(self)
-        conn = connect(endpoint, link, role="inferlets", peer_id=f"{self._peer_id}/{self.generation}",
-                       token=self._token, timeout_s=self._timeout_s)  # fmt: skip
+        conn = connect(
+            endpoint,
+            link,
+            role="inferlets",
+            peer_id=f"{self._peer_id}/{self.generation}",
+            token=self._token,
+            timeout_s=self._timeout_s,
+        )
         failed = []
         with self._lock:
             if self._closed.is_set():
@@ -174,9 +180,13 @@ class BrokerClient:
 
     def lost(self, link: _Link, error: PeerLost) -> None:
         """The connection broke: what is under way fails, and a new one is made."""
-        self._calls.fail_all(link.flow.conn, PeerLost(
-            "the Broker is gone, and with it queues and topics, or the link to it broke; whether this request was "
-            f"done is not known: {error.message}"))  # fmt: skip
+        self._calls.fail_all(
+            link.flow.conn,
+            PeerLost(
+                "the Broker is gone, and with it queues and topics, or the link to it broke; whether this request was "
+                f"done is not known: {error.message}"
+            ),
+        )
         if self._link is link and not self._closed.is_set():
             self._error = error.message
             self._redial.start()

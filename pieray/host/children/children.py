@@ -45,8 +45,16 @@ class Launcher(Protocol):
 class ChildService:
     """Thread-safe.  One for all inferlets of an actor: they share its connections and threads."""
 
-    def __init__(self, launcher: Launcher, ceiling: Limits, *, peer_id: str, token: str, timers: Timers,
-                 patience_s: float = PATIENCE_S) -> None:  # fmt: skip
+    def __init__(
+        self,
+        launcher: Launcher,
+        ceiling: Limits,
+        *,
+        peer_id: str,
+        token: str,
+        timers: Timers,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         self.ceiling = ceiling
         """The engine's limits: a launch says what differs from them."""
         self._launcher = launcher
@@ -69,9 +77,11 @@ class ChildService:
     ) -> None:
         try:
             launching = self._pool.submit(
-                lambda: self._work(message, child, done, deadline), tenant=message.tenant, owner=message.parent,
+                lambda: self._work(message, child, done, deadline),
+                tenant=message.tenant,
+                owner=message.parent,
                 wait_s=WAIT_S,
-            )  # fmt: skip
+            )
         except Cancelled:
             done(EngineError("this InferletActor is closing"))
             return

@@ -103,8 +103,9 @@ class Family:
         size = byte_size(message.source) + byte_size(message.input)
         with self._lock:
             if len(self._running) >= state.limits.children:
-                raise QuotaExceeded(f"children: the limit is {state.limits.children} at one time; "
-                                    "one more was launched")  # fmt: skip
+                raise QuotaExceeded(
+                    f"children: the limit is {state.limits.children} at one time; one more was launched"
+                )
             self._count_out(size)
             child = Child(self, message, is_linked=is_linked)
             self._running.add(child)
@@ -225,8 +226,10 @@ class Family:
             if child.outcome is not None:
                 return
             if isinstance(outcome, str) and (room := self._room()) < len(outcome):
-                outcome = QuotaExceeded(f"mailbox_bytes: the limit is {self._state.limits.mailbox_bytes}, {room} are "
-                                        f"left; the result of child {child.id} has {len(outcome)}")  # fmt: skip
+                outcome = QuotaExceeded(
+                    f"mailbox_bytes: the limit is {self._state.limits.mailbox_bytes}, {room} are "
+                    f"left; the result of child {child.id} has {len(outcome)}"
+                )
             child.outcome = outcome
             if isinstance(outcome, str) and not child.is_detached:
                 child.result_bytes = len(outcome)
@@ -284,8 +287,10 @@ class Family:
     def _count_out(self, size: int) -> None:
         limit = self._state.limits.mailbox_bytes
         if self._unsent + size > limit:
-            raise QuotaExceeded(f"mailbox_bytes: the limit is {limit}; {self._unsent} are on their way to children, "
-                                f"{size} more were given")  # fmt: skip
+            raise QuotaExceeded(
+                f"mailbox_bytes: the limit is {limit}; {self._unsent} are on their way to children, "
+                f"{size} more were given"
+            )
         self._unsent += size
 
     def _room(self) -> int:
@@ -297,8 +302,10 @@ class Family:
     def _take_text(self, child: Child, text: str) -> QuotaExceeded | None:
         size = byte_size(text) + EVENT_BYTES
         if (room := self._room()) < size:
-            return QuotaExceeded(f"mailbox_bytes: the limit is {self._state.limits.mailbox_bytes}, {room} are left; "
-                                 f"child {child.id} has sent {size} more that its parent did not receive")  # fmt: skip
+            return QuotaExceeded(
+                f"mailbox_bytes: the limit is {self._state.limits.mailbox_bytes}, {room} are left; "
+                f"child {child.id} has sent {size} more that its parent did not receive"
+            )
         self._unread += size
         child.texts.append(text)
         return None

@@ -69,8 +69,15 @@ class Load(Command):
 
     __slots__ = ("_file", "_loaded", "_max_bytes", "number")
 
-    def __init__(self, ticket: int, queue: Queue, number: int, file: AdapterFile, max_bytes: int,
-                 loaded: Callable[[Load, object], object]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        ticket: int,
+        queue: Queue,
+        number: int,
+        file: AdapterFile,
+        max_bytes: int,
+        loaded: Callable[[Load, object], object],
+    ) -> None:
         super().__init__(ticket, queue, _no_pages())
         self.number = number
         self._file = file
@@ -83,8 +90,16 @@ class Load(Command):
 
     def message(self, inferlet: int) -> Message:
         file = self._file
-        return LoadAdapter(wire_ticket(inferlet, self.ticket), inferlet, self.number, file.name, file.data, file.alpha,
-                           file.is_rank_stabilized, self._max_bytes)  # fmt: skip
+        return LoadAdapter(
+            wire_ticket(inferlet, self.ticket),
+            inferlet,
+            self.number,
+            file.name,
+            file.data,
+            file.alpha,
+            file.is_rank_stabilized,
+            self._max_bytes,
+        )
 
     def settled(self, result: object) -> object:
         return self._loaded(self, result)
@@ -105,5 +120,6 @@ class Unload(Command):
 
 def _no_pages() -> Prepared:
     none = np.zeros(0, np.int64)
-    return Prepared(rows=none, num_pages=0, reads=[], num_full=0, writes=[], row_copies=[], frames=none,
-                    frame_copies=[], moved=[])  # fmt: skip
+    return Prepared(
+        rows=none, num_pages=0, reads=[], num_full=0, writes=[], row_copies=[], frames=none, frame_copies=[], moved=[]
+    )

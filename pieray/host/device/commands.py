@@ -96,9 +96,12 @@ class Command:
     def message(self, inferlet: int) -> Message:
         """The command as it travels, its pages physical."""
         return CopyTokens(
-            wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
+            wire_ticket(inferlet, self.ticket),
+            inferlet,
+            self.queue.handle,
+            self.queue.priority,
             [list(c) for c in self.prepared.copies],
-        )  # fmt: skip
+        )
 
     def messages(self, inferlet: int) -> list[Message]:
         """All that it takes, in order; the answer to the last is the command's."""
@@ -119,12 +122,30 @@ class Pass(Command):
 
     writes_behind_copies = True
     __slots__ = (
-        "adapter", "embeds", "kv_len", "mask", "num_open", "num_skipped", "num_tokens", "output_bytes", "outputs",
-        "positions", "tokens",
-    )  # fmt: skip
+        "adapter",
+        "embeds",
+        "kv_len",
+        "mask",
+        "num_open",
+        "num_skipped",
+        "num_tokens",
+        "output_bytes",
+        "outputs",
+        "positions",
+        "tokens",
+    )
 
-    def __init__(self, ticket: int, queue: Queue, prepared: Prepared, kv_len: int, tokens: bytes, positions: bytes,
-                 mask: bytes, embeds: list[bytes]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        ticket: int,
+        queue: Queue,
+        prepared: Prepared,
+        kv_len: int,
+        tokens: bytes,
+        positions: bytes,
+        mask: bytes,
+        embeds: list[bytes],
+    ) -> None:
         super().__init__(ticket, queue, prepared)
         self.kv_len = kv_len
         self.tokens = tokens
@@ -147,8 +168,9 @@ class Pass(Command):
         if self.embeds:
             lineage.give_up()
         else:
-            lineage.add_forward(self.prepared.frames, self.kv_len, self.tokens, self.positions, bytes(self.mask), b"",
-                                self.adapter)  # fmt: skip
+            lineage.add_forward(
+                self.prepared.frames, self.kv_len, self.tokens, self.positions, bytes(self.mask), b"", self.adapter
+            )
 
     def text(self) -> Text | None:
         return None if self.mask or self.embeds else Text(self.kv_len, self.tokens, self.positions, self.adapter)
@@ -173,10 +195,19 @@ class Pass(Command):
             tokens, positions = tokens[4 * skipped :], positions[4 * skipped :]
             outputs = [replace(output, row=output.row - skipped) for output in outputs]
         message = Forward(
-            wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
-            self.prepared.pages.tobytes(), self.kv_len + skipped, tokens, positions, bytes(self.mask), outputs,
-            self.adapter, self.embeds,
-        )  # fmt: skip
+            wire_ticket(inferlet, self.ticket),
+            inferlet,
+            self.queue.handle,
+            self.queue.priority,
+            self.prepared.pages.tobytes(),
+            self.kv_len + skipped,
+            tokens,
+            positions,
+            bytes(self.mask),
+            outputs,
+            self.adapter,
+            self.embeds,
+        )
         self.mask, self.embeds = b"", []  # megabytes, perhaps, that thousands of passes in flight need no more
         return message
 

@@ -80,9 +80,17 @@ class DeviceClient:
     and freed by that id.  `on_lost` is told once, behind all tenants; `on_answered` behind each frame of the batcher's.
     """
 
-    def __init__(self, *, batcher: Endpoint, resource_manager: Endpoint, peer_id: str, token: str,
-                 timeout_s: float, on_lost: Callable[[DeviceClient, DeviceLost], None],
-                 on_answered: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        batcher: Endpoint,
+        resource_manager: Endpoint,
+        peer_id: str,
+        token: str,
+        timeout_s: float,
+        on_lost: Callable[[DeviceClient, DeviceLost], None],
+        on_answered: Callable[[], None] = lambda: None,
+    ) -> None:
         self._tenants: dict[int, Tenant] = {}
         self._holding: set[int] = set()  # inferlets that may have pages
         self._leasing: dict[int, float] = {}  # inferlets that have asked for pages, since when; the oldest first
@@ -129,8 +137,16 @@ class DeviceClient:
         assert self._lost is not None
         return DeviceLost(self._lost.message)
 
-    def admit(self, number: int, tenant: Tenant, owner: str = "", priority: int = 0, deadline: float = 0.0,
-              born: float = 0.0, family: str = "") -> None:  # fmt: skip
+    def admit(
+        self,
+        number: int,
+        tenant: Tenant,
+        owner: str = "",
+        priority: int = 0,
+        deadline: float = 0.0,
+        born: float = 0.0,
+        family: str = "",
+    ) -> None:
         """Route answers for inferlet `number` to `tenant` from now on; its share of the device is its owner's, and who
         gets pages first is decided by the rest, see OpenLease."""
         if self._lost is not None:
@@ -354,8 +370,9 @@ class DeviceClient:
 class _Link:
     """One connection's service: forwards to the client's methods."""
 
-    def __init__(self, on_messages: Callable[[list[Message]], None], on_lost: Callable[[PeerLost], None],
-                 on_refused: Refused) -> None:  # fmt: skip
+    def __init__(
+        self, on_messages: Callable[[list[Message]], None], on_lost: Callable[[PeerLost], None], on_refused: Refused
+    ) -> None:
         self._on_messages = on_messages
         self._on_lost = on_lost
         self._on_refused = on_refused

@@ -69,9 +69,13 @@ class Drawn:
     """
 
     def __init__(
-        self, prompt: Sequence[int], tickets: TicketTable, send: Callable[[str], None],
-        stopped: Callable[[int, str], None], failed: Callable[[PierayError], None],
-    ) -> None:  # fmt: skip
+        self,
+        prompt: Sequence[int],
+        tickets: TicketTable,
+        send: Callable[[str], None],
+        stopped: Callable[[int, str], None],
+        failed: Callable[[PierayError], None],
+    ) -> None:
         self.num_prompt = len(prompt)
         self.line = array("I", prompt)  # and what was drawn
         self.scores = array("f")
@@ -215,8 +219,10 @@ class Drawn:
             raise InvalidRequest("stream: the text of this plan goes to the client already")
         self._num_sent = max(self._num_sent, self._num_given)
         if self.count - self._num_sent > MAX_TEXTS:
-            raise InvalidRequest(f"stream: at most {MAX_TEXTS} tokens may be drawn and not read before; "
-                                 f"{self.count - self._num_sent} are: read them")  # fmt: skip
+            raise InvalidRequest(
+                f"stream: at most {MAX_TEXTS} tokens may be drawn and not read before; "
+                f"{self.count - self._num_sent} are: read them"
+            )
         self._flow = ticket
         if self._num_sent < self.count:
             self._flow_on(ticket)

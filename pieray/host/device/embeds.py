@@ -44,8 +44,10 @@ class EmbedTable:
     def put(self, embedding: Embedding) -> int:
         """A handle; raises QuotaExceeded."""
         if self.num_bytes + embedding.nbytes > self._limit:
-            raise QuotaExceeded(f"embed_bytes: the limit is {self._limit}; {self.num_bytes} are held, "
-                                f"{embedding.nbytes} more were to be")  # fmt: skip
+            raise QuotaExceeded(
+                f"embed_bytes: the limit is {self._limit}; {self.num_bytes} are held, "
+                f"{embedding.nbytes} more were to be"
+            )
         handle = self._opened.put(embedding)
         self.num_bytes += embedding.nbytes
         return handle

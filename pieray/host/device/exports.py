@@ -79,10 +79,24 @@ class PageRequests:
                 done(found)
                 return
             quota = [limits.exports, limits.export_pages, limits.export_bytes]
-            self._ledger.ask(ticket, ExportPages(
-                *self._wire(ticket), *self._who, name, access, pages, lent.written.astype("<u8").tobytes(),
-                lent.num_tokens, meta, ttl_ms / 1000, limits.pin_time_s if pinned else 0.0, replace, quota,
-            ), done)  # fmt: skip
+            self._ledger.ask(
+                ticket,
+                ExportPages(
+                    *self._wire(ticket),
+                    *self._who,
+                    name,
+                    access,
+                    pages,
+                    lent.written.astype("<u8").tobytes(),
+                    lent.num_tokens,
+                    meta,
+                    ttl_ms / 1000,
+                    limits.pin_time_s if pinned else 0.0,
+                    replace,
+                    quota,
+                ),
+                done,
+            )
 
         self._ledger.after(state.outbox.writers_of(frozenset(lent.rows.tolist())), ticket, written)
         return ticket
@@ -128,8 +142,9 @@ class PageRequests:
 
         def answered(result: object) -> None:
             if isinstance(result, str) and len(result) > limit:
-                result = QuotaExceeded(f"message_bytes: the limit is {limit}; the list has {len(result)}: ask for a "
-                                       "longer prefix")  # fmt: skip
+                result = QuotaExceeded(
+                    f"message_bytes: the limit is {limit}; the list has {len(result)}: ask for a longer prefix"
+                )
             self._state.tickets.resolve(ticket, result)
 
         self._ledger.ask(ticket, message, answered)

@@ -77,8 +77,10 @@ class LedgerClient:
     def check_room(self) -> None:
         """Raise QuotaExceeded over `Limits.tickets` requests: one whose ticket was cancelled still counts here."""
         if len(self._asked) + len(self._waiting) >= self._limit:
-            raise QuotaExceeded(f"tickets: the limit is {self._limit}, as many requests for pages and exports are "
-                                "under way; one more was made")  # fmt: skip
+            raise QuotaExceeded(
+                f"tickets: the limit is {self._limit}, as many requests for pages and exports are "
+                "under way; one more was made"
+            )
 
     def ask(self, ticket: int, message: Message, on_answer: OnAnswer) -> None:
         """Send a request under the guest's ticket; `on_answer` is called, perhaps at once, with what came of it.

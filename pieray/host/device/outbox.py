@@ -51,10 +51,21 @@ class Outbox:
     """Sends what is staged as memory comes.  All methods are called with the instance's lock held."""
 
     def __init__(
-        self, inferlet: int, device: Device, pages: PageSpace, tickets: TicketTable, *, lease_pages: int,
-        page_wait_s: float, transfers: Transfers, call_later: CallLater, lineage: Lineage,
-        prefixes: Prefixes | None = None, pool_pages: int = 0, priority: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        inferlet: int,
+        device: Device,
+        pages: PageSpace,
+        tickets: TicketTable,
+        *,
+        lease_pages: int,
+        page_wait_s: float,
+        transfers: Transfers,
+        call_later: CallLater,
+        lineage: Lineage,
+        prefixes: Prefixes | None = None,
+        pool_pages: int = 0,
+        priority: int = 0,
+    ) -> None:
         """`prefixes` None: all is computed, whatever pages there are.  `pool_pages`: pages of the device group, 0 for
         unknown: then nothing is dropped that would have to be computed again.  `priority`: of the host's own
         commands."""
@@ -93,9 +104,17 @@ class Outbox:
         self.transfers = transfers
         self.ledger = LedgerClient(inferlet, device, pages, tickets.limit, call_later)
         self.preemption = Preemption(
-            pages, self.swap, work, self.ledger, device, pool_pages=pool_pages, number=tickets.number, post=self._post,
-            given_up=self._given_up, resume=self._resume,
-        )  # fmt: skip
+            pages,
+            self.swap,
+            work,
+            self.ledger,
+            device,
+            pool_pages=pool_pages,
+            number=tickets.number,
+            post=self._post,
+            given_up=self._given_up,
+            resume=self._resume,
+        )
         self._own_timer: Cancellable | None = None  # while it waits for pages of its own
 
     @property
@@ -118,8 +137,9 @@ class Outbox:
     def check_room(self) -> None:
         """Raise QuotaExceeded over `Limits.tickets` commands: one whose ticket was cancelled still counts here."""
         if self.num_outstanding >= self._tickets.limit:
-            raise QuotaExceeded(f"tickets: the limit is {self._tickets.limit}, as many commands are outstanding; "
-                                "one more was enqueued")  # fmt: skip
+            raise QuotaExceeded(
+                f"tickets: the limit is {self._tickets.limit}, as many commands are outstanding; one more was enqueued"
+            )
 
     def stage(self, command: Command) -> None:
         """Enqueue; past MAX_STAGED what came before is sent."""
@@ -388,8 +408,13 @@ class Outbox:
 
     def _copy_on_write(self, command: Command) -> Message:
         queue = command.queue
-        return CopyTokens(wire_ticket(self._inferlet, INTERNAL), self._inferlet, queue.handle, queue.priority,
-                          [list(c) for c in command.prepared.copies])  # fmt: skip
+        return CopyTokens(
+            wire_ticket(self._inferlet, INTERNAL),
+            self._inferlet,
+            queue.handle,
+            queue.priority,
+            [list(c) for c in command.prepared.copies],
+        )
 
     def _post(self, messages: list[Message]) -> None:
         try:
@@ -457,10 +482,12 @@ class Outbox:
         self._own_timer = None
         self._asked_for, _ = self._first_lacking()
         self._is_lease_needed = True
-        self._fail_lease(OutOfPages(
-            f"page_wait_s: the limit is {self._page_wait_s:g} s; this inferlet holds {self._pages.num_held} pages, its "
-            "own commands use them and have not come to their end: wait for some before more are enqueued"
-        ))  # fmt: skip
+        self._fail_lease(
+            OutOfPages(
+                f"page_wait_s: the limit is {self._page_wait_s:g} s; this inferlet holds {self._pages.num_held} pages, "
+                "its own commands use them and have not come to their end: wait for some before more are enqueued"
+            )
+        )
 
     def _lease(self, count: int, num_more: int, looking: Command | None, *, is_needed: bool) -> None:
         self._is_leasing, self._is_lease_needed = True, is_needed

@@ -58,8 +58,16 @@ class StopTicket(Ticket):
 class Plan:
     """One plan.  All methods are called with the instance's lock held."""
 
-    def __init__(self, state: InstanceState, queue: Queue, pages: U32, kv_len: int, tokens: U32, max_tokens: int,
-                 sampler: Sampler) -> None:  # fmt: skip
+    def __init__(
+        self,
+        state: InstanceState,
+        queue: Queue,
+        pages: U32,
+        kv_len: int,
+        tokens: U32,
+        max_tokens: int,
+        sampler: Sampler,
+    ) -> None:
         self._instance = state
         self.queue = queue
         self._pages = pages
@@ -130,12 +138,25 @@ class Plan:
         if settings.num_drafts:
             history = settings.history + self.line[: run.done].tobytes()
         return StartPlan(
-            wire_ticket(instance.number, run.ticket), instance.number, queue.handle, queue.priority,
-            run.growing.pages.tobytes(), self.kv_len + run.done, self.line[run.done :].tobytes(), run.max_tokens,
-            settings.sampler, settings.stop_tokens, list(settings.stop_texts), grammar, settings.adapter,
-            settings.num_drafts, history, drawn.tobytes() if settings.stop_texts else b"", settings.is_scored,
+            wire_ticket(instance.number, run.ticket),
+            instance.number,
+            queue.handle,
+            queue.priority,
+            run.growing.pages.tobytes(),
+            self.kv_len + run.done,
+            self.line[run.done :].tobytes(),
+            run.max_tokens,
+            settings.sampler,
+            settings.stop_tokens,
+            list(settings.stop_texts),
+            grammar,
+            settings.adapter,
+            settings.num_drafts,
+            history,
+            drawn.tobytes() if settings.stop_texts else b"",
+            settings.is_scored,
             run.visible,
-        )  # fmt: skip
+        )
 
     def drew(self, tokens: bytes, logprobs: bytes) -> None:
         """A run has drawn more: all that a token costs."""
@@ -229,11 +250,18 @@ class Plan:
     def describe(self) -> str:
         """The JSON of `plans.state`."""
         counts = self._counts if self._run is None else self._counts_with(self._run)
-        return json.dumps({
-            "state": self.state, "num_tokens": self.drawn.count, "kv_len": self.kv_len + self._num_valid,
-            "finish_reason": self._finish_reason, "stopped_by": self._stopped_by, "num_steps": counts[0],
-            "num_drafted": counts[1], "num_accepted": counts[2],
-        })  # fmt: skip
+        return json.dumps(
+            {
+                "state": self.state,
+                "num_tokens": self.drawn.count,
+                "kv_len": self.kv_len + self._num_valid,
+                "finish_reason": self._finish_reason,
+                "stopped_by": self._stopped_by,
+                "num_steps": counts[0],
+                "num_drafted": counts[1],
+                "num_accepted": counts[2],
+            }
+        )
 
     def _counts_with(self, run: PlanRun) -> list[int]:
         """Steps, drafts and accepted drafts of all runs, this one's included."""
@@ -245,8 +273,17 @@ class PlanRun(Run):
     """A plan's way from `start` or `resume` until it ends or is paused: one command to the batcher."""
 
     __slots__ = (
-        "counts", "done", "error", "grow_at", "growing", "is_preempted", "is_stopped", "max_tokens", "plan", "visible",
-    )  # fmt: skip
+        "counts",
+        "done",
+        "error",
+        "grow_at",
+        "growing",
+        "is_preempted",
+        "is_stopped",
+        "max_tokens",
+        "plan",
+        "visible",
+    )
 
     def __init__(self, ticket: int, plan: Plan, growing: Growing, done: int, max_tokens: int, visible: bytes) -> None:
         super().__init__(ticket, plan.queue, growing)

@@ -67,10 +67,19 @@ class Preemption:
     """Of one inferlet.  All methods are called with the instance's lock held."""
 
     def __init__(
-        self, pages: PageSpace, swap: Swap, work: Work, ledger: LedgerClient, device: Device, *, pool_pages: int,
-        number: Callable[[], int], post: Callable[[list[Message]], None], given_up: Callable[[], None],
+        self,
+        pages: PageSpace,
+        swap: Swap,
+        work: Work,
+        ledger: LedgerClient,
+        device: Device,
+        *,
+        pool_pages: int,
+        number: Callable[[], int],
+        post: Callable[[list[Message]], None],
+        given_up: Callable[[], None],
         resume: Callable[[bool], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`number` gives tickets; `given_up` is called when pages have been, and `resume` when sending may go on, with
         whether it was for others."""
         self._pages = pages

@@ -160,9 +160,12 @@ class Prefixes:
         pages = self._pages.enter(np.fromiter(places, np.int64))
         found = places.values()
         message = IndexPages(
-            self._inferlet, np.array(pages, "<u4").tobytes(), b"".join(place.name for place in found),
-            b"".join(place.before for place in found), np.array([place.depth for place in found], "<u4").tobytes(),
-        )  # fmt: skip
+            self._inferlet,
+            np.array(pages, "<u4").tobytes(),
+            b"".join(place.name for place in found),
+            b"".join(place.before for place in found),
+            np.array([place.depth for place in found], "<u4").tobytes(),
+        )
         with contextlib.suppress(DeviceLost):  # else what the pages hold is gone with it
             self._ledger.ask_ledger(message)
 

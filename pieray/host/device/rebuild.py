@@ -42,9 +42,14 @@ class Rebuild(Command):
     __slots__ = ("_frames", "_given", "_steps")
 
     def __init__(
-        self, ticket: int, queue: Queue, prepared: Prepared, steps: Sequence[Step], frames: Sequence[int],
+        self,
+        ticket: int,
+        queue: Queue,
+        prepared: Prepared,
+        steps: Sequence[Step],
+        frames: Sequence[int],
         given: Collection[int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(ticket, queue, prepared)
         self.is_sought = True
         self._steps = steps
@@ -72,9 +77,11 @@ class Rebuild(Command):
                 found.append(CopyTokens(*head, [[src, step.src_offset, dst, step.dst_offset, step.count]]))
             else:
                 line = pages[[place[frame] for frame in step.frames.tolist()]].astype("<u4").tobytes()
-                found.append(Forward(
-                    *head, line, step.kv_len, bytes(step.tokens), bytes(step.positions), step.mask, [], step.adapter,
-                ))  # fmt: skip
+                found.append(
+                    Forward(
+                        *head, line, step.kv_len, bytes(step.tokens), bytes(step.positions), step.mask, [], step.adapter
+                    )
+                )
         # a copy of each page's first token onto itself: it comes behind all of these, and fails if one of them does
         written = pages[[frame not in self._given for frame in self._frames]]
         touched = [[page, 0, page, 0, 1] for page in np.unique(written).tolist()]

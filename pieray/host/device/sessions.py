@@ -80,8 +80,9 @@ class DeviceSessions:
             if self._is_up() is None and self._num_waiting < MAX_WAITING:
                 self._num_waiting += 1
                 try:
-                    self._changed.wait_for(lambda: self._is_closed or self._is_up() is not None,
-                                           self._wait_s if wait_s is None else wait_s)  # fmt: skip
+                    self._changed.wait_for(
+                        lambda: self._is_closed or self._is_up() is not None, self._wait_s if wait_s is None else wait_s
+                    )
                 finally:
                     self._num_waiting -= 1
             if self._is_closed:
@@ -140,10 +141,14 @@ class DeviceSessions:
                 if self._is_closed or endpoints is None or self._is_up() is not None:
                     return
             session = DeviceClient(
-                batcher=endpoints[0], resource_manager=endpoints[1], peer_id=f"{self._peer_id}/{next(self._numbers)}",
-                token=self._token, timeout_s=self._timeout_s, on_lost=self._lost,
+                batcher=endpoints[0],
+                resource_manager=endpoints[1],
+                peer_id=f"{self._peer_id}/{next(self._numbers)}",
+                token=self._token,
+                timeout_s=self._timeout_s,
+                on_lost=self._lost,
                 on_answered=self._answered,
-            )  # fmt: skip
+            )
             if self._adopt(session, endpoints):
                 return
             session.close("another one was dialled meanwhile")

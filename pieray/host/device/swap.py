@@ -213,8 +213,11 @@ class Swap:
         if self._prefixes is None:
             return
         rows = np.unique(self._pages.bound(rows))
-        named = [(row, ident) for row, ident in zip(rows.tolist(), self._pages.idents(rows).tolist(), strict=True)
-                 if ident in self._names]  # fmt: skip
+        named = [
+            (row, ident)
+            for row, ident in zip(rows.tolist(), self._pages.idents(rows).tolist(), strict=True)
+            if ident in self._names
+        ]
         self._prefixes.tell({row: self._names[ident] for row, ident in named})
         self._forget(ident for _, ident in named)
 
@@ -233,8 +236,11 @@ class Swap:
         messages: list[Message] = []
         if restoring := self._pages.take_restoring():
             slots, pages = np.array(restoring, "<u4").T
-            messages.append(SwapIn(wire_ticket(self._inferlet, INTERNAL), self._inferlet, _QUEUE, 0, slots.tobytes(),
-                                   pages.tobytes()))  # fmt: skip
+            messages.append(
+                SwapIn(
+                    wire_ticket(self._inferlet, INTERNAL), self._inferlet, _QUEUE, 0, slots.tobytes(), pages.tobytes()
+                )
+            )
         if dropped := [*self._pages.take_dropped(), *self._unwanted]:
             self._unwanted = []
             messages.append(DropSwapped(self._inferlet, np.array(dropped, "<u4").tobytes()))

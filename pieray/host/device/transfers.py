@@ -96,8 +96,10 @@ class Transfers:
 
     def _add(self, ticket: int, num_bytes: int, what: str) -> None:
         if self.num_bytes + num_bytes > self._limit:
-            raise QuotaExceeded(f"pass_bytes: the limit is {self._limit}; {self.num_bytes} are under way, {what} "
-                                f"{num_bytes} more: take results before asking for more")  # fmt: skip
+            raise QuotaExceeded(
+                f"pass_bytes: the limit is {self._limit}; {self.num_bytes} are under way, {what} "
+                f"{num_bytes} more: take results before asking for more"
+            )
         self._actor.add(num_bytes, self.num_bytes, what)
         self.num_bytes += num_bytes
         self._held[ticket] = self._held.get(ticket, 0) + num_bytes

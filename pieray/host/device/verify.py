@@ -42,9 +42,22 @@ class VerifyPass(Command):
     writes_behind_copies = True
     __slots__ = ("adapter", "drafts", "kv_len", "lineage", "pages", "parents", "sampler", "tokens", "visible")
 
-    def __init__(self, ticket: int, queue: Queue, prepared: Prepared, *, pages: PageSpace, lineage: Lineage,
-                 kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: Sampler,
-                 adapter: int, visible: bytes) -> None:  # fmt: skip
+    def __init__(
+        self,
+        ticket: int,
+        queue: Queue,
+        prepared: Prepared,
+        *,
+        pages: PageSpace,
+        lineage: Lineage,
+        kv_len: int,
+        tokens: U32,
+        drafts: U32,
+        parents: U32,
+        sampler: Sampler,
+        adapter: int,
+        visible: bytes,
+    ) -> None:
         super().__init__(ticket, queue, prepared)
         self.pages = pages
         self.lineage = lineage
@@ -62,10 +75,19 @@ class VerifyPass(Command):
 
     def message(self, inferlet: int) -> Message:
         return Verify(
-            wire_ticket(inferlet, self.ticket), inferlet, self.queue.handle, self.queue.priority,
-            self.prepared.pages.tobytes(), self.kv_len, self.tokens.tobytes(), self.drafts.tobytes(),
-            self.parents.tobytes(), self.sampler, self.adapter, self.visible,
-        )  # fmt: skip
+            wire_ticket(inferlet, self.ticket),
+            inferlet,
+            self.queue.handle,
+            self.queue.priority,
+            self.prepared.pages.tobytes(),
+            self.kv_len,
+            self.tokens.tobytes(),
+            self.drafts.tobytes(),
+            self.parents.tobytes(),
+            self.sampler,
+            self.adapter,
+            self.visible,
+        )
 
     def settled(self, result: object) -> object:
         """The answer: the sampled tokens, of which all but the last are accepted drafts; or an error."""
@@ -76,7 +98,8 @@ class VerifyPass(Command):
     def _keep(self, result: bytes) -> None:
         written = np.concatenate((self.tokens, np.frombuffer(result, "<u4")[:-1]))
         if self.pages.keep_written(self.prepared, len(written)):
-            self.lineage.add_forward(self.prepared.frames, self.kv_len, written.tobytes(), visible=self.visible,
-                                     adapter=self.adapter)  # fmt: skip
+            self.lineage.add_forward(
+                self.prepared.frames, self.kv_len, written.tobytes(), visible=self.visible, adapter=self.adapter
+            )
         else:
             self.lineage.give_up()

@@ -49,12 +49,15 @@ class AdapterHandlers(HandlerGroup):
         path, scale, is_rank_stabilized = locate(state.scratch, path)
         size, most = state.scratch.size(path), state.limits.adapter_bytes
         if size > MAX_FILE:
-            raise QuotaExceeded(f"an adapter loaded from the scratch folder has at most {MAX_FILE} bytes; "
-                                f"{path!r} has {size}")  # fmt: skip
+            raise QuotaExceeded(
+                f"an adapter loaded from the scratch folder has at most {MAX_FILE} bytes; {path!r} has {size}"
+            )
         with state.lock:
             if self._adapter_bytes_coming + size > most:
-                raise QuotaExceeded(f"adapter_bytes: the limit is {most}; {self._adapter_bytes_coming} are being "
-                                    f"loaded, {path!r} has {size} more")  # fmt: skip
+                raise QuotaExceeded(
+                    f"adapter_bytes: the limit is {most}; {self._adapter_bytes_coming} are being "
+                    f"loaded, {path!r} has {size} more"
+                )
             state.adapters.check_room()
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.TOKENS)

@@ -52,6 +52,11 @@ class HandlerGroup:
         """Have `TextWorkers` do it: the guest waits, the others of this actor do not."""
         state = self._state
         return state.services.texts.submit(
-            state.models.all, operation, model, *arguments, read=read, tenant=state.launch.tenant,
+            state.models.all,
+            operation,
+            model,
+            *arguments,
+            read=read,
+            tenant=state.launch.tenant,
             owner=state.instance_id,
-        )  # fmt: skip
+        )

@@ -39,19 +39,33 @@ class ChildrenHandlers(HandlerGroup):
         state.capabilities.require("children")
         depth = state.launch.depth + 1
         if depth > state.limits.child_depth:
-            raise QuotaExceeded(f"child_depth: the limit is {state.limits.child_depth} generations; "
-                                f"this would be number {depth}")  # fmt: skip
+            raise QuotaExceeded(
+                f"child_depth: the limit is {state.limits.child_depth} generations; this would be number {depth}"
+            )
         _check_program(program, source)
         self._check_child_sizes(source, input)
         self._children.check_room()
         family = self._the_family()
         name = program.partition("@")[0] or INLINE
         message = Launch(
-            f"{name}-{secrets.token_hex(6)}", program or INLINE, f"{name}.py", source, b"", input,
-            self._child_limits(limits), dataclasses.asdict(state.capabilities), "", state.launch.user,
-            state.launch.tenant, state.instance_id, depth, priority=state.launch.priority,
-            deadline=state.launch.deadline, born=state.launch.born, family=state.launch.family,
-        )  # fmt: skip
+            f"{name}-{secrets.token_hex(6)}",
+            program or INLINE,
+            f"{name}.py",
+            source,
+            b"",
+            input,
+            self._child_limits(limits),
+            dataclasses.asdict(state.capabilities),
+            "",
+            state.launch.user,
+            state.launch.tenant,
+            state.instance_id,
+            depth,
+            priority=state.launch.priority,
+            deadline=state.launch.deadline,
+            born=state.launch.born,
+            family=state.launch.family,
+        )
         return self._children.put(family.launch(message, is_linked=link == "linked"))
 
     def children_id(self, child: int) -> int:
@@ -148,5 +162,6 @@ def _check_program(program: str, source: str) -> None:
     if bool(program) == bool(source.strip()):
         raise InvalidRequest(f"a child is a program by name, or source; given {'both' if program else 'neither'}")
     if program and not is_spec(program):
-        raise InvalidRequest(f"a program's name is letters, digits and . _ -, perhaps with @version; "
-                             f"given {program[:100]!r}")  # fmt: skip
+        raise InvalidRequest(
+            f"a program's name is letters, digits and . _ -, perhaps with @version; given {program[:100]!r}"
+        )

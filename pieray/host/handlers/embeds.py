@@ -38,8 +38,10 @@ class EmbedsHandlers(HandlerGroup):
         found, embedding = state.queue(queue), state.embeds.get(embed)
         num_bytes = embedding.num_rows * state.models.get("").info.hidden_size * 4
         if num_bytes > state.limits.message_bytes:
-            raise QuotaExceeded(f"message_bytes: the limit is {state.limits.message_bytes}; the values of "
-                                f"{embedding.num_rows} rows have {num_bytes}")  # fmt: skip
+            raise QuotaExceeded(
+                f"message_bytes: the limit is {state.limits.message_bytes}; the values of "
+                f"{embedding.num_rows} rows have {num_bytes}"
+            )
         with state.lock:
             if embedding.values:
                 ticket = state.tickets.issue(Kind.FLOATS)

@@ -34,8 +34,10 @@ class ForwardHandlers(HandlerGroup):
             raise InvalidRequest(f"{num_rows} rows do not fit in {len(pages)} pages, which have {room} slots")
         num_bytes = sum(len(part.values) for part in parts)
         if num_bytes > state.limits.message_bytes:
-            raise QuotaExceeded(f"message_bytes: the limit is {state.limits.message_bytes}; the embeddings of this "
-                                f"pass have {num_bytes}")  # fmt: skip
+            raise QuotaExceeded(
+                f"message_bytes: the limit is {state.limits.message_bytes}; the embeddings of this "
+                f"pass have {num_bytes}"
+            )
         tokens, rows = joined(parts)
         return self._enqueue(queue, pages, kv_len, tokens, positions, mask, rows)
 
@@ -69,8 +71,9 @@ class ForwardHandlers(HandlerGroup):
         width = found.kv_len + found.num_tokens
         num_bytes = mask_bytes(found.num_tokens, width)
         if num_bytes > state.limits.message_bytes:
-            raise QuotaExceeded(f"message_bytes: the limit is {state.limits.message_bytes}; the mask of this pass has "
-                                f"{num_bytes}")  # fmt: skip
+            raise QuotaExceeded(
+                f"message_bytes: the limit is {state.limits.message_bytes}; the mask of this pass has {num_bytes}"
+            )
         if not found.mask:
             with state.lock:
                 state.outbox.transfers.hold(pass_, num_bytes, "the mask of this pass has")
@@ -99,10 +102,22 @@ class ForwardHandlers(HandlerGroup):
             except BaseException:
                 state.tickets.drop((ticket,))
                 raise
-            state.outbox.stage(VerifyPass(
-                ticket, found, prepared, pages=state.pages, lineage=state.lineage, kv_len=kv_len, tokens=tokens,
-                drafts=drafts, parents=parents, sampler=spec, adapter=number, visible=visible,
-            ))  # fmt: skip
+            state.outbox.stage(
+                VerifyPass(
+                    ticket,
+                    found,
+                    prepared,
+                    pages=state.pages,
+                    lineage=state.lineage,
+                    kv_len=kv_len,
+                    tokens=tokens,
+                    drafts=drafts,
+                    parents=parents,
+                    sampler=spec,
+                    adapter=number,
+                    visible=visible,
+                )
+            )
         return ticket
 
     def forward_sample(
@@ -183,8 +198,10 @@ class ForwardHandlers(HandlerGroup):
         `pass_bytes`, with what else is under way)."""
         limit = self._state.limits.message_bytes
         if found.output_bytes + num_bytes > limit:
-            raise QuotaExceeded(f"message_bytes: the limit is {limit}; the outputs of this pass have "
-                                f"{found.output_bytes}, one more has {num_bytes}")  # fmt: skip
+            raise QuotaExceeded(
+                f"message_bytes: the limit is {limit}; the outputs of this pass have "
+                f"{found.output_bytes}, one more has {num_bytes}"
+            )
         with self._state.lock:
             self._state.outbox.transfers.hold(found.ticket, num_bytes, "the lists of this pass have")
         found.output_bytes += num_bytes
@@ -206,6 +223,7 @@ def _mask_bytes(mask: U32, num_tokens: int, kv_len: int) -> bytes:
         return b""
     num_bits = num_tokens * (kv_len + num_tokens)
     if len(mask) != -(-num_bits // 32):
-        raise InvalidRequest(f"a mask of {num_tokens} x {kv_len + num_tokens} bits takes {-(-num_bits // 32)} words; "
-                             f"given {len(mask)}")  # fmt: skip
+        raise InvalidRequest(
+            f"a mask of {num_tokens} x {kv_len + num_tokens} bits takes {-(-num_bits // 32)} words; given {len(mask)}"
+        )
     return mask.astype("<u4", copy=False).tobytes()[: -(-num_bits // 8)]

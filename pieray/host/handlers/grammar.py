@@ -46,9 +46,14 @@ class GrammarHandlers(HandlerGroup):
             self._num_compiling += 1
             ticket = state.begin(Kind.TOKENS)
         take_back = state.services.grammars.compile(
-            served, kind, text, state.limits.grammar_time_s, lambda found: self._compiled(ticket, found),
-            tenant=state.launch.tenant, owner=state.instance_id,
-        )  # fmt: skip
+            served,
+            kind,
+            text,
+            state.limits.grammar_time_s,
+            lambda found: self._compiled(ticket, found),
+            tenant=state.launch.tenant,
+            owner=state.instance_id,
+        )
         state.on_cancel(ticket, lambda: self._cancel(take_back))
         return ticket
 
@@ -92,8 +97,10 @@ class GrammarHandlers(HandlerGroup):
         if len(tokens) > MAX_ACCEPTED:
             raise InvalidRequest(f"accept takes at most {MAX_ACCEPTED} tokens in one call; given {len(tokens)}")
         if len(found.consumed) + len(tokens) > most:
-            raise InvalidRequest(f"a text is at most {most} tokens long, the model's context; this one has "
-                                 f"{len(found.consumed)}, given {len(tokens)} more")  # fmt: skip
+            raise InvalidRequest(
+                f"a text is at most {most} tokens long, the model's context; this one has "
+                f"{len(found.consumed)}, given {len(tokens)} more"
+            )
         return self._step(found, lambda: found.accept(tokens.tolist()))
 
     def grammar_rollback(self, matcher: int, count: int) -> Future[Answer] | None:

@@ -27,8 +27,9 @@ class HttpHandlers(HandlerGroup):
         if state.capabilities.http and state.services.http is not None:
             state.services.http.load()
 
-    def http_request(self, method: str, url: str, headers: list[str], body: str, is_base64: bool,
-                     timeout_ms: int) -> int:  # fmt: skip
+    def http_request(
+        self, method: str, url: str, headers: list[str], body: str, is_base64: bool, timeout_ms: int
+    ) -> int:
         state = self._state
         state.capabilities.require("http")
         client = state.services.http

@@ -79,8 +79,9 @@ class McpHandlers(HandlerGroup):
         except TimeoutError:
             if not allowed.expired():
                 raise
-            raise DeadlineExceeded(f"mcp_time_s: the limit is {limits.mcp_time_s}; server {server!r} "
-                                   "has not answered by then") from None  # fmt: skip
+            raise DeadlineExceeded(
+                f"mcp_time_s: the limit is {limits.mcp_time_s}; server {server!r} has not answered by then"
+            ) from None
         check_size("message_bytes", limits.message_bytes, byte_size(answer), f"the answer of server {server!r}")
         return answer
 

@@ -32,8 +32,12 @@ class MessagingHandlers(HandlerGroup):
         who = self._who()
         self._broker.check_name("queue name", queue)
         size = self._broker.check_text(text)
-        return self._broker.ask(Kind.NONE, lambda n: Push(n, *who, queue, text, timeout_ms), num_bytes=size,
-                                within_s=timeout_ms / 1e3 + ANSWER_S)  # fmt: skip
+        return self._broker.ask(
+            Kind.NONE,
+            lambda n: Push(n, *who, queue, text, timeout_ms),
+            num_bytes=size,
+            within_s=timeout_ms / 1e3 + ANSWER_S,
+        )
 
     def messaging_pull(self, queue: str) -> int:
         who = self._who()
@@ -44,8 +48,12 @@ class MessagingHandlers(HandlerGroup):
         who = self._who()
         self._broker.check_name("topic name", topic)
         size = self._broker.check_text(text)
-        return self._broker.ask(Kind.NONE, lambda n: Broadcast(n, *who, topic, text, timeout_ms), num_bytes=size,
-                                within_s=timeout_ms / 1e3 + ANSWER_S)  # fmt: skip
+        return self._broker.ask(
+            Kind.NONE,
+            lambda n: Broadcast(n, *who, topic, text, timeout_ms),
+            num_bytes=size,
+            within_s=timeout_ms / 1e3 + ANSWER_S,
+        )
 
     def messaging_subscribe(self, topic: str) -> int:
         who = self._who()
@@ -60,9 +68,12 @@ class MessagingHandlers(HandlerGroup):
 
         try:
             return self._broker.ask(
-                Kind.TOKENS, make, within_s=ANSWER_S, value=lambda _: handle.to_bytes(4, "little"),
+                Kind.TOKENS,
+                make,
+                within_s=ANSWER_S,
+                value=lambda _: handle.to_bytes(4, "little"),
                 settle=lambda _, is_taken: self._settled(handle, is_taken),
-            )  # fmt: skip
+            )
         except BaseException:
             self._subscriptions.drop(handle)
             raise

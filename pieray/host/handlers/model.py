@@ -84,8 +84,9 @@ class ModelHandlers(HandlerGroup):
         """Raise QuotaExceeded for more tokens than one call may have worked on; each counts as `num_bytes` of text."""
         limit = self._state.limits.tokenize_bytes
         if len(tokens) * num_bytes > limit:
-            raise QuotaExceeded(f"tokenize_bytes: the limit is {limit} in one call, {limit // num_bytes} tokens; given "
-                                f"{len(tokens)}")  # fmt: skip
+            raise QuotaExceeded(
+                f"tokenize_bytes: the limit is {limit} in one call, {limit // num_bytes} tokens; given {len(tokens)}"
+            )
 
 
 def _tokens(data: bytes) -> U32:

@@ -39,11 +39,15 @@ class PlanHandlers(HandlerGroup):
             raise InvalidRequest(f"a plan runs and draws at least 1 token; given {len(tokens)} and {max_tokens}")
         end = kv_len + len(tokens) + max_tokens - 1
         if end > info.max_context:
-            raise InvalidRequest(f"a plan fits in the model's context of {info.max_context}; kv-len {kv_len} + "
-                                 f"{len(tokens)} tokens + max-tokens {max_tokens} - 1 is {end}")  # fmt: skip
+            raise InvalidRequest(
+                f"a plan fits in the model's context of {info.max_context}; kv-len {kv_len} + "
+                f"{len(tokens)} tokens + max-tokens {max_tokens} - 1 is {end}"
+            )
         if end > len(pages) * size:
-            raise InvalidRequest(f"a plan's pages have room for kv-len + tokens + max-tokens - 1, {end} tokens; "
-                                 f"{len(pages)} pages of {size} were given")  # fmt: skip
+            raise InvalidRequest(
+                f"a plan's pages have room for kv-len + tokens + max-tokens - 1, {end} tokens; "
+                f"{len(pages)} pages of {size} were given"
+            )
         chain = state.sampler(sampler)
         with state.lock:
             state.pages.frame_ids(pages)
@@ -203,5 +207,7 @@ class PlanHandlers(HandlerGroup):
 
 def _check_stops(num_texts: int, num_characters: int) -> None:
     if num_texts > MAX_STOP_TEXTS or num_characters > MAX_STOP_CHARACTERS:
-        raise InvalidRequest(f"a plan has at most {MAX_STOP_TEXTS} texts to stop at, of together "
-                             f"{MAX_STOP_CHARACTERS} characters; given {num_texts} and {num_characters}")  # fmt: skip
+        raise InvalidRequest(
+            f"a plan has at most {MAX_STOP_TEXTS} texts to stop at, of together "
+            f"{MAX_STOP_CHARACTERS} characters; given {num_texts} and {num_characters}"
+        )

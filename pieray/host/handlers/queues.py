@@ -52,6 +52,7 @@ class QueueHandlers(HandlerGroup):
         found = state.queue(queue)
         with state.lock:
             if found.outstanding:
-                raise InvalidRequest(f"queue {queue} has {len(found.outstanding)} commands outstanding; "
-                                     "wait for them before closing it")  # fmt: skip
+                raise InvalidRequest(
+                    f"queue {queue} has {len(found.outstanding)} commands outstanding; wait for them before closing it"
+                )
             del state.queues[queue]

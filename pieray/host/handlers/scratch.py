@@ -15,8 +15,10 @@ class ScratchHandlers(HandlerGroup):
 
     def scratch_write(self, path: str, data: str, append: bool) -> None:
         if len(data) > MAX_CALL_BYTES * 4 // 3 + 4:
-            raise InvalidRequest(f"one call writes at most {MAX_CALL_BYTES} bytes; given about {len(data) * 3 // 4}; "
-                                 "write the rest with `append`")  # fmt: skip
+            raise InvalidRequest(
+                f"one call writes at most {MAX_CALL_BYTES} bytes; given about {len(data) * 3 // 4}; "
+                "write the rest with `append`"
+            )
         self._state.scratch.write(path, from_base64(data), append=append)
 
     def scratch_read(self, path: str, offset: int, count: int) -> str:

@@ -30,16 +30,20 @@ class StoreHandlers(HandlerGroup):
     def store_put(self, key: str, value: str, ttl_ms: int) -> int:
         tenant, most = self._tenant(key), self._state.limits.store_bytes
         size = self._store.check_text(value)
-        return self._store.ask(Kind.NONE, lambda n: StorePut(n, tenant, key, value, ttl_ms, most), num_bytes=size,
-                               within_s=ANSWER_S)  # fmt: skip
+        return self._store.ask(
+            Kind.NONE, lambda n: StorePut(n, tenant, key, value, ttl_ms, most), num_bytes=size, within_s=ANSWER_S
+        )
 
     def store_put_if(self, key: str, expected: str, is_absent: bool, value: str) -> int:
         tenant, most = self._tenant(key), self._state.limits.store_bytes
         size = self._store.check_text(value) + self._store.check_text(expected)
         return self._store.ask(
-            Kind.TOKENS, lambda n: StorePutIf(n, tenant, key, expected, is_absent, value, most), num_bytes=size,
-            within_s=ANSWER_S, value=_flag,
-        )  # fmt: skip
+            Kind.TOKENS,
+            lambda n: StorePutIf(n, tenant, key, expected, is_absent, value, most),
+            num_bytes=size,
+            within_s=ANSWER_S,
+            value=_flag,
+        )
 
     def store_delete(self, key: str) -> int:
         tenant = self._tenant(key)

@@ -39,9 +39,7 @@ class TicketHandlers(HandlerGroup):
         text: str = self._take(ticket, Kind.TEXT)
         return text
 
-    def tickets_take_distribution(
-        self, ticket: int
-    ) -> tuple[U32, np.ndarray[tuple[int], np.dtype[np.float32]]]:
+    def tickets_take_distribution(self, ticket: int) -> tuple[U32, np.ndarray[tuple[int], np.dtype[np.float32]]]:
         ids, probabilities = self._take(ticket, Kind.DISTRIBUTION)
         return np.frombuffer(ids, "<u4"), np.frombuffer(probabilities, "<f4")
 

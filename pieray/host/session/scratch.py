@@ -108,8 +108,9 @@ class ScratchFolder:
             raise QuotaExceeded(f"a scratch folder holds at most {MAX_FILES} files; {path!r} would be one more")
         grows = len(data) + (FILE_BYTES if old is None else 0 if append else -len(old))
         if self._num_bytes + grows > self._limit:
-            raise QuotaExceeded(f"scratch_bytes: the limit is {self._limit}; {self._num_bytes} are used, "
-                                f"{path!r} takes {grows} more")  # fmt: skip
+            raise QuotaExceeded(
+                f"scratch_bytes: the limit is {self._limit}; {self._num_bytes} are used, {path!r} takes {grows} more"
+            )
         if old is None or not append:
             self._files[path] = bytearray(data)
         else:

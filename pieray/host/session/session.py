@@ -76,16 +76,20 @@ class EventLog:
     def send_file(self, name: str, data: bytes) -> None:
         """A file, in as many events as it needs, or, with QuotaExceeded, none."""
         if self._output_bytes + len(data) > self._limits.output_bytes:
-            raise QuotaExceeded(f"output_bytes: the limit is {self._limits.output_bytes}; {self._output_bytes} are "
-                                f"used, {name!r} takes {len(data)} more")  # fmt: skip
+            raise QuotaExceeded(
+                f"output_bytes: the limit is {self._limits.output_bytes}; {self._output_bytes} are "
+                f"used, {name!r} takes {len(data)} more"
+            )
         for offset in range(0, max(len(data), 1), FILE_PART_BYTES):
             part = data[offset : offset + FILE_PART_BYTES]
             self._output("file", file_part(name, len(data), offset, part), len(part))
 
     def _output(self, kind: str, payload: str | bytes, size: int) -> None:
         if self._output_bytes + size > self._limits.output_bytes:
-            raise QuotaExceeded(f"output_bytes: the limit is {self._limits.output_bytes}; "
-                                f"{self._output_bytes} are used, {size} more were given")  # fmt: skip
+            raise QuotaExceeded(
+                f"output_bytes: the limit is {self._limits.output_bytes}; "
+                f"{self._output_bytes} are used, {size} more were given"
+            )
         _check_number("output_bytes", self._limits.output_bytes, self._num_texts)
         self._output_bytes += size
         self._num_texts += 1
@@ -95,8 +99,9 @@ class EventLog:
         """A log line.  Raises QuotaExceeded over `Limits.log_bytes`."""
         size = byte_size(text)
         if self._log_bytes + size > self._limits.log_bytes:
-            raise QuotaExceeded(f"log_bytes: the limit is {self._limits.log_bytes}; "
-                                f"{self._log_bytes} are used, {size} more were given")  # fmt: skip
+            raise QuotaExceeded(
+                f"log_bytes: the limit is {self._limits.log_bytes}; {self._log_bytes} are used, {size} more were given"
+            )
         _check_number("log_bytes", self._limits.log_bytes, self._num_logs)
         self._log_bytes += size
         self._num_logs += 1
@@ -161,8 +166,10 @@ class EventLog:
 
 def _check_number(name: str, limit: int, number: int) -> None:
     if number >= FREE_EVENTS + limit // EVENT_BYTES:
-        raise QuotaExceeded(f"{name}: the limit is {limit}, and {EVENT_BYTES} are taken at least each time; "
-                            f"{number} were given, and one more")  # fmt: skip
+        raise QuotaExceeded(
+            f"{name}: the limit is {limit}, and {EVENT_BYTES} are taken at least each time; "
+            f"{number} were given, and one more"
+        )
 
 
 class ReceiveTicket(Ticket):
@@ -199,8 +206,10 @@ class Mailbox:
             if self._closed:
                 raise Cancelled("the inferlet has ended; it receives no messages")
             if self._bytes + size > self._limits.mailbox_bytes:
-                raise QuotaExceeded(f"mailbox_bytes: the limit is {self._limits.mailbox_bytes}; "
-                                    f"{self._bytes} wait unread, {size} more were given")  # fmt: skip
+                raise QuotaExceeded(
+                    f"mailbox_bytes: the limit is {self._limits.mailbox_bytes}; "
+                    f"{self._bytes} wait unread, {size} more were given"
+                )
             self._bytes += size
             self._texts.append(text)
             self._give()

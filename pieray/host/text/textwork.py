@@ -34,9 +34,15 @@ class TextWorkers:
         self._lock = threading.Lock()
 
     def submit(
-        self, models: Iterable[ServedModel], operation: str, model: ServedModel, *arguments: object,
-        tenant: str, owner: str, read: Callable[[Any], Any] = lambda value: value,
-    ) -> Future[Answer]:  # fmt: skip
+        self,
+        models: Iterable[ServedModel],
+        operation: str,
+        model: ServedModel,
+        *arguments: object,
+        tenant: str,
+        owner: str,
+        read: Callable[[Any], Any] = lambda value: value,
+    ) -> Future[Answer]:
         """One of `text_child.OPERATIONS`, in turn.  The future has `read` of its value and the CPU time that it took;
         or the operation's error, QuotaExceeded if it takes more than WORK_S or the memory there is, DeadlineExceeded.
 

@@ -26,15 +26,19 @@ class Budget:
     def call(self) -> None:
         """One request more, a redirect too; raises QuotaExceeded."""
         if self.num_calls >= self.limits.http_calls:
-            raise QuotaExceeded(f"http_calls: the limit is {self.limits.http_calls} requests, redirects included; "
-                                "one more was asked for")  # fmt: skip
+            raise QuotaExceeded(
+                f"http_calls: the limit is {self.limits.http_calls} requests, redirects included; "
+                "one more was asked for"
+            )
         self.num_calls += 1
 
     def charge(self, num_bytes: int) -> None:
         """Bytes of a body, sent or received; raises QuotaExceeded."""
         if self.num_bytes + num_bytes > self.limits.http_bytes:
-            raise QuotaExceeded(f"http_bytes: the limit is {self.limits.http_bytes}; {self.num_bytes} are used, "
-                                f"at least {num_bytes} more came")  # fmt: skip
+            raise QuotaExceeded(
+                f"http_bytes: the limit is {self.limits.http_bytes}; {self.num_bytes} are used, "
+                f"at least {num_bytes} more came"
+            )
         self.num_bytes += num_bytes
 
 

@@ -47,8 +47,14 @@ class Ask:
 class HttpClient:
     """Shared by the inferlets of an actor.  All methods run on one event loop."""
 
-    def __init__(self, hosts: Sequence[str], *, allow_private: bool, resolve: Resolve | None = None,
-                 ssl_context: ssl.SSLContext | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        *,
+        allow_private: bool,
+        resolve: Resolve | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
         self.patterns = parse_patterns(hosts)
         self._resolve = resolve
         self._resolver: SystemResolver | None = None
@@ -93,8 +99,9 @@ class HttpClient:
                 headers = across_origins(headers)
         raise RemoteFailed(f"http: more than {MAX_REDIRECTS} redirects, the last to {target.host}")
 
-    async def _once(self, who: Who, method: str, target: Target, headers: list[tuple[str, str]], body: bytes,
-                    budget: Budget) -> str | _Redirect:  # fmt: skip
+    async def _once(
+        self, who: Who, method: str, target: Target, headers: list[tuple[str, str]], body: bytes, budget: Budget
+    ) -> str | _Redirect:
         import httpcore
         import httpx
 
@@ -161,9 +168,12 @@ def _answer(response: httpx.Response, target: Target, content: bytes) -> str:
     headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in response.headers.raw]
     body, is_base64 = _as_text(content)
     answer: dict[str, Any] = {
-        "status": response.status_code, "url": str(target.url),
-        "headers": [pair for pair in headers if pair[0].lower() not in dropped], "body": body, "is_base64": is_base64,
-    }  # fmt: skip
+        "status": response.status_code,
+        "url": str(target.url),
+        "headers": [pair for pair in headers if pair[0].lower() not in dropped],
+        "body": body,
+        "is_base64": is_base64,
+    }
     text = json.dumps(answer, ensure_ascii=False)
     if not is_base64 and len(text) > 2 * len(content) + MAX_HEADER_BYTES:  # mostly control characters
         answer |= {"body": base64.b64encode(content).decode("ascii"), "is_base64": True}

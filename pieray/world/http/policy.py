@@ -22,10 +22,21 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_URL = 8192
 MAX_HEADER_BYTES = 32 << 10
-OURS = frozenset((
-    "host", "content-length", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect",
-    "accept-encoding", "http2-settings",
-))  # fmt: skip
+OURS = frozenset(
+    (
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "upgrade",
+        "expect",
+        "accept-encoding",
+        "http2-settings",
+    )
+)
 """Headers of one connection, or that say how a body travels: the host writes them, nobody else."""
 _SECRET = re.compile(r"auth|cookie|token|secret|key|credential|session|signature", re.IGNORECASE)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")

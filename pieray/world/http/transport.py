@@ -68,9 +68,14 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         self._allow_private = allow_private
         self._backend = httpcore.AnyIOBackend()
 
-    async def connect_tcp(self, host: str, port: int, timeout: float | None = None,
-                          local_address: str | None = None, socket_options: Iterable[Any] | None = None,
-                          ) -> httpcore.AsyncNetworkStream:  # fmt: skip
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
         found = [host] if parse(host) is not None else await self._look_up(host, port)
         if (bad := refused(found, allow_private=self._allow_private)) is not None:
             raise Denied(f"http: {host} has the address {bad}, which is not of the public internet")
@@ -97,8 +102,9 @@ class CheckedTransport(httpx.AsyncBaseTransport):
         self._ssl_context = ssl_context
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        url = httpcore.URL(scheme=request.url.raw_scheme, host=request.url.raw_host, port=request.url.port,
-                           target=request.url.raw_path)  # fmt: skip
+        url = httpcore.URL(
+            scheme=request.url.raw_scheme, host=request.url.raw_host, port=request.url.port, target=request.url.raw_path
+        )
         connection = httpcore.AsyncHTTPConnection(
             url.origin, ssl_context=self._ssl_context, network_backend=self._backend
         )

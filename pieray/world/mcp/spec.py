@@ -44,8 +44,9 @@ def parse_spec(name: str, given: object) -> ServerSpec:
     if not isinstance(given, Mapping):
         raise ConfigError(f"mcp.{name} is a mapping with command or url; given {given!r}")
     if unknown := set(given) - KNOWN:
-        raise ConfigError(f"mcp.{name}: unknown {', '.join(sorted(map(str, unknown)))}; "
-                          f"known: {', '.join(sorted(KNOWN))}")  # fmt: skip
+        raise ConfigError(
+            f"mcp.{name}: unknown {', '.join(sorted(map(str, unknown)))}; known: {', '.join(sorted(KNOWN))}"
+        )
     command, env, cwd, url, headers = (given.get(key) for key in ("command", "env", "cwd", "url", "headers"))
     if isinstance(command, str):
         command = shlex.split(command)
@@ -62,8 +63,9 @@ def parse_spec(name: str, given: object) -> ServerSpec:
         raise ConfigError(f"mcp.{name}.headers go with a url; this server has a command")
     if headers and (bad := [key for key, value in headers.items() if not _HEADER.fullmatch(f"{key}: {value}")]):
         raise ConfigError(f"mcp.{name}.headers: no line of a header: {bad[0]!r}")
-    return ServerSpec(tuple(command or ()), dict(env or {}), None if cwd is None else str(cwd), str(url or ""),
-                      dict(headers or {}))  # fmt: skip
+    return ServerSpec(
+        tuple(command or ()), dict(env or {}), None if cwd is None else str(cwd), str(url or ""), dict(headers or {})
+    )
 
 
 def _are_texts(values: object) -> bool:

@@ -19,10 +19,19 @@ static answer of(const result *r, uint64_t value) {
 }
 static uint64_t first(const result *r) { return r->is_err || !r->numbers.count ? 0 : r->numbers.data[0]; }
 """
-CASTS = {"u32": "(uint32_t)a[{}]", "s32": "(int32_t)a[{}]", "u64": "a[{}]", "f32": "float_of(a[{}])",
-         "bool": "(uint32_t)a[{}]"}  # fmt: skip
-POINTERS = {"string": "const char *", "list<u32>": "const uint32_t *", "list<f32>": "const float *",
-            "list<string>": "const text *"}  # fmt: skip
+CASTS = {
+    "u32": "(uint32_t)a[{}]",
+    "s32": "(int32_t)a[{}]",
+    "u64": "a[{}]",
+    "f32": "float_of(a[{}])",
+    "bool": "(uint32_t)a[{}]",
+}
+POINTERS = {
+    "string": "const char *",
+    "list<u32>": "const uint32_t *",
+    "list<f32>": "const float *",
+    "list<string>": "const text *",
+}
 #: what the number of a good result is
 VALUES = {"u32": "r.value", "list<u32>": "first(&r)", "bool": "r.flag"}
 
@@ -32,8 +41,15 @@ def header() -> str:
     found = [(i.name, f) for i in api().interfaces for f in i.functions]
     bodies = [f"static answer call_{n}(const uint64_t *a) {{ {_body(i, f)} }}" for n, (i, f) in enumerate(found)]
     table = ", ".join(f"call_{n}" for n in range(len(found)))
-    return "\n".join([INTRO, *bodies, f"\n#define NUM_CALLS {len(found)}",
-                      f"static answer (*const CALLS[])(const uint64_t *) = {{{table}}};", ""])  # fmt: skip
+    return "\n".join(
+        [
+            INTRO,
+            *bodies,
+            f"\n#define NUM_CALLS {len(found)}",
+            f"static answer (*const CALLS[])(const uint64_t *) = {{{table}}};",
+            "",
+        ]
+    )
 
 
 def _body(interface: str, function: Function) -> str:

@@ -45,8 +45,14 @@ class FakeActor:
     def pulse(self) -> dict[str, Any]:
         launched, self.launched = self.launched, []
         tokens, self.tokens = self.tokens, {}
-        return {**self.describe(), "clock": time.monotonic(), "busy_s": self.busy_s, "num_returned": self.num_returned,
-                "launched": launched, "tallies": {"live": list(self.live), "tokens": tokens}}  # fmt: skip
+        return {
+            **self.describe(),
+            "clock": time.monotonic(),
+            "busy_s": self.busy_s,
+            "num_returned": self.num_returned,
+            "launched": launched,
+            "tallies": {"live": list(self.live), "tokens": tokens},
+        }
 
     def load(self) -> dict[str, Any]:
         return MODEL

@@ -76,9 +76,7 @@ def test_a_tenant_that_fills_the_line_makes_room_for_others() -> None:
 
 
 @given(st.lists(STANDINGS | st.integers(0, 3), max_size=80), st.integers(1, 12))
-def test_the_books_agree_and_each_is_served_refused_or_in_line(
-    steps: list[Standing | int], most: int
-) -> None:
+def test_the_books_agree_and_each_is_served_refused_or_in_line(steps: list[Standing | int], most: int) -> None:
     line: Line[int] = Line(most)
     seen: list[Waiting[int]] = []
     gone: Counter[str] = Counter()

@@ -154,9 +154,12 @@ def test_all_that_an_engine_asks_of_its_controller_goes_through_the_door() -> No
     asked = {
         node.args[0].value
         for node in ast.walk(ast.parse(inspect.getsource(pieray.client.engine)))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-        and node.func.attr in {"_ask", "ask", "tell"} and node.args and isinstance(node.args[0], ast.Constant)
-    }  # fmt: skip
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"_ask", "ask", "tell"}
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    }
     assert {"exports", "ps", "kill", "shutdown"} <= asked
     assert asked - {"token", "door"} <= METHODS
     assert [name for name in METHODS if not callable(getattr(RealController, name, None))] == []

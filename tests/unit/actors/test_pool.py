@@ -50,8 +50,9 @@ class Actor:
 class Crew:
     """A pool of fake actors."""
 
-    def __init__(self, capacity: int, spare: int = 1, max_hosts: int = 64, create_s: float = 0.0,
-                 max_waiting: int = 1024) -> None:  # fmt: skip
+    def __init__(
+        self, capacity: int, spare: int = 1, max_hosts: int = 64, create_s: float = 0.0, max_waiting: int = 1024
+    ) -> None:
         self.capacity = capacity
         self.create_s = create_s
         self.actors: dict[str, Actor] = {}
@@ -59,8 +60,15 @@ class Crew:
         self.num_creating = self.most_creating = self.num_refreshes = 0
         self.failure: PierayError | None = None
         self.lock = threading.Lock()
-        self.pool = HostPool(capacity=capacity, spare=spare, max_hosts=max_hosts, create=self.create, end=self.end,
-                             refresh=self.refresh, max_waiting=max_waiting)  # fmt: skip
+        self.pool = HostPool(
+            capacity=capacity,
+            spare=spare,
+            max_hosts=max_hosts,
+            create=self.create,
+            end=self.end,
+            refresh=self.refresh,
+            max_waiting=max_waiting,
+        )
         self.pool.add([self.create() for _ in range(spare)])
 
     def create(self) -> Member:
@@ -277,8 +285,16 @@ def test_a_grant_is_half_of_what_the_roomiest_actor_has_and_one_at_least() -> No
     crew = Crew(capacity=8, spare=2)
     assert crew.launch() == "a0"
     assert [crew.grant(64) for _ in range(9)] == [
-        ("a1", 4), ("a0", 3), ("a0", 2), ("a1", 2), ("a0", 1), ("a1", 1), ("a0", 1), ("a1", 1), None
-    ]  # fmt: skip
+        ("a1", 4),
+        ("a0", 3),
+        ("a0", 2),
+        ("a1", 2),
+        ("a0", 1),
+        ("a1", 1),
+        ("a0", 1),
+        ("a1", 1),
+        None,
+    ]
     assert crew.grant(1) is None
     assert [host.num_live for host in crew.pool.hosts()] == [8, 8]
 
@@ -315,8 +331,9 @@ def test_of_two_that_race_for_the_last_place_one_has_it() -> None:
 def waiting_for_a_place(crew: Crew, threads: ThreadPoolExecutor, **standing: Any) -> Future[Member]:
     """A launch that gets into line, behind those that are there."""
     num_before = crew.pool.num_waiting
-    launching = threads.submit(crew.pool.launch, lambda host: crew.actors[host.name].launch(),
-                               time.monotonic() + SOON, Standing(**standing))  # fmt: skip
+    launching = threads.submit(
+        crew.pool.launch, lambda host: crew.actors[host.name].launch(), time.monotonic() + SOON, Standing(**standing)
+    )
     until(lambda: crew.pool.num_waiting == num_before + 1)
     return launching
 
@@ -365,8 +382,11 @@ def test_a_thousand_that_wait_are_all_served() -> None:
 
     def one(number: int) -> None:
         nonlocal num_served
-        host = crew.pool.launch(lambda host: crew.actors[host.name].launch(), time.monotonic() + SOON,
-                                Standing(f"t{number % 7}", number % 5))  # fmt: skip
+        host = crew.pool.launch(
+            lambda host: crew.actors[host.name].launch(),
+            time.monotonic() + SOON,
+            Standing(f"t{number % 7}", number % 5),
+        )
         time.sleep(0.001)
         crew.actors[host.name].end_one()
         crew.refresh([host])

@@ -6,14 +6,7 @@ import pytest
 
 from pieray.actors import records
 from pieray.actors.members import INFERLETS, Member
-from pieray.actors.records import (
-    FREE_RESTARTS,
-    KEEP_LOCATIONS,
-    MAX_DELAY_S,
-    RESTART_WINDOW_S,
-    Locations,
-    Restarts,
-)
+from pieray.actors.records import FREE_RESTARTS, KEEP_LOCATIONS, MAX_DELAY_S, RESTART_WINDOW_S, Locations, Restarts
 
 
 def test_deaths_are_mended_at_once_then_later_and_later_and_at_once_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,8 +72,9 @@ def until(condition: Callable[[], bool], what: str = "") -> None:
 
 def current(fleet: FakeFleet) -> bool:
     """Whether all hosts that run have been told of the actors of today."""
-    today = [(a.member.name, a.member.incarnation) for role in (BATCHER, RESOURCE_MANAGER, BROKER)
-             for a in fleet.alive(role)]  # fmt: skip
+    today = [
+        (a.member.name, a.member.incarnation) for role in (BATCHER, RESOURCE_MANAGER, BROKER) for a in fleet.alive(role)
+    ]
     hosts = [actor for actor in fleet.alive(INFERLETS) if actor.running.is_set() and actor.peers]
     return bool(hosts) and all(actor.peers == today for actor in hosts)
 
@@ -221,8 +222,10 @@ def test_a_frozen_host_is_set_aside_named_and_replaced(engine: Callable[..., Sup
     assert row["silent_s"] >= 2.0
     assert running.status()["silent"] == [frozen.member.name]
     assert {r["instance_id"]: r["state"] for r in running.ps()} == {
-        "before": "unreachable", "a": "running", "b": "running",
-    }  # fmt: skip
+        "before": "unreachable",
+        "a": "running",
+        "b": "running",
+    }
     with pytest.raises(NoAnswer, match=rf"{frozen.member.name} \(pid \d+ on node .*\) does not answer: before ends"):
         running.kill("before", "enough")
     assert time.monotonic() - began < SOON / 2
@@ -317,9 +320,7 @@ def test_one_that_started_before_its_actor_fell_silent_is_ended(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("role", [BATCHER, RESOURCE_MANAGER, BROKER])
-def test_a_frozen_service_is_named_and_replaced(
-    engine: Callable[..., Supervisor], fleet: FakeFleet, role: str
-) -> None:
+def test_a_frozen_service_is_named_and_replaced(engine: Callable[..., Supervisor], fleet: FakeFleet, role: str) -> None:
     running = engine()
     frozen = fleet.one(role)
     fleet.freeze(frozen)
@@ -417,9 +418,7 @@ def test_quotas_of_tenants_are_kept_over_all_actors(engine: Callable[..., Superv
     assert running.admission()["refused"] == {"lab": 1, "slow": 1}
 
 
-def test_a_launch_that_finds_no_place_gives_its_quota_back(
-    engine: Callable[..., Supervisor], fleet: FakeFleet
-) -> None:
+def test_a_launch_that_finds_no_place_gives_its_quota_back(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
     running = engine(inferlets_per_actor=1, max_actors=1, launch_wait_s=0.3, tenants={"*": {"inferlets": 1}})
     running.launch(frame("a", tenant="ann"))
     for _ in range(2):

@@ -20,18 +20,7 @@ from pieray.broker.flow import Flow, cost_of_message
 from pieray.broker.service import BrokerService
 from pieray.broker.store import STEP_ROWS, Store
 from pieray.errors import PeerLost
-from pieray.messages import (
-    Completed,
-    Credit,
-    Failed,
-    Message,
-    Pull,
-    Push,
-    StoreGet,
-    StoreNames,
-    StorePut,
-    Subscribe,
-)
+from pieray.messages import Completed, Credit, Failed, Message, Pull, Push, StoreGet, StoreNames, StorePut, Subscribe
 from pieray.transport import Connection, Listener, connect, serve
 
 TOKEN = "t" * 64

@@ -123,8 +123,10 @@ class Inferlet(threading.Thread):
         for i in range(self._count):
             outcome = self.outcomes[i] = []
             try:
-                self._client.ask(lambda n, i=i: push(n, self.name, str(i)),  # type: ignore[misc]
-                                 lambda value, error, outcome=outcome: outcome.append(error or value))  # type: ignore[misc]
+                self._client.ask(
+                    lambda n, i=i: push(n, self.name, str(i)),  # type: ignore[misc]
+                    lambda value, error, outcome=outcome: outcome.append(error or value),
+                )  # type: ignore[misc]
             except PierayError as error:
                 outcome.append(error)
             if self._random.random() < 0.1:
@@ -188,9 +190,11 @@ class Raw:
 
 def test_what_an_old_connection_still_brings_does_not_come_behind_the_new_one(door: Door) -> None:
     """The broker has not heard of the first one's end when the second comes."""
+
     def dial(generation: int) -> Connection:
-        return connect(door.listener.endpoint, Raw(), role="inferlets", peer_id=f"host/{generation}", token=TOKEN,
-                       timeout_s=5)  # fmt: skip
+        return connect(
+            door.listener.endpoint, Raw(), role="inferlets", peer_id=f"host/{generation}", token=TOKEN, timeout_s=5
+        )
 
     first = dial(1)
     first.send([push(1, "q", "a")])

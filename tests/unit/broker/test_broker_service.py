@@ -17,18 +17,7 @@ from pieray.broker.service import BrokerService
 from pieray.broker.store import Store
 from pieray.errors import Cancelled, DeadlineExceeded, NotFound, PeerLost, PierayError
 from pieray.host.broker.client import BrokerClient
-from pieray.messages import (
-    Broadcast,
-    Message,
-    Next,
-    Pull,
-    Push,
-    Settle,
-    StoreGet,
-    StorePut,
-    Subscribe,
-    Withdraw,
-)
+from pieray.messages import Broadcast, Message, Next, Pull, Push, Settle, StoreGet, StorePut, Subscribe, Withdraw
 from pieray.transport import Listener, serve
 
 TOKEN = "t" * 64

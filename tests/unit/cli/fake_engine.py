@@ -83,9 +83,18 @@ class FakeEngine:
     on_launch: Callable[[], None] = lambda: None
 
     def launch(
-        self, program: Any, input: Any = None, /, *, limits: Any = None, mcp: Any = None, attached: bool = False,
-        priority: int = 0, deadline_s: float | None = None, **arguments: Any,
-    ) -> Process:  # fmt: skip
+        self,
+        program: Any,
+        input: Any = None,
+        /,
+        *,
+        limits: Any = None,
+        mcp: Any = None,
+        attached: bool = False,
+        priority: int = 0,
+        deadline_s: float | None = None,
+        **arguments: Any,
+    ) -> Process:
         self.mcp = mcp
         self.is_attached = attached
         self.urgency = priority, deadline_s
@@ -114,18 +123,36 @@ class FakeEngine:
     def ps(self) -> list[dict[str, Any]]:
         facts = {"cpu_time_s": 0.5, "pages": 3, "swapped": 2, "output_bytes": 7, "tenant": "lab", "user": "ada"}
         return [
-            {"instance_id": "fake-1", "name": "fake", "state": "running", "error": "", "parent": "",
-             "started_at": time.time() - 200.5, "ended_at": None, **facts},
-            {"instance_id": "\x1b[2Jfake-2", "name": "a\tb\n", "state": "failed", "error": "quota: \x9b1m",
-             "parent": "fake-1", "started_at": time.time() - 90000.5, "ended_at": time.time(), **facts},
-        ]  # fmt: skip
+            {
+                "instance_id": "fake-1",
+                "name": "fake",
+                "state": "running",
+                "error": "",
+                "parent": "",
+                "started_at": time.time() - 200.5,
+                "ended_at": None,
+                **facts,
+            },
+            {
+                "instance_id": "\x1b[2Jfake-2",
+                "name": "a\tb\n",
+                "state": "failed",
+                "error": "quota: \x9b1m",
+                "parent": "fake-1",
+                "started_at": time.time() - 90000.5,
+                "ended_at": time.time(),
+                **facts,
+            },
+        ]
 
     def status(self) -> dict[str, Any]:
         states = {"total": 64, "free": 9, "cached": 20, "leased": 35, "quarantined": 0}
-        return {"actors": [
-            {"role": "resource-manager", "state": "up", **states, "tenants": self.page_counts},
-            {"role": "batcher", "state": "up", "swap": {"used": 7}},
-        ]}  # fmt: skip
+        return {
+            "actors": [
+                {"role": "resource-manager", "state": "up", **states, "tenants": self.page_counts},
+                {"role": "batcher", "state": "up", "swap": {"used": 7}},
+            ]
+        }
 
     def admission(self) -> dict[str, Any]:
         return self.admitted

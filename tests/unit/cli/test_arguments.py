@@ -135,10 +135,21 @@ def test_what_is_missing_or_not_taken_is_said_with_all_that_is() -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["def main(", "", "from x import main", "main = 5", "@wrapped\ndef main(a: int): ...", "def main(a: int, /): ...",
-     "def main(*a: int): ...", "if True:\n  def main(a: int): ...", "def main(a: int): ...\nmain = wrapped(main)",
-     "def main(a: int): ...\nfrom x import *", "\0", "(" * 5000],
-)  # fmt: skip
+    [
+        "def main(",
+        "",
+        "from x import main",
+        "main = 5",
+        "@wrapped\ndef main(a: int): ...",
+        "def main(a: int, /): ...",
+        "def main(*a: int): ...",
+        "if True:\n  def main(a: int): ...",
+        "def main(a: int): ...\nmain = wrapped(main)",
+        "def main(a: int): ...\nfrom x import *",
+        "\0",
+        "(" * 5000,
+    ],
+)
 def test_of_a_main_that_is_no_plain_function_nothing_is_said(source: str) -> None:
     known = main_of(ProgramSource("p", "p.py", source=source))
     known.check({"a": "five"})
@@ -162,8 +173,10 @@ def test_input_that_is_no_json_object_is_refused(text: str) -> None:
 def test_settings_are_paths_into_the_config() -> None:
     given = ["model.num_pages=512", "limits.pages=64", "actor_pool=2", "model.path=a=b"]
     assert parse_settings(given) == {
-        "model": {"num_pages": "512", "path": "a=b"}, "limits": {"pages": "64"}, "actor_pool": "2",
-    }  # fmt: skip
+        "model": {"num_pages": "512", "path": "a=b"},
+        "limits": {"pages": "64"},
+        "actor_pool": "2",
+    }
 
 
 def test_limits_are_numbers_with_names_of_the_config() -> None:

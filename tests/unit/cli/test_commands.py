@@ -58,16 +58,28 @@ def test_ps_prints_rows_for_programs_and_people(engine: FakeEngine, call: Call, 
     running, failed = call("ps").stdout.splitlines()
     assert running.split("\t") == ["fake-1", "fake", "running", "lab/ada", "3m 20s", "0.50", "3", "2", "7", "-", "-"]
     assert failed.split("\t") == [
-        r"\x1b[2Jfake-2", r"a\tb\n", "failed", "lab/ada", "1d 1h", "0.50", "3", "2", "7", "fake-1", r"quota: \x9b1m"
-    ]  # fmt: skip
+        r"\x1b[2Jfake-2",
+        r"a\tb\n",
+        "failed",
+        "lab/ada",
+        "1d 1h",
+        "0.50",
+        "3",
+        "2",
+        "7",
+        "fake-1",
+        r"quota: \x9b1m",
+    ]
 
 
 def test_what_an_inferlet_logs_and_how_it_fails_steers_no_terminal(engine: FakeEngine, call: Call) -> None:
     engine.logs, engine.error = ["info: \x1b]0;title\x07 and \u202e"], GuestFailed("no \x9b2J\nsecond line")
     done = call("run", "text-completion", "--debug", "--", "--prompt", "a")
     assert done.stderr.splitlines()[1:] == [
-        r"info: \x1b]0;title\x07 and \u202e", r"pieray: guest-failed: no \x9b2J", "second line"
-    ]  # fmt: skip
+        r"info: \x1b]0;title\x07 and \u202e",
+        r"pieray: guest-failed: no \x9b2J",
+        "second line",
+    ]
 
 
 def test_adapters_are_listed(engine: FakeEngine, call: Call, is_up: UpState) -> None:
@@ -172,9 +184,14 @@ def take(namespace: str, timeout_s: float, waited: list[str]) -> None:
     ],
 )
 def test_up_beside_a_running_engine_names_each_setting_that_differs(
-    engine: FakeEngine, call: Call, is_up: UpState, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...],
-    settings: dict[str, Any], text: str,
-) -> None:  # fmt: skip
+    engine: FakeEngine,
+    call: Call,
+    is_up: UpState,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    settings: dict[str, Any],
+    text: str,
+) -> None:
     state = replace(is_up, num_cpus=2)
     engine.config = config.load(settings)
     monkeypatch.setattr(up, "find_up", lambda _: (state, engine))
@@ -204,9 +221,7 @@ def test_exports_are_shown_and_dropped(engine: FakeEngine, call: Call, is_up: Up
     assert "there is no export 'prefix'" in gone.stderr
 
 
-def test_ps_tells_on_stderr_who_waits_and_who_was_refused(
-    engine: FakeEngine, call: Call, is_up: UpState
-) -> None:
+def test_ps_tells_on_stderr_who_waits_and_who_was_refused(engine: FakeEngine, call: Call, is_up: UpState) -> None:
     assert "wait" not in call("ps").stderr
     engine.admitted = {"waiting": {"lab": 2, "ann": 1}, "refused": {f"t{n}": n for n in range(1, 8)}, "quotas": {}}
     done = call("ps")
@@ -231,9 +246,27 @@ def test_ps_tells_on_stderr_what_pages_are_used_for_and_what_came_of_their_lack(
 def test_ps_shows_what_is_known_of_inferlets_whose_actor_is_silent(
     engine: FakeEngine, call: Call, is_up: UpState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = {"instance_id": "a-1", "name": "a", "state": "unreachable", "cpu_time_s": 0.0, "pages": 0, "swapped": 0,
-           "output_bytes": 0, "error": "pieray.inferlets.0 does not answer"}  # fmt: skip
+    row = {
+        "instance_id": "a-1",
+        "name": "a",
+        "state": "unreachable",
+        "cpu_time_s": 0.0,
+        "pages": 0,
+        "swapped": 0,
+        "output_bytes": 0,
+        "error": "pieray.inferlets.0 does not answer",
+    }
     monkeypatch.setattr(engine, "ps", lambda: [row])
     assert call("ps").stdout.split("\t") == [
-        "a-1", "a", "unreachable", "-", "-", "0.00", "0", "0", "0", "-", "pieray.inferlets.0 does not answer\n"
-    ]  # fmt: skip
+        "a-1",
+        "a",
+        "unreachable",
+        "-",
+        "-",
+        "0.00",
+        "0",
+        "0",
+        "0",
+        "-",
+        "pieray.inferlets.0 does not answer\n",
+    ]

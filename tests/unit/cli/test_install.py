@@ -37,9 +37,7 @@ def test_what_is_no_program_is_refused_before_an_engine_is_asked(engine: FakeEng
     assert "no-such-thing" in done.stderr
 
 
-def test_an_installed_program_runs_by_name_with_its_parameters(
-    engine: FakeEngine, call: Call, is_up: UpState
-) -> None:
+def test_an_installed_program_runs_by_name_with_its_parameters(engine: FakeEngine, call: Call, is_up: UpState) -> None:
     engine.installed["notes"] = NOTES
     assert call("run", "notes", "--", "--text", "12", "--n", "12").exit_code == 0
     assert engine.launches[-1]["arguments"] == {"text": "12", "n": 12}

@@ -82,9 +82,13 @@ def test_json_gives_one_event_per_line(engine: FakeEngine, call: Call) -> None:
 
 @pytest.mark.parametrize(
     ("error", "exit_code"),
-    [(GuestFailed("KeyError: 'x'"), 1), (QuotaExceeded("pages"), 1), (NotFound("no such export"), 1),
-     (DeviceLost("the batcher died"), 3)],
-)  # fmt: skip
+    [
+        (GuestFailed("KeyError: 'x'"), 1),
+        (QuotaExceeded("pages"), 1),
+        (NotFound("no such export"), 1),
+        (DeviceLost("the batcher died"), 3),
+    ],
+)
 def test_an_inferlet_that_fails_exits_1_and_a_lost_engine_3(
     engine: FakeEngine, call: Call, error: Any, exit_code: int
 ) -> None:
@@ -164,12 +168,30 @@ def test_wrong_usage_exits_2_before_anything_is_started(
 
 
 def test_arguments_settings_and_limits_reach_the_engine(engine: FakeEngine, call: Call) -> None:
-    call(*RUN, "--model", "/models/m", "--num-pages", "9", "--set", "limits.pages=4", "--set", "model.threads=2",
-         "--limit", "wall_time_s=1.5", "--input", '{"prompt": "a", "seed": 1}', "--", "--seed", "2")  # fmt: skip
+    call(
+        *RUN,
+        "--model",
+        "/models/m",
+        "--num-pages",
+        "9",
+        "--set",
+        "limits.pages=4",
+        "--set",
+        "model.threads=2",
+        "--limit",
+        "wall_time_s=1.5",
+        "--input",
+        '{"prompt": "a", "seed": 1}',
+        "--",
+        "--seed",
+        "2",
+    )
     assert engine.start_settings == {
-        "address": None, "namespace": "pieray", "limits": {"pages": "4"},
+        "address": None,
+        "namespace": "pieray",
+        "limits": {"pages": "4"},
         "model": {"path": "/models/m", "num_pages": 9, "threads": "2"},
-    }  # fmt: skip
+    }
     assert engine.launches[0]["arguments"] == {"prompt": "a", "seed": 2}
     assert engine.launches[0]["limits"] == {"wall_time_s": 1.5}
 
@@ -242,9 +264,7 @@ def test_a_detached_inferlet_runs_on_without_its_client(engine: FakeEngine, call
     done = call(*RUN, "--detach")
     assert (done.exit_code, engine.is_attached, engine.link.killed) == (0, False, [])
     assert "fake-1 runs on; `pieray attach fake-1` shows what it does" in done.stderr
-    assert call(*RUN, "--detach", "--json").events == [
-        {"event": "started", "name": "text-completion", "id": "fake-1"}
-    ]
+    assert call(*RUN, "--detach", "--json").events == [{"event": "started", "name": "text-completion", "id": "fake-1"}]
     assert call(*RUN, "--detach", "-i").exit_code == 2
     engine.ends = True
     call(*RUN)
@@ -265,9 +285,7 @@ def test_detaching_needs_an_engine_that_stays(engine: FakeEngine, call: Call) ->
     assert "`pieray up` starts one" in done.stderr
 
 
-def test_attach_shows_what_an_inferlet_has_done_and_how_it_ends(
-    engine: FakeEngine, call: Call, is_up: UpState
-) -> None:
+def test_attach_shows_what_an_inferlet_has_done_and_how_it_ends(engine: FakeEngine, call: Call, is_up: UpState) -> None:
     engine.result = 19
     assert call("attach", "fake-1").stdout == "19\n19\n"
     engine.error = GuestFailed("KeyError: 3")

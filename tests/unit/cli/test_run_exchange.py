@@ -21,10 +21,14 @@ def parts(name: str, data: bytes, step: int = 4) -> list[tuple[str, str]]:
     """A file as its events."""
     offsets = range(0, max(len(data), 1), step)
     return [
-        ("file", json.dumps({"name": name, "size": len(data), "offset": i,
-                             "data": base64.b64encode(data[i : i + step]).decode()}))
+        (
+            "file",
+            json.dumps(
+                {"name": name, "size": len(data), "offset": i, "data": base64.b64encode(data[i : i + step]).decode()}
+            ),
+        )
         for i in offsets
-    ]  # fmt: skip
+    ]
 
 
 def test_files_are_sent_and_received_ones_are_saved(engine: FakeEngine, call: Call, tmp_path: Path) -> None:
@@ -47,11 +51,17 @@ def test_without_a_folder_nothing_is_written(engine: FakeEngine, call: Call) -> 
 @pytest.mark.parametrize(
     ("name", "saved"),
     [
-        ("../../x", "x"), ("a/b/../c", "c"), (".bashrc", "_bashrc"), ("..", "_"), ("a\x1b[2Jb", "a_[2Jb"),
+        ("../../x", "x"),
+        ("a/b/../c", "c"),
+        (".bashrc", "_bashrc"),
+        ("..", "_"),
+        ("a\x1b[2Jb", "a_[2Jb"),
         ("/etc/passwd", "passwd"),
-        ("a\\..\\b", "a_.._b"), ("", "_"), ("x" * 300, "x" * 200),
+        ("a\\..\\b", "a_.._b"),
+        ("", "_"),
+        ("x" * 300, "x" * 200),
     ],
-)  # fmt: skip
+)
 def test_a_file_lands_in_the_folder_whatever_its_name(tmp_path: Path, name: str, saved: str) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -96,10 +106,11 @@ def test_lines_of_stdin_are_messages_and_its_end_is_an_empty_one(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--file", "/no/such/file"), "--file"), (("--out", "/proc/none"), "--out"),
+        (("--file", "/no/such/file"), "--file"),
+        (("--out", "/proc/none"), "--out"),
         (("-i", "--input", "@-"), "both read stdin"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_exchanged_is_told_before_anything_is_started(
     engine: FakeEngine, call: Call, words: tuple[str, ...], message: str
 ) -> None:

@@ -19,8 +19,9 @@ pytestmark = pytest.mark.slow
 def sh(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PIERAY_HOME": str(folder / "home"), "PATH": f"{PIERAY.parent}:{os.environ['PATH']}"}
     environment.pop("RAY_ADDRESS", None)
-    return subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=120, check=False, cwd=folder,
-                          env=environment)  # fmt: skip
+    return subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, timeout=120, check=False, cwd=folder, env=environment
+    )
 
 
 @pytest.mark.parametrize("command", ["version", "--help", "models", "inferlets --json", "check hello.py"])

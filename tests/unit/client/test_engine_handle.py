@@ -61,9 +61,14 @@ def test_an_inferlet_that_its_client_cannot_reach_is_ended(engine: Engine, asked
     ],
 )
 def test_what_cannot_be_launched_is_not_sent(
-    engine: Engine, asked: list[str], program: Any, arguments: dict[str, Any], limits: dict[str, float],
-    error: type[Exception], text: str,
-) -> None:  # fmt: skip
+    engine: Engine,
+    asked: list[str],
+    program: Any,
+    arguments: dict[str, Any],
+    limits: dict[str, float],
+    error: type[Exception],
+    text: str,
+) -> None:
     with pytest.raises(error, match=text):
         engine.launch(program, arguments, limits=limits)
     assert asked == ["token"]

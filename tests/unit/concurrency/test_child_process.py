@@ -13,7 +13,7 @@ import pytest
 from pieray.concurrency.child_process import Child, ChildDied
 from pieray.errors import Cancelled, EngineError
 
-MODULE = '''
+MODULE = """
 import os, time
 from pieray.concurrency.child_process import serve
 
@@ -32,7 +32,7 @@ def open_with(opening):
 
 if __name__ == "__main__":
     serve(open_with, memory_bytes=256 << 20)
-'''
+"""
 
 
 @pytest.fixture

@@ -39,9 +39,16 @@ def filled(*items: tuple[str, str, float]) -> FairQueue[tuple[str, str, float]]:
 def test_tenants_take_turns_and_so_do_their_owners():
     queue = filled(*[("a", "a1", 1.0)] * 4, *[("a", "a2", 1.0)] * 2, *[("b", "b1", 1.0)] * 3)
     assert served(queue, 9) == [
-        ("a", "a1"), ("b", "b1"), ("a", "a2"), ("b", "b1"), ("a", "a1"), ("b", "b1"), ("a", "a2"), ("a", "a1"),
         ("a", "a1"),
-    ]  # fmt: skip
+        ("b", "b1"),
+        ("a", "a2"),
+        ("b", "b1"),
+        ("a", "a1"),
+        ("b", "b1"),
+        ("a", "a2"),
+        ("a", "a1"),
+        ("a", "a1"),
+    ]
     assert len(queue) == 0
 
 

@@ -51,20 +51,38 @@ HONOURED = {
     "oneOf of constants": ({"oneOf": [{"const": "a", "title": "A"}, {"const": "b"}]}, ["a", "b"], ["c"]),
     "oneOf of records": (
         {"oneOf": [record(kind={"const": "x"}), record(kind={"const": "y"}, z=NUMBER)]},
-        [{"kind": "x"}, {"kind": "y", "z": 1}], [{"kind": "x", "z": 1}, {"kind": "z"}]),
+        [{"kind": "x"}, {"kind": "y", "z": 1}],
+        [{"kind": "x", "z": 1}, {"kind": "z"}],
+    ),
     "discriminator with a mapping": (
         {"oneOf": REFS, "discriminator": BY_KIND, **PETS},
         [{"kind": "cat", "lives": 9}, {"kind": "dog", "tricks": 2}],
-        [{"kind": "Cat", "lives": 9}, {"kind": "dog", "lives": 9}, {"kind": "cow", "lives": 1}]),
+        [{"kind": "Cat", "lives": 9}, {"kind": "dog", "lives": 9}, {"kind": "cow", "lives": 1}],
+    ),
     "discriminator by names": (
         {"anyOf": REFS, "discriminator": {"propertyName": "kind"}, **PETS},
-        [{"kind": "Cat", "lives": 9}], [{"kind": "cat", "lives": 9}, {"kind": "Dog", "lives": 9}]),
+        [{"kind": "Cat", "lives": 9}],
+        [{"kind": "cat", "lives": 9}, {"kind": "Dog", "lives": 9}],
+    ),
     "discriminator of branches that say so themselves": (
-        {"oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}], "discriminator": {"propertyName": "kind"},
-         "$defs": {"A": record(kind={"const": "text"}), "B": record(kind={"enum": ["image"]})}},
-        [{"kind": "text"}, {"kind": "image"}], [{"kind": "A"}]),
-    "allOf": ({"allOf": [{"type": "object", "properties": {"a": NUMBER}, "required": ["a"]},
-                         {"properties": {"b": TEXT}, "required": ["b"]}]}, [{"a": 1, "b": "x"}], [{"a": 1}]),
+        {
+            "oneOf": [{"$ref": "#/$defs/A"}, {"$ref": "#/$defs/B"}],
+            "discriminator": {"propertyName": "kind"},
+            "$defs": {"A": record(kind={"const": "text"}), "B": record(kind={"enum": ["image"]})},
+        },
+        [{"kind": "text"}, {"kind": "image"}],
+        [{"kind": "A"}],
+    ),
+    "allOf": (
+        {
+            "allOf": [
+                {"type": "object", "properties": {"a": NUMBER}, "required": ["a"]},
+                {"properties": {"b": TEXT}, "required": ["b"]},
+            ]
+        },
+        [{"a": 1, "b": "x"}],
+        [{"a": 1}],
+    ),
     "a known format": ({"type": "string", "format": "date"}, ["2024-01-31"], ["31.1.2024"]),
     "byte": ({"type": "string", "format": "byte"}, ["", "YQ==", "YWI=", "YWJj"], ["YQ", "a-_b"]),
     "contentEncoding": ({**TEXT, "contentEncoding": "base64", "contentMediaType": "image/png"}, ["YQ=="], ["Y"]),
@@ -72,32 +90,55 @@ HONOURED = {
     "int32": ({**NUMBER, "format": "int32"}, [-(2**31), 2**31 - 1], [2**31, -(2**31) - 1]),
     "int64": ({**NUMBER, "format": "int64"}, [-(2**62), 2**62], [2**63]),
     "int32 with a bound": ({**NUMBER, "format": "int32", "minimum": 0}, [0], [-1]),
-    "bounds of draft 4": ({**NUMBER, "minimum": 3, "exclusiveMinimum": True, "maximum": 5, "exclusiveMaximum": True},
-                          [4], [3, 5]),
+    "bounds of draft 4": (
+        {**NUMBER, "minimum": 3, "exclusiveMinimum": True, "maximum": 5, "exclusiveMaximum": True},
+        [4],
+        [3, 5],
+    ),
     "bounds of draft 4 that include": ({**NUMBER, "minimum": 3, "exclusiveMinimum": False}, [3], [2]),
     "exclusive bounds": ({**NUMBER, "exclusiveMinimum": 3}, [4], [3]),
     "a list of types": ({"type": ["string", "null"]}, ["a", None], [1]),
-    "prefixItems": ({"type": "array", "prefixItems": [NUMBER, TEXT], "items": False, "minItems": 2}, [[1, "a"]],
-                    [[1], [1, "a", 2]]),
-    "items of draft 4": ({"type": "array", "items": [NUMBER, TEXT], "additionalItems": False, "minItems": 2},
-                         [[1, "a"]], [[1, "a", 2]]),
-    "a reference's siblings": ({"$ref": "#/$defs/A", "maxLength": 1, "description": "d", "$defs": {"A": TEXT}},
-                               ["a"], ["aa"]),
+    "prefixItems": (
+        {"type": "array", "prefixItems": [NUMBER, TEXT], "items": False, "minItems": 2},
+        [[1, "a"]],
+        [[1], [1, "a", 2]],
+    ),
+    "items of draft 4": (
+        {"type": "array", "items": [NUMBER, TEXT], "additionalItems": False, "minItems": 2},
+        [[1, "a"]],
+        [[1, "a", 2]],
+    ),
+    "a reference's siblings": (
+        {"$ref": "#/$defs/A", "maxLength": 1, "description": "d", "$defs": {"A": TEXT}},
+        ["a"],
+        ["aa"],
+    ),
     "definitions": ({"$ref": "#/definitions/A", "definitions": {"A": TEXT}}, ["a"], [1]),
     "names that a reference escapes": ({"$ref": "#/$defs/a~1b~0c%20d", "$defs": {"a/b~c d": TEXT}}, ["a"], [1]),
     "a schema within itself": ({**record(), "properties": {"c": {"$ref": "#"}}}, [{"c": {"c": {}}}], [{"c": 1}]),
     "additionalProperties": ({"type": "object", "additionalProperties": NUMBER}, [{"a": 1}], [{"a": "x"}]),
-    "unevaluatedProperties": ({"type": "object", "properties": {"a": NUMBER}, "unevaluatedProperties": False},
-                              [{"a": 1}], [{"b": 1}]),
-    "never": ({"type": "object", "properties": {"a": NUMBER}, "additionalProperties": {"not": {}}}, [{"a": 1}],
-              [{"b": 1}]),
+    "unevaluatedProperties": (
+        {"type": "object", "properties": {"a": NUMBER}, "unevaluatedProperties": False},
+        [{"a": 1}],
+        [{"b": 1}],
+    ),
+    "never": (
+        {"type": "object", "properties": {"a": NUMBER}, "additionalProperties": {"not": {}}},
+        [{"a": 1}],
+        [{"b": 1}],
+    ),
     "nullable among OpenAPI's schemas": (
         {"$ref": "#/components/schemas/A", "components": {"schemas": {"A": {**TEXT, "nullable": True}}}},
-        ["a", None], [1]),
+        ["a", None],
+        [1],
+    ),
     "nullable in a list of items": ({"type": "array", "items": [{**TEXT, "nullable": True}]}, [[None], ["a"]], [[1]]),
-    "required of draft 3": ({"type": "object", "properties": {"a": {**TEXT, "required": True}, "b": NUMBER},
-                             "additionalProperties": False}, [{"a": "x"}, {"a": "x", "b": 1}], [{}, {"b": 1}]),
-}  # fmt: skip
+    "required of draft 3": (
+        {"type": "object", "properties": {"a": {**TEXT, "required": True}, "b": NUMBER}, "additionalProperties": False},
+        [{"a": "x"}, {"a": "x", "b": 1}],
+        [{}, {"b": 1}],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", HONOURED)
@@ -207,11 +248,23 @@ for one in [*[schema for schema, *_ in HONOURED.values()], *OF_NO_EFFECT.values(
 NODES = st.dictionaries(st.sampled_from(sorted(KEYWORDS)), st.integers(0, 50), max_size=5).map(
     lambda chosen: {key: KEYWORDS[key][number % len(KEYWORDS[key])] for key, number in chosen.items()}
 )
-SCHEMAS = st.recursive(NODES, lambda inner: st.builds(
-    lambda node, key, child: {**node, key: child if key in ("items", "not", "additionalProperties") else
-                              {"a": child} if key in ("properties", "$defs") else [child]},
-    NODES, st.sampled_from(["items", "not", "additionalProperties", "properties", "$defs", "anyOf", "oneOf"]), inner),
-    max_leaves=4)  # fmt: skip
+SCHEMAS = st.recursive(
+    NODES,
+    lambda inner: st.builds(
+        lambda node, key, child: {
+            **node,
+            key: child
+            if key in ("items", "not", "additionalProperties")
+            else {"a": child}
+            if key in ("properties", "$defs")
+            else [child],
+        },
+        NODES,
+        st.sampled_from(["items", "not", "additionalProperties", "properties", "$defs", "anyOf", "oneOf"]),
+        inner,
+    ),
+    max_leaves=4,
+)
 
 
 @settings(max_examples=examples(60), deadline=None)

@@ -16,12 +16,18 @@ from pieray.errors import InvalidRequest, QuotaExceeded
 from pieray.grammar import GrammarCompiler, Matcher
 
 COMPILER = GrammarCompiler(SPEC, VOCAB)
-SCHEMA = json.dumps({
-    "type": "object", "required": ["name", "tags"], "additionalProperties": False,
-    "properties": {"name": {"type": "string", "maxLength": 6},
-                   "tags": {"type": "array", "items": {"enum": ["red", "blue"]}},
-                   "next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}},
-})  # fmt: skip
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "required": ["name", "tags"],
+        "additionalProperties": False,
+        "properties": {
+            "name": {"type": "string", "maxLength": 6},
+            "tags": {"type": "array", "items": {"enum": ["red", "blue"]}},
+            "next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]},
+        },
+    }
+)
 GRAMMARS = [("json-schema", SCHEMA), ("regex", "(ab|a)(bc|c){1,4}[0-9]*"), ("lark", 'start: "(" start? ")" | /[a-z]+/')]
 
 
@@ -196,8 +202,12 @@ def test_matchers_of_one_grammar_run_on_several_threads() -> None:
     assert np.mean([len(tokens) for tokens in together]) > 5
 
 
-POINT = {"type": "object", "properties": {"x": {"type": "integer", "nullable": True}, "nullable": {"type": "boolean"}},
-         "required": ["x", "nullable"], "additionalProperties": False}  # fmt: skip
+POINT = {
+    "type": "object",
+    "properties": {"x": {"type": "integer", "nullable": True}, "nullable": {"type": "boolean"}},
+    "required": ["x", "nullable"],
+    "additionalProperties": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -207,12 +217,15 @@ POINT = {"type": "object", "properties": {"x": {"type": "integer", "nullable": T
         ({"type": "string", "nullable": False}, ['"a"'], ["null"]),
         ({"enum": ["a"], "nullable": True}, ['"a"', "null"], ['"b"']),
         (POINT, ['{"x": null, "nullable": true}', '{"x": 1, "nullable": false}'], ['{"x": 1, "nullable": null}']),
-        ({"$defs": {"p": POINT}, "type": "array", "items": {"$ref": "#/$defs/p"}, "nullable": True},
-         ["null", '[{"x": null, "nullable": true}]'], ["[null]"]),
+        (
+            {"$defs": {"p": POINT}, "type": "array", "items": {"$ref": "#/$defs/p"}, "nullable": True},
+            ["null", '[{"x": null, "nullable": true}]'],
+            ["[null]"],
+        ),
         ({"const": {"nullable": True}}, ['{"nullable":true}'], ["null"]),
         ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, ['"a"', "1"], ["null"]),
     ],
-)  # fmt: skip
+)
 def test_nullable_and_disjoint_branches(schema: dict[str, object], good: list[str], bad: list[str]) -> None:
     for text, is_good in [*((one, True) for one in good), *((one, False) for one in bad)]:
         matcher = new("json-schema", json.dumps(schema))
@@ -222,9 +235,12 @@ def test_nullable_and_disjoint_branches(schema: dict[str, object], good: list[st
 
 @pytest.mark.parametrize(
     ("schema", "name"),
-    [({"type": "string", "format": "weird"}, "weird"), ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
-     ({"type": "object", "minProperties": 1, "propertyNames": {"maxLength": 3}}, "propertyNames")],
-)  # fmt: skip
+    [
+        ({"type": "string", "format": "weird"}, "weird"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"type": "object", "minProperties": 1, "propertyNames": {"maxLength": 3}}, "propertyNames"),
+    ],
+)
 def test_what_is_not_implemented_is_refused_by_name(schema: dict[str, object], name: str) -> None:
     with pytest.raises(InvalidRequest, match=name):
         new("json-schema", json.dumps(schema))

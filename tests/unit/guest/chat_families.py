@@ -43,8 +43,11 @@ class FamilyHost(FakeHost):
 
     def model_tokenize(self, model: str, text: str) -> list[int]:
         parts = re.split(f"({'|'.join(map(re.escape, self.special))})", text)
-        return [token for part in parts for token in (
-            [0x110000 + self.special.index(part)] if part in self.special else map(ord, part))]  # fmt: skip
+        return [
+            token
+            for part in parts
+            for token in ([0x110000 + self.special.index(part)] if part in self.special else map(ord, part))
+        ]
 
     def model_detokenize(self, model: str, tokens: Any, skip_special: bool) -> str:
         return "".join([chr(t) if t < 0x110000 else "" if skip_special else self.special[t - 0x110000] for t in tokens])
@@ -56,9 +59,12 @@ class FamilyHost(FakeHost):
         self, model: str, messages: str, tools: str, add_generation_prompt: bool, arguments: str, now: int
     ) -> str:
         return self.family.render(
-            json_objects("messages", messages, ""), json_objects("tools", tools, "") if tools else None,
-            cue=add_generation_prompt, now=now, **(json_object("arguments", arguments) if arguments else {}),
-        )  # fmt: skip
+            json_objects("messages", messages, ""),
+            json_objects("tools", tools, "") if tools else None,
+            cue=add_generation_prompt,
+            now=now,
+            **(json_object("arguments", arguments) if arguments else {}),
+        )
 
     def chat_parse(self, model: str, text: str, is_over: bool) -> str:
         return parse_reply(self.family.template, text, is_over=is_over).to_json()
@@ -71,9 +77,10 @@ def of(*parts: str) -> str:
 
 CHATML = ("<|im_start|> <|im_end|> <|endoftext|>", "<|im_end|> <|endoftext|>", "")
 
-QWEN = Family(of(
-    r"{%- if tools %}{{- '<|im_start|>tools: ' + tools[0].function.name + '<|im_end|>\n' }}{% endif %}",
-    r"""{%- for m in messages %}
+QWEN = Family(
+    of(
+        r"{%- if tools %}{{- '<|im_start|>tools: ' + tools[0].function.name + '<|im_end|>\n' }}{% endif %}",
+        r"""{%- for m in messages %}
     {%- if m.role == 'tool' %}
     {%- if messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{% endif %}
     {{- '\n<tool_response>' + m.content + '</tool_response>' }}
@@ -86,22 +93,28 @@ QWEN = Family(of(
     {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}
     {%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\n\n</think>\n\n' }}
     {%- endif %}{% endif %}""",
-), *CHATML)  # fmt: skip
+    ),
+    *CHATML,
+)
 
 #: thoughts of the turn that goes on are shown, those before the last question go
-QWEN3 = Family(of(
-    r"""{%- set ns = namespace(last=0) %}
+QWEN3 = Family(
+    of(
+        r"""{%- set ns = namespace(last=0) %}
     {%- for m in messages %}{%- if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}""",
-    QWEN.template.replace(
-        r"(m.content or '').split('</think>')[-1].lstrip()",
-        r"('<think>\n' + m.reasoning_content + '\n</think>\n\n' if m.reasoning_content and loop.index0 > ns.last "
-        r"else '') + (m.content or '')",
+        QWEN.template.replace(
+            r"(m.content or '').split('</think>')[-1].lstrip()",
+            r"('<think>\n' + m.reasoning_content + '\n</think>\n\n' if m.reasoning_content and loop.index0 > ns.last "
+            r"else '') + (m.content or '')",
+        ),
     ),
-), *CHATML)  # fmt: skip
+    *CHATML,
+)
 
 #: a result names its tool
-HERMES = Family(of(
-    r"""{{- bos_token }}{%- if tools %}
+HERMES = Family(
+    of(
+        r"""{{- bos_token }}{%- if tools %}
     {{- '<|im_start|>system\nCall as <tool_call>{"arguments": , "name": }</tool_call> ' }}
     {%- for t in tools %}{{- t.function | tojson }}{% endfor %}{{- '<|im_end|>\n' }}{% endif %}
     {%- for m in messages %}
@@ -114,25 +127,51 @@ HERMES = Family(of(
     {%- for c in m.tool_calls or [] %}{%- if c.function is defined %}{% set c = c.function %}{% endif %}
     {{- '<tool_call>\n{ "arguments": ' }}{{- c.arguments | tojson }}{{- ', "name": "' + c.name + '"}\n</tool_call> ' }}
     {%- endfor %}{{- '<|im_end|>\n' }}{% endif %}{% endfor %}
-    {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}""",
-), CHATML[0] + " <s>", CHATML[1])  # fmt: skip
+    {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}"""
+    ),
+    CHATML[0] + " <s>",
+    CHATML[1],
+)
 
-R1 = Family(of(
-    r"""{{- bos_token }}{%- for m in messages %}
+R1 = Family(
+    of(
+        r"""{{- bos_token }}{%- for m in messages %}
     {%- if m.role == 'user' %}{{- '<User>' + m.content }}
     {%- elif m.role == 'tool' %}{{- '<output>' + m.content + '</output>' }}
     {%- else %}{%- for c in m.tool_calls or [] %}{{- '<Assistant><call>' + c.function.name + c.function.arguments }}
     {{- '</call></s>' }}{% endfor %}
     {%- if m.content is not none %}{{- '<Assistant>' + m.content.split('</think>')[-1] + '</s>' }}{% endif %}{% endif %}
-    {%- endfor %}{%- if add_generation_prompt %}{{- '<Assistant><think>\n' }}{% endif %}{# <tool_call> tools #}""",
-), "<User> <Assistant> <s> </s>", "</s>")  # fmt: skip
+    {%- endfor %}{%- if add_generation_prompt %}{{- '<Assistant><think>\n' }}{% endif %}{# <tool_call> tools #}"""
+    ),
+    "<User> <Assistant> <s> </s>",
+    "</s>",
+)
 
 #: calls between marks, no tools shown, a prompt that opens the thought
-MARKS = {name: f"<\uff5c{name.replace(' ', chr(0x2581))}\uff5c>" for name in (
-    "User", "Assistant", "tool calls begin", "tool calls end", "tool call begin", "tool call end", "tool sep",
-    "tool outputs begin", "tool outputs end", "tool output begin", "tool output end", "end of sentence")}  # fmt: skip
-DEEPSEEK = Family(re.sub(r"@([A-Za-z ]+)@", lambda found: MARKS[found[1]], of(
-    r"""{{- bos_token }}{%- for m in messages %}{%- if m.role == 'system' %}{{- m.content }}{% endif %}{% endfor %}
+MARKS = {
+    name: f"<\uff5c{name.replace(' ', chr(0x2581))}\uff5c>"
+    for name in (
+        "User",
+        "Assistant",
+        "tool calls begin",
+        "tool calls end",
+        "tool call begin",
+        "tool call end",
+        "tool sep",
+        "tool outputs begin",
+        "tool outputs end",
+        "tool output begin",
+        "tool output end",
+        "end of sentence",
+    )
+}
+DEEPSEEK = Family(
+    re.sub(
+        r"@([A-Za-z ]+)@",
+        lambda found: MARKS[found[1]],
+        of(
+            r"""{{- bos_token }}
+    {%- for m in messages %}{%- if m.role == 'system' %}{{- m.content }}{% endif %}{% endfor %}
     {%- for m in messages %}
     {%- if m.role == 'user' %}{{- '@User@' + m.content }}
     {%- elif m.role == 'assistant' and m.content is none %}{{- '@Assistant@@tool calls begin@' }}
@@ -144,11 +183,16 @@ DEEPSEEK = Family(re.sub(r"@([A-Za-z ]+)@", lambda found: MARKS[found[1]], of(
     {%- if loop.previtem.role != 'tool' %}{{- '@tool outputs begin@' }}{% endif %}
     {{- '@tool output begin@' + m.content + '@tool output end@' }}
     {%- if loop.last or loop.nextitem.role != 'tool' %}{{- '@tool outputs end@' }}{% endif %}{% endif %}{% endfor %}
-    {%- if add_generation_prompt %}{{- '@Assistant@<think>\n' }}{% endif %}""",
-)), "<s> " + " ".join(MARKS.values()), MARKS["end of sentence"])  # fmt: skip
+    {%- if add_generation_prompt %}{{- '@Assistant@<think>\n' }}{% endif %}"""
+        ),
+    ),
+    "<s> " + " ".join(MARKS.values()),
+    MARKS["end of sentence"],
+)
 
-LLAMA = Family(of(
-    r"""{{- bos_token }}{%- if messages[0].role == 'system' %}{% set said = messages[0].content | trim %}
+LLAMA = Family(
+    of(
+        r"""{{- bos_token }}{%- if messages[0].role == 'system' %}{% set said = messages[0].content | trim %}
     {%- set messages = messages[1:] %}{% else %}{% set said = '' %}{% endif %}
     {{- '<|system|>' + 'Today: ' + strftime_now('%d %b %Y %H:%M:%S') + '\n' + said + '<|eot_id|>' }}
     {%- if tools %}
@@ -163,12 +207,16 @@ LLAMA = Family(of(
     {%- set c = m.tool_calls[0].function %}
     {{- '<|assistant|>{"name": "' + c.name + '", "parameters": ' }}{{- c.arguments | tojson }}{{- '}<|eot_id|>' }}
     {%- else %}{{- '<|' + m.role + '|>' + m.content + '<|eot_id|>' }}{% endif %}{% endfor %}
-    {%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}""",
-), "<|user|> <|assistant|> <|system|> <|ipython|> <|eot_id|> <|eom_id|> <|python_tag|> <s>", "<|eot_id|> <|eom_id|>",
-   max_calls=1)  # fmt: skip
+    {%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}"""
+    ),
+    "<|user|> <|assistant|> <|system|> <|ipython|> <|eot_id|> <|eom_id|> <|python_tag|> <s>",
+    "<|eot_id|> <|eom_id|>",
+    max_calls=1,
+)
 
-PYTHONIC = Family(of(
-    r"""{{- bos_token }}{%- if messages[0].role == 'system' %}{% set said = messages[0].content %}
+PYTHONIC = Family(
+    of(
+        r"""{{- bos_token }}{%- if messages[0].role == 'system' %}{% set said = messages[0].content %}
     {%- set messages = messages[1:] %}{% else %}{% set said = 'Be a help.' %}{% endif %}
     {{- '<|system|>' + said }}
     {%- if tools %}{{- ' To call: [func_name1(a=1), func_name2(b=2)]. ' }}{{- tools | tojson }}{% endif %}
@@ -180,20 +228,28 @@ PYTHONIC = Family(of(
     {%- for key, value in c.function.arguments.items() %}{%- if not loop.first %}{{- ', ' }}{% endif %}
     {{- key + '=' }}{{- value | tojson }}{% endfor %}{{- ')' }}{% endfor %}{{- ']<|eot_id|>' }}
     {%- else %}{{- '<|' + m.role + '|>' + m.content + '<|eot_id|>' }}{% endif %}{% endfor %}
-    {%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}""",
-), LLAMA.special, LLAMA.stops)  # fmt: skip
+    {%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}"""
+    ),
+    LLAMA.special,
+    LLAMA.stops,
+)
 
 #: no tools, no roles but the usual ones
-LLAMA3 = Family(of(
-    r"""{%- for m in messages %}
+LLAMA3 = Family(
+    of(
+        r"""{%- for m in messages %}
     {%- if m.role not in ['system', 'user', 'assistant'] %}{{- raise_exception('no role ' + m.role) }}{% endif %}
     {{- (bos_token if loop.first else '') + '<|' + m.role + '|>' + m.content | trim + '<|eot_id|>' }}{% endfor %}
-    {%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}""",
-), LLAMA.special, LLAMA.stops)  # fmt: skip
+    {%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}"""
+    ),
+    LLAMA.special,
+    LLAMA.stops,
+)
 
 #: tools stand before the last question
-MISTRAL = Family(of(
-    r"""{{- bos_token }}{%- set last = messages | selectattr('role', 'equalto', 'user') | list | last %}
+MISTRAL = Family(
+    of(
+        r"""{{- bos_token }}{%- set last = messages | selectattr('role', 'equalto', 'user') | list | last %}
     {%- set ns = namespace(turn=0) %}
     {%- for m in messages %}{%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}
     {%- if (m.role == 'user') != (ns.turn % 2 == 0) %}{{- raise_exception('roles must alternate') }}{% endif %}
@@ -211,12 +267,16 @@ MISTRAL = Family(of(
     {%- else %}
     {%- if m.tool_call_id | length != 9 %}{{- raise_exception('results name their call') }}{% endif %}
     {{- '[TOOL_RESULTS] {"content": ' + m.content + ', "call_id": "' + m.tool_call_id + '"}[/TOOL_RESULTS]' }}
-    {% endif %}{%- endfor %}""",
-), "[INST] [/INST] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS] [AVAILABLE_TOOLS] <s> </s>", "</s>")  # fmt: skip
+    {% endif %}{%- endfor %}"""
+    ),
+    "[INST] [/INST] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS] [AVAILABLE_TOOLS] <s> </s>",
+    "</s>",
+)
 
 #: calls by marks, each with its id; tools at the beginning
-MISTRAL11 = Family(of(
-    r"""{{- bos_token }}{%- if messages[0].role == 'system' %}
+MISTRAL11 = Family(
+    of(
+        r"""{{- bos_token }}{%- if messages[0].role == 'system' %}
     {{- '[SYSTEM_PROMPT]' + messages[0].content + '[/SYSTEM_PROMPT]' }}{%- set messages = messages[1:] %}{% endif %}
     {%- if tools %}{{- '[AVAILABLE_TOOLS]' }}{{- tools | tojson }}{{- '[/AVAILABLE_TOOLS]' }}{% endif %}
     {%- for m in messages %}
@@ -228,25 +288,32 @@ MISTRAL11 = Family(of(
     {%- endfor %}{{- eos_token }}
     {%- elif m.role == 'tool' %}
     {{- '[TOOL_RESULTS]' + m.tool_call_id + '[TOOL_CONTENT]' + m.content + '[/TOOL_RESULTS]' }}
-    {%- else %}{{- raise_exception('no role ' + m.role) }}{% endif %}{%- endfor %}""",
-), "[INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CALLS] [CALL_ID] [ARGS] [TOOL_RESULTS] [TOOL_CONTENT] "
-   "[/TOOL_RESULTS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] <s> </s>", "</s>")  # fmt: skip
+    {%- else %}{{- raise_exception('no role ' + m.role) }}{% endif %}{%- endfor %}"""
+    ),
+    "[INST] [/INST] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CALLS] [CALL_ID] [ARGS] [TOOL_RESULTS] [TOOL_CONTENT] "
+    "[/TOOL_RESULTS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] <s> </s>",
+    "</s>",
+)
 
 TURNS = ("<start_of_turn> <end_of_turn> <s> <eos>", "<end_of_turn> <eos>")
 
 #: no tools, no system message, turns that alternate
-GEMMA2 = Family(of(
-    r"""{{- bos_token }}
+GEMMA2 = Family(
+    of(
+        r"""{{- bos_token }}
     {%- if messages[0].role == 'system' %}{{- raise_exception('System role not supported') }}{% endif %}
     {%- for m in messages %}
     {%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('Roles must alternate') }}{% endif %}
     {{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}{{- m.content | trim }}
-    {{- '<end_of_turn>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}""",
-), *TURNS)  # fmt: skip
+    {{- '<end_of_turn>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}"""
+    ),
+    *TURNS,
+)
 
 #: as Gemma 2, with the system message before the first question; looks at parts of contents
-GEMMA3 = Family(of(
-    r"""{{- bos_token }}{%- set prefix = '' %}
+GEMMA3 = Family(
+    of(
+        r"""{{- bos_token }}{%- set prefix = '' %}
     {%- if messages[0].role == 'system' %}
     {%- set prefix = (messages[0].content if messages[0].content is string else messages[0].content[0].text) + '\n\n' %}
     {%- set messages = messages[1:] %}{% endif %}
@@ -256,12 +323,15 @@ GEMMA3 = Family(of(
     {%- if m.content is string %}{{- m.content | trim }}
     {%- elif m.content is iterable %}{%- for part in m.content %}{{- part.text | trim }}{% endfor %}
     {%- else %}{{- raise_exception('Invalid content type') }}{% endif %}{{- '<end_of_turn>\n' }}{% endfor %}
-    {%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}""",
-), *TURNS)  # fmt: skip
+    {%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}"""
+    ),
+    *TURNS,
+)
 
 #: as Gemma 3, with tools and calls in Python's syntax
-GEMMA = Family(of(
-    r"""{{- bos_token }}{%- set prefix = '' %}
+GEMMA = Family(
+    of(
+        r"""{{- bos_token }}{%- set prefix = '' %}
     {%- if messages[0].role == 'system' %}{% set prefix = messages[0].content + '\n\n' %}
     {%- set messages = messages[1:] %}{% endif %}
     {%- if tools %}{% set prefix = prefix + 'a python list of calls: add\n' %}{% endif %}
@@ -273,21 +343,29 @@ GEMMA = Family(of(
     {%- endfor %}{{- ']' }}{% endif %}
     {%- if m.content is string %}{{- m.content | trim }}
     {%- else %}{{- raise_exception('Invalid content type') }}{% endif %}
-    {{- '<end_of_turn>\n' }}{% endfor %}{%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}""",
-), *TURNS)  # fmt: skip
+    {{- '<end_of_turn>\n' }}{% endfor %}{%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{% endif %}"""
+    ),
+    *TURNS,
+)
 
 #: calls behind a token of their own
-GRANITE = Family(of(
-    r"""{%- if tools %}{{- '<|role|>tools<|/role|>' }}{{- tools | tojson }}{{- '<|end|>\n' }}{% endif %}
+GRANITE = Family(
+    of(
+        r"""{%- if tools %}{{- '<|role|>tools<|/role|>' }}{{- tools | tojson }}{{- '<|end|>\n' }}{% endif %}
     {%- for m in messages %}{{- '<|role|>' + m.role + '<|/role|>' + (m.content or '') }}
     {%- if m.tool_calls %}{{- '<|tool_call|>[' }}
     {%- for c in m.tool_calls %}{%- if not loop.first %}{{- ', ' }}{% endif %}{{- c.function | tojson }}{% endfor %}
     {{- ']' }}{% endif %}{{- '<|end|>\n' }}{% endfor %}
-    {%- if add_generation_prompt %}{{- '<|role|>assistant<|/role|>' }}{% endif %}""",
-), "<|role|> <|/role|> <|tool_call|> <|end|>", "<|end|>", "")  # fmt: skip
+    {%- if add_generation_prompt %}{{- '<|role|>assistant<|/role|>' }}{% endif %}"""
+    ),
+    "<|role|> <|/role|> <|tool_call|> <|end|>",
+    "<|end|>",
+    "",
+)
 
-PHI4 = Family(of(
-    r"""{%- for m in messages %}
+PHI4 = Family(
+    of(
+        r"""{%- for m in messages %}
     {%- if m.role == 'system' and tools %}{{- '<|system|>' + m.content + '<|tool|>' }}{{- tools | tojson }}
     {{- '<|/tool|><|end|>' }}
     {%- elif m.tool_calls %}{{- '<|assistant|><|tool_call|>[' }}
@@ -295,14 +373,20 @@ PHI4 = Family(of(
     {{- '{"name": "' + c.function.name + '", "parameters": ' }}{{- c.function.arguments | tojson }}{{- '}' }}
     {%- endfor %}{{- ']<|/tool_call|><|end|>' }}
     {%- else %}{{- '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}
-    {%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}""",
-), "<|system|> <|user|> <|assistant|> <|tool|> <|/tool|> <|tool_call|> <|/tool_call|> <|end|>", "<|end|>",
-   "")  # fmt: skip
+    {%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}"""
+    ),
+    "<|system|> <|user|> <|assistant|> <|tool|> <|/tool|> <|tool_call|> <|/tool_call|> <|end|>",
+    "<|end|>",
+    "",
+)
 
 #: ChatML without tools: any role is taken
-PLAIN = Family(of(
-    r"""{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
-    {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}""",
-), *CHATML)  # fmt: skip
+PLAIN = Family(
+    of(
+        r"""{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}
+    {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}"""
+    ),
+    *CHATML,
+)
 
 FAMILIES = {name: one for name, one in sorted(globals().items()) if isinstance(one, Family)}

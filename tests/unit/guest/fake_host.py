@@ -292,8 +292,9 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
         self.owners[ticket] = pass_
         return ticket
 
-    def forward_sample(self, pass_: int, row: int, temperature: float, top_k: int, top_p: float, min_p: float,
-                       seed: int) -> int:  # fmt: skip
+    def forward_sample(
+        self, pass_: int, row: int, temperature: float, top_k: int, top_p: float, min_p: float, seed: int
+    ) -> int:
         return self._ask(pass_, row, lambda d, p: ("tokens", [lm.sample(d, p, temperature, top_k, seed)]))
 
     def forward_distribution(self, pass_: int, row: int, k: int) -> int:
@@ -345,8 +346,9 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
             self._write(command.pages[position // self.page_size], position % self.page_size, (token, digest))
         return digests
 
-    def forward_verify(self, queue: int, pages: Any, kv_len: int, tokens: Any, drafts: Any, parents: Any, sampler: int,
-                       adapter: int) -> int:  # fmt: skip
+    def forward_verify(
+        self, queue: int, pages: Any, kv_len: int, tokens: Any, drafts: Any, parents: Any, sampler: int, adapter: int
+    ) -> int:
         line = [*map(int, tokens), *map(int, drafts)]
         pass_ = self.forward_forward(queue, pages, kv_len, line, [], [])
         digests = self._compute(self.unsent.pop(pass_))
@@ -367,8 +369,13 @@ class FakeHost(FakeSamplers, FakePlans, FakeServices):
 
     def assert_clean(self) -> None:
         """Nothing is left: pages, tickets, text streams, samplers, plans."""
-        left = {"pages": self.pages, "plans": self.plans, "samplers": self.samplers, "streams": self.streams,
-                "tickets": self.pending - set(self.receivers)}  # fmt: skip
+        left = {
+            "pages": self.pages,
+            "plans": self.plans,
+            "samplers": self.samplers,
+            "streams": self.streams,
+            "tickets": self.pending - set(self.receivers),
+        }
         assert not any(left.values()), left
 
 

@@ -50,8 +50,14 @@ def sample(digest: int, position: int, temperature: float, top_k: int, seed: int
     return rng.choices(tokens, weights)[0]
 
 
-def continuation(tokens: list[int], max_tokens: int, temperature: float = 0.0, top_k: int = 0, seed: int = 0,
-                 stop: frozenset[int] = frozenset({END})) -> list[int]:  # fmt: skip
+def continuation(
+    tokens: list[int],
+    max_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    seed: int = 0,
+    stop: frozenset[int] = frozenset({END}),
+) -> list[int]:
     """What the model says after `tokens`, without pages or hosts: the reference."""
     said: list[int] = []
     digest = chain_of(tokens)

@@ -31,8 +31,14 @@ class FakeServices:
         return ["fake"]
 
     def model_info(self, model: str) -> str:
-        return json.dumps({"name": "fake", "vocab_size": lm.VOCABULARY, "max_context": self.max_context,
-                           "page_size": self.kv_page_size()})  # fmt: skip
+        return json.dumps(
+            {
+                "name": "fake",
+                "vocab_size": lm.VOCABULARY,
+                "max_context": self.max_context,
+                "page_size": self.kv_page_size(),
+            }
+        )
 
     def model_tokenize(self, model: str, text: str) -> list[int]:
         return lm.tokenize(text)

@@ -53,8 +53,6 @@ def test_template_arguments_reach_the_template() -> None:
     )
 
 
-
-
 def test_a_prompt_that_opens_the_thought_and_arguments_as_text() -> None:
     install(FamilyHost(R1))
     ctx = Context().user("Q1").cue().append("Let me think.</think>A1</s>").user("Q2").cue()
@@ -62,8 +60,6 @@ def test_a_prompt_that_opens_the_thought_and_arguments_as_text() -> None:
     ctx.append(f"Hm.</think><tool_call>{json.dumps(TWO[0])}</tool_call></s>").tool("3").cue()
     assert ctx.text.endswith("</tool_call></s><output>3</output><Assistant><think>\n")
     ctx.close()
-
-
 
 
 def test_llama_shows_tools_with_the_first_question_takes_one_call_and_tells_one_date(
@@ -78,7 +74,9 @@ def test_llama_shows_tools_with_the_first_question_takes_one_call_and_tells_one_
     opening = ctx.text
     assert re.fullmatch(
         r"<s><\|system\|>Today: 1[45] Nov 2023 [\d:]{8}\nS<\|eot_id\|><\|user\|>add or: \{.*\}\nQ1<\|eot_id\|>"
-        r"<\|assistant\|>", opening)  # fmt: skip
+        r"<\|assistant\|>",
+        opening,
+    )
     calls = "; ".join(json.dumps({"name": "add", "parameters": call["arguments"]}) for call in TWO)
     ctx.append(f"<|python_tag|>{calls}<|eom_id|>")
     ctx.tool_results(["3", "7"]).cue().append("A1<|eot_id|>")
@@ -88,8 +86,6 @@ def test_llama_shows_tools_with_the_first_question_takes_one_call_and_tells_one_
         "<|user|>Q2<|eot_id|><|assistant|>"
     )
     ctx.close()
-
-
 
 
 @pytest.mark.parametrize("given", [None, "abc123DEF"])
@@ -110,8 +106,6 @@ def test_mistral_wants_ids_and_turns(given: str | None) -> None:
     with pytest.raises(InvalidRequest, match="must alternate"):
         ctx.user("Q3")
     ctx.close()
-
-
 
 
 def test_gemma_writes_calls_as_python_and_the_system_message_with_the_first_question() -> None:
@@ -152,8 +146,9 @@ def test_parts_of_a_content_are_one_text() -> None:
         Context().user([{"type": "image"}])
 
 
-@pytest.mark.parametrize(("text", "bos", "begins"), [("hello", True, "<s>hello"), ("hello", False, "hello"),
-                                                     ("<s>hello", True, "<s>hello")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "bos", "begins"), [("hello", True, "<s>hello"), ("hello", False, "hello"), ("<s>hello", True, "<s>hello")]
+)
 def test_plain_text_begins_as_the_tokenizer_has_it(text: str, bos: bool, begins: str) -> None:
     install(FamilyHost(LLAMA, bos="<s>"))
     ctx = Context(text, bos=bos)

@@ -73,12 +73,16 @@ def inferlet(name: str) -> str:
 
 def test_text_completion_streams_what_it_returns(run_component: Run) -> None:
     host = PromptHost()
-    found = result(run_component(host, inferlet("text-completion"), prompt=PROMPT, max_tokens=30, top_k=3, seed=4,
-                                 temperature=1.0))  # fmt: skip
+    found = result(
+        run_component(host, inferlet("text-completion"), prompt=PROMPT, max_tokens=30, top_k=3, seed=4, temperature=1.0)
+    )
     expected = lm.continuation(lm.tokenize(PROMPT), 30, 1.0, 3, 4)
     text = streamed(expected)
-    assert found == {"text": text, "num_tokens": len(expected) - (expected[-1] == lm.END),
-                     "finish_reason": "stop" if expected[-1] == lm.END else "length"}  # fmt: skip
+    assert found == {
+        "text": text,
+        "num_tokens": len(expected) - (expected[-1] == lm.END),
+        "finish_reason": "stop" if expected[-1] == lm.END else "length",
+    }
     assert "".join(host.sent) == text
     host.assert_clean()
 
@@ -149,8 +153,16 @@ def main():
     return said
 """
     assert result(run_component(PromptHost(), source)) == [
-        "-1", "4294967296", "1.5", "-7", "-1", "2147483648", "-5", "1099511627776", "-2",
-    ]  # fmt: skip
+        "-1",
+        "4294967296",
+        "1.5",
+        "-7",
+        "-1",
+        "2147483648",
+        "-5",
+        "1099511627776",
+        "-2",
+    ]
 
 
 def test_print_goes_to_the_log_line_by_line(run_component: Run) -> None:
@@ -234,8 +246,10 @@ def test_prompt_lookup_says_what_greedy_says_in_fewer_passes(run_component: Run)
 
 def test_beam_search_of_width_one_is_greedy_and_wider_ones_are_no_worse(run_component: Run) -> None:
     expected = lm.continuation(lm.tokenize(PROMPT), 10)
-    found = [result(run_component(PromptHost(), inferlet("beam-search"), prompt=PROMPT, width=w, max_tokens=10))
-             for w in (1, 4)]  # fmt: skip
+    found = [
+        result(run_component(PromptHost(), inferlet("beam-search"), prompt=PROMPT, width=w, max_tokens=10))
+        for w in (1, 4)
+    ]
     assert found[0]["text"] == lm.detokenize(expected, skip_special=True)
     assert found[1]["logprob"] >= found[0]["logprob"]
 
@@ -273,13 +287,19 @@ def test_react_agent_ends_without_an_answer_from_a_model_that_cannot_act(run_com
 @pytest.mark.parametrize(
     "call",
     [
-        "session.send(None)", "session.send('\\ud800')", "session.emit('\\ud800', 1)", "session.send_file(7)",
-        "scratch.size(b'a')", "scratch.write('\\ud800', b'')", "asyncio.run(http.get('http://\\ud800/'))",
+        "session.send(None)",
+        "session.send('\\ud800')",
+        "session.emit('\\ud800', 1)",
+        "session.send_file(7)",
+        "scratch.size(b'a')",
+        "scratch.write('\\ud800', b'')",
+        "asyncio.run(http.get('http://\\ud800/'))",
         "asyncio.run(http.get('http://a/', headers={'a': '\\ud800'}))",
         "asyncio.run(http.post('http://a/', data='\\ud800'))",
-        "asyncio.run(mcp.call(None, 'a'))", "asyncio.run(mcp.tools('\\ud800'))",
+        "asyncio.run(mcp.call(None, 'a'))",
+        "asyncio.run(mcp.tools('\\ud800'))",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_text_is_an_error_and_no_trap(run_component: Run, call: str) -> None:
     source = f"""
 import asyncio

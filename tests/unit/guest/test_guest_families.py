@@ -53,17 +53,26 @@ class Talk:
 
     def answer(self, results: list[str], calls: list[dict[str, Any]]) -> None:
         self.ctx.tool_results(results).cue()
-        self.messages += [{"role": "tool", "content": text, "tool_call_id": call["id"], "name": "add"}
-                          for text, call in zip(results, calls, strict=True)]  # fmt: skip
+        self.messages += [
+            {"role": "tool", "content": text, "tool_call_id": call["id"], "name": "add"}
+            for text, call in zip(results, calls, strict=True)
+        ]
 
 
 def calls_of(family: Family, count: int, number: int) -> list[dict[str, Any]]:
     """As OpenAI has them, in the shape that the family's template takes."""
-    calls = [{"id": f"call{number:03d}{at:02d}", "type": "function",
-              "function": {"name": "add", "arguments": {"a": at, "b": 2}}} for at in range(count)]  # fmt: skip
+    calls = [
+        {
+            "id": f"call{number:03d}{at:02d}",
+            "type": "function",
+            "function": {"name": "add", "arguments": {"a": at, "b": 2}},
+        }
+        for at in range(count)
+    ]
     if family is DEEPSEEK:
-        return [{**one, "function": {"name": "add", "arguments": f'{{"a": {at}, "b": 2}}'}}
-                for at, one in enumerate(calls)]  # fmt: skip
+        return [
+            {**one, "function": {"name": "add", "arguments": f'{{"a": {at}, "b": 2}}'}} for at, one in enumerate(calls)
+        ]
     return calls
 
 
@@ -71,8 +80,12 @@ MOVING = {"MISTRAL", "R1"}  # the tools go to the last question; made for one ca
 THINKING = {"DEEPSEEK"}
 
 
-TALKS = [(name, system) for name in sorted(FAMILIES.keys() - MOVING - THINKING) for system in (True, False)
-         if (name, system) not in (("GEMMA2", True), ("PHI4", False))]  # fmt: skip
+TALKS = [
+    (name, system)
+    for name in sorted(FAMILIES.keys() - MOVING - THINKING)
+    for system in (True, False)
+    if (name, system) not in (("GEMMA2", True), ("PHI4", False))
+]
 """Gemma 2's takes no system message; Phi 4's shows tools in there alone."""
 
 

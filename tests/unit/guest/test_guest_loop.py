@@ -9,18 +9,7 @@ import pytest
 from fake_host import FakeHost
 
 import pieray.errors
-from inferlet import (
-    BadHandle,
-    Cancelled,
-    Context,
-    DeadlineExceeded,
-    Deadlock,
-    _host,
-    forward,
-    kv,
-    queue,
-    session,
-)
+from inferlet import BadHandle, Cancelled, Context, DeadlineExceeded, Deadlock, _host, forward, kv, queue, session
 from inferlet._loop import TicketLoop
 from inferlet._running import run
 from inferlet._waiting import wait_ticket

@@ -13,16 +13,7 @@ import pytest
 from fake_host import FakeHost
 
 from inferlet import _report
-from inferlet._program import (
-    MODULE,
-    ProgramFailed,
-    _is_plain,
-    _mismatch,
-    _takes,
-    compile_source,
-    prepare,
-    run_source,
-)
+from inferlet._program import MODULE, ProgramFailed, _is_plain, _mismatch, _takes, compile_source, prepare, run_source
 
 TWO = "async def main(prompt: str, max_tokens: int = 64):\n    return [prompt, max_tokens]\n"
 
@@ -63,8 +54,18 @@ def test_wrong_arguments_are_named_beside_the_right_ones(host: FakeHost, text: s
 
 
 SIGNATURES = (
-    "", "a", "a, b=1", "a=1, *, b", "*, a, b=2", "*, b=2, a", "a, *rest", "a, **rest", "*args, a=1", "a, /", "a, /, b",
-)  # fmt: skip
+    "",
+    "a",
+    "a, b=1",
+    "a=1, *, b",
+    "*, a, b=2",
+    "*, b=2, a",
+    "a, *rest",
+    "a, **rest",
+    "*args, a=1",
+    "a, /",
+    "a, /, b",
+)
 
 
 @pytest.mark.parametrize("parameters", SIGNATURES)

@@ -111,8 +111,12 @@ def test_cancelling_at_any_moment_leaves_contexts_that_go_on(seed: int) -> None:
 
     async def main() -> None:
         contexts = [Context(f"line {i}") for i in range(3)]
-        works = [lambda c: c.collect_text(50, stop_tokens=()), lambda c: c.logprobs("abcdefgh"), lambda c: c.flush(),
-                 lambda c: c.distribution(3)]  # fmt: skip
+        works = [
+            lambda c: c.collect_text(50, stop_tokens=()),
+            lambda c: c.logprobs("abcdefgh"),
+            lambda c: c.flush(),
+            lambda c: c.distribution(3),
+        ]
         tasks = [asyncio.create_task(rng.choice(works)(ctx)) for ctx in contexts]
         for _ in range(rng.randint(0, 12)):
             await asyncio.sleep(0 if rng.random() < 0.5 else 0.001)

@@ -42,8 +42,14 @@ def told(way: Callable[..., Any], host: FakeHost, max_tokens: int, **options: An
         async with Context(PROMPT) as ctx:
             done = await way(ctx, max_tokens, **options)
             await ctx.generate(3)  # it goes on from the right place
-            return {"text": done.text, "tokens": done.tokens, "reason": done.finish_reason, "by": done.stopped_by,
-                    "logprobs": done.logprobs, "context": ctx.tokens}  # fmt: skip
+            return {
+                "text": done.text,
+                "tokens": done.tokens,
+                "reason": done.finish_reason,
+                "by": done.stopped_by,
+                "logprobs": done.logprobs,
+                "context": ctx.tokens,
+            }
 
     found = run(main())
     host.assert_clean()
@@ -51,12 +57,23 @@ def told(way: Callable[..., Any], host: FakeHost, max_tokens: int, **options: An
 
 
 @pytest.mark.parametrize("num_plans", [5, 0])
-@pytest.mark.parametrize("options", [
-    {}, {"stop_tokens": ()}, {"stop_tokens": (), "temperature": 1.0, "seed": 7}, {"stop_tokens": (), "logprobs": True},
-    {"stop_tokens": (), "stop": ["é"]}, {"stop_tokens": (), "stop": ["h.", "zz"]}, {"stop_tokens": (), "stop": "f c"},
-    {"stop_tokens": (), "stop": [97]}, {"stop_tokens": (), "stop": ["gc", *map(str, range(200))]},
-    {"stop_tokens": range(97, 100)}, {"stop_tokens": (), "on_token": lambda token: token.id != 98},
-], ids=lambda value: repr(value).partition(" at 0x")[0][:60])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stop_tokens": ()},
+        {"stop_tokens": (), "temperature": 1.0, "seed": 7},
+        {"stop_tokens": (), "logprobs": True},
+        {"stop_tokens": (), "stop": ["é"]},
+        {"stop_tokens": (), "stop": ["h.", "zz"]},
+        {"stop_tokens": (), "stop": "f c"},
+        {"stop_tokens": (), "stop": [97]},
+        {"stop_tokens": (), "stop": ["gc", *map(str, range(200))]},
+        {"stop_tokens": range(97, 100)},
+        {"stop_tokens": (), "on_token": lambda token: token.id != 98},
+    ],
+    ids=lambda value: repr(value).partition(" at 0x")[0][:60],
+)
 def test_a_stream_is_what_iterating_sends(options: dict[str, Any], num_plans: int) -> None:
     for max_tokens in (1, 2, 40, 600):
         hosts = [FakeHost(num_plans=num_plans, order=order) for order in (None, 3)]
@@ -142,8 +159,10 @@ def test_what_can_be_streamed() -> None:
     run(main())
 
 
-@given(stops=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
-       pieces=st.lists(st.text("abc", max_size=4), max_size=12))  # fmt: skip
+@given(
+    stops=st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    pieces=st.lists(st.text("abc", max_size=4), max_size=12),
+)
 def test_a_matcher_cuts_before_the_first_stop_text_wherever_tokens_part_it(stops: list[str], pieces: list[str]) -> None:
     matcher, out, met = StopMatcher(stops), "", None
     text = ""

@@ -63,27 +63,50 @@ def test_plain_types() -> None:
     assert schema_of(Literal["a", 1]) == {"enum": ["a", 1]}
     assert schema_of(Color) == {"enum": ["red", 2]}
     assert schema_of(Annotated[str, "a name", {"maxLength": 3}]) == {
-        "type": "string", "description": "a name", "maxLength": 3}  # fmt: skip
+        "type": "string",
+        "description": "a name",
+        "maxLength": 3,
+    }
     assert schema_of(tuple[int, ...]) == {"type": "array", "items": {"type": "integer"}}
 
 
 def test_a_dataclass_is_a_closed_object_with_its_required_fields() -> None:
     assert schema_of(Point) == {
         "$ref": "#/$defs/Point",
-        "$defs": {"Point": {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type": "number"}},
-                            "required": ["x"], "additionalProperties": False}},
-    }  # fmt: skip
+        "$defs": {
+            "Point": {
+                "type": "object",
+                "properties": {"x": {"type": "integer"}, "y": {"type": "number"}},
+                "required": ["x"],
+                "additionalProperties": False,
+            }
+        },
+    }
     assert schema_of(Options)["$defs"]["Options"]["required"] == ["verbose"]
 
 
 def test_a_recursive_type_has_a_schema_that_accepts_its_values_alone() -> None:
     validator = jsonschema.Draft202012Validator(schema_of(Node))
-    good = {"value": 1, "next": {"value": "x", "points": [{"x": 1}]}, "named": {"a": {"x": 2, "y": 0.5}},
-            "pair": [1, "b"], "options": {"verbose": True}, "size": 3, "color": 2}  # fmt: skip
+    good = {
+        "value": 1,
+        "next": {"value": "x", "points": [{"x": 1}]},
+        "named": {"a": {"x": 2, "y": 0.5}},
+        "pair": [1, "b"],
+        "options": {"verbose": True},
+        "size": 3,
+        "color": 2,
+    }
     validator.validate(good)
     node = parse_as(Node, good)
-    assert node == Node(1, Color.BLUE, Node("x", points=[Point(1)]), named={"a": Point(2, 0.5)}, pair=(1, "b"),
-                        options={"verbose": True}, size=3)  # fmt: skip
+    assert node == Node(
+        1,
+        Color.BLUE,
+        Node("x", points=[Point(1)]),
+        named={"a": Point(2, 0.5)},
+        pair=(1, "b"),
+        options={"verbose": True},
+        size=3,
+    )
     assert isinstance(parse_as(Point, {"x": 1, "y": 2}).y, float)
 
 

@@ -61,9 +61,16 @@ def test_the_spec_tells_name_description_and_parameters() -> None:
     assert parameters["properties"]["unit"] == {"enum": ["C", "F"], "description": "of degrees"}
     assert parameters["properties"]["place"] == {"$ref": "#/$defs/Place", "description": "where"}
     assert parameters["$defs"]["Place"]["required"] == ["city"]
-    assert add.spec["function"] == {"name": "sum", "description": "Adds", "parameters": {
-        "type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}, "required": ["a", "b"],
-        "additionalProperties": False}}  # fmt: skip
+    assert add.spec["function"] == {
+        "name": "sum",
+        "description": "Adds",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        },
+    }
 
 
 def test_a_tool_is_still_its_function() -> None:
@@ -118,10 +125,12 @@ class Script:
         template = "<tool_call></tool_call>"
         monkeypatch.setattr("inferlet.model.detokenize", lambda tokens, model: tokens)
         monkeypatch.setattr(
-            chat, "parse",
+            chat,
+            "parse",
             lambda text, model, is_over: chat.Reply(
-                **json.loads(parse_reply(template, text, is_over=is_over).to_json())),
-        )  # fmt: skip
+                **json.loads(parse_reply(template, text, is_over=is_over).to_json())
+            ),
+        )
 
 
 class _Said:

@@ -56,8 +56,9 @@ def run(loaded: tuple[WasmHost, Program]) -> Run:
             outcomes.append(outcome)
             done.set()
 
-        wasm.spawn(program, host or FakeHost(), Limits(**limits), input="{}", source=source, on_exit=on_exit,
-                   tenant=tenant)  # fmt: skip
+        wasm.spawn(
+            program, host or FakeHost(), Limits(**limits), input="{}", source=source, on_exit=on_exit, tenant=tenant
+        )
         assert done.wait(60)
         return outcomes[0]
 
@@ -99,8 +100,14 @@ def test_the_first_rehearse_a_whole_generation_and_later_ones_have_their_memory(
         assert all(name in handlers.called for handlers in made), made[0].called
     for _ in range(3):
         done = threading.Event()
-        wasm.spawn(program, FakeHost(), Limits(), input="{}", source="def main(): return 7",
-                   on_exit=lambda _outcome, done=done: done.set())  # fmt: skip
+        wasm.spawn(
+            program,
+            FakeHost(),
+            Limits(),
+            input="{}",
+            source="def main(): return 7",
+            on_exit=lambda _outcome, done=done: done.set(),
+        )
         assert done.wait(60)
         until(lambda: wasm.num_ready == 2)
     assert len(made) == (2 if can_pool(1) else 5)

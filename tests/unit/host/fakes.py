@@ -101,9 +101,14 @@ class Bench:
     """One inferlet's handlers over a fake device."""
 
     def __init__(
-        self, limits: Limits | None = None, lease_pages: int = 4, capabilities: Capabilities | None = None,
-        template: str | None = None, tenant: str | None = None, num_pages: int = 64,
-    ) -> None:  # fmt: skip
+        self,
+        limits: Limits | None = None,
+        lease_pages: int = 4,
+        capabilities: Capabilities | None = None,
+        template: str | None = None,
+        tenant: str | None = None,
+        num_pages: int = 64,
+    ) -> None:
         """`tenant`: whose pages it finds, see Prefixes; None: it looks for none.  `num_pages`: of the pool."""
         self.services = Services()
         self.timers: list[FakeTimer] = []
@@ -115,17 +120,36 @@ class Bench:
         lineage = Lineage(PAGE_SIZE, self.pages.live_frames)
         self.tickets = TicketTable(self.limits.tickets)
         found = Prefixes(NUMBER, self.device, self.pages, lineage, tenant=tenant or "", model="fake")
-        self.outbox = Outbox(NUMBER, self.device, self.pages, self.tickets, lease_pages=lease_pages, page_wait_s=9.0,
-                             prefixes=None if tenant is None else found, pool_pages=info.num_pages,
-                             transfers=Transfers(self.limits.pass_bytes, self.services.transfers),
-                             call_later=self.call_later, lineage=lineage)  # fmt: skip
+        self.outbox = Outbox(
+            NUMBER,
+            self.device,
+            self.pages,
+            self.tickets,
+            lease_pages=lease_pages,
+            page_wait_s=9.0,
+            prefixes=None if tenant is None else found,
+            pool_pages=info.num_pages,
+            transfers=Transfers(self.limits.pass_bytes, self.services.transfers),
+            call_later=self.call_later,
+            lineage=lineage,
+        )
         self.log = EventLog("it", self.limits)
         self.mailbox = Mailbox(self.limits, self.tickets)
         self.state = InstanceState(
-            Launch("it", "it", "it.py", "def main(): ...", b"", "{}", {}), NUMBER, self.limits,
-            capabilities or Capabilities(), self.services,
-            self.tickets, self.pages, lineage, self.outbox, self.log, self.mailbox, directory, TextStreams(),
-        )  # fmt: skip
+            Launch("it", "it", "it.py", "def main(): ...", b"", "{}", {}),
+            NUMBER,
+            self.limits,
+            capabilities or Capabilities(),
+            self.services,
+            self.tickets,
+            self.pages,
+            lineage,
+            self.outbox,
+            self.log,
+            self.mailbox,
+            directory,
+            TextStreams(),
+        )
         self.handlers = GuestHandlers(self.state)
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> FakeTimer:

@@ -61,9 +61,13 @@ class Group:
 
     def client(self, peer_id: str) -> DeviceClient:
         client = DeviceClient(
-            batcher=self.doors[1].endpoint, resource_manager=self.doors[0].endpoint, peer_id=peer_id, token=TOKEN,
-            timeout_s=5, on_lost=lambda _client, error: self.losses.append(error),
-        )  # fmt: skip
+            batcher=self.doors[1].endpoint,
+            resource_manager=self.doors[0].endpoint,
+            peer_id=peer_id,
+            token=TOKEN,
+            timeout_s=5,
+            on_lost=lambda _client, error: self.losses.append(error),
+        )
         self.clients.append(client)
         return client
 

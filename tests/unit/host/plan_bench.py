@@ -25,8 +25,9 @@ class PlanBench(Bench):
         super().__init__(limits, num_pages=num_pages)
         self.runner = DigestRunner(PAGE_SIZE)
         spec = byte_tokenizer().spec
-        self.core = BatcherCore(self.runner, ModelSettings(page_size=PAGE_SIZE, **settings), tokenizer=spec,
-                                num_swap_slots=num_slots)  # fmt: skip
+        self.core = BatcherCore(
+            self.runner, ModelSettings(page_size=PAGE_SIZE, **settings), tokenizer=spec, num_swap_slots=num_slots
+        )
         self.core.plans.vocab_size = 256
         self.free = list(range(num_pages))
         self.waiting: list[int] = []
@@ -96,8 +97,16 @@ class PlanBench(Bench):
 
     # --- as a guest --------------------------------------------------------------------------------
 
-    def plan(self, prompt: list[int], max_tokens: int, *, pages=None, kv_len: int = 0, sampler: int = 0,
-             queue: int | None = None) -> int:  # fmt: skip
+    def plan(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        *,
+        pages=None,
+        kv_len: int = 0,
+        sampler: int = 0,
+        queue: int | None = None,
+    ) -> int:
         if pages is None:
             pages = self.handlers.kv_alloc(-(-(kv_len + len(prompt) + max_tokens) // PAGE_SIZE))
         return self.handlers.plans_create(queue or self.queue, pages, kv_len, u32(*prompt), max_tokens, sampler)

@@ -64,8 +64,9 @@ class SdkBench(Bench):
 def _bound(method: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
         try:
-            return method(*(np.array(a, np.uint32) if isinstance(a, list) and a and isinstance(a[0], int) else a
-                            for a in args))  # fmt: skip
+            return method(
+                *(np.array(a, np.uint32) if isinstance(a, list) and a and isinstance(a[0], int) else a for a in args)
+            )
         except PierayError as error:
             code = SimpleNamespace(name=error.code.upper().replace("-", "_"))
             raise _raw.Err(SimpleNamespace(code=code, message=error.message)) from None

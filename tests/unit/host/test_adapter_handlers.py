@@ -45,9 +45,14 @@ def run_pass(bench: Bench, adapter: int) -> None:
 def test_a_tenant_sees_its_own_adapters_and_those_for_all(bench: Bench) -> None:
     assert bench.handlers.adapters_names() == ["a", "b"]
     assert json.loads(bench.handlers.adapters_info("b")) == {
-        "name": "b", "rank": 8, "alpha": 16.0, "targets": ["q_proj"], "num_bytes": 64, "owner": "local",
+        "name": "b",
+        "rank": 8,
+        "alpha": 16.0,
+        "targets": ["q_proj"],
+        "num_bytes": 64,
+        "owner": "local",
         "digest": "digest 2",
-    }  # fmt: skip
+    }
     for ask in (bench.handlers.adapters_info, bench.handlers.adapters_open):
         with pytest.raises(NotFound, match="'c'; there are: a, b"):
             ask("c")
@@ -169,14 +174,17 @@ def test_a_folder_as_peft_saves_it_is_loaded_as_its_settings_say(bench: Bench, f
     assert message.alpha == 3.0
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    (settings(use_dora=True), r"a/adapter_config\.json: use_dora is True; supported: none"),
-    (settings(init_lora_weights="pissa"), "init_lora_weights is 'pissa'"),
-    (settings(use_everything="yes"), "use_everything is 'yes', and is not known here"),
-    (b"[1]", "expected an object, found list"),
-    (b"[" * 100_000, "not readable as JSON"),
-    (b"\xff", "not readable as JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (settings(use_dora=True), r"a/adapter_config\.json: use_dora is True; supported: none"),
+        (settings(init_lora_weights="pissa"), "init_lora_weights is 'pissa'"),
+        (settings(use_everything="yes"), "use_everything is 'yes', and is not known here"),
+        (b"[1]", "expected an object, found list"),
+        (b"[" * 100_000, "not readable as JSON"),
+        (b"\xff", "not readable as JSON"),
+    ],
+)
 def test_settings_that_are_not_computed_are_refused_by_name(bench: Bench, config: bytes, message: str) -> None:
     write(bench, "a/adapter_model.safetensors", b"y")
     write(bench, "a/adapter_config.json", config)

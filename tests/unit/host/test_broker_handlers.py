@@ -178,12 +178,18 @@ def test_a_forgotten_subscribe_holds_nothing(group: Group) -> None:
 def test_without_the_capability_all_is_denied(group: Group) -> None:
     h = group.bench(capabilities=Capabilities()).handlers
     for call in (
-        lambda: h.messaging_push("q", "x", 0), lambda: h.messaging_pull("q"),
-        lambda: h.messaging_broadcast("q", "x", 0), lambda: h.messaging_subscribe("q"),
-        lambda: h.messaging_next(1), lambda: h.messaging_unsubscribe(1), lambda: h.store_get("k"),
-        lambda: h.store_put("k", "v", 0), lambda: h.store_put_if("k", "", True, "v"), lambda: h.store_delete("k"),
+        lambda: h.messaging_push("q", "x", 0),
+        lambda: h.messaging_pull("q"),
+        lambda: h.messaging_broadcast("q", "x", 0),
+        lambda: h.messaging_subscribe("q"),
+        lambda: h.messaging_next(1),
+        lambda: h.messaging_unsubscribe(1),
+        lambda: h.store_get("k"),
+        lambda: h.store_put("k", "v", 0),
+        lambda: h.store_put_if("k", "", True, "v"),
+        lambda: h.store_delete("k"),
         lambda: h.store_names(""),
-    ):  # fmt: skip
+    ):
         with pytest.raises(Denied, match=r"\[capabilities\] \w+ = true"):
             call()
     assert len(h._state.tickets) == 0
@@ -197,9 +203,11 @@ def test_limits_name_themselves(group: Group) -> None:
             with pytest.raises(InvalidRequest, match=f"from 1 to 512 bytes; {error}"):
                 call(name)
     for call in (
-        lambda: h.messaging_push("q", "x" * 11, 0), lambda: h.messaging_broadcast("q", "x" * 11, 0),
-        lambda: h.store_put("k", "x" * 11, 0), lambda: h.store_put_if("k", "x" * 11, False, ""),
-    ):  # fmt: skip
+        lambda: h.messaging_push("q", "x" * 11, 0),
+        lambda: h.messaging_broadcast("q", "x" * 11, 0),
+        lambda: h.store_put("k", "x" * 11, 0),
+        lambda: h.store_put_if("k", "x" * 11, False, ""),
+    ):
         with pytest.raises(QuotaExceeded, match="message_bytes: the limit is 10; given 11"):
             call()
     h.messaging_push("q", "x" * 10, 0)

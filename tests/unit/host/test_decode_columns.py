@@ -18,8 +18,14 @@ def u4(*values: int) -> bytes:
 
 
 def decode(inferlet: int, ticket: int, sampler: Sampler | None = None, **more: object) -> Forward:
-    fields = {"pages": u4(3, 5), "kv_len": 17, "tokens": u4(ticket), "positions": b"", "mask": b"",
-              "outputs": [Sample(0, sampler or Sampler(), inferlet << 32 | ticket + 1)]} | more  # fmt: skip
+    fields = {
+        "pages": u4(3, 5),
+        "kv_len": 17,
+        "tokens": u4(ticket),
+        "positions": b"",
+        "mask": b"",
+        "outputs": [Sample(0, sampler or Sampler(), inferlet << 32 | ticket + 1)],
+    } | more
     return Forward(inferlet << 32 | ticket, inferlet, 4, -2, **fields)  # type: ignore[arg-type]
 
 
@@ -43,9 +49,13 @@ def test_columns_say_what_the_passes_say() -> None:
 def test_what_is_no_row() -> None:
     assert is_decode(decode(1, 1))
     for more in (
-        {"tokens": u4(1, 2)}, {"mask": b"\1"}, {"embeds": [u4(0), b"1234"]}, {"outputs": []},
-        {"outputs": [Entropy(0, 3)]}, {"outputs": [Sample(0, Sampler(), 3), Entropy(0, 4)]},
-    ):  # fmt: skip
+        {"tokens": u4(1, 2)},
+        {"mask": b"\1"},
+        {"embeds": [u4(0), b"1234"]},
+        {"outputs": []},
+        {"outputs": [Entropy(0, 3)]},
+        {"outputs": [Sample(0, Sampler(), 3), Entropy(0, 4)]},
+    ):
         assert not is_decode(decode(1, 1, **more))
     assert not is_decode(OpenInferlet(1, "t"))
 

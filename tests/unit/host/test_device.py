@@ -128,8 +128,9 @@ def test_pages_of_a_dead_actor_wait_for_the_fence(group: Group) -> None:
     client.admit(1, tenant)
     lease(client, 1, 4)
     until(lambda: len(tenant.pages) == 4)
-    fences = connect(group.doors[0].endpoint, ScriptedBatcher(), role="batcher", peer_id="batcher", token=TOKEN,
-                     timeout_s=5)  # fmt: skip
+    fences = connect(
+        group.doors[0].endpoint, ScriptedBatcher(), role="batcher", peer_id="batcher", token=TOKEN, timeout_s=5
+    )
     until(lambda: group.leases._has_batcher)
     client.close()
     until(lambda: group.leases.status()["quarantined"] == 4)
@@ -224,8 +225,9 @@ def test_what_a_dead_peer_still_asks_for_is_not_leased_behind_its_fence(group: G
     until(lambda: len(tenant.pages) == 4)
     lease(client, 2, 7)  # waits in line
     until(lambda: group.leases.status()["waiting"] == 1)
-    fences = connect(group.doors[0].endpoint, ScriptedBatcher(), role="batcher", peer_id="batcher", token=TOKEN,
-                     timeout_s=5)  # fmt: skip
+    fences = connect(
+        group.doors[0].endpoint, ScriptedBatcher(), role="batcher", peer_id="batcher", token=TOKEN, timeout_s=5
+    )
     fences.send([PeerFenced("a")])  # overtakes the end of the peer's own connection
     until(lambda: group.leases.status()["waiting"] == 0)
     lease(client, 1, 1)  # was on its way when the peer died

@@ -69,13 +69,38 @@ def ask(client: DeviceClient, number: int, tenant: Tenant, ticket: int, message:
     return tenant.answers.pop(ticket)
 
 
-def export(client: DeviceClient, number: int, tenant: Tenant, name: str, pages: list[int], ttl_s: float = 0.0,
-           pin_s: float = 0.0) -> object:  # fmt: skip
+def export(
+    client: DeviceClient,
+    number: int,
+    tenant: Tenant,
+    name: str,
+    pages: list[int],
+    ttl_s: float = 0.0,
+    pin_s: float = 0.0,
+) -> object:
     packed, written = np.array(pages, "<u4").tobytes(), np.full(len(pages), 0xFF, "<u8").tobytes()
-    return ask(client, number, tenant, 1, ExportPages(
-        number << 32 | 1, number, "acme", "ann", name, "tenant", packed, written, 8 * len(pages), "meta", ttl_s,
-        pin_s, False, [9, 99, 999],
-    ))  # fmt: skip
+    return ask(
+        client,
+        number,
+        tenant,
+        1,
+        ExportPages(
+            number << 32 | 1,
+            number,
+            "acme",
+            "ann",
+            name,
+            "tenant",
+            packed,
+            written,
+            8 * len(pages),
+            "meta",
+            ttl_s,
+            pin_s,
+            False,
+            [9, 99, 999],
+        ),
+    )
 
 
 def imported(client: DeviceClient, number: int, tenant: Tenant, name: str) -> object:

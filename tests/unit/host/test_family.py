@@ -120,8 +120,11 @@ def test_a_child_is_launched_in_its_parents_name_within_what_it_has() -> None:
 
 def test_texts_result_and_id_come_to_tickets_asked_before_and_after(nursery: Nursery) -> None:
     child = nursery.launch(runs=False)
-    early = [nursery.handlers.children_id(child), nursery.handlers.children_wait(child),
-             nursery.handlers.children_receive(child)]  # fmt: skip
+    early = [
+        nursery.handlers.children_id(child),
+        nursery.handlers.children_wait(child),
+        nursery.handlers.children_receive(child),
+    ]
     with pytest.raises(Pending):
         nursery.text(early[0])
     nursery.service.launches[0][2](nursery.link)
@@ -214,8 +217,11 @@ def test_a_linked_childs_failure_is_its_parents(nursery: Nursery) -> None:
 
 
 def test_ending_a_linked_child_oneself_is_no_failure(nursery: Nursery) -> None:
-    for end in (lambda c: nursery.handlers.children_cancel(c, "enough"), nursery.handlers.children_close,
-                nursery.handlers.children_detach):  # fmt: skip
+    for end in (
+        lambda c: nursery.handlers.children_cancel(c, "enough"),
+        nursery.handlers.children_close,
+        nursery.handlers.children_detach,
+    ):
         end(nursery.launch(link="linked"))
         nursery.fails("cancelled", "enough")
     assert nursery.failures == []

@@ -23,8 +23,6 @@ HIDDEN_SIZE = 6
 NAN, INF = math.nan, math.inf
 
 
-
-
 def make(limits: Limits | None = None) -> Bench:
     bench = Bench(limits)
     bench.outbox.granted(range(100, 120))
@@ -259,17 +257,23 @@ def test_lineage_has_the_accepted_text(bench: Bench) -> None:
         (lambda h, q, p, x, e: h.forward_verify(q, p, 0, u32(1), u32(5, 6), u32(0), 0, 0), InvalidRequest, "one per"),
         (lambda h, q, p, x, e: h.forward_verify(q, p, 0, u32(1), u32(VOCAB), NONE, 0, 0), InvalidRequest, "below 256"),
         (lambda h, q, p, x, e: h.forward_verify(q, p, 0, u32(1), u32(*[5] * 8), NONE, 0, 0), InvalidRequest, "8 slots"),
-        (lambda h, q, p, x, e: h.forward_verify(q, p, 0, u32(1), u32(*[5] * (MAX_DRAFTS + 1)), NONE, 0, 0),
-         InvalidRequest, "at most 256 drafts"),
-        (lambda h, q, p, x, e: h.forward_verify(q, p, 1020, u32(1), u32(5, 6, 7, 8), NONE, 0, 0), InvalidRequest,
-         "below 1024.*given 1024"),
+        (
+            lambda h, q, p, x, e: h.forward_verify(q, p, 0, u32(1), u32(*[5] * (MAX_DRAFTS + 1)), NONE, 0, 0),
+            InvalidRequest,
+            "at most 256 drafts",
+        ),
+        (
+            lambda h, q, p, x, e: h.forward_verify(q, p, 1020, u32(1), u32(5, 6, 7, 8), NONE, 0, 0),
+            InvalidRequest,
+            "below 1024.*given 1024",
+        ),
         (lambda h, q, p, x, e: h.forward_verify(q, p, 5, u32(1), u32(5), NONE, 0, 0), InvalidRequest, "written"),
         (lambda h, q, p, x, e: h.forward_verify(q, p, 0, u32(1), u32(5), NONE, 9, 0), BadHandle, "sampler 9"),
         (lambda h, q, p, x, e: h.forward_verify(q, p, 0, u32(1), u32(5), NONE, 0, 9), BadHandle, "adapter 9"),
         (lambda h, q, p, x, e: h.forward_verify(77, p, 0, u32(1), u32(5), NONE, 0, 0), BadHandle, "queue 77"),
         (lambda h, q, p, x, e: h.forward_verify(q, u32(12345), 0, u32(1), u32(5), NONE, 0, 0), BadHandle, "12345"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_refused_and_changes_nothing(bench: Bench, call, error, text) -> None:  # type: ignore[no-untyped-def]
     queue, pages = start(bench)
     pass_ = bench.handlers.forward_forward(queue, bench.handlers.kv_alloc(1), 0, u32(1, 2), NONE, NONE)
@@ -286,10 +290,12 @@ def test_a_pass_that_is_sent_is_changed_no_more(bench: Bench) -> None:
     pass_ = bench.handlers.forward_forward(queue, pages, 0, u32(1, 2), NONE, NONE)
     bench.handlers.tickets_flush()
     for call in (
-        lambda h: h.forward_mask_runs(pass_, 0, u32(1)), lambda h: h.forward_set_adapter(pass_, 0),
-        lambda h: h.forward_entropy(pass_, 0), lambda h: h.forward_hidden(pass_, 0),
+        lambda h: h.forward_mask_runs(pass_, 0, u32(1)),
+        lambda h: h.forward_set_adapter(pass_, 0),
+        lambda h: h.forward_entropy(pass_, 0),
+        lambda h: h.forward_hidden(pass_, 0),
         lambda h: h.forward_sample_with(pass_, 0, 0),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InvalidRequest, match="sent already"):
             call(bench.handlers)
 

@@ -33,12 +33,26 @@ class Door(Client):
         self.service.on_connect(self)  # type: ignore[arg-type]
         self.num_asked = 0
 
-    def ask(self, message: Launch, grant: str = "g", sent_ago_s: float = 0.0, left_s: float = 60.0,
-            instance_id: str = "", revision: int = 0) -> Completed | Failed:  # fmt: skip
+    def ask(
+        self,
+        message: Launch,
+        grant: str = "g",
+        sent_ago_s: float = 0.0,
+        left_s: float = 60.0,
+        instance_id: str = "",
+        revision: int = 0,
+    ) -> Completed | Failed:
         now = time.monotonic()
         self.num_asked += 1
-        here = LaunchHere(self.num_asked, instance_id or message.instance_id, grant, now - sent_ago_s, now + left_s,
-                          encode([message]), revision)  # fmt: skip
+        here = LaunchHere(
+            self.num_asked,
+            instance_id or message.instance_id,
+            grant,
+            now - sent_ago_s,
+            now + left_s,
+            encode([message]),
+            revision,
+        )
         self.service.on_messages(self, [here])  # type: ignore[arg-type]
         answer: Any = self.answers[-1]
         assert answer.ticket == self.num_asked

@@ -16,11 +16,9 @@ from pieray.messages import LeasePages
 SMALL = dataclasses.replace(Limits(), tickets=16, pages=8)
 
 
-@pytest.mark.parametrize("call", [
-    lambda h: h.kv_import_pages("x"),
-    lambda h: h.kv_list_exports("x"),
-    lambda h: h.kv_unexport("x", "owner"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call", [lambda h: h.kv_import_pages("x"), lambda h: h.kv_list_exports("x"), lambda h: h.kv_unexport("x", "owner")]
+)
 def test_cancelled_requests_for_exports_still_count(call) -> None:  # type: ignore[no-untyped-def]
     bench = Bench(SMALL)
     for _ in range(16):

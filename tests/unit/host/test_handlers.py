@@ -305,8 +305,11 @@ def test_prints_become_log_lines_and_the_rest_at_the_end(bench: Bench) -> None:
     bench.handlers.stdout(2, b"bad\n")
     bench.handlers.stdout_end()
     assert bench.events() == [
-        ("log", "info: one"), ("log", "info: two"), ("log", "warning: bad"), ("log", "info: rest"),
-    ]  # fmt: skip
+        ("log", "info: one"),
+        ("log", "info: two"),
+        ("log", "warning: bad"),
+        ("log", "info: rest"),
+    ]
 
 
 def test_a_late_answer_to_a_forgotten_ticket_is_dropped(bench: Bench) -> None:

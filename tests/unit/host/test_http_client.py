@@ -38,9 +38,15 @@ def web() -> Iterator[Web]:
 class Bench(SdkBench):
     """May go everywhere, private addresses included, unless told otherwise."""
 
-    def __init__(self, *, hosts: tuple[str, ...] = EVERYWHERE, manifest: tuple[str, ...] = EVERYWHERE,
-    private: bool = True,
-                 resolve: Any = None, **limits: float) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        hosts: tuple[str, ...] = EVERYWHERE,
+        manifest: tuple[str, ...] = EVERYWHERE,
+        private: bool = True,
+        resolve: Any = None,
+        **limits: float,
+    ) -> None:
         super().__init__(limits=Limits(**limits), capabilities=Capabilities(http=manifest))
         self.services.http = HttpClient(hosts, allow_private=private, resolve=resolve)
 
@@ -112,11 +118,21 @@ def test_credentials_stay_with_the_host_they_were_given_for(make: Any, web: Web)
 
 @pytest.mark.parametrize(
     "to",
-    ["http://127.0.0.1:1/", "http://2130706433/", "http://allowed.example@127.0.0.1/", "\\\\127.0.0.1\\",
-    "//127.0.0.1/",
-     "file:///etc/passwd", "http://169.254.169.254/latest/meta-data", "http://[::1]/", "gopher://x/", "http://0x7f.1/",
-     "/\\127.0.0.1/", "http://metadata.google.internal/"],
-)  # fmt: skip
+    [
+        "http://127.0.0.1:1/",
+        "http://2130706433/",
+        "http://allowed.example@127.0.0.1/",
+        "\\\\127.0.0.1\\",
+        "//127.0.0.1/",
+        "file:///etc/passwd",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/",
+        "gopher://x/",
+        "http://0x7f.1/",
+        "/\\127.0.0.1/",
+        "http://metadata.google.internal/",
+    ],
+)
 def test_a_redirect_leads_nowhere_else(make: Any, web: Web, to: str) -> None:
     bench = make(hosts=(f"127.0.0.1:{web.port}",))
     with pytest.raises(inferlet.Denied):
@@ -126,8 +142,14 @@ def test_a_redirect_leads_nowhere_else(make: Any, web: Web, to: str) -> None:
 def test_redirects_have_an_end_and_each_is_a_call(make: Any, web: Web) -> None:
     bench, num_asked = make(), len(web.asked)
     with pytest.raises(inferlet.RemoteFailed, match="more than 5 redirects"):
-        bench.run(http.get(web.url("/redirect?to=/redirect%3Fto=/redirect%253Fto=/redirect%25253Fto=/redirect"
-                                   "%2525253Fto=/redirect%252525253Fto=/echo")))  # fmt: skip
+        bench.run(
+            http.get(
+                web.url(
+                    "/redirect?to=/redirect%3Fto=/redirect%253Fto=/redirect%25253Fto=/redirect"
+                    "%2525253Fto=/redirect%252525253Fto=/echo"
+                )
+            )
+        )
     assert len(web.asked) == num_asked + 6
     bench = make(http_calls=2)
     with pytest.raises(inferlet.QuotaExceeded, match="http_calls: the limit is 2"):
@@ -135,10 +157,19 @@ def test_redirects_have_an_end_and_each_is_a_call(make: Any, web: Web) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "[64:ff9b::7f00:1]", "localhost", "169.254.169.254",
-    "[fe80::1]",
-             "10.0.0.1", "0.0.0.0"],
-)  # fmt: skip
+    "host",
+    [
+        "127.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "localhost",
+        "169.254.169.254",
+        "[fe80::1]",
+        "10.0.0.1",
+        "0.0.0.0",
+    ],
+)
 def test_private_addresses_are_denied_and_never_connected_to(make: Any, web: Web, host: str) -> None:
     bench, num_asked = make(private=False), len(web.asked)
     with pytest.raises(inferlet.Denied, match="not of the public internet"):
@@ -325,11 +356,29 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> str:
         pytest.skip("no openssl to make a certificate with")
     file = tmp_path_factory.mktemp("tls") / "both.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=good.example", "-addext", "subjectAltName=DNS:good.example", "-keyout", file, "-out",
-         f"{file}.crt"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:P-256",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=good.example",
+            "-addext",
+            "subjectAltName=DNS:good.example",
+            "-keyout",
+            file,
+            "-out",
+            f"{file}.crt",
+        ],
+        check=True,
+        capture_output=True,
+    )
     file.write_text(file.read_text() + (file.parent / f"{file.name}.crt").read_text())
     return str(file)
 

@@ -120,8 +120,12 @@ def test_ps_tells_how_each_ended_and_whose_it_is(host: InferletHost) -> None:
     end_of(host, "fine"), end_of(host, "fails")
     facts = {row["instance_id"]: row for row in host.status()}
     assert [facts["fine"][key] for key in ("state", "error", "tenant", "user", "parent")] == [
-        "done", "", "lab", "ada", "it-0"
-    ]  # fmt: skip
+        "done",
+        "",
+        "lab",
+        "ada",
+        "it-0",
+    ]
     assert facts["fails"]["state"] == "failed"
     assert facts["fails"]["error"].startswith("guest-failed: the result is not JSON")
     assert (facts["killed"]["state"], facts["killed"]["ended_at"]) == ("running", None)

@@ -234,8 +234,11 @@ def test_an_import_elsewhere_reads_the_same_pages_and_copies_them_before_it_writ
     engine.done(ann, ticket)
     found = engine.open(other, "x")
     assert {k: v for k, v in found.items() if k != "pages"} == {
-        "num_tokens": 6, "meta": '{"a":1}', "access": "tenant", "owner": "ann",
-    }  # fmt: skip
+        "num_tokens": 6,
+        "meta": '{"a":1}',
+        "access": "tenant",
+        "owner": "ann",
+    }
     handles = u32(*found["pages"])  # type: ignore[misc]
     with pytest.raises(InvalidRequest, match="kv_len 7"):
         forward(other, handles, 7, 1)
@@ -284,10 +287,18 @@ def test_access_and_errors_of_imports(engine: Engine) -> None:
             engine.done(eve, call())
     listed = json.loads(listing(engine, bob, "for "))
     assert listed == [
-        {"name": f"for {access}", "access": access, "owner": "ann", "num_pages": 1, "num_tokens": 4, "pinned": False,
-         "expires_in_ms": None, "num_importers": num}
+        {
+            "name": f"for {access}",
+            "access": access,
+            "owner": "ann",
+            "num_pages": 1,
+            "num_tokens": 4,
+            "pinned": False,
+            "expires_in_ms": None,
+            "num_importers": num,
+        }
         for access, num in (("public", 1), ("tenant", 1))
-    ]  # fmt: skip
+    ]
     assert engine.table.evict(99) == 0  # somebody has them open
     ann.handlers.kv_free(pages)
     ann.handlers.tickets_flush()
@@ -310,8 +321,11 @@ def test_names_meta_and_quotas_are_bounded(engine: Engine) -> None:
     bench = engine.launch(message_bytes=100, exports=1, export_pages=1)
     pages = engine.fill(bench, 6)
     for name in ("", "é" * 129):
-        for call in (bench.handlers.kv_import_pages, lambda n: bench.handlers.kv_unexport(n, "owner"),
-                     lambda n: engine.export(bench, n, pages, 4)):  # fmt: skip
+        for call in (
+            bench.handlers.kv_import_pages,
+            lambda n: bench.handlers.kv_unexport(n, "owner"),
+            lambda n: engine.export(bench, n, pages, 4),
+        ):
             with pytest.raises(InvalidRequest, match="from 1 to 256 bytes"):
                 call(name)
     with pytest.raises(QuotaExceeded, match="message_bytes: the limit is 100; the meta has 101"):
@@ -367,8 +381,13 @@ def test_when_the_device_is_lost_all_that_waits_is_told(engine: Engine) -> None:
     pages = engine.fill(bench, 4)
     more = bench.handlers.kv_alloc(1)
     forward(bench, more, 0, 1)
-    tickets = [bench.handlers.kv_reserve(20), bench.handlers.kv_import_pages("x"), bench.handlers.kv_list_exports(""),
-               engine.export(bench, "x", pages, 4), engine.export(bench, "y", more, 1)]  # fmt: skip
+    tickets = [
+        bench.handlers.kv_reserve(20),
+        bench.handlers.kv_import_pages("x"),
+        bench.handlers.kv_list_exports(""),
+        engine.export(bench, "x", pages, 4),
+        engine.export(bench, "y", more, 1),
+    ]
     bench.outbox.fail_all(DeviceLost("gone"))
     for ticket in tickets:
         with pytest.raises((DeviceLost, Cancelled)):

@@ -52,8 +52,14 @@ class Shared:
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Shared]:
-    shared = Shared({"calc": COMMAND, "other": {"command": [sys.executable, "-c", "import sys; sys.exit('no')"]},
-                     "missing": {"command": ["/no/such/command"]}, "object": Plain()})  # fmt: skip
+    shared = Shared(
+        {
+            "calc": COMMAND,
+            "other": {"command": [sys.executable, "-c", "import sys; sys.exit('no')"]},
+            "missing": {"command": ["/no/such/command"]},
+            "object": Plain(),
+        }
+    )
     yield shared
     shared.services.close()
 
@@ -128,7 +134,9 @@ def test_only_what_the_manifest_names_may_be_called(shared: Shared) -> None:
 def test_an_object_with_two_methods_is_a_server(shared: Shared) -> None:
     bench = shared.bench()
     assert [(t.name, t.input_schema) for t in bench.run(mcp.tools("object"))] == [
-        ("shout", {"type": "object"}), ("fail", {"type": "object"})]  # fmt: skip
+        ("shout", {"type": "object"}),
+        ("fail", {"type": "object"}),
+    ]
     result = bench.run(mcp.call("object", "shout", text="hey"))
     assert (result.structured, result.text) == ({"said": "HEY"}, '{"said": "HEY"}')
     failed = bench.run(mcp.call("object", "fail"))
@@ -240,7 +248,10 @@ def test_closing_ends_the_servers() -> None:
 def test_a_server_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
     stubborn = "import signal, time\nfor s in (1, 2, 15): signal.signal(s, signal.SIG_IGN)\ntime.sleep(600)"
     owner = subprocess.Popen(
-        [sys.executable, "-c", f"""
+        [
+            sys.executable,
+            "-c",
+            f"""
 import asyncio, sys
 from pieray.world.mcp.connection import Connection
 from pieray.world.mcp.spec import ServerSpec
@@ -248,7 +259,9 @@ async def main():
     Connection("x", ServerSpec((sys.executable, "-c", {stubborn!r})))
     await asyncio.sleep(600)
 asyncio.run(main())
-"""])  # fmt: skip
+""",
+        ]
+    )
 
     def children() -> list[int]:
         found = Path(f"/proc/{owner.pid}/task/{owner.pid}/children")
@@ -318,14 +331,18 @@ def test_a_server_over_http_also_after_it_was_away(http_port: int, monkeypatch: 
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        ({}, "either a command or a url"), ({"command": ["a"], "url": "http://a"}, "either"), ("a", "a mapping"),
-        ({"url": "ftp://a"}, "begins with http"), ({"command": [1]}, "a list of words"), ({"cmd": "a"}, "unknown cmd"),
+        ({}, "either a command or a url"),
+        ({"command": ["a"], "url": "http://a"}, "either"),
+        ("a", "a mapping"),
+        ({"url": "ftp://a"}, "begins with http"),
+        ({"command": [1]}, "a list of words"),
+        ({"cmd": "a"}, "unknown cmd"),
         ({"command": ["a"], "env": {"A": 1}}, "env maps names to texts"),
         ({"url": "http://a", "headers": ["A"]}, "headers maps names to texts"),
         ({"url": "http://a", "headers": {"A": "x\r\ny"}}, "no line of a header: 'A'"),
         ({"command": ["a"], "headers": {"A": "b"}}, "headers go with a url"),
     ],
-)  # fmt: skip
+)
 def test_a_spec_that_is_none_is_an_error(given: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         parse_spec("x", given)

@@ -270,15 +270,28 @@ def test_bad_calls_are_named():
         h.plans_set_stop(plan, u32(), ["x"] * 65)
     h.plans_start(plan)
     for change in (
-        lambda: h.plans_start(plan), lambda: h.plans_resume(plan), lambda: h.plans_set_sampler(plan, 0),
-        lambda: h.plans_set_stop(plan, u32(1), []), lambda: h.plans_set_grammar(plan, 0),
-        lambda: h.plans_set_adapter(plan, 0), lambda: h.plans_set_drafter(plan, 1, u32()), lambda: h.plans_score(plan),
+        lambda: h.plans_start(plan),
+        lambda: h.plans_resume(plan),
+        lambda: h.plans_set_sampler(plan, 0),
+        lambda: h.plans_set_stop(plan, u32(1), []),
+        lambda: h.plans_set_grammar(plan, 0),
+        lambda: h.plans_set_adapter(plan, 0),
+        lambda: h.plans_set_drafter(plan, 1, u32()),
+        lambda: h.plans_score(plan),
         lambda: h.plans_truncate(plan, 0),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InvalidRequest, match="running"):
             change()
-    for call in (h.plans_start, h.plans_resume, h.plans_next, h.plans_pause, h.plans_cancel, h.plans_close,
-                 h.plans_state, h.plans_score):  # fmt: skip
+    for call in (
+        h.plans_start,
+        h.plans_resume,
+        h.plans_next,
+        h.plans_pause,
+        h.plans_cancel,
+        h.plans_close,
+        h.plans_state,
+        h.plans_score,
+    ):
         with pytest.raises(BadHandle, match="plan 4711 is not open"):
             call(4711)
     assert bench.all(plan) == reference([1], 16)

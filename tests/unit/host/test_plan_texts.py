@@ -331,8 +331,11 @@ def test_bad_calls_are_named():
     h = bench.handlers
     plan = bench.plan(PROMPT, 2000 // 4)
     stream = h.model_stream_open("", True, np.array([], np.uint32))
-    for call in (lambda: h.plans_read(plan, 0, 0, 0), lambda: h.plans_watch(plan),
-                 lambda: h.plans_stream_text(plan, stream)):  # fmt: skip
+    for call in (
+        lambda: h.plans_read(plan, 0, 0, 0),
+        lambda: h.plans_watch(plan),
+        lambda: h.plans_stream_text(plan, stream),
+    ):
         with pytest.raises(InvalidRequest, match="the plan is not started"):
             call()
     with pytest.raises(PierayError, match="text stream 99 is not open"):

@@ -43,8 +43,12 @@ class Plans(RuleBasedStateMachine):
         self.guests: list[Guest] = []
 
     @precondition(lambda self: len(self.guests) < 4)
-    @rule(prompt=st.lists(st.integers(1, 255), min_size=1, max_size=12), most=st.integers(1, 60),
-          drafts=st.integers(0, 4), seed=st.integers(0, 3))  # fmt: skip
+    @rule(
+        prompt=st.lists(st.integers(1, 255), min_size=1, max_size=12),
+        most=st.integers(1, 60),
+        drafts=st.integers(0, 4),
+        seed=st.integers(0, 3),
+    )
     def start(self, prompt: list[int], most: int, drafts: int, seed: int) -> None:
         bench, temperature = self.bench, 1.0 if seed else 0.0
         pages = bench.handlers.kv_alloc(-(-(len(prompt) + most - 1) // 4))
@@ -149,7 +153,10 @@ class Plans(RuleBasedStateMachine):
 
 
 Plans.TestCase.settings = settings(
-    max_examples=examples(25), stateful_step_count=25, suppress_health_check=list(HealthCheck),
-    phases=(Phase.reuse, Phase.generate), report_multiple_bugs=False,
-)  # fmt: skip
+    max_examples=examples(25),
+    stateful_step_count=25,
+    suppress_health_check=list(HealthCheck),
+    phases=(Phase.reuse, Phase.generate),
+    report_multiple_bugs=False,
+)
 TestPlans: Callable[..., object] = Plans.TestCase

@@ -211,8 +211,9 @@ def test_random_contexts(runner: ModelRunner, seed: int) -> None:
                 place = rng.randrange(len(contexts))
                 pages, length = contexts[place]
                 count = min(rng.randint(1, 20), 110 - length)
-                plan = bench.plan([rng.randrange(200)], count, pages=pages, kv_len=length,
-                                  queue=bench.handlers.queues_create(""))  # fmt: skip
+                plan = bench.plan(
+                    [rng.randrange(200)], count, pages=pages, kv_len=length, queue=bench.handlers.queues_create("")
+                )
                 bench.handlers.plans_start(plan)
                 contexts[place] = pages, length + len(bench.all(plan))
             case _:

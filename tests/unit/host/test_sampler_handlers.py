@@ -16,8 +16,6 @@ from pieray.messages import Sample, Sampler
 INF, NAN = math.inf, math.nan
 
 
-
-
 @pytest.fixture
 def bench() -> Bench:
     bench = Bench()
@@ -69,8 +67,11 @@ def test_a_draw_travels_with_the_chain_as_it_was(bench: Bench) -> None:
         (lambda h, s, p: h.samplers_bias(s, u32(1, 1), f32(1, 2)), InvalidRequest, "twice"),
         (lambda h, s, p: h.samplers_bias(s, u32(1), f32(NAN)), InvalidRequest, "NaN"),
         (lambda h, s, p: h.samplers_bias(s, u32(1), f32(INF)), InvalidRequest, "inf"),
-        (lambda h, s, p: h.samplers_bias(s, u32(*range(MAX_BIAS + 1)), f32(*range(MAX_BIAS + 1))), InvalidRequest,
-         "at most 4096"),
+        (
+            lambda h, s, p: h.samplers_bias(s, u32(*range(MAX_BIAS + 1)), f32(*range(MAX_BIAS + 1))),
+            InvalidRequest,
+            "at most 4096",
+        ),
         (lambda h, s, p: h.samplers_allow(s, u32(1)), InvalidRequest, "takes 8 words, or none; given 1"),
         (lambda h, s, p: h.samplers_bias(99, u32(1), f32(1)), BadHandle, "sampler 99"),
         (lambda h, s, p: h.samplers_allow(0, NONE), BadHandle, "sampler 0"),
@@ -80,7 +81,7 @@ def test_a_draw_travels_with_the_chain_as_it_was(bench: Bench) -> None:
         (lambda h, s, p: h.forward_sample_with(p, 2, s), InvalidRequest, "below 2; given 2"),
         (lambda h, s, p: h.forward_sample_with(99, 0, s), BadHandle, "pass 99"),
     ],
-)  # fmt: skip
+)
 def test_bad_chains_are_refused(bench: Bench, call, error, text) -> None:  # type: ignore[no-untyped-def]
     sampler, pass_ = make(bench), a_pass(bench)
     num_tickets = len(bench.tickets)

@@ -15,8 +15,23 @@ from pieray.errors import InvalidRequest, NotFound, QuotaExceeded
 from pieray.host.session.scratch import FILE_BYTES, MAX_FILES, ScratchFolder, check_path
 from pieray.texts import from_base64, to_base64
 
-BAD_PATHS = ["", "/etc/passwd", "..", "../a", "a/../b", "a//b", "a/", "./a", "a/.", "a\0b", "a\nb", "a\\b", "\x9b",
-             "\ud800", "x" * 256]  # fmt: skip
+BAD_PATHS = [
+    "",
+    "/etc/passwd",
+    "..",
+    "../a",
+    "a/../b",
+    "a//b",
+    "a/",
+    "./a",
+    "a/.",
+    "a\0b",
+    "a\nb",
+    "a\\b",
+    "\x9b",
+    "\ud800",
+    "x" * 256,
+]
 
 
 @pytest.mark.parametrize("path", BAD_PATHS)

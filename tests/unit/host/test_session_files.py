@@ -47,9 +47,17 @@ def test_a_structured_event_is_a_name_and_a_value(bench: SdkBench) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("", "1"), ("x" * 129, "1"), ("a\nb", "1"), ("a", ""), ("a", "{"), ("a", "NaN"), ("a", "1}, {"), ("a",
-    "[" * 100_000)],
-)  # fmt: skip
+    [
+        ("", "1"),
+        ("x" * 129, "1"),
+        ("a\nb", "1"),
+        ("a", ""),
+        ("a", "{"),
+        ("a", "NaN"),
+        ("a", "1}, {"),
+        ("a", "[" * 100_000),
+    ],
+)
 def test_a_guest_cannot_emit_what_is_no_event(name: str, value: str) -> None:
     bench = Bench()
     with pytest.raises(InvalidRequest):

@@ -70,7 +70,7 @@ def test_many_tokens_pushed_at_once_are_the_text_of_one_by_one(bench: Bench) -> 
     assert whole == "".join(handlers.model_stream_push(other, ids[i : i + 1]) for i in range(len(ids))) == LONG
 
 
-@pytest.mark.parametrize("messages", [f'[{"[" * 5000}', f'"{LONG}"', f"[{'1, ' * 2000}1]"])
+@pytest.mark.parametrize("messages", [f"[{'[' * 5000}", f'"{LONG}"', f"[{'1, ' * 2000}1]"])
 def test_what_is_wrong_with_a_long_text_is_told(bench: Bench, messages: str) -> None:
     with pytest.raises(InvalidRequest, match="messages is a JSON list"):
         value_of(bench.handlers.chat_render("", messages, "", True, "", 0))

@@ -42,8 +42,10 @@ def test_128_rows_of_logits_over_a_large_vocabulary_are_refused_as_they_are_aske
     bench = bench_of(Limits().pass_bytes)
     pass_ = passed(bench, 128)
     tickets = []
-    with pytest.raises(QuotaExceeded, match=f"pass_bytes: the limit is 67108864; 66851840 are under way, the values of "
-                                            f"this output have {ROW} more"):  # fmt: skip
+    with pytest.raises(
+        QuotaExceeded,
+        match=f"pass_bytes: the limit is 67108864; 66851840 are under way, the values of this output have {ROW} more",
+    ):
         tickets += [bench.handlers.forward_logits(pass_, row) for row in range(128)]
     with pytest.raises(QuotaExceeded):
         bench.handlers.forward_distribution(pass_, 0, VOCAB)

@@ -115,16 +115,19 @@ def test_system_exit_is_no_success(run):
     assert run("import sys\nsys.exit(3)").outcome().error is not None
 
 
-@pytest.mark.parametrize(("body", "kind"), [
-    ("open('/etc/passwd').read()", "FileNotFoundError"),
-    ("open('/tmp/x', 'w')", "FileNotFoundError"),
-    ("import os\nos.listdir('/')", "FileNotFoundError"),
-    ("open('../../../../proc/self/environ').read()", "FileNotFoundError"),
-    ("import os\nos.fork()", "AttributeError"),
-    ("import subprocess\nsubprocess.run(['ls'])", "OSError"),
-    ("import threading\nthreading.Thread(target=print).start()", "RuntimeError"),
-    ("import ctypes", "ModuleNotFoundError"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("open('/etc/passwd').read()", "FileNotFoundError"),
+        ("open('/tmp/x', 'w')", "FileNotFoundError"),
+        ("import os\nos.listdir('/')", "FileNotFoundError"),
+        ("open('../../../../proc/self/environ').read()", "FileNotFoundError"),
+        ("import os\nos.fork()", "AttributeError"),
+        ("import subprocess\nsubprocess.run(['ls'])", "OSError"),
+        ("import threading\nthreading.Thread(target=print).start()", "RuntimeError"),
+        ("import ctypes", "ModuleNotFoundError"),
+    ],
+)
 def test_the_outside_is_not_there(run, body, kind):
     error = run(body).error
     assert isinstance(error, GuestFailed)

@@ -18,13 +18,22 @@ class Table(ExportTable):
         self.ledger = PageLedger(num_pages)
         super().__init__(self.ledger, pins)
 
-    def add(self, name: str, pages: list[int], owner: Owner = ANN, access: str = "owner", holder: Holder = A,
-            quota: Quota = QUOTA, meta: str = "", pinned: bool | float = False, until: float = NEVER,
-            replace: bool = False, now: float = 0.0) -> Export:  # fmt: skip
+    def add(
+        self,
+        name: str,
+        pages: list[int],
+        owner: Owner = ANN,
+        access: str = "owner",
+        holder: Holder = A,
+        quota: Quota = QUOTA,
+        meta: str = "",
+        pinned: bool | float = False,
+        until: float = NEVER,
+        replace: bool = False,
+        now: float = 0.0,
+    ) -> Export:
         pinned_until = (NEVER if pinned else -NEVER) if isinstance(pinned, bool) else pinned
-        export = Export(
-            name, access, owner, pages, b"\xff" * 8 * len(pages), 4 * len(pages), meta, pinned_until, until
-        )  # fmt: skip
+        export = Export(name, access, owner, pages, b"\xff" * 8 * len(pages), 4 * len(pages), meta, pinned_until, until)
         self.put(holder, export, quota, replace=replace, now=now)
         self.ledger.check()
         return export

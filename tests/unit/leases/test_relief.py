@@ -257,9 +257,11 @@ def test_all_programs_come_to_their_end(seed):
         can_swap = stubborn + wants[-1] > total // 2 or rng.random() < 0.9
         stubborn += 0 if can_swap else wants[-1]
         facts = Facts(
-            f"t{rng.randrange(3)}", rng.choice([0, 0, 1, -5, 7]), rng.choice([math.inf, rng.uniform(0, 9)]),
+            f"t{rng.randrange(3)}",
+            rng.choice([0, 0, 1, -5, 7]),
+            rng.choice([math.inf, rng.uniform(0, 9)]),
             born=rng.uniform(0, 3),
-        )  # fmt: skip
+        )
         idle = {step for step in range(len(wants)) if rng.random() < 0.1}
         ahead = rng.choice([0, 2, 8])
         programs.append(Program(Holder(f"p{number % 4}", number), facts, wants, idle, can_swap, ahead))

@@ -16,9 +16,19 @@ from pieray.models.config import ModelConfig, RopeConfig
 from pieray.models.kv_pool import KvPool
 
 CONFIG = ModelConfig(
-    family="llama", vocab_size=50, hidden_size=8, intermediate_size=8, num_layers=2, num_heads=2, num_kv_heads=1,
-    head_dim=4, max_position=20, rms_eps=1e-6, rope=RopeConfig(), windows=(0, 0),
-)  # fmt: skip
+    family="llama",
+    vocab_size=50,
+    hidden_size=8,
+    intermediate_size=8,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    max_position=20,
+    rms_eps=1e-6,
+    rope=RopeConfig(),
+    windows=(0, 0),
+)
 
 
 def pool() -> KvPool:

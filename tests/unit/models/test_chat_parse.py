@@ -138,109 +138,174 @@ F, G = {"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}
 PERSON = '{"name": "Ada", "age": 36}'
 F_TEXT = {"name": "f", "arguments": {"x": "1"}}
 WAYS = {
-    "hermes": (QWEN, {
-        "a person is no call": (f"<tool_call>{PERSON}</tool_call>", f"<tool_call>{PERSON}</tool_call>", []),
-        "no arguments": ('<tool_call>{"name": "g"}</tool_call>', "", [G]),
-        "null": ('<tool_call>{"name": "g", "arguments": null}</tool_call>', "", [G]),
-        "empty text": ('<tool_call>{"name": "g", "arguments": ""}</tool_call>', "", [G]),
-        "JSON in a text": ('<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>', "", [F]),
-        "as OpenAI has it": (
-            '<tool_call>{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\\"x\\": 1}"}}'
-            "</tool_call>", "", [{**F, "id": "c1"}]),
-        "text everywhere": (f"a <tool_call>{json.dumps(F)}</tool_call> b <tool_call>{json.dumps(G)}</tool_call> c",
-                            "a  b  c", [F, G]),
-        "several in a block": (f"<tool_call>{json.dumps(F)}\n{json.dumps(G)}</tool_call>", "", [F, G]),
-        "a list in a block": (f"<tool_call>[{json.dumps(F)}, {json.dumps(G)}]</tool_call>", "", [F, G]),
-        "a person in a list": (f"<tool_call>[{PERSON}]</tool_call>", f"<tool_call>[{PERSON}]</tool_call>", []),
-        "no closing tag between": (f"<tool_call>{json.dumps(F)}<tool_call>{json.dumps(G)}</tool_call>", "", [F, G]),
-    }),
-    "coder": (CODER, {
-        "one": ("<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>", "", [F_TEXT]),
-        "lines": ("<tool_call><function=f><parameter=x>\na\n\nb\n</parameter></function></tool_call>", "",
-                  [{"name": "f", "arguments": {"x": "a\n\nb"}}]),
-        "none": ("Hm.\n<tool_call>\n<function=g>\n</function>\n</tool_call>", "Hm.", [G]),
-        "no outer tag": ("<function=f><parameter=x>1</parameter></function> then", "then", [F_TEXT]),
-        "several": ("a <tool_call><function=f><parameter=x>1</parameter></function></tool_call> b <tool_call>"
-                    "<function=g></function></tool_call> c", "a  b  c", [F_TEXT, G]),
-        "a parameter without its end": (
-            "<function=h><parameter=x>1<parameter=y>2</parameter></function>", "",
-            [{"name": "h", "arguments": {"x": "1", "y": "2"}}]),
-    }),
-    "mistral": (MISTRAL, {
-        "with an id": ('[TOOL_CALLS]f[CALL_ID]abc123DEF[ARGS]{"x": 1}', "", [{**F, "id": "abc123DEF"}]),
-        "without ARGS": ('[TOOL_CALLS]f{"x": 1}', "", [F]),
-        "several": ('so [TOOL_CALLS]f[ARGS]{"x": 1}[TOOL_CALLS]g[ARGS]{}', "so", [F, G]),
-        "ids in a list": ('[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}, "id": "abc123DEF"}]', "",
-                          [{**F, "id": "abc123DEF"}]),
-        "no list": (f"[TOOL_CALLS]{json.dumps(F)}", "", [F]),
-        "a person is no call": (f"[TOOL_CALLS][{PERSON}]", f"{PERSON}]", []),
-    }),
-    "llama": (LLAMA, {
-        "a person is no call": (PERSON, PERSON, []),
-        "a function's name": ('{"type": "function", "function": "f", "parameters": {"x": 1}}', "", [F]),
-        "a function without arguments is none": ('{"function": "f"}', '{"function": "f"}', []),
-        "the tag anywhere": ('Let me see. <|python_tag|>{"name": "f", "parameters": {"x": 1}}', "Let me see.", [F]),
-        "text before and after": ('Well:\n{"name": "f", "parameters": {"x": 1}}\nThat was it.',
-                                  "Well:\n\nThat was it.", [F]),
-        "a list": (f"[{json.dumps(F)}, {json.dumps(G)}]", "", [F, G]),
-        "Python": ("[f(x=1), g()]", "", [F, G]),
-        "Python's values": (
-            "[h(a='it\\'s (', b=[1, -2.5, True, None], c={'k': \"v\"}, d=false)]", "",
-            [{"name": "h", "arguments": {"a": "it's (", "b": [1, -2.5, True, None], "c": {"k": "v"}, "d": False}}]),
-        "Python behind the tag": ('<|python_tag|>search.call(query="pie")', "",
-                                  [{"name": "search", "arguments": {"query": "pie"}}]),
-        "Python, but no call": ("[f(1)]", "[f(1)]", []),
-        "Python that is run": ('[f(x=__import__("os").getcwd())]', '[f(x=__import__("os").getcwd())]', []),
-        "numbers": ("[1, 2]", "[1, 2]", []),
-    }),
-}  # fmt: skip
-CALLS, ENDS, BEGIN, END, SEP = (f"<\uff5ctool\u2581{words}\uff5c>" for words in (
-    "calls\u2581begin", "calls\u2581end", "call\u2581begin", "call\u2581end", "sep"))  # fmt: skip
-R1_F, R1_G = (f"{BEGIN}function{SEP}{name}\n```json\n{arguments}\n```{END}" for name, arguments in (
-    ("f", '{"x": 1}'), ("g", "{}")))  # fmt: skip
+    "hermes": (
+        QWEN,
+        {
+            "a person is no call": (f"<tool_call>{PERSON}</tool_call>", f"<tool_call>{PERSON}</tool_call>", []),
+            "no arguments": ('<tool_call>{"name": "g"}</tool_call>', "", [G]),
+            "null": ('<tool_call>{"name": "g", "arguments": null}</tool_call>', "", [G]),
+            "empty text": ('<tool_call>{"name": "g", "arguments": ""}</tool_call>', "", [G]),
+            "JSON in a text": ('<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>', "", [F]),
+            "as OpenAI has it": (
+                '<tool_call>{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\\"x\\": 1}"}}'
+                "</tool_call>",
+                "",
+                [{**F, "id": "c1"}],
+            ),
+            "text everywhere": (
+                f"a <tool_call>{json.dumps(F)}</tool_call> b <tool_call>{json.dumps(G)}</tool_call> c",
+                "a  b  c",
+                [F, G],
+            ),
+            "several in a block": (f"<tool_call>{json.dumps(F)}\n{json.dumps(G)}</tool_call>", "", [F, G]),
+            "a list in a block": (f"<tool_call>[{json.dumps(F)}, {json.dumps(G)}]</tool_call>", "", [F, G]),
+            "a person in a list": (f"<tool_call>[{PERSON}]</tool_call>", f"<tool_call>[{PERSON}]</tool_call>", []),
+            "no closing tag between": (f"<tool_call>{json.dumps(F)}<tool_call>{json.dumps(G)}</tool_call>", "", [F, G]),
+        },
+    ),
+    "coder": (
+        CODER,
+        {
+            "one": (
+                "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>",
+                "",
+                [F_TEXT],
+            ),
+            "lines": (
+                "<tool_call><function=f><parameter=x>\na\n\nb\n</parameter></function></tool_call>",
+                "",
+                [{"name": "f", "arguments": {"x": "a\n\nb"}}],
+            ),
+            "none": ("Hm.\n<tool_call>\n<function=g>\n</function>\n</tool_call>", "Hm.", [G]),
+            "no outer tag": ("<function=f><parameter=x>1</parameter></function> then", "then", [F_TEXT]),
+            "several": (
+                "a <tool_call><function=f><parameter=x>1</parameter></function></tool_call> b <tool_call>"
+                "<function=g></function></tool_call> c",
+                "a  b  c",
+                [F_TEXT, G],
+            ),
+            "a parameter without its end": (
+                "<function=h><parameter=x>1<parameter=y>2</parameter></function>",
+                "",
+                [{"name": "h", "arguments": {"x": "1", "y": "2"}}],
+            ),
+        },
+    ),
+    "mistral": (
+        MISTRAL,
+        {
+            "with an id": ('[TOOL_CALLS]f[CALL_ID]abc123DEF[ARGS]{"x": 1}', "", [{**F, "id": "abc123DEF"}]),
+            "without ARGS": ('[TOOL_CALLS]f{"x": 1}', "", [F]),
+            "several": ('so [TOOL_CALLS]f[ARGS]{"x": 1}[TOOL_CALLS]g[ARGS]{}', "so", [F, G]),
+            "ids in a list": (
+                '[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}, "id": "abc123DEF"}]',
+                "",
+                [{**F, "id": "abc123DEF"}],
+            ),
+            "no list": (f"[TOOL_CALLS]{json.dumps(F)}", "", [F]),
+            "a person is no call": (f"[TOOL_CALLS][{PERSON}]", f"{PERSON}]", []),
+        },
+    ),
+    "llama": (
+        LLAMA,
+        {
+            "a person is no call": (PERSON, PERSON, []),
+            "a function's name": ('{"type": "function", "function": "f", "parameters": {"x": 1}}', "", [F]),
+            "a function without arguments is none": ('{"function": "f"}', '{"function": "f"}', []),
+            "the tag anywhere": ('Let me see. <|python_tag|>{"name": "f", "parameters": {"x": 1}}', "Let me see.", [F]),
+            "text before and after": (
+                'Well:\n{"name": "f", "parameters": {"x": 1}}\nThat was it.',
+                "Well:\n\nThat was it.",
+                [F],
+            ),
+            "a list": (f"[{json.dumps(F)}, {json.dumps(G)}]", "", [F, G]),
+            "Python": ("[f(x=1), g()]", "", [F, G]),
+            "Python's values": (
+                "[h(a='it\\'s (', b=[1, -2.5, True, None], c={'k': \"v\"}, d=false)]",
+                "",
+                [{"name": "h", "arguments": {"a": "it's (", "b": [1, -2.5, True, None], "c": {"k": "v"}, "d": False}}],
+            ),
+            "Python behind the tag": (
+                '<|python_tag|>search.call(query="pie")',
+                "",
+                [{"name": "search", "arguments": {"query": "pie"}}],
+            ),
+            "Python, but no call": ("[f(1)]", "[f(1)]", []),
+            "Python that is run": ('[f(x=__import__("os").getcwd())]', '[f(x=__import__("os").getcwd())]', []),
+            "numbers": ("[1, 2]", "[1, 2]", []),
+        },
+    ),
+}
+CALLS, ENDS, BEGIN, END, SEP = (
+    f"<\uff5ctool\u2581{words}\uff5c>"
+    for words in ("calls\u2581begin", "calls\u2581end", "call\u2581begin", "call\u2581end", "sep")
+)
+R1_F, R1_G = (
+    f"{BEGIN}function{SEP}{name}\n```json\n{arguments}\n```{END}"
+    for name, arguments in (("f", '{"x": 1}'), ("g", "{}"))
+)
 WAYS |= {
-    "deepseek": (DEEPSEEK, {
-        "one": (f"{CALLS}{R1_F}{ENDS}", "", [F]),
-        "several among text": (f"So: {CALLS}{R1_F}\n{R1_G}{ENDS} Then.", "So:  Then.", [F, G]),
-        "without the outer marks": (f"{R1_F}{R1_G}", "", [F, G]),
-        "the name first": (f'{CALLS}{BEGIN}f{SEP}{{"x": 1}}{END}{BEGIN}g{SEP}{{}}{END}{ENDS}', "", [F, G]),
-        "the mark in a text": (f'{BEGIN}function{SEP}f\n```json\n{{"x": "{END}"}}\n```{END}', "",
-                               [{"name": "f", "arguments": {"x": END}}]),
-        "no JSON": (f"{BEGIN}function{SEP}f\nx = 1{END} a", f"{BEGIN}function{SEP}f\nx = 1{END} a", []),
-        "no name": (f"{BEGIN}{SEP}{{}}{END}{R1_G}", f"{BEGIN}{SEP}{{}}{END}", [G]),
-        "a list of arguments": (f"{BEGIN}f{SEP}[1]{END}", f"{BEGIN}f{SEP}[1]{END}", []),
-    }),
-    "granite": (GRANITE, {
-        "a list": (f"<|tool_call|>[{json.dumps(F)}, {json.dumps(G)}]", "", [F, G]),
-        "with its end, behind text": (f"So <|tool_call|> [{json.dumps(F)}]<|/tool_call|>", "So", [F]),
-        "parameters": ('<|tool_call|>[{"name": "f", "parameters": {"x": 1}}]<|/tool_call|>', "", [F]),
-        "no list": (f"<|tool_call|>{json.dumps(F)}<|tool_call|>{json.dumps(G)}", "", [F, G]),
-        "a person is no call": (f"<|tool_call|>[{PERSON}]", f"{PERSON}]", []),
-    }),
-    "gemma": (GEMMA, {
-        "Python": ("[f(x=1), g()]", "", [F, G]),
-        "fenced": ("```tool_code\n[f(x=1), g()]\n```", "", [F, G]),
-        "fenced, without a list": ("```tool_code\nf(x=1)\ng()\n```\n", "", [F, G]),
-        "JSON": (f"```json\n[{json.dumps(F)}, {json.dumps(G)}]\n```", "", [F, G]),
-        "objects": (f"{json.dumps(F)}\n{json.dumps(G)}", "", [F, G]),
-        "in tags": (f"So <tool_call>{json.dumps(F)}</tool_call>", "So", [F]),
-        "code further down is none": ("See:\n[f(x=1)]\n", "See:\n[f(x=1)]\n", []),
-        "code that is fenced is none": ("```python\nf(x=1)\n```", "```python\nf(x=1)\n```", []),
-        "JSON that is no call": ('```json\n{"a": 1}\n```', '```json\n{"a": 1}\n```', []),
-        "a person is no call": (PERSON, PERSON, []),
-        "numbers": ("[1, 2]", "[1, 2]", []),
-    }),
-    "plain": (PLAIN, {
-        "in tags": (f"So <tool_call>{json.dumps(F)}</tool_call>\n<tool_call>\n{json.dumps(G)}\n</tool_call>", "So",
-                    [F, G]),
-        "JSON is none": (json.dumps(F), json.dumps(F), []),
-        "Python is none": ("[f(x=1)]", "[f(x=1)]", []),
-    }),
-}  # fmt: skip
+    "deepseek": (
+        DEEPSEEK,
+        {
+            "one": (f"{CALLS}{R1_F}{ENDS}", "", [F]),
+            "several among text": (f"So: {CALLS}{R1_F}\n{R1_G}{ENDS} Then.", "So:  Then.", [F, G]),
+            "without the outer marks": (f"{R1_F}{R1_G}", "", [F, G]),
+            "the name first": (f'{CALLS}{BEGIN}f{SEP}{{"x": 1}}{END}{BEGIN}g{SEP}{{}}{END}{ENDS}', "", [F, G]),
+            "the mark in a text": (
+                f'{BEGIN}function{SEP}f\n```json\n{{"x": "{END}"}}\n```{END}',
+                "",
+                [{"name": "f", "arguments": {"x": END}}],
+            ),
+            "no JSON": (f"{BEGIN}function{SEP}f\nx = 1{END} a", f"{BEGIN}function{SEP}f\nx = 1{END} a", []),
+            "no name": (f"{BEGIN}{SEP}{{}}{END}{R1_G}", f"{BEGIN}{SEP}{{}}{END}", [G]),
+            "a list of arguments": (f"{BEGIN}f{SEP}[1]{END}", f"{BEGIN}f{SEP}[1]{END}", []),
+        },
+    ),
+    "granite": (
+        GRANITE,
+        {
+            "a list": (f"<|tool_call|>[{json.dumps(F)}, {json.dumps(G)}]", "", [F, G]),
+            "with its end, behind text": (f"So <|tool_call|> [{json.dumps(F)}]<|/tool_call|>", "So", [F]),
+            "parameters": ('<|tool_call|>[{"name": "f", "parameters": {"x": 1}}]<|/tool_call|>', "", [F]),
+            "no list": (f"<|tool_call|>{json.dumps(F)}<|tool_call|>{json.dumps(G)}", "", [F, G]),
+            "a person is no call": (f"<|tool_call|>[{PERSON}]", f"{PERSON}]", []),
+        },
+    ),
+    "gemma": (
+        GEMMA,
+        {
+            "Python": ("[f(x=1), g()]", "", [F, G]),
+            "fenced": ("```tool_code\n[f(x=1), g()]\n```", "", [F, G]),
+            "fenced, without a list": ("```tool_code\nf(x=1)\ng()\n```\n", "", [F, G]),
+            "JSON": (f"```json\n[{json.dumps(F)}, {json.dumps(G)}]\n```", "", [F, G]),
+            "objects": (f"{json.dumps(F)}\n{json.dumps(G)}", "", [F, G]),
+            "in tags": (f"So <tool_call>{json.dumps(F)}</tool_call>", "So", [F]),
+            "code further down is none": ("See:\n[f(x=1)]\n", "See:\n[f(x=1)]\n", []),
+            "code that is fenced is none": ("```python\nf(x=1)\n```", "```python\nf(x=1)\n```", []),
+            "JSON that is no call": ('```json\n{"a": 1}\n```', '```json\n{"a": 1}\n```', []),
+            "a person is no call": (PERSON, PERSON, []),
+            "numbers": ("[1, 2]", "[1, 2]", []),
+        },
+    ),
+    "plain": (
+        PLAIN,
+        {
+            "in tags": (
+                f"So <tool_call>{json.dumps(F)}</tool_call>\n<tool_call>\n{json.dumps(G)}\n</tool_call>",
+                "So",
+                [F, G],
+            ),
+            "JSON is none": (json.dumps(F), json.dumps(F), []),
+            "Python is none": ("[f(x=1)]", "[f(x=1)]", []),
+        },
+    ),
+}
 CASES = [
-    pytest.param(template, *case, id=f"{way}: {name}") for way, (template, cases) in WAYS.items()
+    pytest.param(template, *case, id=f"{way}: {name}")
+    for way, (template, cases) in WAYS.items()
     for name, case in cases.items()
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("template", "text", "content", "calls"), CASES)
@@ -376,8 +441,10 @@ def test_bare_json_is_not_complete_before_its_end(template: str) -> None:
 
 
 @settings(max_examples=examples(50))
-@given(PIECES, st.sampled_from([QWEN, QWEN3, THINKING, CODER, MISTRAL, LLAMA, PIE_TINY, GEMMA, GRANITE, DEEPSEEK,
-                            PLAIN, None]))
+@given(
+    PIECES,
+    st.sampled_from([QWEN, QWEN3, THINKING, CODER, MISTRAL, LLAMA, PIE_TINY, GEMMA, GRANITE, DEEPSEEK, PLAIN, None]),
+)
 def test_every_prefix_of_anything_parses_and_completed_calls_never_change(text: str, template: str | None) -> None:
     seen: list[Any] = []
     for end in range(len(text) + 1):
@@ -401,13 +468,15 @@ def test_what_a_template_renders_is_parsed_back() -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**6), 10**6) | st.floats(-1e9, 1e9) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=6,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,6}", fullmatch=True).filter(lambda name: not iskeyword(name))
 WRITABLE = st.lists(
     st.fixed_dictionaries({"name": NAMES, "arguments": st.dictionaries(NAMES, VALUES, max_size=3)}),
-    min_size=1, max_size=3,
-)  # fmt: skip
+    min_size=1,
+    max_size=3,
+)
 
 
 @pytest.mark.parametrize("template", [QWEN, MISTRAL, LLAMA, PIE_TINY, GEMMA, GRANITE, DEEPSEEK, PLAIN, PYTHON])

@@ -121,9 +121,16 @@ def test_the_template_for_tools_is_asked_first() -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ messages[0].content | dictsort }}", "{{ 'a'.join(3) }}", "{{ [1, 2] | sort(attribute='x') | first.y }}",
-     "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "{{ 'a' * 3 % 2 }}", "{{ {}['a'].b }}", "{{ 1 // 0 }}"],
-)  # fmt: skip
+    [
+        "{{ messages[0].content | dictsort }}",
+        "{{ 'a'.join(3) }}",
+        "{{ [1, 2] | sort(attribute='x') | first.y }}",
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+        "{{ 'a' * 3 % 2 }}",
+        "{{ {}['a'].b }}",
+        "{{ 1 // 0 }}",
+    ],
+)
 def test_whatever_a_template_throws_is_a_refusal(template: str) -> None:
     with pytest.raises(InvalidRequest, match="the chat template refuses these messages"):
         render_chat(template, ASKED)

@@ -12,9 +12,14 @@ from pieray.errors import ModelError
 from pieray.models.config import ModelConfig
 
 PLAIN: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 128,
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
 
 
 def read(folder: Path, **changes: Any) -> ModelConfig:

@@ -51,10 +51,13 @@ def runner(request: pytest.FixtureRequest, folder: Path) -> ModelRunner:
 
 
 SAMPLERS = [
-    Sampler(), Sampler(1.0, seed=3), Sampler(2.0, 20, 0.9, 0.01, 0.95, seed=4),
+    Sampler(),
+    Sampler(1.0, seed=3),
+    Sampler(2.0, 20, 0.9, 0.01, 0.95, seed=4),
     Sampler(bias_tokens=u32([7]).tobytes(), bias_values=np.array([1e6], "<f4").tobytes()),
-    Sampler(9.0, allowed=np.packbits(np.arange(VOCAB) == 5, bitorder="little").tobytes()), Sampler(0.7, seed=9),
-]  # fmt: skip
+    Sampler(9.0, allowed=np.packbits(np.arange(VOCAB) == 5, bitorder="little").tobytes()),
+    Sampler(0.7, seed=9),
+]
 
 
 def prefilled(runner: ModelRunner) -> DecodeRows:
@@ -67,8 +70,15 @@ def prefilled(runner: ModelRunner) -> DecodeRows:
     assert all(isinstance(one, list) for one in runner.step(items, [[] for _ in items]))
     kv_lens = np.array(LENGTHS)
     plain = {row: one for row, one in enumerate(SAMPLERS) if one.bias_tokens or one.allowed}
-    return DecodeRows(u32(range(10, 16)), kv_lens.copy(), kv_lens, order[:, : max(LENGTHS) // PAGE + 1],
-                      choices_of(SAMPLERS, LENGTHS), plain, scored=np.array([1, 3]))  # fmt: skip
+    return DecodeRows(
+        u32(range(10, 16)),
+        kv_lens.copy(),
+        kv_lens,
+        order[:, : max(LENGTHS) // PAGE + 1],
+        choices_of(SAMPLERS, LENGTHS),
+        plain,
+        scored=np.array([1, 3]),
+    )
 
 
 def items_of(rows: DecodeRows) -> list[ForwardItem]:
@@ -160,8 +170,10 @@ def test_rows_of_adapters_lie_side_by_side(kind: str, folder: Path) -> None:
     decoder: Any = CpuDecoder(config, weights) if kind == "c" else Decoder(config, weights)
     runner = ModelRunner(config, decoder, KvPool(config, PAGES, PAGE, torch.float32, "cpu"))
     rows = prefilled(runner)
-    loaded = [runner.read_adapter(AdapterFile(f"a{i}", as_bytes(random_lora(folder, rank=4, seed=i)), 64.0), 1 << 30)
-              for i in range(2)]  # fmt: skip
+    loaded = [
+        runner.read_adapter(AdapterFile(f"a{i}", as_bytes(random_lora(folder, rank=4, seed=i)), 64.0), 1 << 30)
+        for i in range(2)
+    ]
     items = items_of(rows)
     for row, adapter in ((2, loaded[0]), (3, loaded[0]), (5, loaded[1])):
         items[row].adapter = adapter

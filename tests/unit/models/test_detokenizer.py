@@ -122,11 +122,18 @@ def test_a_tokenizer_without_bytes_streams_what_it_says(tokens: list[int]) -> No
 
 @pytest.mark.parametrize(
     "decoder",
-    [None, {"type": "WordPiece", "prefix": "##", "cleanup": True}, {"type": "CTC"}, {"type": "BPEDecoder"},
-     {"type": "Sequence", "decoders": [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-     {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"Regex": "x"}, "content": ""},
-                                       {"type": "Fuse"}]}],
-)  # fmt: skip
+    [
+        None,
+        {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        {"type": "CTC"},
+        {"type": "BPEDecoder"},
+        {"type": "Sequence", "decoders": [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        {
+            "type": "Sequence",
+            "decoders": [{"type": "Replace", "pattern": {"Regex": "x"}, "content": ""}, {"type": "Fuse"}],
+        },
+    ],
+)
 def test_decoders_that_look_at_more_than_one_token_are_asked(decoder: object) -> None:
     spec = json.loads(byte_fallback_json())
     tokenizer = Tokenizer(TokenizerSpec(json.dumps(spec).encode()))

@@ -49,9 +49,13 @@ def array(*numbers: int) -> np.ndarray:
     ],
 )
 def test_a_page_that_went_out_comes_in_bit_for_bit(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, page_size: int, shape: dict[str, int], chunk_pages: int,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    page_size: int,
+    shape: dict[str, int],
+    chunk_pages: int,
     device: str,
-) -> None:  # fmt: skip
+) -> None:
     pool = random_pool(dtype, page_size, device, **shape)
     page_nbytes = pool.data[:, 0].numel() * dtype.itemsize
     monkeypatch.setattr(host_pool, "CHUNK_BYTES", chunk_pages * page_nbytes)

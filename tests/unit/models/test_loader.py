@@ -50,8 +50,11 @@ def pickled(folder: Path) -> None:
         (lambda f: sharded(f, {"a": "/etc/x.safetensors"}), "a", "'a' is in '/etc/x.safetensors'"),
         (lambda f: sharded(f, {"a": "one.bin"}), "a", "'a' is in 'one.bin'"),
         (lambda f: sharded(f, {"a": "two.safetensors"}), "a", "no two.safetensors, which"),
-        (lambda f: sharded(f, {"a": "x2.safetensors", "b": "x1.safetensors"}), "a",
-         "no x1.safetensors, x2.safetensors, which model.safetensors.index.json names"),
+        (
+            lambda f: sharded(f, {"a": "x2.safetensors", "b": "x1.safetensors"}),
+            "a",
+            "no x1.safetensors, x2.safetensors, which model.safetensors.index.json names",
+        ),
         (lambda f: sharded(f, {"b": "one.safetensors"}), "b", "one.safetensors: no 'b', which"),
         (lambda f: (f / INDEX).write_text("{}"), "a", "index.json: not a safetensors index with a weight_map"),
     ],
@@ -83,9 +86,12 @@ def test_close_is_idempotent_and_tensors_outlive_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("index", "is_told"),
-    [('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', True), ("{broken", True),
-     ('{"weight_map": {"a": "model.safetensors"}}', False)],
-)  # fmt: skip
+    [
+        ('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', True),
+        ("{broken", True),
+        ('{"weight_map": {"a": "model.safetensors"}}', False),
+    ],
+)
 def test_a_stale_index_beside_a_single_file_is_not_read(
     index: str, is_told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

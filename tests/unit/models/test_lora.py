@@ -83,8 +83,10 @@ def test_an_adapter_gives_the_logits_of_merged_weights(
 
 
 def test_adapters_in_one_batch_equal_runs_alone(base: Path, runner: ModelRunner) -> None:
-    files = [AdapterFile(str(r), as_bytes(random_lora(base, r, t, seed=r)), 4.0)
-             for r, t in ((2, TARGETS), (8, ("q_proj", "v_proj")), (16, ("down_proj", "o_proj")))]  # fmt: skip
+    files = [
+        AdapterFile(str(r), as_bytes(random_lora(base, r, t, seed=r)), 4.0)
+        for r, t in ((2, TARGETS), (8, ("q_proj", "v_proj")), (16, ("down_proj", "o_proj")))
+    ]
     one, two, three = (runner.read_adapter(file, ROOM) for file in files)
     choice = [three, None, one, two, one]  # neighbours differ, and one adapter comes twice
     together = logits(runner, choice, PROMPTS)
@@ -149,18 +151,36 @@ def test_rank_stabilized_scaling_and_other_names(base: Path, tmp_path: Path) -> 
 
 
 def test_an_adapter_is_what_it_computes_whatever_its_name() -> None:
-    ways = {AdapterFile("a", data, alpha, stable).digest()
-            for data in (b"x", b"y") for alpha in (0.0, 8.0) for stable in (False, True)}  # fmt: skip
+    ways = {
+        AdapterFile("a", data, alpha, stable).digest()
+        for data in (b"x", b"y")
+        for alpha in (0.0, 8.0)
+        for stable in (False, True)
+    }
     assert len(ways) == 8
     assert AdapterFile("b", b"x", 8.0, True, source="elsewhere").digest() in ways
 
 
 def test_settings_that_peft_writes_and_that_change_nothing_are_taken(tmp_path: Path) -> None:
-    written = {"auto_mapping": None, "base_model_name_or_path": "m", "bias": "none", "inference_mode": True, "r": 8,
-               "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM",
-               "rank_pattern": {"v_proj": 4}, "exclude_modules": None, "qalora_group_size": 16,
-               "peft_version": "0.18.0", "loftq_config": {}, "eva_config": None,
-               "use_qalora": False, "some_new_key": None}  # fmt: skip
+    written = {
+        "auto_mapping": None,
+        "base_model_name_or_path": "m",
+        "bias": "none",
+        "inference_mode": True,
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.05,
+        "target_modules": ["q_proj"],
+        "task_type": "CAUSAL_LM",
+        "rank_pattern": {"v_proj": 4},
+        "exclude_modules": None,
+        "qalora_group_size": 16,
+        "peft_version": "0.18.0",
+        "loftq_config": {},
+        "eva_config": None,
+        "use_qalora": False,
+        "some_new_key": None,
+    }
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **written}))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     assert read_adapter("a", tmp_path, max_bytes=1 << 20).alpha == 16.0
@@ -224,11 +244,19 @@ def test_files_that_are_none_and_files_that_are_too_large(base: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("use_dora", True), ("alora_invocation_tokens", [1, 2]), ("layer_replication", [[0, 2], [1, 3]]),
-     ("init_lora_weights", "pissa_niter_4"), ("init_lora_weights", "olora"), ("init_lora_weights", "loftq"),
-     ("use_some_new_way", True), ("lora_bias", True),
-     ("trainable_token_indices", {"embed_tokens": [1]}), ("modules_to_save", ["lm_head"])],
-)  # fmt: skip
+    [
+        ("use_dora", True),
+        ("alora_invocation_tokens", [1, 2]),
+        ("layer_replication", [[0, 2], [1, 3]]),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("init_lora_weights", "olora"),
+        ("init_lora_weights", "loftq"),
+        ("use_some_new_way", True),
+        ("lora_bias", True),
+        ("trainable_token_indices", {"embed_tokens": [1]}),
+        ("modules_to_save", ["lm_head"]),
+    ],
+)
 def test_settings_that_change_what_an_adapter_computes_are_refused_by_name(
     key: str, value: object, tmp_path: Path
 ) -> None:

@@ -83,10 +83,18 @@ def test_bias_and_mask_choose_the_token_and_a_chain_without_one_fails_alone(runn
     nothing, everything = bytes(12), b"\xff" * 12
     only_5 = np.packbits(np.arange(96) == 5, bitorder="little").tobytes()
     minus, plus = np.array([-np.inf], np.float32), np.array([1e6], np.float32)
-    wanted = [Sample(sampler=one) for one in (
-        Sampler(allowed=nothing), Sampler(allowed=only_5), biased(5, minus, allowed=only_5), biased(7, plus),
-        Sampler(allowed=everything), Sampler(), Sampler(9.0, seed=1, allowed=only_5),
-    )]  # fmt: skip
+    wanted = [
+        Sample(sampler=one)
+        for one in (
+            Sampler(allowed=nothing),
+            Sampler(allowed=only_5),
+            biased(5, minus, allowed=only_5),
+            biased(7, plus),
+            Sampler(allowed=everything),
+            Sampler(),
+            Sampler(9.0, seed=1, allowed=only_5),
+        )
+    ]
     (result,) = runner.step([Sequence(runner, 0, 4).item(PROMPT)], [wanted])
     assert isinstance(result, list)
     assert isinstance(result[0], InvalidRequest)
@@ -224,10 +232,14 @@ def poisoned(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, error: Except
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("Triton Error [CUDA]: unspecified launch failure"), torch.AcceleratorError("CUDA error: 700"),
-     torch.OutOfMemoryError("CUDA out of memory"), ValueError("anything else")],
+    [
+        RuntimeError("Triton Error [CUDA]: unspecified launch failure"),
+        torch.AcceleratorError("CUDA error: 700"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        ValueError("anything else"),
+    ],
     ids=["triton", "accelerator", "memory", "other"],
-)  # fmt: skip
+)
 def test_any_error_on_a_dead_device_is_device_lost_and_nothing_is_tried_again(
     runner: ModelRunner, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -97,9 +97,7 @@ def test_filters_are_those_of_transformers() -> None:
             assert torch.equal(filtered(LOGITS, plain_choices([given] * len(LOGITS))).isinf(), want), given
 
 
-@pytest.mark.parametrize(
-    "given", [Sampler(1.0, seed=1), Sampler(1.3, top_k=12, top_p=0.9, min_p=0.02, seed=2)]
-)
+@pytest.mark.parametrize("given", [Sampler(1.0, seed=1), Sampler(1.3, top_k=12, top_p=0.9, min_p=0.02, seed=2)])
 def test_draws_follow_the_distribution(given: Sampler) -> None:
     draws = 20000
     tokens = sample(LOGITS[:1].expand(draws, -1), choices_of([given] * draws, range(draws))).numpy()

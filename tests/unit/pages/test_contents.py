@@ -40,9 +40,13 @@ def test_full_pages_have_hashes_however_they_came_to_be_written():
 
 
 def test_what_a_page_holds_depends_on_all_before_it():
-    places = [expected(*TEXT)[1], expected(1, *TEXT[1:])[1], expected(*TEXT, adapter=1)[1],
-              expected(*TEXT, root=root_of("other", "pie-tiny", SIZE))[1],
-              chain(ROOT, u32(*TEXT), positions_of(1, 10), SIZE)[1]]  # fmt: skip
+    places = [
+        expected(*TEXT)[1],
+        expected(1, *TEXT[1:])[1],
+        expected(*TEXT, adapter=1)[1],
+        expected(*TEXT, root=root_of("other", "pie-tiny", SIZE))[1],
+        chain(ROOT, u32(*TEXT), positions_of(1, 10), SIZE)[1],
+    ]
     assert len(set(places)) == 5
     assert root_of("a", "bc") != root_of("ab", "c")
 

@@ -184,8 +184,9 @@ def test_spans_seen_otherwise_are_steps_of_their_own():
     token = np.array([7], "<u4").tobytes()
     for kv_len, more in enumerate([{}, {}, {"adapter": 3}, {"adapter": 3}, {"visible": b"\x05"}, {}]):
         guest.lineage.add_forward(frames, kv_len, token, **more)
-    found = [(step.kv_len, len(step.tokens) // 4, step.adapter, step.visible)
-             for step in guest.lineage.rebuild_plan([1, 2])]  # fmt: skip
+    found = [
+        (step.kv_len, len(step.tokens) // 4, step.adapter, step.visible) for step in guest.lineage.rebuild_plan([1, 2])
+    ]
     assert found == [(0, 2, 0, b""), (2, 2, 3, b""), (4, 1, 0, b"\x05"), (5, 1, 0, b"")]
 
 

@@ -140,8 +140,20 @@ def test_limits_are_lowered_and_never_raised() -> None:
 
 
 def test_versions_are_ordered_as_the_standard_has_it() -> None:
-    ordered = ["1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta", "1.0.0-beta.2", "1.0.0-beta.11",
-               "1.0.0-rc.1", "1.0.0", "1.0.2", "1.0.10", "1.2.0", "2.0.0"]  # fmt: skip  # semver.org 2.0.0, section 11
+    ordered = [
+        "1.0.0-alpha",
+        "1.0.0-alpha.1",
+        "1.0.0-alpha.beta",
+        "1.0.0-beta",
+        "1.0.0-beta.2",
+        "1.0.0-beta.11",
+        "1.0.0-rc.1",
+        "1.0.0",
+        "1.0.2",
+        "1.0.10",
+        "1.2.0",
+        "2.0.0",
+    ]  # semver.org 2.0.0, section 11
     keys = [version_key(version) for version in ordered]
     assert all(one < other for one, other in itertools.pairwise(keys))
 

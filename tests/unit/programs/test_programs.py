@@ -74,9 +74,11 @@ def test_a_source_is_read_as_python_reads_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"def main(): return '\xff'", "can't decode|invalid or missing encoding"),
-     (b"# coding: no-such\n", "unknown encoding")],
-)  # fmt: skip
+    [
+        (b"def main(): return '\xff'", "can't decode|invalid or missing encoding"),
+        (b"# coding: no-such\n", "unknown encoding"),
+    ],
+)
 def test_a_source_that_is_no_text_says_why(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "x.py").write_bytes(content)
     with pytest.raises(InvalidRequest, match=reason):

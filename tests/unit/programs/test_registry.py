@@ -25,15 +25,32 @@ SOURCE = "def main(): return 1\n"
 
 
 def program(name: str = "notes", version: str = "1.0.0", source: str = SOURCE, **fields: Any) -> Install:
-    values: dict[str, Any] = {"component": b"", "capabilities": {}, "limits": {}, "description": "", "user": "ann",
-                              "tenant": "t"}  # fmt: skip
+    values: dict[str, Any] = {
+        "component": b"",
+        "capabilities": {},
+        "limits": {},
+        "description": "",
+        "user": "ann",
+        "tenant": "t",
+    }
     return Install(name, version, "main.py", source, **{**values, **fields})
 
 
 def launch(name: str, **fields: Any) -> Launch:
     everything = dataclasses.asdict(ALL)
-    return Launch(**{"instance_id": "i", "name": name, "filename": "", "source": "", "component": b"", "input": "{}",
-                     "limits": {}, "capabilities": everything, **fields})  # fmt: skip
+    return Launch(
+        **{
+            "instance_id": "i",
+            "name": name,
+            "filename": "",
+            "source": "",
+            "component": b"",
+            "input": "{}",
+            "limits": {},
+            "capabilities": everything,
+            **fields,
+        }
+    )
 
 
 def test_the_latest_version_is_what_a_name_means() -> None:
@@ -46,7 +63,11 @@ def test_the_latest_version_is_what_a_name_means() -> None:
     registry.install(program("early", "0.1.0-a"))
     assert registry.find("early").version == "0.1.0-a"
     assert [p["version"] for p in registry.programs() if p["name"] == "notes"] == [
-        "1.2.0", "1.9.0", "1.10.0", "2.0.0-rc.1"]  # fmt: skip
+        "1.2.0",
+        "1.9.0",
+        "1.10.0",
+        "2.0.0-rc.1",
+    ]
     with pytest.raises(NotFound, match=r"'notes@3.0.0'.*1.2.0, 1.9.0, 1.10.0"):
         registry.find("notes@3.0.0")
     with pytest.raises(NotFound, match="installed: early, notes"):
@@ -125,8 +146,13 @@ def test_a_launch_by_name_gets_the_program_with_what_its_manifest_allows() -> No
     filled = registry.filled(launch("notes", limits={"tickets": 5}), Limits(pages=100))
     assert (filled.name, filled.version, filled.source) == ("notes", "1.0.0", SOURCE)
     assert filled.limits == {"pages": 9, "tickets": 5}
-    assert filled.capabilities == {"http": ("a.org", "b.org"), "mcp": (), "messaging": False, "store": True,
-                                   "children": False}  # fmt: skip
+    assert filled.capabilities == {
+        "http": ("a.org", "b.org"),
+        "mcp": (),
+        "messaging": False,
+        "store": True,
+        "children": False,
+    }
 
 
 def test_a_launch_by_name_may_narrow_and_not_widen() -> None:
@@ -149,8 +175,19 @@ def test_embedded_inferlets_are_found_by_name_and_other_files_never_are(tmp_path
     (tmp_path / "main.py").write_text(SOURCE)
     registry = Registry()
     assert "async def main" in registry.filled(launch("text-completion"), Limits()).source
-    for name in (str(tmp_path), f"../{tmp_path.name}", "..", ".", "", "text-completion/../chat",
-                 "text-completion@9.9.9", "/etc/passwd", "a\0b", "x" * 10_000, str(tmp_path / "main.py")):  # fmt: skip
+    for name in (
+        str(tmp_path),
+        f"../{tmp_path.name}",
+        "..",
+        ".",
+        "",
+        "text-completion/../chat",
+        "text-completion@9.9.9",
+        "/etc/passwd",
+        "a\0b",
+        "x" * 10_000,
+        str(tmp_path / "main.py"),
+    ):
         with pytest.raises(NotFound):
             registry.filled(launch(name), Limits())
 
@@ -206,8 +243,12 @@ class Model(RuleBasedStateMachine):
     def owner(self, name: str) -> str | None:
         return next((user for (n, _), (_, user) in self.held.items() if n == name), None)
 
-    @rule(name=st.sampled_from("ab"), version=st.sampled_from(["1.0.0", "1.1.0", "1.0.0-rc.1"]),
-          source=st.sampled_from("xy"), user=st.sampled_from(["ann", "bob"]))  # fmt: skip
+    @rule(
+        name=st.sampled_from("ab"),
+        version=st.sampled_from(["1.0.0", "1.1.0", "1.0.0-rc.1"]),
+        source=st.sampled_from("xy"),
+        user=st.sampled_from(["ann", "bob"]),
+    )
     def install(self, name: str, version: str, source: str, user: str) -> None:
         there = self.held.get((name, version))
         is_new = there is None and len(self.held) < 4
@@ -220,8 +261,11 @@ class Model(RuleBasedStateMachine):
             assert may
             self.held[name, version] = (source, user)
 
-    @rule(name=st.sampled_from("ab"), version=st.sampled_from(["", "@1.0.0", "@1.1.0"]),
-          user=st.sampled_from(["ann", "bob"]))  # fmt: skip
+    @rule(
+        name=st.sampled_from("ab"),
+        version=st.sampled_from(["", "@1.0.0", "@1.1.0"]),
+        user=st.sampled_from(["ann", "bob"]),
+    )
     def uninstall(self, name: str, version: str, user: str) -> None:
         wanted = {key for key in self.held if key[0] == name and version[1:] in ("", key[1])}
         try:

@@ -153,10 +153,7 @@ def test_prefill_in_chunks_gives_the_same_rows_counters_positions_and_mask():
     assert desk.step() == [("p", 2, u32(101)), ("p", 1, None)]
     first = np.packbits(bits[:3, :5], bitorder="little").tobytes()
     second = np.packbits(bits[3:, :7], bitorder="little").tobytes()
-    assert desk.runner.calls == [
-        [([8, 9], 2, [0, 1, 2], [9, 8, 7], first)],
-        [([8, 9], 5, [3, 4], [6, 5], second)],
-    ]
+    assert desk.runner.calls == [[([8, 9], 2, [0, 1, 2], [9, 8, 7], first)], [([8, 9], 5, [3, 4], [6, 5], second)]]
     assert desk.runner.wanted == [[Sample(1, ticket=3)], [Sample(4, ticket=2)]]
     assert [start for start, _ in desk.runner.begins] == [0, 3]
     assert [kv_len for _, kv_len in desk.runner.begins] == [2, 5], "draws count from there"
@@ -222,8 +219,13 @@ def test_one_bad_command_fails_alone_with_what_builds_on_it(token, code):
     )
     answers = desk.run()
     assert {(a[1], a[2]) for a in answers} == {
-        (1, code), (2, code), (3, "cancelled"), (4, "cancelled"), (5, None), (6, u32(100)),
-    }  # fmt: skip
+        (1, code),
+        (2, code),
+        (3, "cancelled"),
+        (4, "cancelled"),
+        (5, None),
+        (6, u32(100)),
+    }
     assert max(Counter(a[1] for a in answers).values()) == 1
     assert [a[2] for a in desk.submit(forward(7, [10], 1))] == ["cancelled"]
     desk.submit(forward(8, [10], 0), forward(9, [10], 1))
@@ -239,9 +241,12 @@ def test_a_dead_device_fails_everything_once():
     assert desk.core.lost is None
     answers = desk.run()
     assert sorted((a[0], a[1], a[2]) for a in answers) == [
-        ("p", 1, "device-lost"), ("p", 2, "device-lost"), ("p", 3, "device-lost"), ("q", 4, "device-lost"),
+        ("p", 1, "device-lost"),
+        ("p", 2, "device-lost"),
+        ("p", 3, "device-lost"),
+        ("q", 4, "device-lost"),
         ("q", 5, "device-lost"),
-    ]  # fmt: skip
+    ]
     assert "cuda:0 is dead" in answers[0][3]
     assert isinstance(desk.core.lost, DeviceLost)
     assert not desk.core.has_work
@@ -372,6 +377,14 @@ def test_stats_count():
     desk.submit(forward(1, [1], inferlet=1), forward(2, [2], 0, (1, 2), inferlet=2))
     desk.run()
     stats = desk.core.stats()
-    assert stats == {"steps": 1, "forwards": 2, "copies": 0, "tokens": 3, "failed": 0, "queued": 0,
-                     "busy_s": pytest.approx(0.005), "mean_batch": 2.0,
-                     "swap": {"slots": 0, "used": 0, "swapped_out": 0, "swapped_in": 0, "dropped": 0}}  # fmt: skip
+    assert stats == {
+        "steps": 1,
+        "forwards": 2,
+        "copies": 0,
+        "tokens": 3,
+        "failed": 0,
+        "queued": 0,
+        "busy_s": pytest.approx(0.005),
+        "mean_batch": 2.0,
+        "swap": {"slots": 0, "used": 0, "swapped_out": 0, "swapped_in": 0, "dropped": 0},
+    }

@@ -44,7 +44,7 @@ def u32(values: Any) -> bytes:
 def load() -> ModelRunner:
     return ModelRunner.load(
         model_folder("pie-tiny"), device="cpu", dtype="float32", num_pages=4096, swap_bytes=64 << 20
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,9 @@ class Pair:
 
     def __init__(self, runner: ModelRunner, attack: Callable[[Pair], list[Message]]) -> None:
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
-        self.core = BatcherCore(runner, ModelSettings(), time.thread_time, costs=costs,
-                                num_swap_slots=runner.host_pool.num_slots)  # fmt: skip
+        self.core = BatcherCore(
+            runner, ModelSettings(), time.thread_time, costs=costs, num_swap_slots=runner.host_pool.num_slots
+        )
         self.attack = attack
         self.open: set[int] = set()
         self.texts: list[list[int]] = []
@@ -78,16 +79,35 @@ class Pair:
         self._number += 1
         return inferlet << 32 | self._number
 
-    def forward(self, num_tokens: int, outputs: list[Any] | None = None, *, queue: int = 1, mask: bytes = b"",
-                kv_len: int = 0) -> Forward:  # fmt: skip
+    def forward(
+        self, num_tokens: int, outputs: list[Any] | None = None, *, queue: int = 1, mask: bytes = b"", kv_len: int = 0
+    ) -> Forward:
         asked = [dataclasses.replace(output, ticket=self.ticket()) for output in outputs or []]
         pages = u32(range(64 * queue, 64 * queue + 64))
         return Forward(self.ticket(), HOSTILE, queue, 0, pages, kv_len, TOKENS[: 4 * num_tokens], b"", mask, asked)
 
     def _begin(self) -> None:
         self.texts.append([])
-        message = StartPlan(self.ticket(VICTIM), VICTIM, 1, 0, u32(range(64)), 0, TOKENS[:80], 500, GREEDY, b"", [], [],
-                            0, 0, b"", b"", False, b"")  # fmt: skip
+        message = StartPlan(
+            self.ticket(VICTIM),
+            VICTIM,
+            1,
+            0,
+            u32(range(64)),
+            0,
+            TOKENS[:80],
+            500,
+            GREEDY,
+            b"",
+            [],
+            [],
+            0,
+            0,
+            b"",
+            b"",
+            False,
+            b"",
+        )
         assert self.core.submit("p", [message], time.thread_time()) == []
 
     def _attack(self) -> None:
@@ -142,15 +162,33 @@ ATTACKS: dict[str, Callable[[Pair], list[Message]]] = {
     "masks": lambda pair: [pair.forward(1000, mask=b"\xff" * 125_000)],
     "prefills": lambda pair: [pair.forward(1000, queue=queue) for queue in range(1, 21)],
     "plans": lambda pair: [
-        StartPlan(pair.ticket(), HOSTILE, queue, 0, u32(range(64 * queue, 64 * queue + 64)), 0, TOKENS[:400], 200,
-                  GREEDY, b"", [], [], 0, 0, b"", b"", False, b"")
+        StartPlan(
+            pair.ticket(),
+            HOSTILE,
+            queue,
+            0,
+            u32(range(64 * queue, 64 * queue + 64)),
+            0,
+            TOKENS[:400],
+            200,
+            GREEDY,
+            b"",
+            [],
+            [],
+            0,
+            0,
+            b"",
+            b"",
+            False,
+            b"",
+        )
         for queue in range(1, 51)
     ],
     "copies to one page": lambda pair: [
         CopyTokens(pair.ticket(), HOSTILE, queue, 0, [[64, 0, 65, 0, 8]]) for queue in range(1, 51) for _ in range(10)
     ],
     "swaps": swaps,
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass

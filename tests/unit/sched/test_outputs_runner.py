@@ -66,9 +66,7 @@ def test_a_bias_of_nothing_changes_no_draw_and_bias_and_mask_rule(runner: ModelR
     only = np.packbits(np.arange(len(logits)) == 77, bitorder="little").tobytes()
     outputs = [with_chain(temperature=5.0, top_k=50, top_p=0.9, min_p=0.01, seed=seed) for seed in range(20)]
     free = {"bias_tokens": packed([best]), "bias_values": packed([0], "<f4")}
-    outputs += [
-        with_chain(temperature=5.0, top_k=50, top_p=0.9, min_p=0.01, seed=seed, **free) for seed in range(20)
-    ]
+    outputs += [with_chain(temperature=5.0, top_k=50, top_p=0.9, min_p=0.01, seed=seed, **free) for seed in range(20)]
     outputs += [with_chain(), with_chain(**ban), with_chain(allowed=only, temperature=1.0)]
     for answers in (ask(runner, outputs), ask(runner, outputs, max_batch_tokens=11)):
         tokens = [int.from_bytes(answer, "little") for answer in answers]
@@ -89,10 +87,11 @@ def test_a_chain_without_a_token_fails_its_ticket_alone(runner: ModelRunner) -> 
 @pytest.mark.parametrize(
     "wire",
     [
-        Sampler(allowed=b"x"), Sampler(bias_tokens=b"abc"),
+        Sampler(allowed=b"x"),
+        Sampler(bias_tokens=b"abc"),
         Sampler(bias_tokens=packed([1 << 30]), bias_values=packed([1], "<f4")),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_chain_fails_its_pass(runner: ModelRunner, wire: Any) -> None:
     (answer,) = ask(runner, [Sample(0, wire)])
     assert isinstance(answer, Failed)
@@ -143,10 +142,14 @@ def test_embeddings_in_place_of_tokens_give_the_same_logits(runner: ModelRunner,
 @pytest.mark.parametrize(
     "embeds",
     [
-        [packed([40]), bytes(4 * 96)], [packed([1, 1]), bytes(8 * 96)], [packed([1]), bytes(12)], [packed([]), b""],
-        [packed([1]), packed([0x7FC00000] * 96)], [b"abc", b""],
+        [packed([40]), bytes(4 * 96)],
+        [packed([1, 1]), bytes(8 * 96)],
+        [packed([1]), bytes(12)],
+        [packed([]), b""],
+        [packed([1]), packed([0x7FC00000] * 96)],
+        [b"abc", b""],
     ],
-)  # fmt: skip
+)
 def test_bad_embeddings_fail_their_pass(runner: ModelRunner, embeds: list[bytes]) -> None:
     (answer,) = ask(runner, [Logits(0)], embeds=embeds)
     assert isinstance(answer, Failed)

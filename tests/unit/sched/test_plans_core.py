@@ -30,15 +30,52 @@ def u32(*numbers: int) -> bytes:
     return np.array(numbers, "<u4").tobytes()
 
 
-def start(ticket: int, pages: list[int], tokens: list[int], most: int, *, kv_len: int = 0, inferlet: int = 1,
-          queue: int = 1, priority: int = 0, stop: tuple[int, ...] = (), drafts: int = 0,
-          history: tuple[int, ...] = ()) -> StartPlan:  # fmt: skip
-    return StartPlan(ticket, inferlet, queue, priority, u32(*pages), kv_len, u32(*tokens), most, GREEDY, u32(*stop), [],
-                     [], 0, drafts, u32(*history), b"", False, b"")  # fmt: skip
+def start(
+    ticket: int,
+    pages: list[int],
+    tokens: list[int],
+    most: int,
+    *,
+    kv_len: int = 0,
+    inferlet: int = 1,
+    queue: int = 1,
+    priority: int = 0,
+    stop: tuple[int, ...] = (),
+    drafts: int = 0,
+    history: tuple[int, ...] = (),
+) -> StartPlan:
+    return StartPlan(
+        ticket,
+        inferlet,
+        queue,
+        priority,
+        u32(*pages),
+        kv_len,
+        u32(*tokens),
+        most,
+        GREEDY,
+        u32(*stop),
+        [],
+        [],
+        0,
+        drafts,
+        u32(*history),
+        b"",
+        False,
+        b"",
+    )
 
 
-def forward(ticket: int, pages: list[int], tokens: list[int], *, kv_len: int = 0, inferlet: int = 1,
-            queue: int = 1, output: int = 0) -> Forward:  # fmt: skip
+def forward(
+    ticket: int,
+    pages: list[int],
+    tokens: list[int],
+    *,
+    kv_len: int = 0,
+    inferlet: int = 1,
+    queue: int = 1,
+    output: int = 0,
+) -> Forward:
     outputs = [Sample(len(tokens) - 1, ticket=output)] if output else []
     return Forward(ticket, inferlet, queue, 0, u32(*pages), kv_len, u32(*tokens), b"", b"", outputs)
 
@@ -98,9 +135,11 @@ def test_plans_and_forwards_share_every_step():
 def test_a_queue_keeps_its_order_and_pages_their_turns():
     desk = Desk()
     desk.submit(
-        start(1, [0, 1], [5], 4), forward(2, [7], [1]), forward(3, [0, 1], [9], kv_len=1, queue=2),
+        start(1, [0, 1], [5], 4),
+        forward(2, [7], [1]),
+        forward(3, [0, 1], [9], kv_len=1, queue=2),
         forward(4, [8], [1], queue=3),
-    )  # fmt: skip
+    )
     assert desk.step() == {1, 4}, "2 is behind the plan in its queue, 3 writes to its pages"
     desk.step()
     assert 2 not in desk.ends
@@ -196,9 +235,7 @@ def test_what_a_failed_plan_was_to_write_cannot_be_read():
 def test_a_malformed_plan_fails_alone():
     desk = Desk()
     good = start(5, [8], [5], 3, inferlet=2)
-    bad = [
-        start(1, [0], [], 3), start(2, [0], [1] * 5, 3), start(3, [0], [1], 0), start(4, [0], [1], 3, drafts=99),
-    ]  # fmt: skip
+    bad = [start(1, [0], [], 3), start(2, [0], [1] * 5, 3), start(3, [0], [1], 0), start(4, [0], [1], 3, drafts=99)]
     desk.submit(*bad, good)
     desk.run()
     assert desk.ends == {1: "invalid", 2: "invalid", 3: "invalid", 4: "invalid", 5: ["length", ""]}
@@ -241,5 +278,3 @@ def test_a_draft_is_what_followed_the_latest_repetition(line: list[int], most: i
 
 def test_drafts_are_found_on_borders_of_tokens_only():
     assert NgramDrafter([0x01000000, 0x02000000, 0x03, 0x0100, 0x020000, 0x01, 0x02]).draft(3) == []
-
-

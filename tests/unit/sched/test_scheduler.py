@@ -271,8 +271,10 @@ def test_any_schedule_reads_what_program_order_would_have_read(seed):
         written: list[int] = []
         for command, start, n, *_ in plan.forwards:
             mine = set(command.written_pages()) if start else set()
-            seen = {page: inputs[command.ticket][page] if page in mine else actual.get(page)
-                    for page in command.used_pages()}  # fmt: skip
+            seen = {
+                page: inputs[command.ticket][page] if page in mine else actual.get(page)
+                for page in command.used_pages()
+            }
             assert seen == inputs[command.ticket]
             assert start + n == command.num_done
             written += command.written_pages()

@@ -38,9 +38,12 @@ class Device:
     ) -> None:
         self.costs, weights = CostModel(1000, 64, costs or seconds()), weights or {}
         self.scheduler = Scheduler(
-            PAGE, limits.get("tokens", 8192), limits.get("requests", 1024), costs=self.costs,
+            PAGE,
+            limits.get("tokens", 8192),
+            limits.get("requests", 1024),
+            costs=self.costs,
             weight_of=lambda tenant: weights.get(tenant, 1.0),
-        )  # fmt: skip
+        )
         self.swap_slots = SwapSlots(1 << 20)
         self.now = 0.0
         self.ticket = 0
@@ -57,16 +60,35 @@ class Device:
         self.ticket += 1
         base = 100_000 * inferlet + 300 * queue  # queues of an inferlet share no page
         pages = u32(*range(base, base + 300))
-        message = StartPlan(self.ticket, inferlet, queue, priority, pages, kv_len, u32(*range(length)), 1 << 20, GREEDY,
-                            b"", [], [], 0, 0, b"", b"", False, b"")  # fmt: skip
+        message = StartPlan(
+            self.ticket,
+            inferlet,
+            queue,
+            priority,
+            pages,
+            kv_len,
+            u32(*range(length)),
+            1 << 20,
+            GREEDY,
+            b"",
+            [],
+            [],
+            0,
+            0,
+            b"",
+            b"",
+            False,
+            b"",
+        )
         self._submit(PlanCommand("p", message, PAGE))
 
     def forward(self, inferlet: int, length: int, outputs=(), *, queue: int = 1, priority: int = 0) -> ForwardCommand:
         self.ticket += 1
         base = 100_000 * inferlet + 300 * queue
         pages = u32(*range(base, base + -(-length // PAGE)))
-        message = Forward(self.ticket, inferlet, queue, priority, pages, 0, u32(*range(length)), b"", b"",
-                          list(outputs))  # fmt: skip
+        message = Forward(
+            self.ticket, inferlet, queue, priority, pages, 0, u32(*range(length)), b"", b"", list(outputs)
+        )
         command = ForwardCommand("p", message, PAGE)
         self._submit(command)
         return command
@@ -97,7 +119,7 @@ class Device:
                     copy.undo()
                 self.scheduler.finish(copy)
         table = self.scheduler.table
-        for lane in (plan.group.lanes.tolist() if plan.group is not None else ()):
+        for lane in plan.group.lanes.tolist() if plan.group is not None else ():
             inferlet = self.scheduler.lanes.key(lane)[1]
             self._had(inferlet, self.costs.seconds[Kind.TOKENS])
             self._draw(inferlet)
@@ -151,8 +173,10 @@ HOSTILE = {
     "urgent prefills": lambda d: prefills(d, 2, 20, priority=100),
     "logits": lambda d: lambda: 2 in busy(d) or d.forward(2, 1000, [Logits(row) for row in range(1000)]),
     "many outputs of one row": lambda d: lambda: 2 in busy(d) or d.forward(2, 1, [Logits(0)] * 500),
-    "uneven log-probabilities": lambda d: lambda: (
-        2 in busy(d) or d.forward(2, 200, [Logprobs(row, bytes(800_000 if not row else 4)) for row in range(200)])
+    "uneven log-probabilities": lambda d: (
+        lambda: (
+            2 in busy(d) or d.forward(2, 200, [Logprobs(row, bytes(800_000 if not row else 4)) for row in range(200)])
+        )
     ),
     "plans": lambda d: lambda: 2 in busy(d) or [d.plan(2, queue=queue) for queue in range(1, 65)],
     "copies": lambda d: lambda: 2 in busy(d) or [d.copy(2, queue) for queue in range(1, 65)],

@@ -246,8 +246,9 @@ def test_a_slot_is_read_once():
 
 def test_a_swap_out_waits_for_what_writes_its_pages_and_holds_up_what_overwrites_them():
     desk = Desk()
-    desk.submit(forward(1, [10], 0, 3), swap_out(2, 10, queue=2), forward(3, [10], 3, 1, queue=3),
-                swap_out(4, 11, queue=4))  # fmt: skip
+    desk.submit(
+        forward(1, [10], 0, 3), swap_out(2, 10, queue=2), forward(3, [10], 3, 1, queue=3), swap_out(4, 11, queue=4)
+    )
     assert sorted(desk.step()) == [1, 4]
     assert sorted(desk.step()) == [2, 3]  # swaps run at the start of a step
     held = desk.runner.host[numbers(desk.told(2))[0]]

@@ -60,10 +60,20 @@ class Text:
 
     def ask(self) -> int:
         ticket = next(self.tickets)
-        self.desk.submit(Forward(
-            ticket, self.inferlet, 1, 0, u32(self.pages), self.kv_len, u32(self.next), b"", b"",
-            [Logits(len(self.next) - 1, next(self.tickets))],
-        ))  # fmt: skip
+        self.desk.submit(
+            Forward(
+                ticket,
+                self.inferlet,
+                1,
+                0,
+                u32(self.pages),
+                self.kv_len,
+                u32(self.next),
+                b"",
+                b"",
+                [Logits(len(self.next) - 1, next(self.tickets))],
+            )
+        )
         return ticket
 
     def take(self, ticket: int) -> None:

@@ -54,14 +54,22 @@ def passes(rows: list[Forward], rng: random.Random) -> list[Message]:
     if len(rows) > 1 and rng.random() < 0.3:
         return [*passes(rows[:1], rng), *passes(rows[1:], rng)]
     samplers = list(dict.fromkeys(row.outputs[0].sampler for row in rows))
-    return [DecodePasses(
-        u64(*(row.ticket for row in rows)), u64(*(row.outputs[0].ticket for row in rows)),
-        u32(*(row.queue for row in rows)), np.array([row.priority for row in rows], "<i4").tobytes(),
-        u32(*(row.kv_len for row in rows)), b"".join(row.tokens for row in rows),
-        u32(*(row.kv_len for row in rows)), u32(*(row.adapter for row in rows)),
-        u32(*(len(row.pages) // 4 for row in rows)), b"".join(row.pages for row in rows), samplers,
-        u32(*(samplers.index(row.outputs[0].sampler) for row in rows)),
-    )]  # fmt: skip
+    return [
+        DecodePasses(
+            u64(*(row.ticket for row in rows)),
+            u64(*(row.outputs[0].ticket for row in rows)),
+            u32(*(row.queue for row in rows)),
+            np.array([row.priority for row in rows], "<i4").tobytes(),
+            u32(*(row.kv_len for row in rows)),
+            b"".join(row.tokens for row in rows),
+            u32(*(row.kv_len for row in rows)),
+            u32(*(row.adapter for row in rows)),
+            u32(*(len(row.pages) // 4 for row in rows)),
+            b"".join(row.pages for row in rows),
+            samplers,
+            u32(*(samplers.index(row.outputs[0].sampler) for row in rows)),
+        )
+    ]
 
 
 class Crowd:
@@ -70,12 +78,16 @@ class Crowd:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.runner = DigestRunner(PAGE)
-        settings = ModelSettings(page_size=PAGE, max_batch_requests=rng.choice([2, 5, 64]),
-                                 max_batch_tokens=rng.choice([3, 16, 512]))  # fmt: skip
+        settings = ModelSettings(
+            page_size=PAGE, max_batch_requests=rng.choice([2, 5, 64]), max_batch_tokens=rng.choice([3, 16, 512])
+        )
         self.core = BatcherCore(
-            self.runner, settings, costs=CostModel(VOCAB) if rng.random() < 0.7 else None,
-            num_swap_slots=rng.choice([0, 3, 100]), max_swap_pages=rng.choice([1, 2, 100]),
-        )  # fmt: skip
+            self.runner,
+            settings,
+            costs=CostModel(VOCAB) if rng.random() < 0.7 else None,
+            num_swap_slots=rng.choice([0, 3, 100]),
+            max_swap_pages=rng.choice([1, 2, 100]),
+        )
         self.time = 0.0
         self.tickets = itertools.count(1)
         self.pages = itertools.count()
@@ -174,9 +186,26 @@ class Planner:
         num_first = rng.randint(-(-len(prompt) // PAGE), PAGES)
         chain_ = Sampler(rng.choice([0.0, 1.0]), seed=rng.randrange(9))
         stops = [rng.randrange(VOCAB) for _ in range(rng.choice([0, 1, 3, 20]))]
-        plan = StartPlan(crowd.ticket(self.inferlet), self.inferlet, rng.randint(1, 2), rng.randint(-1, 1),
-                         u32(*pages[:num_first]), 0, u32(*prompt), most, chain_, u32(*stops), [], [], 0,
-                         rng.choice([0, 0, 3]), b"", b"", rng.random() < 0.3, b"")  # fmt: skip
+        plan = StartPlan(
+            crowd.ticket(self.inferlet),
+            self.inferlet,
+            rng.randint(1, 2),
+            rng.randint(-1, 1),
+            u32(*pages[:num_first]),
+            0,
+            u32(*prompt),
+            most,
+            chain_,
+            u32(*stops),
+            [],
+            [],
+            0,
+            rng.choice([0, 0, 3]),
+            b"",
+            b"",
+            rng.random() < 0.3,
+            b"",
+        )
         self.run, self.more = (plan, prompt), pages[num_first:]
         crowd.told[plan.ticket] = []
         crowd.waiting[plan.ticket] = lambda end: self.ended(plan, prompt, stops, end)
@@ -265,8 +294,10 @@ class Driver:
         elif rng.random() < 0.1:
             ticket = crowd.ticket(self.inferlet)
             crowd.waiting[ticket] = None
-            crowd.submit(self.inferlet, Forward(ticket, self.inferlet, 8, 0, u32(*crowd.some_pages(8)), 0,
-                                                u32(*range(30)), b"", b"", []))  # fmt: skip
+            crowd.submit(
+                self.inferlet,
+                Forward(ticket, self.inferlet, 8, 0, u32(*crowd.some_pages(8)), 0, u32(*range(30)), b"", b"", []),
+            )
         elif rng.random() < 0.1:
             self.swap_out(rng.randrange(len(self.lines)))
 
@@ -297,8 +328,14 @@ class Driver:
         pages[: len(slots)] = fresh
         ticket = crowd.ticket(self.inferlet)
         crowd.waiting[ticket] = None
-        swap = SwapIn(ticket, self.inferlet, rng.randint(1, 9), 0, u32(*(slots[place] for place in order)),
-                      u32(*(fresh[place] for place in order)))  # fmt: skip
+        swap = SwapIn(
+            ticket,
+            self.inferlet,
+            rng.randint(1, 9),
+            0,
+            u32(*(slots[place] for place in order)),
+            u32(*(fresh[place] for place in order)),
+        )
         crowd.submit(self.inferlet, swap)
 
 

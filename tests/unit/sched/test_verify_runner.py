@@ -128,14 +128,25 @@ def test_a_chain_that_is_right_is_accepted_whole_in_one_step(spec: Sampler) -> N
 @pytest.mark.parametrize(
     "changes",
     [
-        {"parents": packed([2, 0])}, {"parents": packed([0])}, {"parents": b"abc"}, {"tokens": b""}, {"kv_len": -1},
-        {"pages": PAGES[:1].tobytes()}, {"drafts": packed([1 << 30, 1])},
+        {"parents": packed([2, 0])},
+        {"parents": packed([0])},
+        {"parents": b"abc"},
+        {"tokens": b""},
+        {"kv_len": -1},
+        {"pages": PAGES[:1].tobytes()},
+        {"drafts": packed([1 << 30, 1])},
         {"sampler": Sampler(allowed=bytes(-(-RUNNER.config.vocab_size // 8)))},
     ],
-)  # fmt: skip
+)
 def test_a_bad_verify_fails_once_and_alone(changes: dict[str, Any]) -> None:
-    fields = {"pages": PAGES.tobytes(), "kv_len": 0, "tokens": packed(PROMPT), "drafts": packed([5, 6]),
-              "parents": b"", "sampler": Sampler()}  # fmt: skip
+    fields = {
+        "pages": PAGES.tobytes(),
+        "kv_len": 0,
+        "tokens": packed(PROMPT),
+        "drafts": packed([5, 6]),
+        "parents": b"",
+        "sampler": Sampler(),
+    }
     line = Line(Sampler())
     answers = line.run(Verify(1, 1, 1, 0, **{**fields, **changes}))
     assert list(answers) == [1]
@@ -177,9 +188,19 @@ def test_hidden_tokens_are_hidden_from_all_rows(parents: list[int] | None, chunk
     drafts = drawn[:3] if parents is None else [drawn[0] + 1, drawn[0], 7, drawn[1]]
     tree = b"" if parents is None else packed(parents)
     message = Verify(
-        1, 1, 1, 0, PAGES.tobytes(), kv_len, packed(tokens), packed(drafts), tree,
-        line.wire, 0, np.packbits(seen, bitorder="little").tobytes(),
-    )  # fmt: skip
+        1,
+        1,
+        1,
+        0,
+        PAGES.tobytes(),
+        kv_len,
+        packed(tokens),
+        packed(drafts),
+        tree,
+        line.wire,
+        0,
+        np.packbits(seen, bitorder="little").tobytes(),
+    )
     (answer,) = line.run(message).values()
     assert np.frombuffer(answer, "<u4").tolist() == drawn[: 4 if parents is None else 3]
     assert drawn != line.decode(kv_len, tokens, 4)  # so hiding did count

@@ -34,7 +34,11 @@ def test_a_new_python_project_passes_its_own_tests_and_check(tmp_path: Path) -> 
     code, output = call("new", str(tmp_path / "hello"))
     assert code == 0, output
     assert sorted(f.name for f in (tmp_path / "hello").iterdir()) == [
-        "README.md", "inferlet.toml", "main.py", "test_main.py"]  # fmt: skip
+        "README.md",
+        "inferlet.toml",
+        "main.py",
+        "test_main.py",
+    ]
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "hello")]
     done = subprocess.run(tests, capture_output=True, text=True, cwd=tmp_path / "hello", check=False)
     assert done.returncode == 0, done.stdout
@@ -57,7 +61,8 @@ def test_a_new_project_in_another_language_builds_and_passes_check(tmp_path: Pat
     assert report.warnings == []
     if lang != "js":  # whose runtime imports all that there is
         assert set(report.imports) == {"kv", "model", "plans", "queues", "samplers", "tickets"} | (
-            {"runtime"} if lang == "rust" else set())  # fmt: skip
+            {"runtime"} if lang == "rust" else set()
+        )
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
@@ -74,7 +79,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("language", "source", "message"),
     [
-        ("c", "#include \"guest.h\"\nint x = y;\n", "main.c:2:9: error: use of undeclared identifier 'y'"),
+        ("c", '#include "guest.h"\nint x = y;\n', "main.c:2:9: error: use of undeclared identifier 'y'"),
         pytest.param("js", "export const run = ;\n", "main.js", marks=pytest.mark.slow),
         ("py", "def main(:\n", "main.py, line 1"),
         ("py", "x = 1\n", r"main.py defines no main\(\)"),
@@ -96,9 +101,13 @@ def test_a_missing_tool_is_named_with_how_to_get_it(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     for variable in ("PIERAY_CLANG", "PIERAY_RUSTC", "PIERAY_NODE", "PIERAY_JCO"):
         monkeypatch.delenv(variable, raising=False)
-    for look, message in ((find.clang, "apt-get install clang-19"), (find.rustc, "libstd-rust-dev-wasm32"),
-                          (find.node, "Node.js"), (lambda: find.node_modules("componentize-qjs"), "npm install"),
-                          (find.wasm_ld, "lld-19")):  # fmt: skip
+    for look, message in (
+        (find.clang, "apt-get install clang-19"),
+        (find.rustc, "libstd-rust-dev-wasm32"),
+        (find.node, "Node.js"),
+        (lambda: find.node_modules("componentize-qjs"), "npm install"),
+        (find.wasm_ld, "lld-19"),
+    ):
         with pytest.raises(MissingTool, match=message) as raised:
             look()
         assert raised.value.exit_code == 2

@@ -58,10 +58,23 @@ PIERAY_EXPORT("run") outcome *run(char *data, uint32_t size) {{ return succeed((
     assert imports_of(build(write_project(tmp_path, "c", source))) == all_handlers()
 
 
-RUST_VALUES = {"u32": "1", "s32": "1", "u64": "1", "f32": "1.0", "bool": "true", "string": '"x"', "list<u32>": "&[1]",
-               "list<f32>": "&[1.0]", "list<string>": '&["x"]'}  # fmt: skip
-RUST_ENUMS = {"log-level": "inferlet::LogLevel::Debug", "access": "inferlet::Access::Owner",
-              "grammar-kind": "inferlet::GrammarKind::Regex", "link-kind": "inferlet::LinkKind::None"}  # fmt: skip
+RUST_VALUES = {
+    "u32": "1",
+    "s32": "1",
+    "u64": "1",
+    "f32": "1.0",
+    "bool": "true",
+    "string": '"x"',
+    "list<u32>": "&[1]",
+    "list<f32>": "&[1.0]",
+    "list<string>": '&["x"]',
+}
+RUST_ENUMS = {
+    "log-level": "inferlet::LogLevel::Debug",
+    "access": "inferlet::Access::Owner",
+    "grammar-kind": "inferlet::GrammarKind::Regex",
+    "link-kind": "inferlet::LinkKind::None",
+}
 
 
 @pytest.mark.slow

@@ -46,8 +46,7 @@ def of_type(kind: Any) -> st.SearchStrategy[Any]:
 
 def of_class(cls: type[Message]) -> st.SearchStrategy[Message]:
     hints = typing.get_type_hints(cls)
-    return st.builds(cls, **{field.name: of_type(hints[field.name])
-                             for field in dataclasses.fields(cls)})  # fmt: skip
+    return st.builds(cls, **{field.name: of_type(hints[field.name]) for field in dataclasses.fields(cls)})
 
 
 ANY_MESSAGES = st.lists(st.one_of([of_class(cls) for cls in CLASSES]), max_size=6)
@@ -131,12 +130,17 @@ def test_options_that_would_declare_live_peers_dead_are_refused() -> None:
         SocketOptions(max_half_open=0)
 
 
-@pytest.mark.parametrize("message", [
-    protocol.Completed(1, bytes(500_000)), protocol.Completed(1, [bytes(300_000), bytes(300_000)]),
-    protocol.SendText(1, "i", "x" * 500_000),
-    protocol.PlanTokens(bytes(8), b"1", bytes(80_000), bytes(80_000), bytes(12)),
-    Forward(1, 1, 0, 0, bytes(400), 0, b"", b"", bytes(200_000), [Logprobs(0, bytes(300_000))], 0, [bytes(70_000)]),
-], ids=lambda message: type(message).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "message",
+    [
+        protocol.Completed(1, bytes(500_000)),
+        protocol.Completed(1, [bytes(300_000), bytes(300_000)]),
+        protocol.SendText(1, "i", "x" * 500_000),
+        protocol.PlanTokens(bytes(8), b"1", bytes(80_000), bytes(80_000), bytes(12)),
+        Forward(1, 1, 0, 0, bytes(400), 0, b"", b"", bytes(200_000), [Logprobs(0, bytes(300_000))], 0, [bytes(70_000)]),
+    ],
+    ids=lambda message: type(message).__name__,
+)
 def test_the_size_of_what_is_large_is_known_before_it_is_encoded(message: Message) -> None:
     assert protocol.size_of(message) == pytest.approx(len(encode([message])), rel=0.01)
 
@@ -147,10 +151,17 @@ def test_the_size_of_what_is_small_is_small() -> None:
     assert protocol.size_of(protocol.CopyTokens(1, 1, 1, 0, [[1, 2, 3, 4, 5]] * 100)) == 0
 
 
-@pytest.mark.parametrize("within", [
-    msgpack.ExtType(9, b"x"), msgpack.ExtType(1, b"x"), msgpack.ExtType(1, b""), msgpack.ExtType(1, msgpack.packb([])),
-    msgpack.ExtType(1, msgpack.packb([103, 1])), msgpack.ExtType(1, msgpack.packb([9999])),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "within",
+    [
+        msgpack.ExtType(9, b"x"),
+        msgpack.ExtType(1, b"x"),
+        msgpack.ExtType(1, b""),
+        msgpack.ExtType(1, msgpack.packb([])),
+        msgpack.ExtType(1, msgpack.packb([103, 1])),
+        msgpack.ExtType(1, msgpack.packb([9999])),
+    ],
+)
 def test_what_is_no_message_within_another_is_a_protocol_error(within: Any) -> None:
     with pytest.raises(ProtocolError):
         decode(msgpack.packb([1, [[3, 1, within]]]))

@@ -73,10 +73,17 @@ def authenticate(sock: socket.socket, endpoint: Endpoint) -> socket.socket:
 # --- bytes on the wire ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("data", [
-    PREFIX.pack(MAX_FRAME_BYTES + 1), b"\xff" * 8, PREFIX.pack(3) + b"abc", PREFIX.pack(1) + b"\xc1",
-    PREFIX.pack(len(encode([])) - 1) + encode([])[:-1],
-], ids=["over-limit", "huge", "not-a-frame", "not-msgpack", "cut-msgpack"])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        PREFIX.pack(MAX_FRAME_BYTES + 1),
+        b"\xff" * 8,
+        PREFIX.pack(3) + b"abc",
+        PREFIX.pack(1) + b"\xc1",
+        PREFIX.pack(len(encode([])) - 1) + encode([])[:-1],
+    ],
+    ids=["over-limit", "huge", "not-a-frame", "not-msgpack", "cut-msgpack"],
+)
 def test_garbage_closes_that_connection_and_allocates_nothing(
     listen: Serve, service: ScriptedService, data: bytes
 ) -> None:
@@ -204,11 +211,15 @@ def test_proof_of_the_peer_reflected_is_denied() -> None:
     door.close()
 
 
-@pytest.mark.parametrize(("reply", "error"), [
-    (lambda sock: sock.sendall(b"SSH-2.0-OpenSSH_9.9 and more of it, no pieray"), ProtocolError),
-    (lambda sock: sock.sendall(b"short"), PeerLost),
-    (lambda sock: time.sleep(0.6), DeadlineExceeded),
-], ids=["other-protocol", "hangs-up", "silent"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (lambda sock: sock.sendall(b"SSH-2.0-OpenSSH_9.9 and more of it, no pieray"), ProtocolError),
+        (lambda sock: sock.sendall(b"short"), PeerLost),
+        (lambda sock: time.sleep(0.6), DeadlineExceeded),
+    ],
+    ids=["other-protocol", "hangs-up", "silent"],
+)
 def test_what_is_no_listener_is_a_typed_error(reply: Callable[[socket.socket], None], error: type[Exception]) -> None:
     endpoint, door = impostor(reply)
     with pytest.raises(error):
@@ -339,8 +350,9 @@ class PanicError(BaseException):
 
 
 @pytest.mark.parametrize("method", ["on_connect", "on_messages"])
-def test_a_panic_in_a_service_closes_that_connection_only(listen: Serve, service: ScriptedService, method: str,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_panic_in_a_service_closes_that_connection_only(
+    listen: Serve, service: ScriptedService, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     endpoint, bad, good = listen().endpoint, Client(), Client()
 
     def panic(*_: object) -> None:

@@ -66,11 +66,14 @@ def test_arguments_are_read_by_position():
     assert list(lift(ctypes.addressof(memory), CAP)) == [-5, "é", True, 2**64 - 1]
 
 
-@pytest.mark.parametrize(("kind", "image"), [
-    ("string", lambda: codecs.encode_string("x" * 101)),
-    ("list<u32>", lambda: codecs.encode_u32s([0] * 26)),
-    ("list<u8>", lambda: codecs.encode_u8s(b"x" * 101)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "image"),
+    [
+        ("string", lambda: codecs.encode_string("x" * 101)),
+        ("list<u32>", lambda: codecs.encode_u32s([0] * 26)),
+        ("list<u8>", lambda: codecs.encode_u8s(b"x" * 101)),
+    ],
+)
 def test_what_is_over_the_cap_is_refused(kind, image):
     with pytest.raises(QuotaExceeded, match="message_bytes is 100"):
         lifted(kind, image(), cap=100)

@@ -63,8 +63,7 @@ def test_one_that_is_done_already_parks_nobody(host, completion):
 
 
 @pytest.mark.parametrize(
-    ("failure", "wanted"),
-    [(InvalidRequest("no such text"), InvalidRequest), (RuntimeError("a fault"), PierayError)],
+    ("failure", "wanted"), [(InvalidRequest("no such text"), InvalidRequest), (RuntimeError("a fault"), PierayError)]
 )
 def test_a_failure_is_the_calls_error(host, completion, failure, wanted):
     watched = asked(host, completion)

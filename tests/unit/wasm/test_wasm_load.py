@@ -31,12 +31,15 @@ def test_a_minimal_component_loads_and_runs(host):
     assert Watched(host, host.load(component(), "minimal"), "x").value == ""
 
 
-@pytest.mark.parametrize(("content", "complaint"), [
-    (b"\x7fELF" + b"\0" * 100, "precompiled native code"),
-    (b"\0asm\x01\0\0\0", "a core module; give a component"),
-    (b"print('hello')", "no WebAssembly component"),
-    (b"", "no WebAssembly component"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"\x7fELF" + b"\0" * 100, "precompiled native code"),
+        (b"\0asm\x01\0\0\0", "a core module; give a component"),
+        (b"print('hello')", "no WebAssembly component"),
+        (b"", "no WebAssembly component"),
+    ],
+)
 def test_only_components_are_loaded(host, content, complaint):
     with pytest.raises(InvalidRequest, match=complaint):
         host.load(content, "it")
@@ -55,9 +58,10 @@ def test_garbage_behind_the_magic_is_invalid(host, cache):
     assert list(cache.glob("*.cwasm")) == []
 
 
-@pytest.mark.parametrize("name", [
-    "wasi:http/outgoing-handler@0.2.0", "pieray:inferlet/kv@0.9.0", "pieray:inferlet/gpu@0.2.0", "evil:host/exec",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["wasi:http/outgoing-handler@0.2.0", "pieray:inferlet/kv@0.9.0", "pieray:inferlet/gpu@0.2.0", "evil:host/exec"],
+)
 def test_other_imports_are_refused_by_name(host, name):
     with pytest.raises(InvalidRequest, match=f"it imports {name}"):
         host.load(component(f'(import "{name}" (instance (export "f" (func))))'), "it")
@@ -88,10 +92,9 @@ def test_a_wasi_function_with_other_parameters_is_refused(host):
         host.load(component(imports), "liar")
 
 
-@pytest.mark.parametrize(("body", "complaint"), [
-    ("", "it does not export run; it has none"),
-    (WITH_TWO_PARAMETERS, "exports run as func"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "complaint"), [("", "it does not export run; it has none"), (WITH_TWO_PARAMETERS, "exports run as func")]
+)
 def test_the_export_must_have_its_type(host, body, complaint):
     with pytest.raises(InvalidRequest, match=complaint):
         host.load(component(body=body), "it")

@@ -118,8 +118,11 @@ def test_linux_tells_which_pages_were_written(wasm: WasmHost) -> None:
     assert pooling.allow_scan(pool)
     assert not pooling.allow_scan(pool)  # it is not what is expected any more: nothing is written
     native.pooling_config_delete(pool)
-    opened = {os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
-              if os.path.exists(f"/proc/self/fd/{name}")}  # fmt: skip
+    opened = {
+        os.readlink(f"/proc/self/fd/{name}")
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}")
+    }
     assert any(path.endswith("/pagemap") for path in opened)
 
 

@@ -18,9 +18,14 @@ from pieray.wasm.turns import PATIENCE_S, TurnQueue
 
 class Guest:
     def __init__(
-        self, name: str, tenant: str = "", is_long: bool = False, is_background: bool = False, priority: int = 0,
+        self,
+        name: str,
+        tenant: str = "",
+        is_long: bool = False,
+        is_background: bool = False,
+        priority: int = 0,
         is_starting: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.name, self.tenant, self.is_long, self.is_background = name, tenant, is_long, is_background
         self.priority, self.is_starting = priority, is_starting
         self.served = 0.0

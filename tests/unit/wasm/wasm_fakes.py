@@ -198,7 +198,7 @@ class Watched:
         self._ended = threading.Event()
         self.guest: Guest = host.spawn(
             program, self.handlers, limits or Limits(), input=text, on_exit=self._exit, **kwargs
-        )  # fmt: skip
+        )
 
     def _exit(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
