@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 GPU_OUT := bench/results/$(shell date -u +%F)-gpu.jsonl
 
-.PHONY: run test unit fmt lint bench gpu install install-tests clean distclean
+.PHONY: run test unit fmt lint docs bench gpu install install-tests clean distclean
 
 run: $(VENV)/.installed
 	@$(BIN)/pieray run text-completion -- "--prompt=$$PROMPT"
@@ -40,6 +40,10 @@ lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHON=$(BIN)/python tools/typecheck
+
+# the documentation as a site, in build/site; fails on a link that leads nowhere
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed
 	@for script in $(BENCHES); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
@@ -68,6 +72,11 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 $(VENV)/.installed-tests: $(VENV)/.installed
 	@echo "installing what tests need"
 	@$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.torch pyproject.toml
+	@echo "installing what the documentation needs"
+	@$(PIP) --editable '.[docs]'
 	@touch $@
 
 clean:
