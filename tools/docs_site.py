@@ -1,4 +1,4 @@
-"""A hook of mkdocs (see mkdocs.yml): links out of docs/ name the file of the repository, which the site does not have."""
+"""A hook of mkdocs (mkdocs.yml): links out of docs/ name the file of the repository, which the site does not have."""
 
 from __future__ import annotations
 
