@@ -169,16 +169,19 @@ class Process:
         """Log lines so far, each "level: line"."""
         return [e.text for e in self._events if e.kind == "log"]
 
-    def events(self) -> Iterator[Event]:
+    def events(self, timeout: float | None = None) -> Iterator[Event]:
         """All events from the first, as they come, up to the one that ends the inferlet.
 
-        Raises at the end, as `result` does, if the inferlet failed or the connection to it is lost.
+        Raises at the end, as `result` does, if the inferlet failed or the connection to it is lost.  Raises
+        DeadlineExceeded if the next one does not come within `timeout` seconds; the inferlet runs on then.
         """
         number = 0
         while True:
+            deadline = Deadline(timeout)
             with self._changed:
                 while number >= len(self._events) and not self.is_done:
-                    self._changed.wait()
+                    deadline.check(f"no event of {self.name} {self.id} has come")
+                    self._changed.wait(deadline.left_s())
                 fresh, is_done = self._events[number:], self.is_done
             yield from fresh
             number += len(fresh)
@@ -190,7 +193,7 @@ class Process:
         """Texts as they come; raises at the end, as `result` does, if the inferlet failed."""
         return (event for event in self.events() if event.kind == "text")
 
-    async def aevents(self) -> AsyncGenerator[Event, None]:
+    async def aevents(self, timeout: float | None = None) -> AsyncGenerator[Event, None]:
         """`events` for an event loop."""
         import asyncio  # here and below: it takes longer to import than all of this package
 
@@ -210,7 +213,14 @@ class Process:
                 if is_done:
                     self._outcome()
                     return
-                await changed.wait()
+                deadline = Deadline(timeout)
+                try:
+                    async with asyncio.timeout(deadline.allowed_s) as allowed:
+                        await changed.wait()
+                except TimeoutError:
+                    if not allowed.expired():
+                        raise
+                    raise deadline.error(f"no event of {self.name} {self.id} has come") from None
         finally:
             with self._changed:
                 self._waiters.remove(waiter)

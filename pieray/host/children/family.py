@@ -225,15 +225,19 @@ class Family:
         with self._lock:
             if child.outcome is not None:
                 return
-            if isinstance(outcome, str) and (room := self._room()) < len(outcome):
-                outcome = QuotaExceeded(
-                    f"mailbox_bytes: the limit is {self._state.limits.mailbox_bytes}, {room} are "
-                    f"left; the result of child {child.id} has {len(outcome)}"
+            size = byte_size(outcome) if isinstance(outcome, str) else 0
+            if size and (room := self._room()) < size:
+                outcome, size = (
+                    QuotaExceeded(
+                        f"mailbox_bytes: the limit is {self._state.limits.mailbox_bytes}, {room} are "
+                        f"left; the result of child {child.id} has {size}"
+                    ),
+                    0,
                 )
             child.outcome = outcome
-            if isinstance(outcome, str) and not child.is_detached:
-                child.result_bytes = len(outcome)
-                self._unread += len(outcome)
+            if not child.is_detached:
+                child.result_bytes = size
+                self._unread += size
             self._running.discard(child)
             resolved: Resolved = [(ticket, outcome) for ticket in child.waits]
             child.waits = []

@@ -141,9 +141,9 @@ class PageRequests:
         limit = self._state.limits.message_bytes
 
         def answered(result: object) -> None:
-            if isinstance(result, str) and len(result) > limit:
+            if isinstance(result, str) and (size := byte_size(result)) > limit:
                 result = QuotaExceeded(
-                    f"message_bytes: the limit is {limit}; the list has {len(result)}: ask for a longer prefix"
+                    f"message_bytes: the limit is {limit}; the list has {size}: ask for a longer prefix"
                 )
             self._state.tickets.resolve(ticket, result)
 

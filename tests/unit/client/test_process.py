@@ -53,6 +53,23 @@ def test_usage_is_asked_of_the_actor_whether_it_runs_or_has_ended(process: Proce
     assert asyncio.run(process.ausage(4)) == {"asked": 4}
 
 
+def test_whoever_iterates_may_say_how_long_the_next_event_may_take(process: Process) -> None:
+    process.add([text(0, "a")])
+    events = process.events(timeout=0.02)
+    assert next(events).text == "a"
+    with pytest.raises(DeadlineExceeded, match="no event of demo it has come within 0.02 s"):
+        next(events)
+
+    async def all_of() -> list[str]:
+        return [event.text async for event in process.aevents(timeout=0.02)]
+
+    with pytest.raises(DeadlineExceeded, match="within 0.02 s"):
+        asyncio.run(all_of())
+    process.add([Event("result", "1", 1)])
+    assert asyncio.run(all_of()) == ["a", "1"]
+    assert [event.text for event in process.events(timeout=0)] == ["a", "1"]
+
+
 def test_events_that_come_twice_are_taken_once(process: Process) -> None:
     process.add([text(0, "a")])
     process.add([text(0, "a"), text(1, "b")])

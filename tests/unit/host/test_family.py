@@ -138,6 +138,17 @@ def test_texts_result_and_id_come_to_tickets_asked_before_and_after(nursery: Nur
     assert nursery.text(nursery.handlers.children_id(child)) == instance_id
 
 
+def test_a_result_counts_by_its_bytes() -> None:
+    nursery = Nursery(Limits(mailbox_bytes=40))
+    first, second = nursery.launch(), nursery.launch()
+    long, short = json.dumps("ä" * 15, ensure_ascii=False), json.dumps("ä" * 4, ensure_ascii=False)
+    nursery.says(("result", long), at=0)
+    nursery.says(("result", short), at=1)
+    assert nursery.text(nursery.handlers.children_wait(first)) == long
+    with pytest.raises(QuotaExceeded, match="the limit is 40, 8 are left; the result of child .* has 10"):
+        nursery.text(nursery.handlers.children_wait(second))
+
+
 def test_a_child_that_ends_before_its_launch_is_answered_has_a_result_and_an_id(nursery: Nursery) -> None:
     child = nursery.launch(runs=False)
     sent, asked = nursery.handlers.children_send(child, "x"), nursery.handlers.children_id(child)
