@@ -120,8 +120,8 @@ class DeviceGroup:
         self._hosts.tell_all()
 
 
-class BrokerService:
-    """The Broker.  Thread-safe."""
+class KeptBroker:
+    """The Broker, whose heart is `pieray.broker.service`.  Thread-safe."""
 
     def __init__(self, config: Config, members: Members, hosts: Hosts, *, token: str, restarts: Restarts) -> None:
         self._config = config

@@ -17,7 +17,7 @@ from pieray.actors.hosts import Hosts
 from pieray.actors.members import BROKER, INFERLETS, Fleet, Member, Members
 from pieray.actors.placement import Placement
 from pieray.actors.records import Restarts
-from pieray.actors.services import BrokerService, DeviceGroup
+from pieray.actors.services import DeviceGroup, KeptBroker
 from pieray.concurrency.stalls import Stalls
 from pieray.config import Config
 from pieray.errors import NoAnswer, PierayError
@@ -57,9 +57,7 @@ class Supervisor:
         self.device = DeviceGroup(
             config, self._members, self._hosts, token=self.token, restarts=self._restarts["device group"]
         )
-        self._broker = BrokerService(
-            config, self._members, self._hosts, token=self.token, restarts=self._restarts[BROKER]
-        )
+        self._broker = KeptBroker(config, self._members, self._hosts, token=self.token, restarts=self._restarts[BROKER])
         self.placement = Placement(
             config,
             self._members,
