@@ -35,6 +35,7 @@ from pieray.messages import (
 from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
 from pieray.models.runner import Drawn
 from pieray.sched.adapters import AdapterDesk
+from pieray.sched.batch_former import StepPlan
 from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand, MoveCommand, failed
@@ -45,7 +46,7 @@ from pieray.sched.lookups import EmbedLookups, known
 from pieray.sched.passes import PassTable
 from pieray.sched.plandesk import Over, PlanDesk
 from pieray.sched.plans import PlanCommand
-from pieray.sched.scheduler import Scheduler, StepPlan
+from pieray.sched.scheduler import Scheduler
 from pieray.sched.swap import SwapCommand, SwapInCommand, SwapOutCommand, Swapper
 from pieray.sched.swap_slots import SwapSlots
 from pieray.sched.table import RowGroup

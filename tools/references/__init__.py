@@ -24,10 +24,11 @@ WIDTH = 100
 
 #: Modules of the client's API, in the order of the page, and what is public in them.
 CLIENT_NAMES = {
-    "engine": ("start", "connect", "Engine"),
-    "process": ("Process", "Event"),
-    "programs": ("ProgramSource",),
-    "launches": ("LaunchRequest",),
+    "bring_up": ("start",),
+    "client/engine": ("connect", "Engine"),
+    "client/process": ("Process", "Event"),
+    "programs/sources": ("ProgramSource",),
+    "programs/launches": ("LaunchRequest",),
     "config": ("Config", "ModelSettings", "Limits"),
     "errors": ("PierayError", "*"),
 }

@@ -9,9 +9,8 @@ from collections import Counter
 import pytest
 from wasm_fakes import GUESTS_C, FakeHandlers, Watched
 
-from pieray.concurrency import timers
 from pieray.errors import Cancelled
-from pieray.wasm import fibers
+from pieray.wasm import fibers, ticker
 from pieray.wasm.host import WasmHost
 from pieray.wasm.turns import PATIENCE_S, TurnQueue
 
@@ -254,7 +253,7 @@ def test_closing_ends_the_workers_behind_the_guests_that_wait():
 @pytest.fixture
 def unsliced(monkeypatch):
     """A host of one worker that cuts no turn by itself for as long as the tests take."""
-    monkeypatch.setattr(timers.Ticker.__init__, "__defaults__", (600.0,))
+    monkeypatch.setattr(ticker.Ticker.__init__, "__defaults__", (600.0,))
     host = WasmHost("fiber")
     yield host
     host.close()
