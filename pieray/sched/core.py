@@ -33,7 +33,7 @@ from pieray.messages import (
     Verify,
 )
 from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
-from pieray.models.runner import Drawn
+from pieray.models.draws import Drawn
 from pieray.sched.adapters import AdapterDesk
 from pieray.sched.batch_former import StepPlan
 from pieray.sched.chunks import Chunk
@@ -55,7 +55,7 @@ from pieray.sched.verify import VerifyCommand
 if TYPE_CHECKING:
     from pieray.models.adapter_file import AdapterFile
     from pieray.models.lora import LoraAdapter
-    from pieray.models.runner import StepResult
+    from pieray.models.outputs import StepResult
     from pieray.models.tokenizer import TokenizerSpec
 
 log = logging.getLogger(__name__)
