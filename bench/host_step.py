@@ -31,7 +31,7 @@ from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.grammar.compiler import GrammarCompiler
 from pieray.messages import GREEDY, DecodePasses, Forward, Logits, Logprobs, Message, OpenInferlet, Sampler, StartPlan
-from pieray.models.runner import Drawn
+from pieray.models.draws import Drawn
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 from pieray.sched.core import BatcherCore
 from pieray.sched.costs import CostModel, Kind

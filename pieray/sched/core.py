@@ -33,8 +33,9 @@ from pieray.messages import (
     Verify,
 )
 from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
-from pieray.models.runner import Drawn
+from pieray.models.draws import Drawn
 from pieray.sched.adapters import AdapterDesk
+from pieray.sched.batch_former import StepPlan
 from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand, MoveCommand, failed
@@ -45,7 +46,7 @@ from pieray.sched.lookups import EmbedLookups, known
 from pieray.sched.passes import PassTable
 from pieray.sched.plandesk import Over, PlanDesk
 from pieray.sched.plans import PlanCommand
-from pieray.sched.scheduler import Scheduler, StepPlan
+from pieray.sched.scheduler import Scheduler
 from pieray.sched.swap import SwapCommand, SwapInCommand, SwapOutCommand, Swapper
 from pieray.sched.swap_slots import SwapSlots
 from pieray.sched.table import RowGroup
@@ -54,7 +55,7 @@ from pieray.sched.verify import VerifyCommand
 if TYPE_CHECKING:
     from pieray.models.adapter_file import AdapterFile
     from pieray.models.lora import LoraAdapter
-    from pieray.models.runner import StepResult
+    from pieray.models.outputs import StepResult
     from pieray.models.tokenizer import TokenizerSpec
 
 log = logging.getLogger(__name__)

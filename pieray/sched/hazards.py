@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pieray.sched.commands import Command, Slots
+from pieray.sched.lanes import LaneKey, Lanes
 
 
 class PageIndex:
@@ -63,7 +64,7 @@ class PageIndex:
                     del self._readers[page]
 
 
-class Poison:
+class UnwrittenSlots:
     """Slots of one inferlet that a failed command was to write and nothing has written since.
 
     They still hold what the page's last owner left: a command that reads one fails too, and so on.
@@ -85,7 +86,7 @@ class Poison:
             self._slots[page] = self._slots.get(page, 0) | bits
 
     def admit(self, command: Command) -> bool:
-        """Whether the command, the next in order of arrival, may run: it then writes, else it poisons."""
+        """Whether the command, the next in order of arrival, may run: it then writes, else its slots stay unwritten."""
         if not self._slots:
             return True
         reads = command.read_slots(self._page_size)
@@ -102,3 +103,44 @@ class Poison:
                 self._slots[page] = left
             else:
                 self._slots.pop(page, None)
+
+
+class UnwrittenByInferlet:
+    """Those of all inferlets that have any; `has_any` says which inferlets, by number."""
+
+    def __init__(self, lanes: Lanes, page_size: int) -> None:
+        self._lanes = lanes
+        self._page_size = page_size
+        self._slots: dict[LaneKey, UnwrittenSlots] = {}
+        self.has_any = lanes.column(bool, False)
+
+    def __contains__(self, key: LaneKey) -> bool:
+        return key in self._slots
+
+    def open(self, key: LaneKey) -> UnwrittenSlots:
+        """An inferlet's, to be added to."""
+        self.has_any.values[self._lanes.open(key)] = True
+        return self._slots.setdefault(key, UnwrittenSlots(self._page_size))
+
+    def admit(self, command: Command) -> bool:
+        """Whether the command, the next of its inferlet, may run; see `UnwrittenSlots.admit`."""
+        if (slots := self._slots.get(command.lane)) is None:
+            return True
+        is_admitted = slots.admit(command)
+        self.settle(command.lane)
+        return is_admitted
+
+    def clear(self, key: LaneKey, written: Slots) -> None:
+        """Those slots of the inferlet have been written."""
+        self._slots[key].clear(written)
+        self.settle(key)
+
+    def settle(self, key: LaneKey) -> None:
+        """Forget the inferlet's if none is left."""
+        if not self._slots[key]:
+            del self._slots[key]
+            self.has_any.values[self._lanes.open(key)] = False
+
+    def close(self, key: LaneKey) -> None:
+        """The inferlet has ended."""
+        self._slots.pop(key, None)

@@ -11,7 +11,7 @@ import numpy as np
 from pieray.errors import PierayError
 from pieray.messages import GREEDY, Sample
 from pieray.models.batch import DecodeRows, ForwardItem
-from pieray.models.runner import Drawn
+from pieray.models.draws import Drawn
 
 
 class RowsAsItems:

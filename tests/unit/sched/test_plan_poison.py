@@ -54,7 +54,7 @@ def test_the_count_of_queued_tokens_comes_back_to_nothing(as_row: bool, monkeypa
     monkeypatch.setattr(PlanCommand, "look_at", spent)
     desk.run()
     assert desk.ends == {1: "quota", 2: "quota"}
-    assert desk.core._scheduler._num_queued_tokens == 0
+    assert desk.core._scheduler.queues.num_tokens == 0
 
 
 class PanicError(BaseException):
@@ -81,4 +81,4 @@ def test_whatever_looking_at_a_token_throws_fails_that_plan_alone(
     monkeypatch.setattr(PlanCommand, "look_at", looks)
     desk.run()
     assert desk.ends == {1: "internal", 2: ["length", ""]}
-    assert desk.core._scheduler._num_queued_tokens == 0
+    assert desk.core._scheduler.queues.num_tokens == 0

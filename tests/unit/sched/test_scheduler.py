@@ -7,8 +7,9 @@ import pytest
 from rounds import seeds
 
 from pieray.messages import CopyTokens, Forward
+from pieray.sched.batch_former import StepPlan
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
-from pieray.sched.scheduler import Scheduler, StepPlan
+from pieray.sched.scheduler import Scheduler
 
 PAGE = 4
 
@@ -263,8 +264,12 @@ def test_any_schedule_reads_what_program_order_would_have_read(seed):
     while desk.scheduler.num_queued:
         plan = desk.scheduler.next_step(0.0)
         assert plan.copies or plan.forwards
-        assert plan.num_tokens == sum(chunk.num_tokens for chunk in plan.forwards) <= desk.scheduler.max_batch_tokens
-        assert len(plan.forwards) <= desk.scheduler.max_batch_requests
+        assert (
+            plan.num_tokens
+            == sum(chunk.num_tokens for chunk in plan.forwards)
+            <= desk.scheduler.limits.max_batch_tokens
+        )
+        assert len(plan.forwards) <= desk.scheduler.limits.max_batch_requests
         for copy in plan.copies:
             assert {page: actual.get(page) for page in copy.used_pages()} == inputs[copy.ticket]
             actual |= dict.fromkeys(copy.written_pages(), copy.ticket)

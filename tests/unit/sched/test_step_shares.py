@@ -7,10 +7,11 @@ import pytest
 from rounds import seeds
 
 from pieray.messages import GREEDY, CopyTokens, Forward, Logits, Logprobs, StartPlan, SwapOut
+from pieray.sched.batch_former import StepPlan
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
 from pieray.sched.costs import CostModel, Kind
 from pieray.sched.plans import PlanCommand
-from pieray.sched.scheduler import Scheduler, StepPlan
+from pieray.sched.scheduler import Scheduler
 from pieray.sched.shares import ALONE_STEPS, BURST_STEPS
 from pieray.sched.swap import SwapCommand, SwapOutCommand
 from pieray.sched.swap_slots import SwapSlots
@@ -160,7 +161,7 @@ def prefills(device: Device, inferlet: int, queues: int = 1, priority: int = 0):
     """A flood: each queue always has a prefill of 1,000 tokens."""
 
     def feed() -> None:
-        lane = device.scheduler._lanes.get(("p", inferlet))
+        lane = device.scheduler.queues.by_inferlet.get(("p", inferlet))
         for queue in range(1, queues + 1):
             if lane is None or queue not in lane.queues:
                 device.forward(inferlet, 1000, queue=queue, priority=priority)
@@ -186,7 +187,7 @@ HOSTILE = {
 
 
 def busy(device: Device) -> set[int]:
-    return {key[1] for key in device.scheduler._lanes}
+    return {key[1] for key in device.scheduler.queues.by_inferlet}
 
 
 @pytest.mark.slow
@@ -352,7 +353,7 @@ def test_nobody_with_a_backlog_gets_less_than_a_share_and_nothing_is_lost(seed):
         peers = sum(tenant == owner[inferlet] for tenant in owner.values())
         share = total / len(active) / peers
         assert device.had.get(inferlet, 0.0) >= 0.5 * share - quantum, (inferlet, device.had, owner, floods)
-    device.scheduler._costs = None  # to the end, at once
+    device.scheduler.former.costs = None  # to the end, at once
     for inferlet in floods:
         for _ in range(10_000):
             if inferlet not in busy(device):

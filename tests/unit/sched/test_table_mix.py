@@ -372,12 +372,12 @@ def test_any_mix_of_rows_and_commands_says_what_each_says_alone(seed: int) -> No
                 one.act()
     assert crowd.waiting == {}
     scheduler = crowd.core._scheduler
-    assert (scheduler.num_queued, scheduler._num_queued_tokens, len(scheduler.table)) == (0, 0, 0)
+    assert (scheduler.num_queued, scheduler.queues.num_tokens, len(scheduler.table)) == (0, 0, 0)
     assert crowd.core.plans.num_running == 0
-    assert not scheduler._lanes
+    assert not scheduler.queues.by_inferlet
     assert not scheduler._num_passes.values.any()
     assert not scheduler._has_commands.values.any()
-    assert not scheduler._active
+    assert not scheduler.queues.num_active
     swap = crowd.core.stats()["swap"]
     assert swap["used"] == 0
     assert swap["swapped_out"] >= swap["swapped_in"]

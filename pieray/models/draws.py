@@ -1,0 +1,116 @@
+"""What the rows of a step draw from their logits, and what of it fails alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pieray.errors import InvalidRequest, ModelError, PierayError
+from pieray.kernels.decode_rows_cpu import zero_bad_rows
+from pieray.kernels.sample_cpu import is_supported
+from pieray.messages import GREEDY, Sampler
+from pieray.models import sampler as sampling
+from pieray.models.batch import DecodeRows
+from pieray.models.sampler import Bias
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+NO_SCORES = np.zeros(0, np.float32)
+
+
+@dataclass(slots=True)
+class Drawn:
+    """What the rows of a step have drawn."""
+
+    tokens: I64  # [R]; of rows that failed, anything
+    scores: F32  # [S], log p of the tokens of `DecodeRows.scored`, before bias, temperature and filters
+    errors: dict[int, PierayError]  # rows that failed alone
+
+
+def spread(
+    part: Drawn, kept: I64, rows: DecodeRows, errors: dict[int, PierayError], into: Drawn | None = None
+) -> Drawn:
+    """What some of the rows have drawn, as if of all."""
+    whole = into or Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), {})
+    whole.tokens[kept] = part.tokens
+    whole.scores[np.isin(rows.scored, kept)] = part.scores
+    whole.errors = errors | {int(kept[row]): error for row, error in part.errors.items()}
+    return whole
+
+
+def finite(logits: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """The logits, and rows that are not finite; such rows are zeroed, so that no sampler trips over them."""
+    if is_supported(logits):
+        return logits, zero_bad_rows(logits)
+    is_finite = logits.amax(-1).isfinite() if len(logits) else logits.new_ones(0, dtype=torch.bool)
+    if bool(is_finite.all()):
+        return logits, []
+    return logits.masked_fill(~is_finite[:, None], 0), (~is_finite).nonzero()[:, 0].tolist()
+
+
+def not_finite() -> PierayError:
+    return ModelError("the logits of this item are not finite")
+
+
+def check_sampler(sampler: Sampler, vocab: int) -> None:
+    """What the kernels cannot bear; InvalidRequest or ValueError."""
+    num_bytes = (vocab + 7) // 8
+    if sampler.allowed and len(sampler.allowed) != num_bytes:
+        raise InvalidRequest(f"a mask of {vocab} tokens takes {num_bytes} bytes, given {len(sampler.allowed)}")
+    if sampler.bias_tokens:
+        ids, values = _bias(sampler)
+        if len(ids) != len(values) or int(ids.max(initial=0)) >= vocab or not (values < np.inf).all():
+            raise InvalidRequest(f"a bias is a value below infinity for each token id below {vocab}")
+
+
+def _bias(sampler: Sampler) -> Bias:
+    return np.frombuffer(sampler.bias_tokens, "<u4"), np.frombuffer(sampler.bias_values, "<f4")
+
+
+def restricted(logits: torch.Tensor, samplers: Sequence[Sampler], masks: Sequence[bytes]) -> torch.Tensor:
+    """The logits behind each row's bias, its sampler's mask and one more (b"": all allowed)."""
+    biased = sampling.add_bias(logits, [_bias(one) if one.bias_tokens else None for one in samplers])
+    allowed = [one.allowed or mask or None for one, mask in zip(samplers, masks, strict=True)]
+    masked = sampling.mask_tokens(biased, allowed)
+    both = [mask if one.allowed and mask else None for one, mask in zip(samplers, masks, strict=True)]
+    return sampling.mask_tokens(masked, both)
+
+
+def banned(logits: torch.Tensor) -> list[int]:
+    """Rows in which nothing may be drawn."""
+    rows: list[int] = (logits.amax(-1) == -torch.inf).nonzero()[:, 0].tolist()
+    return rows
+
+
+def no_token() -> PierayError:
+    return InvalidRequest("the sampler allows no token: all are banned by its bias or its mask")
+
+
+def draw_rows(rows: DecodeRows, logits: torch.Tensor, special: list[int], tokens: torch.Tensor) -> Drawn:
+    """The `tokens` drawn from plain logits, with those of the `special` rows drawn now, and the scores of all."""
+    errors: dict[int, PierayError] = {}
+    if special:
+        places = np.array(special)
+        samplers = [rows.samplers.get(row, GREEDY) for row in special]
+        allowed = restricted(logits[places], samplers, [rows.masks.get(row, b"") for row in special])
+        tokens[places] = sampling.sample(allowed, rows.choices[places])
+        errors = {special[place]: no_token() for place in banned(allowed)}
+    scores = NO_SCORES
+    if len(rows.scored):
+        scores = sampling.logprobs(logits[rows.scored], tokens[rows.scored, None])[:, 0].cpu().numpy()
+    return Drawn(tokens.cpu().numpy(), scores, errors)
+
+
+def draw_plain(rows: DecodeRows, logits: torch.Tensor, special: list[int]) -> torch.Tensor:
+    """Draws from plain logits, for all rows but the `special` ones: int64 [R]."""
+    if not special:
+        return sampling.sample(logits, rows.choices)
+    plain = np.setdiff1d(np.arange(len(rows)), special)
+    tokens = torch.zeros(len(rows), dtype=torch.int64, device=logits.device)
+    if len(plain):
+        tokens[plain] = sampling.sample(logits, rows.choices[plain], plain)
+    return tokens

@@ -1,0 +1,358 @@
+"""Forming a step: whose turn it is, and how much of each goes into the batch.
+
+* Decodes (at most DECODE_TOKENS tokens) come first, prefills share what is left of the token budget and are
+  cut where it ends.  Within each: higher priority first, then first come, first served.
+* Beside a program of higher priority, others of its tenant are in as many steps as make it little slower
+  (`precedence.py`).
+* Nothing starves: a command that has waited for `max_wait_s` goes before all that arrived later, whatever
+  their kind and priority.  So it waits at most `max_wait_s`, plus the steps for what arrived before it.
+* With a cost model, time is shared (`shares.py`): all of the above decides who comes first among those who have not
+  had their share.  What has none left, aged or urgent, waits for the next step, and prefills and outputs are cut to
+  what is left of it.
+* Work-conserving: no step is empty while anything may run, and an inferlet alone has all of it.
+* Rows are decodes like others; they are taken all at once if all of them fit and nobody takes more than a share, else
+  each by itself.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pieray.sched.chunks import Chunk, add_chunk, add_rows, cut, decode_seconds, whole
+from pieray.sched.commands import Command, ForwardCommand, MoveCommand
+from pieray.sched.costs import CostModel, Kind, Work, no_work
+from pieray.sched.lanes import I64
+from pieray.sched.plans import PlanCommand
+from pieray.sched.precedence import Precedence, are_lower
+from pieray.sched.queues import CommandQueues, InferletQueues
+from pieray.sched.shares import Demand, Shares
+from pieray.sched.swap import SwapCommand
+from pieray.sched.table import SPECIAL, DecodeTable, RowGroup
+from pieray.urgency import launch_priority
+
+DECODE_TOKENS = 16
+"""A pass of so few tokens is a decode: one token, or the drafts of one."""
+AGED, COPY, DECODE, PREFILL = range(4)
+"""Classes, in the order in which they are given room."""
+
+B1 = npt.NDArray[np.bool_]
+_Candidate: TypeAlias = tuple[int, int, int, Command | int]  # class, minus priority, order of arrival, command or row
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step: `copies` and swaps in order, then all `forwards` and a `group` of rows of the table.  `work` is what it
+    is made of, if there is a cost model."""
+
+    copies: list[MoveCommand] = field(default_factory=list)
+    forwards: list[Chunk] = field(default_factory=list)
+    group: RowGroup | None = None
+    picked: list[int] = field(default_factory=list)  # rows chosen one by one, while the step is being filled
+    num_tokens: int = 0
+    num_swapped: int = 0  # pages
+    work: Work = field(default_factory=no_work)
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.forwards) + (len(self.picked) if self.group is None else len(self.group))
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What a step holds at most, and how long a command waits before it goes first."""
+
+    max_batch_tokens: int
+    max_batch_requests: int
+    max_wait_s: float = 1.0
+    max_swap_pages: int = 256
+
+
+class BatchFormer:
+    """Takes from queues and table what runs next; without `costs`, nobody is held to a share."""
+
+    def __init__(
+        self, queues: CommandQueues, table: DecodeTable, shares: Shares, limits: StepLimits, costs: CostModel | None
+    ) -> None:
+        self.costs = costs
+        self._queues = queues
+        self._table = table
+        self._shares = shares
+        self._limits = limits
+        self._precedence = Precedence()
+        self._is_ranked = False  # whether candidates of the last step had several priorities, as far as it was looked
+        self._now = 0.0  # of the last step
+        self._seconds = np.zeros(0)  # what each row of the table takes, where accounts are looked at
+
+    def next_step(self, now: float) -> StepPlan:
+        """Choose, and count as scheduled, what runs in the next step; empty without work."""
+        self._now = now
+        plan = StepPlan()
+        rows = self._table.ready()
+        heap = [self._candidate(command) for command in self._queues.heads()] if self._queues.num_active else []
+        if not heap and not len(rows):
+            return plan
+        is_room = len(rows) <= min(self._limits.max_batch_requests, self._limits.max_batch_tokens)
+        if self.costs is not None:
+            may_be_ranked = heap or self._is_ranked or not is_room or not self._table.group(rows).is_of_one_priority
+            if may_be_ranked:
+                rows, heap = self._without_lower(self.costs, rows, heap)
+        if not heap and is_room:
+            group = self._table.group(rows)
+            if self.costs is None or self._shares.are_even(self.costs, group, self._now):
+                self._take_rows(plan, group)
+                return plan
+        heapq.heapify(heap)
+        bulk = self._bulk_of(rows, heap)
+        waiting: list[_Candidate] = []  # their inferlets have had their share
+        while heap or len(bulk):
+            if len(bulk) and (not heap or heap[0][0] >= DECODE):
+                if self._is_room(plan, len(bulk), heap):
+                    self._take_bulk(plan, bulk)
+                else:
+                    self._push_rows(heap, bulk)
+                bulk = rows[:0]
+                continue
+            one = heapq.heappop(heap)
+            if not self._run(plan, one[3], heap):
+                waiting.append(one)
+        if waiting and not plan.copies and not plan.num_requests:
+            self._run(plan, waiting[0][3], heap, is_forced=True)
+        if plan.picked:
+            self._take_rows(plan, self._table.group(rows if len(plan.picked) == len(rows) else np.sort(plan.picked)))
+        return plan
+
+    def _without_lower(self, costs: CostModel, rows: I64, heap: list[_Candidate]) -> tuple[I64, list[_Candidate]]:
+        """Without those that wait because of their tenant's programs of higher priority (`precedence.py`)."""
+        table, num_rows = self._table.rows, len(rows)
+        lanes, levels = table["lane"][rows], launch_priority(table["priority"][rows]).astype(np.int64)
+        commands = [one for one in heap if one[0] >= DECODE]  # copies make room for others, and who has aged goes first
+        if commands:
+            numbers = [self._queues.by_inferlet[one[3].lane].number for one in commands if isinstance(one[3], Command)]
+            lanes = np.concatenate([lanes, np.array(numbers, np.int64)])
+            levels = np.concatenate([levels, np.array([launch_priority(-one[1]) for one in commands])])
+        self._is_ranked = bool((levels != levels[:1]).any())
+        if not self._is_ranked:
+            return rows, heap
+        is_lower = are_lower(levels, self._shares.tenants(lanes))
+        is_lower[:num_rows] &= self._now - table["arrived"][rows] < self._limits.max_wait_s
+        if not is_lower.any():
+            return rows, heap
+        is_prefill = np.zeros(len(lanes), bool)
+        is_prefill[num_rows:] = [one[0] == PREFILL for one in commands]
+        seconds = np.concatenate([self._row_seconds(rows, costs), [self._first_s(one, costs) for one in commands]])
+        step_s = costs.seconds[Kind.STEP] + (costs.seconds[Kind.COMMANDS] if heap else 0.0)
+        highest_s = step_s + float(seconds[~is_lower].sum())
+        all_s = highest_s + float(seconds[is_lower & ~is_prefill].sum())
+        is_out = is_lower if self._precedence.keeps_out(highest_s, all_s) else is_lower & is_prefill
+        out = {id(one) for one, is_one_out in zip(commands, is_out[num_rows:].tolist(), strict=True) if is_one_out}
+        is_in = ~is_out[:num_rows]
+        return rows if is_in.all() else rows[is_in], [one for one in heap if id(one) not in out]
+
+    def _first_s(self, one: _Candidate, costs: CostModel) -> float:
+        """What a command adds to the step, if it is a decode, or about that."""
+        command = one[3]
+        assert isinstance(command, ForwardCommand)
+        if one[0] == DECODE:
+            return decode_seconds(command, costs)
+        return costs.tokens(
+            min(command.num_due, self._limits.max_batch_tokens), command.kv_len, is_masked=command.is_masked
+        )
+
+    def _bulk_of(self, rows: I64, heap: list[_Candidate]) -> I64:
+        """Rows that may be taken all at once: nobody's account ends before the last of them, and none has aged.  The
+        others are each by itself."""
+        is_bulk = np.ones(len(rows), bool) if self.costs is None else self._begin_shares(self.costs, heap, rows)
+        if len(rows) and (self._now - self._table.rows["arrived"][rows] >= self._limits.max_wait_s).any():
+            is_bulk[:] = False
+        if not is_bulk.all():
+            self._push_rows(heap, rows[~is_bulk])
+            rows = rows[is_bulk]
+        return rows
+
+    def _begin_shares(self, costs: CostModel, heap: list[_Candidate], rows: I64) -> B1:
+        """Tell what each inferlet wants of the step; which rows need no account in it."""
+        demands: dict[int, Demand] = {}
+        for _, _, _, command in heap:
+            assert isinstance(command, Command)
+            demand = self._demand(demands, self._queues.by_inferlet[command.lane].number)
+            if isinstance(command, ForwardCommand) and _is_decode(command, costs):
+                demand.decode_s += decode_seconds(command, costs)
+            else:
+                demand.has_more = True
+        lanes = self._table.rows["lane"][rows]
+        seconds = self._row_seconds(rows, costs)
+        self._seconds = np.zeros(len(self._table))
+        self._seconds[rows] = seconds
+        is_free = self._shares.are_settled(lanes)
+        loose = np.flatnonzero(~is_free)
+        for lane, taken_s in zip(lanes[loose].tolist(), seconds[loose].tolist(), strict=True):
+            is_first = lane not in demands
+            demand = self._demand(demands, lane)
+            demand.decode_s += taken_s
+            demand.is_row = is_first
+        if demands or len(rows):
+            step_s, token_s = costs.seconds[Kind.STEP], costs.decode(1, 0)
+            if heap:  # it takes that whatever of them runs
+                step_s += costs.seconds[Kind.COMMANDS]
+            settled = np.flatnonzero(is_free)
+            is_free[settled] = self._shares.begin(
+                self._now, list(demands.values()), lanes[settled], seconds[settled], step_s, token_s
+            )
+        return is_free
+
+    def _demand(self, demands: dict[int, Demand], lane: int) -> Demand:
+        found = demands.get(lane)
+        if found is None:
+            found = demands[lane] = Demand(lane, self._shares.account(lane))
+        return found
+
+    def _row_seconds(self, rows: I64, costs: CostModel) -> npt.NDArray[np.float64]:
+        """What each of these rows takes of a step."""
+        table, s = self._table.rows, costs.seconds
+        seconds = s[Kind.ATTENTION] * table["kv_len"][rows] + (s[Kind.ITEMS] + s[Kind.TOKENS] + s[Kind.ATTENTION])
+        seconds += np.where(table["choice"]["temperature"][rows] > 0, s[Kind.DRAWS], s[Kind.GREEDY])
+        seconds += (table["flags"][rows] & SPECIAL > 0) * s[Kind.FILTERED]
+        return seconds
+
+    def _is_room(self, plan: StepPlan, num_rows: int, heap: list[_Candidate]) -> bool:
+        """Whether so many rows fit beside all decodes of `heap`."""
+        decodes = [one[3] for one in heap if one[0] == DECODE]
+        num_tokens = plan.num_tokens + sum(1 if isinstance(one, int) else DECODE_TOKENS for one in decodes)
+        num_requests = plan.num_requests + len(decodes)
+        return num_rows <= min(
+            self._limits.max_batch_requests - num_requests, self._limits.max_batch_tokens - num_tokens
+        )
+
+    def _push_rows(self, heap: list[_Candidate], rows: I64) -> None:
+        """Each row by itself."""
+        if not len(rows):
+            return
+        table = self._table.rows
+        kinds = np.where(self._now - table["arrived"][rows] >= self._limits.max_wait_s, AGED, DECODE)
+        priorities = np.where(kinds == AGED, 0, -table["priority"][rows].astype(np.int64))
+        turns = table["turn"][rows]
+        for one in zip(kinds.tolist(), priorities.tolist(), turns.tolist(), rows.tolist(), strict=True):
+            heapq.heappush(heap, one)
+
+    def _take_bulk(self, plan: StepPlan, rows: I64) -> None:
+        """Rows that need no account are in the step."""
+        if self.costs is not None:
+            self._shares.charge_rows(self._table.rows["lane"][rows], self._seconds[rows])
+        plan.picked += rows.tolist()
+        plan.num_tokens += len(rows)
+
+    def _take_rows(self, plan: StepPlan, group: RowGroup) -> None:
+        """The step has these rows: each takes its turn anew, in the order in which they had them."""
+        group.take_turns(self._queues.take_turns(len(group)), self._now)
+        plan.group = group
+        plan.num_tokens += len(group) - len(plan.picked)
+        if self.costs is not None:
+            add_rows(plan.work, group)
+
+    def _run(self, plan: StepPlan, command: Command | int, heap: list[_Candidate], *, is_forced: bool = False) -> bool:
+        """Put what may run of the command into the step; False: its inferlet has had its share."""
+        if isinstance(command, int):
+            return self._pick(plan, command, is_forced=is_forced)
+        lane = self._queues.by_inferlet[command.lane]
+        if isinstance(command, MoveCommand):
+            if len(plan.copies) < self._limits.max_batch_requests and self._most_parts(plan, command) > 0:
+                if not self._copy(plan, lane, command, is_forced=is_forced):
+                    return False
+                if command.is_scheduled:
+                    self._advance(lane, command, heap)
+                    self._release(lane, command, heap)
+        elif isinstance(command, ForwardCommand):
+            room = self._limits.max_batch_tokens - plan.num_tokens
+            if room > 0 and plan.num_requests < self._limits.max_batch_requests:
+                chunk = self._chunk(plan, lane, command, room, is_forced=is_forced)
+                if chunk is None:
+                    return False
+                plan.forwards.append(chunk)
+                plan.num_tokens += chunk.num_tokens
+                self._queues.count(0, chunk.start - command.num_done)
+                if isinstance(command, PlanCommand):
+                    command.turn, command.arrived = self._queues.take_turns(1), self._now
+                elif chunk.is_last:
+                    self._advance(lane, command, heap)
+        return True
+
+    def _pick(self, plan: StepPlan, row: int, *, is_forced: bool) -> bool:
+        """Put a row into the step by itself."""
+        if plan.num_tokens >= self._limits.max_batch_tokens or plan.num_requests >= self._limits.max_batch_requests:
+            return True
+        if self.costs is not None:
+            account = self._shares.account(int(self._table.rows["lane"][row]))
+            if self._shares.allowance(account, is_decode=True) <= 0.0 and not is_forced:
+                return False
+            self._shares.charge(account, float(self._seconds[row]), is_decode=True)
+        plan.picked.append(row)
+        plan.num_tokens += 1
+        return True
+
+    def _candidate(self, command: Command) -> _Candidate:
+        if self._now - command.arrived >= self._limits.max_wait_s:
+            return AGED, 0, command.turn, command
+        kind = COPY if command.is_copy else DECODE if command.num_due <= DECODE_TOKENS else PREFILL
+        return kind, -command.priority, command.turn, command
+
+    def _most_parts(self, plan: StepPlan, command: MoveCommand) -> int:
+        """How much of it may be in the step, whatever it costs."""
+        is_swap = isinstance(command, SwapCommand)
+        return self._limits.max_swap_pages - plan.num_swapped if is_swap else max(command.num_parts, 1)
+
+    def _copy(self, plan: StepPlan, lane: InferletQueues, command: MoveCommand, *, is_forced: bool) -> bool:
+        """Put parts of the copy or swap into the step; False: its inferlet has had its share."""
+        most = self._most_parts(plan, command)
+        if self.costs is None:
+            num_parts = command.schedule(most)
+        else:
+            account = self._shares.account(lane.number)
+            seconds = self._shares.allowance(account, is_decode=False)
+            if seconds <= 0.0 and not is_forced:
+                return False
+            each = self.costs.seconds[command.cost]
+            num_parts = command.schedule(max(int(min(seconds / each, most)), 1))
+            plan.work[Kind.COMMANDS] = 1.0
+            plan.work[command.cost] += num_parts
+            self._shares.charge(account, num_parts * each, is_decode=False)
+        if isinstance(command, SwapCommand):
+            plan.num_swapped += num_parts
+        plan.copies.append(command)
+        return True
+
+    def _chunk(
+        self, plan: StepPlan, lane: InferletQueues, command: ForwardCommand, room: int, *, is_forced: bool
+    ) -> Chunk | None:
+        """What of the command goes into the step, with `room` for tokens; None: its inferlet has had its share."""
+        costs = self.costs
+        if costs is None:
+            return whole(command, room)
+        is_decode, account = _is_decode(command, costs), self._shares.account(lane.number)
+        seconds = self._shares.allowance(account, is_decode=is_decode)
+        if seconds <= 0.0 and not is_forced:
+            return None
+        chunk = cut(command, room, seconds, costs)
+        self._shares.charge(account, add_chunk(plan.work, chunk, costs), is_decode=is_decode)
+        return chunk
+
+    def _advance(self, lane: InferletQueues, command: Command, heap: list[_Candidate]) -> None:
+        """The command is fully scheduled: the next of its queue may join the step."""
+        if (following := self._queues.advance(lane, command)) is not None:
+            heapq.heappush(heap, self._candidate(following))
+
+    def _release(self, lane: InferletQueues, copy: MoveCommand, heap: list[_Candidate]) -> None:
+        """A copy will have run before the forwards of its step: what waits for it alone may join."""
+        for command in self._queues.release(lane, copy):
+            heapq.heappush(heap, self._candidate(command))
+
+
+def _is_decode(command: ForwardCommand, costs: CostModel) -> bool:
+    """Whether it takes part in every step: a few tokens, whose outputs take less than a step does."""
+    if command.num_due > DECODE_TOKENS:
+        return False
+    return not command.outputs or command.seconds_of_outputs(costs.output) <= costs.bare
