@@ -13,56 +13,21 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from pieray.broker.buffer import Answer, Bounds, Caller
+from pieray.broker.buffer import Answer, Bounds
 from pieray.broker.exchange import Exchange
 from pieray.broker.flow import Flow, cost_of_message, tenant_of
+from pieray.broker.requests import REQUESTS, Asking, Requests, Storing, Telling
 from pieray.broker.store import Store
 from pieray.broker.turns import Turns
 from pieray.concurrency.deadlines import wait_s
 from pieray.concurrency.pulse import PulsedLock
 from pieray.errors import PeerLost, PierayError, ProtocolError
-from pieray.messages import (
-    Broadcast,
-    Completed,
-    Credit,
-    Failed,
-    Message,
-    Next,
-    Pull,
-    Push,
-    Settle,
-    StoreDelete,
-    StoreGet,
-    StoreNames,
-    StorePut,
-    StorePutIf,
-    Subscribe,
-    Unsubscribe,
-    Withdraw,
-)
+from pieray.messages import Completed, Credit, Failed, Message
 from pieray.transport import Connection
 
 log = logging.getLogger(__name__)
 
-Asking: TypeAlias = Push | Pull | Broadcast | Subscribe | Next
-Telling: TypeAlias = Unsubscribe | Withdraw | Settle
-Storing: TypeAlias = StoreGet | StorePut | StorePutIf | StoreDelete | StoreNames
 Steps: TypeAlias = Generator[None, None, None]
-REQUESTS = (
-    Push,
-    Pull,
-    Broadcast,
-    Subscribe,
-    Next,
-    Unsubscribe,
-    Withdraw,
-    Settle,
-    StoreGet,
-    StorePut,
-    StorePutIf,
-    StoreDelete,
-    StoreNames,
-)
 
 SLICE_S = 0.001
 """Of long work, before others have a turn."""
@@ -108,6 +73,7 @@ class BrokerService:
     def __init__(self, bounds: Bounds, store: Store) -> None:
         self._exchange = Exchange(bounds)
         self._store = store
+        self._requests = Requests(self._exchange, store)
         self._peers: dict[str, _Peer] = {}
         self._turns: Turns[_Job] = Turns()
         self._wake = threading.Condition()  # guards peers and turns
@@ -282,36 +248,17 @@ class BrokerService:
         """Serve at once, or return the steps in which to do it."""
         peer_id = peer.flow.conn.peer_id
         if isinstance(message, Asking):
-            self._tell(self._asked(peer_id, message))
+            self._tell(self._requests.ask(peer_id, message))
         elif isinstance(message, Telling):
-            self._tell(self._told(peer_id, message))
+            self._tell(self._requests.tell(peer_id, message))
         elif isinstance(message, Storing):
             return self._storing(peer.flow, message)
         return None
 
-    def _asked(self, peer: str, message: Asking) -> list[Answer]:
-        exchange = self._exchange
-        if isinstance(message, Next):
-            return exchange.next(Caller(peer, message.ticket, "", message.tenant), message.subscription)
-        caller = Caller(peer, message.ticket, message.inferlet, message.tenant)
-        if isinstance(message, Pull):
-            return exchange.pull(caller, message.tenant, message.name)
-        if isinstance(message, Subscribe):
-            return exchange.subscribe(caller, message.tenant, message.name, message.subscription)
-        send = exchange.push if isinstance(message, Push) else exchange.broadcast
-        return send(caller, message.tenant, message.name, message.text, _deadline(message.timeout_ms))
-
-    def _told(self, peer: str, message: Telling) -> list[Answer]:
-        if isinstance(message, Withdraw):
-            return self._exchange.withdraw(peer, message.ticket)
-        if isinstance(message, Settle):
-            return self._exchange.settle(peer, message.ticket, message.is_taken)
-        return self._exchange.unsubscribe(peer, message.subscription)
-
     def _storing(self, flow: Flow, message: Storing) -> Steps:
         answer: Completed | Failed
         try:
-            answer = Completed(message.ticket, (yield from self._in_store(message)))
+            answer = Completed(message.ticket, (yield from self._requests.store(message)))
         except PierayError as error:
             answer = Failed(message.ticket, error.code, error.message)
         except sqlite3.Error as error:
@@ -342,24 +289,6 @@ class BrokerService:
             if failed is not None:
                 answer = Failed(answer.ticket, "internal", f"the key-value store failed: {failed}")  # noqa: PLW2901
             self._post(flow, tenant, answer)
-
-    def _in_store(self, message: Storing) -> Generator[None, None, str | int | None]:
-        store, tenant = self._store, message.tenant
-        if isinstance(message, StoreGet):
-            return store.get(tenant, message.key)
-        if isinstance(message, StorePut):
-            yield from store.putting(
-                tenant, message.key, message.value, ttl_s=message.ttl_ms / 1e3, max_bytes=message.max_bytes
-            )
-            return None
-        if isinstance(message, StorePutIf):
-            expected = None if message.is_absent else message.expected
-            return int(
-                (yield from store.putting_if(tenant, message.key, expected, message.value, max_bytes=message.max_bytes))
-            )
-        if isinstance(message, StoreDelete):
-            return int(store.delete(tenant, message.key))
-        return (yield from store.naming(tenant, message.prefix, message.max_bytes))
 
     def _dropping(self, peer: _Peer) -> Steps:
         peer_id = peer.flow.conn.peer_id
@@ -429,7 +358,3 @@ class BrokerService:
         if is_first:
             with self._books:
                 self._store.close()
-
-
-def _deadline(timeout_ms: int) -> float:
-    return time.monotonic() + timeout_ms / 1e3 if timeout_ms else -math.inf
