@@ -30,7 +30,7 @@ class _Loaded:
 
 
 class AdapterShelf:
-    """Not thread-safe: the Supervisor holds its lock.  `ask(member, method, *args, timeout_s=)` calls an actor."""
+    """Not thread-safe: the DeviceGroup holds a lock.  `ask(member, method, *args, timeout_s=)` calls an actor."""
 
     def __init__(self, ask: Callable[..., Any]) -> None:
         self._ask = ask

@@ -53,27 +53,27 @@ class Controller:
 
     @control
     def models(self) -> list[dict[str, Any]]:
-        return self._supervisor.models()
+        return self._supervisor.device.models()
 
     @control
     def adapters(self) -> list[dict[str, Any]]:
-        return self._supervisor.shelf.facts()
+        return self._supervisor.device.shelf.facts()
 
     def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
         """Load a LoRA adapter that `owner`'s inferlets may open; its facts."""
-        return self._supervisor.load_adapter(file, data, owner)
+        return self._supervisor.device.load_adapter(file, data, owner)
 
     def unload_adapter(self, name: str, owner: str) -> None:
-        self._supervisor.unload_adapter(name, owner)
+        self._supervisor.device.unload_adapter(name, owner)
 
     def launch(self, frame: bytes, sent_at: float | None = None, deadline: float | None = None) -> tuple[Any, ...]:
-        """Place and start an inferlet; returns the endpoint of its actor.  See `Supervisor.launch`."""
-        return self._supervisor.launch(frame, sent_at, deadline)
+        """Place and start an inferlet; returns the endpoint of its actor.  See `Placement.launch`."""
+        return self._supervisor.placement.launch(frame, sent_at, deadline)
 
     @control
     def grant(self, num_places: int) -> tuple[Any, ...] | None:
-        """Places for a client to launch at, without asking for each.  See `Supervisor.grant`."""
-        return self._supervisor.grant(num_places)
+        """Places for a client to launch at, without asking for each.  See `Placement.grant`."""
+        return self._supervisor.placement.grant(num_places)
 
     @control
     def ping(self) -> float:
@@ -106,26 +106,26 @@ class Controller:
     @control
     def locate(self, instance_id: str) -> tuple[str, tuple[Any, ...]]:
         """Name and actor endpoint of an inferlet; raises NotFound."""
-        return self._supervisor.locate(instance_id)
+        return self._supervisor.placement.locate(instance_id)
 
     @control
     def kill(self, instance_id: str, reason: str) -> None:
-        self._supervisor.kill(instance_id, reason)
+        self._supervisor.placement.kill(instance_id, reason)
 
     @control
     def ps(self) -> list[dict[str, Any]]:
-        return self._supervisor.ps()
+        return self._supervisor.placement.ps()
 
     @control
     def exports(self) -> list[dict[str, Any]]:
         """Facts of the exports of KV pages."""
-        found: list[dict[str, Any]] = self._supervisor.ask_pages("exports")
+        found: list[dict[str, Any]] = self._supervisor.device.ask_pages("exports")
         return found
 
     @control
     def drop_export(self, name: str, access: str, tenant: str, user: str) -> dict[str, Any]:
         """Take an export away; raises NotFound, InvalidRequest."""
-        dropped: dict[str, Any] = self._supervisor.ask_pages("drop_export", name, access, tenant, user)
+        dropped: dict[str, Any] = self._supervisor.device.ask_pages("drop_export", name, access, tenant, user)
         return dropped
 
     @control
@@ -134,8 +134,8 @@ class Controller:
 
     @control
     def admission(self) -> dict[str, Any]:
-        """Launches that wait and that were refused, by tenant.  See `Supervisor.admission`."""
-        return self._supervisor.admission()
+        """Launches that wait and that were refused, by tenant.  See `Placement.admission`."""
+        return self._supervisor.placement.admission()
 
     @control
     def pid(self) -> int:

@@ -1,21 +1,29 @@
-"""The actors of an engine as its Supervisor knows them, and what it needs of a cluster to have them."""
+"""The actors of an engine as its Supervisor knows them, and what it needs of a cluster to have and to ask them."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from pieray.concurrency.stalls import RemoteClock
+from pieray.errors import EngineError, NoAnswer, PierayError
 
 Wire: TypeAlias = tuple[Any, ...]
 Answer: TypeAlias = Callable[[float], Any]
 """Waits so many seconds for what a call returns; raises NoAnswer, ActorGone, EngineError and what the method raised."""
 
 BATCHER, RESOURCE_MANAGER, BROKER, INFERLETS = "batcher", "resource-manager", "broker", "inferlets"
+
+TELL_S = 30.0
+"""How long an actor may take to connect to others, or to be told of adapters."""
+FACTS_S = 3.0
+"""How long an actor may take to say how it is, or to end an inferlet."""
+SLICE_S = 0.25
+"""Who waits for an actor looks so often whether it has been set aside meanwhile."""
 
 
 @dataclass(eq=False, slots=True)
@@ -93,3 +101,82 @@ class Fleet(Protocol):
 
     def kill(self, member: Member) -> None:
         """End it for good, also one that is frozen, and its name is free.  Idempotent."""
+
+
+class Members:
+    """The actors that an engine has created and that have not ended.  Thread-safe.
+
+    `on_end` hears of each that is ended.  Once `stopped` is set, none is created any more.
+    """
+
+    def __init__(self, fleet: Fleet, on_end: Callable[[Member], None], stopped: threading.Event) -> None:
+        self._fleet = fleet
+        self._on_end = on_end
+        self._stopped = stopped
+        self._members: list[Member] = []
+        self._incarnation = 0
+        self._lock = threading.Lock()  # guards the fields; never held while an actor is asked
+
+    def all(self) -> list[Member]:
+        """Of all roles."""
+        with self._lock:
+            return list(self._members)
+
+    def __contains__(self, member: Member) -> bool:
+        return member in self._members
+
+    def create(self, role: str, number: int | None = None, near: Member | None = None) -> Member:
+        """Start an actor, see Fleet.  Raises EngineError, also while the engine is shutting down."""
+        with self._lock:
+            self._incarnation += 1
+            incarnation = self._incarnation
+        member = self._fleet.create(role, number, incarnation, near)
+        with self._lock:
+            self._members.append(member)
+        if self._stopped.is_set():
+            self.end(member)
+            raise EngineError("the engine is shutting down")
+        return member
+
+    def end(self, member: Member) -> None:
+        """End it for good.  Idempotent."""
+        with self._lock:
+            if member in self._members:
+                self._members.remove(member)
+        self._on_end(member)
+        self._fleet.kill(member)
+
+    def begin(self, member: Member, method: str, *args: Any) -> Answer:
+        """See Fleet."""
+        return self._fleet.begin(member, method, *args)
+
+    def has_died(self, member: Member) -> bool:
+        """See Fleet."""
+        return self._fleet.has_died(member)
+
+    def ask(self, member: Member, method: str, *args: Any, timeout_s: float) -> Any:
+        """What one of its methods returns; raises as an `Answer` does."""
+        return self.begin(member, method, *args)(timeout_s)
+
+    def gather(self, members: Sequence[Member], method: str, timeout_s: float) -> list[Any]:
+        """What each of them answers in time, or its PierayError."""
+        deadline = time.monotonic() + timeout_s
+        asked: list[Answer | PierayError] = []
+        for member in members:
+            try:
+                asked.append(self.begin(member, method))
+            except PierayError as error:
+                asked.append(error)
+        found: list[Any] = []
+        for answer in asked:
+            try:
+                found.append(answer if isinstance(answer, PierayError) else answer(deadline - time.monotonic()))
+            except PierayError as error:
+                found.append(error)
+        return found
+
+    def facts_of(self, members: Sequence[Member], method: str) -> list[Any]:
+        """As `gather`; those that are set aside are not waited for."""
+        asked = [member for member in members if not member.is_suspect]
+        found = dict(zip(map(id, asked), self.gather(asked, method, FACTS_S), strict=True))
+        return [found.get(id(m), NoAnswer(f"{m.describe()} does not answer")) for m in members]

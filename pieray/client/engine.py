@@ -8,24 +8,23 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 from pieray.client.controller_calls import ControllerCalls
 from pieray.client.controller_link import ControllerLink, LaunchPath
-from pieray.client.link import ActorLink, ActorLinks, GrantedLaunch
-from pieray.client.placements import Grant, Placements
+from pieray.client.launching import Launching
+from pieray.client.link import ActorLinks
 from pieray.client.process import Process
 from pieray.cluster import ray_cluster
 from pieray.cluster.ray_calls import asker
 from pieray.concurrency.off_loop import off_loop
 from pieray.config import Config
-from pieray.errors import DeadlineExceeded, DeviceLost, EngineError, NoAnswer, NotFound, PeerLost, PierayError
+from pieray.errors import EngineError, NotFound, PierayError
 from pieray.mapping import from_mapping
 from pieray.messages import Install, decode
 from pieray.models.adapter_file import AdapterFacts, read_adapter
-from pieray.programs.launches import InstalledPrograms, LaunchRequest, PreparedLaunch, frame_of, may_have_run, prepared
+from pieray.programs.launches import InstalledPrograms, LaunchRequest, PreparedLaunch, frame_of, prepared
 from pieray.programs.manifest import is_spec
 from pieray.programs.sources import ProgramSource, embedded_inferlets, is_embedded, resolve
 from pieray.transport import Endpoint
@@ -35,16 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_Outcome: TypeAlias = "tuple[Process, ActorLink] | PierayError"
-
-START_S = 900.0
-"""For a component to be compiled, its turn included: the engine gives up before."""
-GRANT_S = 20.0
-"""The same over places for launches, which it grants at once or not at all."""
-CONTROLLER_LAUNCHES = 16
-"""Of those of one call that the Controller has to place, so many are under way at one time."""
-BATCH_BYTES = 8 << 20
-"""Of launches in one message."""
 ASK_S = 60.0
 """How long the Controller may take over what it is asked, as long as it says that it lives."""
 
@@ -71,10 +60,10 @@ class Engine:
         self.on_close: Callable[[], None] = _nothing
         """Called when this handle has been closed."""
         self._token: str = controller.token if isinstance(controller, ControllerLink) else self._ask("token")
-        self._launching = None if isinstance(controller, ControllerLink) else LaunchPath(self._calls, self._token)
-        self._placements = Placements(self._granted)
         self._installed = InstalledPrograms(lambda spec: self._ask("resolve", spec))
         self._links = ActorLinks(peer_id=f"client-{os.getpid()}-{secrets.token_hex(4)}", token=self._token)
+        path = None if isinstance(controller, ControllerLink) else LaunchPath(self._calls, self._token)
+        self._launching = Launching(config, self._calls, self._links, self._installed, path=path, kill=self.kill)
 
     # --- inferlets -----------------------------------------------------------------------------
 
@@ -117,18 +106,7 @@ class Engine:
         tools = _tools_of(mcp) if mcp else None
         prepared = self._prepared(request, tools.names if tools is not None else ())
         self._check_open()
-        if (launched := self._launched_by_grant(prepared)) is None:
-            launched = self._launched_by_controller(prepared.renamed())
-        process, link = launched
-        try:
-            if tools is not None:
-                link.serve_tools(process, tools)
-            if prepared.may_compile:
-                link.await_start(process.id, START_S)
-            return process
-        except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
-            link.tell_kill(process.id, "its client could not attach")
-            raise
+        return self._launching.launch(prepared, tools)
 
     def launch_many(
         self, requests: Iterable[LaunchRequest | tuple[str | ProgramSource, Mapping[str, Any]]]
@@ -142,25 +120,7 @@ class Engine:
         """
         wanted = [self._prepared_or_error(request) for request in requests]
         self._check_open()
-        outcomes: dict[int, _Outcome] = {i: w for i, w in enumerate(wanted) if isinstance(w, PierayError)}
-        launches = {i: w for i, w in enumerate(wanted) if isinstance(w, PreparedLaunch)}
-        try:
-            self._launch_by_grants(launches, outcomes)
-            left = [number for number in launches if number not in outcomes]
-            if left:
-                from concurrent.futures import ThreadPoolExecutor  # here: few clients need it
-
-                left.sort(key=lambda number: launches[number].rank)
-                with ThreadPoolExecutor(min(len(left), CONTROLLER_LAUNCHES), "pieray-launch") as threads:
-                    placed = threads.map(lambda number: self._placed_or_error(launches[number]), left)
-                    outcomes.update(zip(left, placed, strict=True))
-            for number, launch in launches.items():
-                if launch.may_compile and isinstance(outcome := outcomes[number], tuple):
-                    outcomes[number] = _started_or_error(outcome)
-        except BaseException:  # a Ctrl-C too: nobody has their handles
-            _give_up(outcomes)
-            raise
-        return [outcome if isinstance(outcome, PierayError) else outcome[0] for _, outcome in sorted(outcomes.items())]
+        return self._launching.launch_many(wanted)
 
     async def alaunch_many(
         self, requests: Iterable[LaunchRequest | tuple[str | ProgramSource, Mapping[str, Any]]]
@@ -206,114 +166,6 @@ class Engine:
         except NotFound as missing:
             return _file_or(missing, name_or_file)
 
-    def _launched_by_grant(self, prepared: PreparedLaunch) -> tuple[Process, ActorLink] | None:
-        """Launch straight at an actor; None if the Controller has to place it.  Raises what refuses the program."""
-        outcomes: dict[int, _Outcome] = {}
-        self._launch_by_grants({0: prepared}, outcomes)
-        outcome = outcomes.get(0)
-        if isinstance(outcome, PierayError):
-            raise outcome
-        return outcome
-
-    def _launch_by_grants(self, launches: Mapping[int, PreparedLaunch], outcomes: dict[int, _Outcome]) -> None:
-        """Launch straight at actors; into `outcomes` goes what is launched or refused, the Controller has to place the
-        others.  If it is interrupted, what is in `outcomes` runs, and nothing else."""
-        frames: dict[int, bytes] = {}
-        for number, launch in launches.items():
-            if not launch.has_content or self.config.tenant(launch.whole.tenant).is_counted:
-                continue
-            try:
-                frames[number] = frame_of(launch.whole)
-            except PierayError as error:
-                outcomes[number] = error
-        by_actor: dict[Endpoint, list[tuple[int, Grant]]] = {}
-        for number, grant in zip(frames, self._placements.take_many(len(frames)), strict=False):
-            by_actor.setdefault(grant.endpoint, []).append((number, grant))
-        try:
-            for endpoint, taken in by_actor.items():
-                while taken:
-                    batch = [taken.pop(0)]
-                    num_bytes = len(frames[batch[0][0]])
-                    while taken and (num_bytes := num_bytes + len(frames[taken[0][0]])) <= BATCH_BYTES:
-                        batch.append(taken.pop(0))
-                    self._launch_at(endpoint, launches, frames, batch, outcomes)
-        finally:  # of those that it has not come to
-            for taken in by_actor.values():
-                for _, grant in taken:
-                    self._placements.give_back(grant)
-
-    def _launch_at(
-        self,
-        endpoint: Endpoint,
-        launches: Mapping[int, PreparedLaunch],
-        frames: Mapping[int, bytes],
-        taken: Sequence[tuple[int, Grant]],
-        outcomes: dict[int, _Outcome],
-    ) -> None:
-        """Those with a place of that actor, in one message."""
-        refusals: Sequence[PierayError | None]
-        processes: list[Process] = []
-        is_sent = False
-        try:
-            link = self._links.get(endpoint)
-            processes = [Process(launches[n].whole.instance_id, launches[n].name, link) for n, _ in taken]
-            refusals = link.launch(
-                [
-                    GrantedLaunch(process, grant, frames[n], launches[n].revision)
-                    for process, (n, grant) in zip(processes, taken, strict=True)
-                ]
-            )
-            is_sent = True
-        except (EngineError, PeerLost, DeadlineExceeded) as error:
-            refusals = [error] * len(taken)
-        except BaseException:
-            for _, grant in taken:
-                self._placements.give_back(grant)
-            raise
-        for place, ((number, grant), refused) in enumerate(zip(taken, refusals, strict=True)):
-            if refused is None:
-                processes[place].at_end(partial(self._placements.give_back, grant))
-                outcomes[number] = processes[place], link
-            elif isinstance(refused, PeerLost) and is_sent:
-                self._placements.drop(grant)
-                self._calls.tell("kill", processes[place].id, "its client has lost it")  # if the link alone was lost
-                outcomes[number] = may_have_run(endpoint.peer_id, processes[place].id)
-            elif isinstance(refused, (EngineError, PeerLost, DeviceLost, DeadlineExceeded)):  # of the actor
-                log.info("%s is placed by the Controller: %s", launches[number].name, refused)
-                self._placements.drop(grant)
-            else:
-                self._placements.give_back(grant)
-                if isinstance(refused, NotFound) and launches[number].revision:  # the program may be another by now
-                    self._installed.forget()
-                else:
-                    outcomes[number] = refused
-
-    def _placed_or_error(self, launch: PreparedLaunch) -> _Outcome:
-        try:
-            return self._launched_by_controller(launch.renamed())
-        except PierayError as error:
-            return error
-
-    def _launched_by_controller(self, launch: PreparedLaunch) -> tuple[Process, ActorLink]:
-        message = launch.by_name
-        frame = frame_of(message)
-        try:
-            calls = self._calls if self._launching is None else self._launching.calls()
-            wire = calls.launch(frame, self.config.launch_wait_s)
-        except NoAnswer:
-            self._calls.tell("kill", message.instance_id, "its launch was given up")
-            raise
-        try:
-            return self._attached(message.instance_id, launch.name, wire, is_bound=message.is_attached)
-        except BaseException:  # a Ctrl-C too: nobody has a handle of it, nobody else would end it
-            with contextlib.suppress(PierayError):
-                self.kill(message.instance_id, "its client could not attach")
-            raise
-
-    def _granted(self, num_places: int) -> Sequence[Any] | None:
-        granted: Sequence[Any] | None = self._calls.ask("grant", num_places, timeout_s=GRANT_S)
-        return granted
-
     async def alaunch(
         self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /, **options: Any
     ) -> Process:
@@ -349,21 +201,11 @@ class Engine:
     def attach(self, instance_id: str) -> Process:
         """The handle of an inferlet that another client launched; raises NotFound."""
         name, wire = self._ask("locate", instance_id)
-        return self._attached(instance_id, name, wire)[0]
+        return self._launching.attached(instance_id, name, wire)[0]
 
     async def aattach(self, instance_id: str) -> Process:
         """`attach` for an event loop."""
         return await off_loop(self.attach, instance_id)
-
-    def _attached(
-        self, instance_id: str, name: str, wire: Sequence[Any], *, is_bound: bool = False
-    ) -> tuple[Process, ActorLink]:
-        link = self._link(Endpoint.from_wire(wire))
-        process = Process(instance_id, name, link)
-        if is_bound:
-            link.bind(instance_id)
-        link.attach(process)
-        return process, link
 
     def ps(self) -> list[dict[str, Any]]:
         """Inferlets that run or have ended lately, each with
@@ -523,8 +365,7 @@ class Engine:
         finally:
             if isinstance(self._controller, ControllerLink):
                 self._controller.close()
-            elif self._launching is not None:
-                self._launching.close()
+            self._launching.close()
             if self._owns_ray:
                 ray_cluster.leave()
             self.on_close()
@@ -560,12 +401,6 @@ class Engine:
     def _check_open(self) -> None:
         if self._is_closed:
             raise EngineError("this engine handle is closed")
-
-    def _link(self, endpoint: Endpoint) -> ActorLink:
-        try:
-            return self._links.get(endpoint)
-        except PeerLost as error:
-            raise EngineError(f"the InferletActor at {endpoint.peer_id} is gone: {error.message}") from error
 
 
 def connect(address: str = "auto", namespace: str = "pieray") -> Engine:
@@ -624,20 +459,3 @@ def _controller_of(found: Any | None, namespace: str, address: str) -> Any:
 
 
 def _nothing() -> None: ...
-
-
-def _started_or_error(launched: tuple[Process, ActorLink]) -> _Outcome:
-    process, link = launched
-    try:
-        link.await_start(process.id, START_S)
-    except PierayError as error:
-        link.tell_kill(process.id, "its client could not attach")
-        return error
-    return launched
-
-
-def _give_up(outcomes: Mapping[int, _Outcome]) -> None:
-    for outcome in outcomes.values():
-        if isinstance(outcome, tuple):
-            process, link = outcome
-            link.tell_kill(process.id, "its launch was given up")

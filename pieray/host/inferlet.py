@@ -225,12 +225,12 @@ class Inferlet:
 
     def granted(self, pages: list[int], num_found: int) -> None:
         with self._state.lock:
-            self._outbox.granted(pages, num_found)
+            self._outbox.leases.granted(pages, num_found)
         self._unpark()  # a command that can now be bound may turn out to have failed
 
     def lease_failed(self, error: PierayError) -> None:
         with self._state.lock:
-            self._outbox.lease_failed(error)
+            self._outbox.leases.lease_failed(error)
         self._unpark()
 
     def ledger_answered(self, ticket: int, result: object) -> None:
@@ -247,11 +247,11 @@ class Inferlet:
         if not self._pages.has_unused:
             return []
         with self._state.lock:
-            return self._outbox.reclaim()
+            return self._outbox.leases.reclaim()
 
     def is_idle(self, now: float) -> bool:
         guest = self._guest  # one that waits for its turn has been answered, and is about to go on
-        return self._outbox.is_idle(now) and guest is not None and guest.is_waiting
+        return self._outbox.leases.is_idle(now) and guest is not None and guest.is_waiting
 
     def preempt(self, kept: Sequence[int], shared: Sequence[int]) -> None:
         with self._state.lock:

@@ -94,11 +94,11 @@ def test_when_a_grant_ends_the_next_launch_asks_for_another(handle: Any, monkeyp
     engine = handle
     asked = Asked(engine, monkeypatch)
     engine.launch(SEVEN).result(timeout=SOON)
-    (grant,) = engine._placements._grants
+    (grant,) = engine._launching._placements._grants
     grant.ends_at = time.monotonic()  # here
     assert engine.launch(SEVEN).result(timeout=SOON) == 7
     assert asked.methods == ["grant", "grant"]
-    (grant,) = engine._placements._grants
+    (grant,) = engine._launching._placements._grants
     grant.id = "one that its actor knows nothing of, as after its end there"
     assert engine.launch(SEVEN).result(timeout=SOON) == 7
     assert asked.methods == ["grant", "grant", "door"]  # behind which it is launched
@@ -129,7 +129,7 @@ def test_an_actor_that_dies_or_freezes_takes_its_grants_with_it(fresh: Callable[
     engine = fresh(actor_pool=2, suspect_after_s=3.0, replace_after_s=8.0)
     for end in (signal.SIGKILL, signal.SIGSTOP):
         engine.launch(SEVEN).result(timeout=SOON)
-        name = engine._placements._grants[-1].endpoint.peer_id.partition("#")[0]
+        name = engine._launching._placements._grants[-1].endpoint.peer_id.partition("#")[0]
         pid = next(host["pid"] for host in hosts(engine) if host["name"] == name)
         os.kill(pid, end)
         if end == signal.SIGKILL:  # a launch that it may have begun is an error
@@ -149,7 +149,7 @@ def test_what_an_installed_program_may_do_is_not_its_clients_to_say(handle: Any)
     engine.uninstall("plain")
     with pytest.raises(NotFound):
         engine.launch(ProgramSource("plain", "plain.py", version="1.0.0"))
-    assert engine._placements._grants != []  # it was not for want of one
+    assert engine._launching._placements._grants != []  # it was not for want of one
 
 
 def test_grants_of_a_client_that_is_gone_come_back(fresh: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_launches_that_were_given_up_never_start(patient: Any) -> None:
             tell, ask = calls.tell, calls.ask
 
         hurried = pieray.Engine(patient.config, patient._controller, owns_engine=False, owns_ray=False)
-        hurried._calls, hurried._launching = Hurried(), None  # type: ignore[assignment]
+        hurried._launching._calls, hurried._launching._path = Hurried(), None  # type: ignore[assignment]
         try:
             hurried.launch(STORES, key=f"lost-{number}", **STORE)
         except PierayError as error:
@@ -195,7 +195,7 @@ def test_a_frozen_broker_is_named_and_replaced(engine: Any) -> None:
 def test_a_frozen_controller_is_told_within_seconds_and_is_well_when_it_wakes_up(engine: Any) -> None:
     import ray
 
-    engine._placements._grants.clear()  # the next has all its time
+    engine._launching._placements._grants.clear()  # the next has all its time
     echo = engine.launch(ECHO)
     pid = ray.get(engine._controller.pid.remote())
     old = {a["name"]: a["pid"] for a in engine.status()["actors"]}

@@ -95,13 +95,15 @@ class Command:
 
     def message(self, inferlet: int) -> Message:
         """The command as it travels, its pages physical."""
-        return CopyTokens(
-            wire_ticket(inferlet, self.ticket),
-            inferlet,
-            self.queue.handle,
-            self.queue.priority,
-            [list(c) for c in self.prepared.copies],
-        )
+        return self._copies(inferlet, self.ticket)
+
+    def copy_on_write(self, inferlet: int) -> Message:
+        """Its copies alone, as they travel ahead of it."""
+        return self._copies(inferlet, INTERNAL)
+
+    def _copies(self, inferlet: int, ticket: int) -> Message:
+        copies = [list(c) for c in self.prepared.copies]
+        return CopyTokens(wire_ticket(inferlet, ticket), inferlet, self.queue.handle, self.queue.priority, copies)
 
     def messages(self, inferlet: int) -> list[Message]:
         """All that it takes, in order; the answer to the last is the command's."""

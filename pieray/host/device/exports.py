@@ -37,7 +37,7 @@ class PageRequests:
         except BaseException:
             state.tickets.drop((ticket,))
             raise
-        state.outbox.wake()
+        state.outbox.leases.wake()
         self._num_coming += short
 
         def granted(result: Any) -> None:
@@ -46,7 +46,7 @@ class PageRequests:
                 state.pages.unreserve()
                 state.tickets.resolve(ticket, result)
             else:
-                state.outbox.granted(_u32(result[0]), is_own=True)
+                state.outbox.leases.granted(_u32(result[0]), is_own=True)
                 state.tickets.resolve(ticket, None)
 
         if short:

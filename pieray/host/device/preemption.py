@@ -6,24 +6,22 @@
                  the least recently used first, and are its own to use anew; if there are none, the youngest of its
                  plans is stopped, and goes on later
 
-    is_going     | stopping, what is in flight is awaited | copying (`Swap.ticket`) | over: `Work.resume`
+    is_going     | stopping, what is in flight is awaited | copying (`Swap.ticket`) | over: `resume`
 
 What the pages held is brought back by whatever uses them next (`pieray.host.device.swap`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from pieray.host.device.commands import Command, Run, wire_ticket
 from pieray.host.device.ledger import Device, LedgerClient
-from pieray.host.device.rebuild import Rebuild
 from pieray.host.device.swap import Swap
+from pieray.host.device.work import Work, rows_of
 from pieray.messages import Message, StopPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
@@ -33,34 +31,6 @@ I64 = npt.NDArray[np.int64]
 MANY = 1 << 30
 PART_OF_POOL = 16
 """For itself an inferlet gives up at least one in so many pages of the pool at a time: each time costs a step."""
-
-
-@dataclass(slots=True)
-class Work:
-    """The commands of an inferlet that are not finished, in the order in which they were staged."""
-
-    staged: deque[Command] = field(default_factory=deque)
-    in_flight: dict[int, Command] = field(default_factory=dict)
-    runs: dict[int, Run] = field(default_factory=dict)  # those in flight
-
-    def rows_in_flight(self) -> list[I64]:
-        """Frames of what is in flight."""
-        return [rows for command in self.in_flight.values() for rows in rows_of(command)]
-
-    def rows_of(self, first: Command) -> list[I64]:
-        """Frames that one that lacks pages must have together."""
-        rows = [first.prepared.rows]
-        if first.ticket in self.runs and isinstance(growing := first.prepared, Growing):
-            rows.append(growing.tail[: growing.num_bound + 1])
-        return rows
-
-    def behind(self, first: Command) -> Command | None:
-        """The one for which another computes what was lost."""
-        return self.staged[1] if isinstance(first, Rebuild) and len(self.staged) > 1 else None
-
-    def rows_behind(self, first: Command) -> list[I64]:
-        behind = self.behind(first)
-        return [] if behind is None else [behind.prepared.rows]
 
 
 class Preemption:
@@ -228,9 +198,3 @@ class Preemption:
             self.preempt(*wanted)
         else:
             self._resume(not is_own)
-
-
-def rows_of(command: Command) -> list[I64]:
-    """Frames of a command, of a plan also those that it has not got to."""
-    prepared = command.prepared
-    return [prepared.rows, prepared.line] if isinstance(prepared, Growing) else [prepared.rows]

@@ -49,7 +49,7 @@ class EmbedsHandlers(HandlerGroup):
                 return ticket
             state.outbox.check_room()
             what = f"the values of {embedding.num_rows} rows have"
-            ticket = state.outbox.open_result(Kind.FLOATS, num_bytes, what).number
+            ticket = state.outbox.results.open_result(Kind.FLOATS, num_bytes, what).number
             state.outbox.stage(EmbedLookup(ticket, found, embedding.tokens))
         return ticket
 

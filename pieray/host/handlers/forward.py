@@ -209,7 +209,7 @@ class ForwardHandlers(HandlerGroup):
     def _ask(self, found: Pass, kind: Kind, output: Callable[[int], Output], num_bytes: int = 0) -> int:
         """A ticket for an output whose value will have `num_bytes` (0: a few).  Raises QuotaExceeded."""
         with self._state.lock:
-            return self._state.outbox.ask(found, kind, output, num_bytes)
+            return self._state.outbox.results.ask(found, kind, output, num_bytes)
 
 
 def _check_finite(name: str, value: float, low: float, high: float) -> None:

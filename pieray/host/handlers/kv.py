@@ -68,21 +68,21 @@ class KvHandlers(HandlerGroup):
         state = self._state
         with state.lock:
             state.pages.frame_ids(pages)
-            state.outbox.idle()
+            state.outbox.leases.idle()
 
     def kv_pin(self) -> None:
         with self._state.lock:
-            self._state.outbox.pin()
+            self._state.outbox.leases.pin()
 
     def kv_unpin(self) -> None:
         with self._state.lock:
-            self._state.outbox.unpin()
+            self._state.outbox.leases.unpin()
 
     def kv_expect(self, count: int) -> None:
         state = self._state
         with state.lock:
             state.pages.check_limit(count)
-            state.outbox.expect(count)
+            state.outbox.leases.expect(count)
 
     def kv_export_pages(
         self, name: str, pages: U32, num_tokens: int, meta: str, access: str, ttl_ms: int, pinned: bool, replace: bool

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import pieray.client.engine
+import pieray.client.launching
 from pieray.actors.controller import Controller as RealController
 from pieray.actors.door import METHODS, ControllerDoor
 from pieray.client.controller_calls import ControllerCalls
@@ -153,7 +154,8 @@ def test_all_that_an_engine_asks_of_its_controller_goes_through_the_door() -> No
     """But for what a Ray driver alone needs: the token, and where the door is."""
     asked = {
         node.args[0].value
-        for node in ast.walk(ast.parse(inspect.getsource(pieray.client.engine)))
+        for module in (pieray.client.engine, pieray.client.launching)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)
         and node.func.attr in {"_ask", "ask", "tell"}

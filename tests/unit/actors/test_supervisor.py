@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_fleet import FakeActor, FakeFleet
 
-from pieray.actors import health, records, supervisor
+from pieray.actors import health, placement, records, supervisor
 from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER
 from pieray.actors.supervisor import Supervisor
 from pieray.concurrency.stalls import Stalls
@@ -94,7 +94,7 @@ def test_an_engine_comes_up_and_goes(engine: Callable[..., Supervisor], fleet: F
     running = engine(actor_pool=2)
     assert fleet.one(RESOURCE_MANAGER).near is fleet.one(BATCHER).member
     assert [row["state"] for row in running.status()["actors"]] == ["up"] * 5
-    assert running.launch(frame("a")) == ("pieray.inferlets.0", fleet.alive(INFERLETS)[0].member.incarnation)
+    assert running.placement.launch(frame("a")) == ("pieray.inferlets.0", fleet.alive(INFERLETS)[0].member.incarnation)
     running.shutdown()
     assert all(actor.is_dead for actor in fleet.actors)
 
@@ -109,7 +109,7 @@ def test_a_pair_is_replaced_together_and_hosts_are_told(
     until(lambda: len(fleet.alive(BATCHER)) == 1 and fleet.one(BATCHER) is not old[0] and current(fleet))
     assert all(actor.is_dead for actor in old)
     assert len(fleet.alive(INFERLETS)) == 2
-    running.launch(frame("a"))
+    running.placement.launch(frame("a"))
     assert running.status()["failure"] is None
 
 
@@ -120,7 +120,7 @@ def test_a_launch_while_the_pair_is_replaced_waits_for_it(engine: Callable[..., 
     fleet.die(fleet.one(BATCHER))
     until(lambda: fleet.alive(BATCHER) != [] and "load" in fleet.one(BATCHER).calls)
     with ThreadPoolExecutor(1) as threads:
-        launching = threads.submit(running.launch, frame("a"))
+        launching = threads.submit(running.placement.launch, frame("a"))
         time.sleep(0.3)
         assert not launching.done()
         loading.set()
@@ -154,7 +154,7 @@ def test_a_watch_that_fails_hides_no_death(engine: Callable[..., Supervisor], fl
     again = fleet.one(role)
     fleet.die(again)
     until(lambda: [a for a in fleet.alive(role) if a is not again] != [] and current(fleet))
-    running.launch(frame("a"))
+    running.placement.launch(frame("a"))
 
 
 @pytest.mark.slow
@@ -168,9 +168,9 @@ def test_more_deaths_than_the_budget_are_backed_off_and_mended(
         fleet.die(fleet.one(BATCHER))
     until(lambda: running.status()["failure"] is not None)
     with pytest.raises(EngineError, match=r"the device group has died 6 times lately; it is started again within 1 s"):
-        running.launch(frame("a"))
+        running.placement.launch(frame("a"))
     until(lambda: fleet.alive(BATCHER) != [] and current(fleet) and running.status()["failure"] is None)
-    running.launch(frame("b"))
+    running.placement.launch(frame("b"))
     until(lambda: running.status()["num_restarts"] == 0)
 
 
@@ -210,28 +210,28 @@ def test_a_host_that_cannot_be_connected_is_replaced(engine: Callable[..., Super
 @pytest.mark.slow
 def test_a_frozen_host_is_set_aside_named_and_replaced(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
     running = engine(actor_pool=2)
-    running.launch(frame("before"))
+    running.placement.launch(frame("before"))
     frozen = next(actor for actor in fleet.alive(INFERLETS) if "before" in actor.live)
     fleet.freeze(frozen)
     began = time.monotonic()
-    assert running.launch(frame("a"))[0] != frozen.member.name
+    assert running.placement.launch(frame("a"))[0] != frozen.member.name
     until(lambda: frozen.member.is_suspect)
-    assert running.launch(frame("b"))[0] != frozen.member.name
+    assert running.placement.launch(frame("b"))[0] != frozen.member.name
     (row,) = [row for row in running.status()["actors"] if row["state"] != "up"]
     assert (row["name"], row["state"], row["pid"]) == (frozen.member.name, "silent", frozen.describe()["pid"])
     assert row["silent_s"] >= 2.0
     assert running.status()["silent"] == [frozen.member.name]
-    assert {r["instance_id"]: r["state"] for r in running.ps()} == {
+    assert {r["instance_id"]: r["state"] for r in running.placement.ps()} == {
         "before": "unreachable",
         "a": "running",
         "b": "running",
     }
     with pytest.raises(NoAnswer, match=rf"{frozen.member.name} \(pid \d+ on node .*\) does not answer: before ends"):
-        running.kill("before", "enough")
+        running.placement.kill("before", "enough")
     assert time.monotonic() - began < SOON / 2
     until(lambda: frozen.is_dead)
     until(lambda: len(fleet.alive(INFERLETS)) == 2 and running.status()["silent"] == [])
-    assert {r["instance_id"] for r in running.ps()} == {"a", "b"}
+    assert {r["instance_id"] for r in running.placement.ps()} == {"a", "b"}
 
 
 @pytest.mark.slow
@@ -241,11 +241,11 @@ def test_a_launch_meets_no_actor_that_has_just_died(engine: Callable[..., Superv
     first = fleet.alive(INFERLETS)[0]
     fleet.is_watch_broken = True
     first.is_dead = True
-    assert one.launch(frame("a"))[0] in [actor.member.name for actor in fleet.alive(INFERLETS)]
+    assert one.placement.launch(frame("a"))[0] in [actor.member.name for actor in fleet.alive(INFERLETS)]
     assert fleet.started == ["a"]
     for actor in fleet.alive(INFERLETS):
         actor.is_dead = True
-    assert one.launch(frame("b"))[0] in [actor.member.name for actor in fleet.alive(INFERLETS)]
+    assert one.placement.launch(frame("b"))[0] in [actor.member.name for actor in fleet.alive(INFERLETS)]
     assert fleet.started == ["a", "b"]
 
 
@@ -262,9 +262,9 @@ def test_an_actor_that_dies_with_a_launch_answers_that_it_may_have_run(
 
     fleet.hooks[INFERLETS, "launch"] = die
     with pytest.raises(PeerLost, match=r"pieray.inferlets.0 \(pid .* of a, which may have run for a moment"):
-        one.launch(frame("a"))
+        one.placement.launch(frame("a"))
     until(lambda: len(fleet.alive(INFERLETS)) == 2)
-    one.launch(frame("b"))
+    one.placement.launch(frame("b"))
     assert fleet.started == ["b"]
 
 
@@ -272,8 +272,8 @@ def test_a_dead_actor_grants_no_places(engine: Callable[..., Supervisor], fleet:
     one = engine()
     fleet.is_watch_broken = True
     fleet.one(INFERLETS).is_dead = True
-    assert one.grant(4) is None
-    assert one.launch(frame("a"))[0] in [actor.member.name for actor in fleet.alive(INFERLETS)]
+    assert one.placement.grant(4) is None
+    assert one.placement.launch(frame("a"))[0] in [actor.member.name for actor in fleet.alive(INFERLETS)]
 
 
 def test_a_launch_that_was_given_up_never_starts(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
@@ -282,7 +282,7 @@ def test_a_launch_that_was_given_up_never_starts(engine: Callable[..., Superviso
     fleet.freeze(frozen)
     with ThreadPoolExecutor(20) as threads:
         deadline = time.monotonic() + 3.0
-        tried = [threads.submit(running.launch, frame(f"lost-{i}"), None, deadline) for i in range(20)]
+        tried = [threads.submit(running.placement.launch, frame(f"lost-{i}"), None, deadline) for i in range(20)]
         for one in tried:
             with pytest.raises(EngineError, match="does not answer|no InferletActor had room in time"):
                 one.result(SOON)
@@ -290,9 +290,9 @@ def test_a_launch_that_was_given_up_never_starts(engine: Callable[..., Superviso
     until(lambda: not frozen.member.is_suspect)
     until(lambda: frozen.calls.count("launch") == 20)
     assert fleet.started == []
-    assert running.ps() == []
-    running.launch(frame("later"))
-    until(lambda: running._pool.num_live_now() == 1)  # each place that was taken has come back
+    assert running.placement.ps() == []
+    running.placement.launch(frame("later"))
+    until(lambda: running._hosts.pool.num_live_now() == 1)  # each place that was taken has come back
 
 
 @pytest.mark.slow
@@ -312,7 +312,7 @@ def test_one_that_started_before_its_actor_fell_silent_is_ended(
 
     frozen.launch = launch_and_freeze  # type: ignore[method-assign]
     with pytest.raises(EngineError):
-        running.launch(frame("unlucky"), None, time.monotonic() + 3.0)
+        running.placement.launch(frame("unlucky"), None, time.monotonic() + 3.0)
     assert fleet.started == ["unlucky"]
     fleet.wake(frozen)
     until(lambda: frozen.live == {})
@@ -325,7 +325,7 @@ def test_a_frozen_service_is_named_and_replaced(engine: Callable[..., Supervisor
     frozen = fleet.one(role)
     fleet.freeze(frozen)
     until(lambda: running.status()["silent"] == [frozen.member.name])
-    running.launch(frame("a"))
+    running.placement.launch(frame("a"))
     until(lambda: frozen.is_dead and current(fleet))
     until(lambda: running.status()["silent"] == [])
 
@@ -369,16 +369,16 @@ def test_a_controller_that_stood_still_starts_nothing_that_waited_in_it(
     try:
         running = engine(stalls)
         sent_at = time.monotonic()
-        running.launch(frame("prompt"), sent_at)
+        running.placement.launch(frame("prompt"), sent_at)
         stop.set()
         ticking.join()
         time.sleep(0.3)  # frozen; now it wakes up, and this launch was in its queue
         with pytest.raises(Stalled):
-            running.launch(frame("late"), sent_at)
+            running.placement.launch(frame("late"), sent_at)
         stalls.tick()
         with pytest.raises(Stalled):
-            running.launch(frame("late"), sent_at)
-        running.launch(frame("anew"), time.monotonic())
+            running.placement.launch(frame("late"), sent_at)
+        running.placement.launch(frame("anew"), time.monotonic())
         assert fleet.started == ["prompt", "anew"]
     finally:
         stop.set()
@@ -386,50 +386,50 @@ def test_a_controller_that_stood_still_starts_nothing_that_waited_in_it(
 
 def test_no_child_is_launched_past_the_ceiling(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
     running = engine(child_ceiling=2)
-    running.launch(frame("a"))
-    running.launch(frame("b"))
+    running.placement.launch(frame("a"))
+    running.placement.launch(frame("b"))
     with pytest.raises(ChildCeiling, match="child_ceiling: no child is launched while 2 inferlets run") as refused:
-        running.launch(frame("c", depth=1))
+        running.placement.launch(frame("c", depth=1))
     told = error_from(refused.value.code, refused.value.message)  # as the Controller's socket tells it
     assert type(told) is ChildCeiling
     fleet.one(INFERLETS).kill("a", "")
-    running.launch(frame("c", depth=1))
+    running.placement.launch(frame("c", depth=1))
 
 
 def test_quotas_of_tenants_are_kept_over_all_actors(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
     running = engine(inferlets_per_actor=1, tenants={"lab": {"inferlets": 2}, "slow": {"tokens_per_minute": 60}})
     for instance_id in "ab":
-        running.launch(frame(instance_id, tenant="lab"))
+        running.placement.launch(frame(instance_id, tenant="lab"))
     with pytest.raises(Overloaded, match="inferlets: the quota of tenant 'lab' is 2 at one time; 2 run") as refused:
-        running.launch(frame("c", tenant="lab", depth=1))
+        running.placement.launch(frame("c", tenant="lab", depth=1))
     assert refused.value.retry_after_s > 0
-    running.launch(frame("d", tenant="ann"))
+    running.placement.launch(frame("d", tenant="ann"))
     assert sum(bool(actor.live) for actor in fleet.alive(INFERLETS)) == 3  # perhaps a spare one has been added
     holds = next(actor for actor in fleet.alive(INFERLETS) if "a" in actor.live)
     holds.kill("a", "")
-    running.launch(frame("c", tenant="lab"))  # actors are asked before anybody is refused
+    running.placement.launch(frame("c", tenant="lab"))  # actors are asked before anybody is refused
     fleet.die(next(actor for actor in fleet.alive(INFERLETS) if "b" in actor.live))
-    until(lambda: running.admission()["quotas"] == {"lab": {"inferlets": 1}})
+    until(lambda: running.placement.admission()["quotas"] == {"lab": {"inferlets": 1}})
     fleet.alive(INFERLETS)[0].tokens = {"slow": 100, "ann": 100}
-    until(lambda: "slow" in running.admission()["quotas"])
+    until(lambda: "slow" in running.placement.admission()["quotas"])
     with pytest.raises(Overloaded, match="tokens_per_minute: the quota of tenant 'slow' is 60") as slow:
-        running.launch(frame("e", tenant="slow"))
+        running.placement.launch(frame("e", tenant="slow"))
     assert 30 < slow.value.retry_after_s <= 41
-    assert running.admission()["refused"] == {"lab": 1, "slow": 1}
+    assert running.placement.admission()["refused"] == {"lab": 1, "slow": 1}
 
 
 def test_a_launch_that_finds_no_place_gives_its_quota_back(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
     running = engine(inferlets_per_actor=1, max_actors=1, launch_wait_s=0.3, tenants={"*": {"inferlets": 1}})
-    running.launch(frame("a", tenant="ann"))
+    running.placement.launch(frame("a", tenant="ann"))
     for _ in range(2):
         with pytest.raises(Overloaded, match="no InferletActor had room in time"):
-            running.launch(frame("b", tenant="lab"))
-    assert running.admission() == {"waiting": {}, "refused": {"lab": 2}, "quotas": {"ann": {"inferlets": 1}}}
+            running.placement.launch(frame("b", tenant="lab"))
+    assert running.placement.admission() == {"waiting": {}, "refused": {"lab": 2}, "quotas": {"ann": {"inferlets": 1}}}
 
 
 def test_a_launch_whose_priority_is_none_is_refused_before_it_waits(engine: Callable[..., Supervisor]) -> None:
     with pytest.raises(InvalidRequest, match="priority is a whole number from -100 to 100; given 101"):
-        engine().launch(frame("a", priority=101))
+        engine().placement.launch(frame("a", priority=101))
 
 
 def assert_(is_true: bool) -> None:
@@ -439,14 +439,14 @@ def assert_(is_true: bool) -> None:
 def test_places_are_granted_by_the_actor_that_has_them(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
     one = engine(inferlets_per_actor=8)
     host = fleet.one(INFERLETS)
-    granted = one.grant(64)
+    granted = one.placement.grant(64)
     assert granted is not None
     endpoint, grant_id, num_places, lifetime_s, clock = granted
-    assert (endpoint, num_places, lifetime_s, host.num_granted) == (host.member.endpoint, 4, supervisor.GRANT_S, 4)
+    assert (endpoint, num_places, lifetime_s, host.num_granted) == (host.member.endpoint, 4, placement.GRANT_S, 4)
     assert len(grant_id) == 16
     assert abs(clock - time.monotonic()) < 5.0
     for number in range(8):  # they are called back where launches need them
-        one.launch(frame(f"it-{number}"))
+        one.placement.launch(frame(f"it-{number}"))
     assert len(fleet.alive(INFERLETS)) == 1
     assert host.num_granted == 0
 
@@ -454,15 +454,15 @@ def test_places_are_granted_by_the_actor_that_has_them(engine: Callable[..., Sup
 def test_an_actor_that_does_not_answer_grants_nothing_and_its_places_are_counted_until_it_does(
     engine: Callable[..., Supervisor], fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "GRANT_PATIENCE_S", 0.1)
+    monkeypatch.setattr(placement, "GRANT_PATIENCE_S", 0.1)
     one = engine(inferlets_per_actor=8, suspect_after_s=20.0, replace_after_s=40.0)
     host = fleet.one(INFERLETS)
     fleet.freeze(host)
-    assert one.grant(64) is None
+    assert one.placement.grant(64) is None
     assert host.member.num_live == 4
     fleet.wake(host)
     until(lambda: host.num_granted == 4)
-    one._refresh([host.member])
+    one._hosts.refresh([host.member])
     assert (host.num_granted, host.member.num_live) == (0, 0)
 
 
@@ -473,16 +473,16 @@ def test_what_was_launched_by_a_grant_is_found_and_listed_when_its_actor_is_sile
     host = fleet.one(INFERLETS)
     host.launched = [("it-1", "it")]
     until(lambda: host.launched == [])
-    until(lambda: one._locations.find("it-1") == ("it", host.member))
-    assert one.locate("it-1") == ("it", host.member.endpoint)
+    until(lambda: one.placement._locations.find("it-1") == ("it", host.member))
+    assert one.placement.locate("it-1") == ("it", host.member.endpoint)
     fleet.freeze(host)
     until(lambda: host.member.is_suspect)
-    assert [(row["instance_id"], row["state"]) for row in one.ps()] == [("it-1", "unreachable")]
+    assert [(row["instance_id"], row["state"]) for row in one.placement.ps()] == [("it-1", "unreachable")]
     with pytest.raises(NoAnswer, match="does not answer: it-1 ends when it wakes up"):
-        one.kill("it-1", "x")
+        one.placement.kill("it-1", "x")
     with pytest.raises(NoAnswer, match="does not answer: it-2 may run there"):
-        one.kill("it-2", "x")
+        one.placement.kill("it-2", "x")
     fleet.wake(host)
     until(lambda: not host.member.is_suspect)
     with pytest.raises(NotFound):
-        one.kill("it-2", "x")
+        one.placement.kill("it-2", "x")

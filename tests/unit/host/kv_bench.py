@@ -31,7 +31,7 @@ class Engine:
         bench.state.launch = dataclasses.replace(bench.state.launch, user=user, tenant=tenant)
         bench.handlers = type(bench.handlers)(bench.state)
         self.benches.append(bench)
-        bench.outbox.granted(self.ledger.lease(self.holder(bench), num_pages) or [])
+        bench.outbox.leases.granted(self.ledger.lease(self.holder(bench), num_pages) or [])
         bench.device.leases.clear()
         return bench
 

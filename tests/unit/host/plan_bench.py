@@ -44,9 +44,9 @@ class PlanBench(Bench):
             for (count, deadline), more in zip(leases, [*num_more, *[0] * len(leases)], strict=False):
                 if count <= len(self.free):
                     pages, self.free = self.free[: count + more], self.free[count + more :]
-                    self.outbox.granted(pages)
+                    self.outbox.leases.granted(pages)
                 elif deadline == 0:
-                    self.outbox.lease_failed(OutOfPages("none free"))
+                    self.outbox.leases.lease_failed(OutOfPages("none free"))
                 else:
                     self.waiting.append(count)
             posted, self.device.posted = self.device.posted, []

@@ -118,10 +118,10 @@ class Group:
             try:
                 lease = self.line.request(guest.holder, 0, count, self.now, deadline, names)
             except PierayError as error:
-                guest.outbox.lease_failed(error)
+                guest.outbox.leases.lease_failed(error)
                 continue
             if lease is not None:
-                guest.outbox.granted(*lease)
+                guest.outbox.leases.granted(*lease)
             elif deadline == 0:
                 self.refuse(self.now)
         self.ledger.check()
@@ -131,7 +131,7 @@ class Group:
     def refuse(self, now: float) -> None:
         """Those whose time is over by then."""
         for refused in self.line.expire(now):
-            self.guests[refused.holder.peer_id].outbox.lease_failed(refused.error)
+            self.guests[refused.holder.peer_id].outbox.leases.lease_failed(refused.error)
 
     def _grant(self) -> None:
         if self.line.shortage:
@@ -139,7 +139,7 @@ class Group:
         for granted in self.line.retry(self.now):
             assert isinstance(granted, Granted)
             lease: Lease = granted.lease
-            self.guests[granted.holder.peer_id].outbox.granted(*lease)
+            self.guests[granted.holder.peer_id].outbox.leases.granted(*lease)
 
     def pump(self) -> None:
         is_busy, most = True, 1000

@@ -25,7 +25,7 @@ NAN, INF = math.nan, math.inf
 
 def make(limits: Limits | None = None) -> Bench:
     bench = Bench(limits)
-    bench.outbox.granted(range(100, 120))
+    bench.outbox.leases.granted(range(100, 120))
     served = bench.state.models.get("")
     info = dataclasses.replace(served.info, hidden_size=HIDDEN_SIZE)
     bench.state.models = ModelDirectory([ServedModel(info, served.tokenizer)])

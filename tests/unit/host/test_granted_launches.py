@@ -134,9 +134,9 @@ def test_what_a_quota_counts_is_for_the_controller_and_its_tallies_are_told(door
     metered = host.find("metered")
     assert isinstance(metered, Inferlet)
     for num_more in (7, 0, 3):
-        metered._outbox._num_computed += num_more
+        metered._outbox._work.num_settled += num_more
         assert host.take_tallies()["tokens"] == ({"slow": num_more} if num_more else {})
-    metered._outbox._num_computed += 5
+    metered._outbox._work.num_settled += 5
     for name in ("free", "counted", "metered"):
         host.kill(name, "enough")
     until(lambda: host.num_live == 0)

@@ -25,7 +25,7 @@ from pieray.messages import Completed, CopyTokens, Failed, Sample, Sampler
 @pytest.fixture
 def bench() -> Bench:
     bench = Bench()
-    bench.outbox.granted(range(100, 120))
+    bench.outbox.leases.granted(range(100, 120))
     return bench
 
 
@@ -60,7 +60,7 @@ def test_commands_wait_for_memory_in_order_and_fail_typed_without_it() -> None:
     bench = Bench(lease_pages=2)
     bench.handlers.tickets_flush()
     assert bench.device.leases == [(2, 0.0)]  # ahead of need: granted at once or not at all
-    bench.outbox.granted([5, 6])
+    bench.outbox.leases.granted([5, 6])
     queue = bench.handlers.queues_create("")
     pages = bench.handlers.kv_alloc(4)
     first = run_pass(bench, pages[:3], 0, u32(*range(12)), queue)
@@ -68,7 +68,7 @@ def test_commands_wait_for_memory_in_order_and_fail_typed_without_it() -> None:
     bench.handlers.tickets_flush()
     assert bench.forwards() == []
     assert bench.device.leases[1:] == [(2, 9.0)]  # four needed, two spare
-    bench.outbox.lease_failed(OutOfPages("2 pages asked for; 0 free"))
+    bench.outbox.leases.lease_failed(OutOfPages("2 pages asked for; 0 free"))
     with pytest.raises(OutOfPages, match="2 pages asked for"):
         bench.handlers.tickets_take_none(first)
     (sent,) = bench.forwards()  # what is behind the failed one gets its turn
@@ -82,7 +82,7 @@ def test_commands_wait_for_memory_in_order_and_fail_typed_without_it() -> None:
 
 def test_a_lease_that_comes_between_a_pass_and_its_outputs_does_not_send_it(bench: Bench) -> None:
     pass_ = run_pass(bench, bench.handlers.kv_alloc(1), 0, u32(1))
-    bench.outbox.granted([50, 51])
+    bench.outbox.leases.granted([50, 51])
     assert bench.forwards() == []
     bench.handlers.forward_sample(pass_, 0, 0, 0, 1, 0, 0)
     bench.handlers.tickets_flush()
@@ -341,10 +341,10 @@ def test_a_refusal_ahead_of_need_does_not_fail_the_command_that_came_meanwhile()
     assert bench.device.leases == [(4, 0.0)]
     pass_ = run_pass(bench, bench.handlers.kv_alloc(1), 0, u32(1))
     bench.handlers.tickets_flush()
-    bench.outbox.lease_failed(OutOfPages("4 pages asked for; 0 free"))
+    bench.outbox.leases.lease_failed(OutOfPages("4 pages asked for; 0 free"))
     assert bench.device.leases[1:] == [(1, 9.0)]  # now in need: it waits in line
     assert bench.handlers.tickets_ready(u32(pass_)) == []
-    bench.outbox.granted([3])
+    bench.outbox.leases.granted([3])
     assert len(bench.forwards()) == 1
 
 
@@ -352,14 +352,14 @@ def test_an_inferlet_that_has_ended_leases_nothing_more() -> None:
     bench = Bench(lease_pages=4)
     bench.handlers.tickets_flush()
     bench.outbox.close()
-    bench.outbox.granted([1])  # less than half a lease is spare: a live inferlet would ask for more
+    bench.outbox.leases.granted([1])  # less than half a lease is spare: a live inferlet would ask for more
     bench.outbox.flush()
     assert len(bench.device.leases) == 1
 
 
 def test_cancelled_tickets_do_not_let_a_guest_enqueue_without_limit() -> None:
     bench = Bench(Limits(tickets=5))
-    bench.outbox.granted(range(100))
+    bench.outbox.leases.granted(range(100))
     queue, pages = bench.handlers.queues_create(""), bench.handlers.kv_alloc(1)
     for _ in range(5):
         bench.handlers.tickets_cancel(u32(run_pass(bench, pages, 0, u32(1), queue)))

@@ -21,7 +21,7 @@ from pieray.errors import (
     OutOfPages,
     QuotaExceeded,
 )
-from pieray.host.device import outbox
+from pieray.host.device import leases
 from pieray.host.device.visibility import MAX_MASK_BITS
 from pieray.messages import CloseLease, Completed, ExportPages, Failed, ImportPages
 
@@ -120,7 +120,7 @@ def test_idle_gives_back_what_is_leased_ahead_and_asks_for_no_more_before_a_comm
     assert (len(bench.device.released), bench.pages.num_spare) == (7, 0)
     for _ in range(3):
         bench.handlers.tickets_flush()
-    bench.outbox.granted([40, 41])  # a lease that was under way
+    bench.outbox.leases.granted([40, 41])  # a lease that was under way
     assert (len(bench.device.released), bench.device.leases) == (9, [])
     forward(bench, np.concatenate((pages, bench.handlers.kv_alloc(1))), 4, 1)
     bench.handlers.tickets_flush()
@@ -137,7 +137,7 @@ def test_what_is_expected_is_leased_ahead_at_once_and_nobody_waits_for_it(engine
     bench.handlers.kv_expect(20)
     assert bench.device.leases == [(20, 0.0)]
     assert len(bench.tickets) == 1  # the pass of `fill`
-    bench.outbox.granted(range(100, 120))
+    bench.outbox.leases.granted(range(100, 120))
     assert (bench.device.leases[1:], bench.pages.num_spare, bench.pages.num_reserved) == ([], 20, 0)
     bench.handlers.kv_expect(4)  # less than that
     bench.handlers.tickets_flush()
@@ -157,7 +157,7 @@ def test_where_there_is_not_all_that_is_expected_half_of_it_is_asked_for_next(en
     for asked in (20, 10, 5, 4, 4):  # 4 are leased ahead of need by all
         assert bench.device.leases == [(asked, 0.0)]
         bench.device.leases.clear()
-        bench.outbox.lease_failed(OutOfPages("none free"))
+        bench.outbox.leases.lease_failed(OutOfPages("none free"))
         assert bench.device.leases == []
         bench.handlers.tickets_flush()
 
@@ -165,18 +165,22 @@ def test_where_there_is_not_all_that_is_expected_half_of_it_is_asked_for_next(en
 def test_what_is_expected_goes_to_who_needs_it_and_is_not_asked_for_again(engine: Engine) -> None:
     bench = engine.launch(num_pages=3)
     pages = engine.fill(bench, 4)
-    for give_back in (bench.outbox.reclaim, lambda: bench.handlers.kv_idle(pages), lambda: bench.handlers.kv_expect(0)):
+    for give_back in (
+        bench.outbox.leases.reclaim,
+        lambda: bench.handlers.kv_idle(pages),
+        lambda: bench.handlers.kv_expect(0),
+    ):
         bench.device.leases.clear()
         bench.handlers.kv_expect(22)
-        bench.outbox.granted(range(100, 100 + bench.device.leases[0][0]))
+        bench.outbox.leases.granted(range(100, 100 + bench.device.leases[0][0]))
         bench.device.leases.clear()
         give_back()
-        bench.outbox.reclaim()
-        bench.outbox.wake()
+        bench.outbox.leases.reclaim()
+        bench.outbox.leases.wake()
         bench.handlers.tickets_flush()
         assert bench.device.leases == [(4, 0.0)]
-        bench.outbox.granted(range(200, 204))
-        bench.outbox.reclaim()
+        bench.outbox.leases.granted(range(200, 204))
+        bench.outbox.leases.reclaim()
 
 
 def test_what_a_program_that_has_just_begun_has_leased_ahead_is_not_for_others(
@@ -184,14 +188,14 @@ def test_what_a_program_that_has_just_begun_has_leased_ahead_is_not_for_others(
 ) -> None:
     """It would ask for it again in a moment.  One that takes its time gives it back, and so does one that is idle."""
     bench = engine.launch(num_pages=8)
-    assert len(bench.outbox.reclaim()) == 4  # 4 are a usual lease
-    assert bench.outbox.reclaim() == []
-    monkeypatch.setattr(outbox, "BEGIN_S", 0.0)
-    assert len(bench.outbox.reclaim()) == 4
+    assert len(bench.outbox.leases.reclaim()) == 4  # 4 are a usual lease
+    assert bench.outbox.leases.reclaim() == []
+    monkeypatch.setattr(leases, "BEGIN_S", 0.0)
+    assert len(bench.outbox.leases.reclaim()) == 4
     monkeypatch.undo()
     other = engine.launch(num_pages=8)
-    other.outbox.idle()
-    other.outbox.reclaim()
+    other.outbox.leases.idle()
+    other.outbox.leases.reclaim()
     assert other.pages.num_spare == 0
 
 

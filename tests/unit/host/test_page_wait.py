@@ -43,10 +43,10 @@ def test_a_command_whose_lease_nobody_answers_is_out_of_pages() -> None:
     bench.timers[-1].ring()
     assert bench.device.leases[2:] == [(1, 9.0)]
     for _ in range(2):  # it wakes up: these are no answers to the third request
-        bench.outbox.lease_failed(OutOfPages("of another one"))
+        bench.outbox.leases.lease_failed(OutOfPages("of another one"))
     assert bench.outbox.num_outstanding == 1
     assert not bench.timers[-1].is_cancelled
-    bench.outbox.granted([5])
+    bench.outbox.leases.granted([5])
     bench.complete_all()
     bench.handlers.tickets_take_none(second)
 
@@ -55,7 +55,7 @@ def test_an_answer_in_time_and_the_end_of_the_device_cancel_the_timer() -> None:
     bench = Bench()
     pass_without_memory(bench)
     assert len(rings(bench)) == 1
-    bench.outbox.granted([5])
+    bench.outbox.leases.granted([5])
     assert rings(bench) == [GRACE_S]  # of a lease ahead of need
     bench = Bench()
     pass_without_memory(bench)

@@ -113,7 +113,7 @@ def test_memory_that_lacks_for_the_pages_between_is_waited_for(is_lent: bool):
         bed.run()
         assert bed.handlers.tickets_take_tokens(said).tolist() == reference([7, 8, 9], 1)
     else:
-        bed.outbox.lease_failed(OutOfPages("none came"))
+        bed.outbox.leases.lease_failed(OutOfPages("none came"))
         with pytest.raises(OutOfPages, match="none came"):
             bed.handlers.tickets_take_tokens(said)
     bed.check()

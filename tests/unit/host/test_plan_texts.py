@@ -246,7 +246,7 @@ def test_the_error_of_a_plan_is_that_of_its_stream():
     ticket = bench.handlers.plans_stream_text(plan, stream)
     bench.run()
     assert sent(bench)
-    bench.outbox.lease_failed(OutOfPages("no page in 9 s"))
+    bench.outbox.leases.lease_failed(OutOfPages("no page in 9 s"))
     bench.run()
     with pytest.raises(OutOfPages):
         bench.handlers.tickets_take_text(ticket)

@@ -88,7 +88,7 @@ def test_no_page_stalls_a_plan_and_the_deadline_fails_it():
     more = bench.next(plan)
     assert got + more == expected[: len(got + more)]
     assert bench.waiting
-    bench.outbox.lease_failed(OutOfPages("no page in 9 s"))
+    bench.outbox.leases.lease_failed(OutOfPages("no page in 9 s"))
     ticket = bench.handlers.plans_next(plan)
     bench.run()
     with pytest.raises(OutOfPages, match="no page in 9 s"):

@@ -19,7 +19,7 @@ from rounds import seeds
 from test_prefixes import Program
 
 from pieray.errors import DeviceLost, InvalidRequest, PierayError
-from pieray.host.device.outbox import IDLE_S
+from pieray.host.device.leases import IDLE_S
 from pieray.host.device.tickets import Kind
 from tests.support.digest_runner import reference
 
@@ -266,24 +266,24 @@ def test_a_plan_that_something_waits_behind_is_not_stopped():
 
 def test_an_inferlet_is_idle_when_it_has_pages_and_has_had_nothing_to_do_for_a_while(monkeypatch):
     now = 100.0
-    monkeypatch.setattr("pieray.host.device.outbox.time.monotonic", lambda: now)
+    monkeypatch.setattr("pieray.host.device.leases.time.monotonic", lambda: now)
     bench, plan = running(most=8)
     outbox = bench.outbox
-    assert not outbox.is_idle(now + 1)  # it draws
+    assert not outbox.leases.is_idle(now + 1)  # it draws
     assert bench.all(plan) == reference(PROMPT, 8)
-    assert not outbox.is_idle(now + IDLE_S / 2)
-    assert outbox.is_idle(now + 2 * IDLE_S)
-    outbox.pin()
-    outbox.pin()
-    outbox.idle()
-    outbox.unpin()
-    assert not outbox.is_idle(now + 9)
-    outbox.unpin()
+    assert not outbox.leases.is_idle(now + IDLE_S / 2)
+    assert outbox.leases.is_idle(now + 2 * IDLE_S)
+    outbox.leases.pin()
+    outbox.leases.pin()
+    outbox.leases.idle()
+    outbox.leases.unpin()
+    assert not outbox.leases.is_idle(now + 9)
+    outbox.leases.unpin()
     with pytest.raises(InvalidRequest, match="not pinned"):
-        outbox.unpin()
-    outbox.idle()
-    assert outbox.is_idle(now)
-    assert not PlanBench().outbox.is_idle(now + 9)  # it has none
+        outbox.leases.unpin()
+    outbox.leases.idle()
+    assert outbox.leases.is_idle(now)
+    assert not PlanBench().outbox.leases.is_idle(now + 9)  # it has none
 
 
 def test_what_was_given_up_is_brought_back_when_the_program_is_about_to_go_on():
@@ -310,9 +310,9 @@ def test_who_has_waited_for_pages_and_got_them_counts_as_idle_when_it_has_run():
     pages = bench.handlers.kv_alloc(3)
     bench.handlers.forward_forward(bench.queue, pages, 0, u32(*range(12)), u32(), u32())
     bench.handlers.tickets_flush()
-    assert not bench.outbox.is_idle(1e9)  # it waits for pages
+    assert not bench.outbox.leases.is_idle(1e9)  # it waits for pages
     bench.run()
-    assert bench.outbox.is_idle(1e9)
+    assert bench.outbox.leases.is_idle(1e9)
 
 
 def given_up() -> PlanBench:

@@ -27,7 +27,7 @@ def prefill(group: Group, guest: Guest, prompt: list[int], num_pages: int = 10, 
 
 
 def usage(guest: Guest) -> tuple[int, int]:
-    return guest.outbox.num_computed, guest.outbox.num_found
+    return guest.outbox.num_computed, guest.outbox.leases.num_found
 
 
 def test_the_same_prompt_of_another_inferlet_computes_only_what_is_not_there() -> None:
@@ -331,7 +331,7 @@ def test_random_programs_draw_what_they_would_alone_and_all_pages_are_available_
             programs.append(Program(group, rng, rng.choice(["acme", "acme", "other"])))
         elif programs and rng.random() < 0.05:
             ended = programs.pop(rng.randrange(len(programs)))
-            num_found += ended.guest.outbox.num_found
+            num_found += ended.guest.outbox.leases.num_found
             ended.end()
         elif programs:
             program = rng.choice(programs)
@@ -344,7 +344,7 @@ def test_random_programs_draw_what_they_would_alone_and_all_pages_are_available_
                 program.end()
         group.ledger.check()
     for program in programs:
-        num_found += program.guest.outbox.num_found
+        num_found += program.guest.outbox.leases.num_found
         program.end()
     assert group.ledger.num_available == group.ledger.total
     assert num_found

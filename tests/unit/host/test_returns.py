@@ -64,7 +64,7 @@ def test_pages_that_another_has_are_not_copied_and_are_found_again():
     group = Group()
     first, its = prompted(group)
     second, pages = prompted(group)
-    assert second.outbox.num_found == 4 * FULL
+    assert second.outbox.leases.num_found == 4 * FULL
     shared = pages_of(first, its)
     give_up(group, second)
     assert (second.outbox.swap.num_out, second.outbox.swap.num_left) == (1, FULL)  # the page that is not full
@@ -105,7 +105,7 @@ def test_what_comes_back_from_host_memory_is_found_by_others():
     goes_on(group, guest, pages)
     assert guest.outbox.swap.num_found == 0
     other, its = prompted(group)
-    assert other.outbox.num_found == 4 * FULL
+    assert other.outbox.leases.num_found == 4 * FULL
     assert pages_of(other, its) == pages_of(guest, pages)
 
 

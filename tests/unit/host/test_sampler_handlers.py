@@ -19,7 +19,7 @@ INF, NAN = math.inf, math.nan
 @pytest.fixture
 def bench() -> Bench:
     bench = Bench()
-    bench.outbox.granted(range(100, 120))
+    bench.outbox.leases.granted(range(100, 120))
     return bench
 
 
@@ -92,7 +92,7 @@ def test_bad_chains_are_refused(bench: Bench, call, error, text) -> None:  # typ
 
 def test_samplers_and_what_they_carry_are_bounded() -> None:
     bench = Bench(Limits(plans=1, message_bytes=3 * VOCAB // 8))
-    bench.outbox.granted([1])
+    bench.outbox.leases.granted([1])
     sampler = make(bench)
     with pytest.raises(QuotaExceeded, match="plans: the limit is 1 samplers"):
         make(bench)

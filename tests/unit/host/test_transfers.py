@@ -21,7 +21,7 @@ ROW = 4 * VOCAB
 
 def bench_of(pass_bytes: int = 10 * ROW) -> Bench:
     bench = Bench(Limits(pass_bytes=pass_bytes))
-    bench.outbox.granted(range(100, 200))
+    bench.outbox.leases.granted(range(100, 200))
     served = bench.state.models.get("")
     info = dataclasses.replace(served.info, vocab_size=VOCAB, hidden_size=2048)
     bench.state.models = ModelDirectory([ServedModel(info, served.tokenizer)])

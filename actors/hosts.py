@@ -1,0 +1,182 @@
+"""The InferletActors of an engine: started, opened, and told of the other actors, the adapters and the programs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+from pieray.actors.health import Health
+from pieray.actors.members import FACTS_S, INFERLETS, SLICE_S, TELL_S, Member, Members, Wire
+from pieray.actors.pool import HostPool
+from pieray.actors.records import Restarts
+from pieray.config import Config
+from pieray.errors import EngineError, PierayError
+
+log = logging.getLogger(__name__)
+
+DEVICE_S = 60.0
+"""How long a new actor waits for a device group."""
+MAX_FAILED_TELLS = 3
+"""An actor that cannot be connected so often is replaced."""
+
+
+class Hosts:
+    """What each is to know is kept here by the methods that tell it; they are told, and told again, until they know.
+
+    Thread-safe.  `lost` is told of an actor that is to be replaced; `device_failure` says why there is no device group.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        members: Members,
+        health: Health,
+        *,
+        token: str,
+        restarts: Restarts,
+        stopped: threading.Event,
+        lost: Callable[[Member, str], None],
+        device_failure: Callable[[], str | None],
+    ) -> None:
+        self._config = config
+        self._members = members
+        self._health = health
+        self._token = token
+        self._stopped = stopped
+        self._lost = lost
+        self._device_failure = device_failure
+        self.pool = HostPool(
+            capacity=config.inferlets_per_actor,
+            spare=config.actor_pool,
+            max_hosts=config.max_actors,
+            create=self._new,
+            end=members.end,
+            refresh=self.refresh,
+            max_waiting=config.max_waiting_launches,
+            delay_s=lambda: restarts.delay_s,
+        )
+        self._wanted: dict[str, Wire] = {}  # what each is to know: the arguments of its methods
+        self._models: list[dict[str, Any]] = []  # that the device group serves
+        self._lock = threading.Lock()  # guards the fields; never held while an actor is asked
+        self._has_device = threading.Condition(self._lock)
+        self._tellers = ThreadPoolExecutor(16, "pieray-tell")
+        self._next_number = 0
+
+    def stop(self) -> None:
+        """Start none any more; those that wait for a device group do so no longer.  Idempotent."""
+        self.pool.close()
+        with self._lock:
+            self._has_device.notify_all()
+
+    def close(self) -> None:
+        """Tell them nothing any more.  Idempotent."""
+        self._tellers.shutdown(wait=False, cancel_futures=True)
+
+    # --- what they are to know ------------------------------------------------------------------
+
+    def want(self, method: str, *args: Any) -> None:
+        """Each is to be told so, by `tell_all` or a little later."""
+        with self._lock:
+            self._wanted[method] = args
+
+    def want_device(self, batcher: Wire, manager: Wire, models: list[dict[str, Any]]) -> None:
+        """Each is to be connected to this device group, and those that wait for one are opened."""
+        with self._lock:
+            self._models = models
+            self._wanted["reconnect"] = batcher, manager
+            self._has_device.notify_all()
+
+    def drop_device(self) -> None:
+        """There is no device group; until they are connected to another one, nothing is placed on them."""
+        with self._lock:
+            self._wanted.pop("reconnect", None)
+        for host in self.pool.hosts():
+            self._is_behind(host)
+
+    def tell_all(self, timeout_s: float = TELL_S) -> None:
+        """Bring all hosts up to date, at once; those that take longer, or do not answer, are told later."""
+        hosts = [host for host in self.pool.hosts() if self._is_behind(host) and not host.is_suspect]
+        telling = {self._tellers.submit(self._tell, host): host for host in hosts}
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and (left := [f for f, h in telling.items() if not h.is_suspect]):
+            if not wait(left, timeout=SLICE_S).not_done:
+                return
+
+    def tell_late(self) -> None:
+        """Begin to tell those that do not know all yet; waits for none."""
+        for host in self.pool.hosts():
+            if not host.is_suspect and self._is_behind(host):
+                self._tellers.submit(self._tell, host)
+
+    def _tell(self, host: Member) -> None:
+        """Tell a host what it does not know yet; one thread at a time does."""
+        if not host.telling.acquire(blocking=False):
+            return
+        try:
+            while self._is_behind(host):
+                with self._lock:
+                    method, args = next((m, a) for m, a in self._wanted.items() if host.told.get(m) != a)
+                self._members.ask(host, method, *args, timeout_s=TELL_S)
+                host.told[method] = args
+                host.num_failed_tells = 0
+        except BaseException as error:  # noqa: BLE001 - it is told again
+            host.num_failed_tells += 1
+            log.warning("%s could not be told of the others: %s", host.describe(), error)
+        finally:
+            host.telling.release()
+        self.pool.noted()
+        if host.num_failed_tells >= MAX_FAILED_TELLS:
+            self._lost(host, f"could not be connected {MAX_FAILED_TELLS} times")
+
+    def _is_behind(self, host: Member) -> bool:
+        """Whether there is something to tell it; notes whether it is connected to the device group of today."""
+        with self._lock:
+            host.is_current = host.told.get("reconnect") == self._wanted.get("reconnect")
+            return any(host.told.get(method) != args for method, args in self._wanted.items())
+
+    # --- starting them ---------------------------------------------------------------------------
+
+    def create(self) -> Member:
+        """Start one more; it is to be opened."""
+        with self._lock:
+            number, self._next_number = self._next_number, self._next_number + 1
+        return self._members.create(INFERLETS, number)
+
+    def open(self, hosts: Sequence[Member]) -> None:
+        """Connect new ones to the other actors; raises what their `open` does."""
+        with self._lock:
+            wanted = dict(self._wanted)
+            models = [{**facts, "adapters": wanted["set_adapters"][0]} for facts in self._models]
+        peers = *wanted["reconnect"], wanted.get("reconnect_broker", ((),))[0], *wanted["set_registry"]
+        opening = [self._members.begin(host, "open", self._token, models, *peers) for host in hosts]
+        for host, answer in zip(hosts, opening, strict=True):
+            host.endpoint = tuple(answer(self._config.start_timeout_s))
+            host.told = dict(wanted)
+            self._health.answered(host, self._members.ask(host, "pulse", timeout_s=FACTS_S))
+            self._is_behind(host)
+
+    def _new(self) -> Member:
+        host = self.create()
+        try:
+            self._await_device()
+            self.open([host])
+        except BaseException:
+            self._members.end(host)
+            raise
+        return host
+
+    def _await_device(self) -> None:
+        with self._lock:
+            if not self._has_device.wait_for(lambda: "reconnect" in self._wanted or self._stopped.is_set(), DEVICE_S):
+                failure = self._device_failure()
+                raise EngineError(f"the engine has had no device group for {DEVICE_S:.0f} s: {failure}")
+
+    def refresh(self, hosts: Sequence[Member]) -> None:
+        """Have hosts give back the places that were granted to clients and are free, and say how many came back."""
+        for host, found in zip(hosts, self._members.gather(hosts, "recall_places", timeout_s=1.0), strict=True):
+            if not isinstance(found, PierayError):
+                host.returned(found)
