@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
-from pieray.errors import WIT_CODES, DeviceLost, Evicted, InvalidRequest, ModelError, PierayError
-from pieray.messages import PRIVATE, Completed, Failed, LoadAdapter, Message, UnloadAdapter
+from pieray.errors import DeviceLost, Evicted, InvalidRequest, ModelError, PierayError
+from pieray.messages import PRIVATE, Completed, LoadAdapter, Message, UnloadAdapter
 from pieray.models.adapter_file import AdapterFacts, AdapterFile
+from pieray.sched.failures import failed, known
 from pieray.sched.lanes import LaneKey
 
 if TYPE_CHECKING:
@@ -116,11 +117,10 @@ class AdapterDesk:
                     return
                 answer = Completed(message.ticket, self._load_own(lane, message))
         except PierayError as error:
-            known = InvalidRequest(error.message) if isinstance(error, ModelError) else error
-            answer = Failed(message.ticket, known.code if known.code in WIT_CODES else "internal", known.message)
+            answer = failed(message.ticket, InvalidRequest(error.message) if isinstance(error, ModelError) else error)
         except BaseException as error:  # also a panic of native code: it is the answer
             log.exception("an adapter could not be loaded")
-            answer = Failed(message.ticket, "internal", f"{type(error).__name__}: {error}")
+            answer = failed(message.ticket, known(error))
         with self._lock:
             self._coming.get(lane, set()).discard(message.ticket)
         self.send([(lane[0], answer)])

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from pieray.errors import WIT_CODES, InvalidRequest, PierayError
-from pieray.messages import CopyTokens, Failed, Forward, Logprobs, Message, Output, SwapIn, SwapOut
+from pieray.errors import InvalidRequest, PierayError
+from pieray.messages import CopyTokens, Forward, Logprobs, Message, Output, SwapIn, SwapOut
 from pieray.sched.costs import Kind
+from pieray.sched.failures import failed
 from pieray.sched.lanes import LaneKey
 
 U32 = npt.NDArray[np.uint32]
@@ -323,8 +324,3 @@ def _by_row(outputs: list[Output]) -> list[Output]:
     if all(map(int.__le__, rows, rows[1:])):
         return outputs
     return [outputs[place] for place in np.argsort(rows, kind="stable").tolist()]
-
-
-def failed(ticket: int, error: PierayError) -> Failed:
-    """Codes that are not for guests (a runner's `model`, for one) become `internal`."""
-    return Failed(ticket, error.code if error.code in WIT_CODES else "internal", error.message)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from pieray.config import ModelSettings
-from pieray.errors import Cancelled, DeviceLost, Evicted, InvalidRequest, PierayError, ProtocolError
+from pieray.errors import DeviceLost, Evicted, PierayError, ProtocolError
 from pieray.messages import (
     CancelInferlet,
     Completed,
@@ -24,7 +23,6 @@ from pieray.messages import (
     LoadAdapter,
     Message,
     OpenInferlet,
-    Output,
     StartPlan,
     StopPlan,
     SwapIn,
@@ -32,29 +30,31 @@ from pieray.messages import (
     UnloadAdapter,
     Verify,
 )
-from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
+from pieray.models.batch import NO_ROWS
 from pieray.models.draws import Drawn
 from pieray.sched.adapters import AdapterDesk
 from pieray.sched.batch_former import StepPlan
 from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
-from pieray.sched.commands import Command, CopyCommand, ForwardCommand, MoveCommand, failed
+from pieray.sched.command_factory import CommandFactory, Enqueued, tickets_of
+from pieray.sched.commands import Command, ForwardCommand, MoveCommand
 from pieray.sched.convert import asked, wire_value
-from pieray.sched.costs import CostModel, Kind, Work
+from pieray.sched.costs import CostModel
+from pieray.sched.device_steps import DeviceSteps, Runner, independent_groups
+from pieray.sched.failures import dependency_failed, failed, malformed
 from pieray.sched.lanes import I64, LaneKey
-from pieray.sched.lookups import EmbedLookups, known
-from pieray.sched.passes import PassTable
+from pieray.sched.lookups import EmbedLookups
+from pieray.sched.passes import PassTable, passes_tickets
 from pieray.sched.plandesk import Over, PlanDesk
 from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler
-from pieray.sched.swap import SwapCommand, SwapInCommand, SwapOutCommand, Swapper
+from pieray.sched.step_totals import StepTotals
+from pieray.sched.swap import SwapCommand
 from pieray.sched.swap_slots import SwapSlots
 from pieray.sched.table import RowGroup
 from pieray.sched.verify import VerifyCommand
 
 if TYPE_CHECKING:
-    from pieray.models.adapter_file import AdapterFile
-    from pieray.models.lora import LoraAdapter
     from pieray.models.outputs import StepResult
     from pieray.models.tokenizer import TokenizerSpec
 
@@ -63,26 +63,7 @@ log = logging.getLogger(__name__)
 NO_LANES = np.zeros(0, np.int64)
 NO_SCORES = np.zeros(0, np.float32)
 Answers: TypeAlias = list[tuple[str, Message]]  # (peer_id, message)
-Enqueued: TypeAlias = Forward | CopyTokens | SwapOut | SwapIn | Verify | StartPlan
 MOVES = (CopyTokens, SwapOut, SwapIn)
-
-
-class Runner(Swapper, Protocol):
-    """What the core needs of `pieray.models.runner.ModelRunner`.
-
-    All raise DeviceLost when the device is dead, and only then: nothing can be computed in this process any more.
-    """
-
-    def decode(
-        self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]
-    ) -> tuple[Drawn, list[StepResult]]: ...
-
-    def copy_tokens(self, ranges: Sequence[tuple[int, int, int, int, int]]) -> None: ...
-
-    def require_trees(self) -> None: ...
-
-    def embed(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
-    def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
 
 
 class BatcherCore:
@@ -109,9 +90,9 @@ class BatcherCore:
     ) -> None:
         """`weight_of` gives a tenant's weight in shares of the device's time."""
         self._runner = runner
+        self._device = DeviceSteps(runner)
         self._clock = clock
         self._page_size = settings.page_size
-        self._costs = costs
         self._scheduler = Scheduler(
             settings.page_size,
             settings.max_batch_tokens,
@@ -120,15 +101,14 @@ class BatcherCore:
             max_swap_pages=max_swap_pages,
             weight_of=weight_of,
         )
-        self._learning: tuple[Work, float] | None = None  # of the last step: what it was made of, when it began
         self._cohort = CohortWait(self._scheduler.lanes, settings.cohort_wait_s)
         self._lookups = EmbedLookups()
         self._swap = SwapSlots(num_swap_slots)
-        self._counts = dict.fromkeys(("steps", "forwards", "copies", "tokens", "failed"), 0)
-        self._busy_s = 0.0
+        self._totals = StepTotals(costs)
         self.lost: DeviceLost | None = None
         self.plans = PlanDesk(self._scheduler, self._fail, tokenizer)
         self.adapters = AdapterDesk(runner, settings.adapter_bytes)
+        self._factory = CommandFactory(runner, settings.page_size, self.plans, self._swap)
         self._passes = PassTable(self._scheduler, self.adapters.find)
 
     # --- in --------------------------------------------------------------------------------------
@@ -168,41 +148,24 @@ class BatcherCore:
         try:
             lanes, odd = self._passes.add(peer_id, message, now)
         except BaseException as error:  # noqa: BLE001 - columns that do not fit together: none of it can be told apart
-            tickets = message.tickets + message.sample_tickets
-            malformed = _malformed(error)
-            found = np.frombuffer(tickets[: len(tickets) // 8 * 8], "<u8").tolist()
-            answers += [(peer_id, failed(ticket, malformed)) for ticket in found]
+            answers += [(peer_id, failed(ticket, malformed(error))) for ticket in passes_tickets(message)]
             return
         self._cohort.arrived(lanes, now)
         for forward in odd:
             self._enqueue(peer_id, forward, now, answers)
 
     def _enqueue(self, peer_id: str, message: Enqueued, now: float, answers: Answers) -> None:
-        command: Command
         try:
             key = (peer_id, message.inferlet)
             self._cohort.arrived(self._scheduler.open(key), now)
             if self._scheduler.has_passes(key):
                 self._spill(key, now)
-            if isinstance(message, Forward):
-                command = ForwardCommand(peer_id, message, self._page_size)
-            elif isinstance(message, StartPlan):
-                command = self.plans.command(peer_id, message, self._page_size)
-            elif isinstance(message, Verify):
-                command = VerifyCommand(peer_id, message, self._page_size)
-                if command.is_tree:
-                    self._runner.require_trees()
-            elif isinstance(message, SwapOut):
-                command = SwapOutCommand(peer_id, message, self._swap)
-            elif isinstance(message, SwapIn):
-                command = SwapInCommand(peer_id, message, self._swap)
-            else:
-                command = CopyCommand(peer_id, message, self._page_size)
+            command = self._factory.command(peer_id, message)
         except BaseException as error:  # noqa: BLE001 - not well-formed, or a panic of a tokenizer: it fails alone
             self._fail_message(peer_id, message, error, answers)
             return
         if not self._scheduler.submit(command, now):
-            self._answer_failed([command], _dependency_failed(), answers)
+            self._answer_failed([command], dependency_failed(), answers)
             return
         if isinstance(message, StartPlan) and isinstance(command, PlanCommand):
             self.plans.begin(command, message, answers)
@@ -226,7 +189,7 @@ class BatcherCore:
         try:
             self._swap.drop((peer_id, message.inferlet), np.frombuffer(message.slots, "<u4").tolist())
         except BaseException as error:  # noqa: BLE001 - not well-formed; nobody waits for an answer
-            log.warning("%s: %s", peer_id, _malformed(error))
+            log.warning("%s: %s", peer_id, malformed(error))
 
     def _drop(self, peer_id: str, inferlet: int | None = None) -> None:
         self.plans.forget(self._scheduler.cancel(peer_id, inferlet))
@@ -294,17 +257,14 @@ class BatcherCore:
             if isinstance(group, SwapCommand):
                 self._swap_pages(group, answers)
                 continue
-            error = self._copied([copy for command in group for copy in command.step_copies()])
+            error = self._device.copy([copy for command in group for copy in command.step_copies()])
             for command in group:
-                alone = self._copied(command.step_copies()) if error is not None and len(group) > 1 else error
+                alone = self._device.copy(command.step_copies()) if error is not None and len(group) > 1 else error
                 self._moved(command, alone, None, answers)
-
-    def _copied(self, copies: Sequence[Any]) -> PierayError | None:
-        return _error_of(lambda: self._runner.copy_tokens(copies))
 
     def _swap_pages(self, command: SwapCommand, answers: Answers) -> None:
         if not command.is_over:  # else it would have moved what one before it has failed to write
-            error = _error_of(lambda: command.run(self._runner))
+            error = self._device.swap(command)
             value = command.complete() if error is None and command.is_scheduled else None
             self._moved(command, error, value, answers)
 
@@ -329,9 +289,9 @@ class BatcherCore:
                 outputs.append(wanted)
                 chunks.append(chunk)
             except BaseException as error:  # noqa: BLE001 - not well-formed, or a panic of a grammar: it fails alone
-                self._fail(chunk.command, _malformed(error), answers)
+                self._fail(chunk.command, malformed(error), answers)
         group = plan.group
-        drawn, results = self._computed(NO_ROWS if group is None else group.columns(), items, outputs)
+        drawn, results = self._device.compute(NO_ROWS if group is None else group.columns(), items, outputs)
         passes = NO_LANES if group is None else self._answer_rows(group, drawn, answers)
         for chunk, result in zip(chunks, results, strict=True):
             self._answer_chunk(chunk, result, answers)
@@ -392,36 +352,12 @@ class BatcherCore:
         error = command.take(chunk.outputs, values)
         if error is None and chunk.is_last:
             sampled, copies = command.outcome(self._page_size)
-            error = self._copied(copies) if copies else None
+            error = self._device.copy(copies) if copies else None
             if error is None:
                 answers.append((command.peer_id, Completed(command.ticket, sampled.tobytes())))
                 self._scheduler.finish(command)
         if error is not None:
             self._fail(command, error, answers)
-
-    def _computed(
-        self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]
-    ) -> tuple[Drawn, Sequence[StepResult]]:
-        if not items and not len(rows):
-            return Drawn(np.zeros(0, np.int64), np.zeros(0, np.float32), {}), []
-        try:
-            return self._runner.decode(rows, items, outputs)
-        except DeviceLost:
-            raise
-        except BaseException as error:  # whatever is thrown, the loop goes on
-            log.exception("a step of %d rows and %d forwards failed", len(rows), len(items))
-            if len(items) + len(rows) == 1:
-                errors = dict.fromkeys(range(len(rows)), known(error))
-                return Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), errors), [
-                    known(error) for _ in items
-                ]
-        parts = [self._computed(rows.take(np.array([row])), [], [])[0] for row in range(len(rows))]  # find the culprit
-        drawn = Drawn(
-            np.concatenate([np.zeros(0, np.int64), *(part.tokens for part in parts)]),
-            np.concatenate([np.zeros(0, np.float32), *(part.scores for part in parts)]),
-            {row: part.errors[0] for row, part in enumerate(parts) if part.errors},
-        )
-        return drawn, [self._computed(NO_ROWS, [i], [o])[1][0] for i, o in zip(items, outputs, strict=True)]
 
     def _end_step(self, plan: StepPlan, passes: I64, began: float) -> None:
         ended = self._clock()
@@ -431,33 +367,15 @@ class BatcherCore:
         for command in [*plan.copies, *(chunk.command for chunk in plan.forwards)]:
             if not command.is_over and not self._scheduler.is_busy(command.lane):
                 self._cohort.answered(self._scheduler.open(command.lane), ended)
-        counts = self._counts
-        counts["steps"] += 1
-        counts["forwards"] += plan.num_requests
-        counts["copies"] += sum(isinstance(command, CopyCommand) for command in plan.copies)
-        counts["tokens"] += plan.num_tokens
-        self._busy_s += ended - began
-        self._learning = plan.work, began
+        self._totals.stepped(plan, began, ended)
 
     def sent(self) -> None:
         """The answers of the last step are on their way: what it has cost is known."""
-        if self._costs is not None and self._learning is not None:
-            work, began = self._learning
-            work[Kind.STEP] = 1.0
-            self._costs.learn(work, self._clock() - began)
-            self._learning = None
+        self._totals.sent(self._clock())
 
     def stats(self) -> dict[str, Any]:
         """Totals since the start; `mean_batch` is forwards per step.  May be called from any thread."""
-        counts = dict(self._counts)
-        mean_batch = counts["forwards"] / counts["steps"] if counts["steps"] else 0.0
-        return {
-            **counts,
-            "queued": self._scheduler.num_queued,
-            "busy_s": self._busy_s,
-            "mean_batch": mean_batch,
-            "swap": self._swap.status(),
-        }
+        return {**self._totals.stats(), "queued": self._scheduler.num_queued, "swap": self._swap.status()}
 
     # --- failures --------------------------------------------------------------------------------
 
@@ -467,62 +385,16 @@ class BatcherCore:
             return
         doomed = self._scheduler.fail(command)
         self._answer_failed([command], error, answers)
-        self._answer_failed(doomed, _dependency_failed(), answers)
+        self._answer_failed(doomed, dependency_failed(), answers)
         self.plans.forget([command, *doomed])
 
     def _answer_failed(self, commands: Iterable[Command], error: PierayError, answers: Answers) -> None:
         for command in commands:
-            self._counts["failed"] += 1
+            self._totals.num_failed += 1
             if isinstance(command, SwapCommand):
                 command.undo()
             answers += [(command.peer_id, message) for message in command.failures(error)]
 
     def _fail_message(self, peer_id: str, message: Enqueued, error: BaseException, answers: Answers) -> None:
-        malformed = _malformed(error)
-        tickets = [message.ticket]
-        if isinstance(message, Forward) and isinstance(message.outputs, list):
-            tickets += [output.ticket for output in message.outputs if isinstance(output, Message)]
-        self._counts["failed"] += 1
-        answers += [(peer_id, failed(ticket, malformed)) for ticket in tickets]
-
-
-def independent_groups(commands: Sequence[MoveCommand]) -> list[list[CopyCommand] | SwapCommand]:
-    """Swaps, and runs of copies in which none touches what another of its run writes, in order: each is one device
-    call."""
-    groups: list[list[CopyCommand] | SwapCommand] = []
-    run: list[CopyCommand] | None = None  # the last of the groups, if it may go on
-    written: set[int] = set()
-    for command in commands:
-        if not isinstance(command, CopyCommand):
-            assert isinstance(command, SwapCommand)
-            groups.append(command)
-            run = None
-            continue
-        if run is None or not written.isdisjoint(command.used_pages()):
-            run, written = [], set()
-            groups.append(run)
-        run.append(command)
-        written.update(command.written_pages())
-    return groups
-
-
-def _error_of(work: Callable[[], None]) -> PierayError | None:
-    """Do it; what has gone wrong.  Raises DeviceLost."""
-    try:
-        work()
-    except DeviceLost:
-        raise
-    except BaseException as error:  # noqa: BLE001 - whatever is thrown, the loop goes on
-        return known(error)
-    return None
-
-
-def _dependency_failed() -> PierayError:
-    return Cancelled("a command that was to write what this one reads has failed")
-
-
-def _malformed(error: BaseException) -> PierayError:
-    """The error of a command that is not even well-formed, or at which native code panics."""
-    if isinstance(error, (ValueError, TypeError, LookupError)):
-        return InvalidRequest(f"malformed command: {error}")
-    return known(error)
+        self._totals.num_failed += 1
+        answers += [(peer_id, failed(ticket, malformed(error))) for ticket in tickets_of(message)]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pieray.errors import DeviceLost, InvalidRequest, PierayError
 from pieray.messages import Completed, EmbedTokens, Message
-from pieray.sched.commands import failed
+from pieray.sched.failures import failed, known
 
 TOKENS_PER_STEP = 1024
 """So many tokens are looked up in one step, or one request of more: a copy of their rows, no computation."""
@@ -72,8 +72,3 @@ def _answer(runner: Lookup, message: EmbedTokens) -> Message:
     except BaseException as error:  # noqa: BLE001 - whatever is thrown, the loop goes on
         return failed(message.ticket, known(error))
     return Completed(message.ticket, values.astype("<f4", copy=False).tobytes())
-
-
-def known(error: BaseException) -> PierayError:
-    """An error of ours as it is; any other, a panic of native code too, by its class and text."""
-    return error if isinstance(error, PierayError) else PierayError(f"{type(error).__name__}: {error}")

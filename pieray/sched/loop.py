@@ -14,8 +14,8 @@ from typing import Any
 from pieray.concurrency.pulse import Pulse
 from pieray.errors import DeviceLost, PeerLost, PierayError
 from pieray.messages import CancelInferlet, Completed, Message, RunEnded
-from pieray.sched.commands import failed
 from pieray.sched.core import BatcherCore
+from pieray.sched.failures import failed
 from pieray.sched.fences import FenceLink
 from pieray.transport import Connection
 

@@ -10,7 +10,7 @@ import numpy as np
 from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import DecodePasses, Forward, Message, Sample, Sampled
 from pieray.models.sampler import choices_of
-from pieray.sched.commands import failed
+from pieray.sched.failures import failed
 from pieray.sched.lanes import I64
 from pieray.sched.table import ROW, RUN, SPECIAL, U32, Own, Records
 
@@ -151,6 +151,13 @@ class PassTable:
             answers += self.failures(row, peer_id, error)
         self._scheduler.remove_passes(rows)
         return answers
+
+
+def passes_tickets(message: DecodePasses) -> list[int]:
+    """All that are to be answered of a message whose columns do not fit together."""
+    tickets = message.tickets + message.sample_tickets
+    found: list[int] = np.frombuffer(tickets[: len(tickets) // 8 * 8], "<u8").tolist()
+    return found
 
 
 def _columns(message: DecodePasses) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from pieray.errors import InvalidRequest, PierayError, Unsupported
 from pieray.messages import ExtendPlan, Message, PlanTokens, RunEnded, StartPlan, StopPlan
 from pieray.models.detokenizer import PRIME_TOKENS
 from pieray.sched.commands import F32, Command
+from pieray.sched.failures import known
 from pieray.sched.lanes import I64
-from pieray.sched.lookups import known
 from pieray.sched.plans import PlanCommand
 from pieray.sched.table import RowGroup
 

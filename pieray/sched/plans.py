@@ -10,9 +10,10 @@ import numpy as np
 from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import Forward, Message, RunEnded, StartPlan
 from pieray.models.sampler import choices_of
-from pieray.sched.commands import U32, ForwardCommand, Slots, failed, page_slots
+from pieray.sched.commands import U32, ForwardCommand, Slots, page_slots
 from pieray.sched.costs import Kind
 from pieray.sched.drafts import NgramDrafter
+from pieray.sched.failures import failed
 from pieray.sched.table import HOOKED, MAX_STOPS, RUN, SCORED, SPECIAL
 
 if TYPE_CHECKING:
