@@ -29,7 +29,7 @@ class _Loaded:
     facts: dict[str, Any]
 
 
-class AdapterShelf:
+class KeptAdapters:
     """Not thread-safe: the DeviceGroup holds a lock.  `ask(member, method, *args, timeout_s=)` calls an actor."""
 
     def __init__(self, ask: Callable[..., Any]) -> None:

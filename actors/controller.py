@@ -57,7 +57,7 @@ class Controller:
 
     @control
     def adapters(self) -> list[dict[str, Any]]:
-        return self._supervisor.device.shelf.facts()
+        return self._supervisor.device.adapters.facts()
 
     def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
         """Load a LoRA adapter that `owner`'s inferlets may open; its facts."""

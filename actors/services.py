@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from pieray.actors.adapters import AdapterShelf
+from pieray.actors.adapters import KeptAdapters
 from pieray.actors.hosts import Hosts
 from pieray.actors.keeper import Keeper
 from pieray.actors.members import BATCHER, BROKER, FACTS_S, RESOURCE_MANAGER, TELL_S, Member, Members
@@ -22,7 +22,7 @@ class DeviceGroup:
         self._members = members
         self._hosts = hosts
         self._token = token
-        self.shelf = AdapterShelf(members.ask)
+        self.adapters = KeptAdapters(members.ask)
         self.keeper = Keeper("device group", self.bring_up, restarts)
         self._models: list[dict[str, Any]] = []
         self._pair: tuple[Member, Member] | None = None
@@ -52,7 +52,7 @@ class DeviceGroup:
                 loading = self._members.begin(batcher, "load")
                 pair.append(manager := self._members.create(RESOURCE_MANAGER, near=batcher))
                 facts = loading(self._config.start_timeout_s)
-                self.shelf.give_to(batcher, facts["adapters"])
+                self.adapters.give_to(batcher, facts["adapters"])
                 timeout_s = self._config.start_timeout_s
                 num_pages = facts["info"]["num_pages"]
                 manager.endpoint = tuple(
@@ -65,10 +65,10 @@ class DeviceGroup:
                 for member in pair:
                     self._members.end(member)
                 raise
-            self._models = [{**facts, "adapters": self.shelf.facts()}]
+            self._models = [{**facts, "adapters": self.adapters.facts()}]
             with self._lock:
                 self._pair = batcher, manager
-                self._hosts.want("set_adapters", self.shelf.facts())
+                self._hosts.want("set_adapters", self.adapters.facts())
                 self._hosts.want_device(batcher.endpoint, manager.endpoint, self._models)
         if any(member not in self._members for member in pair):  # it died before it could be missed
             raise ActorGone("one of the new device group has died already")
@@ -95,14 +95,14 @@ class DeviceGroup:
     def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
         """Load a LoRA adapter into the batcher and make it known; its facts."""
         with self._busy:
-            facts = self.shelf.add(self._both()[0], file, data, owner)
+            facts = self.adapters.add(self._both()[0], file, data, owner)
             self._tell_adapters()
         return facts
 
     def unload_adapter(self, name: str, owner: str) -> None:
         """Nobody can open it from now on; passes through handles that are open already fail with `evicted`."""
         with self._busy:
-            number = self.shelf.remove(name, owner)
+            number = self.adapters.remove(name, owner)
             self._tell_adapters()
             self._members.ask(self._both()[0], "remove_adapter", number, timeout_s=TELL_S)
 
@@ -116,7 +116,7 @@ class DeviceGroup:
         return self._pair
 
     def _tell_adapters(self) -> None:
-        self._hosts.want("set_adapters", self.shelf.facts())
+        self._hosts.want("set_adapters", self.adapters.facts())
         self._hosts.tell_all()
 
 

@@ -25,7 +25,7 @@ from pieray.errors import (
     PierayError,
     Stalled,
 )
-from pieray.host.children.children import Bonds
+from pieray.host.children.children import Attachments
 from pieray.host.components import Components
 from pieray.host.device.device import DeviceClient
 from pieray.host.device.sessions import DeviceSessions
@@ -64,7 +64,7 @@ class InferletHost:
     ) -> None:
         self._config = config
         self.services = services or Services.of(config)
-        self.bonds = Bonds(self.services.timers, self._kill_child)
+        self.attachments = Attachments(self.services.timers, self._kill_child)
         self._device = device
         self._models = models
         num_ready = min(config.ready_guests, config.inferlets_per_actor)
@@ -198,7 +198,7 @@ class InferletHost:
             give_back()
             raise
         if launch.parent or launch.is_attached:
-            self.bonds.expect(launch.instance_id, is_child=bool(launch.parent))
+            self.attachments.expect(launch.instance_id, is_child=bool(launch.parent))
         try:
             if isinstance(program, Future):
                 inferlet.start_later(self._wasm, program)
@@ -255,7 +255,7 @@ class InferletHost:
     def _ended(self, give_back: Callable[[], None], inferlet: Inferlet) -> None:
         """Its place is free; of its state only the events are kept, and of those not more than is said above."""
         instance_id = inferlet.launch.instance_id
-        self.bonds.ended(instance_id)
+        self.attachments.ended(instance_id)
         tenant = inferlet.launch.tenant
         num_tokens = inferlet.take_tokens() if self._config.tenant(tenant).tokens_per_minute else 0
         with self._lock:

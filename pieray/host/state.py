@@ -16,7 +16,7 @@ from pieray.host.device.embeds import EmbedTable
 from pieray.host.device.outbox import Outbox
 from pieray.host.device.tickets import Kind, TicketTable, WorkTicket
 from pieray.host.models import ModelDirectory
-from pieray.host.opened import Opened
+from pieray.host.open_handles import OpenHandles
 from pieray.host.services import Services
 from pieray.host.session.client_servers import ClientServers
 from pieray.host.session.files import FileInbox
@@ -57,15 +57,15 @@ class InstanceState:
     queues: dict[int, Queue] = field(default_factory=dict)
     next_queue: int = 1
     lock: threading.RLock = field(init=False)
-    samplers: Opened[Sampler] = field(init=False)
-    matchers: Opened[Any] = field(init=False)
+    samplers: OpenHandles[Sampler] = field(init=False)
+    matchers: OpenHandles[Any] = field(init=False)
     embeds: EmbedTable = field(init=False)
     scratch: ScratchFolder = field(init=False)
     files: FileInbox = field(init=False)
     """Files of the client, on their way to the scratch folder."""
     client_servers: ClientServers = field(init=False)
     """MCP servers that the client has brought."""
-    adapters: Opened[OpenAdapter] = field(init=False)
+    adapters: OpenHandles[OpenAdapter] = field(init=False)
     wake: Callable[[], None] = _nobody
     """Lets the guest look at its tickets again; from any thread."""
     fail: Callable[[PierayError], None] = _unheard
@@ -79,10 +79,10 @@ class InstanceState:
         self.scratch = ScratchFolder(self.limits.scratch_bytes)
         self.files = FileInbox(self.scratch, self.complete)
         self.client_servers = ClientServers(self.launch.instance_id, self.launch.client_servers, self.services.loop)
-        self.samplers = Opened("sampler", "plans", self.limits.plans)
-        self.matchers = Opened("matcher", "plans", self.limits.plans)
+        self.samplers = OpenHandles("sampler", "plans", self.limits.plans)
+        self.matchers = OpenHandles("matcher", "plans", self.limits.plans)
         self.embeds = EmbedTable(self.limits.embed_bytes)
-        self.adapters = Opened("adapter", "plans", self.limits.plans)
+        self.adapters = OpenHandles("adapter", "plans", self.limits.plans)
 
     def sampler(self, handle: int) -> Sampler:
         """The chain behind a sampler handle, greedy for 0; raises BadHandle."""

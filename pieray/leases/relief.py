@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from pieray.leases.ledger import Holder, PageLedger
-from pieray.leases.line import LeaseLine, Waiting
+from pieray.leases.queue import LeaseQueue, Waiting
 from pieray.leases.rank import Rank
 
 AGAIN_S = 1.0
@@ -33,7 +33,7 @@ ANSWER_S = 5.0
 class Relief:
     """Times are seconds, monotonic."""
 
-    def __init__(self, ledger: PageLedger, line: LeaseLine) -> None:
+    def __init__(self, ledger: PageLedger, line: LeaseQueue) -> None:
         self._ledger = ledger
         self._line = line
         self._asked: dict[Holder, float] = {}  # to give up their pages; when they count on no more

@@ -17,7 +17,7 @@ from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError
 from pieray.leases import export_calls
 from pieray.leases.exports import ExportTable, PinShares
 from pieray.leases.ledger import Holder, Lease, PageLedger
-from pieray.leases.line import Granted, LeaseLine, Refused
+from pieray.leases.queue import Granted, LeaseQueue, Refused
 from pieray.leases.rank import Facts, Ranks
 from pieray.leases.relief import Relief
 from pieray.leases.tenants import TenantCounts
@@ -84,7 +84,7 @@ class LeaseService:
         """`weight_of`: a tenant's weight in shares of the pool; `quota_of`: the pages that it may hold, 0 for all."""
         self._ledger = PageLedger(num_pages)
         self._ranks = Ranks(self._ledger, weight_of)
-        self._line = LeaseLine(self._ledger, self._ranks, quota_of)
+        self._line = LeaseQueue(self._ledger, self._ranks, quota_of)
         self._relief = Relief(self._ledger, self._line)
         self._idle: set[Holder] = set()  # as far as the last reclaim has told
         self._unanswered: set[str] = set()  # peers that have not answered the last reclaim

@@ -24,7 +24,7 @@ Answers: TypeAlias = list[tuple[str, Message]]
 
 
 class AdapterReader(Protocol):
-    """What the desk needs of `pieray.models.runner.ModelRunner`; called from several threads, one at a time.
+    """What is needed of `pieray.models.runner.ModelRunner`; called from several threads, one at a time.
 
     Raises DeviceLost on a dead device.
     """
@@ -32,8 +32,8 @@ class AdapterReader(Protocol):
     def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
 
 
-class AdapterDesk:
-    """Thread-safe.  Adapters are read one at a time, those of inferlets on a thread of the desk's own.
+class LoadedAdapters:
+    """Thread-safe.  Adapters are read one at a time, those of inferlets on a thread of their own.
 
     What is let go stays in memory, and counts, for as long as a command holds it: nothing is unloaded under a step.
     `send` takes the answers that come later; `on_lost` is told, on any thread, when an adapter meets a dead device.

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from pieray.messages import CopyTokens, Forward, Message, StartPlan, SwapIn, SwapOut, Verify
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
 from pieray.sched.device_steps import Runner
-from pieray.sched.plandesk import PlanDesk
+from pieray.sched.running_plans import RunningPlans
 from pieray.sched.swap import SwapInCommand, SwapOutCommand
 from pieray.sched.swap_slots import SwapSlots
 from pieray.sched.verify import VerifyCommand
@@ -18,7 +18,7 @@ Enqueued: TypeAlias = Forward | CopyTokens | SwapOut | SwapIn | Verify | StartPl
 class CommandFactory:
     """Knows what commands of each kind are made with."""
 
-    def __init__(self, runner: Runner, page_size: int, plans: PlanDesk, swap: SwapSlots) -> None:
+    def __init__(self, runner: Runner, page_size: int, plans: RunningPlans, swap: SwapSlots) -> None:
         self._runner = runner
         self._page_size = page_size
         self._plans = plans

@@ -32,7 +32,7 @@ from pieray.messages import (
 )
 from pieray.models.batch import NO_ROWS
 from pieray.models.draws import Drawn
-from pieray.sched.adapters import AdapterDesk
+from pieray.sched.adapters import LoadedAdapters
 from pieray.sched.batch_former import StepPlan
 from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
@@ -45,8 +45,8 @@ from pieray.sched.failures import dependency_failed, failed, malformed
 from pieray.sched.lanes import I64, LaneKey
 from pieray.sched.lookups import EmbedLookups
 from pieray.sched.passes import PassTable, passes_tickets
-from pieray.sched.plandesk import Over, PlanDesk
 from pieray.sched.plans import PlanCommand
+from pieray.sched.running_plans import Over, RunningPlans
 from pieray.sched.scheduler import Scheduler
 from pieray.sched.step_totals import StepTotals
 from pieray.sched.swap import SwapCommand
@@ -106,8 +106,8 @@ class BatcherCore:
         self._swap = SwapSlots(num_swap_slots)
         self._totals = StepTotals(costs)
         self.lost: DeviceLost | None = None
-        self.plans = PlanDesk(self._scheduler, self._fail, tokenizer)
-        self.adapters = AdapterDesk(runner, settings.adapter_bytes)
+        self.plans = RunningPlans(self._scheduler, self._fail, tokenizer)
+        self.adapters = LoadedAdapters(runner, settings.adapter_bytes)
         self._factory = CommandFactory(runner, settings.page_size, self.plans, self._swap)
         self._passes = PassTable(self._scheduler, self.adapters.find)
 
@@ -383,10 +383,10 @@ class BatcherCore:
         """The command fails, and with it those that read what it was to write."""
         if command.is_over:
             return
-        doomed = self._scheduler.fail(command)
+        failed_with_it = self._scheduler.fail(command)
         self._answer_failed([command], error, answers)
-        self._answer_failed(doomed, dependency_failed(), answers)
-        self.plans.forget([command, *doomed])
+        self._answer_failed(failed_with_it, dependency_failed(), answers)
+        self.plans.forget([command, *failed_with_it])
 
     def _answer_failed(self, commands: Iterable[Command], error: PierayError, answers: Answers) -> None:
         for command in commands:

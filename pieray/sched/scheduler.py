@@ -258,12 +258,12 @@ class Scheduler:
         unwritten = self._unwritten.open(lane.key)
         unwritten.add(command)
         later = [c for c in lane.unfinished.values() if c.seq > command.seq]
-        doomed = [c for c in later if not unwritten.admit(c)]
+        failed_with_it = [c for c in later if not unwritten.admit(c)]
         self._unwritten.settle(lane.key)
-        lane.drop([command, *doomed])
+        lane.drop([command, *failed_with_it])
         self.queues.drop_over(lane)
         self._left(lane)
-        return doomed
+        return failed_with_it
 
     def fail_pass(self, row: int) -> None:
         """A pass that is a row has failed: what reads its slot must not run."""

@@ -265,7 +265,7 @@ class RowGroup:
         self.most_of_tenant: float | None = None
         """See `Shares.are_even`."""
         self.tellings: Any = None
-        """See `PlanDesk`."""
+        """See `RunningPlans`."""
         self._columns: DecodeRows | None = None
 
     def __len__(self) -> int:

@@ -130,7 +130,7 @@ def _error_of(launching: Future[None]) -> PierayError | None:
     return error if isinstance(error, PierayError) else None
 
 
-class Bonds:
+class Attachments:
     """In the actor that hosts them: which children and attached inferlets end with which connection.  Thread-safe.
 
     One that its parent or client does not bind within `wait_s` ends too: who launched it died before it could.

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pieray.errors import BadHandle, QuotaExceeded
 from pieray.host.device.commands import Command, Queue, wire_ticket
-from pieray.host.opened import Opened
+from pieray.host.open_handles import OpenHandles
 from pieray.messages import EmbedTokens, Message
 from pieray.pages.prepared import Prepared
 
@@ -37,7 +37,7 @@ class EmbedTable:
     """Embeddings of one inferlet, at most `limit` bytes of them (`Limits.embed_bytes`)."""
 
     def __init__(self, limit: int) -> None:
-        self._opened: Opened[Embedding] = Opened("embedding", "embed_bytes", limit)
+        self._opened: OpenHandles[Embedding] = OpenHandles("embedding", "embed_bytes", limit)
         self._limit = limit
         self.num_bytes = 0
 

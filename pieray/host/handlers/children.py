@@ -12,7 +12,7 @@ from pieray.errors import ConfigError, InvalidRequest, QuotaExceeded, Unsupporte
 from pieray.host.children.family import Child, Family
 from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.opened import Opened
+from pieray.host.open_handles import OpenHandles
 from pieray.host.state import InstanceState
 from pieray.messages import Launch
 from pieray.programs.limits import limits_within
@@ -30,7 +30,7 @@ class ChildrenHandlers(HandlerGroup):
 
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
-        self._children: Opened[Child] = Opened("child handle", "tickets", state.limits.tickets)
+        self._children: OpenHandles[Child] = OpenHandles("child handle", "tickets", state.limits.tickets)
         self._children_deadline = time.monotonic() + state.limits.wall_time_s
         self._family: Family | None = None
 

@@ -8,7 +8,7 @@ from pieray.errors import PeerLost
 from pieray.host.broker.calls import ANSWER_S, BrokerCalls
 from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import HandlerGroup
-from pieray.host.opened import Opened
+from pieray.host.open_handles import OpenHandles
 from pieray.host.state import InstanceState
 from pieray.messages import Broadcast, Next, Pull, Push, Subscribe, Unsubscribe
 
@@ -25,7 +25,9 @@ class MessagingHandlers(HandlerGroup):
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
         self._broker = BrokerCalls(state)
-        self._subscriptions: Opened[_Subscription] = Opened("subscription", "subscriptions", state.limits.subscriptions)
+        self._subscriptions: OpenHandles[_Subscription] = OpenHandles(
+            "subscription", "subscriptions", state.limits.subscriptions
+        )
         state.closers.append(self._close_subscriptions)
 
     def messaging_push(self, queue: str, text: str, timeout_ms: int) -> int:

@@ -12,7 +12,7 @@ from pieray.host.device.drawn import Columns, NextTicket, StreamTicket
 from pieray.host.device.plans import ENDED, READY, Plan
 from pieray.host.device.tickets import Kind
 from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.opened import Opened
+from pieray.host.open_handles import OpenHandles
 from pieray.host.state import InstanceState
 from pieray.wasm.parks import Later
 
@@ -29,7 +29,7 @@ class PlanHandlers(HandlerGroup):
 
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
-        self._plans: Opened[Plan] = Opened("plan", "plans", state.limits.plans)
+        self._plans: OpenHandles[Plan] = OpenHandles("plan", "plans", state.limits.plans)
 
     def plans_create(self, queue: int, pages: U32, kv_len: int, tokens: U32, max_tokens: int, sampler: int) -> int:
         state = self._state

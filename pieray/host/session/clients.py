@@ -104,9 +104,9 @@ class ClientService:
         self._host.launch_granted(launch, due, message.grant)
         inferlet = self._host.find(launch.instance_id)
         if launch.is_attached:
-            self._host.bonds.bind(id(conn), launch.instance_id, is_bound=True)
+            self._host.attachments.bind(id(conn), launch.instance_id, is_bound=True)
             if inferlet.log.is_ended:
-                self._host.bonds.ended(launch.instance_id)
+                self._host.attachments.ended(launch.instance_id)
         self._attach(conn, inferlet.log, 0)
         conn.send([Completed(message.ticket, time.monotonic())], lane=launch.instance_id)
 
@@ -122,9 +122,9 @@ class ClientService:
         except NotFound as error:
             conn.send([Failed(message.ticket, error.code, error.message)], lane=message.instance_id)
             return
-        self._host.bonds.bind(id(conn), message.instance_id, is_bound=message.is_bound)
+        self._host.attachments.bind(id(conn), message.instance_id, is_bound=message.is_bound)
         if inferlet.log.is_ended:
-            self._host.bonds.ended(message.instance_id)
+            self._host.attachments.ended(message.instance_id)
         conn.send([Completed(message.ticket, None)], lane=message.instance_id)
 
     def _attach(self, conn: Connection, log: EventLog, cursor: int) -> bool:
@@ -140,7 +140,7 @@ class ClientService:
         self._uploads.pop(id(conn), None)
         for servers in self._serving.pop(id(conn), []):
             servers.gone(conn)
-        self._host.bonds.lost(id(conn))
+        self._host.attachments.lost(id(conn))
         for log, sink in self._attached.pop(id(conn), {}).values():
             log.unsubscribe(sink)
 

@@ -14,7 +14,7 @@ from pieray.errors import PierayError, error_from
 from pieray.leases import export_calls
 from pieray.leases.exports import ExportTable
 from pieray.leases.ledger import Holder, Lease, PageLedger
-from pieray.leases.line import Granted, LeaseLine
+from pieray.leases.queue import Granted, LeaseQueue
 from pieray.leases.rank import Facts
 from pieray.leases.relief import AGAIN_S, Relief
 from pieray.messages import CancelInferlet, Completed, Failed, IndexPages, PlanTokens, RunEnded, Sampled
@@ -50,7 +50,7 @@ class Group:
         """`relieves`: programs give up pages for others, and which of them are idle is left to chance; None: who lacks
         pages fails, when nobody gives back any."""
         self.ledger = PageLedger(num_pages)
-        self.line = LeaseLine(self.ledger)
+        self.line = LeaseQueue(self.ledger)
         self.exports = ExportTable(self.ledger)
         self.runner = DigestRunner(PAGE_SIZE)
         spec = byte_tokenizer().spec

@@ -1,4 +1,4 @@
-"""Launching children over a real connection: room is waited for, bonds end what nobody holds."""
+"""Launching children over a real connection: room is waited for, attachments end what nobody holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pieray.client.process import Process
 from pieray.concurrency.timers import Timers
 from pieray.config import Limits
 from pieray.errors import ChildCeiling, DeadlineExceeded, EngineError, NotFound, PeerLost, QuotaExceeded
-from pieray.host.children.children import Bonds, ChildService
+from pieray.host.children.children import Attachments, ChildService
 from pieray.messages import Attach, Bind, Completed, Event, Launch, Message
 from pieray.transport import Connection, Endpoint, serve
 
@@ -156,18 +156,18 @@ def test_closing_hangs_up(scene: Scene) -> None:
 
 def test_bonds_end_what_is_lost_and_what_nobody_binds() -> None:
     timers, killed = Timers(), []
-    bonds = Bonds(timers, lambda i, reason: killed.append((i, reason)), wait_s=0.05)
+    attachments = Attachments(timers, lambda i, reason: killed.append((i, reason)), wait_s=0.05)
     for name in ("bound", "released", "ended", "unbound", "ended-unbound"):
-        bonds.expect(name)
+        attachments.expect(name)
     for name in ("bound", "released", "ended"):
-        bonds.bind(1, name, is_bound=True)
-    bonds.bind(1, "released", is_bound=False)
-    bonds.ended("ended")
-    bonds.ended("ended-unbound")
+        attachments.bind(1, name, is_bound=True)
+    attachments.bind(1, "released", is_bound=False)
+    attachments.ended("ended")
+    attachments.ended("ended-unbound")
     until(lambda: len(killed) == 1)
     assert killed.pop() == ("unbound", "its parent did not attach to it within 0.05 s")
-    bonds.lost(2)
-    bonds.lost(1)
-    bonds.lost(1)
+    attachments.lost(2)
+    attachments.lost(1)
+    attachments.lost(1)
     assert killed == [("bound", "the actor of its parent is gone")]
     timers.close()

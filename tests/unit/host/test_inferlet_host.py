@@ -139,9 +139,9 @@ def test_ps_tells_how_each_ended_and_whose_it_is(host: InferletHost) -> None:
 def test_an_attached_inferlet_ends_with_the_connection_of_its_client_and_others_do_not(host: InferletHost) -> None:
     for name in ("attached", "other"):
         host.launch(replace(launch(name, "spin", wall_time_s=60.0), is_attached=name == "attached"))
-        host.bonds.bind(1, "attached", is_bound=True)
-    host.bonds.lost(2)
-    host.bonds.lost(1)
+        host.attachments.bind(1, "attached", is_bound=True)
+    host.attachments.lost(2)
+    host.attachments.lost(1)
     assert end_of(host, "attached").payload == '{"code": "cancelled", "message": "its client is gone"}'
     assert {row["instance_id"]: row["state"] for row in host.status()} == {"attached": "killed", "other": "running"}
     host.kill("other", "the test is over")

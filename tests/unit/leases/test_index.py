@@ -9,7 +9,7 @@ from rounds import seeds
 
 from pieray.errors import InvalidRequest, OutOfPages, PeerLost
 from pieray.leases.ledger import Holder, Lease, PageLedger
-from pieray.leases.line import Granted, LeaseLine
+from pieray.leases.queue import Granted, LeaseQueue
 from pieray.messages.leases import Place
 
 A, B, C = (Holder(f"peer-{name}", 1) for name in "abc")
@@ -125,7 +125,7 @@ def test_without_the_index_pages_with_owners_stay_theirs():
 
 
 def test_a_line_serves_a_lookup_at_once_and_counts_idle_pages_as_free():
-    line = LeaseLine(PageLedger(4))
+    line = LeaseQueue(PageLedger(4))
     written(line.ledger, A, "ab")
     line.ledger.lease(B, 2)
     assert line.request(C, 1, 2, 0.0, 9.0, hashes("xy")) is None

@@ -10,7 +10,7 @@ import pytest
 from rounds import seeds
 
 from pieray.leases.ledger import Holder, PageLedger
-from pieray.leases.line import LeaseLine
+from pieray.leases.queue import LeaseQueue
 from pieray.leases.rank import Facts, Ranks
 from pieray.leases.relief import AGAIN_S, ANSWER_S, PATIENCE_S, Relief
 from pieray.messages.leases import Place
@@ -22,7 +22,7 @@ class Pool:
     def __init__(self, total: int, **holds: int) -> None:
         """`holds`: pages by the name of the holder, who are born in that order."""
         self.ledger = PageLedger(total)
-        self.line = LeaseLine(self.ledger)
+        self.line = LeaseQueue(self.ledger)
         self.relief = Relief(self.ledger, self.line)
         for number, name in enumerate("abcd"):
             self.line.ranks.open(Holder(f"peer-{name}", 1), Facts(born=number))
@@ -160,7 +160,7 @@ def test_of_several_who_give_up_one_page_the_last_is_to_keep_what_it_holds():
 
 def test_only_the_tenant_itself_makes_room_below_its_quota():
     pool = Pool(8)
-    pool.line = LeaseLine(pool.ledger, quota_of=lambda tenant: 4 if tenant == "small" else 0)
+    pool.line = LeaseQueue(pool.ledger, quota_of=lambda tenant: 4 if tenant == "small" else 0)
     pool.relief = Relief(pool.ledger, pool.line)
     for number, (holder, tenant) in enumerate(((A, "small"), (B, "small"), (C, "other"))):
         pool.line.ranks.open(holder, Facts(tenant, born=number))
@@ -193,7 +193,7 @@ class Machine:
     def __init__(self, total: int, weights: dict[str, float]) -> None:
         self.ledger = PageLedger(total)
         self.ranks = Ranks(self.ledger, lambda tenant: weights.get(tenant, 1.0))
-        self.line = LeaseLine(self.ledger, self.ranks)
+        self.line = LeaseQueue(self.ledger, self.ranks)
         self.relief = Relief(self.ledger, self.line)
         self.now = 0.0
         self.live: dict[Holder, Program] = {}

@@ -14,7 +14,7 @@ import pytest
 from test_plans_core import Desk, start
 
 from pieray.errors import InvalidRequest, QuotaExceeded
-from pieray.sched import plandesk
+from pieray.sched import running_plans
 
 WAIT_S = 30.0
 
@@ -64,7 +64,7 @@ def test_grammars_of_one_tenant_hold_up_no_other(compiling: Compiling):
         compiling.begin(ticket, "greedy", f"g{ticket}")
     compiling.begin(50, "modest", "m")
     assert compiling.await_end(50) == "invalid"
-    assert [tenant for tenant, _ in compiling.compiled].count("greedy") <= plandesk.COMPILERS - 1
+    assert [tenant for tenant, _ in compiling.compiled].count("greedy") <= running_plans.COMPILERS - 1
     compiling.release.set()
     assert compiling.await_end(1) == compiling.await_end(40) == "invalid"
 
@@ -85,7 +85,7 @@ def test_more_plans_than_may_wait_are_refused_and_run_on_for_others(
 
 
 def test_a_plan_that_waits_too_long_for_its_grammar_fails(compiling: Compiling, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plandesk, "COMPILE_WAIT_S", 0.05)
+    monkeypatch.setattr(running_plans, "COMPILE_WAIT_S", 0.05)
     compiling.begin(1, "greedy", "g1")
     compiling.begin(2, "greedy", "g2")
     assert compiling.await_end(2) == "deadline"

@@ -1,24 +1,24 @@
-"""LeaseLine: who ranks first is served first; every request ends with pages or with an error."""
+"""LeaseQueue: who ranks first is served first; every request ends with pages or with an error."""
 
 import pytest
 
 from pieray.errors import OutOfPages, QuotaExceeded
 from pieray.leases.ledger import Holder, Lease, PageLedger
-from pieray.leases.line import BACKFILL_S, Granted, LeaseLine
+from pieray.leases.queue import BACKFILL_S, Granted, LeaseQueue
 from pieray.leases.rank import AGING_S, KEEP_S, SERVICE_TOKENS, SHARE_S, Facts, Ranks
 
 A, B, C, D = (Holder(f"peer-{name}", 1) for name in "abcd")
 
 
-def full_line(total: int = 8) -> LeaseLine:
+def full_line(total: int = 8) -> LeaseQueue:
     """A line whose pages are all with A."""
-    line = LeaseLine(PageLedger(total))
+    line = LeaseQueue(PageLedger(total))
     assert line.request(A, 1, total, 0.0, 30.0) == Lease(list(range(total)), 0)
     return line
 
 
 def test_free_pages_are_granted_at_once():
-    line = LeaseLine(PageLedger(8))
+    line = LeaseQueue(PageLedger(8))
     assert line.request(A, 1, 3, now=0.0, deadline_s=30.0) == Lease([0, 1, 2], 0)
     assert (len(line), line.shortage, line.next_deadline()) == (0, 0, None)
 
@@ -73,13 +73,13 @@ def test_nothing_more_than_it_needs_is_given_to_who_is_served_before_its_turn():
 
 
 def test_more_than_is_needed_is_given_at_once_as_far_as_it_is_there():
-    line = LeaseLine(PageLedger(8))
+    line = LeaseQueue(PageLedger(8))
     assert line.request(A, 1, 2, 0.0, 30.0, num_more=3) == Lease([0, 1, 2, 3, 4], 0)
     assert line.request(B, 2, 2, 0.0, 30.0, num_more=3) == Lease([5, 6, 7], 0)
 
 
 def test_nothing_more_than_needed_is_given_over_a_quota():
-    line = LeaseLine(PageLedger(8), quota_of=lambda _: 4)
+    line = LeaseQueue(PageLedger(8), quota_of=lambda _: 4)
     assert line.request(A, 1, 2, 0.0, 30.0, num_more=3) == Lease([0, 1], 0)
 
 
@@ -108,7 +108,7 @@ def test_nobody_is_served_while_others_give_up_pages_for_the_first():
     ],
 )
 def test_rank_decides_who_goes_first(early, late):
-    line = LeaseLine(PageLedger(8))
+    line = LeaseQueue(PageLedger(8))
     line.ranks.open(A, Facts(tenant="greedy"))
     line.ranks.open(B, early)
     line.ranks.open(C, late)
@@ -120,7 +120,7 @@ def test_rank_decides_who_goes_first(early, late):
 
 
 def test_a_tenant_that_has_had_more_than_its_share_goes_last_until_the_others_have_had_theirs():
-    line = LeaseLine(PageLedger(8), Ranks(ledger := PageLedger(8)))
+    line = LeaseQueue(PageLedger(8), Ranks(ledger := PageLedger(8)))
     line.ledger = ledger
     for holder, tenant in ((A, "greedy"), (B, "greedy"), (C, "modest")):
         line.ranks.open(holder, Facts(tenant=tenant, priority=9 * (tenant == "greedy")))
@@ -187,7 +187,7 @@ def test_who_has_waited_goes_before_a_newcomer_of_the_next_priority_and_keeps_th
 
 
 def test_a_tenant_waits_for_its_own_quota_and_others_do_not():
-    line = LeaseLine(PageLedger(8), quota_of=lambda tenant: {"small": 3}.get(tenant, 0))
+    line = LeaseQueue(PageLedger(8), quota_of=lambda tenant: {"small": 3}.get(tenant, 0))
     for holder, tenant in ((A, "small"), (B, "small"), (C, "large")):
         line.ranks.open(holder, Facts(tenant=tenant))
     with pytest.raises(QuotaExceeded, match=r"tenants.small.pages: the limit is 3; .*asked for 4 more"):
@@ -233,7 +233,7 @@ def test_more_than_the_pool_has_fails_at_once():
 
 
 def test_pages_waited_for_count_towards_what_a_holder_could_ever_have():
-    line = LeaseLine(PageLedger(8))
+    line = LeaseQueue(PageLedger(8))
     line.request(A, 1, 6, 0.0, 30.0)
     assert line.request(B, 2, 6, 0.0, 30.0) is None
     with pytest.raises(OutOfPages, match="the pool has 8 pages .*holds 0, waits for 6 and asked for 3"):

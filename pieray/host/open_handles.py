@@ -9,7 +9,7 @@ from pieray.errors import BadHandle, QuotaExceeded
 T = TypeVar("T")
 
 
-class Opened(Generic[T]):
+class OpenHandles(Generic[T]):
     """Handles of one kind of one inferlet, from 1 up and never used twice.  `limit_name` is a field of `Limits`."""
 
     def __init__(self, kind: str, limit_name: str, limit: int) -> None:

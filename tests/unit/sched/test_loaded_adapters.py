@@ -14,7 +14,7 @@ from pieray.config import ModelSettings
 from pieray.errors import Evicted, ModelError, QuotaExceeded
 from pieray.messages import PRIVATE, CancelInferlet, Completed, Failed, Forward, LoadAdapter, Logits, UnloadAdapter
 from pieray.models.adapter_file import AdapterFile
-from pieray.sched.adapters import AdapterDesk
+from pieray.sched.adapters import LoadedAdapters
 from pieray.sched.core import BatcherCore
 from tests.support.rows import RowsAsItems
 
@@ -57,7 +57,7 @@ class Bed:
     def __init__(self) -> None:
         self.runner = FakeRunner()
         self.core = BatcherCore(self.runner, ModelSettings(page_size=4, adapter_bytes=100))
-        self.desk: AdapterDesk = self.core.adapters
+        self.desk: LoadedAdapters = self.core.adapters
         self.came = threading.Semaphore(0)
         self.later: list = []
         self.desk.send = self._take

@@ -46,7 +46,7 @@ Telling: TypeAlias = tuple[str, "slice | I64", bytes, bytes, npt.NDArray[np.uint
 """A peer, the places of its rows, their tickets, a 1 for each, what they count, whether they are scored."""
 
 
-class PlanDesk:
+class RunningPlans:
     """Used by the step thread alone.  `call_later` takes what the step thread is to call when a grammar is compiled,
     from another thread; until somebody sets it, grammars compile at once."""
 

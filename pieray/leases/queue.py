@@ -1,4 +1,4 @@
-"""The line of lease requests that wait for pages, served by rank (`pieray.leases.rank`), with deadlines.
+"""The queue of lease requests that wait for pages, served by rank (`pieray.leases.rank`), with deadlines.
 
 Who goes first is served first, and gets pages from those who rank lower if it must (`pieray.leases.relief`).  Pages
 that are too few for it go to the next in the meantime, but to nobody while others give up theirs for it; and once it
@@ -50,7 +50,7 @@ class Waiting:
     num_more: int = 0
 
 
-class LeaseLine:
+class LeaseQueue:
     """Lease requests over a ledger.  After anything came free, call `retry`; at `next_deadline`, `expire`.
 
     `quota_of` gives the pages that a tenant's programs may hold together; 0: as many as there are.
