@@ -129,7 +129,7 @@ def test_a_high_priority_passes_the_line_and_a_full_line_is_an_answer(
 
 def test_who_waits_too_long_is_told_when_to_come_again(engine: Any, of: Callable[[str], Any], held: list[Any]) -> None:
     client = of("ann")
-    client.config = dataclasses.replace(client.config, launch_wait_s=1.0)  # of this client
+    client._launching._config = dataclasses.replace(client.config, launch_wait_s=1.0)  # of this client
     began = time.monotonic()
     with pytest.raises(Overloaded, match="no InferletActor had room in time: 1 run, .* try again in about") as late:
         client.launch(HOLD)

@@ -118,6 +118,7 @@ from inferlet import forward, kv, queue, session
 
 async def main():
     line, pages = queue.create(), kv.alloc(24)
+    kv.pin()  # or its pages would be given up for who waits
     await forward.forward(line, pages, 0, [5] * (24 * 16))
     session.send("held")
     await session.receive()
