@@ -122,7 +122,8 @@ class InferletHost:
 
     def counted(self) -> list[str]:
         """Ids of the inferlets that count against `inferlets` of their tenant."""
-        return [one.launch.instance_id for one in self._live() if self._config.tenant(one.launch.tenant).inferlets]
+        live = (one.launch for one in self._live() if not one.log.is_ended)  # its client may launch the next by now
+        return [launch.instance_id for launch in live if self._config.tenant(launch.tenant).inferlets]
 
     def take_tallies(self) -> dict[str, Any]:
         """What the Controller is to know of tenants that have quotas: "live", see `counted`, and "tokens", by tenant:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pieray.config import Config
 from pieray.errors import Cancelled, ConfigError, EngineError, InvalidRequest, NotFound, PierayError, QuotaExceeded
 from pieray.host import core
 from pieray.host.core import InferletHost
+from pieray.host.device.device import DeviceClient
 from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.host.session.clients import ClientService
@@ -79,6 +81,7 @@ def end_of(host: InferletHost, instance_id: str) -> Event:
 
 def test_a_launch_that_fails_half_way_gives_its_place_and_pages_back(host: InferletHost, group: Group) -> None:
     for i in range(6):
+        until(lambda: host.num_live < 4)  # a place comes back when the device has let go of its pages
         with pytest.raises(InvalidRequest, match="takes no source"):
             host.launch(launch(f"both-{i}", "echo 1", source="def main(): ..."))
     until(lambda: host.num_live == 0)
@@ -109,6 +112,29 @@ def test_a_launch_is_dated_and_its_priority_is_checked(host: InferletHost) -> No
     with pytest.raises(InvalidRequest, match="priority is a whole number from -100 to 100; given 101"):
         host.launch(replace(launch("urgent", "echo 1"), priority=101))
     assert {row["instance_id"]: row["priority"] for row in host.status()} == {"dated": 4}
+    until(lambda: host.num_live == 0)
+
+
+def test_who_has_told_its_end_counts_no_more_though_its_pages_are_still_to_come_back(
+    host: InferletHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host._config = replace(host._config, tenants={"lab": {"inferlets": 2}})
+    held: list[Callable[[], None]] = []
+    retire = DeviceClient.retire
+    monkeypatch.setattr(
+        DeviceClient, "retire", lambda self, number, done: held.append(partial(retire, self, number, done))
+    )
+    host.launch(replace(launch("spins", "spin"), tenant="lab"))
+    assert host.counted() == ["spins"]
+    host.launch(replace(launch("ends", "echo 1"), tenant="lab"))
+    end_of(host, "ends")
+    assert host.counted() == ["spins"]
+    assert host.num_live == 2
+    host.kill("spins", "enough")
+    until(lambda: len(held) == 2)
+    monkeypatch.undo()
+    for go_on in held:
+        go_on()
     until(lambda: host.num_live == 0)
 
 
