@@ -147,10 +147,9 @@ class Hosts:
         return self._members.create(INFERLETS, number)
 
     def open(self, hosts: Sequence[Member]) -> None:
-        """Connect new ones to the other actors; raises what their `open` does."""
-        with self._lock:
-            wanted = dict(self._wanted)
-            models = [{**facts, "adapters": wanted["set_adapters"][0]} for facts in self._models]
+        """Connect new ones to the other actors, when there is a device group; raises what their `open` does, and
+        EngineError."""
+        wanted, models = self._known()
         peers = *wanted["reconnect"], wanted.get("reconnect_broker", ((),))[0], *wanted["set_registry"]
         opening = [self._members.begin(host, "open", self._token, models, *peers) for host in hosts]
         for host, answer in zip(hosts, opening, strict=True):
@@ -162,18 +161,22 @@ class Hosts:
     def _new(self) -> Member:
         host = self.create()
         try:
-            self._await_device()
             self.open([host])
         except BaseException:
             self._members.end(host)
             raise
         return host
 
-    def _await_device(self) -> None:
+    def _known(self) -> tuple[dict[str, Wire], list[dict[str, Any]]]:
+        """What new ones are to know, and facts of the models; waits for a device group.  Raises EngineError."""
         with self._lock:
             if not self._has_device.wait_for(lambda: "reconnect" in self._wanted or self._stopped.is_set(), DEVICE_S):
                 failure = self._device_failure()
                 raise EngineError(f"the engine has had no device group for {DEVICE_S:.0f} s: {failure}")
+            if "reconnect" not in self._wanted:
+                raise EngineError("the engine is shutting down")
+            wanted = dict(self._wanted)
+            return wanted, [{**facts, "adapters": wanted["set_adapters"][0]} for facts in self._models]
 
     def refresh(self, hosts: Sequence[Member]) -> None:
         """Have hosts give back the places that were granted to clients and are free, and say how many came back."""

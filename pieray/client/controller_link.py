@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -20,12 +21,14 @@ log = logging.getLogger(__name__)
 
 DOOR_S = 30.0
 """For the Controller to say where its socket is."""
+DIAL_S = 10.0
+"""For a connection to it."""
 
 
 class ControllerLink:
     """Calls to the Controller behind an endpoint, for `ControllerCalls`.  Thread-safe."""
 
-    def __init__(self, endpoint: Endpoint, token: str, timeout_s: float = 10.0) -> None:
+    def __init__(self, endpoint: Endpoint, token: str, timeout_s: float = DIAL_S) -> None:
         """Connect; raises what `pieray.transport.connect` raises."""
         self.token = token
         self._calls = PendingCalls()
@@ -87,29 +90,63 @@ class LaunchPath:
         self._calls = calls
         self._token = token
         self._door: tuple[ControllerLink, ControllerCalls] | None = None
-        self._lock = threading.Lock()
+        self._dialling: Future[ControllerCalls] | None = None  # by one of those who want it
+        self._is_closed = False
+        self._lock = threading.Lock()  # never held while the Controller is asked or its socket is dialled
 
     def calls(self) -> ControllerCalls:
         """The way to take now; dialled when it is first needed, and again when it has broken.
 
-        Raises ActorGone, NoAnswer.
+        One dials, those who want it meanwhile share what comes of it.  Raises ActorGone, NoAnswer.
         """
         with self._lock:
             if self._door is not None and self._door[0].is_open:
                 return self._door[1]
-            endpoint = self._calls.ask("door", timeout_s=DOOR_S)
-            if not endpoint:
-                return self._calls
-            try:
-                link = ControllerLink(Endpoint.from_wire(endpoint), self._token)
-            except (PeerLost, DeadlineExceeded) as error:
-                log.info("the Controller's socket cannot be reached, launches go by Ray calls: %s", error)
-                return self._calls
-            self._door = link, ControllerCalls(link.begin)
-            return self._door[1]
+            dialling = self._dialling
+            if is_first := dialling is None:
+                dialling = self._dialling = Future()
+        assert dialling is not None
+        if is_first:
+            self._dial(dialling)
+        try:
+            return dialling.result(DOOR_S + 2 * DIAL_S)
+        except TimeoutError:
+            return self._calls
+        except PierayError as error:
+            raise type(error)(error.message) from None  # one of its own for each who waits
+
+    def _dial(self, dialling: Future[ControllerCalls]) -> None:
+        found = self._calls
+        try:
+            found = self._dialled()
+        except PierayError as error:
+            dialling.set_exception(error)
+        finally:
+            with self._lock:
+                self._dialling = None
+            if not dialling.done():  # where a Ctrl-C has ended it, the others go by Ray calls
+                dialling.set_result(found)
+
+    def _dialled(self) -> ControllerCalls:
+        endpoint = self._calls.ask("door", timeout_s=DOOR_S)
+        if not endpoint:
+            return self._calls
+        try:
+            link = ControllerLink(Endpoint.from_wire(endpoint), self._token)
+        except (PeerLost, DeadlineExceeded) as error:
+            log.info("the Controller's socket cannot be reached, launches go by Ray calls: %s", error)
+            return self._calls
+        calls = ControllerCalls(link.begin)
+        with self._lock:
+            if not self._is_closed:
+                self._door = link, calls
+                return calls
+        link.close()
+        return calls
 
     def close(self) -> None:
         """Hang up.  Idempotent."""
         with self._lock:
-            if self._door is not None:
-                self._door[0].close()
+            self._is_closed, door = True, self._door
+        if door is not None:
+            door[0].close()

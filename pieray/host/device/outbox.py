@@ -314,9 +314,7 @@ class Outbox:
             else:
                 self._settle(command, result)
             self.preemption.go_on()
-            if (
-                self._work.num_lacking or self.leases.is_waiting_for_own
-            ):  # what waits for the pages of others of its own
+            if self._work.num_lacking or self.leases.is_waiting_for_own:  # for pages of others of its own
                 self._pump()
         elif not self.preemption.answered(ticket, result) and ticket != INTERNAL:
             self.transfers.ended(ticket)

@@ -7,6 +7,7 @@ import inspect
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from pieray.client.controller_calls import ControllerCalls
 from pieray.client.controller_link import ControllerLink, LaunchPath
 from pieray.client.engine import connect_door
 from pieray.config import Config
-from pieray.errors import Denied, EngineError, InvalidRequest, NotFound, PeerLost
+from pieray.errors import Denied, EngineError, InvalidRequest, NoAnswer, NotFound, PeerLost
 from pieray.transport import Listener, serve
 
 TOKEN = "t" * 64
@@ -193,3 +194,27 @@ def test_launches_go_through_the_socket_that_is_dialled_again_when_it_breaks(
     assert path.calls().launch(b"4", 10.0) == ["actor", 5]  # nobody is at the socket
     assert asked[5:] == ["door", "launch"]
     path.close()
+
+
+def test_those_who_launch_at_a_silent_controller_wait_for_one_dial_together_and_closing_waits_for_none() -> None:
+    is_asked = threading.Event()
+
+    def begin(_method: str, *_: Any) -> Any:
+        def answer(_timeout_s: float) -> Any:
+            is_asked.set()
+            time.sleep(0.5)
+            raise NoAnswer("frozen")
+
+        return answer
+
+    path = LaunchPath(ControllerCalls(begin), TOKEN)
+    with ThreadPoolExecutor(16) as threads:
+        began = time.monotonic()
+        waiting = [threads.submit(path.calls) for _ in range(16)]
+        assert is_asked.wait(30.0)
+        path.close()
+        assert not waiting[0].done()
+        for one in waiting:
+            with pytest.raises(NoAnswer, match="frozen or out of reach"):
+                one.result(30.0)
+    assert time.monotonic() - began < 8.0, "one after another they take 16 s"

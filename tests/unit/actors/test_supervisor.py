@@ -486,3 +486,25 @@ def test_what_was_launched_by_a_grant_is_found_and_listed_when_its_actor_is_sile
     until(lambda: not host.member.is_suspect)
     with pytest.raises(NotFound):
         one.placement.kill("it-2", "x")
+
+
+def test_a_host_that_is_started_while_the_device_group_is_lost_is_opened_when_there_is_another(
+    engine: Callable[..., Supervisor],
+) -> None:
+    running = engine()
+    hosts, models = running._hosts, running.device._models
+    pair = hosts._wanted["reconnect"]
+    hosts.drop_device()
+    host = hosts.create()
+    with ThreadPoolExecutor(1) as threads:
+        opening = threads.submit(hosts.open, [host])
+        time.sleep(0.1)
+        assert not opening.done()
+        hosts.want_device(*pair, models)
+        opening.result(SOON)
+        assert host.told["reconnect"] == pair
+        hosts.drop_device()
+        opening = threads.submit(hosts.open, [host])
+        running.shutdown()
+        with pytest.raises(EngineError, match="shutting down"):
+            opening.result(SOON)
