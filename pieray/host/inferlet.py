@@ -104,7 +104,7 @@ class Inferlet:
             wake=self._unpark,
             fail=self.kill,
         )
-        self._handlers = GuestHandlers(self._state)
+        self._handlers = GuestHandlers.of(self._state)
 
     def start(self, host: WasmHost, program: Program) -> None:
         """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
@@ -325,7 +325,7 @@ class Inferlet:
 
     def _tell_end(self, outcome: Outcome) -> None:
         try:
-            self._handlers.stdout_end()
+            self._handlers.printed.end()
             if outcome.error is not None:
                 raise outcome.error
             value = outcome.value or "null"
