@@ -16,9 +16,9 @@ from pieray.host.device.prefixes import Prefixes
 from pieray.host.device.rebuild import Rebuild
 from pieray.host.device.results import Results
 from pieray.host.device.swap import Swap
-from pieray.host.device.tickets import TicketTable
 from pieray.host.device.transfers import Transfers
 from pieray.host.device.work import Work
+from pieray.host.tickets import TicketTable
 from pieray.messages import ExtendPlan, Message, StopPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
