@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
@@ -83,10 +83,13 @@ class InferletHost:
         self.grants = Grants()
         self._launched: deque[tuple[str, str]] = deque(maxlen=KEEP_LAUNCHED)
         self._dirty: set[Connection] = set()
-        self._inferlets: OrderedDict[str, Inferlet | EndedInferlet] = OrderedDict()
+        self._inferlets: dict[str, Inferlet | EndedInferlet] = {}
+        self._ended_ids: deque[str] = deque()  # of those among them that have ended, the oldest first
+        self._ended_bytes = 0  # of their texts
         self.registry_revision = 0
         """The newest that the Controller has told of; see `Registry.revision`."""
         self._num_live = 0
+        self._num_leaving = 0  # of them, that have no guest any more
         self._num_returned = 0
         self._ended_tokens: Counter[str] = Counter()  # by tenant, of the ended ones, not yet told
         self._next_number = 1
@@ -95,7 +98,7 @@ class InferletHost:
 
     @property
     def num_live(self) -> int:
-        """Inferlets that hold a place: running, or ended with pages still to return."""
+        """Inferlets that run, or have ended with pages still to return; the latter hold no place."""
         return self._num_live
 
     @property
@@ -230,9 +233,12 @@ class InferletHost:
         with self._lock:
             if self._is_closed:
                 raise EngineError("this InferletActor is closing")
-            if self._num_live >= self._config.inferlets_per_actor:
+            most = self._config.inferlets_per_actor
+            if self._num_live - self._num_leaving >= most:
+                raise NoRoom(f"inferlets_per_actor: the limit is {most}; one more was launched")
+            if self._num_leaving >= most:
                 raise NoRoom(
-                    f"inferlets_per_actor: the limit is {self._config.inferlets_per_actor}; one more was launched"
+                    f"{self._num_leaving} inferlets that have ended still wait for the device to let go of them"
                 )
             if launch.instance_id in self._inferlets:
                 raise InvalidRequest(f"an inferlet {launch.instance_id!r} exists already")
@@ -247,14 +253,21 @@ class InferletHost:
                 services=self.services,
                 lease_pages=self._config.lease_pages,
                 prefix_cache=self._config.prefix_cache,
-                on_end=partial(self._ended, give_back),
+                on_leave=partial(self._left, give_back),
+                on_end=self._ended,
             )
             self._inferlets[launch.instance_id] = inferlet
             self._num_live += 1
             return inferlet
 
-    def _ended(self, give_back: Callable[[], None], inferlet: Inferlet) -> None:
-        """Its place is free; of its state only the events are kept, and of those not more than is said above."""
+    def _left(self, give_back: Callable[[], None], _inferlet: Inferlet) -> None:
+        """Its guest is gone, or was never there: its place is free."""
+        with self._lock:
+            self._num_leaving += 1
+        give_back()
+
+    def _ended(self, inferlet: Inferlet) -> None:
+        """Its pages are back; of its state only the events are kept, and of those not more than is said above."""
         instance_id = inferlet.launch.instance_id
         self.attachments.ended(instance_id)
         tenant = inferlet.launch.tenant
@@ -262,15 +275,15 @@ class InferletHost:
         with self._lock:
             self._ended_tokens[tenant] += num_tokens
             self._num_live -= 1
+            self._num_leaving -= 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
                 self._inferlets[instance_id] = EndedInferlet(inferlet)
-            ended = deque((i, f.num_bytes) for i, f in self._inferlets.items() if isinstance(f, EndedInferlet))
-            num_bytes = sum(size for _, size in ended)
-            while len(ended) > KEEP_ENDED or (num_bytes > KEEP_ENDED_BYTES and len(ended) > 1):
-                forgotten, size = ended.popleft()
-                del self._inferlets[forgotten]
-                num_bytes -= size
-        give_back()
+                self._ended_ids.append(instance_id)
+                self._ended_bytes += inferlet.log.num_bytes
+            while len(self._ended_ids) > KEEP_ENDED or (
+                self._ended_bytes > KEEP_ENDED_BYTES and len(self._ended_ids) > 1
+            ):
+                self._ended_bytes -= self._inferlets.pop(self._ended_ids.popleft()).log.num_bytes
 
     def _program_of(self, launch: Launch, limits: Limits) -> Program | Future[Program]:
         if launch.component:

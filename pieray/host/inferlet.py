@@ -49,6 +49,7 @@ class Inferlet:
         services: Services,
         lease_pages: int,
         prefix_cache: bool,
+        on_leave: Callable[[Inferlet], None],
         on_end: Callable[[Inferlet], None],
     ) -> None:
         self.launch = launch
@@ -58,7 +59,9 @@ class Inferlet:
         self.log = EventLog(launch.instance_id, limits)
         self._limits = limits
         self._device = device
+        self._on_leave = on_leave
         self._on_end = on_end
+        self._has_left = False
         self._timers = services.timers
         self._guest: Guest | None = None
         self._killed: PierayError | None = None
@@ -104,7 +107,7 @@ class Inferlet:
             wake=self._unpark,
             fail=self.kill,
         )
-        self._handlers = GuestHandlers(self._state)
+        self._handlers = GuestHandlers.of(self._state)
 
     def start(self, host: WasmHost, program: Program) -> None:
         """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
@@ -168,6 +171,7 @@ class Inferlet:
 
     def _end_unstarted(self, error: BaseException) -> None:
         """Its end, if it never had a guest nor anything of the device."""
+        self._leave()
         self._tell_unstarted(error)
         self._state.close()
         self._on_end(self)
@@ -312,12 +316,20 @@ class Inferlet:
     def _exited(self, outcome: Outcome) -> None:
         try:
             self._mailbox.close()
+            self._leave()  # who hears of the end launches the next one in its place
             self._tell_end(outcome)
         finally:
             self.ended_at = time.time()
             self._retire()
 
+    def _leave(self) -> None:
+        """Its place is free: it has no guest any more.  Its pages are still to come back."""
+        if not self._has_left:
+            self._has_left = True
+            self._on_leave(self)
+
     def _retire(self) -> None:
+        self._leave()
         self._state.close()
         with self._state.lock:
             self._outbox.close()
@@ -325,7 +337,7 @@ class Inferlet:
 
     def _tell_end(self, outcome: Outcome) -> None:
         try:
-            self._handlers.stdout_end()
+            self._handlers.printed.end()
             if outcome.error is not None:
                 raise outcome.error
             value = outcome.value or "null"
@@ -376,10 +388,6 @@ class EndedInferlet:
         self.started = inferlet.started
         self._status = {**inferlet.status(), "pages": 0, "swapped": 0}
         self._usage = inferlet.usage()
-
-    @property
-    def num_bytes(self) -> int:
-        return self.log.output_bytes + self.log.log_bytes
 
     def deliver(self, text: str) -> None:  # noqa: ARG002 - as Inferlet.deliver
         raise Cancelled("the inferlet has ended; it receives no messages")

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from ctypes import c_void_p, memmove
+from operator import attrgetter
 from typing import Any, cast
 
 from pieray.errors import PierayError
@@ -93,8 +94,8 @@ def _thread_callback(function: Blocking) -> Any:
 
 
 def handler_name(interface: str, function: str) -> str:
-    """The method of Handlers behind a WIT function."""
-    return f"{interface}_{function}".replace("-", "_")
+    """The method behind a WIT function, as a path from Handlers: `kv.export-pages` is "kv.export_pages"."""
+    return f"{interface}.{function}".replace("-", "_")
 
 
 def handler_callback(interface: str, function: str, signature: Signature, executor: str) -> Any:
@@ -109,15 +110,20 @@ def handler_callback(interface: str, function: str, signature: Signature, execut
         return blocking_callback(_deferrable(name, lift, encode), executor)
     if signature.is_fallible:
         return plain_callback(_fallible(name, lift, encode))
-    return plain_callback(
-        lambda guest, _context, args: encode(getattr(guest.handlers, name)(*lift(args, guest.message_cap)))
-    )
+    return plain_callback(_infallible(name, lift, encode))
+
+
+def _infallible(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Plain:
+    find = attrgetter(name)
+    return lambda guest, _context, args: encode(find(guest.handlers)(*lift(args, guest.message_cap)))
 
 
 def _fallible(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Plain:
+    find = attrgetter(name)
+
     def call(guest: Guest, _context: int, args: int) -> bytes:
         try:
-            return encode(getattr(guest.handlers, name)(*lift(args, guest.message_cap)))
+            return encode(find(guest.handlers)(*lift(args, guest.message_cap)))
         except PierayError as error:
             return codecs.error_result(error)
         except BaseException as error:
@@ -128,9 +134,11 @@ def _fallible(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Plain:
 
 
 def _deferrable(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Blocking:
+    find = attrgetter(name)
+
     def call(guest: Guest, _context: int, args: int) -> bytes | Park:
         try:
-            value = getattr(guest.handlers, name)(*lift(args, guest.message_cap))
+            value = find(guest.handlers)(*lift(args, guest.message_cap))
             if isinstance(value, Later):
                 return LaterPark(value, encode)
             return FuturePark(guest, value, encode) if isinstance(value, Future) else encode(value)
@@ -147,13 +155,14 @@ def _wait(lift: codecs.Lifter) -> Blocking:
     def call(guest: Guest, _context: int, args: int) -> bytes | Park:
         try:
             tickets, timeout_ms = lift(args, guest.message_cap)
-            guest.handlers.tickets_flush()
+            handlers = guest.handlers.tickets
+            handlers.flush()
         except PierayError as error:
             return codecs.error_result(error)
         except BaseException as error:
-            log.exception("tickets_flush of %r failed", guest)
-            return codecs.error_result(PierayError(f"tickets_flush failed: {error!r}"))
-        return TicketPark(guest.handlers, tickets, timeout_ms)
+            log.exception("tickets.flush of %r failed", guest)
+            return codecs.error_result(PierayError(f"tickets.flush failed: {error!r}"))
+        return TicketPark(handlers, tickets, timeout_ms)
 
     return call
 

@@ -198,7 +198,7 @@ class FiberGuest(Guest):
         if not (code := source.code):
             code = yield from self._call(instance, "compile-source", named, limits.memory_bytes)
             source.keep(code)
-        inputs = *named, code, self.handlers.runtime_random_u64(), task.input
+        inputs = *named, code, self.handlers.runtime.random_u64(), task.input
         return (yield from self._call(instance, "run-source", inputs, limits.output_bytes)), None
 
     def _instantiate(self, instance: Instance) -> Generator[None, None, None]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pieray.errors import PierayError
 from pieray.wasm.codecs import Encoder, encode_u32s, error_result, ok_image
-from pieray.wasm.handlers import Handlers, U32s
+from pieray.wasm.handlers import Tickets, U32s
 
 if TYPE_CHECKING:
     from pieray.wasm.guest import Guest
@@ -40,22 +40,22 @@ class TicketPark:
 
     __slots__ = ("_handlers", "_tickets", "deadline")
 
-    def __init__(self, handlers: Handlers, tickets: U32s, timeout_ms: int) -> None:
+    def __init__(self, handlers: Tickets, tickets: U32s, timeout_ms: int) -> None:
         self._handlers = handlers
         self._tickets = tickets
         self.deadline = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1e3
 
     def resolve(self) -> bytes | None:
         try:
-            ready = self._handlers.tickets_ready(self._tickets) if len(self._tickets) else []
+            ready = self._handlers.ready(self._tickets) if len(self._tickets) else []
             if ready or (self.deadline is not None and time.monotonic() >= self.deadline):
                 return ok_image(encode_u32s(ready))
             return None
         except PierayError as error:
             return error_result(error)
         except BaseException as error:
-            log.exception("tickets_ready failed")
-            return error_result(PierayError(f"tickets_ready failed: {error!r}"))
+            log.exception("tickets.ready failed")
+            return error_result(PierayError(f"tickets.ready failed: {error!r}"))
 
     def abandon(self) -> None: ...
 

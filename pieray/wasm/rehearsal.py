@@ -26,11 +26,6 @@ _ANSWERS: dict[str | None, Any] = {
     "tuple<list<u32>, list<f32>>": ([1, 2], [0.5, 0.5]),
     "tuple<list<u32>, list<string>, list<f32>>": ([], [], []),
 }
-_TYPES = {
-    f"{interface}_{name}".replace("-", "_"): signature.ok
-    for interface, functions in HANDLERS.items()
-    for name, signature in functions.items()
-}
 
 
 class RehearsalHandlers:
@@ -38,33 +33,56 @@ class RehearsalHandlers:
 
     def __init__(self) -> None:
         self.called: list[str] = []
-        self._num_left = 0  # tokens that a plan draws
+        self.printed = _Unprinted()
+        self.tickets = _Tickets("tickets", self.called)
+        self.plans = _Plans("plans", self.called)
+        self.kv = _Pages("kv", self.called)
+        self.model = _Model("model", self.called)
+        self.runtime = _Runtime("runtime", self.called)
+
+    def __getattr__(self, name: str) -> _Interface:
+        if name not in HANDLERS:
+            raise AttributeError(name)
+        return _Interface(name, self.called)
+
+
+class _Interface:
+    """Answers each function of an interface with one value of its type."""
+
+    def __init__(self, name: str, called: list[str]) -> None:
+        self._functions = {function.replace("-", "_"): kind.ok for function, kind in HANDLERS[name].items()}
+        self._name = name
+        self._called = called
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name not in _TYPES:
+        if name.startswith("_") or name not in self._functions:
             raise AttributeError(name)
-        self.called.append(name)
-        answer = _ANSWERS[_TYPES[name]]
+        self._called.append(f"{self._name}.{name}")
+        answer = _ANSWERS[self._functions[name]]
         return lambda *_: answer
 
-    def tickets_flush(self) -> None: ...
 
-    def tickets_ready(self, tickets: U32s) -> list[int]:
+class _Tickets(_Interface):
+    def flush(self) -> None: ...
+
+    def ready(self, tickets: U32s) -> list[int]:
         return [int(ticket) for ticket in tickets]
 
-    def plans_create(self, _queue: int, _pages: U32s, _kv_len: int, _tokens: U32s, max_tokens: int, _: int) -> int:
-        self.called.append("plans_create")
+
+class _Plans(_Interface):
+    _num_left = 0  # tokens that a plan draws
+
+    def create(self, _queue: int, _pages: U32s, _kv_len: int, _tokens: U32s, max_tokens: int, _: int) -> int:
+        self._called.append("plans.create")
         self._num_left = max_tokens
         return 1
 
-    def plans_read(
-        self, _plan: int, stream: int, _most: int, _timeout_ms: int
-    ) -> tuple[list[int], list[str], list[float]]:
-        self.called.append("plans_read")
+    def read(self, _plan: int, stream: int, _most: int, _timeout_ms: int) -> tuple[list[int], list[str], list[float]]:
+        self._called.append("plans.read")
         count, self._num_left = self._num_left, 0
         return [DRAWN] * count, [" "] * count if stream else [], []
 
-    def plans_state(self, _plan: int) -> str:
+    def state(self, _plan: int) -> str:
         return json.dumps(
             {
                 "state": "ended",
@@ -78,19 +96,27 @@ class RehearsalHandlers:
             }
         )
 
-    def stdout(self, _fd: int, _text: bytes) -> None: ...
 
-    def kv_alloc(self, count: int) -> list[int]:
+class _Pages(_Interface):
+    def alloc(self, count: int) -> list[int]:
         return list(range(1, count + 1))
 
-    def model_info(self, _name: str) -> str:
+
+class _Model(_Interface):
+    def info(self, _name: str) -> str:
         return json.dumps({"name": "rehearsal", "vocab_size": 1024, "max_context": 4096, "page_size": 16})
 
-    def runtime_monotonic_now(self) -> int:
+
+class _Runtime(_Interface):
+    def monotonic_now(self) -> int:
         return 0
 
-    def runtime_wall_now(self) -> int:
+    def wall_now(self) -> int:
         return 0
 
-    def runtime_random_u64(self) -> int:
+    def random_u64(self) -> int:
         return secrets.randbits(64)
+
+
+class _Unprinted:
+    def write(self, _fd: int, _text: bytes) -> None: ...

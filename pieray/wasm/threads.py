@@ -104,7 +104,7 @@ class ThreadGuest(Guest):
             if not (code := source.code):
                 code = self._call(instance, "compile-source", named, limits.memory_bytes)
                 source.keep(code)
-            inputs = *named, code, self.handlers.runtime_random_u64(), task.input
+            inputs = *named, code, self.handlers.runtime.random_u64(), task.input
             return self._call(instance, "run-source", inputs, limits.output_bytes)
         finally:
             instance.close()

@@ -139,7 +139,7 @@ def _block(_context: int, guest: Guest, pollable: int) -> Park:
 
 
 def _instant(_context: int, guest: Guest, when: int) -> bytes:
-    delay = (when - guest.handlers.runtime_monotonic_now()) / 1e9
+    delay = (when - guest.handlers.runtime.monotonic_now()) / 1e9
     return _pollable(_context, guest, time.monotonic() + delay)
 
 
@@ -160,19 +160,19 @@ def random_bytes(guest: Guest, count: int) -> bytes:
 
     The numbers are journalled one by one; CPython asks for 2500 bytes when it seeds its generator.
     """
-    words = [guest.handlers.runtime_random_u64() for _ in range(min(4, (count + 7) // 8))]
+    words = [guest.handlers.runtime.random_u64() for _ in range(min(4, (count + 7) // 8))]
     return hashlib.shake_256(struct.pack(f"<{len(words)}Q", *words)).digest(count)
 
 
 def _seed(_context: int, guest: Guest) -> bytes:
-    words = b"".join(codecs.encode_u64(guest.handlers.runtime_random_u64()) for _ in range(2))
+    words = b"".join(codecs.encode_u64(guest.handlers.runtime.random_u64()) for _ in range(2))
     return codecs.vector_image(native.TUPLE, 2, words, native.tuple_new)
 
 
 def _write(_context: int, guest: Guest, stream: int, data: bytes) -> bytes:
     if stream == 2:
         guest.stderr_tail = (guest.stderr_tail + data)[-512:]
-    guest.handlers.stdout(stream, data)
+    guest.handlers.printed.write(stream, data)
     return codecs.OK_NONE
 
 
@@ -225,22 +225,22 @@ FUNCTIONS: dict[str, dict[str, tuple[tuple[str, ...], Function]]] = {
         _IN + "subscribe": (("borrow",), lambda c, g, _s: _pollable(c, g, 0.0)),
     },
     "wasi:clocks/monotonic-clock": {
-        "now": ((), lambda _c, g: codecs.encode_u64(g.handlers.runtime_monotonic_now())),
+        "now": ((), lambda _c, g: codecs.encode_u64(g.handlers.runtime.monotonic_now())),
         "resolution": ((), lambda *_: codecs.encode_u64(1)),
         "subscribe-instant": (("u64",), _instant),
         "subscribe-duration": (("u64",), lambda c, g, d: _pollable(c, g, time.monotonic() + d / 1e9)),
     },
     "wasi:clocks/wall-clock": {
-        "now": ((), lambda _c, g: _datetime(*divmod(g.handlers.runtime_wall_now(), 10**9))),
+        "now": ((), lambda _c, g: _datetime(*divmod(g.handlers.runtime.wall_now(), 10**9))),
         "resolution": ((), lambda *_: _datetime(0, 1)),
     },
     "wasi:random/random": {
         "get-random-bytes": (("u64",), _random_bytes),
-        "get-random-u64": ((), lambda _c, g: codecs.encode_u64(g.handlers.runtime_random_u64())),
+        "get-random-u64": ((), lambda _c, g: codecs.encode_u64(g.handlers.runtime.random_u64())),
     },
     "wasi:random/insecure": {
         "get-insecure-random-bytes": (("u64",), _random_bytes),
-        "get-insecure-random-u64": ((), lambda _c, g: codecs.encode_u64(g.handlers.runtime_random_u64())),
+        "get-insecure-random-u64": ((), lambda _c, g: codecs.encode_u64(g.handlers.runtime.random_u64())),
     },
     "wasi:random/insecure-seed": {"insecure-seed": ((), _seed)},
     "wasi:cli/stdin": {"get-stdin": ((), lambda c, _g: _own(c, "input-stream", 0))},

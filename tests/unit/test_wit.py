@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import typing
+from typing import Any
 
 import pytest
 
 from pieray.errors import WIT_CODES
 from pieray.host.handlers import GuestHandlers
-from pieray.wasm.binding import handler_name
 from pieray.wit import WIT_FILE, Function, api, parse
 
 FUNCTIONS = [(i.name, f) for i in api().interfaces for f in i.functions]
@@ -50,10 +51,16 @@ def test_error_codes_are_those_of_the_wit() -> None:
     assert api().enums["error-code"] == WIT_CODES
 
 
+def handler(interface: str, function: str) -> Any:
+    """The method behind a function of the WIT, on its class; None: there is none."""
+    group = typing.get_type_hints(GuestHandlers).get(interface)
+    return getattr(group, function.replace("-", "_"), None)
+
+
 @pytest.mark.parametrize(("interface", "function"), FUNCTIONS, ids=lambda v: getattr(v, "name", v))
 def test_every_handler_is_there(interface: str, function: Function) -> None:
     if (interface, function.name) in NOT_HANDLERS:
         return
-    method = getattr(GuestHandlers, handler_name(interface, function.name), None)
+    method = handler(interface, function.name)
     assert method is not None
     assert len(inspect.signature(method).parameters) == len(function.params) + 1

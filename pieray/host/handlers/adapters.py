@@ -23,27 +23,27 @@ class AdapterHandlers(HandlerGroup):
 
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
-        self._adapter_queue = Queue(0)
-        self._next_adapter = PRIVATE
-        self._adapter_bytes_coming = 0
+        self._queue = Queue(0)
+        self._next = PRIVATE
+        self._bytes_coming = 0
 
     @property
-    def _known_adapters(self) -> AdapterDirectory:
+    def _known(self) -> AdapterDirectory:
         return self._state.services.adapters
 
-    def adapters_names(self) -> Sequence[str]:
-        return self._known_adapters.names(self._state.launch.tenant)
+    def names(self) -> Sequence[str]:
+        return self._known.names(self._state.launch.tenant)
 
-    def adapters_info(self, name: str) -> str:
-        return json.dumps(self._known_adapters.get(name, self._state.launch.tenant).public())
+    def info(self, name: str) -> str:
+        return json.dumps(self._known.get(name, self._state.launch.tenant).public())
 
-    def adapters_open(self, name: str) -> int:
+    def open(self, name: str) -> int:
         state = self._state
-        facts = self._known_adapters.get(name, state.launch.tenant)
+        facts = self._known.get(name, state.launch.tenant)
         with state.lock:
             return state.adapters.put(OpenAdapter(facts.number, facts.digest))
 
-    def adapters_load(self, path: str, alpha: float) -> int:
+    def load(self, path: str, alpha: float) -> int:
         state = self._state
         check_alpha(alpha)
         path, scale, is_rank_stabilized = locate(state.scratch, path)
@@ -53,35 +53,35 @@ class AdapterHandlers(HandlerGroup):
                 f"an adapter loaded from the scratch folder has at most {MAX_FILE} bytes; {path!r} has {size}"
             )
         with state.lock:
-            if self._adapter_bytes_coming + size > most:
+            if self._bytes_coming + size > most:
                 raise QuotaExceeded(
-                    f"adapter_bytes: the limit is {most}; {self._adapter_bytes_coming} are being "
+                    f"adapter_bytes: the limit is {most}; {self._bytes_coming} are being "
                     f"loaded, {path!r} has {size} more"
                 )
             state.adapters.check_room()
             state.outbox.check_room()
             ticket = state.tickets.issue(Kind.TOKENS)
-            number, self._next_adapter = self._next_adapter, self._next_adapter + 1
+            number, self._next = self._next, self._next + 1
             file = AdapterFile(path, state.scratch.read(path), alpha or scale, is_rank_stabilized)
-            self._adapter_bytes_coming += len(file.data)
-            state.outbox.stage(Load(ticket, self._adapter_queue, number, file, most, self._adapter_loaded))
+            self._bytes_coming += len(file.data)
+            state.outbox.stage(Load(ticket, self._queue, number, file, most, self._loaded))
         return ticket
 
-    def adapters_digest(self, adapter: int) -> str:
+    def digest(self, adapter: int) -> str:
         return self._state.adapters.get(adapter).digest
 
-    def adapters_close(self, adapter: int) -> None:
+    def close(self, adapter: int) -> None:
         state = self._state
         with state.lock:
             if (number := state.adapters.get(adapter).number) >= PRIVATE:
                 state.outbox.check_room()
-                self._unload_adapter(number)
+                self._unload(number)
             state.adapters.pop(adapter)
 
-    def _adapter_loaded(self, load: Load, result: object) -> object:
+    def _loaded(self, load: Load, result: object) -> object:
         """What the ticket of a load yields: a handle, unless it failed, or nobody wants it any more."""
         state = self._state
-        self._adapter_bytes_coming -= load.num_bytes
+        self._bytes_coming -= load.num_bytes
         if isinstance(result, PierayError):
             return result
         try:
@@ -89,10 +89,10 @@ class AdapterHandlers(HandlerGroup):
                 return state.adapters.put(OpenAdapter(load.number, str(result))).to_bytes(4, "little")
         except QuotaExceeded as error:
             result = error
-        self._unload_adapter(load.number)
+        self._unload(load.number)
         return result
 
-    def _unload_adapter(self, number: int) -> None:
+    def _unload(self, number: int) -> None:
         """Behind the passes that are enqueued: they still run through it."""
         state = self._state
-        state.outbox.stage(Unload(state.tickets.number(), self._adapter_queue, number))
+        state.outbox.stage(Unload(state.tickets.number(), self._queue, number))

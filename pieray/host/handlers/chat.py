@@ -14,7 +14,7 @@ INLINE_BYTES = 4096
 class ChatHandlers(HandlerGroup):
     """Rendering and parsing; answered in the InferletActor itself."""
 
-    def chat_render(
+    def render(
         self, model: str, messages: str, tools: str, add_generation_prompt: bool, arguments: str, now: int
     ) -> str | Future[Answer]:
         for text in (messages, tools, arguments):
@@ -24,7 +24,7 @@ class ChatHandlers(HandlerGroup):
             return self._work_on_text("render", found, messages, tools, add_generation_prompt, arguments, now)
         return found.tokenizer.render_json(messages, tools, add_generation_prompt, arguments, now)
 
-    def chat_parse(self, model: str, text: str, is_over: bool) -> str | Future[Answer]:
+    def parse(self, model: str, text: str, is_over: bool) -> str | Future[Answer]:
         self._check_text_size(text)
         found = self._state.models.get(model)
         if len(text) > INLINE_BYTES:

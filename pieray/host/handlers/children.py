@@ -31,10 +31,10 @@ class ChildrenHandlers(HandlerGroup):
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
         self._children: OpenHandles[Child] = OpenHandles("child handle", "tickets", state.limits.tickets)
-        self._children_deadline = time.monotonic() + state.limits.wall_time_s
+        self._deadline = time.monotonic() + state.limits.wall_time_s
         self._family: Family | None = None
 
-    def children_launch(self, program: str, source: str, input: str, limits: str, link: str) -> int:
+    def launch(self, program: str, source: str, input: str, limits: str, link: str) -> int:
         state = self._state
         state.capabilities.require("children")
         depth = state.launch.depth + 1
@@ -43,7 +43,7 @@ class ChildrenHandlers(HandlerGroup):
                 f"child_depth: the limit is {state.limits.child_depth} generations; this would be number {depth}"
             )
         _check_program(program, source)
-        self._check_child_sizes(source, input)
+        self._check_sizes(source, input)
         self._children.check_room()
         family = self._the_family()
         name = program.partition("@")[0] or INLINE
@@ -54,7 +54,7 @@ class ChildrenHandlers(HandlerGroup):
             source,
             b"",
             input,
-            self._child_limits(limits),
+            self._limits_of(limits),
             dataclasses.asdict(state.capabilities),
             "",
             state.launch.user,
@@ -68,25 +68,25 @@ class ChildrenHandlers(HandlerGroup):
         )
         return self._children.put(family.launch(message, is_linked=link == "linked"))
 
-    def children_id(self, child: int) -> int:
+    def id(self, child: int) -> int:
         found = self._children.get(child)
-        ticket = self._child_ticket(found, Kind.TEXT)
+        ticket = self._ticket(found, Kind.TEXT)
         self._the_family().ask_id(found, ticket)
         return ticket
 
-    def children_wait(self, child: int) -> int:
+    def wait(self, child: int) -> int:
         found = self._children.get(child)
-        ticket = self._child_ticket(found, Kind.TEXT)
+        ticket = self._ticket(found, Kind.TEXT)
         self._the_family().wait(found, ticket)
         return ticket
 
-    def children_receive(self, child: int) -> int:
+    def receive(self, child: int) -> int:
         found = self._children.get(child)
-        ticket = self._child_ticket(found, Kind.TEXT)
+        ticket = self._ticket(found, Kind.TEXT)
         self._the_family().receive(found, ticket)
         return ticket
 
-    def children_send(self, child: int, text: str) -> int:
+    def send(self, child: int, text: str) -> int:
         state, found = self._state, self._children.get(child)
         check_size("message_bytes", state.limits.message_bytes, byte_size(text))
         ticket = state.begin(Kind.NONE)
@@ -97,20 +97,20 @@ class ChildrenHandlers(HandlerGroup):
             raise
         return ticket
 
-    def children_cancel(self, child: int, reason: str) -> int:
+    def cancel(self, child: int, reason: str) -> int:
         found = self._children.get(child)
         ticket = self._state.begin(Kind.NONE)
         self._the_family().kill(found, reason[:MAX_REASON] or "cancelled by its parent", ticket)
         return ticket
 
-    def children_detach(self, child: int) -> int:
+    def detach(self, child: int) -> int:
         found = self._children.get(child)
         ticket = self._state.begin(Kind.TEXT)
         self._children.pop(child)
         self._the_family().detach(found, ticket)
         return ticket
 
-    def children_close(self, child: int) -> None:
+    def close(self, child: int) -> None:
         self._the_family().close(self._children.pop(child))
 
     # --- inside ---------------------------------------------------------------------------------
@@ -124,14 +124,14 @@ class ChildrenHandlers(HandlerGroup):
             state.closers.append(self._family.end)
         return self._family
 
-    def _child_ticket(self, child: Child, kind: Kind) -> int:
+    def _ticket(self, child: Child, kind: Kind) -> int:
         """A ticket that its child forgets when the guest does."""
         state, family = self._state, self._the_family()
         ticket = state.begin(kind)
         state.on_cancel(ticket, lambda: family.forget(child, ticket))
         return ticket
 
-    def _child_limits(self, text: str) -> dict[str, float]:
+    def _limits_of(self, text: str) -> dict[str, float]:
         """The child's limits as far as they differ from the engine's: the parent's own, lowered to what was asked."""
         state, service = self._state, self._state.services.children
         assert service is not None
@@ -147,12 +147,12 @@ class ChildrenHandlers(HandlerGroup):
             limits = limits_within(state.limits, asked)
         except ConfigError as error:
             raise InvalidRequest(error.message.replace("this engine allows", "its parent has")) from None
-        left = self._children_deadline - time.monotonic()
+        left = self._deadline - time.monotonic()
         limits = dataclasses.replace(limits, wall_time_s=max(0.0, min(limits.wall_time_s, left)))
         theirs = dataclasses.asdict(service.ceiling)
         return {name: value for name, value in dataclasses.asdict(limits).items() if value != theirs[name]}
 
-    def _check_child_sizes(self, source: str, input: str) -> None:
+    def _check_sizes(self, source: str, input: str) -> None:
         limits = self._state.limits
         check_size("source_bytes", limits.source_bytes, byte_size(source))
         check_size("message_bytes", limits.message_bytes, byte_size(input))

@@ -14,7 +14,7 @@ from pieray.host.handlers.base import U32, HandlerGroup
 class EmbedsHandlers(HandlerGroup):
     """Embeddings by handle; of tokens only the ids are kept."""
 
-    def embeds_text(self, tokens: U32) -> int:
+    def text(self, tokens: U32) -> int:
         vocab = self._state.models.get("").info.vocab_size
         if len(tokens) == 0:
             raise InvalidRequest("embeddings have at least 1 row; given 0 tokens")
@@ -22,7 +22,7 @@ class EmbedsHandlers(HandlerGroup):
             raise InvalidRequest(f"token ids are below {vocab}; given {int(tokens.max())}")
         return self._state.embeds.put(Embedding(len(tokens), tokens=tokens.astype("<u4").tobytes()))
 
-    def embeds_put(self, values: npt.NDArray[np.float32]) -> int:
+    def put(self, values: npt.NDArray[np.float32]) -> int:
         hidden = self._state.models.get("").info.hidden_size
         if len(values) == 0 or len(values) % hidden:
             raise InvalidRequest(f"embeddings are rows of {hidden} floats, at least 1; given {len(values)} floats")
@@ -30,10 +30,10 @@ class EmbedsHandlers(HandlerGroup):
             raise InvalidRequest("embeddings are finite; given NaN or inf")
         return self._state.embeds.put(Embedding(len(values) // hidden, values=values.astype("<f4").tobytes()))
 
-    def embeds_size(self, embed: int) -> int:
+    def size(self, embed: int) -> int:
         return self._state.embeds.get(embed).num_rows
 
-    def embeds_values(self, queue: int, embed: int) -> int:
+    def values(self, queue: int, embed: int) -> int:
         state = self._state
         found, embedding = state.queue(queue), state.embeds.get(embed)
         num_bytes = embedding.num_rows * state.models.get("").info.hidden_size * 4
@@ -53,5 +53,5 @@ class EmbedsHandlers(HandlerGroup):
             state.outbox.stage(EmbedLookup(ticket, found, embedding.tokens))
         return ticket
 
-    def embeds_free(self, embeds: U32) -> None:
+    def free(self, embeds: U32) -> None:
         self._state.embeds.free(embeds.tolist())

@@ -21,12 +21,10 @@ from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Out
 class ForwardHandlers(HandlerGroup):
     """Forward passes.  What can be checked here is, so that a bad call fails at once, not in the batch."""
 
-    def forward_forward(self, queue: int, pages: U32, kv_len: int, tokens: U32, positions: U32, mask: U32) -> int:
+    def forward(self, queue: int, pages: U32, kv_len: int, tokens: U32, positions: U32, mask: U32) -> int:
         return self._enqueue(queue, pages, kv_len, tokens, positions, mask, [])
 
-    def forward_forward_embeds(
-        self, queue: int, pages: U32, kv_len: int, embeds: U32, positions: U32, mask: U32
-    ) -> int:
+    def forward_embeds(self, queue: int, pages: U32, kv_len: int, embeds: U32, positions: U32, mask: U32) -> int:
         state = self._state
         parts = [state.embeds.get(handle) for handle in embeds.tolist()]
         num_rows, room = sum(part.num_rows for part in parts), len(pages) * state.pages.page_size
@@ -66,7 +64,7 @@ class ForwardHandlers(HandlerGroup):
             state.outbox.stage(Pass(ticket, found, prepared, kv_len, *packed))
         return ticket
 
-    def forward_mask_runs(self, pass_: int, row: int, runs: U32) -> None:
+    def mask_runs(self, pass_: int, row: int, runs: U32) -> None:
         found, state = self._open_pass(pass_, row), self._state
         width = found.kv_len + found.num_tokens
         num_bytes = mask_bytes(found.num_tokens, width)
@@ -81,10 +79,10 @@ class ForwardHandlers(HandlerGroup):
         hide_runs(mask, row, width, runs)
         found.mask = mask
 
-    def forward_set_adapter(self, pass_: int, adapter: int) -> None:
+    def set_adapter(self, pass_: int, adapter: int) -> None:
         self._unsent(pass_).adapter = self._state.adapter(adapter)
 
-    def forward_verify(
+    def verify(
         self, queue: int, pages: U32, kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: int, adapter: int
     ) -> int:
         state = self._state
@@ -120,7 +118,7 @@ class ForwardHandlers(HandlerGroup):
             )
         return ticket
 
-    def forward_sample(
+    def sample(
         self, pass_: int, row: int, temperature: float, top_k: int, top_p: float, min_p: float, seed: int
     ) -> int:
         found = self._open_pass(pass_, row)
@@ -130,20 +128,20 @@ class ForwardHandlers(HandlerGroup):
         chain = Sampler(temperature, top_k, top_p, min_p, seed=seed)
         return self._ask(found, Kind.TOKENS, lambda ticket: Sample(row, chain, ticket))
 
-    def forward_sample_with(self, pass_: int, row: int, sampler: int) -> int:
+    def sample_with(self, pass_: int, row: int, sampler: int) -> int:
         found = self._open_pass(pass_, row)
         chain = self._state.sampler(sampler)
         self._count(found, size_of(chain))
         return self._ask(found, Kind.TOKENS, lambda ticket: Sample(row, chain, ticket))
 
-    def forward_distribution(self, pass_: int, row: int, k: int) -> int:
+    def distribution(self, pass_: int, row: int, k: int) -> int:
         found = self._open_pass(pass_, row)
         vocab = self._state.models.get("").info.vocab_size
         if not 1 <= k <= vocab:
             raise InvalidRequest(f"k is from 1 to {vocab}, the vocabulary; given {k}")
         return self._ask(found, Kind.DISTRIBUTION, lambda ticket: Distribution(row, k, ticket), 8 * k)
 
-    def forward_logprobs(self, pass_: int, row: int, tokens: U32) -> int:
+    def logprobs(self, pass_: int, row: int, tokens: U32) -> int:
         found = self._open_pass(pass_, row)
         vocab = self._state.models.get("").info.vocab_size
         if len(tokens) == 0 or int(tokens.max()) >= vocab:
@@ -153,14 +151,14 @@ class ForwardHandlers(HandlerGroup):
         ids = tokens.tobytes()
         return self._ask(found, Kind.FLOATS, lambda ticket: Logprobs(row, ids, ticket), 4 * len(tokens))
 
-    def forward_logits(self, pass_: int, row: int) -> int:
+    def logits(self, pass_: int, row: int) -> int:
         num_bytes = 4 * self._state.models.get("").info.vocab_size
         return self._ask(self._open_pass(pass_, row), Kind.FLOATS, lambda ticket: Logits(row, ticket), num_bytes)
 
-    def forward_entropy(self, pass_: int, row: int) -> int:
+    def entropy(self, pass_: int, row: int) -> int:
         return self._ask(self._open_pass(pass_, row), Kind.FLOATS, lambda ticket: Entropy(row, ticket))
 
-    def forward_hidden(self, pass_: int, row: int) -> int:
+    def hidden(self, pass_: int, row: int) -> int:
         num_bytes = 4 * self._state.models.get("").info.hidden_size
         return self._ask(self._open_pass(pass_, row), Kind.FLOATS, lambda ticket: Hidden(row, ticket), num_bytes)
 

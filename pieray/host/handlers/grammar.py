@@ -37,7 +37,7 @@ class GrammarHandlers(HandlerGroup):
         super().__init__(state)
         self._num_compiling = 0
 
-    def grammar_compile(self, model: str, kind: str, text: str) -> int:
+    def compile(self, model: str, kind: str, text: str) -> int:
         state = self._state
         served = state.models.get(model)
         check_size("grammar_bytes", state.limits.grammar_bytes, byte_size(text))
@@ -84,14 +84,14 @@ class GrammarHandlers(HandlerGroup):
         if used >= limit:
             raise QuotaExceeded(f"plans: the limit is {limit} matchers open; one more was asked for")
 
-    def grammar_fork(self, matcher: int) -> int:
+    def fork(self, matcher: int) -> int:
         state = self._state
         found = self._matcher(matcher)
         with state.lock:
             self._check_room()
             return state.matchers.put(found.fork())
 
-    def grammar_accept(self, matcher: int, tokens: U32) -> int | Future[Answer]:
+    def accept(self, matcher: int, tokens: U32) -> int | Future[Answer]:
         found = self._matcher(matcher)
         most = self._state.models.get("").info.max_context
         if len(tokens) > MAX_ACCEPTED:
@@ -103,15 +103,15 @@ class GrammarHandlers(HandlerGroup):
             )
         return self._step(found, lambda: found.accept(tokens.tolist()))
 
-    def grammar_rollback(self, matcher: int, count: int) -> Future[Answer] | None:
+    def rollback(self, matcher: int, count: int) -> Future[Answer] | None:
         found = self._matcher(matcher)
         return self._step(found, lambda: found.rollback(count))
 
-    def grammar_mask(self, matcher: int) -> U32 | Future[Answer]:
+    def mask(self, matcher: int) -> U32 | Future[Answer]:
         found = self._matcher(matcher)
         return self._step(found, lambda: _words(found.mask_bytes()))
 
-    def grammar_forced(self, matcher: int) -> Sequence[int] | Future[Answer]:
+    def forced(self, matcher: int) -> Sequence[int] | Future[Answer]:
         found = self._matcher(matcher)
         return self._step(found, found.forced)
 
@@ -125,10 +125,10 @@ class GrammarHandlers(HandlerGroup):
             matcher.grammar.is_slow = True
         return result
 
-    def grammar_is_complete(self, matcher: int) -> bool:
+    def is_complete(self, matcher: int) -> bool:
         return self._matcher(matcher).is_complete
 
-    def grammar_free(self, matcher: int) -> None:
+    def free(self, matcher: int) -> None:
         with self._state.lock:
             self._state.matchers.pop(matcher)
 

@@ -21,15 +21,13 @@ class HttpHandlers(HandlerGroup):
 
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
-        self._http_budget = Budget(state.limits)
-        self._http_policy: Policy | None = None
-        self._http_calls = Calls(state, "http requests", MAX_RUNNING)
+        self._budget = Budget(state.limits)
+        self._policy: Policy | None = None
+        self._calls = Calls(state, "http requests", MAX_RUNNING)
         if state.capabilities.http and state.services.http is not None:
             state.services.http.load()
 
-    def http_request(
-        self, method: str, url: str, headers: list[str], body: str, is_base64: bool, timeout_ms: int
-    ) -> int:
+    def request(self, method: str, url: str, headers: list[str], body: str, is_base64: bool, timeout_ms: int) -> int:
         state = self._state
         state.capabilities.require("http")
         client = state.services.http
@@ -37,21 +35,21 @@ class HttpHandlers(HandlerGroup):
             raise Unsupported("http: this engine has no HTTP client")
         check_method(method)
         pairs = check_headers(headers)
-        self._check_http_body(body)
-        policy = self._http_policy_of(client.patterns)
+        self._check_body(body)
+        policy = self._policy_of(client.patterns)
         most = state.limits.http_time_s
         timeout_s = min(timeout_ms / 1e3, most) if timeout_ms else most
         who = Who(state.launch.tenant, state.instance_id)
         ask = Ask(who, method, policy.check(url), pairs, body, is_base64, timeout_s)
-        return self._http_calls.start(lambda: client.request(ask, policy, self._http_budget))
+        return self._calls.start(lambda: client.request(ask, policy, self._budget))
 
-    def _check_http_body(self, body: str) -> None:
+    def _check_body(self, body: str) -> None:
         check_size("message_bytes", self._state.limits.message_bytes, byte_size(body), "the body given")
 
-    def _http_policy_of(self, engine: list[HostPattern]) -> Policy:
-        if self._http_policy is None:
+    def _policy_of(self, engine: list[HostPattern]) -> Policy:
+        if self._policy is None:
             try:
-                self._http_policy = Policy(engine, parse_patterns(self._state.capabilities.http))
+                self._policy = Policy(engine, parse_patterns(self._state.capabilities.http))
             except ConfigError as error:
                 raise InvalidRequest(error.message) from None
-        return self._http_policy
+        return self._policy

@@ -17,26 +17,26 @@ class KvHandlers(HandlerGroup):
         super().__init__(state)
         self._requests = PageRequests(state)
 
-    def kv_page_size(self) -> int:
+    def page_size(self) -> int:
         return self._state.pages.page_size
 
-    def kv_alloc(self, count: int) -> U32:
+    def alloc(self, count: int) -> U32:
         state = self._state
         with state.lock:
             return state.pages.alloc(count)
 
-    def kv_free(self, pages: U32) -> None:
+    def free(self, pages: U32) -> None:
         state = self._state
         with state.lock:
             state.outbox.closing(pages)
             state.pages.free(pages)
 
-    def kv_fork(self, pages: U32) -> U32:
+    def fork(self, pages: U32) -> U32:
         state = self._state
         with state.lock:
             return state.pages.fork(pages)
 
-    def kv_copy(self, queue: int, src: int, src_offset: int, dst: int, dst_offset: int, count: int) -> int:
+    def copy(self, queue: int, src: int, src_offset: int, dst: int, dst_offset: int, count: int) -> int:
         state = self._state
         found = state.queue(queue)
         with state.lock:
@@ -50,41 +50,41 @@ class KvHandlers(HandlerGroup):
             state.outbox.stage(Command(ticket, found, prepared))
         return ticket
 
-    def kv_mask(self, page: int, offset: int, count: int, visible: bool) -> None:
+    def mask(self, page: int, offset: int, count: int, visible: bool) -> None:
         state = self._state
         with state.lock:
             state.pages.mask(page, offset, count, is_visible=visible)
 
-    def kv_truncate(self, pages: U32, num_tokens: int) -> None:
+    def truncate(self, pages: U32, num_tokens: int) -> None:
         state = self._state
         with state.lock:
             state.pages.truncate(pages, num_tokens)
 
-    def kv_reserve(self, count: int) -> int:
+    def reserve(self, count: int) -> int:
         with self._state.lock:
             return self._requests.reserve(count)
 
-    def kv_idle(self, pages: U32) -> None:
+    def idle(self, pages: U32) -> None:
         state = self._state
         with state.lock:
             state.pages.frame_ids(pages)
             state.outbox.leases.idle()
 
-    def kv_pin(self) -> None:
+    def pin(self) -> None:
         with self._state.lock:
             self._state.outbox.leases.pin()
 
-    def kv_unpin(self) -> None:
+    def unpin(self) -> None:
         with self._state.lock:
             self._state.outbox.leases.unpin()
 
-    def kv_expect(self, count: int) -> None:
+    def expect(self, count: int) -> None:
         state = self._state
         with state.lock:
             state.pages.check_limit(count)
             state.outbox.leases.expect(count)
 
-    def kv_export_pages(
+    def export_pages(
         self, name: str, pages: U32, num_tokens: int, meta: str, access: str, ttl_ms: int, pinned: bool, replace: bool
     ) -> int:
         state = self._state
@@ -98,17 +98,17 @@ class KvHandlers(HandlerGroup):
                 state.pages.end_loan(lent)
                 raise
 
-    def kv_import_pages(self, name: str) -> int:
+    def import_pages(self, name: str) -> int:
         check_name(name)
         with self._state.lock:
             return self._requests.open(name)
 
-    def kv_unexport(self, name: str, access: str) -> int:
+    def unexport(self, name: str, access: str) -> int:
         check_name(name)
         with self._state.lock:
             return self._requests.remove(name, access)
 
-    def kv_list_exports(self, prefix: str) -> int:
+    def list_exports(self, prefix: str) -> int:
         check_name(prefix, least=0)
         with self._state.lock:
             return self._requests.names(prefix)

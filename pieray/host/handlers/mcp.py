@@ -23,55 +23,55 @@ class McpHandlers(HandlerGroup):
 
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
-        self._mcp_num_calls = 0
-        self._mcp_calls = Calls(state, "mcp calls", MAX_RUNNING)
+        self._num_calls = 0
+        self._calls = Calls(state, "mcp calls", MAX_RUNNING)
 
-    def mcp_servers(self) -> list[str]:
+    def servers(self) -> list[str]:
         """Those that the inferlet may call; none without the capability."""
         allowed = self._state.capabilities.mcp
-        return [name for name in self._mcp_names() if "*" in allowed or name in allowed]
+        return [name for name in self._names() if "*" in allowed or name in allowed]
 
-    def mcp_tools(self, server: str) -> int:
-        return self._mcp_start(server, "", "{}")
+    def tools(self, server: str) -> int:
+        return self._start(server, "", "{}")
 
-    def mcp_call(self, server: str, tool: str, arguments: str) -> int:
+    def call(self, server: str, tool: str, arguments: str) -> int:
         if not tool:
             raise InvalidRequest("the name of a tool is not empty")
         self._check_text_size(arguments)  # it is parsed here
         _check_object(arguments)
-        return self._mcp_start(server, tool, arguments)
+        return self._start(server, tool, arguments)
 
-    def _mcp_names(self) -> list[str]:
+    def _names(self) -> list[str]:
         state = self._state
         operators = state.services.mcp.names if state.services.mcp is not None else []
         return sorted({*state.client_servers.names, *operators})
 
-    def _mcp_start(self, server: str, tool: str, arguments: str) -> int:
+    def _start(self, server: str, tool: str, arguments: str) -> int:
         state = self._state
         state.capabilities.require("mcp")
-        if server not in self._mcp_names():
-            raise NotFound(f"mcp: no server {server[:100]!r}; there are: {', '.join(self.mcp_servers()) or 'none'}")
-        if server not in self.mcp_servers():
+        if server not in self._names():
+            raise NotFound(f"mcp: no server {server[:100]!r}; there are: {', '.join(self.servers()) or 'none'}")
+        if server not in self.servers():
             raise Denied(f"mcp: the inferlet's manifest does not name the server {server!r}")
-        if self._mcp_num_calls >= state.limits.mcp_calls:
+        if self._num_calls >= state.limits.mcp_calls:
             raise QuotaExceeded(f"mcp_calls: the limit is {state.limits.mcp_calls}; one more was asked for")
-        self._mcp_num_calls += 1
-        ask = self._mcp_ask_of(server)
-        return self._mcp_calls.start(lambda: self._mcp_ask(ask, server, tool, arguments))
+        self._num_calls += 1
+        ask = self._ask_of(server)
+        return self._calls.start(lambda: self._ask(ask, server, tool, arguments))
 
-    def _mcp_ask_of(self, server: str) -> Ask:
+    def _ask_of(self, server: str) -> Ask:
         state = self._state
         if server in state.client_servers.names:
             return state.client_servers.ask
-        return self._mcp_ask_operators
+        return self._ask_operators
 
-    async def _mcp_ask_operators(self, server: str, tool: str, arguments: str) -> str:
+    async def _ask_operators(self, server: str, tool: str, arguments: str) -> str:
         servers, state = self._state.services.mcp, self._state
         assert servers is not None
         async with servers.calls(server).place(Who(state.launch.tenant, state.instance_id)):
             return await servers.ask(server, tool, arguments)
 
-    async def _mcp_ask(self, ask: Ask, server: str, tool: str, arguments: str) -> str:
+    async def _ask(self, ask: Ask, server: str, tool: str, arguments: str) -> str:
         limits = self._state.limits
         try:
             async with asyncio.timeout(limits.mcp_time_s) as allowed:

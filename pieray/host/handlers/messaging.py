@@ -30,7 +30,7 @@ class MessagingHandlers(HandlerGroup):
         )
         state.closers.append(self._close_subscriptions)
 
-    def messaging_push(self, queue: str, text: str, timeout_ms: int) -> int:
+    def push(self, queue: str, text: str, timeout_ms: int) -> int:
         who = self._who()
         self._broker.check_name("queue name", queue)
         size = self._broker.check_text(text)
@@ -41,12 +41,12 @@ class MessagingHandlers(HandlerGroup):
             within_s=timeout_ms / 1e3 + ANSWER_S,
         )
 
-    def messaging_pull(self, queue: str) -> int:
+    def pull(self, queue: str) -> int:
         who = self._who()
         self._broker.check_name("queue name", queue)
         return self._broker.ask(Kind.TEXT, lambda n: Pull(n, *who, queue), settle=self._broker.keep)
 
-    def messaging_broadcast(self, topic: str, text: str, timeout_ms: int) -> int:
+    def broadcast(self, topic: str, text: str, timeout_ms: int) -> int:
         who = self._who()
         self._broker.check_name("topic name", topic)
         size = self._broker.check_text(text)
@@ -57,7 +57,7 @@ class MessagingHandlers(HandlerGroup):
             within_s=timeout_ms / 1e3 + ANSWER_S,
         )
 
-    def messaging_subscribe(self, topic: str) -> int:
+    def subscribe(self, topic: str) -> int:
         who = self._who()
         self._broker.check_name("topic name", topic)
         client = self._broker.client
@@ -80,14 +80,14 @@ class MessagingHandlers(HandlerGroup):
             self._subscriptions.drop(handle)
             raise
 
-    def messaging_next(self, subscription: int) -> int:
+    def next(self, subscription: int) -> int:
         tenant, _ = self._who()
         found = self._subscriptions.get(subscription)
         if found.generation not in (0, self._broker.client.generation):  # 0: it is still to be made
             raise PeerLost("the Broker that kept this subscription is gone; subscribe again")
         return self._broker.ask(Kind.TEXT, lambda n: Next(n, tenant, found.number), settle=self._broker.keep)
 
-    def messaging_unsubscribe(self, subscription: int) -> None:
+    def unsubscribe(self, subscription: int) -> None:
         self._who()
         self._unsubscribe(self._subscriptions.pop(subscription))
 

@@ -28,20 +28,20 @@ BYTES_PER_PUSH = 16
 class ModelHandlers(HandlerGroup):
     """Models and their tokenizers; answered in the InferletActor itself."""
 
-    def model_names(self) -> Sequence[str]:
+    def names(self) -> Sequence[str]:
         return self._state.models.names
 
-    def model_info(self, model: str) -> str:
+    def info(self, model: str) -> str:
         return self._state.models.info_json(model)
 
-    def model_tokenize(self, model: str, text: str) -> Sequence[int] | Future[Answer]:
+    def tokenize(self, model: str, text: str) -> Sequence[int] | Future[Answer]:
         found = self._state.models.get(model)
         self._check_text_size(text)
         if len(text) > INLINE_BYTES:
             return self._work_on_text("tokenize", found, text, read=_tokens)
         return found.tokenizer.encode(text)
 
-    def model_detokenize(self, model: str, tokens: U32, skip_special: bool) -> str | Future[Answer]:
+    def detokenize(self, model: str, tokens: U32, skip_special: bool) -> str | Future[Answer]:
         found = self._state.models.get(model)
         self._check_num_tokens(tokens, BYTES_PER_TOKEN)
         _check_tokens(tokens, found.info.vocab_size)
@@ -49,17 +49,17 @@ class ModelHandlers(HandlerGroup):
             return self._work_on_text("detokenize", found, tokens.astype("<u4").tobytes(), skip_special)
         return found.tokenizer.decode(tokens.tolist(), skip_special_tokens=skip_special)
 
-    def model_stop_tokens(self, model: str) -> Sequence[int]:
+    def stop_tokens(self, model: str) -> Sequence[int]:
         return self._state.models.get(model).tokenizer.eos_ids
 
-    def model_stream_open(self, model: str, skip_special: bool, after: U32) -> int:
+    def stream_open(self, model: str, skip_special: bool, after: U32) -> int:
         state = self._state
         found = state.models.get(model)
         after = after[-PRIME_TOKENS:]
         _check_tokens(after, found.info.vocab_size)
         return state.streams.open(found.tokenizer, skip_special, after.tolist())
 
-    def model_stream_push(self, stream: int, tokens: U32) -> str | Future[Answer]:
+    def stream_push(self, stream: int, tokens: U32) -> str | Future[Answer]:
         found = self._state.streams.get(stream)
         if len(tokens) == 1:
             return found.push(int(tokens[0]))
@@ -68,16 +68,16 @@ class ModelHandlers(HandlerGroup):
             return self._work(lambda: _pushed(found, tokens))
         return _pushed(found, tokens)
 
-    def model_stream_stop(self, stream: int, texts: list[str]) -> None:
+    def stream_stop(self, stream: int, texts: list[str]) -> None:
         self._state.streams.get(stream).stop_at(texts)
 
-    def model_stream_stopped(self, stream: int) -> str:
+    def stream_stopped(self, stream: int) -> str:
         return self._state.streams.get(stream).stopped_by
 
-    def model_stream_rest(self, stream: int) -> str:
+    def stream_rest(self, stream: int) -> str:
         return self._state.streams.get(stream).rest()
 
-    def model_stream_close(self, stream: int) -> None:
+    def stream_close(self, stream: int) -> None:
         self._state.streams.close(stream)
 
     def _check_num_tokens(self, tokens: U32, num_bytes: int) -> None:

@@ -31,10 +31,10 @@ class PlanHandlers(HandlerGroup):
         super().__init__(state)
         self._plans: OpenHandles[Plan] = OpenHandles("plan", "plans", state.limits.plans)
 
-    def plans_create(self, queue: int, pages: U32, kv_len: int, tokens: U32, max_tokens: int, sampler: int) -> int:
+    def create(self, queue: int, pages: U32, kv_len: int, tokens: U32, max_tokens: int, sampler: int) -> int:
         state = self._state
         found, info, size = state.queue(queue), state.models.get("").info, state.pages.page_size
-        self._check_plan_tokens("tokens", tokens)
+        self._check_tokens("tokens", tokens)
         if len(tokens) == 0 or max_tokens == 0:
             raise InvalidRequest(f"a plan runs and draws at least 1 token; given {len(tokens)} and {max_tokens}")
         end = kv_len + len(tokens) + max_tokens - 1
@@ -56,10 +56,10 @@ class PlanHandlers(HandlerGroup):
 
     # --- what it draws with ----------------------------------------------------------------------
 
-    def plans_set_sampler(self, plan: int, sampler: int) -> None:
-        self._change_plan(plan, sampler=self._state.sampler(sampler))
+    def set_sampler(self, plan: int, sampler: int) -> None:
+        self._change(plan, sampler=self._state.sampler(sampler))
 
-    def plans_set_stop(self, plan: int, tokens: U32, texts: list[str]) -> None:
+    def set_stop(self, plan: int, tokens: U32, texts: list[str]) -> None:
         if len(tokens) > MAX_STOP_TOKENS:
             raise InvalidRequest(f"a plan has at most {MAX_STOP_TOKENS} stop tokens; given {len(tokens)}")
         _check_stops(len(texts), sum(map(len, texts)))
@@ -68,36 +68,36 @@ class PlanHandlers(HandlerGroup):
         special = self._state.models.get("").tokenizer.special_ids() if texts else {}
         all_tokens = np.append(tokens, [special[text] for text in texts if text in special]).astype("<u4")
         left = tuple(text for text in texts if text not in special)
-        self._change_plan(plan, stop_tokens=all_tokens.tobytes(), stop_texts=left)
+        self._change(plan, stop_tokens=all_tokens.tobytes(), stop_texts=left)
 
-    def plans_set_grammar(self, plan: int, matcher: int) -> None:
+    def set_grammar(self, plan: int, matcher: int) -> None:
         found = self._state.matchers.get(matcher) if matcher else None
         grammar: tuple[Any, ...] = ()
         if found is not None:
             grammar = found.grammar.kind, found.grammar.text, np.array(found.consumed, "<u4").tobytes()
         num_drawn = self._plans.get(plan).drawn.count
-        self._change_plan(plan, grammar=grammar, num_taken=num_drawn)
+        self._change(plan, grammar=grammar, num_taken=num_drawn)
 
-    def plans_set_adapter(self, plan: int, adapter: int) -> None:
-        self._change_plan(plan, adapter=self._state.adapter(adapter))
+    def set_adapter(self, plan: int, adapter: int) -> None:
+        self._change(plan, adapter=self._state.adapter(adapter))
 
-    def plans_set_drafter(self, plan: int, num_drafts: int, history: U32) -> None:
+    def set_drafter(self, plan: int, num_drafts: int, history: U32) -> None:
         if num_drafts > MAX_DRAFTS:
             raise InvalidRequest(f"a plan drafts at most {MAX_DRAFTS} tokens a step; given {num_drafts}")
-        self._check_plan_tokens("history", history)
+        self._check_tokens("history", history)
         limit = self._state.models.get("").info.max_context
         if len(history) > limit:
             raise InvalidRequest(f"a history has at most {limit} tokens, the model's context; given {len(history)}")
-        self._change_plan(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
+        self._change(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
 
-    def plans_score(self, plan: int) -> None:
+    def score(self, plan: int) -> None:
         with self._state.lock:
             found = self._plans.get(plan)
             if found.state != READY:
                 raise InvalidRequest(f"score: ask for it before start; this plan is {found.state}")
             found.settings.is_scored = True
 
-    def _change_plan(self, plan: int, **values: Any) -> None:
+    def _change(self, plan: int, **values: Any) -> None:
         with self._state.lock:
             found = self._plans.get(plan)
             found.check_editable()
@@ -106,22 +106,22 @@ class PlanHandlers(HandlerGroup):
 
     # --- running ---------------------------------------------------------------------------------
 
-    def plans_start(self, plan: int) -> None:
+    def start(self, plan: int) -> None:
         with self._state.lock:
             found = self._plans.get(plan)
             self._state.queue(found.queue.handle)
             found.start()
 
-    def plans_resume(self, plan: int) -> None:
+    def resume(self, plan: int) -> None:
         with self._state.lock:
             found = self._plans.get(plan)
             self._state.queue(found.queue.handle)
             found.resume()
 
-    def plans_next(self, plan: int) -> int:
+    def next(self, plan: int) -> int:
         return self._next_drawn(plan, Kind.TOKENS)
 
-    def plans_next_scored(self, plan: int) -> int:
+    def next_scored(self, plan: int) -> int:
         if not self._plans.get(plan).settings.is_scored:
             raise InvalidRequest("next-scored: call score before start")
         return self._next_drawn(plan, Kind.DISTRIBUTION)
@@ -135,7 +135,7 @@ class PlanHandlers(HandlerGroup):
             drawn.next(ticket)
         return number
 
-    def plans_read(self, plan: int, stream: int, most: int, timeout_ms: int) -> Columns | Later:
+    def read(self, plan: int, stream: int, most: int, timeout_ms: int) -> Columns | Later:
         state, drawn = self._state, self._started("read", plan).drawn
         texts = state.streams.get(stream) if stream else None
 
@@ -151,11 +151,11 @@ class PlanHandlers(HandlerGroup):
         deadline = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1e3
         return Later(look, lambda: NOTHING, deadline)
 
-    def plans_watch(self, plan: int) -> int:
+    def watch(self, plan: int) -> int:
         with self._state.lock:
             return self._started("watch", plan).drawn.watch()
 
-    def plans_stream_text(self, plan: int, stream: int) -> int:
+    def stream_text(self, plan: int, stream: int) -> int:
         state = self._state
         texts = state.streams.get(stream)
         _check_stops(texts.num_stops, texts.num_stop_characters)
@@ -176,30 +176,30 @@ class PlanHandlers(HandlerGroup):
             raise InvalidRequest(f"{what}: the plan is not started")
         return found
 
-    def plans_pause(self, plan: int) -> int:
+    def pause(self, plan: int) -> int:
         with self._state.lock:
             return self._plans.get(plan).pause()
 
-    def plans_cancel(self, plan: int) -> int:
+    def cancel(self, plan: int) -> int:
         with self._state.lock:
             return self._plans.get(plan).cancel()
 
-    def plans_truncate(self, plan: int, num_tokens: int) -> None:
+    def truncate(self, plan: int, num_tokens: int) -> None:
         with self._state.lock:
             self._plans.get(plan).truncate(num_tokens)
 
-    def plans_state(self, plan: int) -> str:
+    def state(self, plan: int) -> str:
         with self._state.lock:
             return self._plans.get(plan).describe()
 
-    def plans_close(self, plan: int) -> None:
+    def close(self, plan: int) -> None:
         with self._state.lock:
             found = self._plans.pop(plan)
             if found.state != ENDED:
                 found.end()
             found.drawn.close()
 
-    def _check_plan_tokens(self, name: str, tokens: U32) -> None:
+    def _check_tokens(self, name: str, tokens: U32) -> None:
         vocab = self._state.models.get("").info.vocab_size
         if len(tokens) and int(tokens.max()) >= vocab:
             raise InvalidRequest(f"{name}: token ids are below {vocab}; given {int(tokens.max())}")

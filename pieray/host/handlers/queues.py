@@ -12,7 +12,7 @@ from pieray.urgency import command_priority
 class QueueHandlers(HandlerGroup):
     """Command queues (paper, section 4)."""
 
-    def queues_create(self, model: str) -> int:
+    def create(self, model: str) -> int:
         state = self._state
         state.models.get(model)
         if len(state.queues) >= state.limits.queues:
@@ -22,21 +22,21 @@ class QueueHandlers(HandlerGroup):
         state.queues[handle] = Queue(handle, command_priority(state.launch.priority, 0))
         return handle
 
-    def queues_set_priority(self, queue: int, priority: int) -> None:
+    def set_priority(self, queue: int, priority: int) -> None:
         if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
             raise InvalidRequest(f"priority is from -{MAX_PRIORITY} to {MAX_PRIORITY}; given {priority}")
         self._state.queue(queue).priority = command_priority(self._state.launch.priority, priority)
 
-    def queues_set_reuse(self, queue: int, reuse: bool) -> None:
+    def set_reuse(self, queue: int, reuse: bool) -> None:
         self._state.queue(queue).is_reusing = reuse
 
-    def queues_flush(self, queue: int) -> None:
+    def flush(self, queue: int) -> None:
         state = self._state
         state.queue(queue)
         with state.lock:
             state.outbox.flush()
 
-    def queues_synchronize(self, queue: int) -> int:
+    def synchronize(self, queue: int) -> int:
         state = self._state
         found = state.queue(queue)
         with state.lock:
@@ -47,7 +47,7 @@ class QueueHandlers(HandlerGroup):
                 state.tickets.resolve(ticket, None)
         return ticket
 
-    def queues_close(self, queue: int) -> None:
+    def close(self, queue: int) -> None:
         state = self._state
         found = state.queue(queue)
         with state.lock:

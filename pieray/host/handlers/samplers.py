@@ -19,15 +19,13 @@ MAX_BIAS = 4096
 class SamplerHandlers(HandlerGroup):
     """A handle names a chain as it is now: a change makes a new value, and what was asked for keeps the old one."""
 
-    def samplers_create(
-        self, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float, seed: int
-    ) -> int:
+    def create(self, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float, seed: int) -> int:
         _check_range("temperature", temperature, math.inf)
         for name, value in (("top-p", top_p), ("min-p", min_p), ("typical-p", typical_p)):
             _check_range(name, value, 1.0)
         return self._state.samplers.put(Sampler(temperature, top_k, top_p, min_p, typical_p, seed))
 
-    def samplers_bias(self, sampler: int, tokens: U32, values: npt.NDArray[np.float32]) -> None:
+    def bias(self, sampler: int, tokens: U32, values: npt.NDArray[np.float32]) -> None:
         found = self._state.samplers.get(sampler)
         vocab = self._state.models.get("").info.vocab_size
         if len(tokens) != len(values):
@@ -45,7 +43,7 @@ class SamplerHandlers(HandlerGroup):
         )
         self._state.samplers.replace(sampler, changed)
 
-    def samplers_allow(self, sampler: int, mask: U32) -> None:
+    def allow(self, sampler: int, mask: U32) -> None:
         found = self._state.samplers.get(sampler)
         vocab = self._state.models.get("").info.vocab_size
         num_words = -(-vocab // 32)
@@ -54,7 +52,7 @@ class SamplerHandlers(HandlerGroup):
         allowed = mask.astype("<u4").tobytes()[: -(-vocab // 8)]
         self._state.samplers.replace(sampler, dataclasses.replace(found, allowed=allowed))
 
-    def samplers_free(self, sampler: int) -> None:
+    def free(self, sampler: int) -> None:
         self._state.samplers.pop(sampler)
 
 

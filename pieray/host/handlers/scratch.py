@@ -13,7 +13,7 @@ MAX_CALL_BYTES = 1 << 18
 class ScratchHandlers(HandlerGroup):
     """The scratch folder; bytes travel as base64."""
 
-    def scratch_write(self, path: str, data: str, append: bool) -> None:
+    def write(self, path: str, data: str, append: bool) -> None:
         if len(data) > MAX_CALL_BYTES * 4 // 3 + 4:
             raise InvalidRequest(
                 f"one call writes at most {MAX_CALL_BYTES} bytes; given about {len(data) * 3 // 4}; "
@@ -21,15 +21,15 @@ class ScratchHandlers(HandlerGroup):
             )
         self._state.scratch.write(path, from_base64(data), append=append)
 
-    def scratch_read(self, path: str, offset: int, count: int) -> str:
+    def read(self, path: str, offset: int, count: int) -> str:
         """At most 256 KiB, however much is asked for."""
         return to_base64(self._state.scratch.read(path, offset, min(count, MAX_CALL_BYTES)))
 
-    def scratch_size(self, path: str) -> int:
+    def size(self, path: str) -> int:
         return self._state.scratch.size(path)
 
-    def scratch_names(self, prefix: str) -> list[str]:
+    def names(self, prefix: str) -> list[str]:
         return self._state.scratch.names(prefix)
 
-    def scratch_remove(self, path: str) -> None:
+    def remove(self, path: str) -> None:
         self._state.scratch.remove(path)

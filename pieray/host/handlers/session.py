@@ -13,13 +13,13 @@ MAX_NAME = 128
 class SessionHandlers(HandlerGroup):
     """Messages, events and files to and from the client."""
 
-    def session_send(self, text: str) -> None:
+    def send(self, text: str) -> None:
         self._state.log.send(text)
 
-    def session_receive(self) -> int:
+    def receive(self) -> int:
         return self._state.mailbox.receive()
 
-    def session_emit(self, name: str, value: str) -> None:
+    def emit(self, name: str, value: str) -> None:
         if not 0 < len(name) <= MAX_NAME or not name.isprintable():
             raise InvalidRequest(f"the name of an event has from 1 to {MAX_NAME} printable characters; given {name!r}")
         self._check_text_size(value)  # it is parsed here
@@ -29,11 +29,11 @@ class SessionHandlers(HandlerGroup):
             raise InvalidRequest(f"the value of event {name!r} is not JSON: {error}") from None
         self._state.log.emit(name, value)
 
-    def session_send_file(self, path: str) -> None:
+    def send_file(self, path: str) -> None:
         state = self._state
         state.log.send_file(path, state.scratch.read(path))
 
-    def session_receive_file(self) -> int:
+    def receive_file(self) -> int:
         state = self._state
         ticket = state.begin(Kind.TEXT)
         state.on_cancel(ticket, lambda: state.files.cancel(ticket))

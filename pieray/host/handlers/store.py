@@ -21,23 +21,23 @@ class StoreHandlers(HandlerGroup):
 
     def __init__(self, state: InstanceState) -> None:
         super().__init__(state)
-        self._store = BrokerCalls(state)
+        self._broker = BrokerCalls(state)
 
-    def store_get(self, key: str) -> int:
+    def get(self, key: str) -> int:
         tenant = self._tenant(key)
-        return self._store.ask(Kind.TEXT, lambda n: StoreGet(n, tenant, key), within_s=ANSWER_S)
+        return self._broker.ask(Kind.TEXT, lambda n: StoreGet(n, tenant, key), within_s=ANSWER_S)
 
-    def store_put(self, key: str, value: str, ttl_ms: int) -> int:
+    def put(self, key: str, value: str, ttl_ms: int) -> int:
         tenant, most = self._tenant(key), self._state.limits.store_bytes
-        size = self._store.check_text(value)
-        return self._store.ask(
+        size = self._broker.check_text(value)
+        return self._broker.ask(
             Kind.NONE, lambda n: StorePut(n, tenant, key, value, ttl_ms, most), num_bytes=size, within_s=ANSWER_S
         )
 
-    def store_put_if(self, key: str, expected: str, is_absent: bool, value: str) -> int:
+    def put_if(self, key: str, expected: str, is_absent: bool, value: str) -> int:
         tenant, most = self._tenant(key), self._state.limits.store_bytes
-        size = self._store.check_text(value) + self._store.check_text(expected)
-        return self._store.ask(
+        size = self._broker.check_text(value) + self._broker.check_text(expected)
+        return self._broker.ask(
             Kind.TOKENS,
             lambda n: StorePutIf(n, tenant, key, expected, is_absent, value, most),
             num_bytes=size,
@@ -45,17 +45,17 @@ class StoreHandlers(HandlerGroup):
             value=_flag,
         )
 
-    def store_delete(self, key: str) -> int:
+    def delete(self, key: str) -> int:
         tenant = self._tenant(key)
-        return self._store.ask(Kind.TOKENS, lambda n: StoreDelete(n, tenant, key), within_s=ANSWER_S, value=_flag)
+        return self._broker.ask(Kind.TOKENS, lambda n: StoreDelete(n, tenant, key), within_s=ANSWER_S, value=_flag)
 
-    def store_names(self, prefix: str) -> int:
+    def names(self, prefix: str) -> int:
         tenant = self._tenant(prefix, least=0)
         most = min(self._state.limits.message_bytes, MAX_NAMES_BYTES)
-        return self._store.ask(Kind.TEXT, lambda n: StoreNames(n, tenant, prefix, most), within_s=ANSWER_S)
+        return self._broker.ask(Kind.TEXT, lambda n: StoreNames(n, tenant, prefix, most), within_s=ANSWER_S)
 
     def _tenant(self, key: str, least: int = 1) -> str:
         """The tenant whose store it is; raises Denied, InvalidRequest."""
         self._state.capabilities.require("store")
-        self._store.check_name("key", key, least)
+        self._broker.check_name("key", key, least)
         return self._state.launch.tenant

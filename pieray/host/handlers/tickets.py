@@ -14,36 +14,36 @@ from pieray.host.handlers.base import U32, HandlerGroup
 class TicketHandlers(HandlerGroup):
     """The results of enqueued commands."""
 
-    def tickets_flush(self) -> None:
+    def flush(self) -> None:
         """Send all that is staged; called by the wasm host at every wait."""
         state = self._state
         with state.lock:
             state.outbox.flush()
 
-    def tickets_ready(self, tickets: U32) -> list[int]:
+    def ready(self, tickets: U32) -> list[int]:
         most = 2 * self._state.limits.tickets  # each pass that does not count has an output that does
         if len(tickets) > most:
             raise QuotaExceeded(f"tickets: {most} at most are asked about at one time; given {len(tickets)}")
         return self._state.tickets.ready(tickets.tolist())
 
-    def tickets_take_none(self, ticket: int) -> None:
+    def take_none(self, ticket: int) -> None:
         self._take(ticket, Kind.NONE)
 
-    def tickets_take_tokens(self, ticket: int) -> U32:
+    def take_tokens(self, ticket: int) -> U32:
         return np.frombuffer(self._take(ticket, Kind.TOKENS), "<u4")
 
-    def tickets_take_floats(self, ticket: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    def take_floats(self, ticket: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
         return np.frombuffer(self._take(ticket, Kind.FLOATS), "<f4")
 
-    def tickets_take_text(self, ticket: int) -> str:
+    def take_text(self, ticket: int) -> str:
         text: str = self._take(ticket, Kind.TEXT)
         return text
 
-    def tickets_take_distribution(self, ticket: int) -> tuple[U32, np.ndarray[tuple[int], np.dtype[np.float32]]]:
+    def take_distribution(self, ticket: int) -> tuple[U32, np.ndarray[tuple[int], np.dtype[np.float32]]]:
         ids, probabilities = self._take(ticket, Kind.DISTRIBUTION)
         return np.frombuffer(ids, "<u4"), np.frombuffer(probabilities, "<f4")
 
-    def tickets_cancel(self, tickets: U32) -> None:
+    def cancel(self, tickets: U32) -> None:
         table = self._state.tickets
         asked = np.unique(tickets).tolist()  # a list may name one a million times
         for ticket in asked:

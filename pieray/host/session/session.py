@@ -57,6 +57,11 @@ class EventLog:
         return self._output_bytes
 
     @property
+    def num_bytes(self) -> int:
+        """Of texts, logs and the ending."""
+        return self._output_bytes + self._log_bytes
+
+    @property
     def log_bytes(self) -> int:
         return self._log_bytes
 

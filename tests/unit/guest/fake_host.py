@@ -3,7 +3,7 @@
 A slot of a page keeps its token and the digest of the whole sequence up to it.  A pass may only build on slots
 that form one sequence from position 0 on: a page that is shared, stale, misplaced or freed fails the pass
 (`KvMismatch`), so a context whose paging is wrong cannot get a result.  Method names are `interface_function`
-of the WIT, as `pieray.wasm.handlers.Handlers` has them.
+of the WIT; `ByInterface` makes of it what the wasm host calls.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from typing import Any
 import fake_model as lm
 import pytest
 from fake_host import FakeHost
+from interfaces import ByInterface
 
 from pieray.config import Limits
 from pieray.errors import OutOfPages
@@ -48,7 +49,7 @@ def run_component() -> Iterator[Run]:
             outcomes.append(outcome)
             done.set()
 
-        wasm.spawn(program, host, Limits(), input=json.dumps(arguments), source=source, on_exit=on_exit)
+        wasm.spawn(program, ByInterface(host), Limits(), input=json.dumps(arguments), source=source, on_exit=on_exit)
         assert done.wait(60), "the inferlet does not end"
         return outcomes[0]
 

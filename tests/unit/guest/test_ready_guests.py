@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from fake_host import FakeHost
+from interfaces import ByInterface
 
 from pieray.config import Limits
 from pieray.errors import PierayError, QuotaExceeded
@@ -57,7 +58,13 @@ def run(loaded: tuple[WasmHost, Program]) -> Run:
             done.set()
 
         wasm.spawn(
-            program, host or FakeHost(), Limits(**limits), input="{}", source=source, on_exit=on_exit, tenant=tenant
+            program,
+            ByInterface(host or FakeHost()),
+            Limits(**limits),
+            input="{}",
+            source=source,
+            on_exit=on_exit,
+            tenant=tenant,
         )
         assert done.wait(60)
         return outcomes[0]
@@ -96,13 +103,13 @@ def test_the_first_rehearse_a_whole_generation_and_later_ones_have_their_memory(
     wasm.keep_ready(program, 2)
     until(lambda: wasm.num_ready == 2)
     assert len(made) == 2
-    for name in ("model_tokenize", "plans_start", "plans_read", "session_send", "plans_stream_text", "kv_free"):
+    for name in ("model.tokenize", "plans.start", "plans.read", "session.send", "plans.stream_text", "kv.free"):
         assert all(name in handlers.called for handlers in made), made[0].called
     for _ in range(3):
         done = threading.Event()
         wasm.spawn(
             program,
-            FakeHost(),
+            ByInterface(FakeHost()),
             Limits(),
             input="{}",
             source="def main(): return 7",
@@ -167,7 +174,12 @@ def test_a_guest_that_is_killed_before_its_first_turn_leaves_nothing(
     ends: list[Outcome] = []
     guests = [
         wasm.spawn(
-            program, FakeHost(), Limits(), input="{}", source="def main():\n  while 1: pass", on_exit=ends.append
+            program,
+            ByInterface(FakeHost()),
+            Limits(),
+            input="{}",
+            source="def main():\n  while 1: pass",
+            on_exit=ends.append,
         )
         for _ in range(READY + 2)
     ]
@@ -190,7 +202,7 @@ def test_none_is_made_while_a_guest_waits_for_its_turn(loaded: tuple[WasmHost, P
 
     ends: list[Outcome] = []
     for _ in range(2):
-        wasm.spawn(program, Clocked(), Limits(), input="{}", source=spins, on_exit=ends.append)
+        wasm.spawn(program, ByInterface(Clocked()), Limits(), input="{}", source=spins, on_exit=ends.append)
     time.sleep(0.1)  # one may have been begun before the second guest came
     num_ready = wasm.num_ready
     time.sleep(0.25)

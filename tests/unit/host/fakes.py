@@ -150,7 +150,7 @@ class Bench:
             directory,
             TextStreams(),
         )
-        self.handlers = GuestHandlers(self.state)
+        self.handlers = GuestHandlers.of(self.state)
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> FakeTimer:
         self.timers.append(FakeTimer(seconds, call))
@@ -184,5 +184,5 @@ class Bench:
 
 
 def limits_json(bench: Bench) -> dict[str, dict[str, float]]:
-    parsed: dict[str, dict[str, float]] = json.loads(bench.handlers.runtime_limits())
+    parsed: dict[str, dict[str, float]] = json.loads(bench.handlers.runtime.limits())
     return parsed

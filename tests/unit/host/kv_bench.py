@@ -29,7 +29,7 @@ class Engine:
     def launch(self, user: str = "ann", tenant: str = "acme", num_pages: int = 8, **limits: float) -> Bench:
         bench = Bench(dataclasses.replace(Limits(), **limits))
         bench.state.launch = dataclasses.replace(bench.state.launch, user=user, tenant=tenant)
-        bench.handlers = type(bench.handlers)(bench.state)
+        bench.handlers = type(bench.handlers).of(bench.state)
         self.benches.append(bench)
         bench.outbox.leases.granted(self.ledger.lease(self.holder(bench), num_pages) or [])
         bench.device.leases.clear()
@@ -64,29 +64,29 @@ class Engine:
 
     def fill(self, bench: Bench, num_tokens: int = 6) -> np.ndarray:
         """Pages with that many tokens run."""
-        pages = bench.handlers.kv_alloc(-(-num_tokens // 4))
+        pages = bench.handlers.kv.alloc(-(-num_tokens // 4))
         forward(bench, pages, 0, num_tokens)
-        bench.handlers.tickets_flush()
+        bench.handlers.tickets.flush()
         bench.complete_all()
         return pages
 
     def export(self, bench: Bench, name: str, pages: np.ndarray, num_tokens: int, **options: object) -> int:
         given = {"meta": "", "access": "owner", "ttl_ms": 0, "pinned": False, "replace": False, **options}
-        return bench.handlers.kv_export_pages(name, pages, num_tokens, *given.values())
+        return bench.handlers.kv.export_pages(name, pages, num_tokens, *given.values())
 
     def done(self, bench: Bench, ticket: int) -> None:
-        bench.handlers.tickets_flush()
+        bench.handlers.tickets.flush()
         bench.complete_all()
         self.serve(bench)
-        bench.handlers.tickets_take_none(ticket)
+        bench.handlers.tickets.take_none(ticket)
 
     def open(self, bench: Bench, name: str) -> dict[str, object]:
-        ticket = bench.handlers.kv_import_pages(name)
+        ticket = bench.handlers.kv.import_pages(name)
         self.serve(bench)
-        found: dict[str, object] = json.loads(bench.handlers.tickets_take_text(ticket))
+        found: dict[str, object] = json.loads(bench.handlers.tickets.take_text(ticket))
         return found
 
 
 def forward(bench: Bench, pages: np.ndarray, kv_len: int, num_tokens: int, mask: np.ndarray = NONE) -> int:
-    queue = bench.handlers.queues_create("")
-    return bench.handlers.forward_forward(queue, pages, kv_len, np.ones(num_tokens, np.uint32), NONE, mask)
+    queue = bench.handlers.queues.create("")
+    return bench.handlers.forward.forward(queue, pages, kv_len, np.ones(num_tokens, np.uint32), NONE, mask)

@@ -31,7 +31,7 @@ class PlanBench(Bench):
         self.core.plans.vocab_size = 256
         self.free = list(range(num_pages))
         self.waiting: list[int] = []
-        self.queue = self.handlers.queues_create("")
+        self.queue = self.handlers.queues.create("")
 
     def pump(self) -> list:
         """Leases are granted, what is posted goes to the batcher; its answers at once."""
@@ -82,14 +82,14 @@ class PlanBench(Bench):
         if self.preempts is not None and self.preempts.random() < 0.3:
             with self.state.lock:
                 self.outbox.preempt(())
-        self.handlers.tickets_flush()
+        self.handlers.tickets.flush()
         self.pump()
         self.route(self.core.step(0.0))
         self.pump()
 
     def run(self, most: int = 1000) -> None:
         """Until nothing is left to be done."""
-        self.handlers.tickets_flush()
+        self.handlers.tickets.flush()
         self.pump()
         while self.core.has_work and most:
             most -= 1
@@ -108,15 +108,15 @@ class PlanBench(Bench):
         queue: int | None = None,
     ) -> int:
         if pages is None:
-            pages = self.handlers.kv_alloc(-(-(kv_len + len(prompt) + max_tokens) // PAGE_SIZE))
-        return self.handlers.plans_create(queue or self.queue, pages, kv_len, u32(*prompt), max_tokens, sampler)
+            pages = self.handlers.kv.alloc(-(-(kv_len + len(prompt) + max_tokens) // PAGE_SIZE))
+        return self.handlers.plans.create(queue or self.queue, pages, kv_len, u32(*prompt), max_tokens, sampler)
 
     def next(self, plan: int) -> list[int]:
         """All that was drawn since the last time."""
-        ticket = self.handlers.plans_next(plan)
+        ticket = self.handlers.plans.next(plan)
         for _ in range(200):
-            if self.handlers.tickets_ready(u32(ticket)):
-                return self.handlers.tickets_take_tokens(ticket).tolist()
+            if self.handlers.tickets.ready(u32(ticket)):
+                return self.handlers.tickets.take_tokens(ticket).tolist()
             self.turn()
         raise AssertionError("no token came")
 
@@ -128,13 +128,13 @@ class PlanBench(Bench):
 
     def wait(self, ticket: int) -> None:
         for _ in range(200):
-            if self.handlers.tickets_ready(u32(ticket)):
-                return self.handlers.tickets_take_none(ticket)
+            if self.handlers.tickets.ready(u32(ticket)):
+                return self.handlers.tickets.take_none(ticket)
             self.turn()
         raise AssertionError("the ticket did not resolve")
 
     def state_of(self, plan: int) -> dict:
-        return json.loads(self.handlers.plans_state(plan))
+        return json.loads(self.handlers.plans.state(plan))
 
     def check(self) -> None:
         """All pages add up."""

@@ -32,13 +32,13 @@ class Guest(Bench):
         super().__init__(Limits(), lease_pages=lease_pages, tenant=tenant, num_pages=num_pages)
         self.name = name
         self.holder = Holder(name, NUMBER)
-        self.queue = self.handlers.queues_create("")
+        self.queue = self.handlers.queues.create("")
         self.plan_queues: dict[int, int] = {}
 
     def forward(self, pages: np.ndarray, kv_len: int, tokens: list[int], row: int | None = None) -> int:
         """A pass, with a greedy sample of that row; the ticket of the sample, or the pass."""
-        pass_ = self.handlers.forward_forward(self.queue, pages, kv_len, u32(*tokens), NONE, NONE)
-        return pass_ if row is None else self.handlers.forward_sample(pass_, row, *GREEDY)
+        pass_ = self.handlers.forward.forward(self.queue, pages, kv_len, u32(*tokens), NONE, NONE)
+        return pass_ if row is None else self.handlers.forward.sample(pass_, row, *GREEDY)
 
 
 class Group:
@@ -198,7 +198,7 @@ class Group:
         """`between`: done when the step's answers have come, and nothing that is asked for then has been answered."""
         self.now += 0.01
         for guest in self.guests.values():
-            guest.handlers.tickets_flush()
+            guest.handlers.tickets.flush()
         self.pump()
         self.route(self.core.step(0.0))
         between()
@@ -207,7 +207,7 @@ class Group:
     def run(self, most: int = 2000) -> None:
         """Until nothing is left to be done."""
         for guest in self.guests.values():
-            guest.handlers.tickets_flush()
+            guest.handlers.tickets.flush()
         self.pump()
         while self.core.has_work and most:
             most -= 1
@@ -224,5 +224,5 @@ class Group:
 
     def token(self, guest: Guest, ticket: int) -> int:
         self.run()
-        (token,) = guest.handlers.tickets_take_tokens(ticket).tolist()
+        (token,) = guest.handlers.tickets.take_tokens(ticket).tolist()
         return int(token)

@@ -37,8 +37,8 @@ class SdkBench(Bench):
     def wait(self, tickets: list[int], timeout_ms: int) -> list[int]:
         """`tickets.wait`, which is the wasm host's."""
         end = time.monotonic() + (PATIENCE_S if timeout_ms < 0 else timeout_ms / 1e3)
-        self.handlers.tickets_flush()
-        while not (ready := self.handlers.tickets_ready(np.array(tickets, np.uint32))):
+        self.handlers.tickets.flush()
+        while not (ready := self.handlers.tickets.ready(np.array(tickets, np.uint32))):
             rest = end - time.monotonic()
             if rest <= 0:
                 assert timeout_ms >= 0, f"nothing came for {tickets}"
@@ -57,8 +57,8 @@ class SdkBench(Bench):
         return SimpleNamespace(**found)
 
     def _functions(self, interface: str) -> dict[str, Callable[..., Any]]:
-        names = [n for n in dir(self.handlers) if n.startswith(interface + "_")]
-        return {n.removeprefix(interface + "_"): _bound(getattr(self.handlers, n)) for n in names}
+        group = getattr(self.handlers, interface)
+        return {name: _bound(getattr(group, name)) for name in dir(group) if not name.startswith("_")}
 
 
 def _bound(method: Callable[..., Any]) -> Callable[..., Any]:

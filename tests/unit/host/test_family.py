@@ -78,7 +78,7 @@ class Nursery:
     def launch(self, link: str = "none", runs: bool = True, program: str = "", **options: str) -> int:
         source = "" if program else SOURCE
         given, limits = options.get("input", "{}"), options.get("limits", "")
-        handle = self.handlers.children_launch(program, source, given, limits, link)
+        handle = self.handlers.children.launch(program, source, given, limits, link)
         if runs:
             self.service.launches[-1][2](self.link)
         return handle
@@ -92,7 +92,7 @@ class Nursery:
         self.says(("error", json.dumps({"code": code, "message": message})), at=at)
 
     def text(self, ticket: int) -> str:
-        return self.handlers.tickets_take_text(ticket)
+        return self.handlers.tickets.take_text(ticket)
 
     def asked(self, kind: type) -> list[Any]:
         return [message for message in self.link.asked if isinstance(message, kind)]
@@ -121,9 +121,9 @@ def test_a_child_is_launched_in_its_parents_name_within_what_it_has() -> None:
 def test_texts_result_and_id_come_to_tickets_asked_before_and_after(nursery: Nursery) -> None:
     child = nursery.launch(runs=False)
     early = [
-        nursery.handlers.children_id(child),
-        nursery.handlers.children_wait(child),
-        nursery.handlers.children_receive(child),
+        nursery.handlers.children.id(child),
+        nursery.handlers.children.wait(child),
+        nursery.handlers.children.receive(child),
     ]
     with pytest.raises(Pending):
         nursery.text(early[0])
@@ -131,11 +131,11 @@ def test_texts_result_and_id_come_to_tickets_asked_before_and_after(nursery: Nur
     nursery.says(("text", "one"), ("log", "info: x"), ("text", "two"), ("result", '{"a": 1}'))
     instance_id = nursery.service.launches[0][0].instance_id
     assert [nursery.text(t) for t in early] == [instance_id, '{"a": 1}', "one"]
-    assert nursery.text(nursery.handlers.children_receive(child)) == "two"
+    assert nursery.text(nursery.handlers.children.receive(child)) == "two"
     with pytest.raises(Cancelled, match="has ended and sends no more"):
-        nursery.text(nursery.handlers.children_receive(child))
-    assert nursery.text(nursery.handlers.children_wait(child)) == '{"a": 1}'
-    assert nursery.text(nursery.handlers.children_id(child)) == instance_id
+        nursery.text(nursery.handlers.children.receive(child))
+    assert nursery.text(nursery.handlers.children.wait(child)) == '{"a": 1}'
+    assert nursery.text(nursery.handlers.children.id(child)) == instance_id
 
 
 def test_a_result_counts_by_its_bytes() -> None:
@@ -144,32 +144,32 @@ def test_a_result_counts_by_its_bytes() -> None:
     long, short = json.dumps("ä" * 15, ensure_ascii=False), json.dumps("ä" * 4, ensure_ascii=False)
     nursery.says(("result", long), at=0)
     nursery.says(("result", short), at=1)
-    assert nursery.text(nursery.handlers.children_wait(first)) == long
+    assert nursery.text(nursery.handlers.children.wait(first)) == long
     with pytest.raises(QuotaExceeded, match="the limit is 40, 8 are left; the result of child .* has 10"):
-        nursery.text(nursery.handlers.children_wait(second))
+        nursery.text(nursery.handlers.children.wait(second))
 
 
 def test_a_child_that_ends_before_its_launch_is_answered_has_a_result_and_an_id(nursery: Nursery) -> None:
     child = nursery.launch(runs=False)
-    sent, asked = nursery.handlers.children_send(child, "x"), nursery.handlers.children_id(child)
+    sent, asked = nursery.handlers.children.send(child, "x"), nursery.handlers.children.id(child)
     nursery.says(("result", "1"))
-    assert nursery.text(nursery.handlers.children_wait(child)) == "1"
+    assert nursery.text(nursery.handlers.children.wait(child)) == "1"
     nursery.link.error = Cancelled("the inferlet has ended")
     nursery.service.launches[0][2](nursery.link)
     assert nursery.text(asked)
     with pytest.raises(Cancelled):
-        nursery.handlers.tickets_take_none(sent)
+        nursery.handlers.tickets.take_none(sent)
 
 
 def test_messages_wait_for_the_launch_and_arrive_in_order(nursery: Nursery) -> None:
     child = nursery.launch(runs=False)
-    tickets = [nursery.handlers.children_send(child, text) for text in "abc"]
+    tickets = [nursery.handlers.children.send(child, text) for text in "abc"]
     assert nursery.link.asked == []
     nursery.service.launches[0][2](nursery.link)
-    tickets.append(nursery.handlers.children_send(child, "d"))
+    tickets.append(nursery.handlers.children.send(child, "d"))
     assert [m.text for m in nursery.asked(SendText)] == ["a", "b", "c", "d"]
     for ticket in tickets:
-        nursery.handlers.tickets_take_none(ticket)
+        nursery.handlers.tickets.take_none(ticket)
 
 
 @pytest.mark.parametrize(
@@ -185,16 +185,16 @@ def test_a_child_that_cannot_be_launched_answers_everything_with_why(
     nursery: Nursery, found: PierayError, error: type[PierayError], text: str
 ) -> None:
     child, handlers = nursery.launch(runs=False), nursery.handlers
-    early = [handlers.children_wait(child), handlers.children_id(child)]
-    sent, killed = handlers.children_send(child, "x"), handlers.children_cancel(child, "")
+    early = [handlers.children.wait(child), handlers.children.id(child)]
+    sent, killed = handlers.children.send(child, "x"), handlers.children.cancel(child, "")
     nursery.service.launches[0][2](found)
-    late = [handlers.children_wait(child), handlers.children_id(child), handlers.children_detach(child)]
+    late = [handlers.children.wait(child), handlers.children.id(child), handlers.children.detach(child)]
     for ticket in early + late:
         with pytest.raises(error, match=text):
             nursery.text(ticket)
     for ticket in (sent, killed):
         with pytest.raises(error):
-            handlers.tickets_take_none(ticket)
+            handlers.tickets.take_none(ticket)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_child_that_cannot_be_launched_answers_everything_with_why(
 )
 def test_a_childs_error_is_its_parents_to_see(nursery: Nursery, code: str, error: type[PierayError]) -> None:
     child = nursery.launch()
-    waiting, receiving = nursery.handlers.children_wait(child), nursery.handlers.children_receive(child)
+    waiting, receiving = nursery.handlers.children.wait(child), nursery.handlers.children.receive(child)
     nursery.fails(code, "ValueError: no luck")
     with pytest.raises(error, match="ValueError: no luck"):
         nursery.text(waiting)
@@ -229,9 +229,9 @@ def test_a_linked_childs_failure_is_its_parents(nursery: Nursery) -> None:
 
 def test_ending_a_linked_child_oneself_is_no_failure(nursery: Nursery) -> None:
     for end in (
-        lambda c: nursery.handlers.children_cancel(c, "enough"),
-        nursery.handlers.children_close,
-        nursery.handlers.children_detach,
+        lambda c: nursery.handlers.children.cancel(c, "enough"),
+        nursery.handlers.children.close,
+        nursery.handlers.children.detach,
     ):
         end(nursery.launch(link="linked"))
         nursery.fails("cancelled", "enough")
@@ -240,7 +240,7 @@ def test_ending_a_linked_child_oneself_is_no_failure(nursery: Nursery) -> None:
 
 def test_a_lost_actor_answers_all(nursery: Nursery) -> None:
     child = nursery.launch(link="linked")
-    waiting, receiving = nursery.handlers.children_wait(child), nursery.handlers.children_receive(child)
+    waiting, receiving = nursery.handlers.children.wait(child), nursery.handlers.children.receive(child)
     nursery.service.launches[0][1].lose(PeerLost("the actor is gone"))
     with pytest.raises(PeerLost, match="gone"):
         nursery.text(waiting)
@@ -251,7 +251,7 @@ def test_a_lost_actor_answers_all(nursery: Nursery) -> None:
 
 def test_the_parents_end_is_its_childrens_but_not_of_detached_or_closed_ones(nursery: Nursery) -> None:
     nursery.launch()
-    detached = nursery.handlers.children_detach(nursery.launch())
+    detached = nursery.handlers.children.detach(nursery.launch())
     late = nursery.launch(runs=False)
     assert nursery.text(detached) == nursery.asked(Bind)[0].instance_id
     ids = [launch.instance_id for launch, _, _ in nursery.service.launches]
@@ -264,36 +264,36 @@ def test_the_parents_end_is_its_childrens_but_not_of_detached_or_closed_ones(nur
 
 def test_a_closed_child_ends_and_its_handle_is_gone(nursery: Nursery) -> None:
     child = nursery.launch()
-    nursery.handlers.children_close(child)
+    nursery.handlers.children.close(child)
     assert len(nursery.asked(Kill)) == 1
-    for call in (nursery.handlers.children_close, nursery.handlers.children_wait, nursery.handlers.children_id):
+    for call in (nursery.handlers.children.close, nursery.handlers.children.wait, nursery.handlers.children.id):
         with pytest.raises(BadHandle):
             call(child)
     ended = nursery.launch()
     nursery.says(("result", "1"))
-    nursery.handlers.children_close(ended)
+    nursery.handlers.children.close(ended)
     assert len(nursery.asked(Kill)) == 1
 
 
 def test_a_cancelled_receive_leaves_its_text_to_the_next(nursery: Nursery) -> None:
     child = nursery.launch()
-    first, second = nursery.handlers.children_receive(child), nursery.handlers.children_receive(child)
-    nursery.handlers.tickets_cancel(u32(first))
+    first, second = nursery.handlers.children.receive(child), nursery.handlers.children.receive(child)
+    nursery.handlers.tickets.cancel(u32(first))
     nursery.says(("text", "hello"))
     assert nursery.text(second) == "hello"
 
 
 def test_an_actor_that_does_not_answer_is_a_deadline(nursery: Nursery) -> None:
     child = nursery.launch()
-    nursery.handlers._family._ask_s = 0.01  # type: ignore[union-attr]
+    nursery.handlers.children._family._ask_s = 0.01  # type: ignore[union-attr]
     nursery.link.is_patient = True
-    ticket = nursery.handlers.children_send(child, "x")
+    ticket = nursery.handlers.children.send(child, "x")
     deadline = time.monotonic() + 5
-    while not nursery.handlers.tickets_ready(u32(ticket)):
+    while not nursery.handlers.tickets.ready(u32(ticket)):
         assert time.monotonic() < deadline
         time.sleep(0.005)
     with pytest.raises(PierayError, match="did not answer within"):
-        nursery.handlers.tickets_take_none(ticket)
+        nursery.handlers.tickets.take_none(ticket)
     nursery.link.done[0](None, None)  # too late: nothing happens
 
 
@@ -305,7 +305,7 @@ def test_children_and_generations_are_limited() -> None:
         nursery.launch()
     nursery.says(("result", "1"), at=0)
     detached = nursery.launch()
-    nursery.handlers.children_detach(detached)
+    nursery.handlers.children.detach(detached)
     with pytest.raises(QuotaExceeded, match="children"):  # a detached one still counts
         nursery.launch()
     nursery.bench.state.launch = dataclasses.replace(nursery.bench.state.launch, depth=1)
@@ -317,28 +317,28 @@ def test_what_a_parent_does_not_read_ends_the_child_that_said_it() -> None:
     nursery = Nursery(Limits(mailbox_bytes=1000))
     child = nursery.launch()
     nursery.says(("text", "x" * 400), ("text", "y" * 400))
-    receiving = nursery.handlers.children_receive(child)
+    receiving = nursery.handlers.children.receive(child)
     nursery.says(("text", "z" * 400))  # the first is given, but not taken: it counts
     assert len(nursery.asked(Kill)) == 1
     with pytest.raises(QuotaExceeded, match="mailbox_bytes: the limit is 1000"):
-        nursery.text(nursery.handlers.children_wait(child))
+        nursery.text(nursery.handlers.children.wait(child))
     assert nursery.text(receiving) == "x" * 400
     other = nursery.launch()
     nursery.says(("text", "w" * 400))  # taken and closed texts make room
-    assert nursery.text(nursery.handlers.children_receive(other)) == "w" * 400
+    assert nursery.text(nursery.handlers.children.receive(other)) == "w" * 400
 
 
 def test_what_is_on_its_way_to_children_is_limited() -> None:
     nursery = Nursery(Limits(mailbox_bytes=1000))
     child = nursery.launch()
     nursery.link.is_patient = True
-    nursery.handlers.children_send(child, "x" * 600)
+    nursery.handlers.children.send(child, "x" * 600)
     with pytest.raises(QuotaExceeded, match="mailbox_bytes: the limit is 1000; 664 are on their way"):
-        nursery.handlers.children_send(child, "x" * 600)
+        nursery.handlers.children.send(child, "x" * 600)
     with pytest.raises(QuotaExceeded, match="mailbox_bytes"):
         nursery.launch(input='"' + "x" * 600 + '"')
     nursery.link.done.pop()(None, None)
-    nursery.handlers.children_send(child, "x" * 600)
+    nursery.handlers.children.send(child, "x" * 600)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_bad_launches_are_refused_at_once(
 ) -> None:
     nursery = Nursery(Limits(pages=64, source_bytes=100))
     with pytest.raises(error, match=text):
-        nursery.handlers.children_launch(program, source, "{}", limits, "none")
+        nursery.handlers.children.launch(program, source, "{}", limits, "none")
     assert nursery.service.launches == []
 
 

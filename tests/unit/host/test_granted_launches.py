@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from test_inferlet_host import COMPONENT, Client, end_of, launch
 from pieray.concurrency.stalls import Stalls
 from pieray.config import Config
 from pieray.host.core import InferletHost
+from pieray.host.device.device import DeviceClient
 from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.host.session.clients import ClientService
@@ -117,6 +119,32 @@ def test_a_grant_holds_so_many_at_a_time_and_no_more(door: Door, host: InferletH
     for row in host.status():
         host.kill(row["instance_id"], "enough")
     until(lambda: host.num_returned == PLACES)
+
+
+def test_who_hears_of_an_end_has_its_place_though_the_device_has_not_let_go_of_it(
+    door: Door, host: InferletHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Callable[[], None]] = []
+    retire = DeviceClient.retire
+    monkeypatch.setattr(
+        DeviceClient, "retire", lambda self, number, done: held.append(partial(retire, self, number, done))
+    )
+    for number in range(8):  # inferlets_per_actor, at PLACES places
+        assert isinstance(door.ask(launch(f"it-{number}", "echo 1")), Completed)
+        until(lambda: bool(door.events) and door.events[-1].kind == "result")
+        door.events.clear()
+        until(lambda: len(held) == door.num_asked)
+    assert host.num_live == 8
+    refused = door.ask(launch("too-many", "echo 1"))
+    assert isinstance(refused, Failed)
+    assert refused.message == "8 inferlets that have ended still wait for the device to let go of them"
+    monkeypatch.undo()
+    for go_on in held:
+        go_on()
+    until(lambda: host.num_live == 0)
+    assert isinstance(door.ask(launch("again", "echo 1")), Completed)
+    until(lambda: host.num_live == 0)
+    assert host.num_returned == 0
 
 
 def test_what_a_quota_counts_is_for_the_controller_and_its_tallies_are_told(door: Door, host: InferletHost) -> None:

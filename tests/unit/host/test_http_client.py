@@ -286,10 +286,10 @@ def test_a_connection_that_fails_or_breaks_is_peer_lost(make: Any, web: Web) -> 
 
 def test_a_cancelled_ticket_ends_the_request_and_the_end_of_the_inferlet_all(make: Any, web: Web) -> None:
     bench = make()
-    asked = [bench.handlers.http_request("GET", web.url("/drip?s=0.01"), [], "", False, 0) for _ in range(4)]
+    asked = [bench.handlers.http.request("GET", web.url("/drip?s=0.01"), [], "", False, 0) for _ in range(4)]
     tasks = bench.services.loop.tasks
     until(lambda: len(tasks) == 4)
-    bench.handlers.tickets_cancel(np.array(asked[:1], np.uint32))
+    bench.handlers.tickets.cancel(np.array(asked[:1], np.uint32))
     until(lambda: len(tasks) == 3)
     bench.state.close()
     until(lambda: not tasks)
@@ -310,7 +310,7 @@ def test_many_requests_of_one_inferlet_run_at_once_and_not_too_many(make: Any, w
 
 
 def test_what_is_wrong_with_a_request_is_told_at_once(make: Any, web: Web) -> None:
-    ask = make().handlers.http_request
+    ask = make().handlers.http.request
     with pytest.raises(InvalidRequest, match="one of GET"):
         ask("CONNECT", web.url("/"), [], "", False, 0)
     with pytest.raises(InvalidRequest, match="written by the host alone"):
@@ -318,16 +318,16 @@ def test_what_is_wrong_with_a_request_is_told_at_once(make: Any, web: Web) -> No
     with pytest.raises(Denied, match="no user and password"):
         ask("GET", "http://a@b/", [], "", False, 0)
     bench = make()
-    ticket = bench.handlers.http_request("POST", web.url("/echo"), [], "***", True, 0)
+    ticket = bench.handlers.http.request("POST", web.url("/echo"), [], "***", True, 0)
     bench.wait([ticket], -1)
     with pytest.raises(InvalidRequest, match="base64"):
-        bench.handlers.tickets_take_text(ticket)
+        bench.handlers.tickets.take_text(ticket)
     with pytest.raises(inferlet.InvalidRequest, match="timeout"):
         make().run(http.get(web.url("/"), timeout=-1))
     bench = make()
     bench.services.http = None
     with pytest.raises(Unsupported):
-        bench.handlers.http_request("GET", web.url("/"), [], "", False, 0)
+        bench.handlers.http.request("GET", web.url("/"), [], "", False, 0)
 
 
 def test_no_proxy_of_the_environment_is_used(make: Any, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,11 +341,11 @@ def test_no_proxy_of_the_environment_is_used(make: Any, web: Web, monkeypatch: p
 def test_services_close_while_requests_run(web: Web) -> None:
     bench = Bench()
     for _ in range(3):
-        bench.handlers.http_request("GET", web.url("/drip?s=0.01"), [], "", False, 0)
+        bench.handlers.http.request("GET", web.url("/drip?s=0.01"), [], "", False, 0)
     bench.services.close()
     assert not [t for t in threading.enumerate() if t.name == "pieray-world"]
     with pytest.raises(Exception, match="closing"):
-        bench.handlers.http_request("GET", web.url("/page"), [], "", False, 0)
+        bench.handlers.http.request("GET", web.url("/page"), [], "", False, 0)
     assert len(bench.tickets) == 3
 
 

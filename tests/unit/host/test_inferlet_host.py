@@ -81,7 +81,7 @@ def end_of(host: InferletHost, instance_id: str) -> Event:
 
 def test_a_launch_that_fails_half_way_gives_its_place_and_pages_back(host: InferletHost, group: Group) -> None:
     for i in range(6):
-        until(lambda: host.num_live < 4)  # a place comes back when the device has let go of its pages
+        until(lambda: host.num_live < 4)  # of those that the device has not let go of
         with pytest.raises(InvalidRequest, match="takes no source"):
             host.launch(launch(f"both-{i}", "echo 1", source="def main(): ..."))
     until(lambda: host.num_live == 0)

@@ -202,18 +202,18 @@ def test_limits_on_calls_time_and_size(shared: Shared) -> None:
 
 def test_answers_that_nobody_takes_are_bounded(shared: Shared) -> None:
     bench = shared.bench("object")
-    tickets = [bench.handlers.mcp_tools("object") for _ in range(MAX_RUNNING)]
+    tickets = [bench.handlers.mcp.tools("object") for _ in range(MAX_RUNNING)]
     with pytest.raises(QuotaExceeded, match=f"mcp calls: the limit is {MAX_RUNNING}"):
-        bench.handlers.mcp_tools("object")
+        bench.handlers.mcp.tools("object")
     bench.wait(tickets[:1], -1)
-    bench.handlers.tickets_take_text(tickets[0])
-    assert bench.handlers.mcp_tools("object")
+    bench.handlers.tickets.take_text(tickets[0])
+    assert bench.handlers.mcp.tools("object")
 
 
 @pytest.mark.parametrize("arguments", ["", "[]", "1", "{", '{"a": NaN}', "[" * 100_000])
 def test_arguments_are_a_json_object(shared: Shared, arguments: str) -> None:
     with pytest.raises(InvalidRequest, match="a JSON object"):
-        shared.bench().handlers.mcp_call("calc", "add", arguments)
+        shared.bench().handlers.mcp.call("calc", "add", arguments)
     with pytest.raises(inferlet.InvalidRequest, match="JSON"):
         shared.bench().run(mcp.call("calc", "add", a=object()))
 
@@ -231,8 +231,8 @@ def test_calls_run_side_by_side_and_a_cancelled_one_ends(shared: Shared) -> None
 
     assert [a.structured["said"] for a in bench.run(both())] == [str(i) for i in range(10)]
     until(lambda: not shared.services.loop.tasks)
-    ticket = bench.handlers.mcp_call("object", "shout", '{"text": "a"}')
-    bench.handlers.tickets_cancel(np.array([ticket], np.uint32))
+    ticket = bench.handlers.mcp.call("object", "shout", '{"text": "a"}')
+    bench.handlers.tickets.cancel(np.array([ticket], np.uint32))
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def contexts(group: Group, guest: Guest, count: int) -> list[tuple[np.ndarray, l
     """Contexts of four pages each, run one after the other."""
     found = []
     for number in range(count):
-        pages, line = guest.handlers.kv_alloc(PAGES), [20 + number] * TOKENS
+        pages, line = guest.handlers.kv.alloc(PAGES), [20 + number] * TOKENS
         assert group.token(guest, guest.forward(pages, 0, line, TOKENS - 1)) == reference(line, 1)[0]
         found.append((pages, line))
     return found
@@ -58,11 +58,11 @@ def test_what_alone_is_more_than_the_pool_is_refused_at_once_and_nothing_gives_u
     group = Group(num_pages=10)
     guest = group.launch()
     contexts(group, guest, 2)
-    ticket = guest.forward(guest.handlers.kv_alloc(12), 0, [40] * 44, 43)
-    guest.handlers.tickets_flush()
+    ticket = guest.forward(guest.handlers.kv.alloc(12), 0, [40] * 44, 43)
+    guest.handlers.tickets.flush()
     group.pump()
     with pytest.raises(OutOfPages, match="the pool has 10 pages.*this inferlet holds.*asked for"):
-        guest.handlers.tickets_take_tokens(ticket)
+        guest.handlers.tickets.take_tokens(ticket)
     assert guest.outbox.swap.num_out == 0
     assert len(group.line) == 0
 
@@ -71,7 +71,7 @@ def test_passes_enqueued_together_that_do_not_fit_together_run_one_after_the_oth
     group = Group(num_pages=10)
     guest = group.launch()
     lines = [[20 + number] * TOKENS for number in range(12)]
-    tickets = [guest.forward(guest.handlers.kv_alloc(PAGES), 0, line, TOKENS - 1) for line in lines]
+    tickets = [guest.forward(guest.handlers.kv.alloc(PAGES), 0, line, TOKENS - 1) for line in lines]
     found = [group.token(guest, ticket) for ticket in tickets]
     assert found == [reference(line, 1)[0] for line in lines]
 
@@ -82,15 +82,15 @@ def test_plans_that_grow_beyond_the_pool_together_go_on_one_after_the_other(num_
     guest = group.launch()
     plans = []
     for number in range(4):
-        queue, pages = guest.handlers.queues_create(""), guest.handlers.kv_alloc(9)
-        plans.append(guest.handlers.plans_create(queue, pages, 0, u32(20 + number), 34, 0))
-        guest.handlers.plans_start(plans[-1])
+        queue, pages = guest.handlers.queues.create(""), guest.handlers.kv.alloc(9)
+        plans.append(guest.handlers.plans.create(queue, pages, 0, u32(20 + number), 34, 0))
+        guest.handlers.plans.start(plans[-1])
     for number, plan in enumerate(plans):
         said: list[int] = []
         while True:
-            ticket = guest.handlers.plans_next(plan)
+            ticket = guest.handlers.plans.next(plan)
             group.run()
-            if not (got := guest.handlers.tickets_take_tokens(ticket).tolist()):
+            if not (got := guest.handlers.tickets.take_tokens(ticket).tolist()):
                 break
             said += got
         assert said == reference([20 + number], 34)
@@ -100,38 +100,38 @@ def test_a_plan_that_alone_grows_beyond_the_pool_ends_with_what_it_had():
     group = Group(num_pages=6)
     guest = group.launch()
     contexts(group, guest, 1)
-    plan = guest.handlers.plans_create(guest.queue, guest.handlers.kv_alloc(10), 0, u32(20), 38, 0)
-    guest.handlers.plans_start(plan)
+    plan = guest.handlers.plans.create(guest.queue, guest.handlers.kv.alloc(10), 0, u32(20), 38, 0)
+    guest.handlers.plans.start(plan)
     group.run()
-    assert guest.handlers.tickets_take_tokens(guest.handlers.plans_next(plan)).tolist() == reference([20], 24)
+    assert guest.handlers.tickets.take_tokens(guest.handlers.plans.next(plan)).tolist() == reference([20], 24)
     with pytest.raises(OutOfPages, match="the pool has 6 pages"):
-        guest.handlers.tickets_take_tokens(guest.handlers.plans_next(plan))
+        guest.handlers.tickets.take_tokens(guest.handlers.plans.next(plan))
 
 
 def test_what_waits_for_its_own_plan_for_too_long_is_told_so():
     group = Group(num_pages=10)
     guest = group.launch()
-    plan = guest.handlers.plans_create(guest.queue, guest.handlers.kv_alloc(10), 0, u32(20), 30, 0)
-    guest.handlers.plans_start(plan)
+    plan = guest.handlers.plans.create(guest.queue, guest.handlers.kv.alloc(10), 0, u32(20), 30, 0)
+    guest.handlers.plans.start(plan)
     for _ in range(25):
         group.turn()
-    queue, pages = guest.handlers.queues_create(""), guest.handlers.kv_alloc(PAGES)
-    ticket = guest.handlers.forward_forward(queue, pages, 0, u32(*[21] * TOKENS), u32(), u32())
-    guest.handlers.tickets_flush()
+    queue, pages = guest.handlers.queues.create(""), guest.handlers.kv.alloc(PAGES)
+    ticket = guest.handlers.forward.forward(queue, pages, 0, u32(*[21] * TOKENS), u32(), u32())
+    guest.handlers.tickets.flush()
     (timer,) = [timer for timer in guest.timers if timer.seconds == 9.0]
     timer.ring()
     with pytest.raises(OutOfPages, match=r"page_wait_s: the limit is 9 s; this inferlet holds 10 pages"):
-        guest.handlers.tickets_take_none(ticket)
+        guest.handlers.tickets.take_none(ticket)
     group.run()
-    assert guest.handlers.tickets_take_tokens(guest.handlers.plans_next(plan)).tolist() == reference([20], 30)
+    assert guest.handlers.tickets.take_tokens(guest.handlers.plans.next(plan)).tolist() == reference([20], 30)
 
 
 def test_others_that_want_its_pages_while_it_makes_room_for_itself_get_them_then():
     group = Group(num_pages=10)
     guest = group.launch()
     contexts(group, guest, 2)
-    ticket = guest.forward(guest.handlers.kv_alloc(PAGES), 0, [40] * TOKENS, TOKENS - 1)
-    guest.handlers.tickets_flush()
+    ticket = guest.forward(guest.handlers.kv.alloc(PAGES), 0, [40] * TOKENS, TOKENS - 1)
+    guest.handlers.tickets.flush()
     assert guest.outbox.preemption.is_going
     guest.outbox.preempt(())
     assert not guest.device.preempted_pages
@@ -192,24 +192,24 @@ def test_who_is_behind_a_plan_that_ends_for_want_of_pages_asks_for_its_own(lengt
     group = Group(num_pages=10)
     guest = group.launch()
     handlers = guest.handlers
-    plan = handlers.plans_create(guest.queue, handlers.kv_alloc(30), 0, u32(65, 66), 110, 0)
-    handlers.plans_start(plan)
-    behind = [guest.forward(handlers.kv_alloc(PAGES), 0, [40] * length, length - 1) for _ in range(2)]
-    other = handlers.queues_create("")
-    handlers.forward_forward(other, handlers.kv_alloc(PAGES), 0, u32(*[50] * length), u32(), u32())
-    drawn = handlers.plans_next(plan)
+    plan = handlers.plans.create(guest.queue, handlers.kv.alloc(30), 0, u32(65, 66), 110, 0)
+    handlers.plans.start(plan)
+    behind = [guest.forward(handlers.kv.alloc(PAGES), 0, [40] * length, length - 1) for _ in range(2)]
+    other = handlers.queues.create("")
+    handlers.forward.forward(other, handlers.kv.alloc(PAGES), 0, u32(*[50] * length), u32(), u32())
+    drawn = handlers.plans.next(plan)
     for _ in range(200):
-        handlers.tickets_flush()
+        handlers.tickets.flush()
         group.turn()
-        if handlers.tickets_ready(u32(drawn)):
+        if handlers.tickets.ready(u32(drawn)):
             with contextlib.suppress(OutOfPages):
-                handlers.tickets_take_tokens(drawn)
-                drawn = handlers.plans_next(plan)
+                handlers.tickets.take_tokens(drawn)
+                drawn = handlers.plans.next(plan)
                 continue
             break
     for _ in range(50):
-        handlers.tickets_flush()
+        handlers.tickets.flush()
         group.turn()
     for ticket in behind:
-        assert handlers.tickets_take_tokens(ticket).tolist() == reference([40] * length, 1)
+        assert handlers.tickets.take_tokens(ticket).tolist() == reference([40] * length, 1)
     assert guest.outbox.num_outstanding == 0

@@ -19,8 +19,8 @@ def u32(*numbers: int) -> np.ndarray:
 
 def pass_without_memory(bench: Bench) -> int:
     """The ticket of a pass for whose page nothing is leased."""
-    queue, pages = bench.handlers.queues_create(""), bench.handlers.kv_alloc(1)
-    ticket: int = bench.handlers.forward_forward(queue, pages, 0, u32(1), NONE, NONE)
+    queue, pages = bench.handlers.queues.create(""), bench.handlers.kv.alloc(1)
+    ticket: int = bench.handlers.forward.forward(queue, pages, 0, u32(1), NONE, NONE)
     bench.outbox.flush()
     return ticket
 
@@ -36,7 +36,7 @@ def test_a_command_whose_lease_nobody_answers_is_out_of_pages() -> None:
     assert timer.seconds == 9.0 + GRACE_S  # of the bench's page_wait_s
     timer.ring()
     with pytest.raises(OutOfPages, match="page_wait_s: no page came within 9 s; the ResourceManager does not"):
-        bench.handlers.tickets_take_none(first)
+        bench.handlers.tickets.take_none(first)
     second = pass_without_memory(bench)
     assert bench.device.leases == [(1, 9.0), (4, 0.0)]  # ahead of need, behind the first one: it has no answer either
     assert bench.timers[-1].seconds == GRACE_S
@@ -48,7 +48,7 @@ def test_a_command_whose_lease_nobody_answers_is_out_of_pages() -> None:
     assert not bench.timers[-1].is_cancelled
     bench.outbox.leases.granted([5])
     bench.complete_all()
-    bench.handlers.tickets_take_none(second)
+    bench.handlers.tickets.take_none(second)
 
 
 def test_an_answer_in_time_and_the_end_of_the_device_cancel_the_timer() -> None:
@@ -69,12 +69,12 @@ def test_an_answer_in_time_and_the_end_of_the_device_cancel_the_timer() -> None:
 
 def test_a_reservation_that_nobody_answers_is_out_of_pages_and_what_comes_late_goes_back() -> None:
     bench = Bench(Limits(page_wait_s=3.0))
-    ticket = bench.handlers.kv_reserve(2)
+    ticket = bench.handlers.kv.reserve(2)
     (timer,) = bench.timers
     assert timer.seconds == 3.0 + GRACE_S
     timer.ring()
     with pytest.raises(OutOfPages, match="within 3 s"):
-        bench.handlers.tickets_take_none(ticket)
+        bench.handlers.tickets.take_none(ticket)
     bench.outbox.ledger.answered(ticket, [u32(8, 9).astype("<u4").tobytes(), 0])
     assert bench.device.released == [8, 9]
     assert bench.pages.num_spare == 0

@@ -20,12 +20,12 @@ class Bed(PlanBench):
     def __init__(self, num_pages: int = 256, *, before: list[int] | None = None) -> None:
         super().__init__(num_pages)
         h = self.handlers
-        self.page = h.kv_alloc(30)
-        self.other = h.queues_create("")
+        self.page = h.kv.alloc(30)
+        self.other = h.queues.create("")
         if before is not None:
             self.run_on_20(before)
         self.number = self.plan(PROMPT, 110, pages=self.page)
-        h.plans_start(self.number)
+        h.plans.start(self.number)
         if before is None:
             self.turn()
             self.turn()
@@ -33,8 +33,8 @@ class Bed(PlanBench):
     def run_on_20(self, tokens: list[int], kv_len: int = 0) -> int:
         """A pass on a page that the plan gets to late, and a ticket for what is said behind it."""
         h = self.handlers
-        run = h.forward_forward(self.other, self.page[20:21], kv_len, u32(*tokens), NONE, NONE)
-        return h.forward_sample(run, len(tokens) - 1, 0.0, 0, 1.0, 0.0, 0)
+        run = h.forward.forward(self.other, self.page[20:21], kv_len, u32(*tokens), NONE, NONE)
+        return h.forward.sample(run, len(tokens) - 1, 0.0, 0, 1.0, 0.0, 0)
 
 
 def test_a_pass_on_a_page_that_a_plan_will_get_to_waits_for_the_plan():
@@ -42,19 +42,19 @@ def test_a_pass_on_a_page_that_a_plan_will_get_to_waits_for_the_plan():
     said = bed.run_on_20([7, 8, 9])
     bed.turn()
     bed.turn()
-    assert bed.handlers.tickets_ready(u32(said)) == []
+    assert bed.handlers.tickets.ready(u32(said)) == []
     bed.run()
     assert bed.state_of(bed.number)["state"] == "ended"
-    assert bed.handlers.tickets_take_tokens(said).tolist() == reference([7, 8, 9], 1)
+    assert bed.handlers.tickets.take_tokens(said).tolist() == reference([7, 8, 9], 1)
     again = bed.run_on_20([10], kv_len=3)
     bed.run()
-    assert bed.handlers.tickets_take_tokens(again).tolist() == reference([7, 8, 9, 10], 1), "nobody wrote there since"
+    assert bed.handlers.tickets.take_tokens(again).tolist() == reference([7, 8, 9, 10], 1), "nobody wrote there since"
     bed.check()
 
 
 def test_a_plan_waits_for_what_was_enqueued_before_it_on_its_last_pages():
     bed = Bed(before=[7, 8, 9])
-    bed.handlers.tickets_flush()
+    bed.handlers.tickets.flush()
     bed.pump()
     (start,) = bed.core.plans._plans.values()
     assert len(start.pages) == 21, "the batcher knows of the page that both use"
@@ -67,7 +67,7 @@ def test_a_plan_waits_for_what_was_enqueued_before_it_on_its_last_pages():
 def test_what_is_exported_is_never_written_to_again():
     bed = Bed()
     bed.run_on_20([7, 8, 9, 1])
-    ticket = bed.handlers.kv_export_pages("x", bed.page[20:21], 4, "", "public", 0, False, False)
+    ticket = bed.handlers.kv.export_pages("x", bed.page[20:21], 4, "", "public", 0, False, False)
     bed.turn()
     assert bed.device.asked == [], "the pass is still to come"
     for _ in range(300):
@@ -87,14 +87,14 @@ def test_what_is_exported_is_never_written_to_again():
 
 def test_a_stopped_plan_holds_no_page_that_it_did_not_get_to():
     bed = Bed()
-    bed.handlers.plans_cancel(bed.number)
+    bed.handlers.plans.cancel(bed.number)
     said = bed.run_on_20([7, 8, 9])
     bed.run()
-    assert bed.handlers.tickets_take_tokens(said).tolist() == reference([7, 8, 9], 1)
+    assert bed.handlers.tickets.take_tokens(said).tolist() == reference([7, 8, 9], 1)
     plan = bed.plan(PROMPT, 100, pages=bed.page)
     num_bound = bed.pages.num_bound
-    bed.handlers.plans_start(plan)
-    bed.handlers.tickets_flush()
+    bed.handlers.plans.start(plan)
+    bed.handlers.tickets.flush()
     assert bed.pages.num_bound < num_bound + 20
     assert bed.all(plan) == reference(PROMPT, 100)
     bed.check()
@@ -111,9 +111,9 @@ def test_memory_that_lacks_for_the_pages_between_is_waited_for(is_lent: bool):
         while bed.waiting:
             bed.lend(20)
         bed.run()
-        assert bed.handlers.tickets_take_tokens(said).tolist() == reference([7, 8, 9], 1)
+        assert bed.handlers.tickets.take_tokens(said).tolist() == reference([7, 8, 9], 1)
     else:
         bed.outbox.leases.lease_failed(OutOfPages("none came"))
         with pytest.raises(OutOfPages, match="none came"):
-            bed.handlers.tickets_take_tokens(said)
+            bed.handlers.tickets.take_tokens(said)
     bed.check()

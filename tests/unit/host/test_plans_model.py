@@ -51,11 +51,11 @@ class Plans(RuleBasedStateMachine):
     )
     def start(self, prompt: list[int], most: int, drafts: int, seed: int) -> None:
         bench, temperature = self.bench, 1.0 if seed else 0.0
-        pages = bench.handlers.kv_alloc(-(-(len(prompt) + most - 1) // 4))
-        sampler = bench.handlers.samplers_create(temperature, 0, 1.0, 0.0, 1.0, seed)
-        plan = bench.plan(prompt, most, pages=pages, sampler=sampler, queue=bench.handlers.queues_create(""))
-        bench.handlers.plans_set_drafter(plan, drafts, u32(*reference(prompt, 20)))
-        bench.handlers.plans_start(plan)
+        pages = bench.handlers.kv.alloc(-(-(len(prompt) + most - 1) // 4))
+        sampler = bench.handlers.samplers.create(temperature, 0, 1.0, 0.0, 1.0, seed)
+        plan = bench.plan(prompt, most, pages=pages, sampler=sampler, queue=bench.handlers.queues.create(""))
+        bench.handlers.plans.set_drafter(plan, drafts, u32(*reference(prompt, 20)))
+        bench.handlers.plans.start(plan)
         self.guests.append(Guest(prompt, plan, pages, most, draws=[(0, seed, temperature)]))
 
     @rule()
@@ -80,7 +80,7 @@ class Plans(RuleBasedStateMachine):
         self.check(guest)
 
     def pause(self, guest: Guest) -> None:
-        self.bench.wait(self.bench.handlers.plans_pause(guest.plan))
+        self.bench.wait(self.bench.handlers.plans.pause(guest.plan))
         while more := self.bench.next(guest.plan):
             guest.said += more
         assert len(guest.said) == self.bench.state_of(guest.plan)["num_tokens"]
@@ -92,14 +92,14 @@ class Plans(RuleBasedStateMachine):
         guest, bench = data.draw(st.sampled_from(self.guests)), self.bench
         self.pause(guest)
         keep = data.draw(st.integers(0, len(guest.said)))
-        bench.handlers.plans_truncate(guest.plan, keep)
+        bench.handlers.plans.truncate(guest.plan, keep)
         del guest.said[keep:]
         temperature = 1.0 if seed else 0.0
-        sampler = bench.handlers.samplers_create(temperature, 0, 1.0, 0.0, 1.0, seed)
-        bench.handlers.plans_set_sampler(guest.plan, sampler)
-        bench.handlers.samplers_free(sampler)
+        sampler = bench.handlers.samplers.create(temperature, 0, 1.0, 0.0, 1.0, seed)
+        bench.handlers.plans.set_sampler(guest.plan, sampler)
+        bench.handlers.samplers.free(sampler)
         guest.draws = [draw for draw in guest.draws if draw[0] < keep] + [(keep, seed, temperature)]
-        bench.handlers.plans_resume(guest.plan)
+        bench.handlers.plans.resume(guest.plan)
 
     @precondition(lambda self: self.guests)
     @rule(data=st.data())
@@ -111,22 +111,22 @@ class Plans(RuleBasedStateMachine):
         kv_len = bench.state_of(guest.plan)["kv_len"]
         if kv_len and len(line) > kv_len and len(self.guests) < 6:
             used = guest.pages[: -(-kv_len // 4)]
-            pages = [*bench.handlers.kv_fork(used).tolist(), *bench.handlers.kv_alloc(5).tolist()]
-            queue = bench.handlers.queues_create("")
+            pages = [*bench.handlers.kv.fork(used).tolist(), *bench.handlers.kv.alloc(5).tolist()]
+            queue = bench.handlers.queues.create("")
             plan = bench.plan(line[kv_len:], 12, pages=u32(*pages), kv_len=kv_len, queue=queue)
-            bench.handlers.plans_start(plan)
+            bench.handlers.plans.start(plan)
             self.guests.append(Guest(line, plan, u32(*pages), 12, draws=[(0, 0, 0.0)]))
         if bench.state_of(guest.plan)["state"] == "paused":
-            bench.handlers.plans_resume(guest.plan)
+            bench.handlers.plans.resume(guest.plan)
 
     @precondition(lambda self: self.guests)
     @rule(data=st.data(), should_wait=st.booleans())
     def end(self, data: st.DataObject, should_wait: bool) -> None:
         guest, bench = data.draw(st.sampled_from(self.guests)), self.bench
         if should_wait:
-            bench.wait(bench.handlers.plans_cancel(guest.plan))
-        bench.handlers.plans_close(guest.plan)
-        bench.handlers.kv_free(guest.pages)
+            bench.wait(bench.handlers.plans.cancel(guest.plan))
+        bench.handlers.plans.close(guest.plan)
+        bench.handlers.kv.free(guest.pages)
         self.guests.remove(guest)
 
     def check(self, guest: Guest) -> None:
@@ -143,8 +143,8 @@ class Plans(RuleBasedStateMachine):
                 guest.said += more
             self.check(guest)
             assert len(guest.said) == guest.most, bench.state_of(guest.plan)
-            bench.handlers.plans_close(guest.plan)
-            bench.handlers.kv_free(guest.pages)
+            bench.handlers.plans.close(guest.plan)
+            bench.handlers.kv.free(guest.pages)
         bench.run()
         bench.check()
         assert bench.pages.num_bound == 0

@@ -68,7 +68,7 @@ def running(prompt: list[int] = PROMPT, most: int = 40) -> tuple[PlanBench, int]
     """A plan that has drawn a few tokens."""
     bench = PlanBench()
     plan = bench.plan(prompt, most)
-    bench.handlers.plans_start(plan)
+    bench.handlers.plans.start(plan)
     for _ in range(4):
         bench.turn()
     return bench, plan
@@ -91,19 +91,19 @@ def test_all_pages_are_given_up_and_told_and_asked_for_again():
 def test_nothing_is_sent_while_pages_are_given_up_and_all_of_it_afterwards():
     bench, _ = running()
     preempt(bench)
-    bench.handlers.tickets_flush()
+    bench.handlers.tickets.flush()
     bench.device.posted.clear()
-    pages = bench.handlers.kv_alloc(2)
-    ticket = bench.handlers.forward_forward(bench.queue, pages, 0, u32(1, 2), u32(), u32())
-    bench.handlers.tickets_flush()
+    pages = bench.handlers.kv.alloc(2)
+    ticket = bench.handlers.forward.forward(bench.queue, pages, 0, u32(1, 2), u32(), u32())
+    bench.handlers.tickets.flush()
     assert bench.device.posted == []
     del ticket
 
 
 def test_pages_that_may_be_kept_stay():
     bench = PlanBench()
-    pages = bench.handlers.kv_alloc(3)
-    bench.handlers.forward_forward(bench.queue, pages, 0, u32(*range(12)), u32(), u32())
+    pages = bench.handlers.kv.alloc(3)
+    bench.handlers.forward.forward(bench.queue, pages, 0, u32(*range(12)), u32(), u32())
     bench.run()
     mine = bench.pages.pages_of(bench.pages.rows_of(pages)).tolist()
     preempt(bench, (mine[1],))
@@ -115,13 +115,13 @@ def test_pages_that_may_be_kept_stay():
 
 def test_a_context_that_is_closed_while_it_is_copied_leaves_nothing_behind():
     bench = PlanBench()
-    pages = bench.handlers.kv_alloc(3)
-    bench.handlers.forward_forward(bench.queue, pages, 0, u32(*range(12)), u32(), u32())
+    pages = bench.handlers.kv.alloc(3)
+    bench.handlers.forward.forward(bench.queue, pages, 0, u32(*range(12)), u32(), u32())
     bench.run()
     preempt(bench)
-    bench.handlers.kv_free(pages)
+    bench.handlers.kv.free(pages)
     bench.run()
-    bench.handlers.tickets_flush()
+    bench.handlers.tickets.flush()
     bench.pump()
     assert bench.pages.num_swapped == 0
     assert bench.num_swapped == 0
@@ -130,14 +130,14 @@ def test_a_context_that_is_closed_while_it_is_copied_leaves_nothing_behind():
 
 def test_a_context_that_is_closed_when_it_is_swapped_gives_its_slots_back():
     bench = PlanBench()
-    pages = bench.handlers.kv_alloc(3)
-    bench.handlers.forward_forward(bench.queue, pages, 0, u32(*range(12)), u32(), u32())
+    pages = bench.handlers.kv.alloc(3)
+    bench.handlers.forward.forward(bench.queue, pages, 0, u32(*range(12)), u32(), u32())
     bench.run()
     preempt(bench)
     bench.run()
     assert bench.num_swapped == 3
-    bench.handlers.kv_free(pages)
-    bench.handlers.tickets_flush()
+    bench.handlers.kv.free(pages)
+    bench.handlers.tickets.flush()
     bench.pump()
     assert bench.num_swapped == 0
 
@@ -146,7 +146,7 @@ def test_a_context_that_is_closed_when_it_is_swapped_gives_its_slots_back():
 def test_what_finds_no_room_is_computed_again(num_slots):
     bench = PlanBench(num_slots=num_slots)
     plan = bench.plan(PROMPT, 40)
-    bench.handlers.plans_start(plan)
+    bench.handlers.plans.start(plan)
     for _ in range(6):
         bench.turn()
     num_bound = bench.pages.num_bound
@@ -165,19 +165,19 @@ def test_what_finds_no_room_is_computed_again(num_slots):
 @pytest.mark.parametrize("why", ["the log is given up", "a command has failed", "tokens were hidden from a plan"])
 def test_what_can_be_neither_copied_nor_computed_again_stays_where_it_is_and_that_is_told(why):
     bench = PlanBench(num_slots=1)
-    pages = bench.handlers.kv_alloc(30)
-    bench.handlers.forward_forward(bench.queue, pages, 0, u32(*range(8)), u32(), u32())
+    pages = bench.handlers.kv.alloc(30)
+    bench.handlers.forward.forward(bench.queue, pages, 0, u32(*range(8)), u32(), u32())
     bench.run()
     if why == "the log is given up":
         bench.state.lineage.give_up()
     elif why == "a command has failed":
         bench.runner.fail_at = bench.runner.num_steps + 1
-        bench.handlers.forward_forward(bench.queue, bench.handlers.kv_alloc(1), 0, u32(1), u32(), u32())
+        bench.handlers.forward.forward(bench.queue, bench.handlers.kv.alloc(1), 0, u32(1), u32(), u32())
         bench.run()
     else:
-        bench.handlers.kv_mask(int(pages[0]), 1, 2, False)
+        bench.handlers.kv.mask(int(pages[0]), 1, 2, False)
         plan = bench.plan([9], 8, pages=pages, kv_len=8)
-        bench.handlers.plans_start(plan)
+        bench.handlers.plans.start(plan)
         bench.run()
     num_bound = bench.pages.num_bound
     preempt(bench)
@@ -204,33 +204,33 @@ def test_a_copy_that_fails_leaves_all_where_it_was(monkeypatch):
 
 def test_a_page_of_which_a_part_was_not_written_is_given_up_and_that_part_is_not_read_when_it_is_back():
     bench = PlanBench()
-    pages = bench.handlers.kv_alloc(2)
-    bench.handlers.forward_forward(bench.queue, pages, 0, u32(*PROMPT[:5]), u32(), u32())
+    pages = bench.handlers.kv.alloc(2)
+    bench.handlers.forward.forward(bench.queue, pages, 0, u32(*PROMPT[:5]), u32(), u32())
     bench.run()
     bench.runner.fail_at = bench.runner.num_steps + 1
-    bench.handlers.forward_forward(bench.queue, pages, 5, u32(70, 71), u32(), u32())
+    bench.handlers.forward.forward(bench.queue, pages, 5, u32(70, 71), u32(), u32())
     bench.run()
     preempt(bench)
     bench.run()
     assert bench.device.preempted_pages == [(len(bench.device.released), True)]
     assert bench.pages.num_swapped == 2
     with pytest.raises(InvalidRequest, match="kv_len 6: not all slots below it were written"):
-        bench.handlers.forward_forward(bench.queue, pages, 6, u32(72), u32(), u32())
-    pass_ = bench.handlers.forward_forward(bench.queue, pages, 5, u32(73), u32(), u32())
-    said = bench.handlers.forward_sample(pass_, 0, 0.0, 0, 1.0, 0.0, 0)
+        bench.handlers.forward.forward(bench.queue, pages, 6, u32(72), u32(), u32())
+    pass_ = bench.handlers.forward.forward(bench.queue, pages, 5, u32(73), u32(), u32())
+    said = bench.handlers.forward.sample(pass_, 0, 0.0, 0, 1.0, 0.0, 0)
     bench.run()
-    assert bench.handlers.tickets_take_tokens(said).tolist() == reference([*PROMPT, 73], 1)
+    assert bench.handlers.tickets.take_tokens(said).tolist() == reference([*PROMPT, 73], 1)
     bench.check()
 
 
 def test_pages_that_are_dropped_after_all_do_not_count_as_swapped():
     bench = PlanBench(num_slots=1)
-    bench.handlers.forward_forward(bench.queue, bench.handlers.kv_alloc(3), 0, u32(*PROMPT), u32(), u32())
+    bench.handlers.forward.forward(bench.queue, bench.handlers.kv.alloc(3), 0, u32(*PROMPT), u32(), u32())
     bench.run()
     preempt(bench)
     bench.run()
-    assert json.loads(bench.handlers.runtime_usage())["pages_swapped"] == 0
-    bench.handlers.tickets_flush()
+    assert json.loads(bench.handlers.runtime.usage())["pages_swapped"] == 0
+    bench.handlers.tickets.flush()
     bench.pump()
     swap = bench.core.stats()["swap"]
     assert (swap["swapped_out"], swap["swapped_in"], swap["dropped"], swap["used"]) == (1, 0, 1, 0)
@@ -251,12 +251,12 @@ def test_a_device_that_is_lost_meanwhile_fails_what_there_is_and_nothing_hangs()
 def test_a_plan_that_something_waits_behind_is_not_stopped():
     """The pass was sent: were the plan stopped, it would run before what it waits for."""
     bench, plan = running(most=30)
-    pages = bench.handlers.kv_alloc(1)
+    pages = bench.handlers.kv.alloc(1)
     h = bench.handlers
-    first = h.plans_create(bench.queue, pages, 0, u32(7), 3, 0)
-    h.plans_start(first)
-    h.forward_forward(h.queues_create(""), pages, 0, u32(8), u32(), u32())
-    h.tickets_flush()
+    first = h.plans.create(bench.queue, pages, 0, u32(7), 3, 0)
+    h.plans.start(first)
+    h.forward.forward(h.queues.create(""), pages, 0, u32(8), u32(), u32())
+    h.tickets.flush()
     bench.pump()
     preempt(bench)
     assert bench.device.preempted_pages == [(0, False)]
@@ -288,8 +288,8 @@ def test_an_inferlet_is_idle_when_it_has_pages_and_has_had_nothing_to_do_for_a_w
 
 def test_what_was_given_up_is_brought_back_when_the_program_is_about_to_go_on():
     bench = PlanBench()
-    pages = bench.handlers.kv_alloc(3)
-    bench.handlers.forward_forward(bench.queue, pages, 0, u32(*PROMPT), u32(), u32())
+    pages = bench.handlers.kv.alloc(3)
+    bench.handlers.forward.forward(bench.queue, pages, 0, u32(*PROMPT), u32(), u32())
     bench.run()
     preempt(bench)
     bench.run()
@@ -299,17 +299,17 @@ def test_what_was_given_up_is_brought_back_when_the_program_is_about_to_go_on():
     bench.pump()
     bench.run()
     assert bench.pages.num_swapped == 0
-    pass_ = bench.handlers.forward_forward(bench.queue, pages, 5, u32(70), u32(), u32())
-    said = bench.handlers.forward_sample(pass_, 0, 0.0, 0, 1.0, 0.0, 0)
+    pass_ = bench.handlers.forward.forward(bench.queue, pages, 5, u32(70), u32(), u32())
+    said = bench.handlers.forward.sample(pass_, 0, 0.0, 0, 1.0, 0.0, 0)
     bench.run()
-    assert bench.handlers.tickets_take_tokens(said).tolist() == reference([*PROMPT, 70], 1)
+    assert bench.handlers.tickets.take_tokens(said).tolist() == reference([*PROMPT, 70], 1)
 
 
 def test_who_has_waited_for_pages_and_got_them_counts_as_idle_when_it_has_run():
     bench = PlanBench()
-    pages = bench.handlers.kv_alloc(3)
-    bench.handlers.forward_forward(bench.queue, pages, 0, u32(*range(12)), u32(), u32())
-    bench.handlers.tickets_flush()
+    pages = bench.handlers.kv.alloc(3)
+    bench.handlers.forward.forward(bench.queue, pages, 0, u32(*range(12)), u32(), u32())
+    bench.handlers.tickets.flush()
     assert not bench.outbox.leases.is_idle(1e9)  # it waits for pages
     bench.run()
     assert bench.outbox.leases.is_idle(1e9)
@@ -318,7 +318,7 @@ def test_who_has_waited_for_pages_and_got_them_counts_as_idle_when_it_has_run():
 def given_up() -> PlanBench:
     """An inferlet whose pages are in host memory."""
     bench = PlanBench()
-    bench.handlers.forward_forward(bench.queue, bench.handlers.kv_alloc(3), 0, u32(*PROMPT), u32(), u32())
+    bench.handlers.forward.forward(bench.queue, bench.handlers.kv.alloc(3), 0, u32(*PROMPT), u32(), u32())
     bench.run()
     preempt(bench)
     bench.run()
@@ -342,7 +342,7 @@ def test_when_work_outside_of_the_device_is_done_what_was_given_up_is_brought_ba
 
 def test_usage_tells_pages_that_were_given_up():
     bench = given_up()
-    assert json.loads(bench.handlers.runtime_usage()) == {"tokens_computed": 5, "tokens_found": 0, "pages_swapped": 2}
+    assert json.loads(bench.handlers.runtime.usage()) == {"tokens_computed": 5, "tokens_found": 0, "pages_swapped": 2}
 
 
 class Running(Program):
@@ -354,8 +354,8 @@ class Running(Program):
 
     def plan(self, pages: np.ndarray, line: list[int], most: int) -> None:
         handlers = self.guest.handlers
-        plan = handlers.plans_create(handlers.queues_create(""), pages, len(line), u32(21), most, 0)
-        handlers.plans_start(plan)
+        plan = handlers.plans.create(handlers.queues.create(""), pages, len(line), u32(21), most, 0)
+        handlers.plans.start(plan)
         self.plans.append((plan, pages, line))
 
     def step(self) -> None:
@@ -367,17 +367,17 @@ class Running(Program):
     def _collect(self, plan: int, pages: np.ndarray, line: list[int]) -> None:
         handlers = self.guest.handlers
         if self.rng.random() < 0.2:
-            handlers.plans_cancel(plan)
+            handlers.plans.cancel(plan)
         said: list[int] = []
         while True:
-            ticket = handlers.plans_next(plan)
+            ticket = handlers.plans.next(plan)
             self.group.run()
-            got = handlers.tickets_take_tokens(ticket).tolist()
+            got = handlers.tickets.take_tokens(ticket).tolist()
             if not got:
                 break
             said += got
         assert said == reference([*line, 21], len(said))
-        handlers.plans_close(plan)
+        handlers.plans.close(plan)
         self.contexts.append((pages, [*line, 21, *said][: len(line) if not said else len(line) + len(said)]))
 
 

@@ -20,7 +20,7 @@ PROMPT = [1 + i % 7 for i in range(30)]  # 7 pages of 4, and 2 tokens
 
 def prefill(group: Group, guest: Guest, prompt: list[int], num_pages: int = 10, kv_len: int = 0) -> np.ndarray:
     """Pages with the prompt run; what is drawn behind it is right."""
-    pages = guest.handlers.kv_alloc(num_pages)
+    pages = guest.handlers.kv.alloc(num_pages)
     drawn = group.token(guest, guest.forward(pages, kv_len, prompt[kv_len:], len(prompt) - kv_len - 1))
     assert [drawn] == reference(prompt, 1)
     return pages
@@ -66,13 +66,13 @@ def test_nothing_is_skipped_from_the_first_row_on_that_an_output_is_asked_of() -
     group = Group()
     prefill(group, group.launch(), PROMPT)
     two = group.launch()
-    pages = two.handlers.kv_alloc(10)
-    pass_ = two.handlers.forward_forward(two.queue, pages, 0, u32(*PROMPT), NONE, NONE)
-    asked = [two.handlers.forward_sample(pass_, row, *GREEDY) for row in (18, 29)]
+    pages = two.handlers.kv.alloc(10)
+    pass_ = two.handlers.forward.forward(two.queue, pages, 0, u32(*PROMPT), NONE, NONE)
+    asked = [two.handlers.forward.sample(pass_, row, *GREEDY) for row in (18, 29)]
     assert [group.token(two, ticket) for ticket in asked] == [*reference(PROMPT[:19], 1), *reference(PROMPT, 1)]
     assert usage(two) == (14, 16)
     three = group.launch()
-    pages = three.handlers.kv_alloc(10)
+    pages = three.handlers.kv.alloc(10)
     drawn = group.token(three, three.forward(pages, 0, PROMPT, 2))
     assert [drawn] == reference(PROMPT[:3], 1)
     assert usage(three) == (30, 0)
@@ -118,8 +118,8 @@ def test_what_was_computed_behind_found_pages_and_behind_forks_is_found_too() ->
     longer = [*PROMPT, *range(20, 40)]
     pages = prefill(group, two, longer, 20)
     assert usage(two) == (len(longer) - 24, 24)
-    fork = two.handlers.kv_fork(pages[:12])
-    branch = np.concatenate((fork, two.handlers.kv_alloc(10)))
+    fork = two.handlers.kv.fork(pages[:12])
+    branch = np.concatenate((fork, two.handlers.kv.alloc(10)))
     line = [*longer[:48], *range(50, 70)]
     assert [group.token(two, two.forward(branch, 48, line[48:], 19))] == reference(line, 1)
     prefill(group, three, line, 20)
@@ -131,20 +131,20 @@ def test_a_plan_finds_its_prompt_and_its_text_is_found() -> None:
     texts = []
     for num_found in (0, 28):
         guest = group.launch()
-        pages = guest.handlers.kv_alloc(20)
-        plan = guest.handlers.plans_create(guest.queue, pages, 0, u32(*PROMPT), 40, 0)
-        guest.handlers.plans_start(plan)
-        ticket = guest.handlers.plans_next(plan)
+        pages = guest.handlers.kv.alloc(20)
+        plan = guest.handlers.plans.create(guest.queue, pages, 0, u32(*PROMPT), 40, 0)
+        guest.handlers.plans.start(plan)
+        ticket = guest.handlers.plans.next(plan)
         said: list[int] = []
         while True:
             group.turn()
-            if not guest.handlers.tickets_ready(u32(ticket)):
+            if not guest.handlers.tickets.ready(u32(ticket)):
                 continue
-            got = guest.handlers.tickets_take_tokens(ticket).tolist()
+            got = guest.handlers.tickets.take_tokens(ticket).tolist()
             if not got:
                 break
             said += got
-            ticket = guest.handlers.plans_next(plan)
+            ticket = guest.handlers.plans.next(plan)
         assert said == reference(PROMPT, 40)
         assert usage(guest) == (30 + 39 - num_found, num_found)
         texts.append(said)
@@ -158,8 +158,8 @@ def test_a_plan_finds_its_prompt_and_its_text_is_found() -> None:
 def test_a_prompt_is_found_while_the_plan_that_ran_it_goes_on() -> None:
     group = Group(128)
     one, two = group.launch(), group.launch()
-    plan = one.handlers.plans_create(one.queue, one.handlers.kv_alloc(30), 0, u32(*PROMPT), 80, 0)
-    one.handlers.plans_start(plan)
+    plan = one.handlers.plans.create(one.queue, one.handlers.kv.alloc(30), 0, u32(*PROMPT), 80, 0)
+    one.handlers.plans.start(plan)
     for _ in range(4):
         group.turn()
     assert group.core.has_work
@@ -170,8 +170,8 @@ def test_a_prompt_is_found_while_the_plan_that_ran_it_goes_on() -> None:
 def test_what_was_computed_on_masked_tokens_is_not_known_by_its_own() -> None:
     group = Group()
     one = group.launch()
-    pages = one.handlers.kv_alloc(10)
-    one.handlers.kv_mask(int(pages[0]), 0, 1, False)
+    pages = one.handlers.kv.alloc(10)
+    one.handlers.kv.mask(int(pages[0]), 0, 1, False)
     one.forward(pages, 0, PROMPT[:4])
     one.forward(pages, 4, PROMPT[4:])
     group.run()
@@ -185,11 +185,11 @@ def test_a_page_moved_to_another_place_is_not_taken_for_what_it_was() -> None:
     group = Group()
     one, two = group.launch(), group.launch()
     pages = prefill(group, one, PROMPT)
-    into = one.handlers.kv_alloc(10)
+    into = one.handlers.kv.alloc(10)
     one.forward(into, 0, [3] * 4)
-    one.handlers.kv_copy(one.queue, int(pages[1]), 0, int(into[1]), 0, PAGE_SIZE)
+    one.handlers.kv.copy(one.queue, int(pages[1]), 0, int(into[1]), 0, PAGE_SIZE)
     group.run()
-    one.handlers.kv_free(into)
+    one.handlers.kv.free(into)
     group.end(one)
     prefill(group, two, [3] * 4 + PROMPT[4:8] + PROMPT)
     assert usage(two)[1] <= 4
@@ -199,7 +199,7 @@ def test_after_a_failure_an_inferlet_tells_no_more() -> None:
     group = Group()
     one, two = group.launch(), group.launch()
     group.runner.fail_at = 1
-    one.forward(one.handlers.kv_alloc(10), 0, PROMPT)
+    one.forward(one.handlers.kv.alloc(10), 0, PROMPT)
     group.run()
     prefill(group, one, PROMPT)
     assert group.ledger.num_indexed == 0
@@ -228,14 +228,14 @@ def test_exported_pages_are_found_by_their_content_and_an_export_of_found_pages_
     one, two, three = (group.launch() for _ in range(3))
     pages = prefill(group, one, PROMPT)
     for guest, name, held in ((one, "a", pages), (two, "b", prefill(group, two, PROMPT))):
-        ticket = guest.handlers.kv_export_pages(name, held, 30, "", "tenant", 0, False, False)
+        ticket = guest.handlers.kv.export_pages(name, held, 30, "", "tenant", 0, False, False)
         group.run()
-        guest.handlers.tickets_take_none(ticket)
+        guest.handlers.tickets.take_none(ticket)
     group.end(one)
     group.end(two)
-    ticket = three.handlers.kv_import_pages("b")
+    ticket = three.handlers.kv.import_pages("b")
     group.run()
-    opened = json.loads(three.handlers.tickets_take_text(ticket))
+    opened = json.loads(three.handlers.tickets.take_text(ticket))
     assert [group.token(three, three.forward(u32(*opened["pages"]), 30, [5], 0))] == reference([*PROMPT, 5], 1)
     prefill(group, three, PROMPT)
     assert usage(three) == (1 + 2, 28)
@@ -256,7 +256,7 @@ class Program:
         match rng.randrange(8) if self.contexts else 0:
             case 0 | 1 if len(self.contexts) < self.most_contexts:
                 prefix = [11 + rng.randrange(2)] * 10 + [13] * rng.randrange(20)
-                self.run(handlers.kv_alloc(14), [], [*prefix, *rng.choices(range(20, 23), k=rng.randint(1, 9))])
+                self.run(handlers.kv.alloc(14), [], [*prefix, *rng.choices(range(20, 23), k=rng.randint(1, 9))])
             case 2 | 3 if self.contexts:
                 pages, line = self.contexts.pop(rng.randrange(len(self.contexts)))
                 keep = rng.randint(0, len(line)) if rng.random() < 0.4 else len(line)
@@ -264,20 +264,20 @@ class Program:
                 if keep + len(more) <= 14 * PAGE_SIZE:
                     self.run(pages, line[:keep], more)
                 else:
-                    handlers.kv_free(pages)
+                    handlers.kv.free(pages)
             case 4 if len(self.contexts) < self.most_contexts:
                 pages, line = rng.choice(self.contexts)
                 if len(line) < 14 * PAGE_SIZE:
-                    self.run(handlers.kv_fork(pages), list(line), [rng.randrange(20, 23)])
+                    self.run(handlers.kv.fork(pages), list(line), [rng.randrange(20, 23)])
             case 5:
-                handlers.kv_free(self.contexts.pop(rng.randrange(len(self.contexts)))[0])
+                handlers.kv.free(self.contexts.pop(rng.randrange(len(self.contexts)))[0])
             case 6 if self.contexts:
                 pages, line = self.contexts.pop()
                 room = 14 * PAGE_SIZE - len(line)
                 if room > 2:
                     self.plan(pages, line, min(room - 1, rng.randint(1, 12)))
                 else:
-                    handlers.kv_free(pages)
+                    handlers.kv.free(pages)
             case _:
                 self.group.turn()
 
@@ -293,24 +293,24 @@ class Program:
 
     def plan(self, pages: np.ndarray, line: list[int], most: int) -> None:
         handlers = self.guest.handlers
-        plan = handlers.plans_create(self.guest.queue, pages, len(line), u32(21), most, 0)
-        handlers.plans_start(plan)
+        plan = handlers.plans.create(self.guest.queue, pages, len(line), u32(21), most, 0)
+        handlers.plans.start(plan)
         for _ in range(self.rng.randrange(4)):
             self.group.turn()
         if self.rng.random() < 0.3:
-            handlers.plans_cancel(plan)
+            handlers.plans.cancel(plan)
         self.group.run()
         said: list[int] = []
         while True:
-            ticket = handlers.plans_next(plan)
+            ticket = handlers.plans.next(plan)
             self.group.run()
-            got = handlers.tickets_take_tokens(ticket).tolist()
+            got = handlers.tickets.take_tokens(ticket).tolist()
             if not got:
                 break
             said += got
         whole = [*line, 21]
         assert said == reference(whole, len(said))
-        handlers.plans_close(plan)
+        handlers.plans.close(plan)
         kept = [*whole, *said]
         held = len(line) if not said else len(kept) - 1
         self.contexts.append((pages, kept[:held]))

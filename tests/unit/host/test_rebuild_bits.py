@@ -77,15 +77,15 @@ class ModelBench(PlanBench):
     # --- as a guest --------------------------------------------------------------------------------
 
     def alloc(self, count: int) -> np.ndarray:
-        return self.handlers.kv_alloc(count)
+        return self.handlers.kv.alloc(count)
 
     def forward(self, pages: np.ndarray, kv_len: int, tokens: list[int], mask: np.ndarray = NONE) -> int:
-        pass_ = self.handlers.forward_forward(self.queue, pages, kv_len, u32(*tokens), NONE, mask)
-        return self.handlers.forward_sample(pass_, len(tokens) - 1, *GREEDY)
+        pass_ = self.handlers.forward.forward(self.queue, pages, kv_len, u32(*tokens), NONE, mask)
+        return self.handlers.forward.sample(pass_, len(tokens) - 1, *GREEDY)
 
     def drawn(self, ticket: int) -> int:
         self.run()
-        return int(self.handlers.tickets_take_tokens(ticket)[0])
+        return int(self.handlers.tickets.take_tokens(ticket)[0])
 
 
 def text(count: int, seed: int = 1) -> list[int]:
@@ -122,7 +122,7 @@ def test_tokens_that_were_drawn_one_by_one(runner: ModelRunner) -> None:
 def test_tokens_that_a_plan_has_drawn(runner: ModelRunner) -> None:
     bench = ModelBench(runner)
     plan = bench.plan(text(37), 60)
-    bench.handlers.plans_start(plan)
+    bench.handlers.plans.start(plan)
     said = bench.all(plan)
     assert len(said) == 60
     bench.check_lost()
@@ -133,7 +133,7 @@ def test_a_plan_that_is_lost_in_its_middle_says_what_it_would_have(runner: Model
     for when in (None, 3, 20):
         bench = ModelBench(runner)
         plan = bench.plan(text(37), 60)
-        bench.handlers.plans_start(plan)
+        bench.handlers.plans.start(plan)
         if when is not None:
             for _ in range(when):
                 bench.turn()
@@ -151,9 +151,9 @@ def test_contexts_that_ran_in_the_same_steps_and_come_back_one_by_one(runner: Mo
     bench = ModelBench(runner)
     plans = []
     for number in range(num_others + 1):
-        queue = bench.handlers.queues_create("")
+        queue = bench.handlers.queues.create("")
         plans.append(bench.plan(text(5 + number % 9, number), 11 + number % 3, queue=queue))
-        bench.handlers.plans_start(plans[-1])
+        bench.handlers.plans.start(plans[-1])
     for plan in plans:
         bench.all(plan)
     bench.check_lost()
@@ -167,10 +167,10 @@ def test_masked_passes_and_copies(runner: ModelRunner) -> None:
     rows[:, 3:9] = 0
     bits = np.packbits(rows.reshape(-1), bitorder="little")
     bench.forward(pages, 21, text(6, 2), np.frombuffer(bits.tobytes() + bytes(-len(bits) % 4), "<u4"))
-    fork = bench.handlers.kv_fork(pages)
+    fork = bench.handlers.kv.fork(pages)
     bench.forward(fork, 26, text(5, 3))
     bench.run()
-    bench.handlers.kv_copy(bench.queue, int(pages[1]), 1, int(pages[9]), 0, 3)
+    bench.handlers.kv.copy(bench.queue, int(pages[1]), 1, int(pages[9]), 0, 3)
     bench.run()
     bench.check_lost()
 
@@ -186,7 +186,7 @@ def test_parts_of_a_text_that_are_lost_at_different_times(runner: ModelRunner) -
     swap = bench.outbox.swap
     with bench.state.lock:
         released = swap._lose(rows[6:11])
-    bench.handlers.tickets_flush()
+    bench.handlers.tickets.flush()
     runner.pool.data[:, released] = float("nan")
     bench.free += released
     bench.come_back()
@@ -206,15 +206,15 @@ def test_random_contexts(runner: ModelRunner, seed: int) -> None:
                 contexts.append((bench.alloc(30), 0))
             case 1 if len(contexts) < 5:
                 pages, length = rng.choice(contexts)
-                contexts.append((bench.handlers.kv_fork(pages), length))
+                contexts.append((bench.handlers.kv.fork(pages), length))
             case 2 if contexts:
                 place = rng.randrange(len(contexts))
                 pages, length = contexts[place]
                 count = min(rng.randint(1, 20), 110 - length)
                 plan = bench.plan(
-                    [rng.randrange(200)], count, pages=pages, kv_len=length, queue=bench.handlers.queues_create("")
+                    [rng.randrange(200)], count, pages=pages, kv_len=length, queue=bench.handlers.queues.create("")
                 )
-                bench.handlers.plans_start(plan)
+                bench.handlers.plans.start(plan)
                 contexts[place] = pages, length + len(bench.all(plan))
             case _:
                 for place in rng.sample(range(len(contexts)), rng.randint(1, len(contexts))):

@@ -20,7 +20,7 @@ FULL = 8
 
 def prompted(group: Group, tenant: str = "acme") -> tuple[Guest, np.ndarray]:
     guest = group.launch(tenant)
-    pages = guest.handlers.kv_alloc(FULL + 2)
+    pages = guest.handlers.kv.alloc(FULL + 2)
     assert group.token(guest, guest.forward(pages, 0, PROMPT, len(PROMPT) - 1)) == reference(PROMPT, 1)[0]
     return guest, pages
 
@@ -164,7 +164,7 @@ def test_what_a_part_is_to_be_computed_on_may_be_lost_again_before_it_is():
     assert group.ledger.lease(taker.holder, group.ledger.num_available) is not None
 
     ticket = second.forward(pages, len(PROMPT), [30], 0)
-    second.handlers.tickets_flush()  # it asks for the full pages, and is asked for the spare one meanwhile
+    second.handlers.tickets.flush()  # it asks for the full pages, and is asked for the spare one meanwhile
     group.ledger.release(second.holder, second.pages.surplus(keep=0))
     assert group.ledger.lease(taker.holder, 1) is not None
     group.pump()
@@ -220,21 +220,21 @@ def test_plans_of_one_prefix_say_what_they_would_alone_whenever_they_are_asked_f
     lines = [[*PROMPT, 60 + number] for number in range(len(guests))]
     plans = []
     for guest, line in zip(guests, lines, strict=True):
-        plan = guest.handlers.plans_create(guest.queue, guest.handlers.kv_alloc(FULL + 8), 0, u32(*line), 24, 0)
-        guest.handlers.plans_start(plan)
+        plan = guest.handlers.plans.create(guest.queue, guest.handlers.kv.alloc(FULL + 8), 0, u32(*line), 24, 0)
+        guest.handlers.plans.start(plan)
         plans.append((guest, plan))
     said: list[list[int]] = [[] for _ in guests]
-    tickets = {number: guest.handlers.plans_next(plan) for number, (guest, plan) in enumerate(plans)}
+    tickets = {number: guest.handlers.plans.next(plan) for number, (guest, plan) in enumerate(plans)}
     for _ in range(3000):
         group.turn(lambda: ask_for_pages(group, rng.sample(guests, rng.randrange(4)) if rng.random() < 0.5 else []))
         group.ledger.check()
         for number, ticket in list(tickets.items()):
             guest, plan = plans[number]
-            if guest.handlers.tickets_ready(u32(ticket)):
+            if guest.handlers.tickets.ready(u32(ticket)):
                 del tickets[number]
-                if got := guest.handlers.tickets_take_tokens(ticket).tolist():
+                if got := guest.handlers.tickets.take_tokens(ticket).tolist():
                     said[number] += got
-                    tickets[number] = guest.handlers.plans_next(plan)
+                    tickets[number] = guest.handlers.plans.next(plan)
         if not tickets:
             break
     assert not tickets, "they do not come to their end"

@@ -101,15 +101,15 @@ def test_base64_is_strict(text: str) -> None:
 def test_handlers_move_bytes_and_not_too_many_at_once() -> None:
     bench = Bench()
     handlers = bench.handlers
-    handlers.scratch_write("a/b", to_base64(b"hello"), False)
-    handlers.scratch_write("a/b", to_base64(b", you"), True)
-    assert handlers.scratch_size("a/b") == 10
-    assert from_base64(handlers.scratch_read("a/b", 3, 4)) == b"lo, "
-    assert handlers.scratch_read("a/b", 1 << 40, 4) == ""
+    handlers.scratch.write("a/b", to_base64(b"hello"), False)
+    handlers.scratch.write("a/b", to_base64(b", you"), True)
+    assert handlers.scratch.size("a/b") == 10
+    assert from_base64(handlers.scratch.read("a/b", 3, 4)) == b"lo, "
+    assert handlers.scratch.read("a/b", 1 << 40, 4) == ""
     with pytest.raises(InvalidRequest, match="at most 262144 bytes"):
-        handlers.scratch_write("a", "A" * (2 << 20), False)
+        handlers.scratch.write("a", "A" * (2 << 20), False)
     with pytest.raises(NotFound, match="'nothing'"):
-        handlers.scratch_read("nothing", 0, 1)
+        handlers.scratch.read("nothing", 0, 1)
     bench.services.close()
 
 

@@ -61,17 +61,17 @@ def test_a_structured_event_is_a_name_and_a_value(bench: SdkBench) -> None:
 def test_a_guest_cannot_emit_what_is_no_event(name: str, value: str) -> None:
     bench = Bench()
     with pytest.raises(InvalidRequest):
-        bench.handlers.session_emit(name, value)
+        bench.handlers.session.emit(name, value)
     assert bench.events() == []
 
 
 def test_events_count_as_output() -> None:
     bench = Bench(Limits(output_bytes=100, tokenize_bytes=50))
-    bench.handlers.session_emit("a", '"' + "x" * 40 + '"')
+    bench.handlers.session.emit("a", '"' + "x" * 40 + '"')
     with pytest.raises(QuotaExceeded, match="output_bytes: the limit is 100"):
-        bench.handlers.session_emit("a", '"' + "x" * 40 + '"')
+        bench.handlers.session.emit("a", '"' + "x" * 40 + '"')
     with pytest.raises(QuotaExceeded, match="tokenize_bytes: the limit is 50"):
-        bench.handlers.session_emit("a", '"' + "x" * 50 + '"')
+        bench.handlers.session.emit("a", '"' + "x" * 50 + '"')
 
 
 def files_of(bench: Bench) -> dict[str, bytes]:
@@ -95,11 +95,11 @@ def test_a_file_over_the_limit_is_sent_not_even_in_part() -> None:
     bench = Bench(Limits(output_bytes=FILE_PART_BYTES))
     bench.state.scratch.write("a", bytes(FILE_PART_BYTES + 1))
     with pytest.raises(QuotaExceeded, match="output_bytes"):
-        bench.handlers.session_send_file("a")
+        bench.handlers.session.send_file("a")
     with pytest.raises(NotFound):
-        bench.handlers.session_send_file("b")
+        bench.handlers.session.send_file("b")
     with pytest.raises(InvalidRequest):
-        bench.handlers.session_send_file("../a")
+        bench.handlers.session.send_file("../a")
     assert bench.events() == []
 
 
@@ -121,10 +121,10 @@ def test_files_of_the_client_are_received_in_order_before_and_after_they_are_ask
 
 def test_a_cancelled_receive_leaves_the_file_to_the_next() -> None:
     bench = Bench()
-    first, second = bench.handlers.session_receive_file(), bench.handlers.session_receive_file()
-    bench.handlers.tickets_cancel(np.array([first], np.uint32))
+    first, second = bench.handlers.session.receive_file(), bench.handlers.session.receive_file()
+    bench.handlers.tickets.cancel(np.array([first], np.uint32))
     bench.state.files.put("a", b"")
-    assert bench.handlers.tickets_take_text(second) == "in/a"
+    assert bench.handlers.tickets.take_text(second) == "in/a"
     assert len(bench.tickets) == 0
 
 

@@ -46,34 +46,34 @@ def value_of(found: Any) -> Any:
 
 def test_long_texts_have_the_answers_that_short_ones_have(bench: Bench) -> None:
     handlers, tokenizer = bench.handlers, bench.state.models.get("").tokenizer
-    ids = value_of(handlers.model_tokenize("", LONG))
+    ids = value_of(handlers.model.tokenize("", LONG))
     assert ids.tolist() == tokenizer.encode(LONG)
-    assert value_of(handlers.model_detokenize("", ids, True)) == tokenizer.decode(ids.tolist())
+    assert value_of(handlers.model.detokenize("", ids, True)) == tokenizer.decode(ids.tolist())
     messages = json.dumps([{"role": "user", "content": LONG}, {"role": "assistant", "content": "é"}])
-    assert value_of(handlers.chat_render("", messages, "", True, "", 0)) == tokenizer.render_json(messages, "")
-    assert value_of(handlers.chat_parse("", LONG, False)) == parse_reply(TEMPLATE, LONG).to_json()
+    assert value_of(handlers.chat.render("", messages, "", True, "", 0)) == tokenizer.render_json(messages, "")
+    assert value_of(handlers.chat.parse("", LONG, False)) == parse_reply(TEMPLATE, LONG).to_json()
 
 
 def test_short_texts_are_answered_at_once(bench: Bench) -> None:
     handlers = bench.handlers
-    assert list(handlers.model_tokenize("", "x" * model.INLINE_BYTES))
-    assert handlers.model_detokenize("", np.array([65] * model.INLINE_TOKENS, np.uint32), True)
-    assert isinstance(handlers.chat_parse("", "x" * chat.INLINE_BYTES, False), str)
-    assert isinstance(handlers.chat_render("", '[{"role": "a", "content": "b"}]', "", True, "", 0), str)
+    assert list(handlers.model.tokenize("", "x" * model.INLINE_BYTES))
+    assert handlers.model.detokenize("", np.array([65] * model.INLINE_TOKENS, np.uint32), True)
+    assert isinstance(handlers.chat.parse("", "x" * chat.INLINE_BYTES, False), str)
+    assert isinstance(handlers.chat.render("", '[{"role": "a", "content": "b"}]', "", True, "", 0), str)
 
 
 def test_many_tokens_pushed_at_once_are_the_text_of_one_by_one(bench: Bench) -> None:
     handlers = bench.handlers
     ids = np.array(bench.state.models.get("").tokenizer.encode(LONG), np.uint32)
-    one, other = (handlers.model_stream_open("", True, np.array([], np.uint32)) for _ in range(2))
-    whole = value_of(handlers.model_stream_push(one, ids))
-    assert whole == "".join(handlers.model_stream_push(other, ids[i : i + 1]) for i in range(len(ids))) == LONG
+    one, other = (handlers.model.stream_open("", True, np.array([], np.uint32)) for _ in range(2))
+    whole = value_of(handlers.model.stream_push(one, ids))
+    assert whole == "".join(handlers.model.stream_push(other, ids[i : i + 1]) for i in range(len(ids))) == LONG
 
 
 @pytest.mark.parametrize("messages", [f"[{'[' * 5000}", f'"{LONG}"', f"[{'1, ' * 2000}1]"])
 def test_what_is_wrong_with_a_long_text_is_told(bench: Bench, messages: str) -> None:
     with pytest.raises(InvalidRequest, match="messages is a JSON list"):
-        value_of(bench.handlers.chat_render("", messages, "", True, "", 0))
+        value_of(bench.handlers.chat.render("", messages, "", True, "", 0))
 
 
 def test_one_tenant_has_not_all_children(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +126,12 @@ def test_steps_of_a_slow_grammar_are_done_apart(bench: Bench) -> None:
     grammar = GrammarCompiler(served.tokenizer.spec, served.info.vocab_size).compile("regex", "[0-9]{1,9}")
     handle = bench.state.matchers.put(grammar.matcher())
     handlers = bench.handlers
-    mask = handlers.grammar_mask(handle)
+    mask = handlers.grammar.mask(handle)
     grammar.is_slow = True
-    assert value_of(handlers.grammar_mask(handle)).tolist() == mask.tolist()
+    assert value_of(handlers.grammar.mask(handle)).tolist() == mask.tolist()
     digits = np.array(served.tokenizer.encode("12"), np.uint32)
-    assert value_of(handlers.grammar_accept(handle, digits)) == 2
-    assert value_of(handlers.grammar_rollback(handle, 1)) is None
-    assert value_of(handlers.grammar_forced(handle)) == []
+    assert value_of(handlers.grammar.accept(handle, digits)) == 2
+    assert value_of(handlers.grammar.rollback(handle, 1)) is None
+    assert value_of(handlers.grammar.forced(handle)) == []
     with pytest.raises(PierayError, match="rollback: from 0 to 1"):
-        value_of(handlers.grammar_rollback(handle, 5))
+        value_of(handlers.grammar.rollback(handle, 5))

@@ -29,9 +29,9 @@ def bench_of(pass_bytes: int = 10 * ROW) -> Bench:
 
 
 def passed(bench: Bench, num_tokens: int) -> int:
-    queue = bench.handlers.queues_create("")
-    pages = bench.handlers.kv_alloc(-(-num_tokens // 4))
-    return bench.handlers.forward_forward(queue, pages, 0, u32(*[1] * num_tokens), NONE, NONE)
+    queue = bench.handlers.queues.create("")
+    pages = bench.handlers.kv.alloc(-(-num_tokens // 4))
+    return bench.handlers.forward.forward(queue, pages, 0, u32(*[1] * num_tokens), NONE, NONE)
 
 
 def answer(bench: Bench, ticket: int, num_bytes: int = ROW) -> None:
@@ -46,30 +46,30 @@ def test_128_rows_of_logits_over_a_large_vocabulary_are_refused_as_they_are_aske
         QuotaExceeded,
         match=f"pass_bytes: the limit is 67108864; 66851840 are under way, the values of this output have {ROW} more",
     ):
-        tickets += [bench.handlers.forward_logits(pass_, row) for row in range(128)]
+        tickets += [bench.handlers.forward.logits(pass_, row) for row in range(128)]
     with pytest.raises(QuotaExceeded):
-        bench.handlers.forward_distribution(pass_, 0, VOCAB)
-    bench.handlers.forward_sample(pass_, 0, 0, 0, 1, 0, 0)  # a few bytes are always there
+        bench.handlers.forward.distribution(pass_, 0, VOCAB)
+    bench.handlers.forward.sample(pass_, 0, 0, 0, 1, 0, 0)  # a few bytes are always there
     assert len(bench.state.outbox.passes[pass_].outputs) == 110 + 1
 
 
 def test_a_result_counts_until_it_is_computed_and_taken() -> None:
     bench = bench_of()
     pass_ = passed(bench, 10)
-    tickets = [bench.handlers.forward_logits(pass_, row) for row in range(10)]
-    bench.handlers.tickets_flush()
+    tickets = [bench.handlers.forward.logits(pass_, row) for row in range(10)]
+    bench.handlers.tickets.flush()
     assert bench.outbox.transfers.num_bytes == 10 * ROW
     answer(bench, tickets[0])
     with pytest.raises(QuotaExceeded):  # it is here, and lies in memory
-        bench.handlers.forward_logits(passed(bench, 1), 0)
-    bench.handlers.tickets_take_floats(tickets[0])
-    bench.handlers.tickets_cancel(u32(tickets[1]))
+        bench.handlers.forward.logits(passed(bench, 1), 0)
+    bench.handlers.tickets.take_floats(tickets[0])
+    bench.handlers.tickets.cancel(u32(tickets[1]))
     assert bench.outbox.transfers.num_bytes == 9 * ROW  # what was cancelled is computed all the same
     answer(bench, tickets[1])
     assert bench.outbox.transfers.num_bytes == 8 * ROW
     unsent = passed(bench, 1)
-    ticket = bench.handlers.forward_logits(unsent, 0)
-    bench.handlers.tickets_cancel(u32(ticket))
+    ticket = bench.handlers.forward.logits(unsent, 0)
+    bench.handlers.tickets.cancel(u32(ticket))
     assert bench.outbox.transfers.num_bytes == 8 * ROW
     bench.outbox.close()
     assert bench.outbox.transfers.num_bytes == 0
@@ -80,16 +80,16 @@ def test_a_result_counts_until_it_is_computed_and_taken() -> None:
 def test_a_failed_pass_gives_back_what_its_outputs_were_to_have(end: str) -> None:
     bench = bench_of()
     pass_ = passed(bench, 4)
-    tickets = [bench.handlers.forward_logits(pass_, row) for row in range(4)]
-    bench.handlers.tickets_flush()
-    bench.handlers.tickets_cancel(u32(tickets[3]))
+    tickets = [bench.handlers.forward.logits(pass_, row) for row in range(4)]
+    bench.handlers.tickets.flush()
+    bench.handlers.tickets.cancel(u32(tickets[3]))
     if end == "failed":
         bench.answer(Failed(NUMBER << 32 | pass_, "invalid", "not in the mood"))
         for ticket in tickets:
             bench.answer(Failed(NUMBER << 32 | ticket, "invalid", "not in the mood"))
     else:
         bench.outbox.fail_all(DeviceLost("gone"))
-    bench.handlers.tickets_cancel(u32(*tickets[:3]))
+    bench.handlers.tickets.cancel(u32(*tickets[:3]))
     assert bench.outbox.transfers.num_bytes == 0
 
 
@@ -99,28 +99,28 @@ def test_all_that_is_large_counts_both_ways() -> None:
     pass_ = passed(bench, 200)
     assert transfers.num_bytes == 0
     tokens = u32(*range(5000))
-    handlers.forward_logprobs(pass_, 0, tokens)
+    handlers.forward.logprobs(pass_, 0, tokens)
     assert transfers.num_bytes == 2 * 20_000  # the list that goes, the values that come
-    handlers.forward_distribution(pass_, 1, 1000)
+    handlers.forward.distribution(pass_, 1, 1000)
     assert transfers.num_bytes == 40_000 + 8000
-    handlers.forward_hidden(pass_, 1)
+    handlers.forward.hidden(pass_, 1)
     assert transfers.num_bytes == 48_000 + 4 * 2048
-    handlers.forward_mask_runs(pass_, 0, u32(0, 1))
-    handlers.forward_mask_runs(pass_, 1, u32(0, 1))
+    handlers.forward.mask_runs(pass_, 0, u32(0, 1))
+    handlers.forward.mask_runs(pass_, 1, u32(0, 1))
     assert transfers.num_bytes == 48_000 + 8192 + 200 * 200 // 8
-    embeds = handlers.embeds_put(np.zeros(2048 * 4, np.float32))
-    queue, pages = handlers.queues_create(""), handlers.kv_alloc(1)
-    second = handlers.forward_forward_embeds(queue, pages, 0, u32(embeds), NONE, NONE)
+    embeds = handlers.embeds.put(np.zeros(2048 * 4, np.float32))
+    queue, pages = handlers.queues.create(""), handlers.kv.alloc(1)
+    second = handlers.forward.forward_embeds(queue, pages, 0, u32(embeds), NONE, NONE)
     before = transfers.num_bytes
-    handlers.tickets_flush()
+    handlers.tickets.flush()
     bench.answer(Completed(NUMBER << 32 | second, None))
     assert before - transfers.num_bytes == 4 * (2048 * 4 + 4)  # values and row numbers
-    text = handlers.embeds_values(queue, handlers.embeds_text(u32(*range(8))))
-    handlers.tickets_flush()
+    text = handlers.embeds.values(queue, handlers.embeds.text(u32(*range(8))))
+    handlers.tickets.flush()
     assert isinstance(bench.device.posted[-1], EmbedTokens)
     assert transfers.num_bytes == before - 4 * (2048 * 4 + 4) + 8 * 2048 * 4
     answer(bench, text, 8 * 2048 * 4)
-    handlers.tickets_take_floats(text)
+    handlers.tickets.take_floats(text)
     assert transfers.num_bytes == before - 4 * (2048 * 4 + 4)
 
 
@@ -145,5 +145,5 @@ def test_a_refused_output_leaves_no_ticket() -> None:
     pass_ = passed(bench, 1)
     before = len(bench.tickets)
     with pytest.raises(QuotaExceeded, match=f"the limit is {ROW - 1}; 0 are under way"):
-        bench.handlers.forward_logits(pass_, 0)
+        bench.handlers.forward.logits(pass_, 0)
     assert len(bench.tickets) == before

@@ -9,6 +9,7 @@ import time
 import weakref
 
 import pytest
+from interfaces import ByInterface
 from wasm_fakes import GUESTS_C, FakeHandlers, Watched
 
 from pieray.config import Limits
@@ -115,13 +116,13 @@ def test_an_exit_callback_that_fails_harms_no_one(host, misbehave):
     def fail(_outcome):
         raise SystemExit(1)
 
-    host.spawn(misbehave, FakeHandlers(), Limits(), input="echo x", on_exit=fail)
+    host.spawn(misbehave, ByInterface(FakeHandlers()), Limits(), input="echo x", on_exit=fail)
     assert Watched(host, misbehave, "echo y").value == "y"
 
 
 def test_spawn_checks_source(host, misbehave):
     with pytest.raises(InvalidRequest, match="takes no source"):
-        host.spawn(misbehave, FakeHandlers(), Limits(), input="", source="x", on_exit=print)
+        host.spawn(misbehave, ByInterface(FakeHandlers()), Limits(), input="", source="x", on_exit=print)
 
 
 @pytest.mark.slow
@@ -177,7 +178,7 @@ def test_close_from_an_exit_callback_is_refused(host, misbehave):
         except EngineError as error:
             answers.append(str(error))
 
-    host.spawn(misbehave, FakeHandlers(), Limits(), input="echo x", on_exit=exit_)
+    host.spawn(misbehave, ByInterface(FakeHandlers()), Limits(), input="echo x", on_exit=exit_)
     assert Watched(host, misbehave, "sleep 20").value == '"slept"'
     assert "cannot be closed from a thread that runs its guests" in answers[0]
 
@@ -212,7 +213,7 @@ def test_a_forked_process_is_told_to_make_its_own_host(fresh_host):
     pid = os.fork()
     if pid == 0:
         try:
-            fresh_host.spawn(program, FakeHandlers(), Limits(), input="echo x", on_exit=print)
+            fresh_host.spawn(program, ByInterface(FakeHandlers()), Limits(), input="echo x", on_exit=print)
         except EngineError:
             os._exit(7)
         os._exit(1)
@@ -227,7 +228,7 @@ def test_the_process_survives_faulthandler_and_exits_with_guests_alive():
     import sys
 
     script = f"""
-import sys; sys.path.insert(0, {str(GUESTS_C.parents[1] / "unit" / "wasm")!r})
+import sys; sys.path[:0] = {[str(GUESTS_C.parents[1] / name) for name in ("unit/wasm", "support")]!r}
 from wasm_fakes import *
 import faulthandler, signal
 assert not faulthandler.is_enabled()

@@ -132,7 +132,7 @@ def test_any_exception_of_a_handler_is_internal(host, misbehave, caplog):
         handlers.what = what
         error = Watched(host, misbehave, "send 3", handlers).error
         assert error.code == "internal"
-        assert error.message.startswith("handler session_send failed:")
+        assert error.message.startswith("handler session.send failed:")
     assert "RuntimeError: boom" in caplog.text
 
 

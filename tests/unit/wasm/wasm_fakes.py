@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from interfaces import ByInterface
 
 from pieray.config import Limits
 from pieray.errors import BadHandle, QuotaExceeded
@@ -19,7 +20,7 @@ STOP = 0
 
 
 class FakeHandlers:
-    """The handler API over dictionaries.  A token is a byte; the model answers `reply`, then STOP.
+    """The handler API over dictionaries, for `ByInterface`.  A token is a byte; the model answers `reply`, then STOP.
 
     `resolve` gives a ticket its result; the guest has to be unparked by whoever calls it.
     """
@@ -197,7 +198,7 @@ class Watched:
         self.outcomes: list[Outcome] = []
         self._ended = threading.Event()
         self.guest: Guest = host.spawn(
-            program, self.handlers, limits or Limits(), input=text, on_exit=self._exit, **kwargs
+            program, ByInterface(self.handlers), limits or Limits(), input=text, on_exit=self._exit, **kwargs
         )
 
     def _exit(self, outcome: Outcome) -> None:
