@@ -12,6 +12,7 @@ from pieray.cli.light import LightCommand, LightGroup
 COMMANDS = {
     "run": "run",
     "attach": "run",
+    "serve": "serve",
     "up": "up",
     "down": "up",
     "ps": "lists",

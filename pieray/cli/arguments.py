@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pieray.cli.signature import MainFunction
 from pieray.config import Limits
 from pieray.errors import ConfigError
 from pieray.mapping import from_mapping
+from pieray.programs.signature import MainFunction
 from pieray.texts import parse_json
 
 

@@ -19,11 +19,11 @@ from pieray.cli.options import Address, Device, InstanceId, Json, Model, Namespa
 from pieray.cli.output import JsonPrinter, Printer, TextPrinter, say
 from pieray.cli.progress import progress
 from pieray.cli.signals import StopSignals
-from pieray.cli.signature import main_of
 from pieray.client.engine import Engine
 from pieray.client.process import Event, Process
 from pieray.errors import Cancelled, ConfigError, EngineError, PierayError
 from pieray.programs.manifest import is_spec
+from pieray.programs.signature import main_of
 from pieray.programs.sources import ProgramSource, is_embedded, resolve
 from pieray.world.mcp.spec import parse_option
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pieray.cli.arguments import parse_arguments, parse_input, parse_limits, parse_settings
-from pieray.cli.signature import MainFunction, main_of
 from pieray.errors import ConfigError
+from pieray.programs.signature import MainFunction, main_of
 from pieray.programs.sources import ProgramSource
 
 

@@ -1,0 +1,121 @@
+"""`pieray serve`: the HTTP door of an engine."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import ExitStack
+from typing import Annotated, Any
+
+import typer
+
+from pieray.cli.engines import open_existing, start_for_run
+from pieray.cli.guard import Debug, guard
+from pieray.cli.options import Address, Device, Model, Namespace, NumPages, Set, engine_settings
+from pieray.cli.output import say
+from pieray.cli.progress import progress
+from pieray.cli.signals import StopSignals
+from pieray.errors import ConfigError
+
+Host = Annotated[str, typer.Option(help="Where to listen; names of this machine alone reach 127.0.0.1.")]
+Port = Annotated[int, typer.Option(help="0: any that is free.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model-name", help="What clients call the model; its own name if not given.")
+]
+Program = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--program",
+        metavar="ROUTE=NAME",
+        help="The inferlet that answers: generate=NAME for chats and completions, embed=NAME for embeddings.",
+    ),
+]
+Drain = Annotated[
+    float, typer.Option(metavar="SECONDS", min=0, help="How long requests may go on after SIGTERM.  Ctrl-C ends them.")
+]
+
+
+def serve(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    model: Model = None,
+    model_name: ModelName = None,
+    program: Program = None,
+    drain: Drain = 30.0,
+    address: Address = None,
+    namespace: Namespace = None,
+    device: Device = None,
+    num_pages: NumPages = None,
+    pairs: Set = None,
+    debug: Debug = False,
+) -> None:
+    """Serve OpenAI's API over HTTP, from the engine of `pieray up` or one of its own."""
+    with guard(debug=debug) as signals, ExitStack() as closing:
+        hosting = _hosting()
+        programs = _programs(program or [])
+        _check_host(host)
+        bound = hosting.listening(host, port)
+        closing.callback(bound.close)
+        settings = engine_settings(model, device, num_pages, pairs)
+        with progress() as show, signals.starting_ray():
+            engine = open_existing(address, namespace, settings, show)
+            if engine is None:
+                engine = start_for_run(address, namespace, settings, show)
+        with signals.held():
+            try:
+                _serve(engine, hosting, bound, signals, model_name, programs, drain)
+            finally:
+                engine.close()
+
+
+def _serve(
+    engine: Any,
+    hosting: Any,
+    bound: Any,
+    signals: StopSignals,
+    model_name: str | None,
+    programs: dict[str, str],
+    drain: float,
+) -> None:
+    from pieray.server.app import Door
+    from pieray.server.guard import Guard
+
+    served = model_name or str(engine.models()[0]["name"])
+    gate = Guard()
+    name, port = bound.getsockname()[:2]
+    url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+    def ready() -> None:
+        say(f"serving {served} at {url}/v1, to every user of this machine: no key is asked for")
+
+    def wants_end() -> float | None:
+        if signals.signum is None:
+            return None
+        say("stopping")
+        return drain if signals.signum == signal.SIGTERM else 0.0
+
+    hosting.serve(Door(engine, model=served, **programs).app(gate), gate, bound, wants_end=wants_end, on_ready=ready)
+
+
+def _hosting() -> Any:
+    try:
+        from pieray.server import hosting
+    except ModuleNotFoundError as missing:
+        raise ConfigError(f"`pieray serve` needs {missing.name}: pip install 'pieray[serve]'") from None
+    return hosting
+
+
+def _check_host(host: str) -> None:
+    from pieray.server.guard import is_loopback
+
+    if not is_loopback(host):
+        raise ConfigError(f"the server asks for no keys yet, so it listens on loopback alone; given --host {host}")
+
+
+def _programs(pairs: list[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        route, _, name = pair.partition("=")
+        if route not in ("generate", "embed") or not name:
+            raise ConfigError(f"--program is generate=NAME or embed=NAME; given {pair!r}")
+        found[route] = name
+    return found

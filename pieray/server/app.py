@@ -1,0 +1,255 @@
+"""The routes, as an ASGI application that any server can host.
+
+It is a client of an engine, through its sockets, and never waits for it on the event loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+import pieray
+from pieray.client.engine import Engine
+from pieray.client.process import Event, Process
+from pieray.concurrency.off_loop import off_loop
+from pieray.errors import PierayError
+from pieray.programs.sources import ProgramSource, embedded
+from pieray.server import answers
+from pieray.server.answers import Answer, ChatAnswer, CompletionAnswer
+from pieray.server.bodies import read_json
+from pieray.server.fields import text
+from pieray.server.guard import Guard
+from pieray.server.models import main_named, models_of, read_for_program
+from pieray.server.problems import HttpProblem, problem_of
+from pieray.server.requests import Asked, read_chat, read_completion, read_embeddings
+from pieray.server.streams import EventStream, unless_gone
+
+log = logging.getLogger(__name__)
+
+GENERATE, EMBED = "openai-generate", "openai-embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A route that generates."""
+
+    read: Callable[[Mapping[str, Any]], Asked]
+    answer: type[Answer]
+    prefix: str
+    is_chat: bool
+
+
+CHAT = Kind(read_chat, ChatAnswer, "chatcmpl", is_chat=True)
+COMPLETION = Kind(read_completion, CompletionAnswer, "cmpl", is_chat=False)
+
+
+class Door:
+    """Answers requests from an engine.
+
+    `model`: the name of the served model.  `generate`, `embed`: the inferlets that serve it, embedded or installed.
+    """
+
+    def __init__(self, engine: Engine, *, model: str, generate: str = GENERATE, embed: str = EMBED) -> None:
+        self.engine = engine
+        self.model = model
+        self._generate = generate
+        self._embed = embed
+        self._began = int(time.time())
+
+    def app(self, guard: Guard) -> ASGIApp:
+        """The routes, behind `guard`."""
+        routes = [
+            Route("/v1/chat/completions", functools.partial(self._complete, CHAT), methods=["POST"]),
+            Route("/v1/completions", functools.partial(self._complete, COMPLETION), methods=["POST"]),
+            Route("/v1/embeddings", self._embeddings, methods=["POST"]),
+            Route("/v1/models", self._models),
+            Route("/v1/models/{name}", self._one_model),
+            Route("/health", self._health),
+            Route("/version", _version),
+        ]
+        handlers: Mapping[Any, Callable[[Request, Any], Response]] = {
+            HttpProblem: lambda _, error: _refusal(error),
+            PierayError: lambda _, error: _refusal(problem_of(error)),
+            HTTPException: lambda _, error: _refusal(HttpProblem(error.status_code, str(error.detail))),
+            ClientDisconnect: lambda *_: Response(status_code=499),
+        }
+        return guard.around(Starlette(routes=routes, exception_handlers=handlers))
+
+    # --- what generates ------------------------------------------------------------------------
+
+    async def _complete(self, kind: Kind, request: Request) -> Response:
+        body = await read_json(request)
+        name = text("model", body.get("model") or self.model, 200)
+        asked: Asked
+        if name == self.model:
+            asked, program = kind.read(body), _source(self._generate)
+        else:
+            main = await main_named(self.engine, name)
+            asked, program = read_for_program(body, name, main, is_chat=kind.is_chat), _source(name)
+        is_own = name == self.model
+        process = await unless_gone(request, self._launch(program, asked))
+        answer = kind.answer(
+            f"{kind.prefix}-{asked.door.get('request_id') or uuid.uuid4().hex}",
+            name,
+            int(time.time()),
+            as_ids=asked.door.get("return_tokens_as_token_ids", False),
+            include_usage=asked.door.get("include_usage", False),
+        )
+        headers = {"x-pieray-run": process.id}
+        try:
+            if not asked.is_stream:
+                result = await unless_gone(request, self._result(process, is_own=is_own))
+                return _json({**answer.whole(result), **({} if is_own else {"result": result["result"]})}, headers)
+            events = process.aevents()
+            first = await unless_gone(request, _first(events))  # an error before all else has a status of its own
+        except BaseException:
+            self._end(process)
+            raise
+        chunks = self._chunks(process, first, events, answer, is_own=is_own)
+        return EventStream(chunks, functools.partial(self._end, process), headers)
+
+    async def _launch(self, program: str | ProgramSource, asked: Asked) -> Process:
+        process = await self.engine.alaunch(
+            program, asked.arguments, attached=True, priority=asked.door.get("priority", 0)
+        )
+        log.info("run %s of %s %s", process.id, process.name, asked.labels or "")
+        return process
+
+    async def _result(self, process: Process, *, is_own: bool) -> dict[str, Any]:
+        value = await process.wait()
+        if is_own:
+            found: dict[str, Any] = value
+            return found
+        texts = [event.text async for event in process]
+        return answers.of_program(texts, value, await _total_tokens(process))
+
+    async def _chunks(
+        self, process: Process, first: Event, events: AsyncGenerator[Event, None], answer: Answer, *, is_own: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """What a client is sent, events that have come together in one piece."""
+        parts: list[bytes] = []
+        has_said = False
+        event = first
+        try:
+            async with aclosing(events):
+                while True:
+                    if event.kind == "text":
+                        has_said = has_said or bool(event.text)
+                        parts.append(answer.text(event.text))
+                    elif event.kind == "data" and is_own:
+                        data = json.loads(event.text)
+                        if data["name"] == "delta":
+                            parts.append(answer.delta(data["value"]))
+                    elif event.kind == "result":
+                        result = json.loads(event.text)
+                        if not is_own:
+                            result = answers.of_program([], result, await _total_tokens(process))
+                            if not has_said:
+                                parts.append(answer.text(result["choices"][0]["content"]))
+                        parts += answer.end(result)
+                    if parts and event.number + 1 >= process.num_events:
+                        yield b"".join(parts)
+                        parts.clear()
+                    if event.kind == "result":
+                        return
+                    event = await anext(events)
+        except PierayError as error:
+            yield b"".join([*parts, answers.event(problem_of(error).body), answers.DONE])
+        except Exception:
+            log.exception("run %s: its program's events are not what the door takes", process.id)
+            problem = HttpProblem(500, f"{process.name} does not answer as an OpenAI inferlet does; the log says how")
+            yield b"".join([*parts, answers.event(problem.body), answers.DONE])
+
+    def _end(self, process: Process) -> None:
+        """Its client has its answer, or has left: then the inferlet ends."""
+        if not process.is_done:
+            off_loop_kill(process)
+
+    # --- what does not -------------------------------------------------------------------------
+
+    async def _embeddings(self, request: Request) -> Response:
+        body = await read_json(request)
+        asked = read_embeddings(body)
+        name = asked.door.get("model", self.model)
+        if name != self.model:
+            raise HttpProblem(
+                404, f"{name[:100]!r} gives no embeddings; {self.model!r} does", param="model", code="model_not_found"
+            )
+        process = await unless_gone(request, self._launch(_source(self._embed), asked))
+        try:
+            result = await unless_gone(request, process.wait())
+        finally:
+            self._end(process)
+        encoding = asked.door.get("encoding_format", "float")
+        return _json(answers.embeddings(result, name, encoding), {"x-pieray-run": process.id})
+
+    async def _models(self, _: Request) -> Response:
+        return _json({"object": "list", "data": await models_of(self.engine, self.model, self._began)})
+
+    async def _one_model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        for row in await models_of(self.engine, self.model, self._began):
+            if row["id"] == name:
+                return _json(row)
+        raise HttpProblem(404, f"there is no model {name[:100]!r}", param="model", code="model_not_found")
+
+    async def _health(self, _: Request) -> Response:
+        await off_loop(self.engine.models)
+        return _json({"status": "ok"})
+
+
+async def _first(events: AsyncGenerator[Event, None]) -> Event:
+    """The first event that says something to the client.  Raises the inferlet's error, if it says nothing before."""
+    while (event := await anext(events)).kind in ("log", "file", "error"):
+        pass
+    return event
+
+
+def off_loop_kill(process: Process) -> None:
+    """End an inferlet; nobody waits for it."""
+    import threading
+
+    def kill() -> None:
+        try:
+            process.kill("its client has left")
+        except PierayError as error:
+            log.debug("%s is not ended: %s", process.id, error)
+
+    threading.Thread(target=kill, name="pieray-door-kill", daemon=True).start()
+
+
+@functools.cache
+def _source(name: str) -> str | ProgramSource:
+    """An embedded inferlet, read once; the name of an installed one."""
+    return embedded(name) or name
+
+
+async def _total_tokens(process: Process) -> int:
+    usage = await process.ausage()
+    return usage["tokens_computed"] + usage["tokens_found"]
+
+
+async def _version(_: Request) -> Response:
+    return _json({"version": pieray.__version__})
+
+
+def _json(value: object, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(answers.encoded(value), media_type="application/json", headers=headers)
+
+
+def _refusal(problem: HttpProblem) -> Response:
+    return JSONResponse(problem.body, problem.status, problem.headers)

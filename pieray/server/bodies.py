@@ -1,0 +1,88 @@
+"""Bodies of requests: read as JSON, within limits of size, time and depth."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any, NoReturn
+
+from starlette.requests import ClientDisconnect, Request
+
+from pieray.server.problems import HttpProblem
+
+MOST_BYTES = 8 << 20
+READ_S = 20.0
+"""For all of a body to come."""
+MOST_DEPTH = 64
+"""Of lists and objects in each other."""
+
+
+async def read_json(request: Request, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
+    """The JSON object that a request carries.  Raises HttpProblem, ClientDisconnect."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HttpProblem(415, f"content-type is application/json; given {kind[:100]!r}")
+    data = await _read(request, most_bytes)
+    try:
+        found = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise HttpProblem(400, f"the body is no JSON: {str(error)[:200]}", code="invalid_json") from None
+    if not isinstance(found, dict):
+        raise HttpProblem(400, f"the body is a JSON object; given {type(found).__name__}", code="invalid_json")
+    _check(found)
+    return found
+
+
+async def _read(request: Request, most_bytes: int) -> bytes:
+    told = request.headers.get("content-length", "0")
+    if not re.fullmatch(r"[0-9]{1,18}", told) or int(told) > most_bytes:
+        raise _too_large(most_bytes, told[:20])
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(READ_S):
+            async for part in request.stream():
+                size += len(part)
+                if size > most_bytes:
+                    raise _too_large(most_bytes, f"more than {size}")
+                parts.append(part)
+    except TimeoutError:
+        raise HttpProblem(408, f"the body did not come within {READ_S:g} s; {size} bytes of it have") from None
+    return b"".join(parts)
+
+
+def _too_large(most: int, given: str) -> HttpProblem:
+    return HttpProblem(413, f"a body is at most {most} bytes; given {given}")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _check(found: object) -> None:
+    """Raises HttpProblem for what is nested too deep, and for halves of surrogate pairs, which are no Unicode."""
+    level = [found]
+    for _ in range(MOST_DEPTH):
+        below: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                below += one.keys()
+                below += one.values()
+            elif isinstance(one, list):
+                below += one
+            elif isinstance(one, str) and not one.isascii():
+                _check_unicode(one)
+        if not below:
+            return
+        level = below
+    raise HttpProblem(400, f"the body is nested more than {MOST_DEPTH} deep", code="invalid_json")
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise HttpProblem(400, f"the body has half of a surrogate pair: {error}", code="invalid_json") from None
+
+
+__all__ = ["MOST_BYTES", "MOST_DEPTH", "READ_S", "ClientDisconnect", "read_json"]

@@ -1,0 +1,566 @@
+"""Every field that OpenAI and vLLM know of a request: what becomes of it here, or why it is refused.
+
+A field has a row in the table of its route.  `None` is a field that is not given.  What no row names is refused too.
+`docs/openai-fields.md` is made from these tables by `python -m tools.fields`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from pieray.server.problems import BadField
+
+Take: TypeAlias = Callable[[str, Any], dict[str, Any]]
+"""From a field's name and value to arguments of the inferlet; raises BadField."""
+
+MOST_CHOICES = 128
+MOST_LOGPROBS = 20
+MOST_STOPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a request.  Without `take` it is refused, but for the `neutral` values, which ask for nothing."""
+
+    name: str
+    source: str
+    note: str
+    take: Take | None = None
+    neutral: tuple[Any, ...] = ()
+    is_doors: bool = False
+    """It is for the door itself, not for the inferlet."""
+
+    @property
+    def works(self) -> bool:
+        return self.take is not None
+
+    def read(self, value: Any) -> dict[str, Any]:
+        """The arguments that the value stands for."""
+        if self.take is not None:
+            return self.take(self.name, value)
+        if any(type(value) is type(one) and value == one for one in self.neutral):
+            return {}
+        raise BadField(self.name, f"is not served here: {self.note}", code="unsupported_field")
+
+
+# --- what values may be
+
+
+def boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadField(name, f"is true or false; given {shown(value)}")
+    return value
+
+
+def integer(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise BadField(name, f"is an integer{_range(least, most)}; given {shown(value)}")
+    return value
+
+
+def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+        raise BadField(name, f"is a number{_range(least, most)}; given {shown(value)}")
+    return float(value)
+
+
+def text(name: str, value: Any, most: int = 1 << 20) -> str:
+    if not isinstance(value, str) or len(value) > most:
+        raise BadField(name, f"is a text of at most {most} characters; given {shown(value)}")
+    return value
+
+
+def listed(name: str, value: Any, most: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) > most:
+        given = f"{len(value)}" if isinstance(value, list) else shown(value)
+        raise BadField(name, f"is a list of at most {most}; given {given}")
+    return value
+
+
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadField(name, f"is an object; given {shown(value)}")
+    return value
+
+
+def tokens(name: str, value: Any, most: int = 1 << 20) -> list[int]:
+    return [integer(name, one, 0, (1 << 32) - 1) for one in listed(name, value, most)]
+
+
+def shown(value: Any) -> str:
+    """The beginning of a value, as JSON."""
+    found = json.dumps(value, ensure_ascii=True)
+    return found if len(found) <= 80 else f"{found[:77]}..."
+
+
+def _range(least: float, most: float) -> str:
+    if least == -math.inf and most == math.inf:
+        return ""
+    return f" of at least {least}" if most == math.inf else f" from {least} to {most}"
+
+
+# --- what becomes of them
+
+
+def _same(check: Callable[..., Any], *bounds: Any) -> Take:
+    """The argument of the same name."""
+    return lambda name, value: {name: check(name, value, *bounds)}
+
+
+def _stop(name: str, value: Any) -> dict[str, Any]:
+    found = [value] if isinstance(value, str) else listed(name, value, MOST_STOPS)
+    return {"stop": [text(name, one, 1024) for one in found if one != ""]}
+
+
+def _max_tokens(name: str, value: Any) -> dict[str, Any]:
+    return {"max_tokens": integer(name, value, 1, (1 << 32) - 1)}
+
+
+def _top_k(name: str, value: Any) -> dict[str, Any]:
+    return {"top_k": max(integer(name, value, -1, (1 << 32) - 1), 0)}
+
+
+def _seed(name: str, value: Any) -> dict[str, Any]:
+    return {"seed": integer(name, value, -(1 << 63), (1 << 63) - 1) % (1 << 64)}
+
+
+def _logit_bias(name: str, value: Any) -> dict[str, Any]:
+    given = mapping(name, value)
+    for token in given:
+        if not token.isascii() or not token.isdigit() or int(token) >= 1 << 32:
+            raise BadField(name, f"names tokens by id; given {shown(token)}")
+    return {"logit_bias": {token: number(f"{name}.{token}", bias, -100, 100) for token, bias in given.items()}}
+
+
+def _n(name: str, value: Any) -> dict[str, Any]:
+    return {"n": integer(name, value, 1, MOST_CHOICES)}
+
+
+def _truncate(name: str, value: Any) -> dict[str, Any]:
+    if integer(name, value, -1, (1 << 32) - 1) == 0:
+        raise BadField(name, "is the number of tokens to keep, or -1: as many as the model takes; given 0")
+    return {"truncate_prompt_tokens": value}
+
+
+def _side(name: str, value: Any) -> dict[str, Any]:
+    return {"truncation_side": _one_of(name, value, ("left", "right"))}
+
+
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise BadField(name, f"is one of {', '.join(choices)}; given {shown(value)}")
+    return str(value)
+
+
+def _priority(name: str, value: Any) -> dict[str, Any]:
+    return {"priority": -integer(name, value, -100, 100)}
+
+
+def _stream_options(name: str, value: Any) -> dict[str, Any]:
+    given = mapping(name, value)
+    found = {}
+    for option, one in given.items():
+        if option == "include_usage":
+            found["include_usage"] = boolean(f"{name}.{option}", one)
+        elif one not in (None, False):
+            raise BadField(f"{name}.{option}", "is not served here: only include_usage is", code="unsupported_field")
+    return found
+
+
+def _label(name: str, value: Any) -> dict[str, Any]:
+    return {name: text(name, value, 512)}
+
+
+def _request_id(name: str, value: Any) -> dict[str, Any]:
+    found = text(name, value, 128)
+    if not found.isprintable() or not found.isascii() or not found:
+        raise BadField(name, f"is a text of printable ASCII; given {shown(value)}")
+    return {name: found}
+
+
+# --- grammars
+
+
+ON_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""How JSON is written: a model that may put blanks between its parts may put nothing else."""
+
+
+def _json_grammar(name: str, schema: Any) -> dict[str, Any]:
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError) as error:
+            raise BadField(name, f"is a JSON schema: {error}") from None
+    if schema is True:
+        schema = {}
+    found = {"x-guidance": ON_ONE_LINE, **mapping(name, schema)}
+    return {"grammar": {"kind": "json-schema", "text": json.dumps(found)}}
+
+
+def _regex_grammar(name: str, value: Any) -> dict[str, Any]:
+    return {"grammar": {"kind": "regex", "text": text(name, value)}}
+
+
+def _lark_grammar(name: str, value: Any) -> dict[str, Any]:
+    return {"grammar": {"kind": "lark", "text": text(name, value)}}
+
+
+def _choice_grammar(name: str, value: Any) -> dict[str, Any]:
+    choices = [text(name, one) for one in listed(name, value, 4096)]
+    if not choices:
+        raise BadField(name, "is a list of at least one text")
+    return {"grammar": {"kind": "regex", "text": "|".join(map(_escaped, choices))}}
+
+
+def _escaped(words: str) -> str:
+    return "".join(f"\\{c}" if c in r"\.+*?()|[]{}^$-/&~#" else "\\n" if c == "\n" else c for c in words)
+
+
+def _any_json(name: str, value: Any) -> dict[str, Any]:
+    return _json_grammar(name, {"type": "object"}) if boolean(name, value) else {}
+
+
+_STRUCTURED: Mapping[str, Take] = {
+    "json": _json_grammar,
+    "regex": _regex_grammar,
+    "choice": _choice_grammar,
+    "grammar": _lark_grammar,
+    "json_object": _any_json,
+}
+
+
+def _structured_outputs(name: str, value: Any) -> dict[str, Any]:
+    given = {key: one for key, one in mapping(name, value).items() if one is not None and one is not False}
+    for key in given:
+        if key not in _STRUCTURED:
+            raise BadField(
+                f"{name}.{key}", f"is not served here; there are: {', '.join(_STRUCTURED)}", code="unsupported_field"
+            )
+    if len(given) != 1:
+        raise BadField(name, f"has one of {', '.join(_STRUCTURED)}; given {', '.join(given) or 'none'}")
+    ((key, one),) = given.items()
+    return _STRUCTURED[key](f"{name}.{key}", one)
+
+
+def _response_format(name: str, value: Any) -> dict[str, Any]:
+    given = mapping(name, value)
+    kind = given.get("type")
+    if kind == "text":
+        return {}
+    if kind == "json_object":
+        return _json_grammar(name, {"type": "object"})
+    if kind == "json_schema":
+        described = mapping(f"{name}.json_schema", given.get("json_schema"))
+        return _json_grammar(f"{name}.json_schema.schema", described.get("schema", {}))
+    if kind == "regex":
+        return _regex_grammar(f"{name}.regex", given.get("regex", given.get("pattern")))
+    if kind == "grammar":
+        return _lark_grammar(f"{name}.grammar", given.get("grammar"))
+    raise BadField(f"{name}.type", f"is text, json_object, json_schema, regex or grammar; given {shown(kind)}")
+
+
+# --- messages and tools
+
+
+ROLES = ("developer", "system", "user", "assistant", "tool")
+_MESSAGE = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"}
+_NO_MESSAGE = {"refusal", "audio", "function_call", "annotations"}
+
+
+def _messages(name: str, value: Any) -> dict[str, Any]:
+    given = listed(name, value, 1 << 14)
+    if not given:
+        raise BadField(name, "is a list of at least one message")
+    return {"messages": [_message(f"{name}[{at}]", one) for at, one in enumerate(given)]}
+
+
+def _message(name: str, value: Any) -> dict[str, Any]:
+    given = {key: one for key, one in mapping(name, value).items() if one is not None}
+    role = _one_of(f"{name}.role", given.get("role"), ROLES)
+    for key, one in given.items():
+        if key not in _MESSAGE and not (key in _NO_MESSAGE and not one):
+            raise BadField(f"{name}.{key}", "is not served here", code="unsupported_field")
+    found: dict[str, Any] = {"role": "system" if role == "developer" else role}
+    content = given.get("content")
+    if isinstance(content, list):
+        found["content"] = [_part(f"{name}.content[{at}]", part) for at, part in enumerate(content)]
+    elif content is not None:
+        found["content"] = text(f"{name}.content", content, 1 << 24)
+    elif role != "assistant":
+        raise BadField(f"{name}.content", "is missing")
+    for key in ("name", "tool_call_id"):
+        if key in given:
+            found[key] = text(f"{name}.{key}", given[key], 512)
+    if (thought := given.get("reasoning_content", given.get("reasoning"))) is not None:
+        found["reasoning_content"] = text(f"{name}.reasoning_content", thought, 1 << 24)
+    if given.get("tool_calls"):
+        calls = listed(f"{name}.tool_calls", given["tool_calls"], 1024)
+        found["tool_calls"] = [_call(f"{name}.tool_calls[{at}]", one) for at, one in enumerate(calls)]
+    return found
+
+
+def _part(name: str, value: Any) -> dict[str, str]:
+    given = mapping(name, value)
+    if given.get("type") != "text":
+        raise BadField(
+            f"{name}.type",
+            f"is text: the model reads no other; given {shown(given.get('type'))}",
+            code="unsupported_field",
+        )
+    return {"type": "text", "text": text(f"{name}.text", given.get("text"), 1 << 24)}
+
+
+def _call(name: str, value: Any) -> dict[str, Any]:
+    """With its arguments as an object, as chat templates take them."""
+    given = mapping(name, value)
+    function = mapping(f"{name}.function", given.get("function"))
+    arguments = function.get("arguments") or "{}"
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise BadField(f"{name}.function.arguments", f"is JSON: {error}") from None
+    return {
+        "id": text(f"{name}.id", given.get("id", ""), 512),
+        "type": "function",
+        "function": {
+            "name": text(f"{name}.function.name", function.get("name"), 256),
+            "arguments": mapping(f"{name}.function.arguments", arguments),
+        },
+    }
+
+
+def _tools(name: str, value: Any) -> dict[str, Any]:
+    return {"tools": [_tool(f"{name}[{at}]", one) for at, one in enumerate(listed(name, value, 1024))] or None}
+
+
+def _tool(name: str, value: Any) -> dict[str, Any]:
+    given = mapping(name, value)
+    if given.get("type") != "function":
+        raise BadField(f"{name}.type", f"is function; given {shown(given.get('type'))}", code="unsupported_field")
+    function = mapping(f"{name}.function", given.get("function"))
+    found: dict[str, Any] = {"name": text(f"{name}.function.name", function.get("name"), 256)}
+    if function.get("description") is not None:
+        found["description"] = text(f"{name}.function.description", function["description"])
+    if function.get("parameters") is not None:
+        found["parameters"] = mapping(f"{name}.function.parameters", function["parameters"])
+    return {"type": "function", "function": found}
+
+
+def _tool_choice(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"tool_choice": _one_of(name, value, ("none", "auto", "required"))}
+    given = mapping(name, value)
+    if given.get("type") != "function":
+        raise BadField(f"{name}.type", f"is function; given {shown(given.get('type'))}", code="unsupported_field")
+    function = mapping(f"{name}.function", given.get("function"))
+    return {"tool_choice": text(f"{name}.function.name", function.get("name"), 256)}
+
+
+def _effort(name: str, value: Any) -> dict[str, Any]:
+    effort = _one_of(name, value, ("none", "minimal", "low", "medium", "high", "xhigh", "max"))
+    return {"reasoning_effort": effort}
+
+
+# --- prompts and inputs
+
+
+def _prompts(name: str, value: Any) -> dict[str, Any]:
+    return {"prompts": _texts_or_tokens(name, value)}
+
+
+def _inputs(name: str, value: Any) -> dict[str, Any]:
+    return {"inputs": _texts_or_tokens(name, value)}
+
+
+def _texts_or_tokens(name: str, value: Any) -> list[str | list[int]]:
+    """A text, its token ids, or a list of either."""
+    if isinstance(value, str):
+        return [text(name, value, 1 << 24)]
+    given = listed(name, value, 1 << 20)
+    if not given:
+        raise BadField(name, "is empty")
+    if isinstance(given[0], int):
+        return [tokens(name, given)]
+    if len(given) > 2048:
+        raise BadField(name, f"is at most 2048 texts; given {len(given)}")
+    return [
+        text(f"{name}[{at}]", one, 1 << 24) if isinstance(one, str) else tokens(f"{name}[{at}]", one)
+        for at, one in enumerate(given)
+    ]
+
+
+# --- the tables
+
+
+def _refused(name: str, source: str, note: str, *neutral: Any) -> Field:
+    return Field(name, source, note, neutral=neutral)
+
+
+_DOORS = (
+    Field("model", "OpenAI", "the served model, or an installed inferlet", _same(text, 200), is_doors=True),
+    Field("stream", "OpenAI", "server-sent events", _same(boolean), is_doors=True),
+    Field("stream_options", "OpenAI", "`include_usage`", _stream_options, is_doors=True),
+    Field("user", "OpenAI", "written in the log with the run", _label, is_doors=True),
+    Field("priority", "vLLM", "from -100 to 100, lower goes first", _priority, is_doors=True),
+    Field("request_id", "vLLM", "part of the answer's id", _request_id, is_doors=True),
+    Field("session_id", "vLLM", "written in the log with the run", _label, is_doors=True),
+)
+
+_SAMPLING = (
+    Field("frequency_penalty", "OpenAI", "a pass over the sampler a token", _same(number, -2, 2)),
+    Field("presence_penalty", "OpenAI", "a pass over the sampler a token", _same(number, -2, 2)),
+    Field("logit_bias", "OpenAI", "by token id, from -100 to 100", _logit_bias),
+    Field("n", "OpenAI", f"1 to {MOST_CHOICES} choices, which share the prompt's KV", _n),
+    Field("seed", "OpenAI", "the same seed, the same text; choice i is drawn with seed + i", _seed),
+    Field("stop", "OpenAI", f"a text or up to {MOST_STOPS}", _stop),
+    Field("temperature", "OpenAI", "0 to 2; 1 if not given", _same(number, 0, 2)),
+    Field("top_p", "OpenAI", "0 to 1", _same(number, 0, 1)),
+    Field("top_k", "vLLM", "0 and -1: all", _top_k),
+    Field("min_p", "vLLM", "0 to 1", _same(number, 0, 1)),
+    Field("stop_token_ids", "vLLM", "they end a choice, and are no part of its text", _same(tokens, MOST_STOPS)),
+    Field("ignore_eos", "vLLM", "goes on to max_tokens", _same(boolean)),
+    Field("min_tokens", "vLLM", "stop tokens are kept out until there are so many", _same(integer, 0, (1 << 32) - 1)),
+    Field("allowed_token_ids", "vLLM", "only these tokens", _same(tokens)),
+    Field("truncate_prompt_tokens", "vLLM", "so many tokens of the prompt are kept; -1: as the model takes", _truncate),
+    Field("truncation_side", "vLLM", "which side is cut off: left (the last are kept) or right", _side),
+    Field("prompt_logprobs", "vLLM", "rank: of the k most probable", _same(integer, 0, MOST_LOGPROBS)),
+    Field("add_special_tokens", "vLLM", "the tokenizer's own tokens before the prompt", _same(boolean)),
+    Field("return_token_ids", "vLLM", "`token_ids`, `prompt_token_ids`", _same(boolean)),
+    Field("return_tokens_as_token_ids", "vLLM", "`token_id:ID` in log-probabilities", _same(boolean), is_doors=True),
+    Field("response_format", "OpenAI", "text, json_object, json_schema; regex and grammar (Lark)", _response_format),
+    Field("structured_outputs", "vLLM", "json, regex, choice, grammar (Lark), json_object", _structured_outputs),
+    Field("guided_json", "vLLM", "a JSON schema", _json_grammar),
+    Field("guided_regex", "vLLM", "a regular expression", _regex_grammar),
+    Field("guided_choice", "vLLM", "a list of texts", _choice_grammar),
+    Field("guided_grammar", "vLLM", "a grammar in Lark's notation", _lark_grammar),
+    _refused("use_beam_search", "vLLM", "run the inferlet beam-search", False),
+    _refused("repetition_penalty", "vLLM", "frequency_penalty and presence_penalty work", 1, 1.0),
+    _refused("length_penalty", "vLLM", "it is of beam search", 1, 1.0),
+    _refused("include_stop_str_in_output", "vLLM", "`stop_reason` tells the stop text", False),
+    _refused("skip_special_tokens", "vLLM", "texts have no special tokens; return_token_ids tells them", True),
+    _refused("spaces_between_special_tokens", "vLLM", "texts have no special tokens", True),
+    _refused("logprob_token_ids", "vLLM", "the most probable tokens are told"),
+    _refused("bad_words", "vLLM", "the inferlet backtrack shows how", []),
+    _refused("logits_processors", "vLLM", "an inferlet of your own chooses tokens as it likes", []),
+    _refused("cache_salt", "vLLM", "tenants share no pages; give each user a tenant"),
+    _refused("kv_transfer_params", "vLLM", "prefill and decode are not apart here"),
+    _refused("ec_transfer_params", "vLLM", "there is no encoder"),
+    _refused("vllm_xargs", "vLLM", "an inferlet of your own takes fields of its own", {}),
+    _refused("repetition_detection", "vLLM", "an inferlet of your own can"),
+    _refused("thinking_token_budget", "vLLM", "max_tokens bounds the whole reply", -1),
+    _refused("stream_interval", "vLLM", "every token is sent at once", 1),
+    _refused("watermarking", "vLLM", "there is none", False),
+    _refused("routed_experts_prompt_start", "vLLM", "no experts are told", 0),
+    _refused("return_token_offsets", "vLLM", "there is no render route", False),
+    _refused("return_mm_kwargs", "vLLM", "there is no render route", True),
+    _refused("guided_decoding_backend", "vLLM", "it is llguidance"),
+    _refused("guided_whitespace_pattern", "vLLM", "JSON is written on one line, unless the schema has x-guidance"),
+    _refused("structural_tag", "vLLM", "grammars are JSON schemas, regular expressions and Lark"),
+)
+
+CHAT = (
+    Field("messages", "OpenAI", "texts, and parts that are texts", _messages),
+    *_DOORS,
+    Field("safety_identifier", "OpenAI", "written in the log with the run", _label, is_doors=True),
+    Field(
+        "prompt_cache_key",
+        "OpenAI",
+        "written in the log: pages are found by content in any case",
+        _label,
+        is_doors=True,
+    ),
+    Field("max_tokens", "OpenAI", "at least 1; as much as the model's context has, if not given", _max_tokens),
+    Field("max_completion_tokens", "OpenAI", "the same", _max_tokens),
+    Field("logprobs", "OpenAI", "of each token", lambda name, value: {"has_logprobs": boolean(name, value)}),
+    Field(
+        "top_logprobs",
+        "OpenAI",
+        f"0 to {MOST_LOGPROBS}: a pass more a token",
+        lambda name, value: {"top_logprobs": integer(name, value, 0, MOST_LOGPROBS)},
+    ),
+    Field("tools", "OpenAI", "functions, in the model's own format", _tools),
+    Field("tool_choice", "OpenAI", "none, auto, required, or a function: the last two by grammar", _tool_choice),
+    Field("parallel_tool_calls", "OpenAI", "false: the first call alone", _same(boolean)),
+    Field("reasoning_effort", "OpenAI", "told to the chat template; none: `enable_thinking` is false", _effort),
+    *_SAMPLING,
+    Field("include_reasoning", "vLLM", "false: thoughts are left out", _same(boolean)),
+    Field("add_generation_prompt", "vLLM", "false: the assistant's turn is not begun", _same(boolean)),
+    Field("continue_final_message", "vLLM", "the last message goes on", _same(boolean)),
+    Field(
+        "chat_template_kwargs",
+        "vLLM",
+        "names that the model's template knows",
+        lambda name, value: {"template": mapping(name, value)},
+    ),
+    _refused("echo", "vLLM", "the messages are the client's own", False),
+    _refused("chat_template", "vLLM", "the model's own is used"),
+    _refused("documents", "vLLM", "put them into a message", []),
+    _refused("mm_processor_kwargs", "vLLM", "the model reads texts"),
+    _refused("media_io_kwargs", "vLLM", "the model reads texts"),
+    _refused("return_prompt_text", "vLLM", "return_token_ids tells the prompt's tokens", False),
+    _refused("best_of", "vLLM", "run the inferlet best-of-n", 1),
+    _refused("audio", "OpenAI", "the model writes texts"),
+    _refused("modalities", "OpenAI", "the model writes texts", ["text"]),
+    _refused("functions", "OpenAI", "use tools", []),
+    _refused("function_call", "OpenAI", "use tool_choice", "none"),
+    _refused("metadata", "OpenAI", "nothing is stored", {}),
+    _refused("store", "OpenAI", "nothing is stored", False),
+    _refused("moderation", "OpenAI", "there is none"),
+    _refused("prediction", "OpenAI", "drafts come from the prompt, or from an inferlet"),
+    _refused("prompt_cache_options", "OpenAI", "pages are found by content, and kept as long as there is room"),
+    _refused("prompt_cache_retention", "OpenAI", "pages are kept as long as there is room", "in_memory", "in-memory"),
+    _refused("service_tier", "OpenAI", "priority works", "auto", "default"),
+    _refused("verbosity", "OpenAI", "say so in a message", "medium"),
+    _refused("web_search_options", "OpenAI", "an inferlet may ask the web"),
+)
+
+COMPLETIONS = (
+    Field("prompt", "OpenAI", "a text, token ids, or a list of either", _prompts),
+    *_DOORS,
+    Field(
+        "max_tokens",
+        "OpenAI",
+        "16 if not given; 0 with echo",
+        lambda n, v: {"max_tokens": integer(n, v, 0, (1 << 32) - 1)},
+    ),
+    Field("logprobs", "OpenAI", f"0 to {MOST_LOGPROBS}", _same(integer, 0, MOST_LOGPROBS)),
+    Field("echo", "OpenAI", "the prompt before its continuation", _same(boolean)),
+    *_SAMPLING,
+    _refused("best_of", "OpenAI", "run the inferlet best-of-n", 1),
+    _refused("suffix", "OpenAI", "no model here fills in", ""),
+    _refused("prompt_embeds", "vLLM", "the inferlet soft-prompt shows how"),
+)
+
+EMBEDDINGS = (
+    Field("input", "OpenAI", "a text, token ids, or a list of either", _inputs),
+    *(field for field in _DOORS if field.name not in ("stream", "stream_options")),
+    Field(
+        "encoding_format",
+        "OpenAI",
+        "float or base64",
+        lambda name, value: {name: _one_of(name, value, ("float", "base64"))},
+        is_doors=True,
+    ),
+    Field("truncate_prompt_tokens", "vLLM", "the first so many tokens; -1: as many as the model takes", _truncate),
+    _refused("dimensions", "OpenAI", "vectors are as long as the model's hidden state"),
+    _refused("add_special_tokens", "vLLM", "the tokenizer's own tokens come first", True),
+    _refused("truncation_side", "vLLM", "the end is cut off", "right"),
+    _refused("normalize", "vLLM", "vectors have length 1", True),
+    _refused("use_activation", "vLLM", "vectors have length 1", True),
+    _refused("additional_data", "vLLM", "nothing reads it"),
+    _refused("mm_processor_kwargs", "vLLM", "the model reads texts"),
+    _refused("embed_dtype", "vLLM", "vectors are float32", "float32"),
+    _refused("endianness", "vLLM", "little", "native", "little"),
+    _refused("cache_salt", "vLLM", "tenants share no pages; give each user a tenant"),
+)
+
+ROUTES: Mapping[str, tuple[Field, ...]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+}

@@ -1,0 +1,134 @@
+"""What may stand in `model`: the served model, or the name of an inferlet, which is run as if it were one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from pieray.client.engine import Engine
+from pieray.concurrency.off_loop import off_loop
+from pieray.errors import ConfigError, InvalidRequest, NotFound
+from pieray.programs.manifest import is_spec
+from pieray.programs.signature import MainFunction, main_of
+from pieray.programs.sources import embedded, embedded_inferlets, is_embedded
+from pieray.server.fields import CHAT, COMPLETIONS, text
+from pieray.server.problems import BadField, HttpProblem
+from pieray.server.requests import Asked
+
+PROMPTS = ("prompt", "question", "text")
+"""Parameters of a main that take what a user says."""
+DOORS = {field.name: field for field in CHAT if field.is_doors}
+
+
+async def main_named(engine: Engine, name: str) -> MainFunction:
+    """The main of an embedded or installed inferlet.  Raises HttpProblem 404: no file of this machine is ever meant."""
+    if is_embedded(name):
+        return _embedded_main(name)
+    try:
+        if is_spec(name):
+            return main_of(await off_loop(engine.program, name))
+    except NotFound:
+        pass
+    raise HttpProblem(404, f"there is no model and no inferlet {name[:100]!r}", param="model", code="model_not_found")
+
+
+@functools.cache
+def _embedded_main(name: str) -> MainFunction:
+    found = embedded(name)
+    assert found is not None
+    return main_of(found)
+
+
+def read_for_program(body: Mapping[str, Any], name: str, main: MainFunction, *, is_chat: bool) -> Asked:
+    """A request to an inferlet: the message or prompt, and every field that its main has; others are refused.
+
+    Raises BadField.
+    """
+    known = {field.name: field for field in (CHAT if is_chat else COMPLETIONS)}
+    asked, said = Asked({}), "messages" if is_chat else "prompt"
+    if said not in body:
+        raise BadField(said, "is missing")
+    for field_name, value in body.items():
+        if value is None:
+            continue
+        field = known.get(field_name)
+        if field_name == said:
+            assert field is not None
+            asked.arguments.update(_input(name, main, field.read(value)))
+        elif field is not None and field.is_doors:
+            asked.door.update(field.read(value))
+        elif _takes(main, field_name):
+            asked.arguments[field_name] = value
+        elif field_name == "max_completion_tokens" and _takes(main, "max_tokens"):
+            asked.arguments["max_tokens"] = value
+        elif field is not None and not field.works and _is_neutral(field.neutral, value):
+            continue
+        else:
+            raise BadField(field_name, f"{name} does not take it; it takes {main}", code="unsupported_field")
+    if is_chat and main.knows("chat") and "messages" not in asked.arguments:
+        asked.arguments.setdefault("chat", True)
+    try:
+        main.check(asked.arguments)
+    except ConfigError as error:
+        raise BadField("model", f"{name}: {error.message}") from None
+    return asked
+
+
+def _takes(main: MainFunction, name: str) -> bool:
+    return main.knows(name) or main.parameters is None
+
+
+def _is_neutral(neutral: tuple[Any, ...], value: Any) -> bool:
+    return any(type(value) is type(one) and value == one for one in neutral)
+
+
+def _input(name: str, main: MainFunction, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said, as the program takes it."""
+    if "messages" in given and main.knows("messages"):
+        return dict(given)
+    parameter = next((one for one in PROMPTS if main.knows(one)), "" if main.parameters is not None else "prompt")
+    if not parameter:
+        raise BadField(
+            "model", f"{name} takes neither messages nor {', '.join(PROMPTS)}: run it with /v1/inferlets/{name}/runs"
+        )
+    if "prompts" in given:
+        prompts = given["prompts"]
+        if len(prompts) != 1 or not isinstance(prompts[0], str):
+            raise BadField("prompt", f"is one text: {name} takes no more; given {len(prompts)}")
+        return {parameter: prompts[0]}
+    messages = list(given["messages"])
+    found: dict[str, Any] = {}
+    if messages[0]["role"] == "system" and main.knows("system"):
+        found["system"] = _text(messages.pop(0))
+    if len(messages) != 1 or messages[0]["role"] != "user":
+        raise BadField("messages", f"is one message of the user: {name} takes no more; given {len(given['messages'])}")
+    return {**found, parameter: _text(messages[0])}
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(text("content", part["text"]) for part in content)
+
+
+async def models_of(engine: Engine, served: str, created: int) -> list[dict[str, Any]]:
+    """What `/v1/models` lists: the served model, then the inferlets that take what a user says."""
+    facts = next(iter(await off_loop(engine.models)), {})
+    context = facts.get("max_context")
+    found = [_row(served, created, "pieray") | ({"max_model_len": context} if context else {})]
+    names = [(name, "pieray") for name in embedded_inferlets() if _is_usable(name)]
+    rows = await off_loop(engine.programs)
+    names += [(f"{row['name']}@{row['version']}", str(row.get("owner", ""))) for row in rows]
+    return found + [_row(name, created, owner) for name, owner in names]
+
+
+def _is_usable(embedded_name: str) -> bool:
+    try:
+        main = _embedded_main(embedded_name)
+    except InvalidRequest:
+        return False  # it is not built
+    return any(main.knows(name) for name in ("messages", *PROMPTS))
+
+
+def _row(name: str, created: int, owner: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": owner}

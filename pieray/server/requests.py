@@ -1,0 +1,108 @@
+"""From the JSON of a request to what is launched for it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, ROUTES, Field
+from pieray.server.problems import BadField
+
+COMPLETION_TOKENS = 16
+"""Of a completion that does not say how many, as OpenAI has it."""
+
+_BY_NAME = {route: {one.name: one for one in fields} for route, fields in ROUTES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for."""
+
+    arguments: dict[str, Any]
+    """Of the inferlet."""
+    door: dict[str, Any] = field(default_factory=dict)
+    """What is for the door: model, stream, include_usage, priority, ..."""
+
+    @property
+    def is_stream(self) -> bool:
+        return bool(self.door.get("stream"))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the log tells of the request."""
+        names = ("user", "safety_identifier", "prompt_cache_key", "session_id", "request_id")
+        return {name: self.door[name] for name in names if name in self.door}
+
+
+def read_chat(body: Mapping[str, Any]) -> Asked:
+    """Raises BadField."""
+    asked = _read("/v1/chat/completions", body, CHAT)
+    arguments = asked.arguments
+    _require(arguments, "messages")
+    has_logprobs, top = arguments.pop("has_logprobs", False), arguments.pop("top_logprobs", None)
+    if top and not has_logprobs:
+        raise BadField("top_logprobs", "needs logprobs: true")
+    if has_logprobs:
+        arguments["logprobs"] = top or 0
+    effort = arguments.pop("reasoning_effort", None)
+    if effort is not None:
+        thinking = {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+        arguments["template"] = {**thinking, **arguments.get("template", {})}
+    if arguments.get("continue_final_message") and arguments.get("add_generation_prompt"):
+        raise BadField("continue_final_message", "cannot be with add_generation_prompt")
+    choice = arguments.get("tool_choice", "none")
+    if choice not in ("none", "auto") and not arguments.get("tools"):
+        raise BadField("tool_choice", "needs tools")
+    if choice not in ("none", "auto") and "grammar" in arguments:
+        raise BadField("tool_choice", "a forced call is a grammar already: give no other")
+    return _streaming(asked)
+
+
+def read_completion(body: Mapping[str, Any]) -> Asked:
+    """Raises BadField."""
+    asked = _read("/v1/completions", body, COMPLETIONS)
+    _require(asked.arguments, "prompts", "prompt")
+    asked.arguments.setdefault("max_tokens", COMPLETION_TOKENS)
+    if asked.arguments["max_tokens"] == 0 and not asked.arguments.get("echo"):
+        raise BadField("max_tokens", "is at least 1, or 0 with echo; given 0")
+    return _streaming(asked)
+
+
+def read_embeddings(body: Mapping[str, Any]) -> Asked:
+    """Raises BadField."""
+    asked = _read("/v1/embeddings", body, EMBEDDINGS)
+    _require(asked.arguments, "inputs", "input")
+    return asked
+
+
+def _streaming(asked: Asked) -> Asked:
+    if "include_usage" in asked.door and not asked.is_stream:
+        raise BadField("stream_options", "needs stream: true")
+    if asked.is_stream:
+        asked.arguments["stream"] = True
+    return asked
+
+
+def _require(arguments: Mapping[str, Any], name: str, field_name: str = "") -> None:
+    if name not in arguments:
+        raise BadField(field_name or name, "is missing")
+
+
+def _read(route: str, body: Mapping[str, Any], fields: Sequence[Field]) -> Asked:
+    asked, from_field = Asked({}), dict[str, str]()
+    for name, value in body.items():
+        known = _BY_NAME[route].get(name)
+        if known is None:
+            near = difflib.get_close_matches(name, [one.name for one in fields], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise BadField(name, f"is not a field of {route}{hint}", code="unknown_field")
+        if value is None:
+            continue
+        for argument, found in known.read(value).items():
+            into = asked.door if known.is_doors else asked.arguments
+            if argument in into and into[argument] != found:
+                raise BadField(name, f"and {from_field[argument]} ask for different things: give one of them")
+            into[argument], from_field[argument] = found, name
+    return asked

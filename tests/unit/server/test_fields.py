@@ -1,0 +1,206 @@
+"""Each field that OpenAI and vLLM know works, or is refused by name: a test for each row of the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from pieray.programs.signature import main_of
+from pieray.programs.sources import embedded
+from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, ROUTES, Field
+from pieray.server.problems import BadField
+from pieray.server.requests import Asked, read_chat, read_completion, read_embeddings
+
+READ: Mapping[str, Callable[[Mapping[str, Any]], Asked]] = {
+    "/v1/chat/completions": read_chat,
+    "/v1/completions": read_completion,
+    "/v1/embeddings": read_embeddings,
+}
+LEAST: Mapping[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hello"}]},
+    "/v1/completions": {"prompt": "hello"},
+    "/v1/embeddings": {"input": "hello"},
+}
+PROGRAM = {"/v1/embeddings": "openai-embeddings"}
+TOOL = {"type": "function", "function": {"name": "timer", "parameters": {"type": "object"}}}
+JSON_GRAMMAR = '{"x-guidance": {"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}, '
+
+
+def json_grammar(rest: str) -> dict[str, Any]:
+    return {"grammar": {"kind": "json-schema", "text": JSON_GRAMMAR + rest}}
+
+
+WORKS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "messages": (
+        [{"role": "developer", "content": [{"type": "text", "text": "a"}]}],
+        {"messages": [{"role": "system", "content": [{"type": "text", "text": "a"}]}]},
+    ),
+    "prompt": (["a", [1, 2]], {"prompts": ["a", [1, 2]]}),
+    "input": ([1, 2], {"inputs": [[1, 2]]}),
+    "model": ("mine", {"model": "mine"}),
+    "stream": (True, {"stream": True}),
+    "user": ("ada", {"user": "ada"}),
+    "priority": (-5, {"priority": 5}),
+    "request_id": ("r1", {"request_id": "r1"}),
+    "session_id": ("s1", {"session_id": "s1"}),
+    "safety_identifier": ("h", {"safety_identifier": "h"}),
+    "prompt_cache_key": ("k", {"prompt_cache_key": "k"}),
+    "max_tokens": (7, {"max_tokens": 7}),
+    "max_completion_tokens": (7, {"max_tokens": 7}),
+    "parallel_tool_calls": (False, {"parallel_tool_calls": False}),
+    "tools": ([TOOL], {"tools": [TOOL]}),
+    "reasoning_effort": ("none", {"template": {"reasoning_effort": "none", "enable_thinking": False}}),
+    "frequency_penalty": (0.5, {"frequency_penalty": 0.5}),
+    "presence_penalty": (-1, {"presence_penalty": -1.0}),
+    "logit_bias": ({"5": -100}, {"logit_bias": {"5": -100.0}}),
+    "n": (3, {"n": 3}),
+    "seed": (-1, {"seed": 2**64 - 1}),
+    "stop": ("x", {"stop": ["x"]}),
+    "temperature": (0, {"temperature": 0.0}),
+    "top_p": (0.5, {"top_p": 0.5}),
+    "top_k": (-1, {"top_k": 0}),
+    "min_p": (0.1, {"min_p": 0.1}),
+    "stop_token_ids": ([3], {"stop_token_ids": [3]}),
+    "ignore_eos": (True, {"ignore_eos": True}),
+    "min_tokens": (4, {"min_tokens": 4}),
+    "allowed_token_ids": ([3, 4], {"allowed_token_ids": [3, 4]}),
+    "truncate_prompt_tokens": (-1, {"truncate_prompt_tokens": -1}),
+    "truncation_side": ("right", {"truncation_side": "right"}),
+    "prompt_logprobs": (2, {"prompt_logprobs": 2}),
+    "add_special_tokens": (False, {"add_special_tokens": False}),
+    "return_token_ids": (True, {"return_token_ids": True}),
+    "return_tokens_as_token_ids": (True, {"return_tokens_as_token_ids": True}),
+    "response_format": (
+        {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {"type": "integer"}}},
+        json_grammar('"type": "integer"}'),
+    ),
+    "structured_outputs": ({"regex": "a+", "json": None}, {"grammar": {"kind": "regex", "text": "a+"}}),
+    "guided_json": ({"type": "integer"}, json_grammar('"type": "integer"}')),
+    "guided_regex": ("a+", {"grammar": {"kind": "regex", "text": "a+"}}),
+    "guided_choice": (["a.b", "c"], {"grammar": {"kind": "regex", "text": r"a\.b|c"}}),
+    "guided_grammar": ('start: "a"', {"grammar": {"kind": "lark", "text": 'start: "a"'}}),
+    "include_reasoning": (False, {"include_reasoning": False}),
+    "add_generation_prompt": (False, {"add_generation_prompt": False}),
+    "continue_final_message": (True, {"continue_final_message": True}),
+    "chat_template_kwargs": ({"enable_thinking": False}, {"template": {"enable_thinking": False}}),
+    "echo": (True, {"echo": True}),
+    "encoding_format": ("base64", {"encoding_format": "base64"}),
+}
+"""A value that asks for something, and the arguments that it becomes."""
+TOGETHER: dict[tuple[str, str], tuple[dict[str, Any], dict[str, Any]]] = {
+    ("/v1/chat/completions", "logprobs"): ({"logprobs": True}, {"logprobs": 0}),
+    ("/v1/completions", "logprobs"): ({"logprobs": 3}, {"logprobs": 3}),
+    ("/v1/chat/completions", "top_logprobs"): ({"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),
+    ("/v1/chat/completions", "tool_choice"): (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "timer"}}},
+        {"tools": [TOOL], "tool_choice": "timer"},
+    ),
+    ("", "stream_options"): (
+        {"stream": True, "stream_options": {"include_usage": True}},
+        {"stream": True, "include_usage": True},
+    ),
+}
+"""Of fields that mean something beside others, or not the same on each route."""
+
+ROWS = [pytest.param(route, field, id=f"{route}-{field.name}") for route, rows in ROUTES.items() for field in rows]
+
+
+@pytest.mark.parametrize(("route", "field"), ROWS)
+def test_a_field_works_or_is_refused_by_name(route: str, field: Field) -> None:
+    read, least = READ[route], LEAST[route]
+    before = read(least)
+    if field.works:
+        given, expected = TOGETHER.get((route, field.name)) or TOGETHER.get(("", field.name)) or (None, None)
+        if given is None or expected is None:
+            value, expected = WORKS[field.name]
+            given = {field.name: value}
+        asked = read({**least, **given})
+        told = {**asked.arguments, **asked.door}
+        assert told == {**before.arguments, **before.door, **expected}
+        program = embedded(PROGRAM.get(route, "openai-generate"))
+        assert program is not None
+        main_of(program).check(asked.arguments)
+        with pytest.raises(BadField) as refused:
+            read({**least, **given, field.name: [[[]]]})
+        assert str(refused.value.param).startswith(field.name)
+    else:
+        with pytest.raises(BadField) as refused:
+            read({**least, field.name: {"any": "thing"}})
+        assert (refused.value.status, refused.value.param) == (400, field.name)
+        assert field.note in refused.value.message
+        for value in field.neutral:
+            assert read({**least, field.name: value}) == before
+    assert read({field.name: None, **least}) == before
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_field_that_nobody_knows_is_refused(route: str) -> None:
+    with pytest.raises(BadField, match="did you mean user") as refused:
+        READ[route]({**LEAST[route], "usr": "x"})
+    assert refused.value.body["error"] == {
+        "message": f"usr: is not a field of {route}; did you mean user?",
+        "type": "invalid_request_error",
+        "param": "usr",
+        "code": "unknown_field",
+    }
+
+
+def test_the_tables_have_every_field_of_openai_python() -> None:
+    from openai.types import completion_create_params, embedding_create_params
+    from openai.types.chat import completion_create_params as chat_params
+
+    kinds = (
+        (CHAT, chat_params.CompletionCreateParamsStreaming),
+        (COMPLETIONS, completion_create_params.CompletionCreateParamsStreaming),
+        (EMBEDDINGS, embedding_create_params.EmbeddingCreateParams),
+    )
+    for fields, kind in kinds:
+        assert set(kind.__annotations__) <= {field.name for field in fields}
+
+
+WRONG = [
+    ({"temperature": 3}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"n": 0}, "n"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logit_bias": {"x": 1}}, "logit_bias"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+    ({"messages": []}, "messages"),
+    ({"messages": [{"role": "boss", "content": "a"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    ({"messages": [{"role": "user", "content": "a", "weight": 1}]}, "messages[0].weight"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages[0].content[0].type",
+    ),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [{"type": "custom"}]}, "tools[0].type"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"guided_json": "{"}, "guided_json"),
+    ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice"),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs"),
+    ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs.structural_tag"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
+    ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+    ({"priority": 101}, "priority"),
+]
+
+
+@pytest.mark.parametrize(("given", "param"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_a_field_may_not_be_is_refused_with_its_name(given: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadField) as refused:
+        read_chat({**LEAST["/v1/chat/completions"], **given})
+    assert refused.value.param == param
+
+
+def test_the_page_of_fields_is_made_from_the_tables() -> None:
+    from tools.fields import PAGE, page
+
+    assert PAGE.read_text() == page(), "python -m tools.fields"
