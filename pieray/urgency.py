@@ -9,18 +9,18 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+from pieray.arrays import I32
 from pieray.errors import InvalidRequest
 from pieray.messages import Launch
 from pieray.tenants import MAX_PRIORITY, TenantSettings
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    pass
 
 QUEUE_BITS = 8
 """Of a command's priority, those of its queue's."""
 
-N = TypeVar("N", int, "npt.NDArray[np.int32]")
+N = TypeVar("N", int, "I32")
 
 
 def command_priority(launch: int, queue: int) -> int:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
-import numpy.typing as npt
-
+from pieray.arrays import I64, U32
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
 from pieray.host.device.commands import INTERNAL, Command, Pass, Queue, Restore, Run, wire_ticket
 from pieray.host.device.leases import Leases
@@ -23,9 +21,6 @@ from pieray.messages import ExtendPlan, Message, StopPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
-
-U32 = npt.NDArray[np.uint32]
-I64 = npt.NDArray[np.int64]
 
 MAX_STAGED = 64
 

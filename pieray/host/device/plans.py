@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import U32
 from pieray.errors import InvalidRequest, PierayError
 from pieray.host.device.commands import Queue, Run, Text, wire_ticket
 from pieray.host.device.drawn import Drawn
@@ -22,8 +22,6 @@ from pieray.messages import Sampler, StartPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
-
-U32 = npt.NDArray[np.uint32]
 
 READY, RUNNING, PAUSED, ENDED = "ready", "running", "paused", "ended"
 AHEAD_TOKENS = 64
