@@ -9,13 +9,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from pieray.arrays import I32
 from pieray.errors import InvalidRequest
 from pieray.messages import Launch
 from pieray.tenants import MAX_PRIORITY, TenantSettings
 
 if TYPE_CHECKING:
-    pass
+    from pieray.arrays import I32
+
 
 QUEUE_BITS = 8
 """Of a command's priority, those of its queue's."""

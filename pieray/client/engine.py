@@ -162,7 +162,7 @@ class Engine:
     ) -> Process:
         """`launch` for an event loop, with the same options; if the awaiting task is cancelled, the inferlet ends."""
         (process,) = await _launched(lambda: [self.launch(program, input, **options)])
-        assert isinstance(process, Process)
+        assert not isinstance(process, PierayError)
         return process
 
     def find(self, name_or_file: str) -> ProgramSource:
@@ -368,7 +368,7 @@ async def _launched(launch: Callable[[], list[Process | PierayError]]) -> list[P
     def call() -> list[Process | PierayError]:
         outcomes = launch()
         for outcome in outcomes:
-            if not is_wanted and isinstance(outcome, Process):
+            if not is_wanted and not isinstance(outcome, PierayError):
                 with contextlib.suppress(PierayError):
                     outcome.kill("its launch was cancelled")
         return outcomes
