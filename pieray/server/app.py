@@ -36,7 +36,8 @@ from pieray.server.guard import Guard
 from pieray.server.models import main_named, models_of, read_for_program
 from pieray.server.problems import HttpProblem, problem_of
 from pieray.server.requests import Asked, read_chat, read_completion, read_embeddings
-from pieray.server.streams import EventStream, unless_gone
+from pieray.server.runs import Runs
+from pieray.server.streams import EventStream, kill_soon, unless_gone
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Door:
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{name}", self._one_model),
+            *Runs(self.engine).routes(),
             Route("/health", self._health),
             Route("/version", _version),
         ]
@@ -177,7 +179,7 @@ class Door:
     def _end(self, process: Process) -> None:
         """Its client has its answer, or has left: then the inferlet ends."""
         if not process.is_done:
-            off_loop_kill(process)
+            kill_soon(process)
 
     # --- what does not -------------------------------------------------------------------------
 
@@ -217,19 +219,6 @@ async def _first(events: AsyncGenerator[Event, None]) -> Event:
     while (event := await anext(events)).kind in ("log", "file", "error"):
         pass
     return event
-
-
-def off_loop_kill(process: Process) -> None:
-    """End an inferlet; nobody waits for it."""
-    import threading
-
-    def kill() -> None:
-        try:
-            process.kill("its client has left")
-        except PierayError as error:
-            log.debug("%s is not ended: %s", process.id, error)
-
-    threading.Thread(target=kill, name="pieray-door-kill", daemon=True).start()
 
 
 @functools.cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -11,6 +13,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from pieray.client.process import Process
+from pieray.errors import PierayError
+
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STALL_S = 60.0
@@ -84,3 +90,15 @@ class EventStream(Response):
                 async with asyncio.timeout(STALL_S):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+
+def kill_soon(process: Process) -> None:
+    """End an inferlet whose client has left; nobody waits for it."""
+
+    def kill() -> None:
+        try:
+            process.kill("its client has left")
+        except PierayError as error:
+            log.debug("%s is not ended: %s", process.id, error)
+
+    threading.Thread(target=kill, name="pieray-door-kill", daemon=True).start()
