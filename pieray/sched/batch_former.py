@@ -12,6 +12,8 @@
 * Work-conserving: no step is empty while anything may run, and an inferlet alone has all of it.
 * Rows are decodes like others; they are taken all at once if all of them fit and nobody takes more than a share, else
   each by itself.
+* Commands make a step longer than one of rows alone, whatever they are.  Beside rows of others their inferlets pay for
+  that together (`_Gate`): it comes out of their shares, and they come together, in as few steps as are worth it.
 """
 
 from __future__ import annotations
@@ -72,6 +74,34 @@ class StepLimits:
     max_swap_pages: int = 256
 
 
+FEE_STEPS = 2.0
+"""Commands join rows when one of their inferlets is behind by so many times what they add to any step: half of that it
+has for its work."""
+GATE_STEPS = 32
+"""After so many steps at most it is looked anew."""
+
+
+class _Gate:
+    """Whether commands wait for a later step, for the rows of others."""
+
+    def __init__(self) -> None:
+        self._num_left = 0  # steps that it stays closed for
+        self._num_opened = 0  # of `CommandQueues`, when it was closed
+        self.num_passed = 0  # steps since accounts were looked at
+
+    def stays_closed(self, num_opened: int) -> bool:
+        """For another step, unless an inferlet has come meanwhile, of `num_opened` in all."""
+        if self._num_left <= 0 or num_opened != self._num_opened:
+            self._num_left = 0
+            return False
+        self._num_left -= 1
+        return True
+
+    def close(self, num_steps: int, num_opened: int) -> None:
+        """For this step, and others: of `num_steps`, the last has it open."""
+        self._num_left, self._num_opened = min(num_steps, GATE_STEPS) - 1, num_opened
+
+
 class BatchFormer:
     """Takes from queues and table what runs next; without `costs`, nobody is held to a share."""
 
@@ -87,13 +117,18 @@ class BatchFormer:
         self._is_ranked = False  # whether candidates of the last step had several priorities, as far as it was looked
         self._now = 0.0  # of the last step
         self._seconds = np.zeros(0)  # what each row of the table takes, where accounts are looked at
+        self._gate = _Gate()
+        self._fee_s = 0.0  # what commands add to this step, to be paid by their inferlets
 
     def next_step(self, now: float) -> StepPlan:
         """Choose, and count as scheduled, what runs in the next step; empty without work."""
         self._now = now
         plan = StepPlan()
         rows = self._table.ready()
-        heap = [self._candidate(command) for command in self._queues.heads()] if self._queues.num_active else []
+        self._fee_s = 0.0
+        heap: list[_Candidate] = []
+        if self._queues.num_active and not (len(rows) and self._gate.stays_closed(self._queues.num_opened)):
+            heap = [self._candidate(command) for command in self._queues.heads()]
         if not heap and not len(rows):
             return plan
         is_room = len(rows) <= min(self._limits.max_batch_requests, self._limits.max_batch_tokens)
@@ -104,6 +139,7 @@ class BatchFormer:
         if not heap and is_room:
             group = self._table.group(rows)
             if self.costs is None or self._shares.are_even(self.costs, group, self._now):
+                self._gate.num_passed += 1
                 self._take_rows(plan, group)
                 return plan
         heapq.heapify(heap)
@@ -122,6 +158,10 @@ class BatchFormer:
                 waiting.append(one)
         if waiting and not plan.copies and not plan.num_requests:
             self._run(plan, waiting[0][3], heap, is_forced=True)
+        if self._fee_s and (plan.copies or plan.forwards):
+            commands = (*plan.copies, *(chunk.command for chunk in plan.forwards))
+            numbers = {self._queues.by_inferlet[command.lane].number for command in commands}
+            self._shares.pay([self._shares.account(number) for number in numbers], self._fee_s)
         if plan.picked:
             self._take_rows(plan, self._table.group(rows if len(plan.picked) == len(rows) else np.sort(plan.picked)))
         return plan
@@ -197,13 +237,35 @@ class BatchFormer:
             demand.is_row = is_first
         if demands or len(rows):
             step_s, token_s = costs.seconds[Kind.STEP], costs.decode(1, 0)
-            if heap:  # it takes that whatever of them runs
+            wanting = [self._queues.by_inferlet[one[3].lane].number for one in heap if isinstance(one[3], Command)]
+            if heap and self._is_beside_others(lanes, wanting):
+                self._fee_s = costs.seconds[Kind.COMMANDS]
+            elif heap:  # all who want something have it so
                 step_s += costs.seconds[Kind.COMMANDS]
             settled = np.flatnonzero(is_free)
             is_free[settled] = self._shares.begin(
-                self._now, list(demands.values()), lanes[settled], seconds[settled], step_s, token_s
+                self._now,
+                list(demands.values()),
+                lanes[settled],
+                seconds[settled],
+                step_s,
+                token_s,
+                fee_s=self._fee_s,
+                num_steps=1 + self._gate.num_passed,
             )
+            self._gate.num_passed = 0
+            if self._fee_s and not any(isinstance(one[3], SwapCommand) for one in heap):
+                accounts = {lane: demands[lane].account for lane in wanting}
+                later = min(self._shares.steps_until(one, FEE_STEPS * self._fee_s) for one in accounts.values())
+                if later:
+                    self._gate.close(later, self._queues.num_opened)
+                    heap.clear()
         return is_free
+
+    @staticmethod
+    def _is_beside_others(lanes: I64, wanting: list[int]) -> bool:
+        """Whether any of these rows is of another inferlet than those that have commands."""
+        return len(lanes) > 0 and not np.isin(lanes, wanting).all()
 
     def _demand(self, demands: dict[int, Demand], lane: int) -> Demand:
         found = demands.get(lane)

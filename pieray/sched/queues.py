@@ -70,6 +70,7 @@ class CommandQueues:
         self.by_inferlet: dict[LaneKey, InferletQueues] = {}  # with commands
         self.num_commands = 0  # not fully scheduled
         self.num_tokens = 0  # of those
+        self.num_opened = 0  # inferlets that have come to have commands, in all
         self._active: dict[LaneKey, InferletQueues] = {}  # of `by_inferlet`, those with queues
         self._next_turn = 0
 
@@ -80,6 +81,7 @@ class CommandQueues:
 
     def open(self, key: LaneKey, number: int) -> InferletQueues:
         """For an inferlet that has had no commands."""
+        self.num_opened += 1
         found = self.by_inferlet[key] = InferletQueues(key, number)
         return found
 

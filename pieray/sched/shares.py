@@ -19,7 +19,7 @@ Settled rows are counted, by tenant, and need no account.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -115,6 +115,8 @@ class Shares:
         self._are_tenants_alone = True
         self._left_s = 0.0  # of this step, for what is more than each inferlet's first decode
         self._least_s = 0.0  # what is worth a place in a step
+        self._fee_s = 0.0
+        self._num_steps = 1  # that clocks move by
 
     # --- accounts --------------------------------------------------------------------------------
 
@@ -183,12 +185,25 @@ class Shares:
 
     # --- a step ----------------------------------------------------------------------------------
 
-    def begin(self, now: float, demands: list[Demand], rows: I64, seconds: F64, step_s: float, token_s: float) -> B1:
+    def begin(
+        self,
+        now: float,
+        demands: list[Demand],
+        rows: I64,
+        seconds: F64,
+        step_s: float,
+        token_s: float,
+        *,
+        fee_s: float = 0.0,
+        num_steps: int = 1,
+    ) -> B1:
         """A step is to be filled for those who want something, and for settled rows, given by their inferlets with what
-        each takes.  One without anything takes `step_s`, and a token of a short sequence adds `token_s`.
+        each takes.  One without anything takes `step_s`, and a token of a short sequence adds `token_s`.  `fee_s`: what
+        commands add to it, whatever they are, see `pay`.  `num_steps`: it, and those before it that nobody looked at.
 
         Returns the rows that need no account in this step, either.
         """
+        self._fee_s, self._num_steps = fee_s, num_steps
         bare = step_s + token_s
         for tenant in self._tenants.values():
             tenant.lanes.clear()
@@ -296,10 +311,10 @@ class Shares:
         )
         share = min(SLICE_OF_STEP * (step_s + least), crowd / max(num_wanting_more, 1))
         self._burst_s = BURST_STEPS * share
-        self._clock = max(self._clock + share, min([tenant.spent for tenant in wanting]))
+        self._clock = max(self._clock + self._num_steps * share, min([tenant.spent for tenant in wanting]))
         for tenant in wanting:
             tenant.is_ahead = tenant.spent > self._clock
-        return crowd, share
+        return max(crowd, self._fee_s), share
 
     def _begin_inferlets(self, tenant: Tenant, step_s: float, bare: float, tenant_share: float) -> None:
         lanes, least = tenant.lanes, tenant.least
@@ -309,7 +324,7 @@ class Shares:
         else:
             sizes = sum([one.decode_s if one.decode_s < least else least for one in lanes]) + tenant.num_rows * least
             crowd = max(CROWD_STEPS * bare, step_s + sizes)
-        self._left_s = min(self._left_s, crowd)
+        self._left_s = min(self._left_s, max(crowd, self._fee_s))
         crowd = min(crowd, tenant_share)
         quantum = step_s + least
         tenant.free_s = 0.0 if tenant.decode_s > tenant_share else max(least, FREE_OF_STEP * quantum)
@@ -320,7 +335,8 @@ class Shares:
         share = min(SLICE_OF_STEP * quantum, crowd / max(num_wanting_more, 1))
         tenant.burst_s = BURST_STEPS * share
         least_spent = min([one.account.spent for one in lanes], default=-math.inf)
-        tenant.clock = clock = max(tenant.clock + share, -math.inf if tenant.num_rows else least_spent)
+        moved = tenant.clock + self._num_steps * share
+        tenant.clock = clock = max(moved, -math.inf if tenant.num_rows else least_spent)
         for one in lanes:
             one.account.is_ahead = one.account.spent > clock
             self._is_settled.values[one.lane] = one.is_row and not one.account.is_ahead
@@ -382,3 +398,27 @@ class Shares:
         account.taken += seconds
         account.spent = max(account.spent, tenant.clock - tenant.burst_s) + own
         self._charge_tenant(tenant, seconds)
+
+    def steps_until(self, account: Account, seconds: float) -> int:
+        """In how many steps the inferlet will be behind by so much, or by as much as it can be, if it takes nothing till
+        then; 0: it is."""
+        tenant = account.tenant
+        found = _steps(seconds, tenant.clock - account.spent, tenant.burst_s)
+        if not self._are_tenants_alone:
+            part = tenant.part
+            found = max(found, _steps(seconds, (self._clock - tenant.spent) * part, self._burst_s * part))
+        return found
+
+    def pay(self, accounts: Collection[Account], seconds: float) -> None:
+        """Charge the inferlets, together, what is no work of one alone."""
+        each = seconds / len(accounts)
+        for account in accounts:
+            tenant = account.tenant
+            account.spent = max(account.spent, tenant.clock - tenant.burst_s) + each
+            self._charge_tenant(tenant, each)
+
+
+def _steps(seconds: float, behind_s: float, burst_s: float) -> int:
+    """Until who is behind by `behind_s` is so by `seconds`, or by `burst_s`, which it is in BURST_STEPS steps."""
+    left_s = min(seconds, burst_s) - behind_s
+    return math.ceil(left_s / burst_s * BURST_STEPS) if left_s > 0.0 else 0
