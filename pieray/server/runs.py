@@ -13,7 +13,9 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,13 +25,17 @@ from pieray.client.engine import Engine
 from pieray.client.process import Event, Process
 from pieray.concurrency.off_loop import off_loop
 from pieray.errors import ConfigError, PierayError
-from pieray.programs.sources import embedded, embedded_inferlets
+from pieray.programs.manifest import of_source
+from pieray.programs.sources import embedded, embedded_inferlets, of_manifest
 from pieray.server.answers import encoded
 from pieray.server.bodies import read_json
 from pieray.server.fields import boolean, integer, listed, mapping, number, shown, text
+from pieray.server.guard import caller_of
+from pieray.server.keys import Caller, Rates
 from pieray.server.models import main_named
 from pieray.server.problems import BadField, HttpProblem, problem_of
 from pieray.server.streams import EventStream, kill_soon, unless_gone
+from pieray.server.tenants import Tenants
 
 MOST_KEPT = 512
 """Runs that the door knows, ended ones included."""
@@ -41,21 +47,30 @@ LEAST_KEEP_S = 2.0
 FIELDS = ("input", "limits", "priority", "deadline_s", "stream", "wait", "keep_s", "messages")
 
 
+OwnKey: TypeAlias = tuple[str, str, str]
+"""Tenant, user, and the idempotency key that they have given."""
+
+
 @dataclass(slots=True)
 class Run:
     """A run and who waits for it."""
 
     process: Process
     program: str
+    caller: Caller
     keep_s: float
     """So long it goes on when nobody reads it."""
-    key: str = ""
+    key: OwnKey | None = None
     """Its idempotency key."""
     created: float = field(default_factory=time.time)
     num_readers: int = 0
     left_at: float = 0.0
     """By the loop's clock, when the last reader left."""
     ended_at: float = 0.0
+
+    def is_seen_by(self, caller: Caller) -> bool:
+        """By its tenant, and by who administers the server."""
+        return caller.is_admin or caller.tenant == self.caller.tenant
 
     def state(self) -> dict[str, Any]:
         found: dict[str, Any] = {"id": self.process.id, "object": "run", "program": self.program}
@@ -104,15 +119,18 @@ def read_run(body: Mapping[str, Any]) -> Wanted:
 class Runs:
     """The runs that this door has launched."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, tenants: Tenants, rates: Rates) -> None:
+        self._tenants = tenants
+        self._rates = rates
         self._runs: dict[str, Run] = {}
-        self._by_key: dict[str, tuple[bytes, asyncio.Future[Run]]] = {}
+        self._by_key: dict[OwnKey, tuple[bytes, asyncio.Future[Run]]] = {}
         self._watching: asyncio.Task[None] | None = None
 
     def routes(self) -> list[Route]:
         return [
-            Route("/v1/inferlets", self._programs),
+            Route("/v1/inferlets", self._programs, methods=["GET"]),
+            Route("/v1/inferlets", self._install, methods=["POST"]),
+            Route("/v1/inferlets/{name}", self._uninstall, methods=["DELETE"]),
             Route("/v1/inferlets/{name}/runs", self._launch, methods=["POST"]),
             Route("/v1/runs", self._list),
             Route("/v1/runs/{id}", self._one, methods=["GET"]),
@@ -130,22 +148,45 @@ class Runs:
         ]
         rows += [
             {name: row[name] for name in ("name", "version", "description")} | {"is_embedded": False}
-            for row in await off_loop(self._engine.programs)
+            for row in await off_loop(self._tenants.engine.programs)
         ]
         return _json({"object": "list", "data": rows})
+
+    async def _install(self, request: Request) -> Response:
+        """A program of Python source, which declares its name, version and capabilities as a file does."""
+        engine = await self._administered(request)
+        body = await read_json(request)
+        if set(body) != {"filename", "source"}:
+            raise HttpProblem(400, f"a program is {{filename, source}}; given {shown(sorted(body))}")
+        filename, source = text("filename", body["filename"], 200), text("source", body["source"], 1 << 22)
+        if "/" in filename or not filename.endswith(".py"):
+            raise BadField("filename", f"is the name of a Python file; given {shown(filename)}")
+        program = of_manifest(of_source(source, filename), Path(filename), source=source)
+        return _json(await off_loop(engine.install, program), status=201)
+
+    async def _uninstall(self, request: Request) -> Response:
+        engine = await self._administered(request)
+        return _json({"uninstalled": await off_loop(engine.uninstall, request.path_params["name"])})
+
+    async def _administered(self, request: Request) -> Engine:
+        caller = caller_of(request)
+        if not caller.is_admin:
+            raise HttpProblem(403, "programs are installed with a key of role admin, or `pieray install`")
+        return await self._tenants.engine_of(caller)
 
     # --- runs ----------------------------------------------------------------------------------
 
     async def _launch(self, request: Request) -> Response:
         name, body = request.path_params["name"], await read_json(request)
-        wanted = read_run(body)
-        main = await main_named(self._engine, name)
+        wanted, caller = read_run(body), caller_of(request)
+        engine = await self._tenants.engine_of(caller)
+        main = await main_named(engine, name)
         try:
             main.check(wanted.input)
         except ConfigError as error:
             raise BadField("input", error.message) from None
         key = request.headers.get("idempotency-key", "")
-        run = await unless_gone(request, self._run_for(key, name, body, wanted))
+        run = await unless_gone(request, self._run_for(caller, key, name, body, wanted))
         headers = {"x-pieray-run": run.process.id}
         if wanted.stream:
             return self._streamed(run, 0, headers)
@@ -158,38 +199,41 @@ class Runs:
             self._leave(run)
         return _whole(run, headers)
 
-    async def _run_for(self, key: str, name: str, body: Mapping[str, Any], wanted: Wanted) -> Run:
+    async def _run_for(self, caller: Caller, key: str, name: str, body: Mapping[str, Any], wanted: Wanted) -> Run:
         """A new run; or, of a key that was given before, the run that it has.  Raises HttpProblem 409, 400."""
         if not key:
-            return await self._new(name, wanted, "")
+            return await self._new(caller, name, wanted, None)
         if len(key) > 256:
             raise HttpProblem(400, f"an idempotency key has at most 256 characters; given {len(key)}")
         asked = hashlib.sha256(json.dumps([name, body], sort_keys=True).encode()).digest()
-        known = self._by_key.get(key)
+        mine = caller.tenant, caller.user, key
+        known = self._by_key.get(mine)
         if known is None:
-            known = self._by_key[key] = asked, asyncio.ensure_future(self._new(name, wanted, key))
-            known[1].add_done_callback(lambda done: self._forget_failed(key, done))
+            known = self._by_key[mine] = asked, asyncio.ensure_future(self._new(caller, name, wanted, mine))
+            known[1].add_done_callback(lambda done: self._forget_failed(mine, done))
         if known[0] != asked:
             raise HttpProblem(409, f"the idempotency key {shown(key)} was given for another request", code="conflict")
         return await asyncio.shield(known[1])
 
-    def _forget_failed(self, key: str, launched: asyncio.Future[Run]) -> None:
+    def _forget_failed(self, key: OwnKey, launched: asyncio.Future[Run]) -> None:
         """A launch that failed may be tried again."""
         if launched.cancelled() or launched.exception() is not None:
             self._by_key.pop(key, None)
 
-    async def _new(self, name: str, wanted: Wanted, key: str) -> Run:
+    async def _new(self, caller: Caller, name: str, wanted: Wanted, key: OwnKey | None) -> Run:
         self._make_room()
-        process = await self._engine.alaunch(embedded(name) or name, wanted.input, attached=True, **wanted.options)
-        run = self._runs[process.id] = Run(process, name, wanted.keep_s, key, left_at=_now())
+        engine = await self._tenants.engine_of(caller)
+        process = await engine.alaunch(embedded(name) or name, wanted.input, attached=True, **wanted.options)
+        run = self._runs[process.id] = Run(process, name, caller, wanted.keep_s, key, left_at=_now())
         if self._watching is None:
             self._watching = asyncio.ensure_future(self._watch())
         for message in wanted.messages:
             await process.asend(message)
         return run
 
-    async def _list(self, _: Request) -> Response:
-        rows = [run.state() for run in self._runs.values()]
+    async def _list(self, request: Request) -> Response:
+        caller = caller_of(request)
+        rows = [run.state() for run in self._runs.values() if run.is_seen_by(caller)]
         for row in rows:
             row.pop("result", None)
         return _json({"object": "list", "data": rows})
@@ -219,7 +263,8 @@ class Runs:
 
     def _named(self, request: Request) -> Run:
         name = request.path_params["id"]
-        if (run := self._runs.get(name)) is None:
+        run = self._runs.get(name)
+        if run is None or not run.is_seen_by(caller_of(request)):
             raise HttpProblem(404, f"there is no run {name[:100]!r}, or it is kept no longer", code="not_found")
         return run
 
@@ -245,6 +290,8 @@ class Runs:
             now = _now()
             for run in list(self._runs.values()):
                 if run.process.is_done:
+                    if not run.ended_at and run.caller.tokens_per_minute:
+                        kill_soon(run.process, partial(self._rates.count_tokens, run.caller))
                     run.ended_at = run.ended_at or now
                     if now - run.ended_at > KEPT_S and not run.num_readers:
                         self._forget(run)
@@ -263,7 +310,8 @@ class Runs:
 
     def _forget(self, run: Run) -> None:
         self._runs.pop(run.process.id, None)
-        self._by_key.pop(run.key, None)
+        if run.key is not None:
+            self._by_key.pop(run.key, None)
 
 
 async def _stream(process: Process, start: int) -> AsyncGenerator[bytes, None]:

@@ -92,13 +92,20 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def kill_soon(process: Process) -> None:
-    """End an inferlet whose client has left; nobody waits for it."""
+def kill_soon(process: Process, count: Callable[[int], None] | None = None) -> None:
+    """End an inferlet that nobody waits for any more, if it runs; `count` is told how many tokens it has used.
 
-    def kill() -> None:
+    Returns at once: what there is to do is done on a thread.
+    """
+
+    def end() -> None:
         try:
             process.kill("its client has left")
+            if count is not None:
+                usage = process.usage()
+                count(usage["tokens_computed"] + usage["tokens_found"])
         except PierayError as error:
-            log.debug("%s is not ended: %s", process.id, error)
+            log.debug("%s is not ended, or counted: %s", process.id, error)
 
-    threading.Thread(target=kill, name="pieray-door-kill", daemon=True).start()
+    if not process.is_done or count is not None:
+        threading.Thread(target=end, name="pieray-door-end", daemon=True).start()
