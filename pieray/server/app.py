@@ -31,15 +31,16 @@ from pieray.programs.sources import ProgramSource, embedded
 from pieray.server import answers
 from pieray.server.answers import Answer, ChatAnswer, CompletionAnswer
 from pieray.server.bodies import read_json
-from pieray.server.fields import text
+from pieray.server.fields import Asked
 from pieray.server.guard import Guard, caller_of
 from pieray.server.keys import Caller, Rates
 from pieray.server.models import main_named, models_of, read_for_program
 from pieray.server.problems import HttpProblem, problem_of
-from pieray.server.requests import Asked, read_chat, read_completion, read_embeddings
+from pieray.server.requests import read_chat, read_completion, read_embeddings
 from pieray.server.runs import Runs
 from pieray.server.streams import EventStream, kill_soon, unless_gone
 from pieray.server.tenants import Tenants
+from pieray.server.values import text
 
 log = logging.getLogger(__name__)
 

@@ -29,13 +29,13 @@ from pieray.programs.manifest import of_source
 from pieray.programs.sources import embedded, embedded_inferlets, of_manifest
 from pieray.server.answers import encoded
 from pieray.server.bodies import read_json
-from pieray.server.fields import boolean, integer, listed, mapping, number, shown, text
 from pieray.server.guard import caller_of
 from pieray.server.keys import Caller, Rates
 from pieray.server.models import main_named
 from pieray.server.problems import BadField, HttpProblem, problem_of
 from pieray.server.streams import EventStream, kill_soon, unless_gone
 from pieray.server.tenants import Tenants
+from pieray.server.values import boolean, integer, listed, mapping, number, shown, text
 
 MOST_KEPT = 512
 """Runs that the door knows, ended ones included."""
