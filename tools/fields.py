@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pieray.server.fields import ROUTES, Field
+from pieray.server.fields import Field
+from pieray.server.requests import ROUTES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "openai-fields.md"
 HEAD = """# Fields of OpenAI's and vLLM's requests

@@ -10,7 +10,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from inferlet import Context, Generation, Grammar, InvalidRequest, Sampler, Token, chat, gather, model, runtime, session
@@ -20,37 +19,55 @@ ROWS = 64
 ON_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-@dataclass(slots=True)
 class Wish:
-    """What each choice of the request is to be."""
+    """What each choice of the request is to be.  No dataclass: making one takes a guest longer than all else here."""
 
-    max_tokens: int | None
-    sampling: dict[str, Any]
-    seed: int | None
-    stop: list[str]
-    stop_token_ids: list[int]
-    ignore_eos: bool
-    min_tokens: int
-    presence_penalty: float
-    frequency_penalty: float
-    grammar: Grammar | None
-    logprobs: int | None
-    echo: bool
-    stream: bool
-    is_alone: bool
-    """There is one choice: its text needs no number."""
-    is_chat: bool = False
-    parses: bool = False
-    """The reply may have thoughts or calls of tools in the model's own format."""
-    forced: str = ""
-    """The tool that the reply calls, "*": any; its grammar is that of the calls."""
-    most_calls: int | None = None
-    shows_reasoning: bool = True
-    shows_ids: bool = False
-
-    @property
-    def has_detail(self) -> bool:
-        return self.logprobs is not None or self.shows_ids
+    def __init__(
+        self,
+        *,
+        max_tokens: int | None,
+        sampling: dict[str, Any],
+        seed: int | None,
+        stop: list[str],
+        stop_token_ids: list[int],
+        ignore_eos: bool,
+        min_tokens: int,
+        presence_penalty: float,
+        frequency_penalty: float,
+        grammar: Grammar | None,
+        logprobs: int | None,
+        echo: bool,
+        stream: bool,
+        is_alone: bool,
+        parses: bool,
+        forced: str,
+        most_calls: int | None,
+        shows_reasoning: bool,
+        shows_ids: bool,
+    ) -> None:
+        """`is_alone`: there is one choice, and its text needs no number.  `parses`: the reply may have thoughts, or
+        calls of tools in the model's own format.  `forced`: the tool that the reply calls, "*": any; `grammar` is that
+        of its calls."""
+        self.max_tokens = max_tokens
+        self.sampling = sampling
+        self.seed = seed
+        self.stop = stop
+        self.stop_token_ids = stop_token_ids
+        self.ignore_eos = ignore_eos
+        self.min_tokens = min_tokens
+        self.presence_penalty = presence_penalty
+        self.frequency_penalty = frequency_penalty
+        self.grammar = grammar
+        self.logprobs = logprobs
+        self.echo = echo
+        self.stream = stream
+        self.is_alone = is_alone
+        self.parses = parses
+        self.forced = forced
+        self.most_calls = most_calls
+        self.shows_reasoning = shows_reasoning
+        self.shows_ids = shows_ids
+        self.has_detail = logprobs is not None or shows_ids
 
 
 async def main(
@@ -119,7 +136,6 @@ async def main(
         echo=echo,
         stream=stream,
         is_alone=n == 1 and len(prompts or [""]) == 1,
-        is_chat=is_chat,
         parses=is_chat and not forced and bool(offered or model.info().get("thought_tags")),
         forced=forced,
         most_calls=None if parallel_tool_calls else 1,
@@ -223,7 +239,7 @@ async def answer(
 
 async def choose(wish: Wish, ctx: Context, index: int, scores: list[Any] | None) -> dict[str, Any]:
     """One choice: its text, or message, and how it ended."""
-    out = Out(wish, index, ctx.position)
+    out = Out(wish, index)
     if wish.echo:
         entries = [entry(*one) for one in scores] if scores is not None and wish.logprobs is not None else []
         out.tell(content=model.detokenize(ctx.tokens, skip_special=True), logprobs=entries, ids=ctx.tokens)
@@ -304,19 +320,18 @@ async def alternatives(shadow: Context, k: int, token: int) -> list[tuple[int, f
     return [(one, log(probability)) for one, probability in found]
 
 
-@dataclass(slots=True)
 class Out:
     """One choice as it grows, and what its client has been told of it."""
 
-    wish: Wish
-    index: int
-    num_prompt: int
-    content: str = ""
-    reasoning: str = ""
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    raw: Raw | None = None
+    def __init__(self, wish: Wish, index: int) -> None:
+        self.wish = wish
+        self.index = index
+        self.content = ""
+        self.reasoning = ""
+        self.calls: list[dict[str, Any]] = []
+        self.logprobs: list[dict[str, Any]] = []
+        self.ids: list[int] = []
+        self.raw: Raw | None = None
 
     def tell(self, *, content: str = "", logprobs: Sequence[dict[str, Any]] = (), ids: Sequence[int] = ()) -> None:
         """Text that has come, unless it is to be parsed, and what is known of its tokens."""

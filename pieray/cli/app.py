@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "run",
     "attach": "run",
     "serve": "serve",
+    "keys": "keys",
     "up": "up",
     "down": "up",
     "ps": "lists",

@@ -10,13 +10,20 @@ import typer
 
 from pieray.cli.engines import open_existing, start_for_run
 from pieray.cli.guard import Debug, guard
+from pieray.cli.keys import key_file
 from pieray.cli.options import Address, Device, Model, Namespace, NumPages, Set, engine_settings
 from pieray.cli.output import say
 from pieray.cli.progress import progress
 from pieray.cli.signals import StopSignals
 from pieray.errors import ConfigError
 
-Host = Annotated[str, typer.Option(help="Where to listen; names of this machine alone reach 127.0.0.1.")]
+Host = Annotated[str, typer.Option(help="Where to listen; any but loopback asks for keys.")]
+KeyFile = Annotated[
+    str | None,
+    typer.Option(
+        "--keys", metavar="PATH", help="Ask for keys of this file; ~/.pieray/keys.db if --host is not loopback."
+    ),
+]
 Port = Annotated[int, typer.Option(help="0: any that is free.")]
 ModelName = Annotated[
     str | None, typer.Option("--model-name", help="What clients call the model; its own name if not given.")
@@ -40,6 +47,7 @@ def serve(
     model: Model = None,
     model_name: ModelName = None,
     program: Program = None,
+    keys: KeyFile = None,
     drain: Drain = 30.0,
     address: Address = None,
     namespace: Namespace = None,
@@ -52,7 +60,7 @@ def serve(
     with guard(debug=debug) as signals, ExitStack() as closing:
         hosting = _hosting()
         programs = _programs(program or [])
-        _check_host(host)
+        opened = _keys(host, keys)
         bound = hosting.listening(host, port)
         closing.callback(bound.close)
         settings = engine_settings(model, device, num_pages, pairs)
@@ -62,7 +70,7 @@ def serve(
                 engine = start_for_run(address, namespace, settings, show)
         with signals.held():
             try:
-                _serve(engine, hosting, bound, signals, model_name, programs, drain)
+                _serve(engine, hosting, bound, signals, opened, model_name, programs, drain)
             finally:
                 engine.close()
 
@@ -72,6 +80,7 @@ def _serve(
     hosting: Any,
     bound: Any,
     signals: StopSignals,
+    keys: Any,
     model_name: str | None,
     programs: dict[str, str],
     drain: float,
@@ -80,12 +89,13 @@ def _serve(
     from pieray.server.guard import Guard
 
     served = model_name or str(engine.models()[0]["name"])
-    gate = Guard()
+    gate = Guard(keys)
     name, port = bound.getsockname()[:2]
     url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
     def ready() -> None:
-        say(f"serving {served} at {url}/v1, to every user of this machine: no key is asked for")
+        who = "to who has a key" if keys is not None else "to every user of this machine: no key is asked for"
+        say(f"serving {served} at {url}/v1, {who}")
 
     def wants_end() -> float | None:
         if signals.signum is None:
@@ -104,11 +114,17 @@ def _hosting() -> Any:
     return hosting
 
 
-def _check_host(host: str) -> None:
+def _keys(host: str, path: str | None) -> Any:
+    """The keys that are asked for; None: on loopback nobody is, unless a file says so.  Raises ConfigError."""
     from pieray.server.guard import is_loopback
+    from pieray.server.keys import Keys
 
-    if not is_loopback(host):
-        raise ConfigError(f"the server asks for no keys yet, so it listens on loopback alone; given --host {host}")
+    if path is None and is_loopback(host):
+        return None
+    found = Keys(key_file(path))
+    if not found.rows():
+        raise ConfigError(f"{key_file(path)} has no keys: `pieray keys create` makes one")
+    return found
 
 
 def _programs(pairs: list[str]) -> dict[str, str]:

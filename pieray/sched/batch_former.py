@@ -12,8 +12,7 @@
 * Work-conserving: no step is empty while anything may run, and an inferlet alone has all of it.
 * Rows are decodes like others; they are taken all at once if all of them fit and nobody takes more than a share, else
   each by itself.
-* Commands make a step longer than one of rows alone, whatever they are.  Beside rows of others their inferlets pay for
-  that together (`_Gate`): it comes out of their shares, and they come together, in as few steps as are worth it.
+* Commands join rows of other inferlets in as few steps as are worth it (`gate.py`).
 """
 
 from __future__ import annotations
@@ -28,11 +27,12 @@ import numpy.typing as npt
 from pieray.sched.chunks import Chunk, add_chunk, add_rows, cut, decode_seconds, whole
 from pieray.sched.commands import Command, ForwardCommand, MoveCommand
 from pieray.sched.costs import CostModel, Kind, Work, no_work
+from pieray.sched.gate import Gate
 from pieray.sched.lanes import I64
 from pieray.sched.plans import PlanCommand
 from pieray.sched.precedence import Precedence, are_lower
 from pieray.sched.queues import CommandQueues, InferletQueues
-from pieray.sched.shares import Demand, Shares
+from pieray.sched.shares import Account, Demand, Shares
 from pieray.sched.swap import SwapCommand
 from pieray.sched.table import SPECIAL, DecodeTable, RowGroup
 from pieray.urgency import launch_priority
@@ -74,34 +74,6 @@ class StepLimits:
     max_swap_pages: int = 256
 
 
-FEE_STEPS = 2.0
-"""Commands join rows when one of their inferlets is behind by so many times what they add to any step: half of that it
-has for its work."""
-GATE_STEPS = 32
-"""After so many steps at most it is looked anew."""
-
-
-class _Gate:
-    """Whether commands wait for a later step, for the rows of others."""
-
-    def __init__(self) -> None:
-        self._num_left = 0  # steps that it stays closed for
-        self._num_opened = 0  # of `CommandQueues`, when it was closed
-        self.num_passed = 0  # steps since accounts were looked at
-
-    def stays_closed(self, num_opened: int) -> bool:
-        """For another step, unless an inferlet has come meanwhile, of `num_opened` in all."""
-        if self._num_left <= 0 or num_opened != self._num_opened:
-            self._num_left = 0
-            return False
-        self._num_left -= 1
-        return True
-
-    def close(self, num_steps: int, num_opened: int) -> None:
-        """For this step, and others: of `num_steps`, the last has it open."""
-        self._num_left, self._num_opened = min(num_steps, GATE_STEPS) - 1, num_opened
-
-
 class BatchFormer:
     """Takes from queues and table what runs next; without `costs`, nobody is held to a share."""
 
@@ -117,18 +89,15 @@ class BatchFormer:
         self._is_ranked = False  # whether candidates of the last step had several priorities, as far as it was looked
         self._now = 0.0  # of the last step
         self._seconds = np.zeros(0)  # what each row of the table takes, where accounts are looked at
-        self._gate = _Gate()
-        self._fee_s = 0.0  # what commands add to this step, to be paid by their inferlets
+        self._gate = Gate()
+        self._joining: list[Account] = []  # of who has commands in this step beside rows of others, if they are let in
 
     def next_step(self, now: float) -> StepPlan:
         """Choose, and count as scheduled, what runs in the next step; empty without work."""
         self._now = now
         plan = StepPlan()
         rows = self._table.ready()
-        self._fee_s = 0.0
-        heap: list[_Candidate] = []
-        if self._queues.num_active and not (len(rows) and self._gate.stays_closed(self._queues.num_opened)):
-            heap = [self._candidate(command) for command in self._queues.heads()]
+        heap = self._commands(is_beside_rows=len(rows) > 0)
         if not heap and not len(rows):
             return plan
         is_room = len(rows) <= min(self._limits.max_batch_requests, self._limits.max_batch_tokens)
@@ -139,7 +108,7 @@ class BatchFormer:
         if not heap and is_room:
             group = self._table.group(rows)
             if self.costs is None or self._shares.are_even(self.costs, group, self._now):
-                self._gate.num_passed += 1
+                self._gate.passed()
                 self._take_rows(plan, group)
                 return plan
         heapq.heapify(heap)
@@ -158,13 +127,25 @@ class BatchFormer:
                 waiting.append(one)
         if waiting and not plan.copies and not plan.num_requests:
             self._run(plan, waiting[0][3], heap, is_forced=True)
-        if self._fee_s and (plan.copies or plan.forwards):
-            commands = (*plan.copies, *(chunk.command for chunk in plan.forwards))
-            numbers = {self._queues.by_inferlet[command.lane].number for command in commands}
-            self._shares.pay([self._shares.account(number) for number in numbers], self._fee_s)
+        self._pay(plan)
         if plan.picked:
             self._take_rows(plan, self._table.group(rows if len(plan.picked) == len(rows) else np.sort(plan.picked)))
         return plan
+
+    def _commands(self, *, is_beside_rows: bool) -> list[_Candidate]:
+        """Those that may be in the step, as far as it is looked."""
+        self._joining = []
+        if not self._queues.num_active or (is_beside_rows and self._gate.stays_closed(self._queues.num_opened)):
+            return []
+        return [self._candidate(command) for command in self._queues.heads()]
+
+    def _pay(self, plan: StepPlan) -> None:
+        """Inferlets whose commands have joined rows of others pay for that, and wait till they may again."""
+        if self._joining and (plan.copies or plan.forwards):
+            commands = (*plan.copies, *(chunk.command for chunk in plan.forwards))
+            numbers = {self._queues.by_inferlet[command.lane].number for command in commands}
+            self._shares.pay([self._shares.account(number) for number in numbers])
+            self._gate.close(self._steps_until_joined(), self._queues.num_opened)
 
     def _without_lower(self, costs: CostModel, rows: I64, heap: list[_Candidate]) -> tuple[I64, list[_Candidate]]:
         """Without those that wait because of their tenant's programs of higher priority (`precedence.py`)."""
@@ -238,9 +219,8 @@ class BatchFormer:
         if demands or len(rows):
             step_s, token_s = costs.seconds[Kind.STEP], costs.decode(1, 0)
             wanting = [self._queues.by_inferlet[one[3].lane].number for one in heap if isinstance(one[3], Command)]
-            if heap and self._is_beside_others(lanes, wanting):
-                self._fee_s = costs.seconds[Kind.COMMANDS]
-            elif heap:  # all who want something have it so
+            is_beside = len(lanes) > 0 and not set(wanting).issuperset(lanes.tolist())
+            if heap and not is_beside:  # all who want something have that in common
                 step_s += costs.seconds[Kind.COMMANDS]
             settled = np.flatnonzero(is_free)
             is_free[settled] = self._shares.begin(
@@ -250,22 +230,18 @@ class BatchFormer:
                 seconds[settled],
                 step_s,
                 token_s,
-                fee_s=self._fee_s,
-                num_steps=1 + self._gate.num_passed,
+                fee_s=costs.seconds[Kind.COMMANDS] if heap and is_beside else 0.0,
+                num_steps=1 + self._gate.take_passed(),
             )
-            self._gate.num_passed = 0
-            if self._fee_s and not any(isinstance(one[3], SwapCommand) for one in heap):
-                accounts = {lane: demands[lane].account for lane in wanting}
-                later = min(self._shares.steps_until(one, FEE_STEPS * self._fee_s) for one in accounts.values())
-                if later:
-                    self._gate.close(later, self._queues.num_opened)
+            if heap and is_beside:
+                self._joining = [demands[lane].account for lane in set(wanting)]
+                if (num_steps := self._steps_until_joined()) > 0:
+                    self._gate.close(num_steps, self._queues.num_opened)
                     heap.clear()
         return is_free
 
-    @staticmethod
-    def _is_beside_others(lanes: I64, wanting: list[int]) -> bool:
-        """Whether any of these rows is of another inferlet than those that have commands."""
-        return len(lanes) > 0 and not np.isin(lanes, wanting).all()
+    def _steps_until_joined(self) -> int:
+        return min(self._shares.steps_until(account) for account in self._joining)
 
     def _demand(self, demands: dict[int, Demand], lane: int) -> Demand:
         found = demands.get(lane)

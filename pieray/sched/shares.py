@@ -43,6 +43,9 @@ ALONE_STEPS = 8.0
 """Bare steps that a step takes while nobody decodes: so long a newcomer may wait."""
 BURST_STEPS = 64.0
 """Steps whose shares an account may fall behind by."""
+JOINING_FEES = 2.0
+"""Commands join rows of others when one of their inferlets is behind by so many times what that takes: half of it is
+for its work."""
 RECENT_S = 1.0
 """An inferlet that has been away for less is taken to come back for a decode."""
 PRESENT, GONE = math.inf, -math.inf
@@ -57,6 +60,7 @@ class Tenant:
     part: float = 1.0  # the same, over the mean of those that are there
     spent: float = -math.inf
     clock: float = 0.0
+    share: float = 0.0  # seconds that its clock moves by in a step
     burst_s: float = 0.0  # that its inferlets may fall behind by
     free_s: float = 0.0  # that the first decode of each in a step takes of nobody's share
     num_lanes: int = 0
@@ -110,12 +114,14 @@ class Shares:
         self._numbers: Registry[str] = Registry()
         self._tenants: dict[int, Tenant] = {}
         self._clock = 0.0  # of tenants
+        self._share = 0.0  # of a tenant, in a step
         self._burst_s = 0.0
         self._is_alone = False
         self._are_tenants_alone = True
         self._left_s = 0.0  # of this step, for what is more than each inferlet's first decode
         self._least_s = 0.0  # what is worth a place in a step
         self._fee_s = 0.0
+        self._joining_s = 0.0  # by which an inferlet must be behind for its commands to join rows of others
         self._num_steps = 1  # that clocks move by
 
     # --- accounts --------------------------------------------------------------------------------
@@ -203,8 +209,9 @@ class Shares:
 
         Returns the rows that need no account in this step, either.
         """
-        self._fee_s, self._num_steps = fee_s, num_steps
         bare = step_s + token_s
+        self._fee_s, self._num_steps = fee_s, num_steps
+        self._joining_s = JOINING_FEES * fee_s
         for tenant in self._tenants.values():
             tenant.lanes.clear()
             tenant.num_rows = tenant.num_away = 0
@@ -310,7 +317,7 @@ class Shares:
             tenant.decode_s > step_s + least or any(one.has_more for one in tenant.lanes) for tenant in wanting
         )
         share = min(SLICE_OF_STEP * (step_s + least), crowd / max(num_wanting_more, 1))
-        self._burst_s = BURST_STEPS * share
+        self._share, self._burst_s = share, max(BURST_STEPS * share, self._joining_s)
         self._clock = max(self._clock + self._num_steps * share, min([tenant.spent for tenant in wanting]))
         for tenant in wanting:
             tenant.is_ahead = tenant.spent > self._clock
@@ -333,7 +340,7 @@ class Shares:
         else:
             num_wanting_more = sum([one.has_more or one.decode_s > quantum for one in lanes])
         share = min(SLICE_OF_STEP * quantum, crowd / max(num_wanting_more, 1))
-        tenant.burst_s = BURST_STEPS * share
+        tenant.share, tenant.burst_s = share, max(BURST_STEPS * share, self._joining_s)
         least_spent = min([one.account.spent for one in lanes], default=-math.inf)
         moved = tenant.clock + self._num_steps * share
         tenant.clock = clock = max(moved, -math.inf if tenant.num_rows else least_spent)
@@ -399,26 +406,23 @@ class Shares:
         account.spent = max(account.spent, tenant.clock - tenant.burst_s) + own
         self._charge_tenant(tenant, seconds)
 
-    def steps_until(self, account: Account, seconds: float) -> int:
-        """In how many steps the inferlet will be behind by so much, or by as much as it can be, if it takes nothing till
-        then; 0: it is."""
-        tenant = account.tenant
-        found = _steps(seconds, tenant.clock - account.spent, tenant.burst_s)
+    def steps_until(self, account: Account) -> int:
+        """In how many steps the inferlet is far enough behind for its commands to join rows of others; 0: it is."""
+        tenant, joining_s = account.tenant, self._joining_s
+        found = _steps(joining_s - (tenant.clock - account.spent), tenant.share)
         if not self._are_tenants_alone:
             part = tenant.part
-            found = max(found, _steps(seconds, (self._clock - tenant.spent) * part, self._burst_s * part))
+            found = max(found, _steps(joining_s - (self._clock - tenant.spent) * part, self._share * part))
         return found
 
-    def pay(self, accounts: Collection[Account], seconds: float) -> None:
-        """Charge the inferlets, together, what is no work of one alone."""
-        each = seconds / len(accounts)
+    def pay(self, accounts: Collection[Account]) -> None:
+        """Commands of these inferlets are in the step: they pay for what it takes longer whatever they are."""
+        each = self._fee_s / len(accounts)
         for account in accounts:
             tenant = account.tenant
             account.spent = max(account.spent, tenant.clock - tenant.burst_s) + each
             self._charge_tenant(tenant, each)
 
 
-def _steps(seconds: float, behind_s: float, burst_s: float) -> int:
-    """Until who is behind by `behind_s` is so by `seconds`, or by `burst_s`, which it is in BURST_STEPS steps."""
-    left_s = min(seconds, burst_s) - behind_s
-    return math.ceil(left_s / burst_s * BURST_STEPS) if left_s > 0.0 else 0
+def _steps(seconds: float, share: float) -> int:
+    return math.ceil(seconds / share) if seconds > 0.0 else 0

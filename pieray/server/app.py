@@ -31,12 +31,16 @@ from pieray.programs.sources import ProgramSource, embedded
 from pieray.server import answers
 from pieray.server.answers import Answer, ChatAnswer, CompletionAnswer
 from pieray.server.bodies import read_json
-from pieray.server.fields import text
-from pieray.server.guard import Guard
+from pieray.server.fields import Asked
+from pieray.server.guard import Guard, caller_of
+from pieray.server.keys import Caller, Rates
 from pieray.server.models import main_named, models_of, read_for_program
 from pieray.server.problems import HttpProblem, problem_of
-from pieray.server.requests import Asked, read_chat, read_completion, read_embeddings
-from pieray.server.streams import EventStream, unless_gone
+from pieray.server.requests import read_chat, read_completion, read_embeddings
+from pieray.server.runs import Runs
+from pieray.server.streams import EventStream, kill_soon, unless_gone
+from pieray.server.tenants import Tenants
+from pieray.server.values import text
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +68,8 @@ class Door:
     """
 
     def __init__(self, engine: Engine, *, model: str, generate: str = GENERATE, embed: str = EMBED) -> None:
-        self.engine = engine
+        self.tenants = Tenants(engine)
+        self._rates: Rates | None = None
         self.model = model
         self._generate = generate
         self._embed = embed
@@ -72,12 +77,14 @@ class Door:
 
     def app(self, guard: Guard) -> ASGIApp:
         """The routes, behind `guard`."""
+        self._rates = guard.rates
         routes = [
             Route("/v1/chat/completions", functools.partial(self._complete, CHAT), methods=["POST"]),
             Route("/v1/completions", functools.partial(self._complete, COMPLETION), methods=["POST"]),
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{name}", self._one_model),
+            *Runs(self.tenants, guard.rates).routes(),
             Route("/health", self._health),
             Route("/version", _version),
         ]
@@ -92,16 +99,17 @@ class Door:
     # --- what generates ------------------------------------------------------------------------
 
     async def _complete(self, kind: Kind, request: Request) -> Response:
-        body = await read_json(request)
+        body, caller = await read_json(request), caller_of(request)
+        engine = await self.tenants.engine_of(caller)
         name = text("model", body.get("model") or self.model, 200)
         asked: Asked
         if name == self.model:
             asked, program = kind.read(body), _source(self._generate)
         else:
-            main = await main_named(self.engine, name)
+            main = await main_named(engine, name)
             asked, program = read_for_program(body, name, main, is_chat=kind.is_chat), _source(name)
         is_own = name == self.model
-        process = await unless_gone(request, self._launch(program, asked))
+        process = await unless_gone(request, self._launch(engine, program, asked))
         answer = kind.answer(
             f"{kind.prefix}-{asked.door.get('request_id') or uuid.uuid4().hex}",
             name,
@@ -110,22 +118,27 @@ class Door:
             include_usage=asked.door.get("include_usage", False),
         )
         headers = {"x-pieray-run": process.id}
+        end = functools.partial(kill_soon, process, self._count(caller))
         try:
             if not asked.is_stream:
                 result = await unless_gone(request, self._result(process, is_own=is_own))
+                end()
                 return _json({**answer.whole(result), **({} if is_own else {"result": result["result"]})}, headers)
             events = process.aevents()
             first = await unless_gone(request, _first(events))  # an error before all else has a status of its own
         except BaseException:
-            self._end(process)
+            end()
             raise
-        chunks = self._chunks(process, first, events, answer, is_own=is_own)
-        return EventStream(chunks, functools.partial(self._end, process), headers)
+        return EventStream(self._chunks(process, first, events, answer, is_own=is_own), end, headers)
 
-    async def _launch(self, program: str | ProgramSource, asked: Asked) -> Process:
-        process = await self.engine.alaunch(
-            program, asked.arguments, attached=True, priority=asked.door.get("priority", 0)
-        )
+    def _count(self, caller: Caller) -> Callable[[int], None] | None:
+        """What is told the tokens that a run of the caller has used; None: nobody counts them."""
+        if self._rates is None or not caller.tokens_per_minute:
+            return None
+        return functools.partial(self._rates.count_tokens, caller)
+
+    async def _launch(self, engine: Engine, program: str | ProgramSource, asked: Asked) -> Process:
+        process = await engine.alaunch(program, asked.arguments, attached=True, priority=asked.door.get("priority", 0))
         log.info("run %s of %s %s", process.id, process.name, asked.labels or "")
         return process
 
@@ -174,11 +187,6 @@ class Door:
             problem = HttpProblem(500, f"{process.name} does not answer as an OpenAI inferlet does; the log says how")
             yield b"".join([*parts, answers.event(problem.body), answers.DONE])
 
-    def _end(self, process: Process) -> None:
-        """Its client has its answer, or has left: then the inferlet ends."""
-        if not process.is_done:
-            off_loop_kill(process)
-
     # --- what does not -------------------------------------------------------------------------
 
     async def _embeddings(self, request: Request) -> Response:
@@ -189,26 +197,28 @@ class Door:
             raise HttpProblem(
                 404, f"{name[:100]!r} gives no embeddings; {self.model!r} does", param="model", code="model_not_found"
             )
-        process = await unless_gone(request, self._launch(_source(self._embed), asked))
+        caller = caller_of(request)
+        engine = await self.tenants.engine_of(caller)
+        process = await unless_gone(request, self._launch(engine, _source(self._embed), asked))
         try:
             result = await unless_gone(request, process.wait())
         finally:
-            self._end(process)
+            kill_soon(process, self._count(caller))
         encoding = asked.door.get("encoding_format", "float")
         return _json(answers.embeddings(result, name, encoding), {"x-pieray-run": process.id})
 
     async def _models(self, _: Request) -> Response:
-        return _json({"object": "list", "data": await models_of(self.engine, self.model, self._began)})
+        return _json({"object": "list", "data": await models_of(self.tenants.engine, self.model, self._began)})
 
     async def _one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        for row in await models_of(self.engine, self.model, self._began):
+        for row in await models_of(self.tenants.engine, self.model, self._began):
             if row["id"] == name:
                 return _json(row)
         raise HttpProblem(404, f"there is no model {name[:100]!r}", param="model", code="model_not_found")
 
     async def _health(self, _: Request) -> Response:
-        await off_loop(self.engine.models)
+        await off_loop(self.tenants.engine.models)
         return _json({"status": "ok"})
 
 
@@ -217,19 +227,6 @@ async def _first(events: AsyncGenerator[Event, None]) -> Event:
     while (event := await anext(events)).kind in ("log", "file", "error"):
         pass
     return event
-
-
-def off_loop_kill(process: Process) -> None:
-    """End an inferlet; nobody waits for it."""
-    import threading
-
-    def kill() -> None:
-        try:
-            process.kill("its client has left")
-        except PierayError as error:
-            log.debug("%s is not ended: %s", process.id, error)
-
-    threading.Thread(target=kill, name="pieray-door-kill", daemon=True).start()
 
 
 @functools.cache

@@ -6,13 +6,14 @@ A field has a row in the table of its route.  `None` is a field that is not give
 
 from __future__ import annotations
 
+import difflib
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pieray.server.problems import BadField
+from pieray.server.values import boolean, integer, listed, mapping, number, one_of, shown, text, tokens
 
 Take: TypeAlias = Callable[[str, Any], dict[str, Any]]
 """From a field's name and value to arguments of the inferlet; raises BadField."""
@@ -47,60 +48,44 @@ class Field:
         raise BadField(self.name, f"is not served here: {self.note}", code="unsupported_field")
 
 
-# --- what values may be
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for."""
+
+    arguments: dict[str, Any]
+    """Of the inferlet."""
+    door: dict[str, Any] = field(default_factory=dict)
+    """What is for the door: model, stream, include_usage, priority, ..."""
+
+    @property
+    def is_stream(self) -> bool:
+        return bool(self.door.get("stream"))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the log tells of the request."""
+        names = ("user", "safety_identifier", "prompt_cache_key", "session_id", "request_id")
+        return {name: self.door[name] for name in names if name in self.door}
 
 
-def boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise BadField(name, f"is true or false; given {shown(value)}")
-    return value
-
-
-def integer(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise BadField(name, f"is an integer{_range(least, most)}; given {shown(value)}")
-    return value
-
-
-def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-        raise BadField(name, f"is a number{_range(least, most)}; given {shown(value)}")
-    return float(value)
-
-
-def text(name: str, value: Any, most: int = 1 << 20) -> str:
-    if not isinstance(value, str) or len(value) > most:
-        raise BadField(name, f"is a text of at most {most} characters; given {shown(value)}")
-    return value
-
-
-def listed(name: str, value: Any, most: int) -> list[Any]:
-    if not isinstance(value, list) or len(value) > most:
-        given = f"{len(value)}" if isinstance(value, list) else shown(value)
-        raise BadField(name, f"is a list of at most {most}; given {given}")
-    return value
-
-
-def mapping(name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise BadField(name, f"is an object; given {shown(value)}")
-    return value
-
-
-def tokens(name: str, value: Any, most: int = 1 << 20) -> list[int]:
-    return [integer(name, one, 0, (1 << 32) - 1) for one in listed(name, value, most)]
-
-
-def shown(value: Any) -> str:
-    """The beginning of a value, as JSON."""
-    found = json.dumps(value, ensure_ascii=True)
-    return found if len(found) <= 80 else f"{found[:77]}..."
-
-
-def _range(least: float, most: float) -> str:
-    if least == -math.inf and most == math.inf:
-        return ""
-    return f" of at least {least}" if most == math.inf else f" from {least} to {most}"
+def read_fields(route: str, body: Mapping[str, Any], fields: tuple[Field, ...]) -> Asked:
+    """What a request asks for.  Raises BadField."""
+    asked, from_field = Asked({}), dict[str, str]()
+    by_name = {one.name: one for one in fields}
+    for name, value in body.items():
+        known = by_name.get(name)
+        if known is None:
+            near = difflib.get_close_matches(name, by_name, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise BadField(name, f"is not a field of {route}{hint}", code="unknown_field")
+        if value is None:
+            continue
+        for argument, found in known.read(value).items():
+            into = asked.door if known.is_doors else asked.arguments
+            if argument in into and into[argument] != found:
+                raise BadField(name, f"and {from_field[argument]} ask for different things: give one of them")
+            into[argument], from_field[argument] = found, name
+    return asked
 
 
 # --- what becomes of them
@@ -147,13 +132,7 @@ def _truncate(name: str, value: Any) -> dict[str, Any]:
 
 
 def _side(name: str, value: Any) -> dict[str, Any]:
-    return {"truncation_side": _one_of(name, value, ("left", "right"))}
-
-
-def _one_of(name: str, value: Any, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise BadField(name, f"is one of {', '.join(choices)}; given {shown(value)}")
-    return str(value)
+    return {"truncation_side": one_of(name, value, ("left", "right"))}
 
 
 def _priority(name: str, value: Any) -> dict[str, Any]:
@@ -280,7 +259,7 @@ def _messages(name: str, value: Any) -> dict[str, Any]:
 
 def _message(name: str, value: Any) -> dict[str, Any]:
     given = {key: one for key, one in mapping(name, value).items() if one is not None}
-    role = _one_of(f"{name}.role", given.get("role"), ROLES)
+    role = one_of(f"{name}.role", given.get("role"), ROLES)
     for key, one in given.items():
         if key not in _MESSAGE and not (key in _NO_MESSAGE and not one):
             raise BadField(f"{name}.{key}", "is not served here", code="unsupported_field")
@@ -353,7 +332,7 @@ def _tool(name: str, value: Any) -> dict[str, Any]:
 
 def _tool_choice(name: str, value: Any) -> dict[str, Any]:
     if isinstance(value, str):
-        return {"tool_choice": _one_of(name, value, ("none", "auto", "required"))}
+        return {"tool_choice": one_of(name, value, ("none", "auto", "required"))}
     given = mapping(name, value)
     if given.get("type") != "function":
         raise BadField(f"{name}.type", f"is function; given {shown(given.get('type'))}", code="unsupported_field")
@@ -362,7 +341,7 @@ def _tool_choice(name: str, value: Any) -> dict[str, Any]:
 
 
 def _effort(name: str, value: Any) -> dict[str, Any]:
-    effort = _one_of(name, value, ("none", "minimal", "low", "medium", "high", "xhigh", "max"))
+    effort = one_of(name, value, ("none", "minimal", "low", "medium", "high", "xhigh", "max"))
     return {"reasoning_effort": effort}
 
 
@@ -543,7 +522,7 @@ EMBEDDINGS = (
         "encoding_format",
         "OpenAI",
         "float or base64",
-        lambda name, value: {name: _one_of(name, value, ("float", "base64"))},
+        lambda name, value: {name: one_of(name, value, ("float", "base64"))},
         is_doors=True,
     ),
     Field("truncate_prompt_tokens", "vLLM", "the first so many tokens; -1: as many as the model takes", _truncate),
@@ -558,9 +537,3 @@ EMBEDDINGS = (
     _refused("endianness", "vLLM", "little", "native", "little"),
     _refused("cache_salt", "vLLM", "tenants share no pages; give each user a tenant"),
 )
-
-ROUTES: Mapping[str, tuple[Field, ...]] = {
-    "/v1/chat/completions": CHAT,
-    "/v1/completions": COMPLETIONS,
-    "/v1/embeddings": EMBEDDINGS,
-}

@@ -1,4 +1,4 @@
-"""Before any route: which host is meant, whether the server is still open, and how many requests are under way."""
+"""Before any route: which host is meant, who asks, whether the server is still open, and how much is under way."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import logging
 import time
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pieray.server.keys import ANYBODY, Caller, Keys, Rates
 from pieray.server.problems import HttpProblem
 
 log = logging.getLogger("pieray.server.access")
@@ -17,6 +19,8 @@ log = logging.getLogger("pieray.server.access")
 DRAIN_RETRY_S = 5.0
 HEAD_BYTES = 32 << 10
 """Names and values of a request's headers."""
+CALLER = "pieray.caller"
+"""Of a request's scope: who asks."""
 
 
 def is_loopback(host: str) -> bool:
@@ -29,14 +33,23 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class Guard:
-    """Counts requests, refuses them when the server is about to stop, and those that name a host that it is not.
+def caller_of(request: Request) -> Caller:
+    """Who asks, as the guard has found."""
+    found: Caller = request.scope[CALLER]
+    return found
 
-    The latter keeps web pages out, whose names may lead to this machine too (DNS rebinding); they cannot send JSON of
-    their own without asking first, which no route answers.
+
+class Guard:
+    """Counts requests, and refuses those without a key, where keys are asked for, and all when the server is to stop.
+
+    Without `keys` it refuses requests that name a host that this is not: web pages, whose names may lead to this
+    machine too (DNS rebinding), stay outside.  They cannot send JSON of their own without asking first, which no route
+    answers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys | None = None) -> None:
+        self.keys = keys
+        self.rates = Rates()
         self.is_draining = False
         self.num_running = 0
 
@@ -54,26 +67,52 @@ class Guard:
 
             self.num_running += 1
             try:
-                problem = self._problem(scope)
-                if problem is not None:
+                try:
+                    scope[CALLER] = self._admit(scope)
+                except HttpProblem as problem:
                     await JSONResponse(problem.body, problem.status, problem.headers)(scope, receive, sending)
                 else:
                     await app(scope, receive, sending)
             finally:
                 self.num_running -= 1
                 took_ms = (time.perf_counter() - began) * 1e3
-                log.info("%s %r %d in %.1f ms", scope["method"], scope["path"][:200], status, took_ms)
+                who = scope[CALLER].key_id if CALLER in scope else "-"
+                what = scope["method"], scope["path"][:200], status, took_ms, who or "-"
+                log.info("%s %r %d in %.1f ms, key %s", *what)
 
         return guarded
 
-    def _problem(self, scope: Scope) -> HttpProblem | None:
+    def _admit(self, scope: Scope) -> Caller:
+        """Who asks.  Raises HttpProblem."""
         size = sum(len(name) + len(value) for name, value in scope["headers"])
         if size > HEAD_BYTES:
-            return HttpProblem(431, f"the headers of a request are at most {HEAD_BYTES} bytes; given {size}")
-        host = Headers(scope=scope).get("host", "")
-        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        if not is_loopback(name.strip("[]")):
-            return HttpProblem(403, f"this server answers to names of this machine alone; given host {host[:100]!r}")
+            raise HttpProblem(431, f"the headers of a request are at most {HEAD_BYTES} bytes; given {size}")
+        headers = Headers(scope=scope)
+        caller = ANYBODY
+        if self.keys is None:
+            _check_host(headers.get("host", ""))
+        else:
+            caller = self._caller(self.keys, headers.get("authorization", ""), scope)
         if self.is_draining:
-            return HttpProblem(503, "the server is about to stop", retry_after_s=DRAIN_RETRY_S)
-        return None
+            raise HttpProblem(503, "the server is about to stop", retry_after_s=DRAIN_RETRY_S)
+        return caller
+
+    def _caller(self, keys: Keys, authorization: str, scope: Scope) -> Caller:
+        now = time.monotonic()
+        scheme, _, key = authorization.partition(" ")
+        caller = keys.find(key.strip(), now) if scheme.lower() == "bearer" else None
+        if caller is None:
+            address = str((scope.get("client") or ("",))[0])
+            if wait_s := self.rates.failed(address, now):
+                raise HttpProblem(429, f"too many wrong keys from {address}", code="rate_limit", retry_after_s=wait_s)
+            raise HttpProblem(401, "a key is asked for: Authorization: Bearer pk-...", code="invalid_api_key")
+        wait_s, what = self.rates.admit(caller, now)
+        if wait_s:
+            raise HttpProblem(429, f"this key has used up its {what}", code="rate_limit", retry_after_s=wait_s)
+        return caller
+
+
+def _check_host(host: str) -> None:
+    name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+    if not is_loopback(name.strip("[]")):
+        raise HttpProblem(403, f"this server answers to names of this machine alone; given host {host[:100]!r}")

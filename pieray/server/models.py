@@ -12,9 +12,9 @@ from pieray.errors import ConfigError, InvalidRequest, NotFound
 from pieray.programs.manifest import is_spec
 from pieray.programs.signature import MainFunction, main_of
 from pieray.programs.sources import embedded, embedded_inferlets, is_embedded
-from pieray.server.fields import CHAT, COMPLETIONS, text
+from pieray.server.fields import CHAT, COMPLETIONS, Asked
 from pieray.server.problems import BadField, HttpProblem
-from pieray.server.requests import Asked
+from pieray.server.values import text
 
 PROMPTS = ("prompt", "question", "text")
 """Parameters of a main that take what a user says."""

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, ROUTES, Field
+from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, Asked, Field, read_fields
 from pieray.server.problems import BadField
 
 COMPLETION_TOKENS = 16
 """Of a completion that does not say how many, as OpenAI has it."""
 
-_BY_NAME = {route: {one.name: one for one in fields} for route, fields in ROUTES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request asks for."""
-
-    arguments: dict[str, Any]
-    """Of the inferlet."""
-    door: dict[str, Any] = field(default_factory=dict)
-    """What is for the door: model, stream, include_usage, priority, ..."""
-
-    @property
-    def is_stream(self) -> bool:
-        return bool(self.door.get("stream"))
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """What the log tells of the request."""
-        names = ("user", "safety_identifier", "prompt_cache_key", "session_id", "request_id")
-        return {name: self.door[name] for name in names if name in self.door}
+ROUTES: Mapping[str, tuple[Field, ...]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": COMPLETIONS,
+    "/v1/embeddings": EMBEDDINGS,
+}
+"""The table of each route."""
 
 
 def read_chat(body: Mapping[str, Any]) -> Asked:
     """Raises BadField."""
-    asked = _read("/v1/chat/completions", body, CHAT)
+    asked = read_fields("/v1/chat/completions", body, CHAT)
     arguments = asked.arguments
     _require(arguments, "messages")
     has_logprobs, top = arguments.pop("has_logprobs", False), arguments.pop("top_logprobs", None)
@@ -62,7 +45,7 @@ def read_chat(body: Mapping[str, Any]) -> Asked:
 
 def read_completion(body: Mapping[str, Any]) -> Asked:
     """Raises BadField."""
-    asked = _read("/v1/completions", body, COMPLETIONS)
+    asked = read_fields("/v1/completions", body, COMPLETIONS)
     _require(asked.arguments, "prompts", "prompt")
     asked.arguments.setdefault("max_tokens", COMPLETION_TOKENS)
     if asked.arguments["max_tokens"] == 0 and not asked.arguments.get("echo"):
@@ -72,7 +55,7 @@ def read_completion(body: Mapping[str, Any]) -> Asked:
 
 def read_embeddings(body: Mapping[str, Any]) -> Asked:
     """Raises BadField."""
-    asked = _read("/v1/embeddings", body, EMBEDDINGS)
+    asked = read_fields("/v1/embeddings", body, EMBEDDINGS)
     _require(asked.arguments, "inputs", "input")
     return asked
 
@@ -88,21 +71,3 @@ def _streaming(asked: Asked) -> Asked:
 def _require(arguments: Mapping[str, Any], name: str, field_name: str = "") -> None:
     if name not in arguments:
         raise BadField(field_name or name, "is missing")
-
-
-def _read(route: str, body: Mapping[str, Any], fields: Sequence[Field]) -> Asked:
-    asked, from_field = Asked({}), dict[str, str]()
-    for name, value in body.items():
-        known = _BY_NAME[route].get(name)
-        if known is None:
-            near = difflib.get_close_matches(name, [one.name for one in fields], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise BadField(name, f"is not a field of {route}{hint}", code="unknown_field")
-        if value is None:
-            continue
-        for argument, found in known.read(value).items():
-            into = asked.door if known.is_doors else asked.arguments
-            if argument in into and into[argument] != found:
-                raise BadField(name, f"and {from_field[argument]} ask for different things: give one of them")
-            into[argument], from_field[argument] = found, name
-    return asked

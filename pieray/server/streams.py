@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -11,6 +13,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from pieray.client.process import Process
+from pieray.errors import PierayError
+
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STALL_S = 60.0
@@ -84,3 +90,22 @@ class EventStream(Response):
                 async with asyncio.timeout(STALL_S):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
+
+
+def kill_soon(process: Process, count: Callable[[int], None] | None = None) -> None:
+    """End an inferlet that nobody waits for any more, if it runs; `count` is told how many tokens it has used.
+
+    Returns at once: what there is to do is done on a thread.
+    """
+
+    def end() -> None:
+        try:
+            process.kill("its client has left")
+            if count is not None:
+                usage = process.usage()
+                count(usage["tokens_computed"] + usage["tokens_found"])
+        except PierayError as error:
+            log.debug("%s is not ended, or counted: %s", process.id, error)
+
+    if not process.is_done or count is not None:
+        threading.Thread(target=end, name="pieray-door-end", daemon=True).start()

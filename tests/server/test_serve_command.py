@@ -63,7 +63,7 @@ def test_what_it_cannot_do_it_says_before_an_engine_is_started(command: CommandL
         port = str(taken.getsockname()[1])
         for options, text in (
             (("--port", port), "cannot listen on 127.0.0.1"),
-            (("--host", "0.0.0.0"), "loopback alone"),
+            (("--host", "0.0.0.0"), "no file of keys"),
             (("--program", "x"), "generate=NAME or embed=NAME"),
         ):
             began = time.monotonic()

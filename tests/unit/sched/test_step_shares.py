@@ -205,6 +205,44 @@ def test_a_hostile_inferlet_takes_its_share_and_moves_no_gap_by_three_steps(name
     assert device.had[2] * most >= device.had[1]  # it is not starved
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("commands_s", [0.2e-3, 2e-3, 80e-3])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_commands_add_to_any_step_comes_out_of_their_share_and_nobody_starves(name, commands_s):
+    """The victim is a row: steps without commands are shorter by `commands_s`, 100 bare steps at the most."""
+    costs = seconds()
+    costs[Kind.COMMANDS] = commands_s
+    device = Device(costs)
+    device.plan(1)
+    bare = device.costs.bare
+    device.run(1500, HOSTILE[name](device))
+    total = sum(device.lengths)
+    assert device.tokens[1] == len(device.lengths), "the victim is in each step"
+    assert device.tokens[1] / total >= 0.45 / bare, name
+    assert sum(device.gaps[1]) / len(device.gaps[1]) <= 2.2 * bare
+    if name == "plans":  # rows as well
+        return
+    alone = [length for length in device.lengths if length <= bare * 1.001]
+    assert len(alone) >= 0.4 * len(device.lengths) or commands_s < bare, "commands come together"
+    paid = commands_s * (len(device.lengths) - len(alone))
+    assert device.had[2] + paid >= 0.3 * total, "it has its share"
+    is_enough = name not in ("copies", "swaps") or commands_s < 10e-3  # work, at one time
+    assert device.had[2] >= 0.5 * paid or not is_enough, "half of that, at least, is for its work"
+
+
+def test_a_short_prompt_beside_rows_runs_at_once_whatever_commands_add():
+    costs = seconds()
+    costs[Kind.COMMANDS] = 5e-3
+    device = Device(costs)
+    for inferlet in range(1, 33):
+        device.plan(inferlet)
+    device.run(50)
+    for newcomer in range(101, 105):
+        command = device.forward(newcomer, 16)
+        device.step()
+        assert command.num_done == 16
+
+
 def test_a_backlog_that_has_aged_is_held_to_its_share_too():
     """The backlog is far older than max_wait_s, and still a neighbour takes part in every step."""
     device = Device()

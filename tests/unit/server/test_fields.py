@@ -9,9 +9,9 @@ import pytest
 
 from pieray.programs.signature import main_of
 from pieray.programs.sources import embedded
-from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, ROUTES, Field
+from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, Asked, Field
 from pieray.server.problems import BadField
-from pieray.server.requests import Asked, read_chat, read_completion, read_embeddings
+from pieray.server.requests import ROUTES, read_chat, read_completion, read_embeddings
 
 READ: Mapping[str, Callable[[Mapping[str, Any]], Asked]] = {
     "/v1/chat/completions": read_chat,
