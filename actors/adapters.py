@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 from pieray.actors.members import Member
 from pieray.errors import EngineError, InvalidRequest, ModelError, NotFound, QuotaExceeded
 
@@ -24,16 +22,18 @@ LOAD_S = 120.0
 class _Loaded:
     number: int
     file: dict[str, Any]  # fields of AdapterFile, without `data`
-    data: Any  # in Ray's object store
+    data: Any  # as Fleet.keep gives it
     owner: str
     facts: dict[str, Any]
 
 
 class KeptAdapters:
-    """Not thread-safe: the DeviceGroup holds a lock.  `ask(member, method, *args, timeout_s=)` calls an actor."""
+    """Not thread-safe: the DeviceGroup holds a lock.  `ask(member, method, *args, timeout_s=)` calls an actor, `keep`
+    is that of a Fleet."""
 
-    def __init__(self, ask: Callable[..., Any]) -> None:
+    def __init__(self, ask: Callable[..., Any], keep: Callable[[bytes], Any]) -> None:
         self._ask = ask
+        self._keep = keep
         self._settings: list[dict[str, Any]] = []
         self._loaded: list[_Loaded] = []
         self._next = FIRST_NUMBER
@@ -61,7 +61,7 @@ class KeptAdapters:
         if len(self._loaded) >= MAX_LOADED:
             raise EngineError(f"an engine keeps at most {MAX_LOADED} loaded adapters; {name!r} would be one more")
         number, self._next = self._next, self._next + 1
-        kept = ray.put(data)
+        kept = self._keep(data)
         facts = self._load(batcher, number, file, kept, owner)
         self._loaded.append(_Loaded(number, file, kept, owner, facts))
         return facts

@@ -55,6 +55,10 @@ class RayFleet:
         """See Fleet."""
         return asker(member.handle)(method, *args)
 
+    def keep(self, data: bytes) -> Any:
+        """See Fleet: it is in Ray's object store."""
+        return ray.put(data)
+
     def has_died(self, member: Member) -> bool:
         """See Fleet.  Of a process on this node the kernel says so, of others Ray, some time later."""
         with self._lock:

@@ -42,11 +42,11 @@ class InferletActor(ServingActor):
         from pieray.actors.launcher import ControllerLauncher
         from pieray.host.broker.client import BrokerClient
         from pieray.host.children.children import ChildService
+        from pieray.host.clients import ClientService
         from pieray.host.core import InferletHost
         from pieray.host.device.sessions import DeviceSessions
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.host.services import Services
-        from pieray.host.session.clients import ClientService
         from pieray.models.tokenizer import TokenizerSpec
 
         self._device = DeviceSessions(peer_id=self.peer_id, token=token)

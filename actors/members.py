@@ -99,6 +99,9 @@ class Fleet(Protocol):
     def deaths(self, timeout_s: float) -> list[Member]:
         """Members created here that have died since, waiting so long for one; each once."""
 
+    def keep(self, data: bytes) -> Any:
+        """Put aside what actors are to be given, now and later: what to give them in its place."""
+
     def kill(self, member: Member) -> None:
         """End it for good, also one that is frozen, and its name is free.  Idempotent."""
 
@@ -111,6 +114,7 @@ class Members:
 
     def __init__(self, fleet: Fleet, on_end: Callable[[Member], None], stopped: threading.Event) -> None:
         self._fleet = fleet
+        self.keep = fleet.keep
         self._on_end = on_end
         self._stopped = stopped
         self._members: list[Member] = []

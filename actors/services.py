@@ -22,7 +22,7 @@ class DeviceGroup:
         self._members = members
         self._hosts = hosts
         self._token = token
-        self.adapters = KeptAdapters(members.ask)
+        self.adapters = KeptAdapters(members.ask, members.keep)
         self.keeper = Keeper("device group", self.bring_up, restarts)
         self._models: list[dict[str, Any]] = []
         self._pair: tuple[Member, Member] | None = None

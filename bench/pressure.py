@@ -35,7 +35,7 @@ from common import machine
 from prefix import roomy_model
 
 import pieray
-from pieray.client.engine import connect_door
+from pieray.client.connecting import connect_door
 from pieray.errors import PierayError
 
 PAGE = 16  # tokens

@@ -174,7 +174,7 @@ class Peer:
 def serve_client() -> None:
     """The life of a client process: a round for each line of standard input, its figures on standard output."""
     from pieray import ProgramSource
-    from pieray.client.engine import connect_door
+    from pieray.client.connecting import connect_door
 
     endpoint, token = json.loads(sys.stdin.readline())
     programs: dict[str, str | ProgramSource] = {

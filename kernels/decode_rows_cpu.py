@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pieray.arrays import I64, U8
 from pieray.kernels.cc import library
 from pieray.kernels.decoder_step_cpu import CModel, CStep
 
@@ -60,8 +61,8 @@ class RowStep:
         self._tokens_at, self._is_bad_at = self._tokens.ctypes.data, self._is_bad.ctypes.data
 
     def __call__(
-        self, rows: CRows, step: CStep, work: int, logits: int, threads: int, is_special: npt.NDArray[np.uint8] | None
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8] | None] | None:
+        self, rows: CRows, step: CStep, work: int, logits: int, threads: int, is_special: U8 | None
+    ) -> tuple[I64, U8 | None] | None:
         """The rows' tokens [R], 0 where `is_special`, and, if there are any, which rows have logits that are not finite
         [R]; None if a row names what there is not.  `work` and `logits`: addresses as in `decoder_step`.
         """

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pieray.arrays import I64
 from pieray.kernels.cc import library
 
 #: `Choice` of sample_cpu.c
@@ -30,9 +31,7 @@ def is_supported(logits: torch.Tensor) -> bool:
     return on_cpu and logits.stride(-1) == 1 and library() is not None
 
 
-def sample_rows(
-    logits: torch.Tensor, choices: npt.NDArray[np.void], rows: npt.NDArray[np.int64] | None = None
-) -> torch.Tensor:
+def sample_rows(logits: torch.Tensor, choices: npt.NDArray[np.void], rows: I64 | None = None) -> torch.Tensor:
     """One token per record: int64 [C] from CHOICE records [C], and `rows` [C] or all of float32 logits [R, vocab]."""
     lib = library()
     assert lib is not None, "callers check `is_supported` first"

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pieray.bring_up import start
-    from pieray.client.engine import Engine, connect
+    from pieray.client.connecting import connect
+    from pieray.client.engine import Engine
     from pieray.client.process import Event, Process
     from pieray.config import Config, Limits, ModelSettings
     from pieray.errors import PierayError
@@ -49,7 +50,7 @@ _MODULES = {
     "Limits": "config",
     "ModelSettings": "config",
     "Engine": "client.engine",
-    "connect": "client.engine",
+    "connect": "client.connecting",
     "start": "bring_up",
     "LaunchRequest": "programs.launches",
     "PierayError": "errors",

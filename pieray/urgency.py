@@ -14,13 +14,13 @@ from pieray.messages import Launch
 from pieray.tenants import MAX_PRIORITY, TenantSettings
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from pieray.arrays import I32
+
 
 QUEUE_BITS = 8
 """Of a command's priority, those of its queue's."""
 
-N = TypeVar("N", int, "npt.NDArray[np.int32]")
+N = TypeVar("N", int, "I32")
 
 
 def command_priority(launch: int, queue: int) -> int:

@@ -15,7 +15,8 @@ from pieray.assets import model_folder
 from pieray.cli.driver import Driver
 from pieray.cli.output import say
 from pieray.cli.progress import Progress
-from pieray.client.engine import Engine, connect_door
+from pieray.client.connecting import connect_door
+from pieray.client.engine import Engine
 from pieray.cluster import up_state
 from pieray.cluster.up_state import UpState
 from pieray.config import Config

@@ -1,4 +1,4 @@
-"""The handle of an engine: find one that runs, launch inferlets on it, look at them, stop it."""
+"""The handle of an engine: launch inferlets on it, look at them, stop it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,19 @@ from pieray.cluster.ray_calls import asker
 from pieray.concurrency.off_loop import off_loop
 from pieray.config import Config
 from pieray.errors import EngineError, NotFound, PierayError
-from pieray.mapping import from_mapping
 from pieray.messages import Install, decode
 from pieray.models.adapter_file import AdapterFacts, read_adapter
-from pieray.programs.launches import InstalledPrograms, LaunchRequest, PreparedLaunch, frame_of, prepared
+from pieray.programs.launches import (
+    InstalledPrograms,
+    LaunchRequest,
+    PreparedLaunch,
+    frame_of,
+    install_of,
+    prepared,
+    source_of,
+)
 from pieray.programs.manifest import is_spec
 from pieray.programs.sources import ProgramSource, embedded_inferlets, is_embedded, resolve
-from pieray.transport import Endpoint
 
 if TYPE_CHECKING:
     from pieray.client.tools import ClientTools
@@ -126,22 +132,7 @@ class Engine:
         self, requests: Iterable[LaunchRequest | tuple[str | ProgramSource, Mapping[str, Any]]]
     ) -> list[Process | PierayError]:
         """`launch_many` for an event loop; if the awaiting task is cancelled, all of the inferlets end."""
-        is_wanted = threading.Event()
-        is_wanted.set()
-
-        def launch() -> list[Process | PierayError]:
-            outcomes = self.launch_many(requests)
-            for outcome in outcomes:
-                if not is_wanted.is_set() and isinstance(outcome, Process):
-                    with contextlib.suppress(PierayError):
-                        outcome.kill("its launch was cancelled")
-            return outcomes
-
-        try:
-            return await off_loop(launch)
-        except BaseException:
-            is_wanted.clear()
-            raise
+        return await _launched(lambda: self.launch_many(requests))
 
     def _prepared_or_error(
         self, request: LaunchRequest | tuple[str | ProgramSource, Mapping[str, Any]]
@@ -170,21 +161,9 @@ class Engine:
         self, program: str | ProgramSource, input: Mapping[str, Any] | None = None, /, **options: Any
     ) -> Process:
         """`launch` for an event loop, with the same options; if the awaiting task is cancelled, the inferlet ends."""
-        is_wanted = threading.Event()
-        is_wanted.set()
-
-        def launch() -> Process:
-            process = self.launch(program, input, **options)
-            if not is_wanted.is_set():
-                with contextlib.suppress(PierayError):
-                    process.kill("its launch was cancelled")
-            return process
-
-        try:
-            return await off_loop(launch)
-        except BaseException:
-            is_wanted.clear()
-            raise
+        (process,) = await _launched(lambda: [self.launch(program, input, **options)])
+        assert not isinstance(process, PierayError)
+        return process
 
     def find(self, name_or_file: str) -> ProgramSource:
         """What `launch` would launch; an installed program comes without its source or component.
@@ -288,19 +267,7 @@ class Engine:
         as `launch`, Denied (the name is another's), InvalidRequest (the version is another program), QuotaExceeded.
         """
         found = resolve(program) if isinstance(program, str) else program
-        message = Install(
-            found.name,
-            found.version,
-            found.filename,
-            found.source,
-            found.component,
-            dict(found.capabilities),
-            dict(found.limits),
-            found.description,
-            self.user,
-            self.tenant,
-        )
-        facts: dict[str, Any] = self._ask("install", frame_of(message))
+        facts: dict[str, Any] = self._ask("install", frame_of(install_of(found, self.user, self.tenant)))
         return facts
 
     def uninstall(self, name: str) -> list[str]:
@@ -320,16 +287,7 @@ class Engine:
         """An installed program, with its source or component if wanted; raises NotFound."""
         (found,) = decode(self._ask("program", name, with_content))
         assert isinstance(found, Install)
-        return ProgramSource(
-            found.name,
-            found.filename,
-            found.source,
-            found.component,
-            found.version,
-            found.capabilities,
-            found.limits,
-            found.description,
-        )
+        return source_of(found)
 
     # --- the engine ----------------------------------------------------------------------------
 
@@ -403,39 +361,23 @@ class Engine:
             raise EngineError("this engine handle is closed")
 
 
-def connect(address: str = "auto", namespace: str = "pieray") -> Engine:
-    """The handle of an engine that runs already; closing it leaves the engine running.
+async def _launched(launch: Callable[[], list[Process | PierayError]]) -> list[Process | PierayError]:
+    """What `launch` launches, off the event loop; if the awaiting task is cancelled, all of that ends."""
+    is_wanted = True
 
-    Raises NotFound if no engine has that namespace on the cluster, EngineError if there is no cluster.
-    """
-    owns_ray = ray_cluster.join(address, None)
+    def call() -> list[Process | PierayError]:
+        outcomes = launch()
+        for outcome in outcomes:
+            if not is_wanted and not isinstance(outcome, PierayError):
+                with contextlib.suppress(PierayError):
+                    outcome.kill("its launch was cancelled")
+        return outcomes
+
     try:
-        controller = _controller_of(ray_cluster.find_controller(namespace), namespace, address)
-        values = ControllerCalls(asker(controller)).ask("config", timeout_s=30.0)
-        return Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=owns_ray)
+        return await off_loop(call)
     except BaseException:
-        if owns_ray:
-            ray_cluster.leave()
+        is_wanted = False
         raise
-
-
-def connect_door(
-    endpoint: Sequence[Any], token: str, timeout_s: float = 10.0, *, on_close: Callable[[], None] | None = None
-) -> Engine:
-    """The handle of an engine through the socket of its Controller: this process needs no Ray.
-
-    `endpoint` as the Controller's `door` gives it; `token` is the engine's.  Raises PeerLost (it is gone), Denied,
-    DeadlineExceeded, ProtocolError.
-    """
-    controller = ControllerLink(Endpoint.from_wire(endpoint), token, timeout_s)
-    try:
-        values = controller.begin("config")(30.0)
-        engine = Engine(from_mapping(Config, values), controller, owns_engine=False, owns_ray=False)
-    except BaseException:
-        controller.close()
-        raise
-    engine.on_close = on_close or _nothing
-    return engine
 
 
 def _file_or(missing: NotFound, name: str) -> ProgramSource:
@@ -450,12 +392,6 @@ def _tools_of(servers: Mapping[str, Any]) -> ClientTools:
     from pieray.client.tools import ClientTools  # here: an event loop and TLS take a tenth of a second to import
 
     return ClientTools(servers)
-
-
-def _controller_of(found: Any | None, namespace: str, address: str) -> Any:
-    if found is None:
-        raise NotFound(f"no engine runs in namespace {namespace!r} on {address}; start one with `pieray up`")
-    return found
 
 
 def _nothing() -> None: ...

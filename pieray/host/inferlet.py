@@ -14,15 +14,15 @@ from pieray.errors import LAST_LOGS, Cancelled, DeviceLost, EngineError, GuestFa
 from pieray.host.device.device import DeviceClient
 from pieray.host.device.outbox import Outbox
 from pieray.host.device.prefixes import Prefixes
-from pieray.host.device.tickets import TicketTable
 from pieray.host.device.transfers import Transfers
 from pieray.host.handlers import GuestHandlers
+from pieray.host.identity import Identity
 from pieray.host.models import ModelDirectory
+from pieray.host.parts import InferletParts
 from pieray.host.services import Services
 from pieray.host.session.client_servers import ClientServers
 from pieray.host.session.session import EventLog, Mailbox
-from pieray.host.state import InstanceState
-from pieray.host.text.textstreams import TextStreams
+from pieray.host.tickets import TicketTable
 from pieray.messages import Event, Launch, RunTokens
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
@@ -90,24 +90,20 @@ class Inferlet:
             transfers=Transfers(limits.pass_bytes, services.transfers),
         )
         self._mailbox = Mailbox(limits, self._tickets)
-        self._state = InstanceState(
-            launch,
-            number,
-            limits,
-            capabilities_of(launch),
+        self._parts = InferletParts(
+            Identity(launch, number, limits, capabilities_of(launch)),
             services,
+            models,
             self._tickets,
             self._pages,
             lineage,
             self._outbox,
             self.log,
             self._mailbox,
-            models,
-            TextStreams(),
             wake=self._unpark,
             fail=self.kill,
         )
-        self._handlers = GuestHandlers.of(self._state)
+        self._handlers = GuestHandlers.of(self._parts)
 
     def start(self, host: WasmHost, program: Program) -> None:
         """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
@@ -122,7 +118,7 @@ class Inferlet:
                 launch.born or self.started_at,
                 launch.family,
             )
-            with self._state.lock:
+            with self._parts.lock:
                 self._outbox.flush()
             guest = host.spawn(
                 program,
@@ -165,7 +161,7 @@ class Inferlet:
 
     def _begins(self) -> bool:
         """True once: for who starts it, or ends it before it has run."""
-        with self._state.lock:
+        with self._parts.lock:
             is_first, self._has_begun = not self._has_begun, True
             return is_first
 
@@ -173,7 +169,7 @@ class Inferlet:
         """Its end, if it never had a guest nor anything of the device."""
         self._leave()
         self._tell_unstarted(error)
-        self._state.close()
+        self._parts.close()
         self._on_end(self)
 
     def _tell_unstarted(self, error: BaseException) -> None:
@@ -186,19 +182,17 @@ class Inferlet:
     def deliver(self, text: str) -> None:
         """A message of the client; raises QuotaExceeded or Cancelled."""
         self._mailbox.put(text)
-        if self._pages.num_swapped:
-            with self._state.lock:
-                self._outbox.prefetch()
+        self._parts.prefetch()
         self._unpark()
 
     def deliver_file(self, name: str, data: bytes) -> None:
         """A file of the client; raises InvalidRequest, QuotaExceeded or Cancelled."""
-        self._state.files.put(name, data)
+        self._parts.files.put(name, data)
 
     @property
     def client_servers(self) -> ClientServers | None:
         """Tools that the client has brought."""
-        return self._state.client_servers
+        return self._parts.client_servers
 
     @property
     def scratch_bytes(self) -> int:
@@ -217,7 +211,7 @@ class Inferlet:
 
     def answered(self, answers: Sequence[tuple[int, object]]) -> None:
         outbox = self._outbox
-        with self._state.lock:
+        with self._parts.lock:
             for ticket, result in answers:
                 if isinstance(result, RunTokens):
                     outbox.drew(ticket, result.tokens, result.logprobs, result.counts)
@@ -228,29 +222,29 @@ class Inferlet:
             self._unpark()
 
     def granted(self, pages: list[int], num_found: int) -> None:
-        with self._state.lock:
+        with self._parts.lock:
             self._outbox.leases.granted(pages, num_found)
         self._unpark()  # a command that can now be bound may turn out to have failed
 
     def lease_failed(self, error: PierayError) -> None:
-        with self._state.lock:
+        with self._parts.lock:
             self._outbox.leases.lease_failed(error)
         self._unpark()
 
     def ledger_answered(self, ticket: int, result: object) -> None:
-        with self._state.lock:
+        with self._parts.lock:
             self._outbox.ledger.answered(ticket, result)
         self._unpark()
 
     def device_lost(self, error: DeviceLost) -> None:
-        with self._state.lock:
+        with self._parts.lock:
             self._outbox.fail_all(error)
         self._unpark()
 
     def reclaim(self) -> list[int]:
         if not self._pages.has_unused:
             return []
-        with self._state.lock:
+        with self._parts.lock:
             return self._outbox.leases.reclaim()
 
     def is_idle(self, now: float) -> bool:
@@ -258,18 +252,18 @@ class Inferlet:
         return self._outbox.leases.is_idle(now) and guest is not None and guest.is_waiting
 
     def preempt(self, kept: Sequence[int], shared: Sequence[int]) -> None:
-        with self._state.lock:
+        with self._parts.lock:
             self._outbox.preempt(kept, shared)
 
     def take_tokens(self) -> int:
         """Tokens that it has computed since this was called last."""
-        with self._state.lock:
+        with self._parts.lock:
             before, self._num_told = self._num_told, self._outbox.num_computed
             return self._num_told - before
 
     def _call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
         def locked() -> None:
-            with self._state.lock:
+            with self._parts.lock:
                 call()
             self._unpark()
 
@@ -301,12 +295,12 @@ class Inferlet:
 
     def _num_swapped(self) -> int:
         """Of its pages, those that it has given up at present: they are in host memory, or to be computed again."""
-        with self._state.lock:
+        with self._parts.lock:
             return len(self._pages.away_rows())
 
     def usage(self) -> dict[str, int]:
         """See `Outbox.usage`."""
-        with self._state.lock:
+        with self._parts.lock:
             return self._outbox.usage()
 
     def _unpark(self) -> None:
@@ -330,8 +324,8 @@ class Inferlet:
 
     def _retire(self) -> None:
         self._leave()
-        self._state.close()
-        with self._state.lock:
+        self._parts.close()
+        with self._parts.lock:
             self._outbox.close()
         self._device.retire(self.number, lambda: self._on_end(self))
 

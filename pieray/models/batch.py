@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pieray.arrays import F32, I32, I64, U8, U32
 from pieray.errors import InvalidRequest, PierayError
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.sample_cpu import CHOICE
@@ -19,9 +20,6 @@ from pieray.models.kv_pool import KvPool
 from pieray.models.lora import LoraAdapter, LoraSegment, segments_of
 
 CPU = torch.device("cpu")
-U32 = npt.NDArray[np.uint32]
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -262,9 +260,7 @@ def _concat(arrays: Sequence[U32 | I64]) -> I64:
     return np.concatenate([np.zeros(0, np.int64), *arrays]).astype(np.int64)
 
 
-def _masks(
-    items: Sequence[ForwardItem], num_before: int
-) -> tuple[npt.NDArray[np.uint8] | None, npt.NDArray[np.int32] | None]:
+def _masks(items: Sequence[ForwardItem], num_before: int) -> tuple[U8 | None, I32 | None]:
     if all(item.mask is None for item in items):
         return None, None
     sizes = [0 if item.mask is None else len(item.mask) for item in items]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from pieray.arrays import I64, U8
 from pieray.kernels.cc import library
 from pieray.kernels.decode_rows_cpu import CBounds, CRows, RowStep, column
 from pieray.kernels.decoder_step_cpu import CBlock, CMatrix, CModel, CStep, decoder_step, pack, padded, workspace
@@ -107,9 +107,7 @@ class CpuDecoder:
         decoder_step(self._model, step, self._work, logits, torch.get_num_threads())
         return logits[:, : self.config.vocab_size]
 
-    def decode_rows(
-        self, rows: DecodeRows, pool: KvPool, special: Sequence[int] = ()
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8] | None] | None:
+    def decode_rows(self, rows: DecodeRows, pool: KvPool, special: Sequence[int] = ()) -> tuple[I64, U8 | None] | None:
         """Run rows and draw from their plain logits, but for those at `special`.
 
         Returns their tokens [R], and, if there are any, which rows have logits that are not finite [R]; None if a row

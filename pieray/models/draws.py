@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from pieray.arrays import F32, I64
 from pieray.errors import InvalidRequest, ModelError, PierayError
 from pieray.kernels.decode_rows_cpu import zero_bad_rows
 from pieray.kernels.sample_cpu import is_supported
@@ -17,8 +17,6 @@ from pieray.models import sampler as sampling
 from pieray.models.batch import DecodeRows
 from pieray.models.sampler import Bias
 
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 NO_SCORES = np.zeros(0, np.float32)
 
 

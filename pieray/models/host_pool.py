@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from pieray.arrays import I64
 from pieray.errors import InvalidRequest
 from pieray.models.kv_pool import KvPool
-
-I64: TypeAlias = npt.NDArray[np.int64]
 
 CHUNK_BYTES = 16 << 20
 """Of host memory that is taken at once, when the first slot in it is used: to pin more would hold up a step."""

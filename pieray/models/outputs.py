@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from pieray.arrays import F32, U32
 from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample
 from pieray.models import sampler as sampling
 from pieray.models.batch import ForwardItem
-from pieray.models.draws import F32, banned, no_token, not_finite, restricted
+from pieray.models.draws import banned, no_token, not_finite, restricted
 
 SLICE_BYTES = 64 << 20
 """Of float32 logits that are looked at in one go."""
 
 #: an error in place of a value fails that output alone
-OutputValue = int | tuple[npt.NDArray[np.uint32], F32] | F32 | PierayError
+OutputValue = int | tuple[U32, F32] | F32 | PierayError
 #: what an item gets: a value per output, in order, or the error that failed this item alone
 StepResult = list[OutputValue] | PierayError
 

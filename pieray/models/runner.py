@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from pieray.arrays import F32, I64, U32
 from pieray.errors import DeviceLost, InvalidRequest, ModelError, PierayError, Unsupported
 from pieray.messages import Distribution, Hidden, Logprobs, Output, Sample
 from pieray.models import batch
@@ -30,10 +30,6 @@ from pieray.models.weights import load_weights
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-F32 = npt.NDArray[np.float32]
-I64 = npt.NDArray[np.int64]
 
 
 class ModelRunner:
@@ -196,7 +192,7 @@ class ModelRunner:
         if any(self.config.windows):
             raise Unsupported("drafts as a tree need a model without sliding windows; give them as a chain")
 
-    def embed(self, tokens: npt.NDArray[np.uint32]) -> F32:
+    def embed(self, tokens: U32) -> F32:
         """The embeddings of tokens, float32 [n, hidden]; InvalidRequest for one outside the vocabulary."""
         if int(tokens.max(initial=0)) >= self.config.vocab_size:
             raise InvalidRequest(f"token {int(tokens.max())} is outside the vocabulary of {self.config.vocab_size}")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pieray.arrays import F32, F64, I64, U32, U64
 from pieray.kernels.sample_cpu import CHOICE, is_supported, sample_rows
 from pieray.messages import Sampler
 
@@ -21,10 +22,8 @@ NUCLEUS_GUESS = 1024
 #: rows whose entropies are computed at a time, in double precision
 ENTROPY_ROWS = 64
 WORD = 0xFFFFFFFFFFFFFFFF
-I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 Choices = npt.NDArray[np.void]
-Bias = tuple[npt.NDArray[np.uint32], npt.NDArray[np.float32]]
+Bias = tuple[U32, F32]
 #: the value at which a filter does nothing
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 
@@ -40,14 +39,14 @@ def choices_of(samplers: Sequence[Sampler], counters: Sequence[int]) -> Choices:
     )
 
 
-def uniforms(seeds: npt.NDArray[np.uint64], counters: npt.NDArray[np.uint64]) -> npt.NDArray[np.float64]:
+def uniforms(seeds: U64, counters: U64) -> F64:
     """One number in [0, 1) per row from (seed, counter), by two rounds of splitmix64 (Steele et al., OOPSLA 2014)."""
     with np.errstate(over="ignore"):
         mixed = _splitmix(_splitmix(seeds) + counters)
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _splitmix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def _splitmix(state: U64) -> U64:
     z = state + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -16,13 +16,10 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
-import numpy.typing as npt
 
 from pieray.messages import PRIVATE
 from pieray.messages.leases import HASH_BYTES, Place
 from pieray.pages.lineage import CopyStep, ForwardStep, Step
-
-I64 = npt.NDArray[np.int64]
 
 
 def root_of(*names: str | int) -> bytes:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64, U64
 from pieray.errors import PierayError
 
-I64 = npt.NDArray[np.int64]
 UNBOUND = -1
 MAX_PAGE_SIZE = 64  # tokens: the written slots of a frame are the bits of a u64
 
@@ -90,7 +89,7 @@ class FrameTable:
         self._num_unreferenced += count
         return self.new(count, refs=0)
 
-    def adopt(self, rows: I64, pages: list[int], written: npt.NDArray[np.uint64]) -> None:
+    def adopt(self, rows: I64, pages: list[int], written: U64) -> None:
         """The new frames are pages of an export, with those slots written."""
         self.page[rows], self.written[rows], self.is_shared[rows] = pages, written, True
 

@@ -15,14 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64, U32
 from pieray.pages.frames import UNBOUND, slot_bits, written_runs
 from pieray.pages.prepared import Copy, Prepared
 from pieray.pages.staging import Staging
-
-U32 = npt.NDArray[np.uint32]
-I64 = npt.NDArray[np.int64]
 
 OnSettled = Callable[[int, int, bool], None]
 """Told that slots [start, stop) of the line are written, and whether nothing else was staged to write some of them."""

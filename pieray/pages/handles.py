@@ -21,8 +21,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64, U32, U64, Bools
 from pieray.errors import BadHandle, Cancelled, ConfigError, InvalidRequest, QuotaExceeded
 from pieray.pages.frames import MAX_PAGE_SIZE, UNBOUND, FrameTable, slot_bits
 from pieray.pages.growing import GrowingStaging
@@ -30,10 +30,6 @@ from pieray.pages.prepared import Copy, Prepared
 from pieray.pages.slots import HandleTable
 
 __all__ = ["Copy", "Lent", "PageSpace", "Prepared"]
-
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +119,7 @@ class PageSpace(GrowingStaging):
         bits[:1] &= ~np.uint64(slot_bits(0, offset))
         self._marks.cut_off(slots[first:], bits)
 
-    def visible(self, handles: U32, kv_len: int) -> npt.NDArray[np.bool_] | None:
+    def visible(self, handles: U32, kv_len: int) -> Bools | None:
         """Which of the first `kv_len` tokens in the pages of `handles` a pass may see, [kv_len]; None: all of them.
         Raises BadHandle."""
         if not self._marks.is_used or kv_len > len(handles) * self.page_size:  # such a pass cannot be staged
@@ -132,7 +128,7 @@ class PageSpace(GrowingStaging):
         if hidden is None:
             return None
         bits = np.unpackbits(hidden.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
-        seen: npt.NDArray[np.bool_] = bits[:, : self.page_size].reshape(-1)[:kv_len] == 0
+        seen: Bools = bits[:, : self.page_size].reshape(-1)[:kv_len] == 0
         return seen
 
     def frame_ids(self, handles: U32) -> I64:
@@ -229,7 +225,7 @@ class PageSpace(GrowingStaging):
         is_left = frames.is_indexed.take(rows) & np.isin(frames.page.take(rows), list(shared))
         return rows[~is_left], rows[is_left]
 
-    def is_known(self, rows: I64) -> npt.NDArray[np.bool_]:
+    def is_known(self, rows: I64) -> Bools:
         """Which of the frames are known by their content."""
         return self._frames.is_indexed.take(rows)
 
@@ -375,10 +371,10 @@ class PageSpace(GrowingStaging):
         self.settle()
         return np.flatnonzero((self._frames.ident > 0) & self._is_unknown(np.arange(len(self._frames.ident))))
 
-    def _is_unknown(self, rows: I64) -> npt.NDArray[np.bool_]:
+    def _is_unknown(self, rows: I64) -> Bools:
         frames = self._frames
         is_full = (frames.written.take(rows) == self._full) & (frames.page.take(rows) != UNBOUND)
-        is_unknown: npt.NDArray[np.bool_] = is_full & ~frames.is_indexed.take(rows)
+        is_unknown: Bools = is_full & ~frames.is_indexed.take(rows)
         return is_unknown
 
     def num_known(self, rows: I64) -> int:

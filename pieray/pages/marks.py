@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-U64 = npt.NDArray[np.uint64]
-Slots = npt.NDArray[np.intp]
+from pieray.arrays import U64, Intp
 
 
 class Marks:
@@ -21,15 +19,15 @@ class Marks:
         self._hidden: U64 = np.zeros(16, np.uint64)
         self._cut: U64 = np.zeros(16, np.uint64)
 
-    def hidden(self, slots: Slots) -> U64:
+    def hidden(self, slots: Intp) -> U64:
         self._reach(slots)
         return self._hidden.take(slots)
 
-    def cut(self, slots: Slots) -> U64:
+    def cut(self, slots: Intp) -> U64:
         self._reach(slots)
         return self._cut.take(slots)
 
-    def hide(self, slots: Slots, bits: U64, *, is_visible: bool) -> None:
+    def hide(self, slots: Intp, bits: U64, *, is_visible: bool) -> None:
         """Hide those page slots of the handles, or show them again."""
         self.is_used = True
         self._reach(slots)
@@ -38,32 +36,32 @@ class Marks:
         else:
             self._hidden[slots] |= bits
 
-    def cut_off(self, slots: Slots, bits: U64) -> None:
+    def cut_off(self, slots: Intp, bits: U64) -> None:
         """Those page slots of the handles, which are distinct, count as not written."""
         self.is_used = True
         self._reach(slots)
         self._cut[slots] |= bits
 
-    def written(self, slots: Slots, bits: U64) -> None:
+    def written(self, slots: Intp, bits: U64) -> None:
         """Those page slots are written through the handles, which are distinct."""
         if self.is_used:
             self._reach(slots)
             self._cut[slots] &= ~bits
 
-    def inherit(self, old: Slots, new: Slots) -> None:
+    def inherit(self, old: Intp, new: Intp) -> None:
         """The handles at `new` are forks of those at `old`."""
         if self.is_used:
             hidden, cut = self.hidden(old), self.cut(old)
             self._reach(new)
             self._hidden[new], self._cut[new] = hidden, cut
 
-    def forget(self, slots: Slots) -> None:
+    def forget(self, slots: Intp) -> None:
         """The handles are closed."""
         if self.is_used:
             self._reach(slots)
             self._hidden[slots] = self._cut[slots] = 0
 
-    def _reach(self, slots: Slots) -> None:
+    def _reach(self, slots: Intp) -> None:
         most = int(slots.max(initial=-1))
         if most >= len(self._hidden):
             more = np.zeros(max(most + 1 - len(self._hidden), len(self._hidden)), np.uint64)

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64, U32, U64
 from pieray.errors import Cancelled
 
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
 Copy = tuple[int, int, int, int, int]  # source, offset, destination, offset, count: tokens, within one page each
 
 _NO_PAGES: U32 = np.zeros(0, np.uint32)

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64, U32, Intp
 from pieray.errors import BadHandle, QuotaExceeded
-
-U32 = npt.NDArray[np.uint32]
-I64 = npt.NDArray[np.int64]
 
 INDEX_BITS = 20
 MAX_SLOTS = 1 << INDEX_BITS
@@ -47,7 +44,7 @@ class HandleTable:
         self.num_live += len(slots)
         return handles
 
-    def find(self, handles: U32) -> npt.NDArray[np.intp]:
+    def find(self, handles: U32) -> Intp:
         """The slots of live handles; BadHandle naming the first that is not live."""
         slots = (handles & _INDEX_MASK).astype(np.intp)
         live = self._handle.take(slots, mode="clip")
@@ -56,7 +53,7 @@ class HandleTable:
             raise BadHandle(f"{self._noun} handle {bad} was never given to this inferlet, or is closed")
         return slots
 
-    def values(self, slots: npt.NDArray[np.intp]) -> I64:
+    def values(self, slots: Intp) -> I64:
         """The values of live slots (from `find`)."""
         return self._value.take(slots)
 
@@ -67,7 +64,7 @@ class HandleTable:
         """Whether the slot has a live handle with that value."""
         return bool(self._handle[slot] >= MAX_SLOTS and self._value[slot] == value)
 
-    def close(self, slots: npt.NDArray[np.intp]) -> None:
+    def close(self, slots: Intp) -> None:
         """Close live, distinct slots."""
         self._handle[slots] = slots ^ 1
         self.num_live -= len(slots)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64, U32, U64, Intp
 from pieray.errors import BadHandle, Cancelled, InvalidRequest, Unsupported
 from pieray.pages.frames import UNBOUND, FrameTable, slot_bits, written_runs
 from pieray.pages.marks import Marks
@@ -16,11 +16,6 @@ from pieray.pages.slots import HandleTable
 
 if TYPE_CHECKING:
     from pieray.pages.growing import Growing
-
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
-Slots = npt.NDArray[np.intp]
 
 
 class Staging:
@@ -168,8 +163,8 @@ class Staging:
 
     def _check_forward(
         self, handles: U32, kv_len: int, num_tokens: int, *, is_masked: bool = False
-    ) -> tuple[Slots, int]:
-        """Slots of the pages that a valid forward uses, and the index of the first it writes to."""
+    ) -> tuple[Intp, int]:
+        """Intp of the pages that a valid forward uses, and the index of the first it writes to."""
         end, size = kv_len + num_tokens, self.page_size
         if kv_len < 0 or num_tokens < 1 or end > len(handles) * size:
             raise InvalidRequest(
@@ -191,7 +186,7 @@ class Staging:
         self._check_written_once(slots, first)
         return slots, first
 
-    def _check_written_once(self, slots: Slots, first: int) -> None:
+    def _check_written_once(self, slots: Intp, first: int) -> None:
         num_written = len(slots) - first
         if num_written == 1:
             is_once = np.count_nonzero(slots == slots[first]) == 1
@@ -200,7 +195,7 @@ class Staging:
         if not is_once:
             raise InvalidRequest(f"a page to write to is named twice (pages {first} to {len(slots) - 1} of the list)")
 
-    def _stage(self, slots: Slots, rows: I64, first: int, kv_len: int, end: int) -> Prepared:
+    def _stage(self, slots: Intp, rows: I64, first: int, kv_len: int, end: int) -> Prepared:
         size = self.page_size
         num_full, offset = divmod(kv_len, size)
         row_copies: list[Copy] = []
@@ -220,17 +215,17 @@ class Staging:
             prepared.hidden = hidden[:num_full]
         return prepared
 
-    def _written(self, slots: Slots) -> U64:
+    def _written(self, slots: Intp) -> U64:
         """The page slots that are written, as the handles see it."""
         written = self._frames.written.take(self._handles.values(slots))
         return written & ~self._marks.cut(slots) if self._marks.is_used else written
 
-    def _readable(self, slots: Slots) -> U64:
+    def _readable(self, slots: Intp) -> U64:
         """The page slots that a pass may find before it: written, or hidden from it."""
         written = self._written(slots)
         return written | self._marks.hidden(slots) & self._full if self._marks.is_used else written
 
-    def _hidden(self, slots: Slots, kv_len: int) -> U64 | None:
+    def _hidden(self, slots: Intp, kv_len: int) -> U64 | None:
         """The hidden page slots of the pages with the first `kv_len` tokens; None if none of these is hidden."""
         hidden = self._marks.hidden(slots)
         if len(slots) * self.page_size > kv_len:

@@ -234,3 +234,33 @@ def _json(arguments: Mapping[str, Any]) -> str:
         return json.dumps(dict(arguments), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"the arguments of an inferlet are JSON: {error}") from None
+
+
+def install_of(program: ProgramSource, user: str, tenant: str) -> Install:
+    """The message that has a program kept as theirs."""
+    return Install(
+        program.name,
+        program.version,
+        program.filename,
+        program.source,
+        program.component,
+        dict(program.capabilities),
+        dict(program.limits),
+        program.description,
+        user,
+        tenant,
+    )
+
+
+def source_of(found: Install) -> ProgramSource:
+    """The program that was installed so."""
+    return ProgramSource(
+        found.name,
+        found.filename,
+        found.source,
+        found.component,
+        found.version,
+        found.capabilities,
+        found.limits,
+        found.description,
+    )

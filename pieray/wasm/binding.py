@@ -110,11 +110,13 @@ def handler_callback(interface: str, function: str, signature: Signature, execut
         return blocking_callback(_deferrable(name, lift, encode), executor)
     if signature.is_fallible:
         return plain_callback(_fallible(name, lift, encode))
-    return plain_callback(_infallible(name, lift, encode))
+    return plain_callback(_infallible(name, lift if signature.params else None, encode))
 
 
-def _infallible(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Plain:
+def _infallible(name: str, lift: codecs.Lifter | None, encode: codecs.Encoder) -> Plain:
     find = attrgetter(name)
+    if lift is None:
+        return lambda guest, _context, _args: encode(find(guest.handlers)())
     return lambda guest, _context, args: encode(find(guest.handlers)(*lift(args, guest.message_cap)))
 
 

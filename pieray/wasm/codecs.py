@@ -101,11 +101,11 @@ _VECTOR_LIFTERS: dict[str, Callable[[int, int, int], Any]] = {
 def lifter(params: Sequence[str]) -> Lifter:
     """Reads all arguments of a function with one copy; QuotaExceeded for a string or list beyond the cap."""
     layout = struct.Struct("<" + "".join(_FIELDS.get(p, _VECTOR) for p in params))
-    unpack, block = layout.unpack, n.Image * len(params)
     if not params:
         return lambda _args, _cap: ()
+    unpack, images_at = layout.unpack, (n.Image * len(params)).from_address
     if all(p in _FIELDS for p in params):
-        return lambda args, _cap: unpack(block.from_address(args))
+        return lambda args, _cap: unpack(images_at(args))
     steps: list[tuple[int, Callable[[int, int, int], Any] | None]] = []
     at = 0
     for p in params:
@@ -113,7 +113,7 @@ def lifter(params: Sequence[str]) -> Lifter:
         at += 1 if p in _FIELDS else 2
 
     def lift(args: int, cap: int) -> Sequence[Any]:
-        flat = unpack(block.from_address(args))
+        flat = unpack(images_at(args))
         return [flat[i] if one is None else one(flat[i], flat[i + 1], cap) for i, one in steps]
 
     return lift
@@ -243,4 +243,7 @@ def result_encoder(ok: str | None, *, is_fallible: bool) -> Encoder:
     if ok is None:
         return (lambda _: OK_NONE) if is_fallible else (lambda _: b"")
     encode = ENCODERS[ok]
-    return (lambda value: _pack_result(n.RESULT, 1, n.val_new(encode(value)))) if is_fallible else encode
+    if not is_fallible:
+        return encode
+    pack, kind, allocate = _pack_result, n.RESULT, n.val_new
+    return lambda value: pack(kind, 1, allocate(encode(value)))

@@ -17,11 +17,9 @@ for different guests at once.  `tickets.wait` is the wasm layer's own: it is mad
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-
-U32s = np.ndarray[Any, np.dtype[np.uint32]]
+from pieray.arrays import U32
 
 #: Functions that wait, or whose work grows with what a guest gives them, beyond what its neighbours may be made to
 #: wait for.
@@ -47,7 +45,7 @@ class Tickets(Protocol):
     def flush(self) -> None:
         """Once per wait, before the guest parks: hand over all that is enqueued."""
 
-    def ready(self, tickets: U32s) -> list[int]:
+    def ready(self, tickets: U32) -> list[int]:
         """Those with results now, without taking them.  Raises BadHandle."""
         ...
 

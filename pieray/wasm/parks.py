@@ -12,9 +12,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pieray.arrays import U32
 from pieray.errors import PierayError
 from pieray.wasm.codecs import Encoder, encode_u32s, error_result, ok_image
-from pieray.wasm.handlers import Tickets, U32s
+from pieray.wasm.handlers import Tickets
 
 if TYPE_CHECKING:
     from pieray.wasm.guest import Guest
@@ -40,7 +41,7 @@ class TicketPark:
 
     __slots__ = ("_handlers", "_tickets", "deadline")
 
-    def __init__(self, handlers: Tickets, tickets: U32s, timeout_ms: int) -> None:
+    def __init__(self, handlers: Tickets, tickets: U32, timeout_ms: int) -> None:
         self._handlers = handlers
         self._tickets = tickets
         self.deadline = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1e3

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from pieray.wasm.handlers import U32s
+from pieray.arrays import U32
 from pieray.wasm.signatures import HANDLERS
 
 DRAWN = 3
@@ -65,14 +65,14 @@ class _Interface:
 class _Tickets(_Interface):
     def flush(self) -> None: ...
 
-    def ready(self, tickets: U32s) -> list[int]:
+    def ready(self, tickets: U32) -> list[int]:
         return [int(ticket) for ticket in tickets]
 
 
 class _Plans(_Interface):
     _num_left = 0  # tokens that a plan draws
 
-    def create(self, _queue: int, _pages: U32s, _kv_len: int, _tokens: U32s, max_tokens: int, _: int) -> int:
+    def create(self, _queue: int, _pages: U32, _kv_len: int, _tokens: U32, max_tokens: int, _: int) -> int:
         self._called.append("plans.create")
         self._num_left = max_tokens
         return 1

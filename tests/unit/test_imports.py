@@ -20,6 +20,7 @@ HEAVY = {"torch", "transformers", "triton", "safetensors"}
         ("pieray", HEAVY | WORLD | {"ray", "wasmtime", "numpy"}),
         ("pieray.cli.app", HEAVY | WORLD | FOREIGN | {"ray", "wasmtime", "numpy", "asyncio", "pydantic"}),
         ("pieray.actors.controller", HEAVY | WORLD | {"wasmtime", "numpy"}),
+        ("pieray.actors.supervisor", HEAVY | WORLD | {"ray", "wasmtime", "numpy"}),
         ("pieray.actors.resource_manager", HEAVY | WORLD | {"wasmtime", "numpy"}),
         ("pieray.broker.service", HEAVY | WORLD | {"ray", "wasmtime", "numpy"}),
         ("pieray.host.core", HEAVY | WORLD | {"ray"}),  # all that an InferletActor begins with

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+HOST = ROOT / "pieray" / "host"
 OUTSIDE = ("actors", "kernels")
 """Rooms of the package that lie beside `pieray/` in the repository."""
 
@@ -55,12 +57,36 @@ def test_the_tree_shows_every_room() -> None:
     assert sorted(shown) == sorted(there)
 
 
-def test_the_tree_shows_the_rooms_of_the_host() -> None:
-    there = {f"{path.name}/" for path in (ROOT / "pieray" / "host").iterdir() if (path / "__init__.py").exists()}
+def rooms_of_the_host() -> list[str]:
     names = tree()
     start = names.index((0, "host/"))
     end = next(at for at in range(start + 1, len(names)) if names[at][0] == 0)
-    assert sorted(name for _, name in names[start + 1 : end]) == sorted(there)
+    return [name.removesuffix("/") for _, name in names[start + 1 : end]]
+
+
+def test_the_tree_shows_the_rooms_of_the_host() -> None:
+    there = [path.name for path in HOST.iterdir() if (path / "__init__.py").exists()]
+    assert sorted(rooms_of_the_host()) == sorted(there)
+
+
+def test_the_rooms_and_files_of_the_host_stand_above_each_other() -> None:
+    """A room, or a file beside the rooms, imports only what is below: there is an order, for types alone too."""
+    rooms = rooms_of_the_host()
+    paths = {room: sorted((HOST / room).rglob("*.py")) for room in rooms}
+    paths |= {path.stem: [path] for path in HOST.glob("*.py") if path.stem != "__init__"}
+    imports = {name: {found for path in files for found in imported_by_host(path)} for name, files in paths.items()}
+    order = list(TopologicalSorter({name: found - {name} for name, found in imports.items()}).static_order())
+    assert sorted(order) == sorted(paths)  # a circle would have raised
+    for at, room in enumerate(rooms):
+        assert not imports[room] & set(rooms[:at]), room
+
+
+def imported_by_host(path: Path) -> Iterator[str]:
+    """Rooms and files of the host that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("pieray.host"):
+            below = node.module.split(".")[2:]
+            yield from below[:1] or [alias.name for alias in node.names]
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -25,7 +25,8 @@ WIDTH = 100
 #: Modules of the client's API, in the order of the page, and what is public in them.
 CLIENT_NAMES = {
     "bring_up": ("start",),
-    "client/engine": ("connect", "Engine"),
+    "client/connecting": ("connect",),
+    "client/engine": ("Engine",),
     "client/process": ("Process", "Event"),
     "programs/sources": ("ProgramSource",),
     "programs/launches": ("LaunchRequest",),

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from pieray.concurrency.timers import Timers
 from pieray.errors import Cancelled, DeadlineExceeded, InvalidRequest, PierayError, QuotaExceeded, Unsupported
 from pieray.host.broker.client import BrokerClient
-from pieray.host.device.tickets import Kind
-from pieray.host.state import InstanceState
+from pieray.host.identity import Identity
+from pieray.host.ticket_work import TicketWork
+from pieray.host.tickets import Kind
 from pieray.messages import Message, Settle, Withdraw
 from pieray.texts import byte_size, check_size
 
@@ -23,19 +25,27 @@ ANSWER_S = 30.0
 class BrokerCalls:
     """Requests under way are bounded, those that the guest has forgotten included: each holds memory elsewhere."""
 
-    def __init__(self, state: InstanceState) -> None:
-        self._state = state
+    def __init__(
+        self, identity: Identity, work: TicketWork, timers: Timers, find: Callable[[], BrokerClient | None]
+    ) -> None:
+        """`find`: the way to the Broker, if there is one."""
+        self.tenant = identity.tenant
+        self.work = work
+        self.timers = timers
+        self._limits = identity.limits
+        self._find = find
         self._num_calls = 0
         self._num_bytes = 0
         self._lock = threading.Lock()
-        state.closers.append(self._flush)
+        work.at_end(self._flush)
 
     @property
     def client(self) -> BrokerClient:
         """Raises Unsupported where there is no Broker."""
-        if self._state.services.broker is None:
+        found = self._find()
+        if found is None:
             raise Unsupported("this engine has no Broker: no messages between inferlets, no store")
-        return self._state.services.broker
+        return found
 
     def check_name(self, what: str, name: str, least: int = 1) -> str:
         """The name of a queue, a topic or a key; raises InvalidRequest."""
@@ -46,7 +56,7 @@ class BrokerCalls:
     def check_text(self, text: str) -> int:
         """Bytes of a text; raises QuotaExceeded."""
         size = byte_size(text)
-        check_size("message_bytes", self._state.limits.message_bytes, size)
+        check_size("message_bytes", self._limits.message_bytes, size)
         return size
 
     def ask(
@@ -76,15 +86,15 @@ class BrokerCalls:
 
     def tell(self, message: Message) -> None:
         """Post what has no answer."""
-        if self._state.services.broker is not None:
-            self._state.services.broker.tell(message)
+        if (found := self._find()) is not None:
+            found.tell(message)
 
     def keep(self, number: int, is_taken: bool) -> None:
         """`settle` for a text that the Broker keeps until the guest has it."""
-        self.tell(Settle(number, self._state.launch.tenant, is_taken))
+        self.tell(Settle(number, self.tenant, is_taken))
 
     def _count(self, num_bytes: int) -> None:
-        limits = self._state.limits
+        limits = self._limits
         with self._lock:
             if self._num_calls >= limits.tickets:
                 raise QuotaExceeded(f"tickets: the limit is {limits.tickets} requests at the Broker; one more was made")
@@ -102,12 +112,8 @@ class BrokerCalls:
             self._num_bytes -= num_bytes
 
     def _flush(self) -> None:
-        if self._state.services.broker is not None:
-            self._state.services.broker.flush()
-
-    @property
-    def state(self) -> InstanceState:
-        return self._state
+        if (found := self._find()) is not None:
+            found.flush()
 
 
 class _Call:
@@ -123,13 +129,13 @@ class _Call:
         settle: Callable[[int, bool], None] | None,
     ) -> None:
         self._calls = calls
-        self._state = calls.state
+        self._work = calls.work
         self._client = client
         self._kind = kind
         self._num_bytes = num_bytes
         self._value = value
         self._settle = settle
-        self._tenant = calls.state.launch.tenant
+        self._tenant = calls.tenant
         self._number = 0  # until the message is made
         self._is_withdrawn = False
         self._lock = threading.Lock()  # a request is either made or withdrawn first
@@ -144,15 +150,15 @@ class _Call:
                 self._number = number
             return make(number)
 
-        state = self._state
-        self.ticket = state.begin(self._kind, cancel=self._withdraw)
+        work = self._work
+        self.ticket = work.begin(self._kind, cancel=self._withdraw)
         if within_s is not None:
-            self._timer = state.services.timers.at(time.monotonic() + within_s, lambda: self._expire(within_s))
+            self._timer = self._calls.timers.at(time.monotonic() + within_s, lambda: self._expire(within_s))
         try:
             self._client.ask(message, self._answered)
         except PierayError:
             self._stop_timer()
-            state.abandon(self.ticket)
+            work.abandon(self.ticket)
             raise
 
     def _withdraw(self) -> None:
@@ -163,7 +169,7 @@ class _Call:
             self._client.tell(Withdraw(self._number, self._tenant))
 
     def _expire(self, seconds: float) -> None:
-        self._state.complete(self.ticket, DeadlineExceeded(f"the Broker did not answer within {seconds:g} s"))
+        self._work.complete(self.ticket, DeadlineExceeded(f"the Broker did not answer within {seconds:g} s"))
         self._withdraw()
         self._client.flush()
 
@@ -173,15 +179,15 @@ class _Call:
 
     def _answered(self, value: Any, error: PierayError | None) -> None:
         """On a reader thread."""
-        state = self._state
+        work = self._work
         self._stop_timer()
         self._calls.uncount(self._num_bytes)
         settle = None if self._settle is None else partial(self._settle, self._number)
         if error is not None:
-            state.complete(self.ticket, error)
-        elif state.complete(self.ticket, self._value(value), settle):
-            if state.is_closed:
-                state.tickets.drop((self.ticket,))
+            work.complete(self.ticket, error)
+        elif work.complete(self.ticket, self._value(value), settle):
+            if work.is_closed:
+                work.tickets.drop((self.ticket,))
             return
         if settle is not None:
             settle(False)

@@ -7,9 +7,11 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pieray.client.process import ENDINGS, Event
+from pieray.concurrency.timers import Timers
+from pieray.config import Limits
 from pieray.errors import (
     WIT_CODES,
     Cancelled,
@@ -26,11 +28,9 @@ from pieray.errors import (
     error_from,
 )
 from pieray.host.session.session import EVENT_BYTES
+from pieray.host.ticket_work import TicketWork
 from pieray.messages import Bind, Kill, Launch, Message, SendText
 from pieray.texts import byte_size
-
-if TYPE_CHECKING:
-    from pieray.host.state import InstanceState
 
 Done = Callable[[Any, PierayError | None], None]
 Resolved = list[tuple[int, object]]
@@ -85,11 +85,23 @@ class Child:
 
 
 class Family:
-    """Thread-safe.  Nothing is asked of the state while the lock is held."""
+    """Thread-safe.  No ticket is resolved while the lock is held."""
 
-    def __init__(self, state: InstanceState, launching: Launching, ask_s: float = 30.0) -> None:
-        self._state = state
+    def __init__(
+        self,
+        limits: Limits,
+        work: TicketWork,
+        launching: Launching,
+        timers: Timers,
+        fail: Callable[[PierayError], None],
+        ask_s: float = 30.0,
+    ) -> None:
+        """`fail` ends the parent with an error."""
+        self._limits = limits
+        self._work = work
         self._launching = launching
+        self._timers = timers
+        self._fail = fail
         self._ask_s = ask_s  # what a child's actor may take to answer
         self._running: set[Child] = set()
         self._given: dict[int, int] = {}  # bytes behind each ticket that the guest has not taken yet
@@ -99,12 +111,11 @@ class Family:
 
     def launch(self, message: Launch, *, is_linked: bool) -> Child:
         """Begin to launch a child.  Raises QuotaExceeded."""
-        state = self._state
         size = byte_size(message.source) + byte_size(message.input)
         with self._lock:
-            if len(self._running) >= state.limits.children:
+            if len(self._running) >= self._limits.children:
                 raise QuotaExceeded(
-                    f"children: the limit is {state.limits.children} at one time; one more was launched"
+                    f"children: the limit is {self._limits.children} at one time; one more was launched"
                 )
             self._count_out(size)
             child = Child(self, message, is_linked=is_linked)
@@ -229,7 +240,7 @@ class Family:
             if size and (room := self._room()) < size:
                 outcome, size = (
                     QuotaExceeded(
-                        f"mailbox_bytes: the limit is {self._state.limits.mailbox_bytes}, {room} are "
+                        f"mailbox_bytes: the limit is {self._limits.mailbox_bytes}, {room} are "
                         f"left; the result of child {child.id} has {size}"
                     ),
                     0,
@@ -245,7 +256,7 @@ class Family:
             is_failure = isinstance(outcome, PierayError) and child.is_linked and not child.is_unwanted
         self._resolve(resolved)
         if is_failure and isinstance(outcome, PierayError):
-            self._state.fail(type(outcome)(f"the linked child {child.id} failed: {outcome.message}"))
+            self._fail(type(outcome)(f"the linked child {child.id} failed: {outcome.message}"))
 
     def _launched(self, child: Child, size: int, found: Link | PierayError) -> None:
         error = as_told(found) if isinstance(found, PierayError) else None
@@ -269,8 +280,7 @@ class Family:
 
         def ask(link: Link) -> None:
             silence = DeadlineExceeded(f"the actor of child {child.id} did not answer within {self._ask_s} s")
-            timers = self._state.services.timers
-            timer = timers.at(time.monotonic() + self._ask_s, lambda: once(None, silence))
+            timer = self._timers.at(time.monotonic() + self._ask_s, lambda: once(None, silence))
 
             def answered(value: Any, error: PierayError | None) -> None:
                 timer.cancel()
@@ -289,7 +299,7 @@ class Family:
         ask(child.link or _Gone(outcome if isinstance(outcome, PierayError) else PierayError()))
 
     def _count_out(self, size: int) -> None:
-        limit = self._state.limits.mailbox_bytes
+        limit = self._limits.mailbox_bytes
         if self._unsent + size > limit:
             raise QuotaExceeded(
                 f"mailbox_bytes: the limit is {limit}; {self._unsent} are on their way to children, "
@@ -299,15 +309,15 @@ class Family:
 
     def _room(self) -> int:
         """Bytes of `Limits.mailbox_bytes` that children may still fill."""
-        for ticket in [t for t in self._given if not self._state.tickets.is_open(t)]:
+        for ticket in [t for t in self._given if not self._work.tickets.is_open(t)]:
             self._unread -= self._given.pop(ticket)
-        return self._state.limits.mailbox_bytes - self._unread
+        return self._limits.mailbox_bytes - self._unread
 
     def _take_text(self, child: Child, text: str) -> QuotaExceeded | None:
         size = byte_size(text) + EVENT_BYTES
         if (room := self._room()) < size:
             return QuotaExceeded(
-                f"mailbox_bytes: the limit is {self._state.limits.mailbox_bytes}, {room} are left; "
+                f"mailbox_bytes: the limit is {self._limits.mailbox_bytes}, {room} are left; "
                 f"child {child.id} has sent {size} more that its parent did not receive"
             )
         self._unread += size
@@ -319,7 +329,7 @@ class Family:
         resolved: Resolved = []
         while child.receives and (child.texts or child.outcome is not None):
             ticket, _ = child.receives.popitem(last=False)
-            if not self._state.tickets.is_open(ticket):
+            if not self._work.tickets.is_open(ticket):
                 continue
             if child.texts:
                 text = child.texts.popleft()  # counts as unread until it is taken: see `_room`
@@ -336,7 +346,7 @@ class Family:
 
     def _resolve(self, resolved: Resolved) -> None:
         for ticket, result in resolved:
-            self._state.complete(ticket, result)
+            self._work.complete(ticket, result)
 
 
 class _Gone:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pieray.errors import InvalidRequest, ModelError, NotFound
+from pieray.errors import NotFound
 from pieray.host.device.commands import Command, Queue, wire_ticket
-from pieray.host.session.scratch import ScratchFolder
 from pieray.messages import LoadAdapter, Message, UnloadAdapter
-from pieray.models.adapter_file import CONFIG, WEIGHTS, AdapterFacts, AdapterFile, scaling_of
+from pieray.models.adapter_file import AdapterFacts, AdapterFile
 from pieray.pages.prepared import Prepared
 
 
@@ -45,23 +44,6 @@ class OpenAdapter:
     """The batcher's number for it."""
     digest: str
     """`AdapterFile.digest`."""
-
-
-def locate(scratch: ScratchFolder, path: str) -> tuple[str, float, bool]:
-    """The weights that `path` means, a file or a folder as PEFT saves it: their path, alpha (0: the rank), and whether
-    they are rank-stabilized.
-
-    Raises NotFound, InvalidRequest for settings that are not computed here.
-    """
-    folder, slash, name = path.rpartition("/")
-    is_folder = not scratch.has(path) and scratch.has(f"{path}/{WEIGHTS}")
-    config = f"{path}/{CONFIG}" if is_folder else f"{folder}{slash}{CONFIG}"
-    if not is_folder and (name != WEIGHTS or not scratch.has(config)):
-        return path, 0.0, False
-    try:
-        return f"{path}/{WEIGHTS}" if is_folder else path, *scaling_of(scratch.read(config), config)
-    except ModelError as error:
-        raise InvalidRequest(error.message) from None
 
 
 class Load(Command):

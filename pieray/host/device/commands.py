@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 from pieray.errors import PierayError
-from pieray.host.device.tickets import Kind, Ticket
+from pieray.host.tickets import Kind, Ticket
 from pieray.messages import CopyTokens, Forward, Message, Output
 from pieray.pages.handles import PageSpace, Prepared
 from pieray.pages.lineage import Lineage

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pieray.errors import InvalidRequest, PierayError, QuotaExceeded
-from pieray.host.device.tickets import Kind, Ticket, TicketTable
 from pieray.host.text.textstreams import TextStream
+from pieray.host.tickets import Kind, Ticket, TicketTable
 
 MAX_TEXTS = 1024
 """Tokens that are made text in one call: 1 or 2 ms."""

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import U32
 from pieray.errors import BadHandle, QuotaExceeded
 from pieray.host.device.commands import Command, Queue, wire_ticket
 from pieray.host.open_handles import OpenHandles
 from pieray.messages import EmbedTokens, Message
 from pieray.pages.prepared import Prepared
-
-U32 = npt.NDArray[np.uint32]
 
 HANDLE_BYTES = 512
 """What a handle counts for beside its rows, so that `Limits.embed_bytes` bounds empty ones too."""

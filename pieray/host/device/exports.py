@@ -9,10 +9,12 @@ import numpy as np
 
 from pieray.errors import InvalidRequest, PierayError, QuotaExceeded
 from pieray.host.device.commands import wire_ticket
-from pieray.host.device.tickets import Kind
-from pieray.host.state import InstanceState
+from pieray.host.device.outbox import Outbox
+from pieray.host.identity import Identity
+from pieray.host.tickets import Kind, TicketTable
 from pieray.messages import ExportPages, ImportPages, LeasePages, ListExports, Message, Unexport
-from pieray.pages.handles import Lent
+from pieray.pages.handles import Lent, PageSpace
+from pieray.pages.lineage import Lineage
 from pieray.texts import byte_size
 
 MAX_NAME_BYTES = 256
@@ -21,60 +23,65 @@ MAX_NAME_BYTES = 256
 class PageRequests:
     """Requests of one inferlet; each gives a ticket.  All methods are called with the instance's lock held."""
 
-    def __init__(self, state: InstanceState) -> None:
-        self._state = state
-        self._ledger = state.outbox.ledger
-        self._who = (state.launch.tenant, state.launch.user)
+    def __init__(
+        self, identity: Identity, pages: PageSpace, lineage: Lineage, tickets: TicketTable, outbox: Outbox
+    ) -> None:
+        self._limits = identity.limits
+        self._who = (identity.tenant, identity.launch.user)
+        self._pages = pages
+        self._lineage = lineage
+        self._tickets = tickets
+        self._outbox = outbox
+        self._ledger = outbox.ledger
         self._num_coming = 0  # pages asked for by `reserve`
 
     def reserve(self, count: int) -> int:
         """Ticket: none.  Raises QuotaExceeded."""
-        state = self._state
         self._ledger.check_room()
-        ticket = state.tickets.issue(Kind.NONE)
+        ticket = self._tickets.issue(Kind.NONE)
         try:
-            short = state.pages.reserve(count, self._num_coming)
+            short = self._pages.reserve(count, self._num_coming)
         except BaseException:
-            state.tickets.drop((ticket,))
+            self._tickets.drop((ticket,))
             raise
-        state.outbox.leases.wake()
+        self._outbox.leases.wake()
         self._num_coming += short
 
         def granted(result: Any) -> None:
             self._num_coming -= short
             if isinstance(result, PierayError):
-                state.pages.unreserve()
-                state.tickets.resolve(ticket, result)
+                self._pages.unreserve()
+                self._tickets.resolve(ticket, result)
             else:
-                state.outbox.leases.granted(_u32(result[0]), is_own=True)
-                state.tickets.resolve(ticket, None)
+                self._outbox.leases.granted(_u32(result[0]), is_own=True)
+                self._tickets.resolve(ticket, None)
 
         if short:
             wire = self._wire(ticket)
-            self._ledger.ask(ticket, LeasePages(*wire, short, state.limits.page_wait_s), granted)
+            self._ledger.ask(ticket, LeasePages(*wire, short, self._limits.page_wait_s), granted)
         else:
-            state.tickets.resolve(ticket, None)
+            self._tickets.resolve(ticket, None)
         return ticket
 
     def export(self, lent: Lent, name: str, meta: str, access: str, ttl_ms: int, *, pinned: bool, replace: bool) -> int:
         """Ticket: none, once what was staged before has written the pages and they are kept."""
         self._ledger.check_room()
-        state, limits = self._state, self._state.limits
-        ticket = state.tickets.issue(Kind.NONE)
+        limits = self._limits
+        ticket = self._tickets.issue(Kind.NONE)
 
         def done(result: object) -> None:
-            state.pages.end_loan(lent)
-            state.tickets.resolve(ticket, result)
+            self._pages.end_loan(lent)
+            self._tickets.resolve(ticket, result)
 
         def written(error: object) -> None:
             try:
                 if isinstance(error, PierayError):
                     raise error
-                restore = state.outbox.restore(lent.rows)
+                restore = self._outbox.restore(lent.rows)
                 if restore is not None:
                     self._ledger.after({restore}, ticket, written)
                     return
-                pages = np.array(state.pages.seal(lent), "<u4").tobytes()
+                pages = np.array(self._pages.seal(lent), "<u4").tobytes()
             except PierayError as found:
                 done(found)
                 return
@@ -98,54 +105,53 @@ class PageRequests:
                 done,
             )
 
-        self._ledger.after(state.outbox.writers_of(frozenset(lent.rows.tolist())), ticket, written)
+        self._ledger.after(self._outbox.writers_of(frozenset(lent.rows.tolist())), ticket, written)
         return ticket
 
     def open(self, name: str) -> int:
         """Ticket: text, as `kv.import-pages` documents it."""
         self._ledger.check_room()
-        ticket = self._state.tickets.issue(Kind.TEXT)
+        ticket = self._tickets.issue(Kind.TEXT)
         self._ledger.ask(ticket, ImportPages(*self._wire(ticket), *self._who, name), lambda r: self._opened(ticket, r))
         return ticket
 
     def _opened(self, ticket: int, result: Any) -> None:
-        state = self._state
         if isinstance(result, PierayError):
-            state.tickets.resolve(ticket, result)
+            self._tickets.resolve(ticket, result)
             return
         pages, written, num_tokens, meta, access, owner = result
         try:
-            handles = state.pages.adopt(_u32(pages), np.frombuffer(written, "<u8"))
+            handles = self._pages.adopt(_u32(pages), np.frombuffer(written, "<u8"))
         except QuotaExceeded as error:
             self._ledger.release(_u32(pages))
-            state.tickets.resolve(ticket, error)
+            self._tickets.resolve(ticket, error)
             return
-        state.lineage.give_up()
+        self._lineage.give_up()
         facts = {"pages": handles.tolist(), "num_tokens": num_tokens, "meta": meta, "access": access, "owner": owner}
-        if not state.tickets.resolve(ticket, json.dumps(facts)):  # the guest has forgotten the ticket
-            state.pages.free(handles)
+        if not self._tickets.resolve(ticket, json.dumps(facts)):  # the guest has forgotten the ticket
+            self._pages.free(handles)
 
     def remove(self, name: str, access: str) -> int:
         """Ticket: none."""
         self._ledger.check_room()
-        ticket = self._state.tickets.issue(Kind.NONE)
+        ticket = self._tickets.issue(Kind.NONE)
         return self._ask(ticket, Unexport(*self._wire(ticket), *self._who, name, access))
 
     def names(self, prefix: str) -> int:
         """Ticket: text, as `kv.list-exports` documents it."""
         self._ledger.check_room()
-        ticket = self._state.tickets.issue(Kind.TEXT)
+        ticket = self._tickets.issue(Kind.TEXT)
         return self._ask(ticket, ListExports(*self._wire(ticket), *self._who, prefix))
 
     def _ask(self, ticket: int, message: Message) -> int:
-        limit = self._state.limits.message_bytes
+        limit = self._limits.message_bytes
 
         def answered(result: object) -> None:
             if isinstance(result, str) and (size := byte_size(result)) > limit:
                 result = QuotaExceeded(
                     f"message_bytes: the limit is {limit}; the list has {size}: ask for a longer prefix"
                 )
-            self._state.tickets.resolve(ticket, result)
+            self._tickets.resolve(ticket, result)
 
         self._ledger.ask(ticket, message, answered)
         return ticket

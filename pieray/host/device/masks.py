@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import U32
 from pieray.errors import InvalidRequest
-
-U32 = npt.NDArray[np.uint32]
 
 
 def mask_bytes(num_rows: int, width: int) -> int:

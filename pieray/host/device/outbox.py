@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import numpy as np
-import numpy.typing as npt
-
+from pieray.arrays import I64, U32
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
 from pieray.host.device.commands import INTERNAL, Command, Pass, Queue, Restore, Run, wire_ticket
 from pieray.host.device.leases import Leases
@@ -16,16 +14,13 @@ from pieray.host.device.prefixes import Prefixes
 from pieray.host.device.rebuild import Rebuild
 from pieray.host.device.results import Results
 from pieray.host.device.swap import Swap
-from pieray.host.device.tickets import TicketTable
 from pieray.host.device.transfers import Transfers
 from pieray.host.device.work import Work
+from pieray.host.tickets import TicketTable
 from pieray.messages import ExtendPlan, Message, StopPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
-
-U32 = npt.NDArray[np.uint32]
-I64 = npt.NDArray[np.int64]
 
 MAX_STAGED = 64
 

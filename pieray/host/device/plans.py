@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from array import array
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import U32
 from pieray.errors import InvalidRequest, PierayError
 from pieray.host.device.commands import Queue, Run, Text, wire_ticket
 from pieray.host.device.drawn import Drawn
-from pieray.host.device.tickets import Kind, Ticket
-from pieray.host.state import InstanceState
+from pieray.host.device.outbox import Outbox
+from pieray.host.identity import Identity
+from pieray.host.tickets import Kind, Ticket, TicketTable
 from pieray.messages import Sampler, StartPlan
 from pieray.pages.growing import Growing
-
-U32 = npt.NDArray[np.uint32]
+from pieray.pages.handles import PageSpace
+from pieray.pages.lineage import Lineage
 
 READY, RUNNING, PAUSED, ENDED = "ready", "running", "paused", "ended"
 AHEAD_TOKENS = 64
@@ -42,6 +44,19 @@ class Settings:
     is_scored: bool = False
 
 
+@dataclass(slots=True)
+class PlanContext:
+    """What the plans of one inferlet work with."""
+
+    identity: Identity
+    tickets: TicketTable
+    pages: PageSpace
+    lineage: Lineage
+    outbox: Outbox
+    send: Callable[[str], None]
+    """A text to the client; raises QuotaExceeded."""
+
+
 class StopTicket(Ticket):
     """Of pause and cancel: resolves when no more is drawn."""
 
@@ -60,7 +75,7 @@ class Plan:
 
     def __init__(
         self,
-        state: InstanceState,
+        context: PlanContext,
         queue: Queue,
         pages: U32,
         kv_len: int,
@@ -68,12 +83,12 @@ class Plan:
         max_tokens: int,
         sampler: Sampler,
     ) -> None:
-        self._instance = state
+        self._context = context
         self.queue = queue
         self._pages = pages
         self.kv_len = kv_len
         self._max_tokens = max_tokens
-        self.drawn = Drawn(tokens.tolist(), state.tickets, state.log.send, self._stop_at, self._fail)
+        self.drawn = Drawn(tokens.tolist(), context.tickets, context.send, self._stop_at, self._fail)
         self._num_valid = 0  # tokens of the line whose KV is written
         self.settings = Settings(sampler)
         self.state = READY
@@ -108,38 +123,38 @@ class Plan:
 
     def _go(self) -> None:
         """Begin a run of what has no KV yet: the last token at least."""
-        instance = self._instance
+        context = self._context
         num_more = self._max_tokens - self.drawn.count
         if num_more == 0:
             self.state, self._finish_reason = ENDED, "length"
             return
         done = min(self._num_valid, len(self.line) - 1)
-        instance.outbox.check_room()
+        context.outbox.check_room()
         kv_len = self.kv_len + done
-        visible = instance.pages.visible(self._pages, kv_len)
-        growing = instance.pages.stage_plan(self._pages, kv_len, len(self.line) - done, num_more - 1)
+        visible = context.pages.visible(self._pages, kv_len)
+        growing = context.pages.stage_plan(self._pages, kv_len, len(self.line) - done, num_more - 1)
         bits = b"" if visible is None else np.packbits(visible, bitorder="little").tobytes()
-        self._run = run = PlanRun(instance.tickets.number(), self, growing, done, num_more, bits)
+        self._run = run = PlanRun(context.tickets.number(), self, growing, done, num_more, bits)
         growing.on_settled = run.settled_slots
         self.state = RUNNING
         self.drawn.is_running = True
         self.drawn.stop_tokens = frozenset(np.frombuffer(self.settings.stop_tokens, "<u4").tolist())
-        instance.outbox.stage(run)
+        context.outbox.stage(run)
 
     def message(self, run: PlanRun) -> StartPlan:
         """A run as it travels."""
-        instance, settings, queue = self._instance, self.settings, self.queue
+        context, settings, queue = self._context, self.settings, self.queue
         drawn = self.line[self.drawn.num_prompt :]
         grammar: list[Any] = []
         if settings.grammar:
             kind, text, consumed = settings.grammar
-            grammar = [kind, text, consumed + drawn[settings.num_taken :].tobytes(), instance.launch.tenant]
+            grammar = [kind, text, consumed + drawn[settings.num_taken :].tobytes(), context.identity.tenant]
         history = b""
         if settings.num_drafts:
             history = settings.history + self.line[: run.done].tobytes()
         return StartPlan(
-            wire_ticket(instance.number, run.ticket),
-            instance.number,
+            wire_ticket(context.identity.number, run.ticket),
+            context.identity.number,
             queue.handle,
             queue.priority,
             run.growing.pages.tobytes(),
@@ -178,13 +193,13 @@ class Plan:
             error = None if self._finish_reason else run.failure(result)
         self.state = ENDED if self._is_deaf or self._finish_reason or error is not None else PAUSED
         for ticket in list(self.stops):
-            self._instance.tickets.resolve(ticket.number, None)
+            self._context.tickets.resolve(ticket.number, None)
         self.stops.clear()
         self.drawn.end(error)
 
     def _stop_at(self, num_tokens: int, text: str) -> None:
         """A text stream has met its stop text: what was drawn behind these tokens is forgotten."""
-        self._instance.pages.settle()
+        self._context.pages.settle()
         self.drawn.cut(num_tokens)
         self._num_valid = min(self._num_valid, len(self.line))
         self._end("stop")
@@ -211,7 +226,7 @@ class Plan:
     def cancel(self) -> int:
         """End the plan; a ticket that resolves when no step touches its pages."""
         ticket = StopTicket(self)
-        self._instance.tickets.add(ticket)
+        self._context.tickets.add(ticket)
         self.end()
         return self._stop(ticket)
 
@@ -221,7 +236,7 @@ class Plan:
             self._end("cancelled")
 
     def _stop(self, ticket: StopTicket) -> int:
-        tickets = self._instance.tickets
+        tickets = self._context.tickets
         number = ticket.number or tickets.add(ticket)
         if self._run is None:
             tickets.resolve(number, None)
@@ -233,7 +248,7 @@ class Plan:
     def _stop_run(self) -> None:
         if self._run is not None and not self._run.is_stopped:
             self._run.is_stopped, self._run.is_preempted = True, False
-            self._instance.outbox.stop(self._run)
+            self._context.outbox.stop(self._run)
 
     def truncate(self, num_tokens: int) -> None:
         """Forget what was drawn behind the first `num_tokens` tokens."""
@@ -342,7 +357,7 @@ class PlanRun(Run):
         plan = self.plan
         plan._counts, self.counts = plan._counts_with(self), bytes(12)
         done = min(plan._num_valid, len(plan.line) - 1)
-        self.growing = self.prepared = plan._instance.pages.restage(self.growing, len(plan.line) - done)
+        self.growing = self.prepared = plan._context.pages.restage(self.growing, len(plan.line) - done)
         if self.visible:
             self.visible = _with_ones(self.visible, plan.kv_len + self.done, done - self.done)
         self.done = done
@@ -354,13 +369,13 @@ class PlanRun(Run):
 
     def settled_slots(self, start: int, stop: int, is_untouched: bool) -> None:
         """See `Growing.on_settled`: the span goes to the log."""
-        plan, instance = self.plan, self.plan._instance
+        plan, context = self.plan, self.plan._context
         if not is_untouched:
-            instance.lineage.give_up()
+            context.lineage.give_up()
             return
-        frames = self.growing.idents[: -(-stop // instance.pages.page_size)]
+        frames = self.growing.idents[: -(-stop // context.pages.page_size)]
         tokens = plan.line[start - plan.kv_len : stop - plan.kv_len].tobytes()
-        instance.lineage.add_forward(frames, start, tokens, visible=self.visible, adapter=plan.settings.adapter)
+        context.lineage.add_forward(frames, start, tokens, visible=self.visible, adapter=plan.settings.adapter)
 
     def failure(self, result: object) -> PierayError | None:
         """Why it did not end well; None for a run that was stopped, also before it began."""
@@ -370,7 +385,7 @@ class PlanRun(Run):
 
     @property
     def _page_size(self) -> int:
-        return self.plan._instance.pages.page_size
+        return self.plan._context.pages.page_size
 
     def _num_needed(self) -> int:
         """Pages without which the batcher cannot run the last token that it has told of."""
@@ -409,7 +424,7 @@ class PlanRun(Run):
     def give_up(self, error: PierayError) -> None:
         self.error = error
         self.is_stopped = True
-        self.plan._instance.outbox.stop(self)
+        self.plan._context.outbox.stop(self)
 
 
 def _with_ones(bits: bytes, count: int, num_more: int) -> bytes:

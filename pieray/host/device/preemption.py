@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64
 from pieray.host.device.commands import Command, Run, wire_ticket
 from pieray.host.device.ledger import Device, LedgerClient
 from pieray.host.device.swap import Swap
@@ -25,8 +25,6 @@ from pieray.host.device.work import Work, rows_of
 from pieray.messages import Message, StopPlan
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
-
-I64 = npt.NDArray[np.int64]
 
 MANY = 1 << 30
 PART_OF_POOL = 16

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64, U32
 from pieray.errors import DeviceLost
 from pieray.host.device.commands import Command
 from pieray.messages import PRIVATE, IndexPages, Message
@@ -27,9 +27,6 @@ from pieray.pages.contents import Contents, chain, positions_of, root_of
 from pieray.pages.growing import Growing
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
-
-U32 = npt.NDArray[np.uint32]
-I64 = npt.NDArray[np.int64]
 
 LEAST_PAGES = 4
 """Pages of a command for which a lookup is sent that no lease is due with: a round trip costs what few tokens cost."""

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64
 from pieray.host.device.commands import INTERNAL, Command, Queue, wire_ticket
 from pieray.messages import PRIVATE, CopyTokens, Forward, Message
 from pieray.pages.handles import Prepared
 from pieray.pages.lineage import CopyStep, ForwardStep, Step
-
-I64 = npt.NDArray[np.int64]
 
 
 def is_repeatable(steps: Sequence[Step]) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pieray.host.device.commands import TICKET_MASK, Pass, wire_ticket
-from pieray.host.device.tickets import Kind, Ticket, TicketTable
 from pieray.host.device.transfers import Transfers
+from pieray.host.tickets import Kind, Ticket, TicketTable
 from pieray.messages import Output
 
 

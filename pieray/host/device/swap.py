@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64
 from pieray.errors import PierayError
 from pieray.host.device.commands import INTERNAL, Queue, wire_ticket
 from pieray.host.device.prefixes import Prefixes
@@ -23,7 +23,6 @@ from pieray.messages.leases import Place
 from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage, Step, steps_for, steps_on, written_slots
 
-I64 = npt.NDArray[np.int64]
 _QUEUE = 0  # no guest's
 
 

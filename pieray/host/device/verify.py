@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import U32
 from pieray.errors import InvalidRequest
 from pieray.host.device.commands import Command, Queue, wire_ticket
 from pieray.messages import Message, Sampler, Verify
 from pieray.pages.handles import PageSpace, Prepared
 from pieray.pages.lineage import Lineage
-
-U32 = npt.NDArray[np.uint32]
 
 MAX_DRAFTS = 256
 """Drafts of one pass: each takes a row of logits."""

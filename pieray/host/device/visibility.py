@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import Bools
 from pieray.errors import QuotaExceeded
 
-U32 = npt.NDArray[np.uint32]
 MAX_MASK_BITS = 1 << 22
 """Of a mask that is composed here, on the thread of all guests: a few milliseconds of it."""
 
 
-def composed(visible: npt.NDArray[np.bool_] | None, num_tokens: int, mask: bytes) -> bytes:
+def composed(visible: Bools | None, num_tokens: int, mask: bytes) -> bytes:
     """The packed mask [num_tokens, kv_len + num_tokens] of a pass: `mask`, b"" for causal, and for the first kv_len
     columns `visible` [kv_len]; None: `mask` as it is.  Raises QuotaExceeded for more than MAX_MASK_BITS."""
     if visible is None:

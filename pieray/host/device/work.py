@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
+from pieray.arrays import I64
 from pieray.host.device.commands import Command, Run
 from pieray.host.device.rebuild import Rebuild
 from pieray.pages.growing import Growing
-
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pieray.host.broker.calls import BrokerCalls
+from pieray.host.device.exports import PageRequests
+from pieray.host.device.plans import PlanContext
 from pieray.host.handlers.adapters import AdapterHandlers
 from pieray.host.handlers.chat import ChatHandlers
 from pieray.host.handlers.children import ChildrenHandlers
@@ -22,9 +25,10 @@ from pieray.host.handlers.runtime import RuntimeHandlers
 from pieray.host.handlers.samplers import SamplerHandlers
 from pieray.host.handlers.scratch import ScratchHandlers
 from pieray.host.handlers.session import SessionHandlers
+from pieray.host.handlers.slow_work import SlowWork
 from pieray.host.handlers.store import StoreHandlers
 from pieray.host.handlers.tickets import TicketHandlers
-from pieray.host.state import InstanceState
+from pieray.host.parts import InferletParts
 
 
 @dataclass(slots=True)
@@ -53,26 +57,42 @@ class GuestHandlers:
     printed: Printed
 
     @classmethod
-    def of(cls, state: InstanceState) -> GuestHandlers:
+    def of(cls, parts: InferletParts) -> GuestHandlers:
+        """The handlers of the inferlet that consists of `parts`."""
+        identity, services, models, tables, work = (
+            parts.identity,
+            parts.services,
+            parts.models,
+            parts.tables,
+            parts.work,
+        )
+        limits, tickets, pages, outbox = identity.limits, parts.tickets, parts.pages, parts.outbox
+        slow = SlowWork(identity, services, models)
+        requests = PageRequests(identity, pages, parts.lineage, tickets, outbox)
+        context = PlanContext(identity, tickets, pages, parts.lineage, outbox, parts.log.send)
+
+        def broker_calls() -> BrokerCalls:
+            return BrokerCalls(identity, work, services.timers, lambda: services.broker)
+
         return cls(
-            tickets=TicketHandlers(state),
-            queues=QueueHandlers(state),
-            kv=KvHandlers(state),
-            embeds=EmbedsHandlers(state),
-            samplers=SamplerHandlers(state),
-            forward=ForwardHandlers(state),
-            plans=PlanHandlers(state),
-            grammar=GrammarHandlers(state),
-            adapters=AdapterHandlers(state),
-            model=ModelHandlers(state),
-            chat=ChatHandlers(state),
-            session=SessionHandlers(state),
-            scratch=ScratchHandlers(state),
-            messaging=MessagingHandlers(state),
-            children=ChildrenHandlers(state),
-            http=HttpHandlers(state),
-            store=StoreHandlers(state),
-            mcp=McpHandlers(state),
-            runtime=RuntimeHandlers(state),
-            printed=Printed(state.log),
+            tickets=TicketHandlers(tickets, outbox),
+            queues=QueueHandlers(models, tables.queues, tickets, outbox, identity.launch.priority),
+            kv=KvHandlers(limits, tables.queues, pages, tickets, outbox, requests),
+            embeds=EmbedsHandlers(limits, models, tables, tickets, outbox),
+            samplers=SamplerHandlers(models, tables.samplers),
+            forward=ForwardHandlers(limits, models, tables, pages, parts.lineage, tickets, outbox),
+            plans=PlanHandlers(limits, models, tables, context),
+            grammar=GrammarHandlers(identity, models, tables.matchers, services.grammars, slow, work),
+            adapters=AdapterHandlers(identity, services.adapters, tables.adapters, parts.scratch, tickets, outbox),
+            model=ModelHandlers(models, tables.streams, slow),
+            chat=ChatHandlers(models, slow),
+            session=SessionHandlers(parts.log, parts.mailbox, parts.scratch, parts.files, slow, work),
+            scratch=ScratchHandlers(parts.scratch),
+            messaging=MessagingHandlers(identity, broker_calls(), work),
+            children=ChildrenHandlers(identity, services, work, parts.fail),
+            http=HttpHandlers(identity, services, work),
+            store=StoreHandlers(identity, broker_calls()),
+            mcp=McpHandlers(identity, services, parts.client_servers, slow, work),
+            runtime=RuntimeHandlers(identity, tables, pages, outbox, parts.log, parts.scratch, services.timers, work),
+            printed=Printed(parts.log),
         )

@@ -6,14 +6,16 @@ import dataclasses
 import json
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any
 
-from pieray.errors import ConfigError, InvalidRequest, QuotaExceeded, Unsupported
+from pieray.errors import ConfigError, InvalidRequest, PierayError, QuotaExceeded, Unsupported
 from pieray.host.children.family import Child, Family
-from pieray.host.device.tickets import Kind
-from pieray.host.handlers.base import HandlerGroup
+from pieray.host.identity import Identity
 from pieray.host.open_handles import OpenHandles
-from pieray.host.state import InstanceState
+from pieray.host.services import Services
+from pieray.host.ticket_work import TicketWork
+from pieray.host.tickets import Kind
 from pieray.messages import Launch
 from pieray.programs.limits import limits_within
 from pieray.programs.manifest import is_spec
@@ -25,22 +27,27 @@ INLINE = "child"
 """Name of what is launched from source."""
 
 
-class ChildrenHandlers(HandlerGroup):
+class ChildrenHandlers:
     """Children by handle.  They run in the parent's name, within its limits and capabilities."""
 
-    def __init__(self, state: InstanceState) -> None:
-        super().__init__(state)
-        self._children: OpenHandles[Child] = OpenHandles("child handle", "tickets", state.limits.tickets)
-        self._deadline = time.monotonic() + state.limits.wall_time_s
+    def __init__(
+        self, identity: Identity, services: Services, work: TicketWork, fail: Callable[[PierayError], None]
+    ) -> None:
+        self._identity = identity
+        self._services = services
+        self._work = work
+        self._fail = fail  # ends the parent
+        self._children: OpenHandles[Child] = OpenHandles("child handle", "tickets", identity.limits.tickets)
+        self._deadline = time.monotonic() + identity.limits.wall_time_s
         self._family: Family | None = None
 
     def launch(self, program: str, source: str, input: str, limits: str, link: str) -> int:
-        state = self._state
-        state.capabilities.require("children")
-        depth = state.launch.depth + 1
-        if depth > state.limits.child_depth:
+        identity = self._identity
+        identity.capabilities.require("children")
+        depth = identity.launch.depth + 1
+        if depth > identity.limits.child_depth:
             raise QuotaExceeded(
-                f"child_depth: the limit is {state.limits.child_depth} generations; this would be number {depth}"
+                f"child_depth: the limit is {identity.limits.child_depth} generations; this would be number {depth}"
             )
         _check_program(program, source)
         self._check_sizes(source, input)
@@ -55,16 +62,16 @@ class ChildrenHandlers(HandlerGroup):
             b"",
             input,
             self._limits_of(limits),
-            dataclasses.asdict(state.capabilities),
+            dataclasses.asdict(identity.capabilities),
             "",
-            state.launch.user,
-            state.launch.tenant,
-            state.instance_id,
+            identity.launch.user,
+            identity.launch.tenant,
+            identity.instance_id,
             depth,
-            priority=state.launch.priority,
-            deadline=state.launch.deadline,
-            born=state.launch.born,
-            family=state.launch.family,
+            priority=identity.launch.priority,
+            deadline=identity.launch.deadline,
+            born=identity.launch.born,
+            family=identity.launch.family,
         )
         return self._children.put(family.launch(message, is_linked=link == "linked"))
 
@@ -87,25 +94,25 @@ class ChildrenHandlers(HandlerGroup):
         return ticket
 
     def send(self, child: int, text: str) -> int:
-        state, found = self._state, self._children.get(child)
-        check_size("message_bytes", state.limits.message_bytes, byte_size(text))
-        ticket = state.begin(Kind.NONE)
+        found = self._children.get(child)
+        check_size("message_bytes", self._identity.limits.message_bytes, byte_size(text))
+        ticket = self._work.begin(Kind.NONE)
         try:
             self._the_family().send(found, text, ticket)
         except QuotaExceeded:
-            state.tickets.drop((ticket,))
+            self._work.tickets.drop((ticket,))
             raise
         return ticket
 
     def cancel(self, child: int, reason: str) -> int:
         found = self._children.get(child)
-        ticket = self._state.begin(Kind.NONE)
+        ticket = self._work.begin(Kind.NONE)
         self._the_family().kill(found, reason[:MAX_REASON] or "cancelled by its parent", ticket)
         return ticket
 
     def detach(self, child: int) -> int:
         found = self._children.get(child)
-        ticket = self._state.begin(Kind.TEXT)
+        ticket = self._work.begin(Kind.TEXT)
         self._children.pop(child)
         self._the_family().detach(found, ticket)
         return ticket
@@ -116,24 +123,24 @@ class ChildrenHandlers(HandlerGroup):
     # --- inside ---------------------------------------------------------------------------------
 
     def _the_family(self) -> Family:
-        state = self._state
         if self._family is None:
-            if state.services.children is None:
+            service = self._services.children
+            if service is None:
                 raise Unsupported("children: this engine launches none")
-            self._family = Family(state, state.services.children)
-            state.closers.append(self._family.end)
+            self._family = Family(self._identity.limits, self._work, service, self._services.timers, self._fail)
+            self._work.at_end(self._family.end)
         return self._family
 
     def _ticket(self, child: Child, kind: Kind) -> int:
         """A ticket that its child forgets when the guest does."""
-        state, family = self._state, self._the_family()
-        ticket = state.begin(kind)
-        state.on_cancel(ticket, lambda: family.forget(child, ticket))
+        family = self._the_family()
+        ticket = self._work.begin(kind)
+        self._work.on_cancel(ticket, lambda: family.forget(child, ticket))
         return ticket
 
     def _limits_of(self, text: str) -> dict[str, float]:
         """The child's limits as far as they differ from the engine's: the parent's own, lowered to what was asked."""
-        state, service = self._state, self._state.services.children
+        service = self._services.children
         assert service is not None
         if len(text) > MAX_LIMITS_TEXT:
             raise InvalidRequest(f"limits have at most {MAX_LIMITS_TEXT} characters of JSON; given {len(text)}")
@@ -144,7 +151,7 @@ class ChildrenHandlers(HandlerGroup):
         if not isinstance(asked, dict):
             raise InvalidRequest(f"limits are a JSON object; given {type(asked).__name__}")
         try:
-            limits = limits_within(state.limits, asked)
+            limits = limits_within(self._identity.limits, asked)
         except ConfigError as error:
             raise InvalidRequest(error.message.replace("this engine allows", "its parent has")) from None
         left = self._deadline - time.monotonic()
@@ -153,7 +160,7 @@ class ChildrenHandlers(HandlerGroup):
         return {name: value for name, value in dataclasses.asdict(limits).items() if value != theirs[name]}
 
     def _check_sizes(self, source: str, input: str) -> None:
-        limits = self._state.limits
+        limits = self._identity.limits
         check_size("source_bytes", limits.source_bytes, byte_size(source))
         check_size("message_bytes", limits.message_bytes, byte_size(input))
 

@@ -7,33 +7,57 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pieray.arrays import U32
+from pieray.config import Limits
 from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
 from pieray.host.device.commands import Pass
 from pieray.host.device.embeds import joined
 from pieray.host.device.masks import hide_runs, mask_bytes
-from pieray.host.device.tickets import Kind
+from pieray.host.device.outbox import Outbox
 from pieray.host.device.verify import VerifyPass, check_tree
 from pieray.host.device.visibility import composed
-from pieray.host.handlers.base import U32, HandlerGroup
+from pieray.host.models import ModelDirectory
+from pieray.host.tables import HandleTables
+from pieray.host.tickets import Kind, TicketTable
 from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler, size_of
+from pieray.pages.handles import PageSpace
+from pieray.pages.lineage import Lineage
 
 
-class ForwardHandlers(HandlerGroup):
+class ForwardHandlers:
     """Forward passes.  What can be checked here is, so that a bad call fails at once, not in the batch."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        models: ModelDirectory,
+        tables: HandleTables,
+        pages: PageSpace,
+        lineage: Lineage,
+        tickets: TicketTable,
+        outbox: Outbox,
+    ) -> None:
+        self._limits = limits
+        self._models = models
+        self._tables = tables
+        self._pages = pages
+        self._lineage = lineage
+        self._tickets = tickets
+        self._outbox = outbox
+        self._lock = tickets.lock
 
     def forward(self, queue: int, pages: U32, kv_len: int, tokens: U32, positions: U32, mask: U32) -> int:
         return self._enqueue(queue, pages, kv_len, tokens, positions, mask, [])
 
     def forward_embeds(self, queue: int, pages: U32, kv_len: int, embeds: U32, positions: U32, mask: U32) -> int:
-        state = self._state
-        parts = [state.embeds.get(handle) for handle in embeds.tolist()]
-        num_rows, room = sum(part.num_rows for part in parts), len(pages) * state.pages.page_size
+        parts = [self._tables.embeds.get(handle) for handle in embeds.tolist()]
+        num_rows, room = sum(part.num_rows for part in parts), len(pages) * self._pages.page_size
         if num_rows > room:
             raise InvalidRequest(f"{num_rows} rows do not fit in {len(pages)} pages, which have {room} slots")
         num_bytes = sum(len(part.values) for part in parts)
-        if num_bytes > state.limits.message_bytes:
+        if num_bytes > self._limits.message_bytes:
             raise QuotaExceeded(
-                f"message_bytes: the limit is {state.limits.message_bytes}; the embeddings of this "
+                f"message_bytes: the limit is {self._limits.message_bytes}; the embeddings of this "
                 f"pass have {num_bytes}"
             )
         tokens, rows = joined(parts)
@@ -42,71 +66,73 @@ class ForwardHandlers(HandlerGroup):
     def _enqueue(
         self, queue: int, pages: U32, kv_len: int, tokens: U32, positions: U32, mask: U32, embeds: list[bytes]
     ) -> int:
-        state = self._state
-        found = state.queue(queue)
+        found = self._tables.queues.get(queue)
         num_tokens = len(tokens)
         self._check_tokens(tokens, int(positions.max()) if len(positions) else kv_len + num_tokens - 1)
         if len(positions) not in (0, num_tokens):
             raise InvalidRequest(f"positions: none or one per token ({num_tokens}); given {len(positions)}")
-        bits = composed(state.pages.visible(pages, kv_len), num_tokens, _mask_bytes(mask, num_tokens, kv_len))
-        with state.lock:
-            state.outbox.check_room()
-            ticket = state.tickets.issue(Kind.NONE)
+        bits = composed(self._pages.visible(pages, kv_len), num_tokens, _mask_bytes(mask, num_tokens, kv_len))
+        with self._lock:
+            self._outbox.check_room()
+            ticket = self._tickets.issue(Kind.NONE)
             try:
                 num_bytes = len(bits) + sum(map(len, embeds))
-                state.outbox.transfers.hold(ticket, num_bytes, "the mask and the embeddings of this pass have")
-                prepared = state.pages.stage_forward(pages, kv_len, num_tokens, is_masked=True)
+                self._outbox.transfers.hold(ticket, num_bytes, "the mask and the embeddings of this pass have")
+                prepared = self._pages.stage_forward(pages, kv_len, num_tokens, is_masked=True)
             except BaseException:
-                state.tickets.drop((ticket,))
-                state.outbox.transfers.ended(ticket)
+                self._tickets.drop((ticket,))
+                self._outbox.transfers.ended(ticket)
                 raise
             packed = tokens.tobytes(), positions.tobytes(), bits, embeds
-            state.outbox.stage(Pass(ticket, found, prepared, kv_len, *packed))
+            self._outbox.stage(Pass(ticket, found, prepared, kv_len, *packed))
         return ticket
 
     def mask_runs(self, pass_: int, row: int, runs: U32) -> None:
-        found, state = self._open_pass(pass_, row), self._state
+        found = self._open_pass(pass_, row)
         width = found.kv_len + found.num_tokens
         num_bytes = mask_bytes(found.num_tokens, width)
-        if num_bytes > state.limits.message_bytes:
+        if num_bytes > self._limits.message_bytes:
             raise QuotaExceeded(
-                f"message_bytes: the limit is {state.limits.message_bytes}; the mask of this pass has {num_bytes}"
+                f"message_bytes: the limit is {self._limits.message_bytes}; the mask of this pass has {num_bytes}"
             )
         if not found.mask:
-            with state.lock:
-                state.outbox.transfers.hold(pass_, num_bytes, "the mask of this pass has")
+            with self._lock:
+                self._outbox.transfers.hold(pass_, num_bytes, "the mask of this pass has")
         mask = found.mask if isinstance(found.mask, bytearray) else bytearray(found.mask or b"\xff" * num_bytes)
         hide_runs(mask, row, width, runs)
         found.mask = mask
 
     def set_adapter(self, pass_: int, adapter: int) -> None:
-        self._unsent(pass_).adapter = self._state.adapter(adapter)
+        self._unsent(pass_).adapter = self._tables.adapter(adapter)
 
     def verify(
         self, queue: int, pages: U32, kv_len: int, tokens: U32, drafts: U32, parents: U32, sampler: int, adapter: int
     ) -> int:
-        state = self._state
-        found, spec, number = state.queue(queue), state.sampler(sampler), state.adapter(adapter)
+        found, spec, number = (
+            self._tables.queues.get(queue),
+            self._tables.sampler(sampler),
+            self._tables.adapter(adapter),
+        )
         depth = check_tree(len(drafts), parents)
         self._check_tokens(tokens, kv_len + len(tokens) + depth - 1)
         self._check_tokens(np.concatenate((tokens, drafts)), 0)
-        seen = state.pages.visible(pages, kv_len)
+        seen = self._pages.visible(pages, kv_len)
         visible = b"" if seen is None else np.packbits(seen, bitorder="little").tobytes()
-        with state.lock:
-            state.outbox.check_room()
-            ticket = state.tickets.issue(Kind.TOKENS)
+        with self._lock:
+            self._outbox.check_room()
+            ticket = self._tickets.issue(Kind.TOKENS)
             try:
-                prepared = state.pages.stage_verify(pages, kv_len, len(tokens) + len(drafts), is_masked=True)
+                prepared = self._pages.stage_verify(pages, kv_len, len(tokens) + len(drafts), is_masked=True)
             except BaseException:
-                state.tickets.drop((ticket,))
+                self._tickets.drop((ticket,))
                 raise
-            state.outbox.stage(
+            self._outbox.stage(
                 VerifyPass(
                     ticket,
                     found,
                     prepared,
-                    pages=state.pages,
-                    lineage=state.lineage,
+                    pages=self._pages,
+                    lineage=self._lineage,
                     kv_len=kv_len,
                     tokens=tokens,
                     drafts=drafts,
@@ -130,20 +156,20 @@ class ForwardHandlers(HandlerGroup):
 
     def sample_with(self, pass_: int, row: int, sampler: int) -> int:
         found = self._open_pass(pass_, row)
-        chain = self._state.sampler(sampler)
+        chain = self._tables.sampler(sampler)
         self._count(found, size_of(chain))
         return self._ask(found, Kind.TOKENS, lambda ticket: Sample(row, chain, ticket))
 
     def distribution(self, pass_: int, row: int, k: int) -> int:
         found = self._open_pass(pass_, row)
-        vocab = self._state.models.get("").info.vocab_size
+        vocab = self._models.get("").info.vocab_size
         if not 1 <= k <= vocab:
             raise InvalidRequest(f"k is from 1 to {vocab}, the vocabulary; given {k}")
         return self._ask(found, Kind.DISTRIBUTION, lambda ticket: Distribution(row, k, ticket), 8 * k)
 
     def logprobs(self, pass_: int, row: int, tokens: U32) -> int:
         found = self._open_pass(pass_, row)
-        vocab = self._state.models.get("").info.vocab_size
+        vocab = self._models.get("").info.vocab_size
         if len(tokens) == 0 or int(tokens.max()) >= vocab:
             given = "none" if len(tokens) == 0 else str(int(tokens.max()))
             raise InvalidRequest(f"token ids, at least one, are below {vocab}; given {given}")
@@ -152,19 +178,19 @@ class ForwardHandlers(HandlerGroup):
         return self._ask(found, Kind.FLOATS, lambda ticket: Logprobs(row, ids, ticket), 4 * len(tokens))
 
     def logits(self, pass_: int, row: int) -> int:
-        num_bytes = 4 * self._state.models.get("").info.vocab_size
+        num_bytes = 4 * self._models.get("").info.vocab_size
         return self._ask(self._open_pass(pass_, row), Kind.FLOATS, lambda ticket: Logits(row, ticket), num_bytes)
 
     def entropy(self, pass_: int, row: int) -> int:
         return self._ask(self._open_pass(pass_, row), Kind.FLOATS, lambda ticket: Entropy(row, ticket))
 
     def hidden(self, pass_: int, row: int) -> int:
-        num_bytes = 4 * self._state.models.get("").info.hidden_size
+        num_bytes = 4 * self._models.get("").info.hidden_size
         return self._ask(self._open_pass(pass_, row), Kind.FLOATS, lambda ticket: Hidden(row, ticket), num_bytes)
 
     def _check_tokens(self, tokens: U32, last: int) -> None:
         """Raise InvalidRequest unless there are tokens, of the vocabulary, and `last` is a position of the model."""
-        info = self._state.models.get("").info
+        info = self._models.get("").info
         if len(tokens) == 0:
             raise InvalidRequest("a pass runs at least 1 token; given 0")
         if int(tokens.max()) >= info.vocab_size:
@@ -181,11 +207,10 @@ class ForwardHandlers(HandlerGroup):
 
     def _unsent(self, handle: int) -> Pass:
         """A pass that can still be changed: its guest alone sends it, so it stays so unless the device is lost."""
-        state = self._state
-        found = state.outbox.passes.get(handle)
-        if found is None and (error := state.tickets.failure(handle)) is not None:
+        found = self._outbox.passes.get(handle)
+        if found is None and (error := self._tickets.failure(handle)) is not None:
             raise error
-        if found is None and not state.tickets.is_open(handle):
+        if found is None and not self._tickets.is_open(handle):
             raise BadHandle(f"pass {handle} is not open")
         if found is None or found.is_sent:
             raise InvalidRequest(f"pass {handle} is sent already: ask for its outputs before waiting or flushing")
@@ -194,20 +219,20 @@ class ForwardHandlers(HandlerGroup):
     def _count(self, found: Pass, num_bytes: int) -> None:
         """Raise QuotaExceeded when what a pass carries for its outputs would pass `Limits.message_bytes` (or
         `pass_bytes`, with what else is under way)."""
-        limit = self._state.limits.message_bytes
+        limit = self._limits.message_bytes
         if found.output_bytes + num_bytes > limit:
             raise QuotaExceeded(
                 f"message_bytes: the limit is {limit}; the outputs of this pass have "
                 f"{found.output_bytes}, one more has {num_bytes}"
             )
-        with self._state.lock:
-            self._state.outbox.transfers.hold(found.ticket, num_bytes, "the lists of this pass have")
+        with self._lock:
+            self._outbox.transfers.hold(found.ticket, num_bytes, "the lists of this pass have")
         found.output_bytes += num_bytes
 
     def _ask(self, found: Pass, kind: Kind, output: Callable[[int], Output], num_bytes: int = 0) -> int:
         """A ticket for an output whose value will have `num_bytes` (0: a few).  Raises QuotaExceeded."""
-        with self._state.lock:
-            return self._state.outbox.results.ask(found, kind, output, num_bytes)
+        with self._lock:
+            return self._outbox.results.ask(found, kind, output, num_bytes)
 
 
 def _check_finite(name: str, value: float, low: float, high: float) -> None:

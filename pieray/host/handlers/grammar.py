@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from pieray.arrays import U32
 from pieray.errors import InvalidRequest, PierayError, QuotaExceeded
-from pieray.host.device.tickets import Kind
-from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.state import InstanceState
+from pieray.host.handlers.slow_work import SlowWork
+from pieray.host.identity import Identity
+from pieray.host.models import ModelDirectory
+from pieray.host.open_handles import OpenHandles
+from pieray.host.text.grammars import GrammarService
+from pieray.host.ticket_work import TicketWork
+from pieray.host.tickets import Kind
 from pieray.texts import byte_size, check_size
 from pieray.wasm.parks import Answer
 
@@ -27,73 +32,84 @@ SLOW_STEP_S = 0.001
 T = TypeVar("T")
 
 
-class GrammarHandlers(HandlerGroup):
-    """Matchers are answered here; grammars are compiled by `Services.grammars`.
+class GrammarHandlers:
+    """Matchers are answered here; grammars are compiled by `GrammarService`.
 
-    `state.lock` guards the table: compiled grammars come in on a thread of the service.
+    The instance's lock guards the table: compiled grammars come in on a thread of the service.
     """
 
-    def __init__(self, state: InstanceState) -> None:
-        super().__init__(state)
+    def __init__(
+        self,
+        identity: Identity,
+        models: ModelDirectory,
+        matchers: OpenHandles[Matcher],
+        service: GrammarService,
+        slow: SlowWork,
+        work: TicketWork,
+    ) -> None:
+        self._identity = identity
+        self._models = models
+        self._matchers = matchers
+        self._service = service
+        self._slow = slow
+        self._work = work
+        self._lock = work.tickets.lock
         self._num_compiling = 0
 
     def compile(self, model: str, kind: str, text: str) -> int:
-        state = self._state
-        served = state.models.get(model)
-        check_size("grammar_bytes", state.limits.grammar_bytes, byte_size(text))
-        with state.lock:
+        served = self._models.get(model)
+        check_size("grammar_bytes", self._identity.limits.grammar_bytes, byte_size(text))
+        with self._lock:
             self._check_room()
             self._num_compiling += 1
-            ticket = state.begin(Kind.TOKENS)
-        take_back = state.services.grammars.compile(
+            ticket = self._work.begin(Kind.TOKENS)
+        take_back = self._service.compile(
             served,
             kind,
             text,
-            state.limits.grammar_time_s,
+            self._identity.limits.grammar_time_s,
             lambda found: self._compiled(ticket, found),
-            tenant=state.launch.tenant,
-            owner=state.instance_id,
+            tenant=self._identity.tenant,
+            owner=self._identity.instance_id,
         )
-        state.on_cancel(ticket, lambda: self._cancel(take_back))
+        self._work.on_cancel(ticket, lambda: self._cancel(take_back))
         return ticket
 
     def _cancel(self, take_back: Callable[[], bool]) -> None:
         if take_back():
-            with self._state.lock:
+            with self._lock:
                 self._num_compiling -= 1
 
     def _compiled(self, ticket: int, found: Grammar | PierayError) -> None:
         """The service is done, on whatever thread."""
-        state = self._state
-        with state.lock:
+        with self._lock:
             self._num_compiling -= 1
             if isinstance(found, PierayError):
-                state.complete(ticket, found)
+                self._work.complete(ticket, found)
                 return
             try:
                 matcher = found.matcher()
             except BaseException as error:  # noqa: BLE001 - a panic of llguidance too: the guest waits for its ticket
-                state.complete(ticket, PierayError(f"the grammar gives no matcher: {error!r}"))
+                self._work.complete(ticket, PierayError(f"the grammar gives no matcher: {error!r}"))
                 return
-            handle = state.matchers.put(matcher)
-            if not state.complete(ticket, handle.to_bytes(4, "little")):
-                state.matchers.pop(handle)
+            handle = self._matchers.put(matcher)
+            if not self._work.complete(ticket, handle.to_bytes(4, "little")):
+                self._matchers.pop(handle)
 
     def _check_room(self) -> None:
-        limit, used = self._state.limits.plans, len(self._state.matchers) + self._num_compiling
+        limit, used = self._identity.limits.plans, len(self._matchers) + self._num_compiling
         if used >= limit:
             raise QuotaExceeded(f"plans: the limit is {limit} matchers open; one more was asked for")
 
     def fork(self, matcher: int) -> int:
-        state = self._state
         found = self._matcher(matcher)
-        with state.lock:
+        with self._lock:
             self._check_room()
-            return state.matchers.put(found.fork())
+            return self._matchers.put(found.fork())
 
     def accept(self, matcher: int, tokens: U32) -> int | Future[Answer]:
         found = self._matcher(matcher)
-        most = self._state.models.get("").info.max_context
+        most = self._models.get("").info.max_context
         if len(tokens) > MAX_ACCEPTED:
             raise InvalidRequest(f"accept takes at most {MAX_ACCEPTED} tokens in one call; given {len(tokens)}")
         if len(found.consumed) + len(tokens) > most:
@@ -118,7 +134,7 @@ class GrammarHandlers(HandlerGroup):
     def _step(self, matcher: Matcher, step: Callable[[], T]) -> T | Future[Answer]:
         """Do it now; or, once a step of this grammar has taken long, on a thread that is not that of all guests."""
         if matcher.grammar.is_slow:
-            return self._work(step)
+            return self._slow.do(step)
         began = time.thread_time()
         result = step()
         if time.thread_time() - began > SLOW_STEP_S:
@@ -129,13 +145,12 @@ class GrammarHandlers(HandlerGroup):
         return self._matcher(matcher).is_complete
 
     def free(self, matcher: int) -> None:
-        with self._state.lock:
-            self._state.matchers.pop(matcher)
+        with self._lock:
+            self._matchers.pop(matcher)
 
     def _matcher(self, handle: int) -> Matcher:
         """Raises BadHandle."""
-        found: Matcher = self._state.matchers.get(handle)
-        return found
+        return self._matchers.get(handle)
 
 
 def _words(mask: bytes) -> U32:

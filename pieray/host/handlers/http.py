@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pieray.concurrency.loop_shares import Who
 from pieray.errors import ConfigError, InvalidRequest, Unsupported
-from pieray.host.handlers.base import HandlerGroup
-from pieray.host.loop_calls import Calls
-from pieray.host.state import InstanceState
+from pieray.host.identity import Identity
+from pieray.host.services import Services
+from pieray.host.ticket_work import LoopCalls, TicketWork
 from pieray.texts import byte_size, check_size
 from pieray.world.http.bodies import Budget
 from pieray.world.http.client import Ask
@@ -16,40 +15,40 @@ MAX_RUNNING = 32
 """Requests of one inferlet at one time."""
 
 
-class HttpHandlers(HandlerGroup):
+class HttpHandlers:
     """Requests, checked against the engine's and the manifest's hosts."""
 
-    def __init__(self, state: InstanceState) -> None:
-        super().__init__(state)
-        self._budget = Budget(state.limits)
+    def __init__(self, identity: Identity, services: Services, work: TicketWork) -> None:
+        self._identity = identity
+        self._services = services
+        self._budget = Budget(identity.limits)
         self._policy: Policy | None = None
-        self._calls = Calls(state, "http requests", MAX_RUNNING)
-        if state.capabilities.http and state.services.http is not None:
-            state.services.http.load()
+        self._calls = LoopCalls(work, services.loop, "http requests", MAX_RUNNING)
+        if identity.capabilities.http and services.http is not None:
+            services.http.load()
 
     def request(self, method: str, url: str, headers: list[str], body: str, is_base64: bool, timeout_ms: int) -> int:
-        state = self._state
-        state.capabilities.require("http")
-        client = state.services.http
+        identity = self._identity
+        identity.capabilities.require("http")
+        client = self._services.http
         if client is None:
             raise Unsupported("http: this engine has no HTTP client")
         check_method(method)
         pairs = check_headers(headers)
         self._check_body(body)
         policy = self._policy_of(client.patterns)
-        most = state.limits.http_time_s
+        most = identity.limits.http_time_s
         timeout_s = min(timeout_ms / 1e3, most) if timeout_ms else most
-        who = Who(state.launch.tenant, state.instance_id)
-        ask = Ask(who, method, policy.check(url), pairs, body, is_base64, timeout_s)
+        ask = Ask(identity.who, method, policy.check(url), pairs, body, is_base64, timeout_s)
         return self._calls.start(lambda: client.request(ask, policy, self._budget))
 
     def _check_body(self, body: str) -> None:
-        check_size("message_bytes", self._state.limits.message_bytes, byte_size(body), "the body given")
+        check_size("message_bytes", self._identity.limits.message_bytes, byte_size(body), "the body given")
 
     def _policy_of(self, engine: list[HostPattern]) -> Policy:
         if self._policy is None:
             try:
-                self._policy = Policy(engine, parse_patterns(self._state.capabilities.http))
+                self._policy = Policy(engine, parse_patterns(self._identity.capabilities.http))
             except ConfigError as error:
                 raise InvalidRequest(error.message) from None
         return self._policy

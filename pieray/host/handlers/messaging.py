@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pieray.errors import PeerLost
 from pieray.host.broker.calls import ANSWER_S, BrokerCalls
-from pieray.host.device.tickets import Kind
-from pieray.host.handlers.base import HandlerGroup
+from pieray.host.identity import Identity
 from pieray.host.open_handles import OpenHandles
-from pieray.host.state import InstanceState
+from pieray.host.ticket_work import TicketWork
+from pieray.host.tickets import Kind
 from pieray.messages import Broadcast, Next, Pull, Push, Subscribe, Unsubscribe
 
 
@@ -19,16 +19,16 @@ class _Subscription:
     generation: int = 0  # of the connection that it was made over
 
 
-class MessagingHandlers(HandlerGroup):
+class MessagingHandlers:
     """See `pieray/wit/pieray.wit`.  A text that was pulled and not taken goes back to its place."""
 
-    def __init__(self, state: InstanceState) -> None:
-        super().__init__(state)
-        self._broker = BrokerCalls(state)
+    def __init__(self, identity: Identity, calls: BrokerCalls, work: TicketWork) -> None:
+        self._identity = identity
+        self._broker = calls
         self._subscriptions: OpenHandles[_Subscription] = OpenHandles(
-            "subscription", "subscriptions", state.limits.subscriptions
+            "subscription", "subscriptions", identity.limits.subscriptions
         )
-        state.closers.append(self._close_subscriptions)
+        work.at_end(self._close_subscriptions)
 
     def push(self, queue: str, text: str, timeout_ms: int) -> int:
         who = self._who()
@@ -93,8 +93,8 @@ class MessagingHandlers(HandlerGroup):
 
     def _who(self) -> tuple[str, str]:
         """Tenant and inferlet; raises Denied."""
-        self._state.capabilities.require("messaging")
-        return self._state.launch.tenant, self._state.instance_id
+        self._identity.capabilities.require("messaging")
+        return self._identity.tenant, self._identity.instance_id
 
     def _settled(self, handle: int, is_taken: bool) -> None:
         """Close a subscription that the guest will never hear of."""
@@ -106,4 +106,4 @@ class MessagingHandlers(HandlerGroup):
             self._unsubscribe(found)
 
     def _unsubscribe(self, found: _Subscription) -> None:
-        self._broker.tell(Unsubscribe(self._state.launch.tenant, found.number))
+        self._broker.tell(Unsubscribe(self._identity.tenant, found.number))

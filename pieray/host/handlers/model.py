@@ -8,9 +8,12 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from pieray.errors import InvalidRequest, QuotaExceeded
-from pieray.host.handlers.base import U32, HandlerGroup
-from pieray.host.text.textstreams import TextStream
+from pieray.arrays import U32
+from pieray.errors import InvalidRequest
+from pieray.host.handlers.slow_work import SlowWork
+from pieray.host.models import ModelDirectory
+from pieray.host.open_handles import OpenHandles
+from pieray.host.text.textstreams import TextStream, open_stream
 from pieray.models.detokenizer import PRIME_TOKENS
 from pieray.wasm.parks import Answer
 
@@ -25,68 +28,65 @@ BYTES_PER_PUSH = 16
 """The same in a stream, token by token."""
 
 
-class ModelHandlers(HandlerGroup):
+class ModelHandlers:
     """Models and their tokenizers; answered in the InferletActor itself."""
 
+    def __init__(self, models: ModelDirectory, streams: OpenHandles[TextStream], slow: SlowWork) -> None:
+        self._models = models
+        self._streams = streams
+        self._slow = slow
+
     def names(self) -> Sequence[str]:
-        return self._state.models.names
+        return self._models.names
 
     def info(self, model: str) -> str:
-        return self._state.models.info_json(model)
+        return self._models.info_json(model)
 
     def tokenize(self, model: str, text: str) -> Sequence[int] | Future[Answer]:
-        found = self._state.models.get(model)
-        self._check_text_size(text)
+        found = self._models.get(model)
+        self._slow.check_text(text)
         if len(text) > INLINE_BYTES:
-            return self._work_on_text("tokenize", found, text, read=_tokens)
+            return self._slow.on_text("tokenize", found, text, read=_tokens)
         return found.tokenizer.encode(text)
 
     def detokenize(self, model: str, tokens: U32, skip_special: bool) -> str | Future[Answer]:
-        found = self._state.models.get(model)
-        self._check_num_tokens(tokens, BYTES_PER_TOKEN)
+        found = self._models.get(model)
+        self._slow.check_tokens(len(tokens), BYTES_PER_TOKEN)
         _check_tokens(tokens, found.info.vocab_size)
         if len(tokens) > INLINE_TOKENS:
-            return self._work_on_text("detokenize", found, tokens.astype("<u4").tobytes(), skip_special)
+            return self._slow.on_text("detokenize", found, tokens.astype("<u4").tobytes(), skip_special)
         return found.tokenizer.decode(tokens.tolist(), skip_special_tokens=skip_special)
 
     def stop_tokens(self, model: str) -> Sequence[int]:
-        return self._state.models.get(model).tokenizer.eos_ids
+        return self._models.get(model).tokenizer.eos_ids
 
     def stream_open(self, model: str, skip_special: bool, after: U32) -> int:
-        state = self._state
-        found = state.models.get(model)
+        found = self._models.get(model)
         after = after[-PRIME_TOKENS:]
         _check_tokens(after, found.info.vocab_size)
-        return state.streams.open(found.tokenizer, skip_special, after.tolist())
+        self._streams.check_room()
+        return self._streams.put(open_stream(found.tokenizer, skip_special, after.tolist()))
 
     def stream_push(self, stream: int, tokens: U32) -> str | Future[Answer]:
-        found = self._state.streams.get(stream)
+        found = self._streams.get(stream)
         if len(tokens) == 1:
             return found.push(int(tokens[0]))
-        self._check_num_tokens(tokens, BYTES_PER_PUSH)
+        self._slow.check_tokens(len(tokens), BYTES_PER_PUSH)
         if len(tokens) > INLINE_TOKENS:
-            return self._work(lambda: _pushed(found, tokens))
+            return self._slow.do(lambda: _pushed(found, tokens))
         return _pushed(found, tokens)
 
     def stream_stop(self, stream: int, texts: list[str]) -> None:
-        self._state.streams.get(stream).stop_at(texts)
+        self._streams.get(stream).stop_at(texts)
 
     def stream_stopped(self, stream: int) -> str:
-        return self._state.streams.get(stream).stopped_by
+        return self._streams.get(stream).stopped_by
 
     def stream_rest(self, stream: int) -> str:
-        return self._state.streams.get(stream).rest()
+        return self._streams.get(stream).rest()
 
     def stream_close(self, stream: int) -> None:
-        self._state.streams.close(stream)
-
-    def _check_num_tokens(self, tokens: U32, num_bytes: int) -> None:
-        """Raise QuotaExceeded for more tokens than one call may have worked on; each counts as `num_bytes` of text."""
-        limit = self._state.limits.tokenize_bytes
-        if len(tokens) * num_bytes > limit:
-            raise QuotaExceeded(
-                f"tokenize_bytes: the limit is {limit} in one call, {limit // num_bytes} tokens; given {len(tokens)}"
-            )
+        self._streams.pop(stream)
 
 
 def _tokens(data: bytes) -> U32:

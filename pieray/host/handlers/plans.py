@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from pieray.arrays import U32
+from pieray.config import Limits
 from pieray.errors import InvalidRequest
 from pieray.host.device.drawn import Columns, NextTicket, StreamTicket
-from pieray.host.device.plans import ENDED, READY, Plan
-from pieray.host.device.tickets import Kind
-from pieray.host.handlers.base import U32, HandlerGroup
+from pieray.host.device.plans import ENDED, READY, Plan, PlanContext
+from pieray.host.models import ModelDirectory
 from pieray.host.open_handles import OpenHandles
-from pieray.host.state import InstanceState
+from pieray.host.tables import HandleTables
+from pieray.host.tickets import Kind
 from pieray.wasm.parks import Later
 
 MAX_STOP_TOKENS = 1024
@@ -24,16 +26,19 @@ MAX_DRAFTS = 15
 NOTHING: Columns = [], [], []
 
 
-class PlanHandlers(HandlerGroup):
+class PlanHandlers:
     """Plans.  What can be checked here is, so that a bad plan fails at once, not in the batch."""
 
-    def __init__(self, state: InstanceState) -> None:
-        super().__init__(state)
-        self._plans: OpenHandles[Plan] = OpenHandles("plan", "plans", state.limits.plans)
+    def __init__(self, limits: Limits, models: ModelDirectory, tables: HandleTables, context: PlanContext) -> None:
+        self._models = models
+        self._tables = tables
+        self._context = context
+        self._lock = context.tickets.lock
+        self._plans: OpenHandles[Plan] = OpenHandles("plan", "plans", limits.plans)
 
     def create(self, queue: int, pages: U32, kv_len: int, tokens: U32, max_tokens: int, sampler: int) -> int:
-        state = self._state
-        found, info, size = state.queue(queue), state.models.get("").info, state.pages.page_size
+        found, info = self._tables.queues.get(queue), self._models.get("").info
+        pages_of, size = self._context.pages, self._context.pages.page_size
         self._check_tokens("tokens", tokens)
         if len(tokens) == 0 or max_tokens == 0:
             raise InvalidRequest(f"a plan runs and draws at least 1 token; given {len(tokens)} and {max_tokens}")
@@ -48,16 +53,16 @@ class PlanHandlers(HandlerGroup):
                 f"a plan's pages have room for kv-len + tokens + max-tokens - 1, {end} tokens; "
                 f"{len(pages)} pages of {size} were given"
             )
-        chain = state.sampler(sampler)
-        with state.lock:
-            state.pages.frame_ids(pages)
+        chain = self._tables.sampler(sampler)
+        with self._lock:
+            pages_of.frame_ids(pages)
             used = pages[: -(-end // size)].copy()
-            return self._plans.put(Plan(state, found, used, kv_len, tokens, max_tokens, chain))
+            return self._plans.put(Plan(self._context, found, used, kv_len, tokens, max_tokens, chain))
 
     # --- what it draws with ----------------------------------------------------------------------
 
     def set_sampler(self, plan: int, sampler: int) -> None:
-        self._change(plan, sampler=self._state.sampler(sampler))
+        self._change(plan, sampler=self._tables.sampler(sampler))
 
     def set_stop(self, plan: int, tokens: U32, texts: list[str]) -> None:
         if len(tokens) > MAX_STOP_TOKENS:
@@ -65,13 +70,13 @@ class PlanHandlers(HandlerGroup):
         _check_stops(len(texts), sum(map(len, texts)))
         if "" in texts:
             raise InvalidRequest("a stop text has at least 1 character; one was empty")
-        special = self._state.models.get("").tokenizer.special_ids() if texts else {}
+        special = self._models.get("").tokenizer.special_ids() if texts else {}
         all_tokens = np.append(tokens, [special[text] for text in texts if text in special]).astype("<u4")
         left = tuple(text for text in texts if text not in special)
         self._change(plan, stop_tokens=all_tokens.tobytes(), stop_texts=left)
 
     def set_grammar(self, plan: int, matcher: int) -> None:
-        found = self._state.matchers.get(matcher) if matcher else None
+        found = self._tables.matchers.get(matcher) if matcher else None
         grammar: tuple[Any, ...] = ()
         if found is not None:
             grammar = found.grammar.kind, found.grammar.text, np.array(found.consumed, "<u4").tobytes()
@@ -79,26 +84,26 @@ class PlanHandlers(HandlerGroup):
         self._change(plan, grammar=grammar, num_taken=num_drawn)
 
     def set_adapter(self, plan: int, adapter: int) -> None:
-        self._change(plan, adapter=self._state.adapter(adapter))
+        self._change(plan, adapter=self._tables.adapter(adapter))
 
     def set_drafter(self, plan: int, num_drafts: int, history: U32) -> None:
         if num_drafts > MAX_DRAFTS:
             raise InvalidRequest(f"a plan drafts at most {MAX_DRAFTS} tokens a step; given {num_drafts}")
         self._check_tokens("history", history)
-        limit = self._state.models.get("").info.max_context
+        limit = self._models.get("").info.max_context
         if len(history) > limit:
             raise InvalidRequest(f"a history has at most {limit} tokens, the model's context; given {len(history)}")
         self._change(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
 
     def score(self, plan: int) -> None:
-        with self._state.lock:
+        with self._lock:
             found = self._plans.get(plan)
             if found.state != READY:
                 raise InvalidRequest(f"score: ask for it before start; this plan is {found.state}")
             found.settings.is_scored = True
 
     def _change(self, plan: int, **values: Any) -> None:
-        with self._state.lock:
+        with self._lock:
             found = self._plans.get(plan)
             found.check_editable()
             for name, value in values.items():
@@ -107,15 +112,15 @@ class PlanHandlers(HandlerGroup):
     # --- running ---------------------------------------------------------------------------------
 
     def start(self, plan: int) -> None:
-        with self._state.lock:
+        with self._lock:
             found = self._plans.get(plan)
-            self._state.queue(found.queue.handle)
+            self._tables.queues.get(found.queue.handle)
             found.start()
 
     def resume(self, plan: int) -> None:
-        with self._state.lock:
+        with self._lock:
             found = self._plans.get(plan)
-            self._state.queue(found.queue.handle)
+            self._tables.queues.get(found.queue.handle)
             found.resume()
 
     def next(self, plan: int) -> int:
@@ -127,46 +132,44 @@ class PlanHandlers(HandlerGroup):
         return self._next_drawn(plan, Kind.DISTRIBUTION)
 
     def _next_drawn(self, plan: int, kind: Kind) -> int:
-        state = self._state
-        with state.lock:
+        with self._lock:
             drawn = self._started("next", plan).drawn
             ticket = NextTicket(kind, drawn)
-            number = state.tickets.add(ticket)
+            number = self._context.tickets.add(ticket)
             drawn.next(ticket)
         return number
 
     def read(self, plan: int, stream: int, most: int, timeout_ms: int) -> Columns | Later:
-        state, drawn = self._state, self._started("read", plan).drawn
-        texts = state.streams.get(stream) if stream else None
+        drawn = self._started("read", plan).drawn
+        texts = self._tables.streams.get(stream) if stream else None
 
         def look() -> Columns | None:
-            with state.lock:
+            with self._lock:
                 return drawn.read(texts, most)
 
         if timeout_ms:
-            with state.lock:
-                state.outbox.flush()
+            with self._lock:
+                self._context.outbox.flush()
         if (found := look()) is not None or not timeout_ms:
             return found or NOTHING
         deadline = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1e3
         return Later(look, lambda: NOTHING, deadline)
 
     def watch(self, plan: int) -> int:
-        with self._state.lock:
+        with self._lock:
             return self._started("watch", plan).drawn.watch()
 
     def stream_text(self, plan: int, stream: int) -> int:
-        state = self._state
-        texts = state.streams.get(stream)
+        texts = self._tables.streams.get(stream)
         _check_stops(texts.num_stops, texts.num_stop_characters)
-        with state.lock:
+        with self._lock:
             drawn = self._started("stream", plan).drawn
             ticket = StreamTicket(drawn, texts)
-            number = state.tickets.add(ticket)
+            number = self._context.tickets.add(ticket)
             try:
                 drawn.stream(ticket)
             except BaseException:
-                state.tickets.drop((number,))
+                self._context.tickets.drop((number,))
                 raise
         return number
 
@@ -177,30 +180,30 @@ class PlanHandlers(HandlerGroup):
         return found
 
     def pause(self, plan: int) -> int:
-        with self._state.lock:
+        with self._lock:
             return self._plans.get(plan).pause()
 
     def cancel(self, plan: int) -> int:
-        with self._state.lock:
+        with self._lock:
             return self._plans.get(plan).cancel()
 
     def truncate(self, plan: int, num_tokens: int) -> None:
-        with self._state.lock:
+        with self._lock:
             self._plans.get(plan).truncate(num_tokens)
 
     def state(self, plan: int) -> str:
-        with self._state.lock:
+        with self._lock:
             return self._plans.get(plan).describe()
 
     def close(self, plan: int) -> None:
-        with self._state.lock:
+        with self._lock:
             found = self._plans.pop(plan)
             if found.state != ENDED:
                 found.end()
             found.drawn.close()
 
     def _check_tokens(self, name: str, tokens: U32) -> None:
-        vocab = self._state.models.get("").info.vocab_size
+        vocab = self._models.get("").info.vocab_size
         if len(tokens) and int(tokens.max()) >= vocab:
             raise InvalidRequest(f"{name}: token ids are below {vocab}; given {int(tokens.max())}")
 

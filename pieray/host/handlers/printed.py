@@ -15,11 +15,13 @@ class Printed:
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
-        self._lines = {fd: _Lines() for fd in LEVELS}
+        self._lines: dict[int, _Lines] = {}
 
     def write(self, fd: int, text: bytes) -> None:
         """Raises QuotaExceeded over `Limits.log_bytes`."""
-        for line in self._lines[fd].feed(text):
+        if (lines := self._lines.get(fd)) is None:
+            lines = self._lines[fd] = _Lines()
+        for line in lines.feed(text):
             self._log.log(LEVELS[fd], line)
 
     def end(self) -> None:

@@ -2,57 +2,62 @@
 
 from __future__ import annotations
 
-from pieray.errors import InvalidRequest, QuotaExceeded
+from pieray.errors import InvalidRequest
 from pieray.host.device.commands import Queue, SyncTicket
-from pieray.host.handlers.base import HandlerGroup
+from pieray.host.device.outbox import Outbox
+from pieray.host.models import ModelDirectory
+from pieray.host.open_handles import OpenHandles
+from pieray.host.tickets import TicketTable
 from pieray.tenants import MAX_PRIORITY
 from pieray.urgency import command_priority
 
 
-class QueueHandlers(HandlerGroup):
+class QueueHandlers:
     """Command queues (paper, section 4)."""
 
+    def __init__(
+        self, models: ModelDirectory, queues: OpenHandles[Queue], tickets: TicketTable, outbox: Outbox, priority: int
+    ) -> None:
+        self._models = models
+        self._queues = queues
+        self._tickets = tickets
+        self._outbox = outbox
+        self._priority = priority  # of the launch
+
     def create(self, model: str) -> int:
-        state = self._state
-        state.models.get(model)
-        if len(state.queues) >= state.limits.queues:
-            raise QuotaExceeded(f"queues: the limit is {state.limits.queues} open; one more was asked for")
-        handle = state.next_queue
-        state.next_queue += 1
-        state.queues[handle] = Queue(handle, command_priority(state.launch.priority, 0))
-        return handle
+        self._models.get(model)
+        queue = Queue(0, command_priority(self._priority, 0))
+        queue.handle = self._queues.put(queue)
+        return queue.handle
 
     def set_priority(self, queue: int, priority: int) -> None:
         if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
             raise InvalidRequest(f"priority is from -{MAX_PRIORITY} to {MAX_PRIORITY}; given {priority}")
-        self._state.queue(queue).priority = command_priority(self._state.launch.priority, priority)
+        self._queues.get(queue).priority = command_priority(self._priority, priority)
 
     def set_reuse(self, queue: int, reuse: bool) -> None:
-        self._state.queue(queue).is_reusing = reuse
+        self._queues.get(queue).is_reusing = reuse
 
     def flush(self, queue: int) -> None:
-        state = self._state
-        state.queue(queue)
-        with state.lock:
-            state.outbox.flush()
+        self._queues.get(queue)
+        with self._tickets.lock:
+            self._outbox.flush()
 
     def synchronize(self, queue: int) -> int:
-        state = self._state
-        found = state.queue(queue)
-        with state.lock:
-            ticket = state.tickets.add(SyncTicket(found))
+        found = self._queues.get(queue)
+        with self._tickets.lock:
+            ticket = self._tickets.add(SyncTicket(found))
             if found.outstanding:
                 found.syncs[ticket] = None
             else:
-                state.tickets.resolve(ticket, None)
+                self._tickets.resolve(ticket, None)
         return ticket
 
     def close(self, queue: int) -> None:
-        state = self._state
-        found = state.queue(queue)
-        with state.lock:
+        found = self._queues.get(queue)
+        with self._tickets.lock:
             if found.outstanding:
                 raise InvalidRequest(
                     f"queue {queue} has {len(found.outstanding)} commands outstanding; wait for them before closing it"
                 )
-            del state.queues[queue]
+            self._queues.pop(queue)

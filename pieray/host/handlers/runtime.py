@@ -8,59 +8,82 @@ import os
 import random
 import time
 
-from pieray.host.device.tickets import Kind
-from pieray.host.handlers.base import HandlerGroup
-from pieray.host.state import InstanceState
+from pieray.concurrency.timers import Timers
+from pieray.host.device.outbox import Outbox
+from pieray.host.identity import Identity
+from pieray.host.session.scratch import ScratchFolder
+from pieray.host.session.session import EventLog
+from pieray.host.tables import HandleTables
+from pieray.host.ticket_work import TicketWork
+from pieray.host.tickets import Kind
+from pieray.pages.handles import PageSpace
 from pieray.wit import api
 
 
-class RuntimeHandlers(HandlerGroup):
+class RuntimeHandlers:
     """Identity, clocks, randomness, limits, log."""
 
-    def __init__(self, state: InstanceState) -> None:
-        super().__init__(state)
+    def __init__(
+        self,
+        identity: Identity,
+        tables: HandleTables,
+        pages: PageSpace,
+        outbox: Outbox,
+        log: EventLog,
+        scratch: ScratchFolder,
+        timers: Timers,
+        work: TicketWork,
+    ) -> None:
+        self._identity = identity
+        self._launch = identity.launch
+        self._tables = tables
+        self._pages = pages
+        self._outbox = outbox
+        self._log = log
+        self._scratch = scratch
+        self._timers = timers
+        self._work = work
         self._random: random.Random | None = None
 
     def version(self) -> str:
         return api().version
 
     def instance_id(self) -> str:
-        return self._state.instance_id
+        return self._launch.instance_id
 
     def program(self) -> str:
-        launch = self._state.launch
+        launch = self._launch
         return f"{launch.name}@{launch.version}" if launch.version else launch.name
 
     def user(self) -> str:
-        return self._state.launch.user
+        return self._launch.user
 
     def tenant(self) -> str:
-        return self._state.launch.tenant
+        return self._launch.tenant
 
     def parent(self) -> str:
-        return self._state.launch.parent
+        return self._launch.parent
 
     def input(self) -> str:
-        return self._state.launch.input
+        return self._launch.input
 
     def capabilities(self) -> str:
-        return json.dumps(dataclasses.asdict(self._state.capabilities))
+        return json.dumps(dataclasses.asdict(self._identity.capabilities))
 
     def limits(self) -> str:
-        state = self._state
         used = {
-            "pages": state.pages.num_handles,
-            "queues": len(state.queues),
-            "tickets": len(state.tickets),
-            "log_bytes": state.log.log_bytes,
-            "output_bytes": state.log.output_bytes,
-            "scratch_bytes": state.scratch.num_bytes,
+            "pages": self._pages.num_handles,
+            "queues": len(self._tables.queues),
+            "tickets": len(self._work.tickets),
+            "log_bytes": self._log.log_bytes,
+            "output_bytes": self._log.output_bytes,
+            "scratch_bytes": self._scratch.num_bytes,
         }
-        return json.dumps({"limits": dataclasses.asdict(state.limits), "used": used})
+        return json.dumps({"limits": dataclasses.asdict(self._identity.limits), "used": used})
 
     def usage(self) -> str:
-        with self._state.lock:
-            return json.dumps(self._state.outbox.usage())
+        with self._work.tickets.lock:
+            return json.dumps(self._outbox.usage())
 
     def monotonic_now(self) -> int:
         return time.monotonic_ns()
@@ -69,10 +92,9 @@ class RuntimeHandlers(HandlerGroup):
         return time.time_ns()
 
     def sleep(self, ms: int) -> int:
-        state = self._state
-        ticket = state.begin(Kind.NONE)
-        timer = state.services.timers.at(time.monotonic() + ms / 1e3, lambda: state.complete(ticket, None))
-        state.on_cancel(ticket, timer.cancel)
+        ticket = self._work.begin(Kind.NONE)
+        timer = self._timers.at(time.monotonic() + ms / 1e3, lambda: self._work.complete(ticket, None))
+        self._work.on_cancel(ticket, timer.cancel)
         return ticket
 
     def random_u64(self) -> int:
@@ -84,4 +106,4 @@ class RuntimeHandlers(HandlerGroup):
         self._random = random.Random(seed)  # noqa: S311 - repeatable, not secret
 
     def log(self, level: str, message: str) -> None:
-        self._state.log.log(level, message)
+        self._log.log(level, message)

@@ -6,28 +6,33 @@ import dataclasses
 import math
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import F32, U32
 from pieray.errors import InvalidRequest
-from pieray.host.handlers.base import U32, HandlerGroup
+from pieray.host.models import ModelDirectory
+from pieray.host.open_handles import OpenHandles
 from pieray.messages import Sampler
 
 MAX_BIAS = 4096
 """Tokens that one bias names at most: the chain travels with each draw."""
 
 
-class SamplerHandlers(HandlerGroup):
+class SamplerHandlers:
     """A handle names a chain as it is now: a change makes a new value, and what was asked for keeps the old one."""
+
+    def __init__(self, models: ModelDirectory, samplers: OpenHandles[Sampler]) -> None:
+        self._models = models
+        self._samplers = samplers
 
     def create(self, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float, seed: int) -> int:
         _check_range("temperature", temperature, math.inf)
         for name, value in (("top-p", top_p), ("min-p", min_p), ("typical-p", typical_p)):
             _check_range(name, value, 1.0)
-        return self._state.samplers.put(Sampler(temperature, top_k, top_p, min_p, typical_p, seed))
+        return self._samplers.put(Sampler(temperature, top_k, top_p, min_p, typical_p, seed))
 
-    def bias(self, sampler: int, tokens: U32, values: npt.NDArray[np.float32]) -> None:
-        found = self._state.samplers.get(sampler)
-        vocab = self._state.models.get("").info.vocab_size
+    def bias(self, sampler: int, tokens: U32, values: F32) -> None:
+        found = self._samplers.get(sampler)
+        vocab = self._models.get("").info.vocab_size
         if len(tokens) != len(values):
             raise InvalidRequest(f"a bias has one value per token; given {len(tokens)} tokens, {len(values)} values")
         if len(tokens) > MAX_BIAS:
@@ -41,19 +46,19 @@ class SamplerHandlers(HandlerGroup):
         changed = dataclasses.replace(
             found, bias_tokens=tokens.astype("<u4").tobytes(), bias_values=values.astype("<f4").tobytes()
         )
-        self._state.samplers.replace(sampler, changed)
+        self._samplers.replace(sampler, changed)
 
     def allow(self, sampler: int, mask: U32) -> None:
-        found = self._state.samplers.get(sampler)
-        vocab = self._state.models.get("").info.vocab_size
+        found = self._samplers.get(sampler)
+        vocab = self._models.get("").info.vocab_size
         num_words = -(-vocab // 32)
         if len(mask) not in (0, num_words):
             raise InvalidRequest(f"a mask of {vocab} tokens takes {num_words} words, or none; given {len(mask)}")
         allowed = mask.astype("<u4").tobytes()[: -(-vocab // 8)]
-        self._state.samplers.replace(sampler, dataclasses.replace(found, allowed=allowed))
+        self._samplers.replace(sampler, dataclasses.replace(found, allowed=allowed))
 
     def free(self, sampler: int) -> None:
-        self._state.samplers.pop(sampler)
+        self._samplers.pop(sampler)
 
 
 def _check_range(name: str, value: float, high: float) -> None:

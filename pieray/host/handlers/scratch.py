@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pieray.errors import InvalidRequest
-from pieray.host.handlers.base import HandlerGroup
+from pieray.host.session.scratch import ScratchFolder
 from pieray.texts import from_base64, to_base64
 
 MAX_CALL_BYTES = 1 << 18
 """Moved in one call at most: it runs on the thread of all guests."""
 
 
-class ScratchHandlers(HandlerGroup):
+class ScratchHandlers:
     """The scratch folder; bytes travel as base64."""
+
+    def __init__(self, folder: ScratchFolder) -> None:
+        self._folder = folder
 
     def write(self, path: str, data: str, append: bool) -> None:
         if len(data) > MAX_CALL_BYTES * 4 // 3 + 4:
@@ -19,17 +22,17 @@ class ScratchHandlers(HandlerGroup):
                 f"one call writes at most {MAX_CALL_BYTES} bytes; given about {len(data) * 3 // 4}; "
                 "write the rest with `append`"
             )
-        self._state.scratch.write(path, from_base64(data), append=append)
+        self._folder.write(path, from_base64(data), append=append)
 
     def read(self, path: str, offset: int, count: int) -> str:
         """At most 256 KiB, however much is asked for."""
-        return to_base64(self._state.scratch.read(path, offset, min(count, MAX_CALL_BYTES)))
+        return to_base64(self._folder.read(path, offset, min(count, MAX_CALL_BYTES)))
 
     def size(self, path: str) -> int:
-        return self._state.scratch.size(path)
+        return self._folder.size(path)
 
     def names(self, prefix: str) -> list[str]:
-        return self._state.scratch.names(prefix)
+        return self._folder.names(prefix)
 
     def remove(self, path: str) -> None:
-        self._state.scratch.remove(path)
+        self._folder.remove(path)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pieray.host.broker.calls import ANSWER_S, BrokerCalls
-from pieray.host.device.tickets import Kind
-from pieray.host.handlers.base import HandlerGroup
-from pieray.host.state import InstanceState
+from pieray.host.identity import Identity
+from pieray.host.tickets import Kind
 from pieray.messages import StoreDelete, StoreGet, StoreNames, StorePut, StorePutIf
 
 MAX_NAMES_BYTES = 1 << 20
@@ -16,26 +15,26 @@ def _flag(value: int) -> bytes:
     return value.to_bytes(4, "little")
 
 
-class StoreHandlers(HandlerGroup):
+class StoreHandlers:
     """See `pieray/wit/pieray.wit`."""
 
-    def __init__(self, state: InstanceState) -> None:
-        super().__init__(state)
-        self._broker = BrokerCalls(state)
+    def __init__(self, identity: Identity, calls: BrokerCalls) -> None:
+        self._identity = identity
+        self._broker = calls
 
     def get(self, key: str) -> int:
         tenant = self._tenant(key)
         return self._broker.ask(Kind.TEXT, lambda n: StoreGet(n, tenant, key), within_s=ANSWER_S)
 
     def put(self, key: str, value: str, ttl_ms: int) -> int:
-        tenant, most = self._tenant(key), self._state.limits.store_bytes
+        tenant, most = self._tenant(key), self._identity.limits.store_bytes
         size = self._broker.check_text(value)
         return self._broker.ask(
             Kind.NONE, lambda n: StorePut(n, tenant, key, value, ttl_ms, most), num_bytes=size, within_s=ANSWER_S
         )
 
     def put_if(self, key: str, expected: str, is_absent: bool, value: str) -> int:
-        tenant, most = self._tenant(key), self._state.limits.store_bytes
+        tenant, most = self._tenant(key), self._identity.limits.store_bytes
         size = self._broker.check_text(value) + self._broker.check_text(expected)
         return self._broker.ask(
             Kind.TOKENS,
@@ -51,11 +50,11 @@ class StoreHandlers(HandlerGroup):
 
     def names(self, prefix: str) -> int:
         tenant = self._tenant(prefix, least=0)
-        most = min(self._state.limits.message_bytes, MAX_NAMES_BYTES)
+        most = min(self._identity.limits.message_bytes, MAX_NAMES_BYTES)
         return self._broker.ask(Kind.TEXT, lambda n: StoreNames(n, tenant, prefix, most), within_s=ANSWER_S)
 
     def _tenant(self, key: str, least: int = 1) -> str:
         """The tenant whose store it is; raises Denied, InvalidRequest."""
-        self._state.capabilities.require("store")
+        self._identity.capabilities.require("store")
         self._broker.check_name("key", key, least)
-        return self._state.launch.tenant
+        return self._identity.tenant

@@ -6,25 +6,29 @@ from typing import Any
 
 import numpy as np
 
+from pieray.arrays import F32, U32
 from pieray.errors import QuotaExceeded
-from pieray.host.device.tickets import Kind
-from pieray.host.handlers.base import U32, HandlerGroup
+from pieray.host.device.outbox import Outbox
+from pieray.host.tickets import Kind, TicketTable
 
 
-class TicketHandlers(HandlerGroup):
+class TicketHandlers:
     """The results of enqueued commands."""
+
+    def __init__(self, tickets: TicketTable, outbox: Outbox) -> None:
+        self._tickets = tickets
+        self._outbox = outbox
 
     def flush(self) -> None:
         """Send all that is staged; called by the wasm host at every wait."""
-        state = self._state
-        with state.lock:
-            state.outbox.flush()
+        with self._tickets.lock:
+            self._outbox.flush()
 
     def ready(self, tickets: U32) -> list[int]:
-        most = 2 * self._state.limits.tickets  # each pass that does not count has an output that does
+        most = 2 * self._tickets.limit  # each pass that does not count has an output that does
         if len(tickets) > most:
             raise QuotaExceeded(f"tickets: {most} at most are asked about at one time; given {len(tickets)}")
-        return self._state.tickets.ready(tickets.tolist())
+        return self._tickets.ready(tickets.tolist())
 
     def take_none(self, ticket: int) -> None:
         self._take(ticket, Kind.NONE)
@@ -32,23 +36,23 @@ class TicketHandlers(HandlerGroup):
     def take_tokens(self, ticket: int) -> U32:
         return np.frombuffer(self._take(ticket, Kind.TOKENS), "<u4")
 
-    def take_floats(self, ticket: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    def take_floats(self, ticket: int) -> F32:
         return np.frombuffer(self._take(ticket, Kind.FLOATS), "<f4")
 
     def take_text(self, ticket: int) -> str:
         text: str = self._take(ticket, Kind.TEXT)
         return text
 
-    def take_distribution(self, ticket: int) -> tuple[U32, np.ndarray[tuple[int], np.dtype[np.float32]]]:
+    def take_distribution(self, ticket: int) -> tuple[U32, F32]:
         ids, probabilities = self._take(ticket, Kind.DISTRIBUTION)
         return np.frombuffer(ids, "<u4"), np.frombuffer(probabilities, "<f4")
 
     def cancel(self, tickets: U32) -> None:
-        table = self._state.tickets
+        table = self._tickets
         asked = np.unique(tickets).tolist()  # a list may name one a million times
         for ticket in asked:
             table.find(ticket)
         table.drop(asked)
 
     def _take(self, ticket: int, kind: Kind) -> Any:
-        return self._state.tickets.take(ticket, kind)
+        return self._tickets.take(ticket, kind)

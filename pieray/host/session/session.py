@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from pieray.config import Limits
 from pieray.errors import Cancelled, InvalidRequest, QuotaExceeded
-from pieray.host.device.tickets import Kind, Ticket, TicketTable
+from pieray.host.tickets import Kind, Ticket, TicketTable
 from pieray.messages import Event, file_part
 from pieray.texts import byte_size, check_size
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pieray.errors import BadHandle, InvalidRequest, PierayError, QuotaExceeded
+from pieray.errors import InvalidRequest, PierayError
 from pieray.models.detokenizer import DecodeStream
 from pieray.models.tokenizer import Tokenizer
 from pieray.stops import StopMatcher
 
 MAX_STREAMS = 1024
+"""Open at one time, of one inferlet."""
 
 
 class TextStream:
@@ -55,32 +56,8 @@ class TextStream:
         return self._matcher.flush() if self._matcher is not None else ""
 
 
-class TextStreams:
-    """Those of one inferlet, by handle."""
-
-    def __init__(self) -> None:
-        self._streams: dict[int, TextStream] = {}
-        self._next = 1
-
-    def open(self, tokenizer: Tokenizer, skip_special: bool, after: Sequence[int]) -> int:
-        """One whose text goes on behind the tokens `after`.  Raises QuotaExceeded."""
-        if len(self._streams) >= MAX_STREAMS:
-            raise QuotaExceeded(f"text streams: the limit is {MAX_STREAMS} open; one more was asked for")
-        handle = self._next
-        self._next += 1
-        decoder = tokenizer.stream(skip_special_tokens=skip_special)
-        decoder.prime(after)
-        self._streams[handle] = TextStream(decoder, tokenizer.special_ids())
-        return handle
-
-    def get(self, handle: int) -> TextStream:
-        """Raises BadHandle."""
-        try:
-            return self._streams[handle]
-        except KeyError:
-            raise BadHandle(f"text stream {handle} is not open") from None
-
-    def close(self, handle: int) -> None:
-        """Raises BadHandle."""
-        self.get(handle)
-        del self._streams[handle]
+def open_stream(tokenizer: Tokenizer, skip_special: bool, after: Sequence[int]) -> TextStream:
+    """One whose text goes on behind the tokens `after`."""
+    decoder = tokenizer.stream(skip_special_tokens=skip_special)
+    decoder.prime(after)
+    return TextStream(decoder, tokenizer.special_ids())

@@ -132,6 +132,9 @@ class FakeFleet:
             hook(actor)
         return member
 
+    def keep(self, data: bytes) -> Any:
+        return data
+
     def begin(self, member: Member, method: str, *args: Any) -> Answer:
         actor: FakeActor = member.handle
         outcome: list[Any] = []

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+import pieray.client.connecting
 import pieray.client.engine
 import pieray.client.launching
 from pieray.actors.controller import Controller as RealController
 from pieray.actors.door import METHODS, ControllerDoor
+from pieray.client.connecting import connect_door
 from pieray.client.controller_calls import ControllerCalls
 from pieray.client.controller_link import ControllerLink, LaunchPath
-from pieray.client.engine import connect_door
 from pieray.config import Config
 from pieray.errors import Denied, EngineError, InvalidRequest, NoAnswer, NotFound, PeerLost
 from pieray.transport import Listener, serve
@@ -155,7 +156,7 @@ def test_all_that_an_engine_asks_of_its_controller_goes_through_the_door() -> No
     """But for what a Ray driver alone needs: the token, and where the door is."""
     asked = {
         node.args[0].value
-        for module in (pieray.client.engine, pieray.client.launching)
+        for module in (pieray.client.connecting, pieray.client.engine, pieray.client.launching)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Attribute)

@@ -1,25 +1,28 @@
-"""A device and an instance state without processes, for tests of handlers."""
+"""A device and the parts of an inferlet without processes, for tests of handlers."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from pieray.config import Limits
+from pieray.errors import PierayError
 from pieray.host.device.outbox import Outbox
 from pieray.host.device.prefixes import Prefixes
-from pieray.host.device.tickets import TicketTable
 from pieray.host.device.transfers import Transfers
 from pieray.host.handlers import GuestHandlers
+from pieray.host.identity import Identity
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
+from pieray.host.parts import InferletParts
 from pieray.host.services import Services
 from pieray.host.session.session import EventLog, Mailbox
-from pieray.host.state import InstanceState
-from pieray.host.text.textstreams import TextStreams
+from pieray.host.tickets import TicketTable
 from pieray.messages import Completed, Failed, Forward, Launch, Message
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 from pieray.pages.handles import PageSpace
@@ -108,9 +111,12 @@ class Bench:
         template: str | None = None,
         tenant: str | None = None,
         num_pages: int = 64,
+        services: Services | None = None,
     ) -> None:
-        """`tenant`: whose pages it finds, see Prefixes; None: it looks for none.  `num_pages`: of the pool."""
-        self.services = Services()
+        """`tenant`: whose pages it finds, see Prefixes; None: it looks for none.  `num_pages`: of the pool.
+        `services`: those of an actor, which outlive it."""
+        self.services = services or Services()
+        self.failures: list[PierayError] = []
         self.timers: list[FakeTimer] = []
         self.limits = limits or Limits()
         self.device = FakeDevice()
@@ -135,22 +141,40 @@ class Bench:
         )
         self.log = EventLog("it", self.limits)
         self.mailbox = Mailbox(self.limits, self.tickets)
-        self.state = InstanceState(
-            Launch("it", "it", "it.py", "def main(): ...", b"", "{}", {}),
-            NUMBER,
-            self.limits,
-            capabilities or Capabilities(),
+        self.parts = InferletParts(
+            Identity(
+                Launch("it", "it", "it.py", "def main(): ...", b"", "{}", {}),
+                NUMBER,
+                self.limits,
+                capabilities or Capabilities(),
+            ),
             self.services,
+            directory,
             self.tickets,
             self.pages,
             lineage,
             self.outbox,
             self.log,
             self.mailbox,
-            directory,
-            TextStreams(),
+            wake=self.wake,
+            fail=self.fail,
         )
-        self.handlers = GuestHandlers.of(self.state)
+        self.handlers = GuestHandlers.of(self.parts)
+
+    def wake(self) -> None:
+        """The guest may look at its tickets again."""
+
+    def fail(self, error: PierayError) -> None:
+        """The inferlet ends."""
+        self.failures.append(error)
+
+    def change(self, *, launch: dict[str, Any] | None = None, **parts: Any) -> None:
+        """The same inferlet launched with other settings: its handlers are made anew."""
+        identity = self.parts.identity
+        parts["identity"] = dataclasses.replace(identity, launch=dataclasses.replace(identity.launch, **(launch or {})))
+        for name, value in parts.items():
+            setattr(self.parts, name, value)
+        self.handlers = GuestHandlers.of(self.parts)
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> FakeTimer:
         self.timers.append(FakeTimer(seconds, call))

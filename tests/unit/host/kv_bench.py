@@ -28,8 +28,7 @@ class Engine:
 
     def launch(self, user: str = "ann", tenant: str = "acme", num_pages: int = 8, **limits: float) -> Bench:
         bench = Bench(dataclasses.replace(Limits(), **limits))
-        bench.state.launch = dataclasses.replace(bench.state.launch, user=user, tenant=tenant)
-        bench.handlers = type(bench.handlers).of(bench.state)
+        bench.change(launch={"user": user, "tenant": tenant})
         self.benches.append(bench)
         bench.outbox.leases.granted(self.ledger.lease(self.holder(bench), num_pages) or [])
         bench.device.leases.clear()

@@ -80,7 +80,7 @@ class PlanBench(Bench):
 
     def turn(self) -> None:
         if self.preempts is not None and self.preempts.random() < 0.3:
-            with self.state.lock:
+            with self.parts.lock:
                 self.outbox.preempt(())
         self.handlers.tickets.flush()
         self.pump()

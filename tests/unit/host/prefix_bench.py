@@ -74,7 +74,7 @@ class Group:
 
     def end(self, guest: Guest) -> None:
         """It ends: what it has comes back when nothing of it is in flight."""
-        with guest.state.lock:
+        with guest.parts.lock:
             guest.outbox.close()
         if self.relieves is None:
             self.run()
@@ -169,7 +169,7 @@ class Group:
         left = self.relief.left_to_others()
         for holder in chosen:
             guest = self.guests[holder.peer_id]
-            with guest.state.lock:
+            with guest.parts.lock:
                 guest.outbox.preempt(self.ledger.kept_pages_of(holder), left[holder])
         return bool(chosen)
 

@@ -22,10 +22,12 @@ class SdkBench(Bench):
     """A Bench whose handlers serve the SDK; `run` is what a guest's main would be run by."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
         self._woken = threading.Event()
-        self.state.wake = self._woken.set
+        super().__init__(**options)
         _host.install(self._interfaces())
+
+    def wake(self) -> None:
+        self._woken.set()
 
     def run(self, coroutine: Any) -> Any:
         loop = TicketLoop()
@@ -48,7 +50,7 @@ class SdkBench(Bench):
         return ready
 
     def close(self) -> None:
-        self.state.close()
+        self.parts.close()
         self.services.close()
 
     def _interfaces(self) -> SimpleNamespace:

@@ -102,7 +102,7 @@ def test_a_load_that_fails_tells_why_and_leaves_nothing(bench: Bench) -> None:
     bench.answer(Failed(message.ticket, "invalid", "no such tensor"))
     with pytest.raises(InvalidRequest, match="no such tensor"):
         bench.handlers.tickets.take_tokens(ticket)
-    assert len(bench.state.adapters) == 0
+    assert len(bench.parts.tables.adapters) == 0
     load(bench)  # the bytes of the first count no more
 
 
@@ -113,7 +113,7 @@ def test_a_load_that_is_forgotten_is_unloaded(bench: Bench) -> None:
     bench.handlers.tickets.flush()
     (unload,) = bench.device.posted
     assert isinstance(unload, UnloadAdapter)
-    assert (unload.adapter, len(bench.state.adapters)) == (PRIVATE, 0)
+    assert (unload.adapter, len(bench.parts.tables.adapters)) == (PRIVATE, 0)
 
 
 def test_a_load_whose_handle_has_no_room_is_unloaded(bench: Bench) -> None:

@@ -122,7 +122,7 @@ def test_an_inferlet_that_ends_without_taking_leaves_its_texts_to_others(group: 
     assert sub == 1
     b.services.flush()
     assert group.service.status()["subscriptions"] == 1
-    b.state.close()
+    b.parts.close()
     assert text(a, a.handlers.messaging.pull("q")) == "one"
     until(lambda: group.service.status()["subscriptions"] == 0)
     assert not b.tickets.is_open(waiting)
@@ -133,7 +133,7 @@ def test_an_inferlet_that_ends_without_taking_leaves_its_texts_to_others(group: 
 def test_a_push_without_waiting_arrives_though_the_inferlet_ends(group: Group) -> None:
     a, b = group.bench(), group.bench()
     a.handlers.messaging.push("q", "last words", 0)
-    a.state.close()
+    a.parts.close()
     assert text(b, b.handlers.messaging.pull("q")) == "last words"
 
 
@@ -192,7 +192,7 @@ def test_without_the_capability_all_is_denied(group: Group) -> None:
     ):
         with pytest.raises(Denied, match=r"\[capabilities\] \w+ = true"):
             call()
-    assert len(h.tickets._state.tickets) == 0
+    assert len(h.tickets._tickets) == 0
 
 
 def test_limits_name_themselves(group: Group) -> None:

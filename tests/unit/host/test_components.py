@@ -18,9 +18,9 @@ from groups import Group, until
 from pieray.config import Config
 from pieray.errors import Cancelled, InvalidRequest, QuotaExceeded
 from pieray.host import components
+from pieray.host.clients import ClientService
 from pieray.host.core import InferletHost
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
-from pieray.host.session.clients import ClientService
 from pieray.messages import AwaitStart, Completed, Failed, Launch, Message
 from pieray.wasm import host as wasm_host
 from pieray.wasm.compiler import compiled

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -71,8 +70,12 @@ class Nursery:
         self.service = FakeService()
         self.bench.services.children = self.service  # type: ignore[assignment]
         self.link = FakeLink()
-        self.failures: list[PierayError] = []
-        self.bench.state.fail = self.failures.append
+        self.failures = self.bench.failures
+        self.handlers = self.bench.handlers
+
+    def change(self, **launch: Any) -> None:
+        """As Bench.change, of what the parent was launched with."""
+        self.bench.change(launch=launch)
         self.handlers = self.bench.handlers
 
     def launch(self, link: str = "none", runs: bool = True, program: str = "", **options: str) -> int:
@@ -105,8 +108,7 @@ def nursery() -> Nursery:
 
 def test_a_child_is_launched_in_its_parents_name_within_what_it_has() -> None:
     nursery = Nursery(Limits(pages=64, wall_time_s=100), store=True)
-    state = nursery.bench.state
-    state.launch = dataclasses.replace(state.launch, user="u", tenant="t", depth=2)
+    nursery.change(user="u", tenant="t", depth=2)
     nursery.launch(program="text-completion@1.0.0", input='{"a": 1}', limits='{"tickets": 9}')
     (message, _, _) = nursery.service.launches[0]
     assert (message.name, message.source, message.input) == ("text-completion@1.0.0", "", '{"a": 1}')
@@ -255,7 +257,7 @@ def test_the_parents_end_is_its_childrens_but_not_of_detached_or_closed_ones(nur
     late = nursery.launch(runs=False)
     assert nursery.text(detached) == nursery.asked(Bind)[0].instance_id
     ids = [launch.instance_id for launch, _, _ in nursery.service.launches]
-    nursery.bench.state.close()
+    nursery.bench.parts.close()
     assert [(m.instance_id, m.reason) for m in nursery.asked(Kill)] == [(ids[0], "its parent has ended")]
     nursery.service.launches[2][2](nursery.link)  # one that only now has been launched
     assert [m.instance_id for m in nursery.asked(Kill)] == [ids[0], ids[2]]
@@ -308,7 +310,7 @@ def test_children_and_generations_are_limited() -> None:
     nursery.handlers.children.detach(detached)
     with pytest.raises(QuotaExceeded, match="children"):  # a detached one still counts
         nursery.launch()
-    nursery.bench.state.launch = dataclasses.replace(nursery.bench.state.launch, depth=1)
+    nursery.change(depth=1)
     with pytest.raises(QuotaExceeded, match="child_depth: the limit is 1 generations; this would be number 2"):
         nursery.launch()
 
@@ -372,8 +374,7 @@ def test_bad_launches_are_refused_at_once(
 
 def test_a_child_is_as_urgent_as_its_parent() -> None:
     nursery = Nursery()
-    state = nursery.bench.state
-    state.launch = dataclasses.replace(state.launch, priority=7, deadline=90.0, born=30.0)
+    nursery.change(priority=7, deadline=90.0, born=30.0)
     nursery.launch()
     message, *_ = nursery.service.launches[0]
     assert (message.priority, message.deadline, message.born) == (7, 90.0, 30.0)

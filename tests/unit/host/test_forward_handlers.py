@@ -26,9 +26,9 @@ NAN, INF = math.nan, math.inf
 def make(limits: Limits | None = None) -> Bench:
     bench = Bench(limits)
     bench.outbox.leases.granted(range(100, 120))
-    served = bench.state.models.get("")
+    served = bench.parts.models.get("")
     info = dataclasses.replace(served.info, hidden_size=HIDDEN_SIZE)
-    bench.state.models = ModelDirectory([ServedModel(info, served.tokenizer)])
+    bench.change(models=ModelDirectory([ServedModel(info, served.tokenizer)]))
     return bench
 
 
@@ -90,7 +90,7 @@ def test_runs_become_the_mask_of_the_pass_and_join_the_one_given(bench: Bench) -
     first, second = bench.forwards()
     assert int.from_bytes(first.mask, "little") & 0x1FF == 0b110_111_111
     assert int.from_bytes(second.mask, "little") & 0xF == 0b0011
-    steps = bench.state.lineage.rebuild_plan(bench.pages.frame_ids(pages[:2]).tolist())
+    steps = bench.parts.lineage.rebuild_plan(bench.pages.frame_ids(pages[:2]).tolist())
     assert [step.mask for step in steps] == [first.mask, second.mask]
 
 
@@ -114,7 +114,7 @@ def test_a_pass_over_embeddings_travels_as_tokens_and_rows(bench: Bench) -> None
     assert plain.embeds == []
     with pytest.raises(BadHandle):
         handlers.embeds.size(text)
-    assert bench.state.embeds.num_bytes == 0
+    assert bench.parts.tables.embeds.num_bytes == 0
 
 
 def test_values_come_from_the_guest_itself_or_from_the_batcher(bench: Bench) -> None:
@@ -217,7 +217,7 @@ def test_lineage_has_the_accepted_text(bench: Bench) -> None:
     ticket = verify(bench, queue, pages, 2, u32(5, 6))
     bench.handlers.tickets.flush()
     bench.answer(Completed(NUMBER << 32 | ticket, u32(5, 9).tobytes()))
-    steps = bench.state.lineage.rebuild_plan(bench.pages.frame_ids(pages).tolist())
+    steps = bench.parts.lineage.rebuild_plan(bench.pages.frame_ids(pages).tolist())
     tokens = [token for step in steps for token in np.frombuffer(step.tokens, "<u4").tolist()]  # type: ignore[union-attr]
     assert tokens == [1, 2, 1, 2, 5]
 
@@ -278,10 +278,10 @@ def test_bad_input_is_refused_and_changes_nothing(bench: Bench, call, error, tex
     queue, pages = start(bench)
     pass_ = bench.handlers.forward.forward(queue, bench.handlers.kv.alloc(1), 0, u32(1, 2), NONE, NONE)
     embed = bench.handlers.embeds.text(u32(3))
-    before = len(bench.tickets), bench.outbox.num_outstanding, bench.state.embeds.num_bytes
+    before = len(bench.tickets), bench.outbox.num_outstanding, bench.parts.tables.embeds.num_bytes
     with pytest.raises(error, match=text):
         call(bench.handlers, queue, pages, pass_, embed)
-    assert (len(bench.tickets), bench.outbox.num_outstanding, bench.state.embeds.num_bytes) == before
+    assert (len(bench.tickets), bench.outbox.num_outstanding, bench.parts.tables.embeds.num_bytes) == before
     bench.pages.check()
 
 
@@ -320,7 +320,7 @@ def test_hidden_slots_travel_with_drafts(bench: Bench) -> None:
     assert sent.visible == b"\x05"
     bench.answer(Completed(sent.ticket, u32(9).tobytes()))
     assert handlers.tickets.take_tokens(ticket).tolist() == [9]
-    steps = bench.state.lineage.rebuild_plan(bench.pages.frame_ids(pages[:1]).tolist())
+    steps = bench.parts.lineage.rebuild_plan(bench.pages.frame_ids(pages[:1]).tolist())
     assert [(step.kv_len, step.visible) for step in steps] == [(0, b""), (3, b"\x05")]
 
 

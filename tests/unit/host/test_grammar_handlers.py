@@ -67,7 +67,7 @@ def test_a_mask_is_what_samplers_allow_takes(bench: Bench) -> None:
     matcher = compile_(bench, "a|b")
     sampler = bench.handlers.samplers.create(0.0, 0, 1.0, 0.0, 1.0, 0)
     bench.handlers.samplers.allow(sampler, bench.handlers.grammar.mask(matcher))
-    kept = np.frombuffer(bench.state.samplers.get(sampler).allowed, np.uint8)
+    kept = np.frombuffer(bench.parts.tables.samplers.get(sampler).allowed, np.uint8)
     assert set(np.flatnonzero(np.unpackbits(kept, bitorder="little"))) == set(u32("ab").tolist())
 
 
@@ -79,7 +79,7 @@ def test_a_second_compile_comes_from_the_cache_at_once(bench: Bench) -> None:
     compile_(bench, "[a-z]+")
     ticket = bench.handlers.grammar.compile("", "regex", "[a-z]+")
     assert bench.handlers.tickets.ready(np.array([ticket], np.uint32)) == [ticket]
-    found = bench.state.matchers.values()
+    found = bench.parts.tables.matchers.values()
     bench.handlers.tickets.take_tokens(ticket)
     assert found[0].grammar is found[1].grammar
 
@@ -106,7 +106,7 @@ def test_matchers_count_against_plans_also_while_they_are_compiled(bench: Bench)
         bench.handlers.grammar.compile("", "regex", "one more")
     bench.handlers.tickets.cancel(np.array(tickets, np.uint32))
     deadline = time.monotonic() + 30
-    while bench.handlers.grammar._num_compiling or len(bench.state.matchers):
+    while bench.handlers.grammar._num_compiling or len(bench.parts.tables.matchers):
         assert time.monotonic() < deadline, "what is cancelled gives its place back"
         time.sleep(0.01)
     matchers = [compile_(bench, "a")]
@@ -118,8 +118,8 @@ def test_matchers_count_against_plans_also_while_they_are_compiled(bench: Bench)
 def test_a_guest_that_ends_takes_back_what_waits(bench: Bench) -> None:
     for i in range(3):
         bench.handlers.grammar.compile("", "regex", f"x{i}")
-    bench.state.close()
-    assert bench.services.grammars._pool.num_waiting(bench.state.launch.tenant) == 0
+    bench.parts.close()
+    assert bench.services.grammars._pool.num_waiting(bench.parts.identity.launch.tenant) == 0
 
 
 def test_closing_fails_what_waits(bench: Bench) -> None:
@@ -145,7 +145,7 @@ def test_tenants_take_turns_and_none_has_all_threads() -> None:
     """Another's grammar is compiled while all that the greedy one may have at one time is under way."""
     service = GrammarService()
     order: list[str] = []
-    served = Bench().state.models.get("")
+    served = Bench().parts.models.get("")
     gate, began = threading.Event(), threading.Semaphore(0)
     compiler = service._compiler(served)
 

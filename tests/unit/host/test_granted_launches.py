@@ -15,11 +15,11 @@ from test_inferlet_host import COMPONENT, Client, end_of, launch
 
 from pieray.concurrency.stalls import Stalls
 from pieray.config import Config
+from pieray.host.clients import ClientService
 from pieray.host.core import InferletHost
 from pieray.host.device.device import DeviceClient
 from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
-from pieray.host.session.clients import ClientService
 from pieray.messages import Completed, Failed, Launch, LaunchHere, encode
 
 PLACES = 2

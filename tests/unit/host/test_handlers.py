@@ -383,7 +383,7 @@ def test_synchronize_waits_for_what_came_before_it_alone(bench: Bench) -> None:
     bench.handlers.tickets.flush()
     bench.answer(Completed(NUMBER << 32 | second, None))
     assert bench.handlers.tickets.ready(u32(early, late)) == []
-    assert len(bench.state.queue(queue).syncs) == 2
+    assert len(bench.parts.tables.queues.get(queue).syncs) == 2
     bench.answer(Completed(NUMBER << 32 | first, None))
     assert bench.handlers.tickets.ready(u32(early, late)) == [early, late]
 

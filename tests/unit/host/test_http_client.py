@@ -291,7 +291,7 @@ def test_a_cancelled_ticket_ends_the_request_and_the_end_of_the_inferlet_all(mak
     until(lambda: len(tasks) == 4)
     bench.handlers.tickets.cancel(np.array(asked[:1], np.uint32))
     until(lambda: len(tasks) == 3)
-    bench.state.close()
+    bench.parts.close()
     until(lambda: not tasks)
 
 

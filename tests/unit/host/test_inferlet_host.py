@@ -17,11 +17,11 @@ from groups import Group, until
 from pieray.config import Config
 from pieray.errors import Cancelled, ConfigError, EngineError, InvalidRequest, NotFound, PierayError, QuotaExceeded
 from pieray.host import core
+from pieray.host.clients import ClientService
 from pieray.host.core import InferletHost
 from pieray.host.device.device import DeviceClient
 from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
-from pieray.host.session.clients import ClientService
 from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendText
 
 COMPONENT = (Path(__file__).resolve().parents[2] / "inferlets" / "guests_c" / "misbehave.wasm").read_bytes()

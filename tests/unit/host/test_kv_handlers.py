@@ -59,7 +59,7 @@ def test_a_composed_mask_has_a_limit_that_is_named(engine: Engine) -> None:
     bench = engine.launch(num_pages=1)
     pages = bench.handlers.kv.alloc(500)
     bench.handlers.kv.mask(int(pages[0]), 0, 4, False)
-    object.__setattr__(bench.state.models.get("").info, "max_context", 1 << 20)
+    object.__setattr__(bench.parts.models.get("").info, "max_context", 1 << 20)
     pages = np.resize(pages, 300_000)
     with pytest.raises(QuotaExceeded, match=f"at most {MAX_MASK_BITS} bits.*run fewer tokens"):
         forward(bench, pages, 1_000_000, 5)

@@ -44,10 +44,8 @@ class Shared:
         self.services.loop.before_close(self.servers.close)
 
     def bench(self, *allowed: str, **limits: float) -> SdkBench:
-        bench = SdkBench(limits=Limits(**limits), capabilities=Capabilities(mcp=allowed or ("*",)))
-        bench.services.close()
-        bench.state.services = self.services
-        return bench
+        capabilities = Capabilities(mcp=allowed or ("*",))
+        return SdkBench(limits=Limits(**limits), capabilities=capabilities, services=self.services)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +98,7 @@ def test_a_real_server_lists_its_tools_and_calculates(shared: Shared) -> None:
 def test_a_server_is_shared_by_the_inferlets_of_an_actor(shared: Shared) -> None:
     first, second = shared.bench(), shared.bench()
     one = int(first.run(mcp.call("calc", "count")).text)
-    first.state.close()
+    first.parts.close()
     two = int(second.run(mcp.call("calc", "count")).text)
     assert two == one + 1
 
@@ -124,8 +122,7 @@ def test_only_what_the_manifest_names_may_be_called(shared: Shared) -> None:
     assert mcp.servers() == ["object"]
     with pytest.raises(inferlet.Denied, match="does not name the server 'calc'"):
         bench.run(mcp.call("calc", "add", a=1, b=1))
-    bench = SdkBench()
-    bench.state.services = shared.services
+    bench = SdkBench(services=shared.services)
     assert mcp.servers() == []
     with pytest.raises(inferlet.Denied, match="capability"):
         bench.run(mcp.tools("calc"))

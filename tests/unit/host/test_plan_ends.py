@@ -115,7 +115,7 @@ def test_what_a_plan_wrote_can_be_rebuilt():
     assert said == reference(PROMPT, 30)
     frames = bench.pages.frame_ids(pages[:9]).tolist()
     slots: dict[tuple[int, int], int] = {}
-    for step in bench.state.lineage.rebuild_plan(frames):
+    for step in bench.parts.lineage.rebuild_plan(frames):
         if isinstance(step, ForwardStep):
             tokens = np.frombuffer(step.tokens, "<u4").tolist()
             for index, token in enumerate(tokens, step.kv_len):
@@ -177,7 +177,7 @@ def test_a_lost_device_fails_the_plan_where_it_is():
     bench.handlers.plans.start(plan)
     got = bench.next(plan)
     bench.turn()
-    with bench.state.lock:
+    with bench.parts.lock:
         bench.outbox.fail_all(DeviceLost("the device group is gone"))
     got += bench.next(plan)
     assert got == reference(PROMPT, len(got))

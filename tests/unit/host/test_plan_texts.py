@@ -230,7 +230,7 @@ def test_a_tokenizer_that_panics_fails_that_plan_alone():
         def push(self, token: int) -> str:
             raise Panic("index out of bounds")
 
-    bench.state.streams.get(stream)._decoder = Broken()
+    bench.parts.tables.streams.get(stream)._decoder = Broken()
     ticket, kept = bench.handlers.plans.stream_text(bad, stream), bench.handlers.plans.stream_text(good, other)
     bench.run()
     with pytest.raises(PierayError, match="makes no text of token .*index out of bounds"):

@@ -155,7 +155,7 @@ def test_a_stop_token_is_given_and_ends_it(place):
 def test_a_stop_text_is_met_across_tokens_and_across_runs():
     bench = PlanBench()
     expected = reference(PROMPT, 60)
-    text = "".join(bench.state.models.get("").tokenizer.decode([t]) for t in expected)
+    text = "".join(bench.parts.models.get("").tokenizer.decode([t]) for t in expected)
     stop = text[20:25]
     end = text.index(stop) + 5
     plan = bench.plan(PROMPT, 60)
@@ -234,13 +234,13 @@ def test_a_grammar_rules_what_is_drawn():
     from pieray.grammar import GrammarCompiler
 
     bench = PlanBench()
-    compiler = GrammarCompiler(bench.state.models.get("").tokenizer.spec, 256)
-    matcher = bench.state.matchers.put(compiler.compile("regex", "[0-9]{3}-[a-c]+x", tenant="").matcher())
+    compiler = GrammarCompiler(bench.parts.models.get("").tokenizer.spec, 256)
+    matcher = bench.parts.tables.matchers.put(compiler.compile("regex", "[0-9]{3}-[a-c]+x", tenant="").matcher())
     plan = bench.plan(PROMPT, 50)
     bench.handlers.plans.set_grammar(plan, matcher)
     bench.handlers.plans.set_drafter(plan, 4, u32())
     bench.handlers.plans.start(plan)
-    text = bench.state.models.get("").tokenizer.decode(bench.all(plan))
+    text = bench.parts.models.get("").tokenizer.decode(bench.all(plan))
     assert re.fullmatch("[0-9]{3}-[a-c]+x?!?", text), text
     assert bench.state_of(plan)["finish_reason"] in ("grammar", "length")
 
@@ -249,8 +249,8 @@ def test_a_grammar_goes_on_over_pause_and_truncation():
     from pieray.grammar import GrammarCompiler
 
     bench = PlanBench()
-    compiler = GrammarCompiler(bench.state.models.get("").tokenizer.spec, 256)
-    matcher = bench.state.matchers.put(compiler.compile("regex", "[0-9]{8}x", tenant="").matcher())
+    compiler = GrammarCompiler(bench.parts.models.get("").tokenizer.spec, 256)
+    matcher = bench.parts.tables.matchers.put(compiler.compile("regex", "[0-9]{8}x", tenant="").matcher())
     plan = bench.plan(PROMPT, 50)
     bench.handlers.plans.set_grammar(plan, matcher)
     bench.handlers.plans.start(plan)

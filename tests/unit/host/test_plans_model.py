@@ -61,7 +61,7 @@ class Plans(RuleBasedStateMachine):
     @rule()
     def preempt(self) -> None:
         """Others want its pages; they are back when it asks for them."""
-        with self.bench.state.lock:
+        with self.bench.parts.lock:
             self.bench.outbox.preempt(())
         self.bench.turn()
         self.bench.free += self.bench.device.released

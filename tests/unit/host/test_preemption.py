@@ -20,7 +20,7 @@ from test_prefixes import Program
 
 from pieray.errors import DeviceLost, InvalidRequest, PierayError
 from pieray.host.device.leases import IDLE_S
-from pieray.host.device.tickets import Kind
+from pieray.host.tickets import Kind
 from tests.support.digest_runner import reference
 
 PROMPT = [65, 66, 67, 68, 69]
@@ -60,7 +60,7 @@ def test_what_holds_of_plans_holds_of_those_that_give_up_their_pages(test, seed,
 
 
 def preempt(bench: PlanBench, kept: tuple[int, ...] = ()) -> None:
-    with bench.state.lock:
+    with bench.parts.lock:
         bench.outbox.preempt(kept)
 
 
@@ -169,7 +169,7 @@ def test_what_can_be_neither_copied_nor_computed_again_stays_where_it_is_and_tha
     bench.handlers.forward.forward(bench.queue, pages, 0, u32(*range(8)), u32(), u32())
     bench.run()
     if why == "the log is given up":
-        bench.state.lineage.give_up()
+        bench.parts.lineage.give_up()
     elif why == "a command has failed":
         bench.runner.fail_at = bench.runner.num_steps + 1
         bench.handlers.forward.forward(bench.queue, bench.handlers.kv.alloc(1), 0, u32(1), u32(), u32())
@@ -239,7 +239,7 @@ def test_pages_that_are_dropped_after_all_do_not_count_as_swapped():
 def test_a_device_that_is_lost_meanwhile_fails_what_there_is_and_nothing_hangs():
     bench, plan = running()
     preempt(bench)
-    with bench.state.lock:
+    with bench.parts.lock:
         bench.outbox.fail_all(DeviceLost("gone"))
     assert bench.next(plan)  # what it had drawn
     with pytest.raises(DeviceLost):
@@ -294,7 +294,7 @@ def test_what_was_given_up_is_brought_back_when_the_program_is_about_to_go_on():
     preempt(bench)
     bench.run()
     assert bench.pages.num_swapped == 2
-    with bench.state.lock:
+    with bench.parts.lock:
         bench.outbox.prefetch()
     bench.pump()
     bench.run()
@@ -329,12 +329,12 @@ def given_up() -> PlanBench:
 def test_when_work_outside_of_the_device_is_done_what_was_given_up_is_brought_back():
     bench = given_up()
     for kind in (Kind.TEXT, Kind.NONE):
-        ticket = bench.state.begin(kind)
-        bench.state.tickets.drop((ticket,))
-        bench.state.complete(ticket, None)  # nobody waits for it any more
+        ticket = bench.parts.work.begin(kind)
+        bench.parts.tickets.drop((ticket,))
+        bench.parts.work.complete(ticket, None)  # nobody waits for it any more
     bench.run()
     assert bench.pages.num_swapped == 2
-    bench.state.complete(bench.state.begin(Kind.TEXT), "an answer")
+    bench.parts.work.complete(bench.parts.work.begin(Kind.TEXT), "an answer")
     bench.run()
     assert bench.pages.num_swapped == 0
     bench.check()

@@ -89,13 +89,13 @@ def test_another_tenant_finds_nothing() -> None:
 def test_a_queue_that_does_not_reuse_neither_finds_nor_is_found() -> None:
     group = Group()
     one, two, three = (group.launch() for _ in range(3))
-    one.state.queue(one.queue).is_reusing = False
+    one.parts.tables.queues.get(one.queue).is_reusing = False
     prefill(group, one, PROMPT)
     prefill(group, two, PROMPT)
     assert usage(two) == (30, 0)
     prefill(group, three, PROMPT)
     assert usage(three) == (2, 28)
-    three.state.queue(three.queue).is_reusing = False
+    three.parts.tables.queues.get(three.queue).is_reusing = False
     prefill(group, three, PROMPT)
     assert usage(three) == (32, 28)
 

@@ -51,7 +51,7 @@ class ModelBench(PlanBench):
 
     def lose(self) -> None:
         """All pages are given up, and others write to all of them."""
-        with self.state.lock:
+        with self.parts.lock:
             self.outbox.preempt(())
         self.run()
         assert not self.pages.num_bound
@@ -60,7 +60,7 @@ class ModelBench(PlanBench):
         random.Random(len(self.free)).shuffle(self.free)
 
     def come_back(self) -> None:
-        with self.state.lock:
+        with self.parts.lock:
             self.outbox.restore(self.pages.away_rows())
         self.run()
 
@@ -137,7 +137,7 @@ def test_a_plan_that_is_lost_in_its_middle_says_what_it_would_have(runner: Model
         if when is not None:
             for _ in range(when):
                 bench.turn()
-            with bench.state.lock:
+            with bench.parts.lock:
                 bench.outbox.preempt(())
             bench.run()
             runner.pool.data.fill_(float("nan"))
@@ -184,7 +184,7 @@ def test_parts_of_a_text_that_are_lost_at_different_times(runner: ModelRunner) -
     before = bench.content()
     rows = bench.pages.rows_of(pages)
     swap = bench.outbox.swap
-    with bench.state.lock:
+    with bench.parts.lock:
         released = swap._lose(rows[6:11])
     bench.handlers.tickets.flush()
     runner.pool.data[:, released] = float("nan")

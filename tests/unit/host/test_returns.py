@@ -35,7 +35,7 @@ def ask_for_pages(group: Group, guests: Sequence[Guest]) -> None:
     group.relief._asked = dict.fromkeys([guest.holder for guest in guests], 1e9)
     left = group.relief.left_to_others()
     for guest in guests:
-        with guest.state.lock:
+        with guest.parts.lock:
             guest.outbox.preempt(group.ledger.kept_pages_of(guest.holder), left[guest.holder])
 
 

@@ -93,7 +93,7 @@ def test_a_file_of_the_scratch_folder_reaches_the_client_in_parts(bench: SdkBenc
 
 def test_a_file_over_the_limit_is_sent_not_even_in_part() -> None:
     bench = Bench(Limits(output_bytes=FILE_PART_BYTES))
-    bench.state.scratch.write("a", bytes(FILE_PART_BYTES + 1))
+    bench.parts.scratch.write("a", bytes(FILE_PART_BYTES + 1))
     with pytest.raises(QuotaExceeded, match="output_bytes"):
         bench.handlers.session.send_file("a")
     with pytest.raises(NotFound):
@@ -104,14 +104,14 @@ def test_a_file_over_the_limit_is_sent_not_even_in_part() -> None:
 
 
 def test_files_of_the_client_are_received_in_order_before_and_after_they_are_asked_for(bench: SdkBench) -> None:
-    bench.state.files.put("a.txt", b"1")
+    bench.parts.files.put("a.txt", b"1")
 
     async def main() -> list[Any]:
         found = [await session.receive_file()]
         with pytest.raises(inferlet.DeadlineExceeded, match="no file from the client within 0.01 s"):
             await session.receive_file(timeout=0.01)
-        bench.state.files.put("a.txt", b"2")  # the receive that gave up is taken over: nothing is lost
-        bench.state.files.put("sub/b.txt", b"3")
+        bench.parts.files.put("a.txt", b"2")  # the receive that gave up is taken over: nothing is lost
+        bench.parts.files.put("sub/b.txt", b"3")
         return [*found, await session.receive_file(), await session.receive_file()]
 
     paths = bench.run(main())
@@ -123,7 +123,7 @@ def test_a_cancelled_receive_leaves_the_file_to_the_next() -> None:
     bench = Bench()
     first, second = bench.handlers.session.receive_file(), bench.handlers.session.receive_file()
     bench.handlers.tickets.cancel(np.array([first], np.uint32))
-    bench.state.files.put("a", b"")
+    bench.parts.files.put("a", b"")
     assert bench.handlers.tickets.take_text(second) == "in/a"
     assert len(bench.tickets) == 0
 
@@ -132,21 +132,21 @@ def test_a_cancelled_receive_leaves_the_file_to_the_next() -> None:
 def test_a_name_that_is_no_path_is_refused(name: str) -> None:
     bench = Bench()
     with pytest.raises(InvalidRequest, match="a path"):
-        bench.state.files.put(name, b"")
+        bench.parts.files.put(name, b"")
 
 
 def test_files_of_the_client_are_bounded_and_end_with_the_inferlet() -> None:
     bench = Bench(Limits(scratch_bytes=1 << 20))
     with pytest.raises(QuotaExceeded, match="scratch_bytes"):
-        bench.state.files.put("a", bytes(1 << 20))
+        bench.parts.files.put("a", bytes(1 << 20))
     for i in range(MAX_UNREAD):
-        bench.state.files.put(str(i), b"")
+        bench.parts.files.put(str(i), b"")
     with pytest.raises(QuotaExceeded, match="wait unread"):
-        bench.state.files.put("more", b"")
-    bench.state.close()
-    assert bench.state.scratch.num_bytes == 0
+        bench.parts.files.put("more", b"")
+    bench.parts.close()
+    assert bench.parts.scratch.num_bytes == 0
     with pytest.raises(Cancelled):
-        bench.state.files.put("late", b"")
+        bench.parts.files.put("late", b"")
 
 
 def part(offset: int, data: bytes, *, is_last: bool = False, name: str = "a", it: str = "it") -> SendFile:

@@ -45,7 +45,7 @@ def value_of(found: Any) -> Any:
 
 
 def test_long_texts_have_the_answers_that_short_ones_have(bench: Bench) -> None:
-    handlers, tokenizer = bench.handlers, bench.state.models.get("").tokenizer
+    handlers, tokenizer = bench.handlers, bench.parts.models.get("").tokenizer
     ids = value_of(handlers.model.tokenize("", LONG))
     assert ids.tolist() == tokenizer.encode(LONG)
     assert value_of(handlers.model.detokenize("", ids, True)) == tokenizer.decode(ids.tolist())
@@ -64,7 +64,7 @@ def test_short_texts_are_answered_at_once(bench: Bench) -> None:
 
 def test_many_tokens_pushed_at_once_are_the_text_of_one_by_one(bench: Bench) -> None:
     handlers = bench.handlers
-    ids = np.array(bench.state.models.get("").tokenizer.encode(LONG), np.uint32)
+    ids = np.array(bench.parts.models.get("").tokenizer.encode(LONG), np.uint32)
     one, other = (handlers.model.stream_open("", True, np.array([], np.uint32)) for _ in range(2))
     whole = value_of(handlers.model.stream_push(one, ids))
     assert whole == "".join(handlers.model.stream_push(other, ids[i : i + 1]) for i in range(len(ids))) == LONG
@@ -77,7 +77,7 @@ def test_what_is_wrong_with_a_long_text_is_told(bench: Bench, messages: str) -> 
 
 
 def test_one_tenant_has_not_all_children(monkeypatch: pytest.MonkeyPatch) -> None:
-    served = Bench().state.models.get("")
+    served = Bench().parts.models.get("")
     release, workers = threading.Event(), TextWorkers()
 
     def ask(models: object, request: list[Any], operation: str) -> list[Any]:
@@ -114,7 +114,7 @@ def test_a_child_that_fails_fails_that_text_alone(
         def close(self) -> None: ...
 
     monkeypatch.setattr(textwork, "Child", Failing)
-    served, workers = Bench().state.models.get(""), TextWorkers()
+    served, workers = Bench().parts.models.get(""), TextWorkers()
     with pytest.raises(QuotaExceeded, match=told):
         workers.submit([served], "tokenize", served, "x", tenant="a", owner="").result(WAIT_S)
     assert workers.submit([served], "tokenize", served, "x", tenant="a", owner="").result(WAIT_S).value == "fine"
@@ -122,9 +122,9 @@ def test_a_child_that_fails_fails_that_text_alone(
 
 
 def test_steps_of_a_slow_grammar_are_done_apart(bench: Bench) -> None:
-    served = bench.state.models.get("")
+    served = bench.parts.models.get("")
     grammar = GrammarCompiler(served.tokenizer.spec, served.info.vocab_size).compile("regex", "[0-9]{1,9}")
-    handle = bench.state.matchers.put(grammar.matcher())
+    handle = bench.parts.tables.matchers.put(grammar.matcher())
     handlers = bench.handlers
     mask = handlers.grammar.mask(handle)
     grammar.is_slow = True
