@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from pieray.client.engine import Engine, connect_door
+from pieray.client.connecting import connect_door
+from pieray.client.engine import Engine
 from pieray.concurrency.off_loop import off_loop
 from pieray.errors import ConfigError
 from pieray.server.keys import Caller
