@@ -3,7 +3,8 @@
 The log holds steps in the order in which they were sent: spans of tokens that were run, and copies.  Frames are known
 by identities that are never used again (`PageSpace.frame_ids`).  To note a step is to append it, or to join it to the
 last one that it runs on; which steps a frame needs, which nobody needs any more and which others are one is worked out
-when somebody looks: in `rebuild_plan`, and whenever the log has doubled.  A long generation is one step then: 4 bytes a token and 8 a page.
+when somebody looks: in `rebuild_plan`, and whenever the log has doubled.  A long generation is one step then: 4 bytes a
+token and 8 a page.
 
 A step of a command that then failed describes slots that cannot be read: running it again may fail again, and harms
 nothing.
