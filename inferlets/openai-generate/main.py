@@ -160,6 +160,7 @@ async def main(
         "usage": {
             "prompt_tokens": sum(map(len, lines)),
             "completion_tokens": sum(choice.pop("num_tokens") for choice in choices),
+            "reasoning_tokens": sum(len(model.tokenize(choice["reasoning"])) for choice in choices),
             "cached_tokens": min(runtime.usage()["tokens_found"], sum(map(len, lines))),
         },
     }

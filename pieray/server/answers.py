@@ -14,6 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pieray.server.problems import HttpProblem
+
 DONE = b"data: [DONE]\n\n"
 
 
@@ -35,6 +37,8 @@ def usage_of(result: Mapping[str, Any]) -> dict[str, Any]:
     }
     if "cached_tokens" in given:
         found["prompt_tokens_details"] = {"cached_tokens": given["cached_tokens"]}
+    if given.get("reasoning_tokens"):
+        found["completion_tokens_details"] = {"reasoning_tokens": given["reasoning_tokens"]}
     return found
 
 
@@ -72,6 +76,10 @@ class Answer(ABC):
         if self._include_usage:
             yield event({**self._chunk([]), "usage": usage_of(result)})
         yield DONE
+
+    def failed(self, problem: HttpProblem) -> bytes:
+        """The last event of a stream that breaks off."""
+        return event(problem.body) + DONE
 
     def whole(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """The answer of a request that is not streamed."""

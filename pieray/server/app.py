@@ -37,6 +37,7 @@ from pieray.server.keys import Caller, Rates
 from pieray.server.models import main_named, models_of, read_for_program
 from pieray.server.problems import HttpProblem, problem_of
 from pieray.server.requests import read_chat, read_completion, read_embeddings
+from pieray.server.responses import ResponseAnswer, read_response
 from pieray.server.runs import Runs
 from pieray.server.streams import EventStream, kill_soon, unless_gone
 from pieray.server.tenants import Tenants
@@ -52,13 +53,30 @@ class Kind:
     """A route that generates."""
 
     read: Callable[[Mapping[str, Any]], Asked]
-    answer: type[Answer]
-    prefix: str
+    answer: Callable[[Asked, str, int], Answer | ResponseAnswer]
+    """From what is asked, the model's name and the Unix time."""
     is_chat: bool
+    takes_programs: bool = True
 
 
-CHAT = Kind(read_chat, ChatAnswer, "chatcmpl", is_chat=True)
-COMPLETION = Kind(read_completion, CompletionAnswer, "cmpl", is_chat=False)
+def _answer_of(kind: type[Answer], prefix: str) -> Callable[[Asked, str, int], Answer]:
+    return lambda asked, model, now: kind(
+        f"{prefix}-{asked.door.get('request_id') or uuid.uuid4().hex}",
+        model,
+        now,
+        as_ids=asked.door.get("return_tokens_as_token_ids", False),
+        include_usage=asked.door.get("include_usage", False),
+    )
+
+
+def _response_of(asked: Asked, model: str, now: int) -> ResponseAnswer:
+    number = asked.door.get("request_id") or uuid.uuid4().hex
+    return ResponseAnswer(f"resp_{number}", model, now, told=asked.door["told"])
+
+
+CHAT = Kind(read_chat, _answer_of(ChatAnswer, "chatcmpl"), is_chat=True)
+COMPLETION = Kind(read_completion, _answer_of(CompletionAnswer, "cmpl"), is_chat=False)
+RESPONSE = Kind(read_response, _response_of, is_chat=True, takes_programs=False)
 
 
 class Door:
@@ -81,6 +99,7 @@ class Door:
         routes = [
             Route("/v1/chat/completions", functools.partial(self._complete, CHAT), methods=["POST"]),
             Route("/v1/completions", functools.partial(self._complete, COMPLETION), methods=["POST"]),
+            Route("/v1/responses", functools.partial(self._complete, RESPONSE), methods=["POST"]),
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{name}", self._one_model),
@@ -105,18 +124,16 @@ class Door:
         asked: Asked
         if name == self.model:
             asked, program = kind.read(body), _source(self._generate)
+        elif not kind.takes_programs:
+            raise HttpProblem(
+                404, f"{name[:100]!r} is not the served model, {self.model!r}", param="model", code="model_not_found"
+            )
         else:
             main = await main_named(engine, name)
             asked, program = read_for_program(body, name, main, is_chat=kind.is_chat), _source(name)
         is_own = name == self.model
         process = await unless_gone(request, self._launch(engine, program, asked))
-        answer = kind.answer(
-            f"{kind.prefix}-{asked.door.get('request_id') or uuid.uuid4().hex}",
-            name,
-            int(time.time()),
-            as_ids=asked.door.get("return_tokens_as_token_ids", False),
-            include_usage=asked.door.get("include_usage", False),
-        )
+        answer = kind.answer(asked, name, int(time.time()))
         headers = {"x-pieray-run": process.id}
         end = functools.partial(kill_soon, process, self._count(caller))
         try:
@@ -151,7 +168,13 @@ class Door:
         return answers.of_program(texts, value, await _total_tokens(process))
 
     async def _chunks(
-        self, process: Process, first: Event, events: AsyncGenerator[Event, None], answer: Answer, *, is_own: bool
+        self,
+        process: Process,
+        first: Event,
+        events: AsyncGenerator[Event, None],
+        answer: Answer | ResponseAnswer,
+        *,
+        is_own: bool,
     ) -> AsyncGenerator[bytes, None]:
         """What a client is sent, events that have come together in one piece."""
         parts: list[bytes] = []
@@ -181,11 +204,11 @@ class Door:
                         return
                     event = await anext(events)
         except PierayError as error:
-            yield b"".join([*parts, answers.event(problem_of(error).body), answers.DONE])
+            yield b"".join([*parts, answer.failed(problem_of(error))])
         except Exception:
             log.exception("run %s: its program's events are not what the door takes", process.id)
             problem = HttpProblem(500, f"{process.name} does not answer as an OpenAI inferlet does; the log says how")
-            yield b"".join([*parts, answers.event(problem.body), answers.DONE])
+            yield b"".join([*parts, answer.failed(problem)])
 
     # --- what does not -------------------------------------------------------------------------
 

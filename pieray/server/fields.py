@@ -82,6 +82,9 @@ def read_fields(route: str, body: Mapping[str, Any], fields: tuple[Field, ...]) 
             continue
         for argument, found in known.read(value).items():
             into = asked.door if known.is_doors else asked.arguments
+            if argument == "told":  # what the answer repeats
+                into.setdefault(argument, {}).update(found)
+                continue
             if argument in into and into[argument] != found:
                 raise BadField(name, f"and {from_field[argument]} ask for different things: give one of them")
             into[argument], from_field[argument] = found, name
@@ -168,7 +171,7 @@ ON_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 """How JSON is written: a model that may put blanks between its parts may put nothing else."""
 
 
-def _json_grammar(name: str, schema: Any) -> dict[str, Any]:
+def json_grammar(name: str, schema: Any) -> dict[str, Any]:
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
@@ -200,11 +203,11 @@ def _escaped(words: str) -> str:
 
 
 def _any_json(name: str, value: Any) -> dict[str, Any]:
-    return _json_grammar(name, {"type": "object"}) if boolean(name, value) else {}
+    return json_grammar(name, {"type": "object"}) if boolean(name, value) else {}
 
 
 _STRUCTURED: Mapping[str, Take] = {
-    "json": _json_grammar,
+    "json": json_grammar,
     "regex": _regex_grammar,
     "choice": _choice_grammar,
     "grammar": _lark_grammar,
@@ -231,10 +234,10 @@ def _response_format(name: str, value: Any) -> dict[str, Any]:
     if kind == "text":
         return {}
     if kind == "json_object":
-        return _json_grammar(name, {"type": "object"})
+        return json_grammar(name, {"type": "object"})
     if kind == "json_schema":
         described = mapping(f"{name}.json_schema", given.get("json_schema"))
-        return _json_grammar(f"{name}.json_schema.schema", described.get("schema", {}))
+        return json_grammar(f"{name}.json_schema.schema", described.get("schema", {}))
     if kind == "regex":
         return _regex_grammar(f"{name}.regex", given.get("regex", given.get("pattern")))
     if kind == "grammar":
@@ -376,11 +379,11 @@ def _texts_or_tokens(name: str, value: Any) -> list[str | list[int]]:
 # --- the tables
 
 
-def _refused(name: str, source: str, note: str, *neutral: Any) -> Field:
+def refused(name: str, source: str, note: str, *neutral: Any) -> Field:
     return Field(name, source, note, neutral=neutral)
 
 
-_DOORS = (
+DOORS = (
     Field("model", "OpenAI", "the served model, or an installed inferlet", _same(text, 200), is_doors=True),
     Field("stream", "OpenAI", "server-sent events", _same(boolean), is_doors=True),
     Field("stream_options", "OpenAI", "`include_usage`", _stream_options, is_doors=True),
@@ -390,7 +393,7 @@ _DOORS = (
     Field("session_id", "vLLM", "written in the log with the run", _label, is_doors=True),
 )
 
-_SAMPLING = (
+SAMPLING = (
     Field("frequency_penalty", "OpenAI", "a pass over the sampler a token", _same(number, -2, 2)),
     Field("presence_penalty", "OpenAI", "a pass over the sampler a token", _same(number, -2, 2)),
     Field("logit_bias", "OpenAI", "by token id, from -100 to 100", _logit_bias),
@@ -413,38 +416,38 @@ _SAMPLING = (
     Field("return_tokens_as_token_ids", "vLLM", "`token_id:ID` in log-probabilities", _same(boolean), is_doors=True),
     Field("response_format", "OpenAI", "text, json_object, json_schema; regex and grammar (Lark)", _response_format),
     Field("structured_outputs", "vLLM", "json, regex, choice, grammar (Lark), json_object", _structured_outputs),
-    Field("guided_json", "vLLM", "a JSON schema", _json_grammar),
+    Field("guided_json", "vLLM", "a JSON schema", json_grammar),
     Field("guided_regex", "vLLM", "a regular expression", _regex_grammar),
     Field("guided_choice", "vLLM", "a list of texts", _choice_grammar),
     Field("guided_grammar", "vLLM", "a grammar in Lark's notation", _lark_grammar),
-    _refused("use_beam_search", "vLLM", "run the inferlet beam-search", False),
-    _refused("repetition_penalty", "vLLM", "frequency_penalty and presence_penalty work", 1, 1.0),
-    _refused("length_penalty", "vLLM", "it is of beam search", 1, 1.0),
-    _refused("include_stop_str_in_output", "vLLM", "`stop_reason` tells the stop text", False),
-    _refused("skip_special_tokens", "vLLM", "texts have no special tokens; return_token_ids tells them", True),
-    _refused("spaces_between_special_tokens", "vLLM", "texts have no special tokens", True),
-    _refused("logprob_token_ids", "vLLM", "the most probable tokens are told"),
-    _refused("bad_words", "vLLM", "the inferlet backtrack shows how", []),
-    _refused("logits_processors", "vLLM", "an inferlet of your own chooses tokens as it likes", []),
-    _refused("cache_salt", "vLLM", "tenants share no pages; give each user a tenant"),
-    _refused("kv_transfer_params", "vLLM", "prefill and decode are not apart here"),
-    _refused("ec_transfer_params", "vLLM", "there is no encoder"),
-    _refused("vllm_xargs", "vLLM", "an inferlet of your own takes fields of its own", {}),
-    _refused("repetition_detection", "vLLM", "an inferlet of your own can"),
-    _refused("thinking_token_budget", "vLLM", "max_tokens bounds the whole reply", -1),
-    _refused("stream_interval", "vLLM", "every token is sent at once", 1),
-    _refused("watermarking", "vLLM", "there is none", False),
-    _refused("routed_experts_prompt_start", "vLLM", "no experts are told", 0),
-    _refused("return_token_offsets", "vLLM", "there is no render route", False),
-    _refused("return_mm_kwargs", "vLLM", "there is no render route", True),
-    _refused("guided_decoding_backend", "vLLM", "it is llguidance"),
-    _refused("guided_whitespace_pattern", "vLLM", "JSON is written on one line, unless the schema has x-guidance"),
-    _refused("structural_tag", "vLLM", "grammars are JSON schemas, regular expressions and Lark"),
+    refused("use_beam_search", "vLLM", "run the inferlet beam-search", False),
+    refused("repetition_penalty", "vLLM", "frequency_penalty and presence_penalty work", 1, 1.0),
+    refused("length_penalty", "vLLM", "it is of beam search", 1, 1.0),
+    refused("include_stop_str_in_output", "vLLM", "`stop_reason` tells the stop text", False),
+    refused("skip_special_tokens", "vLLM", "texts have no special tokens; return_token_ids tells them", True),
+    refused("spaces_between_special_tokens", "vLLM", "texts have no special tokens", True),
+    refused("logprob_token_ids", "vLLM", "the most probable tokens are told"),
+    refused("bad_words", "vLLM", "the inferlet backtrack shows how", []),
+    refused("logits_processors", "vLLM", "an inferlet of your own chooses tokens as it likes", []),
+    refused("cache_salt", "vLLM", "tenants share no pages; give each user a tenant"),
+    refused("kv_transfer_params", "vLLM", "prefill and decode are not apart here"),
+    refused("ec_transfer_params", "vLLM", "there is no encoder"),
+    refused("vllm_xargs", "vLLM", "an inferlet of your own takes fields of its own", {}),
+    refused("repetition_detection", "vLLM", "an inferlet of your own can"),
+    refused("thinking_token_budget", "vLLM", "max_tokens bounds the whole reply", -1),
+    refused("stream_interval", "vLLM", "every token is sent at once", 1),
+    refused("watermarking", "vLLM", "there is none", False),
+    refused("routed_experts_prompt_start", "vLLM", "no experts are told", 0),
+    refused("return_token_offsets", "vLLM", "there is no render route", False),
+    refused("return_mm_kwargs", "vLLM", "there is no render route", True),
+    refused("guided_decoding_backend", "vLLM", "it is llguidance"),
+    refused("guided_whitespace_pattern", "vLLM", "JSON is written on one line, unless the schema has x-guidance"),
+    refused("structural_tag", "vLLM", "grammars are JSON schemas, regular expressions and Lark"),
 )
 
 CHAT = (
     Field("messages", "OpenAI", "texts, and parts that are texts", _messages),
-    *_DOORS,
+    *DOORS,
     Field("safety_identifier", "OpenAI", "written in the log with the run", _label, is_doors=True),
     Field(
         "prompt_cache_key",
@@ -466,7 +469,7 @@ CHAT = (
     Field("tool_choice", "OpenAI", "none, auto, required, or a function: the last two by grammar", _tool_choice),
     Field("parallel_tool_calls", "OpenAI", "false: the first call alone", _same(boolean)),
     Field("reasoning_effort", "OpenAI", "told to the chat template; none: `enable_thinking` is false", _effort),
-    *_SAMPLING,
+    *SAMPLING,
     Field("include_reasoning", "vLLM", "false: thoughts are left out", _same(boolean)),
     Field("add_generation_prompt", "vLLM", "false: the assistant's turn is not begun", _same(boolean)),
     Field("continue_final_message", "vLLM", "the last message goes on", _same(boolean)),
@@ -476,31 +479,31 @@ CHAT = (
         "names that the model's template knows",
         lambda name, value: {"template": mapping(name, value)},
     ),
-    _refused("echo", "vLLM", "the messages are the client's own", False),
-    _refused("chat_template", "vLLM", "the model's own is used"),
-    _refused("documents", "vLLM", "put them into a message", []),
-    _refused("mm_processor_kwargs", "vLLM", "the model reads texts"),
-    _refused("media_io_kwargs", "vLLM", "the model reads texts"),
-    _refused("return_prompt_text", "vLLM", "return_token_ids tells the prompt's tokens", False),
-    _refused("best_of", "vLLM", "run the inferlet best-of-n", 1),
-    _refused("audio", "OpenAI", "the model writes texts"),
-    _refused("modalities", "OpenAI", "the model writes texts", ["text"]),
-    _refused("functions", "OpenAI", "use tools", []),
-    _refused("function_call", "OpenAI", "use tool_choice", "none"),
-    _refused("metadata", "OpenAI", "nothing is stored", {}),
-    _refused("store", "OpenAI", "nothing is stored", False),
-    _refused("moderation", "OpenAI", "there is none"),
-    _refused("prediction", "OpenAI", "drafts come from the prompt, or from an inferlet"),
-    _refused("prompt_cache_options", "OpenAI", "pages are found by content, and kept as long as there is room"),
-    _refused("prompt_cache_retention", "OpenAI", "pages are kept as long as there is room", "in_memory", "in-memory"),
-    _refused("service_tier", "OpenAI", "priority works", "auto", "default"),
-    _refused("verbosity", "OpenAI", "say so in a message", "medium"),
-    _refused("web_search_options", "OpenAI", "an inferlet may ask the web"),
+    refused("echo", "vLLM", "the messages are the client's own", False),
+    refused("chat_template", "vLLM", "the model's own is used"),
+    refused("documents", "vLLM", "put them into a message", []),
+    refused("mm_processor_kwargs", "vLLM", "the model reads texts"),
+    refused("media_io_kwargs", "vLLM", "the model reads texts"),
+    refused("return_prompt_text", "vLLM", "return_token_ids tells the prompt's tokens", False),
+    refused("best_of", "vLLM", "run the inferlet best-of-n", 1),
+    refused("audio", "OpenAI", "the model writes texts"),
+    refused("modalities", "OpenAI", "the model writes texts", ["text"]),
+    refused("functions", "OpenAI", "use tools", []),
+    refused("function_call", "OpenAI", "use tool_choice", "none"),
+    refused("metadata", "OpenAI", "nothing is stored", {}),
+    refused("store", "OpenAI", "nothing is stored", False),
+    refused("moderation", "OpenAI", "there is none"),
+    refused("prediction", "OpenAI", "drafts come from the prompt, or from an inferlet"),
+    refused("prompt_cache_options", "OpenAI", "pages are found by content, and kept as long as there is room"),
+    refused("prompt_cache_retention", "OpenAI", "pages are kept as long as there is room", "in_memory", "in-memory"),
+    refused("service_tier", "OpenAI", "priority works", "auto", "default"),
+    refused("verbosity", "OpenAI", "say so in a message", "medium"),
+    refused("web_search_options", "OpenAI", "an inferlet may ask the web"),
 )
 
 COMPLETIONS = (
     Field("prompt", "OpenAI", "a text, token ids, or a list of either", _prompts),
-    *_DOORS,
+    *DOORS,
     Field(
         "max_tokens",
         "OpenAI",
@@ -509,15 +512,15 @@ COMPLETIONS = (
     ),
     Field("logprobs", "OpenAI", f"0 to {MOST_LOGPROBS}", _same(integer, 0, MOST_LOGPROBS)),
     Field("echo", "OpenAI", "the prompt before its continuation", _same(boolean)),
-    *_SAMPLING,
-    _refused("best_of", "OpenAI", "run the inferlet best-of-n", 1),
-    _refused("suffix", "OpenAI", "no model here fills in", ""),
-    _refused("prompt_embeds", "vLLM", "the inferlet soft-prompt shows how"),
+    *SAMPLING,
+    refused("best_of", "OpenAI", "run the inferlet best-of-n", 1),
+    refused("suffix", "OpenAI", "no model here fills in", ""),
+    refused("prompt_embeds", "vLLM", "the inferlet soft-prompt shows how"),
 )
 
 EMBEDDINGS = (
     Field("input", "OpenAI", "a text, token ids, or a list of either", _inputs),
-    *(field for field in _DOORS if field.name not in ("stream", "stream_options")),
+    *(field for field in DOORS if field.name not in ("stream", "stream_options")),
     Field(
         "encoding_format",
         "OpenAI",
@@ -526,14 +529,14 @@ EMBEDDINGS = (
         is_doors=True,
     ),
     Field("truncate_prompt_tokens", "vLLM", "the first so many tokens; -1: as many as the model takes", _truncate),
-    _refused("dimensions", "OpenAI", "vectors are as long as the model's hidden state"),
-    _refused("add_special_tokens", "vLLM", "the tokenizer's own tokens come first", True),
-    _refused("truncation_side", "vLLM", "the end is cut off", "right"),
-    _refused("normalize", "vLLM", "vectors have length 1", True),
-    _refused("use_activation", "vLLM", "vectors have length 1", True),
-    _refused("additional_data", "vLLM", "nothing reads it"),
-    _refused("mm_processor_kwargs", "vLLM", "the model reads texts"),
-    _refused("embed_dtype", "vLLM", "vectors are float32", "float32"),
-    _refused("endianness", "vLLM", "little", "native", "little"),
-    _refused("cache_salt", "vLLM", "tenants share no pages; give each user a tenant"),
+    refused("dimensions", "OpenAI", "vectors are as long as the model's hidden state"),
+    refused("add_special_tokens", "vLLM", "the tokenizer's own tokens come first", True),
+    refused("truncation_side", "vLLM", "the end is cut off", "right"),
+    refused("normalize", "vLLM", "vectors have length 1", True),
+    refused("use_activation", "vLLM", "vectors have length 1", True),
+    refused("additional_data", "vLLM", "nothing reads it"),
+    refused("mm_processor_kwargs", "vLLM", "the model reads texts"),
+    refused("embed_dtype", "vLLM", "vectors are float32", "float32"),
+    refused("endianness", "vLLM", "little", "native", "little"),
+    refused("cache_salt", "vLLM", "tenants share no pages; give each user a tenant"),
 )

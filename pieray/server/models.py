@@ -18,7 +18,6 @@ from pieray.server.values import text
 
 PROMPTS = ("prompt", "question", "text")
 """Parameters of a main that take what a user says."""
-DOORS = {field.name: field for field in CHAT if field.is_doors}
 
 
 async def main_named(engine: Engine, name: str) -> MainFunction:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, Asked, Field, read_fields
 from pieray.server.problems import BadField
+from pieray.server.responses import RESPONSES
 
 COMPLETION_TOKENS = 16
 """Of a completion that does not say how many, as OpenAI has it."""
@@ -14,6 +15,7 @@ COMPLETION_TOKENS = 16
 ROUTES: Mapping[str, tuple[Field, ...]] = {
     "/v1/chat/completions": CHAT,
     "/v1/completions": COMPLETIONS,
+    "/v1/responses": RESPONSES,
     "/v1/embeddings": EMBEDDINGS,
 }
 """The table of each route."""
