@@ -371,24 +371,18 @@ class Out:
             text = model.detokenize(generation.tokens)
             if isinstance(generation.stopped_by, str):
                 text = text[: max(text.rfind(generation.stopped_by), 0)]
-            self.send(self._parsed(text, is_over=is_over))
+            self.send(self._parsed(text, is_over=is_over, is_last=True))
         self.send({"tool_calls": self.calls} if self.calls else {})
 
-    def _parsed(self, text: str, *, is_over: bool) -> dict[str, Any]:
+    def _parsed(self, text: str, *, is_over: bool, is_last: bool = False) -> dict[str, Any]:
         """What a reply has more of than has been told; calls are kept for the end."""
-        reply = chat.parse(text, is_over=is_over)
-        delta = {}
-        if reply.content.startswith(self.content) and (more := reply.content[len(self.content) :]):
-            self.content, delta["content"] = reply.content, more
-        if (
-            self.wish.shows_reasoning
-            and reply.reasoning.startswith(self.reasoning)
-            and (more := reply.reasoning[len(self.reasoning) :])
-        ):
-            self.reasoning, delta["reasoning"] = reply.reasoning, more
-        if is_over:
+        reply, delta = chat.parse(text, is_over=is_over), {}
+        self.content, delta["content"] = grown(self.content, reply.content, is_last)
+        if self.wish.shows_reasoning:
+            self.reasoning, delta["reasoning"] = grown(self.reasoning, reply.reasoning, is_last)
+        if is_last:
             self.calls = [as_openai(call) for call in reply.tool_calls[: self.wish.most_calls]]
-        return delta
+        return {name: more for name, more in delta.items() if more}
 
     def choice(self, reason: str, stop_reason: int | str | None, num_tokens: int) -> dict[str, Any]:
         return {
@@ -402,6 +396,21 @@ class Out:
             "stop_reason": stop_reason,
             "num_tokens": num_tokens,
         }
+
+
+def grown(told: str, whole: str, is_last: bool) -> tuple[str, str]:
+    """What has been told of a part of a reply that is `whole` so far, and what is to be told now.
+
+    Blanks at its end may turn out to belong to a tag behind it, and a bracket there to begin one.
+    """
+    sure = whole
+    if not is_last:
+        sure = whole.rstrip()
+        if sure.endswith(("<", "[", "{")):
+            sure = sure[:-1].rstrip()
+    if sure.startswith(told):
+        return sure, sure[len(told) :]
+    return (whole, "") if is_last else (told, "")
 
 
 class Raw:
