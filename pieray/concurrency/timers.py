@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +39,7 @@ class Timers:
         self._order = itertools.count()
         self._changed = threading.Condition()
         self._num_cancelled = 0
+        self._wakes_at = -math.inf  # the thread, by itself; it is awake
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="pieray-timers", daemon=True)
         self._thread.start()
@@ -47,7 +49,8 @@ class Timers:
         timer = Timer(self, callback)
         with self._changed:
             heapq.heappush(self._heap, (when, next(self._order), timer))
-            if self._heap[0][2] is timer:
+            if when < self._wakes_at:
+                self._wakes_at = when
                 self._changed.notify()
         return timer
 
@@ -99,6 +102,9 @@ class Timers:
                         self._num_cancelled -= 1
                 if due:
                     return due
+                # a timer that is set, cancelled and set again wakes it once, not each time
+                self._wakes_at = self._heap[0][0] if self._heap else math.inf
                 # not for ever: what a lock can wait for is bounded, a limit of 1e300 s is not
-                self._changed.wait(min(self._heap[0][0] - now, MAX_WAIT_S) if self._heap else None)
+                self._changed.wait(min(self._wakes_at - now, MAX_WAIT_S) if self._heap else None)
+                self._wakes_at = -math.inf
         return None

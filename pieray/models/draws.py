@@ -29,11 +29,9 @@ class Drawn:
     errors: dict[int, PierayError]  # rows that failed alone
 
 
-def spread(
-    part: Drawn, kept: I64, rows: DecodeRows, errors: dict[int, PierayError], into: Drawn | None = None
-) -> Drawn:
+def spread(part: Drawn, kept: I64, rows: DecodeRows, errors: dict[int, PierayError]) -> Drawn:
     """What some of the rows have drawn, as if of all."""
-    whole = into or Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), {})
+    whole = Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), {})
     whole.tokens[kept] = part.tokens
     whole.scores[np.isin(rows.scored, kept)] = part.scores
     whole.errors = errors | {int(kept[row]): error for row, error in part.errors.items()}

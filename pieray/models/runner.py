@@ -96,9 +96,10 @@ class ModelRunner:
     ) -> tuple[Drawn, list[StepResult]]:
         """Compute rows and items in one ragged batch; `outputs[i]` are those wanted of `items[i]`.
 
-        Never raises for a row or an item: one that is invalid, not finite or fails to compute gets a PierayError in its
-        place, and the others are computed as if it had not been there; so does a draw that may give no token.
-        `items[i].rows` is overwritten.  Raises DeviceLost.
+        A row or an item that is invalid or not finite gets a PierayError in its place, and the others are computed as
+        if it had not been there; so does a draw that may give no token.  `items[i].rows` is overwritten.
+
+        Raises DeviceLost, and ModelError for a step that fails to compute: `DeviceSteps` finds out who is at fault.
         """
         if not items and isinstance(self.decoder, CpuDecoder) and len(rows):
             drawn = self._draw_rows(self.decoder, rows)
@@ -238,19 +239,7 @@ class ModelRunner:
             with self._device():
                 return self._run(rows, items, outputs)
         except (RuntimeError, MemoryError) as error:
-            failure = ModelError(f"the step failed: {error}")
-            if len(items) + len(rows) == 1:
-                nothing = Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), {})
-                nothing.errors |= dict.fromkeys(range(len(rows)), failure)
-                return nothing, [failure for _ in items]
-            log.warning("a step of %d failed, trying each alone: %s", len(items) + len(rows), error)
-        drawn = Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), {})
-        for row in range(len(rows)):
-            alone = np.array([row])
-            part, _ = self._compute(rows.take(alone), [], [])
-            drawn = spread(part, alone, rows, drawn.errors, drawn)
-        found = [self._compute(NO_ROWS, [item], [asked])[1][0] for item, asked in zip(items, outputs, strict=True)]
-        return drawn, found
+            raise ModelError(f"the step failed: {error}") from error
 
     def _run(
         self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]

@@ -61,7 +61,7 @@ class DeviceSteps:
         self, rows: DecodeRows, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]
     ) -> tuple[Drawn, Sequence[StepResult]]:
         """As `Runner.decode`, which may throw: then each row and item is computed alone, so that what is at fault fails
-        alone.  Raises DeviceLost."""
+        alone.  This is the one place where a step is tried again.  Raises DeviceLost."""
         if not items and not len(rows):
             return Drawn(np.zeros(0, np.int64), np.zeros(0, np.float32), {}), []
         try:
@@ -69,7 +69,10 @@ class DeviceSteps:
         except DeviceLost:
             raise
         except BaseException as error:  # whatever is thrown, the loop goes on
-            log.exception("a step of %d rows and %d forwards failed", len(rows), len(items))
+            if isinstance(error, PierayError):
+                log.warning("a step of %d rows and %d forwards failed: %s", len(rows), len(items), error.message)
+            else:
+                log.exception("a step of %d rows and %d forwards failed", len(rows), len(items))
             if len(items) + len(rows) == 1:
                 errors = dict.fromkeys(range(len(rows)), known(error))
                 return Drawn(np.zeros(len(rows), np.int64), np.zeros(len(rows.scored), np.float32), errors), [

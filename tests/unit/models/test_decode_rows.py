@@ -24,6 +24,7 @@ from pieray.models.kv_pool import KvPool
 from pieray.models.runner import ModelRunner
 from pieray.models.sampler import choices_of
 from pieray.models.weights import load_weights
+from pieray.sched.device_steps import DeviceSteps
 
 PAGES, PAGE, VOCAB = 96, 4, 96
 RNG = np.random.default_rng(5)
@@ -155,7 +156,9 @@ def test_a_poisoned_row_and_one_that_breaks_the_step_fail_alone(
     monkeypatch.setattr(runner.decoder, "forward", breaks)
     monkeypatch.setattr(CpuDecoder, "decode_rows", lambda *_: None)
     item = items_of(rows)[0]
-    drawn, (beside,) = runner.decode(rows, [item], [[Sample(0)]])
+    with pytest.raises(ModelError, match="the step failed: no memory"):
+        runner.decode(rows, [item], [[Sample(0)]])
+    drawn, (beside,) = DeviceSteps(runner).compute(rows, [item], [[Sample(0)]])
     assert set(drawn.errors) == {2, 3}
     assert drawn.tokens[[0, 1, 4, 5]].tolist() == want.tokens[[0, 1, 4, 5]].tolist()
     assert isinstance(beside, list)

@@ -15,8 +15,9 @@ import pieray
 from pieray.errors import DeviceLost, InvalidRequest, ModelError
 from pieray.messages import Distribution, Logits, Logprobs, Sample, Sampler
 from pieray.models import batch
-from pieray.models.batch import ForwardItem
+from pieray.models.batch import NO_ROWS, ForwardItem
 from pieray.models.runner import ModelRunner
+from pieray.sched.device_steps import DeviceSteps
 
 PIE_TINY = Path(pieray.__path__[0]) / "assets" / "pie-tiny"
 PROMPT = np.random.default_rng(3).integers(3, 96, 21)
@@ -129,7 +130,7 @@ def test_a_step_that_fails_to_compute_is_retried_item_by_item(
 
     monkeypatch.setattr(runner.decoder, "forward", breaks_on_token_7)
     items = [Sequence(runner, 4 * i, 4).item([token]) for i, token in enumerate((5, 7, 9))]
-    first, second, third = runner.step(items, [[Sample()]] * 3)
+    first, second, third = DeviceSteps(runner).compute(NO_ROWS, items, [[Sample()]] * 3)[1]
     assert isinstance(first, list)
     assert isinstance(third, list)
     assert isinstance(second, ModelError)
@@ -255,7 +256,7 @@ def test_any_error_on_a_dead_device_is_device_lost_and_nothing_is_tried_again(
 def test_an_error_on_a_healthy_device_fails_items_alone(runner: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     found = poisoned(runner, monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), is_healthy=True)
     items = [Sequence(runner, 0, 4).item(PROMPT), Sequence(runner, 4, 4).item(PROMPT)]
-    results = found.step(items, [[Sample()], [Sample()]])
+    results = DeviceSteps(found).compute(NO_ROWS, items, [[Sample()], [Sample()]])[1]
     assert [type(result) for result in results] == [ModelError, ModelError]
     assert found.decoder.calls == 3
 
