@@ -340,7 +340,7 @@ class Out:
         self.logprobs += logprobs
         self.ids += ids
         if wish.parses:
-            self.raw = self.raw or Raw(max(map(len, wish.stop), default=1) - 1)
+            self.raw = self.raw or Raw(wish.stop)
             delta = self._parsed(self.raw.with_tokens(ids), is_over=False)
         elif not wish.forced:
             self.content += content
@@ -370,7 +370,7 @@ class Out:
         else:
             text = model.detokenize(generation.tokens)
             if isinstance(generation.stopped_by, str):
-                text = text[: max(text.rfind(generation.stopped_by), 0)]
+                text = text.partition(generation.stopped_by)[0]
             self.send(self._parsed(text, is_over=is_over, is_last=True))
         self.send({"tool_calls": self.calls} if self.calls else {})
 
@@ -414,16 +414,21 @@ def grown(told: str, whole: str, is_last: bool) -> tuple[str, str]:
 
 
 class Raw:
-    """A reply with its special tokens, less the end in which a stop string may have begun."""
+    """A reply with its special tokens, less the end in which a stop text may have begun, and what is behind one."""
 
-    def __init__(self, num_held: int) -> None:
+    def __init__(self, stops: list[str]) -> None:
         self._stream = model.TextStream(skip_special=False)
-        self._num_held = num_held
+        self._stops = stops
+        self._num_held = max(map(len, stops), default=0)
         self._text = ""
 
     def with_tokens(self, tokens: Sequence[int]) -> str:
         self._text += self._stream.push(list(tokens))
-        return self._text[: max(len(self._text) - self._num_held, 0)]
+        ends = [
+            len(self._text) - self._num_held,
+            *(self._text.find(stop) for stop in self._stops if stop in self._text),
+        ]
+        return self._text[: max(min(ends), 0)]
 
 
 # -- tools that must be called
