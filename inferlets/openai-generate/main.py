@@ -340,7 +340,7 @@ class Out:
         self.logprobs += logprobs
         self.ids += ids
         if wish.parses:
-            self.raw = self.raw or Raw(max(map(len, wish.stop), default=1) - 1)
+            self.raw = self.raw or Raw(wish.stop)
             delta = self._parsed(self.raw.with_tokens(ids), is_over=False)
         elif not wish.forced:
             self.content += content
@@ -370,25 +370,19 @@ class Out:
         else:
             text = model.detokenize(generation.tokens)
             if isinstance(generation.stopped_by, str):
-                text = text[: max(text.rfind(generation.stopped_by), 0)]
-            self.send(self._parsed(text, is_over=is_over))
+                text = text.partition(generation.stopped_by)[0]
+            self.send(self._parsed(text, is_over=is_over, is_last=True))
         self.send({"tool_calls": self.calls} if self.calls else {})
 
-    def _parsed(self, text: str, *, is_over: bool) -> dict[str, Any]:
+    def _parsed(self, text: str, *, is_over: bool, is_last: bool = False) -> dict[str, Any]:
         """What a reply has more of than has been told; calls are kept for the end."""
-        reply = chat.parse(text, is_over=is_over)
-        delta = {}
-        if reply.content.startswith(self.content) and (more := reply.content[len(self.content) :]):
-            self.content, delta["content"] = reply.content, more
-        if (
-            self.wish.shows_reasoning
-            and reply.reasoning.startswith(self.reasoning)
-            and (more := reply.reasoning[len(self.reasoning) :])
-        ):
-            self.reasoning, delta["reasoning"] = reply.reasoning, more
-        if is_over:
+        reply, delta = chat.parse(text, is_over=is_over), {}
+        self.content, delta["content"] = grown(self.content, reply.content, is_last)
+        if self.wish.shows_reasoning:
+            self.reasoning, delta["reasoning"] = grown(self.reasoning, reply.reasoning, is_last)
+        if is_last:
             self.calls = [as_openai(call) for call in reply.tool_calls[: self.wish.most_calls]]
-        return delta
+        return {name: more for name, more in delta.items() if more}
 
     def choice(self, reason: str, stop_reason: int | str | None, num_tokens: int) -> dict[str, Any]:
         return {
@@ -404,17 +398,37 @@ class Out:
         }
 
 
-class Raw:
-    """A reply with its special tokens, less the end in which a stop string may have begun."""
+def grown(told: str, whole: str, is_last: bool) -> tuple[str, str]:
+    """What has been told of a part of a reply that is `whole` so far, and what is to be told now.
 
-    def __init__(self, num_held: int) -> None:
+    Blanks at its end may turn out to belong to a tag behind it, and a bracket there to begin one.
+    """
+    sure = whole
+    if not is_last:
+        sure = whole.rstrip()
+        if sure.endswith(("<", "[", "{")):
+            sure = sure[:-1].rstrip()
+    if sure.startswith(told):
+        return sure, sure[len(told) :]
+    return (whole, "") if is_last else (told, "")
+
+
+class Raw:
+    """A reply with its special tokens, less the end in which a stop text may have begun, and what is behind one."""
+
+    def __init__(self, stops: list[str]) -> None:
         self._stream = model.TextStream(skip_special=False)
-        self._num_held = num_held
+        self._stops = stops
+        self._num_held = max(map(len, stops), default=0)
         self._text = ""
 
     def with_tokens(self, tokens: Sequence[int]) -> str:
         self._text += self._stream.push(list(tokens))
-        return self._text[: max(len(self._text) - self._num_held, 0)]
+        ends = [
+            len(self._text) - self._num_held,
+            *(self._text.find(stop) for stop in self._stops if stop in self._text),
+        ]
+        return self._text[: max(min(ends), 0)]
 
 
 # -- tools that must be called

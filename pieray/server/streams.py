@@ -61,6 +61,8 @@ class EventStream(Response):
     ) -> None:
         self._chunks = chunks
         self._at_end = at_end
+        self._blocked_at = 0.0
+        """By the loop's clock, since when a piece waits for the client; 0: none does."""
         self.status_code = 200
         self.background = None
         self.init_headers(
@@ -73,9 +75,15 @@ class EventStream(Response):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - as ASGI has it
+        """Send all; raises TimeoutError if the client takes nothing for STALL_S: the connection is closed then."""
         sending, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
         try:
-            await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
+            while True:
+                done, _ = await asyncio.wait({sending, gone}, timeout=STALL_S / 4, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    break
+                if self._blocked_at and asyncio.get_running_loop().time() - self._blocked_at > STALL_S:
+                    raise TimeoutError(f"the client has taken nothing for {STALL_S:g} s")
             if sending.done():
                 sending.result()
         finally:
@@ -83,12 +91,13 @@ class EventStream(Response):
             self._at_end()
 
     async def _send(self, send: Send) -> None:
-        """Raises TimeoutError if the client reads nothing for STALL_S: the connection is closed then."""
+        now = asyncio.get_running_loop().time
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         async with aclosing(self._chunks) as chunks:
             async for chunk in chunks:
-                async with asyncio.timeout(STALL_S):
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                self._blocked_at = now()
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                self._blocked_at = 0.0
         await send({"type": "http.response.body", "body": b""})
 
 
