@@ -29,7 +29,7 @@ from pieray.sched.commands import Command, ForwardCommand, MoveCommand
 from pieray.sched.costs import CostModel, Kind, Work, no_work
 from pieray.sched.gate import Gate
 from pieray.sched.lanes import I64
-from pieray.sched.plan_commands import PlanCommand
+from pieray.sched.plans import PlanCommand
 from pieray.sched.precedence import Precedence, are_lower
 from pieray.sched.queues import CommandQueues, InferletQueues
 from pieray.sched.shares import Account, Demand, Shares

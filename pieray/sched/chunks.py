@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pieray.messages import Output
 from pieray.sched.commands import ForwardCommand
 from pieray.sched.costs import CostModel, Kind, Work, add_draw
-from pieray.sched.plan_commands import PlanCommand
+from pieray.sched.plans import PlanCommand
 from pieray.sched.table import RowGroup
 
 

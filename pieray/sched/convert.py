@@ -14,7 +14,7 @@ from pieray.messages import Output, Sample, Sampler
 from pieray.models.batch import ForwardItem
 from pieray.sched.chunks import Chunk
 from pieray.sched.commands import F32, U32, ForwardCommand
-from pieray.sched.plan_commands import PlanCommand
+from pieray.sched.plans import PlanCommand
 
 _TOKEN = struct.Struct("<I")
 

@@ -45,7 +45,7 @@ from pieray.sched.lanes import I64, LaneKey
 from pieray.sched.loaded_adapters import LoadedAdapters
 from pieray.sched.lookups import EmbedLookups
 from pieray.sched.passes import PassTable, passes_tickets
-from pieray.sched.plan_commands import PlanCommand
+from pieray.sched.plans import PlanCommand
 from pieray.sched.running_plans import Over, RunningPlans
 from pieray.sched.scheduler import Scheduler
 from pieray.sched.step_totals import StepTotals

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pieray.sched.commands import Command, MoveCommand
 from pieray.sched.hazards import PageIndex
 from pieray.sched.lanes import LaneKey
-from pieray.sched.plan_commands import PlanCommand
+from pieray.sched.plans import PlanCommand
 
 
 class InferletQueues:

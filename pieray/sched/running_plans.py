@@ -17,7 +17,7 @@ from pieray.models.detokenizer import PRIME_TOKENS
 from pieray.sched.commands import F32, Command
 from pieray.sched.failures import known
 from pieray.sched.lanes import I64
-from pieray.sched.plan_commands import PlanCommand
+from pieray.sched.plans import PlanCommand
 from pieray.sched.table import RowGroup
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from pieray.sched.commands import U32, Command, page_slots
 from pieray.sched.costs import CostModel
 from pieray.sched.hazards import UnwrittenByInferlet
 from pieray.sched.lanes import I64, LaneKey, Lanes, Registry
-from pieray.sched.plan_commands import PlanCommand
+from pieray.sched.plans import PlanCommand
 from pieray.sched.queues import CommandQueues, InferletQueues
 from pieray.sched.shares import Shares
 from pieray.sched.table import RUN, DecodeTable, Own, stop_column

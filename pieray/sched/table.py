@@ -21,7 +21,7 @@ from pieray.urgency import launch_priority
 
 if TYPE_CHECKING:
     from pieray.models.lora import LoraAdapter
-    from pieray.sched.plan_commands import PlanCommand
+    from pieray.sched.plans import PlanCommand
 
 U32 = npt.NDArray[np.uint32]
 Records = npt.NDArray[Any]

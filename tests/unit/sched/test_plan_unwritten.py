@@ -7,7 +7,7 @@ from test_plans_core import Desk, forward, start
 
 from pieray.errors import QuotaExceeded
 from pieray.messages import StopPlan
-from pieray.sched.plan_commands import PlanCommand
+from pieray.sched.plans import PlanCommand
 from pieray.sched.table import HOOKED
 
 

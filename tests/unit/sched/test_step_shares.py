@@ -10,7 +10,7 @@ from pieray.messages import GREEDY, CopyTokens, Forward, Logits, Logprobs, Start
 from pieray.sched.batch_former import StepPlan
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
 from pieray.sched.costs import CostModel, Kind
-from pieray.sched.plan_commands import PlanCommand
+from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler
 from pieray.sched.shares import ALONE_STEPS, BURST_STEPS
 from pieray.sched.swap import SwapCommand, SwapOutCommand
