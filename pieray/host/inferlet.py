@@ -24,8 +24,8 @@ from pieray.host.session.client_servers import ClientServers
 from pieray.host.session.session import EventLog, Mailbox
 from pieray.host.tickets import TicketTable
 from pieray.messages import Event, Launch, RunTokens
-from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.pages.space import PageSpace
 from pieray.programs.limits import capabilities_of
 from pieray.texts import byte_size, check_size, parse_json
 from pieray.urgency import command_priority

@@ -18,8 +18,8 @@ from pieray.host.session.session import EventLog, Mailbox
 from pieray.host.tables import HandleTables
 from pieray.host.ticket_work import TicketWork
 from pieray.host.tickets import TicketTable
-from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.pages.space import PageSpace
 
 
 @dataclass(slots=True)

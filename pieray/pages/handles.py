@@ -1,486 +1,93 @@
-"""PageSpace: one inferlet's KV memory as its handlers see it.
-
-Handles are virtual.  `alloc`, `fork` and `free` never wait and never need memory; a frame gets its
-physical page when the first command that uses it is about to be sent.  A command is prepared in two
-halves, because a guest may fork and free between enqueueing and flushing:
-
-* `stage_forward` / `stage_copy`, in program order: everything is checked, copy-on-write is decided, and
-  the frames are pinned.  An error changes nothing.
-* `bind`, before sending: frames without a page get one from the spare pages; when those are short,
-  nothing changes, and `shortfall` says how many to lease.
-
-`finish` ends the command.
-
-A slot may be read only after it was written by this inferlet, or by who exported it: a page still holds what its
-last owner left.  Slots that are masked need not be: no pass sees them (`visible`).
-"""
+"""Opaque handles: a slot index and a generation in one u32, so that a closed handle is never taken for a live one."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from pieray.arrays import I64, U32, U64, Bools
-from pieray.errors import BadHandle, Cancelled, ConfigError, InvalidRequest, QuotaExceeded
-from pieray.pages.frames import MAX_PAGE_SIZE, UNBOUND, FrameTable, slot_bits
-from pieray.pages.growing import GrowingStaging
-from pieray.pages.prepared import Copy, Prepared
-from pieray.pages.slots import HandleTable
-
-__all__ = ["Copy", "ExportedFrames", "PageSpace", "Prepared"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExportedFrames:
-    """Frames held for an export, as they were when it was asked for: whatever writes to them copies them first."""
-
-    rows: I64
-    written: U64  # the slots (bits) exported
-    num_tokens: int
-
-
-class PageSpace(GrowingStaging):
-    """Handles, frames and spare pages of one inferlet.  `limit` is limits.pages, `page_size` is in tokens."""
-
-    def __init__(self, page_size: int, limit: int) -> None:
-        if not 1 <= page_size <= MAX_PAGE_SIZE:
-            raise ConfigError(f"page_size is in [1, {MAX_PAGE_SIZE}]; given {page_size}")
-        super().__init__(page_size, HandleTable("page"), FrameTable())
-        self.limit = limit
-        self.num_granted = 0
-        self.num_released = 0
-        self._exporting: dict[ExportedFrames, None] = {}
-
-    @property
-    def num_handles(self) -> int:
-        return self._handles.num_live
-
-    @property
-    def num_bound(self) -> int:
-        return self.num_held - self.num_spare - len(self._frames.returned)
-
-    @property
-    def num_held(self) -> int:
-        """Leased pages, whatever for."""
-        return self.num_granted - self.num_released
-
-    # --- handles -------------------------------------------------------------------------------
-
-    def alloc(self, count: int) -> U32:
-        """New handles, each on a frame of its own.  QuotaExceeded past limits.pages."""
-        self._check_quota(count)
-        return self._handles.open(self._frames.new(count))
-
-    def fork(self, handles: U32) -> U32:
-        """Second handles on the same frames; the first write through either gets a frame of its own."""
-        self.settle()
-        slots = self._handles.find(handles)
-        self._check_quota(len(handles))
-        rows = self._handles.values(slots)
-        forked = self._handles.open(rows)
-        self._frames.add_refs(rows)
-        self._marks.inherit(slots, self._handles.find(forked))
-        return forked
-
-    def free(self, handles: U32) -> None:
-        """Close handles.  BadHandle for one that is not live, or named twice; then nothing is freed."""
-        slots = self._handles.find(handles)
-        if len(slots) > 1:
-            _check_distinct(handles)
-        rows = self._handles.values(slots)
-        self._marks.forget(slots)
-        self._handles.close(slots)
-        self._frames.drop_refs(rows)
-
-    def mask(self, handle: int, offset: int, count: int, *, is_visible: bool) -> None:
-        """Hide slots `[offset, offset + count)` of a page from later passes through this handle and its later forks, or
-        show them again.  Raises BadHandle, and InvalidRequest for a range that leaves the page."""
-        slots = self._handles.find(np.array([handle], np.uint32))
-        if offset < 0 or count < 0 or offset + count > self.page_size:
-            raise InvalidRequest(f"slots [{offset}, {offset + count}) are outside a page of {self.page_size} tokens")
-        self._marks.hide(slots, np.array([slot_bits(offset, offset + count)], np.uint64), is_visible=is_visible)
-
-    def truncate(self, handles: U32, num_tokens: int) -> None:
-        """Of the tokens in the pages of `handles`, in order, keep the first: later slots count as not written through
-        these handles.  Raises BadHandle (also for one named twice), and InvalidRequest for more than they hold."""
-        self.settle()
-        slots = self._handles.find(handles)
-        _check_distinct(handles)
-        size = self.page_size
-        if not 0 <= num_tokens <= len(handles) * size:
-            raise InvalidRequest(
-                f"truncate keeps from 0 to {len(handles) * size} tokens, what {len(handles)} pages of {size} hold; "
-                f"given {num_tokens}"
-            )
-        first, offset = divmod(num_tokens, size)
-        bits = np.full(len(slots) - first, self._full, np.uint64)
-        bits[:1] &= ~np.uint64(slot_bits(0, offset))
-        self._marks.cut_off(slots[first:], bits)
-
-    def visible(self, handles: U32, kv_len: int) -> Bools | None:
-        """Which of the first `kv_len` tokens in the pages of `handles` a pass may see, [kv_len]; None: all of them.
-        Raises BadHandle."""
-        if not self._marks.is_used or kv_len > len(handles) * self.page_size:  # such a pass cannot be staged
-            return None
-        hidden = self._hidden(self._handles.find(handles)[: -(-kv_len // self.page_size)], kv_len)
-        if hidden is None:
-            return None
-        bits = np.unpackbits(hidden.astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
-        seen: Bools = bits[:, : self.page_size].reshape(-1)[:kv_len] == 0
-        return seen
-
-    def frame_ids(self, handles: U32) -> I64:
-        """Identities of the frames behind live handles."""
-        return self._frames.ident.take(self._handles.values(self._handles.find(handles)))
-
-    def live_frames(self) -> list[int]:
-        """Identities of all frames that a handle, an export under way or a command still uses."""
-        idents: list[int] = self._frames.ident[self._frames.ident > 0].tolist()
-        return idents
-
-    # --- leased pages --------------------------------------------------------------------------
-
-    def grant(self, pages: Sequence[int]) -> None:
-        """Leased pages become spare; the first is the first to be bound."""
-        self._frames.spare.extend(reversed(pages))
-        self.num_granted += len(pages)
-
-    def surplus(self, keep: int) -> list[int]:
-        """Take all spare pages but `keep` out, to be released to the ResourceManager."""
-        count = max(0, self.num_spare - keep)
-        pages = self._frames.spare[:count]
-        del self._frames.spare[:count]
-        self.num_released += count
-        self._frames.num_reserved = min(self._frames.num_reserved, self.num_spare)
-        return pages
-
-    @property
-    def has_unused(self) -> bool:
-        """Whether there are pages that could be released."""
-        return bool(self._frames.spare or self._frames.returned)
-
-    @property
-    def num_reserved(self) -> int:
-        """Spare pages that the guest has asked for, and that are not for others."""
-        return self._frames.num_reserved
-
-    def reserve(self, count: int, num_coming: int = 0) -> int:
-        """Keep that many pages spare for what comes next; returns how many to lease for that.
-
-        QuotaExceeded if they, with those in use and the `num_coming` asked for before, are more than limits.pages.
-        """
-        self.check_limit(count, num_coming)
-        self._frames.num_reserved = max(self.num_reserved, count)
-        return max(0, count - self.num_spare)
-
-    def check_limit(self, count: int, num_coming: int = 0) -> None:
-        """Raise QuotaExceeded if so many pages more, with those in use and the `num_coming`, are over limits.pages."""
-        if count < 0 or self.num_bound + num_coming + count > self.limit:
-            coming = f" and {num_coming} on their way" if num_coming else ""
-            raise QuotaExceeded(
-                f"limits.pages is {self.limit}: {self.num_bound} pages are in use{coming}, {count} more were asked for"
-            )
-
-    def unreserve(self) -> None:
-        """Spare pages are for others again."""
-        self._frames.num_reserved = 0
-
-    def take_returned(self) -> list[int]:
-        """Take out the pages of shared frames that nothing here uses any more, to be released."""
-        pages, self._frames.returned = self._frames.returned, []
-        self.num_released += len(pages)
-        return pages
-
-    # --- pages given up for others -----------------------------------------------------------------
-
-    @property
-    def num_swapped(self) -> int:
-        """Frames whose content is in host slots."""
-        return self._frames.num_swapped
-
-    def swappable_rows(self, kept: Collection[int]) -> I64:
-        """Frames with pages that can be given up while nothing is in flight.  Not those on `kept` pages, or that are
-        being exported."""
-        rows = self._rows_not_exported()
-        found: I64 = rows[~np.isin(self._frames.page.take(rows), list(kept))]
-        return found
-
-    def unused_rows(self, used: I64) -> I64:
-        """Frames with pages that can be given up at any time, but for the `used` ones: the least recently used first.
-        Not those that are being exported."""
-        rows = self._rows_not_exported()
-        rows = rows[~np.isin(rows, used)]
-        found: I64 = rows[np.argsort(self._frames.used_at.take(rows), kind="stable")]
-        return found
-
-    def _rows_not_exported(self) -> I64:
-        rows = np.flatnonzero(self._frames.page != UNBOUND)
-        return (
-            rows[~np.isin(rows, np.concatenate([exported.rows for exported in self._exporting]))]
-            if self._exporting
-            else rows
-        )
-
-    def without_shared(self, rows: I64, shared: Collection[int]) -> tuple[I64, I64]:
-        """Frames, and those of them on `shared` pages that are known by their content."""
-        frames = self._frames
-        is_left = frames.is_indexed.take(rows) & np.isin(frames.page.take(rows), list(shared))
-        return rows[~is_left], rows[is_left]
-
-    def is_known(self, rows: I64) -> Bools:
-        """Which of the frames are known by their content."""
-        return self._frames.is_indexed.take(rows)
-
-    def with_content(self, rows: I64) -> tuple[I64, I64]:
-        """Frames whose content is to be kept, and those that hold nothing of note."""
-        self.settle()
-        is_written = self._frames.written.take(rows) != 0
-        return rows[is_written], rows[~is_written]
-
-    def written(self, rows: I64) -> list[int]:
-        """The slots (bits) of frames that are written."""
-        found: list[int] = self._frames.written.take(rows).tolist()
-        return found
-
-    def own_pages(self) -> frozenset[int]:
-        """Pages of frames that nobody else has."""
-        frames = self._frames
-        return frozenset(frames.page[(frames.page != UNBOUND) & ~frames.is_shared].tolist())
-
-    def pin(self, rows: I64) -> None:
-        """The frames stay, whatever is freed, until `unpin` is given the same."""
-        self._frames.pin(rows)
-
-    def unpin(self, rows: I64) -> None:
-        self._frames.unpin(rows)
-
-    def pages_of(self, rows: I64) -> I64:
-        """The physical pages of bound frames."""
-        return self._frames.page.take(rows)
-
-    def swap_out(self, rows: I64, slots: I64) -> list[int]:
-        """Bound frames give up their pages, which are to be released; what they hold is in those host slots, -1 for
-        nothing of note."""
-        self.num_released += len(rows)
-        return self._frames.swap_out(rows, slots)
-
-    def end_rebuild(self, prepared: Prepared) -> None:
-        """The command has finished, or has failed: then what the frames held counts as not written."""
-        self._frames.is_lost[[row for row, _ in prepared.writes]] = False
-
-    def lose(self, rows: I64) -> list[int]:
-        """Bound frames give up their pages, which are to be released; what they hold is to be computed again."""
-        pages = self.swap_out(rows, np.full(len(rows), UNBOUND))
-        self._frames.is_lost[rows] = True
-        return pages
-
-    def away_rows(self) -> I64:
-        """Frames whose content is in host slots, or lost."""
-        return np.flatnonzero((self._frames.slot != UNBOUND) | self._frames.is_lost)
-
-    def is_lost(self, rows: I64) -> bool:
-        """Whether one of the frames is to be computed again."""
-        return bool(self._frames.is_lost.take(rows).any())
-
-    def lost_idents(self, rows: I64) -> frozenset[int]:
-        """Identities of those of the frames that are to be computed again."""
-        return frozenset(self._frames.ident.take(rows[self._frames.is_lost.take(rows)]).tolist())
-
-    def full_idents(self, idents: Sequence[int]) -> frozenset[int]:
-        """Of the frames of those identities, the ones that are full and have their content, in a page or host slot."""
-        frames = self._frames
-        is_there = (frames.page != UNBOUND) | (frames.slot != UNBOUND)
-        is_there &= (frames.written == self._full) & np.isin(frames.ident, idents)
-        return frozenset(frames.ident[is_there].tolist())
-
-    def stage_rebuild(self, idents: Sequence[int], lost: Collection[int], given: Collection[int]) -> Prepared:
-        """Pin, for a command that computes lost frames again, the frames of those identities, in order: the `lost` ones
-        themselves, the `given` ones that it reads, and others in place of those that are gone or have their content."""
-        frames = self._frames
-        is_written = frames.is_lost & np.isin(frames.ident, list(lost))
-        used = np.flatnonzero(is_written | np.isin(frames.ident, list(given)))
-        row_of = dict(zip(frames.ident.take(used).tolist(), used.tolist(), strict=True))
-        rows = np.array([row_of.get(ident, -1) for ident in idents], np.int64)
-        rows[rows < 0] = frames.new_unreferenced(int(np.count_nonzero(rows < 0)))
-        writes = [(row, int(frames.written[row])) for row in np.flatnonzero(is_written).tolist()]
-        reads = [(row_of[ident], int(self._full)) for ident in given]
-        return self._pin(rows, reads, writes, [], [])
-
-    def bound(self, rows: I64) -> I64:
-        """Of the frames, those with a page."""
-        found: I64 = rows[self._frames.page.take(rows) != UNBOUND]
-        return found
-
-    def unbound(self, rows: I64) -> I64:
-        """Of the frames, those without a page."""
-        found: I64 = rows[self._frames.page.take(rows) == UNBOUND]
-        return found
-
-    def hold(self, rows: I64) -> Prepared:
-        """Pin frames for a command that only wants them bound."""
-        return self._pin(rows.copy(), [], [], [], [])
-
-    def take_restoring(self) -> list[tuple[int, int]]:
-        """Take out the host slots whose content is to be brought back, each with the page for it."""
-        found, self._frames.restoring = self._frames.restoring, []
-        return found
-
-    def take_dropped(self) -> list[int]:
-        """Take out the host slots that nobody wants any more."""
-        found, self._frames.dropped = self._frames.dropped, []
-        return found
-
-    # --- pages known by their content ------------------------------------------------------------
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether a command has ever failed: what was staged behind it may have been computed on what it left."""
-        return self._has_failed
-
-    def num_fresh(self, prepared: Prepared, first: int) -> int:
-        """Of the command's pages from `first` on, how many there are before one that has memory, or that a run is yet
-        to get to."""
-        rows = prepared.rows[first : prepared.num_pages]
-        frames = self._frames
-        is_used = (frames.page.take(rows) != UNBOUND) | (frames.slot.take(rows) != UNBOUND) | frames.is_lost.take(rows)
-        is_used |= frames.unreached.take(rows) > 0
-        return int(np.argmax(is_used)) if is_used.any() else len(rows)
-
-    def adopt_found(self, prepared: Prepared, first: int, pages: Sequence[int]) -> None:
-        """Fresh pages of the command, from `first` on, are leased ones that hold what it was to write there.  Whoever
-        writes to them copies them first."""
-        self._frames.adopt_found(prepared.rows[first : first + len(pages)], pages)
-        self.num_granted += len(pages)
-
-    def return_found(self, rows: I64, pages: Sequence[int]) -> None:
-        """Frames that are away get pages that hold what they did."""
-        self._frames.return_found(rows, pages)
-        self.num_granted += len(pages)
-
-    def rows_of(self, handles: U32) -> I64:
-        """The frames behind live handles."""
-        return self._handles.values(self._handles.find(handles))
-
-    def closing_rows(self, handles: U32) -> I64:
-        """The same, if one of them that is full would lose its last handle with these, and is not known by its content;
-        else none."""
-        rows = self.rows_of(handles)
-        is_closing = (self._frames.refs.take(rows) == 1) & self._is_unknown(rows)
-        return rows if is_closing.any() else rows[:0]
-
-    def unknown_rows(self) -> I64:
-        """Frames that are full, have memory, and are not known by their content."""
-        self.settle()
-        return np.flatnonzero((self._frames.ident > 0) & self._is_unknown(np.arange(len(self._frames.ident))))
-
-    def _is_unknown(self, rows: I64) -> Bools:
-        frames = self._frames
-        is_full = (frames.written.take(rows) == self._full) & (frames.page.take(rows) != UNBOUND)
-        is_unknown: Bools = is_full & ~frames.is_indexed.take(rows)
-        return is_unknown
-
-    def num_known(self, rows: I64) -> int:
-        """How many of the frames, from the first on, are known by their content."""
-        is_known = self._frames.is_indexed.take(rows)
-        return len(rows) if is_known.all() else int(np.argmin(is_known))
-
-    def num_written(self, rows: I64) -> int:
-        """How many of the frames, from the first on, are full and have memory."""
-        frames = self._frames
-        is_full = (frames.written.take(rows) == self._full) & (frames.page.take(rows) != UNBOUND)
-        return len(rows) if is_full.all() else int(np.argmin(is_full))
-
-    def idents(self, rows: I64) -> I64:
-        """Identities of frames."""
-        return self._frames.ident.take(rows)
-
-    def enter(self, rows: I64) -> list[int]:
-        """The frames are known by their content from now on: whoever writes to them copies them first.  Their pages."""
-        self._frames.is_shared[rows] = self._frames.is_indexed[rows] = True
-        pages: list[int] = self._frames.page.take(rows).tolist()
-        return pages
-
-    # --- exports -------------------------------------------------------------------------------
-
-    def begin_export(self, handles: U32, num_tokens: int) -> ExportedFrames:
-        """Hold the frames behind the first `num_tokens` tokens for an export, until `end_export`.
-
-        Raises BadHandle, QuotaExceeded (they count as handles), and InvalidRequest if the tokens were not all written
-        (or hidden), do not fit, or a page is named twice or holds none of them.
-        """
-        self.settle()
-        size = self.page_size
-        slots = self._handles.find(handles)
-        if not 1 <= num_tokens <= len(handles) * size:
-            raise InvalidRequest(
-                f"{len(handles)} pages of {size} hold from 1 to {len(handles) * size} tokens; given {num_tokens}"
-            )
-        slots = slots[: -(-num_tokens // size)]
-        self._check_quota(len(slots))
-        rows = self._handles.values(slots)
-        wanted = np.full(len(slots), self._full, np.uint64)
-        wanted[-1] = slot_bits(0, num_tokens - (len(slots) - 1) * size)
-        written = self._written(slots) & wanted
-        if (self._readable(slots) & wanted != wanted).any():
-            raise InvalidRequest(f"not all of the first {num_tokens} tokens were written; forward or copy them first")
-        if not written.all() or len(np.unique(rows)) != len(rows):
-            raise InvalidRequest("a page to export is named twice, or all its tokens are masked and were never written")
-        exported = ExportedFrames(rows, written, num_tokens)
-        self._frames.add_refs(rows)
-        self._exporting[exported] = None
-        return exported
-
-    def freeze(self, exported: ExportedFrames) -> list[int]:
-        """Nothing in flight writes to the frames: the pages to export.
-
-        Raises Cancelled if a command that was to write them has failed, and InvalidRequest if one page, imported
-        several times, is among them twice.
-        """
-        self.settle()
-        if (self._frames.written.take(exported.rows) & exported.written != exported.written).any():
-            raise Cancelled("a command that was to write what is exported has failed")
-        pages: list[int] = self._frames.page.take(exported.rows).tolist()
-        if len(set(pages)) != len(pages):
-            raise InvalidRequest("a page to export is named twice: it was imported more than once")
-        self._frames.is_shared[exported.rows] = True
-        return pages
-
-    def end_export(self, exported: ExportedFrames) -> None:
-        """The export has been made, or has failed."""
-        del self._exporting[exported]
-        self._frames.drop_refs(exported.rows)
-
-    def adopt(self, pages: Sequence[int], written: U64) -> U32:
-        """Handles to an export's pages, of which those slots were written; whoever writes to them copies them first.
-
-        QuotaExceeded past limits.pages: then the pages are to be released.
-        """
-        self._check_quota(len(pages))
-        rows = self._frames.new(len(pages))
-        self._frames.adopt(rows, list(pages), written)
-        self.num_granted += len(pages)
-        return self._handles.open(rows)
-
-    def check(self) -> None:
-        """Raise `internal` unless granted = bound + spare + released and all counts add up; O(frames)."""
-        rows = [self._handles.live_values(), *(exported.rows for exported in self._exporting)]
-        self._frames.check(np.concatenate(rows), self.num_granted, self.num_released)
-
-    # --- inside --------------------------------------------------------------------------------
-
-    def _check_quota(self, count: int) -> None:
-        if count < 0:
-            raise InvalidRequest(f"a count of pages is at least 0; given {count}")
-        num_held = self.num_handles + sum(len(exported.rows) for exported in self._exporting)
-        if num_held + count > self.limit:
-            raise QuotaExceeded(
-                f"limits.pages is {self.limit}: {num_held} handles are held, {count} more were asked for"
-            )
-
-
-def _check_distinct(handles: U32) -> None:
-    values, counts = np.unique(handles, return_counts=True)
-    if len(values) != len(handles):
-        raise BadHandle(f"page handle {int(values[counts > 1][0])} is named twice")
+from pieray.arrays import I64, U32, Intp
+from pieray.errors import BadHandle, QuotaExceeded
+
+INDEX_BITS = 20
+MAX_SLOTS = 1 << INDEX_BITS
+_INDEX_MASK = np.uint32(MAX_SLOTS - 1)
+_LAST_GENERATION = (1 << (32 - INDEX_BITS)) - 1
+
+
+class HandleTable:
+    """Handles `generation << 20 | slot`, each with a value; generations begin at 1, so that 0 is never a handle.
+
+    A slot whose generations are used up is retired: no handle is given twice in the life of the table.
+    """
+
+    def __init__(self, noun: str) -> None:
+        self._noun = noun  # what a handle stands for, in errors
+        self._handle = _vacant(0, 16)  # the live handle of a slot
+        self._value = np.zeros(16, np.int64)
+        self._generation = [0] * 16
+        self._free = list(range(15, -1, -1))
+        self.num_live = 0
+
+    def open(self, values: I64) -> U32:
+        """New handles, one per value; QuotaExceeded (nothing changed) when all 2**32 numbers are used up."""
+        while len(self._free) < len(values):
+            self._grow()
+        slots = self._free[: -len(values) - 1 : -1]
+        del self._free[len(self._free) - len(slots) :]
+        for slot in slots:
+            self._generation[slot] += 1
+        index = np.array(slots, np.uint32)
+        handles = np.array([self._generation[slot] for slot in slots], np.uint32) << np.uint32(INDEX_BITS) | index
+        self._handle[index] = handles
+        self._value[index] = values
+        self.num_live += len(slots)
+        return handles
+
+    def find(self, handles: U32) -> Intp:
+        """The slots of live handles; BadHandle naming the first that is not live."""
+        slots = (handles & _INDEX_MASK).astype(np.intp)
+        live = self._handle.take(slots, mode="clip")
+        if live.tobytes() != handles.tobytes():  # bytes: an order faster than (live == handles).all()
+            bad = int(handles[np.argmin(live == handles)])
+            raise BadHandle(f"{self._noun} handle {bad} was never given to this inferlet, or is closed")
+        return slots
+
+    def values(self, slots: Intp) -> I64:
+        """The values of live slots (from `find`)."""
+        return self._value.take(slots)
+
+    def set_value(self, slot: int, value: int) -> None:
+        self._value[slot] = value
+
+    def is_at(self, slot: int, value: int) -> bool:
+        """Whether the slot has a live handle with that value."""
+        return bool(self._handle[slot] >= MAX_SLOTS and self._value[slot] == value)
+
+    def close(self, slots: Intp) -> None:
+        """Close live, distinct slots."""
+        self._handle[slots] = slots ^ 1
+        self.num_live -= len(slots)
+        self._free.extend(self._reusable(slots.tolist()))
+
+    def live_values(self) -> I64:
+        """Values of all live handles, by slot; O(slots)."""
+        values: I64 = self._value[self._handle >= MAX_SLOTS]
+        return values
+
+    def _reusable(self, slots: Sequence[int]) -> list[int]:
+        return [slot for slot in reversed(slots) if self._generation[slot] < _LAST_GENERATION]
+
+    def _grow(self) -> None:
+        size = len(self._handle)
+        if size >= MAX_SLOTS:
+            raise QuotaExceeded(f"all {MAX_SLOTS * _LAST_GENERATION} {self._noun} handle numbers are used up")
+        self._handle = np.concatenate((self._handle, _vacant(size, 2 * size)))
+        self._value = np.concatenate((self._value, np.zeros_like(self._value)))
+        self._generation += [0] * size
+        self._free[:0] = range(2 * size - 1, size - 1, -1)
+
+
+def _vacant(start: int, end: int) -> U32:
+    """What stands for slots `[start, end)` without a handle: a number whose own index is another one."""
+    return np.arange(start, end, dtype=np.uint32) ^ np.uint32(1)

@@ -16,7 +16,7 @@ _NO_PAGES: U32 = np.zeros(0, np.uint32)
 
 @dataclass(slots=True, eq=False)
 class Prepared:
-    """A command whose frames are pinned until `PageSpace.finish`.  `pages` and `copies` are filled by `bind`.
+    """A command whose frames are pinned until `Stager.finish`.  `pages` and `copies` are filled by `bind`.
 
     `pages` are physical, in the order of the handles; `copies` must run before the command itself.
     """

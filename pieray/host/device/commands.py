@@ -9,8 +9,9 @@ from typing import ClassVar, NamedTuple
 from pieray.errors import PierayError
 from pieray.host.tickets import Kind, Ticket
 from pieray.messages import CopyTokens, Forward, Message, Output
-from pieray.pages.handles import PageSpace, Prepared
 from pieray.pages.lineage import Lineage
+from pieray.pages.prepared import Prepared
+from pieray.pages.space import PageSpace
 
 TICKET_MASK = (1 << 32) - 1
 INTERNAL = 0

@@ -13,8 +13,9 @@ from pieray.host.device.outbox import Outbox
 from pieray.host.identity import Identity
 from pieray.host.tickets import Kind, TicketTable
 from pieray.messages import ExportPages, ImportPages, LeasePages, ListExports, Message, Unexport
-from pieray.pages.handles import ExportedFrames, PageSpace
+from pieray.pages.exporting import ExportedFrames
 from pieray.pages.lineage import Lineage
+from pieray.pages.space import PageSpace
 from pieray.texts import byte_size
 
 MAX_NAME_BYTES = 256
@@ -72,7 +73,7 @@ class PageRequests:
         ticket = self._tickets.issue(Kind.NONE)
 
         def done(result: object) -> None:
-            self._pages.end_export(exported)
+            self._pages.exports.end(exported)
             self._tickets.resolve(ticket, result)
 
         def written(error: object) -> None:
@@ -83,7 +84,7 @@ class PageRequests:
                 if restore is not None:
                     self._ledger.after({restore}, ticket, written)
                     return
-                pages = np.array(self._pages.freeze(exported), "<u4").tobytes()
+                pages = np.array(self._pages.exports.freeze(exported), "<u4").tobytes()
             except PierayError as found:
                 done(found)
                 return

@@ -25,7 +25,7 @@ from pieray.host.device.swap import Swap
 from pieray.host.device.work import Work
 from pieray.messages.leases import Place
 from pieray.pages.growing import Growing
-from pieray.pages.handles import PageSpace
+from pieray.pages.space import PageSpace
 
 IDLE_S = 0.1
 """An inferlet that has had nothing to compute for so long counts as idle."""
@@ -198,7 +198,7 @@ class Leases:
         is_enough = self._is_idle or (self._pages.num_spare * 2 >= self._lease_pages and not expected)
         if is_enough and not self._work.staged and not self._work.runs:
             return False
-        short = max(self._pages.shortfall(c.prepared for c in self._work.staged), self._work.num_lacking)
+        short = max(self._pages.stager.shortfall(c.prepared for c in self._work.staged), self._work.num_lacking)
         wanted = sum(run.num_wanted() for run in self._work.runs.values())
         num_lacking = sum(run.num_lacking() for run in self._work.runs.values())
         looking = self._work.staged[0] if self._work.num_flushed else None
@@ -230,7 +230,7 @@ class Leases:
         if lacking:
             return min(lacking, key=lambda run: run.ticket), 1
         first = self._work.staged[0] if self._work.num_flushed else None
-        return first, 0 if first is None else self._pages.shortfall([first.prepared])
+        return first, 0 if first is None else self._pages.stager.shortfall([first.prepared])
 
     def _own_overdue(self) -> None:
         """What is in flight has kept its pages for too long."""
@@ -369,6 +369,6 @@ class Leases:
         if command.hashes is None:
             is_stopped = isinstance(command, Run) and command.is_stopped
             command.hashes = [] if is_stopped else self._prefixes.hashes(command)
-            if len(command.hashes) < LEAST_PAGES and not self._pages.shortfall([command.prepared]):
+            if len(command.hashes) < LEAST_PAGES and not self._pages.stager.shortfall([command.prepared]):
                 command.hashes = []
         return bool(command.hashes)

@@ -9,7 +9,7 @@ import numpy as np
 
 from pieray.errors import Cancelled, DeviceLost, OutOfPages, PierayError, QuotaExceeded
 from pieray.messages import LeasePages, Message
-from pieray.pages.handles import PageSpace
+from pieray.pages.space import PageSpace
 
 OnAnswer = Callable[[object], None]
 """Told the value of an answer, or a PierayError."""

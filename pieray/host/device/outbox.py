@@ -19,8 +19,8 @@ from pieray.host.device.work import Work
 from pieray.host.tickets import TicketTable
 from pieray.messages import ExtendPlan, Message, StopPlan
 from pieray.pages.growing import Growing
-from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.pages.space import PageSpace
 
 MAX_STAGED = 64
 
@@ -241,15 +241,16 @@ class Outbox:
     def _bind(self, command: Command, messages: list[Message]) -> bool:
         """Bind memory; first to the runs before it, up to the last page that both use: it waits for these."""
         for run in self._runs.values():
-            if isinstance(run.prepared, Growing) and (count := self._pages.num_before(run.prepared, command.prepared)):
-                self._work.num_lacking = count - self._extend(run, run.prepared, count, messages)
+            growing = run.prepared
+            if isinstance(growing, Growing) and (count := self._pages.runs.num_before(growing, command.prepared)):
+                self._work.num_lacking = count - self._extend(run, growing, count, messages)
                 if self._work.num_lacking:
                     self._work.lacking = run
                     return False
-        return self._pages.bind(command.prepared)
+        return self._pages.stager.bind(command.prepared)
 
     def _extend(self, run: Run, growing: Growing, count: int, messages: list[Message]) -> int:
-        pages = self._pages.grow(growing, count)
+        pages = self._pages.runs.grow(growing, count)
         if len(pages):
             messages += self.swap.ahead()
             messages.append(ExtendPlan(wire_ticket(self._inferlet, run.ticket), pages.tobytes()))
@@ -267,7 +268,7 @@ class Outbox:
     def stop(self, run: Run) -> None:
         """End a run after the step in progress; of one that is not sent, copy-on-write alone will be."""
         if isinstance(run.prepared, Growing):
-            self._pages.stop_growing(run.prepared)
+            self._pages.runs.stop(run.prepared)
         if run.ticket in self._runs:
             self._post([StopPlan(wire_ticket(self._inferlet, run.ticket))])
 
@@ -297,7 +298,7 @@ class Outbox:
         if self._prefixes is not None and command.queue.is_reusing:
             prepared = command.prepared
             rows = prepared.all_rows if isinstance(prepared, Growing) else prepared.rows[: prepared.num_pages]
-            self._pages.settle()
+            self._pages.runs.settle()
             self._prefixes.enter(rows, self._work.unfinished(command))
 
     def answered(self, ticket: int, result: object) -> None:
@@ -335,7 +336,7 @@ class Outbox:
                 self.swap.came_back(command.prepared.rows)
             if isinstance(command, Run) or command.num_computed >= self._pages.page_size:
                 self._enter(command)
-        self._pages.finish(command.prepared, is_ok=not isinstance(result, PierayError))
+        self._pages.stager.finish(command.prepared, is_ok=not isinstance(result, PierayError))
         if isinstance(command, Rebuild):
             self._pages.end_rebuild(command.prepared)
         self._tickets.resolve(command.ticket, value)

@@ -99,7 +99,7 @@ class Plan:
         context.outbox.check_room()
         kv_len = self.kv_len + done
         visible = context.pages.visible(self._pages, kv_len)
-        growing = context.pages.stage_plan(self._pages, kv_len, len(self.tokens) - done, num_more - 1)
+        growing = context.pages.plans.stage(self._pages, kv_len, len(self.tokens) - done, num_more - 1)
         bits = b"" if visible is None else np.packbits(visible, bitorder="little").tobytes()
         self._run = run = PlanRun(context.tickets.number(), self, growing, done, num_more, bits)
         growing.on_settled = run.settled_slots
@@ -166,7 +166,7 @@ class Plan:
 
     def _stop_at(self, num_tokens: int, text: str) -> None:
         """A text stream has met its stop text: what was drawn behind these tokens is forgotten."""
-        self._context.pages.settle()
+        self._context.pages.runs.settle()
         self.drawn.cut(num_tokens)
         self._num_valid = min(self._num_valid, len(self.tokens))
         self._end("stop")
@@ -324,7 +324,7 @@ class PlanRun(Run):
         plan = self.plan
         plan._counts, self.counts = plan._counts_with(self), bytes(12)
         done = min(plan._num_valid, len(plan.tokens) - 1)
-        self.growing = self.prepared = plan._context.pages.restage(self.growing, len(plan.tokens) - done)
+        self.growing = self.prepared = plan._context.pages.plans.restage(self.growing, len(plan.tokens) - done)
         if self.visible:
             self.visible = _with_ones(self.visible, plan.kv_len + self.done, done - self.done)
         self.done = done

@@ -10,8 +10,8 @@ from pieray.host.device.outbox import Outbox
 from pieray.host.identity import Identity
 from pieray.host.tickets import TicketTable
 from pieray.messages import Sampler
-from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.pages.space import PageSpace
 
 
 @dataclass(slots=True)

@@ -24,7 +24,7 @@ from pieray.host.device.swap import Swap
 from pieray.host.device.work import Work, rows_of
 from pieray.messages import Message, StopPlan
 from pieray.pages.growing import Growing
-from pieray.pages.handles import PageSpace
+from pieray.pages.space import PageSpace
 
 MANY = 1 << 30
 PART_OF_POOL = 16
@@ -119,7 +119,8 @@ class Preemption:
             if command is first:
                 continue
             is_later = ticket > first.ticket and command.queue.handle in queues
-            if not is_later and not (isinstance(growing, Growing) and self._pages.is_behind(command.prepared, growing)):
+            is_behind = isinstance(growing, Growing) and self._pages.runs.is_behind(command.prepared, growing)
+            if not is_later and not is_behind:
                 return True
             queues.add(command.queue.handle)
         return False
@@ -164,7 +165,7 @@ class Preemption:
         """Whether a command that is sent waits for a run to go on: were the run stopped, it would go first."""
         growing = run.prepared
         return isinstance(growing, Growing) and any(
-            self._pages.is_behind(command.prepared, growing)
+            self._pages.runs.is_behind(command.prepared, growing)
             for command in self._work.in_flight.values()
             if command is not run
         )

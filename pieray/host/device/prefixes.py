@@ -25,8 +25,8 @@ from pieray.messages import PRIVATE, IndexPages, Message
 from pieray.messages.leases import Place
 from pieray.pages.contents import Contents, chain, positions_of, root_of
 from pieray.pages.growing import Growing
-from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.pages.space import PageSpace
 
 LEAST_PAGES = 4
 """Pages of a command for which a lookup is sent that no lease is due with: a round trip costs what few tokens cost."""
@@ -141,7 +141,7 @@ class Prefixes:
     # --- inside ----------------------------------------------------------------------------------
 
     def _may_tell(self) -> bool:
-        return self._lineage.is_complete and not self._pages.has_failed
+        return self._lineage.is_complete and not self._pages.stager.has_failed
 
     def _hashes_of(self, rows: I64) -> list[bytes]:
         """Of the frames, one behind the other from the beginning of a text on, as far as they are plain."""

@@ -14,8 +14,8 @@ import numpy as np
 from pieray.arrays import I64
 from pieray.host.device.commands import INTERNAL, Command, Queue, wire_ticket
 from pieray.messages import PRIVATE, CopyTokens, Forward, Message
-from pieray.pages.handles import Prepared
 from pieray.pages.lineage import CopyStep, ForwardStep, Step
+from pieray.pages.prepared import Prepared
 
 
 def is_repeatable(steps: Sequence[Step]) -> bool:

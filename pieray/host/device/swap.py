@@ -20,8 +20,8 @@ from pieray.host.device.prefixes import Prefixes
 from pieray.host.device.rebuild import Rebuild, frames_of, is_repeatable
 from pieray.messages import DropSwapped, Message, SwapIn, SwapOut
 from pieray.messages.leases import Place
-from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage, Step, steps_for, steps_on, written_slots
+from pieray.pages.space import PageSpace
 
 _QUEUE = 0  # no guest's
 
@@ -160,7 +160,7 @@ class Swap:
 
     @property
     def _is_log_good(self) -> bool:
-        return self._lineage.is_complete and not self._pages.has_failed
+        return self._lineage.is_complete and not self._pages.stager.has_failed
 
     def _whole(
         self, wanted: frozenset[int], lost: frozenset[int]

@@ -8,8 +8,9 @@ from pieray.arrays import U32
 from pieray.errors import InvalidRequest
 from pieray.host.device.commands import Command, Queue, wire_ticket
 from pieray.messages import Message, Sampler, Verify
-from pieray.pages.handles import PageSpace, Prepared
 from pieray.pages.lineage import Lineage
+from pieray.pages.prepared import Prepared
+from pieray.pages.space import PageSpace
 
 MAX_DRAFTS = 256
 """Drafts of one pass: each takes a row of logits."""
@@ -95,7 +96,7 @@ class VerifyPass(Command):
 
     def _keep(self, result: bytes) -> None:
         written = np.concatenate((self.tokens, np.frombuffer(result, "<u4")[:-1]))
-        if self.pages.keep_written(self.prepared, len(written)):
+        if self.pages.stager.keep_written(self.prepared, len(written)):
             self.lineage.add_forward(
                 self.prepared.frames, self.kv_len, written.tobytes(), visible=self.visible, adapter=self.adapter
             )

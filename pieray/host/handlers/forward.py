@@ -20,8 +20,8 @@ from pieray.host.models import ModelDirectory
 from pieray.host.tables import HandleTables
 from pieray.host.tickets import Kind, TicketTable
 from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler, size_of
-from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.pages.space import PageSpace
 
 
 class ForwardHandlers:
@@ -78,7 +78,7 @@ class ForwardHandlers:
             try:
                 num_bytes = len(bits) + sum(map(len, embeds))
                 self._outbox.transfers.hold(ticket, num_bytes, "the mask and the embeddings of this pass have")
-                prepared = self._pages.stage_forward(pages, kv_len, num_tokens, is_masked=True)
+                prepared = self._pages.stager.forward(pages, kv_len, num_tokens, is_masked=True)
             except BaseException:
                 self._tickets.drop((ticket,))
                 self._outbox.transfers.ended(ticket)
@@ -122,7 +122,7 @@ class ForwardHandlers:
             self._outbox.check_room()
             ticket = self._tickets.issue(Kind.TOKENS)
             try:
-                prepared = self._pages.stage_verify(pages, kv_len, len(tokens) + len(drafts), is_masked=True)
+                prepared = self._pages.stager.verify(pages, kv_len, len(tokens) + len(drafts), is_masked=True)
             except BaseException:
                 self._tickets.drop((ticket,))
                 raise

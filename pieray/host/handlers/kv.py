@@ -9,7 +9,7 @@ from pieray.host.device.exports import PageRequests, check_name
 from pieray.host.device.outbox import Outbox
 from pieray.host.open_handles import OpenHandles
 from pieray.host.tickets import Kind, TicketTable
-from pieray.pages.handles import PageSpace
+from pieray.pages.space import PageSpace
 from pieray.texts import byte_size, check_size
 
 
@@ -55,7 +55,7 @@ class KvHandlers:
             self._outbox.check_room()
             ticket = self._tickets.issue(Kind.NONE)
             try:
-                prepared = self._pages.stage_copy(src, src_offset, dst, dst_offset, count)
+                prepared = self._pages.stager.copy(src, src_offset, dst, dst_offset, count)
             except BaseException:
                 self._tickets.drop((ticket,))
                 raise
@@ -98,11 +98,11 @@ class KvHandlers:
         check_name(name)
         check_size("message_bytes", self._limits.message_bytes, byte_size(meta), "the meta")
         with self._lock:
-            exported = self._pages.begin_export(pages, num_tokens)
+            exported = self._pages.exports.begin(pages, num_tokens)
             try:
                 return self._requests.export(exported, name, meta, access, ttl_ms, pinned=pinned, replace=replace)
             except BaseException:
-                self._pages.end_export(exported)
+                self._pages.exports.end(exported)
                 raise
 
     def import_pages(self, name: str) -> int:

@@ -16,7 +16,7 @@ from pieray.host.session.session import EventLog
 from pieray.host.tables import HandleTables
 from pieray.host.ticket_work import TicketWork
 from pieray.host.tickets import Kind
-from pieray.pages.handles import PageSpace
+from pieray.pages.space import PageSpace
 from pieray.wit import api
 
 

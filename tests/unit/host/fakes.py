@@ -25,8 +25,8 @@ from pieray.host.session.session import EventLog, Mailbox
 from pieray.host.tickets import TicketTable
 from pieray.messages import Completed, Failed, Forward, Launch, Message
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
-from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import Lineage
+from pieray.pages.space import PageSpace
 from pieray.programs.capabilities import Capabilities
 
 NUMBER = 7

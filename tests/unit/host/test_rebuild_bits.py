@@ -40,7 +40,7 @@ class ModelBench(PlanBench):
     def content(self) -> dict[int, np.ndarray]:
         """By frame: the bits of its written slots."""
         frames = self.pages._frames
-        self.pages.settle()
+        self.pages.runs.settle()
         found = {}
         for row in np.flatnonzero((frames.ident > 0) & (frames.page >= 0) & (frames.written > 0)).tolist():
             written = [slot for slot in range(4) if int(frames.written[row]) >> slot & 1]

@@ -11,7 +11,8 @@ from rounds import seeds
 from pieray.errors import Evicted, InvalidRequest, NotFound, QuotaExceeded
 from pieray.leases.exports import Export, ExportTable, Owner, Quota
 from pieray.leases.ledger import Holder, PageLedger
-from pieray.pages.handles import PageSpace, Prepared
+from pieray.pages.prepared import Prepared
+from pieray.pages.space import PageSpace
 
 SIZE, NUM_PAGES, STALE = 4, 24, -1
 OWNER, QUOTA = Owner("acme", "ann"), Quota(6, 16, 1000)
@@ -109,7 +110,7 @@ class Model:
         shown = [o not in one.hidden[h] for h, o in slots[:kv_len]]
         assert (visible is None and all(shown)) or (visible is not None and visible.tolist() == shown)
         try:
-            prepared = one.space.stage_forward(handles, kv_len, num_tokens, is_masked=True)
+            prepared = one.space.stager.forward(handles, kv_len, num_tokens, is_masked=True)
         except InvalidRequest:
             assert not all(may[:kv_len]) or kv_len + num_tokens > len(slots)
             return
@@ -126,8 +127,8 @@ class Model:
     def run(
         self, one: Inferlet, prepared: Prepared, reads: list[tuple[int, int | None]], writes: list[tuple[int, int, int]]
     ) -> None:
-        while not one.space.bind(prepared):
-            pages = self.ledger.lease(one.holder, one.space.shortfall([prepared]))
+        while not one.space.stager.bind(prepared):
+            pages = self.ledger.lease(one.holder, one.space.stager.shortfall([prepared]))
             if pages is None:
                 self.make_room()
                 continue
@@ -161,7 +162,7 @@ class Model:
 
     def finish(self, one: Inferlet) -> None:
         if one.in_flight:
-            one.space.finish(one.in_flight.popleft())
+            one.space.stager.finish(one.in_flight.popleft())
 
     def give_back(self, one: Inferlet, *, all_spare: bool = False) -> None:
         pages = one.space.take_returned() + one.space.surplus(keep=0 if all_spare else 2)
@@ -174,7 +175,7 @@ class Model:
         filled = flat.index(None) if None in flat else len(flat)
         num_tokens = self.rng.choice([filled, filled, self.rng.randint(1, 12)])
         try:
-            lent = one.space.begin_export(handles, num_tokens)
+            lent = one.space.exports.begin(handles, num_tokens)
         except (InvalidRequest, QuotaExceeded):
             return
         while one.in_flight:
@@ -182,14 +183,14 @@ class Model:
         written = lent.written.astype("<u8").tobytes()
         pinned_until = float("inf") if self.rng.random() < 0.2 else float("-inf")
         try:
-            pages = one.space.freeze(lent)
+            pages = one.space.exports.freeze(lent)
             export = Export(name, "owner", OWNER, pages, written, num_tokens, "", pinned_until, float("inf"))
             self.table.put(one.holder, export, QUOTA, replace=True)
             flat[num_tokens:] = [None] * (len(flat) - num_tokens)
             self.exported[name] = [flat[i * SIZE : (i + 1) * SIZE] for i in range(len(pages))]
         except (InvalidRequest, QuotaExceeded):
             pass
-        one.space.end_export(lent)
+        one.space.exports.end(lent)
 
     def open(self, one: Inferlet) -> None:
         name = self.rng.choice("abcd")

@@ -5,7 +5,8 @@ import pytest
 from arrays import u32
 
 from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
-from pieray.pages.handles import PageSpace, Prepared
+from pieray.pages.prepared import Prepared
+from pieray.pages.space import PageSpace
 
 
 def space_with(num_pages: int, page_size: int = 4, limit: int = 64) -> PageSpace:
@@ -16,14 +17,14 @@ def space_with(num_pages: int, page_size: int = 4, limit: int = 64) -> PageSpace
 
 def bound(space: PageSpace, staged: Prepared) -> Prepared:
     """The staged command with its pages."""
-    assert space.bind(staged), f"{space.shortfall([staged])} pages are short"
+    assert space.stager.bind(staged), f"{space.stager.shortfall([staged])} pages are short"
     return staged
 
 
 def run(space: PageSpace, handles: np.ndarray, kv_len: int, num_tokens: int) -> tuple[list[int], list]:
     """A forward from staging to the end: its pages and copies."""
-    prepared = bound(space, space.stage_forward(handles, kv_len, num_tokens))
-    space.finish(prepared)
+    prepared = bound(space, space.stager.forward(handles, kv_len, num_tokens))
+    space.stager.finish(prepared)
     space.check()
     return prepared.pages.tolist(), prepared.copies
 
@@ -49,8 +50,8 @@ def test_forged_and_closed_handles_are_named(bad):
         for call in (
             lambda h=handle: space.free(u32(int(good[0]), h)),
             lambda h=handle: space.fork(u32(h)),
-            lambda h=handle: space.stage_forward(u32(int(good[0]), h), 0, 1),
-            lambda h=handle: space.stage_copy(h, 0, int(good[0]), 0, 1),
+            lambda h=handle: space.stager.forward(u32(int(good[0]), h), 0, 1),
+            lambda h=handle: space.stager.copy(h, 0, int(good[0]), 0, 1),
         ):
             with pytest.raises(BadHandle, match=f"page handle {handle} "):
                 call()
@@ -110,16 +111,16 @@ def test_pages_are_bound_at_first_use_in_order():
 def test_short_memory_changes_nothing_and_says_how_much():
     space = space_with(1)
     handles = space.alloc(3)
-    staged = space.stage_forward(handles, 0, 12)
-    assert not space.bind(staged)
+    staged = space.stager.forward(handles, 0, 12)
+    assert not space.stager.bind(staged)
     assert (space.num_spare, space.num_bound) == (1, 0)
-    assert space.shortfall([staged]) == 2
+    assert space.stager.shortfall([staged]) == 2
     space.grant([7, 8])
-    assert space.shortfall([staged]) == 0
-    assert space.bind(staged)
+    assert space.stager.shortfall([staged]) == 0
+    assert space.stager.bind(staged)
     assert staged.pages.tolist() == [7, 8, 100]
     assert staged.pages.dtype == np.dtype("<u4")
-    space.finish(staged)
+    space.stager.finish(staged)
     space.check()
 
 
@@ -138,15 +139,15 @@ def test_freed_pages_go_back_to_spare_and_surplus_leaves_with_the_oldest():
 def test_page_in_flight_is_not_reused_before_its_command_ends():
     space = space_with(1)
     handles = space.alloc(1)
-    first = bound(space, space.stage_forward(handles, 0, 1))
-    second = bound(space, space.stage_forward(handles, 1, 1))
+    first = bound(space, space.stager.forward(handles, 0, 1))
+    second = bound(space, space.stager.forward(handles, 1, 1))
     space.free(handles)
     space.check()
-    other = space.stage_forward(space.alloc(1), 0, 1)
-    assert not space.bind(other)
-    space.finish(first)
-    assert not space.bind(other)
-    space.finish(second)
+    other = space.stager.forward(space.alloc(1), 0, 1)
+    assert not space.stager.bind(other)
+    space.stager.finish(first)
+    assert not space.stager.bind(other)
+    space.stager.finish(second)
     assert bound(space, other).pages.tolist() == [100]
 
 
@@ -158,10 +159,10 @@ def test_frames_live_as_long_as_something_uses_them_and_their_identities_are_nev
     twin = space.fork(handles)
     space.free(handles)
     assert space.live_frames() == [1, 2]
-    staged = space.stage_forward(twin, 0, 1)
+    staged = space.stager.forward(twin, 0, 1)
     space.free(twin)
     assert space.live_frames() == [1]
-    space.finish(staged)
+    space.stager.finish(staged)
     assert space.live_frames() == []
     assert space.frame_ids(space.alloc(2)).tolist() == [3, 4]
 
@@ -174,7 +175,7 @@ def test_tokens_must_fit_in_the_pages(kv_len, num_tokens):
     space = space_with(4)
     handles = space.alloc(2)
     with pytest.raises(InvalidRequest, match=rf"kv_len {kv_len} \+ {num_tokens} tokens.* 2 pages of 4 \(8 slots\)"):
-        space.stage_forward(handles, kv_len, num_tokens)
+        space.stager.forward(handles, kv_len, num_tokens)
 
 
 def test_slots_never_written_cannot_be_read():
@@ -182,10 +183,10 @@ def test_slots_never_written_cannot_be_read():
     handles = space.alloc(2)
     for kv_len in (1, 4):
         with pytest.raises(InvalidRequest, match=f"kv_len {kv_len}: not all slots"):
-            space.stage_forward(handles, kv_len, 1)
+            space.stager.forward(handles, kv_len, 1)
     run(space, handles, 0, 3)
     with pytest.raises(InvalidRequest, match="kv_len 4"):
-        space.stage_forward(handles, 4, 1)
+        space.stager.forward(handles, 4, 1)
     run(space, handles, 3, 1)
     run(space, handles, 4, 1)
     run(space, handles, 2, 1)  # going back is fine, and loses nothing
@@ -198,7 +199,7 @@ def test_page_written_to_cannot_be_named_twice():
     run(space, u32(a, b), 0, 8)
     for handles, kv_len, num_tokens in ((u32(a, a), 4, 1), (u32(a, b, b), 4, 8), (u32(a, b, a), 7, 2)):
         with pytest.raises(InvalidRequest, match="named twice"):
-            space.stage_forward(handles, kv_len, num_tokens)
+            space.stager.forward(handles, kv_len, num_tokens)
     c = int(space.alloc(1)[0])
     assert run(space, u32(a, a, c), 8, 1) == ([100, 100, 102], [])  # reading one twice is allowed
 
@@ -249,16 +250,16 @@ def test_writing_through_both_handles_of_a_fork_in_one_pass():
 def test_fork_between_staging_and_binding_keeps_what_was_staged():
     space = space_with(8)
     parent = space.alloc(1)
-    staged = space.stage_forward(parent, 0, 2)
+    staged = space.stager.forward(parent, 0, 2)
     child = space.fork(parent)
-    later = space.stage_forward(child, 2, 1)  # reads what `staged` will write
+    later = space.stager.forward(child, 2, 1)  # reads what `staged` will write
     space.free(parent)
-    assert space.bind(staged)
-    assert space.bind(later)
+    assert space.stager.bind(staged)
+    assert space.stager.bind(later)
     assert staged.pages.tolist() == [100]
     assert (later.pages.tolist(), later.copies) == ([101], [(100, 0, 101, 0, 2)])
     for prepared in (staged, later):
-        space.finish(prepared)
+        space.stager.finish(prepared)
     space.check()
     assert (space.num_spare, space.num_bound) == (7, 1)
 
@@ -270,9 +271,9 @@ def test_copy_between_pages():
     space = space_with(8)
     a, b = space.alloc(2).tolist()
     run(space, u32(a), 0, 3)
-    prepared = bound(space, space.stage_copy(a, 1, b, 0, 2))
+    prepared = bound(space, space.stager.copy(a, 1, b, 0, 2))
     assert (prepared.copies, prepared.pages.tolist()) == ([(100, 1, 101, 0, 2)], [100, 101])
-    space.finish(prepared)
+    space.stager.finish(prepared)
     run(space, u32(b), 2, 1)
 
 
@@ -281,9 +282,9 @@ def test_copy_into_a_shared_page_copies_the_rest_of_it_first():
     a, b = space.alloc(2).tolist()
     run(space, u32(a, b), 0, 8)
     twin = int(space.fork(u32(b))[0])
-    prepared = bound(space, space.stage_copy(a, 0, twin, 1, 2))
+    prepared = bound(space, space.stager.copy(a, 0, twin, 1, 2))
     assert prepared.copies == [(101, 0, 102, 0, 1), (101, 3, 102, 3, 1), (100, 0, 102, 1, 2)]
-    space.finish(prepared)
+    space.stager.finish(prepared)
     space.check()
 
 
@@ -293,7 +294,7 @@ def test_copy_stays_in_its_pages(src, dst, count):
     a, b = space.alloc(2).tolist()
     run(space, u32(a), 0, 4)
     with pytest.raises(InvalidRequest, match=f"{count} tokens at"):
-        space.stage_copy(a, src, b, dst, count)
+        space.stager.copy(a, src, b, dst, count)
 
 
 def test_copy_of_slots_never_written_is_refused():
@@ -301,7 +302,7 @@ def test_copy_of_slots_never_written_is_refused():
     a, b = space.alloc(2).tolist()
     run(space, u32(a), 0, 2)
     with pytest.raises(InvalidRequest, match=r"slots \[1, 3\) of page"):
-        space.stage_copy(a, 1, b, 0, 2)
+        space.stager.copy(a, 1, b, 0, 2)
 
 
 # --- failures --------------------------------------------------------------------------------------
@@ -311,14 +312,14 @@ def test_slots_of_a_failed_command_count_as_not_written():
     space = space_with(8)
     handles = space.alloc(2)
     run(space, handles, 0, 2)
-    failed = bound(space, space.stage_forward(handles, 2, 4))
-    behind = space.stage_forward(handles, 6, 1)
-    space.finish(failed, is_ok=False)
-    assert space.bind(behind)
+    failed = bound(space, space.stager.forward(handles, 2, 4))
+    behind = space.stager.forward(handles, 6, 1)
+    space.stager.finish(failed, is_ok=False)
+    assert space.stager.bind(behind)
     assert behind.error is not None
-    space.finish(behind, is_ok=False)
+    space.stager.finish(behind, is_ok=False)
     with pytest.raises(InvalidRequest):
-        space.stage_forward(handles, 3, 1)
+        space.stager.forward(handles, 3, 1)
     run(space, handles, 2, 4)
     run(space, handles, 6, 1)
 
@@ -328,9 +329,9 @@ def test_handle_moved_by_a_command_that_was_never_sent_moves_back():
     parent = space.alloc(1)
     run(space, parent, 0, 3)
     child = space.fork(parent)
-    staged = space.stage_forward(child, 3, 1)
-    assert not space.bind(staged)
-    space.finish(staged, is_ok=False)  # no memory came
+    staged = space.stager.forward(child, 3, 1)
+    assert not space.stager.bind(staged)
+    space.stager.finish(staged, is_ok=False)  # no memory came
     space.check()
     space.free(parent)
     assert run(space, child, 3, 1) == ([100], [])  # the three tokens are still there
@@ -341,14 +342,14 @@ def test_command_that_builds_on_a_move_that_was_never_sent_gets_an_error_and_no_
     parent = space.alloc(1)
     run(space, parent, 0, 2)
     child = space.fork(parent)
-    first = space.stage_forward(child, 2, 1)
-    second = space.stage_forward(child, 3, 1)
-    assert not space.bind(first)
-    space.finish(first, is_ok=False)
-    assert space.bind(second)
+    first = space.stager.forward(child, 2, 1)
+    second = space.stager.forward(child, 3, 1)
+    assert not space.stager.bind(first)
+    space.stager.finish(first, is_ok=False)
+    assert space.stager.bind(second)
     assert second.error is not None
-    space.finish(second, is_ok=False)
+    space.stager.finish(second, is_ok=False)
     space.check()
     with pytest.raises(InvalidRequest):
-        space.stage_forward(child, 2, 1)
+        space.stager.forward(child, 2, 1)
     run(space, parent, 2, 1)

@@ -7,8 +7,8 @@ import pytest
 from rounds import seeds
 
 from pieray.errors import InvalidRequest, Unsupported
-from pieray.pages.handles import PageSpace
 from pieray.pages.lineage import CopyStep, ForwardStep, Lineage, Step, steps_on
+from pieray.pages.space import PageSpace
 
 PAGE = 4
 
@@ -64,8 +64,8 @@ class Guest:
         self.handles = [handle for handle in self.handles if handle not in handles]
 
     def forward(self, handles, kv_len, tokens, positions=(), mask=b"") -> None:
-        prepared = self.space.stage_forward(np.array(handles, np.uint32), kv_len, len(tokens))
-        assert self.space.bind(prepared)
+        prepared = self.space.stager.forward(np.array(handles, np.uint32), kv_len, len(tokens))
+        assert self.space.stager.bind(prepared)
         tokens, positions = np.array(tokens, np.uint32), np.array(positions, np.uint32)
         self.lineage.add_copies(prepared.frame_copies)
         for copy in prepared.frame_copies:
@@ -73,15 +73,15 @@ class Guest:
         step = ForwardStep(prepared.frames, kv_len, tokens.tobytes(), positions.tobytes(), mask)
         self.lineage.add_forward(step.frames, kv_len, step.tokens, step.positions, mask)
         self.memory.run(step)
-        self.space.finish(prepared)
+        self.space.stager.finish(prepared)
 
     def copy(self, src, src_offset, dst, dst_offset, count) -> None:
-        prepared = self.space.stage_copy(src, src_offset, dst, dst_offset, count)
-        assert self.space.bind(prepared)
+        prepared = self.space.stager.copy(src, src_offset, dst, dst_offset, count)
+        assert self.space.stager.bind(prepared)
         self.lineage.add_copies(prepared.frame_copies)
         for copy in prepared.frame_copies:
             self.memory.run(CopyStep(*copy))
-        self.space.finish(prepared)
+        self.space.stager.finish(prepared)
 
     def frames(self) -> list[int]:
         return self.space.frame_ids(np.array(self.handles, np.uint32)).tolist()

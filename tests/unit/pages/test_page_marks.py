@@ -5,7 +5,7 @@ import pytest
 from arrays import u32
 
 from pieray.errors import BadHandle, InvalidRequest, Unsupported
-from pieray.pages.handles import PageSpace
+from pieray.pages.space import PageSpace
 
 
 def space_with(num_pages: int, page_size: int = 4) -> PageSpace:
@@ -15,10 +15,10 @@ def space_with(num_pages: int, page_size: int = 4) -> PageSpace:
 
 
 def run(space: PageSpace, handles: np.ndarray, kv_len: int, num_tokens: int) -> tuple[list[int], list]:
-    prepared = space.stage_forward(handles, kv_len, num_tokens, is_masked=True)
-    assert space.bind(prepared)
+    prepared = space.stager.forward(handles, kv_len, num_tokens, is_masked=True)
+    assert space.stager.bind(prepared)
     assert prepared.error is None
-    space.finish(prepared)
+    space.stager.finish(prepared)
     space.check()
     return prepared.pages.tolist(), prepared.copies
 
@@ -51,13 +51,13 @@ def test_partly_filled_pages_of_several_contexts_are_run_as_one_once_their_rest_
     run(space, u32(a), 0, 2)
     run(space, u32(b), 0, 3)
     with pytest.raises(InvalidRequest, match="kv_len 8: not all slots"):
-        space.stage_forward(u32(a, b, c), 8, 1, is_masked=True)
+        space.stager.forward(u32(a, b, c), 8, 1, is_masked=True)
     space.mask(a, 2, 2, is_visible=False)
     space.mask(b, 3, 1, is_visible=False)
     assert seen(space, u32(a, b, c), 8) == "xx..xxx."
     assert run(space, u32(a, b, c), 8, 1) == ([100, 101, 102], [])
     with pytest.raises(InvalidRequest, match="kv_len 4: not all slots"):  # seven tokens in the second page's order
-        space.stage_forward(u32(c, a, b), 4, 1, is_masked=True)
+        space.stager.forward(u32(c, a, b), 4, 1, is_masked=True)
 
 
 def test_a_slot_never_written_is_refused_as_soon_as_it_is_shown_again_also_through_forks_and_copies():
@@ -71,9 +71,9 @@ def test_a_slot_never_written_is_refused_as_soon_as_it_is_shown_again_also_throu
     for handles in (page, twin):
         space.mask(int(handles[0]), 2, 1, is_visible=True)
         with pytest.raises(InvalidRequest, match="not all slots"):
-            space.stage_forward(handles, 5, 1, is_masked=True)
+            space.stager.forward(handles, 5, 1, is_masked=True)
     with pytest.raises(InvalidRequest, match=r"slots \[1, 3\)"):
-        space.stage_copy(int(twin[0]), 1, int(twin[1]), 0, 2)
+        space.stager.copy(int(twin[0]), 1, int(twin[1]), 0, 2)
 
 
 def test_copy_on_write_of_a_masked_page_does_not_make_its_unwritten_slots_written():
@@ -85,7 +85,7 @@ def test_copy_on_write_of_a_masked_page_does_not_make_its_unwritten_slots_writte
     assert run(space, twin, 3, 1) == ([101], [(100, 0, 101, 0, 1)])
     space.mask(int(twin[0]), 1, 2, is_visible=True)
     with pytest.raises(InvalidRequest, match="not all slots"):
-        space.stage_forward(np.concatenate((twin, space.alloc(1))), 4, 1, is_masked=True)
+        space.stager.forward(np.concatenate((twin, space.alloc(1))), 4, 1, is_masked=True)
 
 
 def test_a_command_that_cannot_heed_masks_is_refused():
@@ -94,24 +94,24 @@ def test_a_command_that_cannot_heed_masks_is_refused():
     run(space, pages, 0, 5)
     space.mask(int(pages[0]), 0, 1, is_visible=False)
     with pytest.raises(Unsupported, match=r"kv\.mask"):
-        space.stage_forward(pages, 5, 1)
+        space.stager.forward(pages, 5, 1)
     space.mask(int(pages[0]), 0, 1, is_visible=True)
     space.mask(int(pages[1]), 1, 3, is_visible=False)  # behind what it reads
-    space.finish(space.stage_forward(pages, 5, 1))
+    space.stager.finish(space.stager.forward(pages, 5, 1))
 
 
 def test_a_masked_slot_whose_writer_fails_does_not_void_who_does_not_see_it():
     space = space_with(8)
     page = space.alloc(2)
     run(space, page, 0, 2)
-    failing = space.stage_forward(page, 2, 2, is_masked=True)
-    sees = space.stage_forward(page, 4, 1, is_masked=True)
+    failing = space.stager.forward(page, 2, 2, is_masked=True)
+    sees = space.stager.forward(page, 4, 1, is_masked=True)
     space.mask(int(page[0]), 2, 2, is_visible=False)
-    blind = space.stage_forward(page, 4, 1, is_masked=True)
-    assert space.bind(failing)
-    space.finish(failing, is_ok=False)
-    assert space.bind(sees)
-    assert space.bind(blind)
+    blind = space.stager.forward(page, 4, 1, is_masked=True)
+    assert space.stager.bind(failing)
+    space.stager.finish(failing, is_ok=False)
+    assert space.stager.bind(sees)
+    assert space.stager.bind(blind)
     assert (sees.error is None, blind.error is None) == (False, True)
 
 
@@ -137,7 +137,7 @@ def test_pages_of_64_tokens_are_masked_and_truncated_whole():
     assert seen(space, pages, 64) == "." * 63 + "x"
     space.truncate(pages, 0)
     with pytest.raises(InvalidRequest, match="kv_len 64"):
-        space.stage_forward(pages, 64, 1, is_masked=True)
+        space.stager.forward(pages, 64, 1, is_masked=True)
 
 
 # --- truncation ------------------------------------------------------------------------------------
@@ -149,12 +149,12 @@ def test_truncated_tokens_count_as_not_written_until_they_are_written_anew():
     run(space, pages, 0, 7)
     space.truncate(pages, 5)
     with pytest.raises(InvalidRequest, match="kv_len 6"):
-        space.stage_forward(pages, 6, 1)
+        space.stager.forward(pages, 6, 1)
     run(space, pages, 5, 1)
     run(space, pages, 6, 1)
     space.truncate(pages, 3)
     with pytest.raises(InvalidRequest, match=r"slots \[2, 4\)"):
-        space.stage_copy(int(pages[0]), 2, int(pages[1]), 0, 2)
+        space.stager.copy(int(pages[0]), 2, int(pages[1]), 0, 2)
     assert run(space, pages, 3, 2) == ([100, 101], [])
 
 
@@ -162,21 +162,21 @@ def test_truncation_through_one_handle_leaves_the_other_and_what_is_staged_alone
     space = space_with(8)
     parent = space.alloc(2)
     run(space, parent, 0, 6)
-    staged = space.stage_forward(parent, 6, 1)
+    staged = space.stager.forward(parent, 6, 1)
     child = space.fork(parent)
     space.truncate(child, 4)
     grandchild = space.fork(child)
-    assert space.bind(staged)
+    assert space.stager.bind(staged)
     assert staged.error is None
-    space.finish(staged)
+    space.stager.finish(staged)
     run(space, parent, 7, 1)
     for handles in (child, grandchild):
         with pytest.raises(InvalidRequest, match="kv_len 6"):
-            space.stage_forward(handles, 6, 1)
+            space.stager.forward(handles, 6, 1)
     pages, copies = run(space, child, 4, 1)
     assert (pages, copies) == ([100, 103], [])  # 102 is the parent's since; nothing of the second page was left to copy
     with pytest.raises(InvalidRequest, match="kv_len 6"):
-        space.stage_forward(child, 6, 1)
+        space.stager.forward(child, 6, 1)
 
 
 def test_truncation_checks_its_arguments_before_it_changes_anything():
@@ -200,9 +200,9 @@ def test_a_write_through_a_truncated_handle_that_fails_shows_nothing_unwritten()
     page = space.alloc(2)
     run(space, page, 0, 2)
     space.truncate(page, 1)
-    failed = space.stage_forward(page, 1, 2)
-    assert space.bind(failed)
-    space.finish(failed, is_ok=False)
+    failed = space.stager.forward(page, 1, 2)
+    assert space.stager.bind(failed)
+    space.stager.finish(failed, is_ok=False)
     with pytest.raises(InvalidRequest):
-        space.stage_forward(page, 2, 1)
+        space.stager.forward(page, 2, 1)
     run(space, page, 1, 1)

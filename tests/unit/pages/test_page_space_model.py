@@ -9,7 +9,8 @@ import pytest
 from rounds import seeds
 
 from pieray.errors import InvalidRequest
-from pieray.pages.handles import PageSpace, Prepared
+from pieray.pages.prepared import Prepared
+from pieray.pages.space import PageSpace
 
 PAGE_SIZE, NUM_PAGES, STALE = 4, 8, -1
 
@@ -70,7 +71,7 @@ class Model:
         reads = [self.expected[h][o] for h, o in slots[:kv_len]]
         is_valid = None not in reads and kv_len + num_tokens <= len(slots)
         try:
-            prepared = self.space.stage_forward(np.array(handles, np.uint32), kv_len, num_tokens)
+            prepared = self.space.stager.forward(np.array(handles, np.uint32), kv_len, num_tokens)
         except InvalidRequest:
             assert not is_valid
             return
@@ -89,7 +90,7 @@ class Model:
         values = self.expected[src][src_offset : src_offset + count]
         is_valid = max(src_offset, dst_offset) + count <= PAGE_SIZE and None not in values
         try:
-            prepared = self.space.stage_copy(src, src_offset, dst, dst_offset, count)
+            prepared = self.space.stager.copy(src, src_offset, dst, dst_offset, count)
         except InvalidRequest:
             assert not is_valid
             return
@@ -102,8 +103,8 @@ class Model:
         if not self.staged:
             return
         prepared, writes, reads = self.staged[0]
-        if not self.space.bind(prepared):
-            assert self.space.shortfall([prepared]) > 0
+        if not self.space.stager.bind(prepared):
+            assert self.space.stager.shortfall([prepared]) > 0
             return
         self.staged.popleft()
         self.in_flight.append(prepared)
@@ -117,7 +118,7 @@ class Model:
 
     def complete(self) -> None:
         if self.in_flight:
-            self.space.finish(self.in_flight.popleft())
+            self.space.stager.finish(self.in_flight.popleft())
 
     def grant(self, count: int = 2) -> None:
         pages, self.leasable = self.leasable[:count], self.leasable[count:]
@@ -147,7 +148,7 @@ class Model:
             self.complete()
         self.check_memory()
         for prepared, _, _ in self.staged:  # more frames are in use than there are pages
-            self.space.finish(prepared, is_ok=False)
+            self.space.stager.finish(prepared, is_ok=False)
         self.space.free(np.array(list(self.expected), np.uint32))
         self.space.check()
         assert self.space.num_bound == 0

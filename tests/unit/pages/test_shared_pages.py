@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pieray.errors import Cancelled, InvalidRequest, QuotaExceeded
-from pieray.pages.handles import PageSpace
+from pieray.pages.space import PageSpace
 
 
 def space_with(num_pages: int, limit: int = 64) -> PageSpace:
@@ -14,17 +14,17 @@ def space_with(num_pages: int, limit: int = 64) -> PageSpace:
 
 
 def run(space: PageSpace, handles: np.ndarray, kv_len: int, num_tokens: int) -> tuple[list[int], list]:
-    prepared = space.stage_forward(handles, kv_len, num_tokens, is_masked=True)
-    assert space.bind(prepared)
-    space.finish(prepared)
+    prepared = space.stager.forward(handles, kv_len, num_tokens, is_masked=True)
+    assert space.stager.bind(prepared)
+    space.stager.finish(prepared)
     space.check()
     return prepared.pages.tolist(), prepared.copies
 
 
 def export(space: PageSpace, handles: np.ndarray, num_tokens: int) -> tuple[list[int], np.ndarray]:
-    exported = space.begin_export(handles, num_tokens)
-    pages = space.freeze(exported)
-    space.end_export(exported)
+    exported = space.exports.begin(handles, num_tokens)
+    pages = space.exports.freeze(exported)
+    space.exports.end(exported)
     space.check()
     return pages, exported.written
 
@@ -58,11 +58,11 @@ def test_shared_page_with_a_reader_in_flight_is_returned_when_that_has_finished(
     pages = space.alloc(2)
     run(space, pages, 0, 4)
     export(space, pages, 4)
-    reader = space.stage_forward(pages, 4, 1)
-    assert space.bind(reader)
+    reader = space.stager.forward(pages, 4, 1)
+    assert space.stager.bind(reader)
     space.free(pages)
     assert space.take_returned() == []
-    space.finish(reader)
+    space.stager.finish(reader)
     assert space.take_returned() == [100]
     space.check()
 
@@ -70,16 +70,16 @@ def test_shared_page_with_a_reader_in_flight_is_returned_when_that_has_finished(
 def test_what_is_lent_stays_as_it_was_when_it_was_asked_for():
     space = space_with(8)
     page = space.alloc(1)
-    writer = space.stage_forward(page, 0, 2)
-    exported = space.begin_export(page, 2)
-    later = space.stage_forward(page, 2, 1)  # copies first: the export has the old page
+    writer = space.stager.forward(page, 0, 2)
+    exported = space.exports.begin(page, 2)
+    later = space.stager.forward(page, 2, 1)  # copies first: the export has the old page
     space.free(page)
     for command in (writer, later):
-        assert space.bind(command)
-        space.finish(command)
+        assert space.stager.bind(command)
+        space.stager.finish(command)
     space.check()
-    assert (space.freeze(exported), later.copies) == ([100], [(100, 0, 101, 0, 2)])
-    space.end_export(exported)
+    assert (space.exports.freeze(exported), later.copies) == ([100], [(100, 0, 101, 0, 2)])
+    space.exports.end(exported)
     assert space.take_returned() == [100]
     space.check()
 
@@ -87,13 +87,13 @@ def test_what_is_lent_stays_as_it_was_when_it_was_asked_for():
 def test_what_a_failed_command_was_to_write_is_not_exported():
     space = space_with(8)
     page = space.alloc(1)
-    writer = space.stage_forward(page, 0, 2)
-    exported = space.begin_export(page, 2)
-    assert space.bind(writer)
-    space.finish(writer, is_ok=False)
+    writer = space.stager.forward(page, 0, 2)
+    exported = space.exports.begin(page, 2)
+    assert space.stager.bind(writer)
+    space.stager.finish(writer, is_ok=False)
     with pytest.raises(Cancelled, match="exported"):
-        space.freeze(exported)
-    space.end_export(exported)
+        space.exports.freeze(exported)
+    space.exports.end(exported)
     space.check()
 
 
@@ -103,20 +103,20 @@ def test_only_tokens_that_are_there_are_exported():
     run(space, pages, 0, 6)
     for num_tokens in (0, 13):
         with pytest.raises(InvalidRequest, match=f"from 1 to 12 tokens; given {num_tokens}"):
-            space.begin_export(pages, num_tokens)
+            space.exports.begin(pages, num_tokens)
     with pytest.raises(InvalidRequest, match="not all of the first 7 tokens"):
-        space.begin_export(pages, 7)
+        space.exports.begin(pages, 7)
     with pytest.raises(InvalidRequest, match="named twice"):
-        space.begin_export(np.concatenate((pages[:1], space.fork(pages[:1]))), 8)
+        space.exports.begin(np.concatenate((pages[:1], space.fork(pages[:1]))), 8)
     space.mask(int(pages[1]), 2, 2, is_visible=False)
     assert export(space, pages, 8)[1].tolist() == [0b1111, 0b0011]
     space.mask(int(pages[2]), 0, 4, is_visible=False)
     with pytest.raises(InvalidRequest, match="never written"):
-        space.begin_export(pages, 12)
+        space.exports.begin(pages, 12)
     space.mask(int(pages[1]), 2, 2, is_visible=True)
     space.truncate(pages, 5)
     with pytest.raises(InvalidRequest, match="not all of the first 6"):
-        space.begin_export(pages, 6)
+        space.exports.begin(pages, 6)
     space.check()
 
 
@@ -125,11 +125,11 @@ def test_lent_frames_count_against_the_limit_of_handles():
     pages = space.alloc(2)
     run(space, pages, 0, 8)
     with pytest.raises(QuotaExceeded, match=r"limits.pages is 3: 2 handles are held, 2 more"):
-        space.begin_export(pages, 8)
-    exported = space.begin_export(pages, 4)
+        space.exports.begin(pages, 8)
+    exported = space.exports.begin(pages, 4)
     with pytest.raises(QuotaExceeded, match="3 handles are held"):
         space.alloc(1)
-    space.end_export(exported)
+    space.exports.end(exported)
     space.alloc(1)
 
 
@@ -138,7 +138,7 @@ def test_adopted_pages_are_read_in_place_and_copied_before_they_are_written():
     pages = space.adopt([7, 8], np.array([0b1111, 0b0001], np.uint64))
     space.check()
     with pytest.raises(InvalidRequest, match="kv_len 6"):
-        space.stage_forward(pages, 6, 1)
+        space.stager.forward(pages, 6, 1)
     twin = space.adopt([7, 8], np.array([0b1111, 0b0001], np.uint64))  # opened a second time
     assert run(space, pages, 5, 1) == ([7, 100], [(8, 0, 100, 0, 1)])
     assert run(space, twin, 5, 1) == ([7, 101], [(8, 0, 101, 0, 1)])
@@ -155,12 +155,12 @@ def test_slots_that_the_exporter_never_wrote_are_not_read_by_who_imports():
     page = space.adopt([7], np.array([0b0101], np.uint64))
     for kv_len in (2, 3):
         with pytest.raises(InvalidRequest, match=f"kv_len {kv_len}"):
-            space.stage_forward(page, kv_len, 1)
+            space.stager.forward(page, kv_len, 1)
     space.mask(int(page[0]), 1, 1, is_visible=False)
     assert run(space, page, 3, 1) == ([100], [(7, 0, 100, 0, 3)])
     space.mask(int(page[0]), 1, 1, is_visible=True)
     with pytest.raises(InvalidRequest, match="kv_len 3"):
-        space.stage_forward(page, 3, 1, is_masked=True)
+        space.stager.forward(page, 3, 1, is_masked=True)
 
 
 def test_adoption_past_the_limit_takes_nothing_in():

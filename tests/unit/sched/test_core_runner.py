@@ -9,7 +9,7 @@ from pieray.assets import model_folder
 from pieray.config import ModelSettings
 from pieray.messages import Completed, CopyTokens, Forward, Logits, Message, Output, Sample, Sampler
 from pieray.models.runner import ModelRunner
-from pieray.pages.handles import PageSpace
+from pieray.pages.space import PageSpace
 from pieray.sched.core import BatcherCore
 
 PROMPT = [int(token) for token in np.random.default_rng(7).integers(0, 200, 50)]
@@ -29,9 +29,9 @@ class Guest:
         self.space.grant(list(range(8 * number, 8 * number + 8)))
 
     def messages(self, handles, kv_len, tokens, ask: Callable[[int, int], Output]) -> list[Message]:
-        prepared = self.space.stage_forward(handles, kv_len, len(tokens))
-        assert self.space.bind(prepared)
-        self.space.finish(prepared)
+        prepared = self.space.stager.forward(handles, kv_len, len(tokens))
+        assert self.space.stager.bind(prepared)
+        self.space.stager.finish(prepared)
         self.ticket += 3
         out: list[Message] = []
         if prepared.copies:
