@@ -45,7 +45,7 @@ class Waiting(Generic[P]):
     """When it arrived."""
     avoided: list[P] = field(default_factory=list)
     """Places that it is not to have."""
-    told: Callable[[], None] = lambda: None
+    wake: Callable[[], None] = lambda: None
     """Wakes up who waits, when it is served or displaced, or is the first in line."""
     place: P | None = None
     """Once it is served."""

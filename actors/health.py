@@ -87,7 +87,7 @@ class Health:
         if member.is_suspect:
             log.warning("%s answers again, after %.1f s", member.describe(), member.silent_s)
         member.silent_s, member.is_suspect, member.is_heard = 0.0, False, True
-        member.clock.heard(facts["clock"])
+        member.clock.update(facts["clock"])
         member.facts = {name: facts[name] for name in ("pid", "node_id")}
         member.returned(facts.get("num_returned", 0))
         member.launched.extend(facts.get("launched", ()))

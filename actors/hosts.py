@@ -119,9 +119,9 @@ class Hosts:
         try:
             while self._is_behind(host):
                 with self._lock:
-                    method, args = next((m, a) for m, a in self._wanted.items() if host.told.get(m) != a)
+                    method, args = next((m, a) for m, a in self._wanted.items() if host.sent.get(m) != a)
                 self._members.ask(host, method, *args, timeout_s=TELL_S)
-                host.told[method] = args
+                host.sent[method] = args
                 host.num_failed_tells = 0
         except BaseException as error:  # noqa: BLE001 - it is told again
             host.num_failed_tells += 1
@@ -135,8 +135,8 @@ class Hosts:
     def _is_behind(self, host: Member) -> bool:
         """Whether there is something to tell it; notes whether it is connected to the device group of today."""
         with self._lock:
-            host.is_current = host.told.get("reconnect") == self._wanted.get("reconnect")
-            return any(host.told.get(method) != args for method, args in self._wanted.items())
+            host.is_current = host.sent.get("reconnect") == self._wanted.get("reconnect")
+            return any(host.sent.get(method) != args for method, args in self._wanted.items())
 
     # --- starting them ---------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Hosts:
         opening = [self._members.begin(host, "open", self._token, models, *peers) for host in hosts]
         for host, answer in zip(hosts, opening, strict=True):
             host.endpoint = tuple(answer(self._config.start_timeout_s))
-            host.told = dict(wanted)
+            host.sent = dict(wanted)
             self._health.answered(host, self._members.ask(host, "pulse", timeout_s=FACTS_S))
             self._is_behind(host)
 

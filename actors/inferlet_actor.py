@@ -41,7 +41,7 @@ class InferletActor(ServingActor):
         """
         from pieray.actors.launcher import ControllerLauncher
         from pieray.host.broker.client import BrokerClient
-        from pieray.host.children.children import ChildService
+        from pieray.host.children.service import ChildService
         from pieray.host.clients import ClientService
         from pieray.host.core import InferletHost
         from pieray.host.device.sessions import DeviceSessions

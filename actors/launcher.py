@@ -17,7 +17,7 @@ ASK_S = 60.0
 
 
 class ControllerLauncher:
-    """A `pieray.host.children.children.Launcher`.  Thread-safe."""
+    """A `pieray.host.children.service.Launcher`.  Thread-safe."""
 
     def __init__(self, config: Config, token: str) -> None:
         self._namespace = config.namespace

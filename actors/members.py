@@ -37,7 +37,7 @@ class Member:
     endpoint: Wire = ()
     facts: dict[str, Any] = field(default_factory=dict)
     """pid and node_id, once it has answered."""
-    told: dict[str, Wire] = field(default_factory=dict)
+    sent: dict[str, Wire] = field(default_factory=dict)
     """What it has been told last, by method: a host's endpoints of the others, and the adapters."""
     num_failed_tells: int = 0
     telling: threading.Lock = field(default_factory=threading.Lock)

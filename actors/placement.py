@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 GRANT_S = 30.0
 """How long a client may launch at places that were granted to it."""
-GRANT_PATIENCE_S = 1.0
+GRANT_TIMEOUT_S = 1.0
 """How long an actor may take to hear of a grant."""
 
 
@@ -125,7 +125,7 @@ class Placement:
         host, num_granted = found
         grant_id = secrets.token_hex(8)
         try:
-            clock = self._members.ask(host, "grant", grant_id, num_granted, GRANT_S, timeout_s=GRANT_PATIENCE_S)
+            clock = self._members.ask(host, "grant", grant_id, num_granted, GRANT_S, timeout_s=GRANT_TIMEOUT_S)
         except NoAnswer:  # should it open it later, the places come back when the grant ends there
             return None
         except ActorGone:
@@ -242,7 +242,7 @@ class Placement:
             self._locations.add(*host.launched.popleft(), host)
         while host.tallies:
             asked_at, tallies = host.tallies.popleft()
-            self._quotas.heard(host, tallies["live"], asked_at)
+            self._quotas.reported(host, tallies["live"], asked_at)
             for tenant, num_tokens in tallies["tokens"].items():
                 self._quotas.used(tenant, num_tokens)
 
@@ -257,4 +257,4 @@ class Placement:
         asked_at = time.monotonic()
         for host, found in zip(asked, self._members.gather(asked, "counted", timeout_s=1.0), strict=True):
             if not isinstance(found, PierayError):
-                self._quotas.heard(host, found, asked_at)
+                self._quotas.reported(host, found, asked_at)

@@ -183,9 +183,9 @@ class HostPool:
             if not self._line.num_ahead(waiting) and (host := self._take(waiting)) is not None:
                 return host
             wake = threading.Condition(self._lock)
-            waiting.place, waiting.told = None, wake.notify
+            waiting.place, waiting.wake = None, wake.notify
             if (displaced := self._line.join(waiting)) is not None:
-                displaced.told()
+                displaced.wake()
             try:
                 self._settle()
                 while waiting.place is None:
@@ -240,16 +240,16 @@ class HostPool:
         self._rate.note(num_returned - self._num_returned, time.monotonic())
         self._num_returned = num_returned
         for served in self._line.serve(self._take):
-            served.told()
+            served.wake()
         self._wake_first()
 
     def _wake_first(self) -> None:
         if (first := self._line.first) is not None:
-            first.told()
+            first.wake()
 
     def _tell_all(self) -> None:
         for waiting in self._line:
-            waiting.told()
+            waiting.wake()
 
     def _take(self, waiting: Waiting[Member]) -> Member | None:
         """A place on the actor with the most room, if there is one."""

@@ -133,7 +133,7 @@ class Quotas:
         if not ids:
             del self._by_tenant[found.tenant], self._ends[found.tenant]
 
-    def heard(self, host: Member, live: Collection[str], asked_at: float) -> None:
+    def reported(self, host: Member, live: Collection[str], asked_at: float) -> None:
         """The actor was asked then, and says what lives there: what was placed before and is not among it has ended."""
         with self._lock:
             ended = [

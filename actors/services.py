@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from pieray.actors.adapters import KeptAdapters
 from pieray.actors.hosts import Hosts
 from pieray.actors.keeper import Keeper
+from pieray.actors.kept_adapters import KeptAdapters
 from pieray.actors.members import BATCHER, BROKER, FACTS_S, RESOURCE_MANAGER, TELL_S, Member, Members
 from pieray.actors.records import Restarts
 from pieray.config import Config

@@ -42,26 +42,26 @@ class Store:
     not synced to the disk.  `clock` gives seconds since 1970.  Not thread-safe, but may be used by any thread.
     """
 
-    def __init__(self, path: str = "", clock: Callable[[], float] = time.time, patience_s: float = 10.0) -> None:
+    def __init__(self, path: str = "", clock: Callable[[], float] = time.time, timeout_s: float = 10.0) -> None:
         """Open `path`, "": memory.
 
-        Raises ConfigError for a file that cannot be used, or that another process has had open for `patience_s`.
+        Raises ConfigError for a file that cannot be used, or that another process has had open for `timeout_s`.
         """
         self._clock = clock
         self._swept_at = clock()
         self._used_before: dict[str, int] = {}  # of those whose use the transaction at hand has changed
         self._lost: sqlite3.Error | None = None  # why that transaction was rolled back
         try:
-            self._db = self._open(path, patience_s)
+            self._db = self._open(path, timeout_s)
             self._used: dict[str, int] = dict(self._db.execute("SELECT tenant, SUM(size) FROM entries GROUP BY tenant"))
         except (sqlite3.Error, OSError) as error:
             raise ConfigError(f"store_path {path!r} cannot be used as a key-value store: {error}") from error
 
-    def _open(self, path: str, patience_s: float) -> sqlite3.Connection:
+    def _open(self, path: str, timeout_s: float) -> sqlite3.Connection:
         if path:
             Path(path).expanduser().resolve().parent.mkdir(parents=True, exist_ok=True)
         where = str(Path(path).expanduser()) if path else ":memory:"
-        db = sqlite3.connect(where, timeout=patience_s, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(where, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import psutil
 
 GRACE_S = 2.0
-KILL_PATIENCE_S = 5.0
+KILL_TIMEOUT_S = 5.0
 
 
 def session_of(leader: int) -> list[psutil.Process]:
@@ -44,9 +44,9 @@ def end(processes: Iterable[psutil.Process], grace_s: float = GRACE_S) -> list[i
     import psutil
 
     processes = list(processes)
-    for signal_all, patience_s in ((_terminate, grace_s), (_kill, KILL_PATIENCE_S)):
+    for signal_all, timeout_s in ((_terminate, grace_s), (_kill, KILL_TIMEOUT_S)):
         signal_all(processes)
-        _, processes = psutil.wait_procs(processes, timeout=patience_s)
+        _, processes = psutil.wait_procs(processes, timeout=timeout_s)
     return [p.pid for p in processes]
 
 

@@ -29,7 +29,7 @@ from pieray.world.mcp.spec import parse_option
 
 log = logging.getLogger(__name__)
 
-KILL_PATIENCE_S = 5.0
+KILL_TIMEOUT_S = 5.0
 
 Program = Annotated[
     str,
@@ -246,6 +246,6 @@ def _events(process: Process) -> Iterator[Event]:
 
 def _end(process: Process) -> None:
     try:
-        process.kill("its client has left", timeout=KILL_PATIENCE_S)
+        process.kill("its client has left", timeout=KILL_TIMEOUT_S)
     except PierayError as error:
         log.info("%s: %s", process.id, error.message)  # it has ended, or its host has: nothing runs on

@@ -51,7 +51,7 @@ class ControllerCalls:
     def ping(self) -> None:
         """Raises NoAnswer for a Controller that does not say that it lives, ActorGone."""
         try:
-            self._clock.heard(self._begin("ping")(PING_S))
+            self._clock.update(self._begin("ping")(PING_S))
         except NoAnswer:
             raise NoAnswer(
                 f"the engine's Controller does not answer, for {PING_S:.0f} s now: it is frozen or out of "

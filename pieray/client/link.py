@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOOLS_PATIENCE_S = 10.0
+TOOLS_TIMEOUT_S = 10.0
 """For the servers of tools to end, when a link closes."""
 LAUNCH_S = 3.0
 """How long an actor may take to launch at a granted place; longer than `pieray.concurrency.stalls.STALL_S`."""
@@ -143,7 +143,7 @@ class ActorLink:
             raise
         for one, (clock, refused) in zip(launches, outcomes, strict=True):
             if refused is None:
-                one.grant.clock.heard(clock)
+                one.grant.clock.update(clock)
             elif isinstance(refused, DeadlineExceeded):
                 self.tell_kill(one.process.id, "its launch was given up")
             if refused is not None or one.process.is_done:
@@ -234,7 +234,7 @@ class ActorLink:
         self._conn.close("the client has closed its engine handle")
         for instance_id in list(self._tools):
             self._end_tools(instance_id)
-        deadline = Deadline(TOOLS_PATIENCE_S)
+        deadline = Deadline(TOOLS_TIMEOUT_S)
         with self._lock:
             threads = list(self._closing)
         for closing in threads:

@@ -31,7 +31,7 @@ class Grant:
         self.ends_at = asked_at + lifetime_s
         """By this process's time.monotonic; a little earlier than by the actor's."""
         self.clock = RemoteClock()
-        self.clock.heard(clock)
+        self.clock.update(clock)
         self.num_used = 0
 
 

@@ -47,7 +47,7 @@ class RemoteClock:
         """Since it was last told; infinite before the first time."""
         return time.monotonic() - self._heard_at if self._offset_s is not None else float("inf")
 
-    def heard(self, told: float) -> None:
+    def update(self, told: float) -> None:
         """An answer that says `told` has just come."""
         self._heard_at = time.monotonic()
         self._offset_s = told - self._heard_at

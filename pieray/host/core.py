@@ -25,7 +25,7 @@ from pieray.errors import (
     PierayError,
     Stalled,
 )
-from pieray.host.children.children import Attachments
+from pieray.host.children.service import Attachments
 from pieray.host.components import Components
 from pieray.host.device.device import DeviceClient
 from pieray.host.device.sessions import DeviceSessions

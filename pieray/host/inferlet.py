@@ -66,7 +66,7 @@ class Inferlet:
         self._guest: Guest | None = None
         self._killed: PierayError | None = None
         self._loading: Future[Program] | None = None
-        self._num_told = 0  # of tokens computed, by `take_tokens`
+        self._num_reported = 0  # of tokens computed, by `take_tokens`
         self._has_begun = False  # to run, or to end without having run
         self.started: Future[None] = Future()
         """Done when its guest runs, or with the error why it never will."""
@@ -258,8 +258,8 @@ class Inferlet:
     def take_tokens(self) -> int:
         """Tokens that it has computed since this was called last."""
         with self._parts.lock:
-            before, self._num_told = self._num_told, self._outbox.num_computed
-            return self._num_told - before
+            before, self._num_reported = self._num_reported, self._outbox.num_computed
+            return self._num_reported - before
 
     def _call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
         def locked() -> None:

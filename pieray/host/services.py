@@ -10,8 +10,8 @@ from pieray.concurrency.loop_thread import LoopThread
 from pieray.concurrency.timers import Timers
 from pieray.config import Config, Limits
 from pieray.host.broker.client import BrokerClient
-from pieray.host.children.children import ChildService
-from pieray.host.device.adapters import AdapterDirectory
+from pieray.host.children.service import ChildService
+from pieray.host.device.adapter_commands import AdapterDirectory
 from pieray.host.device.transfers import ActorTransfers
 from pieray.host.text.grammars import GrammarService
 from pieray.host.text.textwork import TextWorkers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pieray.config import Limits
-from pieray.host.device.adapters import OpenAdapter
+from pieray.host.device.adapter_commands import OpenAdapter
 from pieray.host.device.commands import Queue
 from pieray.host.device.embeds import EmbedTable
 from pieray.host.open_handles import OpenHandles

@@ -23,7 +23,7 @@ from pieray.leases.rank import Rank
 
 AGAIN_S = 1.0
 """A program that could not give up all that it has is not asked again before."""
-PATIENCE_S = 1.0
+NEWCOMER_WAIT_S = 1.0
 """A program without pages waits for so long before one gives up its own that only is younger: some come to their end
 in the meantime, and what has begun gets on."""
 ANSWER_S = 5.0
@@ -100,7 +100,7 @@ class Relief:
             wanted -= count.given_up_by(holder)
         if wanted <= 0:
             return []
-        is_patient = not ledger.num_pages_of(waiting.holder) and now - waiting.since < PATIENCE_S
+        is_patient = not ledger.num_pages_of(waiting.holder) and now - waiting.since < NEWCOMER_WAIT_S
         since, dead = self._line.waits(), set(ledger.dead_peers)
         over = ranks.over_share(since, now)
         found: list[tuple[bool, Rank, Holder]] = []

@@ -5,7 +5,7 @@
                written  ^ written in truth, and marked when somebody looks
     bound     <------------- room ------->  tail, unreached
 
-How far a run has come (`Growing.told`) is a number that its plan keeps up to date; the bits of the slots written
+How far a run has come (`Growing.num_written`) is a number that its plan keeps up to date; the bits of the slots written
 follow in `settle`, for the whole span at once, before anything reads them.
 """
 
@@ -25,7 +25,7 @@ OnSettled = Callable[[int, int, bool], None]
 """Told that slots [start, stop) of the line are written, and whether nothing else was staged to write some of them."""
 
 
-def _unheard(_start: int, _stop: int, _is_untouched: bool) -> None: ...
+def _ignored(_start: int, _stop: int, _is_untouched: bool) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -37,11 +37,11 @@ class Growing(Prepared):
 
     tail: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
     num_bound: int = 0
-    line: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # all rows, in the order of the handles
+    all_rows: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # all rows, in the order of the handles
     idents: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # and their identities
-    told: int = 0  # slots of the line that are written, in truth
+    num_written: int = 0  # slots of the line that are written, in truth
     settled: int = 0  # of these, those marked as written
-    on_settled: OnSettled = _unheard
+    on_settled: OnSettled = _ignored
 
     @property
     def room(self) -> int:
@@ -55,7 +55,7 @@ class GrowingStaging(Staging):
     def stage_plan(self, handles: U32, kv_len: int, num_tokens: int, num_more: int) -> Growing:
         """Check and pin a run of `num_tokens` behind `kv_len` tokens, and of up to `num_more` drawn ones.
 
-        Copy-on-write is decided for all pages.  No slot counts as written until `told` says so.  The run attends
+        Copy-on-write is decided for all pages.  No slot counts as written until `num_written` says so.  The run attends
         nothing that `visible` does not show.  Raises as `stage_forward`.
         """
         size = self.page_size
@@ -89,9 +89,9 @@ class GrowingStaging(Staging):
             one.moved,
             hidden=None if hidden is None else hidden[:num_full],
             tail=tail,
-            line=line,
+            all_rows=line,
             idents=self._frames.ident.take(line),
-            told=kv_len,
+            num_written=kv_len,
             settled=kv_len,
         )
         self._growing.append(growing)
@@ -101,11 +101,11 @@ class GrowingStaging(Staging):
         """A run that was stopped, and not by `stop_growing`, is to go on behind what it was told to have written:
         `num_tokens` of its line are to be run yet.  Its frames stay pinned throughout; the old one is finished."""
         self.settle()
-        frames, line, size = self._frames, old.line, self.page_size
+        frames, line, size = self._frames, old.all_rows, self.page_size
         num_own = np.isin(line, old.rows).astype(np.int64) + np.isin(line, old.tail)
         busy = np.flatnonzero(frames.in_flight.take(line) > num_own)
-        num_pages = max(-(-(old.told + num_tokens) // size), int(busy[-1]) + 1 if len(busy) else 0)
-        num_full = old.told // size
+        num_pages = max(-(-(old.num_written + num_tokens) // size), int(busy[-1]) + 1 if len(busy) else 0)
+        num_full = old.num_written // size
         rows, tail = line[:num_pages].copy(), line[num_pages:]
         frames.pin(rows)
         frames.pin(tail)
@@ -123,10 +123,10 @@ class GrowingStaging(Staging):
             [],
             hidden=np.full(num_full, self._full),  # what is before it was there when it began
             tail=tail,
-            line=line,
+            all_rows=line,
             idents=old.idents,
-            told=old.told,
-            settled=old.told,
+            num_written=old.num_written,
+            settled=old.num_written,
             on_settled=old.on_settled,
         )
         self._growing.append(growing)
@@ -170,9 +170,9 @@ class GrowingStaging(Staging):
 
     def is_behind(self, other: Prepared, growing: Growing) -> bool:
         """Whether a command under way uses pages that the run is yet to write to, or writes to any of its pages."""
-        ahead = growing.line[growing.told // self.page_size :]
+        ahead = growing.all_rows[growing.num_written // self.page_size :]
         written = np.array([row for row, _ in other.writes], np.int64)
-        return bool(np.isin(other.rows, ahead).any() or np.isin(written, growing.line).any())
+        return bool(np.isin(other.rows, ahead).any() or np.isin(written, growing.all_rows).any())
 
     def stop_growing(self, growing: Growing) -> None:
         """The run gets no more pages: those that it has not got are not in use any more.  Idempotent."""
@@ -183,13 +183,13 @@ class GrowingStaging(Staging):
     def settle(self) -> None:
         """Mark what runs have written so far."""
         for growing in self._growing:
-            if growing.told > growing.settled:
-                self._confirm(growing, growing.settled, growing.told)
+            if growing.num_written > growing.settled:
+                self._confirm(growing, growing.settled, growing.num_written)
 
     def _confirm(self, growing: Growing, start: int, stop: int) -> None:
         size, written = self.page_size, self._frames.written
         first, last = start // size, -(-stop // size)
-        rows = growing.line[first:last]
+        rows = growing.all_rows[first:last]
         bits = np.full(last - first, self._full)
         bits[0] &= ~np.uint64(slot_bits(0, start - first * size))
         bits[-1] &= np.uint64(slot_bits(0, stop - (last - 1) * size))

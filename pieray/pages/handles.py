@@ -29,11 +29,11 @@ from pieray.pages.growing import GrowingStaging
 from pieray.pages.prepared import Copy, Prepared
 from pieray.pages.slots import HandleTable
 
-__all__ = ["Copy", "Lent", "PageSpace", "Prepared"]
+__all__ = ["Copy", "ExportedFrames", "PageSpace", "Prepared"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lent:
+class ExportedFrames:
     """Frames held for an export, as they were when it was asked for: whatever writes to them copies them first."""
 
     rows: I64
@@ -51,7 +51,7 @@ class PageSpace(GrowingStaging):
         self.limit = limit
         self.num_granted = 0
         self.num_released = 0
-        self._lent: dict[Lent, None] = {}
+        self._exporting: dict[ExportedFrames, None] = {}
 
     @property
     def num_handles(self) -> int:
@@ -203,21 +203,25 @@ class PageSpace(GrowingStaging):
     def swappable_rows(self, kept: Collection[int]) -> I64:
         """Frames with pages that can be given up while nothing is in flight.  Not those on `kept` pages, or that are
         being exported."""
-        rows = self._unlent_rows()
+        rows = self._rows_not_exported()
         found: I64 = rows[~np.isin(self._frames.page.take(rows), list(kept))]
         return found
 
     def unused_rows(self, used: I64) -> I64:
         """Frames with pages that can be given up at any time, but for the `used` ones: the least recently used first.
         Not those that are being exported."""
-        rows = self._unlent_rows()
+        rows = self._rows_not_exported()
         rows = rows[~np.isin(rows, used)]
         found: I64 = rows[np.argsort(self._frames.used_at.take(rows), kind="stable")]
         return found
 
-    def _unlent_rows(self) -> I64:
+    def _rows_not_exported(self) -> I64:
         rows = np.flatnonzero(self._frames.page != UNBOUND)
-        return rows[~np.isin(rows, np.concatenate([lent.rows for lent in self._lent]))] if self._lent else rows
+        return (
+            rows[~np.isin(rows, np.concatenate([exported.rows for exported in self._exporting]))]
+            if self._exporting
+            else rows
+        )
 
     def without_shared(self, rows: I64, shared: Collection[int]) -> tuple[I64, I64]:
         """Frames, and those of them on `shared` pages that are known by their content."""
@@ -400,8 +404,8 @@ class PageSpace(GrowingStaging):
 
     # --- exports -------------------------------------------------------------------------------
 
-    def lend(self, handles: U32, num_tokens: int) -> Lent:
-        """Hold the frames behind the first `num_tokens` tokens for an export, until `end_loan`.
+    def begin_export(self, handles: U32, num_tokens: int) -> ExportedFrames:
+        """Hold the frames behind the first `num_tokens` tokens for an export, until `end_export`.
 
         Raises BadHandle, QuotaExceeded (they count as handles), and InvalidRequest if the tokens were not all written
         (or hidden), do not fit, or a page is named twice or holds none of them.
@@ -423,30 +427,30 @@ class PageSpace(GrowingStaging):
             raise InvalidRequest(f"not all of the first {num_tokens} tokens were written; forward or copy them first")
         if not written.all() or len(np.unique(rows)) != len(rows):
             raise InvalidRequest("a page to export is named twice, or all its tokens are masked and were never written")
-        lent = Lent(rows, written, num_tokens)
+        exported = ExportedFrames(rows, written, num_tokens)
         self._frames.add_refs(rows)
-        self._lent[lent] = None
-        return lent
+        self._exporting[exported] = None
+        return exported
 
-    def seal(self, lent: Lent) -> list[int]:
+    def freeze(self, exported: ExportedFrames) -> list[int]:
         """Nothing in flight writes to the frames: the pages to export.
 
         Raises Cancelled if a command that was to write them has failed, and InvalidRequest if one page, imported
         several times, is among them twice.
         """
         self.settle()
-        if (self._frames.written.take(lent.rows) & lent.written != lent.written).any():
+        if (self._frames.written.take(exported.rows) & exported.written != exported.written).any():
             raise Cancelled("a command that was to write what is exported has failed")
-        pages: list[int] = self._frames.page.take(lent.rows).tolist()
+        pages: list[int] = self._frames.page.take(exported.rows).tolist()
         if len(set(pages)) != len(pages):
             raise InvalidRequest("a page to export is named twice: it was imported more than once")
-        self._frames.is_shared[lent.rows] = True
+        self._frames.is_shared[exported.rows] = True
         return pages
 
-    def end_loan(self, lent: Lent) -> None:
+    def end_export(self, exported: ExportedFrames) -> None:
         """The export has been made, or has failed."""
-        del self._lent[lent]
-        self._frames.drop_refs(lent.rows)
+        del self._exporting[exported]
+        self._frames.drop_refs(exported.rows)
 
     def adopt(self, pages: Sequence[int], written: U64) -> U32:
         """Handles to an export's pages, of which those slots were written; whoever writes to them copies them first.
@@ -461,7 +465,7 @@ class PageSpace(GrowingStaging):
 
     def check(self) -> None:
         """Raise `internal` unless granted = bound + spare + released and all counts add up; O(frames)."""
-        rows = [self._handles.live_values(), *(lent.rows for lent in self._lent)]
+        rows = [self._handles.live_values(), *(exported.rows for exported in self._exporting)]
         self._frames.check(np.concatenate(rows), self.num_granted, self.num_released)
 
     # --- inside --------------------------------------------------------------------------------
@@ -469,7 +473,7 @@ class PageSpace(GrowingStaging):
     def _check_quota(self, count: int) -> None:
         if count < 0:
             raise InvalidRequest(f"a count of pages is at least 0; given {count}")
-        num_held = self.num_handles + sum(len(lent.rows) for lent in self._lent)
+        num_held = self.num_handles + sum(len(exported.rows) for exported in self._exporting)
         if num_held + count > self.limit:
             raise QuotaExceeded(
                 f"limits.pages is {self.limit}: {num_held} handles are held, {count} more were asked for"

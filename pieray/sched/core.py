@@ -32,7 +32,6 @@ from pieray.messages import (
 )
 from pieray.models.batch import NO_ROWS
 from pieray.models.draws import Drawn
-from pieray.sched.adapters import LoadedAdapters
 from pieray.sched.batch_former import StepPlan
 from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
@@ -43,6 +42,7 @@ from pieray.sched.costs import CostModel
 from pieray.sched.device_steps import DeviceSteps, Runner, independent_groups
 from pieray.sched.failures import dependency_failed, failed, malformed
 from pieray.sched.lanes import I64, LaneKey
+from pieray.sched.loaded_adapters import LoadedAdapters
 from pieray.sched.lookups import EmbedLookups
 from pieray.sched.passes import PassTable, passes_tickets
 from pieray.sched.plans import PlanCommand

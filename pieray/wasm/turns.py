@@ -4,8 +4,8 @@ From first to last: guests of tenants that have not had more than their share of
 priority, then those of the tenant that has computed least, and of these who has computed least.  A guest that waits
 for the device and computes little in between is so ahead of one that spins, whenever it wakes; the one that spins has
 what the others leave.  Where pages are short, guests that have had no turn yet come behind those that have: who holds
-pages is to come to an end and give them back.  Nothing starves: each `PATIENCE_S` one turn is that of whoever has
-waited longest.  Guests in the background have what nobody else wants.
+pages is to come to an end and give them back.  Nothing starves: each `OLDEST_FIRST_EVERY_S` one turn is that of
+whoever has waited longest.  Guests in the background have what nobody else wants.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-PATIENCE_S = 0.5
+OLDEST_FIRST_EVERY_S = 0.5
 """Who has waited so long has the next turn, one of them each time."""
 SHARE_S = 0.05
 """A tenant is over its share when it has had so much more than the one, of those that want turns, that had least."""
@@ -203,7 +203,7 @@ class TurnQueue(Generic[G]):
         return any(rank <= _rank(other, over, is_short) for other in long)
 
     def _first(self) -> G:
-        """The guest that is next, but for patience; there must be one."""
+        """The guest that is next, before any turn of who has waited longest; there must be one."""
         over, is_short = self._over_share(), self._is_short()
         return min(
             (_rank(guest, over, is_short), tenant.had, wish.place, guest)
@@ -215,10 +215,10 @@ class TurnQueue(Generic[G]):
     def _longest_waiting(self) -> G | None:
         """Who has waited so long that it has the next turn."""
         now = self._clock()
-        if now - self._was_patient_at < PATIENCE_S:
+        if now - self._was_patient_at < OLDEST_FIRST_EVERY_S:
             return None
         for guest, wish in self._waiting.items():
-            if now - wish.since < PATIENCE_S:
+            if now - wish.since < OLDEST_FIRST_EVERY_S:
                 return None
             if not guest.is_background:
                 self._was_patient_at = now

@@ -15,7 +15,7 @@ from programs import ECHO, GENERATE, HOLD_PAGES, program
 import pieray
 from pieray.errors import DeviceLost, EngineError, PeerLost, PierayError
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 
 
 def kill(engine: Any, role: str) -> int:
@@ -26,7 +26,7 @@ def kill(engine: Any, role: str) -> int:
 
 
 def until_replaced(engine: Any, role: str, old_pid: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         try:
             pids = [a["pid"] for a in engine.status()["actors"] if a["role"] == role]
@@ -34,17 +34,17 @@ def until_replaced(engine: Any, role: str, old_pid: int) -> None:
             pids = []
         if pids and old_pid not in pids:
             return
-        assert time.monotonic() < deadline, f"no new {role} within {PATIENCE_S} s"
+        assert time.monotonic() < deadline, f"no new {role} within {TIMEOUT_S} s"
         time.sleep(0.05)
 
 
 def launch_soon(engine: Any, *args: Any, **kwargs: Any) -> Any:
     """Launch, again while the engine is being mended."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         try:
             process = engine.launch(*args, **kwargs)
-            process.result(timeout=PATIENCE_S)
+            process.result(timeout=TIMEOUT_S)
         except PierayError:
             if time.monotonic() > deadline:
                 raise
@@ -75,7 +75,7 @@ def test_a_launch_right_after_its_actor_was_killed_runs_elsewhere_or_says_that_i
     said, lost = [], []
     for number in range(12):
         try:
-            said.append((engine, fresh)[number % 2].launch(GENERATE, prompt="12+7=").result(timeout=PATIENCE_S))
+            said.append((engine, fresh)[number % 2].launch(GENERATE, prompt="12+7=").result(timeout=TIMEOUT_S))
         except PeerLost as error:
             lost.append(error.message)
     assert said == [expected] * len(said)

@@ -15,7 +15,7 @@ from programs import ECHO, GENERATE, program
 import pieray
 from pieray.errors import PierayError
 
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 LOST_AFTER_S = 1.5
 
 
@@ -33,14 +33,14 @@ def actor(engine: Any, role: str) -> dict[str, Any]:
 
 
 def until(what: str, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         try:
             if condition():
                 return
         except PierayError:  # a frozen actor may fail a status
             pass
-        assert time.monotonic() < deadline, f"{what} did not happen within {PATIENCE_S} s"
+        assert time.monotonic() < deadline, f"{what} did not happen within {TIMEOUT_S} s"
         time.sleep(0.1)
 
 
@@ -65,7 +65,7 @@ def all_links_up(engine: Any) -> bool:
 
 @pytest.mark.parametrize("role", LINKED)
 def test_after_a_freeze_over_tcp_every_launch_works(engine: Any, role: str) -> None:
-    expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=PATIENCE_S)
+    expected = engine.launch(GENERATE, prompt="12+7=").result(timeout=TIMEOUT_S)
     before = actor(engine, "inferlets")
     idle = engine.launch(ECHO)
     frozen(engine, role)
@@ -79,15 +79,15 @@ def test_after_a_freeze_over_tcp_every_launch_works(engine: Any, role: str) -> N
 
     until("dialling again", is_mended)
     processes = [engine.launch(GENERATE, prompt="12+7=") for _ in range(20)]
-    assert [process.result(timeout=PATIENCE_S) for process in processes] == [expected] * 20
+    assert [process.result(timeout=TIMEOUT_S) for process in processes] == [expected] * 20
     if role != "inferlets":  # its client's link was not cut, and it needs no device
         idle.send("end")
-        assert idle.result(timeout=PATIENCE_S) == 0
+        assert idle.result(timeout=TIMEOUT_S) == 0
     else:
         again = engine.attach(idle.id)
         again.send("end")
-        assert again.result(timeout=PATIENCE_S) == 0
-    assert_pages_return(engine, timeout_s=PATIENCE_S)
+        assert again.result(timeout=TIMEOUT_S) == 0
+    assert_pages_return(engine, timeout_s=TIMEOUT_S)
 
 
 STORE = program(
@@ -104,12 +104,12 @@ async def main(value):
 
 def test_after_a_freeze_the_broker_is_dialled_again(engine: Any) -> None:
     may = {"store": True}
-    assert engine.launch(STORE, value="a", capabilities=may).result(timeout=PATIENCE_S) == "a"
+    assert engine.launch(STORE, value="a", capabilities=may).result(timeout=TIMEOUT_S) == "a"
     frozen(engine, "broker")
     until("dialling again", lambda: all_links_up(engine))
     processes = [engine.launch(STORE, value=str(n), capabilities=may) for n in range(5)]
     for process in processes:
-        process.result(timeout=PATIENCE_S)
+        process.result(timeout=TIMEOUT_S)
 
 
 HOLDS_PAGES = program(
@@ -158,4 +158,4 @@ def test_who_waits_for_pages_when_the_resource_manager_dies_is_told_and_goes_on(
         process = engine.launch(WAITS_FOR_PAGES)
         until("waiting for pages", lambda: actor(engine, "resource-manager")["waiting"] == 1)
         os.kill(actor(engine, "resource-manager")["pid"], signal.SIGKILL)
-        assert process.result(timeout=PATIENCE_S) < 10.0
+        assert process.result(timeout=TIMEOUT_S) < 10.0

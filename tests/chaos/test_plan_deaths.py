@@ -11,7 +11,7 @@ from programs import GENERATE, program
 
 from pieray.errors import PierayError
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 DRAWS = program(
     """
 from inferlet import Context, DeviceLost, Plan, kv, queue, session
@@ -37,11 +37,11 @@ def test_plans_of_a_dead_batcher_are_device_lost(engine: Any) -> None:
     for process in processes:
         next(iter(process))
     os.kill(next(a["pid"] for a in engine.status()["actors"] if a["role"] == "batcher"), signal.SIGKILL)
-    assert [process.result(timeout=PATIENCE_S) for process in processes] == [[True, "device-lost"]] * 4
-    deadline = time.monotonic() + PATIENCE_S
+    assert [process.result(timeout=TIMEOUT_S) for process in processes] == [[True, "device-lost"]] * 4
+    deadline = time.monotonic() + TIMEOUT_S
     while True:
         try:
-            found: Any = engine.launch(GENERATE, prompt="12+7=").result(timeout=PATIENCE_S)
+            found: Any = engine.launch(GENERATE, prompt="12+7=").result(timeout=TIMEOUT_S)
             break
         except PierayError:
             assert time.monotonic() < deadline, "no new device group in time"

@@ -165,8 +165,8 @@ def state_of(engine: Any, run: str) -> str:
     return next(str(row["state"]) for row in engine.ps() if row["instance_id"] == run)
 
 
-def until(holds: Callable[[], Any], patience_s: float = 15.0) -> None:
-    deadline = time.monotonic() + patience_s
+def until(holds: Callable[[], Any], timeout_s: float = 15.0) -> None:
+    deadline = time.monotonic() + timeout_s
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)

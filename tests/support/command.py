@@ -106,10 +106,10 @@ class CommandLine:
                 continue
         return found
 
-    def assert_nothing_is_left(self, patience_s: float = 5.0) -> None:
+    def assert_nothing_is_left(self, timeout_s: float = 5.0) -> None:
         """Moments later at most, for a process that a kill -9 orphaned has to notice."""
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + timeout_s
         while self.alive() and time.monotonic() < deadline:
             time.sleep(0.1)
         left = self.alive()
-        assert left == [], f"still alive after {patience_s} s: {left}"
+        assert left == [], f"still alive after {timeout_s} s: {left}"

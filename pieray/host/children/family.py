@@ -44,7 +44,7 @@ class Link(Protocol):
 
 
 class Launching(Protocol):
-    """Brings children up; see `pieray.host.children.children.ChildService`."""
+    """Brings children up; see `pieray.host.children.service.ChildService`."""
 
     def launch(self, message: Launch, child: Child, done: Callable[[Link | PierayError], None]) -> None:
         """Launch and attach; `done` is called once, from any thread."""
@@ -77,7 +77,7 @@ class Child:
 
     def add(self, events: list[Event]) -> None:
         """Events of it, on the link's reader thread; those that came before are skipped."""
-        self._family.heard(self, events)
+        self._family.add_events(self, events)
 
     def lose(self, error: PierayError) -> None:
         """Its actor is gone."""
@@ -205,9 +205,9 @@ class Family:
         if is_running:
             self.kill(child, "its parent has closed it", None)
 
-    # --- what is heard of the children ----------------------------------------------------------
+    # --- events of the children ------------------------------------------------------------------
 
-    def heard(self, child: Child, events: list[Event]) -> None:
+    def add_events(self, child: Child, events: list[Event]) -> None:
         """What a child has said."""
         resolved: Resolved = []
         for event in events:
@@ -259,7 +259,7 @@ class Family:
             self._fail(type(outcome)(f"the linked child {child.id} failed: {outcome.message}"))
 
     def _launched(self, child: Child, size: int, found: Link | PierayError) -> None:
-        error = as_told(found) if isinstance(found, PierayError) else None
+        error = as_guest_sees(found) if isinstance(found, PierayError) else None
         with self._lock:
             self._unsent -= size
             child.is_launching = False
@@ -376,10 +376,10 @@ class _Once:
 def reported(payload: str) -> PierayError:
     """A child's "error" event, as its parent is told."""
     problem = json.loads(payload)
-    return as_told(error_from(str(problem["code"]), str(problem["message"])))
+    return as_guest_sees(error_from(str(problem["code"]), str(problem["message"])))
 
 
-def as_told(error: PierayError) -> PierayError:
+def as_guest_sees(error: PierayError) -> PierayError:
     """The error as a guest sees it: one of the WIT's codes."""
     if error.code in WIT_CODES:
         return error

@@ -225,7 +225,7 @@ class Run(Command):
         super().__init__(ticket, queue, prepared)
         self.is_entered = False  # whether others may find what it was to run before it drew anything
 
-    def told(self, tokens: bytes, logprobs: bytes, counts: bytes) -> bool:
+    def drew(self, tokens: bytes, logprobs: bytes, counts: bytes) -> bool:
         """The batcher tells what it has drawn; whether the run should have more pages."""
         raise NotImplementedError
 

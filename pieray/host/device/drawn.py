@@ -77,7 +77,7 @@ class Drawn:
         failed: Callable[[PierayError], None],
     ) -> None:
         self.num_prompt = len(prompt)
-        self.line = array("I", prompt)  # and what was drawn
+        self.tokens = array("I", prompt)  # and what was drawn
         self.scores = array("f")
         self.stop_tokens: frozenset[int] = frozenset()  # they have no text
         self.is_running = False
@@ -97,11 +97,11 @@ class Drawn:
     @property
     def count(self) -> int:
         """Tokens drawn."""
-        return len(self.line) - self.num_prompt
+        return len(self.tokens) - self.num_prompt
 
     def add(self, tokens: bytes, logprobs: bytes) -> None:
         """More was drawn: tokens (u32) and, if they are scored, log-probabilities (f32)."""
-        self.line.frombytes(tokens)
+        self.tokens.frombytes(tokens)
         self.scores.frombytes(logprobs)
         if self._flow is not None:
             self._flow_on(self._flow)
@@ -122,7 +122,7 @@ class Drawn:
         """Forget all but the first tokens."""
         if self._taker is not None:
             self.hand_out(self._taker)
-        del self.line[self.num_prompt + num_tokens :]
+        del self.tokens[self.num_prompt + num_tokens :]
         del self.scores[num_tokens:]
         self._num_given = min(self._num_given, num_tokens)
         self._num_sent = min(self._num_sent, num_tokens)
@@ -157,7 +157,7 @@ class Drawn:
             return
         self._taker = None
         if ticket.is_open and ticket.result is None:
-            tokens = self.line[self.num_prompt + self._num_given :].tobytes()
+            tokens = self.tokens[self.num_prompt + self._num_given :].tobytes()
             scores = self.scores[self._num_given :].tobytes()
             ticket.result = [tokens, scores] if ticket.kind is Kind.DISTRIBUTION else tokens
             self._num_given = self.count
@@ -188,7 +188,7 @@ class Drawn:
                 raise type(self.error)(self.error.message)
         self.is_awaited = False
         most = min(most or MAX_TEXTS, MAX_TEXTS) if stream is not None else most
-        tokens = self.line[self.num_prompt + start : self.num_prompt + start + most if most else None].tolist()
+        tokens = self.tokens[self.num_prompt + start : self.num_prompt + start + most if most else None].tolist()
         texts = self._texts(tokens, start, stream) if stream is not None else []
         tokens = tokens[: len(texts)] if stream is not None else tokens
         self._num_given = start + len(tokens)
@@ -238,7 +238,7 @@ class Drawn:
     def _flow_on(self, flow: StreamTicket) -> None:
         start, self._num_sent = self._num_sent, self.count
         try:
-            texts = self._texts(self.line[self.num_prompt + start :].tolist(), start, flow.stream)
+            texts = self._texts(self.tokens[self.num_prompt + start :].tolist(), start, flow.stream)
             self._send_all(flow, texts)
         except PierayError as error:
             self._flow = None

@@ -13,7 +13,7 @@ from pieray.host.device.outbox import Outbox
 from pieray.host.identity import Identity
 from pieray.host.tickets import Kind, TicketTable
 from pieray.messages import ExportPages, ImportPages, LeasePages, ListExports, Message, Unexport
-from pieray.pages.handles import Lent, PageSpace
+from pieray.pages.handles import ExportedFrames, PageSpace
 from pieray.pages.lineage import Lineage
 from pieray.texts import byte_size
 
@@ -63,25 +63,27 @@ class PageRequests:
             self._tickets.resolve(ticket, None)
         return ticket
 
-    def export(self, lent: Lent, name: str, meta: str, access: str, ttl_ms: int, *, pinned: bool, replace: bool) -> int:
+    def export(
+        self, exported: ExportedFrames, name: str, meta: str, access: str, ttl_ms: int, *, pinned: bool, replace: bool
+    ) -> int:
         """Ticket: none, once what was staged before has written the pages and they are kept."""
         self._ledger.check_room()
         limits = self._limits
         ticket = self._tickets.issue(Kind.NONE)
 
         def done(result: object) -> None:
-            self._pages.end_loan(lent)
+            self._pages.end_export(exported)
             self._tickets.resolve(ticket, result)
 
         def written(error: object) -> None:
             try:
                 if isinstance(error, PierayError):
                     raise error
-                restore = self._outbox.restore(lent.rows)
+                restore = self._outbox.restore(exported.rows)
                 if restore is not None:
                     self._ledger.after({restore}, ticket, written)
                     return
-                pages = np.array(self._pages.seal(lent), "<u4").tobytes()
+                pages = np.array(self._pages.freeze(exported), "<u4").tobytes()
             except PierayError as found:
                 done(found)
                 return
@@ -94,8 +96,8 @@ class PageRequests:
                     name,
                     access,
                     pages,
-                    lent.written.astype("<u8").tobytes(),
-                    lent.num_tokens,
+                    exported.written.astype("<u8").tobytes(),
+                    exported.num_tokens,
                     meta,
                     ttl_ms / 1000,
                     limits.pin_time_s if pinned else 0.0,
@@ -105,7 +107,7 @@ class PageRequests:
                 done,
             )
 
-        self._ledger.after(self._outbox.writers_of(frozenset(lent.rows.tolist())), ticket, written)
+        self._ledger.after(self._outbox.writers_of(frozenset(exported.rows.tolist())), ticket, written)
         return ticket
 
     def open(self, name: str) -> int:

@@ -283,7 +283,7 @@ class Outbox:
         run = self._runs.get(ticket)
         if run is None:
             return
-        wants_pages = run.told(tokens, logprobs, counts)
+        wants_pages = run.drew(tokens, logprobs, counts)
         if not run.is_entered:
             run.is_entered = True
             self._enter(run)
@@ -296,7 +296,7 @@ class Outbox:
         """What a command has written is to be found by others."""
         if self._prefixes is not None and command.queue.is_reusing:
             prepared = command.prepared
-            rows = prepared.line if isinstance(prepared, Growing) else prepared.rows[: prepared.num_pages]
+            rows = prepared.all_rows if isinstance(prepared, Growing) else prepared.rows[: prepared.num_pages]
             self._pages.settle()
             self._prefixes.enter(rows, self._work.unfinished(command))
 

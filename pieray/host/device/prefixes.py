@@ -174,5 +174,5 @@ def _rows_to_write(commands: Iterable[Command], page_size: int) -> set[int]:
         prepared = command.prepared
         rows.update(row for row, _ in prepared.writes)
         if isinstance(prepared, Growing):
-            rows.update(prepared.line[prepared.told // page_size :].tolist())
+            rows.update(prepared.all_rows[prepared.num_written // page_size :].tolist())
     return rows

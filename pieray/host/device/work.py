@@ -59,4 +59,4 @@ class Work:
 def rows_of(command: Command) -> list[I64]:
     """Frames of a command, of a plan also those that it has not got to."""
     prepared = command.prepared
-    return [prepared.rows, prepared.line] if isinstance(prepared, Growing) else [prepared.rows]
+    return [prepared.rows, prepared.all_rows] if isinstance(prepared, Growing) else [prepared.rows]

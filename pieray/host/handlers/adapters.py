@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from pieray.errors import InvalidRequest, ModelError, PierayError, QuotaExceeded
-from pieray.host.device.adapters import AdapterDirectory, Load, OpenAdapter, Unload
+from pieray.host.device.adapter_commands import AdapterDirectory, Load, OpenAdapter, Unload
 from pieray.host.device.commands import Queue
 from pieray.host.device.outbox import Outbox
 from pieray.host.identity import Identity

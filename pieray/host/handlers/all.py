@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pieray.host.broker.calls import BrokerCalls
 from pieray.host.device.exports import PageRequests
-from pieray.host.device.plans import PlanContext
+from pieray.host.device.plan_settings import PlanContext
 from pieray.host.handlers.adapters import AdapterHandlers
 from pieray.host.handlers.chat import ChatHandlers
 from pieray.host.handlers.children import ChildrenHandlers

@@ -98,11 +98,11 @@ class KvHandlers:
         check_name(name)
         check_size("message_bytes", self._limits.message_bytes, byte_size(meta), "the meta")
         with self._lock:
-            lent = self._pages.lend(pages, num_tokens)
+            exported = self._pages.begin_export(pages, num_tokens)
             try:
-                return self._requests.export(lent, name, meta, access, ttl_ms, pinned=pinned, replace=replace)
+                return self._requests.export(exported, name, meta, access, ttl_ms, pinned=pinned, replace=replace)
             except BaseException:
-                self._pages.end_loan(lent)
+                self._pages.end_export(exported)
                 raise
 
     def import_pages(self, name: str) -> int:

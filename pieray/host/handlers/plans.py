@@ -11,7 +11,8 @@ from pieray.arrays import U32
 from pieray.config import Limits
 from pieray.errors import InvalidRequest
 from pieray.host.device.drawn import Columns, NextTicket, StreamTicket
-from pieray.host.device.plans import ENDED, READY, Plan, PlanContext
+from pieray.host.device.plan import ENDED, READY, Plan
+from pieray.host.device.plan_settings import PlanContext
 from pieray.host.models import ModelDirectory
 from pieray.host.open_handles import OpenHandles
 from pieray.host.tables import HandleTables

@@ -28,7 +28,7 @@ class Scene:
         self.asked.append([host.name for host in hosts])
         asked_at, self.now = self.now, self.now + 0.01
         for host in hosts:
-            self.quotas.heard(host, self.live, asked_at)
+            self.quotas.reported(host, self.live, asked_at)
 
     def launch(self, tenant: str, instance_id: str) -> None:
         self.quotas.take(tenant, instance_id)
@@ -75,9 +75,9 @@ def test_what_waits_for_a_place_counts_and_an_answer_from_before_ends_nothing() 
     asked_at = scene.now
     scene.now += 1.0
     scene.quotas.placed("young", scene.host)
-    scene.quotas.heard(scene.host, [], asked_at)  # it was asked before that one was there
+    scene.quotas.reported(scene.host, [], asked_at)  # it was asked before that one was there
     assert scene.quotas.facts() == {"lab": {"inferlets": 2}}
-    scene.quotas.heard(scene.host, [], scene.now + 1.0)
+    scene.quotas.reported(scene.host, [], scene.now + 1.0)
     scene.quotas.give_back("waits")
     assert scene.quotas.facts() == {}
     scene.quotas.give_back("waits")

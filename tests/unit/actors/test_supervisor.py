@@ -454,7 +454,7 @@ def test_places_are_granted_by_the_actor_that_has_them(engine: Callable[..., Sup
 def test_an_actor_that_does_not_answer_grants_nothing_and_its_places_are_counted_until_it_does(
     engine: Callable[..., Supervisor], fleet: FakeFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placement, "GRANT_PATIENCE_S", 0.1)
+    monkeypatch.setattr(placement, "GRANT_TIMEOUT_S", 0.1)
     one = engine(inferlets_per_actor=8, suspect_after_s=20.0, replace_after_s=40.0)
     host = fleet.one(INFERLETS)
     fleet.freeze(host)
@@ -502,7 +502,7 @@ def test_a_host_that_is_started_while_the_device_group_is_lost_is_opened_when_th
         assert not opening.done()
         hosts.want_device(*pair, models)
         opening.result(SOON)
-        assert host.told["reconnect"] == pair
+        assert host.sent["reconnect"] == pair
         hosts.drop_device()
         opening = threads.submit(hosts.open, [host])
         running.shutdown()

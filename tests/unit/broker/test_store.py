@@ -115,7 +115,7 @@ def test_a_file_outlives_its_store_and_has_one_at_a_time(tmp_path: Path) -> None
     store = Store(path)
     store.put("t", "k", "v", max_bytes=MIB)
     with pytest.raises(ConfigError, match="store_path"):
-        Store(path, patience_s=0.1)
+        Store(path, timeout_s=0.1)
     store.close()
     again = Store(path)
     assert again.get("t", "k") == "v"

@@ -61,7 +61,7 @@ def test_the_other_clock_is_never_taken_to_be_ahead(clock: Clock) -> None:
     assert remote.age_s == float("inf")
     told = 5000.0  # and then the answer travels for 2 s
     clock.now += 2
-    remote.heard(told)
+    remote.update(told)
     clock.now += 10
     assert remote.at(clock.now) == told + 10 <= told + 12
     assert remote.age_s == 10

@@ -52,7 +52,7 @@ class PlanBench(Bench):
             posted, self.device.posted = self.device.posted, []
             self.route(self.core.submit("p", posted, 0.0))
 
-    def lend(self, count: int) -> None:
+    def begin_export(self, count: int) -> None:
         """More pages are free: a lease that waits gets them."""
         self.free += range(1000 + len(self.runner.slots) * 64, 1000 + len(self.runner.slots) * 64 + count)
         if self.waiting:

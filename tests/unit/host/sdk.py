@@ -15,7 +15,7 @@ from inferlet import _host, _raw
 from inferlet._loop import TicketLoop
 from pieray.errors import PierayError
 
-PATIENCE_S = 20.0
+TIMEOUT_S = 20.0
 
 
 class SdkBench(Bench):
@@ -38,7 +38,7 @@ class SdkBench(Bench):
 
     def wait(self, tickets: list[int], timeout_ms: int) -> list[int]:
         """`tickets.wait`, which is the wasm host's."""
-        end = time.monotonic() + (PATIENCE_S if timeout_ms < 0 else timeout_ms / 1e3)
+        end = time.monotonic() + (TIMEOUT_S if timeout_ms < 0 else timeout_ms / 1e3)
         self.handlers.tickets.flush()
         while not (ready := self.handlers.tickets.ready(np.array(tickets, np.uint32))):
             rest = end - time.monotonic()

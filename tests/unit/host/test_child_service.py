@@ -13,7 +13,7 @@ from pieray.client.process import Process
 from pieray.concurrency.timers import Timers
 from pieray.config import Limits
 from pieray.errors import ChildCeiling, DeadlineExceeded, EngineError, NotFound, PeerLost, QuotaExceeded
-from pieray.host.children.children import Attachments, ChildService
+from pieray.host.children.service import Attachments, ChildService
 from pieray.messages import Attach, Bind, Completed, Event, Launch, Message
 from pieray.transport import Connection, Endpoint, serve
 
@@ -70,7 +70,7 @@ class Scene:
         self.timers = Timers()
         self.launcher = FakeLauncher(self.actor.door.endpoint)
         self.service = ChildService(
-            self.launcher, Limits(), peer_id="me", token=TOKEN, timers=self.timers, patience_s=0.5
+            self.launcher, Limits(), peer_id="me", token=TOKEN, timers=self.timers, answer_s=0.5
         )
 
     def launch(self, child: Any | None = None) -> Any:

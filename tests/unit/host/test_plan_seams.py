@@ -107,9 +107,9 @@ def test_memory_that_lacks_for_the_pages_between_is_waited_for(is_lent: bool):
     bed.turn()
     assert bed.waiting
     if is_lent:
-        bed.lend(100)
+        bed.begin_export(100)
         while bed.waiting:
-            bed.lend(20)
+            bed.begin_export(20)
         bed.run()
         assert bed.handlers.tickets.take_tokens(said).tolist() == reference([7, 8, 9], 1)
     else:

@@ -83,7 +83,7 @@ def test_no_page_stalls_a_plan_and_the_deadline_fails_it():
     assert 0 < len(got) < 60
     assert got == expected[: len(got)]
     assert bench.waiting, "a page is waited for, in line"
-    bench.lend(8)
+    bench.begin_export(8)
     bench.run()
     more = bench.next(plan)
     assert got + more == expected[: len(got + more)]

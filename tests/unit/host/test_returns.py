@@ -157,9 +157,9 @@ def test_what_a_part_is_to_be_computed_on_may_be_lost_again_before_it_is():
     give_up(group, second)
     first.outbox.ledger.release(first.pages.surplus(keep=0))
     group._serve(first)
-    lent = group.ledger.lease(second.holder, 1)
-    assert lent is not None
-    second.pages.grant(lent)
+    exported = group.ledger.lease(second.holder, 1)
+    assert exported is not None
+    second.pages.grant(exported)
     taker = group.launch("other")
     assert group.ledger.lease(taker.holder, group.ledger.num_available) is not None
 

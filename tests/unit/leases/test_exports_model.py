@@ -174,7 +174,7 @@ class Model:
         filled = flat.index(None) if None in flat else len(flat)
         num_tokens = self.rng.choice([filled, filled, self.rng.randint(1, 12)])
         try:
-            lent = one.space.lend(handles, num_tokens)
+            lent = one.space.begin_export(handles, num_tokens)
         except (InvalidRequest, QuotaExceeded):
             return
         while one.in_flight:
@@ -182,14 +182,14 @@ class Model:
         written = lent.written.astype("<u8").tobytes()
         pinned_until = float("inf") if self.rng.random() < 0.2 else float("-inf")
         try:
-            pages = one.space.seal(lent)
+            pages = one.space.freeze(lent)
             export = Export(name, "owner", OWNER, pages, written, num_tokens, "", pinned_until, float("inf"))
             self.table.put(one.holder, export, QUOTA, replace=True)
             flat[num_tokens:] = [None] * (len(flat) - num_tokens)
             self.exported[name] = [flat[i * SIZE : (i + 1) * SIZE] for i in range(len(pages))]
         except (InvalidRequest, QuotaExceeded):
             pass
-        one.space.end_loan(lent)
+        one.space.end_export(lent)
 
     def open(self, one: Inferlet) -> None:
         name = self.rng.choice("abcd")

@@ -12,7 +12,7 @@ from rounds import seeds
 from pieray.leases.ledger import Holder, PageLedger
 from pieray.leases.queue import LeaseQueue
 from pieray.leases.rank import Facts, Ranks
-from pieray.leases.relief import AGAIN_S, ANSWER_S, PATIENCE_S, Relief
+from pieray.leases.relief import AGAIN_S, ANSWER_S, NEWCOMER_WAIT_S, Relief
 from pieray.messages.leases import Place
 
 A, B, C, D = (Holder(f"peer-{name}", 1) for name in "abcd")
@@ -29,7 +29,7 @@ class Pool:
         for name, count in holds.items():
             assert self.ledger.lease(Holder(f"peer-{name}", 1), count) is not None
 
-    def want(self, holder: Holder, count: int, now: float = -PATIENCE_S) -> None:
+    def want(self, holder: Holder, count: int, now: float = -NEWCOMER_WAIT_S) -> None:
         """It has waited for so long, at 0, that age alone counts."""
         assert self.line.request(holder, 1, count, now, 1e9) is None
 
@@ -53,11 +53,11 @@ def test_the_lowest_rank_gives_up_its_pages_and_no_more_than_it_takes():
 def test_what_has_begun_is_left_to_get_on_for_a_while_by_those_that_are_older_and_have_nothing():
     pool = Pool(8, c=4, d=4)
     pool.want(B, 2, now=0.0)
-    assert pool.relief.choose(0.5 * PATIENCE_S, []) == []
-    assert pool.relief.choose(0.5 * PATIENCE_S, [C]) == [C]  # idle ones are no matter of age
+    assert pool.relief.choose(0.5 * NEWCOMER_WAIT_S, []) == []
+    assert pool.relief.choose(0.5 * NEWCOMER_WAIT_S, [C]) == [C]  # idle ones are no matter of age
     pool = Pool(8, c=4, d=4)
     pool.want(B, 2, now=0.0)
-    assert pool.relief.choose(PATIENCE_S, []) == [D]
+    assert pool.relief.choose(NEWCOMER_WAIT_S, []) == [D]
 
 
 def test_a_priority_and_who_has_pages_wait_for_no_younger_one():

@@ -1,4 +1,4 @@
-"""PageSpace and exports: what is lent and adopted, by whom it is copied, and where each page goes in the end."""
+"""PageSpace and exports: what is exported and adopted, by whom it is copied, and where each page goes in the end."""
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ def run(space: PageSpace, handles: np.ndarray, kv_len: int, num_tokens: int) -> 
 
 
 def export(space: PageSpace, handles: np.ndarray, num_tokens: int) -> tuple[list[int], np.ndarray]:
-    lent = space.lend(handles, num_tokens)
-    pages = space.seal(lent)
-    space.end_loan(lent)
+    exported = space.begin_export(handles, num_tokens)
+    pages = space.freeze(exported)
+    space.end_export(exported)
     space.check()
-    return pages, lent.written
+    return pages, exported.written
 
 
 def test_who_exported_pages_copies_them_before_it_writes_also_as_their_only_user():
@@ -71,15 +71,15 @@ def test_what_is_lent_stays_as_it_was_when_it_was_asked_for():
     space = space_with(8)
     page = space.alloc(1)
     writer = space.stage_forward(page, 0, 2)
-    lent = space.lend(page, 2)
+    exported = space.begin_export(page, 2)
     later = space.stage_forward(page, 2, 1)  # copies first: the export has the old page
     space.free(page)
     for command in (writer, later):
         assert space.bind(command)
         space.finish(command)
     space.check()
-    assert (space.seal(lent), later.copies) == ([100], [(100, 0, 101, 0, 2)])
-    space.end_loan(lent)
+    assert (space.freeze(exported), later.copies) == ([100], [(100, 0, 101, 0, 2)])
+    space.end_export(exported)
     assert space.take_returned() == [100]
     space.check()
 
@@ -88,12 +88,12 @@ def test_what_a_failed_command_was_to_write_is_not_exported():
     space = space_with(8)
     page = space.alloc(1)
     writer = space.stage_forward(page, 0, 2)
-    lent = space.lend(page, 2)
+    exported = space.begin_export(page, 2)
     assert space.bind(writer)
     space.finish(writer, is_ok=False)
     with pytest.raises(Cancelled, match="exported"):
-        space.seal(lent)
-    space.end_loan(lent)
+        space.freeze(exported)
+    space.end_export(exported)
     space.check()
 
 
@@ -103,20 +103,20 @@ def test_only_tokens_that_are_there_are_exported():
     run(space, pages, 0, 6)
     for num_tokens in (0, 13):
         with pytest.raises(InvalidRequest, match=f"from 1 to 12 tokens; given {num_tokens}"):
-            space.lend(pages, num_tokens)
+            space.begin_export(pages, num_tokens)
     with pytest.raises(InvalidRequest, match="not all of the first 7 tokens"):
-        space.lend(pages, 7)
+        space.begin_export(pages, 7)
     with pytest.raises(InvalidRequest, match="named twice"):
-        space.lend(np.concatenate((pages[:1], space.fork(pages[:1]))), 8)
+        space.begin_export(np.concatenate((pages[:1], space.fork(pages[:1]))), 8)
     space.mask(int(pages[1]), 2, 2, is_visible=False)
     assert export(space, pages, 8)[1].tolist() == [0b1111, 0b0011]
     space.mask(int(pages[2]), 0, 4, is_visible=False)
     with pytest.raises(InvalidRequest, match="never written"):
-        space.lend(pages, 12)
+        space.begin_export(pages, 12)
     space.mask(int(pages[1]), 2, 2, is_visible=True)
     space.truncate(pages, 5)
     with pytest.raises(InvalidRequest, match="not all of the first 6"):
-        space.lend(pages, 6)
+        space.begin_export(pages, 6)
     space.check()
 
 
@@ -125,11 +125,11 @@ def test_lent_frames_count_against_the_limit_of_handles():
     pages = space.alloc(2)
     run(space, pages, 0, 8)
     with pytest.raises(QuotaExceeded, match=r"limits.pages is 3: 2 handles are held, 2 more"):
-        space.lend(pages, 8)
-    lent = space.lend(pages, 4)
+        space.begin_export(pages, 8)
+    exported = space.begin_export(pages, 4)
     with pytest.raises(QuotaExceeded, match="3 handles are held"):
         space.alloc(1)
-    space.end_loan(lent)
+    space.end_export(exported)
     space.alloc(1)
 
 

@@ -14,8 +14,8 @@ from pieray.config import ModelSettings
 from pieray.errors import Evicted, ModelError, QuotaExceeded
 from pieray.messages import PRIVATE, CancelInferlet, Completed, Failed, Forward, LoadAdapter, Logits, UnloadAdapter
 from pieray.models.adapter_file import AdapterFile
-from pieray.sched.adapters import LoadedAdapters
 from pieray.sched.core import BatcherCore
+from pieray.sched.loaded_adapters import LoadedAdapters
 from tests.support.rows import RowsAsItems
 
 

@@ -1,12 +1,10 @@
-"""Decode plans of one inferlet: what the guest asked for, what the batcher has told."""
+"""A decode plan of an inferlet: what the guest has asked for, what the batcher has drawn."""
 
 from __future__ import annotations
 
 import json
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,46 +13,15 @@ from pieray.arrays import U32
 from pieray.errors import InvalidRequest, PierayError
 from pieray.host.device.commands import Queue, Run, Text, wire_ticket
 from pieray.host.device.drawn import Drawn
-from pieray.host.device.outbox import Outbox
-from pieray.host.identity import Identity
-from pieray.host.tickets import Kind, Ticket, TicketTable
+from pieray.host.device.plan_settings import PlanContext, PlanSettings
+from pieray.host.tickets import Kind, Ticket
 from pieray.messages import Sampler, StartPlan
 from pieray.pages.growing import Growing
-from pieray.pages.handles import PageSpace
-from pieray.pages.lineage import Lineage
 
 READY, RUNNING, PAUSED, ENDED = "ready", "running", "paused", "ended"
 AHEAD_TOKENS = 64
 """Tokens for which a run has pages ahead of what it has drawn, at most; half of it at least, while there are any."""
 NEVER = 1 << 62
-
-
-@dataclass(slots=True)
-class Settings:
-    """What may be changed before `start` and while the plan is paused."""
-
-    sampler: Sampler
-    stop_tokens: bytes = b""  # u32
-    stop_texts: tuple[str, ...] = ()
-    grammar: tuple[Any, ...] = ()  # kind, text, tokens taken in before the plan
-    num_taken: int = 0  # tokens drawn before the grammar was set: it begins behind them
-    adapter: int = 0
-    num_drafts: int = 0
-    history: bytes = b""  # u32
-    is_scored: bool = False
-
-
-@dataclass(slots=True)
-class PlanContext:
-    """What the plans of one inferlet work with."""
-
-    identity: Identity
-    tickets: TicketTable
-    pages: PageSpace
-    lineage: Lineage
-    outbox: Outbox
-    send: Callable[[str], None]
-    """A text to the client; raises QuotaExceeded."""
 
 
 class StopTicket(Ticket):
@@ -90,19 +57,19 @@ class Plan:
         self._max_tokens = max_tokens
         self.drawn = Drawn(tokens.tolist(), context.tickets, context.send, self._stop_at, self._fail)
         self._num_valid = 0  # tokens of the line whose KV is written
-        self.settings = Settings(sampler)
+        self.settings = PlanSettings(sampler)
         self.state = READY
         self._run: PlanRun | None = None
-        self._is_deaf = False  # what the run draws further is nothing to the plan
+        self._ignores_run = False  # what the run draws further is nothing to the plan
         self._finish_reason = ""
         self._stopped_by: int | str = ""
         self._counts = [0, 0, 0]  # of the runs that are over
         self.stops: OrderedDict[StopTicket, None] = OrderedDict()
 
     @property
-    def line(self) -> array[int]:
+    def tokens(self) -> array[int]:
         """The tokens that it began with, and those drawn."""
-        return self.drawn.line
+        return self.drawn.tokens
 
     def check_editable(self) -> None:
         """Raise InvalidRequest unless the plan may be changed."""
@@ -128,11 +95,11 @@ class Plan:
         if num_more == 0:
             self.state, self._finish_reason = ENDED, "length"
             return
-        done = min(self._num_valid, len(self.line) - 1)
+        done = min(self._num_valid, len(self.tokens) - 1)
         context.outbox.check_room()
         kv_len = self.kv_len + done
         visible = context.pages.visible(self._pages, kv_len)
-        growing = context.pages.stage_plan(self._pages, kv_len, len(self.line) - done, num_more - 1)
+        growing = context.pages.stage_plan(self._pages, kv_len, len(self.tokens) - done, num_more - 1)
         bits = b"" if visible is None else np.packbits(visible, bitorder="little").tobytes()
         self._run = run = PlanRun(context.tickets.number(), self, growing, done, num_more, bits)
         growing.on_settled = run.settled_slots
@@ -144,14 +111,14 @@ class Plan:
     def message(self, run: PlanRun) -> StartPlan:
         """A run as it travels."""
         context, settings, queue = self._context, self.settings, self.queue
-        drawn = self.line[self.drawn.num_prompt :]
+        drawn = self.tokens[self.drawn.num_prompt :]
         grammar: list[Any] = []
         if settings.grammar:
             kind, text, consumed = settings.grammar
             grammar = [kind, text, consumed + drawn[settings.num_taken :].tobytes(), context.identity.tenant]
         history = b""
         if settings.num_drafts:
-            history = settings.history + self.line[: run.done].tobytes()
+            history = settings.history + self.tokens[: run.done].tobytes()
         return StartPlan(
             wire_ticket(context.identity.number, run.ticket),
             context.identity.number,
@@ -159,7 +126,7 @@ class Plan:
             queue.priority,
             run.growing.pages.tobytes(),
             self.kv_len + run.done,
-            self.line[run.done :].tobytes(),
+            self.tokens[run.done :].tobytes(),
             run.max_tokens,
             settings.sampler,
             settings.stop_tokens,
@@ -175,11 +142,11 @@ class Plan:
 
     def drew(self, tokens: bytes, logprobs: bytes) -> None:
         """A run has drawn more: all that a token costs."""
-        if self._is_deaf:
+        if self._ignores_run:
             return  # the guest may have written to these slots since
         assert self._run is not None
-        self._num_valid = len(self.line) + len(tokens) // 4 - 1
-        self._run.growing.told = self.kv_len + self._num_valid
+        self._num_valid = len(self.tokens) + len(tokens) // 4 - 1
+        self._run.growing.num_written = self.kv_len + self._num_valid
         self.drawn.add(tokens, logprobs)
 
     def ended(self, run: PlanRun, result: object) -> None:
@@ -187,11 +154,11 @@ class Plan:
         self._run = None
         self._counts = self._counts_with(run)
         error = self.drawn.error
-        if not self._is_deaf:
+        if not self._ignores_run:
             if isinstance(result, list):
                 self._finish_reason, self._stopped_by = result
             error = None if self._finish_reason else run.failure(result)
-        self.state = ENDED if self._is_deaf or self._finish_reason or error is not None else PAUSED
+        self.state = ENDED if self._ignores_run or self._finish_reason or error is not None else PAUSED
         for ticket in list(self.stops):
             self._context.tickets.resolve(ticket.number, None)
         self.stops.clear()
@@ -201,7 +168,7 @@ class Plan:
         """A text stream has met its stop text: what was drawn behind these tokens is forgotten."""
         self._context.pages.settle()
         self.drawn.cut(num_tokens)
-        self._num_valid = min(self._num_valid, len(self.line))
+        self._num_valid = min(self._num_valid, len(self.tokens))
         self._end("stop")
         self._stopped_by = text
 
@@ -212,7 +179,7 @@ class Plan:
 
     def _end(self, reason: str) -> None:
         """Nothing more is taken from the batcher."""
-        self._is_deaf, self._finish_reason, self.state = True, reason, ENDED
+        self._ignores_run, self._finish_reason, self.state = True, reason, ENDED
         self._stop_run()
 
     # --- stopping --------------------------------------------------------------------------------
@@ -257,9 +224,9 @@ class Plan:
         if num_tokens > self.drawn.count:
             raise InvalidRequest(f"truncate keeps from 0 to {self.drawn.count} tokens; given {num_tokens}")
         self.drawn.cut(num_tokens)
-        self._num_valid = min(self._num_valid, len(self.line))
+        self._num_valid = min(self._num_valid, len(self.tokens))
         self.settings.num_taken = min(self.settings.num_taken, num_tokens)
-        self.state, self.drawn.error, self._is_deaf = PAUSED, None, False
+        self.state, self.drawn.error, self._ignores_run = PAUSED, None, False
         self._finish_reason, self._stopped_by = "", ""
 
     def describe(self) -> str:
@@ -312,33 +279,33 @@ class PlanRun(Run):
         self.is_stopped = False
         self.is_preempted = False  # it is stopped for others, and goes on later
         self.grow_at = 0  # slots written, from which on it should have more pages
-        self.is_entered = len(plan.line) - done < self._page_size  # then it leaves no page of note
+        self.is_entered = len(plan.tokens) - done < self._page_size  # then it leaves no page of note
 
     def text(self) -> Text | None:
         plan = self.plan
         if self.visible:
             return None
-        return Text(plan.kv_len + self.done, plan.line[self.done :].tobytes(), b"", plan.settings.adapter)
+        return Text(plan.kv_len + self.done, plan.tokens[self.done :].tobytes(), b"", plan.settings.adapter)
 
     @property
     def num_skippable(self) -> int:  # type: ignore[override]
-        return len(self.plan.line) - self.done - 1
+        return len(self.plan.tokens) - self.done - 1
 
     def skip(self, num_tokens: int) -> None:
         self.done += num_tokens
-        self.growing.told += num_tokens
+        self.growing.num_written += num_tokens
 
     @property
     def num_computed(self) -> int:  # type: ignore[override]
-        return self.growing.told - self.plan.kv_len - self.done
+        return self.growing.num_written - self.plan.kv_len - self.done
 
     def message(self, inferlet: int) -> StartPlan:  # noqa: ARG002 - the plan knows it
         return self.plan.message(self)
 
-    def told(self, tokens: bytes, logprobs: bytes, counts: bytes) -> bool:
+    def drew(self, tokens: bytes, logprobs: bytes, counts: bytes) -> bool:
         self.counts = counts
         self.plan.drew(tokens, logprobs)
-        return self.growing.told >= self.grow_at
+        return self.growing.num_written >= self.grow_at
 
     def settled(self, result: object) -> None:
         """The plan hears of it; the run's own ticket is nobody's."""
@@ -356,8 +323,8 @@ class PlanRun(Run):
     def go_on(self) -> None:
         plan = self.plan
         plan._counts, self.counts = plan._counts_with(self), bytes(12)
-        done = min(plan._num_valid, len(plan.line) - 1)
-        self.growing = self.prepared = plan._context.pages.restage(self.growing, len(plan.line) - done)
+        done = min(plan._num_valid, len(plan.tokens) - 1)
+        self.growing = self.prepared = plan._context.pages.restage(self.growing, len(plan.tokens) - done)
         if self.visible:
             self.visible = _with_ones(self.visible, plan.kv_len + self.done, done - self.done)
         self.done = done
@@ -374,7 +341,7 @@ class PlanRun(Run):
             context.lineage.give_up()
             return
         frames = self.growing.idents[: -(-stop // context.pages.page_size)]
-        tokens = plan.line[start - plan.kv_len : stop - plan.kv_len].tobytes()
+        tokens = plan.tokens[start - plan.kv_len : stop - plan.kv_len].tobytes()
         context.lineage.add_forward(frames, start, tokens, visible=self.visible, adapter=plan.settings.adapter)
 
     def failure(self, result: object) -> PierayError | None:
@@ -389,7 +356,7 @@ class PlanRun(Run):
 
     def _num_needed(self) -> int:
         """Pages without which the batcher cannot run the last token that it has told of."""
-        return min(-(-(self.plan.kv_len + len(self.plan.line)) // self._page_size), len(self.growing.line))
+        return min(-(-(self.plan.kv_len + len(self.plan.tokens)) // self._page_size), len(self.growing.all_rows))
 
     def num_wanted(self) -> int:
         if self.is_stopped:
@@ -397,13 +364,13 @@ class PlanRun(Run):
         growing, needed, ahead = self.growing, self._num_needed(), self._num_ahead
         if growing.room - needed >= (ahead + 1) // 2:
             return 0
-        return min(needed + ahead, len(growing.line)) - growing.room
+        return min(needed + ahead, len(growing.all_rows)) - growing.room
 
     def num_lacking(self) -> int:
         growing, needed = self.growing, self._num_needed()
         if self.is_stopped or growing.room > needed:
             return 0
-        return min(needed + (self._num_ahead + 1) // 2, len(growing.line)) - growing.room
+        return min(needed + (self._num_ahead + 1) // 2, len(growing.all_rows)) - growing.room
 
     @property
     def _num_ahead(self) -> int:
@@ -415,11 +382,11 @@ class PlanRun(Run):
     def grown(self) -> None:
         """From where `num_wanted` is more than 0 again; where it did not get all, from the next page on."""
         growing, size = self.growing, self._page_size
-        if growing.room == len(growing.line):
+        if growing.room == len(growing.all_rows):
             self.grow_at = NEVER
             return
         at = (growing.room - (self._num_ahead + 1) // 2) * size
-        self.grow_at = at if at > growing.told else (growing.told // size + 1) * size
+        self.grow_at = at if at > growing.num_written else (growing.num_written // size + 1) * size
 
     def give_up(self, error: PierayError) -> None:
         self.error = error

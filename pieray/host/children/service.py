@@ -27,7 +27,7 @@ THREADS = 32
 RETRY_S = 0.2
 WAIT_S = 60.0
 """For a thread to launch it: tenants, and parents, take turns."""
-PATIENCE_S = 10.0
+ANSWER_S = 10.0
 """How long a launch waits for room on a full engine."""
 
 
@@ -53,19 +53,19 @@ class ChildService:
         peer_id: str,
         token: str,
         timers: Timers,
-        patience_s: float = PATIENCE_S,
+        answer_s: float = ANSWER_S,
     ) -> None:
         self.ceiling = ceiling
         """The engine's limits: a launch says what differs from them."""
         self._launcher = launcher
         self._timers = timers
-        self._patience_s = patience_s
+        self._answer_s = answer_s
         self._links = ActorLinks(peer_id=f"{peer_id}/parents", token=token)
         self._pool = FairPool("launching children", THREADS)
 
     def launch(self, message: Launch, child: Child, done: Callable[[Link | PierayError], None]) -> None:
         """Launch, attach `child`, bind it to this actor's life; `done` is called once, on another thread."""
-        self._submit(message, child, done, time.monotonic() + self._patience_s)
+        self._submit(message, child, done, time.monotonic() + self._answer_s)
 
     def close(self) -> None:
         """Hang up: children that are bound end.  Idempotent."""
@@ -98,7 +98,7 @@ class ChildService:
             if time.monotonic() < deadline and not child.is_unwanted:
                 self._timers.at(time.monotonic() + RETRY_S, lambda: self._submit(message, child, done, deadline))
                 return
-            found = DeadlineExceeded(f"no room for a child within {self._patience_s} s; {error.message}")
+            found = DeadlineExceeded(f"no room for a child within {self._answer_s} s; {error.message}")
         except PierayError as error:
             found = error
         except BaseException as error:
