@@ -114,7 +114,7 @@ class Door:
         ]
         handlers: Mapping[Any, Callable[[Request, Any], Response]] = {
             HttpProblem: lambda _, error: _refusal(error),
-            PierayError: lambda _, error: _refusal(problem_of(error)),
+            PierayError: lambda _, error: _refusal(_told(error)),
             HTTPException: lambda _, error: _refusal(HttpProblem(error.status_code, str(error.detail))),
             ClientDisconnect: lambda *_: Response(status_code=499),
         }
@@ -225,7 +225,7 @@ class Door:
                         return
                     event = await anext(events)
         except PierayError as error:
-            yield b"".join([*parts, answer.failed(problem_of(error))])
+            yield b"".join([*parts, answer.failed(_told(error))])
         except Exception:
             log.exception("run %s: its program's events are not what the door takes", process.id)
             problem = HttpProblem(500, f"{process.name} does not answer as an OpenAI inferlet does; the log says how")
@@ -294,6 +294,14 @@ async def _version(_: Request) -> Response:
 
 def _json(value: object, headers: Mapping[str, str] | None = None) -> Response:
     return Response(answers.encoded(value), media_type="application/json", headers=headers)
+
+
+def _told(error: PierayError) -> HttpProblem:
+    """What the client is told; what failed here, the log has as a whole."""
+    problem = problem_of(error)
+    if problem.status >= 500:
+        log.warning("%s: %s", error.code, error.message)
+    return problem
 
 
 def _refusal(problem: HttpProblem) -> Response:
