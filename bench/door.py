@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -130,7 +131,8 @@ def served() -> Iterator[str]:
             words = [pieray, "serve", "--port", "0", "--namespace", NAMESPACE]
             server = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
             assert server.stderr is not None
-            line = next(line for line in server.stderr if "serving" in line)
+            line = next(line for line in server.stderr if "pieray: serving" in line)
+            threading.Thread(target=server.stderr.read, daemon=True).start()  # a line for each request
             yield next(word for word in line.split() if word.startswith("http")).removesuffix("/v1,")
             server.terminate()
             server.wait(30)

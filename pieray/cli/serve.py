@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from contextlib import ExitStack
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from pieray.cli.engines import open_existing, start_for_run
 from pieray.cli.guard import Debug, guard
 from pieray.cli.keys import key_file
 from pieray.cli.options import Address, Device, Model, Namespace, NumPages, Set, engine_settings
-from pieray.cli.output import say
+from pieray.cli.output import escaped, say
 from pieray.cli.progress import progress
 from pieray.cli.signals import StopSignals
 from pieray.errors import ConfigError
@@ -36,6 +37,9 @@ Program = Annotated[
         help="The inferlet that answers: generate=NAME for chats and completions, embed=NAME for embeddings.",
     ),
 ]
+LogLevel = Annotated[
+    str, typer.Option("--log-level", help="debug, info (a line for each request), warning or error; on stderr.")
+]
 Drain = Annotated[
     float, typer.Option(metavar="SECONDS", min=0, help="How long requests may go on after SIGTERM.  Ctrl-C ends them.")
 ]
@@ -49,6 +53,7 @@ def serve(
     program: Program = None,
     keys: KeyFile = None,
     drain: Drain = 30.0,
+    log_level: LogLevel = "info",
     address: Address = None,
     namespace: Namespace = None,
     device: Device = None,
@@ -59,6 +64,7 @@ def serve(
     """Serve OpenAI's API over HTTP, from the engine of `pieray up` or one of its own."""
     with guard(debug=debug) as signals, ExitStack() as closing:
         hosting = _hosting()
+        _log(log_level)
         programs = _programs(program or [])
         opened = _keys(host, keys)
         bound = hosting.listening(host, port)
@@ -104,6 +110,23 @@ def _serve(
         return drain if signals.signum == signal.SIGTERM else 0.0
 
     hosting.serve(Door(engine, model=served, **programs).app(gate), gate, bound, wants_end=wants_end, on_ready=ready)
+
+
+def _log(level: str) -> None:
+    """What the server does, on stderr; control characters, which others may have sent, are shown and not obeyed."""
+    if level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"--log-level is debug, info, warning or error; given {level!r}")
+
+    class Lines(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return escaped(super().format(record), is_one_line=False)
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log = logging.getLogger("pieray")
+    log.addHandler(handler)
+    log.setLevel(level.upper())
+    logging.getLogger("uvicorn").addHandler(handler)
 
 
 def _hosting() -> Any:

@@ -12,7 +12,7 @@
 * Work-conserving: no step is empty while anything may run, and an inferlet alone has all of it.
 * Rows are decodes like others; they are taken all at once if all of them fit and nobody takes more than a share, else
   each by itself.
-* Commands join rows of other inferlets in as few steps as are worth it (`gate.py`).
+* Commands join rows of other inferlets in as few steps as are worth it (`gate.py`), if none has another priority.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class BatchFormer:
         if demands or len(rows):
             step_s, token_s = costs.seconds[Kind.STEP], costs.decode(1, 0)
             wanting = [self._queues.by_inferlet[one[3].lane].number for one in heap if isinstance(one[3], Command)]
-            is_beside = len(lanes) > 0 and not set(wanting).issuperset(lanes.tolist())
+            is_beside = not (self._is_ranked or set(wanting).issuperset(lanes.tolist()))
             if heap and not is_beside:  # all who want something have that in common
                 step_s += costs.seconds[Kind.COMMANDS]
             settled = np.flatnonzero(is_free)

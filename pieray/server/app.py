@@ -15,6 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -34,6 +35,7 @@ from pieray.server.bodies import read_json
 from pieray.server.fields import Asked
 from pieray.server.guard import Guard, caller_of
 from pieray.server.keys import Caller, Rates
+from pieray.server.metrics import Clock, Metrics
 from pieray.server.models import main_named, models_of, read_for_program
 from pieray.server.problems import HttpProblem, problem_of
 from pieray.server.requests import read_chat, read_completion, read_embeddings
@@ -88,6 +90,7 @@ class Door:
     def __init__(self, engine: Engine, *, model: str, generate: str = GENERATE, embed: str = EMBED) -> None:
         self.tenants = Tenants(engine)
         self._rates: Rates | None = None
+        self.metrics = Metrics(model)
         self.model = model
         self._generate = generate
         self._embed = embed
@@ -96,6 +99,7 @@ class Door:
     def app(self, guard: Guard) -> ASGIApp:
         """The routes, behind `guard`."""
         self._rates = guard.rates
+        guard.on_answer = self.metrics.answered
         routes = [
             Route("/v1/chat/completions", functools.partial(self._complete, CHAT), methods=["POST"]),
             Route("/v1/completions", functools.partial(self._complete, COMPLETION), methods=["POST"]),
@@ -103,13 +107,14 @@ class Door:
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{name}", self._one_model),
-            *Runs(self.tenants, guard.rates).routes(),
+            *Runs(self.tenants, guard.rates, self.metrics).routes(),
             Route("/health", self._health),
             Route("/version", _version),
+            Route("/metrics", self._metrics),
         ]
         handlers: Mapping[Any, Callable[[Request, Any], Response]] = {
             HttpProblem: lambda _, error: _refusal(error),
-            PierayError: lambda _, error: _refusal(problem_of(error)),
+            PierayError: lambda _, error: _refusal(_told(error)),
             HTTPException: lambda _, error: _refusal(HttpProblem(error.status_code, str(error.detail))),
             ClientDisconnect: lambda *_: Response(status_code=499),
         }
@@ -118,6 +123,7 @@ class Door:
     # --- what generates ------------------------------------------------------------------------
 
     async def _complete(self, kind: Kind, request: Request) -> Response:
+        clock = Clock()
         body, caller = await read_json(request), caller_of(request)
         engine = await self.tenants.engine_of(caller)
         name = text("model", body.get("model") or self.model, 200)
@@ -135,18 +141,28 @@ class Door:
         process = await unless_gone(request, self._launch(engine, program, asked))
         answer = kind.answer(asked, name, int(time.time()))
         headers = {"x-pieray-run": process.id}
-        end = functools.partial(kill_soon, process, self._count(caller))
+        end = functools.partial(self._end, process, self._count(caller))
+        self.metrics.running.inc()
+        events = process.aevents() if asked.is_stream else None
         try:
-            if not asked.is_stream:
+            if events is None:
                 result = await unless_gone(request, self._result(process, is_own=is_own))
-                end()
-                return _json({**answer.whole(result), **({} if is_own else {"result": result["result"]})}, headers)
-            events = process.aevents()
-            first = await unless_gone(request, _first(events))  # an error before all else has a status of its own
+            else:
+                first = await unless_gone(request, _first(events))  # an error before all else has a status of its own
         except BaseException:
             end()
             raise
-        return EventStream(self._chunks(process, first, events, answer, is_own=is_own), end, headers)
+        if events is not None:
+            return EventStream(self._chunks(process, first, events, answer, clock, is_own=is_own), end, headers)
+        end()
+        if is_own:
+            self.metrics.ended(clock, result)
+            return _json(answer.whole(result), headers)
+        return _json({**answer.whole(result), "result": result["result"]}, headers)
+
+    def _end(self, process: Process, count: Callable[[int], None] | None) -> None:
+        self.metrics.running.dec()
+        kill_soon(process, count)
 
     def _count(self, caller: Caller) -> Callable[[int], None] | None:
         """What is told the tokens that a run of the caller has used; None: nobody counts them."""
@@ -156,6 +172,7 @@ class Door:
 
     async def _launch(self, engine: Engine, program: str | ProgramSource, asked: Asked) -> Process:
         process = await engine.alaunch(program, asked.arguments, attached=True, priority=asked.door.get("priority", 0))
+        self.metrics.launched(process.name)
         log.info("run %s of %s %s", process.id, process.name, asked.labels or "")
         return process
 
@@ -173,6 +190,7 @@ class Door:
         first: Event,
         events: AsyncGenerator[Event, None],
         answer: Answer | ResponseAnswer,
+        clock: Clock,
         *,
         is_own: bool,
     ) -> AsyncGenerator[bytes, None]:
@@ -196,15 +214,18 @@ class Door:
                             result = answers.of_program([], result, await _total_tokens(process))
                             if not has_said:
                                 parts.append(answer.text(result["choices"][0]["content"]))
+                        else:
+                            self.metrics.ended(clock, result)
                         parts += answer.end(result)
                     if parts and event.number + 1 >= process.num_events:
+                        clock.first = clock.first or time.perf_counter()
                         yield b"".join(parts)
                         parts.clear()
                     if event.kind == "result":
                         return
                     event = await anext(events)
         except PierayError as error:
-            yield b"".join([*parts, answer.failed(problem_of(error))])
+            yield b"".join([*parts, answer.failed(_told(error))])
         except Exception:
             log.exception("run %s: its program's events are not what the door takes", process.id)
             problem = HttpProblem(500, f"{process.name} does not answer as an OpenAI inferlet does; the log says how")
@@ -240,6 +261,10 @@ class Door:
                 return _json(row)
         raise HttpProblem(404, f"there is no model {name[:100]!r}", param="model", code="model_not_found")
 
+    async def _metrics(self, _: Request) -> Response:
+        status = await off_loop(self.tenants.engine.status)
+        return Response(self.metrics.exposition(status), media_type=CONTENT_TYPE_LATEST)
+
     async def _health(self, _: Request) -> Response:
         await off_loop(self.tenants.engine.models)
         return _json({"status": "ok"})
@@ -269,6 +294,14 @@ async def _version(_: Request) -> Response:
 
 def _json(value: object, headers: Mapping[str, str] | None = None) -> Response:
     return Response(answers.encoded(value), media_type="application/json", headers=headers)
+
+
+def _told(error: PierayError) -> HttpProblem:
+    """What the client is told; what failed here, the log has as a whole."""
+    problem = problem_of(error)
+    if problem.status >= 500:
+        log.warning("%s: %s", error.code, error.message)
+    return problem
 
 
 def _refusal(problem: HttpProblem) -> Response:

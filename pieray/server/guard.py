@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -52,6 +53,8 @@ class Guard:
         self.rates = Rates()
         self.is_draining = False
         self.num_running = 0
+        self.on_answer: Callable[[int], None] | None = None
+        """Told the status of each answer."""
 
     def around(self, app: ASGIApp) -> ASGIApp:
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +78,8 @@ class Guard:
                     await app(scope, receive, sending)
             finally:
                 self.num_running -= 1
+                if self.on_answer is not None:
+                    self.on_answer(status)
                 took_ms = (time.perf_counter() - began) * 1e3
                 who = scope[CALLER].key_id if CALLER in scope else "-"
                 what = scope["method"], scope["path"][:200], status, took_ms, who or "-"

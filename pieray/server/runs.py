@@ -31,6 +31,7 @@ from pieray.server.answers import encoded
 from pieray.server.bodies import read_json
 from pieray.server.guard import caller_of
 from pieray.server.keys import Caller, Rates
+from pieray.server.metrics import Metrics
 from pieray.server.models import main_named
 from pieray.server.problems import BadField, HttpProblem, problem_of
 from pieray.server.streams import EventStream, kill_soon, unless_gone
@@ -119,8 +120,9 @@ def read_run(body: Mapping[str, Any]) -> Wanted:
 class Runs:
     """The runs that this door has launched."""
 
-    def __init__(self, tenants: Tenants, rates: Rates) -> None:
+    def __init__(self, tenants: Tenants, rates: Rates, metrics: Metrics) -> None:
         self._tenants = tenants
+        self._metrics = metrics
         self._rates = rates
         self._runs: dict[str, Run] = {}
         self._by_key: dict[OwnKey, tuple[bytes, asyncio.Future[Run]]] = {}
@@ -224,6 +226,7 @@ class Runs:
         self._make_room()
         engine = await self._tenants.engine_of(caller)
         process = await engine.alaunch(embedded(name) or name, wanted.input, attached=True, **wanted.options)
+        self._metrics.launched(process.name)
         run = self._runs[process.id] = Run(process, name, caller, wanted.keep_s, key, left_at=_now())
         if self._watching is None:
             self._watching = asyncio.ensure_future(self._watch())

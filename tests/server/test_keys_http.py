@@ -21,6 +21,7 @@ ROUTES = [
     ("GET", "/v1/models"),
     ("GET", "/health"),
     ("GET", "/version"),
+    ("GET", "/metrics"),
     ("GET", "/v1/inferlets"),
     ("POST", "/v1/inferlets"),
     ("POST", "/v1/inferlets/echo/runs"),

@@ -26,7 +26,7 @@ def begin(command: CommandLine, *options: str) -> tuple[subprocess.Popen[str], s
     """The process once it serves, and its URL."""
     process = command.begin("pieray", "serve", "--port", "0", *options)
     assert process.stderr is not None
-    while "serving" not in (line := process.stderr.readline()):
+    while "pieray: serving" not in (line := process.stderr.readline()):
         assert line, "it has ended"
     assert "no key is asked for" in line
     return process, next(word for word in line.split() if word.startswith("http")).removesuffix("/v1,")
@@ -37,6 +37,8 @@ def test_it_answers_drains_on_sigterm_and_leaves_nothing(command: CommandLine) -
     with httpx.Client(base_url=url, timeout=30) as http:
         assert http.get("/health").json() == {"status": "ok"}
         assert http.get("/v1/models").json()["data"][0]["id"] == "mine"
+        labelled = {**HELLO, "user": "ada\x1b[2J", "max_tokens": 2}
+        assert http.post("/v1/chat/completions", json=labelled).status_code == 200
         slow: Any = {**HELLO, "model": "mine", "ignore_eos": True, "max_tokens": 900, "stream": True}
         with http.stream("POST", "/v1/chat/completions", json=slow) as answer:
             lines = answer.iter_lines()
@@ -46,6 +48,9 @@ def test_it_answers_drains_on_sigterm_and_leaves_nothing(command: CommandLine) -
             assert list(lines)[-2:] == ["data: [DONE]", ""]
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
+    assert "POST '/v1/chat/completions' 200" in said
+    assert "ada" in said
+    assert "\x1b" not in said
     command.assert_nothing_is_left()
 
 
@@ -65,6 +70,7 @@ def test_what_it_cannot_do_it_says_before_an_engine_is_started(command: CommandL
             (("--port", port), "cannot listen on 127.0.0.1"),
             (("--host", "0.0.0.0"), "no file of keys"),
             (("--program", "x"), "generate=NAME or embed=NAME"),
+            (("--log-level", "loud"), "debug, info, warning or error"),
         ):
             began = time.monotonic()
             done = command.run("pieray", "serve", *options)

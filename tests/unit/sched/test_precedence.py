@@ -90,6 +90,19 @@ def test_copies_and_swaps_of_lower_priority_run_at_once():
     assert {copy.inferlet for copy in plan.copies} == {2, 3}
 
 
+def test_commands_of_a_higher_priority_wait_for_no_rows_whatever_they_add_to_a_step():
+    costs = seconds()
+    costs[Kind.COMMANDS] = 5e-3
+    device = Device(costs)
+    for inferlet in range(2, 10):
+        device.plan(inferlet)
+    device.run(50)
+    command = device.forward(1, 1000, priority=HIGH)
+    device.step()
+    while command.num_done < 1000:
+        assert device.step().forwards, "it is in each step"
+
+
 @pytest.mark.parametrize("seed", seeds(20))
 def test_every_command_runs_in_the_end(seed):
     """Whatever priorities they have: a token of each plan, each forward, within a bounded time."""
