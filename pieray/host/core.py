@@ -29,7 +29,8 @@ from pieray.host.children.service import Attachments
 from pieray.host.components import Components
 from pieray.host.device.device import DeviceClient
 from pieray.host.device.sessions import DeviceSessions
-from pieray.host.inferlet import EndedInferlet, Inferlet
+from pieray.host.ended_inferlet import EndedInferlet
+from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
 from pieray.host.session.grants import Grants

@@ -8,13 +8,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError, error_from
 from pieray.host.device.commands import TICKET_MASK
 from pieray.host.device.decodes import HeldDecodes, columns
+from pieray.host.device.device_user import DeviceUser
 from pieray.messages import (
     CancelInferlet,
     CloseLease,
@@ -48,31 +48,6 @@ MANY_WAIT = 8
 """Inferlets that wait for pages at one time, from which on it is in vain to start others."""
 
 
-class Tenant(Protocol):
-    """An inferlet as the device client sees it.  Called on reader threads."""
-
-    def answered(self, answers: Sequence[tuple[int, object]]) -> None:
-        """Results (or PierayErrors) of commands and outputs, and RunTokens of plans, by guest ticket."""
-
-    def granted(self, pages: list[int], num_found: int) -> None: ...
-
-    def lease_failed(self, error: PierayError) -> None: ...
-
-    def ledger_answered(self, ticket: int, result: object) -> None:
-        """The answer to a request of its own, by guest ticket: a value or a PierayError."""
-
-    def device_lost(self, error: DeviceLost) -> None: ...
-
-    def reclaim(self) -> list[int]:
-        """Pages that no handle uses, taken out of the inferlet."""
-
-    def is_idle(self, now: float) -> bool:
-        """Whether it has pages, and has had nothing to compute for a while; `now` is time.monotonic()."""
-
-    def preempt(self, kept: Sequence[int], shared: Sequence[int]) -> None:
-        """Give up all pages but those `kept`, see Preempt; `DeviceClient.preempted` is called in the end."""
-
-
 class DeviceClient:
     """One session: posts commands, routes answers to inferlets by number, retires inferlets in the safe order.
 
@@ -91,7 +66,7 @@ class DeviceClient:
         on_lost: Callable[[DeviceClient, DeviceLost], None],
         on_answered: Callable[[], None] = lambda: None,
     ) -> None:
-        self._tenants: dict[int, Tenant] = {}
+        self._tenants: dict[int, DeviceUser] = {}
         self._holding: set[int] = set()  # inferlets that may have pages
         self._leasing: dict[int, float] = {}  # inferlets that have asked for pages, since when; the oldest first
         self._lost: DeviceLost | None = None
@@ -140,7 +115,7 @@ class DeviceClient:
     def admit(
         self,
         number: int,
-        tenant: Tenant,
+        tenant: DeviceUser,
         owner: str = "",
         priority: int = 0,
         deadline: float = 0.0,
@@ -402,7 +377,7 @@ def _result_of(message: Completed | Failed | RunEnded) -> object:
     return error_from(message.code, message.message)
 
 
-def _tell(tenant: Tenant, message: Completed | Failed) -> None:
+def _tell(tenant: DeviceUser, message: Completed | Failed) -> None:
     """An answer of the ResourceManager: to a request of the guest's by its ticket, else to one for pages."""
     ticket = message.ticket & TICKET_MASK
     if isinstance(message, Failed):
