@@ -32,6 +32,7 @@ class Batcher(ServingActor):
         from pieray.models.runner import ModelRunner
         from pieray.models.tokenizer import TokenizerSpec
         from pieray.models.warm_up import warm_up
+        from pieray.sched.calibration import calibrate
         from pieray.sched.core import BatcherCore
         from pieray.sched.costs import CostModel
         from pieray.sched.loop import StepLoop
@@ -52,6 +53,8 @@ class Batcher(ServingActor):
         warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
+        if runner.decoder.device.type == "cpu":  # elsewhere the first step of a size compiles kernels
+            calibrate(runner, settings, spec, costs)
         core = BatcherCore(
             runner,
             settings,

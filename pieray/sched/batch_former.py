@@ -18,60 +18,35 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pieray.sched.accounts import Account, Demand
 from pieray.sched.chunks import Chunk, add_chunk, add_rows, cut, decode_seconds, whole
 from pieray.sched.commands import Command, ForwardCommand, MoveCommand
-from pieray.sched.costs import CostModel, Kind, Work, no_work
+from pieray.sched.costs import CostModel, Kind
 from pieray.sched.gate import Gate
 from pieray.sched.lanes import I64
 from pieray.sched.plans import PlanCommand
 from pieray.sched.precedence import Precedence, are_lower
 from pieray.sched.queues import CommandQueues, InferletQueues
-from pieray.sched.shares import Account, Demand, Shares
+from pieray.sched.shares import Shares
+from pieray.sched.step_plan import StepLimits, StepPlan
 from pieray.sched.swap import SwapCommand
 from pieray.sched.table import SPECIAL, DecodeTable, RowGroup
 from pieray.urgency import launch_priority
 
 DECODE_TOKENS = 16
 """A pass of so few tokens is a decode: one token, or the drafts of one."""
+FEW_ROWS = 4
+"""Which are looked at one by one."""
 AGED, COPY, DECODE, PREFILL = range(4)
 """Classes, in the order in which they are given room."""
 
 B1 = npt.NDArray[np.bool_]
 _Candidate: TypeAlias = tuple[int, int, int, Command | int]  # class, minus priority, order of arrival, command or row
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """One step: `copies` and swaps in order, then all `forwards` and a `group` of rows of the table.  `work` is what it
-    is made of, if there is a cost model."""
-
-    copies: list[MoveCommand] = field(default_factory=list)
-    forwards: list[Chunk] = field(default_factory=list)
-    group: RowGroup | None = None
-    picked: list[int] = field(default_factory=list)  # rows chosen one by one, while the step is being filled
-    num_tokens: int = 0
-    num_swapped: int = 0  # pages
-    work: Work = field(default_factory=no_work)
-
-    @property
-    def num_requests(self) -> int:
-        return len(self.forwards) + (len(self.picked) if self.group is None else len(self.group))
-
-
-@dataclass(frozen=True, slots=True)
-class StepLimits:
-    """What a step holds at most, and how long a command waits before it goes first."""
-
-    max_batch_tokens: int
-    max_batch_requests: int
-    max_wait_s: float = 1.0
-    max_swap_pages: int = 256
 
 
 class BatchFormer:
@@ -191,9 +166,25 @@ class BatchFormer:
         if len(rows) and (self._now - self._table.rows["arrived"][rows] >= self._limits.max_wait_s).any():
             is_bulk[:] = False
         if not is_bulk.all():
-            self._push_rows(heap, rows[~is_bulk])
+            self._push_rows(heap, self._within_shares(rows[~is_bulk]))
             rows = rows[is_bulk]
         return rows
+
+    def _within_shares(self, rows: I64) -> I64:
+        """Of these rows, as many of each inferlet as it may have in the step, and one: those whose turns come first."""
+        if self.costs is None or len(rows) <= FEW_ROWS:
+            return rows
+        table = self._table.rows
+        is_young = self._now - table["arrived"][rows] < self._limits.max_wait_s
+        priorities = np.where(is_young, -table["priority"][rows].astype(np.int64), 0)
+        rows = rows[np.lexsort((table["turn"][rows], priorities, is_young))]
+        lanes = table["lane"][rows]
+        found = []
+        for lane in np.unique(lanes).tolist():
+            own = rows[lanes == lane]
+            seconds = self._shares.allowance(self._shares.account(lane), is_decode=False)
+            found.append(own[: int(np.searchsorted(np.cumsum(self._seconds[own]), seconds)) + 2])
+        return np.concatenate(found)
 
     def _begin_shares(self, costs: CostModel, heap: list[_Candidate], rows: I64) -> B1:
         """Tell what each inferlet wants of the step; which rows need no account in it."""

@@ -32,7 +32,6 @@ from pieray.messages import (
 )
 from pieray.models.batch import NO_ROWS
 from pieray.models.draws import Drawn
-from pieray.sched.batch_former import StepPlan
 from pieray.sched.chunks import Chunk
 from pieray.sched.cohort import CohortWait
 from pieray.sched.command_factory import CommandFactory, Enqueued, tickets_of
@@ -48,6 +47,7 @@ from pieray.sched.passes import PassTable, passes_tickets
 from pieray.sched.plans import PlanCommand
 from pieray.sched.running_plans import Over, RunningPlans
 from pieray.sched.scheduler import Scheduler
+from pieray.sched.step_plan import StepPlan
 from pieray.sched.step_totals import StepTotals
 from pieray.sched.swap import SwapCommand
 from pieray.sched.swap_slots import SwapSlots

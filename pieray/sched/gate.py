@@ -2,7 +2,7 @@
 
 Commands make a step longer than one of rows alone is, whatever they are: rows alone are one call of the kernels, or one
 CUDA graph.  So their inferlets pay for that (`Shares.pay`) and come together, in as few steps as are worth it: when one
-of them is behind by twice that (`Shares.steps_until`).  In the steps between, nobody looks at them.
+of them is behind by that and by work that is worth it (`Shares.steps_until`).  In between, nobody looks at them.
 Where launches have several priorities, precedence decides (`precedence.py`), and nobody pays.
 """
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pieray.sched.batch_former import BatchFormer, StepLimits, StepPlan
+from pieray.sched.batch_former import BatchFormer
 from pieray.sched.commands import U32, Command, page_slots
 from pieray.sched.costs import CostModel
 from pieray.sched.hazards import UnwrittenByInferlet
@@ -27,6 +27,7 @@ from pieray.sched.lanes import I64, LaneKey, Lanes, Registry
 from pieray.sched.plans import PlanCommand
 from pieray.sched.queues import CommandQueues, InferletQueues
 from pieray.sched.shares import Shares
+from pieray.sched.step_plan import StepLimits, StepPlan
 from pieray.sched.table import RUN, DecodeTable, Own, stop_column
 
 B1 = npt.NDArray[np.bool_]

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from pieray.sched.accounts import Account, Demand, Tenant
 from pieray.sched.costs import CostModel, Kind
 from pieray.sched.lanes import I64, Lanes, Registry
 from pieray.sched.table import RowGroup
@@ -43,61 +43,13 @@ ALONE_STEPS = 8.0
 """Bare steps that a step takes while nobody decodes: so long a newcomer may wait."""
 BURST_STEPS = 64.0
 """Steps whose shares an account may fall behind by."""
-JOINING_FEES = 2.0
-"""Commands join rows of others when one of their inferlets is behind by so many times what that takes: half of it is
-for its work."""
+WORK_FEES = 2.0
+"""Commands join rows of others with as many times as much work as they pay for that, at most, and when one of their
+inferlets is behind by both."""
 RECENT_S = 1.0
 """An inferlet that has been away for less is taken to come back for a decode."""
 PRESENT, GONE = math.inf, -math.inf
 ONE_LANE = -1
-
-
-@dataclass(slots=True, eq=False)
-class Tenant:
-    """A tenant that has inferlets; `clock` is that of its inferlets' accounts."""
-
-    weight: float = 1.0  # shares are as many times as large as others'
-    part: float = 1.0  # the same, over the mean of those that are there
-    spent: float = -math.inf
-    clock: float = 0.0
-    share: float = 0.0  # seconds that its clock moves by in a step
-    burst_s: float = 0.0  # that its inferlets may fall behind by
-    free_s: float = 0.0  # that the first decode of each in a step takes of nobody's share
-    num_lanes: int = 0
-    taken: float = 0.0  # in the step that is being filled
-    is_ahead: bool = False  # of its clock, as that step began
-    # what it wants of that step
-    decode_s: float = 0.0
-    lanes: list[Demand] = field(default_factory=list)
-    num_rows: int = 0  # settled
-    rows_s: float = 0.0  # what those take
-    num_away: int = 0
-    least: float = math.inf
-
-    @property
-    def is_wanting(self) -> bool:
-        return bool(self.lanes or self.num_rows)
-
-
-@dataclass(slots=True, eq=False)
-class Account:
-    """One inferlet's."""
-
-    tenant: Tenant
-    spent: float = -math.inf
-    taken: float = 0.0
-    is_ahead: bool = False
-
-
-@dataclass(slots=True)
-class Demand:
-    """What an inferlet wants of a step: seconds of decodes, and whether there is more than those."""
-
-    lane: int
-    account: Account
-    decode_s: float = 0.0
-    has_more: bool = False
-    is_row: bool = False  # one row of the decode table is all
 
 
 class Shares:
@@ -211,7 +163,7 @@ class Shares:
         """
         bare = step_s + token_s
         self._fee_s, self._num_steps = fee_s, num_steps
-        self._joining_s = JOINING_FEES * fee_s
+        self._joining_s = (1.0 + WORK_FEES) * fee_s
         for tenant in self._tenants.values():
             tenant.lanes.clear()
             tenant.num_rows = tenant.num_away = 0
@@ -321,7 +273,7 @@ class Shares:
         self._clock = max(self._clock + self._num_steps * share, min([tenant.spent for tenant in wanting]))
         for tenant in wanting:
             tenant.is_ahead = tenant.spent > self._clock
-        return max(crowd, self._fee_s), share
+        return max(crowd, WORK_FEES * self._fee_s), share
 
     def _begin_inferlets(self, tenant: Tenant, step_s: float, bare: float, tenant_share: float) -> None:
         lanes, least = tenant.lanes, tenant.least
@@ -331,7 +283,7 @@ class Shares:
         else:
             sizes = sum([one.decode_s if one.decode_s < least else least for one in lanes]) + tenant.num_rows * least
             crowd = max(CROWD_STEPS * bare, step_s + sizes)
-        self._left_s = min(self._left_s, max(crowd, self._fee_s))
+        self._left_s = min(self._left_s, max(crowd, WORK_FEES * self._fee_s))
         crowd = min(crowd, tenant_share)
         quantum = step_s + least
         tenant.free_s = 0.0 if tenant.decode_s > tenant_share else max(least, FREE_OF_STEP * quantum)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pieray.sched.batch_former import StepPlan
 from pieray.sched.commands import CopyCommand
 from pieray.sched.costs import CostModel, Kind, Work
+from pieray.sched.step_plan import StepPlan
 
 
 class StepTotals:

@@ -7,9 +7,9 @@ import pytest
 from rounds import seeds
 
 from pieray.messages import CopyTokens, Forward
-from pieray.sched.batch_former import StepPlan
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
 from pieray.sched.scheduler import Scheduler
+from pieray.sched.step_plan import StepPlan
 
 PAGE = 4
 

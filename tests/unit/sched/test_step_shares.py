@@ -7,12 +7,12 @@ import pytest
 from rounds import seeds
 
 from pieray.messages import GREEDY, CopyTokens, Forward, Logits, Logprobs, StartPlan, SwapOut
-from pieray.sched.batch_former import StepPlan
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
 from pieray.sched.costs import CostModel, Kind
 from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler
 from pieray.sched.shares import ALONE_STEPS, BURST_STEPS
+from pieray.sched.step_plan import StepPlan
 from pieray.sched.swap import SwapCommand, SwapOutCommand
 from pieray.sched.swap_slots import SwapSlots
 
