@@ -17,13 +17,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from pieray.arrays import I64
 from pieray.errors import Unsupported
 from pieray.pages.frames import slot_bits
 
-I64 = npt.NDArray[np.int64]
 STEP_BYTES = 400
 """What a step takes beside its arrays, nearly."""
 SMALL_BYTES = 256 << 10

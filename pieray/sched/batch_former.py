@@ -21,14 +21,13 @@ import heapq
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import F64, I64, Bools
 from pieray.sched.accounts import Account, Demand
 from pieray.sched.chunks import Chunk, add_chunk, add_rows, cut, decode_seconds, whole
 from pieray.sched.commands import Command, ForwardCommand, MoveCommand
 from pieray.sched.costs import CostModel, Kind
 from pieray.sched.gate import Gate
-from pieray.sched.lanes import I64
 from pieray.sched.plans import PlanCommand
 from pieray.sched.precedence import Precedence, are_lower
 from pieray.sched.queues import CommandQueues, InferletQueues
@@ -45,7 +44,6 @@ FEW_ROWS = 4
 AGED, COPY, DECODE, PREFILL = range(4)
 """Classes, in the order in which they are given room."""
 
-B1 = npt.NDArray[np.bool_]
 _Candidate: TypeAlias = tuple[int, int, int, Command | int]  # class, minus priority, order of arrival, command or row
 
 
@@ -186,7 +184,7 @@ class BatchFormer:
             found.append(own[: int(np.searchsorted(np.cumsum(self._seconds[own]), seconds)) + 2])
         return np.concatenate(found)
 
-    def _begin_shares(self, costs: CostModel, heap: list[_Candidate], rows: I64) -> B1:
+    def _begin_shares(self, costs: CostModel, heap: list[_Candidate], rows: I64) -> Bools:
         """Tell what each inferlet wants of the step; which rows need no account in it."""
         demands: dict[int, Demand] = {}
         for _, _, _, command in heap:
@@ -240,7 +238,7 @@ class BatchFormer:
             found = demands[lane] = Demand(lane, self._shares.account(lane))
         return found
 
-    def _row_seconds(self, rows: I64, costs: CostModel) -> npt.NDArray[np.float64]:
+    def _row_seconds(self, rows: I64, costs: CostModel) -> F64:
         """What each of these rows takes of a step."""
         table, s = self._table.rows, costs.seconds
         seconds = s[Kind.ATTENTION] * table["kv_len"][rows] + (s[Kind.ITEMS] + s[Kind.TOKENS] + s[Kind.ATTENTION])

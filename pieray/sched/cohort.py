@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pieray.sched.lanes import I64, Registry
+from pieray.arrays import F64, I64
+from pieray.sched.lanes import Registry
 
 LEARNING_RATE = 0.5
 """Weight of the latest answer in an inferlet's record."""
@@ -84,6 +84,6 @@ class CohortWait:
             return 0.0
         return float(newest) - earliest
 
-    def _learn(self, lanes: I64, outcome: npt.NDArray[np.float64], rate: float | npt.NDArray[np.float64]) -> None:
+    def _learn(self, lanes: I64, outcome: F64, rate: float | F64) -> None:
         record = self._record.values
         record[lanes] += rate * (outcome - record[lanes])

@@ -6,16 +6,14 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import F32, U32
 from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import CopyTokens, Forward, Logprobs, Message, Output, SwapIn, SwapOut
 from pieray.sched.costs import Kind
 from pieray.sched.failures import failed
 from pieray.sched.lanes import LaneKey
 
-U32 = npt.NDArray[np.uint32]
-F32 = npt.NDArray[np.float32]
 Slots: TypeAlias = dict[int, int]  # page: bits of its slots
 
 PART_BYTES = 64 << 10

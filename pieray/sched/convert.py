@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pieray.arrays import F32, U32
 from pieray.messages import Output, Sample, Sampler
 from pieray.models.batch import ForwardItem
 from pieray.sched.chunks import Chunk
-from pieray.sched.commands import F32, U32, ForwardCommand
+from pieray.sched.commands import ForwardCommand
 from pieray.sched.plans import PlanCommand
 
 _TOKEN = struct.Struct("<I")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from pieray.arrays import I64
 from pieray.config import ModelSettings
 from pieray.errors import DeviceLost, Evicted, PierayError, ProtocolError
 from pieray.messages import (
@@ -40,7 +41,7 @@ from pieray.sched.convert import asked, wire_value
 from pieray.sched.costs import CostModel
 from pieray.sched.device_steps import DeviceSteps, Runner, independent_groups
 from pieray.sched.failures import dependency_failed, failed, malformed
-from pieray.sched.lanes import I64, LaneKey
+from pieray.sched.lanes import LaneKey
 from pieray.sched.loaded_adapters import LoadedAdapters
 from pieray.sched.lookups import EmbedLookups
 from pieray.sched.passes import PassTable, passes_tickets

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import F32, U32
 from pieray.errors import DeviceLost, PierayError
 from pieray.messages import Output
 from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
@@ -39,7 +39,7 @@ class Runner(Swapper, Protocol):
 
     def require_trees(self) -> None: ...
 
-    def embed(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
+    def embed(self, tokens: U32) -> F32: ...
     def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
 
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 K = TypeVar("K")
 
 LaneKey: TypeAlias = tuple[str, int]  # peer_id, inferlet
-I64 = npt.NDArray[np.int64]
 
 
 class Column:

@@ -6,8 +6,8 @@ from collections import OrderedDict, deque
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import F32, U32
 from pieray.errors import DeviceLost, InvalidRequest, PierayError
 from pieray.messages import Completed, EmbedTokens, Message
 from pieray.sched.failures import failed, known
@@ -19,7 +19,7 @@ TOKENS_PER_STEP = 1024
 class Lookup(Protocol):
     """What embeds tokens: `pieray.models.runner.ModelRunner`.  Raises DeviceLost on a dead device."""
 
-    def embed(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]: ...
+    def embed(self, tokens: U32) -> F32: ...
 
 
 class EmbedLookups:

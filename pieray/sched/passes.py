@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from pieray.arrays import I64, U32
 from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import DecodePasses, Forward, Message, Sample, Sampled
 from pieray.models.sampler import choices_of
 from pieray.sched.failures import failed
-from pieray.sched.lanes import I64
-from pieray.sched.table import ROW, RUN, SPECIAL, U32, Own, Records
+from pieray.sched.table import ROW, RUN, SPECIAL, Own, Records
 
 if TYPE_CHECKING:
     from pieray.models.lora import LoraAdapter

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pieray.arrays import U32
 from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import Forward, Message, RunEnded, StartPlan
 from pieray.models.sampler import choices_of
-from pieray.sched.commands import U32, ForwardCommand, Slots, page_slots
+from pieray.sched.commands import ForwardCommand, Slots, page_slots
 from pieray.sched.costs import Kind
 from pieray.sched.drafts import NgramDrafter
 from pieray.sched.failures import failed

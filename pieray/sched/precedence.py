@@ -8,20 +8,17 @@ each of them.  Prefills of lower ones are in none, until they have aged.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from pieray.sched.lanes import I64
-
-B1 = npt.NDArray[np.bool_]
+from pieray.arrays import I64, Bools
 
 LOWER_PART = 0.5
 
 
-def are_lower(priorities: I64, tenants: I64) -> B1:
+def are_lower(priorities: I64, tenants: I64) -> Bools:
     """Which of these candidates, [n] each, have a lower priority than another of their tenant, a number from 0 on."""
     highest = np.full(int(tenants.max(initial=-1)) + 1, np.iinfo(np.int64).min)
     np.maximum.at(highest, tenants, priorities)
-    found: B1 = priorities < highest[tenants]
+    found: Bools = priorities < highest[tenants]
     return found
 
 

@@ -8,15 +8,14 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import F32, I64, U32, Bools
 from pieray.concurrency.fair_pool import FairPool
 from pieray.errors import InvalidRequest, PierayError, Unsupported
 from pieray.messages import ExtendPlan, Message, PlanTokens, RunEnded, StartPlan, StopPlan
 from pieray.models.detokenizer import PRIME_TOKENS
-from pieray.sched.commands import F32, Command
+from pieray.sched.commands import Command
 from pieray.sched.failures import known
-from pieray.sched.lanes import I64
 from pieray.sched.plans import PlanCommand
 from pieray.sched.table import RowGroup
 
@@ -42,7 +41,7 @@ CHEAP_TOKENS = 64
 Answers: TypeAlias = list[tuple[str, Message]]
 Later: TypeAlias = Callable[[], Answers]
 Over: TypeAlias = tuple[PlanCommand, PierayError | None]
-Telling: TypeAlias = tuple[str, "slice | I64", bytes, bytes, npt.NDArray[np.uint32], bool]
+Telling: TypeAlias = tuple[str, "slice | I64", bytes, bytes, U32, bool]
 """A peer, the places of its rows, their tickets, a 1 for each, what they count, whether they are scored."""
 
 
@@ -323,7 +322,7 @@ class RunningPlans:
         self._pool.close()
 
 
-def _with(ends: npt.NDArray[np.bool_] | None, places: list[int], size: int) -> npt.NDArray[np.bool_]:
+def _with(ends: Bools | None, places: list[int], size: int) -> Bools:
     """And these."""
     found = np.zeros(size, bool) if ends is None else ends
     found[places] = True

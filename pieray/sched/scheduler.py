@@ -19,18 +19,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pieray.arrays import I64, U32, Bools
 from pieray.sched.batch_former import BatchFormer
-from pieray.sched.commands import U32, Command, page_slots
+from pieray.sched.commands import Command, page_slots
 from pieray.sched.costs import CostModel
 from pieray.sched.hazards import UnwrittenByInferlet
-from pieray.sched.lanes import I64, LaneKey, Lanes, Registry
+from pieray.sched.lanes import LaneKey, Lanes, Registry
 from pieray.sched.plans import PlanCommand
 from pieray.sched.queues import CommandQueues, InferletQueues
 from pieray.sched.shares import Shares
 from pieray.sched.step_plan import StepLimits, StepPlan
 from pieray.sched.table import RUN, DecodeTable, Own, stop_column
-
-B1 = npt.NDArray[np.bool_]
 
 
 class Scheduler:
@@ -130,10 +129,10 @@ class Scheduler:
 
     # --- rows ------------------------------------------------------------------------------------
 
-    def may_be_rows(self, lanes: I64, pages: U32, kv_lens: I64) -> B1:
+    def may_be_rows(self, lanes: I64, pages: U32, kv_lens: I64) -> Bools:
         """Which passes of one token may be rows, given with their inferlets and pages [n, W], 0 behind their own: those
         that wait for no other command of their inferlet, and none for them."""
-        is_free: B1 = ~(self._has_commands.values[lanes] | self._unwritten.has_any.values[lanes])
+        is_free: Bools = ~(self._has_commands.values[lanes] | self._unwritten.has_any.values[lanes])
         others = self._num_passes.values[lanes] > 0
         if len(lanes) > 1:
             others |= np.bincount(lanes)[lanes] > 1

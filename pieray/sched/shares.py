@@ -22,15 +22,12 @@ import math
 from collections.abc import Callable, Collection
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import F64, I64, Bools
 from pieray.sched.accounts import Account, Demand, Tenant
 from pieray.sched.costs import CostModel, Kind
-from pieray.sched.lanes import I64, Lanes, Registry
+from pieray.sched.lanes import Lanes, Registry
 from pieray.sched.table import RowGroup
-
-F64 = npt.NDArray[np.float64]
-B1 = npt.NDArray[np.bool_]
 
 CROWD_STEPS = 2.0
 """Bare steps that all slices add to a step, at most, while somebody decodes; or as much as all who decode take."""
@@ -134,9 +131,9 @@ class Shares:
         """There is more of the inferlet than one row."""
         self._is_settled.values[lane] = False
 
-    def are_settled(self, lanes: I64) -> B1:
+    def are_settled(self, lanes: I64) -> Bools:
         """Which of the inferlets of these rows are settled, and have but one row."""
-        found: B1 = self._is_settled.values[lanes]
+        found: Bools = self._is_settled.values[lanes]
         if len(lanes) > 1 and int((count := np.bincount(lanes)).max()) > 1:
             found &= count[lanes] == 1
         return found
@@ -154,7 +151,7 @@ class Shares:
         *,
         fee_s: float = 0.0,
         num_steps: int = 1,
-    ) -> B1:
+    ) -> Bools:
         """A step is to be filled for those who want something, and for settled rows, given by their inferlets with what
         each takes.  One without anything takes `step_s`, and a token of a short sequence adds `token_s`.  `fee_s`: what
         commands add to it, whatever they are, see `pay`.  `num_steps`: it, and those before it that nobody looked at.
@@ -220,7 +217,7 @@ class Shares:
                 tenant.decode_s += total
                 tenant.least = min(tenant.least, shortest)
 
-    def _are_free(self, rows: I64, seconds: F64, tenant_share: float) -> B1:
+    def _are_free(self, rows: I64, seconds: F64, tenant_share: float) -> Bools:
         """Settled rows that take of no inferlet's share, of tenants that have enough left for all of theirs."""
         if not len(rows):
             return np.zeros(0, bool)
@@ -231,7 +228,7 @@ class Shares:
             has_room = not tenant.is_ahead and tenant.rows_s - tenant.least < self._room(tenant)
             if self._are_tenants_alone or (has_room and tenant.decode_s <= tenant_share * tenant.part):
                 limits[number] = math.inf if self._is_alone else tenant.free_s
-        found: B1 = seconds <= limits[numbers]
+        found: Bools = seconds <= limits[numbers]
         for lane in rows[~found].tolist():
             account = self.account(lane)
             account.taken, account.is_ahead = 0.0, account.spent > account.tenant.clock

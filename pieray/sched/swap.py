@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64, U32
 from pieray.errors import InvalidRequest
 from pieray.messages import SwapIn, SwapOut
-from pieray.sched.commands import U32, MoveCommand, Slots
+from pieray.sched.commands import MoveCommand, Slots
 from pieray.sched.costs import Kind
 from pieray.sched.swap_slots import SwapSlots
 
@@ -18,8 +18,8 @@ class Swapper(Protocol):
     """What moves pages: `pieray.models.runner.ModelRunner`.  Raises InvalidRequest for a page outside of the pool, and
     nothing has moved then; DeviceLost."""
 
-    def swap_out(self, pages: npt.NDArray[np.int64], slots: npt.NDArray[np.int64]) -> None: ...
-    def swap_in(self, slots: npt.NDArray[np.int64], pages: npt.NDArray[np.int64]) -> None: ...
+    def swap_out(self, pages: I64, slots: I64) -> None: ...
+    def swap_in(self, slots: I64, pages: I64) -> None: ...
 
 
 class SwapCommand(MoveCommand):
@@ -49,7 +49,7 @@ class SwapCommand(MoveCommand):
     def used_pages(self) -> list[int]:
         return self.pages
 
-    def _step_arrays(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _step_arrays(self) -> tuple[I64, I64]:
         part = slice(*self.step_range)
         return np.array(self.pages[part], np.int64), np.array(self.slots[part], np.int64)
 

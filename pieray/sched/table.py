@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pieray.arrays import I64, U32, Bools
 from pieray.kernels.sample_cpu import CHOICE
 from pieray.messages import Sampler
 from pieray.models.batch import DecodeRows
-from pieray.sched.lanes import I64
 from pieray.urgency import launch_priority
 
 if TYPE_CHECKING:
     from pieray.models.lora import LoraAdapter
     from pieray.sched.plans import PlanCommand
 
-U32 = npt.NDArray[np.uint32]
 Records = npt.NDArray[Any]
 
 NO_TOKEN = 0xFFFFFFFF
@@ -197,7 +196,7 @@ class DecodeTable:
         """Rows of these inferlets."""
         return np.flatnonzero(np.isin(self.rows["lane"], lanes))
 
-    def advance(self, group: RowGroup, tokens: I64) -> npt.NDArray[np.bool_] | None:
+    def advance(self, group: RowGroup, tokens: I64) -> Bools | None:
         """The rows have drawn these tokens; which of them end by their columns: at a stop token, or with the last that
         they were to draw.  None: none of them."""
         if group is not self._group:
@@ -206,7 +205,7 @@ class DecodeTable:
         group.moving[group.where] += STEP
         self._num_calm -= 1
         group.num_steps += 1
-        ends: npt.NDArray[np.bool_] | None = None
+        ends: Bools | None = None
         if group.num_steps >= group.num_left:
             ends = self._rows["left"][group.where] == 0
         if group.stops is not None:
@@ -239,7 +238,7 @@ class RowGroup:
         records = self.records
         self.lanes: I64 = records["lane"].copy()
         flags = records["flags"]
-        self.is_run: npt.NDArray[np.bool_] = flags & RUN > 0
+        self.is_run: Bools = flags & RUN > 0
         self.num_runs = int(np.count_nonzero(self.is_run))
         self.scored: I64 = np.flatnonzero(flags & SCORED)
         self.special: list[int] = np.flatnonzero(flags & SPECIAL).tolist()
@@ -299,7 +298,7 @@ class RowGroup:
             table["arrived"][self.where] = self._arrived
             self._first_turn, self._next_turn = self._next_turn, -1
 
-    def part(self, is_in: npt.NDArray[np.bool_]) -> RowGroup:
+    def part(self, is_in: Bools) -> RowGroup:
         """Some of them."""
         return RowGroup(self.table, self.rows[is_in])
 

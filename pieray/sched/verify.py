@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from pieray.arrays import I64, U8, U32
 from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import Forward, Output, Sample, Verify
-from pieray.sched.commands import U32, ForwardCommand
+from pieray.sched.commands import ForwardCommand
 
 
 class VerifyCommand(ForwardCommand):
@@ -85,7 +85,7 @@ class VerifyCommand(ForwardCommand):
         ]
         return np.packbits(visible, bitorder="little").tobytes()
 
-    def _ancestors(self) -> npt.NDArray[np.uint8]:
+    def _ancestors(self) -> U8:
         """Which drafts each draft attends to, itself included."""
         lines = np.zeros((len(self.parents) + 1, len(self.parents)), np.uint8)
         for draft, parent in enumerate(self.parents.tolist()):
@@ -125,7 +125,7 @@ class VerifyCommand(ForwardCommand):
         return int(self.pages[index]), offset
 
 
-def _checked_visible(packed: bytes, kv_len: int) -> npt.NDArray[np.uint8] | None:
+def _checked_visible(packed: bytes, kv_len: int) -> U8 | None:
     if not packed:
         return None
     if len(packed) != -(-kv_len // 8):
@@ -133,7 +133,7 @@ def _checked_visible(packed: bytes, kv_len: int) -> npt.NDArray[np.uint8] | None
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=kv_len, bitorder="little")
 
 
-def _checked_parents(packed: bytes, num_drafts: int) -> npt.NDArray[np.int64]:
+def _checked_parents(packed: bytes, num_drafts: int) -> I64:
     if not packed:
         return np.arange(num_drafts)
     parents = np.frombuffer(packed, "<u4").astype(np.int64)
