@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,19 @@ SHORT, LONG = 0, 448
 
 
 def calibrate(
-    runner: Any, settings: ModelSettings, spec: TokenizerSpec, costs: CostModel, budget_s: float = BUDGET_S
+    runner: Any,
+    settings: ModelSettings,
+    spec: TokenizerSpec,
+    costs: CostModel,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """Run steps of commands and of rows, alone and together; `costs` learns from them.  Returns how many there were.
+    """Run steps of commands and of rows, alone and together; `costs` learns from them, in times of `clock`.  Returns
+    how many there were.
 
     To be called before pages are leased, and before anything is served.  Raises DeviceLost.
     """
-    core = BatcherCore(runner, settings, tokenizer=spec, costs=costs)
+    core = BatcherCore(runner, settings, clock, spec, costs)
     core.plans.vocab_size = runner.config.vocab_size
     work = _Work(min(runner.pool.num_pages, -(-runner.config.max_position // settings.page_size)), settings.page_size)
     began, num_steps = time.monotonic(), 0
