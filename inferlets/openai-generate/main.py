@@ -16,6 +16,8 @@ from inferlet import Context, Generation, Grammar, InvalidRequest, Sampler, Toke
 
 ROWS = 64
 """Rows of a prompt scored in one pass."""
+PARSE_STEPS = 64
+"""A reply is taken apart anew when it has grown by a 64th: what that costs in all grows with its length, not the square."""
 ON_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -333,6 +335,8 @@ class Out:
         self.logprobs: list[dict[str, Any]] = []
         self.ids: list[int] = []
         self.raw: Raw | None = None
+        self.num_parsed = 0
+        """Characters of the reply when it was last taken apart."""
 
     def tell(self, *, content: str = "", logprobs: Sequence[dict[str, Any]] = (), ids: Sequence[int] = ()) -> None:
         """Text that has come, unless it is to be parsed, and what is known of its tokens."""
@@ -341,7 +345,10 @@ class Out:
         self.ids += ids
         if wish.parses:
             self.raw = self.raw or Raw(wish.stop)
-            delta = self._parsed(self.raw.with_tokens(ids), is_over=False)
+            text = self.raw.with_tokens(ids)
+            if len(text) > self.num_parsed + self.num_parsed // PARSE_STEPS:
+                self.num_parsed = len(text)
+                delta = self._parsed(text, is_over=False)
         elif not wish.forced:
             self.content += content
             delta = {"content": content} if content else {}
@@ -363,10 +370,11 @@ class Out:
         """Take the whole reply apart, and tell what has not been told."""
         is_over = generation.finish_reason != "length"
         if self.wish.forced:
-            self.calls = forced_calls(generation.text, self.wish.forced)[: self.wish.most_calls] if is_over else []
-            if not is_over:
+            calls = forced_calls(generation.text, self.wish.forced) if is_over else None
+            if calls is None:  # what there is of it
                 self.content = generation.text
                 self.send({"content": self.content})
+            self.calls = (calls or [])[: self.wish.most_calls]
         else:
             text = model.detokenize(generation.tokens)
             if isinstance(generation.stopped_by, str):
@@ -460,8 +468,12 @@ def parameters_of(function: dict[str, Any]) -> dict[str, Any]:
     return {"additionalProperties": False, **(function.get("parameters") or {"type": "object", "properties": {}})}
 
 
-def forced_calls(text: str, forced: str) -> list[dict[str, Any]]:
-    value = json.loads(text)
+def forced_calls(text: str, forced: str) -> list[dict[str, Any]] | None:
+    """None: a stop text has cut them off."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
     return [as_openai(call) for call in (value if forced == "*" else [{"name": forced, "arguments": value}])]
 
 

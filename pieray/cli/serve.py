@@ -109,7 +109,8 @@ def _serve(
         say("stopping")
         return drain if signals.signum == signal.SIGTERM else 0.0
 
-    hosting.serve(Door(engine, model=served, **programs).app(gate), gate, bound, wants_end=wants_end, on_ready=ready)
+    door = Door(engine, model=served, **programs)
+    hosting.serve(door.app(gate), gate, bound, wants_end=wants_end, on_ready=ready, on_end=door.close)
 
 
 def _log(level: str) -> None:
@@ -144,7 +145,7 @@ def _keys(host: str, path: str | None) -> Any:
 
     if path is None and is_loopback(host):
         return None
-    found = Keys(key_file(path))
+    found = Keys(key_file(path), wait_s=0.1)  # it is read on the event loop
     if not found.rows():
         raise ConfigError(f"{key_file(path)} has no keys: `pieray keys create` makes one")
     return found

@@ -301,6 +301,13 @@ class Engine:
         found: dict[str, Any] = self._ask("status")
         return found
 
+    @property
+    def is_open(self) -> bool:
+        """False once this handle is closed, or its socket to the Controller is: it is not dialled again."""
+        return not self._is_closed and not (
+            isinstance(self._controller, ControllerLink) and not self._controller.is_open
+        )
+
     def door(self) -> tuple[tuple[Any, ...], str]:
         """Endpoint of the Controller's socket, () if it has none, and the engine's token: what `connect_door` takes."""
         return tuple(self._ask("door")), self._token
@@ -363,21 +370,34 @@ class Engine:
 
 async def _launched(launch: Callable[[], list[Process | PierayError]]) -> list[Process | PierayError]:
     """What `launch` launches, off the event loop; if the awaiting task is cancelled, all of that ends."""
+    lock = threading.Lock()
     is_wanted = True
+    running: list[Process] = []
 
     def call() -> list[Process | PierayError]:
         outcomes = launch()
-        for outcome in outcomes:
-            if not is_wanted and not isinstance(outcome, PierayError):
-                with contextlib.suppress(PierayError):
-                    outcome.kill("its launch was cancelled")
+        with lock:  # whoever comes second knows of the other
+            running.extend(one for one in outcomes if not isinstance(one, PierayError))
+            is_late = not is_wanted
+        if is_late:
+            _end_all(running)
         return outcomes
 
     try:
         return await off_loop(call)
     except BaseException:
-        is_wanted = False
+        with lock:
+            is_wanted = False
+            unwanted = list(running)
+        if unwanted:  # they were launched, and the task was cancelled before it went on
+            threading.Thread(target=_end_all, args=(unwanted,), name="pieray-unwanted", daemon=True).start()
         raise
+
+
+def _end_all(processes: Iterable[Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(PierayError):
+            process.kill("its launch was cancelled")
 
 
 def _file_or(missing: NotFound, name: str) -> ProgramSource:

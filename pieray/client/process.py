@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pieray.concurrency.deadlines import Deadline
 from pieray.concurrency.off_loop import off_loop
-from pieray.errors import PierayError, error_from
+from pieray.errors import DeadlineExceeded, PierayError, error_from
 
 if TYPE_CHECKING:
     import asyncio
@@ -155,14 +155,25 @@ class Process:
         return self._outcome()
 
     def _outcome(self) -> Any:
+        return json.loads(self.ending().text)
+
+    def ending(self) -> Event:
+        """The "result" event of one that has ended, its JSON as it came; raises the inferlet's typed error, as `result`
+        does, and DeadlineExceeded if it has not ended.
+        """
         last = self._events[-1] if self._events else None
         if last is not None and last.kind == "result":
-            return json.loads(last.text)
+            return last
         if last is not None and last.kind == "error":
             problem = json.loads(last.text)
             raise error_from(problem["code"], problem["message"])
-        assert self._lost is not None
+        if self._lost is None:
+            raise DeadlineExceeded(f"{self.name} {self.id} has not ended")
         raise type(self._lost)(self._lost.message)  # an error of its own for each who waits
+
+    def seen(self) -> list[Event]:
+        """The events that have come so far."""
+        return list(self._events)
 
     @property
     def logs(self) -> list[str]:
@@ -186,7 +197,7 @@ class Process:
             yield from fresh
             number += len(fresh)
             if is_done:
-                self._outcome()
+                self.ending()
                 return
 
     def __iter__(self) -> Iterator[Event]:
@@ -211,7 +222,7 @@ class Process:
                     yield event
                 number += len(fresh)
                 if is_done:
-                    self._outcome()
+                    self.ending()
                     return
                 deadline = Deadline(timeout)
                 try:
@@ -243,15 +254,16 @@ class Process:
         deadline = Deadline(timeout)
         try:
             async with asyncio.timeout(deadline.allowed_s) as allowed:
-                await self._ended()
+                await self.until_ended()
         except TimeoutError:
             if not allowed.expired():
                 raise
             raise deadline.error(f"{self.name} {self.id} has not ended") from None
         return self._outcome()
 
-    async def _ended(self) -> None:
-        with contextlib.suppress(PierayError):  # `_outcome` tells it
+    async def until_ended(self) -> None:
+        """Wait for the end, whatever it is; `ending` and `result` tell it."""
+        with contextlib.suppress(PierayError):
             async for _ in self.aevents():
                 pass
 

@@ -25,7 +25,11 @@ def event(value: object) -> bytes:
 
 
 def encoded(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    """JSON.  Halves of surrogate pairs, which a program may have sent, are no UTF-8 and stay escaped."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def usage_of(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +65,7 @@ class Answer(ABC):
     def text(self, text: str) -> bytes:
         """The chunk for more text of choice 0: what a token costs here is this."""
         begin = self._begin(0)
-        return begin + self._before + json.dumps(text, ensure_ascii=False).encode() + self._after
+        return begin + self._before + encoded(text) + self._after
 
     def delta(self, value: Mapping[str, Any]) -> bytes:
         """The chunk for a `delta` event."""

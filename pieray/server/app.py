@@ -31,7 +31,7 @@ from pieray.errors import PierayError
 from pieray.programs.sources import ProgramSource, embedded
 from pieray.server import answers
 from pieray.server.answers import Answer, ChatAnswer, CompletionAnswer
-from pieray.server.bodies import read_json
+from pieray.server.bodies import read_json, worked_out
 from pieray.server.fields import Asked
 from pieray.server.guard import Guard, caller_of
 from pieray.server.keys import Caller, Rates
@@ -47,6 +47,8 @@ from pieray.server.values import text
 
 log = logging.getLogger(__name__)
 
+MOST_TOGETHER = 64
+"""Pieces of a stream that are sent as one: a reader who is behind gets what there is in steps."""
 GENERATE, EMBED = "openai-generate", "openai-embeddings"
 
 
@@ -106,7 +108,7 @@ class Door:
             Route("/v1/responses", functools.partial(self._complete, RESPONSE), methods=["POST"]),
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/v1/models", self._models),
-            Route("/v1/models/{name}", self._one_model),
+            Route("/v1/models/{name:path}", self._one_model),
             *Runs(self.tenants, guard.rates, self.metrics).routes(),
             Route("/health", self._health),
             Route("/version", _version),
@@ -117,8 +119,13 @@ class Door:
             PierayError: lambda _, error: _refusal(_told(error)),
             HTTPException: lambda _, error: _refusal(HttpProblem(error.status_code, str(error.detail))),
             ClientDisconnect: lambda *_: Response(status_code=499),
+            Exception: lambda *_: _refusal(HttpProblem(500, "the server failed; its log says how")),
         }
         return guard.around(Starlette(routes=routes, exception_handlers=handlers))
+
+    async def close(self) -> None:
+        """Hang up what was opened for tenants."""
+        await self.tenants.close()
 
     # --- what generates ------------------------------------------------------------------------
 
@@ -129,14 +136,15 @@ class Door:
         name = text("model", body.get("model") or self.model, 200)
         asked: Asked
         if name == self.model:
-            asked, program = kind.read(body), _source(self._generate)
+            asked, program = await worked_out(request, kind.read, body), _source(self._generate)
         elif not kind.takes_programs:
             raise HttpProblem(
                 404, f"{name[:100]!r} is not the served model, {self.model!r}", param="model", code="model_not_found"
             )
         else:
             main = await main_named(engine, name)
-            asked, program = read_for_program(body, name, main, is_chat=kind.is_chat), _source(name)
+            asked = await worked_out(request, read_for_program, body, name, main, is_chat=kind.is_chat)
+            program = _source(name)
         is_own = name == self.model
         process = await unless_gone(request, self._launch(engine, program, asked))
         answer = kind.answer(asked, name, int(time.time()))
@@ -155,10 +163,15 @@ class Door:
         if events is not None:
             return EventStream(self._chunks(process, first, events, answer, clock, is_own=is_own), end, headers)
         end()
-        if is_own:
+        if not is_own:
+            return _json({**answer.whole(result), "result": result["result"]}, headers)
+        try:
+            whole = answer.whole(result)
             self.metrics.ended(clock, result)
-            return _json(answer.whole(result), headers)
-        return _json({**answer.whole(result), "result": result["result"]}, headers)
+        except Exception:
+            log.exception("run %s: its program's result is not what the door takes", process.id)
+            raise _no_openai(process) from None
+        return _json(whole, headers)
 
     def _end(self, process: Process, count: Callable[[int], None] | None) -> None:
         self.metrics.running.dec()
@@ -217,7 +230,7 @@ class Door:
                         else:
                             self.metrics.ended(clock, result)
                         parts += answer.end(result)
-                    if parts and event.number + 1 >= process.num_events:
+                    if parts and (event.number + 1 >= process.num_events or len(parts) >= MOST_TOGETHER):
                         clock.first = clock.first or time.perf_counter()
                         yield b"".join(parts)
                         parts.clear()
@@ -228,14 +241,13 @@ class Door:
             yield b"".join([*parts, answer.failed(_told(error))])
         except Exception:
             log.exception("run %s: its program's events are not what the door takes", process.id)
-            problem = HttpProblem(500, f"{process.name} does not answer as an OpenAI inferlet does; the log says how")
-            yield b"".join([*parts, answer.failed(problem)])
+            yield b"".join([*parts, answer.failed(_no_openai(process))])
 
     # --- what does not -------------------------------------------------------------------------
 
     async def _embeddings(self, request: Request) -> Response:
         body = await read_json(request)
-        asked = read_embeddings(body)
+        asked = await worked_out(request, read_embeddings, body)
         name = asked.door.get("model", self.model)
         if name != self.model:
             raise HttpProblem(
@@ -294,6 +306,10 @@ async def _version(_: Request) -> Response:
 
 def _json(value: object, headers: Mapping[str, str] | None = None) -> Response:
     return Response(answers.encoded(value), media_type="application/json", headers=headers)
+
+
+def _no_openai(process: Process) -> HttpProblem:
+    return HttpProblem(500, f"{process.name} does not answer as an OpenAI inferlet does; the log says how")
 
 
 def _told(error: PierayError) -> HttpProblem:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from pieray.concurrency.off_loop import off_loop
 from pieray.server.problems import HttpProblem
+from pieray.server.values import loaded
 
 MOST_BYTES = 8 << 20
 READ_S = 20.0
 """For all of a body to come."""
 MOST_DEPTH = 64
 """Of lists and objects in each other."""
+INLINE_BYTES = 64 << 10
+"""A larger body is parsed and checked on a thread: the event loop has others to serve."""
+SIZE = "pieray.body_bytes"
+"""Of a request's scope: how large its body was."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 async def read_json(request: Request, most_bytes: int = MOST_BYTES) -> dict[str, Any]:
@@ -24,8 +33,20 @@ async def read_json(request: Request, most_bytes: int = MOST_BYTES) -> dict[str,
     if kind != "application/json":
         raise HttpProblem(415, f"content-type is application/json; given {kind[:100]!r}")
     data = await _read(request, most_bytes)
+    request.scope[SIZE] = len(data)
+    return await worked_out(request, _parsed, data)
+
+
+async def worked_out(request: Request, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `call` makes of the body of a request, which has been read: on a thread if the body is large."""
+    if request.scope[SIZE] <= INLINE_BYTES:
+        return call(*args, **kwargs)
+    return await off_loop(call, *args, **kwargs)
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(data, parse_constant=_refuse_constant)
+        found = loaded(data)
     except (ValueError, RecursionError) as error:
         raise HttpProblem(400, f"the body is no JSON: {str(error)[:200]}", code="invalid_json") from None
     if not isinstance(found, dict):
@@ -55,10 +76,6 @@ def _too_large(most: int, given: str) -> HttpProblem:
     return HttpProblem(413, f"a body is at most {most} bytes; given {given}")
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
 def _check(found: object) -> None:
     """Raises HttpProblem for what is nested too deep, and for halves of surrogate pairs, which are no Unicode."""
     level = [found]
@@ -85,4 +102,4 @@ def _check_unicode(text: str) -> None:
         raise HttpProblem(400, f"the body has half of a surrogate pair: {error}", code="invalid_json") from None
 
 
-__all__ = ["MOST_BYTES", "MOST_DEPTH", "READ_S", "ClientDisconnect", "read_json"]
+__all__ = ["MOST_BYTES", "MOST_DEPTH", "READ_S", "ClientDisconnect", "read_json", "worked_out"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pieray.server.problems import BadField
-from pieray.server.values import boolean, integer, listed, mapping, number, one_of, shown, text, tokens
+from pieray.server.values import boolean, integer, listed, loaded, mapping, number, one_of, shown, text, tokens
 
 Take: TypeAlias = Callable[[str, Any], dict[str, Any]]
 """From a field's name and value to arguments of the inferlet; raises BadField."""
@@ -21,6 +21,8 @@ Take: TypeAlias = Callable[[str, Any], dict[str, Any]]
 MOST_CHOICES = 128
 MOST_LOGPROBS = 20
 MOST_STOPS = 64
+MOST_GUESSED = 64
+"""Characters of an unknown field's name that is compared with those that there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def read_fields(route: str, body: Mapping[str, Any], fields: tuple[Field, ...]) 
     for name, value in body.items():
         known = by_name.get(name)
         if known is None:
-            near = difflib.get_close_matches(name, by_name, n=1)
+            near = difflib.get_close_matches(name, by_name, n=1) if len(name) <= MOST_GUESSED else []
             hint = f"; did you mean {near[0]}?" if near else ""
             raise BadField(name, f"is not a field of {route}{hint}", code="unknown_field")
         if value is None:
@@ -119,7 +121,7 @@ def _seed(name: str, value: Any) -> dict[str, Any]:
 def _logit_bias(name: str, value: Any) -> dict[str, Any]:
     given = mapping(name, value)
     for token in given:
-        if not token.isascii() or not token.isdigit() or int(token) >= 1 << 32:
+        if len(token) > 10 or not token.isascii() or not token.isdigit() or int(token) >= 1 << 32:
             raise BadField(name, f"names tokens by id; given {shown(token)}")
     return {"logit_bias": {token: number(f"{name}.{token}", bias, -100, 100) for token, bias in given.items()}}
 
@@ -146,9 +148,11 @@ def _stream_options(name: str, value: Any) -> dict[str, Any]:
     given = mapping(name, value)
     found = {}
     for option, one in given.items():
+        if one is None:
+            continue
         if option == "include_usage":
             found["include_usage"] = boolean(f"{name}.{option}", one)
-        elif one not in (None, False):
+        elif one is not False:
             raise BadField(f"{name}.{option}", "is not served here: only include_usage is", code="unsupported_field")
     return found
 
@@ -174,7 +178,7 @@ ON_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separa
 def json_grammar(name: str, schema: Any) -> dict[str, Any]:
     if isinstance(schema, str):
         try:
-            schema = json.loads(schema)
+            schema = loaded(schema)
         except (ValueError, RecursionError) as error:
             raise BadField(name, f"is a JSON schema: {error}") from None
     if schema is True:
@@ -237,7 +241,7 @@ def _response_format(name: str, value: Any) -> dict[str, Any]:
         return json_grammar(name, {"type": "object"})
     if kind == "json_schema":
         described = mapping(f"{name}.json_schema", given.get("json_schema"))
-        return json_grammar(f"{name}.json_schema.schema", described.get("schema", {}))
+        return json_grammar(f"{name}.json_schema.schema", _or(described.get("schema"), {}))
     if kind == "regex":
         return _regex_grammar(f"{name}.regex", given.get("regex", given.get("pattern")))
     if kind == "grammar":
@@ -269,7 +273,7 @@ def _message(name: str, value: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"role": "system" if role == "developer" else role}
     content = given.get("content")
     if isinstance(content, list):
-        found["content"] = [_part(f"{name}.content[{at}]", part) for at, part in enumerate(content)]
+        found["content"] = [_part(f"{name}.content[{at}]", part, role) for at, part in enumerate(content)]
     elif content is not None:
         found["content"] = text(f"{name}.content", content, 1 << 24)
     elif role != "assistant":
@@ -285,8 +289,15 @@ def _message(name: str, value: Any) -> dict[str, Any]:
     return found
 
 
-def _part(name: str, value: Any) -> dict[str, str]:
+def _or(value: Any, default: Any) -> Any:
+    """A value, or what stands for it where it is null or not there."""
+    return default if value is None else value
+
+
+def _part(name: str, value: Any, role: str) -> dict[str, str]:
     given = mapping(name, value)
+    if given.get("type") == "refusal" and role == "assistant":  # what it said, in other words
+        return {"type": "text", "text": text(f"{name}.refusal", given.get("refusal"), 1 << 24)}
     if given.get("type") != "text":
         raise BadField(
             f"{name}.type",
@@ -303,11 +314,11 @@ def _call(name: str, value: Any) -> dict[str, Any]:
     arguments = function.get("arguments") or "{}"
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments)
+            arguments = loaded(arguments)
         except (ValueError, RecursionError) as error:
             raise BadField(f"{name}.function.arguments", f"is JSON: {error}") from None
     return {
-        "id": text(f"{name}.id", given.get("id", ""), 512),
+        "id": text(f"{name}.id", _or(given.get("id"), ""), 512),
         "type": "function",
         "function": {
             "name": text(f"{name}.function.name", function.get("name"), 256),
@@ -340,7 +351,15 @@ def _tool_choice(name: str, value: Any) -> dict[str, Any]:
     if given.get("type") != "function":
         raise BadField(f"{name}.type", f"is function; given {shown(given.get('type'))}", code="unsupported_field")
     function = mapping(f"{name}.function", given.get("function"))
-    return {"tool_choice": text(f"{name}.function.name", function.get("name"), 256)}
+    return {"tool_choice": forced_name(f"{name}.function.name", function.get("name"))}
+
+
+def forced_name(name: str, value: Any) -> str:
+    """The tool that is forced."""
+    forced = text(name, value, 256)
+    if forced in ("none", "auto", "required"):
+        raise BadField(name, f"is a tool that can be forced: one called {forced} cannot, as that is a choice itself")
+    return forced
 
 
 def _effort(name: str, value: Any) -> dict[str, Any]:

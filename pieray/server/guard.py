@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pieray.server.keys import ANYBODY, Caller, Keys, Rates
-from pieray.server.problems import HttpProblem
+from pieray.server.problems import RETRY_S, HttpProblem
 
 log = logging.getLogger("pieray.server.access")
 
@@ -105,7 +106,11 @@ class Guard:
     def _caller(self, keys: Keys, authorization: str, scope: Scope) -> Caller:
         now = time.monotonic()
         scheme, _, key = authorization.partition(" ")
-        caller = keys.find(key.strip(), now) if scheme.lower() == "bearer" else None
+        try:
+            caller = keys.find(key.strip(), now) if scheme.lower() == "bearer" else None
+        except sqlite3.Error as error:  # nobody comes in unseen
+            log.warning("the file of keys: %s", error)
+            raise HttpProblem(503, "the file of keys cannot be read now", retry_after_s=RETRY_S) from None
         if caller is None:
             address = str((scope.get("client") or ("",))[0])
             if wait_s := self.rates.failed(address, now):

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
@@ -17,22 +17,46 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pieray.errors import ConfigError
 from pieray.server.guard import HEAD_BYTES, Guard
+from pieray.server.streams import STALL_S
 
 HEAD_S = 10.0
 """For the head of a request to come, from the connection's begin or the first byte."""
 IDLE_S = 30.0
 """A connection without a request is kept so long."""
 TICK_S = 0.1
+END_S = 10.0
+"""For what is to be put away at the end."""
+
+
+class _Counted:
+    """A transport, and how many bytes were written to it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.num_written = 0
+
+    def write(self, data: bytes) -> None:
+        self.num_written += len(data)
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's, with a limit of time for the head of a request: it has none of its own."""
+    """uvicorn's, with limits of time for the head of a request to come, and for a client to take what it is sent."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+    _num_taken = 0
+    _taken_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._counted = _Counted(transport)
+        super().connection_made(cast(asyncio.Transport, self._counted))
         self._begin_head()
+        self._taken_at = self.loop.time()
+        self._look_again()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -43,7 +67,23 @@ class PatientProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
         super().connection_lost(exc)
+
+    def _look_again(self) -> None:
+        self._stall_timer = self.loop.call_later(STALL_S / 4, self._look)
+
+    def _look(self) -> None:
+        """Abort a connection whose client takes nothing: to close it would wait for the client for ever."""
+        waiting, now = self._counted.get_write_buffer_size(), self.loop.time()
+        num_taken = self._counted.num_written - waiting
+        if not waiting or num_taken > self._num_taken:
+            self._num_taken, self._taken_at = num_taken, now
+        elif now - self._taken_at >= STALL_S:
+            self._counted.abort()
+            return
+        self._look_again()
 
     def _begin_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
@@ -84,10 +124,11 @@ def serve(
     *,
     wants_end: Callable[[], float | None],
     on_ready: Callable[[], None],
+    on_end: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Answer requests until `wants_end` gives seconds: so long those under way may take to end, and then it returns.
 
-    In the meantime new requests get 503.
+    In the meantime new requests get 503.  `on_end` is awaited at the end, END_S at most.
     """
     _raise_file_limit()
     config = uvicorn.Config(
@@ -99,12 +140,21 @@ def serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # whoever comes from this machine may write what it likes there
         backlog=2048,
         timeout_keep_alive=int(IDLE_S),
         timeout_graceful_shutdown=1,
         h11_max_incomplete_event_size=HEAD_BYTES,
     )
-    asyncio.run(_serve(_Server(config), guard, bound, wants_end, on_ready))
+
+    async def all_of_it() -> None:
+        await _serve(_Server(config), guard, bound, wants_end, on_ready)
+        if on_end is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_S):
+                    await on_end()
+
+    asyncio.run(all_of_it())
 
 
 async def _serve(

@@ -56,14 +56,16 @@ ANYBODY = Caller("", "local")
 class Keys:
     """The keys in a file.  For one thread at a time."""
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        """Raises ConfigError: there is no such file (unless `create`), or it is none of keys."""
+    def __init__(self, path: Path, *, create: bool = False, wait_s: float = 5.0) -> None:
+        """`wait_s`: for others that write to the file; then `find` and the others raise sqlite3.Error.
+
+        Raises ConfigError: there is no such file (unless `create`), or it is none of keys."""
         if not create and not path.is_file():
             raise ConfigError(f"there is no file of keys {path}: `pieray keys create` makes one")
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+            self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=wait_s)
             self._file.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path} is no file of keys: {error}") from None

@@ -22,6 +22,9 @@ from pieray.errors import (
 RETRY_S = 1.0
 """After so long a request that found no place is worth another try, where nobody knows better."""
 
+MOST_NAME = 100
+"""Characters of a field's name in an error: a client may have made it up."""
+
 
 class HttpProblem(Exception):
     """A request that is answered with an error.  `param`: the field that it is about."""
@@ -60,6 +63,7 @@ class BadField(HttpProblem):
     """A field that is not there, is not what it may be, or asks for what there is not."""
 
     def __init__(self, name: str, message: str, *, code: str | None = None) -> None:
+        name = name[:MOST_NAME]
         super().__init__(400, f"{name}: {message}", param=name, code=code)
 
 

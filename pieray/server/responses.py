@@ -5,15 +5,24 @@ Nothing is stored: what a conversation was before comes with its input.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pieray.server.answers import encoded
-from pieray.server.fields import DOORS, MOST_LOGPROBS, SAMPLING, Asked, Field, json_grammar, read_fields, refused
+from pieray.server.fields import (
+    DOORS,
+    MOST_LOGPROBS,
+    SAMPLING,
+    Asked,
+    Field,
+    forced_name,
+    json_grammar,
+    read_fields,
+    refused,
+)
 from pieray.server.problems import BadField, HttpProblem
-from pieray.server.values import boolean, integer, listed, mapping, number, one_of, shown, text
+from pieray.server.values import boolean, integer, listed, loaded, mapping, number, one_of, shown, text
 
 LOGPROBS = "message.output_text.logprobs"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
@@ -84,7 +93,7 @@ def _tool_choice(name: str, value: Any) -> dict[str, Any]:
     given = mapping(name, value)
     if given.get("type") != "function":
         raise BadField(f"{name}.type", f"is function; given {shown(given.get('type'))}", code="unsupported_field")
-    return {"tool_choice": text(f"{name}.name", given.get("name"), 256), **told}
+    return {"tool_choice": forced_name(f"{name}.name", given.get("name")), **told}
 
 
 def _told(name: str, value: Any) -> dict[str, Any]:
@@ -230,7 +239,7 @@ def _take(messages: list[dict[str, Any]], name: str, item: Mapping[str, Any]) ->
     elif kind == "function_call":
         arguments = text(f"{name}.arguments", item.get("arguments"), 1 << 24)
         try:
-            parsed = mapping(f"{name}.arguments", json.loads(arguments))
+            parsed = mapping(f"{name}.arguments", loaded(arguments))
         except (ValueError, RecursionError) as error:
             raise BadField(f"{name}.arguments", f"is JSON: {error}") from None
         function = {"name": text(f"{name}.name", item.get("name"), 256), "arguments": parsed}
@@ -241,7 +250,8 @@ def _take(messages: list[dict[str, Any]], name: str, item: Mapping[str, Any]) ->
         call_id = text(f"{name}.call_id", item.get("call_id"), 512)
         messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
     elif kind == "reasoning":
-        parts = [*(item.get("content") or []), *(item.get("summary") or [])]
+        given = [(part, item.get(part) or []) for part in ("content", "summary")]
+        parts = [one for part, value in given for one in listed(f"{name}.{part}", value, 1 << 14)]
         thought = "".join(text(name, mapping(name, part).get("text"), 1 << 24) for part in parts)
         messages.append({"role": "assistant", "reasoning_content": thought})
     else:

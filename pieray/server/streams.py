@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
@@ -21,13 +22,9 @@ T = TypeVar("T")
 
 STALL_S = 60.0
 """A client that takes nothing for so long has left."""
-
-
-_HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
-    "cache-control": "no-store",
-    "x-accel-buffering": "no",  # a proxy before it passes on what comes
-}
+HEARTBEAT_S = 15.0
+"""A stream that has nothing to say for so long sends a comment, so that no proxy takes it for dead."""
+KILL_TRIES = 2
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -63,6 +60,9 @@ class EventStream(Response):
         self._at_end = at_end
         self._blocked_at = 0.0
         """By the loop's clock, since when a piece waits for the client; 0: none does."""
+        self._sent_at = math.inf
+        """When the last piece was sent; inf before the first and after the last."""
+        self._turn = asyncio.Lock()
         self.status_code = 200
         self.background = None
         self.init_headers(
@@ -77,6 +77,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - as ASGI has it
         """Send all; raises TimeoutError if the client takes nothing for STALL_S: the connection is closed then."""
         sending, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
+        beating = asyncio.ensure_future(self._beat(send))
         try:
             while True:
                 done, _ = await asyncio.wait({sending, gone}, timeout=STALL_S / 4, return_when=asyncio.FIRST_COMPLETED)
@@ -87,18 +88,33 @@ class EventStream(Response):
             if sending.done():
                 sending.result()
         finally:
-            await _cancelled(sending, gone)
+            await _cancelled(sending, gone, beating)
             self._at_end()
 
     async def _send(self, send: Send) -> None:
-        now = asyncio.get_running_loop().time
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        self._sent_at = asyncio.get_running_loop().time()
         async with aclosing(self._chunks) as chunks:
             async for chunk in chunks:
-                self._blocked_at = now()
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                self._blocked_at = 0.0
-        await send({"type": "http.response.body", "body": b""})
+                await self._put(send, chunk)
+        async with self._turn:
+            self._sent_at = math.inf
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _put(self, send: Send, chunk: bytes) -> None:
+        now = asyncio.get_running_loop().time
+        async with self._turn:
+            self._blocked_at = now()
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            self._blocked_at, self._sent_at = 0.0, now()
+
+    async def _beat(self, send: Send) -> None:
+        """A comment whenever nothing has been sent for HEARTBEAT_S."""
+        now = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(HEARTBEAT_S / 3)
+            if not self._turn.locked() and now() - self._sent_at >= HEARTBEAT_S:
+                await self._put(send, b": still here\n\n")
 
 
 def kill_soon(process: Process, count: Callable[[int], None] | None = None) -> None:
@@ -108,13 +124,19 @@ def kill_soon(process: Process, count: Callable[[int], None] | None = None) -> N
     """
 
     def end() -> None:
+        for _ in range(KILL_TRIES):
+            try:
+                process.kill("its client has left")
+                break
+            except PierayError as error:
+                log.debug("%s is not ended: %s", process.id, error)
+        if count is None:
+            return
         try:
-            process.kill("its client has left")
-            if count is not None:
-                usage = process.usage()
-                count(usage["tokens_computed"] + usage["tokens_found"])
+            usage = process.usage()
+            count(usage["tokens_computed"] + usage["tokens_found"])
         except PierayError as error:
-            log.debug("%s is not ended, or counted: %s", process.id, error)
+            log.debug("%s is not counted: %s", process.id, error)
 
     if not process.is_done or count is not None:
         threading.Thread(target=end, name="pieray-door-end", daemon=True).start()

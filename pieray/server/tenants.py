@@ -17,6 +17,8 @@ class Tenants:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._opening: dict[tuple[str, str], asyncio.Future[Engine]] = {}
+        self._broken: list[Engine] = []
+        """Handles whose link to the Controller broke; others are in their place."""
 
     async def engine_of(self, caller: Caller) -> Engine:
         """The handle for what this caller does.  Raises PierayError."""
@@ -24,6 +26,9 @@ class Tenants:
         if where == (self.engine.tenant, self.engine.user):
             return self.engine
         opening = self._opening.get(where)
+        if opening is not None and _is_broken(opening):  # its runs may go on: it is closed with the others
+            self._broken.append(opening.result())
+            opening = None
         if opening is None:
             opening = self._opening[where] = asyncio.ensure_future(off_loop(self._open, caller))
             opening.add_done_callback(lambda done: self._forget_failed(where, done))
@@ -38,12 +43,21 @@ class Tenants:
         return opened
 
     def _forget_failed(self, where: tuple[str, str], opened: asyncio.Future[Engine]) -> None:
-        if opened.cancelled() or opened.exception() is not None:
-            self._opening.pop(where, None)
+        if (opened.cancelled() or opened.exception() is not None) and self._opening.get(where) is opened:
+            del self._opening[where]
 
     async def close(self) -> None:
         """Hang up all but the handle that this was made with."""
-        for opening in self._opening.values():
-            if opening.done() and not opening.cancelled() and opening.exception() is None:
-                await off_loop(opening.result().close)
+        opened = [one.result() for one in self._opening.values() if _is_there(one)]
+        for engine in (*opened, *self._broken):
+            await off_loop(engine.close)
         self._opening.clear()
+        self._broken.clear()
+
+
+def _is_there(opening: asyncio.Future[Engine]) -> bool:
+    return opening.done() and not opening.cancelled() and opening.exception() is None
+
+
+def _is_broken(opening: asyncio.Future[Engine]) -> bool:
+    return _is_there(opening) and not opening.result().is_open

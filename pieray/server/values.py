@@ -5,9 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from pieray.server.problems import BadField
+
+
+def loaded(text: str | bytes) -> Any:
+    """A JSON text.  Raises ValueError, also for numbers that are none (NaN) or too large (1e999); RecursionError."""
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    found = float(digits)
+    if math.isinf(found):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return found
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -25,7 +41,10 @@ def integer(name: str, value: Any, least: float = -math.inf, most: float = math.
 def number(name: str, value: Any, least: float = -math.inf, most: float = math.inf) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
         raise BadField(name, f"is a number{_range(least, most)}; given {shown(value)}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise BadField(name, f"is a number that fits in 64 bits; given {shown(value)}") from None
 
 
 def text(name: str, value: Any, most: int = 1 << 20) -> str:
