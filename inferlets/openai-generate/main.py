@@ -17,7 +17,7 @@ from inferlet import Context, Generation, Grammar, InvalidRequest, Sampler, Toke
 ROWS = 64
 """Rows of a prompt scored in one pass."""
 PARSE_STEPS = 64
-"""A reply is taken apart anew when it has grown by a 64th: what that costs in all grows with its length, not the square."""
+"""A reply is taken apart anew when it has grown by a 64th: in all that costs as its length, not as the square of it."""
 ON_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 

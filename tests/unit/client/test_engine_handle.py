@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from pieray.client import engine as engine_module
 from pieray.client.engine import Engine
+from pieray.client.process import Process
 from pieray.concurrency.off_loop import off_loop
 from pieray.config import Config
 from pieray.errors import ConfigError, EngineError, InvalidRequest, Overloaded, PeerLost
@@ -111,6 +113,28 @@ def test_an_inferlet_whose_launch_was_cancelled_does_not_run_on(
 
     asyncio.run(main())
     assert killed == ["its launch was cancelled"]
+
+
+def test_a_launch_that_is_cancelled_as_it_comes_back_does_not_run_on() -> None:
+    """The thread is done, and the event loop has not heard of it."""
+    killed = threading.Event()
+
+    class Link:
+        def kill(self, *_: Any) -> None:
+            killed.set()
+
+    process = Process("p", "demo", Link())  # type: ignore[arg-type]
+
+    async def ask() -> None:
+        task = asyncio.create_task(engine_module._launched(lambda: [process]))
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # the loop is busy while the launch returns
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(ask())
+    assert killed.wait(5)
 
 
 def test_of_tenants_with_a_quota_the_controller_decides_each_launch(asked: list[str]) -> None:

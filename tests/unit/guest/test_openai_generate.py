@@ -120,3 +120,26 @@ def test_a_reply_that_is_cut_is_told_as_far_as_it_came(program: ModuleType) -> N
     assert (choice["finish_reason"], choice["content"]) == ("length", "")
     assert "hm hm" in choice["reasoning"]
     assert told.get("content", "") == ""
+
+
+def test_a_forced_call_that_a_stop_text_cuts_is_told_as_text(program: ModuleType) -> None:
+    choice, told = chat(program, QWEN, '{"a": 1, "b": 2}', tools=ADD, tool_choice="add", stop=['"b"'])
+    assert (choice["tool_calls"], choice["finish_reason"], choice["stop_reason"]) == ([], "stop", '"b"')
+    assert choice["content"].strip() == '{"a": 1,'
+    assert told["content"] == choice["content"]
+
+
+def test_a_long_reply_is_not_taken_apart_for_each_token(program: ModuleType) -> None:
+    class Counting(FamilyHost):
+        num_parsed = 0
+
+        def chat_parse(self, model: str, text: str, is_over: bool) -> str:
+            self.num_parsed += len(text)
+            return super().chat_parse(model, text, is_over)
+
+    reply = "<think>\nhm\n</think>\n\n" + "word " * 800
+    host = Counting(QWEN, reply)
+    asked = {"messages": [{"role": "user", "content": "Q"}], "temperature": 0, "stream": True, "max_tokens": 10_000}
+    (choice,) = run(program, host, asked)["choices"]
+    assert choice["content"].strip() == ("word " * 800).strip()
+    assert host.num_parsed < 100 * len(reply)  # a 64th each time; each time a token comes: half the square of it

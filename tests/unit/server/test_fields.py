@@ -13,6 +13,7 @@ from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, Asked, Field
 from pieray.server.problems import BadField
 from pieray.server.requests import ROUTES, read_chat, read_completion, read_embeddings
 from pieray.server.responses import RESPONSES, read_response
+from pieray.server.runs import read_run
 
 READ: Mapping[str, Callable[[Mapping[str, Any]], Asked]] = {
     "/v1/chat/completions": read_chat,
@@ -293,3 +294,54 @@ def test_what_a_response_may_not_ask_for_is_refused(given: dict[str, Any], param
     with pytest.raises(BadField) as refused:
         read_response(given)
     assert refused.value.param == param
+
+
+CHAT_ROUTE, RESPONSES_ROUTE = "/v1/chat/completions", "/v1/responses"
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        (CHAT_ROUTE, {"logit_bias": {"9" * 5000: 1}}),
+        (CHAT_ROUTE, {"temperature": 10**400}),
+        (CHAT_ROUTE, {"structured_outputs": {"json": '{"maximum": 1e999}'}}),
+        (
+            CHAT_ROUTE,
+            {
+                "messages": [
+                    {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": '{"x": 1e999}'}}]}
+                ]
+            },
+        ),
+        (CHAT_ROUTE, {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "auto"}}}),
+        (RESPONSES_ROUTE, {"input": [{"type": "reasoning", "content": 5}]}),
+        (RESPONSES_ROUTE, {"input": [{"type": "function_call", "name": "a", "call_id": "c", "arguments": "[1e999]"}]}),
+        (RESPONSES_ROUTE, {"tools": [FLAT_TOOL], "tool_choice": {"type": "function", "name": "required"}}),
+    ],
+)
+def test_what_no_field_can_be_is_refused_by_name(route: str, body: dict[str, Any]) -> None:
+    with pytest.raises(BadField):
+        READ[route]({**LEAST[route], **body})
+
+
+def test_a_number_too_large_for_a_float_is_refused() -> None:
+    with pytest.raises(BadField, match="limits.pages"):
+        read_run({"limits": {"pages": 10**400}})
+
+
+def test_null_is_what_is_not_given() -> None:
+    asked = read_chat({**LEAST[CHAT_ROUTE], "stream": True, "stream_options": {"include_usage": None}})
+    assert "include_usage" not in asked.door
+    call = {"id": None, "type": "function", "function": {"name": "a", "arguments": "{}"}}
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [call]}]
+    assert read_chat({"messages": said}).arguments["messages"][1]["tool_calls"][0]["id"] == ""
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": None}}
+    assert "grammar" in read_chat({**LEAST[CHAT_ROUTE], "response_format": form}).arguments
+
+
+def test_a_refusal_is_what_the_assistant_said() -> None:
+    part = {"type": "refusal", "refusal": "no"}
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [part]}]
+    assert read_chat({"messages": said}).arguments["messages"][1]["content"] == [{"type": "text", "text": "no"}]
+    with pytest.raises(BadField, match="is text"):
+        read_chat({"messages": [{"role": "user", "content": [part]}]})
