@@ -377,6 +377,12 @@ class Runs:
         """Once: its tokens are counted, its events will be no more."""
         run.ended_at = now
         run.num_bytes = sum(len(event.text) for event in run.process.seen())
+        try:
+            run.process.ending()
+        except Cancelled:
+            pass
+        except PierayError as error:  # with the traceback, which clients are not told
+            log.warning("run %s of %s: %s: %s", run.process.id, run.program, error.code, error.message)
         if (count := self._count(run)) is not None:
             kill_soon(run.process, count)
 
