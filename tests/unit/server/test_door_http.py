@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from pieray.client.process import Event, Process
-from pieray.server import bodies, fields, hosting, streams
+from pieray.server import bodies, hosting, streams
 from pieray.server.answers import ChatAnswer, encoded
 from pieray.server.app import Door
 from pieray.server.bodies import INLINE_BYTES, read_json
@@ -61,7 +61,7 @@ def test_what_is_no_finite_number_is_refused(number: str) -> None:
 
 
 def test_names_that_a_client_made_up_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fields.difflib, "get_close_matches", lambda *_, **__: pytest.fail("compared"))
+    monkeypatch.setattr("difflib.get_close_matches", lambda *_, **__: pytest.fail("compared"))
     for read in (read_chat, read_run):
         with pytest.raises(HttpProblem) as refused:
             read({"x" * 1_000_000: 1})

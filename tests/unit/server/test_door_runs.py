@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
 
 from pieray.client import process as process_module
 from pieray.client.process import Event, Process
@@ -76,7 +78,7 @@ class FakeEngine:
     async def alaunch(self, *_: Any, **__: Any) -> Process:
         if self.gate is not None:
             await self.gate.wait()
-        link = Link()
+        link: Any = Link()
         link.process = Process(f"p{len(self.launched)}", "demo", link)
         self.launched.append(link.process)
         self.links.append(link)
@@ -98,9 +100,6 @@ class Scene:
     def __init__(self) -> None:
         self.engine = FakeEngine()
         self.runs = Runs(Handles(self.engine), Rates(), Metrics("m"))  # type: ignore[arg-type]
-        from starlette.applications import Starlette
-        from starlette.responses import JSONResponse
-
         handlers: Any = {HttpProblem: lambda _, error: JSONResponse(error.body, error.status)}
         app = Guard().around(Starlette(routes=self.runs.routes(), exception_handlers=handlers))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
@@ -248,7 +247,7 @@ def test_whoever_launches_is_a_reader_until_the_messages_are_there(monkeypatch: 
                 seen.append(run.num_readers)
                 time.sleep(0.05)
 
-            link.send_text = send  # type: ignore[method-assign]
+            link.send_text = send  # type: ignore[assignment, method-assign]
 
         scene.engine.on_launch = look
         launching = asyncio.ensure_future(scene.launch(ANYBODY, "a", "b", keep_s=0.0))
@@ -328,7 +327,7 @@ def test_a_run_that_does_not_end_keeps_nobody_waiting(monkeypatch: pytest.Monkey
 
 
 def test_tokens_are_counted_though_the_kill_fails() -> None:
-    link = Link()
+    link: Any = Link()
     link.process, link.fails_kill = Process("p", "demo", link), PeerLost("gone")
     counted, is_counted = list[int](), threading.Event()
 
@@ -358,7 +357,7 @@ def test_tokens_of_a_run_that_is_forgotten_are_counted() -> None:
 
 
 def test_a_reader_who_is_behind_gets_pieces() -> None:
-    link = Link()
+    link: Any = Link()
     process = Process("p", "demo", link)
     process.add([Event("text", str(n), n) for n in range(1000)])
     end(process)
