@@ -1,9 +1,9 @@
 """Lineage: how the content of an inferlet's pages came to be, as a log from which it can be rebuilt.
 
 The log holds steps in the order in which they were sent: spans of tokens that were run, and copies.  Frames are known
-by identities that are never used again (`PageSpace.frame_ids`).  To note a step is to append it, or to join it to the
-last one that it runs on; which steps a frame needs, which nobody needs any more and which others are one is worked out
-when somebody looks: in `rebuild_plan`, and whenever the log has doubled.  A long generation is one step then: 4 bytes a
+by identities that are never used again (`PageSpace.frame_ids`).  To note a step is to append it; which steps a frame
+needs, which nobody needs any more and which are one is worked out when somebody looks: in `rebuild_plan`, and whenever
+the log has doubled.  A long generation is one step then: 4 bytes a
 token and 8 a page.
 
 A step of a command that then failed describes slots that cannot be read: running it again may fail again, and harms
@@ -48,16 +48,6 @@ class ForwardStep:
     def num_bytes(self) -> int:
         arrays = len(self.tokens) + len(self.positions) + len(self.mask) + len(self.visible)
         return STEP_BYTES + arrays + self.frames.nbytes
-
-    def join(self, later: ForwardStep) -> int:
-        """Become the two of them, see `is_run_on_by`; by how many bytes it grows."""
-        before = self.num_bytes
-        if isinstance(self.tokens, bytes):
-            self.tokens, self.positions = bytearray(self.tokens), bytearray(self.positions)
-        self.tokens += later.tokens
-        self.positions += later.positions
-        self.frames = later.frames
-        return self.num_bytes - before
 
     def writes(self, page_size: int) -> list[tuple[int, int]]:
         """Frames and their slots (bits) that it writes."""
@@ -138,14 +128,8 @@ class Lineage:
         adapter: int = 0,
     ) -> None:
         """Tokens are run: what the message carries."""
-        if not self.is_complete:
-            return
-        step = ForwardStep(frames, kv_len, tokens, positions, mask, visible, adapter)
-        last = self._log[-1] if self._log else None
-        if isinstance(last, ForwardStep) and last.is_run_on_by(step):
-            self.num_bytes += last.join(step)
-        else:
-            self._add(step)
+        if self.is_complete:
+            self._add(ForwardStep(frames, kv_len, tokens, positions, mask, visible, adapter))
 
     def add_copies(self, copies: Iterable[tuple[int, int, int, int, int]]) -> None:
         """Slots of frames are copied, in that order."""

@@ -118,7 +118,7 @@ class BatchFormer:
             commands = (*plan.copies, *(chunk.command for chunk in plan.forwards))
             numbers = {self._queues.by_inferlet[command.lane].number for command in commands}
             self._shares.pay([self._shares.account(number) for number in numbers])
-            self._gate.close(self._steps_until_joined(), self._queues.num_opened)
+            self._gate.joined(self._steps_until_joined(0), self._queues.num_opened)
 
     def _without_lower(self, costs: CostModel, rows: I64, heap: list[_Candidate]) -> tuple[I64, list[_Candidate]]:
         """Without those that wait because of their tenant's programs of higher priority (`precedence.py`)."""
@@ -139,9 +139,12 @@ class BatchFormer:
         is_prefill = np.zeros(len(lanes), bool)
         is_prefill[num_rows:] = [one[0] == PREFILL for one in commands]
         seconds = np.concatenate([self._row_seconds(rows, costs), [self._first_s(one, costs) for one in commands]])
-        step_s = costs.seconds[Kind.STEP] + (costs.seconds[Kind.COMMANDS] if heap else 0.0)
-        highest_s = step_s + float(seconds[~is_lower].sum())
+        step_s, commands_s = costs.seconds[Kind.STEP], costs.seconds[Kind.COMMANDS]
+        has_commands = len(heap) > len(commands) or not is_lower[num_rows:].all()  # those that stay, in any case
+        highest_s = step_s + has_commands * commands_s + float(seconds[~is_lower].sum())
         all_s = highest_s + float(seconds[is_lower & ~is_prefill].sum())
+        if not has_commands and not is_prefill[num_rows:].all():
+            all_s += commands_s
         is_out = is_lower if self._precedence.keeps_out(highest_s, all_s) else is_lower & is_prefill
         out = {id(one) for one, is_one_out in zip(commands, is_out[num_rows:].tolist(), strict=True) if is_one_out}
         is_in = ~is_out[:num_rows]
@@ -208,8 +211,8 @@ class BatchFormer:
         if demands or len(rows):
             step_s, token_s = costs.seconds[Kind.STEP], costs.decode(1, 0)
             wanting = [self._queues.by_inferlet[one[3].lane].number for one in heap if isinstance(one[3], Command)]
-            is_beside = not (self._is_ranked or set(wanting).issuperset(lanes.tolist()))
-            if heap and not is_beside:  # all who want something have that in common
+            is_beside = bool(heap) and self._is_gated(wanting, lanes)
+            if heap and not is_beside:  # as all who want something have it
                 step_s += costs.seconds[Kind.COMMANDS]
             settled = np.flatnonzero(is_free)
             is_free[settled] = self._shares.begin(
@@ -219,18 +222,25 @@ class BatchFormer:
                 seconds[settled],
                 step_s,
                 token_s,
-                fee_s=costs.seconds[Kind.COMMANDS] if heap and is_beside else 0.0,
+                fee_s=costs.seconds[Kind.COMMANDS] if is_beside else 0.0,
                 num_steps=1 + self._gate.take_passed(),
             )
-            if heap and is_beside:
+            if is_beside:
                 self._joining = [demands[lane].account for lane in set(wanting)]
-                if (num_steps := self._steps_until_joined()) > 0:
-                    self._gate.close(num_steps, self._queues.num_opened)
+                if (num_steps := self._steps_until_joined(self._gate.num_waited)) > 0:
+                    self._gate.keep_out(num_steps, self._queues.num_opened)
                     heap.clear()
         return is_free
 
-    def _steps_until_joined(self) -> int:
-        return min(self._shares.steps_until(account) for account in self._joining)
+    def _is_gated(self, wanting: list[int], lanes: I64) -> bool:
+        """Whether those that have commands pay for joining the rows of `lanes`; see `gate.py`."""
+        if self._is_ranked or set(wanting).issuperset(lanes.tolist()):
+            return False
+        tenants = self._shares.tenants(np.concatenate([lanes, np.array(wanting, np.int64)]))
+        return bool((tenants == tenants[0]).all())
+
+    def _steps_until_joined(self, num_waited: int) -> int:
+        return min(self._shares.steps_until(account, num_waited) for account in self._joining)
 
     def _demand(self, demands: dict[int, Demand], lane: int) -> Demand:
         found = demands.get(lane)

@@ -73,11 +73,10 @@ class _Work:
     def rounds(self) -> Iterator[list[Message]]:
         """What runs together, from small to large."""
         for _ in range(ROUNDS):
-            for context, num_tokens in itertools.product((SHORT, LONG), (1, 4, 16, 64)):
-                yield self.forward(context, num_tokens)
-            for context, num_rows in itertools.product((SHORT, LONG), (1, 4)):
-                for sampler in (GREEDY, DRAWN):
+            for context, (num_rows, *lengths) in itertools.product((SHORT, LONG), ((1, 1, 4), (4, 16, 64))):
+                for sampler, num_tokens in zip((GREEDY, DRAWN), lengths, strict=True):
                     yield [one for _ in range(num_rows) for one in self.plan(context, sampler)]
+                    yield self.forward(context, num_tokens)
             for num_tokens in (1, 16):
                 yield [*self.plan(SHORT, GREEDY), *self.forward(LONG, num_tokens)]
 

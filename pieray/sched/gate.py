@@ -2,8 +2,11 @@
 
 Commands make a step longer than one of rows alone is, whatever they are: rows alone are one call of the kernels, or one
 CUDA graph.  So their inferlets pay for that (`Shares.pay`) and come together, in as few steps as are worth it: when one
-of them is behind by that and by work that is worth it (`Shares.steps_until`).  In between, nobody looks at them.
-Where launches have several priorities, precedence decides (`precedence.py`), and nobody pays.
+of them is behind by that and by work that is worth it, or would be if it had taken nothing else since the last time
+(`Shares.steps_until`).  In between, nobody looks at them.
+
+That is so among inferlets of one tenant and of one priority.  Otherwise commands may join each step, and nobody pays:
+what tenants and priorities may take is for `shares.py` and `precedence.py` to say.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ class Gate:
         self._num_left = 0  # steps that it stays closed for
         self._num_opened = 0  # when it was closed
         self._num_passed = 0
+        self.num_waited = 0  # steps that commands were kept out of, since they joined last
 
     def stays_closed(self, num_opened: int) -> bool:
         """Whether commands are not to be looked at in this step."""
@@ -26,10 +30,20 @@ class Gate:
             self._num_left = 0
             return False
         self._num_left -= 1
+        self.num_waited += 1
         return True
 
-    def close(self, num_steps: int, num_opened: int) -> None:
-        """From the next step on; of `num_steps`, at the last it is looked anew."""
+    def keep_out(self, num_steps: int, num_opened: int) -> None:
+        """Commands are not in this step, nor in the next ones: of `num_steps`, at the last it is looked anew."""
+        self.num_waited += 1
+        self._close(num_steps, num_opened)
+
+    def joined(self, num_steps: int, num_opened: int) -> None:
+        """Commands are in this step, and not in the next ones: of `num_steps`, at the last it is looked anew."""
+        self.num_waited = 0
+        self._close(num_steps, num_opened)
+
+    def _close(self, num_steps: int, num_opened: int) -> None:
         self._num_left, self._num_opened = min(num_steps, GATE_STEPS) - 1, num_opened
 
     def passed(self) -> None:

@@ -70,7 +70,7 @@ class CommandQueues:
         self.by_inferlet: dict[LaneKey, InferletQueues] = {}  # with commands
         self.num_commands = 0  # not fully scheduled
         self.num_tokens = 0  # of those
-        self.num_opened = 0  # inferlets that have come to have commands, in all
+        self.num_opened = 0  # times that an inferlet has come to have queues
         self._active: dict[LaneKey, InferletQueues] = {}  # of `by_inferlet`, those with queues
         self._next_turn = 0
 
@@ -81,7 +81,6 @@ class CommandQueues:
 
     def open(self, key: LaneKey, number: int) -> InferletQueues:
         """For an inferlet that has had no commands."""
-        self.num_opened += 1
         found = self.by_inferlet[key] = InferletQueues(key, number)
         return found
 
@@ -125,7 +124,7 @@ class CommandQueues:
             held.append(command)
         else:
             lane.queues.setdefault(command.queue, deque()).append(command)
-            self._active[lane.key] = lane
+            self._activate(lane)
         self.count(1, command.num_tokens)
 
     def advance(self, lane: InferletQueues, command: Command) -> Command | None:
@@ -184,9 +183,15 @@ class CommandQueues:
         queue = lane.held.pop(plan.queue)
         queue.appendleft(plan)
         lane.queues[plan.queue] = queue
-        self._active[plan.lane] = lane
+        self._activate(lane)
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _activate(self, lane: InferletQueues) -> None:
+        """The inferlet has queues (again)."""
+        if lane.key not in self._active:
+            self._active[lane.key] = lane
+            self.num_opened += 1
 
     def _drop_queue(self, lane: InferletQueues, name: int) -> None:
         """A queue has become empty."""

@@ -355,14 +355,12 @@ class Shares:
         account.spent = max(account.spent, tenant.clock - tenant.burst_s) + own
         self._charge_tenant(tenant, seconds)
 
-    def steps_until(self, account: Account) -> int:
-        """In how many steps the inferlet is far enough behind for its commands to join rows of others; 0: it is."""
-        tenant, joining_s = account.tenant, self._joining_s
-        found = _steps(joining_s - (tenant.clock - account.spent), tenant.share)
-        if not self._are_tenants_alone:
-            part = tenant.part
-            found = max(found, _steps(joining_s - (self._clock - tenant.spent) * part, self._share * part))
-        return found
+    def steps_until(self, account: Account, num_waited: int) -> int:
+        """In how many steps the inferlet is far enough behind for its commands to join rows of others, or would be if
+        it took nothing in those and in the `num_waited` steps before; 0: it is."""
+        tenant = account.tenant
+        behind_s = max(tenant.clock - account.spent, num_waited * tenant.share)
+        return _steps(self._joining_s - behind_s, tenant.share)
 
     def pay(self, accounts: Collection[Account]) -> None:
         """Commands of these inferlets are in the step: they pay for what it takes longer whatever they are."""

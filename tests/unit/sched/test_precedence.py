@@ -90,6 +90,23 @@ def test_copies_and_swaps_of_lower_priority_run_at_once():
     assert {copy.inferlet for copy in plan.copies} == {2, 3}
 
 
+@pytest.mark.parametrize("commands_s", [1e-3, 5e-3, 20e-3])
+def test_what_commands_of_lower_priority_add_to_a_step_counts_as_theirs(commands_s):
+    costs = seconds(1e-3)
+    costs[Kind.COMMANDS] = commands_s
+    device = Device(costs)
+    device.plan(1, priority=HIGH)
+
+    def feed() -> None:
+        if ("p", 2) not in device.scheduler.queues.by_inferlet:
+            device.forward(2, 4)
+
+    device.run(400, feed)
+    rate, alone = device.tokens[1] / sum(device.lengths), 1 / device.costs.bare
+    assert rate >= 0.9 * alone / (1 + LOWER_PART)
+    assert device.had[2] > 0.0
+
+
 def test_commands_of_a_higher_priority_wait_for_no_rows_whatever_they_add_to_a_step():
     costs = seconds()
     costs[Kind.COMMANDS] = 5e-3

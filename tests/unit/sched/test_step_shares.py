@@ -230,6 +230,54 @@ def test_what_commands_add_to_any_step_comes_out_of_their_share_and_nobody_starv
     assert device.had[2] >= 0.5 * paid or not is_enough, "half of that, at least, is for its work"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("commands_s", [2e-3, 5e-3, 50e-3])
+@pytest.mark.parametrize(("others", "own"), [(1, 0), (1, 60), (60, 0)])
+def test_commands_join_rows_again_and_again_however_much_of_the_share_rows_take(others, own, commands_s):
+    """Rows of the inferlet's own, and those of many others, want all that it may have."""
+    costs = seconds(5e-3)
+    costs[Kind.COMMANDS] = commands_s
+    device = Device(costs)
+    for inferlet in range(1, others + 1):
+        device.plan(inferlet)
+    for queue in range(2, 2 + own):
+        device.plan(900, queue=queue)
+    command, began, longest, ended = device.forward(900, 64), device.now, 0.0, 0
+    device.tokens.clear()
+    for _ in range(3000):
+        device.step()
+        longest = max(longest, device.now - began)
+        if command.num_done == 64:
+            command, began, ended = device.forward(900, 64), device.now, ended + 1
+    assert longest < 1.5 + 2 * commands_s  # the rows of its own come first, till it has aged
+    assert ended >= 10
+    alone_s = costs[Kind.STEP] + others * costs[Kind.TOKENS]
+    assert min(device.tokens[inferlet] for inferlet in range(1, others + 1)) >= 0.45 * device.now / alone_s
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_swap", [False, True])
+def test_commands_of_a_tenant_whose_rows_take_all_of_its_share_are_not_kept_out(is_swap):
+    costs = seconds(0.3e-3, 4e-5)
+    costs[Kind.COMMANDS] = 1.5e-3
+    device = Device(costs)
+    device.open(99, "other")
+    device.plan(99)
+    for inferlet in range(1, 21):
+        device.open(inferlet, "busy")
+        device.plan(inferlet)
+    device.open(50, "busy")
+    longest, ended, began = 0.0, 0, device.now
+    for _ in range(1500):
+        if 50 not in busy(device):
+            ended, began = ended + 1, device.now
+            _ = device.swap(50, 1, 4) if is_swap else device.forward(50, 64)
+        device.step()
+        longest = max(longest, device.now - began)
+    assert longest < 0.2
+    assert ended > 20
+
+
 def test_a_short_prompt_beside_rows_runs_at_once_whatever_commands_add():
     costs = seconds()
     costs[Kind.COMMANDS] = 5e-3
