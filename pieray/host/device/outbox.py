@@ -297,6 +297,8 @@ class Outbox:
         """What a command has written is to be found by others."""
         if self._prefixes is not None and command.queue.is_reusing:
             prepared = command.prepared
+            if not isinstance(prepared, Growing) and not self._prefixes.is_due(len(prepared.writes)):
+                return
             rows = prepared.all_rows if isinstance(prepared, Growing) else prepared.rows[: prepared.num_pages]
             self._pages.runs.settle()
             self._prefixes.enter(rows, self._work.unfinished(command))

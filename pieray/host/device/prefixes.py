@@ -31,6 +31,9 @@ from pieray.pages.space import PageSpace
 LEAST_PAGES = 4
 """Pages of a command for which a lookup is sent that no lease is due with: a round trip costs what few tokens cost."""
 
+LOOK_PART = 0.25
+"""Of the log, by which it has grown when it is looked through again: a pass costs a few of its steps, however long."""
+
 
 class Ledger(Protocol):
     """What is needed of the device client."""
@@ -50,6 +53,7 @@ class Prefixes:
         self._pages = pages
         self._lineage = lineage
         self._root = root_of(tenant, model, pages.page_size)
+        self._num_looked = 0  # steps of the log, when it was looked through last for what a command has written
 
     # --- before a command runs -------------------------------------------------------------------
 
@@ -95,6 +99,16 @@ class Prefixes:
         return count
 
     # --- when it has run -------------------------------------------------------------------------
+
+    def is_due(self, num_pages: int) -> bool:
+        """Whether to look through the log for what a command has written, so many pages.  For a few the log must have
+        grown by a part of itself: they are found with later ones, when they are closed, or when the inferlet ends."""
+        num_steps = self._lineage.num_steps
+        num_new = num_steps - self._num_looked if num_steps >= self._num_looked else num_steps
+        if num_pages < LEAST_PAGES and num_new < num_steps * LOOK_PART:
+            return False
+        self._num_looked = num_steps
+        return True
 
     def enter(self, rows: I64, commands: Sequence[Command]) -> None:
         """Frames that hold a text from its beginning on: let those that are full be found.

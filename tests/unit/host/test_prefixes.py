@@ -13,6 +13,7 @@ from prefix_bench import GREEDY, Group, Guest
 from rounds import seeds
 
 from pieray.errors import PierayError
+from pieray.pages.lineage import Lineage
 from tests.support.digest_runner import reference
 
 PROMPT = [1 + i % 7 for i in range(30)]  # 7 pages of 4, and 2 tokens
@@ -52,6 +53,26 @@ def test_pages_are_found_after_their_inferlet_has_ended_and_count_as_available()
     assert usage(two) == (2, 28)
     group.end(two)
     assert (group.ledger.num_cached, group.ledger.num_available) == (7, 64)
+
+
+def test_a_text_of_many_passes_is_looked_through_now_and_then_and_found_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look takes as long as the log is: one for each pass would be a square."""
+    group = Group(num_pages=160)
+    one = group.launch()
+    looks = []
+    rebuild_plan = Lineage.rebuild_plan
+    monkeypatch.setattr(Lineage, "rebuild_plan", lambda self, frames: looks.append(0) or rebuild_plan(self, frames))
+    text = [1 + i % 7 for i in range(60 * PAGE_SIZE)]
+    pages = one.handlers.kv.alloc(60)
+    for start in range(0, len(text), PAGE_SIZE):  # a page each
+        group.token(one, one.forward(pages, start, text[start : start + PAGE_SIZE], PAGE_SIZE - 1))
+    assert len(looks) <= 25
+    assert 60 > group.ledger.num_indexed >= 40
+    group.end(one)
+    assert group.ledger.num_indexed == 60
+    two = group.launch()
+    prefill(group, two, text, 60)
+    assert usage(two) == (PAGE_SIZE, 59 * PAGE_SIZE)
 
 
 def test_a_prompt_of_whole_pages_computes_its_last_page() -> None:
