@@ -85,7 +85,7 @@ class InferletHost:
         self._launched: deque[tuple[str, str]] = deque(maxlen=KEEP_LAUNCHED)
         self._dirty: set[Connection] = set()
         self._inferlets: dict[str, Inferlet | EndedInferlet] = {}
-        self._ended_ids: deque[str] = deque()  # of those among them that have ended, the oldest first
+        self._ended_sizes: deque[tuple[str, int]] = deque()  # of those that have ended, the oldest first: id and bytes
         self._ended_bytes = 0  # of their texts
         self.registry_revision = 0
         """The newest that the Controller has told of; see `Registry.revision`."""
@@ -279,12 +279,15 @@ class InferletHost:
             self._num_leaving -= 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
                 self._inferlets[instance_id] = EndedInferlet(inferlet)
-                self._ended_ids.append(instance_id)
-                self._ended_bytes += inferlet.log.num_bytes
-            while len(self._ended_ids) > KEEP_ENDED or (
-                self._ended_bytes > KEEP_ENDED_BYTES and len(self._ended_ids) > 1
+                num_bytes = inferlet.log.num_bytes  # as of now: a late line of the log may still be counted there
+                self._ended_sizes.append((instance_id, num_bytes))
+                self._ended_bytes += num_bytes
+            while len(self._ended_sizes) > KEEP_ENDED or (
+                self._ended_bytes > KEEP_ENDED_BYTES and len(self._ended_sizes) > 1
             ):
-                self._ended_bytes -= self._inferlets.pop(self._ended_ids.popleft()).log.num_bytes
+                forgotten, size = self._ended_sizes.popleft()
+                del self._inferlets[forgotten]
+                self._ended_bytes -= size
 
     def _program_of(self, launch: Launch, limits: Limits) -> Program | Future[Program]:
         if launch.component:

@@ -40,7 +40,7 @@ from pieray.urgency import launch_priority
 DECODE_TOKENS = 16
 """A pass of so few tokens is a decode: one token, or the drafts of one."""
 FEW_ROWS = 4
-"""Which are looked at one by one."""
+"""Of an inferlet, which are looked at one by one."""
 AGED, COPY, DECODE, PREFILL = range(4)
 """Classes, in the order in which they are given room."""
 
@@ -173,9 +173,9 @@ class BatchFormer:
 
     def _within_shares(self, rows: I64) -> I64:
         """Of these rows, as many of each inferlet as it may have in the step, and one: those whose turns come first."""
-        if self.costs is None or len(rows) <= FEW_ROWS:
-            return rows
         table = self._table.rows
+        if self.costs is None or len(rows) <= FEW_ROWS or np.bincount(table["lane"][rows]).max() <= FEW_ROWS:
+            return rows
         is_young = self._now - table["arrived"][rows] < self._limits.max_wait_s
         priorities = np.where(is_young, -table["priority"][rows].astype(np.int64), 0)
         rows = rows[np.lexsort((table["turn"][rows], priorities, is_young))]

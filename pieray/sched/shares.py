@@ -63,7 +63,6 @@ class Shares:
         self._numbers: Registry[str] = Registry()
         self._tenants: dict[int, Tenant] = {}
         self._clock = 0.0  # of tenants
-        self._share = 0.0  # of a tenant, in a step
         self._burst_s = 0.0
         self._is_alone = False
         self._are_tenants_alone = True
@@ -266,11 +265,11 @@ class Shares:
             tenant.decode_s > step_s + least or any(one.has_more for one in tenant.lanes) for tenant in wanting
         )
         share = min(SLICE_OF_STEP * (step_s + least), crowd / max(num_wanting_more, 1))
-        self._share, self._burst_s = share, max(BURST_STEPS * share, self._joining_s)
+        self._burst_s = max(BURST_STEPS * share, self._joining_s)
         self._clock = max(self._clock + self._num_steps * share, min([tenant.spent for tenant in wanting]))
         for tenant in wanting:
             tenant.is_ahead = tenant.spent > self._clock
-        return max(crowd, WORK_FEES * self._fee_s), share
+        return crowd + WORK_FEES * self._fee_s, share
 
     def _begin_inferlets(self, tenant: Tenant, step_s: float, bare: float, tenant_share: float) -> None:
         lanes, least = tenant.lanes, tenant.least
@@ -280,7 +279,7 @@ class Shares:
         else:
             sizes = sum([one.decode_s if one.decode_s < least else least for one in lanes]) + tenant.num_rows * least
             crowd = max(CROWD_STEPS * bare, step_s + sizes)
-        self._left_s = min(self._left_s, max(crowd, WORK_FEES * self._fee_s))
+        self._left_s = min(self._left_s, crowd + WORK_FEES * self._fee_s)
         crowd = min(crowd, tenant_share)
         quantum = step_s + least
         tenant.free_s = 0.0 if tenant.decode_s > tenant_share else max(least, FREE_OF_STEP * quantum)
