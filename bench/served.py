@@ -17,6 +17,7 @@ the call of `launch` on; texts that arrive together count as one.  `us_token` is
 figure is the median of the rounds, with the least and the largest ratio beside it.
 
     python bench/served.py [--levels 1 8 32] [--kinds stream iterate] [--tokens 128] [--rounds 5]
+    python bench/served.py --model FOLDER --device cuda [--num-pages 8192]
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,12 +102,13 @@ def serve_bare() -> None:
     from pieray.models.sampler import choices_of
     from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
-    most, num_tokens = json.loads(sys.stdin.readline())
-    folder = model_folder("pie-tiny")
+    most, num_tokens, model, device = json.loads(sys.stdin.readline())
+    folder = model_folder(model)
+    dtype = "float32" if device == "cpu" else None
     prompt = np.array(Tokenizer(TokenizerSpec.from_folder(folder)).encode(PROMPT), np.uint32)
     per_sequence = -(-(len(prompt) + num_tokens) // 16)
     num_pages = most * per_sequence
-    runner = ModelRunner.load(folder, device="cpu", dtype="float32", num_pages=num_pages, page_size=16, threads=1)
+    runner = ModelRunner.load(folder, device=device, dtype=dtype, num_pages=num_pages, page_size=16, threads=1)
     pages = np.arange(num_pages, dtype=np.uint32).reshape(-1, per_sequence)
     positions = np.arange(len(prompt), dtype=np.uint32)
 
@@ -217,10 +220,10 @@ def _watch(engine: pieray.Engine, program: Any, arguments: Mapping[str, Any], fo
 class Bench:
     """An engine with its clients."""
 
-    def __init__(self, engine: pieray.Engine, most: int, num_tokens: int) -> None:
+    def __init__(self, engine: pieray.Engine, bare: Sequence[Any]) -> None:
         self._engine = engine
         self._clients = [Peer("--client", engine.door()) for _ in range(NUM_CLIENTS)]
-        self._bare = Peer("--bare", [most, num_tokens])
+        self._bare = Peer("--bare", bare)
 
     def bare(self, sampling: str, level: int) -> tuple[float, float]:
         """Tokens per second from start to end, milliseconds of a decode step."""
@@ -369,6 +372,11 @@ def main() -> None:
     parser.add_argument("--sampling", nargs="+", choices=SAMPLING, default=list(SAMPLING))
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", default="pie-tiny", help="a folder, or the name of an embedded model")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--num-pages", type=int, default=0, help="of the engine's pool; 0: as the engine does by itself"
+    )
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -380,8 +388,9 @@ def main() -> None:
         return
     levels, num_tokens = arguments.levels, arguments.tokens
     figures: dict[str, Any] = {}
-    with pieray.start(namespace="bench-served") as engine:
-        bench = Bench(engine, max(levels), num_tokens)
+    model = {"path": arguments.model, "device": arguments.device, "num_pages": arguments.num_pages}
+    with pieray.start(model, namespace="bench-served") as engine:
+        bench = Bench(engine, [max(levels), num_tokens, arguments.model, arguments.device])
         try:
             for kind in arguments.kinds:
                 for sampling in arguments.sampling if kind == "stream" else arguments.sampling[:1]:
@@ -411,6 +420,8 @@ def main() -> None:
                 f"p99 gap <= {GAP_STEPS:.0f} bare steps, first text <= {FIRST_MS:.0f} ms; iterate at 32: "
                 f"{ACTOR_US['iterate']:.0f} us a token in the InferletActor; passes at 32: {DRIVEN_US:.0f} us",
                 "ok": not any(one["missed"] for one in figures.values()),
+                "model": Path(arguments.model).name,
+                "device": arguments.device,
                 "machine": machine(),
             }
         )

@@ -3,17 +3,20 @@
     make gpu
     PYTHONPATH=tests/kernels python tools/gpu_check.py [--parts kernels,attention] [--out FILE]
 
-Needs torch, triton, transformers, safetensors, tokenizers and msgpack; neither Ray nor wasmtime.  Every part prints one
-line of JSON and ends within four minutes; the exit status is 1 if a part fails or finds something wrong.  --out appends
-the lines to a file of bench/results/.
+Needs torch, triton, transformers, safetensors, tokenizers and msgpack; the part `engine` also Ray and wasmtime, and is
+skipped, aloud, without them.  Every part prints one line of JSON and ends within four minutes; the exit status is 1 if a
+part fails or finds something wrong.  --out appends the lines to a file of bench/results/.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import json
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,6 +47,7 @@ from pieray.models.runner import ModelRunner
 from pieray.models.sampler import choices_of, sample
 
 CUDA = torch.device("cuda")
+SERVED = Path(__file__).parents[1] / "bench" / "served.py"
 CALLS = 8  # in one captured graph, so that launching is not what is timed
 COLD_BYTES = 256 << 20  # what a measurement reads before it reads the same again: several times the cache
 QWEN_06B = {
@@ -522,6 +526,34 @@ def decode_step(runner: ModelRunner, num_rows: int) -> tuple[float, float]:
     return statistics.median(taken[8:]), taken[0]
 
 
+def check_engine() -> Found:
+    """The whole engine on this GPU: starts, serves through actors and WebAssembly beside the bare decoder, and ends."""
+    missing = [name for name in ("ray", "wasmtime") if importlib.util.find_spec(name) is None]
+    if missing:
+        return {"skipped": f"{' and '.join(missing)} not installed"}
+    with tempfile.TemporaryDirectory() as folder:
+        random_qwen3(folder, QWEN_06B, torch.bfloat16)
+        with_tokenizer(folder, QWEN_06B["vocab_size"])
+        torch.cuda.empty_cache()
+        command = [sys.executable, str(SERVED), "--model", folder, "--device", "cuda", "--num-pages", "8192"]
+        command += ["--kinds", "stream", "iterate", "passes", "--levels", "1", "8", "32", "64", "256", "--rounds", "2"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=230, check=False)  # noqa: S603 - our own
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        return {"ok": False, "error": f"{SERVED.name} ended with {done.returncode}: {done.stderr[-3000:]}"}
+    return {"served": json.loads(lines[-1])["figures"]}
+
+
+def with_tokenizer(folder: str, vocab_size: int) -> None:
+    """The embedded model's tokenizer beside a random model in `folder`, with a token for each of `vocab_size` ids."""
+    source = model_folder("pie-tiny")
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab |= {f"w{index}": index for index in range(len(vocab), vocab_size)}
+    (Path(folder) / "tokenizer.json").write_text(json.dumps(tokenizer))
+    shutil.copy(source / "tokenizer_config.json", folder)
+
+
 PARTS: dict[str, Callable[[], Found]] = {
     "kernels": check_kernels,
     "attention": measure_attention,
@@ -532,6 +564,7 @@ PARTS: dict[str, Callable[[], Found]] = {
     "swap": check_swap,
     "decode-0.6b": lambda: measure_decode(QWEN_06B, (1, 8, 64, 256)),
     "decode-8b": lambda: measure_decode(QWEN_8B, (1, 8, 64, 256)),
+    "engine": check_engine,
 }
 
 
