@@ -4,8 +4,8 @@
     PYTHONPATH=tests/kernels python tools/gpu_check.py [--parts kernels,attention] [--out FILE]
 
 Needs torch, triton, transformers, safetensors, tokenizers and msgpack; the part `engine` also Ray and wasmtime, and is
-skipped, aloud, without them.  Every part prints one line of JSON and ends within four minutes; the exit status is 1 if a
-part fails or finds something wrong.  --out appends the lines to a file of bench/results/.
+skipped, aloud, without them.  Every part prints one line of JSON and ends within four minutes; the exit status is 1 if
+a part fails or finds something wrong.  --out appends the lines to a file of bench/results/.
 """
 
 from __future__ import annotations
@@ -537,7 +537,7 @@ def check_engine() -> Found:
         torch.cuda.empty_cache()
         command = [sys.executable, str(SERVED), "--model", folder, "--device", "cuda", "--num-pages", "8192"]
         command += ["--kinds", "stream", "iterate", "passes", "--levels", "1", "8", "32", "64", "256", "--rounds", "2"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=230, check=False)  # noqa: S603 - our own
+        done = subprocess.run(command, capture_output=True, text=True, timeout=230, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return {"ok": False, "error": f"{SERVED.name} ended with {done.returncode}: {done.stderr[-3000:]}"}
