@@ -43,6 +43,7 @@ from pieray.server.responses import ResponseAnswer, read_response
 from pieray.server.runs import Runs
 from pieray.server.streams import EventStream, kill_soon, unless_gone
 from pieray.server.tenants import Tenants
+from pieray.server.ui.routes import EngineRoutes
 from pieray.server.values import text
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Door:
     def __init__(self, engine: Engine, *, model: str, generate: str = GENERATE, embed: str = EMBED) -> None:
         self.tenants = Tenants(engine)
         self._rates: Rates | None = None
+        self._engine_routes: EngineRoutes | None = None
         self.metrics = Metrics(model)
         self.model = model
         self._generate = generate
@@ -102,6 +104,7 @@ class Door:
         """The routes, behind `guard`."""
         self._rates = guard.rates
         guard.on_answer = self.metrics.answered
+        self._engine_routes = EngineRoutes(self.tenants, self.model, asks_for_keys=guard.keys is not None)
         routes = [
             Route("/v1/chat/completions", functools.partial(self._complete, CHAT), methods=["POST"]),
             Route("/v1/completions", functools.partial(self._complete, COMPLETION), methods=["POST"]),
@@ -110,6 +113,7 @@ class Door:
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._one_model),
             *Runs(self.tenants, guard.rates, self.metrics).routes(),
+            *self._engine_routes.routes(),
             Route("/health", self._health),
             Route("/version", _version),
             Route("/metrics", self._metrics),
@@ -125,6 +129,8 @@ class Door:
 
     async def close(self) -> None:
         """Hang up what was opened for tenants."""
+        if self._engine_routes is not None:
+            self._engine_routes.close()
         await self.tenants.close()
 
     # --- what generates ------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pieray.server.keys import ANYBODY, Caller, Keys, Rates
 from pieray.server.problems import RETRY_S, HttpProblem
+from pieray.server.ui.page_files import is_page
 
 log = logging.getLogger("pieray.server.access")
 
@@ -97,7 +98,7 @@ class Guard:
         caller = ANYBODY
         if self.keys is None:
             _check_host(headers.get("host", ""))
-        else:
+        elif not is_page(scope["method"], scope["path"]):
             caller = self._caller(self.keys, headers.get("authorization", ""), scope)
         if self.is_draining:
             raise HttpProblem(503, "the server is about to stop", retry_after_s=DRAIN_RETRY_S)

@@ -164,6 +164,7 @@ class Runs:
         return [
             Route("/v1/inferlets", self._programs, methods=["GET"]),
             Route("/v1/inferlets", self._install, methods=["POST"]),
+            Route("/v1/inferlets/{name}", self._program, methods=["GET"]),
             Route("/v1/inferlets/{name}", self._uninstall, methods=["DELETE"]),
             Route("/v1/inferlets/{name}/runs", self._launch, methods=["POST"]),
             Route("/v1/runs", self._list),
@@ -185,6 +186,17 @@ class Runs:
             for row in await off_loop(self._tenants.engine.programs)
         ]
         return _json({"object": "list", "data": rows})
+
+    async def _program(self, request: Request) -> Response:
+        """One program, with what its main takes; `parameters` is null where that is not known."""
+        name = request.path_params["name"]
+        main = await main_named(self._tenants.engine, name)
+        parameters = None
+        if main.parameters is not None:
+            parameters = [
+                {"name": one.name, "type": str(one), "is_required": one.is_required} for one in main.parameters.values()
+            ]
+        return _json({"name": name, "object": "inferlet", "parameters": parameters})
 
     async def _install(self, request: Request) -> Response:
         """A program of Python source, which declares its name, version and capabilities as a file does."""
@@ -333,7 +345,7 @@ class Runs:
 
     def _streamed(self, run: Run, start: int, headers: Mapping[str, str]) -> Response:
         self._come(run)
-        return EventStream(_stream(run.process, start), lambda: self._leave(run), headers)
+        return EventStream(event_stream(run.process, start), lambda: self._leave(run), headers)
 
     def _come(self, run: Run) -> None:
         run.num_readers += 1
@@ -442,7 +454,7 @@ class Runs:
             del self._by_key[run.key]
 
 
-async def _stream(process: Process, start: int) -> AsyncGenerator[bytes, None]:
+async def event_stream(process: Process, start: int) -> AsyncGenerator[bytes, None]:
     """The events from number `start` on, those that have come together in one piece; the last is result or error."""
     parts: list[bytes] = []
     has_failed = False

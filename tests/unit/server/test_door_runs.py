@@ -22,7 +22,7 @@ from pieray.server.guard import Guard
 from pieray.server.keys import ANYBODY, Caller, Rates
 from pieray.server.metrics import Metrics
 from pieray.server.problems import HttpProblem
-from pieray.server.runs import Run, Runs, Wanted, _event, _stream
+from pieray.server.runs import Run, Runs, Wanted, _event, event_stream
 from pieray.server.streams import kill_soon
 
 RUN = "/v1/inferlets/text-completion/runs"
@@ -363,7 +363,7 @@ def test_a_reader_who_is_behind_gets_pieces() -> None:
     end(process)
 
     async def pieces() -> list[bytes]:
-        return [piece async for piece in _stream(process, 0)]
+        return [piece async for piece in event_stream(process, 0)]
 
     found = asyncio.run(pieces())
     assert max(piece.count(b"\n\n") for piece in found) <= 64
