@@ -66,6 +66,7 @@ class Batcher(ServingActor):
         )
         core.plans.vocab_size = runner.config.vocab_size
         self._adapters = core.adapters
+        self._trace = core.trace
         self._loop = StepLoop(core, on_failure=_end_process)
         info = {
             "name": folder.name,
@@ -111,6 +112,11 @@ class Batcher(ServingActor):
         self._fences.open()
         self._loop.start(self._fences)
         return self.listen(self._loop, token)
+
+    @control
+    def steps(self, instance_id: str) -> list[dict[str, Any]]:
+        """Steps that a traced inferlet has taken part in; see `StepTrace.steps`."""
+        return self._trace.steps(instance_id)
 
     @property
     def busy_s(self) -> float:

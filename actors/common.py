@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pieray.concurrency.stalls import Stalls
 from pieray.config import Config
+from pieray.json_log import JsonLines
 
 F = TypeVar("F", bound=Callable[..., Any])
 TRANSPORT_GROUP = "transport"
@@ -87,6 +88,9 @@ def set_up_process(config: Config) -> Stalls:
     Returns when the process has stood still.
     """
     logging.basicConfig(level=config.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    if config.log_format == "json":
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines())
     threading.excepthook = _end_process
     stalls = Stalls()
     threading.Thread(target=_watch_process, args=(os.getppid(), stalls), name="pieray-watch", daemon=True).start()

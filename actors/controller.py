@@ -117,6 +117,12 @@ class Controller:
         return self._supervisor.placement.ps()
 
     @control
+    def trace(self, instance_id: str) -> dict[str, Any]:
+        """What a traced inferlet has done, and the steps that it took part in; raises NotFound."""
+        found = self._supervisor.placement.trace(instance_id)
+        return {**found, "steps": self._supervisor.device.steps(instance_id)}
+
+    @control
     def exports(self) -> list[dict[str, Any]]:
         """Facts of the exports of KV pages."""
         found: list[dict[str, Any]] = self._supervisor.device.ask_pages("exports")

@@ -32,6 +32,7 @@ QUICK_METHODS = frozenset(
         "grant",
         "resolve",
         "admission",
+        "trace",
     }
 )
 """Answered within seconds, however many others are under way: they have threads of their own."""

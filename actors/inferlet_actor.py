@@ -5,12 +5,14 @@ What it runs is imported when it opens: the Controller imports this module too, 
 
 from __future__ import annotations
 
+import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pieray.actors.common import control
 from pieray.actors.serving import ServingActor
+from pieray.json_log import RunOfThread
 from pieray.messages import Launch, decode_one
 from pieray.models.adapter_file import AdapterFacts
 from pieray.transport import Endpoint
@@ -48,7 +50,10 @@ class InferletActor(ServingActor):
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.host.services import Services
         from pieray.models.tokenizer import TokenizerSpec
+        from pieray.wasm.guest import running_id
 
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(RunOfThread(running_id))
         self._device = DeviceSessions(peer_id=self.peer_id, token=token)
         self._device.open(Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
         self._services = Services.of(self.config)
@@ -137,6 +142,11 @@ class InferletActor(ServingActor):
     @control
     def inferlets(self) -> list[dict[str, Any]]:
         return self._running.status()
+
+    @control
+    def trace(self, instance_id: str) -> dict[str, Any]:
+        """What a traced inferlet has done; raises NotFound."""
+        return self._running.find(instance_id).trace()
 
     @control
     def status(self) -> dict[str, Any]:

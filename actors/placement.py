@@ -195,6 +195,12 @@ class Placement:
                 f"replaced, after {self._config.replace_after_s:.0f} s of silence"
             ) from None
 
+    def trace(self, instance_id: str) -> dict[str, Any]:
+        """What a traced inferlet has done, as its actor knows it.  Raises NotFound, NoAnswer."""
+        _, host = self._location(instance_id)
+        found: dict[str, Any] = self._members.ask(host, "trace", instance_id, timeout_s=FACTS_S)
+        return found
+
     def _location(self, instance_id: str) -> tuple[str, Member]:
         if (found := self._locations.find(instance_id)) is not None:
             return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -109,6 +110,13 @@ class DeviceGroup:
     def ask_pages(self, method: str, *args: Any) -> Any:
         """The answer of the ResourceManager; raises EngineError while there is none."""
         return self._members.ask(self._both()[1], method, *args, timeout_s=FACTS_S)
+
+    def steps(self, instance_id: str) -> list[dict[str, Any]]:
+        """Steps that a traced inferlet has taken part in; none of a Batcher that is gone."""
+        with contextlib.suppress(EngineError):
+            found: list[dict[str, Any]] = self._members.ask(self._both()[0], "steps", instance_id, timeout_s=FACTS_S)
+            return found
+        return []
 
     def _both(self) -> tuple[Member, Member]:
         if self._pair is None:

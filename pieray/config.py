@@ -207,6 +207,10 @@ class Config:
     """Outlive the driver that starts the engine, until somebody shuts it down.  Otherwise it ends with that driver."""
     start_timeout_s: float = 120.0
     log_level: str = "info"
+    log_format: str = "text"
+    """"text", or "json": a line of JSON for each entry of the log, of actors too."""
+    trace_share: float = 0.0
+    """Part of the launches that are traced without their asking for it; 1: all."""
 
     def __post_init__(self) -> None:
         _check_choice("executor", self.executor, ("auto", "fiber", "thread"))
@@ -228,6 +232,8 @@ class Config:
         check_tenants(self.tenants)
         _check_share("tenant_pin_share", self.tenant_pin_share)
         _check_share("pin_share", self.pin_share)
+        _check_share("trace_share", self.trace_share)
+        _check_choice("log_format", self.log_format, ("text", "json"))
         if not self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
             raise ConfigError(
                 f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; given {self.model.cohort_wait_s}"

@@ -18,6 +18,8 @@ COMMANDS = {
     "down": "up",
     "ps": "lists",
     "kill": "lists",
+    "top": "top",
+    "trace": "trace",
     "models": "lists",
     "adapters": "lists",
     "inferlets": "lists",

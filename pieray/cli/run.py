@@ -85,6 +85,12 @@ Mcp = Annotated[
 ]
 
 
+TraceFile = Annotated[
+    str | None,
+    typer.Option("--trace", metavar="PATH", help="Trace the run, and write a Chrome trace there when it has ended."),
+]
+
+
 def run(
     program: Program,
     words: Words = None,
@@ -103,6 +109,7 @@ def run(
     detach: Detach = False,
     priority: Priority = 0,
     deadline: Deadline = None,
+    trace_file: TraceFile = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -140,7 +147,10 @@ def run(
             attached=not detach,
             priority=priority,
             deadline_s=deadline,
+            trace=trace_file is not None,
         )
+        if trace_file is not None:
+            closing.callback(_keep_trace, engine, process.id, trace_file)
         printer.started(process.name, process.id)
         if detach:
             say(f"{process.id} runs on; `pieray attach {process.id}` shows what it does, `pieray kill` ends it")
@@ -157,6 +167,16 @@ def _closing(signals: StopSignals) -> Iterator[ExitStack]:
     finally:
         with signals.held():
             stack.close()
+
+
+def _keep_trace(engine: Engine, instance_id: str, path: str) -> None:
+    """Of a run that has ended, however it has."""
+    from pieray.cli.trace import write_trace
+
+    try:
+        write_trace(engine.trace(instance_id), path)
+    except PierayError as error:
+        say(f"there is no trace: {error.message}")
 
 
 def _find(program: str, engine: Engine | None, settings: Mapping[str, Any]) -> ProgramSource | None:

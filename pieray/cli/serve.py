@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pieray import config
 from pieray.cli.engines import open_existing, start_for_run
 from pieray.cli.guard import Debug, guard
 from pieray.cli.keys import key_file
@@ -17,6 +18,7 @@ from pieray.cli.output import escaped, say
 from pieray.cli.progress import progress
 from pieray.cli.signals import StopSignals
 from pieray.errors import ConfigError
+from pieray.json_log import JsonLines
 
 Host = Annotated[str, typer.Option(help="Where to listen; any but loopback asks for keys.")]
 KeyFile = Annotated[
@@ -40,6 +42,16 @@ Program = Annotated[
 LogLevel = Annotated[
     str, typer.Option("--log-level", help="debug, info (a line for each request), warning or error; on stderr.")
 ]
+LogFormat = Annotated[
+    str | None, typer.Option("--log-format", help="text or json (a line of JSON for each entry); as log_format is.")
+]
+Otlp = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="An OTLP collector for traces of requests and runs: http://localhost:4318."),
+]
+TraceShare = Annotated[
+    float, typer.Option("--trace-share", min=0, max=1, help="Part of the requests that are traced, with --otlp.")
+]
 Drain = Annotated[
     float, typer.Option(metavar="SECONDS", min=0, help="How long requests may go on after SIGTERM.  Ctrl-C ends them.")
 ]
@@ -54,6 +66,9 @@ def serve(
     keys: KeyFile = None,
     drain: Drain = 30.0,
     log_level: LogLevel = "info",
+    log_format: LogFormat = None,
+    otlp: Otlp = None,
+    trace_share: TraceShare = 1.0,
     address: Address = None,
     namespace: Namespace = None,
     device: Device = None,
@@ -64,8 +79,10 @@ def serve(
     """Serve OpenAI's API over HTTP, from the engine of `pieray up` or one of its own."""
     with guard(debug=debug) as signals, ExitStack() as closing:
         hosting = _hosting()
-        _log(log_level)
-        programs = _programs(program or [])
+        _log(log_level, log_format or config.load().log_format)
+        programs: dict[str, Any] = _programs(program or [])
+        if otlp is not None:
+            programs["telemetry"] = _telemetry(otlp, trace_share)
         opened = _keys(host, keys)
         bound = hosting.listening(host, port)
         closing.callback(bound.close)
@@ -88,7 +105,7 @@ def _serve(
     signals: StopSignals,
     keys: Any,
     model_name: str | None,
-    programs: dict[str, str],
+    programs: dict[str, Any],
     drain: float,
 ) -> None:
     from pieray.server.app import Door
@@ -113,8 +130,10 @@ def _serve(
     hosting.serve(door.app(gate), gate, bound, wants_end=wants_end, on_ready=ready, on_end=door.close)
 
 
-def _log(level: str) -> None:
+def _log(level: str, form: str) -> None:
     """What the server does, on stderr; control characters, which others may have sent, are shown and not obeyed."""
+    if form not in ("text", "json"):
+        raise ConfigError(f"--log-format is text or json; given {form!r}")
     if level not in ("debug", "info", "warning", "error"):
         raise ConfigError(f"--log-level is debug, info, warning or error; given {level!r}")
 
@@ -123,7 +142,8 @@ def _log(level: str) -> None:
             return escaped(super().format(record), is_one_line=False)
 
     handler = logging.StreamHandler()
-    handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    as_text = Lines("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else as_text)
     log = logging.getLogger("pieray")
     log.addHandler(handler)
     log.setLevel(level.upper())
@@ -136,6 +156,16 @@ def _hosting() -> Any:
     except ModuleNotFoundError as missing:
         raise ConfigError(f"`pieray serve` needs {missing.name}: pip install 'pieray[serve]'") from None
     return hosting
+
+
+def _telemetry(url: str, share: float) -> Any:
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--otlp is a URL of http or https; given {url!r}")
+    try:
+        from pieray.server.telemetry import Telemetry
+    except ModuleNotFoundError as missing:
+        raise ConfigError(f"--otlp needs {missing.name}: pip install 'pieray[otel]'") from None
+    return Telemetry(url, share)
 
 
 def _keys(host: str, path: str | None) -> Any:

@@ -85,6 +85,7 @@ class Engine:
         attached: bool = False,
         priority: int = 0,
         deadline_s: float | None = None,
+        trace: bool | str = False,
         **arguments: Any,
     ) -> Process:
         """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
@@ -99,6 +100,7 @@ class Engine:
         `priority`: from -100 to 100; where something is short, higher goes first.  `deadline_s`: in so many seconds
         its result is wanted (None and 0: no matter).  It ranks earlier ones first among those of one priority, and is
         no limit: nothing ends at it (that is `limits.wall_time_s`).  Children have both of their parent.
+        `trace`: note what it and its children do, for `trace`; a W3C traceparent: as part of that trace.
 
         Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON, a priority is none), ConfigError (a
         limit is unknown or above the engine's), Overloaded (no place within `launch_wait_s`, too many wait for one, or
@@ -107,7 +109,7 @@ class Engine:
         another actor).
         """
         request = LaunchRequest(
-            program, {**(input or {}), **arguments}, limits, capabilities, attached, priority, deadline_s
+            program, {**(input or {}), **arguments}, limits, capabilities, attached, priority, deadline_s, trace
         )
         tools = _tools_of(mcp) if mcp else None
         prepared = self._prepared(request, tools.names if tools is not None else ())
@@ -211,6 +213,28 @@ class Engine:
     async def akill(self, instance_id: str, reason: str = "killed") -> None:
         """`kill` for an event loop."""
         await off_loop(self.kill, instance_id, reason)
+
+    def trace(self, instance_id: str) -> list[dict[str, Any]]:
+        """What a traced inferlet has done so far, and then those of the inferlets that it has launched, each with
+
+        the fields of `ps`, and traceparent, launched_at (Unix time, as the others are), ran_at (0.0: not yet), calls of
+        handlers (name, began, ended, error), answers of the device (at, commands, tokens of plans), steps that it took
+        part in (began, ended; passes, tokens and copies of all inferlets in it), num_dropped (calls and answers beyond
+        the 20,000 that are kept).  Ended ones are kept for as long as their events.
+
+        Raises NotFound: there is no such inferlet, or it is not traced.
+        """
+        found = [self._ask("trace", instance_id)]
+        children: dict[str, list[str]] = {}
+        for row in self.ps():
+            children.setdefault(row.get("parent", ""), []).append(row["instance_id"])
+        waiting = children.get(instance_id, [])
+        while waiting:
+            child = waiting.pop(0)
+            with contextlib.suppress(NotFound):  # it has been forgotten since
+                found.append(self._ask("trace", child))
+            waiting += children.get(child, [])
+        return found
 
     # --- adapters ------------------------------------------------------------------------------
 

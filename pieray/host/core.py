@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +40,7 @@ from pieray.host.session.session import OUTPUTS
 from pieray.messages import Event, Launch
 from pieray.programs.limits import limits_within
 from pieray.texts import byte_size, check_size
+from pieray.traceparent import checked_traceparent, new_traceparent
 from pieray.transport import Connection
 from pieray.urgency import admitted
 from pieray.wasm.host import Program, WasmHost
@@ -218,6 +221,8 @@ class InferletHost:
         self, launch: Launch, check: Callable[[], None], give_back: Callable[[], None], wait_s: float | None
     ) -> tuple[Inferlet, Program | Future[Program]]:
         launch = admitted(launch, self._config.tenant(launch.tenant), time.time())
+        if not checked_traceparent(launch.trace) and random.random() < self._config.trace_share:  # noqa: S311
+            launch = replace(launch, trace=new_traceparent())
         limits = limits_within(self._config.limits_of(launch.tenant), launch.limits)
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch, limits)

@@ -7,6 +7,7 @@ from typing import Any
 from pieray.errors import Cancelled, PierayError
 from pieray.host.inferlet import Inferlet
 from pieray.host.session.client_servers import ClientServers
+from pieray.host.trace import trace_of
 
 
 class EndedInferlet:
@@ -17,6 +18,7 @@ class EndedInferlet:
         self.started = inferlet.started
         self._status = {**inferlet.status(), "pages": 0, "swapped": 0}
         self._usage = inferlet.usage()
+        self._tracing = inferlet.tracing
 
     def deliver(self, text: str) -> None:  # noqa: ARG002 - as Inferlet.deliver
         raise Cancelled("the inferlet has ended; it receives no messages")
@@ -40,3 +42,6 @@ class EndedInferlet:
 
     def usage(self) -> dict[str, int]:
         return self._usage
+
+    def trace(self) -> dict[str, Any]:
+        return trace_of(self._tracing, self._status)

@@ -23,6 +23,7 @@ from pieray.host.services import Services
 from pieray.host.session.client_servers import ClientServers
 from pieray.host.session.session import EventLog, Mailbox
 from pieray.host.tickets import TicketTable
+from pieray.host.trace import Trace, TracedUser, trace_of, traced_handlers
 from pieray.messages import Event, Launch, RunTokens
 from pieray.pages.lineage import Lineage
 from pieray.pages.space import PageSpace
@@ -68,6 +69,8 @@ class Inferlet:
         self._loading: Future[Program] | None = None
         self._num_reported = 0  # of tokens computed, by `take_tokens`
         self._has_begun = False  # to run, or to end without having run
+        launched_at = self.started_at if launch.parent else launch.born or self.started_at
+        self.tracing = Trace(launch.trace, launched_at) if launch.trace else None
         self.started: Future[None] = Future()
         """Done when its guest runs, or with the error why it never will."""
         model = models.get("").info
@@ -108,21 +111,22 @@ class Inferlet:
     def start(self, host: WasmHost, program: Program) -> None:
         """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
         try:
-            launch = self.launch
+            launch, trace = self.launch, self.tracing
             self._device.admit(
                 self.number,
-                self,
+                self if trace is None else TracedUser(self, trace),
                 launch.tenant,
                 launch.priority,
                 launch.deadline,
                 launch.born or self.started_at,
                 launch.family,
+                "" if trace is None else launch.instance_id,
             )
             with self._parts.lock:
                 self._outbox.flush()
             guest = host.spawn(
                 program,
-                self._handlers,
+                self._handlers if trace is None else traced_handlers(self._handlers, trace),
                 self._limits,
                 input=self.launch.input,
                 source=self.launch.source or None,
@@ -136,6 +140,8 @@ class Inferlet:
             self._retire()
             raise
         self._guest = guest
+        if trace is not None:
+            trace.ran_at = time.time()
         guest.unpark()  # for answers that came while `_guest` was not known yet
         if self._killed is not None:
             guest.kill(self._killed)
@@ -302,6 +308,10 @@ class Inferlet:
         """See `Outbox.usage`."""
         with self._parts.lock:
             return self._outbox.usage()
+
+    def trace(self) -> dict[str, Any]:
+        """See `trace_of`."""
+        return trace_of(self.tracing, self.status())
 
     def _unpark(self) -> None:
         if self._guest is not None:

@@ -15,6 +15,7 @@ class OpenInferlet(Message):
 
     inferlet: int
     tenant: str
+    traced_as: str = ""  # its instance id, if its steps are to be noted; else ""
 
 
 @register(10)

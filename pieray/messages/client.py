@@ -122,6 +122,7 @@ class Launch(Message):
     deadline: float = 0.0  # Unix time at which its result is wanted; 0: no matter.  A hint: nothing ends at it
     born: float = 0.0  # Unix time at which the root of its family was launched; 0: when it comes to the engine
     family: str = ""  # instance id of that root; a launch of a client's is one, whatever it says
+    trace: str = ""  # W3C traceparent of whoever wants it traced, which children have too; "": nobody does
 
 
 @register(47)

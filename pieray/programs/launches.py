@@ -21,6 +21,7 @@ from pieray.programs.capabilities import ALL, Capabilities
 from pieray.programs.limits import limits_within
 from pieray.programs.manifest import limits_below
 from pieray.programs.sources import ProgramSource
+from pieray.traceparent import checked_traceparent, new_traceparent
 from pieray.urgency import check_priority, deadline_at
 
 KNOWN_BYTES = 64 << 20
@@ -38,6 +39,7 @@ class LaunchRequest:
     attached: bool = False
     priority: int = 0
     deadline_s: float | None = None
+    trace: bool | str = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,7 @@ def prepared(
         priority=check_priority(request.priority),
         deadline=deadline_at(request.deadline_s, now),
         born=now,
+        trace=_traceparent(request.trace),
     )
     if not isinstance(found, ProgramSource):
         spec, revision, installed = found
@@ -227,6 +230,10 @@ def _size_of(program: Install) -> int:
 
 def _new_id(name: str) -> str:
     return f"{name}-{secrets.token_hex(6)}"
+
+
+def _traceparent(wanted: bool | str) -> str:
+    return checked_traceparent(wanted) if isinstance(wanted, str) else new_traceparent() if wanted else ""
 
 
 def _json(arguments: Mapping[str, Any]) -> str:

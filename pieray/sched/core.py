@@ -50,6 +50,7 @@ from pieray.sched.running_plans import Over, RunningPlans
 from pieray.sched.scheduler import Scheduler
 from pieray.sched.step_plan import StepPlan
 from pieray.sched.step_totals import StepTotals
+from pieray.sched.step_trace import StepTrace
 from pieray.sched.swap import SwapCommand
 from pieray.sched.swap_slots import SwapSlots
 from pieray.sched.table import RowGroup
@@ -106,6 +107,7 @@ class BatcherCore:
         self._lookups = EmbedLookups()
         self._swap = SwapSlots(num_swap_slots)
         self._totals = StepTotals(costs)
+        self.trace = StepTrace()
         self.lost: DeviceLost | None = None
         self.plans = RunningPlans(self._scheduler, self._fail, tokenizer)
         self.adapters = LoadedAdapters(runner, settings.adapter_bytes)
@@ -134,7 +136,7 @@ class BatcherCore:
             elif isinstance(message, DropSwapped):
                 self._drop_swapped(peer_id, message)
             elif isinstance(message, OpenInferlet):
-                self._scheduler.introduce((peer_id, message.inferlet), message.tenant)
+                self._open(peer_id, message)
             elif isinstance(message, CancelInferlet):
                 self._drop(peer_id, message.inferlet)
                 answers.append((peer_id, Completed(message.ticket, None)))
@@ -144,6 +146,12 @@ class BatcherCore:
                     answers.append((peer_id, failed(ticket, error)))
                 log.warning("%s: %s", peer_id, error)
         return answers
+
+    def _open(self, peer_id: str, message: OpenInferlet) -> None:
+        key = peer_id, message.inferlet
+        self._scheduler.introduce(key, message.tenant)
+        if message.traced_as:
+            self.trace.watch(key, self._scheduler.open(key), message.traced_as)
 
     def _take_passes(self, peer_id: str, message: DecodePasses, now: float, answers: Answers) -> None:
         try:
@@ -197,6 +205,7 @@ class BatcherCore:
         self._lookups.cancel(peer_id, inferlet)
         self._swap.close(peer_id, inferlet)
         self.adapters.drop(peer_id, inferlet)
+        self.trace.forget(peer_id, inferlet)
 
     def drop_peer(self, peer_id: str) -> None:
         """The peer is dead: drop all that it has queued.  No step touches its pages any more."""
@@ -369,6 +378,8 @@ class BatcherCore:
             if not command.is_over and not self._scheduler.is_busy(command.lane):
                 self._cohort.answered(self._scheduler.open(command.lane), ended)
         self._totals.stepped(plan, began, ended)
+        if self.trace.is_on:
+            self.trace.stepped(plan, began, ended)
 
     def sent(self) -> None:
         """The answers of the last step are on their way: what it has cost is known."""

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -33,7 +33,7 @@ from pieray.server import answers
 from pieray.server.answers import Answer, ChatAnswer, CompletionAnswer
 from pieray.server.bodies import read_json, worked_out
 from pieray.server.fields import Asked
-from pieray.server.guard import Guard, caller_of
+from pieray.server.guard import Guard, caller_of, trace_of
 from pieray.server.keys import Caller, Rates
 from pieray.server.metrics import Clock, Metrics
 from pieray.server.models import main_named, models_of, read_for_program
@@ -45,6 +45,9 @@ from pieray.server.streams import EventStream, kill_soon, unless_gone
 from pieray.server.tenants import Tenants
 from pieray.server.ui.routes import EngineRoutes
 from pieray.server.values import text
+
+if TYPE_CHECKING:
+    from pieray.server.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +91,18 @@ class Door:
     """Answers requests from an engine.
 
     `model`: the name of the served model.  `generate`, `embed`: the inferlets that serve it, embedded or installed.
+    `telemetry`: where requests are traced to.
     """
 
-    def __init__(self, engine: Engine, *, model: str, generate: str = GENERATE, embed: str = EMBED) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        model: str,
+        generate: str = GENERATE,
+        embed: str = EMBED,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self.tenants = Tenants(engine)
         self._rates: Rates | None = None
         self._engine_routes: EngineRoutes | None = None
@@ -99,6 +111,7 @@ class Door:
         self._generate = generate
         self._embed = embed
         self._began = int(time.time())
+        self._telemetry = telemetry
 
     def app(self, guard: Guard) -> ASGIApp:
         """The routes, behind `guard`."""
@@ -125,12 +138,17 @@ class Door:
             ClientDisconnect: lambda *_: Response(status_code=499),
             Exception: lambda *_: _refusal(HttpProblem(500, "the server failed; its log says how")),
         }
-        return guard.around(Starlette(routes=routes, exception_handlers=handlers))
+        app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+        if self._telemetry is not None:
+            app = self._telemetry.around(app, self.tenants.engine)
+        return guard.around(app)
 
     async def close(self) -> None:
         """Hang up what was opened for tenants."""
         if self._engine_routes is not None:
             self._engine_routes.close()
+        if self._telemetry is not None:
+            await self._telemetry.close()
         await self.tenants.close()
 
     # --- what generates ------------------------------------------------------------------------
@@ -152,7 +170,7 @@ class Door:
             asked = await worked_out(request, read_for_program, body, name, main, is_chat=kind.is_chat)
             program = _source(name)
         is_own = name == self.model
-        process = await unless_gone(request, self._launch(engine, program, asked))
+        process = await unless_gone(request, self._launch(engine, program, asked, trace_of(request)))
         answer = kind.answer(asked, name, int(time.time()))
         headers = {"x-pieray-run": process.id}
         end = functools.partial(self._end, process, self._count(caller))
@@ -175,7 +193,9 @@ class Door:
             whole = answer.whole(result)
             self.metrics.ended(clock, result)
         except Exception:
-            log.exception("run %s: its program's result is not what the door takes", process.id)
+            log.exception(
+                "run %s: its program's result is not what the door takes", process.id, extra={"run": process.id}
+            )
             raise _no_openai(process) from None
         return _json(whole, headers)
 
@@ -189,10 +209,12 @@ class Door:
             return None
         return functools.partial(self._rates.count_tokens, caller)
 
-    async def _launch(self, engine: Engine, program: str | ProgramSource, asked: Asked) -> Process:
-        process = await engine.alaunch(program, asked.arguments, attached=True, priority=asked.door.get("priority", 0))
+    async def _launch(self, engine: Engine, program: str | ProgramSource, asked: Asked, trace: str) -> Process:
+        priority = asked.door.get("priority", 0)
+        process = await engine.alaunch(program, asked.arguments, attached=True, priority=priority, trace=trace)
         self.metrics.launched(process.name)
-        log.info("run %s of %s %s", process.id, process.name, asked.labels or "")
+        about = {"run": process.id, "program": process.name, "labels": asked.labels}
+        log.info("run %s of %s %s", process.id, process.name, asked.labels or "", extra=about)
         return process
 
     async def _result(self, process: Process, *, is_own: bool) -> dict[str, Any]:
@@ -246,7 +268,9 @@ class Door:
         except PierayError as error:
             yield b"".join([*parts, answer.failed(_told(error))])
         except Exception:
-            log.exception("run %s: its program's events are not what the door takes", process.id)
+            log.exception(
+                "run %s: its program's events are not what the door takes", process.id, extra={"run": process.id}
+            )
             yield b"".join([*parts, answer.failed(_no_openai(process))])
 
     # --- what does not -------------------------------------------------------------------------
@@ -261,7 +285,7 @@ class Door:
             )
         caller = caller_of(request)
         engine = await self.tenants.engine_of(caller)
-        process = await unless_gone(request, self._launch(engine, _source(self._embed), asked))
+        process = await unless_gone(request, self._launch(engine, _source(self._embed), asked, trace_of(request)))
         try:
             result = await unless_gone(request, process.wait())
         finally:

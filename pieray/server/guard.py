@@ -22,6 +22,10 @@ log = logging.getLogger("pieray.server.access")
 DRAIN_RETRY_S = 5.0
 HEAD_BYTES = 32 << 10
 """Names and values of a request's headers."""
+RUN = "x-pieray-run"
+"""The header of an answer that has the id of the run."""
+TRACE = "pieray.trace"
+"""Of a request's scope: the W3C traceparent of its span; absent: it is not traced."""
 CALLER = "pieray.caller"
 """Of a request's scope: who asks."""
 
@@ -39,6 +43,12 @@ def is_loopback(host: str) -> bool:
 def caller_of(request: Request) -> Caller:
     """Who asks, as the guard has found."""
     found: Caller = request.scope[CALLER]
+    return found
+
+
+def trace_of(request: Request) -> str:
+    """The traceparent for what a request launches; "": it is not traced."""
+    found: str = request.scope.get(TRACE, "")
     return found
 
 
@@ -62,12 +72,13 @@ class Guard:
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
                 return
-            began, status = time.perf_counter(), 0
+            began, status, run = time.perf_counter(), 0, ""
 
             async def sending(message: Message) -> None:
-                nonlocal status
+                nonlocal status, run
                 if message["type"] == "http.response.start":
                     status = message["status"]
+                    run = Headers(raw=message["headers"]).get(RUN, "")
                 await send(message)
 
             self.num_running += 1
@@ -85,7 +96,10 @@ class Guard:
                 took_ms = (time.perf_counter() - began) * 1e3
                 who = scope[CALLER].key_id if CALLER in scope else "-"
                 what = scope["method"], scope["path"][:200], status, took_ms, who or "-"
-                log.info("%s %r %d in %.1f ms, key %s", *what)
+                names = ("method", "path", "status", "took_ms", "key")
+                log.info(
+                    "%s %r %d in %.1f ms, key %s", *what, extra={**dict(zip(names, what, strict=True)), "run": run}
+                )
 
         return guarded
 

@@ -32,7 +32,7 @@ from pieray.programs.manifest import of_source
 from pieray.programs.sources import embedded, embedded_inferlets, of_manifest
 from pieray.server.answers import encoded
 from pieray.server.bodies import read_json, worked_out
-from pieray.server.guard import caller_of
+from pieray.server.guard import caller_of, trace_of
 from pieray.server.keys import Caller, Rates
 from pieray.server.metrics import Metrics
 from pieray.server.models import main_named
@@ -60,7 +60,7 @@ WATCH_S = 0.5
 """How often runs are looked after."""
 LEAST_KEEP_S = 2.0
 """For whoever has launched a run to begin to read it."""
-FIELDS = ("input", "limits", "priority", "deadline_s", "stream", "wait", "keep_s", "messages")
+FIELDS = ("input", "limits", "priority", "deadline_s", "stream", "wait", "keep_s", "messages", "trace")
 
 
 OwnKey: TypeAlias = tuple[str, str, str]
@@ -139,6 +139,7 @@ def read_run(body: Mapping[str, Any]) -> Wanted:
         options["limits"] = {name: number(f"limits.{name}", value, 0) for name, value in limits.items()}
     if "deadline_s" in given:
         options["deadline_s"] = number("deadline_s", given["deadline_s"], 0, MOST_KEEP_S)
+    options["trace"] = boolean("trace", given.get("trace", False))
     stream, wait = boolean("stream", given.get("stream", False)), boolean("wait", given.get("wait", True))
     if stream and not wait:
         raise BadField("wait", "is true where stream is: the events are the answer")
@@ -226,6 +227,7 @@ class Runs:
     async def _launch(self, request: Request) -> Response:
         name, body = request.path_params["name"], await read_json(request)
         wanted, caller = await worked_out(request, read_run, body), caller_of(request)
+        wanted.options["trace"] = trace_of(request) or wanted.options["trace"]
         engine = await self._tenants.engine_of(caller)
         main = await main_named(engine, name)
         try:
@@ -394,7 +396,10 @@ class Runs:
         except Cancelled:
             pass
         except PierayError as error:  # with the traceback, which clients are not told
-            log.warning("run %s of %s: %s: %s", run.process.id, run.program, error.code, error.message)
+            about = run.process.id, run.program, error.code, error.message
+            log.warning(
+                "run %s of %s: %s: %s", *about, extra=dict(zip(("run", "program", "code"), about, strict=False))
+            )
         if (count := self._count(run)) is not None:
             kill_soon(run.process, count)
 

@@ -75,6 +75,12 @@ class Running(threading.local):
 running = Running()
 
 
+def running_id() -> str:
+    """The instance id of the guest whose turn this thread has, or had last; "" if there was none, or it has ended."""
+    guest = getattr(running, "guest", None)
+    return "" if guest is None or guest.is_done else guest.name
+
+
 class Guest(ABC):
     """A handle on a running program.  `unpark` and `kill` may be called from any thread at any time.
 

@@ -206,6 +206,34 @@ def test_the_playground_proposes_arguments_and_says_what_is_wrong(page: Page) ->
     assert [line for line in page.complaints() if "400 (Bad Request)" not in line] == []
 
 
+def test_the_trace_of_a_run_is_drawn(page: Page) -> None:
+    page.press("2")
+    page.until(lambda: '"prompt"' in value(page, "#arguments"), "arguments of text-completion")
+    page.find("#traced").click()
+    page.find("#start").click()
+    page.until_text("#run-state", "done")
+    page.find("#open-run").click()
+    page.until(lambda: page.find("#run").is_displayed(), "the run")
+    page.find(".tabs button:nth-child(2)").click()
+    page.until(lambda: page.all("#run-trace rect.step"), "steps of the device")
+    assert page.all("#run-trace rect.call")
+    assert page.all("#run-trace rect.run")
+    page.browser.execute_script(
+        "document.querySelector('#run-trace rect.step').dispatchEvent(new PointerEvent('pointerenter'))"
+    )
+    assert page.text("#run-trace [role='status']").startswith("step: ")
+
+
+def test_what_is_not_traced_says_so(page: Page, http: httpx.Client) -> None:
+    run = launched(http, "echo")
+    page.until(lambda: page.all(page.row(run)), "the run")
+    page.find(page.row(run)).click()
+    page.find(".tabs button:nth-child(2)").click()
+    page.until_text("#run-trace", "is not traced")
+    assert http.delete(f"/v1/runs/{run}").status_code == 200
+    assert [line for line in page.complaints() if "404 (Not Found)" not in line] == []
+
+
 def choose(page: Page, name: str) -> None:
     page.browser.execute_script(
         "const s = document.getElementById('program'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))",

@@ -121,14 +121,15 @@ class DeviceClient:
         deadline: float = 0.0,
         born: float = 0.0,
         family: str = "",
+        traced_as: str = "",
     ) -> None:
         """Route answers for inferlet `number` to `tenant` from now on; its share of the device is its owner's, and who
-        gets pages first is decided by the rest, see OpenLease."""
+        gets pages first is decided by the rest, see OpenLease; `traced_as` as OpenInferlet has it."""
         if self._lost is not None:
             raise self._new_lost()
         self._tenants[number] = tenant
         if owner:
-            self.post([OpenInferlet(number, owner)])
+            self.post([OpenInferlet(number, owner, traced_as)])
             self.ask_ledger(OpenLease(number, owner, priority, deadline, born, family))
 
     def post(self, messages: Sequence[Message]) -> None:

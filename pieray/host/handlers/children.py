@@ -72,6 +72,7 @@ class ChildrenHandlers:
             deadline=identity.launch.deadline,
             born=identity.launch.born,
             family=identity.launch.family,
+            trace=identity.launch.trace,
         )
         return self._children.put(family.launch(message, is_linked=link == "linked"))
 

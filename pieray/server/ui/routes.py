@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import pieray
+from pieray.client.chrome_trace import chrome_trace
 from pieray.client.process import Process
 from pieray.concurrency.off_loop import off_loop
 from pieray.errors import NotFound
@@ -50,6 +51,7 @@ class EngineRoutes:
             Route("/v1/engine", self._engine),
             Route("/v1/engine/inferlets/{id}", self._kill, methods=["DELETE"]),
             Route("/v1/engine/inferlets/{id}/events", self._events),
+            Route("/v1/engine/inferlets/{id}/trace", self._trace),
             *page_files.routes(),
         ]
 
@@ -96,6 +98,12 @@ class EngineRoutes:
         """The events of an inferlet from its first on, as those of a run: reading them neither keeps nor ends it."""
         process = await self._attach(await self._named(request))
         return EventStream(event_stream(process, 0), lambda: None, {"x-pieray-run": process.id})
+
+    async def _trace(self, request: Request) -> Response:
+        """What a traced inferlet and its children have done, as a Chrome trace."""
+        name = await self._named(request)
+        traces = await off_loop(self._tenants.engine.trace, name)
+        return _json(await off_loop(chrome_trace, traces))
 
     async def _named(self, request: Request) -> str:
         """The id in the path, if the caller may see that inferlet.  Raises HttpProblem 404."""

@@ -93,6 +93,7 @@ class FakeEngine:
         attached: bool = False,
         priority: int = 0,
         deadline_s: float | None = None,
+        trace: bool = False,
         **arguments: Any,
     ) -> Process:
         self.mcp = mcp
