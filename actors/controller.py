@@ -32,6 +32,10 @@ class Controller:
     def start(self) -> None:
         """Bring the engine up; raises ModelError, EngineError."""
         self._supervisor.start()
+        if self._config.ray_metrics_s:
+            from pieray.actors.ray_metrics import tell_ray
+
+            tell_ray(self._config.ray_metrics_s, self._supervisor.status)
         if self._config.transport != "ray":  # with "ray" no port is opened
             self._listener = open_door(
                 self, self._supervisor.token, ray.util.get_node_ip_address(), self._config.max_waiting_launches

@@ -152,7 +152,8 @@ class InferletActor(ServingActor):
     def status(self) -> dict[str, Any]:
         links = {"device": self._device.status(), "broker": self._services.broker_status()}
         host = self._running
-        return {**self.describe(), "executor": host.executor, "num_live": host.num_live, "links": links}
+        facts = {"executor": host.executor, "num_live": host.num_live, "totals": host.totals()}
+        return {**self.describe(), **facts, "links": links}
 
     def close(self) -> None:
         """End all inferlets; their clients are told."""

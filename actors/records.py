@@ -22,12 +22,14 @@ class Restarts:
 
     def __init__(self) -> None:
         self._times: deque[float] = deque()
+        self.num_ever = 0
         self._lock = threading.Lock()
 
     def note(self) -> None:
         """One more death, or attempt that failed."""
         with self._lock:
             self._times.append(time.monotonic())
+            self.num_ever += 1
 
     @property
     def num_recent(self) -> int:

@@ -186,6 +186,7 @@ class Supervisor:
             "failure": self._failure(),
             "silent": [row["name"] for row in rows if row["state"] == "silent"],
             "num_restarts": sum(restarts.num_recent for restarts in self._restarts.values()),
+            "restarts": {kind: restarts.num_ever for kind, restarts in self._restarts.items()},
             "actors": rows,
             "admission": self.placement.admission(),
         }

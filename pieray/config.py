@@ -209,6 +209,8 @@ class Config:
     log_level: str = "info"
     log_format: str = "text"
     """"text", or "json": a line of JSON for each entry of the log, of actors too."""
+    ray_metrics_s: float = 0.0
+    """Ray's metrics agent is told the engine's metrics so often; 0: never."""
     trace_share: float = 0.0
     """Part of the launches that are traced without their asking for it; 1: all."""
 

@@ -37,6 +37,7 @@ from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
 from pieray.host.session.grants import Grants
 from pieray.host.session.session import OUTPUTS
+from pieray.host.totals import Totals
 from pieray.messages import Event, Launch
 from pieray.programs.limits import limits_within
 from pieray.texts import byte_size, check_size
@@ -96,6 +97,7 @@ class InferletHost:
         self._num_leaving = 0  # of them, that have no guest any more
         self._num_returned = 0
         self._ended_tokens: Counter[str] = Counter()  # by tenant, of the ended ones, not yet told
+        self._totals = Totals()
         self._next_number = 1
         self._lock = threading.Lock()
         self._is_closed = False
@@ -283,7 +285,8 @@ class InferletHost:
             self._num_live -= 1
             self._num_leaving -= 1
             if self._inferlets.get(instance_id) is inferlet:  # else it could not even be started
-                self._inferlets[instance_id] = EndedInferlet(inferlet)
+                kept = self._inferlets[instance_id] = EndedInferlet(inferlet)
+                self._totals.ended(kept.status())
                 num_bytes = inferlet.log.num_bytes  # as of now: a late line of the log may still be counted there
                 self._ended_sizes.append((instance_id, num_bytes))
                 self._ended_bytes += num_bytes
@@ -345,6 +348,10 @@ class InferletHost:
     def _kill_child(self, instance_id: str, reason: str) -> None:
         with contextlib.suppress(NotFound):
             self.kill(instance_id, reason)
+
+    def totals(self) -> dict[str, Any]:
+        """See `Totals.facts`; and `calls` of handlers by interface."""
+        return {**self._totals.facts(one.status() for one in self._live()), "calls": self._wasm.calls()}
 
     def status(self) -> list[dict[str, Any]]:
         return [inferlet.status() for inferlet in list(self._inferlets.values())]

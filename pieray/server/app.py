@@ -5,6 +5,7 @@ It is a client of an engine, through its sockets, and never waits for it on the 
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import logging
@@ -171,9 +172,10 @@ class Door:
             program = _source(name)
         is_own = name == self.model
         process = await unless_gone(request, self._launch(engine, program, asked, trace_of(request)))
+        clock.launched, clock.asked = time.perf_counter(), asked.arguments
         answer = kind.answer(asked, name, int(time.time()))
         headers = {"x-pieray-run": process.id}
-        end = functools.partial(self._end, process, self._count(caller))
+        end = functools.partial(self._end, process, self._count(caller), clock if is_own else None)
         self.metrics.running.inc()
         events = process.aevents() if asked.is_stream else None
         try:
@@ -186,8 +188,8 @@ class Door:
             raise
         if events is not None:
             return EventStream(self._chunks(process, first, events, answer, clock, is_own=is_own), end, headers)
-        end()
         if not is_own:
+            end()
             return _json({**answer.whole(result), "result": result["result"]}, headers)
         try:
             whole = answer.whole(result)
@@ -197,10 +199,15 @@ class Door:
                 "run %s: its program's result is not what the door takes", process.id, extra={"run": process.id}
             )
             raise _no_openai(process) from None
+        finally:
+            end()
         return _json(whole, headers)
 
-    def _end(self, process: Process, count: Callable[[int], None] | None) -> None:
+    def _end(self, process: Process, count: Callable[[int], None] | None, clock: Clock | None) -> None:
+        """Nobody waits for it any more.  `clock`: of a request of the served model."""
         self.metrics.running.dec()
+        if clock is not None and not process.is_done:
+            self.metrics.left(clock)
         kill_soon(process, count)
 
     def _count(self, caller: Caller) -> Callable[[int], None] | None:
@@ -304,8 +311,9 @@ class Door:
         raise HttpProblem(404, f"there is no model {name[:100]!r}", param="model", code="model_not_found")
 
     async def _metrics(self, _: Request) -> Response:
-        status = await off_loop(self.tenants.engine.status)
-        return Response(self.metrics.exposition(status), media_type=CONTENT_TYPE_LATEST)
+        engine = self.tenants.engine
+        status, models = await asyncio.gather(off_loop(engine.status), off_loop(engine.models))
+        return Response(self.metrics.exposition(status, models), media_type=CONTENT_TYPE_LATEST)
 
     async def _health(self, _: Request) -> Response:
         await off_loop(self.tenants.engine.models)

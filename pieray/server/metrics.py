@@ -1,15 +1,20 @@
 """Prometheus metrics of the door: vLLM's names and buckets where the meaning is the same, and `pieray:` ones.
 
-Counted once a request; nothing here is paid for a token.
+Counted once a request; nothing here is paid for a token.  What the engine tells is in `pieray.engine_metrics`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from pieray.engine_metrics import engine_metrics
 
 FIRST_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
@@ -22,6 +27,9 @@ WHOLE_S = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0),
     *(960.0, 1920.0, 7680.0),
 )
+REASON, REASONS = "finished_reason", ("stop", "length", "abort")
+"""vLLM's; a choice that ends with calls of tools has stopped."""
+CHOICES = (1.0, 2.0, 5.0, 10.0, 20.0)
 TOKENS = tuple(digit * 10**power for power in range(5) for digit in (1, 2, 5))
 
 
@@ -30,7 +38,7 @@ class Metrics:
 
     def __init__(self, model: str) -> None:
         self._registry = CollectorRegistry()
-        labels = {"model_name": model}
+        labels = {"model_name": model, "engine": "0"}
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(name, text, labels, registry=self._registry).labels(**labels)
@@ -53,23 +61,27 @@ class Metrics:
             "vllm:request_time_per_output_token_seconds", "Of streams, per token after the first.", TOKEN_S
         )
         self._whole_s = histogram("vllm:e2e_request_latency_seconds", "Of requests that were answered.", WHOLE_S)
+        self._queue_s = histogram("vllm:request_queue_time_seconds", "Until the request was launched.", WHOLE_S)
+        self._inference_s = histogram("vllm:request_inference_time_seconds", "From then to its end.", WHOLE_S)
+        self._prefill_s = histogram("vllm:request_prefill_time_seconds", "Of streams, to the first piece.", WHOLE_S)
+        self._decode_s = histogram("vllm:request_decode_time_seconds", "Of streams, from there to the end.", WHOLE_S)
         self._prompt_sizes = histogram("vllm:request_prompt_tokens", "Tokens of a request's prompts.", TOKENS)
         self._answer_sizes = histogram("vllm:request_generation_tokens", "Tokens of a request's choices.", TOKENS)
-        self._ended = Counter(
-            "vllm:request_success",
-            "Choices, by how they ended.",
-            ["model_name", "finished_reason"],
-            registry=self._registry,
+        self._longest = histogram(
+            "vllm:request_max_num_generation_tokens", "Most tokens of one choice asked for.", TOKENS
         )
+        self._most_tokens = histogram("vllm:request_params_max_tokens", "max_tokens, where it is given.", TOKENS)
+        self._choices = histogram("vllm:request_params_n", "n: choices that were asked for.", CHOICES)
+        self._intervals = _Weighted("vllm:inter_token_latency_seconds", "Of streams, between tokens.", TOKEN_S, labels)
+        self._registry.register(self._intervals)
+        reasons = Counter(
+            "vllm:request_success", "Choices, by how they ended.", [*labels, REASON], registry=self._registry
+        )
+        self._ended = {reason: reasons.labels(**labels, **{REASON: reason}) for reason in REASONS}
         self._launched = Counter("pieray:runs", "Inferlets launched over HTTP.", ["program"], registry=self._registry)
         self._answers = Counter("pieray:http_answers", "Answers, by status.", ["status"], registry=self._registry)
-        self._pages = Gauge("pieray:kv_pages", "KV pages, by state.", ["state"], registry=self._registry)
-        self._live = Gauge("pieray:inferlets_live", "Inferlets that run on the engine.", registry=self._registry)
-        self._restarts = Gauge(
-            "pieray:actor_restarts", "Actors replaced since the engine is up.", registry=self._registry
-        )
-        self._steps = Gauge("pieray:steps", "Steps of the batcher since it is up.", registry=self._registry)
-        self._model = model
+        self._engine = _EngineCollector(labels)
+        self._registry.register(self._engine)
 
     def launched(self, program: str) -> None:
         self._launched.labels(program=program).inc()
@@ -88,36 +100,104 @@ class Metrics:
         self._prompt_sizes.observe(prompt)
         self._answer_sizes.observe(generated)
         self._whole_s.observe(now - clock.began)
+        launched = clock.launched or clock.began
+        self._queue_s.observe(launched - clock.began)
+        self._inference_s.observe(now - launched)
+        self._choices.observe(clock.asked.get("n") or 1)
+        if (most := clock.asked.get("max_tokens")) is not None:
+            self._most_tokens.observe(most)
+            self._longest.observe(most)
         if clock.first:
             self._first_s.observe(clock.first - clock.began)
-            self._token_s.observe((now - clock.first) / max(generated - 1, 1))
+            self._prefill_s.observe(clock.first - launched)
+            self._decode_s.observe(now - clock.first)
+            interval = (now - clock.first) / max(generated - 1, 1)
+            self._token_s.observe(interval)
+            self._intervals.observe(interval, max(generated - 1, 0))
         for choice in result["choices"]:
-            self._ended.labels(model_name=self._model, finished_reason=choice["finish_reason"]).inc()
+            self._ended["length" if choice["finish_reason"] == "length" else "stop"].inc()
+        clock.has_ended = True
 
-    def exposition(self, status: Mapping[str, Any]) -> bytes:
-        """The page, with what `Engine.status` tells of the engine."""
+    def left(self, clock: Clock) -> None:
+        """Nobody waits for a request of the served model any more; without an answer it was aborted."""
+        if not clock.has_ended:
+            clock.has_ended = True
+            self._ended["abort"].inc()
+
+    def exposition(self, status: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> bytes:
+        """The page, with what `Engine.status` and `Engine.models` tell of the engine."""
         self._waiting.set(sum(status["admission"]["waiting"].values()))
-        self._restarts.set(status["num_restarts"])
-        live = 0
-        for actor in status["actors"]:
-            if actor["state"] != "up":
-                continue
-            if actor["role"] == "resource-manager":
-                for state in ("free", "leased", "cached", "quarantined"):
-                    self._pages.labels(state=state).set(actor[state])
-                self._cache_usage.set(1 - (actor["free"] + actor["cached"]) / max(actor["total"], 1))
-            elif actor["role"] == "batcher":
-                self._steps.set(actor["steps"])
-            live += actor.get("num_live", 0)
-        self._live.set(live)
+        for row in status["actors"]:
+            if row["role"] == "resource-manager" and row["state"] == "up":
+                self._cache_usage.set(1 - (row["free"] + row["cached"]) / max(row["total"], 1))
+        self._engine.status, self._engine.models = status, models
         return generate_latest(self._registry)
 
 
-class Clock:
-    """Of one request: when it began and, of a stream, when its first piece went out."""
+class _EngineCollector(Collector):
+    """What the engine told last."""
 
-    __slots__ = ("began", "first")
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self.status: Mapping[str, Any] | None = None
+        self.models: Sequence[Mapping[str, Any]] = ()
+        self._labels = dict(labels)
+
+    def collect(self) -> Iterator[Metric]:
+        yield _family(
+            "vllm:cache_config_info", "KV pages.", [(_sizes(one), 1.0) for one in self.models], is_counter=False
+        )
+        for found in engine_metrics(self.status) if self.status is not None else ():
+            yield _family(found.name, found.text, found.samples, is_counter=found.is_counter)
+            if found.name == "pieray:preemptions":
+                samples = [(self._labels, value) for _, value in found.samples]
+                yield _family("vllm:num_preemptions", found.text, samples, is_counter=True)
+
+
+def _sizes(facts: Mapping[str, Any]) -> dict[str, str]:
+    return {"engine": "0", "block_size": str(facts["page_size"]), "num_gpu_blocks": str(facts["num_pages"])}
+
+
+def _family(name: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]], *, is_counter: bool) -> Metric:
+    found = [(dict(labels), float(value)) for labels, value in samples]
+    names = list(found[0][0]) if found else []
+    family = (CounterMetricFamily if is_counter else GaugeMetricFamily)(name, text, labels=names)
+    for labels, value in found:
+        family.add_metric(list(labels.values()), value)
+    return family
+
+
+class _Weighted(Collector):
+    """A histogram that is told how often a value was: prometheus_client's takes one observation at a time."""
+
+    def __init__(self, name: str, text: str, buckets: tuple[float, ...], labels: Mapping[str, str]) -> None:
+        self._name, self._text, self._labels = name, text, dict(labels)
+        self._bounds = buckets
+        self._counts = [0] * (len(buckets) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, times: int) -> None:
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._sum += value * times
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._text, labels=list(self._labels))
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        family.add_metric(list(self._labels.values()), buckets, self._sum)
+        yield family
+
+
+class Clock:
+    """Of one request: when it began, was launched and, of a stream, when its first piece went out; 0.0: not yet."""
+
+    __slots__ = ("asked", "began", "first", "has_ended", "launched")
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
+        self.launched = 0.0
         self.first = 0.0
+        self.has_ended = False
+        self.asked: Mapping[str, Any] = {}
+        """Arguments of the inferlet that serves it."""

@@ -6,7 +6,7 @@ Each callback finds its guest through `running`, lifts, calls, encodes, and catc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from ctypes import c_void_p, memmove
 from operator import attrgetter
@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from pieray.errors import PierayError
 from pieray.wasm import codecs, native
+from pieray.wasm.call_counts import CallCounts
 from pieray.wasm.fibers import DONE, FiberGuest
 from pieray.wasm.guest import Guest, running
 from pieray.wasm.handlers import DEFERRABLE
@@ -98,32 +99,36 @@ def handler_name(interface: str, function: str) -> str:
     return f"{interface}.{function}".replace("-", "_")
 
 
-def handler_callback(interface: str, function: str, signature: Signature, executor: str) -> Any:
-    """The callback for one function of the handler API."""
+def handler_callback(interface: str, function: str, signature: Signature, executor: str, calls: Iterator[int]) -> Any:
+    """The callback for one function of the handler API; each call takes the next of `calls`."""
     lift = codecs.lifter(signature.params)
     if (interface, function) == ("tickets", "wait"):
-        return blocking_callback(_wait(lift), executor)
+        return blocking_callback(_wait(lift, calls), executor)
     name = handler_name(interface, function)
     encode = codecs.result_encoder(signature.ok, is_fallible=signature.is_fallible)
     if (interface, function) in DEFERRABLE:
         assert signature.is_fallible, "an error has to be told"
-        return blocking_callback(_deferrable(name, lift, encode), executor)
+        return blocking_callback(_deferrable(name, lift, encode, calls), executor)
     if signature.is_fallible:
-        return plain_callback(_fallible(name, lift, encode))
-    return plain_callback(_infallible(name, lift if signature.params else None, encode))
+        return plain_callback(_fallible(name, lift, encode, calls))
+    return plain_callback(_infallible(name, lift, encode, calls))
 
 
-def _infallible(name: str, lift: codecs.Lifter | None, encode: codecs.Encoder) -> Plain:
-    find = attrgetter(name)
-    if lift is None:
-        return lambda guest, _context, _args: encode(find(guest.handlers)())
-    return lambda guest, _context, args: encode(find(guest.handlers)(*lift(args, guest.message_cap)))
-
-
-def _fallible(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Plain:
+def _infallible(name: str, lift: codecs.Lifter, encode: codecs.Encoder, calls: Iterator[int]) -> Plain:
     find = attrgetter(name)
 
     def call(guest: Guest, _context: int, args: int) -> bytes:
+        next(calls)
+        return encode(find(guest.handlers)(*lift(args, guest.message_cap)))
+
+    return call
+
+
+def _fallible(name: str, lift: codecs.Lifter, encode: codecs.Encoder, calls: Iterator[int]) -> Plain:
+    find = attrgetter(name)
+
+    def call(guest: Guest, _context: int, args: int) -> bytes:
+        next(calls)
         try:
             return encode(find(guest.handlers)(*lift(args, guest.message_cap)))
         except PierayError as error:
@@ -135,10 +140,11 @@ def _fallible(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Plain:
     return call
 
 
-def _deferrable(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Blocking:
+def _deferrable(name: str, lift: codecs.Lifter, encode: codecs.Encoder, calls: Iterator[int]) -> Blocking:
     find = attrgetter(name)
 
     def call(guest: Guest, _context: int, args: int) -> bytes | Park:
+        next(calls)
         try:
             value = find(guest.handlers)(*lift(args, guest.message_cap))
             if isinstance(value, Later):
@@ -153,8 +159,9 @@ def _deferrable(name: str, lift: codecs.Lifter, encode: codecs.Encoder) -> Block
     return call
 
 
-def _wait(lift: codecs.Lifter) -> Blocking:
+def _wait(lift: codecs.Lifter, calls: Iterator[int]) -> Blocking:
     def call(guest: Guest, _context: int, args: int) -> bytes | Park:
+        next(calls)
         try:
             tickets, timeout_ms = lift(args, guest.message_cap)
             handlers = guest.handlers.tickets
@@ -169,9 +176,12 @@ def _wait(lift: codecs.Lifter) -> Blocking:
     return call
 
 
-def handler_callbacks(executor: str) -> dict[str, dict[str, Any]]:
+def handler_callbacks(executor: str, counts: CallCounts) -> dict[str, dict[str, Any]]:
     """interface -> function -> callback, for all of the handler API."""
     return {
-        interface: {name: handler_callback(interface, name, s, executor) for name, s in functions.items()}
+        interface: {
+            name: handler_callback(interface, name, s, executor, counts.counter(interface))
+            for name, s in functions.items()
+        }
         for interface, functions in HANDLERS.items()
     }

@@ -97,6 +97,10 @@ class WasmHost:
         """How long a worker has been at one turn of a guest, as seen by calls of this, by one thread."""
         return self._executor.busy_s
 
+    def calls(self) -> dict[str, int]:
+        """How often guests have called each interface of the WIT, ever."""
+        return self._imports.counts.by_interface()
+
     def load(self, wasm: Path | bytes, name: str, *, nice: int = 0) -> Program:
         """Check, compile (or find in the cache) and link a component.  `nice`: see CompileLimits.
 

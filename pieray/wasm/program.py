@@ -11,6 +11,7 @@ from wasmtime import component as wc
 
 from pieray.errors import InvalidRequest
 from pieray.wasm import binding, native, wasi
+from pieray.wasm.call_counts import CallCounts
 from pieray.wasm.memories import Memories
 from pieray.wasm.pooling import Slots
 from pieray.wasm.signatures import HANDLERS, INFERLET_EXPORTS, PACKAGE, RUNTIME_EXPORTS, VERSION, describe_func
@@ -39,7 +40,8 @@ class Imports:
     """The host functions of one executor, made once; they must outlive every linker that has them."""
 
     def __init__(self, executor: str) -> None:
-        self.handlers = binding.handler_callbacks(executor)
+        self.counts = CallCounts()
+        self.handlers = binding.handler_callbacks(executor, self.counts)
         self.wasi = wasi.callbacks(executor)
         self.destructors = wasi.destructors()
 
