@@ -23,12 +23,17 @@ class RayMetrics:
     def __init__(self) -> None:
         self._made: dict[str, Counter | Gauge] = {}
         self._told: dict[tuple[str, tuple[str, ...]], float] = {}
-        """Of counters, what Ray has been told so far: it takes what is new."""
+        """Of counters, what Ray has been told so far: it takes what is new.  Of gauges, what it has last."""
 
     def tell(self, status: Mapping[str, Any]) -> None:
+        gone = {key for key, value in self._told.items() if value and isinstance(self._made[key[0]], Gauge)}
         for metric in engine_metrics(status):
             for labels, value in metric.samples:
                 self._tell(metric, labels, float(value))
+                gone.discard((metric.name, tuple(labels.values())))
+        for name, values in gone:  # of a program, say, that runs no more: Ray would tell its last for ever
+            self._told[name, values] = 0.0
+            self._made[name].set(0.0, tags=dict(zip(self._made[name].info["tag_keys"], values, strict=True)))
 
     def _tell(self, metric: Metric, labels: dict[str, str], value: float) -> None:
         made = self._made.get(metric.name)
@@ -36,10 +41,11 @@ class RayMetrics:
             kind = Counter if metric.is_counter else Gauge
             made = kind(metric.name.replace(":", "_"), description=metric.text, tag_keys=tuple(labels))
             self._made[metric.name] = made
+        key = metric.name, tuple(labels.values())
         if isinstance(made, Gauge):
+            self._told[key] = value
             made.set(value, tags=labels)
             return
-        key = metric.name, tuple(labels.values())
         grown = value - self._told.get(key, 0.0)
         self._told[key] = value
         if grown < 0:  # what counts has begun anew

@@ -26,6 +26,9 @@ Once = Annotated[bool, typer.Option("--once", help="Draw it one time.")]
 All = Annotated[bool, typer.Option("--all", help="Inferlets that have ended lately too.")]
 RUNS = ("running", "starting", "unreachable")
 COLUMNS = ("inferlet", "id", "state", "owner", "age", "cpu s", "pages", "swapped", "tokens", "tok/s")
+WIDE, WIDE_ONLY = 110, ("owner", "cpu s", "swapped", "tokens")
+"""Columns of a terminal, and what a narrower one has no room for."""
+PIPE_WIDTH = 160
 PAGES = ("leased", "cached", "quarantined", "free")
 BAR = 40
 
@@ -43,15 +46,17 @@ def top(
     from rich.live import Live
 
     with guard(debug=debug), open_running(address, namespace) as engine:
-        screen = Screen(all_=all_)
+        is_drawn_once = once or not sys.stdout.isatty()
+        console = Console(width=PIPE_WIDTH) if not sys.stdout.isatty() else Console()
+        screen = Screen(all_=all_, is_wide=console.width >= WIDE)
 
         def look() -> RenderableType:
             return screen.drawn(engine.status(), engine.ps(), time.time())
 
-        if once or not sys.stdout.isatty():
-            Console().print(look())
+        if is_drawn_once:
+            console.print(look())
             return
-        with _keys() as pressed, Live(look(), screen=True, auto_refresh=False) as live:
+        with _keys() as pressed, Live(look(), console=console, screen=True, auto_refresh=False) as live:
             while pressed(every) != "q":
                 with contextlib.suppress(PierayError) if engine.is_open else contextlib.nullcontext():
                     live.update(look(), refresh=True)
@@ -60,8 +65,9 @@ def top(
 class Screen:
     """Draws what the engine tells; rates are from one drawing to the next."""
 
-    def __init__(self, *, all_: bool) -> None:
+    def __init__(self, *, all_: bool, is_wide: bool = True) -> None:
         self._all = all_
+        self._columns = [name for name in COLUMNS if is_wide or name not in WIDE_ONLY]
         self._before: dict[str, float] = {}
         self._at = 0.0
 
@@ -118,14 +124,15 @@ class Screen:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-        for name in COLUMNS:
+        for name in self._columns:
             is_text = name in ("inferlet", "id", "state", "owner")
             table.add_column(name, justify="left" if is_text else "right", no_wrap=True, overflow="ellipsis")
         shown = [row for row in inferlets if self._all or row["state"] in RUNS]
         for row, depth in _family(shown):
             cells = _cells(row, depth, rates.get(f"of {row['instance_id']}"), now)
             style = {"failed": "red", "unreachable": "red", "running": ""}.get(row["state"], "dim")
-            table.add_row(*(Text(cell, style=style) for cell in cells))
+            shown_cells = (cell for name, cell in zip(COLUMNS, cells, strict=True) if name in self._columns)
+            table.add_row(*(Text(cell, style=style) for cell in shown_cells))
         return table if shown else Text("no inferlet runs", style="dim")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -54,6 +55,23 @@ def test_it_answers_drains_on_sigterm_and_leaves_nothing(command: CommandLine) -
     command.assert_nothing_is_left()
 
 
+def test_its_log_is_lines_of_json_with_the_ids_of_runs(command: CommandLine) -> None:
+    process, url = begin(command, "--log-format", "json")
+    with httpx.Client(base_url=url, timeout=30) as http:
+        run = http.post("/v1/chat/completions", json={**HELLO, "user": "ada"}).headers["x-pieray-run"]
+        assert http.post("/v1/inferlets/nothing/runs", json={}).status_code == 404
+    os.kill(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    entries = [json.loads(line) for line in said.splitlines() if not line.startswith("pieray: ")]
+    assert {"time", "level", "logger", "message"} <= set.intersection(*(set(entry) for entry in entries))
+    launched, answered = [entry for entry in entries if entry.get("run") == run]
+    assert (launched["program"], launched["labels"]) == ("openai-generate", {"user": "ada"})
+    assert (answered["method"], answered["path"], answered["status"]) == ("POST", "/v1/chat/completions", 200)
+    assert answered["took_ms"] > 0
+    (refused,) = [entry for entry in entries if entry.get("status") == 404]
+    assert "run" not in refused
+
+
 def until_refused(url: str) -> None:
     deadline = time.monotonic() + 10
     while (answer := httpx.post(f"{url}/v1/chat/completions", json=HELLO)).status_code != 503:
@@ -71,6 +89,8 @@ def test_what_it_cannot_do_it_says_before_an_engine_is_started(command: CommandL
             (("--host", "0.0.0.0"), "no file of keys"),
             (("--program", "x"), "generate=NAME or embed=NAME"),
             (("--log-level", "loud"), "debug, info, warning or error"),
+            (("--log-format", "xml"), "text or json"),
+            (("--otlp", "collector:4318"), "a URL of http or https"),
         ):
             began = time.monotonic()
             done = command.run("pieray", "serve", *options)
