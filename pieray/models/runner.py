@@ -101,7 +101,7 @@ class ModelRunner:
 
         Raises DeviceLost, and ModelError for a step that fails to compute: `DeviceSteps` finds out who is at fault.
         """
-        if not items and isinstance(self.decoder, CpuDecoder) and len(rows):
+        if not items and isinstance(self.decoder, (CpuDecoder, GraphedDecoder)) and len(rows):
             drawn = self._draw_rows(self.decoder, rows)
             if drawn is not None:
                 return drawn, []
@@ -122,14 +122,17 @@ class ModelRunner:
             results[index] = result
         return drawn, results
 
-    def _draw_rows(self, decoder: CpuDecoder, rows: DecodeRows) -> Drawn | None:
+    def _draw_rows(self, decoder: CpuDecoder | GraphedDecoder, rows: DecodeRows) -> Drawn | None:
         """A step of rows alone in one call; None if one of them fails, which is found out as with any others."""
         special = sorted({*rows.samplers, *rows.masks}) if rows.samplers or rows.masks else []
         try:
             for sampler in rows.samplers.values():
                 check_sampler(sampler, self.config.vocab_size)
-            found = decoder.decode_rows(rows, self.pool, special)
-        except (InvalidRequest, ValueError, MemoryError):
+            with self._device():
+                found = decoder.decode_rows(rows, self.pool, special)
+        except DeviceLost:
+            raise
+        except (PierayError, ValueError, RuntimeError, MemoryError):
             return None
         if found is None:
             return None
@@ -137,7 +140,10 @@ class ModelRunner:
         errors = {} if is_bad is None else {row: not_finite() for row in np.flatnonzero(is_bad).tolist()}
         if not special and not len(rows.scored):
             return Drawn(tokens, NO_SCORES, errors)
-        drawn = draw_rows(rows, decoder.row_logits(len(rows)), special, torch.from_numpy(tokens))
+        logits = decoder.row_logits(len(rows))
+        if errors and logits.is_cuda:
+            logits[list(errors)] = 0  # as `finite` does
+        drawn = draw_rows(rows, logits, special, torch.from_numpy(tokens).to(logits.device))
         drawn.errors |= errors
         return drawn
 
