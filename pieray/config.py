@@ -149,8 +149,9 @@ class Config:
     """Inferlets in one actor process; 1 gives each an actor of its own."""
     ready_guests: int = 32
     """Guests for Python source that an InferletActor starts ahead of launches, at most; each takes about 8 MiB."""
-    actor_pool: int = 1
-    """InferletActors started ahead and kept."""
+    actor_pool: int = 0
+    """InferletActors started ahead and kept; 0: one for each two cores of the cluster, and 8 at most.  Launches go to
+    the one with the most room."""
     max_actors: int = 64
     """InferletActors at most; launches that find no room wait, see `launch_wait_s`."""
     max_waiting_launches: int = 1024
@@ -247,7 +248,6 @@ class Config:
 _AT_LEAST_1 = frozenset(
     {
         "inferlets_per_actor",
-        "actor_pool",
         "worker_threads",
         "lease_pages",
         "turn_timeout_s",
