@@ -57,15 +57,17 @@ class ModelRunner:
         num_pages: int | None = None,
         page_size: int = 16,
         threads: int = 1,
-        kv_bytes: int = 1 << 28,
+        kv_bytes: int = 0,
         *,
+        gpu_fraction: float = 0.85,
         cuda_graphs: bool = True,
         swap_bytes: int = 0,
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
 
-        `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`.  `threads` are those of torch
-        in this whole process (CPU only).  `cuda_graphs` replays decode steps as graphs (CUDA only).
+        `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`, and 0 of these is 256 MiB
+        on a CPU, and `gpu_fraction` of the memory that is free beside the weights on a GPU.  `threads` are those of
+        torch in this whole process (CPU only).  `cuda_graphs` replays decode steps as graphs (CUDA only).
         `swap_bytes` of host memory take swapped pages, see `budget_of`.
         """
         config = ModelConfig.from_folder(path)
@@ -82,7 +84,7 @@ class ModelRunner:
             decoder = Decoder(config, weights)
             if cuda_graphs and decoder.device.type == "cuda":
                 decoder = GraphedDecoder(decoder)
-        pages = num_pages or KvPool.pages_for(config, page_size, DTYPES[name], kv_bytes)
+        pages = num_pages or KvPool.pages_that_fit(config, page_size, DTYPES[name], device, kv_bytes, gpu_fraction)
         pool = KvPool(config, pages, page_size, DTYPES[name], device)
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
         return cls(config, decoder, pool, budget_of(swap_bytes, pool.nbytes))

@@ -37,6 +37,7 @@ def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyP
         ({"actor_pool": float("inf")}, "actor_pool is int; given inf"),
         ({"detached": "perhaps"}, "detached is bool; given 'perhaps'"),
         ({"actor_pool": -1}, "actor_pool is at least 0; given -1"),
+        ({"model": {"gpu_memory_fraction": 1.5}}, "model.gpu_memory_fraction is from 0 to 1; given 1.5"),
         ({"model": {"device": "gpu"}}, "model.device is auto, cpu, cuda or cuda:NUMBER; given 'gpu'"),
         ({"model": {"dtype": "int8"}}, "model.dtype is one of auto, float32, bfloat16, float16; given 'int8'"),
         ({"executor": "magic"}, "executor is one of auto, fiber, thread; given 'magic'"),
