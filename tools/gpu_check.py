@@ -543,7 +543,7 @@ def check_engine() -> Found:
         with_tokenizer(folder, QWEN_06B["vocab_size"])
         torch.cuda.empty_cache()
         command = [sys.executable, str(SERVED), "--model", folder, "--device", "cuda", "--num-pages", "8192"]
-        command += ["--kinds", "stream", "iterate", "passes", "--levels", "1", "32", "256", "--rounds", "2"]
+        command += ["--kinds", "stream", "clients", "iterate", "passes", "--levels", "1", "32", "256", "--rounds", "2"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=230, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
