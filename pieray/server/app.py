@@ -40,7 +40,11 @@ from pieray.server.models import main_named, models_of, read_for_program
 from pieray.server.problems import HttpProblem, problem_of
 from pieray.server.requests import read_chat, read_completion, read_embeddings
 from pieray.server.responses import ResponseAnswer, read_response
-from pieray.server.runs import Runs
+from pieray.server.runs.files import FileRoutes
+from pieray.server.runs.kept import Runs
+from pieray.server.runs.programs import ProgramRoutes
+from pieray.server.runs.routes import RunRoutes
+from pieray.server.runs.sockets import RunSockets
 from pieray.server.streams import EventStream, kill_soon, unless_gone
 from pieray.server.tenants import Tenants
 from pieray.server.values import text
@@ -102,6 +106,7 @@ class Door:
         """The routes, behind `guard`."""
         self._rates = guard.rates
         guard.on_answer = self.metrics.answered
+        runs = Runs(self.tenants, guard.rates, self.metrics)
         routes = [
             Route("/v1/chat/completions", functools.partial(self._complete, CHAT), methods=["POST"]),
             Route("/v1/completions", functools.partial(self._complete, COMPLETION), methods=["POST"]),
@@ -109,7 +114,10 @@ class Door:
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._one_model),
-            *Runs(self.tenants, guard.rates, self.metrics).routes(),
+            *ProgramRoutes(self.tenants).routes(),
+            *RunRoutes(runs, self.tenants).routes(),
+            *FileRoutes(runs).routes(),
+            *RunSockets(runs, self.tenants).routes(),
             Route("/health", self._health),
             Route("/version", _version),
             Route("/metrics", self._metrics),

@@ -36,7 +36,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             return doing.result()
         raise ClientDisconnect
     finally:
-        await _cancelled(doing, gone)
+        await cancelled(doing, gone)
 
 
 async def _gone(receive: Receive) -> None:
@@ -44,7 +44,8 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+async def cancelled(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -88,7 +89,7 @@ class EventStream(Response):
             if sending.done():
                 sending.result()
         finally:
-            await _cancelled(sending, gone, beating)
+            await cancelled(sending, gone, beating)
             self._at_end()
 
     async def _send(self, send: Send) -> None:

@@ -28,7 +28,7 @@ from pieray.server.hosting import listening, serve
 from pieray.server.keys import Caller, Keys
 from pieray.server.problems import HttpProblem
 from pieray.server.requests import read_chat
-from pieray.server.runs import read_run
+from pieray.server.runs.wanted import read_run
 from pieray.server.streams import EventStream
 from pieray.server.tenants import Tenants
 from pieray.server.values import loaded

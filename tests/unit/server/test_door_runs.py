@@ -17,12 +17,15 @@ from starlette.responses import JSONResponse
 from pieray.client import process as process_module
 from pieray.client.process import Event, Process
 from pieray.errors import Cancelled, PeerLost
-from pieray.server import runs as runs_module
 from pieray.server.guard import Guard
 from pieray.server.keys import ANYBODY, Caller, Rates
 from pieray.server.metrics import Metrics
 from pieray.server.problems import HttpProblem
-from pieray.server.runs import Run, Runs, Wanted, _event, _stream
+from pieray.server.runs import kept, routes
+from pieray.server.runs.events import as_server_sent, server_sent
+from pieray.server.runs.kept import Run, Runs
+from pieray.server.runs.routes import RunRoutes
+from pieray.server.runs.wanted import Wanted
 from pieray.server.streams import kill_soon
 
 RUN = "/v1/inferlets/text-completion/runs"
@@ -99,14 +102,15 @@ class Handles:
 class Scene:
     def __init__(self) -> None:
         self.engine = FakeEngine()
-        self.runs = Runs(Handles(self.engine), Rates(), Metrics("m"))  # type: ignore[arg-type]
+        handles: Any = Handles(self.engine)
+        self.runs = Runs(handles, Rates(), Metrics("m"))
         handlers: Any = {HttpProblem: lambda _, error: JSONResponse(error.body, error.status)}
-        app = Guard().around(Starlette(routes=self.runs.routes(), exception_handlers=handlers))
+        app = Guard().around(Starlette(routes=RunRoutes(self.runs, handles).routes(), exception_handlers=handlers))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
     async def launch(self, caller: Caller = ANYBODY, *messages: str, key: Any = None, keep_s: float = 60.0) -> Run:
         wanted = Wanted({}, {}, False, False, keep_s, list(messages))
-        return await self.runs._new(caller, "text-completion", wanted, key)
+        return await self.runs.new(caller, "text-completion", wanted, key)
 
 
 def within(test: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
@@ -146,7 +150,7 @@ def test_results_are_passed_on_as_they_came(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_tenant_has_its_own_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "MOST_KEPT", 2)
+    monkeypatch.setattr(kept, "MOST_KEPT", 2)
     lab, other = Caller("a", "lab"), Caller("b", "other")
 
     async def test(scene: Scene) -> None:
@@ -168,7 +172,7 @@ def test_a_tenant_has_its_own_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_launches_at_one_time_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "MOST_KEPT", 2)
+    monkeypatch.setattr(kept, "MOST_KEPT", 2)
 
     async def test(scene: Scene) -> None:
         scene.engine.gate = asyncio.Event()
@@ -181,7 +185,7 @@ def test_launches_at_one_time_share_the_room(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ended_runs_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "MOST_KEPT_BYTES", 250)
+    monkeypatch.setattr(kept, "MOST_KEPT_BYTES", 250)
 
     async def test(scene: Scene) -> None:
         made = [await scene.launch() for _ in range(4)]
@@ -197,14 +201,14 @@ def test_ended_runs_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_key_whose_run_was_left_launches_again() -> None:
     async def test(scene: Scene) -> None:
         wanted, body = Wanted({}, {}, True, True, 0.0, []), dict(BODY)
-        run = await scene.runs._run_for(ANYBODY, "k", "text-completion", body, wanted)
-        scene.runs._come(run)
-        scene.runs._leave(run)
-        again = await scene.runs._run_for(ANYBODY, "k", "text-completion", body, wanted)
+        run = await scene.runs.run_for(ANYBODY, "k", "text-completion", body, wanted)
+        scene.runs.come(run)
+        scene.runs.leave(run)
+        again = await scene.runs.run_for(ANYBODY, "k", "text-completion", body, wanted)
         assert again is not run
         end(run.process)
         scene.runs._forget(run)  # the key is another's now
-        assert await scene.runs._run_for(ANYBODY, "k", "text-completion", body, wanted) is again
+        assert await scene.runs.run_for(ANYBODY, "k", "text-completion", body, wanted) is again
 
     within(test)
 
@@ -237,7 +241,7 @@ def test_a_launch_that_fails_over_its_messages_leaves_nothing() -> None:
 
 
 def test_whoever_launches_is_a_reader_until_the_messages_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "LEAST_KEEP_S", 0.0)
+    monkeypatch.setattr(kept, "LEAST_KEEP_S", 0.0)
     seen: list[int] = []
 
     async def test(scene: Scene) -> None:
@@ -261,7 +265,7 @@ def test_whoever_launches_is_a_reader_until_the_messages_are_there(monkeypatch: 
 
 
 def test_one_run_that_cannot_be_looked_after_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "WATCH_S", 0.01)
+    monkeypatch.setattr(kept, "WATCH_S", 0.01)
 
     async def test(scene: Scene) -> None:
         broken, fine = await scene.launch(), await scene.launch()
@@ -277,16 +281,16 @@ def test_one_run_that_cannot_be_looked_after_leaves_the_others(monkeypatch: pyte
 
 
 def test_an_event_is_one_line() -> None:
-    found = _event(Event("data", '{\r\n "name": "a", "value": 1}\n', 3))
+    found = as_server_sent(Event("data", '{\r\n "name": "a", "value": 1}\n', 3))
     assert found.startswith(b"id: 3\nevent: data\ndata: {")
     assert (found.count(b"\n"), found.count(b"\r")) == (4, 0)
     assert json.loads(found.split(b"data: ")[-1]) == {"name": "a", "value": 1}
-    assert b"\\udc80" in _event(Event("data", '"\udc80"', 0))
+    assert b"\\udc80" in as_server_sent(Event("data", '"\udc80"', 0))
 
 
 def test_an_error_event_has_no_traceback() -> None:
     text = "ValueError: no\nTraceback: /srv/secret.py\nlast logs"
-    found = _event(Event("error", json.dumps({"code": "guest-failed", "message": text}), 0))
+    found = as_server_sent(Event("error", json.dumps({"code": "guest-failed", "message": text}), 0))
     told = json.loads(found.split(b"data: ")[-1])
     assert told["code"] == "guest-failed"
     assert "ValueError: no" in told["message"]
@@ -315,7 +319,7 @@ def test_a_message_to_what_has_ended_is_a_conflict() -> None:
 
 
 def test_a_run_that_does_not_end_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "END_S", 0.05)
+    monkeypatch.setattr(routes, "END_S", 0.05)
 
     async def test(scene: Scene) -> None:
         run = await scene.launch()
@@ -363,7 +367,7 @@ def test_a_reader_who_is_behind_gets_pieces() -> None:
     end(process)
 
     async def pieces() -> list[bytes]:
-        return [piece async for piece in _stream(process, 0)]
+        return [piece async for piece in server_sent(process, 0)]
 
     found = asyncio.run(pieces())
     assert max(piece.count(b"\n\n") for piece in found) <= 64

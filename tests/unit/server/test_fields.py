@@ -13,7 +13,7 @@ from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, Asked, Field
 from pieray.server.problems import BadField
 from pieray.server.requests import ROUTES, read_chat, read_completion, read_embeddings
 from pieray.server.responses import RESPONSES, read_response
-from pieray.server.runs import read_run
+from pieray.server.runs.wanted import read_run
 
 READ: Mapping[str, Callable[[Mapping[str, Any]], Asked]] = {
     "/v1/chat/completions": read_chat,
