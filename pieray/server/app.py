@@ -47,6 +47,7 @@ from pieray.server.runs.routes import RunRoutes
 from pieray.server.runs.sockets import RunSockets
 from pieray.server.streams import EventStream, kill_soon, unless_gone
 from pieray.server.tenants import Tenants
+from pieray.server.tools import ToolRoutes
 from pieray.server.values import text
 
 log = logging.getLogger(__name__)
@@ -101,12 +102,14 @@ class Door:
         self._generate = generate
         self._embed = embed
         self._began = int(time.time())
+        self._tools: ToolRoutes | None = None
 
     def app(self, guard: Guard) -> ASGIApp:
         """The routes, behind `guard`."""
         self._rates = guard.rates
         guard.on_answer = self.metrics.answered
         runs = Runs(self.tenants, guard.rates, self.metrics)
+        tools = self._tools = ToolRoutes(runs, self.tenants)
         routes = [
             Route("/v1/chat/completions", functools.partial(self._complete, CHAT), methods=["POST"]),
             Route("/v1/completions", functools.partial(self._complete, COMPLETION), methods=["POST"]),
@@ -118,6 +121,7 @@ class Door:
             *RunRoutes(runs, self.tenants).routes(),
             *FileRoutes(runs).routes(),
             *RunSockets(runs, self.tenants).routes(),
+            *tools.routes(),
             Route("/health", self._health),
             Route("/version", _version),
             Route("/metrics", self._metrics),
@@ -133,6 +137,8 @@ class Door:
 
     async def close(self) -> None:
         """Hang up what was opened for tenants."""
+        if self._tools is not None:
+            await self._tools.close()
         await self.tenants.close()
 
     # --- what generates ------------------------------------------------------------------------

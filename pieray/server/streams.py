@@ -29,7 +29,7 @@ KILL_TRIES = 2
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled if the client leaves before; raises ClientDisconnect then."""
-    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(request.receive))
     try:
         await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
@@ -39,7 +39,8 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await cancelled(doing, gone)
 
 
-async def _gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
+    """Wait until the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -77,7 +78,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - as ASGI has it
         """Send all; raises TimeoutError if the client takes nothing for STALL_S: the connection is closed then."""
-        sending, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
+        sending, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(until_gone(receive))
         beating = asyncio.ensure_future(self._beat(send))
         try:
             while True:

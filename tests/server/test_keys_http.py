@@ -25,7 +25,10 @@ ROUTES = [
     ("GET", "/v1/inferlets"),
     ("POST", "/v1/inferlets"),
     ("POST", "/v1/inferlets/echo/runs"),
+    ("POST", "/mcp"),
     ("GET", "/v1/runs"),
+    ("PUT", "/v1/runs/x/files/a"),
+    ("GET", "/v1/runs/x/files/a"),
     ("DELETE", "/v1/runs/x"),
     ("GET", "/nothing"),
 ]
