@@ -1,4 +1,4 @@
-"""`docs/python-sdk.md`, `python-client.md` and `http-client-reference.md` from the docstrings: `python -m tools.references [--check]`.
+"""The references in docs/ from the docstrings: `python -m tools.references [--check]`.
 
 What is public is read from the sources, without importing them: the names of `__all__`, and what a module of the SDK
 defines without an underscore.  A public name without a docstring is an error.
