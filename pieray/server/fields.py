@@ -459,7 +459,7 @@ SAMPLING = (
     refused("routed_experts_prompt_start", "vLLM", "no experts are told", 0),
     refused("return_token_offsets", "vLLM", "there is no render route", False),
     refused("return_mm_kwargs", "vLLM", "there is no render route", True),
-    refused("guided_decoding_backend", "vLLM", "it is llguidance"),
+    refused("guided_decoding_backend", "vLLM", "it is llguidance", "guidance", "auto"),
     refused("guided_whitespace_pattern", "vLLM", "JSON is written on one line, unless the schema has x-guidance"),
     refused("structural_tag", "vLLM", "grammars are JSON schemas, regular expressions and Lark"),
 )
