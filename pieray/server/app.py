@@ -33,8 +33,9 @@ from pieray.server import answers
 from pieray.server.answers import Answer, ChatAnswer, CompletionAnswer
 from pieray.server.bodies import read_json, worked_out
 from pieray.server.fields import Asked
-from pieray.server.guard import Guard, caller_of
-from pieray.server.keys import Caller, Rates
+from pieray.server.guard import Guard, caller_of, check_priority
+from pieray.server.keys import Caller
+from pieray.server.meter import Meter
 from pieray.server.metrics import Clock, Metrics
 from pieray.server.models import main_named, models_of, read_for_program
 from pieray.server.problems import HttpProblem, problem_of
@@ -64,8 +65,8 @@ class Kind:
     read: Callable[[Mapping[str, Any]], Asked]
     answer: Callable[[Asked, str, int], Answer | ResponseAnswer]
     """From what is asked, the model's name and the Unix time."""
-    is_chat: bool
-    takes_programs: bool = True
+    route: str
+    """How a request to an inferlet is read: of `models.ROUTES`."""
 
 
 def _answer_of(kind: type[Answer], prefix: str) -> Callable[[Asked, str, int], Answer]:
@@ -83,9 +84,9 @@ def _response_of(asked: Asked, model: str, now: int) -> ResponseAnswer:
     return ResponseAnswer(f"resp_{number}", model, now, told=asked.door["told"])
 
 
-CHAT = Kind(read_chat, _answer_of(ChatAnswer, "chatcmpl"), is_chat=True)
-COMPLETION = Kind(read_completion, _answer_of(CompletionAnswer, "cmpl"), is_chat=False)
-RESPONSE = Kind(read_response, _response_of, is_chat=True, takes_programs=False)
+CHAT = Kind(read_chat, _answer_of(ChatAnswer, "chatcmpl"), "chat")
+COMPLETION = Kind(read_completion, _answer_of(CompletionAnswer, "cmpl"), "completion")
+RESPONSE = Kind(read_response, _response_of, "response")
 
 
 class Door:
@@ -96,7 +97,7 @@ class Door:
 
     def __init__(self, engine: Engine, *, model: str, generate: str = GENERATE, embed: str = EMBED) -> None:
         self.tenants = Tenants(engine)
-        self._rates: Rates | None = None
+        self._meter: Meter | None = None
         self.metrics = Metrics(model)
         self.model = model
         self._generate = generate
@@ -106,9 +107,9 @@ class Door:
 
     def app(self, guard: Guard) -> ASGIApp:
         """The routes, behind `guard`."""
-        self._rates = guard.rates
+        meter = self._meter = Meter(self.tenants, guard.rates)
         guard.on_answer = self.metrics.answered
-        runs = Runs(self.tenants, guard.rates, self.metrics)
+        runs = Runs(self.tenants, meter, self.metrics)
         tools = self._tools = ToolRoutes(runs, self.tenants)
         routes = [
             Route("/v1/chat/completions", functools.partial(self._complete, CHAT), methods=["POST"]),
@@ -151,19 +152,15 @@ class Door:
         asked: Asked
         if name == self.model:
             asked, program = await worked_out(request, kind.read, body), _source(self._generate)
-        elif not kind.takes_programs:
-            raise HttpProblem(
-                404, f"{name[:100]!r} is not the served model, {self.model!r}", param="model", code="model_not_found"
-            )
         else:
             main = await main_named(engine, name)
-            asked = await worked_out(request, read_for_program, body, name, main, is_chat=kind.is_chat)
+            asked = await worked_out(request, read_for_program, body, name, main, kind.route)
             program = _source(name)
         is_own = name == self.model
-        process = await unless_gone(request, self._launch(engine, program, asked))
+        process = await unless_gone(request, self._launch(engine, program, asked, caller))
         answer = kind.answer(asked, name, int(time.time()))
         headers = {"x-pieray-run": process.id}
-        end = functools.partial(self._end, process, self._count(caller))
+        end = functools.partial(self._end, process)
         self.metrics.running.inc()
         events = process.aevents() if asked.is_stream else None
         try:
@@ -187,18 +184,15 @@ class Door:
             raise _no_openai(process) from None
         return _json(whole, headers)
 
-    def _end(self, process: Process, count: Callable[[int], None] | None) -> None:
+    def _end(self, process: Process) -> None:
         self.metrics.running.dec()
-        kill_soon(process, count)
+        kill_soon(process)
 
-    def _count(self, caller: Caller) -> Callable[[int], None] | None:
-        """What is told the tokens that a run of the caller has used; None: nobody counts them."""
-        if self._rates is None or not caller.tokens_per_minute:
-            return None
-        return functools.partial(self._rates.count_tokens, caller)
-
-    async def _launch(self, engine: Engine, program: str | ProgramSource, asked: Asked) -> Process:
+    async def _launch(self, engine: Engine, program: str | ProgramSource, asked: Asked, caller: Caller) -> Process:
+        check_priority(caller, asked.door.get("priority", 0))
         process = await engine.alaunch(program, asked.arguments, attached=True, priority=asked.door.get("priority", 0))
+        if self._meter is not None:
+            self._meter.watch(process, caller)
         self.metrics.launched(process.name)
         log.info("run %s of %s %s", process.id, process.name, asked.labels or "")
         return process
@@ -269,11 +263,11 @@ class Door:
             )
         caller = caller_of(request)
         engine = await self.tenants.engine_of(caller)
-        process = await unless_gone(request, self._launch(engine, _source(self._embed), asked))
+        process = await unless_gone(request, self._launch(engine, _source(self._embed), asked, caller))
         try:
             result = await unless_gone(request, process.wait())
         finally:
-            kill_soon(process, self._count(caller))
+            kill_soon(process)
         encoding = asked.door.get("encoding_format", "float")
         return _json(answers.embeddings(result, name, encoding), {"x-pieray-run": process.id})
 

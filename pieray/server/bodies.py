@@ -10,16 +10,12 @@ from typing import Any, ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
 from pieray.concurrency.off_loop import off_loop
+from pieray.server.large_json import INLINE_BYTES, MOST_DEPTH, loaded
 from pieray.server.problems import HttpProblem
-from pieray.server.values import loaded
 
 MOST_BYTES = 8 << 20
 READ_S = 20.0
 """For all of a body to come."""
-MOST_DEPTH = 64
-"""Of lists and objects in each other."""
-INLINE_BYTES = 64 << 10
-"""A larger body is parsed and checked on a thread: the event loop has others to serve."""
 SIZE = "pieray.body_bytes"
 """Of a request's scope: how large its body was."""
 
@@ -42,7 +38,9 @@ async def parsed(asker: HTTPConnection, data: bytes) -> dict[str, Any]:
 
 
 async def worked_out(asker: HTTPConnection, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `call` makes of the body of a request, which has been read: on a thread if the body is large."""
+    """What `call` makes of the body of a request, which has been read.
+
+    It is on a thread if the body is large: the event loop has others to serve."""
     if asker.scope[SIZE] <= INLINE_BYTES:
         return call(*args, **kwargs)
     return await off_loop(call, *args, **kwargs)

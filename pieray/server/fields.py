@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from pieray.server.large_json import loaded
 from pieray.server.problems import BadField
-from pieray.server.values import boolean, integer, listed, loaded, mapping, number, one_of, shown, text, tokens
+from pieray.server.values import boolean, integer, listed, mapping, number, one_of, shown, text, tokens
 
 Take: TypeAlias = Callable[[str, Any], dict[str, Any]]
 """From a field's name and value to arguments of the inferlet; raises BadField."""

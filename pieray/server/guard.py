@@ -61,6 +61,7 @@ class Guard:
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] not in ("http", "websocket"):
                 return
+            scope.setdefault("method", "WEBSOCKET")  # what the log calls one
             began, status = time.perf_counter(), 0
 
             async def sending(message: Message) -> None:
@@ -85,7 +86,7 @@ class Guard:
                     self.on_answer(status)
                 took_ms = (time.perf_counter() - began) * 1e3
                 who = scope[CALLER].key_id if CALLER in scope else "-"
-                what = scope.get("method", "WEBSOCKET"), scope["path"][:200], status, took_ms, who or "-"
+                what = scope["method"], scope["path"][:200], status, took_ms, who or "-"
                 log.info("%s %r %d in %.1f ms, key %s", *what)
 
         return guarded
@@ -137,3 +138,15 @@ def _check_origin(headers: Headers) -> None:
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
         raise HttpProblem(403, f"no page of another server opens websockets here; given origin {origin[:100]!r}")
+
+
+def check_priority(caller: Caller, priority: int) -> None:
+    """Raises HttpProblem 403 for a launch of higher priority than the caller's key may have."""
+    if priority > caller.max_priority:
+        raise HttpProblem(
+            403,
+            f"priority: the highest of this key is {caller.max_priority}; given {priority} (vLLM's field `priority`, "
+            "where lower goes first, has the other sign)",
+            param="priority",
+            code="priority",
+        )

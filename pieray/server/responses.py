@@ -21,8 +21,9 @@ from pieray.server.fields import (
     read_fields,
     refused,
 )
+from pieray.server.large_json import loaded
 from pieray.server.problems import BadField, HttpProblem
-from pieray.server.values import boolean, integer, listed, loaded, mapping, number, one_of, shown, text
+from pieray.server.values import boolean, integer, listed, mapping, number, one_of, shown, text
 
 LOGPROBS = "message.output_text.logprobs"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")

@@ -119,8 +119,8 @@ class EventStream(Response):
                 await self._put(send, b": still here\n\n")
 
 
-def kill_soon(process: Process, count: Callable[[int], None] | None = None) -> None:
-    """End an inferlet that nobody waits for any more, if it runs; `count` is told how many tokens it has used.
+def kill_soon(process: Process) -> None:
+    """End an inferlet that nobody waits for any more, if it runs.
 
     Returns at once: what there is to do is done on a thread.
     """
@@ -132,13 +132,6 @@ def kill_soon(process: Process, count: Callable[[int], None] | None = None) -> N
                 break
             except PierayError as error:
                 log.debug("%s is not ended: %s", process.id, error)
-        if count is None:
-            return
-        try:
-            usage = process.usage()
-            count(usage["tokens_computed"] + usage["tokens_found"])
-        except PierayError as error:
-            log.debug("%s is not counted: %s", process.id, error)
 
-    if not process.is_done or count is not None:
+    if not process.is_done:
         threading.Thread(target=end, name="pieray-door-end", daemon=True).start()

@@ -15,7 +15,7 @@ MOST_TOGETHER = 64
 """Events that are sent in one piece."""
 
 
-async def server_sent(process: Process, start: int) -> AsyncGenerator[bytes, None]:
+async def event_stream(process: Process, start: int) -> AsyncGenerator[bytes, None]:
     """The events from number `start` on, those that have come together in one piece; the last is result or error."""
     parts: list[bytes] = []
     has_failed = False

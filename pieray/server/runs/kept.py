@@ -9,9 +9,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeAlias
 
 from pieray.client.process import Process
@@ -19,7 +18,9 @@ from pieray.concurrency.off_loop import off_loop
 from pieray.errors import Cancelled, PierayError
 from pieray.programs.sources import embedded
 from pieray.server.answers import encoded
-from pieray.server.keys import Caller, Rates
+from pieray.server.guard import check_priority
+from pieray.server.keys import Caller
+from pieray.server.meter import Meter
 from pieray.server.metrics import Metrics
 from pieray.server.problems import HttpProblem, problem_of
 from pieray.server.runs.events import raw
@@ -98,10 +99,10 @@ class Run:
 class Runs:
     """The runs that this door has launched."""
 
-    def __init__(self, tenants: Tenants, rates: Rates, metrics: Metrics) -> None:
+    def __init__(self, tenants: Tenants, meter: Meter, metrics: Metrics) -> None:
         self._tenants = tenants
         self._metrics = metrics
-        self._rates = rates
+        self._meter = meter
         self._runs: dict[str, Run] = {}
         self._num_coming: Counter[str] = Counter()
         """Launches under way, by tenant."""
@@ -145,15 +146,17 @@ class Runs:
                 del self._by_key[key]
 
     async def new(self, caller: Caller, name: str, wanted: Wanted, key: OwnKey | None = None) -> Run:
-        """Launch one.  Raises PierayError; HttpProblem 429: the tenant has too many."""
+        """Launch one.  Raises PierayError; HttpProblem 429 (the tenant has too many), 403 (no such priority)."""
         self._make_room(caller.tenant)
         self._num_coming[caller.tenant] += 1
         try:
             engine = await self._tenants.engine_of(caller)
+            check_priority(caller, wanted.options.get("priority", 0))
             process = await engine.alaunch(embedded(name) or name, wanted.input, attached=True, **wanted.options)
             run = self._runs[process.id] = Run(process, name, caller, wanted.keep_s, key, left_at=_now())
         finally:
             self._num_coming[caller.tenant] -= 1
+        self._meter.watch(process, caller)
         self._metrics.launched(process.name)
         if self._watching is None:
             self._watching = asyncio.ensure_future(self._watch())
@@ -168,7 +171,7 @@ class Runs:
         except BaseException:
             self._forget(run)
             if not run.ended_at:
-                kill_soon(process, self._count(run))
+                kill_soon(process)
             raise
         finally:
             run.num_readers -= 1
@@ -220,7 +223,7 @@ class Runs:
             self._kill_soon(run)
 
     def _note_end(self, run: Run, now: float) -> None:
-        """Once: its tokens are counted, its events will be no more."""
+        """Once: its events will be no more."""
         run.ended_at = now
         run.num_bytes = sum(len(event.text) for event in run.process.seen())
         try:
@@ -229,12 +232,6 @@ class Runs:
             pass
         except PierayError as error:  # with the traceback, which clients are not told
             log.warning("run %s of %s: %s: %s", run.process.id, run.program, error.code, error.message)
-        if (count := self._count(run)) is not None:
-            kill_soon(run.process, count)
-
-    def _count(self, run: Run) -> Callable[[int], None] | None:
-        """What is told the tokens that it has used; None: nobody counts them."""
-        return partial(self._rates.count_tokens, run.caller) if run.caller.tokens_per_minute else None
 
     def _kill_soon(self, run: Run) -> None:
         """End a run that nobody waits for; whoever comes with its key again gets a new one."""

@@ -19,7 +19,7 @@ from pieray.server.bodies import read_json
 from pieray.server.guard import caller_of
 from pieray.server.problems import RETRY_S, HttpProblem, problem_of
 from pieray.server.replies import encoded_reply, json_reply
-from pieray.server.runs.events import raw, server_sent
+from pieray.server.runs.events import event_stream, raw
 from pieray.server.runs.kept import Run, Runs
 from pieray.server.runs.launching import launch, read_wanted
 from pieray.server.streams import EventStream, unless_gone
@@ -104,7 +104,7 @@ class RunRoutes:
 
     def _streamed(self, run: Run, start: int, headers: Mapping[str, str]) -> Response:
         self._runs.come(run)
-        return EventStream(server_sent(run.process, start), lambda: self._runs.leave(run), headers)
+        return EventStream(event_stream(run.process, start), lambda: self._runs.leave(run), headers)
 
 
 def first_wanted(what: str, last: str) -> int:

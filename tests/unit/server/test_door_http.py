@@ -26,12 +26,12 @@ from pieray.server.bodies import INLINE_BYTES, read_json
 from pieray.server.guard import Guard
 from pieray.server.hosting import listening, serve
 from pieray.server.keys import Caller, Keys
+from pieray.server.large_json import loaded
 from pieray.server.problems import HttpProblem
 from pieray.server.requests import read_chat
 from pieray.server.runs.wanted import read_run
 from pieray.server.streams import EventStream
 from pieray.server.tenants import Tenants
-from pieray.server.values import loaded
 
 
 def request_of(body: bytes) -> Request:
