@@ -47,6 +47,7 @@ class Batcher(ServingActor):
             page_size=settings.page_size,
             threads=settings.threads,
             kv_bytes=settings.kv_memory_bytes,
+            gpu_fraction=settings.gpu_memory_fraction,
             cuda_graphs=settings.cuda_graphs,
             swap_bytes=settings.swap_memory_bytes,
         )

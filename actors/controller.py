@@ -14,6 +14,7 @@ from pieray.actors.common import control, set_up_process
 from pieray.actors.door import open_door
 from pieray.actors.fleet import RayFleet
 from pieray.actors.supervisor import Supervisor
+from pieray.cluster.facts import num_actors
 from pieray.config import Config
 from pieray.mapping import from_mapping
 from pieray.messages import Install, decode_one, encode
@@ -26,7 +27,7 @@ class Controller:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = from_mapping(Config, config)
         stalls = set_up_process(self._config)
-        self._supervisor = Supervisor(self._config, RayFleet(self._config), stalls)
+        self._supervisor = Supervisor(self._config, RayFleet(self._config), stalls, num_actors(self._config))
         self._listener: Listener | None = None
 
     def start(self) -> None:
@@ -71,7 +72,7 @@ class Controller:
         return self._supervisor.placement.launch(frame, sent_at, deadline)
 
     @control
-    def grant(self, num_places: int) -> tuple[Any, ...] | None:
+    def grant(self, num_places: int) -> list[tuple[Any, ...]]:
         """Places for a client to launch at, without asking for each.  See `Placement.grant`."""
         return self._supervisor.placement.grant(num_places)
 

@@ -39,6 +39,7 @@ class Hosts:
         token: str,
         restarts: Restarts,
         stopped: threading.Event,
+        num_kept: int,
         lost: Callable[[Member, str], None],
         device_failure: Callable[[], str | None],
     ) -> None:
@@ -51,7 +52,7 @@ class Hosts:
         self._device_failure = device_failure
         self.pool = HostPool(
             capacity=config.inferlets_per_actor,
-            spare=config.actor_pool,
+            spare=num_kept,
             max_hosts=config.max_actors,
             create=self._new,
             end=members.end,

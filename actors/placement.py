@@ -111,27 +111,36 @@ class Placement:
             self._quotas.give_back(message.instance_id)
             raise
 
-    def grant(self, num_places: int) -> tuple[Any, ...] | None:
-        """Up to so many places of one actor for a client, which launches there without a word to the Controller:
+    def grant(self, num_places: int) -> list[tuple[Any, ...]]:
+        """Up to so many places of actors for a client, which launches there without a word to the Controller:
 
-        (endpoint, id of the grant, places, for how many seconds, the actor's time.monotonic); None where there is no
-        room, or no actor that answers at once: `launch` waits for one.  Raises EngineError while nothing can be served.
+        for each actor (endpoint, id of the grant, places, for how many seconds, the actor's time.monotonic); none where
+        there is no room, or no actor that answers at once: `launch` waits for one.  Raises EngineError while nothing
+        can be served.
         """
         if (failure := self._failure()) is not None:
             raise EngineError(failure)
-        found = self._pool.grant(num_places)
-        if found is None:
-            return None
-        host, num_granted = found
-        grant_id = secrets.token_hex(8)
-        try:
-            clock = self._members.ask(host, "grant", grant_id, num_granted, GRANT_S, timeout_s=GRANT_TIMEOUT_S)
-        except NoAnswer:  # should it open it later, the places come back when the grant ends there
-            return None
-        except ActorGone:
-            self._lost(host, "died")
-            return None
-        return host.endpoint, grant_id, num_granted, GRANT_S, clock
+        opening = []
+        for host, count in self._pool.grant(num_places):
+            grant_id = secrets.token_hex(8)
+            try:
+                answer = self._members.begin(host, "grant", grant_id, count, GRANT_S)
+            except ActorGone:
+                self._lost(host, "died")
+                continue
+            opening.append((host, grant_id, count, answer))
+        deadline = time.monotonic() + GRANT_TIMEOUT_S
+        granted = []
+        for host, grant_id, count, answer in opening:
+            try:
+                clock = answer(deadline - time.monotonic())
+            except NoAnswer:  # should it open it later, the places come back when the grant ends there
+                continue
+            except ActorGone:
+                self._lost(host, "died")
+            else:
+                granted.append((host.endpoint, grant_id, count, GRANT_S, clock))
+        return granted
 
     def _check_stall(self, sent_at: float, undo: Callable[[], None] = lambda: None) -> None:
         if self._stalls.is_since(sent_at):

@@ -136,19 +136,25 @@ class HostPool:
         self._refresh(self.hosts())
         return self.num_live()
 
-    def grant(self, num_places: int) -> tuple[Member, int] | None:
-        """Take up to so many places of the actor with the most room, of its free ones half at most, and one at least.
+    def grant(self, num_places: int) -> list[tuple[Member, int]]:
+        """Take up to so many places, spread over the actors with room: of each one's free places half at most, and one
+        at least.
 
-        None: there is no room, or launches wait for it.  They come back as those of launches do: the actor says so.
+        Empty: there is no room, or launches wait for it.  They come back as those of launches do: the actor says so.
         """
         with self._lock:
-            host = self._roomiest(())
-            if host is None or len(self._line) or self._stopped.is_set():
-                return None
-            num_granted = max(1, min(num_places, (self._capacity - host.num_live) // 2))
-            host.num_sent += num_granted
-            host.used_at = time.monotonic()
-            return host, num_granted
+            if len(self._line) or self._stopped.is_set():
+                return []
+            hosts = sorted(self._with_room(()), key=lambda host: host.num_live)
+            share = -(-num_places // max(len(hosts), 1))
+            granted = []
+            for host in hosts[: -(-num_places // max(share, 1))]:
+                count = max(1, min(share, num_places, (self._capacity - host.num_live) // 2))
+                num_places -= count
+                host.num_sent += count
+                host.used_at = time.monotonic()
+                granted.append((host, count))
+            return granted
 
     # --- launches --------------------------------------------------------------------------------
 
@@ -260,9 +266,11 @@ class HostPool:
         return host
 
     def _roomiest(self, avoided: Collection[Member]) -> Member | None:
-        room = [h for h in self._hosts if h.is_current and not h.is_suspect and h not in avoided]
-        host = min(room, key=lambda h: h.num_live, default=None)
-        return host if host is not None and host.num_live < self._capacity else None
+        return min(self._with_room(avoided), key=lambda host: host.num_live, default=None)
+
+    def _with_room(self, avoided: Collection[Member]) -> list[Member]:
+        fit = (host for host in self._hosts if host.is_current and not host.is_suspect and host not in avoided)
+        return [host for host in fit if host.num_live < self._capacity]
 
     def _refresh_unlocked(self) -> None:
         """Called with the lock held, which is given up meanwhile: one thread asks for all that wait."""

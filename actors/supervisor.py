@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """The plain heart of the Controller.  Thread-safe."""
 
-    def __init__(self, config: Config, fleet: Fleet, stalls: Stalls | None = None) -> None:
+    def __init__(self, config: Config, fleet: Fleet, stalls: Stalls | None = None, num_actors: int = 1) -> None:
+        """`num_actors`: InferletActors to keep, if the settings leave that open; the first of them is waited for."""
         self._config = config
         self._fleet = fleet
         self.token = secrets.token_hex(32)
@@ -51,6 +52,7 @@ class Supervisor:
             token=self.token,
             restarts=self._restarts[INFERLETS],
             stopped=self._stopped,
+            num_kept=config.actor_pool or num_actors,
             lost=self._lost,
             device_failure=lambda: self.device.keeper.failure,
         )
@@ -75,7 +77,7 @@ class Supervisor:
         try:
             self.registry = _registry_of(self._config)
             self._hosts.want("set_registry", self.registry.revision)
-            hosts = [self._hosts.create() for _ in range(self._config.actor_pool)]
+            hosts = [self._hosts.create() for _ in range(self._config.actor_pool or 1)]
             self.device.bring_up()
             if self._config.store_path:  # one that cannot be opened is an error of the start
                 self._broker.bring_up()

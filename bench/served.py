@@ -268,6 +268,16 @@ class Bench:
             peer.close()
 
 
+def await_actors(engine: pieray.Engine, quiet_s: float = 2.0) -> None:
+    """Until no InferletActor has come for so long: the first alone is waited for by the start."""
+    count, since = 0, time.monotonic()
+    while time.monotonic() - since < quiet_s:
+        found = sum(one["role"] == "inferlets" for one in engine.status()["actors"])
+        if found != count:
+            count, since = found, time.monotonic()
+        time.sleep(0.1)
+
+
 class Counting:
     """Asks the batcher for its count of tokens, now and then."""
 
@@ -377,6 +387,7 @@ def main() -> None:
     parser.add_argument(
         "--num-pages", type=int, default=0, help="of the engine's pool; 0: as the engine does by itself"
     )
+    parser.add_argument("--actors", type=int, default=0, help="InferletActors; 0: as the engine does by itself")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -389,7 +400,8 @@ def main() -> None:
     levels, num_tokens = arguments.levels, arguments.tokens
     figures: dict[str, Any] = {}
     model = {"path": arguments.model, "device": arguments.device, "num_pages": arguments.num_pages}
-    with pieray.start(model, namespace="bench-served") as engine:
+    with pieray.start(model, namespace="bench-served", actor_pool=arguments.actors) as engine:
+        await_actors(engine)
         bench = Bench(engine, [max(levels), num_tokens, arguments.model, arguments.device])
         try:
             for kind in arguments.kinds:

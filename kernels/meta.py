@@ -1,4 +1,4 @@
-"""The shape of a ragged attention call, as every kernel takes it."""
+"""What every kernel of a kind takes: the shape of a ragged attention call, the columns of draws."""
 
 from __future__ import annotations
 
@@ -37,3 +37,14 @@ class AttentionMeta:
     @property
     def max_q_len(self) -> int:
         return max(self.q_lens, default=0)
+
+
+@dataclass(slots=True)
+class DrawColumns:
+    """What C draws go by, on the device of the logits."""
+
+    temperatures: torch.Tensor  # float32 [C]; 0: the most likely token
+    top_ps: torch.Tensor  # float64 [C]; 1 and more: off
+    log_min_ps: torch.Tensor  # float32 [C], logarithms of min_p; -inf: off
+    top_ks: torch.Tensor  # int32 [C]; 0: off
+    uniforms: torch.Tensor  # float64 [C], in [0, 1)

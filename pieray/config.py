@@ -118,7 +118,11 @@ class ModelSettings:
     page_size: int = 16
     num_pages: int = 0
     """KV pages in the pool; 0 sizes it from `kv_memory_bytes`."""
-    kv_memory_bytes: int = 256 * MIB
+    kv_memory_bytes: int = 0
+    """Device memory of the KV pool; 0: 256 MiB on a CPU, on a GPU by `gpu_memory_fraction`."""
+    gpu_memory_fraction: float = 0.85
+    """Of the GPU memory that is free once the weights are loaded, so much is for KV pages, of which there are then
+    262,144 at most; the rest is for what steps compute in."""
     swap_memory_bytes: int = -1
     """Host memory for KV pages that are swapped out, taken as it is used; 0: nothing is swapped; -1: four times the KV
     pool, and at most a quarter of the memory that is available at the start."""
@@ -149,8 +153,9 @@ class Config:
     """Inferlets in one actor process; 1 gives each an actor of its own."""
     ready_guests: int = 32
     """Guests for Python source that an InferletActor starts ahead of launches, at most; each takes about 8 MiB."""
-    actor_pool: int = 1
-    """InferletActors started ahead and kept."""
+    actor_pool: int = 0
+    """InferletActors started ahead and kept; 0: one for each two cores of the cluster, and 8 at most.  Launches go to
+    the one with the most room."""
     max_actors: int = 64
     """InferletActors at most; launches that find no room wait, see `launch_wait_s`."""
     max_waiting_launches: int = 1024
@@ -226,6 +231,7 @@ class Config:
         _check_numbers(self, "")
         _check_numbers(self.model, "model.")
         check_tenants(self.tenants)
+        _check_share("model.gpu_memory_fraction", self.model.gpu_memory_fraction)
         _check_share("tenant_pin_share", self.tenant_pin_share)
         _check_share("pin_share", self.pin_share)
         if not self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
@@ -247,13 +253,11 @@ class Config:
 _AT_LEAST_1 = frozenset(
     {
         "inferlets_per_actor",
-        "actor_pool",
         "worker_threads",
         "lease_pages",
         "turn_timeout_s",
         "model.page_size",
         "max_waiting_launches",
-        "model.kv_memory_bytes",
         "model.max_batch_tokens",
         "model.max_batch_requests",
         "model.threads",

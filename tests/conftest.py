@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from rounds import examples
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("PIERAY_ACTOR_POOL", "1")  # by itself it hangs on the machine's cores
 
 # How long an example takes says how busy the machine is: no test fails of it.
 settings.register_profile(

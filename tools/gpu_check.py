@@ -4,8 +4,8 @@
     PYTHONPATH=tests/kernels python tools/gpu_check.py [--parts kernels,attention] [--out FILE]
 
 Needs torch, triton, transformers, safetensors, tokenizers and msgpack; the part `engine` also Ray and wasmtime, and is
-skipped, aloud, without them.  Every part prints one line of JSON and ends within four minutes; the exit status is 1 if a
-part fails or finds something wrong.  --out appends the lines to a file of bench/results/.
+skipped, aloud, without them.  Every part prints one line of JSON and ends within four minutes; the exit status is 1 if
+a part fails or finds something wrong.  --out appends the lines to a file of bench/results/.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from attention_cases import CASES, TOLERANCE, make
 from layer_op_cases import TOLERANCE as OP_TOLERANCE
 from layer_op_cases import errors
 from safetensors.torch import save_file
+from sampling_cases import draws
 
 from pieray.assets import model_folder
 from pieray.kernels.dispatch import layer_ops
@@ -72,6 +73,7 @@ QWEN_8B = {
     "tie_word_embeddings": False,
     "max_position_embeddings": 4096,
 }
+NUCLEUS = Sampler(temperature=0.8, top_p=0.95, seed=7)
 Found = dict[str, Any]
 
 
@@ -138,6 +140,10 @@ def check_kernels() -> Found:
         num_cases += 1
         if not error <= OP_TOLERANCE[dtype]:
             wrong[name] = error
+    for name, num_wrong, _ in draws(CUDA, (3, 700, 50_000)):
+        num_cases += 1
+        if num_wrong:
+            wrong[name] = num_wrong
     return {"cases": num_cases, "wrong": wrong, "ok": not wrong}
 
 
@@ -404,16 +410,17 @@ def check_rows() -> Found:
                     "rows": num_rows,
                     "items_ms": round(by_items * 1e3, 2),
                     "rows_ms": round(by_rows * 1e3, 2),
+                    "drawn_ms": round(row_step(runner, num_rows, NUCLEUS) * 1e3, 2),
                     "tok_s": round(num_rows / by_rows),
                 }
             )
     return found
 
 
-def row_step(runner: ModelRunner, num_rows: int) -> float:
-    """Median seconds of a greedy step of rows at 500 tokens a sequence."""
+def row_step(runner: ModelRunner, num_rows: int, params: Sampler = Sampler()) -> float:  # noqa: B008 - frozen
+    """Median seconds of a step of rows at 500 tokens a sequence."""
     pages = np.arange(num_rows * 40, dtype=np.uint32).reshape(num_rows, 40)
-    tokens, choices = np.ones(num_rows, np.uint32), choices_of([Sampler()] * num_rows, [0] * num_rows)
+    tokens, choices = np.ones(num_rows, np.uint32), choices_of([params] * num_rows, [0] * num_rows)
     taken = []
     for kv_len in range(500, 530):
         began = time.perf_counter()
@@ -536,8 +543,8 @@ def check_engine() -> Found:
         with_tokenizer(folder, QWEN_06B["vocab_size"])
         torch.cuda.empty_cache()
         command = [sys.executable, str(SERVED), "--model", folder, "--device", "cuda", "--num-pages", "8192"]
-        command += ["--kinds", "stream", "iterate", "passes", "--levels", "1", "8", "32", "64", "256", "--rounds", "2"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=230, check=False)  # noqa: S603 - our own
+        command += ["--kinds", "stream", "clients", "iterate", "passes", "--levels", "1", "32", "256", "--rounds", "2"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=230, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         return {"ok": False, "error": f"{SERVED.name} ended with {done.returncode}: {done.stderr[-3000:]}"}

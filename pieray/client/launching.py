@@ -203,8 +203,8 @@ class Launching:
                 self._kill(message.instance_id, "its client could not attach")
             raise
 
-    def _granted(self, num_places: int) -> Sequence[Any] | None:
-        granted: Sequence[Any] | None = self._calls.ask("grant", num_places, timeout_s=GRANT_S)
+    def _granted(self, num_places: int) -> Sequence[Sequence[Any]]:
+        granted: Sequence[Sequence[Any]] = self._calls.ask("grant", num_places, timeout_s=GRANT_S)
         return granted
 
     def attached(

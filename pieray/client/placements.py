@@ -18,8 +18,9 @@ WAIT_S = 30.0
 REFUSED_S = 1.0
 """After the Controller had no place to grant, it is asked again after so long at the earliest."""
 
-Ask = Callable[[int], Sequence[Any] | None]
-"""Asks the Controller for so many places: [endpoint, id, places, seconds, clock of the actor], or None: it has none."""
+Ask = Callable[[int], Sequence[Sequence[Any]]]
+"""Asks the Controller for so many places: of each actor [endpoint, id, places, seconds, clock of the actor]; none: it
+has none."""
 
 
 class Grant:
@@ -81,10 +82,11 @@ class Placements:
         while True:
             now = time.monotonic()
             self._grants = [grant for grant in self._grants if grant.ends_at > now]
-            for grant in self._grants:
-                if grant.num_used < grant.num_places:
-                    grant.num_used += 1
-                    return grant
+            free = [grant for grant in self._grants if grant.num_used < grant.num_places]
+            if free:
+                grant = min(free, key=lambda one: one.num_used)
+                grant.num_used += 1
+                return grant
             if now - self._refused_at < REFUSED_S:
                 return None
             if self._is_asking:
@@ -104,7 +106,7 @@ class Placements:
         """Called with the lock held, which is given up meanwhile."""
         self._is_asking, self._failed = True, None
         wanted = min(2 * self._num_waiting + 2, MOST_PLACES)
-        granted: Sequence[Any] | None = None
+        granted: Sequence[Sequence[Any]] = ()
         self._changed.release()
         try:
             granted = self._ask(wanted)
@@ -115,8 +117,8 @@ class Placements:
             self._changed.acquire()
             self._is_asking = False
             self._num_asks += 1
-            if granted is not None:
-                self._grants.append(Grant(granted, now))
+            if granted:
+                self._grants += [Grant(one, now) for one in granted]
             elif self._failed is None:
                 self._refused_at = time.monotonic()
             self._changed.notify_all()

@@ -10,12 +10,21 @@ from pieray.config import Config
 from pieray.errors import EngineError
 
 NAMES_FREE_S = 60.0
+CORES_PER_ACTOR = 2
+"""An actor runs its guests' host calls under one interpreter lock; the device's pair and clients want cores too."""
+MOST_ACTORS = 8
 
 
 def num_gpus(config: Config) -> float:
     """One GPU where the cluster has one and the model may use it: a hard request elsewhere would wait for ever."""
     wants = config.model.device == "auto" or config.model.device.startswith("cuda")
     return 1.0 if wants and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def num_actors(config: Config) -> int:
+    """InferletActors to keep: as the settings say, or by the cluster's cores."""
+    cores = int(ray.cluster_resources().get("CPU", 1))
+    return config.actor_pool or max(1, min(MOST_ACTORS, config.max_actors, cores // CORES_PER_ACTOR))
 
 
 def head_node() -> str:

@@ -205,9 +205,11 @@ def build_batch(
     num_rows, width = len(lead), int(lead.kv_lens.max(initial=-1)) // page_size + 1
     q_lens = np.array([1] * num_rows + [len(item.tokens) for item in items], np.int64)
     kv_before = np.concatenate((lead.kv_lens, [item.kv_len for item in items])).astype(np.int64)
-    num_pages = np.array([width] * num_rows + [len(item.pages) for item in items], np.int64)
+    num_pages = np.array([width] * num_rows + [0] * len(items), np.int64)
+    num_pages[num_rows:] = -(-(kv_before + q_lens)[num_rows:] // page_size)
     qo_indptr, page_indptr = _indptr(q_lens), _indptr(num_pages)
-    pages = _concat([lead.pages[:, :width].reshape(-1), *(item.pages for item in items)])
+    item_pages = (item.pages[:count] for item, count in zip(items, num_pages[num_rows:].tolist(), strict=True))
+    pages = _concat([lead.pages[:, :width].reshape(-1), *item_pages])
     owner = np.repeat(np.arange(len(q_lens)), q_lens)
     index = kv_before[owner] + np.arange(len(owner)) - qo_indptr[owner]
     slots = pages[page_indptr[owner] + index // page_size] * page_size + index % page_size

@@ -2,23 +2,27 @@
 
 A small model's decode step is some hundreds of kernels of a few microseconds; launching them one by one from Python
 takes longer than running them.  A graph is captured once per *bucket*, a number of rows and a bound on their lengths,
-over buffers that stay where they are; a step copies its batch into them, replays, and reads the logits.
+over columns that stay where they are (`StagedRows`), from the tokens to the draws.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
-from pieray.kernels.meta import AttentionMeta
+from pieray.arrays import I64
+from pieray.kernels.meta import DrawColumns
 from pieray.models.adapter_file import AdapterFile
-from pieray.models.batch import RaggedBatch
+from pieray.models.batch import DecodeRows, RaggedBatch, row_errors
 from pieray.models.decoder import Decoder
 from pieray.models.kv_pool import KvPool
 from pieray.models.lora import LoraAdapter
+from pieray.models.sampler import sample_torch
+from pieray.models.staged_rows import StagedRows
 
 log = logging.getLogger(__name__)
 
@@ -26,34 +30,38 @@ log = logging.getLogger(__name__)
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 #: the shortest bound on the length of sequences; bounds double, since the kernel's split of keys depends on them
 MIN_KV_LEN = 512
-#: page ids that a graph's batch may name, per row
+#: pages that a row of a graph has at most
 PAGES_PER_ROW = 2048
 
-Compute = Callable[[], torch.Tensor]
+Compute = Callable[[], None]
 #: from a computation to what runs it again, over the same memory
-Capture = Callable[[Compute], Callable[[], None]]
+Capture = Callable[[Compute], Callable[[], object]]
+#: sample_rows of kernels/sample_triton.py
+Draw = Callable[[torch.Tensor, DrawColumns, torch.Tensor | None, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(slots=True)
 class _Graph:
-    """One bucket's buffers and what computes over them."""
+    """One bucket's columns and what computes over them."""
 
-    batch: RaggedBatch
-    replay: Callable[[], None]
+    staged: StagedRows
+    replay: Callable[[], object]
 
 
 class GraphedDecoder:
     """A `Decoder` whose plain decode steps are replayed; all others go through it as they are.
 
-    Plain means: one token and at most one row of logits per item, no mask, embeddings, adapter or hidden states.  The
-    logits of a replayed step lie in a buffer of all buckets: they hold until the next step.  All graphs share one pool
-    of memory for what lies between, which is why only one may run at a time.
+    Plain means: one token and at most one row of logits per item, no mask, embeddings, adapter or hidden states.  Rows
+    are a copy to the device, a replay that ends with their draws, and a copy back.  The logits of a replayed step lie
+    in a buffer of all buckets: they hold until the next step.  All graphs share one pool of memory for what lies
+    between, which is why only one may run at a time.
     """
 
-    def __init__(self, decoder: Decoder, capture: Capture | None = None) -> None:
+    def __init__(self, decoder: Decoder, capture: Capture | None = None, draw: Draw | None = None) -> None:
         self.decoder = decoder
         self.device = decoder.device
         self._capture = capture or _CudaCapture()
+        self._draw = draw or _triton_draw()
         self._logits = decoder.weights.lm_head.new_empty((ROWS[-1], decoder.config.vocab_size))
         self._graphs: dict[tuple[int, int], _Graph | None] = {}  # None: there was no memory for it
         self.num_replayed = 0
@@ -69,99 +77,96 @@ class GraphedDecoder:
     def forward(self, batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
         """See `Decoder.forward`."""
         with torch.inference_mode():
-            return self._forward(batch, pool)
+            graph = (
+                self._graph(batch.attention.num_requests, batch.attention.max_kv_len, pool)
+                if _is_plain(batch)
+                else None
+            )
+            if graph is None:
+                return self.decoder.forward(batch, pool)
+            graph.staged.take(batch)
+            self._replay(graph)
+            logits = self.row_logits(len(batch.tokens))
+            return logits if len(batch.rows) == len(logits) else logits[batch.rows]
 
-    def _forward(self, batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
-        bucket = self._bucket(batch)
-        if bucket is None:
-            return self.decoder.forward(batch, pool)
-        if bucket not in self._graphs:
-            self._graphs[bucket] = self._captured(bucket, pool)
-        graph = self._graphs[bucket]
-        if graph is None:
-            return self.decoder.forward(batch, pool)
-        num_rows = len(batch.tokens)
-        _fill(graph.batch, batch, pool.scratch_slot)
+    def decode_rows(self, rows: DecodeRows, pool: KvPool, special: Sequence[int] = ()) -> tuple[I64, I64 | None] | None:
+        """Run rows and draw from their plain logits, but for those at `special`.
+
+        Returns their tokens [R], and, if there are any, which rows have logits that are not finite [R]; None if they
+        cannot be replayed, or a row cannot be computed.  `row_logits` holds until the next step.
+        """
+        count, longest = len(rows), int(rows.kv_lens.max(initial=0)) + 1
+        num_pages = -(-longest // pool.page_size)
+        if rows.adapters or num_pages > rows.pages.shape[1]:
+            return None
+        seen = replace(rows, pages=rows.pages[:, :num_pages])
+        if row_errors(seen, self.decoder.config, pool):
+            return None
+        with torch.inference_mode():
+            graph = self._graph(count, longest, pool)
+            if graph is None:
+                return None
+            graph.staged.write(seen, num_pages)
+            self._replay(graph)
+            tokens, is_bad = graph.staged.drawn.read(count)
+            others = np.setdiff1d(np.flatnonzero(rows.choices["typical_p"] < 1), special)
+            if len(others):
+                picked = self._logits[torch.from_numpy(others).to(self.device)]
+                tokens[others] = sample_torch(picked, rows.choices[others]).cpu().numpy()
+        return tokens, is_bad if is_bad.any() else None
+
+    def row_logits(self, num_rows: int) -> torch.Tensor:
+        """Logits [R, vocab] of the rows that were replayed last."""
+        return self._logits[:num_rows]
+
+    def _replay(self, graph: _Graph) -> None:
         graph.replay()
         self.num_replayed += 1
-        logits = self._logits[:num_rows]
-        return logits if len(batch.rows) == num_rows else logits[batch.rows]
 
-    def _bucket(self, batch: RaggedBatch) -> tuple[int, int] | None:
-        """(rows, longest sequence) of the graph that can run the batch, or None."""
-        meta = batch.attention
-        num_rows = meta.num_requests
-        if (
-            meta.max_q_len != 1
-            or len(batch.tokens) != num_rows
-            or num_rows > ROWS[-1]
-            or meta.mask is not None
-            or batch.embeds is not None
-            or batch.hidden is not None
-            or batch.adapters
-        ):
+    def _graph(self, num_rows: int, longest: int, pool: KvPool) -> _Graph | None:
+        """The graph of the smallest bucket that holds so many rows of up to so many tokens; None if none can."""
+        if num_rows > ROWS[-1] or longest > PAGES_PER_ROW * pool.page_size:
             return None
-        rows = next(rows for rows in ROWS if rows >= num_rows)
-        if len(meta.pages) > rows * PAGES_PER_ROW:
-            return None
-        return rows, max(MIN_KV_LEN, 1 << (meta.max_kv_len - 1).bit_length())
+        bucket = next(rows for rows in ROWS if rows >= num_rows), max(MIN_KV_LEN, 1 << (longest - 1).bit_length())
+        if bucket not in self._graphs:
+            self._graphs[bucket] = self._captured(*bucket, pool)
+        return self._graphs[bucket]
 
-    def _captured(self, bucket: tuple[int, int], pool: KvPool) -> _Graph | None:
+    def _captured(self, num_rows: int, max_kv_len: int, pool: KvPool) -> _Graph | None:
         """The bucket's graph; None if there is no memory for it: its steps run kernel by kernel from then on."""
-        rows, max_kv_len = bucket
-        batch = _idle_batch(rows, max_kv_len, pool.scratch_slot, self.device)
-        batch.logits = self._logits[:rows]
+        logits = self.row_logits(num_rows)
         try:
-            replay = self._capture(lambda: self.decoder.forward(batch, pool))
+            staged = StagedRows(num_rows, max_kv_len, pool, self.device)
+            staged.batch.logits = logits
+
+            def compute() -> None:
+                self.decoder.forward(staged.batch, pool)
+                self._draw(logits, staged.draws, None, staged.drawn.tokens, staged.drawn.is_bad)
+
+            replay = self._capture(compute)
         except torch.OutOfMemoryError as error:
-            log.warning("no memory to capture a decode step of %d rows: %s", rows, error)
+            log.warning("no memory to capture a decode step of %d rows: %s", num_rows, error)
             return None
-        log.info("captured a decode step of %d rows, sequences of up to %d tokens", rows, max_kv_len)
-        return _Graph(batch, replay)
+        log.info("captured a decode step of %d rows, sequences of up to %d tokens", num_rows, max_kv_len)
+        return _Graph(staged, replay)
 
 
-def _idle_batch(rows: int, max_kv_len: int, scratch_slot: int, device: torch.device) -> RaggedBatch:
-    """Buffers of a bucket; its rows see nothing and write to the scratch slot."""
-
-    def whole(size: int, value: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.full((size,), value, dtype=dtype, device=device)
-
-    def steps(size: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.arange(size, dtype=dtype, device=device)
-
-    attention = AttentionMeta(
-        qo_indptr=steps(rows + 1, torch.int32),
-        page_indptr=whole(rows + 1, 0, torch.int32),
-        pages=whole(rows * PAGES_PER_ROW, 0, torch.int32),
-        kv_lens=whole(rows, 0, torch.int32),
-        causal=whole(rows, 1, torch.int32),
-        q_lens=[1] * rows,
-        max_kv_len=max_kv_len,
-    )
-    return RaggedBatch(
-        tokens=whole(rows, 0, torch.int64),
-        positions=whole(rows, 0, torch.int64),
-        slots=whole(rows, scratch_slot, torch.int64),
-        rows=steps(rows, torch.int64),
-        attention=attention,
+def _is_plain(batch: RaggedBatch) -> bool:
+    meta = batch.attention
+    return (
+        meta.max_q_len == 1
+        and len(batch.tokens) == meta.num_requests
+        and meta.mask is None
+        and batch.embeds is None
+        and batch.hidden is None
+        and not batch.adapters
     )
 
 
-def _fill(target: RaggedBatch, batch: RaggedBatch, scratch_slot: int) -> None:
-    """Put a batch into a bucket's buffers; rows beyond it become idle."""
-    num_rows = len(batch.tokens)
-    to, given = target.attention, batch.attention
-    for buffer, values, idle in (
-        (target.tokens, batch.tokens, 0),
-        (target.positions, batch.positions, 0),
-        (target.slots, batch.slots, scratch_slot),
-        (to.kv_lens, given.kv_lens, 0),
-    ):
-        buffer[:num_rows].copy_(values)
-        if num_rows < len(buffer):
-            buffer[num_rows:].fill_(idle)
-    to.page_indptr[: num_rows + 1].copy_(given.page_indptr)
-    to.pages[: len(given.pages)].copy_(given.pages)
+def _triton_draw() -> Draw:
+    from pieray.kernels.sample_triton import sample_rows
+
+    return sample_rows
 
 
 class _CudaCapture:

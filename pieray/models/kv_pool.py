@@ -12,6 +12,9 @@ from pieray.models.config import ModelConfig
 
 #: (src_page, src_offset, dst_page, dst_offset, count): `count` tokens, within one page on either side
 TokenRange = tuple[int, int, int, int, int]
+CPU_BYTES = 256 << 20
+MOST_PAGES = 1 << 18
+"""Of a pool that is sized by a GPU's memory: a small model would have millions, which others must keep account of."""
 
 
 class KvPool:
@@ -46,6 +49,18 @@ class KvPool:
         if budget < page:
             raise ModelError(f"a KV budget of {budget} bytes holds no page: one page of this model takes {page} bytes")
         return budget // page
+
+    @classmethod
+    def pages_that_fit(
+        cls, config: ModelConfig, page_size: int, dtype: torch.dtype, device: str, budget: int, gpu_fraction: float
+    ) -> int:
+        """How many pages fit in `budget` bytes; 0: in CPU_BYTES, or in `gpu_fraction` of what is free on the GPU, and
+        MOST_PAGES then.  ModelError if none does."""
+        if budget or not device.startswith("cuda"):
+            return cls.pages_for(config, page_size, dtype, budget or CPU_BYTES)
+        torch.cuda.empty_cache()  # what loading has left
+        free, _ = torch.cuda.mem_get_info(torch.device(device))
+        return min(cls.pages_for(config, page_size, dtype, int(free * gpu_fraction)), MOST_PAGES)
 
     @property
     def nbytes(self) -> int:

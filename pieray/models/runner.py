@@ -57,15 +57,17 @@ class ModelRunner:
         num_pages: int | None = None,
         page_size: int = 16,
         threads: int = 1,
-        kv_bytes: int = 1 << 28,
+        kv_bytes: int = 0,
         *,
+        gpu_fraction: float = 0.85,
         cuda_graphs: bool = True,
         swap_bytes: int = 0,
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
 
-        `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`.  `threads` are those of torch
-        in this whole process (CPU only).  `cuda_graphs` replays decode steps as graphs (CUDA only).
+        `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`, and 0 of these is 256 MiB
+        on a CPU, and `gpu_fraction` of the memory that is free beside the weights on a GPU.  `threads` are those of
+        torch in this whole process (CPU only).  `cuda_graphs` replays decode steps as graphs (CUDA only).
         `swap_bytes` of host memory take swapped pages, see `budget_of`.
         """
         config = ModelConfig.from_folder(path)
@@ -82,7 +84,7 @@ class ModelRunner:
             decoder = Decoder(config, weights)
             if cuda_graphs and decoder.device.type == "cuda":
                 decoder = GraphedDecoder(decoder)
-        pages = num_pages or KvPool.pages_for(config, page_size, DTYPES[name], kv_bytes)
+        pages = num_pages or KvPool.pages_that_fit(config, page_size, DTYPES[name], device, kv_bytes, gpu_fraction)
         pool = KvPool(config, pages, page_size, DTYPES[name], device)
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
         return cls(config, decoder, pool, budget_of(swap_bytes, pool.nbytes))
@@ -101,7 +103,7 @@ class ModelRunner:
 
         Raises DeviceLost, and ModelError for a step that fails to compute: `DeviceSteps` finds out who is at fault.
         """
-        if not items and isinstance(self.decoder, CpuDecoder) and len(rows):
+        if not items and isinstance(self.decoder, (CpuDecoder, GraphedDecoder)) and len(rows):
             drawn = self._draw_rows(self.decoder, rows)
             if drawn is not None:
                 return drawn, []
@@ -122,14 +124,17 @@ class ModelRunner:
             results[index] = result
         return drawn, results
 
-    def _draw_rows(self, decoder: CpuDecoder, rows: DecodeRows) -> Drawn | None:
+    def _draw_rows(self, decoder: CpuDecoder | GraphedDecoder, rows: DecodeRows) -> Drawn | None:
         """A step of rows alone in one call; None if one of them fails, which is found out as with any others."""
         special = sorted({*rows.samplers, *rows.masks}) if rows.samplers or rows.masks else []
         try:
             for sampler in rows.samplers.values():
                 check_sampler(sampler, self.config.vocab_size)
-            found = decoder.decode_rows(rows, self.pool, special)
-        except (InvalidRequest, ValueError, MemoryError):
+            with self._device():
+                found = decoder.decode_rows(rows, self.pool, special)
+        except DeviceLost:
+            raise
+        except (PierayError, ValueError, RuntimeError, MemoryError):
             return None
         if found is None:
             return None
@@ -137,7 +142,10 @@ class ModelRunner:
         errors = {} if is_bad is None else {row: not_finite() for row in np.flatnonzero(is_bad).tolist()}
         if not special and not len(rows.scored):
             return Drawn(tokens, NO_SCORES, errors)
-        drawn = draw_rows(rows, decoder.row_logits(len(rows)), special, torch.from_numpy(tokens))
+        logits = decoder.row_logits(len(rows))
+        if errors and logits.is_cuda:
+            logits[list(errors)] = 0  # as `finite` does
+        drawn = draw_rows(rows, logits, special, torch.from_numpy(tokens).to(logits.device))
         drawn.errors |= errors
         return drawn
 

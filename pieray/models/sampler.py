@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pieray.arrays import F32, F64, I64, U32, U64
+from pieray.kernels.meta import DrawColumns
 from pieray.kernels.sample_cpu import CHOICE, is_supported, sample_rows
 from pieray.messages import Sampler
 
@@ -39,6 +40,20 @@ def choices_of(samplers: Sequence[Sampler], counters: Sequence[int]) -> Choices:
     )
 
 
+def draw_columns(choices: Choices) -> dict[str, npt.NDArray[np.generic]]:
+    """The fields of `DrawColumns`, each [C]."""
+    temperatures = choices["temperature"]
+    with np.errstate(divide="ignore"):
+        log_min_ps = np.log(choices["min_p"])
+    return {
+        "temperatures": np.where(temperatures > 0, np.maximum(temperatures, 1e-6), 0).astype(np.float32),
+        "top_ps": choices["top_p"],
+        "log_min_ps": log_min_ps.astype(np.float32),
+        "top_ks": np.minimum(choices["top_k"], np.iinfo(np.int32).max).astype(np.int32),
+        "uniforms": uniforms(choices["seed"], choices["counter"]),
+    }
+
+
 def uniforms(seeds: U64, counters: U64) -> F64:
     """One number in [0, 1) per row from (seed, counter), by two rounds of splitmix64 (Steele et al., OOPSLA 2014)."""
     with np.errstate(over="ignore"):
@@ -55,10 +70,24 @@ def _splitmix(state: U64) -> U64:
 
 def sample(logits: torch.Tensor, choices: Choices, rows: I64 | None = None) -> torch.Tensor:
     """Tokens int64 [C] from CHOICE records [C], and `rows` [C] or all of logits [R, vocab] (any float dtype), on their
-    device; in C on the CPU, else in torch."""
+    device; in C on the CPU, in Triton on a GPU but for typical_p, else in torch."""
     if is_supported(logits):
         return sample_rows(logits, choices, rows)
+    if logits.is_cuda and not (choices["typical_p"] < 1).any():
+        return _sample_on_gpu(logits, choices, rows)
     return sample_torch(logits if rows is None else logits[torch.from_numpy(rows).to(logits.device)], choices)
+
+
+def _sample_on_gpu(logits: torch.Tensor, choices: Choices, rows: I64 | None) -> torch.Tensor:
+    from pieray.kernels.sample_triton import sample_rows as draw
+
+    device = logits.device
+    columns = {name: torch.from_numpy(values.copy()).to(device) for name, values in draw_columns(choices).items()}
+    tokens = torch.empty(len(choices), dtype=torch.int64, device=device)
+    is_bad = torch.empty(len(choices), dtype=torch.int32, device=device)
+    places = None if rows is None else torch.from_numpy(rows).to(device)
+    draw(logits, DrawColumns(**columns), places, tokens, is_bad)
+    return tokens
 
 
 def sample_torch(logits: torch.Tensor, choices: Choices) -> torch.Tensor:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import triton
 import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
@@ -25,6 +26,7 @@ from pieray.kernels.decoder_triton import (
     swiglu_kernel,
 )
 from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel, sized
+from pieray.kernels.sample_triton import BLOCK, KEY_BITS, NUM_WARPS, sample_kernel
 
 TARGET, ARCH = GPUTarget("cuda", 90, 32), "sm_90a"
 GROUP = 4
@@ -169,6 +171,12 @@ def small_kernels() -> Iterator[tuple[str, object, dict[str, str], dict[str, obj
             "BLOCK_C": head_dim // 2,
         }
         yield f"rotation head_dim={head_dim} norm={int(has_norm)}", rope_append_kernel, turned, constants, 2
+    columns = {"temperature": "*fp32", "top_p": "*fp64", "log_min_p": "*fp32", "top_k": "*i32", "uniform": "*fp64"}
+    drawn = {f"{name}_ptr": kind for name, kind in columns.items()}
+    drawn |= {"rows_ptr": "*i64", "token_ptr": "*i64", "is_bad_ptr": "*i32", "stride": "i32", "vocab": "i32"}
+    for dtype, element in ((torch.bfloat16, "*bf16"), (torch.float16, "*fp16"), (torch.float32, "*fp32")):
+        constants = {"HAS_ROWS": False, "KEY_BITS": KEY_BITS[dtype], "BLOCK": BLOCK}
+        yield f"draw {element}", sample_kernel, {"logits_ptr": element, **drawn}, constants, NUM_WARPS
 
 
 if __name__ == "__main__":

@@ -55,12 +55,18 @@ def test_kernels_between_products_equal_torch() -> None:
     assert {name: line["error"] for name, line in lines.items() if not line["error"] <= line["tolerance"]} == {}
 
 
+def test_the_sampler_draws_as_torch_does() -> None:
+    lines = run_script("interpret_sampling.py", interpret="1")
+    assert len(lines) == 18
+    assert {name: line for name, line in lines.items() if line["wrong"]} == {}
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_kernel_equals_reference(case: Case, interpreted: dict[str, dict[str, float]]) -> None:
     assert interpreted[case.name]["error"] < TOLERANCE[case.dtype]
 
 
 def test_every_shipped_variant_compiles_for_hopper_without_spills(compiled: dict[str, dict[str, float]]) -> None:
-    assert len(compiled) == 51  # see `shipped` and `main` of compile_ahead.py
+    assert len(compiled) == 54  # see `shipped` and `main` of compile_ahead.py
     assert {name: line["spills"] for name, line in compiled.items() if line["spills"]} == {}
     assert {name: line["shared"] for name, line in compiled.items() if line["shared"] > SHARED_MEMORY_OF_SM_90} == {}

@@ -94,12 +94,11 @@ class Crew:
             actor.returned, actor.granted = actor.returned + actor.granted, 0
             host.returned(actor.returned)
 
-    def grant(self, num_places: int) -> tuple[str, int] | None:
-        if (found := self.pool.grant(num_places)) is None:
-            return None
-        host, num_granted = found
-        self.actors[host.name].granted += num_granted
-        return host.name, num_granted
+    def grant(self, num_places: int) -> list[tuple[str, int]]:
+        found = self.pool.grant(num_places)
+        for host, count in found:
+            self.actors[host.name].granted += count
+        return [(host.name, count) for host, count in found]
 
     def launch(self, timeout_s: float = SOON) -> str:
         return self.pool.launch(lambda host: self.actors[host.name].launch(), time.monotonic() + timeout_s).name
@@ -281,27 +280,23 @@ def test_a_pool_that_is_closed_answers_who_waits_and_ends_what_comes_up() -> Non
     until(lambda: crew.ended == ["a1"])
 
 
-def test_a_grant_is_half_of_what_the_roomiest_actor_has_and_one_at_least() -> None:
+def test_a_grant_is_half_of_what_each_actor_has_and_one_at_least() -> None:
     crew = Crew(capacity=8, spare=2)
     assert crew.launch() == "a0"
-    assert [crew.grant(64) for _ in range(9)] == [
-        ("a1", 4),
-        ("a0", 3),
-        ("a0", 2),
-        ("a1", 2),
-        ("a0", 1),
-        ("a1", 1),
-        ("a0", 1),
-        ("a1", 1),
-        None,
+    assert [crew.grant(64) for _ in range(5)] == [
+        [("a1", 4), ("a0", 3)],
+        [("a0", 2), ("a1", 2)],
+        [("a0", 1), ("a1", 1)],
+        [("a0", 1), ("a1", 1)],
+        [],
     ]
-    assert crew.grant(1) is None
+    assert crew.grant(1) == []
     assert [host.num_live for host in crew.pool.hosts()] == [8, 8]
 
 
 def test_places_that_were_granted_and_are_free_are_called_back_before_an_actor_is_started() -> None:
     crew = Crew(capacity=4)
-    assert crew.grant(64) == ("a0", 2)
+    assert crew.grant(64) == [("a0", 2)]
     assert [crew.launch() for _ in range(4)] == ["a0"] * 4
     assert crew.num_refreshes == 1
     assert crew.launch() == "a1"
@@ -313,7 +308,7 @@ def test_nothing_is_granted_while_launches_wait() -> None:
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(crew.launch)
         until(lambda: crew.pool.num_waiting == 1)
-        assert crew.grant(1) is None
+        assert crew.grant(1) == []
         crew.actors["a0"].end_one()
         crew.refresh(crew.pool.hosts())
         crew.pool.noted()
@@ -325,7 +320,14 @@ def test_of_two_that_race_for_the_last_place_one_has_it() -> None:
         crew = Crew(capacity=1)
         with ThreadPoolExecutor(2) as threads:
             found = list(threads.map(lambda _, crew=crew: crew.grant(4), range(2)))
-        assert sorted(found, key=str) == [("a0", 1), None]
+        assert sorted(found) == [[], [("a0", 1)]]
+
+
+def test_places_are_granted_over_the_actors_with_the_most_room() -> None:
+    crew = Crew(capacity=16, spare=4)
+    assert [crew.launch() for _ in range(5)] == ["a0", "a1", "a2", "a3", "a0"]
+    assert crew.grant(3) == [("a1", 1), ("a2", 1), ("a3", 1)]
+    assert crew.grant(9) == [("a0", 3), ("a1", 3), ("a2", 3)]
 
 
 def waiting_for_a_place(crew: Crew, threads: ThreadPoolExecutor, **standing: Any) -> Future[Member]:

@@ -167,7 +167,7 @@ def test_what_an_actor_died_with_is_launched_on_another_only_if_it_was_not_sent(
         calls.append(method)
         if method == "launch":
             raise EngineError("full")
-        answers = {"token": "t", "ping": 1.0, "grant": [door.endpoint.to_wire(), "g", 4, 30.0, 1.0]}
+        answers = {"token": "t", "ping": 1.0, "grant": [[door.endpoint.to_wire(), "g", 4, 30.0, 1.0]]}
         return lambda _timeout_s: answers.get(method)
 
     monkeypatch.setattr(engine_module, "asker", lambda _controller: begin)

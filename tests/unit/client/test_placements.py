@@ -20,7 +20,8 @@ WIRE = Endpoint("inproc", "host", 1).to_wire()
 class Controller:
     """Grants `most` places in all; `gate` holds its answers back."""
 
-    def __init__(self, most: int = 1000, lifetime_s: float = 30.0) -> None:
+    def __init__(self, most: int = 1000, lifetime_s: float = 30.0, num_actors: int = 1) -> None:
+        self.num_actors = num_actors
         self.left = most
         self.lifetime_s = lifetime_s
         self.asked: list[int] = []
@@ -28,16 +29,19 @@ class Controller:
         self.gate = threading.Event()
         self.gate.set()
 
-    def __call__(self, wanted: int) -> Sequence[Any] | None:
+    def __call__(self, wanted: int) -> Sequence[Sequence[Any]]:
         self.asked.append(wanted)
         assert self.gate.wait(10)
         if self.error is not None:
             raise self.error
         given = min(wanted, self.left)
         if not given:
-            return None
+            return []
         self.left -= given
-        return WIRE, f"g{len(self.asked)}", given, self.lifetime_s, 5000.0
+        parts = [given - given // self.num_actors * (self.num_actors - 1)]
+        parts += [given // self.num_actors] * (self.num_actors - 1)
+        name = f"g{len(self.asked)}"
+        return [(WIRE, f"{name}-{i}", part, self.lifetime_s, 5000.0) for i, part in enumerate(parts) if part]
 
 
 def test_one_answer_serves_all_who_wait() -> None:
@@ -148,3 +152,11 @@ def test_when_asking_fails_none_of_many_is_taken() -> None:
         placements.take_many(10)
     assert sum(grant.num_used for grant in placements._grants) == len(first)
     assert placements._num_waiting == 0
+
+
+def test_launches_are_spread_over_the_actors_whose_places_are_granted() -> None:
+    controller = Controller(num_actors=4)
+    placements = Placements(controller)
+    grants = placements.take_many(10)
+    assert sorted(grant.num_used for grant in {id(grant): grant for grant in grants}.values()) == [2, 2, 3, 3]
+    assert controller.asked == [22]

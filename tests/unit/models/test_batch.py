@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import u32
 
-from pieray.errors import InvalidRequest
+from pieray.errors import InvalidRequest, ModelError
 from pieray.kernels import decoder_torch
 from pieray.models.batch import ForwardItem, build_batch, validate_item
 from pieray.models.config import ModelConfig, RopeConfig
@@ -122,6 +122,23 @@ def test_pages_are_sized_from_a_budget() -> None:
     assert pool().nbytes == 10 * page
     with pytest.raises(Exception, match="holds no page"):
         KvPool.pages_for(CONFIG, 4, torch.float32, page - 1)
+
+
+def test_a_pool_is_sized_from_its_budget_or_from_what_the_device_has_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = KvPool.page_nbytes(CONFIG, 4, torch.float32)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000 * page, 4000 * page))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def fit(device: str, budget: int, fraction: float = 0.5) -> int:
+        return KvPool.pages_that_fit(CONFIG, 4, torch.float32, device, budget, fraction)
+
+    assert fit("cpu", 0) == (256 << 20) // page
+    assert fit("cpu", 7 * page) == fit("cuda", 7 * page) == 7
+    assert fit("cuda:0", 0) == 500
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 40, 1 << 40))
+    assert fit("cuda", 0) == 1 << 18
+    with pytest.raises(ModelError, match="0 bytes holds no page"):
+        fit("cuda", 0, 0.0)
 
 
 def test_keys_and_values_go_to_their_slots() -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from families import make_model, u32
+from replayed import replayed
 
 from pieray.messages import Hidden, Logits
 from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
-from pieray.models.decode_graphs import ROWS, GraphedDecoder
+from pieray.models.decode_graphs import ROWS, Compute
 from pieray.models.decoder import Decoder
 from pieray.models.kv_pool import KvPool
 from pieray.models.runner import ModelRunner
@@ -30,7 +31,7 @@ class Recorder:
     def __init__(self) -> None:
         self.num_captured = 0
 
-    def __call__(self, compute: Callable[[], torch.Tensor]) -> Callable[[], object]:
+    def __call__(self, compute: Compute) -> Callable[[], object]:
         self.num_captured += 1
         return compute
 
@@ -53,7 +54,7 @@ def make_runners(folder: Path) -> tuple[ModelRunner, ModelRunner, Recorder]:
     config, recorder = ModelConfig.from_folder(folder), Recorder()
     weights = load_weights(folder, config, torch.float32, "cpu")
     plain = ModelRunner(config, Decoder(config, weights), pool_with_scratch(config))
-    graphed = ModelRunner(config, GraphedDecoder(Decoder(config, weights), recorder), pool_with_scratch(config))
+    graphed = ModelRunner(config, replayed(Decoder(config, weights), recorder), pool_with_scratch(config))
     return plain, graphed, recorder
 
 
@@ -178,7 +179,7 @@ def test_a_bucket_without_memory_for_its_graph_runs_without(folder: Path) -> Non
 def fail_second(graphed: ModelRunner, recorder: Recorder, error: Exception) -> None:
     """The second capture fails."""
 
-    def capture(compute: Callable[[], torch.Tensor]) -> Callable[[], object]:
+    def capture(compute: Compute) -> Callable[[], object]:
         replay = recorder(compute)
         if recorder.num_captured == 2:
             raise error

@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import make_model, u32
 from loras import as_bytes, random_lora
+from replayed import replayed
 
 from pieray.errors import InvalidRequest, ModelError
 from pieray.messages import Logits, Sample, Sampler
@@ -46,7 +47,7 @@ def runner(request: pytest.FixtureRequest, folder: Path) -> ModelRunner:
     pool = KvPool(config, PAGES + 1, PAGE, torch.float32, "cpu")
     pool.num_pages, pool.scratch_slot = PAGES, PAGES * PAGE
     plain = Decoder(config, weights)
-    graphed = GraphedDecoder(plain, lambda compute: compute)
+    graphed = replayed(plain)
     decoders: dict[str, Any] = {"c": CpuDecoder, "torch": Decoder, "graphs": lambda *_: graphed}
     return ModelRunner(config, decoders[request.param](config, weights), pool)
 
@@ -154,7 +155,8 @@ def test_a_poisoned_row_and_one_that_breaks_the_step_fail_alone(
         return forward(batch, pool)
 
     monkeypatch.setattr(runner.decoder, "forward", breaks)
-    monkeypatch.setattr(CpuDecoder, "decode_rows", lambda *_: None)
+    for fast in (CpuDecoder, GraphedDecoder):
+        monkeypatch.setattr(fast, "decode_rows", lambda *_: None)
     item = items_of(rows)[0]
     with pytest.raises(ModelError, match="the step failed: no memory"):
         runner.decode(rows, [item], [[Sample(0)]])
