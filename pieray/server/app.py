@@ -29,18 +29,20 @@ from pieray.client.process import Event, Process
 from pieray.concurrency.off_loop import off_loop
 from pieray.errors import PierayError
 from pieray.programs.sources import ProgramSource, embedded
-from pieray.server import answers
-from pieray.server.answers import Answer, ChatAnswer, CompletionAnswer
 from pieray.server.bodies import read_json, worked_out
-from pieray.server.fields import Asked
 from pieray.server.guard import Guard, caller_of, check_priority
+from pieray.server.json_texts import encoded
 from pieray.server.keys import Caller
 from pieray.server.meter import Meter
 from pieray.server.metrics import Clock, Metrics
 from pieray.server.models import main_named, models_of, read_for_program
+from pieray.server.openai import answers
+from pieray.server.openai.answers import Answer, ChatAnswer, CompletionAnswer
+from pieray.server.openai.fields import Asked
+from pieray.server.openai.requests import read_chat, read_completion, read_embeddings
+from pieray.server.openai.response_answer import ResponseAnswer
+from pieray.server.openai.response_fields import read_response
 from pieray.server.problems import HttpProblem, problem_of
-from pieray.server.requests import read_chat, read_completion, read_embeddings
-from pieray.server.responses import ResponseAnswer, read_response
 from pieray.server.runs.files import FileRoutes
 from pieray.server.runs.kept import Runs
 from pieray.server.runs.programs import ProgramRoutes
@@ -313,7 +315,7 @@ async def _version(_: Request) -> Response:
 
 
 def _json(value: object, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(answers.encoded(value), media_type="application/json", headers=headers)
+    return Response(encoded(value), media_type="application/json", headers=headers)
 
 
 def _no_openai(process: Process) -> HttpProblem:

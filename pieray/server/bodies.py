@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
 from pieray.concurrency.off_loop import off_loop
-from pieray.server.large_json import INLINE_BYTES, MOST_DEPTH, loaded
+from pieray.server.json_texts import INLINE_BYTES, MOST_DEPTH, loaded
 from pieray.server.problems import HttpProblem
 
 MOST_BYTES = 8 << 20

@@ -13,9 +13,10 @@ from pieray.errors import ConfigError, InvalidRequest, NotFound
 from pieray.programs.manifest import is_spec
 from pieray.programs.signature import MainFunction, main_of
 from pieray.programs.sources import embedded, embedded_inferlets, is_embedded
-from pieray.server.fields import CHAT, COMPLETIONS, Asked, Field
+from pieray.server.openai.fields import Asked, Field
+from pieray.server.openai.response_fields import RESPONSES
+from pieray.server.openai.tables import CHAT, COMPLETIONS
 from pieray.server.problems import BadField, HttpProblem
-from pieray.server.responses import RESPONSES
 from pieray.server.values import text
 
 PROMPTS = ("prompt", "question", "text")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from pieray.server.answers import encoded
+from pieray.server.json_texts import encoded
 
 
 def json_reply(value: object, headers: Mapping[str, str] | None = None, *, status: int = 200) -> Response:

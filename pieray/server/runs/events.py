@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from pieray.client.process import Event, Process
 from pieray.errors import PierayError, error_from
-from pieray.server.answers import encoded
+from pieray.server.json_texts import encoded
 from pieray.server.problems import problem_of
 
 MOST_TOGETHER = 64

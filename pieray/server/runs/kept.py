@@ -17,8 +17,8 @@ from pieray.client.process import Process
 from pieray.concurrency.off_loop import off_loop
 from pieray.errors import Cancelled, PierayError
 from pieray.programs.sources import embedded
-from pieray.server.answers import encoded
 from pieray.server.guard import check_priority
+from pieray.server.json_texts import encoded
 from pieray.server.keys import Caller
 from pieray.server.meter import Meter
 from pieray.server.metrics import Metrics

@@ -14,9 +14,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pieray.errors import Cancelled, PierayError
-from pieray.server.answers import encoded
 from pieray.server.bodies import read_json
 from pieray.server.guard import caller_of
+from pieray.server.json_texts import encoded
 from pieray.server.problems import RETRY_S, HttpProblem, problem_of
 from pieray.server.replies import encoded_reply, json_reply
 from pieray.server.runs.events import event_stream, raw

@@ -22,9 +22,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pieray.client.process import Event
 from pieray.errors import PierayError
-from pieray.server.answers import encoded
 from pieray.server.bodies import READ_S, parsed
 from pieray.server.guard import caller_of
+from pieray.server.json_texts import encoded
 from pieray.server.problems import BadField, HttpProblem, problem_of
 from pieray.server.replies import json_reply
 from pieray.server.runs.events import data_of, told

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pieray.server import large_json
-from pieray.server.large_json import INLINE_BYTES, MOST_DEPTH, MOST_GROUPS, MOST_MEMBERS, MOST_VALUES, loaded
+from pieray.server import json_texts
+from pieray.server.json_texts import INLINE_BYTES, MOST_DEPTH, MOST_GROUPS, MOST_MEMBERS, MOST_VALUES, loaded
 
 SIMPLE = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(SIMPLE, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
@@ -59,7 +59,7 @@ def test_what_it_may_make_is_bounded(fits: str, more: str, words: str) -> None:
 
 def test_other_threads_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """One call of Python's own parser would leave them at most a turn or two."""
-    monkeypatch.setattr(large_json, "MOST_MEMBERS", 1 << 30)
+    monkeypatch.setattr(json_texts, "MOST_MEMBERS", 1 << 30)
     text = json.dumps(dict.fromkeys(map(str, range(300_000)), 1))
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""JSON texts of any size, parsed so that other threads go on, and bounded in what they may make.
+"""JSON texts: written, and those of any size parsed so that other threads go on, and bounded in what they may make.
 
 Python's own parser is one call of C, which holds the interpreter's lock for as long as it takes: seconds for 8 MiB of
 small things.  Its scanner in Python, which the standard library has too, lets others run every few milliseconds; it is
@@ -34,6 +34,14 @@ def loaded(text: str | bytes) -> Any:
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text), "surrogatepass")
     return _Decoder().decode(text)
+
+
+def encoded(value: object) -> bytes:
+    """JSON.  Halves of surrogate pairs, which a program may have sent, are no UTF-8 and stay escaped."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 class _Decoder(json.JSONDecoder):
