@@ -74,7 +74,7 @@ class InferletHost:
             config.executor,
             config.worker_threads,
             most_guests=most_guests,
-            is_short=lambda: device.is_short,
+            is_short=device.is_short,
             weight_of=lambda tenant: config.tenant(tenant).weight,
         )
         self._wasm.on_batch_end = self._flush

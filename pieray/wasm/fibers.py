@@ -50,6 +50,9 @@ DONE = _continuation.pack(_STRLEN, ctypes.addressof(_ALWAYS), 0)
 #: CPU time without a wait, from which on a guest's turn may be interrupted for others before its slice is over
 LONG_S = 0.001
 
+#: whether guests are to be held back any longer is looked at so often
+LOOK_S = 0.01
+
 _QUEUED, _RUNNING, _PARKED = range(3)
 
 #: (the string returned, the error)
@@ -80,7 +83,7 @@ class FiberGuest(Guest):
         self._results = 0
         self._flag = ctypes.create_string_buffer(2)
         self.continuation = _continuation.pack(_STRLEN, ctypes.addressof(self._flag), 0)
-        self._instance: Instance | None = task.instance
+        self._instance: Instance | None = None
         self._body = self._run()
 
     @property
@@ -190,8 +193,11 @@ class FiberGuest(Guest):
     def _run(self) -> Generator[None, None, Ending]:
         """The whole life of the fiber; yields whenever it is suspended, returns (value, error)."""
         task, limits = self.task, self.task.limits
-        instance = self._instance = task.instance or Instance(task.program, limits.memory_bytes)
-        yield from self._instantiate(instance)
+        if (ready := task.take_ready(limits.memory_bytes)) is not None:
+            self._instance = ready
+            self._adopt(ready)
+            native.set_epoch_deadline(ready.context, 1)  # those that went by since it was made are no turn of its
+        instance = ready or (yield from self._new_instance())
         if (source := task.source) is None:
             return (yield from self._call(instance, "run", (task.input,), limits.output_bytes)), None
         named = source.text, source.filename
@@ -201,15 +207,17 @@ class FiberGuest(Guest):
         inputs = *named, code, self.handlers.runtime.random_u64(), task.input
         return (yield from self._call(instance, "run-source", inputs, limits.output_bytes)), None
 
-    def _instantiate(self, instance: Instance) -> Generator[None, None, None]:
-        """Make the instance that of this guest, and make it, unless it is one that has been made ahead."""
-        context = self._context = instance.context
+    def _new_instance(self) -> Generator[None, None, Instance]:
+        instance = self._instance = Instance(self.task.program, self.task.limits.memory_bytes)
+        self._adopt(instance)
+        yield from _instantiate(instance)
+        return instance
+
+    def _adopt(self, instance: Instance) -> None:
+        """Its store is this guest's from now on."""
+        self._context = instance.context
         self.wasi = instance.wasi
-        native.yield_on_epoch(context, 1)
-        if self.task.instance is None:
-            yield from _instantiate(instance)
-        else:
-            native.set_epoch_deadline(context, 1)  # those that went by since it was made are no turn of its
+        native.yield_on_epoch(instance.context, 1)
 
     def _call(
         self, instance: Instance, export: str, inputs: tuple[str | int, ...], cap: int
@@ -241,7 +249,8 @@ class PreparingGuest(FiberGuest):
     def _run(self) -> Generator[None, None, Ending]:
         instance = Instance(self.task.program, self.task.limits.memory_bytes)
         try:
-            yield from self._instantiate(instance)
+            self._adopt(instance)
+            yield from _instantiate(instance)
             yield from self._call(instance, "prepare", (), 0)
         except BaseException:
             instance.close()
@@ -283,8 +292,9 @@ class FiberExecutor:
         num_threads: int,
         on_batch_end: Callable[[], None],
         weight_of: Callable[[str], float],
-        is_short: Callable[[], bool],
+        is_short: Callable[[str, int], bool],
     ) -> None:
+        """`is_short`: whether many wait for pages of those who get some before a guest of that tenant and priority."""
         self._timers = timers
         self._on_batch_end = on_batch_end
         self._num_turns = [0] * num_threads  # per worker: odd while it runs a turn
@@ -295,8 +305,14 @@ class FiberExecutor:
 
         self._ticker = Ticker(tick, self._load)
         self._turns: TurnQueue[FiberGuest] = TurnQueue(
-            num_threads, preempt=self._ticker.interrupt, weight_of=weight_of, is_short=is_short
+            num_threads,
+            preempt=self._ticker.interrupt,
+            weight_of=weight_of,
+            is_short=lambda guest: is_short(guest.tenant, guest.priority),
+            on_held=self._held_back,
         )
+        self._is_looking = False  # a timer is set for those that are held back
+        self._looking = threading.Lock()
         self._housekeeper = Housekeeper(lambda: bool(self._turns))
         self._seen = [(0, 0.0)] * num_threads  # per worker: a turn, and when it was first seen
         self._threads = [
@@ -380,6 +396,23 @@ class FiberExecutor:
             if turns == BATCH_TURNS or not self._turns:
                 turns = 0
                 self._end_batch()
+
+    def _held_back(self) -> None:
+        self._end_batch()  # the worker may have nothing to do from here on
+        self._look_later()
+
+    def _look_later(self) -> None:
+        with self._looking:
+            if not self._is_looking:
+                self._is_looking = True
+                self._timers.at(time.monotonic() + LOOK_S, self._look)
+
+    def _look(self) -> None:
+        with self._looking:
+            self._is_looking = False
+        self._turns.let_in()
+        if self._turns.num_held:
+            self._look_later()
 
     def _end_batch(self) -> None:
         try:

@@ -47,6 +47,10 @@ class Source:
     keep: Callable[[str], None]
 
 
+def no_instance(_memory_bytes: int) -> None:
+    """There is none that has been made ahead."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """What to run, for whom, and how far."""
@@ -62,8 +66,9 @@ class Task:
     priority: int = 0
     """The higher has its turns first."""
     source: Source | None = None
-    instance: Instance | None = None
-    """One that has been made ahead; None: it is made in the first turn."""
+    take_ready: Callable[[int], Instance | None] = no_instance
+    """One that has been made ahead, bound to so many bytes of memory, if there is one by the first turn; else it is
+    made then."""
 
 
 class Running(threading.local):

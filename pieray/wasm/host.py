@@ -24,7 +24,7 @@ from pieray.wasm.calls import Instance
 from pieray.wasm.compiler import CompileLimits, compiled
 from pieray.wasm.engine import new_engine
 from pieray.wasm.fibers import FiberExecutor
-from pieray.wasm.guest import Guest, Outcome, Source, Task
+from pieray.wasm.guest import Guest, Outcome, Source, Task, no_instance
 from pieray.wasm.handlers import Handlers
 from pieray.wasm.housekeeping import MOST_WAITING
 from pieray.wasm.memories import checked_memories
@@ -65,7 +65,7 @@ class WasmHost:
         most_guests: int = MOST_GUESTS,
         *,
         weight_of: Callable[[str], float] = lambda _: 1.0,
-        is_short: Callable[[], bool] = lambda: False,
+        is_short: Callable[[str, int], bool] = lambda _tenant, _priority: False,
     ) -> None:
         self.executor = choose_executor(executor)
         self.on_batch_end = _nothing
@@ -143,8 +143,8 @@ class WasmHost:
         self._check_usable()
         given = self._source(program, source, filename, tenant)
         ready = self._ready if self._ready is not None and program is self._ready.program else None
-        instance = ready.take(limits.memory_bytes) if ready is not None else None
-        task = Task(program, handlers, limits, input, on_exit, name, tenant, priority, given, instance)
+        take_ready = no_instance if ready is None else ready.take
+        task = Task(program, handlers, limits, input, on_exit, name, tenant, priority, given, take_ready)
         with self._lock:
             if self._is_closed:
                 raise EngineError("the wasm host is closed")

@@ -3,9 +3,11 @@
 From first to last: guests of tenants that have not had more than their share of the computing, then the higher
 priority, then those of the tenant that has computed least, and of these who has computed least.  A guest that waits
 for the device and computes little in between is so ahead of one that spins, whenever it wakes; the one that spins has
-what the others leave.  Where pages are short, guests that have had no turn yet come behind those that have: who holds
-pages is to come to an end and give them back.  Nothing starves: each `OLDEST_FIRST_EVERY_S` one turn is that of
-whoever has waited longest.  Guests in the background have what nobody else wants.
+what the others leave.  Nothing starves: each `OLDEST_FIRST_EVERY_S` one turn is that of whoever has waited longest.
+Guests in the background have what nobody else wants.
+
+Where pages are short, guests that have had no turn yet are held back, but for one each `BEGIN_EVERY_S`: they could only
+wait for pages, with memory and a slot of their own, while who holds pages is to come to an end and give them back.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 OLDEST_FIRST_EVERY_S = 0.5
 """Who has waited so long has the next turn, one of them each time."""
+BEGIN_EVERY_S = 0.25
+"""One guest that is held back begins each time: what others wait for may be what it is to do."""
 SHARE_S = 0.05
 """A tenant is over its share when it has had so much more than the one, of those that want turns, that had least."""
 
@@ -42,6 +46,11 @@ class Contender(Protocol):
     """Whether it has had no turn yet."""
 
     @property
+    def error(self) -> object | None:
+        """Why it is to end, or None: one that is to end is not held back."""
+        ...
+
+    @property
     def is_long(self) -> bool:
         """Whether it has been computing for so long that it may be interrupted for others."""
         ...
@@ -56,11 +65,10 @@ class _Rank(NamedTuple):
     is_background: bool
     is_over_share: bool
     priority: int  # less one for each, so that the higher is the lesser
-    is_held_back: bool  # it has had no turn, and pages are short
 
 
 class _Place(NamedTuple):
-    """A guest's place among those of its tenant that are like it.  The lesser goes first."""
+    """A guest's place among those of its tenant.  The lesser goes first."""
 
     is_background: bool
     priority: int  # as in a rank
@@ -91,7 +99,7 @@ class _Tenant(Generic[G]):
         self.had = 0.0  # seconds over its weight
         self.now = 0.0  # what the guest of it that began last had been served
         self.num_wanting = 0  # guests that wait for a turn or have one
-        self.wishes: tuple[list[_Wish[G]], list[_Wish[G]]] = [], []  # heaps: of guests that have started, of others
+        self.wishes: list[_Wish[G]] = []  # a heap
 
 
 class TurnQueue(Generic[G]):
@@ -99,8 +107,9 @@ class TurnQueue(Generic[G]):
 
     A guest that comes from a wait while all workers are busy, one of them with a long turn of a guest that goes before
     it in nothing but time, interrupts that: `preempt` is called, and is to make long turns end soon.  Whose turn is
-    next, the order says.  `weight_of` gives a tenant's weight in shares of the computing, `is_short` whether guests
-    wait for pages.
+    next, the order says.  `weight_of` gives a tenant's weight in shares of the computing, `is_short` whether many wait
+    for pages of those who would get some before a guest.  `on_held` is called, by `get`, when one is held back: from
+    then on `let_in` is to be called now and then, while any is.
     """
 
     def __init__(
@@ -109,17 +118,21 @@ class TurnQueue(Generic[G]):
         preempt: Callable[[], None],
         *,
         weight_of: Callable[[str], float] = lambda _: 1.0,
-        is_short: Callable[[], bool] = lambda: False,
+        is_short: Callable[[G], bool] = lambda _: False,
+        on_held: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._num_workers = num_workers
         self._preempt = preempt
         self._weight_of = weight_of
         self._is_short = is_short
+        self._on_held = on_held
         self._clock = clock
         self._tenants: dict[str, _Tenant[G]] = {}
         self._wanting: dict[str, _Tenant[G]] = {}
         self._waiting: dict[G, _Wish[G]] = {}  # the oldest first
+        self._held: dict[G, float] = {}  # back; since when they wait, the oldest first
+        self._began_at = -math.inf  # one of them
         self._running: list[G] = []
         self._now = 0.0  # what the tenant that began last had had
         self._was_patient_at = -math.inf
@@ -130,24 +143,33 @@ class TurnQueue(Generic[G]):
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def num_held(self) -> int:
+        """Guests that are held back."""
+        return len(self._held)
+
     def put(self, guest: G) -> None:
         """The guest wants a turn.  Who was away has saved nothing up, nor has its tenant."""
         with self._lock:
-            tenant = self._tenants.get(guest.tenant)
-            if tenant is None:
-                tenant = self._tenants[guest.tenant] = _Tenant()
-            if not tenant.num_wanting:
-                tenant.had = max(tenant.had, self._now)
-                self._wanting[guest.tenant] = tenant
-            tenant.num_wanting += 1
-            guest.served = max(guest.served, tenant.now)
-            place = _Place(guest.is_background, -guest.priority, guest.served, next(self._numbers))
-            self._waiting[guest] = wish = _Wish(place, guest, self._clock())
-            heapq.heappush(tenant.wishes[guest.is_starting], wish)
+            self._add(guest, self._clock())
             is_urgent = self._interrupts(guest)
         self._tokens.put(True)
         if is_urgent:
             self._preempt()
+
+    def let_in(self) -> None:
+        """Guests that need not be held back any longer wait for their turns."""
+        with self._lock:
+            now = self._clock()
+            fit = [guest for guest in self._held if not self._is_held_back(guest)]
+            if not fit and self._held and now - self._began_at >= BEGIN_EVERY_S:
+                fit = [min(self._held, key=lambda guest: -guest.priority)]
+                self._began_at = now
+                fit[0].is_starting = False  # as good as begun
+            for guest in fit:
+                self._add(guest, self._held.pop(guest))
+        for _ in fit:
+            self._tokens.put(True)
 
     def is_urgent(self) -> bool:
         """Whether the guest that is next waits for a long turn."""
@@ -156,16 +178,21 @@ class TurnQueue(Generic[G]):
 
     def get(self) -> G | None:
         """Wait for the guest whose turn is next; None: `close` was called.  `release` it afterwards."""
-        if not self._tokens.get():
-            return None
-        with self._lock:
-            guest = self._longest_waiting() or self._first()
-            self._waiting.pop(guest).guest = None
-            if not guest.is_background:
-                tenant = self._tenants[guest.tenant]
-                self._now, tenant.now = max(self._now, tenant.had), max(tenant.now, guest.served)
-            self._running.append(guest)
-            return guest
+        while self._tokens.get():
+            with self._lock:
+                guest = self._longest_waiting() or self._first()
+                wish = self._waiting.pop(guest)
+                wish.guest = None
+                if not self._is_held_back(guest):
+                    if not guest.is_background:
+                        tenant = self._tenants[guest.tenant]
+                        self._now, tenant.now = max(self._now, tenant.had), max(tenant.now, guest.served)
+                    self._running.append(guest)
+                    return guest
+                self._held[guest] = wish.since
+                self._wants_none(guest)
+            self._on_held()
+        return None
 
     def charge(self, guest: G, seconds: float) -> None:
         """The guest has computed, in its turn or through others that worked for it."""
@@ -178,12 +205,7 @@ class TurnQueue(Generic[G]):
         """Its turn is over; it may have been `put` again."""
         with self._lock:
             self._running.remove(guest)
-            tenant = self._tenants[guest.tenant]
-            tenant.num_wanting -= 1
-            if not tenant.num_wanting:
-                del self._wanting[guest.tenant]
-                for name in [n for n, t in self._tenants.items() if not t.num_wanting and t.had <= self._now]:
-                    del self._tenants[name]  # it would come to `_now` anyway
+            self._wants_none(guest)
 
     def close(self) -> None:
         """End the workers: each gets None, behind the guests that wait."""
@@ -192,24 +214,48 @@ class TurnQueue(Generic[G]):
 
     # --- inside, with the lock held ----------------------------------------------------------------
 
+    def _add(self, guest: G, since: float) -> None:
+        tenant = self._tenants.get(guest.tenant)
+        if tenant is None:
+            tenant = self._tenants[guest.tenant] = _Tenant()
+        if not tenant.num_wanting:
+            tenant.had = max(tenant.had, self._now)
+            self._wanting[guest.tenant] = tenant
+        tenant.num_wanting += 1
+        guest.served = max(guest.served, tenant.now)
+        place = _Place(guest.is_background, -guest.priority, guest.served, next(self._numbers))
+        self._waiting[guest] = wish = _Wish(place, guest, since)
+        heapq.heappush(tenant.wishes, wish)
+
+    def _wants_none(self, guest: G) -> None:
+        """It waits for no turn any more, nor has one."""
+        tenant = self._tenants[guest.tenant]
+        tenant.num_wanting -= 1
+        if not tenant.num_wanting:
+            del self._wanting[guest.tenant]
+            for name in [n for n, t in self._tenants.items() if not t.num_wanting and t.had <= self._now]:
+                del self._tenants[name]  # it would come to `_now` anyway
+
+    def _is_held_back(self, guest: G) -> bool:
+        return guest.is_starting and not guest.is_background and guest.error is None and self._is_short(guest)
+
     def _interrupts(self, guest: G) -> bool:
         if len(self._running) < self._num_workers or guest.is_long:
             return False
         long = [other for other in self._running if other.is_long]
         if not long:
             return False
-        over, is_short = self._over_share(), self._is_short()
-        rank = _rank(guest, over, is_short)
-        return any(rank <= _rank(other, over, is_short) for other in long)
+        over = self._over_share()
+        rank = _rank(guest, over)
+        return any(rank <= _rank(other, over) for other in long)
 
     def _first(self) -> G:
         """The guest that is next, before any turn of who has waited longest; there must be one."""
-        over, is_short = self._over_share(), self._is_short()
+        over = self._over_share()
         return min(
-            (_rank(guest, over, is_short), tenant.had, wish.place, guest)
+            (_rank(guest, over), tenant.had, wish.place, guest)
             for tenant in self._wanting.values()
-            for heap in tenant.wishes
-            if (wish := _head(heap)) is not None and (guest := wish.guest) is not None
+            if (wish := _head(tenant.wishes)) is not None and (guest := wish.guest) is not None
         )[3]
 
     def _longest_waiting(self) -> G | None:
@@ -239,5 +285,5 @@ def _head(heap: list[_Wish[G]]) -> _Wish[G] | None:
     return heap[0] if heap else None
 
 
-def _rank(guest: Contender, over: frozenset[str], is_short: bool) -> _Rank:
-    return _Rank(guest.is_background, guest.tenant in over, -guest.priority, is_short and guest.is_starting)
+def _rank(guest: Contender, over: frozenset[str]) -> _Rank:
+    return _Rank(guest.is_background, guest.tenant in over, -guest.priority)

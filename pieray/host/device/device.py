@@ -68,6 +68,7 @@ class DeviceClient:
     ) -> None:
         self._tenants: dict[int, DeviceUser] = {}
         self._holding: set[int] = set()  # inferlets that may have pages
+        self._standing: dict[int, tuple[str, int]] = {}  # tenant and priority
         self._leasing: dict[int, float] = {}  # inferlets that have asked for pages, since when; the oldest first
         self._lost: DeviceLost | None = None
         self._on_lost = on_lost
@@ -99,13 +100,17 @@ class DeviceClient:
         """Why the device group is gone, or None."""
         return self._lost
 
-    @property
-    def is_short(self) -> bool:
-        """Whether many inferlets wait for pages."""
+    def is_short(self, tenant: str, priority: int) -> bool:
+        """Whether many inferlets of the tenant, of no lower priority, wait for pages: one more would only wait too."""
         if len(self._leasing) < MANY_WAIT:
             return False
-        oldest = list(self._leasing.values())[:MANY_WAIT]
-        return len(oldest) == MANY_WAIT and time.monotonic() - oldest[-1] > SHORT_S
+        least, latest, num_waiting = (tenant, priority), time.monotonic() - SHORT_S, 0
+        for number, since in list(self._leasing.items()):
+            own = self._standing.get(number, ("", 0))
+            num_waiting += since < latest and own[0] == tenant and own >= least
+            if num_waiting == MANY_WAIT:
+                return True
+        return False
 
     def _new_lost(self) -> DeviceLost:
         """An error for one caller: one that many raise would collect all their tracebacks."""
@@ -127,6 +132,7 @@ class DeviceClient:
         if self._lost is not None:
             raise self._new_lost()
         self._tenants[number] = tenant
+        self._standing[number] = owner, priority
         if owner:
             self.post([OpenInferlet(number, owner)])
             self.ask_ledger(OpenLease(number, owner, priority, deadline, born, family))
@@ -207,6 +213,7 @@ class DeviceClient:
         """The inferlet has ended: once no step touches its pages, give them back, then call `done`."""
         if self._lost is not None:
             self._tenants.pop(number, None)
+            self._standing.pop(number, None)
             done()
             return
         ticket = next(self._next_ticket) & TICKET_MASK
@@ -228,6 +235,7 @@ class DeviceClient:
                 return
             number, done = found
             self._tenants.pop(number, None)
+            self._standing.pop(number, None)
             self._leasing.pop(number, None)
             self._holding.discard(number)
             with contextlib.suppress(PeerLost):

@@ -96,11 +96,10 @@ class DeviceSessions:
                 f"again{met_with}.  Launch again later"
             )
 
-    @property
-    def is_short(self) -> bool:
-        """Whether many inferlets of the current session wait for pages."""
+    def is_short(self, tenant: str, priority: int) -> bool:
+        """See `DeviceClient.is_short`, of the current session."""
         session = self._session
-        return session is not None and session.is_short
+        return session is not None and session.is_short(tenant, priority)
 
     def flush(self) -> None:
         """Send what inferlets of the current session have posted."""

@@ -10,7 +10,7 @@ import pytest
 from groups import TOKEN, Group, ScriptedBatcher, until
 
 from pieray.errors import DeviceLost, PierayError
-from pieray.host.device.device import MANY_WAIT, DeviceClient
+from pieray.host.device.device import MANY_WAIT, SHORT_S, DeviceClient
 from pieray.messages import PeerFenced
 from pieray.transport import connect
 
@@ -105,22 +105,28 @@ def test_a_lease_past_its_deadline_fails_and_names_the_numbers(group: Group) -> 
     assert "2 pages were asked for, and 1 of the pool's 10" in other.failures[0].message
 
 
-def test_pages_are_short_while_many_wait_for_some(group: Group) -> None:
+def test_pages_are_short_for_those_who_would_come_behind_many_that_wait(group: Group) -> None:
     client, first = group.client("a"), Recorder()
-    client.admit(1, first)
+    client.admit(1, first, "lab", priority=4)
     lease(client, 1, 10)
     until(lambda: len(first.pages) == 10)
     waiting = []
     for number in range(2, 2 + MANY_WAIT):
-        assert not client.is_short
-        client.admit(number, one := Recorder())
+        assert not client.is_short("lab", 0)
+        client.admit(number, one := Recorder(), "lab", priority=3)
         lease(client, number, 1)
         waiting.append(one)
-    until(lambda: client.is_short)
+    until(lambda: client.is_short("lab", 0))
+    assert client.is_short("lab", 3)
+    assert not client.is_short("lab", 4)
+    assert not client.is_short("other", 0)
+    lease(client, 2, 1)  # it asks once more: it has not waited for long
+    assert not client.is_short("lab", 0)
     client.release(1, first.pages)
     client.flush()
     until(lambda: all(one.pages for one in waiting))
-    assert not client.is_short
+    time.sleep(2 * SHORT_S)
+    assert not client.is_short("lab", 0)
 
 
 def test_pages_of_a_dead_actor_wait_for_the_fence(group: Group) -> None:

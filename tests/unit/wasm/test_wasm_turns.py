@@ -12,7 +12,7 @@ from wasm_fakes import GUESTS_C, FakeHandlers, Watched
 from pieray.errors import Cancelled
 from pieray.wasm import fibers, ticker
 from pieray.wasm.host import WasmHost
-from pieray.wasm.turns import OLDEST_FIRST_EVERY_S, TurnQueue
+from pieray.wasm.turns import BEGIN_EVERY_S, OLDEST_FIRST_EVERY_S, TurnQueue
 
 
 class Guest:
@@ -28,6 +28,7 @@ class Guest:
         self.name, self.tenant, self.is_long, self.is_background = name, tenant, is_long, is_background
         self.priority, self.is_starting = priority, is_starting
         self.served = 0.0
+        self.error: str | None = None
 
 
 class Clock:
@@ -171,30 +172,50 @@ def test_a_priority_is_no_way_to_more_than_the_tenants_share():
     assert used["pushy"] / used["modest"] == pytest.approx(1.0, rel=0.1)
 
 
-def test_starting_guests_come_behind_the_others_only_while_pages_are_short():
-    short = [True]
-    queue, preempted = turns(is_short=lambda: short[0])
-    old = Guest("old")
+def test_starting_guests_are_held_back_while_pages_are_short_for_those_like_them():
+    short, held = {0, 1}, []
+    queue, preempted = turns(is_short=lambda guest: guest.priority in short, on_held=lambda: held.append(1))
+    new, urgent, old = Guest("new", is_starting=True), Guest("urgent", is_starting=True, priority=2), Guest("old")
     queue.charge(old, 1.0)
-    for guest in Guest("new", is_starting=True), old, Guest("other", is_starting=True, priority=1):
+    for guest in new, Guest("newer", is_starting=True, priority=1), old, urgent:
         queue.put(guest)
-    assert turn(queue, 0.001, again=False) == "other"  # a higher priority all the same
-    assert queue.get() is old
-    old.is_long = True
-    queue.put(Guest("newer", is_starting=True))
+    assert [turn(queue, 0.001, again=False) for _ in range(2)] == ["urgent", "old"]
+    assert (queue.num_held, len(held)) == (2, 2)
+    assert not queue  # who is held back keeps nobody busy
+    queue._began_at = queue._clock.now
+    queue.let_in()
+    assert queue.num_held == 2
+    short.clear()
+    queue.let_in()
+    assert queue.num_held == 0
+    assert [turn(queue, 0.001, again=False) for _ in range(2)] == ["newer", "new"]
     assert not preempted
-    short[0] = False
-    assert queue.is_urgent()
-    queue.put(old)
-    queue.release(old)
-    assert turn(queue, 0.001, again=False) == "new"
-    assert turn(queue, 0.001, again=False) == "newer"
-    assert turn(queue, 0.001, again=False) == "old"
 
 
-def test_starting_guests_start_after_a_bounded_wait():
-    queue, _ = turns(is_short=lambda: True)
-    queue.put(Guest("busy"))
+def test_one_of_those_held_back_begins_now_and_then_and_who_is_to_end_at_once():
+    queue, _ = turns(is_short=lambda _: True)
+    queue.put(busy := Guest("busy", priority=-1))
+    guests = [Guest(f"new{number}", is_starting=True, priority=number) for number in range(4)]
+    for guest in guests:
+        queue.put(guest)
+    assert queue.get() is busy
+    queue.release(busy)
+    assert queue.num_held == 4
+    began = []
+    for _ in range(70):
+        queue._clock.now += 0.01
+        queue.let_in()
+        began += [(turn(queue, 0.0, again=False), queue._clock.now) for _ in range(len(queue))]
+    assert [name for name, _ in began] == ["new3", "new2", "new1"]
+    assert began[2][1] - began[1][1] == pytest.approx(BEGIN_EVERY_S, abs=0.011)
+    guests[0].error = "killed"
+    queue.let_in()
+    assert turn(queue, 0.0, again=False) == "new0"
+
+
+def test_who_waits_to_start_and_is_not_held_back_starts_after_a_bounded_wait():
+    queue, _ = turns()
+    queue.put(Guest("busy", priority=1))
     queue.put(Guest("new", is_starting=True))
     names = [turn(queue, 0.01) for _ in range(60)]
     assert names.index("new") * 0.01 == pytest.approx(OLDEST_FIRST_EVERY_S, abs=0.02)
