@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import resource
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from ctypes import c_size_t, c_uint8, c_uint32
 from pathlib import Path
@@ -33,6 +35,8 @@ KEEP_BYTES = 8 << 20
 """Of each slot's memory, that stay resident between guests."""
 WARM_SLOTS = 32
 """Slots that keep such memory while no guest has them, at most."""
+LOOK_EVERY_S = 0.5
+"""New slots are looked for no sooner again: it takes the longer the more there are, and a storm has ever new ones."""
 
 SCAN_VERSION = "50.0.1"
 """The layout of this version is known, see `allow_scan`."""
@@ -131,23 +135,28 @@ class Slots:
     def __init__(self) -> None:
         self._num_live = 0
         self._most = 0  # of them at one time: so many slots there are
+        self._counting = threading.Lock()
         self._num_looked_for = 0
+        self._looked_at = -math.inf
         self._known: set[int] = set()
-        self._lock = threading.Lock()
+        self._looking = threading.Lock()  # for a tenth of a second perhaps: no new instance waits for it
 
     def taken(self) -> None:
         """For an instance."""
-        with self._lock:
+        with self._counting:
             self._num_live += 1
             self._most = max(self._most, self._num_live)
 
     def given_back(self) -> None:
         """One is about to be; its memory is still there."""
-        with self._lock:
+        with self._counting:
             self._num_live -= 1
-            if self._num_looked_for == self._most:
+            most = self._most
+        with self._looking:
+            now = time.monotonic()
+            if self._num_looked_for == most or now - self._looked_at < LOOK_EVERY_S:
                 return
-            self._num_looked_for = self._most
+            self._num_looked_for, self._looked_at = most, now
             for begin, end in _slots():
                 if begin not in self._known:
                     self._known.add(begin)

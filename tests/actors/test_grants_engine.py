@@ -129,7 +129,7 @@ def test_an_actor_that_dies_or_freezes_takes_its_grants_with_it(fresh: Callable[
     engine = fresh(actor_pool=2, suspect_after_s=3.0, replace_after_s=8.0)
     for end in (signal.SIGKILL, signal.SIGSTOP):
         engine.launch(SEVEN).result(timeout=SOON)
-        name = engine._launching._placements._grants[-1].endpoint.peer_id.partition("#")[0]
+        name = engine._launching._placements._grants[0].endpoint.peer_id.partition("#")[0]  # where the next one goes
         pid = next(host["pid"] for host in hosts(engine) if host["name"] == name)
         os.kill(pid, end)
         if end == signal.SIGKILL:  # a launch that it may have begun is an error
