@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 GPU_OUT := bench/results/$(shell date -u +%F)-gpu.jsonl
 
-.PHONY: run test unit fmt lint docs bench gpu install install-tests clean distclean
+.PHONY: run test unit clients fmt lint docs bench gpu install install-tests clean distclean
 
 run: $(VENV)/.installed
 	@$(BIN)/pieray run text-completion -- "--prompt=$$PROMPT"
@@ -30,6 +30,17 @@ test: $(VENV)/.installed-tests
 
 unit: $(VENV)/.installed-tests
 	$(BIN)/python -m pytest $(TWO) tests/unit -m "not slow"
+
+# clients of OpenAI's and vLLM's servers (LangChain, LlamaIndex, DSPy, litellm, lm-eval, ...) against this one, in an
+# environment of their own, of a gigabyte: what they need does not fit together with what pieray needs
+clients: $(VENV)/.installed-tests build/clients/.installed
+	$(BIN)/python -m pytest -rs tests/clients
+
+build/clients/.installed: tests/clients/requirements.txt
+	@test -x build/clients/bin/python || $(BIN)/python -m venv build/clients
+	@echo "installing the clients"
+	@build/clients/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
 
 # lays out the code, and puts imports in order
 fmt: $(VENV)/.installed-tests

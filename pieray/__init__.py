@@ -7,6 +7,8 @@
             print(event.text, end="")
         print(process.result(timeout=30))
 
+`Client` and `AsyncClient` are those of `pieray_client`, which ask a server over HTTP (`pieray serve`).
+
 Importing this package imports neither Ray nor torch, nor any of its own modules before they are used.
 """
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from pieray.errors import PierayError
     from pieray.programs.launches import LaunchRequest
     from pieray.programs.sources import ProgramSource
+    from pieray_client import AsyncClient, Client
 
 # A source tree, such as the working folder of a Ray job, has `actors` and `kernels` beside `pieray`, not inside: what
 # is not here is taken from the installed package.
@@ -31,6 +34,8 @@ __path__ = pkgutil.extend_path(__path__, __name__)
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "Config",
     "Engine",
     "Event",
@@ -62,6 +67,8 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     """A name of `__all__`, from its module, when it is first used (PEP 562)."""
+    if name in ("Client", "AsyncClient"):
+        return getattr(importlib.import_module("pieray_client"), name)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,17 +1,17 @@
-"""Makes docs/openai-fields.md from the tables of `pieray.server.fields`: `python -m tools.fields`."""
+"""Makes docs/openai-fields.md from the tables of `pieray.server.openai`: `python -m tools.fields`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from pieray.server.fields import Field
-from pieray.server.requests import ROUTES
+from pieray.server.openai.fields import Field
+from pieray.server.openai.requests import ROUTES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "openai-fields.md"
 HEAD = """# Fields of OpenAI's and vLLM's requests
 
-Made by `python -m tools.fields` from the tables that the server reads (`pieray/server/fields.py`); do not edit. Each
+Made by `python -m tools.fields` from the tables that the server reads (`pieray/server/openai`); do not edit. Each
 row is tested. A field works, or a request that has it is refused with status 400 and the field's name; none is ignored.
 Of those refused, the values in the last column ask for nothing, and are taken. `null` is a field that is not given.
 """

@@ -17,7 +17,7 @@ from pieray.cli.options import Json
 from pieray.cli.output import say
 from pieray.cluster import up_state
 
-COLUMNS = ("id", "tenant", "user", "role", "requests_per_minute", "tokens_per_minute", "created_at")
+COLUMNS = ("id", "tenant", "user", "role", "requests_per_minute", "tokens_per_minute", "max_priority", "created_at")
 
 File = Annotated[str | None, typer.Option("--file", metavar="PATH", help="The file of keys; ~/.pieray/keys.db.")]
 Tenant = Annotated[str, typer.Option(help="Whose names, pages and quotas its requests use.")]
@@ -25,6 +25,9 @@ User = Annotated[str, typer.Option(help="Who of the tenant answers for them.")]
 Role = Annotated[str, typer.Option(help="user, or admin: installs programs, and sees all runs.")]
 Requests = Annotated[int, typer.Option("--requests-per-minute", help="0: any number.")]
 Tokens = Annotated[int, typer.Option("--tokens-per-minute", help="Of prompts and answers; 0: any number.")]
+MaxPriority = Annotated[
+    int, typer.Option("--max-priority", help="The highest that its launches may have, -100 to 100.")
+]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="As `pieray keys` shows it.", show_default=False)]
 
 keys = typer.Typer(
@@ -63,12 +66,15 @@ def create(
     role: Role = "user",
     requests: Requests = 0,
     tokens: Tokens = 0,
+    max_priority: MaxPriority = 0,
     file: File = None,
     debug: Debug = False,
 ) -> None:
     """Make a key and print it, this once: the file has only its hash."""
     with guard(debug=debug), _opened(file, create=True) as opened:
-        made = opened.create(tenant=tenant, user=user, role=role, requests=requests, tokens=tokens)
+        made = opened.create(
+            tenant=tenant, user=user, role=role, requests=requests, tokens=tokens, max_priority=max_priority
+        )
         sys.stdout.write(f"{made}\n")
 
 

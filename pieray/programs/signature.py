@@ -37,7 +37,8 @@ class MainFunction:
 
     def __init__(self, parameters: Mapping[str, Parameter] | None = None, *, takes_any: bool = False) -> None:
         self.parameters = parameters
-        self._takes_any = takes_any
+        self.takes_any = takes_any
+        """It has `**kwargs`."""
 
     def knows(self, name: str) -> bool:
         """Whether `main` is known to have a parameter of that name."""
@@ -67,7 +68,7 @@ class MainFunction:
             return
         for name, value in values.items():
             parameter = self.parameters.get(name)
-            if parameter is None and not self._takes_any:
+            if parameter is None and not self.takes_any:
                 near = difflib.get_close_matches(name, self.parameters, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"it takes {self}"
                 raise ConfigError(f"main() has no argument {name!r}; {hint}")

@@ -30,20 +30,28 @@ from pieray.client.process import Event, Process
 from pieray.concurrency.off_loop import off_loop
 from pieray.errors import PierayError
 from pieray.programs.sources import ProgramSource, embedded
-from pieray.server import answers
-from pieray.server.answers import Answer, ChatAnswer, CompletionAnswer
 from pieray.server.bodies import read_json, worked_out
-from pieray.server.fields import Asked
-from pieray.server.guard import Guard, caller_of, trace_of
-from pieray.server.keys import Caller, Rates
+from pieray.server.guard import Guard, caller_of, check_priority, trace_of
+from pieray.server.json_texts import encoded
+from pieray.server.keys import Caller
+from pieray.server.meter import Meter
 from pieray.server.metrics import Clock, Metrics
 from pieray.server.models import main_named, models_of, read_for_program
+from pieray.server.openai import answers
+from pieray.server.openai.answers import Answer, ChatAnswer, CompletionAnswer
+from pieray.server.openai.fields import Asked
+from pieray.server.openai.requests import read_chat, read_completion, read_embeddings
+from pieray.server.openai.response_answer import ResponseAnswer
+from pieray.server.openai.response_fields import read_response
 from pieray.server.problems import HttpProblem, problem_of
-from pieray.server.requests import read_chat, read_completion, read_embeddings
-from pieray.server.responses import ResponseAnswer, read_response
-from pieray.server.runs import Runs
+from pieray.server.runs.files import FileRoutes
+from pieray.server.runs.kept import Runs
+from pieray.server.runs.programs import ProgramRoutes
+from pieray.server.runs.routes import RunRoutes
+from pieray.server.runs.sockets import RunSockets
 from pieray.server.streams import EventStream, kill_soon, unless_gone
 from pieray.server.tenants import Tenants
+from pieray.server.tools import ToolRoutes
 from pieray.server.ui.routes import EngineRoutes
 from pieray.server.values import text
 
@@ -64,8 +72,8 @@ class Kind:
     read: Callable[[Mapping[str, Any]], Asked]
     answer: Callable[[Asked, str, int], Answer | ResponseAnswer]
     """From what is asked, the model's name and the Unix time."""
-    is_chat: bool
-    takes_programs: bool = True
+    route: str
+    """How a request to an inferlet is read: of `models.ROUTES`."""
 
 
 def _answer_of(kind: type[Answer], prefix: str) -> Callable[[Asked, str, int], Answer]:
@@ -83,9 +91,9 @@ def _response_of(asked: Asked, model: str, now: int) -> ResponseAnswer:
     return ResponseAnswer(f"resp_{number}", model, now, told=asked.door["told"])
 
 
-CHAT = Kind(read_chat, _answer_of(ChatAnswer, "chatcmpl"), is_chat=True)
-COMPLETION = Kind(read_completion, _answer_of(CompletionAnswer, "cmpl"), is_chat=False)
-RESPONSE = Kind(read_response, _response_of, is_chat=True, takes_programs=False)
+CHAT = Kind(read_chat, _answer_of(ChatAnswer, "chatcmpl"), "chat")
+COMPLETION = Kind(read_completion, _answer_of(CompletionAnswer, "cmpl"), "completion")
+RESPONSE = Kind(read_response, _response_of, "response")
 
 
 class Door:
@@ -105,7 +113,7 @@ class Door:
         telemetry: Telemetry | None = None,
     ) -> None:
         self.tenants = Tenants(engine)
-        self._rates: Rates | None = None
+        self._meter: Meter | None = None
         self._engine_routes: EngineRoutes | None = None
         self.metrics = Metrics(model)
         self.model = model
@@ -113,12 +121,15 @@ class Door:
         self._embed = embed
         self._began = int(time.time())
         self._telemetry = telemetry
+        self._tools: ToolRoutes | None = None
 
     def app(self, guard: Guard) -> ASGIApp:
         """The routes, behind `guard`."""
-        self._rates = guard.rates
+        meter = self._meter = Meter(self.tenants, guard.rates)
         guard.on_answer = self.metrics.answered
         self._engine_routes = EngineRoutes(self.tenants, self.model, asks_for_keys=guard.keys is not None)
+        runs = Runs(self.tenants, meter, self.metrics)
+        tools = self._tools = ToolRoutes(runs, self.tenants)
         routes = [
             Route("/v1/chat/completions", functools.partial(self._complete, CHAT), methods=["POST"]),
             Route("/v1/completions", functools.partial(self._complete, COMPLETION), methods=["POST"]),
@@ -126,7 +137,11 @@ class Door:
             Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             Route("/v1/models", self._models),
             Route("/v1/models/{name:path}", self._one_model),
-            *Runs(self.tenants, guard.rates, self.metrics).routes(),
+            *ProgramRoutes(self.tenants).routes(),
+            *RunRoutes(runs, self.tenants).routes(),
+            *FileRoutes(runs).routes(),
+            *RunSockets(runs, self.tenants).routes(),
+            *tools.routes(),
             *self._engine_routes.routes(),
             Route("/health", self._health),
             Route("/version", _version),
@@ -150,6 +165,8 @@ class Door:
             self._engine_routes.close()
         if self._telemetry is not None:
             await self._telemetry.close()
+        if self._tools is not None:
+            await self._tools.close()
         await self.tenants.close()
 
     # --- what generates ------------------------------------------------------------------------
@@ -162,20 +179,16 @@ class Door:
         asked: Asked
         if name == self.model:
             asked, program = await worked_out(request, kind.read, body), _source(self._generate)
-        elif not kind.takes_programs:
-            raise HttpProblem(
-                404, f"{name[:100]!r} is not the served model, {self.model!r}", param="model", code="model_not_found"
-            )
         else:
             main = await main_named(engine, name)
-            asked = await worked_out(request, read_for_program, body, name, main, is_chat=kind.is_chat)
+            asked = await worked_out(request, read_for_program, body, name, main, kind.route)
             program = _source(name)
         is_own = name == self.model
-        process = await unless_gone(request, self._launch(engine, program, asked, trace_of(request)))
+        process = await unless_gone(request, self._launch(engine, program, asked, caller, trace_of(request)))
         clock.launched, clock.asked = time.perf_counter(), asked.arguments
         answer = kind.answer(asked, name, int(time.time()))
         headers = {"x-pieray-run": process.id}
-        end = functools.partial(self._end, process, self._count(caller), clock if is_own else None)
+        end = functools.partial(self._end, process, clock if is_own else None)
         self.metrics.running.inc()
         events = process.aevents() if asked.is_stream else None
         try:
@@ -203,22 +216,21 @@ class Door:
             end()
         return _json(whole, headers)
 
-    def _end(self, process: Process, count: Callable[[int], None] | None, clock: Clock | None) -> None:
+    def _end(self, process: Process, clock: Clock | None) -> None:
         """Nobody waits for it any more.  `clock`: of a request of the served model."""
         self.metrics.running.dec()
         if clock is not None and not process.is_done:
             self.metrics.left(clock)
-        kill_soon(process, count)
+        kill_soon(process)
 
-    def _count(self, caller: Caller) -> Callable[[int], None] | None:
-        """What is told the tokens that a run of the caller has used; None: nobody counts them."""
-        if self._rates is None or not caller.tokens_per_minute:
-            return None
-        return functools.partial(self._rates.count_tokens, caller)
-
-    async def _launch(self, engine: Engine, program: str | ProgramSource, asked: Asked, trace: str) -> Process:
+    async def _launch(
+        self, engine: Engine, program: str | ProgramSource, asked: Asked, caller: Caller, trace: str
+    ) -> Process:
         priority = asked.door.get("priority", 0)
+        check_priority(caller, priority)
         process = await engine.alaunch(program, asked.arguments, attached=True, priority=priority, trace=trace)
+        if self._meter is not None:
+            self._meter.watch(process, caller)
         self.metrics.launched(process.name)
         about = {"run": process.id, "program": process.name, "labels": asked.labels}
         log.info("run %s of %s %s", process.id, process.name, asked.labels or "", extra=about)
@@ -292,11 +304,13 @@ class Door:
             )
         caller = caller_of(request)
         engine = await self.tenants.engine_of(caller)
-        process = await unless_gone(request, self._launch(engine, _source(self._embed), asked, trace_of(request)))
+        process = await unless_gone(
+            request, self._launch(engine, _source(self._embed), asked, caller, trace_of(request))
+        )
         try:
             result = await unless_gone(request, process.wait())
         finally:
-            kill_soon(process, self._count(caller))
+            kill_soon(process)
         encoding = asked.door.get("encoding_format", "float")
         return _json(answers.embeddings(result, name, encoding), {"x-pieray-run": process.id})
 
@@ -343,7 +357,7 @@ async def _version(_: Request) -> Response:
 
 
 def _json(value: object, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(answers.encoded(value), media_type="application/json", headers=headers)
+    return Response(encoded(value), media_type="application/json", headers=headers)
 
 
 def _no_openai(process: Process) -> HttpProblem:

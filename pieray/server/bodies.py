@@ -7,19 +7,15 @@ import re
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 
 from pieray.concurrency.off_loop import off_loop
+from pieray.server.json_texts import INLINE_BYTES, MOST_DEPTH, loaded
 from pieray.server.problems import HttpProblem
-from pieray.server.values import loaded
 
 MOST_BYTES = 8 << 20
 READ_S = 20.0
 """For all of a body to come."""
-MOST_DEPTH = 64
-"""Of lists and objects in each other."""
-INLINE_BYTES = 64 << 10
-"""A larger body is parsed and checked on a thread: the event loop has others to serve."""
 SIZE = "pieray.body_bytes"
 """Of a request's scope: how large its body was."""
 
@@ -32,14 +28,20 @@ async def read_json(request: Request, most_bytes: int = MOST_BYTES) -> dict[str,
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HttpProblem(415, f"content-type is application/json; given {kind[:100]!r}")
-    data = await _read(request, most_bytes)
-    request.scope[SIZE] = len(data)
-    return await worked_out(request, _parsed, data)
+    return await parsed(request, await read_bytes(request, most_bytes, READ_S))
 
 
-async def worked_out(request: Request, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `call` makes of the body of a request, which has been read: on a thread if the body is large."""
-    if request.scope[SIZE] <= INLINE_BYTES:
+async def parsed(asker: HTTPConnection, data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`, which the asker has sent.  Raises HttpProblem."""
+    asker.scope[SIZE] = len(data)
+    return await worked_out(asker, _parsed, data)
+
+
+async def worked_out(asker: HTTPConnection, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `call` makes of the body of a request, which has been read.
+
+    It is on a thread if the body is large: the event loop has others to serve."""
+    if asker.scope[SIZE] <= INLINE_BYTES:
         return call(*args, **kwargs)
     return await off_loop(call, *args, **kwargs)
 
@@ -55,20 +57,21 @@ def _parsed(data: bytes) -> dict[str, Any]:
     return found
 
 
-async def _read(request: Request, most_bytes: int) -> bytes:
+async def read_bytes(request: Request, most_bytes: int, within_s: float) -> bytes:
+    """The body of a request.  Raises HttpProblem 413, 408; ClientDisconnect."""
     told = request.headers.get("content-length", "0")
     if not re.fullmatch(r"[0-9]{1,18}", told) or int(told) > most_bytes:
         raise _too_large(most_bytes, told[:20])
     parts, size = [], 0
     try:
-        async with asyncio.timeout(READ_S):
+        async with asyncio.timeout(within_s):
             async for part in request.stream():
                 size += len(part)
                 if size > most_bytes:
                     raise _too_large(most_bytes, f"more than {size}")
                 parts.append(part)
     except TimeoutError:
-        raise HttpProblem(408, f"the body did not come within {READ_S:g} s; {size} bytes of it have") from None
+        raise HttpProblem(408, f"the body did not come within {within_s:g} s; {size} bytes of it have") from None
     return b"".join(parts)
 
 
@@ -102,4 +105,4 @@ def _check_unicode(text: str) -> None:
         raise HttpProblem(400, f"the body has half of a surrogate pair: {error}", code="invalid_json") from None
 
 
-__all__ = ["MOST_BYTES", "MOST_DEPTH", "READ_S", "ClientDisconnect", "read_json", "worked_out"]
+__all__ = ["MOST_BYTES", "MOST_DEPTH", "READ_S", "ClientDisconnect", "parsed", "read_bytes", "read_json", "worked_out"]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -40,13 +40,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def caller_of(request: Request) -> Caller:
+def caller_of(request: HTTPConnection) -> Caller:
     """Who asks, as the guard has found."""
     found: Caller = request.scope[CALLER]
     return found
 
 
-def trace_of(request: Request) -> str:
+def trace_of(request: HTTPConnection) -> str:
     """The traceparent for what a request launches; "": it is not traced."""
     found: str = request.scope.get(TRACE, "")
     return found
@@ -70,15 +70,18 @@ class Guard:
 
     def around(self, app: ASGIApp) -> ASGIApp:
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http":
+            if scope["type"] not in ("http", "websocket"):
                 return
+            scope.setdefault("method", "WEBSOCKET")  # what the log calls one
             began, status, run = time.perf_counter(), 0, ""
 
             async def sending(message: Message) -> None:
                 nonlocal status, run
-                if message["type"] == "http.response.start":
+                if message["type"] in ("http.response.start", "websocket.http.response.start"):
                     status = message["status"]
                     run = Headers(raw=message["headers"]).get(RUN, "")
+                elif message["type"] == "websocket.accept":
+                    status = 101
                 await send(message)
 
             self.num_running += 1
@@ -109,6 +112,8 @@ class Guard:
         if size > HEAD_BYTES:
             raise HttpProblem(431, f"the headers of a request are at most {HEAD_BYTES} bytes; given {size}")
         headers = Headers(scope=scope)
+        if scope["type"] == "websocket":
+            _check_origin(headers)
         caller = ANYBODY
         if self.keys is None:
             _check_host(headers.get("host", ""))
@@ -141,3 +146,22 @@ def _check_host(host: str) -> None:
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     if not is_loopback(name.strip("[]")):
         raise HttpProblem(403, f"this server answers to names of this machine alone; given host {host[:100]!r}")
+
+
+def _check_origin(headers: Headers) -> None:
+    """Browsers open websockets to anywhere unasked, but say for which page: only a page of this server may."""
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != headers.get("host", ""):
+        raise HttpProblem(403, f"no page of another server opens websockets here; given origin {origin[:100]!r}")
+
+
+def check_priority(caller: Caller, priority: int) -> None:
+    """Raises HttpProblem 403 for a launch of higher priority than the caller's key may have."""
+    if priority > caller.max_priority:
+        raise HttpProblem(
+            403,
+            f"priority: the highest of this key is {caller.max_priority}; given {priority} (vLLM's field `priority`, "
+            "where lower goes first, has the other sign)",
+            param="priority",
+            code="priority",
+        )

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pieray.errors import ConfigError
+from pieray.server.bodies import MOST_BYTES
 from pieray.server.guard import HEAD_BYTES, Guard
 from pieray.server.streams import STALL_S
 
@@ -23,6 +24,8 @@ HEAD_S = 10.0
 """For the head of a request to come, from the connection's begin or the first byte."""
 IDLE_S = 30.0
 """A connection without a request is kept so long."""
+PING_S = 20.0
+"""How often a websocket's client is asked whether it lives, and how long it may take to answer."""
 TICK_S = 0.1
 END_S = 10.0
 """For what is to be put away at the end."""
@@ -44,7 +47,10 @@ class _Counted:
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's, with limits of time for the head of a request to come, and for a client to take what it is sent."""
+    """uvicorn's, with limits of time for the head of a request to come, and for a client to take what it is sent.
+
+    A connection that becomes a websocket has another protocol from then on, and is still looked at.
+    """
 
     _head_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
@@ -76,6 +82,8 @@ class PatientProtocol(H11Protocol):
 
     def _look(self) -> None:
         """Abort a connection whose client takes nothing: to close it would wait for the client for ever."""
+        if self._counted.is_closing() and not self._counted.get_write_buffer_size():
+            return
         waiting, now = self._counted.get_write_buffer_size(), self.loop.time()
         num_taken = self._counted.num_written - waiting
         if not waiting or num_taken > self._num_taken:
@@ -135,7 +143,11 @@ def serve(
         app,
         loop="asyncio",
         http=PatientProtocol,
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=MOST_BYTES,
+        ws_ping_interval=PING_S,
+        ws_ping_timeout=PING_S,
+        ws_per_message_deflate=False,  # what a client sends is as large as it says
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pieray.errors import ConfigError, NotFound
+from pieray.tenants import MAX_PRIORITY
 
 ROLES = ("user", "admin")
 FRESH_S = 1.0
@@ -28,13 +29,17 @@ MOST_FAILURES = 20
 MOST_ADDRESSES = 4096
 
 _KEY = re.compile(r"pk-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
-_COLUMNS = "id, tenant, user, role, requests_per_minute, tokens_per_minute, created_at"
+_COLUMNS = "id, tenant, user, role, requests_per_minute, tokens_per_minute, max_priority, created_at"
+_READ = "hash, tenant, user, role, requests_per_minute, tokens_per_minute, max_priority"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY, hash BLOB NOT NULL, tenant TEXT NOT NULL, user TEXT NOT NULL, role TEXT NOT NULL,
-    requests_per_minute INTEGER NOT NULL, tokens_per_minute INTEGER NOT NULL, created_at INTEGER NOT NULL
+    requests_per_minute INTEGER NOT NULL, tokens_per_minute INTEGER NOT NULL, created_at INTEGER NOT NULL,
+    max_priority INTEGER NOT NULL DEFAULT 0
 )
 """
+_ADDED = "ALTER TABLE keys ADD COLUMN max_priority INTEGER NOT NULL DEFAULT 0"
+"""To a file that was made before keys had one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,8 @@ class Caller:
     is_admin: bool = False
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
+    max_priority: int = MAX_PRIORITY
+    """The highest that its launches may have."""
 
 
 ANYBODY = Caller("", "local")
@@ -67,15 +74,26 @@ class Keys:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._file = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=wait_s)
             self._file.execute(_SCHEMA)
+            if "max_priority" not in {row[1] for row in self._file.execute("PRAGMA table_info(keys)")}:
+                self._file.execute(_ADDED)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(f"{path} is no file of keys: {error}") from None
         self._known: dict[str, tuple[bytes, Caller]] = {}
         self._read_at = -FRESH_S
 
     def create(
-        self, *, tenant: str = "local", user: str = "local", role: str = "user", requests: int = 0, tokens: int = 0
+        self,
+        *,
+        tenant: str = "local",
+        user: str = "local",
+        role: str = "user",
+        requests: int = 0,
+        tokens: int = 0,
+        max_priority: int = 0,
     ) -> str:
-        """A new key, which is told this once.  `requests`, `tokens`: a minute; 0: any number.  Raises ConfigError."""
+        """A new key, which is told this once.  `requests`, `tokens`: a minute; 0: any number.  Raises ConfigError.
+
+        `max_priority`: the highest that its launches may have."""
         if role not in ROLES:
             raise ConfigError(f"the role of a key is one of {', '.join(ROLES)}; given {role!r}")
         for what, name in (("tenant", tenant), ("user", user)):
@@ -83,9 +101,11 @@ class Keys:
                 raise ConfigError(f"a {what} is up to 64 letters, digits and . _ -; given {name[:100]!r}")
         if min(requests, tokens) < 0 or max(requests, tokens) >= 1 << 62:
             raise ConfigError(f"rates are from 0 to 2**62 a minute; given {requests} requests, {tokens} tokens")
+        if abs(max_priority) > MAX_PRIORITY:
+            raise ConfigError(f"a priority is from {-MAX_PRIORITY} to {MAX_PRIORITY}; given {max_priority}")
         key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-        row = (key_id, _hash(secret), tenant, user, role, requests, tokens, int(time.time()))
-        self._file.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+        row = (key_id, _hash(secret), tenant, user, role, requests, tokens, int(time.time()), max_priority)
+        self._file.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
         return f"pk-{key_id}-{secret}"
 
     def rows(self) -> list[dict[str, Any]]:
@@ -112,12 +132,13 @@ class Keys:
 
     def _read(self, key_id: str) -> tuple[bytes, Caller] | None:
         row = self._file.execute(
-            "SELECT hash, tenant, user, role, requests_per_minute, tokens_per_minute FROM keys WHERE id = ?", (key_id,)
+            f"SELECT {_READ} FROM keys WHERE id = ?",  # noqa: S608 - constants
+            (key_id,),
         ).fetchone()
         if row is None:
             return None
-        digest, tenant, user, role, requests, tokens = row
-        found = self._known[key_id] = digest, Caller(key_id, tenant, user, role == "admin", requests, tokens)
+        digest, tenant, user, role, *bounds = row
+        found = self._known[key_id] = digest, Caller(key_id, tenant, user, role == "admin", *bounds)
         return found
 
     def close(self) -> None:
@@ -173,7 +194,7 @@ class Rates:
         return 0.0, ""
 
     def count_tokens(self, caller: Caller, tokens: int) -> None:
-        """Tokens that a request of the caller, which has been admitted, has used."""
+        """Tokens that runs of the caller, who has been admitted, have used."""
         with self._lock:
             self._tokens[caller].take(tokens)
 

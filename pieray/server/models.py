@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pieray.client.engine import Engine
@@ -12,7 +13,9 @@ from pieray.errors import ConfigError, InvalidRequest, NotFound
 from pieray.programs.manifest import is_spec
 from pieray.programs.signature import MainFunction, main_of
 from pieray.programs.sources import embedded, embedded_inferlets, is_embedded
-from pieray.server.fields import CHAT, COMPLETIONS, Asked
+from pieray.server.openai.fields import Asked, Field
+from pieray.server.openai.response_fields import RESPONSES
+from pieray.server.openai.tables import CHAT, COMPLETIONS
 from pieray.server.problems import BadField, HttpProblem
 from pieray.server.values import text
 
@@ -39,39 +42,70 @@ def _embedded_main(name: str) -> MainFunction:
     return main_of(found)
 
 
-def read_for_program(body: Mapping[str, Any], name: str, main: MainFunction, *, is_chat: bool) -> Asked:
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Of a request that may go to an inferlet: its fields, and that which has what the user says."""
+
+    fields: tuple[Field, ...]
+    said: str
+    is_chat: bool
+
+
+ROUTES: Mapping[str, Route] = {
+    "chat": Route(CHAT, "messages", is_chat=True),
+    "completion": Route(COMPLETIONS, "prompt", is_chat=False),
+    "response": Route(RESPONSES, "input", is_chat=True),
+}
+_AS_MAX_TOKENS = ("max_completion_tokens", "max_output_tokens")
+
+
+def read_for_program(body: Mapping[str, Any], name: str, main: MainFunction, route: str) -> Asked:
     """A request to an inferlet: the message or prompt, and every field that its main has; others are refused.
 
-    Raises BadField.
+    `route`: of ROUTES.  Raises BadField.
     """
-    known = {field.name: field for field in (CHAT if is_chat else COMPLETIONS)}
-    asked, said = Asked({}), "messages" if is_chat else "prompt"
-    if said not in body:
-        raise BadField(said, "is missing")
+    kind = ROUTES[route]
+    known = {field.name: field for field in kind.fields}
+    asked, told = Asked({}), dict[str, Any]()
+    if body.get(kind.said) is None:
+        raise BadField(kind.said, "is missing")
     for field_name, value in body.items():
-        if value is None:
-            continue
         field = known.get(field_name)
-        if field_name == said:
-            assert field is not None
-            asked.arguments.update(_input(name, main, field.read(value)))
+        if value is None or field_name == "instructions":
+            continue
+        if field_name == kind.said:
+            asked.arguments.update(_input(name, main, _said(kind, body)))
         elif field is not None and field.is_doors:
             asked.door.update(field.read(value))
-        elif _takes(main, field_name):
-            asked.arguments[field_name] = value
-        elif field_name == "max_completion_tokens" and _takes(main, "max_tokens"):
-            asked.arguments["max_tokens"] = value
+        elif _takes(main, field_name) or (field_name in _AS_MAX_TOKENS and _takes(main, "max_tokens")):
+            asked.arguments["max_tokens" if field_name in _AS_MAX_TOKENS else field_name] = value
+            told |= field.read(value).get("told", {}) if field is not None and field.works else {}
+        elif field is not None and field.works and not set(found := field.read(value)) - {"told"}:
+            told |= found.get("told", {})  # it is for the answer alone
         elif field is not None and not field.works and _is_neutral(field.neutral, value):
             continue
         else:
             raise BadField(field_name, f"{name} does not take it; it takes {main}", code="unsupported_field")
-    if is_chat and main.knows("chat") and "messages" not in asked.arguments:
+    if kind.is_chat and main.knows("chat") and "messages" not in asked.arguments:
         asked.arguments.setdefault("chat", True)
     try:
         main.check(asked.arguments)
     except ConfigError as error:
         raise BadField("model", f"{name}: {error.message}") from None
+    if route == "response":
+        asked.door["told"] = told
     return asked
+
+
+def _said(kind: Route, body: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said: {"messages": ...} or {"prompts": ...}."""
+    (field,) = (one for one in kind.fields if one.name == kind.said)
+    found = field.read(body[kind.said])
+    if "input" not in found:
+        return found
+    instructions = body.get("instructions")
+    head = [] if instructions is None else [{"role": "system", "content": text("instructions", instructions)}]
+    return {"messages": [*head, *found["input"]]}
 
 
 def _takes(main: MainFunction, name: str) -> bool:

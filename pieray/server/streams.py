@@ -29,22 +29,24 @@ KILL_TRIES = 2
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled if the client leaves before; raises ClientDisconnect then."""
-    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request.receive))
+    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_gone(request.receive))
     try:
         await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             return doing.result()
         raise ClientDisconnect
     finally:
-        await _cancelled(doing, gone)
+        await cancelled(doing, gone)
 
 
-async def _gone(receive: Receive) -> None:
+async def until_gone(receive: Receive) -> None:
+    """Wait until the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def _cancelled(*tasks: asyncio.Future[Any]) -> None:
+async def cancelled(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -76,7 +78,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - as ASGI has it
         """Send all; raises TimeoutError if the client takes nothing for STALL_S: the connection is closed then."""
-        sending, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(_gone(receive))
+        sending, gone = asyncio.ensure_future(self._send(send)), asyncio.ensure_future(until_gone(receive))
         beating = asyncio.ensure_future(self._beat(send))
         try:
             while True:
@@ -88,7 +90,7 @@ class EventStream(Response):
             if sending.done():
                 sending.result()
         finally:
-            await _cancelled(sending, gone, beating)
+            await cancelled(sending, gone, beating)
             self._at_end()
 
     async def _send(self, send: Send) -> None:
@@ -117,8 +119,8 @@ class EventStream(Response):
                 await self._put(send, b": still here\n\n")
 
 
-def kill_soon(process: Process, count: Callable[[int], None] | None = None) -> None:
-    """End an inferlet that nobody waits for any more, if it runs; `count` is told how many tokens it has used.
+def kill_soon(process: Process) -> None:
+    """End an inferlet that nobody waits for any more, if it runs.
 
     Returns at once: what there is to do is done on a thread.
     """
@@ -130,13 +132,6 @@ def kill_soon(process: Process, count: Callable[[int], None] | None = None) -> N
                 break
             except PierayError as error:
                 log.debug("%s is not ended: %s", process.id, error)
-        if count is None:
-            return
-        try:
-            usage = process.usage()
-            count(usage["tokens_computed"] + usage["tokens_found"])
-        except PierayError as error:
-            log.debug("%s is not counted: %s", process.id, error)
 
-    if not process.is_done or count is not None:
+    if not process.is_done:
         threading.Thread(target=end, name="pieray-door-end", daemon=True).start()

@@ -5,25 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from pieray.server.problems import BadField
-
-
-def loaded(text: str | bytes) -> Any:
-    """A JSON text.  Raises ValueError, also for numbers that are none (NaN) or too large (1e999); RecursionError."""
-    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(digits: str) -> float:
-    found = float(digits)
-    if math.isinf(found):
-        raise ValueError(f"{digits[:40]} is too large a number")
-    return found
 
 
 def boolean(name: str, value: Any) -> bool:

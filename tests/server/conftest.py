@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from serving import hosted
+from doors import hosted
 
 from pieray.server.guard import Guard
 from pieray.server.keys import Keys

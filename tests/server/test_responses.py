@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 from openai import OpenAI
+from programs import program
 from pydantic import BaseModel
 
 MODEL = "pie-tiny"
@@ -132,7 +133,44 @@ def test_log_probabilities(client: OpenAI) -> None:
 def test_what_it_does_not_serve_is_refused(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="nothing is stored"):
         client.responses.create(model=MODEL, input="a", previous_response_id="resp_1")
-    with pytest.raises(openai.NotFoundError, match="is not the served model"):
-        client.responses.create(model="react-agent", input="a")
+    with pytest.raises(openai.NotFoundError, match="no model and no inferlet"):
+        client.responses.create(model="gpt-4o", input="a")
     with pytest.raises(openai.BadRequestError, match="context is 1024"):
         client.responses.create(model=MODEL, input="x" * 3000, stream=True)
+
+
+def test_an_inferlet_answers_in_place_of_the_model(client: OpenAI) -> None:
+    done = client.responses.create(
+        model="text-completion", input=SUM, max_output_tokens=40, temperature=0, metadata={"a": "b"}
+    )
+    assert (done.output_text, done.status, done.model) == (ANSWER, "completed", "text-completion")
+    assert (done.max_output_tokens, done.metadata, done.temperature) == (40, {"a": "b"}, 0)
+    assert done.result["text"] == ANSWER  # type: ignore[attr-defined]
+    stream = client.responses.create(model="text-completion", input=SUM, max_output_tokens=40, stream=True)
+    assert "".join(event.delta for event in stream if event.type == "response.output_text.delta") == ANSWER
+    agent = client.responses.create(model="react-agent", input="Compute 1 times 2.")
+    assert agent.output_text.endswith("Answer: 2")
+
+
+def test_items_and_instructions_are_its_messages(client: OpenAI, engine: Any) -> None:
+    source = program("async def main(messages):\n    return [[m['role'], m['content']] for m in messages]\n", "telling")
+    engine.install(source)
+    try:
+        items: Any = [
+            {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+            {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "c"},
+        ]
+        done = client.responses.create(model="telling", instructions="be brief", input=items)
+        assert done.result == [  # type: ignore[attr-defined]
+            ["system", "be brief"],
+            ["user", "a"],
+            ["assistant", "b"],
+            ["user", "c"],
+        ]
+        with pytest.raises(openai.BadRequestError, match="temperature: telling does not take it"):
+            client.responses.create(model="telling", input="a", temperature=0)
+        with pytest.raises(openai.BadRequestError, match="input: is missing"):
+            client.responses.create(model="telling")
+    finally:
+        engine.uninstall("telling")

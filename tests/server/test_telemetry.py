@@ -11,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from doors import hosted
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
-from serving import hosted
 
 from pieray.server.guard import Guard
 from pieray.server.telemetry import Telemetry

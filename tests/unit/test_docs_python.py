@@ -8,6 +8,7 @@ import pytest
 
 import inferlet
 import pieray
+import pieray_client
 from tools import references
 
 
@@ -22,10 +23,15 @@ def test_every_public_name_has_an_entry() -> None:
     assert set(inferlet.__all__) - own <= listed
     assert {"kv.export_pages", "forward.Pass", "tickets.Ticket", "model.TextStream", "testing.run"} <= listed
     assert {"Context.generate", "Context.save", "Context.drop", "Generation.events"} <= listed, "inherited ones too"
-    assert set(pieray.__all__) - {"__version__"} <= set(re.findall(r"^## (?:class )?(\w+)", client, re.M))
+    served = set(re.findall(r"^## (?:class )?(\w+)", references.http_client_page(), re.M))
+    assert set(pieray_client.__all__) - {"Event"} == served
+    assert set(pieray.__all__) - {"__version__"} <= served | set(re.findall(r"^## (?:class )?(\w+)", client, re.M))
 
 
-@pytest.mark.parametrize("page", [references.sdk_page, references.client_page], ids=["sdk", "client"])
+PAGES = [references.sdk_page, references.client_page, references.http_client_page]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=["sdk", "client", "http-client"])
 def test_links_and_fences_are_whole(page: object) -> None:
     text = page()  # type: ignore[operator]
     titles = {title.lower().replace(" ", "-").replace(".", "") for title in re.findall(r"^#+ (.+)", text, re.M)}

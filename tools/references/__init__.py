@@ -1,4 +1,4 @@
-"""`docs/python-sdk.md` and `docs/python-client.md` from the docstrings: `python -m tools.references [--check]`.
+"""The references in docs/ from the docstrings: `python -m tools.references [--check]`.
 
 What is public is read from the sources, without importing them: the names of `__all__`, and what a module of the SDK
 defines without an underscore.  A public name without a docstring is an error.
@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 SDK = ROOT / "pieray" / "guest" / "inferlet"
 CLIENT = ROOT / "pieray"
+HTTP_CLIENT = ROOT / "pieray-client" / "pieray_client"
 WIDTH = 100
 """Of a signature in one line."""
 
@@ -34,8 +35,17 @@ CLIENT_NAMES = {
     "errors": ("PierayError", "*"),
 }
 
+#: The same of the client of a server.
+HTTP_CLIENT_NAMES = {
+    "sync": ("Client", "Run"),
+    "aio": ("AsyncClient", "AsyncRun"),
+    "events": ("Text", "Log", "Data", "FilePart", "Result"),
+    "wire": ("RunState", "ProgramFacts", "SentFile"),
+    "errors": ("ClientError", "*"),
+}
+
 #: Classes whose objects a program gets, and does not make.
-GIVEN = {"Engine", "Process", "Generation", "Child", "Adapter", "Matcher", "SamplerHandle"}
+GIVEN = {"Engine", "Process", "Run", "AsyncRun", "Generation", "Child", "Adapter", "Matcher", "SamplerHandle"}
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -76,7 +86,11 @@ def read(path: Path) -> Module:
 
 def pages() -> dict[Path, str]:
     """Path -> what it must hold.  Raises ValueError naming what has no docstring."""
-    return {DOCS / "python-sdk.md": sdk_page(), DOCS / "python-client.md": client_page()}
+    return {
+        DOCS / "python-sdk.md": sdk_page(),
+        DOCS / "python-client.md": client_page(),
+        DOCS / "http-client-reference.md": http_client_page(),
+    }
 
 
 def sdk_page() -> str:
@@ -115,13 +129,28 @@ def client_page() -> str:
         "# The Python API of clients",
         "Made by `python -m tools.references` from the docstrings; do not edit.",
         _prose(read(CLIENT / "__init__.py").doc),
+        *_sections(CLIENT, CLIENT_NAMES),
     ]
-    for name, keys in CLIENT_NAMES.items():
-        module = read(CLIENT / f"{name}.py")
+    return "\n\n".join(parts) + "\n"
+
+
+def http_client_page() -> str:
+    """The reference of the client of a server."""
+    parts = [
+        "# The Python client of a server: reference",
+        "Made by `python -m tools.references` from the docstrings; do not edit. [How it is used](http-client.md).",
+        _prose(read(HTTP_CLIENT / "__init__.py").doc),
+        *_sections(HTTP_CLIENT, HTTP_CLIENT_NAMES),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(package: Path, names: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    for name, keys in names.items():
+        module = read(package / f"{name}.py")
         chosen = [key for key in module.nodes if key in keys or ("*" in keys and _is_public_class(module, key))]
         for key in sorted(chosen, key=lambda key: keys.index(key) if key in keys else len(keys)):
-            parts += _section(key, module.nodes[key], CLIENT, 2)
-    return "\n\n".join(parts) + "\n"
+            yield from _section(key, module.nodes[key], package, 2)
 
 
 # -- names

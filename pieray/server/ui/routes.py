@@ -18,11 +18,11 @@ from pieray.client.chrome_trace import chrome_trace
 from pieray.client.process import Process
 from pieray.concurrency.off_loop import off_loop
 from pieray.errors import NotFound
-from pieray.server.answers import encoded
 from pieray.server.guard import caller_of
+from pieray.server.json_texts import encoded
 from pieray.server.keys import Caller
 from pieray.server.problems import HttpProblem
-from pieray.server.runs import event_stream
+from pieray.server.runs.events import event_stream
 from pieray.server.streams import EventStream
 from pieray.server.tenants import Tenants
 from pieray.server.ui import page_files

@@ -20,18 +20,18 @@ from starlette.responses import PlainTextResponse, Response
 
 from pieray.client.process import Event, Process
 from pieray.server import bodies, hosting, streams
-from pieray.server.answers import ChatAnswer, encoded
 from pieray.server.app import Door
 from pieray.server.bodies import INLINE_BYTES, read_json
 from pieray.server.guard import Guard
 from pieray.server.hosting import listening, serve
+from pieray.server.json_texts import encoded, loaded
 from pieray.server.keys import Caller, Keys
+from pieray.server.openai.answers import ChatAnswer
+from pieray.server.openai.requests import read_chat
 from pieray.server.problems import HttpProblem
-from pieray.server.requests import read_chat
-from pieray.server.runs import read_run
+from pieray.server.runs.wanted import read_run
 from pieray.server.streams import EventStream
 from pieray.server.tenants import Tenants
-from pieray.server.values import loaded
 
 
 def request_of(body: bytes) -> Request:

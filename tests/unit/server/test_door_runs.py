@@ -17,12 +17,17 @@ from starlette.responses import JSONResponse
 from pieray.client import process as process_module
 from pieray.client.process import Event, Process
 from pieray.errors import Cancelled, PeerLost
-from pieray.server import runs as runs_module
+from pieray.server import meter as meter_module
 from pieray.server.guard import Guard
 from pieray.server.keys import ANYBODY, Caller, Rates
+from pieray.server.meter import Meter
 from pieray.server.metrics import Metrics
 from pieray.server.problems import HttpProblem
-from pieray.server.runs import Run, Runs, Wanted, _event, event_stream
+from pieray.server.runs import kept, routes
+from pieray.server.runs.events import as_server_sent, event_stream
+from pieray.server.runs.kept import Run, Runs
+from pieray.server.runs.routes import RunRoutes
+from pieray.server.runs.wanted import Wanted
 from pieray.server.streams import kill_soon
 
 RUN = "/v1/inferlets/text-completion/runs"
@@ -74,6 +79,20 @@ class FakeEngine:
         self.links: list[Link] = []
         self.on_launch: Callable[[Link], None] = lambda _: None
         self.gate: asyncio.Event | None = None
+        self.children: list[dict[str, Any]] = []
+
+    def ps(self) -> list[dict[str, Any]]:
+        rows = [
+            {
+                "instance_id": one.id,
+                "parent": "",
+                "state": "done" if one.is_done else "running",
+                "tokens_computed": 3,
+                "tokens_found": 4,
+            }
+            for one in self.launched
+        ]
+        return rows + self.children
 
     async def alaunch(self, *_: Any, **__: Any) -> Process:
         if self.gate is not None:
@@ -99,14 +118,16 @@ class Handles:
 class Scene:
     def __init__(self) -> None:
         self.engine = FakeEngine()
-        self.runs = Runs(Handles(self.engine), Rates(), Metrics("m"))  # type: ignore[arg-type]
+        handles: Any = Handles(self.engine)
+        self.rates = Rates()
+        self.runs = Runs(handles, Meter(handles, self.rates), Metrics("m"))
         handlers: Any = {HttpProblem: lambda _, error: JSONResponse(error.body, error.status)}
-        app = Guard().around(Starlette(routes=self.runs.routes(), exception_handlers=handlers))
+        app = Guard().around(Starlette(routes=RunRoutes(self.runs, handles).routes(), exception_handlers=handlers))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
     async def launch(self, caller: Caller = ANYBODY, *messages: str, key: Any = None, keep_s: float = 60.0) -> Run:
         wanted = Wanted({}, {}, False, False, keep_s, list(messages))
-        return await self.runs._new(caller, "text-completion", wanted, key)
+        return await self.runs.new(caller, "text-completion", wanted, key)
 
 
 def within(test: Callable[[Scene], Coroutine[Any, Any, None]]) -> None:
@@ -146,7 +167,7 @@ def test_results_are_passed_on_as_they_came(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_tenant_has_its_own_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "MOST_KEPT", 2)
+    monkeypatch.setattr(kept, "MOST_KEPT", 2)
     lab, other = Caller("a", "lab"), Caller("b", "other")
 
     async def test(scene: Scene) -> None:
@@ -168,7 +189,7 @@ def test_a_tenant_has_its_own_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_launches_at_one_time_share_the_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "MOST_KEPT", 2)
+    monkeypatch.setattr(kept, "MOST_KEPT", 2)
 
     async def test(scene: Scene) -> None:
         scene.engine.gate = asyncio.Event()
@@ -181,7 +202,7 @@ def test_launches_at_one_time_share_the_room(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_ended_runs_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "MOST_KEPT_BYTES", 250)
+    monkeypatch.setattr(kept, "MOST_KEPT_BYTES", 250)
 
     async def test(scene: Scene) -> None:
         made = [await scene.launch() for _ in range(4)]
@@ -197,14 +218,14 @@ def test_ended_runs_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_key_whose_run_was_left_launches_again() -> None:
     async def test(scene: Scene) -> None:
         wanted, body = Wanted({}, {}, True, True, 0.0, []), dict(BODY)
-        run = await scene.runs._run_for(ANYBODY, "k", "text-completion", body, wanted)
-        scene.runs._come(run)
-        scene.runs._leave(run)
-        again = await scene.runs._run_for(ANYBODY, "k", "text-completion", body, wanted)
+        run = await scene.runs.run_for(ANYBODY, "k", "text-completion", body, wanted)
+        scene.runs.come(run)
+        scene.runs.leave(run)
+        again = await scene.runs.run_for(ANYBODY, "k", "text-completion", body, wanted)
         assert again is not run
         end(run.process)
         scene.runs._forget(run)  # the key is another's now
-        assert await scene.runs._run_for(ANYBODY, "k", "text-completion", body, wanted) is again
+        assert await scene.runs.run_for(ANYBODY, "k", "text-completion", body, wanted) is again
 
     within(test)
 
@@ -237,7 +258,7 @@ def test_a_launch_that_fails_over_its_messages_leaves_nothing() -> None:
 
 
 def test_whoever_launches_is_a_reader_until_the_messages_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "LEAST_KEEP_S", 0.0)
+    monkeypatch.setattr(kept, "LEAST_KEEP_S", 0.0)
     seen: list[int] = []
 
     async def test(scene: Scene) -> None:
@@ -261,7 +282,7 @@ def test_whoever_launches_is_a_reader_until_the_messages_are_there(monkeypatch: 
 
 
 def test_one_run_that_cannot_be_looked_after_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "WATCH_S", 0.01)
+    monkeypatch.setattr(kept, "WATCH_S", 0.01)
 
     async def test(scene: Scene) -> None:
         broken, fine = await scene.launch(), await scene.launch()
@@ -277,16 +298,16 @@ def test_one_run_that_cannot_be_looked_after_leaves_the_others(monkeypatch: pyte
 
 
 def test_an_event_is_one_line() -> None:
-    found = _event(Event("data", '{\r\n "name": "a", "value": 1}\n', 3))
+    found = as_server_sent(Event("data", '{\r\n "name": "a", "value": 1}\n', 3))
     assert found.startswith(b"id: 3\nevent: data\ndata: {")
     assert (found.count(b"\n"), found.count(b"\r")) == (4, 0)
     assert json.loads(found.split(b"data: ")[-1]) == {"name": "a", "value": 1}
-    assert b"\\udc80" in _event(Event("data", '"\udc80"', 0))
+    assert b"\\udc80" in as_server_sent(Event("data", '"\udc80"', 0))
 
 
 def test_an_error_event_has_no_traceback() -> None:
     text = "ValueError: no\nTraceback: /srv/secret.py\nlast logs"
-    found = _event(Event("error", json.dumps({"code": "guest-failed", "message": text}), 0))
+    found = as_server_sent(Event("error", json.dumps({"code": "guest-failed", "message": text}), 0))
     told = json.loads(found.split(b"data: ")[-1])
     assert told["code"] == "guest-failed"
     assert "ValueError: no" in told["message"]
@@ -315,7 +336,7 @@ def test_a_message_to_what_has_ended_is_a_conflict() -> None:
 
 
 def test_a_run_that_does_not_end_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs_module, "END_S", 0.05)
+    monkeypatch.setattr(routes, "END_S", 0.05)
 
     async def test(scene: Scene) -> None:
         run = await scene.launch()
@@ -326,32 +347,58 @@ def test_a_run_that_does_not_end_keeps_nobody_waiting(monkeypatch: pytest.Monkey
     within(test)
 
 
-def test_tokens_are_counted_though_the_kill_fails() -> None:
+def test_a_kill_that_fails_is_tried_again() -> None:
     link: Any = Link()
     link.process, link.fails_kill = Process("p", "demo", link), PeerLost("gone")
-    counted, is_counted = list[int](), threading.Event()
-
-    def count(tokens: int) -> None:
-        counted.append(tokens)
-        is_counted.set()
-
-    kill_soon(link.process, count)
-    assert is_counted.wait(5)
-    assert (counted, link.num_kills) == ([7], 2)
+    kill_soon(link.process)
+    for _ in range(2):
+        assert link.killed.acquire(timeout=5)
 
 
-def test_tokens_of_a_run_that_is_forgotten_are_counted() -> None:
+def test_tokens_are_counted_while_a_run_goes_on_with_those_of_its_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter_module, "LOOK_S", 0.01)
     lab = Caller("k", "lab", tokens_per_minute=100)
 
+    def child(number: int, parent: str, state: str, tokens: int) -> dict[str, Any]:
+        return {
+            "instance_id": f"c{number}",
+            "parent": parent,
+            "state": state,
+            "tokens_computed": tokens,
+            "tokens_found": 0,
+        }
+
     async def test(scene: Scene) -> None:
-        assert scene.runs._rates.admit(lab, 0.0) == (0.0, "")
+        assert scene.rates.admit(lab, 0.0) == (0.0, "")
+        bucket = scene.rates._tokens[lab]
+
+        async def until_left(tokens: float) -> None:
+            while bucket._level != tokens:
+                await asyncio.sleep(0.01)
+
         run = await scene.launch(lab)
+        await until_left(93.0)  # while it runs
+        scene.engine.children = [child(0, run.process.id, "running", 10), child(1, "c0", "done", 5)]
+        await until_left(78.0)
         end(run.process)
         scene.runs._forget(run)
-        bucket = scene.runs._rates._tokens[lab]
-        while bucket._level == 100.0:
+        scene.engine.children[0] |= {"tokens_computed": 20}  # it was detached
+        await until_left(68.0)
+        scene.engine.children[0] |= {"state": "done"}
+        while scene.runs._meter._looking is not None:
             await asyncio.sleep(0.01)
-        assert bucket._level == 93.0
+        assert bucket._level == 68.0
+
+    within(test)
+
+
+def test_a_key_has_a_highest_priority() -> None:
+    async def test(scene: Scene) -> None:
+        wanted = Wanted({}, {"priority": 3}, False, False, 60.0, [])
+        with pytest.raises(HttpProblem, match="highest of this key is 2; given 3") as refused:
+            await scene.runs.new(Caller("k", "lab", max_priority=2), "text-completion", wanted)
+        assert (refused.value.status, scene.engine.launched) == (403, [])
+        await scene.runs.new(Caller("k", "lab", max_priority=3), "text-completion", wanted)
 
     within(test)
 

@@ -9,11 +9,12 @@ import pytest
 
 from pieray.programs.signature import main_of
 from pieray.programs.sources import embedded
-from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, Asked, Field
+from pieray.server.openai.fields import Asked, Field
+from pieray.server.openai.requests import ROUTES, read_chat, read_completion, read_embeddings
+from pieray.server.openai.response_fields import RESPONSES, read_response
+from pieray.server.openai.tables import CHAT, COMPLETIONS, EMBEDDINGS
 from pieray.server.problems import BadField
-from pieray.server.requests import ROUTES, read_chat, read_completion, read_embeddings
-from pieray.server.responses import RESPONSES, read_response
-from pieray.server.runs import read_run
+from pieray.server.runs.wanted import read_run
 
 READ: Mapping[str, Callable[[Mapping[str, Any]], Asked]] = {
     "/v1/chat/completions": read_chat,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,28 @@ from pieray.server.keys import FRESH_S, MOST_ADDRESSES, MOST_FAILURES, Bucket, C
 def test_the_file_has_no_key_and_is_its_users_alone(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "keys.db"
     keys = Keys(path, create=True)
-    made = keys.create(tenant="lab", user="ada", role="admin", requests=3, tokens=4)
+    made = keys.create(tenant="lab", user="ada", role="admin", requests=3, tokens=4, max_priority=5)
     _, key_id, secret = made.split("-", 2)
-    assert keys.find(made, 0.0) == Caller(key_id, "lab", "ada", True, 3, 4)
+    assert keys.find(made, 0.0) == Caller(key_id, "lab", "ada", True, 3, 4, 5)
     assert secret.encode() not in path.read_bytes()
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert [(row["id"], row["tenant"], row["user"]) for row in keys.rows()] == [(key_id, "lab", "ada")]
     keys.close()
+
+
+def test_a_file_of_before_keys_had_priorities_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "keys.db"
+    keys = Keys(path, create=True)
+    made = keys.create(tokens=7, max_priority=3)
+    keys.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        file.execute("ALTER TABLE keys DROP COLUMN max_priority")
+    for _ in range(2):
+        keys = Keys(path)
+        caller = keys.find(made, 0.0)
+        assert caller is not None
+        assert (caller.tokens_per_minute, caller.max_priority) == (7, 0)
+        keys.close()
 
 
 @pytest.mark.parametrize("wrong", ["", "pk", "pk-000000000000-" + "A" * 43, "x" * 100_000, "pk-\u0660-\x00"])
@@ -56,7 +73,7 @@ def test_what_is_no_file_of_keys_is_said(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="file of keys"):
             Keys(path)
     keys = Keys(tmp_path / "keys.db", create=True)
-    for wrong in ({"role": "boss"}, {"tenant": "a b"}, {"user": ""}, {"tokens": -1}):
+    for wrong in ({"role": "boss"}, {"tenant": "a b"}, {"user": ""}, {"tokens": -1}, {"max_priority": 101}):
         with pytest.raises(ConfigError):
             keys.create(**wrong)  # type: ignore[arg-type]
     keys.close()
@@ -110,7 +127,8 @@ def test_the_command_line_makes_shows_and_revokes(tmp_path: Path) -> None:
     assert (row["tenant"], row["role"], row["requests_per_minute"]) == ("lab", "user", 5)
     assert made.startswith(f"pk-{row['id']}-")
     assert row.keys() == {
-        "id", "tenant", "user", "role", "requests_per_minute", "tokens_per_minute", "created_at",
+        "id", "tenant", "user", "role", "requests_per_minute", "tokens_per_minute", "max_priority",
+        "created_at",
     }  # fmt: skip
     call("revoke", row["id"], "--file", file)
     assert json.loads(call("--json", "--file", file)) == []

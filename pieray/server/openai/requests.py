@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pieray.server.fields import CHAT, COMPLETIONS, EMBEDDINGS, Asked, Field, read_fields
+from pieray.server.openai.fields import Asked, Field, read_fields
+from pieray.server.openai.response_fields import RESPONSES
+from pieray.server.openai.tables import CHAT, COMPLETIONS, EMBEDDINGS
 from pieray.server.problems import BadField
-from pieray.server.responses import RESPONSES
 
 COMPLETION_TOKENS = 16
 """Of a completion that does not say how many, as OpenAI has it."""

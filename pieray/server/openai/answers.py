@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pieray.server.json_texts import encoded
 from pieray.server.problems import HttpProblem
 
 DONE = b"data: [DONE]\n\n"
@@ -22,14 +23,6 @@ DONE = b"data: [DONE]\n\n"
 def event(value: object) -> bytes:
     """One server-sent event."""
     return b"data: " + encoded(value) + b"\n\n"
-
-
-def encoded(value: object) -> bytes:
-    """JSON.  Halves of surrogate pairs, which a program may have sent, are no UTF-8 and stay escaped."""
-    try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, separators=(",", ":")).encode()
 
 
 def usage_of(result: Mapping[str, Any]) -> dict[str, Any]:

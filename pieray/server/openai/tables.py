@@ -1,97 +1,30 @@
 """Every field that OpenAI and vLLM know of a request: what becomes of it here, or why it is refused.
 
-A field has a row in the table of its route.  `None` is a field that is not given.  What no row names is refused too.
+A field has a row in the table of its route.  `None` is a field that is not given.
 `docs/openai-fields.md` is made from these tables by `python -m tools.fields`.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
+from pieray.server.openai.fields import Field, Take, refused
+from pieray.server.openai.grammars import (
+    choice_grammar,
+    json_grammar,
+    lark_grammar,
+    regex_grammar,
+    response_format,
+    structured_outputs,
+)
+from pieray.server.openai.messages import messages, tool_choice, tools
 from pieray.server.problems import BadField
-from pieray.server.values import boolean, integer, listed, loaded, mapping, number, one_of, shown, text, tokens
-
-Take: TypeAlias = Callable[[str, Any], dict[str, Any]]
-"""From a field's name and value to arguments of the inferlet; raises BadField."""
+from pieray.server.values import boolean, integer, listed, mapping, number, one_of, shown, text, tokens
 
 MOST_CHOICES = 128
 MOST_LOGPROBS = 20
 MOST_STOPS = 64
-MOST_GUESSED = 64
-"""Characters of an unknown field's name that is compared with those that there are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field of a request.  Without `take` it is refused, but for the `neutral` values, which ask for nothing."""
-
-    name: str
-    source: str
-    note: str
-    take: Take | None = None
-    neutral: tuple[Any, ...] = ()
-    is_doors: bool = False
-    """It is for the door itself, not for the inferlet."""
-
-    @property
-    def works(self) -> bool:
-        return self.take is not None
-
-    def read(self, value: Any) -> dict[str, Any]:
-        """The arguments that the value stands for."""
-        if self.take is not None:
-            return self.take(self.name, value)
-        if any(type(value) is type(one) and value == one for one in self.neutral):
-            return {}
-        raise BadField(self.name, f"is not served here: {self.note}", code="unsupported_field")
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a request asks for."""
-
-    arguments: dict[str, Any]
-    """Of the inferlet."""
-    door: dict[str, Any] = field(default_factory=dict)
-    """What is for the door: model, stream, include_usage, priority, ..."""
-
-    @property
-    def is_stream(self) -> bool:
-        return bool(self.door.get("stream"))
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """What the log tells of the request."""
-        names = ("user", "safety_identifier", "prompt_cache_key", "session_id", "request_id")
-        return {name: self.door[name] for name in names if name in self.door}
-
-
-def read_fields(route: str, body: Mapping[str, Any], fields: tuple[Field, ...]) -> Asked:
-    """What a request asks for.  Raises BadField."""
-    asked, from_field = Asked({}), dict[str, str]()
-    by_name = {one.name: one for one in fields}
-    for name, value in body.items():
-        known = by_name.get(name)
-        if known is None:
-            near = difflib.get_close_matches(name, by_name, n=1) if len(name) <= MOST_GUESSED else []
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise BadField(name, f"is not a field of {route}{hint}", code="unknown_field")
-        if value is None:
-            continue
-        for argument, found in known.read(value).items():
-            into = asked.door if known.is_doors else asked.arguments
-            if argument == "told":  # what the answer repeats
-                into.setdefault(argument, {}).update(found)
-                continue
-            if argument in into and into[argument] != found:
-                raise BadField(name, f"and {from_field[argument]} ask for different things: give one of them")
-            into[argument], from_field[argument] = found, name
-    return asked
-
 
 # --- what becomes of them
 
@@ -168,200 +101,6 @@ def _request_id(name: str, value: Any) -> dict[str, Any]:
     return {name: found}
 
 
-# --- grammars
-
-
-ON_ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How JSON is written: a model that may put blanks between its parts may put nothing else."""
-
-
-def json_grammar(name: str, schema: Any) -> dict[str, Any]:
-    if isinstance(schema, str):
-        try:
-            schema = loaded(schema)
-        except (ValueError, RecursionError) as error:
-            raise BadField(name, f"is a JSON schema: {error}") from None
-    if schema is True:
-        schema = {}
-    found = {"x-guidance": ON_ONE_LINE, **mapping(name, schema)}
-    return {"grammar": {"kind": "json-schema", "text": json.dumps(found)}}
-
-
-def _regex_grammar(name: str, value: Any) -> dict[str, Any]:
-    return {"grammar": {"kind": "regex", "text": text(name, value)}}
-
-
-def _lark_grammar(name: str, value: Any) -> dict[str, Any]:
-    return {"grammar": {"kind": "lark", "text": text(name, value)}}
-
-
-def _choice_grammar(name: str, value: Any) -> dict[str, Any]:
-    choices = [text(name, one) for one in listed(name, value, 4096)]
-    if not choices:
-        raise BadField(name, "is a list of at least one text")
-    return {"grammar": {"kind": "regex", "text": "|".join(map(_escaped, choices))}}
-
-
-def _escaped(words: str) -> str:
-    return "".join(f"\\{c}" if c in r"\.+*?()|[]{}^$-/&~#" else "\\n" if c == "\n" else c for c in words)
-
-
-def _any_json(name: str, value: Any) -> dict[str, Any]:
-    return json_grammar(name, {"type": "object"}) if boolean(name, value) else {}
-
-
-_STRUCTURED: Mapping[str, Take] = {
-    "json": json_grammar,
-    "regex": _regex_grammar,
-    "choice": _choice_grammar,
-    "grammar": _lark_grammar,
-    "json_object": _any_json,
-}
-
-
-def _structured_outputs(name: str, value: Any) -> dict[str, Any]:
-    given = {key: one for key, one in mapping(name, value).items() if one is not None and one is not False}
-    for key in given:
-        if key not in _STRUCTURED:
-            raise BadField(
-                f"{name}.{key}", f"is not served here; there are: {', '.join(_STRUCTURED)}", code="unsupported_field"
-            )
-    if len(given) != 1:
-        raise BadField(name, f"has one of {', '.join(_STRUCTURED)}; given {', '.join(given) or 'none'}")
-    ((key, one),) = given.items()
-    return _STRUCTURED[key](f"{name}.{key}", one)
-
-
-def _response_format(name: str, value: Any) -> dict[str, Any]:
-    given = mapping(name, value)
-    kind = given.get("type")
-    if kind == "text":
-        return {}
-    if kind == "json_object":
-        return json_grammar(name, {"type": "object"})
-    if kind == "json_schema":
-        described = mapping(f"{name}.json_schema", given.get("json_schema"))
-        return json_grammar(f"{name}.json_schema.schema", _or(described.get("schema"), {}))
-    if kind == "regex":
-        return _regex_grammar(f"{name}.regex", given.get("regex", given.get("pattern")))
-    if kind == "grammar":
-        return _lark_grammar(f"{name}.grammar", given.get("grammar"))
-    raise BadField(f"{name}.type", f"is text, json_object, json_schema, regex or grammar; given {shown(kind)}")
-
-
-# --- messages and tools
-
-
-ROLES = ("developer", "system", "user", "assistant", "tool")
-_MESSAGE = {"role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "reasoning_content"}
-_NO_MESSAGE = {"refusal", "audio", "function_call", "annotations"}
-
-
-def _messages(name: str, value: Any) -> dict[str, Any]:
-    given = listed(name, value, 1 << 14)
-    if not given:
-        raise BadField(name, "is a list of at least one message")
-    return {"messages": [_message(f"{name}[{at}]", one) for at, one in enumerate(given)]}
-
-
-def _message(name: str, value: Any) -> dict[str, Any]:
-    given = {key: one for key, one in mapping(name, value).items() if one is not None}
-    role = one_of(f"{name}.role", given.get("role"), ROLES)
-    for key, one in given.items():
-        if key not in _MESSAGE and not (key in _NO_MESSAGE and not one):
-            raise BadField(f"{name}.{key}", "is not served here", code="unsupported_field")
-    found: dict[str, Any] = {"role": "system" if role == "developer" else role}
-    content = given.get("content")
-    if isinstance(content, list):
-        found["content"] = [_part(f"{name}.content[{at}]", part, role) for at, part in enumerate(content)]
-    elif content is not None:
-        found["content"] = text(f"{name}.content", content, 1 << 24)
-    elif role != "assistant":
-        raise BadField(f"{name}.content", "is missing")
-    for key in ("name", "tool_call_id"):
-        if key in given:
-            found[key] = text(f"{name}.{key}", given[key], 512)
-    if (thought := given.get("reasoning_content", given.get("reasoning"))) is not None:
-        found["reasoning_content"] = text(f"{name}.reasoning_content", thought, 1 << 24)
-    if given.get("tool_calls"):
-        calls = listed(f"{name}.tool_calls", given["tool_calls"], 1024)
-        found["tool_calls"] = [_call(f"{name}.tool_calls[{at}]", one) for at, one in enumerate(calls)]
-    return found
-
-
-def _or(value: Any, default: Any) -> Any:
-    """A value, or what stands for it where it is null or not there."""
-    return default if value is None else value
-
-
-def _part(name: str, value: Any, role: str) -> dict[str, str]:
-    given = mapping(name, value)
-    if given.get("type") == "refusal" and role == "assistant":  # what it said, in other words
-        return {"type": "text", "text": text(f"{name}.refusal", given.get("refusal"), 1 << 24)}
-    if given.get("type") != "text":
-        raise BadField(
-            f"{name}.type",
-            f"is text: the model reads no other; given {shown(given.get('type'))}",
-            code="unsupported_field",
-        )
-    return {"type": "text", "text": text(f"{name}.text", given.get("text"), 1 << 24)}
-
-
-def _call(name: str, value: Any) -> dict[str, Any]:
-    """With its arguments as an object, as chat templates take them."""
-    given = mapping(name, value)
-    function = mapping(f"{name}.function", given.get("function"))
-    arguments = function.get("arguments") or "{}"
-    if isinstance(arguments, str):
-        try:
-            arguments = loaded(arguments)
-        except (ValueError, RecursionError) as error:
-            raise BadField(f"{name}.function.arguments", f"is JSON: {error}") from None
-    return {
-        "id": text(f"{name}.id", _or(given.get("id"), ""), 512),
-        "type": "function",
-        "function": {
-            "name": text(f"{name}.function.name", function.get("name"), 256),
-            "arguments": mapping(f"{name}.function.arguments", arguments),
-        },
-    }
-
-
-def _tools(name: str, value: Any) -> dict[str, Any]:
-    return {"tools": [_tool(f"{name}[{at}]", one) for at, one in enumerate(listed(name, value, 1024))] or None}
-
-
-def _tool(name: str, value: Any) -> dict[str, Any]:
-    given = mapping(name, value)
-    if given.get("type") != "function":
-        raise BadField(f"{name}.type", f"is function; given {shown(given.get('type'))}", code="unsupported_field")
-    function = mapping(f"{name}.function", given.get("function"))
-    found: dict[str, Any] = {"name": text(f"{name}.function.name", function.get("name"), 256)}
-    if function.get("description") is not None:
-        found["description"] = text(f"{name}.function.description", function["description"])
-    if function.get("parameters") is not None:
-        found["parameters"] = mapping(f"{name}.function.parameters", function["parameters"])
-    return {"type": "function", "function": found}
-
-
-def _tool_choice(name: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"tool_choice": one_of(name, value, ("none", "auto", "required"))}
-    given = mapping(name, value)
-    if given.get("type") != "function":
-        raise BadField(f"{name}.type", f"is function; given {shown(given.get('type'))}", code="unsupported_field")
-    function = mapping(f"{name}.function", given.get("function"))
-    return {"tool_choice": forced_name(f"{name}.function.name", function.get("name"))}
-
-
-def forced_name(name: str, value: Any) -> str:
-    """The tool that is forced."""
-    forced = text(name, value, 256)
-    if forced in ("none", "auto", "required"):
-        raise BadField(name, f"is a tool that can be forced: one called {forced} cannot, as that is a choice itself")
-    return forced
-
-
 def _effort(name: str, value: Any) -> dict[str, Any]:
     effort = one_of(name, value, ("none", "minimal", "low", "medium", "high", "xhigh", "max"))
     return {"reasoning_effort": effort}
@@ -398,10 +137,6 @@ def _texts_or_tokens(name: str, value: Any) -> list[str | list[int]]:
 # --- the tables
 
 
-def refused(name: str, source: str, note: str, *neutral: Any) -> Field:
-    return Field(name, source, note, neutral=neutral)
-
-
 DOORS = (
     Field("model", "OpenAI", "the served model, or an installed inferlet", _same(text, 200), is_doors=True),
     Field("stream", "OpenAI", "server-sent events", _same(boolean), is_doors=True),
@@ -433,12 +168,12 @@ SAMPLING = (
     Field("add_special_tokens", "vLLM", "the tokenizer's own tokens before the prompt", _same(boolean)),
     Field("return_token_ids", "vLLM", "`token_ids`, `prompt_token_ids`", _same(boolean)),
     Field("return_tokens_as_token_ids", "vLLM", "`token_id:ID` in log-probabilities", _same(boolean), is_doors=True),
-    Field("response_format", "OpenAI", "text, json_object, json_schema; regex and grammar (Lark)", _response_format),
-    Field("structured_outputs", "vLLM", "json, regex, choice, grammar (Lark), json_object", _structured_outputs),
+    Field("response_format", "OpenAI", "text, json_object, json_schema; regex and grammar (Lark)", response_format),
+    Field("structured_outputs", "vLLM", "json, regex, choice, grammar (Lark), json_object", structured_outputs),
     Field("guided_json", "vLLM", "a JSON schema", json_grammar),
-    Field("guided_regex", "vLLM", "a regular expression", _regex_grammar),
-    Field("guided_choice", "vLLM", "a list of texts", _choice_grammar),
-    Field("guided_grammar", "vLLM", "a grammar in Lark's notation", _lark_grammar),
+    Field("guided_regex", "vLLM", "a regular expression", regex_grammar),
+    Field("guided_choice", "vLLM", "a list of texts", choice_grammar),
+    Field("guided_grammar", "vLLM", "a grammar in Lark's notation", lark_grammar),
     refused("use_beam_search", "vLLM", "run the inferlet beam-search", False),
     refused("repetition_penalty", "vLLM", "frequency_penalty and presence_penalty work", 1, 1.0),
     refused("length_penalty", "vLLM", "it is of beam search", 1, 1.0),
@@ -459,13 +194,13 @@ SAMPLING = (
     refused("routed_experts_prompt_start", "vLLM", "no experts are told", 0),
     refused("return_token_offsets", "vLLM", "there is no render route", False),
     refused("return_mm_kwargs", "vLLM", "there is no render route", True),
-    refused("guided_decoding_backend", "vLLM", "it is llguidance"),
+    refused("guided_decoding_backend", "vLLM", "it is llguidance", "guidance", "auto"),
     refused("guided_whitespace_pattern", "vLLM", "JSON is written on one line, unless the schema has x-guidance"),
     refused("structural_tag", "vLLM", "grammars are JSON schemas, regular expressions and Lark"),
 )
 
 CHAT = (
-    Field("messages", "OpenAI", "texts, and parts that are texts", _messages),
+    Field("messages", "OpenAI", "texts, and parts that are texts", messages),
     *DOORS,
     Field("safety_identifier", "OpenAI", "written in the log with the run", _label, is_doors=True),
     Field(
@@ -484,8 +219,8 @@ CHAT = (
         f"0 to {MOST_LOGPROBS}: a pass more a token",
         lambda name, value: {"top_logprobs": integer(name, value, 0, MOST_LOGPROBS)},
     ),
-    Field("tools", "OpenAI", "functions, in the model's own format", _tools),
-    Field("tool_choice", "OpenAI", "none, auto, required, or a function: the last two by grammar", _tool_choice),
+    Field("tools", "OpenAI", "functions, in the model's own format", tools),
+    Field("tool_choice", "OpenAI", "none, auto, required, or a function: the last two by grammar", tool_choice),
     Field("parallel_tool_calls", "OpenAI", "false: the first call alone", _same(boolean)),
     Field("reasoning_effort", "OpenAI", "told to the chat template; none: `enable_thinking` is false", _effort),
     *SAMPLING,

@@ -1,0 +1,1 @@
+"""Programs over HTTP: runs of inferlets with arguments of their own, their events, messages and files."""
