@@ -28,6 +28,8 @@ GRANT_S = 30.0
 """How long a client may launch at places that were granted to it."""
 GRANT_TIMEOUT_S = 1.0
 """How long an actor may take to hear of a grant."""
+OTHERS_TIMEOUT_S = 0.05
+"""For further actors, once one has opened a grant: nobody waits for one that is slow."""
 
 
 class Placement:
@@ -125,8 +127,9 @@ class Placement:
             grant_id = secrets.token_hex(8)
             try:
                 answer = self._members.begin(host, "grant", grant_id, count, GRANT_S)
-            except ActorGone:
-                self._lost(host, "died")
+            except EngineError as error:
+                self._pool.not_granted(host, count)
+                log.warning("%s could not be asked for places: %s", host.name, error.message)
                 continue
             opening.append((host, grant_id, count, answer))
         deadline = time.monotonic() + GRANT_TIMEOUT_S
@@ -134,12 +137,13 @@ class Placement:
         for host, grant_id, count, answer in opening:
             try:
                 clock = answer(deadline - time.monotonic())
-            except NoAnswer:  # should it open it later, the places come back when the grant ends there
-                continue
             except ActorGone:
                 self._lost(host, "died")
+            except EngineError:  # should it open it later, the places come back when the grant ends there
+                continue
             else:
                 granted.append((host.endpoint, grant_id, count, GRANT_S, clock))
+                deadline = min(deadline, time.monotonic() + OTHERS_TIMEOUT_S)
         return granted
 
     def _check_stall(self, sent_at: float, undo: Callable[[], None] = lambda: None) -> None:

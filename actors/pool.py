@@ -26,7 +26,7 @@ ANYBODY = Standing()
 
 
 class HostPool:
-    """Grows when all actors are full, keeps `spare` with room ready, lets go of those idle beyond that.  Thread-safe.
+    """Grows when all actors are full, keeps `spare`, and one with room, lets go of those idle beyond.  Thread-safe.
 
     Places are counted here, not asked for: a launch takes one before it is sent (`Member.num_sent`), a client that is
     to launch without asking is granted some; the actor says how many it has given back (`Member.num_returned`), late
@@ -138,7 +138,7 @@ class HostPool:
 
     def grant(self, num_places: int) -> list[tuple[Member, int]]:
         """Take up to so many places, spread over the actors with room: of each one's free places half at most, and one
-        at least.
+        in all at least.
 
         Empty: there is no room, or launches wait for it.  They come back as those of launches do: the actor says so.
         """
@@ -148,13 +148,20 @@ class HostPool:
             hosts = sorted(self._with_room(()), key=lambda host: host.num_live)
             share = -(-num_places // max(len(hosts), 1))
             granted = []
-            for host in hosts[: -(-num_places // max(share, 1))]:
-                count = max(1, min(share, num_places, (self._capacity - host.num_live) // 2))
-                num_places -= count
+            for host in hosts:
+                if count := min(share, num_places, (self._capacity - host.num_live) // 2):
+                    num_places -= count
+                    granted.append((host, count))
+            granted = granted or [(host, 1) for host in hosts[:1]]
+            for host, count in granted:
                 host.num_sent += count
                 host.used_at = time.monotonic()
-                granted.append((host, count))
             return granted
+
+    def not_granted(self, host: Member, num_places: int) -> None:
+        """The actor could not even be asked to open a grant: the places are free."""
+        with self._lock:
+            host.num_sent -= num_places
 
     # --- launches --------------------------------------------------------------------------------
 
@@ -321,12 +328,14 @@ class HostPool:
             self._end(host)
 
     def tend(self, now: float) -> None:
-        """Have `spare` actors with room, started on other threads; end those idle for KEEP_IDLE_S beyond that."""
+        """Have `spare` actors, and one with room, started on other threads; end those idle for KEEP_IDLE_S beyond
+        that."""
         with self._lock:
-            with_room = [h for h in self._hosts if not h.is_suspect and h.num_live < self._capacity]
-            self._grow(max(0, self._spare - len(with_room)))
+            fit = [h for h in self._hosts if not h.is_suspect]
+            with_room = [h for h in fit if h.num_live < self._capacity]
+            self._grow(max(self._spare - len(fit), 1 - len(with_room), 0))
             idle = [h for h in with_room if h.num_live == 0 and h.used_at < now - KEEP_IDLE_S]
-            leaving = idle[: max(0, len(with_room) - self._spare)]
+            leaving = idle[: max(0, min(len(with_room) - 1, len(fit) - self._spare))]
             for host in leaving:  # nothing is under way to it: each launch takes its place under this lock
                 self._hosts.remove(host)
         for host in leaving:

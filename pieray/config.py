@@ -228,7 +228,7 @@ class Config:
                 f"heartbeat_s is above 0 and at most half of lost_after_s ({self.lost_after_s}); "
                 f"given {self.heartbeat_s}"
             )
-        _check_at_least("max_actors", self.max_actors, self.actor_pool)
+        _check_at_least("max_actors", self.max_actors, max(1, self.actor_pool))
         _check_at_least("suspect_after_s", self.suspect_after_s, LEAST_SUSPECT_S)
         _check_at_least("replace_after_s", self.replace_after_s, self.suspect_after_s)
         _check_choice("model.dtype", self.model.dtype, ("auto", "float32", "bfloat16", "float16"))

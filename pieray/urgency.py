@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pieray.arrays import I32
 
 
+SERVICE_TOKENS = 1024
+"""Service up to here is all one; from here on each doubling makes a difference."""
 QUEUE_BITS = 8
 """Of a command's priority, those of its queue's."""
 

@@ -135,6 +135,7 @@ class Inferlet:
                 name=self.launch.instance_id,
                 tenant=self.launch.tenant,
                 priority=self.launch.priority,
+                may_be_held=not launch.parent and not launch.deadline,  # others may wait for it, or it goes first
             )
         except BaseException:
             self._retire()

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pieray.leases.ledger import Holder, PageLedger
+from pieray.urgency import SERVICE_TOKENS
 
 AGING_S = 30.0
 """A request that has waited so long goes before one of the next higher priority that has just come."""
 KEEP_S = 2.0
 SHARE_S = 1.0
 """A tenant is over its share when it has had the whole pool for so long more than the one that has had least."""
-SERVICE_TOKENS = 1024
-"""Service up to here is all one; from here on each doubling makes a difference."""
 
 
 class Rank(NamedTuple):

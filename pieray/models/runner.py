@@ -128,14 +128,18 @@ class ModelRunner:
         """A step of rows alone in one call; None if one of them fails, which is found out as with any others."""
         special = sorted({*rows.samplers, *rows.masks}) if rows.samplers or rows.masks else []
         try:
-            for sampler in rows.samplers.values():
-                check_sampler(sampler, self.config.vocab_size)
             with self._device():
-                found = decoder.decode_rows(rows, self.pool, special)
+                return self._drawn(decoder, rows, special)
         except DeviceLost:
             raise
-        except (PierayError, ValueError, RuntimeError, MemoryError):
+        except (PierayError, ValueError, RuntimeError, MemoryError) as error:
+            log.warning("a step of rows alone failed, each is looked at: %s", error)
             return None
+
+    def _drawn(self, decoder: CpuDecoder | GraphedDecoder, rows: DecodeRows, special: list[int]) -> Drawn | None:
+        for sampler in rows.samplers.values():
+            check_sampler(sampler, self.config.vocab_size)
+        found = decoder.decode_rows(rows, self.pool, special)
         if found is None:
             return None
         tokens, is_bad = found

@@ -308,7 +308,7 @@ class FiberExecutor:
             num_threads,
             preempt=self._ticker.interrupt,
             weight_of=weight_of,
-            is_short=lambda guest: is_short(guest.tenant, guest.priority),
+            is_short=lambda guest: guest.task.may_be_held and is_short(guest.tenant, guest.priority),
             on_held=self._held_back,
         )
         self._is_looking = False  # a timer is set for those that are held back

@@ -65,6 +65,8 @@ class Task:
     """Tenants share what guests compute, before the guests of each do."""
     priority: int = 0
     """The higher has its turns first."""
+    may_be_held: bool = True
+    """Whether its first turn may be put off while pages are short."""
     source: Source | None = None
     take_ready: Callable[[int], Instance | None] = no_instance
     """One that has been made ahead, bound to so many bytes of memory, if there is one by the first turn; else it is

@@ -137,10 +137,12 @@ class WasmHost:
         name: str = "",
         tenant: str = "",
         priority: int = 0,
+        may_be_held: bool = True,
     ) -> Guest:
         """Start a guest; returns at once.
 
-        `on_exit` is called exactly once, on a thread that runs guests, perhaps before this returns.
+        `on_exit` is called exactly once, on a thread that runs guests, perhaps before this returns.  `may_be_held`:
+        whether its first turn may be put off while pages are short.
 
         `source` is for programs that take it, and only for them: InvalidRequest.
         """
@@ -148,7 +150,7 @@ class WasmHost:
         given = self._source(program, source, filename, tenant)
         ready = self._ready if self._ready is not None and program is self._ready.program else None
         take_ready = no_instance if ready is None else ready.take
-        task = Task(program, handlers, limits, input, on_exit, name, tenant, priority, given, take_ready)
+        task = Task(program, handlers, limits, input, on_exit, name, tenant, priority, may_be_held, given, take_ready)
         with self._lock:
             if self._is_closed:
                 raise EngineError("the wasm host is closed")

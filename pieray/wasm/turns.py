@@ -6,8 +6,8 @@ for the device and computes little in between is so ahead of one that spins, whe
 what the others leave.  Nothing starves: each `OLDEST_FIRST_EVERY_S` one turn is that of whoever has waited longest.
 Guests in the background have what nobody else wants.
 
-Where pages are short, guests that have had no turn yet are held back, but for one each `BEGIN_EVERY_S`: they could only
-wait for pages, with memory and a slot of their own, while who holds pages is to come to an end and give them back.
+Where pages are short, guests that have had no turn yet are held back, but for one of each tenant each `BEGIN_EVERY_S`:
+they could only wait for pages, with memory and a slot of their own, while who holds pages is to come to an end.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 OLDEST_FIRST_EVERY_S = 0.5
 """Who has waited so long has the next turn, one of them each time."""
 BEGIN_EVERY_S = 0.25
-"""One guest that is held back begins each time: what others wait for may be what it is to do."""
+"""One guest of a tenant that is held back begins each time: what others wait for may be what it is to do."""
 SHARE_S = 0.05
 """A tenant is over its share when it has had so much more than the one, of those that want turns, that had least."""
 
@@ -131,8 +131,8 @@ class TurnQueue(Generic[G]):
         self._tenants: dict[str, _Tenant[G]] = {}
         self._wanting: dict[str, _Tenant[G]] = {}
         self._waiting: dict[G, _Wish[G]] = {}  # the oldest first
-        self._held: dict[G, float] = {}  # back; since when they wait, the oldest first
-        self._began_at = -math.inf  # one of them
+        self._held: dict[G, float] = {}  # back; since when they wait
+        self._began: dict[str, tuple[float, int]] = {}  # of a tenant's: when the last one began all the same; how many
         self._running: list[G] = []
         self._now = 0.0  # what the tenant that began last had had
         self._was_patient_at = -math.inf
@@ -161,11 +161,26 @@ class TurnQueue(Generic[G]):
         """Guests that need not be held back any longer wait for their turns."""
         with self._lock:
             now = self._clock()
-            fit = [guest for guest in self._held if not self._is_held_back(guest)]
-            if not fit and self._held and now - self._began_at >= BEGIN_EVERY_S:
-                fit = [min(self._held, key=lambda guest: -guest.priority)]
-                self._began_at = now
-                fit[0].is_starting = False  # as good as begun
+            short: dict[tuple[str, int], bool] = {}
+            held: dict[str, list[G]] = {}  # by tenant
+            fit = []
+            for guest in self._held:
+                like = guest.tenant, guest.priority
+                if guest.error is None and like not in short:
+                    short[like] = self._is_short(guest)
+                if guest.error is not None or not short[like]:
+                    fit.append(guest)
+                else:
+                    held.setdefault(guest.tenant, []).append(guest)
+            for tenant, guests in held.items():
+                began_at, number = self._began.get(tenant, (-math.inf, 0))
+                if now - began_at >= BEGIN_EVERY_S:  # by turns who goes first, and who has waited longest
+                    first = min(guests, key=lambda one: self._held[one] if number % 2 else -one.priority)
+                    first.is_starting = False  # as good as begun
+                    self._began[tenant] = now, number + 1
+                    fit.append(first)
+            for tenant in self._began.keys() - held.keys():
+                del self._began[tenant]
             for guest in fit:
                 self._add(guest, self._held.pop(guest))
         for _ in fit:

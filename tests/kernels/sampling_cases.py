@@ -46,12 +46,16 @@ def draws(device: torch.device, vocabs: tuple[int, ...]) -> Iterator[tuple[str, 
             choices = choices_of(SAMPLERS, range(len(SAMPLERS)))
             got, is_bad = _drawn(logits, choices, rows)
             want = sample_torch(logits.cpu()[rows], choices)
-            wrong = int((got.cpu() != want).sum()) + int(is_bad.sum())
+            wrong = int((got.cpu() != want).sum()) + int((is_bad != 0).sum())
             yield f"vocab {vocab} {str(dtype)[6:]}", wrong, len(rows)
             logits[0, -1], logits[1, 0], logits[2] = torch.nan, torch.inf, -torch.inf
             _, is_bad = _drawn(logits[: len(SAMPLERS)], choices, None)
             bad = is_bad.cpu().tolist()
-            yield f"not finite, vocab {vocab} {str(dtype)[6:]}", int(bad[:3] != [1, 1, 1]) + sum(bad[3:]), len(bad)
+            yield (
+                f"not finite, vocab {vocab} {str(dtype)[6:]}",
+                int(bad[:3] != [1, 1, 1]) + sum(one != 0 for one in bad[3:]),
+                len(bad),
+            )
 
 
 def _drawn(

@@ -37,6 +37,7 @@ from pieray.messages import (
 )
 from pieray.transport import Connection, Endpoint, connect
 from pieray.transport.lanes import Refused
+from pieray.urgency import SERVICE_TOKENS
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class DeviceClient:
         self._tenants: dict[int, DeviceUser] = {}
         self._holding: set[int] = set()  # inferlets that may have pages
         self._standing: dict[int, tuple[str, int]] = {}  # tenant and priority
-        self._leasing: dict[int, float] = {}  # inferlets that have asked for pages, since when; the oldest first
+        self._leasing: dict[int, tuple[float, int]] = {}  # who has asked for pages: since when, tokens computed by then
         self._lost: DeviceLost | None = None
         self._on_lost = on_lost
         self._on_answered = on_answered
@@ -101,13 +102,15 @@ class DeviceClient:
         return self._lost
 
     def is_short(self, tenant: str, priority: int) -> bool:
-        """Whether many inferlets of the tenant, of no lower priority, wait for pages: one more would only wait too."""
-        if len(self._leasing) < MANY_WAIT:
+        """Whether many inferlets of the tenant, of no lower priority and with no more service than a new one has had,
+        wait for pages: a new one without a deadline would only wait too, see `pieray.leases.rank`."""
+        if self._lost is not None or len(self._leasing) < MANY_WAIT:
             return False
         least, latest, num_waiting = (tenant, priority), time.monotonic() - SHORT_S, 0
-        for number, since in list(self._leasing.items()):
+        for number, (since, num_tokens) in list(self._leasing.items()):
             own = self._standing.get(number, ("", 0))
-            num_waiting += since < latest and own[0] == tenant and own >= least
+            is_before = own[0] == tenant and own >= least and num_tokens < SERVICE_TOKENS
+            num_waiting += since < latest and is_before
             if num_waiting == MANY_WAIT:
                 return True
         return False
@@ -158,7 +161,7 @@ class DeviceClient:
     ) -> None:
         message = LeasePages(inferlet << 32, inferlet, count, deadline_s, hashes, num_tokens, num_more)
         if count:
-            self._leasing[inferlet] = time.monotonic()
+            self._leasing[inferlet] = time.monotonic(), num_tokens
         self._post(self._ledger, [message], inferlet)
 
     def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:

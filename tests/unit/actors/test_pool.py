@@ -280,14 +280,15 @@ def test_a_pool_that_is_closed_answers_who_waits_and_ends_what_comes_up() -> Non
     until(lambda: crew.ended == ["a1"])
 
 
-def test_a_grant_is_half_of_what_each_actor_has_and_one_at_least() -> None:
+def test_a_grant_is_half_of_what_each_actor_has_and_one_in_all_at_least() -> None:
     crew = Crew(capacity=8, spare=2)
     assert crew.launch() == "a0"
-    assert [crew.grant(64) for _ in range(5)] == [
+    assert [crew.grant(64) for _ in range(6)] == [
         [("a1", 4), ("a0", 3)],
         [("a0", 2), ("a1", 2)],
         [("a0", 1), ("a1", 1)],
-        [("a0", 1), ("a1", 1)],
+        [("a0", 1)],
+        [("a1", 1)],
         [],
     ]
     assert crew.grant(1) == []
@@ -321,6 +322,32 @@ def test_of_two_that_race_for_the_last_place_one_has_it() -> None:
         with ThreadPoolExecutor(2) as threads:
             found = list(threads.map(lambda _, crew=crew: crew.grant(4), range(2)))
         assert sorted(found) == [[], [("a0", 1)]]
+
+
+def test_a_client_has_one_of_actors_that_hold_one_each() -> None:
+    crew = Crew(capacity=1, spare=4)
+    assert [crew.grant(4) for _ in range(5)] == [[("a0", 1)], [("a1", 1)], [("a2", 1)], [("a3", 1)], []]
+
+
+def test_as_many_actors_are_kept_and_one_with_room() -> None:
+    crew = Crew(capacity=2, spare=4)
+    for _ in range(7):
+        crew.launch()
+    crew.pool.tend(now=0.0)
+    assert crew.num_creating == 0
+    crew.launch()
+    crew.pool.tend(now=0.0)
+    until(lambda: len(crew.pool.hosts()) == 5)
+    crew.pool.tend(now=0.0)
+    time.sleep(0.05)
+    assert len(crew.actors) == 5
+
+
+def test_places_that_could_not_be_opened_are_free_again() -> None:
+    crew = Crew(capacity=8, spare=2)
+    (host, count), _ = crew.pool.grant(8)
+    crew.pool.not_granted(host, count)
+    assert sorted(one.num_live for one in crew.pool.hosts()) == [0, 4]
 
 
 def test_places_are_granted_over_the_actors_with_the_most_room() -> None:

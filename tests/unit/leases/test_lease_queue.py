@@ -5,7 +5,8 @@ import pytest
 from pieray.errors import OutOfPages, QuotaExceeded
 from pieray.leases.ledger import Holder, Lease, PageLedger
 from pieray.leases.queue import BACKFILL_S, Granted, LeaseQueue
-from pieray.leases.rank import AGING_S, KEEP_S, SERVICE_TOKENS, SHARE_S, Facts, Ranks
+from pieray.leases.rank import AGING_S, KEEP_S, SHARE_S, Facts, Ranks
+from pieray.urgency import SERVICE_TOKENS
 
 A, B, C, D = (Holder(f"peer-{name}", 1) for name in "abcd")
 

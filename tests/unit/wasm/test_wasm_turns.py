@@ -182,7 +182,7 @@ def test_starting_guests_are_held_back_while_pages_are_short_for_those_like_them
     assert [turn(queue, 0.001, again=False) for _ in range(2)] == ["urgent", "old"]
     assert (queue.num_held, len(held)) == (2, 2)
     assert not queue  # who is held back keeps nobody busy
-    queue._began_at = queue._clock.now
+    queue._began[""] = queue._clock.now, 0
     queue.let_in()
     assert queue.num_held == 2
     short.clear()
@@ -197,6 +197,7 @@ def test_one_of_those_held_back_begins_now_and_then_and_who_is_to_end_at_once():
     queue.put(busy := Guest("busy", priority=-1))
     guests = [Guest(f"new{number}", is_starting=True, priority=number) for number in range(4)]
     for guest in guests:
+        queue._clock.now += 0.001
         queue.put(guest)
     assert queue.get() is busy
     queue.release(busy)
@@ -206,11 +207,24 @@ def test_one_of_those_held_back_begins_now_and_then_and_who_is_to_end_at_once():
         queue._clock.now += 0.01
         queue.let_in()
         began += [(turn(queue, 0.0, again=False), queue._clock.now) for _ in range(len(queue))]
-    assert [name for name, _ in began] == ["new3", "new2", "new1"]
+    assert [name for name, _ in began] == ["new3", "new0", "new2"]  # by turns who goes first, and who came first
     assert began[2][1] - began[1][1] == pytest.approx(BEGIN_EVERY_S, abs=0.011)
-    guests[0].error = "killed"
+    guests[1].error = "killed"
     queue.let_in()
-    assert turn(queue, 0.0, again=False) == "new0"
+    assert turn(queue, 0.0, again=False) == "new1"
+
+
+def test_one_of_each_tenant_begins():
+    queue, _ = turns(is_short=lambda _: True)
+    queue.put(busy := Guest("busy", priority=-1))
+    for number in range(50):
+        queue.put(Guest(f"a{number}", "a", is_starting=True))
+    queue.put(Guest("b", "b", is_starting=True))
+    assert queue.get() is busy
+    queue.release(busy)
+    assert queue.num_held == 51
+    queue.let_in()
+    assert {turn(queue, 0.0, again=False) for _ in range(len(queue))} == {"a0", "b"}
 
 
 def test_who_waits_to_start_and_is_not_held_back_starts_after_a_bounded_wait():
@@ -324,3 +338,31 @@ def test_a_guest_of_higher_priority_keeps_others_waiting_and_not_for_ever():
         assert spinner.error.message == "enough"
     finally:
         with_slices.close()
+
+
+def test_guests_that_are_held_back_begin_one_by_one_are_killed_at_once_and_end_with_the_host():
+    short = [True]
+    host = WasmHost("fiber", is_short=lambda tenant, priority: short[0])
+    try:
+        program = host.load(GUESTS_C / "misbehave.wasm", "misbehave")
+        turns = host._executor._turns
+        guests = [Watched(host, program, "await 1", FakeHandlers()) for _ in range(10)]
+        until(lambda: turns.num_held == 9)  # one has begun
+        guests[-1].guest.kill(Cancelled("no more"))
+        assert guests[-1].has_ended(1.0)
+        until(lambda: turns.num_held < 8, BEGIN_EVERY_S * 4)
+        short[0] = False
+        until(lambda: turns.num_held == 0)
+        short[0] = True
+        guests += [Watched(host, program, "await 1", FakeHandlers()) for _ in range(10)]
+        until(lambda: turns.num_held >= 8)
+    finally:
+        host.close()
+    assert all(one.has_ended(1.0) for one in guests)
+
+
+def until(is_so, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
