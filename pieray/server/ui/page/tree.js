@@ -52,7 +52,9 @@ export class Tree {
       }
     }
     if (!this.order.includes(this.current)) this.current = this.order[0] ?? "";
+    const focused = this.body.contains(document.activeElement) ? document.activeElement : null;
     ordered.forEach(([one, level, has], at) => this.put(one, level, has, at));
+    if (focused?.isConnected && document.activeElement !== focused) focused.focus();  // a row that is moved loses it
     byId("no-inferlets").hidden = ordered.length > 0;
   }
 
