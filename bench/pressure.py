@@ -267,13 +267,13 @@ async def beside_backlog(engine: pieray.Engine, rounds: int) -> dict[str, Any]:
     """A short program of high priority, from a client of its own: alone, and beside a backlog of sixteen times the
     pool, from the moment on in which all of that is launched."""
     rng = random.Random(9)
-    alone: list[float] = []
+    alone: list[list[float]] = []
     beside: list[float] = []
     client = UrgentClient(engine)
     try:
         await asyncio.to_thread(client.ask)
         for _ in range(rounds):
-            alone += [await asyncio.to_thread(client.ask) for _ in range(30)]
+            alone.append([await asyncio.to_thread(client.ask) for _ in range(200)])
             backlog = crowd(16)
             fill(backlog, rng)
             task = asyncio.create_task(run(engine, backlog))
@@ -285,12 +285,13 @@ async def beside_backlog(engine: pieray.Engine, rounds: int) -> dict[str, Any]:
             await task
     finally:
         client.close()
+    alone_p99 = min(percentile(one, 0.99) for one in alone)  # an outlier alone must not make the other side look good
     return {
-        "alone_p50_s": round(percentile(alone, 0.5), 3),
-        "alone_p99_s": round(percentile(alone, 0.99), 3),
+        "alone_p50_s": round(percentile([each for one in alone for each in one], 0.5), 3),
+        "alone_p99_s": round(alone_p99, 3),
         "beside_p50_s": round(percentile(beside, 0.5), 3),
         "beside_p99_s": round(percentile(beside, 0.99), 3),
-        "p99_ratio": round(percentile(beside, 0.99) / percentile(alone, 0.99), 2),
+        "p99_ratio": round(percentile(beside, 0.99) / alone_p99, 2),
         "num_beside": len(beside),
     }
 
