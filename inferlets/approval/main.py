@@ -9,7 +9,9 @@ from inferlet import Context, Evicted, NotFound, session, store
 DAY = 86400
 
 
-async def main(thread: str, prompt: str = "", max_tokens: int = 64, idle_timeout: float = 300.0) -> dict[str, Any]:
+async def main(
+    thread: str = "default", prompt: str = "Repeat: blue", max_tokens: int = 64, idle_timeout: float = 300.0
+) -> dict[str, Any]:
     """`thread` names the talk: a later run with it goes on where this one has waited for `idle_timeout` seconds."""
     ctx, turns, is_resumed = await restored(thread, prompt)
     async with ctx:

@@ -1,12 +1,17 @@
 """Generate with a decode plan, and take back what may not be said: pause, cut, draw another token, go on."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from inferlet import Context, Plan, Sampler, kv, model, queue, session
 
 
 async def main(
-    prompt: str, avoid: list[str], max_tokens: int = 64, max_rewrites: int = 16, chat: bool = False
+    prompt: str = "the",
+    avoid: Sequence[str] = ("small", "dog"),
+    max_tokens: int = 64,
+    max_rewrites: int = 16,
+    chat: bool = False,
 ) -> dict[str, Any]:
     """Greedy text without the texts in `avoid`: where one begins, the next best token stands in its place."""
     tokens = Context().user(prompt).cue().tokens if chat else model.tokenize(prompt)
@@ -37,7 +42,7 @@ class Written:
         self.tokens: list[int] = []
         self.banned: dict[int, set[int]] = {}  # by place
 
-    async def read_until(self, avoid: list[str]) -> tuple[str, int] | None:
+    async def read_until(self, avoid: Sequence[str]) -> tuple[str, int] | None:
         """Read on to the first text of `avoid`: it and where its first token stands; None at the end."""
         if found := find(self.tokens, avoid):  # what stands in for one may bring in another
             return found
@@ -68,7 +73,7 @@ class Written:
         del self.tokens[length:]
 
 
-def find(tokens: list[int], avoid: list[str]) -> tuple[str, int] | None:
+def find(tokens: list[int], avoid: Sequence[str]) -> tuple[str, int] | None:
     """A text of `avoid` at the end of the tokens, and the token in which it begins."""
     text = model.detokenize(tokens, skip_special=True)
     for bad in avoid:

@@ -17,15 +17,10 @@ class Beam:
     score: float
 
 
-async def main(prompt: str, width: int = 3, max_tokens: int = 32, chat: bool = False) -> dict[str, Any]:
+async def main(prompt: str = "the", width: int = 3, max_tokens: int = 32, chat: bool = False) -> dict[str, Any]:
     """The most probable of the continuations found, by the sum of log-probabilities."""
-    ctx = Context()
-    if chat:
-        ctx.user(prompt).cue()
-    else:
-        ctx.append(prompt)
     stops = model.stop_tokens()
-    beams, finished = [Beam(ctx, [], 0.0)], []
+    beams, finished = [Beam(Context.of(prompt, chat=chat), [], 0.0)], []
     for _ in range(max_tokens):
         beams = await step(beams, width)
         finished += [(beam.score, beam.tokens[:-1]) for beam in beams if beam.tokens[-1] in stops]

@@ -10,7 +10,7 @@ from inferlet import Context, messaging, runtime
 
 
 async def main(
-    question: str,
+    question: str = "12+7=? Think step by step.",
     debaters: int = 3,
     rounds: int = 2,
     topic: str = "",

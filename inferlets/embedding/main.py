@@ -1,13 +1,14 @@
 """Embed texts with a language model: hidden states as vectors, and their cosine similarities."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from inferlet import InvalidRequest, forward, kv, model, queue
 from inferlet.tickets import Ticket
 
 
-async def main(texts: list[str], pooling: str = "last") -> dict[str, Any]:
+async def main(texts: Sequence[str] = ("12+7=", "31+5=", "Repeat: red blue"), pooling: str = "last") -> dict[str, Any]:
     """One vector per text, and the similarity of each with each."""
     if pooling not in ("last", "mean"):
         raise InvalidRequest(f"pooling is last or mean; given {pooling!r}")

@@ -17,7 +17,9 @@ class Person:
     city: Name
 
 
-async def main(text: str, max_tokens: int = 96, temperature: float = 0.0, seed: int | None = None) -> dict[str, Any]:
+async def main(
+    text: str = "In Vari lives Mavi, aged 89.", max_tokens: int = 96, temperature: float = 0.0, seed: int | None = None
+) -> dict[str, Any]:
     """The person that `text` tells of."""
     async with Context() as ctx:
         ctx.user(f"Extract JSON: {text}")

@@ -6,7 +6,7 @@ from inferlet import Adapter, Context, adapters
 
 
 async def main(
-    prompt: str, adapters_wanted: list[str] | None = None, max_tokens: int = 32, chat: bool = False
+    prompt: str = "12+7=", adapters_wanted: list[str] | None = None, max_tokens: int = 32, chat: bool = False
 ) -> dict[str, str]:
     """The text by adapter, the bare model's under ""."""
     wanted = adapters.names() if adapters_wanted is None else adapters_wanted

@@ -1,12 +1,15 @@
 """Solve each question in a child of its own, and add up what they find."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from inferlet import Context, Error, children, session
 
 
-async def main(questions: list[str], width: int = 8, max_tokens: int = 16) -> dict[str, Any]:
+async def main(
+    questions: Sequence[str] = ("12+7=", "3+4=", "20+31="), width: int = 8, max_tokens: int = 16
+) -> dict[str, Any]:
     """The sum of the answers; at most `width` children run at one time."""
     room = asyncio.Semaphore(width)
     found = await asyncio.gather(*(ask(question, max_tokens, room) for question in questions))

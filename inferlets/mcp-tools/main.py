@@ -9,7 +9,9 @@ ACTION = re.compile(r"Action: calc\((.*)\)")
 OBSERVATION = "Observation:"
 
 
-async def main(question: str, server: str = "calc", max_steps: int = 5, max_tokens: int = 96) -> dict[str, Any]:
+async def main(
+    question: str = "What is 12 plus 7?", server: str = "calc", max_steps: int = 5, max_tokens: int = 96
+) -> dict[str, Any]:
     """Until the model answers, or has acted `max_steps` times."""
     tools = {tool.name: tool for tool in await mcp.tools(server)}
     session.emit("tools", {name: tool.description for name, tool in tools.items()})

@@ -1,12 +1,13 @@
 """Complete several prompts at once: asyncio.gather over contexts, whose passes share the batcher's steps."""
 
 import asyncio
+from collections.abc import Sequence
 
 from inferlet import Context, session
 
 
 async def main(
-    prompts: list[str], max_tokens: int = 64, preamble: str = "", chat: bool = False
+    prompts: Sequence[str] = ("12+7=", "3+4=", "20+31="), max_tokens: int = 64, preamble: str = "", chat: bool = False
 ) -> list[dict[str, object]]:
     """One result per prompt, in order; each is also sent as it comes.  `preamble` is computed once, for all."""
     async with Context() as root:

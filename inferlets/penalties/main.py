@@ -7,7 +7,7 @@ from inferlet import Context, Sampler, Token, model, session
 
 
 async def main(
-    prompt: str,
+    prompt: str = "the",
     max_tokens: int = 32,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,

@@ -1,12 +1,15 @@
 """Read several prompts through queues of their own, the urgent ones first; written on the handlers alone."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from inferlet import InvalidRequest, forward, kv, model, queue
 
 
-async def main(prompts: list[str], priorities: list[int]) -> dict[str, Any]:
+async def main(
+    prompts: Sequence[str] = ("12+7=", "3+4=", "20+31="), priorities: Sequence[int] = (0, 5, 10)
+) -> dict[str, Any]:
     """The next token of each prompt, and the order in which they were ready; priorities are from -100 to 100."""
     if len(prompts) != len(priorities):
         raise InvalidRequest(f"as many priorities as prompts; given {len(priorities)} and {len(prompts)}")

@@ -7,7 +7,7 @@ from inferlet import Context, kv, runtime
 
 
 async def main(
-    prompt: str, n: int = 8, seed: int | None = None, max_tokens: int = 16, temperature: float = 1.0
+    prompt: str = "the", n: int = 8, seed: int | None = None, max_tokens: int = 16, temperature: float = 1.0
 ) -> dict[str, Any]:
     """Draw `n` texts, as many at a time as have pages; `seed` repeats all that is random in this program."""
     if seed is not None:

@@ -5,7 +5,7 @@ from typing import Any
 from inferlet import InvalidRequest, embeds, forward, kv, model, queue, session
 
 
-async def main(a: str, b: str, weight: float = 0.5, max_tokens: int = 32) -> dict[str, Any]:
+async def main(a: str = "12+7=", b: str = "35+8=", weight: float = 0.5, max_tokens: int = 32) -> dict[str, Any]:
     """Greedy text after (1 - weight) * embeddings of `a` + weight * embeddings of `b`, of as many tokens each."""
     first, second = model.tokenize(a), model.tokenize(b)
     if len(first) != len(second):

@@ -7,14 +7,14 @@ from inferlet import chat as templates
 
 
 async def main(
-    prompt: str,
+    prompt: str = "Repeat: red blue red blue red blue",
     max_tokens: int = 64,
     branches: int = 4,
     depth: int = 6,
     ngram: int = 2,
     temperature: float = 0.0,
     seed: int = 0,
-    chat: bool = False,
+    chat: bool = True,
 ) -> dict[str, Any]:
     """The text that decoding without drafts gives for the same seed; `num_passes` tells what the drafts saved."""
     text = templates.render([{"role": "user", "content": prompt}]) if chat else prompt

@@ -6,7 +6,7 @@ from inferlet import Context, session
 
 
 async def main(
-    prompt: str,
+    prompt: str = "12+7=",
     max_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int = 0,

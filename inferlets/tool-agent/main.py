@@ -7,7 +7,10 @@ from inferlet import Context, run_tools, tool
 
 
 async def main(
-    question: str, reports: dict[str, str] | None = None, max_steps: int = 4, max_tokens: int = 96
+    question: str = "Set a timer for 6 minutes.",
+    reports: dict[str, str] | None = None,
+    max_steps: int = 4,
+    max_tokens: int = 96,
 ) -> dict[str, Any]:
     """`reports`: the weather by city.  The tools are functions of this program; nothing leaves the engine."""
 

@@ -140,12 +140,18 @@ def inferlets(address: Address = None, namespace: Namespace = None, json: Json =
     """Show the inferlets that come with pieray, and those installed on a running engine."""
     with guard(debug=debug):
         rows: list[dict[str, Any]] = [
-            {"name": name, "version": manifest.version, "where": "embedded", "description": manifest.description}
-            for name, manifest in embedded_inferlets().items()
+            {
+                "name": name,
+                "version": one.version,
+                "where": "embedded",
+                "description": one.description,
+                "origin": one.origin,
+            }
+            for name, one in embedded_inferlets().items()
         ]
         installed = _asked(address, namespace, lambda engine: engine.programs())
         rows += [{**facts, "where": "installed"} for facts in installed]
-        show(rows, ("name", "version", "where", "description"), json=json, nothing="no inferlet is embedded")
+        show(rows, ("name", "version", "where", "description", "origin"), json=json, nothing="no inferlet is embedded")
 
 
 def version() -> None:

@@ -55,6 +55,8 @@ class Manifest:
     version: str = ""
     """As semantic versioning has it, "1.2.3" or "1.2.3-rc.1"; "" is none."""
     description: str = ""
+    origin: str = ""
+    """Where its method comes from: a paper, say."""
     main: str = ""
     """The file that is launched, Python source or a component; "" is main.py, or NAME.wasm in another language."""
     lang: str = ""

@@ -80,7 +80,7 @@ def test_self_consistency_agrees_on_a_sum(engine: Any) -> None:
 
 
 def test_react_agent_calculates(engine: Any) -> None:
-    result = run(engine, "react-agent", question="What is 12 plus 7?")
+    result = run(engine, "agent-react", question="What is 12 plus 7?")
     assert result["answer"] == "19"
     assert [step["observation"] for step in result["steps"]] == ["19"]
     assert "Action: calc(12+7)" in result["steps"][0]["text"]
@@ -95,7 +95,7 @@ def test_beam_search_of_width_one_is_greedy_and_wider_is_no_worse(engine: Any) -
 
 def test_prompt_lookup_equals_greedy_in_fewer_passes(engine: Any) -> None:
     prompt = "Repeat: red blue red blue red blue"
-    result = run(engine, "prompt-lookup", prompt=prompt, chat=True, max_tokens=32)
+    result = run(engine, "speculative-decoding", prompt=prompt, chat=True, max_tokens=32)
     assert result["text"] == complete(engine, prompt, chat=True, max_tokens=32)["text"]
     assert result["num_passes"] < result["num_tokens"]
 

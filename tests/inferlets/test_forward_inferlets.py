@@ -42,7 +42,8 @@ def test_a_drafted_tree_gives_the_text_of_decoding_without_it(engine: Any, optio
 
 def test_guidance_is_greedy_at_one_and_the_other_prompt_at_zero(engine: Any) -> None:
     for scale, prompt in ((1.0, SORT), (0.0, REPEAT)):
-        guided = run(engine, "guidance", prompt=SORT, away=REPEAT, scale=scale, max_tokens=12, chat=True)
+        options = {"prompt": SORT, "away": REPEAT, "scale": scale, "max_tokens": 12, "chat": True}
+        guided = run(engine, "classifier-free-guidance", **options)
         assert guided["text"] == complete(engine, prompt, max_tokens=12, chat=True)
 
 
@@ -57,7 +58,7 @@ def test_guided_text_is_that_of_transformers(engine: Any, reference: Any, scale:
             said.append(int((bad + scale * (good - bad)).argmax()))
             if said[-1] == model.config.eos_token_id:
                 break
-    guided = run(engine, "guidance", prompt="12+7=", away="The ", scale=scale, max_tokens=8)
+    guided = run(engine, "classifier-free-guidance", prompt="12+7=", away="The ", scale=scale, max_tokens=8)
     assert guided["text"] == tokenizer.decode([token for token in said if token != model.config.eos_token_id])
     assert guided["num_tokens"] == len(said)
 

@@ -14,7 +14,7 @@ CLEAN = program(
 from inferlet import Context
 
 async def main():
-    for name in await Context.names("prefix-cache/"):
+    for name in await Context.names("prefix-caching/"):
         await Context.delete(name)
 """,
     "clean",
@@ -58,9 +58,9 @@ async def main(prompt, max_tokens, window, num_sinks):
 
 def test_the_second_run_computes_only_what_follows_the_prefix(engine: Any) -> None:
     expected, position = run(engine, PLAIN, prefix=PREFIX, prompt="12+7=")
-    first, second = (run(engine, "prefix-cache", prefix=PREFIX, prompt="12+7=", max_tokens=16) for _ in range(2))
-    other = run(engine, "prefix-cache", prefix=PREFIX, prompt="20+31=", max_tokens=16)
-    another = run(engine, "prefix-cache", prefix=PREFIX + "!", prompt="12+7=", max_tokens=16)
+    first, second = (run(engine, "prefix-caching", prefix=PREFIX, prompt="12+7=", max_tokens=16) for _ in range(2))
+    other = run(engine, "prefix-caching", prefix=PREFIX, prompt="20+31=", max_tokens=16)
+    another = run(engine, "prefix-caching", prefix=PREFIX + "!", prompt="12+7=", max_tokens=16)
     run(engine, CLEAN)
     assert [first["text"], second["text"]] == [expected, expected]
     assert [r["is_cached"] for r in (first, second, other, another)] == [False, True, True, False]
@@ -72,7 +72,7 @@ def test_the_second_run_computes_only_what_follows_the_prefix(engine: Any) -> No
 def test_a_sliding_window_is_what_its_masks_say(engine: Any) -> None:
     texts = {}
     for window, num_sinks in ((8, 2), (12, 4), (500, 4)):
-        result = run(engine, "sliding-window", prompt=PREFIX, max_tokens=24, window=window, num_sinks=num_sinks)
+        result = run(engine, "attention-sink", prompt=PREFIX, max_tokens=24, window=window, num_sinks=num_sinks)
         expected = run(engine, WINDOW, prompt=PREFIX, max_tokens=24, window=window, num_sinks=num_sinks)
         assert result["tokens"] == expected
         texts[window] = result["text"]

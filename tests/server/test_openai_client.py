@@ -269,14 +269,14 @@ def test_embeddings_in_both_encodings(client: OpenAI) -> None:
 def test_models_are_listed_and_inferlets_among_them(client: OpenAI) -> None:
     names = [model.id for model in client.models.list()]
     assert names[0] == MODEL
-    assert {"text-completion", "react-agent", "best-of-n"} <= set(names)
+    assert {"text-completion", "agent-react", "best-of-n"} <= set(names)
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4o")
 
 
 def test_an_inferlet_runs_as_if_it_were_a_model(client: OpenAI) -> None:
-    done = client.chat.completions.create(model="react-agent", messages=user("Compute 1 times 2."))
+    done = client.chat.completions.create(model="agent-react", messages=user("Compute 1 times 2."))
     assert (done.choices[0].message.content or "").endswith("Answer: 2")
     assert done.result["answer"] == "2"  # type: ignore[attr-defined]
     stream = client.chat.completions.create(
@@ -312,10 +312,10 @@ def test_no_other_name_is_a_model_and_no_file(client: OpenAI, name: str) -> None
 
 
 def test_what_an_inferlet_does_not_take_is_refused(client: OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="react-agent does not take it; it takes question"):
-        client.chat.completions.create(model="react-agent", messages=user("hello"), temperature=0.5)
+    with pytest.raises(openai.BadRequestError, match="agent-react does not take it; it takes question"):
+        client.chat.completions.create(model="agent-react", messages=user("hello"), temperature=0.5)
     with pytest.raises(openai.BadRequestError, match="one message of the user"):
-        client.chat.completions.create(model="react-agent", messages=user("hello") * 2)
+        client.chat.completions.create(model="agent-react", messages=user("hello") * 2)
 
 
 def test_faults_that_the_inferlet_finds_have_a_status(client: OpenAI) -> None:

@@ -148,7 +148,7 @@ def test_an_inferlet_answers_in_place_of_the_model(client: OpenAI) -> None:
     assert done.result["text"] == ANSWER  # type: ignore[attr-defined]
     stream = client.responses.create(model="text-completion", input=SUM, max_output_tokens=40, stream=True)
     assert "".join(event.delta for event in stream if event.type == "response.output_text.delta") == ANSWER
-    agent = client.responses.create(model="react-agent", input="Compute 1 times 2.")
+    agent = client.responses.create(model="agent-react", input="Compute 1 times 2.")
     assert agent.output_text.endswith("Answer: 2")
 
 

@@ -32,6 +32,7 @@ from . import (
     plans,
     queue,
     runtime,
+    sampling,
     scratch,
     session,
     store,
@@ -43,7 +44,7 @@ from ._generation import Finish, Generation, Token
 from ._loop import Deadlock
 from .adapters import Adapter
 from .children import Child, launch
-from .context import Context
+from .context import Context, ask
 from .errors import (
     BadHandle,
     Cancelled,
@@ -107,6 +108,7 @@ __all__ = [
     "Unsupported",
     "WrongType",
     "adapters",
+    "ask",
     "chat",
     "children",
     "collect_json",
@@ -126,6 +128,7 @@ __all__ = [
     "queue",
     "run_tools",
     "runtime",
+    "sampling",
     "scratch",
     "session",
     "sleep",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from .adapters import Adapter
 from .runtime import random_u64
 from .sampler import Sampler, open_chain
 
+if TYPE_CHECKING:
+    from .context import Context
+
+Choose: TypeAlias = Callable[..., int | Awaitable[int | None] | None]
+"""Takes all logits of the next token, of the context and of each beside it; the token's id, or None to end."""
 Drafter: TypeAlias = Callable[[list[int]], Sequence[int]]
 
 
@@ -42,6 +47,8 @@ class Draws:
     adapter: Adapter | None = None  # that its passes run through
     seed: int | None = None
     model: str = ""
+    choose: Choose | None = None
+    beside: Sequence[Context] = ()  # contexts that take every token too
     began: int = 0  # tokens of the context before those drawn
 
     def chain(self) -> tuple[float, int, float, float, int]:

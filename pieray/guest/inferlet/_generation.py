@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from . import _convert, _host, log
 from . import model as models
-from ._draws import Drafter, Drawn, Draws, NoPlan, Source
+from ._draws import Choose, Drafter, Drawn, Draws, NoPlan, Source
 from ._plan_source import PlanSource
 from ._sources import PassSource, open_source
 from ._texts import Texts
@@ -85,10 +85,18 @@ class Generation:
         drafter: Drafter | str | None = None,
         adapter: Adapter | None = None,
         on_token: OnToken | None = None,
+        choose: Choose | None = None,
+        beside: Sequence[Context] = (),
         deadline_s: float | None = None,
     ) -> None:
         if drafter is not None and drafter != "ngram" and not callable(drafter):
             raise InvalidRequest(f"a drafter is a function or ngram; given {_convert.shown(drafter)}")
+        if choose is not None and not callable(choose):
+            raise InvalidRequest(f"choose is a function of logits; given {_convert.shown(choose)}")
+        if choose is None and beside:
+            raise InvalidRequest("contexts beside this one are for `choose`, which is not given")
+        if choose is not None and (grammar is not None or drafter is not None):
+            raise InvalidRequest("`choose` takes the token itself: give it neither grammar, schema nor drafter")
         if on_token is not None and not callable(on_token):
             raise InvalidRequest(f"on_token is a function; given {_convert.shown(on_token)}")
         self._context = context
@@ -102,6 +110,8 @@ class Generation:
             drafter=drafter,
             adapter=adapter or context.sequence.adapter,
             model=context.model,
+            choose=choose,
+            beside=beside,
         )
         self._grammar = grammar
         self._owns_grammar = False

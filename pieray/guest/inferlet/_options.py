@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from ._draws import Drafter
+from ._draws import Choose, Drafter
 from ._generation import OnToken
 from .adapters import Adapter
 from .grammar import Grammar, Matcher
 from .sampler import Sampler
+
+if TYPE_CHECKING:
+    from .context import Context
 
 
 class FreeOptions(TypedDict, total=False):
@@ -29,6 +32,8 @@ class FreeOptions(TypedDict, total=False):
     drafter: Drafter | str | None
     adapter: Adapter | None
     on_token: OnToken | None
+    choose: Choose | None
+    beside: Iterable[Context]
     deadline_s: float | None
 
 

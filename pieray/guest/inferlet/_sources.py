@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import _convert, _host
 from ._draws import Drawn, Draws, NoPlan, Source
@@ -11,6 +12,7 @@ from ._plan_source import PlanSource
 from ._texts import Texts
 from ._waiting import wait_ticket, wait_tickets
 from .errors import InvalidRequest
+from .sampling import log_softmax
 
 if TYPE_CHECKING:
     from .context import Context
@@ -112,6 +114,52 @@ class PassSource:
         self._matcher = self._sampler = 0
 
 
+class ChooseSource:
+    """A pass per token over the context and those beside it, and a function of this program's that takes the token."""
+
+    def __init__(self, context: Context, draws: Draws) -> None:
+        assert draws.choose is not None
+        self.way = "a pass per token: the token is chosen by a function"
+        self._contexts = [context, *draws.beside]
+        self._draws = draws
+        self._steps: list[Any] = []
+        self.is_busy = False  # the sequences know of their passes
+        self.is_stale = False
+        self.finish_reason = ""
+
+    async def next(self, num_left: int, most: int = 0) -> Drawn:  # noqa: ARG002 - one is all that there is
+        self.is_stale = False
+        adapter = self._draws.adapter
+        self._steps = steps = [one.forward(adapter=None if n else adapter) for n, one in enumerate(self._contexts)]
+        asked = [step.logits() for step in steps]  # all before any is awaited: they share a step
+        for step in steps:
+            await step
+        rows = [await one for one in asked]
+        chosen = self._draws.choose(*rows)  # type: ignore[misc]
+        if inspect.isawaitable(chosen):
+            chosen = await chosen
+        if chosen is None:
+            self.finish_reason = "stop"
+            return Drawn([])
+        token = _convert.integer("the token chosen", chosen, 0, len(rows[0]) - 1)
+        for one in self._contexts[1:]:
+            one._add([token])
+        scores = [log_softmax(rows[0])[token]] if self._draws.logprobs else []
+        return Drawn([token], scores)
+
+    async def stream(self, num_left: int) -> Drawn:
+        return await self.next(num_left)
+
+    def release(self) -> None: ...
+
+    def redraw(self) -> None: ...
+
+    def close(self) -> None:
+        for one, step in zip(self._contexts, self._steps, strict=False):
+            one.sequence.abandon(step.id)
+        self._steps = []
+
+
 class DraftSource:
     """Drafts of this program's own, verified in one pass each."""
 
@@ -164,6 +212,8 @@ class DraftSource:
 def open_source(context: Context, draws: Draws, num_tokens: int, texts: Texts) -> Source:
     """A plan wherever the loop allows it, and pays."""
     draws.began = context.position
+    if draws.choose is not None:
+        return ChooseSource(context, draws)
     if callable(draws.drafter):
         if not draws.logprobs and not draws.has_grammar and not context.sequence.dropped:
             return DraftSource(context, draws)

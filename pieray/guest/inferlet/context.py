@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import gather
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 from . import _convert, _host
 from . import model as models
 from ._chat import Chat, Setting, reply_of
-from ._draws import Drafter
+from ._draws import Choose, Drafter
 from ._generation import Generation, OnToken, rules_of
 from ._sequence import KvSequence
 from ._snapshots import Snapshots
@@ -23,7 +24,7 @@ from .structured import collect_json
 from .tools import specs_of
 
 if TYPE_CHECKING:
-    from typing import Unpack
+    from typing import Self, Unpack
 
     from ._options import FreeOptions, Options
 
@@ -70,6 +71,16 @@ class Context(Snapshots):
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
         self.append(text)
+
+    @classmethod
+    def of(cls, prompt: str, *, chat: bool = False) -> Self:
+        """A context that begins with a prompt: text as it is, or with `chat` a user's message, the reply begun."""
+        context = cls()
+        if chat:
+            context.user(prompt).cue()
+        else:
+            context.append(prompt)
+        return context
 
     # -- content
 
@@ -166,11 +177,12 @@ class Context(Snapshots):
         self._cut(start + same)
         self._add(tokens[same:])
 
-    def truncate(self, length: int) -> None:
+    def truncate(self, length: int) -> Context:
         """Keep the first `length` tokens, and the messages that end within them."""
         self.sequence.check_open()
         _convert.integer("length", length, 0, len(self._tokens))
         self._cut(length)
+        return self
 
     def _cut(self, length: int) -> None:
         self.sequence.release()
@@ -250,6 +262,8 @@ class Context(Snapshots):
         drafter: Drafter | str | None = None,
         adapter: Adapter | None = None,
         on_token: OnToken | None = None,
+        choose: Choose | None = None,
+        beside: Iterable[Context] = (),
         deadline_s: float | None = None,
     ) -> Generation:
         """Continue the text: iterate for tokens, or await for the text.
@@ -274,6 +288,12 @@ class Context(Snapshots):
         `on_token`: a function that takes each Token before it is given out, and returns None (or True) to go on, a
         Sampler to draw the next tokens with, text or token ids to append to the context, or False to end.
 
+        `choose`: a sampler of your own, a function (it may be a coroutine) that takes the logits of the next token, a
+        list of floats, and returns the id of the token, or None to end; `sampling` has what it is made of.  `beside`:
+        other contexts whose logits it takes too, as further arguments; every token is appended to them as well.
+        Log-probabilities are those of this context's own logits.  It takes a pass per token, and all logits travel to
+        this program: what the engine's sampler can do is faster there.
+
         `deadline_s`: so many seconds after it has begun to run it ends with what it has, whatever it waits for
         (`finish_reason` is "deadline").
 
@@ -284,7 +304,8 @@ class Context(Snapshots):
         Cancelling the task that awaits it ends it: no more tokens are computed, and pages that hold none of the context
         are given back; the rest stays with the context until that is closed.
 
-        It runs as decode plans, without a round trip per token, unless `drafter` is a function: see `is_plan`.  Past
+        It runs as decode plans, without a round trip per token, unless `drafter` or `choose` is a function: see
+        `is_plan`.  Past
         the limit of plans, generations wait for each other's.
         """
         self.sequence.check_open()
@@ -310,8 +331,37 @@ class Context(Snapshots):
             drafter=drafter,
             adapter=adapter,
             on_token=on_token,
+            choose=choose,
+            beside=_convert.instances("beside", list(beside), Context),
             deadline_s=deadline_s,
         )
+
+    async def generate_many(
+        self, n: int, max_tokens: int = 256, *, seed: int | None = None, **options: Unpack[Options]
+    ) -> list[Generation]:
+        """Continue the text `n` times at the same time, each in a fork of its own, which shares what is there.
+
+        This context stays as it is, but that what waits is run.  Draws, unless a temperature of 0 is given; `seed` + i
+        draws continuation i.  Options are those of `generate`.  The generations, each at its end.
+        """
+        n = _convert.u32("n", n)
+        sampler = options.pop("sampler", None)
+        if sampler is None:
+            options.setdefault("temperature", 1.0)
+        if self._chat.awaits_reply and self._marks[-1][0] == len(self._tokens):
+            self.cue()
+        await self.flush()
+
+        async def one(number: int) -> Generation:
+            own: Options = {**options, "seed": None if seed is None else seed + number}
+            if sampler is not None:
+                own = {**options, "sampler": replace(sampler, seed=own["seed"])}
+            async with self.fork() as fork:
+                drawn = fork.generate(max_tokens, **own)
+                await drawn
+                return drawn
+
+        return list(await gather(*(one(number) for number in range(n))))
 
     async def collect_text(self, max_tokens: int = 256, **options: Unpack[Options]) -> str:
         """The text of `generate` with the same arguments."""
@@ -386,6 +436,20 @@ class Context(Snapshots):
         finally:
             self.sequence.abandon(handle)
         return list(zip(tokens, probabilities, strict=True))
+
+    async def logits(self) -> list[float]:
+        """All logits of the next token.  Several contexts' share a step: `await gather(a.logits(), b.logits())`."""
+        step = self.forward()
+        asked = step.logits()
+        await step
+        return await asked
+
+    async def hidden(self) -> list[float]:
+        """The last hidden state of the last token, behind the final norm: the model's hidden size of floats."""
+        step = self.forward()
+        asked = step.hidden()
+        await step
+        return await asked
 
     async def logprobs(self, continuation: str | Sequence[int]) -> list[float]:
         """Log-probability of each token of `continuation` after this context, which stays as it is."""
@@ -475,3 +539,9 @@ class ContextPass(Pass):
 
     def __del__(self) -> None:
         self._sequence.abandon(self.id)
+
+
+async def ask(question: str, max_tokens: int = 256, **options: Unpack[Options]) -> str:
+    """What the model replies to a user's message, in a context of its own; options are those of `generate`."""
+    async with Context() as ctx:
+        return await ctx.user(question).collect_text(max_tokens, **options)

@@ -11,6 +11,7 @@ from typing import Any
 from . import _convert, _host
 from . import model as models
 from .errors import InvalidRequest
+from .grammar import Matcher
 from .runtime import random_u64
 
 
@@ -34,8 +35,8 @@ class Sampler:
     """Only the tokens nearest to the expected information that together reach p (Meister et al. 2022); 1 is off."""
     logit_bias: Mapping[int | str, float] = field(default_factory=dict, hash=False)
     """What is added to the logits of tokens, by id or by a text that is one token; -inf bans a token.  At most 4096."""
-    allowed: Collection[int | str] | None = field(default=None, hash=False)
-    """Only these tokens, by id or by a text that is one token; None: all."""
+    allowed: Collection[int | str] | Matcher | None = field(default=None, hash=False)
+    """Only these tokens, by id or by a text that is one token, or what a matcher allows when it is used; None: all."""
     other_bias: float = 0.0
     """What is added to the logits of all tokens that `logit_bias` does not name: a rule for most of the vocabulary."""
 
@@ -52,7 +53,7 @@ class Sampler:
                 raise InvalidRequest(f"a logit bias is below infinity; given {value} for {token!r:.100}")
         if abs(_convert.number("other_bias", self.other_bias)) == math.inf:
             raise InvalidRequest(f"other_bias is finite: `allowed` bans all others; given {self.other_bias}")
-        if self.allowed is not None:
+        if self.allowed is not None and not isinstance(self.allowed, Matcher):
             for token in _convert.items("allowed", self.allowed, "token ids or texts"):
                 _check_token(token)
         if self.seed is not None:
@@ -72,6 +73,8 @@ class Sampler:
 
     def mask(self, model: str = "") -> list[int]:
         """The tokens allowed, one bit each, packed into u32; empty: all."""
+        if isinstance(self.allowed, Matcher):
+            return self.allowed.mask()
         return [] if self.allowed is None else _mask(self.allowed, model)
 
     def handle(self, model: str = "") -> SamplerHandle:

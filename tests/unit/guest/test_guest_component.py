@@ -238,7 +238,7 @@ def test_prompt_lookup_says_what_greedy_says_in_fewer_passes(run_component: Run)
     said = lm.continuation(lm.tokenize(PROMPT), 30)
     prompt = PROMPT + lm.detokenize(said[:8], skip_special=True) * 2 + PROMPT
     host = PromptHost()
-    found = result(run_component(host, inferlet("prompt-lookup"), prompt=prompt, max_tokens=30))
+    found = result(run_component(host, inferlet("speculative-decoding"), chat=False, prompt=prompt, max_tokens=30))
     expected = lm.continuation(lm.tokenize(prompt), 30)
     assert found["text"] == streamed(expected)
     assert found["num_passes"] <= found["num_tokens"] == len(expected)
@@ -257,7 +257,7 @@ def test_beam_search_of_width_one_is_greedy_and_wider_ones_are_no_worse(run_comp
 
 def test_best_of_n_keeps_the_most_probable(run_component: Run) -> None:
     host = PromptHost()
-    found = result(run_component(host, inferlet("best-of-n"), prompt=PROMPT, n=5, max_tokens=8))
+    found = result(run_component(host, inferlet("best-of-n"), chat=False, prompt=PROMPT, n=5, max_tokens=8))
     assert found["score"] == max(candidate["score"] for candidate in found["candidates"])
     host.assert_clean()
 
@@ -280,7 +280,7 @@ def test_self_consistency_counts_answers(run_component: Run) -> None:
 
 def test_react_agent_ends_without_an_answer_from_a_model_that_cannot_act(run_component: Run) -> None:
     host = PromptHost()
-    found = result(run_component(host, inferlet("react-agent"), question="What is 1 plus 2?", max_tokens=9))
+    found = result(run_component(host, inferlet("agent-react"), question="What is 1 plus 2?", max_tokens=9))
     assert found["steps"] == []
     host.assert_clean()
 
