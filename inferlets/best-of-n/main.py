@@ -17,6 +17,6 @@ async def main(
     """The best by mean log-probability of its tokens; `seed` + i draws continuation i."""
     async with Context.of(prompt, chat=chat) as ctx:
         drawn = await ctx.generate_many(n, max_tokens, temperature=temperature, seed=seed, logprobs=True)
-    candidates = [{"text": one.text, "score": mean(one.logprobs) if one.logprobs else -1e9} for one in drawn]
+    candidates = [{"text": one.text, "score": mean([*one.logprobs, one.stop_logprob])} for one in drawn]
     best = max(candidates, key=lambda candidate: candidate["score"])
     return {"text": best["text"], "score": best["score"], "candidates": candidates}

@@ -19,7 +19,7 @@ async def main(
         for chunk in document:
             start = ctx.position
             ctx.append(chunk)
-            await ctx.flush()
+            await ctx.forward()  # its last token too, while it sees the others
             most = max(most, runtime.limits()["used"]["pages"])
             if ctx.position - keep > start:
                 await ctx.drop(start, ctx.position - keep)

@@ -21,9 +21,9 @@ class Node:
 async def main(
     prompt: str = "the small cat",
     wanted: list[str] | tuple[str, ...] = ("river", "doctor", "happy"),
-    rollouts: int = 64,
+    rollouts: int = 96,
     width: int = 12,
-    c: float = 1.0,
+    c: float = 0.1,
     max_tokens: int = 24,
     temperature: float = 1.0,
     seed: int = 0,

@@ -4,7 +4,7 @@ import re
 from statistics import mean, pstdev
 from typing import Any
 
-from inferlet import Context, Token, gather, model
+from inferlet import Context, gather, model
 from inferlet.tools import calculate
 
 TASKS = (("What is 12 plus 7?", "19"), ("Compute 6 times 8.", "48"))
@@ -39,26 +39,20 @@ async def group(question: str, answer: str, n: int, max_tokens: int, temperature
 
 
 async def rollout(ctx: Context, answer: str, max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
-    start, stops, logprobs, mask = ctx.position, model.stop_tokens(), [], []
-
-    def goes_on(token: Token) -> bool:
-        return token.id not in stops  # a stop token is part of what is learned
+    start, logprobs, mask = ctx.position, [], []
 
     async with ctx:
         for turn in range(6):
             drawn = ctx.generate(
-                max_tokens,
-                temperature=temperature,
-                seed=seed + turn,
-                stop="Observation:",
-                stop_tokens=(),
-                logprobs=True,
-                on_token=goes_on,
+                max_tokens, temperature=temperature, seed=seed + turn, stop="Observation:", logprobs=True
             )
             text = await drawn
             logprobs += drawn.logprobs
             mask += [1] * drawn.num_tokens
             if drawn.stopped_by != "Observation:":
+                if isinstance(drawn.stopped_by, int):  # the end of a turn is part of what is learned
+                    logprobs.append(drawn.stop_logprob)
+                    mask.append(1)
                 break
             ctx.append(f" {observed(text)}\n")
             num_told = ctx.position - start - len(mask)

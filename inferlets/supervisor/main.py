@@ -50,7 +50,7 @@ async def supervise(
             await asyncio.sleep(backoff_s * 2 ** (len(failures) - 1))
 
 
-async def work(text: str, attempt: int, temperature: float = 2.0) -> Any:
+async def work(text: str, attempt: int, temperature: float = 2.5) -> Any:
     """A careless worker: JSON as the model happens to draw it, or the error of reading that."""
     async with Context.of(f"Extract JSON: {text}", chat=True) as ctx:
         return json.loads(await ctx.collect_text(64, temperature=temperature, seed=attempt))

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from inferlet import Context, Grammar, session
+from inferlet import Context, Grammar, model, session
 
 HOLE = re.compile(r"\{(\w+)(?::((?:[^{}]|\{\d+(?:,\d*)?\})*))?\}")
 
@@ -16,23 +16,25 @@ async def main(
     seed: int | None = None,
     chat: bool = True,
 ) -> dict[str, Any]:
-    """A hole is `{name}` or `{name:pattern}`, a regular expression; without one it ends before what follows it."""
+    """A hole is `{name}` or `{name:pattern}`, a regular expression; it ends before the character behind it."""
     values: dict[str, str] = {}
-    text, end, num_generated = "", 0, 0
+    holes, end, num_generated = list(HOLE.finditer(template)), 0, 0
     async with Context.of(prompt, chat=chat) as ctx:
-        for hole in HOLE.finditer(template):
-            fixed, following = template[end : hole.start()], template[hole.end() : hole.end() + 1]
-            ctx.append(fixed)
-            ends = re.escape(following)  # the character behind a hole is drawn with it: the model says when it is full
-            pattern = Grammar.regex(f"({hole[2]}){ends}") if hole[2] else None
-            generation = ctx.generate(max_tokens, temperature=temperature, seed=seed, stop=following, schema=pattern)
-            values[hole[1]] = await generation
+        for hole, following in zip(holes, [*holes[1:], None], strict=True):
+            fixed = template[end : hole.start()]
+            session.send(fixed)
+            start, end = ctx.append(fixed).position, hole.end()
+            behind = template[end : following.start() if following else len(template)]
+            pattern = Grammar.regex(f"({hole[2]}){re.escape(behind)}") if hole[2] else None
+            generation = ctx.generate(max_tokens, temperature=temperature, seed=seed, stop=behind[:1], schema=pattern)
+            value = values[hole[1]] = await session.stream(generation)
             num_generated += generation.num_tokens
-            if generation.stopped_by != following:  # at its length, at the end of the turn
-                ctx.truncate(ctx.position - isinstance(generation.stopped_by, int)).append(following)
-            end = hole.end() + len(following)
-            text += fixed + values[hole[1]] + following
-            session.send(fixed + values[hole[1]] + following)
-        text += template[end:]
+            if generation.finish_reason == "stop":  # the token that says so may begin within the hole: word for word
+                ctx.truncate(ctx.position - 1)
+                ctx.append(value[len(model.detokenize(ctx.tokens[start:])) :])
         session.send(template[end:])
-        return {"text": text, "values": values, "num_generated": num_generated}
+    return {"text": filled(template, values), "values": values, "num_generated": num_generated}
+
+
+def filled(template: str, values: dict[str, str]) -> str:
+    return HOLE.sub(lambda hole: values[hole[1]], template)

@@ -7,7 +7,7 @@ from inferlet import Context, Grammar, model, session
 
 
 async def main(
-    prompt: str = "a big doct", max_tokens: int = 32, num_healed: int = 1, is_healed: bool = True
+    prompt: str = "a small ki", max_tokens: int = 32, num_healed: int = 1, is_healed: bool = True
 ) -> dict[str, Any]:
     """Greedy text after the prompt.  Its last `num_healed` tokens are drawn again, by tokens that spell the same."""
     tokens = model.tokenize(prompt)

@@ -9,10 +9,10 @@ from inferlet import Context, model, sampling, session
 async def main(
     prompt: str = "the",
     detect: str = "",
-    max_tokens: int = 160,
+    max_tokens: int = 200,
     key: int = 15485863,
     width: int = 3,
-    rounds: int = 16,
+    rounds: int = 30,
     temperature: float = 1.3,
     seed: int | None = 0,
     ignore_eos: bool = True,
@@ -23,13 +23,14 @@ async def main(
     random, used = sampling.randoms(seed), set()
 
     def choose(logits: list[float]) -> int:
-        chances = dict(enumerate(sampling.softmax(logits, temperature)))
-        likely = {token: p for token, p in chances.items() if p > 1e-5}
-        before = tuple(ctx.tokens[-width:])
-        for coins in [] if before in used else tosses(before, key, rounds):  # no context is marked twice
-            heads = sum(p for token, p in likely.items() if coins[token])
+        before, chances = tuple(ctx.tokens[-width:]), sampling.softmax(logits, temperature)
+        likely = {token: p for token, p in enumerate(chances) if p > 1e-5}
+        words = coins(before, key)
+        for number in range(0 if before in used else rounds):  # no context is marked twice
+            tossed = {token: words[token] >> number & 1 for token in likely}
+            heads = sum(p for token, p in likely.items() if tossed[token])
             # of two that are drawn the one with heads wins, of equals either: what the winner is distributed as
-            likely = {token: p * (1 + coins[token] - heads) for token, p in likely.items()}
+            likely = {token: p * (1 + tossed[token] - heads) for token, p in likely.items()}
         used.add(before)
         return list(likely)[sampling.draw(list(likely.values()), random)]
 
@@ -39,15 +40,19 @@ async def main(
     return {"text": text, **score(model.tokenize(text), key, width, rounds)}
 
 
-def tosses(before: tuple[int, ...], key: int, rounds: int) -> list[list[int]]:
-    """A coin for each token of the vocabulary, in each round."""
-    bits = [int(value * (1 << rounds)) for value in sampling.noise(model.info()["vocab_size"], key, *before)]
-    return [[word >> number & 1 for word in bits] for number in range(rounds)]
+def coins(before: tuple[int, ...], key: int) -> list[int]:
+    """For each token of the vocabulary a word whose bits are its coins, one a round."""
+    return [int(value * (1 << 32)) for value in sampling.noise(model.info()["vocab_size"], key, *before)]
 
 
 def score(tokens: list[int], key: int, width: int, rounds: int) -> dict[str, Any]:
-    """The mean of the coins is a half by chance: how many deviations above it is.  Each n-gram counts once."""
+    """By chance a coin is heads half the time: how many deviations more it is.  Each n-gram counts once.
+
+    The first rounds decide most, and weigh most: from 10 down to 1, as in the paper.
+    """
     grams = {tuple(tokens[i - width : i + 1]) for i in range(width, len(tokens))}
-    heads = sum(coins[gram[-1]] for gram in grams for coins in tosses(gram[:-1], key, rounds))
-    count = len(grams) * rounds or 1
-    return {"z": (heads - count / 2) / math.sqrt(count / 4), "mean": heads / count, "num_scored": len(grams)}
+    words = [coins(gram[:-1], key)[gram[-1]] for gram in grams]
+    weights = [10 - 9 * number / max(rounds - 1, 1) for number in range(rounds)]
+    excess = sum(weight * ((word >> number & 1) - 0.5) for word in words for number, weight in enumerate(weights))
+    deviation = math.sqrt(len(words) * sum(weight**2 for weight in weights) / 4) or 1.0
+    return {"z": excess / deviation, "mean": 0.5 + excess / (len(words) * sum(weights) or 1), "num_scored": len(words)}

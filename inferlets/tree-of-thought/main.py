@@ -58,4 +58,6 @@ async def think(branch: Branch, max_tokens: int, temperature: float, seed: int, 
     thought = ctx.generate(max_tokens, temperature=temperature, seed=seed, stop=separator, logprobs=True)
     text = branch.text + await thought
     is_done = thought.stopped_by != separator
-    return Branch(ctx, text + ("" if is_done else separator), branch.score + sum(thought.logprobs), is_done)
+    return Branch(
+        ctx, text + ("" if is_done else separator), branch.score + sum(thought.logprobs) + thought.stop_logprob, is_done
+    )

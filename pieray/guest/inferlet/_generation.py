@@ -126,6 +126,9 @@ class Generation:
         """Ids sampled, without the stop token."""
         self.logprobs: list[float] = []
         """Log-probability of each id in `tokens`, if asked for."""
+        self.stop_logprob = 0.0
+        """Log-probability of the stop token that ended it, if one did and they were asked for: with it, `logprobs` add
+        up to that of all that was drawn."""
         self.finish_reason = ""
         """"stop" (a stop token or string, or `on_token` said so), "length" (max_tokens or the model's context: a text
         under a grammar is cut there like any other), "grammar" (nothing may follow), "deadline" (`deadline_s` is over),
@@ -282,6 +285,7 @@ class Generation:
         assert texts is not None
         if token in rules.tokens:
             self.finish_reason, self.stopped_by = "stop", token
+            self.stop_logprob = drawn.logprobs[place] if drawn.logprobs else 0.0
             held = texts.rest()
             self._parts.append(held)
             return held or None
