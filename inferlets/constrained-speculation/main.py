@@ -43,8 +43,7 @@ async def main(
             num_passes += 1
             num_right = next((i for i, token in enumerate(draft) if tokens[i] != token), len(draft))
             new = tokens[: num_right + 1]
-            ctx.truncate(start)
-            ctx.append(new)
+            ctx.truncate(start + num_right).append(new[num_right:])  # the KV of what was guessed right stays
             matcher.accept(new)
             said += new
         text = model.detokenize([token for token in ctx.tokens[first:] if token not in stops], skip_special=True)

@@ -6,7 +6,7 @@ from inferlet import Context, sampling, session
 
 
 async def main(
-    context: str = "12+7=91, 3+4=7, ",
+    context: str = "3+4=7, 12+7=91, ",
     question: str = "12+7=",
     alpha: float = 0.5,
     max_tokens: int = 16,

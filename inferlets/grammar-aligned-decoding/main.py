@@ -8,8 +8,12 @@ from inferlet import Context, Grammar, model, sampling
 
 @dataclass
 class Node:
-    """A prefix.  `mass`: how likely what follows is to be grammatical, as far as samples tell; 1 at first."""
+    """A prefix, whose KV its context shares with those before it.
 
+    `mass`: how likely what follows is to be grammatical, as far as samples tell; 1 at first.
+    """
+
+    ctx: Context
     likely: dict[int, float] = field(default_factory=dict)  # of each token that the grammar allows
     children: dict[int, "Node"] = field(default_factory=dict)
     mass: float = 1.0
@@ -30,30 +34,28 @@ async def main(
 ) -> dict[str, Any]:
     """`n` samples.  Of each text: how often it came, and its probability under ASAp now and under plain masking."""
     random, stops = sampling.randoms(seed), model.stop_tokens()
-    start, root = await Grammar.regex(regex), Node()
+    start, root = await Grammar.regex(regex), Node(Context(prompt))
     counts: dict[tuple[int, ...], int] = {}
     num_passes = 0
-    async with Context(prompt) as ctx:
-        for _ in range(n):
-            path, said = [root], []
-            with start.fork() as matcher:
-                while len(said) < max_tokens and not (said and said[-1] in stops):
-                    node = path[-1]
-                    if not node.likely:  # nobody has been here: the only time that the model is asked
-                        ctx.truncate(len(prompt_tokens := model.tokenize(prompt)))
-                        logits = await ctx.append(said).logits()
-                        num_passes += 1
-                        assert ctx.position == len(prompt_tokens) + len(said)
-                        chances, mask = sampling.softmax(logits, temperature), matcher.mask()
-                        node.likely = {i: p for i, p in enumerate(chances) if mask[i >> 5] >> (i & 31) & 1}
-                    weights = node.weights()
-                    token = list(weights)[sampling.draw(list(weights.values()), random)]
-                    matcher.accept([token])
-                    path.append(node.children.setdefault(token, Node()))
-                    said.append(token)
-            for node in reversed(path[:-1]):  # what has been learned of its end
-                node.mass = sum(node.weights().values())
-            counts[tuple(said)] = counts.get(tuple(said), 0) + 1
+    for _ in range(n):
+        path, said = [root], []
+        with start.fork() as matcher:
+            while len(said) < max_tokens and not (said and said[-1] in stops):
+                node = path[-1]
+                if not node.likely:  # nobody has been here: the only time that the model is asked
+                    chances, mask = sampling.softmax(await node.ctx.logits(), temperature), matcher.mask()
+                    node.likely = {i: p for i, p in enumerate(chances) if mask[i >> 5] >> (i & 31) & 1}
+                    num_passes += 1
+                weights = node.weights()
+                token = list(weights)[sampling.draw(list(weights.values()), random)]
+                matcher.accept([token])
+                if token not in node.children:
+                    node.children[token] = Node(node.ctx.fork().append([token]))
+                path.append(node.children[token])
+                said.append(token)
+        for node in reversed(path[:-1]):  # what has been learned of its end
+            node.mass = sum(node.weights().values())
+        counts[tuple(said)] = counts.get(tuple(said), 0) + 1
     rows = [
         {"text": model.detokenize([t for t in said if t not in stops]), "count": count, **told(root, said)}
         for said, count in counts.items()

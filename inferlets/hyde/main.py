@@ -22,7 +22,8 @@ async def main(
     """The document nearest to a made-up answer (else to the question), by the cosine of mean hidden states."""
     query = await ask(question, max_tokens) if is_hypothetical else question
     vector, *others = await gather(*(embed(text) for text in (query, *documents)))
-    scores = [cosine(vector, other) for other in others]
+    common = [sum(column) / len(others) for column in zip(*others, strict=True)]  # what all documents say is no help
+    scores = [cosine(less(vector, common), less(other, common)) for other in others]
     best = max(range(len(scores)), key=scores.__getitem__)
     return {"document": documents[best], "index": best, "query": query, "scores": scores}
 
@@ -35,6 +36,10 @@ async def embed(text: str) -> list[float]:
         await step
         rows = [await one for one in asked]
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def less(a: list[float], b: list[float]) -> list[float]:
+    return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def cosine(a: list[float], b: list[float]) -> float:

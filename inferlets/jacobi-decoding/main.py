@@ -24,9 +24,9 @@ async def main(
             num_right = next(
                 (i for i, pair in enumerate(zip(guess, tokens, strict=False)) if pair[0] != pair[1]), len(guess)
             )
-            ctx.truncate(start)
             new = until_stop(tokens[: num_right + 1], stops)[: max_tokens - len(said)]
-            ctx.append(new)  # the KV of what was guessed right stays
+            kept = min(num_right, len(new))  # guessed right: their KV stays
+            ctx.truncate(start + kept).append(new[kept:])
             said += new
             guess = [*tokens[num_right + 1 :], *tokens[-1:] * (num_right + 1)][:block]  # the next iterate
     text = model.detokenize([token for token in said if token not in stops], skip_special=True)

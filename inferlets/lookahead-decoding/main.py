@@ -40,17 +40,21 @@ async def main(
         behind = len(pending) + (ngram - 1) * window
         said = await step.samples([here, *range(ahead, ahead + window), *range(behind, len(batch.tokens))])
         num_passes += 1
-        kv_len = len(tokens)
-        kv.truncate(pages, kv_len)
         news, checks = said[1 : 1 + window], said[1 + window :]
         for c in range(window):
             remember(pool, [*(row[c] for row in rows), news[c]])
         rows = [*rows[1:], news]
-        best = [said[0]]
+        best, source, size = [said[0]], 0, kv.page_size()
         for g, guess in enumerate(guesses):
             told = [said[0], *checks[g * (ngram - 1) : (g + 1) * (ngram - 1)]]
             num_right = next((i for i, token in enumerate(guess) if told[i] != token), len(guess))
-            best = max(best, told[: num_right + 1], key=len)
+            if num_right >= len(best):
+                best, source = told[: num_right + 1], kv_len + behind + g * (ngram - 1)
+        for i in range(len(best) - 1):  # the KV of what was guessed right moves behind the text
+            place = len(tokens) + i
+            kv.copy(line, pages[(source + i) // size], (source + i) % size, pages[place // size], place % size, 1)
+        kv_len = len(tokens) + len(best) - 1
+        kv.truncate(pages, kv_len)
         stop = next((i + 1 for i, token in enumerate(best) if token in stops), len(best))
         tokens += best[:stop][: end - len(tokens)]
     text = model.detokenize([token for token in tokens[first:] if token not in stops], skip_special=True)

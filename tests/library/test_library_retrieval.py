@@ -44,15 +44,16 @@ def test_answers_come_from_documents_that_anybody_of_the_tenant_has_stored(engin
 @pytest.mark.library
 def test_a_made_up_answer_finds_the_document_more_often_than_the_question(engine: Any) -> None:
     items = questions("add2", 24, seed=6)
-    documents = [f"worked: {said.rpartition('; ')[0]}." for _, said, _ in items]
+    documents = [said.rpartition("; ")[0] for _, said, _ in items]  # the steps alone
     hits = {}
     for is_hypothetical in (True, False):
         inputs = [
-            {"question": asked, "documents": documents, "is_hypothetical": is_hypothetical} for asked, _, _ in items[:8]
+            {"question": asked, "documents": documents, "is_hypothetical": is_hypothetical}
+            for asked, _, _ in items[:12]
         ]
         hits[is_hypothetical] = sum(one["index"] == i for i, one in enumerate(run_all(engine, "hyde", inputs)))
-    assert hits[True] >= 7, hits
-    assert hits[True] >= hits[False] + 3, hits
+    assert hits[True] >= 10, hits
+    assert hits[True] >= hits[False] + 5, hits
 
 
 def test_prompts_are_ranked_by_how_likely_they_make_the_answers(engine: Any, reference: Reference) -> None:
