@@ -20,13 +20,17 @@ unexport PYTHONDONTWRITEBYTECODE
 
 GPU_OUT := bench/results/$(shell date -u +%F)-gpu.jsonl
 
-.PHONY: run test unit clients fmt lint docs bench gpu install install-tests clean distclean
+.PHONY: run test library unit clients fmt lint docs bench gpu install install-tests clean distclean
 
 run: $(VENV)/.installed
 	@$(BIN)/pieray run text-completion -- "--prompt=$$PROMPT"
 
 test: $(VENV)/.installed-tests
-	$(BIN)/python -m pytest $(TWO)
+	$(BIN)/python -m pytest $(TWO) -m "not library"
+
+# the inferlets that come with pieray: each method by what defines it, each README as it is typed
+library: $(VENV)/.installed-tests
+	$(BIN)/python -m pytest tests/library
 
 unit: $(VENV)/.installed-tests
 	$(BIN)/python -m pytest $(TWO) tests/unit -m "not slow"

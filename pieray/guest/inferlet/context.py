@@ -337,7 +337,7 @@ class Context(Snapshots):
         )
 
     async def generate_many(
-        self, n: int, max_tokens: int = 256, *, seed: int | None = None, **options: Unpack[Options]
+        self, n: int, max_tokens: int = 256, *, seed: int | None = None, **options: Any
     ) -> list[Generation]:
         """Continue the text `n` times at the same time, each in a fork of its own, which shares what is there.
 
@@ -353,11 +353,10 @@ class Context(Snapshots):
         await self.flush()
 
         async def one(number: int) -> Generation:
-            own: Options = {**options, "seed": None if seed is None else seed + number}
-            if sampler is not None:
-                own = {**options, "sampler": replace(sampler, seed=own["seed"])}
+            own = None if seed is None else seed + number
+            how = {"seed": own} if sampler is None else {"sampler": replace(sampler, seed=own)}
             async with self.fork() as fork:
-                drawn = fork.generate(max_tokens, **own)
+                drawn = fork.generate(max_tokens, **options, **how)
                 await drawn
                 return drawn
 
