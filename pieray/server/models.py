@@ -86,8 +86,8 @@ def read_for_program(body: Mapping[str, Any], name: str, main: MainFunction, rou
             continue
         else:
             raise BadField(field_name, f"{name} does not take it; it takes {main}", code="unsupported_field")
-    if kind.is_chat and main.knows("chat") and "messages" not in asked.arguments:
-        asked.arguments.setdefault("chat", True)
+    if main.knows("chat") and "messages" not in asked.arguments:
+        asked.arguments.setdefault("chat", kind.is_chat)
     try:
         main.check(asked.arguments)
     except ConfigError as error:

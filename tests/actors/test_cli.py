@@ -42,7 +42,7 @@ def test_run_prints_the_text_and_exits_0(cli: CommandLine) -> None:
     ("words", "exit_code", "message"),
     [
         (("run", "text-completio"), 2, "text-completion"),
-        (("run", "text-completion"), 2, "missing: prompt"),
+        (("run", "http-fetch"), 2, "missing: url"),
         (("run", "text-completion", "--", "--prompt", "a", "--max-tokens", "five"), 2, "is int; given 'five'"),
         (("run", "text-completion", "--num-pages", "-3"), 2, "model.num_pages is at least 0; given -3"),
         (("run", "text-completion", "--input", "{"), 2, "--input is not JSON"),

@@ -77,10 +77,10 @@ def test_a_tenant_sees_its_own(locked: str, keys: Keys, engine: Any, echo: str) 
 
 
 def test_what_a_program_takes_is_told(http: httpx.Client) -> None:
-    found = http.get("/v1/inferlets/best-of-n").json()
+    found = http.get("/v1/inferlets/http-fetch").json()
     assert found["parameters"][:2] == [
-        {"name": "prompt", "type": "str", "is_required": True},
-        {"name": "n", "type": "int", "is_required": False},
+        {"name": "url", "type": "str", "is_required": True},
+        {"name": "timeout", "type": "float", "is_required": False},
     ]
     assert http.get("/v1/inferlets/completion-c").json()["parameters"] is None
     assert http.get("/v1/inferlets/nothing").status_code == 404

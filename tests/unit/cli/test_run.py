@@ -144,7 +144,7 @@ def test_an_error_of_our_own_is_one_line_and_a_traceback_only_with_debug(engine:
         ((*RUN, "--limit", "page=8"), "did you mean limits.pages?"),
         ((*RUN, "stray"), "stray"),
         ((*RUN, "--max-tokens", "3"), "--max-tokens"),
-        (("run", "text-completion"), "missing: prompt"),
+        (("run", "http-fetch"), "missing: url"),
         ((*RUN, "--", "--max-tokens", "five"), "argument 'max_tokens' of main() is int; given 'five'"),
         ((*RUN, "--", "--promt", "x"), "did you mean 'prompt'?"),
         ((*RUN, "--", "--prompt"), "--prompt takes a value: 'prompt' of main() is str"),

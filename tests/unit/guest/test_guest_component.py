@@ -221,7 +221,7 @@ def test_a_deadlock_is_named(run_component: Run) -> None:
 
 def test_wrong_arguments_name_the_parameters(run_component: Run) -> None:
     outcome = run_component(PromptHost(), inferlet("text-completion"), promt="x")
-    assert "main() takes prompt: str, max_tokens: int = 64" in str(outcome.error)
+    assert "main() takes prompt: str = '12+7=', max_tokens: int = 64" in str(outcome.error)
     assert "did you mean 'prompt'?" in str(outcome.error)
 
 
