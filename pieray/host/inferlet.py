@@ -12,6 +12,7 @@ from pieray.concurrency.timers import Timer
 from pieray.config import Limits
 from pieray.errors import LAST_LOGS, Cancelled, DeviceLost, EngineError, GuestFailed, PierayError, QuotaExceeded
 from pieray.host.device.device import DeviceClient
+from pieray.host.device.groups import LateDevice
 from pieray.host.device.outbox import Outbox
 from pieray.host.device.prefixes import Prefixes
 from pieray.host.device.transfers import Transfers
@@ -45,7 +46,7 @@ class Inferlet:
         number: int,
         *,
         limits: Limits,
-        device: DeviceClient,
+        device: DeviceClient | LateDevice,
         models: ModelDirectory,
         services: Services,
         lease_pages: int,
@@ -122,8 +123,9 @@ class Inferlet:
                 launch.family,
                 "" if trace is None else launch.instance_id,
             )
-            with self._parts.lock:
-                self._outbox.flush()
+            if isinstance(self._device, DeviceClient):  # pages ahead of need; of several groups none is chosen yet
+                with self._parts.lock:
+                    self._outbox.flush()
             guest = host.spawn(
                 program,
                 self._handlers if trace is None else traced_handlers(self._handlers, trace),

@@ -10,6 +10,11 @@ from pieray.messages.frame import Message, register
 HASH_BYTES = 16
 
 
+def fingerprints(hashes: bytes) -> list[int]:
+    """Of hashes of HASH_BYTES each: 32 bits, by which groups tell what they hold."""
+    return [int.from_bytes(hashes[start : start + 4], "little") for start in range(0, len(hashes), HASH_BYTES)]
+
+
 class Place(NamedTuple):
     """Where a page is in the chain of all that its content depends on."""
 
@@ -185,3 +190,14 @@ class FencePeer(Message):
     """ResourceManager -> Batcher: that peer is lost here: drop it, and answer PeerFenced behind its last step."""
 
     peer_id: str
+
+
+@register(38)
+@dataclass(frozen=True, slots=True)
+class GroupNews(Message):
+    """ResourceManager -> InferletActor, where there are several groups: what has changed since the last one."""
+
+    added: bytes  # u32: fingerprints of pages that can be found by their content
+    removed: bytes  # u32: of those that cannot any more
+    num_programs: int  # that compute on this group, of all actors
+    is_whole: bool = False  # `added` is all that there is
