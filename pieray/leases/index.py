@@ -47,12 +47,6 @@ class PageIndex:
         """Of all that is here."""
         return list(self._entries)
 
-    def take_changes(self) -> tuple[list[bytes], list[bytes]]:
-        """What has come and what has gone since this was called last, or since `changes` was made a dictionary."""
-        changes, self.changes = self.changes or {}, {}
-        came = [name for name, is_here in changes.items() if is_here]
-        return came, [name for name, is_here in changes.items() if not is_here]
-
     def __len__(self) -> int:
         return len(self._entries)
 

@@ -111,7 +111,7 @@ class LeaseService:
         self._news_s = news_s
         self._num_told = 0  # programs
         if news_s:
-            self._ledger.index.changes = {}
+            self._ledger.index.changes, self._exports.changes = {}, {}
             threading.Thread(target=self._tell_news, name="pieray-lease-news", daemon=True).start()
         threading.Thread(target=self._watch_deadlines, name="pieray-lease-deadlines", daemon=True).start()
 
@@ -128,7 +128,7 @@ class LeaseService:
                 self._peers[conn.peer_id] = conn
                 self._fenced.discard(conn.peer_id)
                 if self._news_s:
-                    prints = _prints(self._ledger.index.hashes())
+                    prints = _prints([*self._ledger.index.hashes(), *self._exports.names()])
                     _post(conn, GroupNews(prints, b"", self._ranks.num_programs, is_whole=True))
         self._flush()
 
@@ -306,11 +306,17 @@ class LeaseService:
                 with self._lock:
                     if self._is_closed:
                         return
-                    came, gone = self._ledger.index.take_changes()
+                    assert self._ledger.index.changes is not None
+                    assert self._exports.changes is not None
+                    changes = {**self._ledger.index.changes, **self._exports.changes}
+                    self._ledger.index.changes, self._exports.changes = {}, {}
                     num_programs = self._ranks.num_programs
                     peers = list(self._peers.values())
-                if came or gone or num_programs != self._num_told:
+                if changes or num_programs != self._num_told:
                     self._num_told = num_programs
+                    came, gone = (
+                        [name for name, is_here in changes.items() if is_here == now] for now in (True, False)
+                    )
                     news = GroupNews(_prints(came), _prints(gone), num_programs)
                     for conn in peers:
                         _post(conn, news)

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
         EmbedTokens,
         Forward,
         OpenInferlet,
+        ReadPages,
         Sampled,
         SwapIn,
         SwapOut,
         Verify,
+        WritePages,
     )
     from pieray.messages.broker import (
         Broadcast,
@@ -133,6 +135,7 @@ __all__ = [
     "Preempted",
     "Pull",
     "Push",
+    "ReadPages",
     "ReclaimSpare",
     "Reclaimed",
     "ReleasePages",
@@ -161,6 +164,7 @@ __all__ = [
     "Verify",
     "Welcome",
     "Withdraw",
+    "WritePages",
     "decode",
     "decode_one",
     "encode",

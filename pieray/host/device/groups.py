@@ -13,11 +13,13 @@ from pieray.host.device.device import DeviceClient
 from pieray.host.device.device_user import DeviceUser
 from pieray.host.device.group_policy import GROUP_POLICIES
 from pieray.host.device.sessions import DeviceSessions
-from pieray.messages import Message
-from pieray.messages.leases import fingerprints
+from pieray.messages import ImportPages, Message
+from pieray.messages.leases import ACCESSES, export_print, fingerprints
 from pieray.transport import Endpoint
 
-POLL_S = 0.05
+AGAIN_S = 0.001
+FIRST_VISITOR = 1 << 31
+"""Inferlets have lower numbers."""
 
 
 class DeviceGroups:
@@ -32,6 +34,7 @@ class DeviceGroups:
         self._token = token
         self._choose = GROUP_POLICIES[policy]
         self._turns = itertools.count()
+        self._visitors = itertools.count()
         self._groups: dict[int, DeviceSessions] = {}
         self._lock = threading.Lock()  # guards the mapping, which is replaced and never changed
         self._on_answered: Callable[[], None] = lambda: None
@@ -75,14 +78,21 @@ class DeviceGroups:
         found = sorted(self._groups.items())
         return [session for _, group in found if (session := group.session) is not None]
 
-    def choose(self, hashes: bytes) -> DeviceClient:
-        """The session that an inferlet computes on from now on; `hashes`: of the pages that it is about to compute.
+    def visitor_number(self) -> int:
+        """A number for an inferlet's visit to a group that is not its own: none that an inferlet has."""
+        return FIRST_VISITOR + next(self._visitors) % FIRST_VISITOR
+
+    def choose(self, hashes: bytes, export: Sequence[int] = ()) -> DeviceClient:
+        """The session that an inferlet computes on from now on; `hashes`: of the pages that it is about to compute,
+        `export`: fingerprints by which one may know the export that it is about to open.
 
         Raises DeviceLost.
         """
         alive = self.alive()
         if not alive:
             raise DeviceLost("all device groups are gone, and are being replaced.  Launch again later")
+        if (holding := session_with(alive, export)) is not None:
+            return holding
         return self._choose(alive, fingerprints(hashes), next(self._turns))
 
     def is_short(self, tenant: str, priority: int) -> bool:
@@ -109,6 +119,11 @@ class DeviceGroups:
             group.close()
 
 
+def session_with(sessions: Sequence[DeviceClient], prints: Sequence[int]) -> DeviceClient | None:
+    """The first of the groups that has told of one of these fingerprints."""
+    return next((one for one in sessions if any(one.num_found([each]) for each in prints)), None)
+
+
 class LateDevice:
     """An inferlet's device where there are several: the session with one of them, once it has something for it.
 
@@ -130,15 +145,28 @@ class LateDevice:
         """See `DeviceClient.admit`, which is called when there is something for the device."""
         self._admission = (number, tenant, *facts)
 
-    def bound(self, hashes: bytes = b"") -> DeviceClient:
+    def others(self) -> list[DeviceClient]:
+        """The sessions with the other groups."""
+        return [session for session in self._groups.alive() if session is not self._session]
+
+    def standing(self) -> tuple[Any, ...]:
+        """What `DeviceClient.admit` takes behind number and user; it is not traced."""
+        assert self._admission is not None
+        return (*self._admission[2:7], "")
+
+    def visitor_number(self) -> int:
+        """See `DeviceGroups.visitor_number`."""
+        return self._groups.visitor_number()
+
+    def bound(self, hashes: bytes = b"", export: Sequence[int] = ()) -> DeviceClient:
         """The session, chosen now if it is not yet.  Raises DeviceLost."""
         while self._session is None:
             assert self._admission is not None
-            chosen = self._groups.choose(hashes)
+            chosen = self._groups.choose(hashes, export)
             try:
                 chosen.admit(*self._admission)
             except DeviceLost:
-                time.sleep(POLL_S / 50)  # its link has just broken: it is not chosen again
+                time.sleep(AGAIN_S)  # its link has just broken: it is not chosen again
                 continue
             chosen.num_chosen += 1
             self._session = chosen
@@ -153,13 +181,21 @@ class LateDevice:
         self.bound(hashes).lease(inferlet, count, deadline_s, hashes, num_tokens, num_more)
 
     def ask_ledger(self, message: Message) -> None:
-        self.bound().ask_ledger(message)
+        export: Sequence[int] = ()
+        if self._session is None and isinstance(message, ImportPages):
+            export = [export_print(a, message.tenant, message.user, message.name) for a in ACCESSES]
+        self.bound(export=export).ask_ledger(message)
 
     def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:
         self.bound().preempted(inferlet, num_pages, is_whole=is_whole)
 
     def release(self, inferlet: int, pages: Sequence[int]) -> None:
         self.bound().release(inferlet, pages)
+
+    def flush(self) -> None:
+        """See `DeviceClient.flush`."""
+        if self._session is not None:
+            self._session.flush()
 
     def retire(self, number: int, done: Callable[[], None]) -> None:
         """See `DeviceClient.retire`."""
