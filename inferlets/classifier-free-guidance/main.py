@@ -24,4 +24,5 @@ async def main(
     async with Context.of(prompt, chat=chat) as towards, Context.of(away or "\n", chat=chat) as apart:
         generation = towards.generate(max_tokens, choose=choose, beside=[apart])
         text = await session.stream(generation)
-    return {"text": text, "num_tokens": generation.num_tokens}
+    num_drawn = generation.num_tokens + (generation.stopped_by is not None)  # a stop token is drawn too
+    return {"text": text, "num_tokens": num_drawn}
