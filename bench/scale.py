@@ -174,7 +174,7 @@ def run_choice(given: argparse.Namespace) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="*", default=["content", "choice"], choices=["content", "choice"])
-    parser.add_argument("--groups", type=int, default=2)
+    parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--families", type=int, default=16)
     parser.add_argument("--programs", type=int, default=8, help="of each family")
     parser.add_argument("--width", type=int, default=8, help="programs at one time")
