@@ -50,6 +50,7 @@ class Batcher(ServingActor):
             gpu_fraction=settings.gpu_memory_fraction,
             cuda_graphs=settings.cuda_graphs,
             swap_bytes=settings.swap_memory_bytes,
+            max_context=settings.max_context,
         )
         warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
@@ -79,6 +80,8 @@ class Batcher(ServingActor):
             "dtype": str(runner.pool.data.dtype).removeprefix("torch."),
             "device": str(runner.decoder.device),
             "hidden_size": runner.config.hidden_size,
+            "way": runner.way,
+            "why": runner.why,
         }
         tokenizer = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
         return {"info": info, "tokenizer": tokenizer, "adapters": self._load_adapters(settings)}

@@ -1,5 +1,5 @@
-// A whole decoder step on the CPU in one call: Llama, Mistral, Qwen2, Qwen3 with weights of float32 or bfloat16,
-// activations and sums in float32.  For small models most of a torch step is dispatch; here there is none.
+// A whole decoder step on the CPU in one call, of all native architectures without experts, with weights of float32 or
+// bfloat16, activations and sums in float32.  For small models most of a torch step is dispatch; here there is none.
 //
 // Each output of a matrix product is one chain of fused multiply-adds over k, in order, in every tile shape, so a
 // row's logits do not depend on the batch around it, to the last bit.
@@ -29,7 +29,9 @@ typedef struct {
 
 typedef struct {
     Matrix qkv, out, gate_up, down;
-    const float *attn_norm, *mlp_norm, *q_norm, *k_norm;  // the last two NULL without QK norm
+    const float *attn_norm, *mlp_norm, *q_norm, *k_norm;  // NULL: there is no such norm
+    const float *attn_post, *mlp_post;                    // norms of what attention and MLP add; NULL: none
+    const float *cos, *sin;                               // [max_position, head_dim / 2]
     void *kv;                                             // this layer of the pool
     int64_t window;
 } Block;
@@ -37,9 +39,12 @@ typedef struct {
 typedef struct {
     int64_t num_layers, hidden, intermediate, num_heads, num_kv_heads, head_dim, page_size;
     float eps, scale;
-    int32_t is_bf16;     // the packed matrices, the embedding and the pool
-    const void *embed;   // [vocab, hidden]
-    const float *norm, *cos, *sin;  // cos and sin: [max_position, head_dim / 2]
+    float softcap, embed_scale, residual_scale, logits_scale, logits_softcap;  // a softcap of 0: none
+    int32_t is_bf16;      // the packed matrices, the embedding and the pool
+    int32_t is_gelu;      // the gate: gelu by tanh, else silu
+    int32_t is_row_norm;  // QK norm of all heads of a row together, else of each head
+    const void *embed;    // [vocab, hidden]
+    const float *norm;
     Matrix lm_head;
     Block *blocks;
 } Model;
@@ -196,10 +201,16 @@ static void normalize_rows(const float *x, const float *weight, float *y, int64_
 // QK norm and rotation of one row's heads, then its keys and values into the pool.
 static void place_row(float *heads, const Model *m, const Block *b, int64_t position, int64_t slot) {
     int64_t d = m->head_dim, half = d / 2, num_keys = m->num_heads + m->num_kv_heads;
-    const float *cos = m->cos + position * half, *sin = m->sin + position * half;
+    const float *cos = b->cos + position * half, *sin = b->sin + position * half;
+    int is_head_norm = b->q_norm && !m->is_row_norm;
+    if (b->q_norm && m->is_row_norm) {
+        float *keys = heads + m->num_heads * d;
+        normalize(heads, b->q_norm, heads, m->num_heads * d, m->eps);
+        normalize(keys, b->k_norm, keys, m->num_kv_heads * d, m->eps);
+    }
     for (int64_t h = 0; h < num_keys; h++) {
         float *x = heads + h * d;
-        if (b->q_norm) normalize(x, h < m->num_heads ? b->q_norm : b->k_norm, x, d, m->eps);
+        if (is_head_norm) normalize(x, h < m->num_heads ? b->q_norm : b->k_norm, x, d, m->eps);
         for (int64_t i = 0; i < half; i++) {
             float first = x[i], second = x[i + half];
             x[i] = first * cos[i] - second * sin[i];
@@ -216,7 +227,7 @@ static void place_row(float *heads, const Model *m, const Block *b, int64_t posi
 // mixed[i] = attention of row `rows ? rows[i] : i`, for i in [0, num_rows).
 static void attend_rows(const float *qkv, const Model *m, const Block *b, const Step *s, const int64_t *rows, int64_t num_rows,
                         float *mixed, float *scores) {
-    Layer l = {b->kv, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, b->window, m->scale};
+    Layer l = {b->kv, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, b->window, m->scale, m->softcap, NULL};
     int64_t d = m->head_dim, group = m->num_heads / m->num_kv_heads, q_stride = padded(b->qkv.num_out);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < num_rows * m->num_kv_heads; i++) {
@@ -227,21 +238,23 @@ static void attend_rows(const float *qkv, const Model *m, const Block *b, const 
     }
 }
 
-// silu(gate) * up; a gate below -87 counts as -87 in the exponent, where silu is 0 either way.
-INLINE v8 gated8(v8 gate, v8 up) {
-    i8 is_low = gate < -87.0f;
-    v8 exponent = (v8)(((i8)-gate & ~is_low) | ((i8)((v8){} + 87.0f) & is_low));
+// gate * sigmoid(z) * up, with z the gate (silu) or what makes it gelu by tanh; a z below -87 counts as -87 in the
+// exponent, where the product is 0 either way.
+INLINE v8 gated8(v8 gate, v8 up, int is_gelu) {
+    v8 z = is_gelu ? 1.59576912f * (gate + 0.044715f * gate * gate * gate) : gate;
+    i8 is_low = z < -87.0f;
+    v8 exponent = (v8)(((i8)-z & ~is_low) | ((i8)((v8){} + 87.0f) & is_low));
     return gate / (1 + exp8(exponent)) * up;
 }
 
-// gate_up [num_rows, padded(2 n)] -> y [num_rows, n], silu(gate) * up.
-static void gate_rows(const float *gate_up, float *y, int64_t num_rows, int64_t n) {
+// gate_up [num_rows, padded(2 n)] -> y [num_rows, n].
+static void gate_rows(const float *gate_up, float *y, int64_t num_rows, int64_t n, int is_gelu) {
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < num_rows; t++) {
         const float *gate = gate_up + t * padded(2 * n), *up = gate + n;
         int64_t i = 0;
-        for (; i + 8 <= n; i += 8) *(v8u *)(y + t * n + i) = gated8(*(const v8u *)(gate + i), *(const v8u *)(up + i));
-        for (; i < n; i++) y[t * n + i] = gated8((v8){gate[i]}, (v8){up[i]})[0];
+        for (; i + 8 <= n; i += 8) *(v8u *)(y + t * n + i) = gated8(*(const v8u *)(gate + i), *(const v8u *)(up + i), is_gelu);
+        for (; i < n; i++) y[t * n + i] = gated8((v8){gate[i]}, (v8){up[i]}, is_gelu)[0];
     }
 }
 
@@ -265,6 +278,33 @@ static void embed_rows(const Model *m, const Step *s, float *x) {
     }
 }
 
+static void scale_embeds(const Model *m, const Step *s, float *x) {
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < s->num_tokens; t++)
+        for (int64_t i = 0; i < m->hidden; i++) x[t * padded(m->hidden) + i] *= m->embed_scale;
+}
+
+// x += residual_scale * y, of y normalized if there is a norm for it; y is overwritten.
+static void add_rows(float *y, const float *norm, float *x, int64_t num_rows, const Model *m) {
+    int64_t stride = padded(m->hidden);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < num_rows; t++) {
+        if (norm) normalize(y + t * stride, norm, y + t * stride, m->hidden, m->eps);
+        for (int64_t i = 0; i < m->hidden; i++) x[t * stride + i] += m->residual_scale * y[t * stride + i];
+    }
+}
+
+static void bend_logits(const Model *m, float *logits, int64_t num_rows) {
+    int64_t stride = padded(m->lm_head.num_out);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < num_rows; t++)
+        for (int64_t i = 0; i < stride; i += 8) {
+            v8u *at = (v8u *)(logits + t * stride + i);
+            *at *= m->logits_scale;
+            if (m->logits_softcap > 0) *at = m->logits_softcap * tanh8(*at / m->logits_softcap);
+        }
+}
+
 static void place_embeds(const Model *m, const Step *s, float *x) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < s->num_embeds; i++)
@@ -286,7 +326,7 @@ int64_t decoder_workspace(const Model *m) {
 
 // Floats that one thread takes: scores of attention, or an unpacked panel.
 static int64_t thread_floats(const Model *m, const Step *s) {
-    Layer shape = {NULL, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, 0, 0};
+    Layer shape = {NULL, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, 0, 0, 0, NULL};
     int64_t heads = m->num_heads * m->head_dim, most = scratch_floats(&shape, &s->ragged);
     int64_t widths[3] = {m->hidden, m->intermediate, heads};
     for (int i = 0; i < 3; i++) most = widths[i] * PANEL > most ? widths[i] * PANEL : most;
@@ -311,14 +351,15 @@ int decoder_step(const Model *m, const Step *s, float *work, float *logits, int 
         }
 #pragma omp barrier
         if (!failed) embed_rows(m, s, x);
+        if (!failed && m->embed_scale != 1) scale_embeds(m, s, x);
         if (!failed && s->num_embeds) place_embeds(m, s, x);
         for (int64_t layer = 0; layer < m->num_layers && !failed; layer++) {
             const Block *b = m->blocks + layer;
-            int is_last = layer == m->num_layers - 1;
+            int is_last = layer == m->num_layers - 1, are_added = !b->attn_post && !b->mlp_post && m->residual_scale == 1;
             int64_t qkv_stride = padded(b->qkv.num_out);
             float *mixed = wide + tokens * qkv_stride, *gated = wide + tokens * padded(2 * m->intermediate);
-            normalize_rows(x, b->attn_norm, normed, rows, m);
-            project(normed, stride, rows, &b->qkv, wide, 0, scratch, m->is_bf16, s, layer,
+            if (b->attn_norm) normalize_rows(x, b->attn_norm, normed, rows, m);
+            project(b->attn_norm ? normed : x, stride, rows, &b->qkv, wide, 0, scratch, m->is_bf16, s, layer,
                     offsetof(LoraBlock, qkv), 0);
 #pragma omp for schedule(static)
             for (int64_t t = 0; t < rows; t++) place_row(wide + t * qkv_stride, m, b, s->positions[t], s->slots[t]);
@@ -328,19 +369,22 @@ int decoder_step(const Model *m, const Step *s, float *work, float *logits, int 
                 rows = s->num_rows;
             }
             attend_rows(wide, m, b, s, is_last ? s->rows : NULL, rows, mixed, scratch);
-            project(mixed, heads, rows, &b->out, x, 1, scratch, m->is_bf16, s, layer,
+            project(mixed, heads, rows, &b->out, are_added ? x : normed, are_added, scratch, m->is_bf16, s, layer,
                     offsetof(LoraBlock, out), is_last);
-            normalize_rows(x, b->mlp_norm, normed, rows, m);
-            project(normed, stride, rows, &b->gate_up, wide, 0, scratch, m->is_bf16, s, layer,
+            if (!are_added) add_rows(normed, b->attn_post, x, rows, m);
+            if (b->mlp_norm) normalize_rows(x, b->mlp_norm, normed, rows, m);
+            project(b->mlp_norm ? normed : x, stride, rows, &b->gate_up, wide, 0, scratch, m->is_bf16, s, layer,
                     offsetof(LoraBlock, gate_up), is_last);
-            gate_rows(wide, gated, rows, m->intermediate);
-            project(gated, m->intermediate, rows, &b->down, x, 1, scratch, m->is_bf16, s, layer,
+            gate_rows(wide, gated, rows, m->intermediate, m->is_gelu);
+            project(gated, m->intermediate, rows, &b->down, are_added ? x : normed, are_added, scratch, m->is_bf16, s, layer,
                     offsetof(LoraBlock, mlp_down), is_last);
+            if (!are_added) add_rows(normed, b->mlp_post, x, rows, m);
         }
         if (!failed) {
             normalize_rows(x, m->norm, normed, rows, m);
             if (s->hidden) give_hidden(m, s, normed);
             multiply(normed, stride, rows, &m->lm_head, logits, 0, scratch, m->is_bf16);
+            if (m->logits_scale != 1 || m->logits_softcap > 0) bend_logits(m, logits, s->num_rows);
         }
         free(scratch);
     }

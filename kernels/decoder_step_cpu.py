@@ -22,7 +22,8 @@ class CBlock(ctypes.Structure):
 
     _fields_ = (
         *((name, CMatrix) for name in ("qkv", "out", "gate_up", "down")),
-        *((name, c_void_p) for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm", "kv")),
+        *((name, c_void_p) for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, c_void_p) for name in ("attn_post", "mlp_post", "cos", "sin", "kv")),
         ("window", c_int64),
     )
 
@@ -33,10 +34,10 @@ class CModel(ctypes.Structure):
     _fields_ = (
         *((name, c_int64) for name in ("num_layers", "hidden", "intermediate")),
         *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim", "page_size")),
-        ("eps", c_float),
-        ("scale", c_float),
-        ("is_bf16", c_int32),
-        *((name, c_void_p) for name in ("embed", "norm", "cos", "sin")),
+        *((name, c_float) for name in ("eps", "scale", "softcap", "embed_scale")),
+        *((name, c_float) for name in ("residual_scale", "logits_scale", "logits_softcap")),
+        *((name, c_int32) for name in ("is_bf16", "is_gelu", "is_row_norm")),
+        *((name, c_void_p) for name in ("embed", "norm")),
         ("lm_head", CMatrix),
         ("blocks", ctypes.POINTER(CBlock)),
     )

@@ -115,6 +115,9 @@ class ModelSettings:
     """"auto" (cuda where there is one), "cpu", "cuda", "cuda:1"."""
     dtype: str = "auto"
     """"auto" (the checkpoint's on cuda, float32 on cpu), "float32", "bfloat16", "float16"."""
+    max_context: int = 0
+    """Longest context in tokens; 0: the model's `max_position_embeddings`.  Ropes that grow with the text (`dynamic`,
+    `longrope`) have the frequencies of a text of this length, whatever the length of a text."""
     page_size: int = 16
     num_pages: int = 0
     """KV pages in the pool; 0 sizes it from `kv_memory_bytes`."""

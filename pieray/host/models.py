@@ -26,6 +26,10 @@ class ModelInfo:
     dtype: str
     device: str
     hidden_size: int = 0
+    way: str = "native"
+    """"native", a decoder of pieray's own, or "transformers", transformers' module with attention over pages."""
+    why: str = ""
+    """Why it is not native."""
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {

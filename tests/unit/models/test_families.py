@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, make_model, ragged_logits, u32
+from families import FAMILIES, PROMPTS, expected_logits, fork_difference, largest_difference, make_model, ragged_logits
 
 from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
@@ -17,12 +17,10 @@ from pieray.models.kv_pool import KvPool
 from pieray.models.runner import ModelRunner
 from pieray.models.weights import load_weights
 
-PROMPTS = [u32(np.random.default_rng(seed).integers(3, 96, size)) for seed, size in enumerate((26, 23, 1, 9))]
 
-
-def runners(folder: Path, page_size: int) -> list[ModelRunner]:
+def runners(folder: Path, page_size: int, max_context: int = 0) -> list[ModelRunner]:
     """The same model with the torch decoder and, where there is a compiler, the C one."""
-    config = ModelConfig.from_folder(folder)
+    config = ModelConfig.from_folder(folder, max_context)
     weights = load_weights(folder, config, torch.float32, "cpu")
     decoders: list[Any] = [Decoder(config, weights)]
     if CpuDecoder.can_run(config, weights):
@@ -34,15 +32,10 @@ def runners(folder: Path, page_size: int) -> list[ModelRunner]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_equal_transformers_alone_and_in_ragged_batches(name: str, tmp_path: Path) -> None:
     model_type, changes = FAMILIES[name]
-    model = make_model(model_type, tmp_path, **changes)
-    with torch.inference_mode():
-        expected = [model(torch.from_numpy(prompt.astype(np.int64))[None]).logits[0].numpy() for prompt in PROMPTS]
-    scale = max(np.abs(one).max() for one in expected)
+    expected = expected_logits(make_model(model_type, tmp_path, **changes))
     for runner in runners(tmp_path, page_size=4):
-        alone = ragged_logits(runner, PROMPTS[:1], [26])
-        mixed = ragged_logits(runner, PROMPTS, [7, 1, 1, 9])  # prefill chunks and decode in the same steps
-        for logits, want in zip(alone + mixed, expected[:1] + expected, strict=True):
-            assert np.abs(logits - want).max() < 1e-4 * scale
+        assert largest_difference(runner, expected) < 1e-4
+        assert fork_difference(runner) < 1e-6
 
 
 @pytest.mark.slow
