@@ -32,7 +32,7 @@ class RopeConfig:
     """Rotary embedding of one kind of layer, for one length of context.
 
     `kind` is "default" ("dynamic" too, with another `theta`), "linear", "llama3", "yarn" or "longrope".  Cosines and
-    sines are multiplied by `attention_factor`.  longrope has a divisor for each rotated pair, of short or of long texts.
+    sines are multiplied by `attention_factor`.  longrope has a divisor for each rotated pair.
     """
 
     theta: float = 10000.0

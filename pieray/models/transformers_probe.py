@@ -32,7 +32,8 @@ MAX_HEAD_DIM = 256
 GROWING = ("dynamic", "longrope")
 #: arguments of an attention function that change nothing of what it computes here, or that are followed
 FOLLOWED = {"scaling", "softcap", "s_aux", "sliding_window", "is_causal"}
-HARMLESS = {"dropout", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits"}
+HARMLESS = {"dropout", "position_ids", "use_cache", "output_attentions", "output_hidden_states"}
+HARMLESS |= {"output_router_logits", "logits_to_keep"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,17 @@ class Probe:
     linears: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-class Unservable(ModelError):
-    """An architecture cannot run through transformers' module; `reason` is why, in a few words."""
+ENCODER_DECODER = "an encoder-decoder; what predicts the next token of one text is served"
 
-    def __init__(self, where: str, reason: str) -> None:
+
+class Unservable(ModelError):
+    """An architecture cannot run through transformers' module; `reason` is why, in a few words, and `is_of_class` says
+    that it holds whatever the config."""
+
+    def __init__(self, where: str, reason: str, *, is_of_class: bool = False) -> None:
         super().__init__(f"{where}: {reason}")
         self.reason = reason
+        self.is_of_class = is_of_class
 
     def __reduce__(self) -> Any:
         return ModelError, (self.message,)
@@ -100,7 +106,7 @@ def causal_class(name: str | None, where: str) -> Any:
     if name in causal:
         return getattr(transformers, str(name))
     if name in set(_names(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)):
-        raise Unservable(where, "an encoder-decoder; what predicts the next token of one text is served")
+        raise Unservable(where, ENCODER_DECODER, is_of_class=True)
     if hasattr(transformers, str(name)):
         raise Unservable(where, "not a causal language model")
     raise Unservable(where, "unknown to the transformers that is installed; code of a model's own never runs")
@@ -109,9 +115,10 @@ def causal_class(name: str | None, where: str) -> Any:
 def probe(model_class: Any, config: Any, where: str) -> Probe:
     """Run the class without weights.  Raises Unservable."""
     if config.is_encoder_decoder:
-        raise Unservable(where, "an encoder-decoder; what predicts the next token of one text is served")
+        raise Unservable(where, ENCODER_DECODER, is_of_class=True)
     if getattr(model_class, "_is_stateful", False):
-        raise Unservable(where, "its layers keep a recurrent state, which pages of keys and values do not hold")
+        reason = "its layers keep a recurrent state, which pages of keys and values do not hold"
+        raise Unservable(where, reason, is_of_class=True)
     found = Probe(config, model_class)
     recorder = _Recorder(where, found)
     with quiet(), recorder.registered(), torch.device("meta"), torch.inference_mode():
@@ -151,6 +158,8 @@ def _hold_ropes(model: nn.Module, where: str) -> None:
 
 
 def _check_calls(found: Probe, where: str) -> None:
+    if not found.calls:
+        raise Unservable(where, "its layers compute attention themselves")
     expected = found.config.get_text_config().num_hidden_layers
     if len(found.calls) < expected:
         raise Unservable(

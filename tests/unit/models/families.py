@@ -34,6 +34,7 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+WIDE = {"hidden_size": 64}  # heads of 16: a multiple of 8 is what C computes
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 6, "tie_word_embeddings": True}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
 SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
@@ -41,13 +42,13 @@ SLIDING = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, tied, head_dim 8": ("llama", {"tie_word_embeddings": True, "head_dim": 8, "num_attention_heads": 6}),
-    "llama with biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama with biases": ("llama", {**WIDE, "attention_bias": True, "mlp_bias": True}),
     "llama 3 rope": ("llama", {"rope_parameters": LLAMA3_ROPE, "head_dim": 16}),
     "llama, linear rope": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
     "mistral, window 8": ("mistral", {"sliding_window": 8, "head_dim": 16}),
     "mistral, no window": ("mistral", {"sliding_window": None, "head_dim": 16}),
     "qwen2": ("qwen2", {"head_dim": 16}),
-    "qwen2, windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "layer_types": SLIDING}),
+    "qwen2, windows": ("qwen2", {**WIDE, "use_sliding_window": True, "sliding_window": 6, "layer_types": SLIDING}),
     "qwen2, windows from layer 1": ("qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"head_dim": 16}),
     "qwen3 with biases": ("qwen3", {"head_dim": 24, "attention_bias": True}),
@@ -56,10 +57,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}),
     "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gemma3": ("gemma3_text", {**GEMMA, "layer_types": SLIDING}),
-    "phi3": ("phi3", {"sliding_window": 9}),
+    "phi3": ("phi3", {**WIDE, "sliding_window": 9}),
     "granite": (
         "granite",
         {
+            **WIDE,
             "embedding_multiplier": 3.0,
             "residual_multiplier": 0.22,
             "attention_multiplier": 0.2,
@@ -67,8 +69,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
-    "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}),
-    "olmo2": ("olmo2", {}),
+    "smollm3": ("smollm3", {**WIDE, "no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}),
+    "olmo2": ("olmo2", WIDE),
     "mixtral": ("mixtral", {"num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 16}),
     "qwen2_moe": ("qwen2_moe", {**EXPERTS, "shared_expert_intermediate_size": 48, "norm_topk_prob": False}),
     "qwen3_moe": ("qwen3_moe", {**EXPERTS, "head_dim": 16, "norm_topk_prob": True, "mlp_only_layers": [1]}),

@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "BartForConditionalGeneration": ({"model_type": "bart"}, "an encoder-decoder"),
     "T5ForConditionalGeneration": ({"model_type": "t5"}, "an encoder-decoder"),
     "BertForMaskedLM": ({"model_type": "bert"}, "not a causal language model"),
-    "BloomForCausalLM": ({"model_type": "bloom"}, "attend through transformers' attention interface"),
+    "BloomForCausalLM": ({"model_type": "bloom"}, "its layers compute attention themselves"),
     "FalconForCausalLM": ({"model_type": "falcon"}, "compute attention themselves"),
     "Llama4ForCausalLM": ({"model_type": "llama4_text"}, "neither causal nor a sliding window"),
     "DeepseekV32ForCausalLM": ({"model_type": "deepseek_v32"}, "its attention takes indices"),
