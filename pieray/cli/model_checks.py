@@ -77,14 +77,12 @@ def kv_numbers(config: ModelConfig | None, raw: Mapping[str, Any]) -> int:
         return 2 * config.num_layers * config.num_kv_heads * config.head_dim
     heads = raw.get("num_attention_heads")
     if "kv_lora_rank" in raw:  # latent attention, whose keys and values are kept for each head
-        dims = raw.get("qk_nope_head_dim"), raw.get("qk_rope_head_dim")
-        head_dim = sum(dims) if all(isinstance(one, int) for one in dims) else None  # type: ignore[arg-type]
-        kv_heads = heads
+        kv_heads, head_dim = heads, int(raw.get("qk_nope_head_dim", 0)) + int(raw.get("qk_rope_head_dim", 0))
     else:
         kv_heads = raw.get("num_key_value_heads") or heads
         head_dim = raw.get("head_dim") or (raw["hidden_size"] // heads if heads and raw.get("hidden_size") else None)
-    counts = raw.get("num_hidden_layers"), kv_heads, head_dim
-    return 2 * math.prod(counts) if all(isinstance(one, int) for one in counts) else 0  # type: ignore[type-var]
+    found = [one for one in (raw.get("num_hidden_layers"), kv_heads, head_dim) if isinstance(one, int)]
+    return 2 * math.prod(found) if len(found) == 3 else 0
 
 
 def _tokenizer(folder: Path) -> Iterator[Check]:

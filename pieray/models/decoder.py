@@ -22,6 +22,7 @@ class Decoder:
     def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.weights = weights
+        self.layers = list(weights.layers)
         self.device = weights.embed.device
         self.ops = layer_ops(self.device)
         tables = RopeTables(config.head_dim, config.max_position, self.device)
@@ -44,7 +45,7 @@ class Decoder:
                 x[batch.embeds.rows] = batch.embeds.values.to(x.dtype)
             x = _scaled(x, c.input_scale)
             delta = None
-            for layer, weights in enumerate(self.weights.layers):
+            for layer, weights in enumerate(self.layers):
                 are_rows = layer == c.num_layers - 1
                 x, normed = self._normed(x, delta, weights.attn_norm)
                 mixed = self._attend(normed, weights, layer, batch, pool)

@@ -27,7 +27,7 @@ from pieray.models.lora import LoraAdapter
 from pieray.models.outputs import OutputValues, StepResult, check_ids
 from pieray.models.transformers_decoder import TransformersDecoder
 from pieray.models.ways import NATIVE, Way, way_of
-from pieray.models.weights import load_weights
+from pieray.models.weights import open_weights
 
 log = logging.getLogger(__name__)
 
@@ -278,10 +278,10 @@ def _decoder(way: Way, path: str | Path, dtype: torch.dtype, device: str, *, cud
     """The model's decoder with its weights.  Raises ModelError."""
     if way.probe is not None:
         return TransformersDecoder.load(path, way.config, way.probe, dtype, device)
-    weights = load_weights(path, way.config, dtype, device)
-    if CpuDecoder.can_run(way.config, weights):
-        return CpuDecoder(way.config, weights)
-    decoder = Decoder(way.config, weights)
+    with open_weights(path, way.config, dtype, device) as weights:
+        if CpuDecoder.can_run(way.config, weights):
+            return CpuDecoder(way.config, weights)
+        decoder = Decoder(way.config, weights)
     if cuda_graphs and decoder.device.type == "cuda" and way.config.experts is None:
         return GraphedDecoder(decoder)
     return decoder

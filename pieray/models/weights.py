@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,18 +54,31 @@ class LayerWeights:
 
 @dataclass(slots=True)
 class DecoderWeights:
+    """`layers` may be read once alone, in order, each made as it is asked for: see `open_weights`."""
+
     embed: torch.Tensor  # [vocab, hidden]
-    layers: list[LayerWeights]
+    layers: Iterable[LayerWeights]
     norm: torch.Tensor  # [hidden]
     lm_head: torch.Tensor  # [vocab, hidden]; the same tensor as `embed` if tied
+
+
+@contextmanager
+def open_weights(
+    folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str
+) -> Iterator[DecoderWeights]:
+    """Read, check, fuse and place the weights of a model folder, layers one by one: who makes something else of them
+    never has two copies of all.  ModelError names the file and the key."""
+    with Checkpoint(folder) as checkpoint:
+        yield _Fuser(checkpoint, config, dtype, device).weights()
 
 
 def load_weights(
     folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str
 ) -> DecoderWeights:
-    """Read, check, fuse and place all weights of a model folder; ModelError names the file and the key."""
-    with Checkpoint(folder) as checkpoint:
-        return _Fuser(checkpoint, config, dtype, device).weights()
+    """As `open_weights`, all layers at once."""
+    with open_weights(folder, config, dtype, device) as weights:
+        weights.layers = list(weights.layers)
+        return weights
 
 
 class _Fuser:
@@ -81,7 +95,7 @@ class _Fuser:
         c = self.config
         embed = self._tensor("model.embed_tokens.weight", c.vocab_size, c.hidden_size)
         lm_head = embed if c.tie_embeddings else self._tensor("lm_head.weight", c.vocab_size, c.hidden_size)
-        layers = [self._layer(layer) for layer in range(c.num_layers)]
+        layers = (self._layer(layer) for layer in range(c.num_layers))
         norm = self._norm("model.", "norm", c.hidden_size)
         assert norm is not None
         return DecoderWeights(embed, layers, norm, lm_head)
