@@ -75,13 +75,11 @@ def kv_numbers(config: ModelConfig | None, raw: Mapping[str, Any]) -> int:
     """Numbers that the keys and values of one token take, over all layers; 0 where the config does not say."""
     if config is not None:
         return 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    heads = raw.get("num_attention_heads")
+    heads, kv_heads = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
+    head_dim = raw.get("head_dim") or (raw["hidden_size"] // heads if heads and raw.get("hidden_size") else None)
     if "kv_lora_rank" in raw:  # latent attention, whose keys and values are kept for each head
-        kv_heads, head_dim = heads, int(raw.get("qk_nope_head_dim", 0)) + int(raw.get("qk_rope_head_dim", 0))
-    else:
-        kv_heads = raw.get("num_key_value_heads") or heads
-        head_dim = raw.get("head_dim") or (raw["hidden_size"] // heads if heads and raw.get("hidden_size") else None)
-    found = [one for one in (raw.get("num_hidden_layers"), kv_heads, head_dim) if isinstance(one, int)]
+        kv_heads, head_dim = heads, raw.get("qk_nope_head_dim", 0) + raw.get("qk_rope_head_dim", 0)
+    found = [one for one in (raw.get("num_hidden_layers"), kv_heads or heads, head_dim) if isinstance(one, int)]
     return 2 * math.prod(found) if len(found) == 3 else 0
 
 
