@@ -37,8 +37,8 @@ class Member:
     endpoint: Wire = ()
     facts: dict[str, Any] = field(default_factory=dict)
     """pid and node_id, once it has answered."""
-    sent: dict[str, Wire] = field(default_factory=dict)
-    """What it has been told last, by method: a host's endpoints of the others, and the adapters."""
+    sent: dict[tuple[str, int], Wire] = field(default_factory=dict)
+    """What it has been told last, by method and which of several that told of: endpoints of the others, adapters."""
     num_failed_tells: int = 0
     telling: threading.Lock = field(default_factory=threading.Lock)
 
