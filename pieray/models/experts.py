@@ -24,17 +24,11 @@ def mix_experts(
         likely = likely / likely.sum(-1, keepdim=True)
     chosen = chosen.flatten()
     order = chosen.argsort(stable=True)
-    ends = torch.bincount(chosen, minlength=config.num_experts) if not x.is_cuda else _counts(chosen, config)
-    ends = ends.cumsum(0).to(torch.int32)
-    wide = F.grouped_mm(x[order // k], weights.gate_up, offs=ends)
-    mixed = F.grouped_mm(ops.gated(wide, activation), weights.down, offs=ends)
+    counts = torch.zeros(config.num_experts, dtype=torch.int32, device=x.device)
+    counts.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))  # bincount would wait for a GPU
+    ends = counts.cumsum(0, dtype=torch.int32)
+    wide = F.grouped_mm(x[order // k], weights.gate_up.transpose(1, 2), offs=ends)
+    mixed = F.grouped_mm(ops.gated(wide, activation), weights.down.transpose(1, 2), offs=ends)
     back = torch.empty_like(mixed)
     back[order] = mixed
     return (back.view(len(x), k, x.shape[1]) * likely.to(x.dtype)[..., None]).sum(1)
-
-
-def _counts(chosen: torch.Tensor, config: ExpertsConfig) -> torch.Tensor:
-    """How often each expert is chosen; bincount would wait for the device."""
-    return torch.zeros(config.num_experts, dtype=torch.int64, device=chosen.device).scatter_add_(
-        0, chosen, torch.ones_like(chosen)
-    )

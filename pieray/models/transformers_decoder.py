@@ -74,7 +74,10 @@ class TransformersDecoder:
             for name in matrices:
                 module = model.get_submodule(f"{self.targets.prefix}{layer}.{name}")
                 module.register_forward_hook(self._adds_to(layer, name))
-        model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or head.out_features != config.vocab_size:
+            raise ModelError(f"{config.architecture}: its head is {head}; expected {config.vocab_size} logits")
+        head.register_forward_pre_hook(self._keep_hidden)
         _register()
         model.config._attn_implementation = PAGED
 

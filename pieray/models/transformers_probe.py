@@ -7,6 +7,7 @@ be computed; what a layer keeps besides keys and values shows as a call that is 
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable
@@ -123,9 +124,9 @@ def probe(model_class: Any, config: Any, where: str) -> Probe:
     recorder = _Recorder(where, found)
     with quiet(), recorder.registered(), torch.device("meta"), torch.inference_mode():
         try:
-            model = model_class._from_config(
-                config, attn_implementation=PROBE, experts_implementation="batched_mm"
-            ).eval()
+            own = copy.deepcopy(config)  # the model is served with other implementations
+            ways = {"attn_implementation": PROBE, "experts_implementation": "batched_mm"}
+            model = model_class._from_config(own, **ways).eval()
             recorder.watch(model)
             _hold_ropes(model, where)
             ids = torch.zeros(1, NUM_TOKENS, dtype=torch.long)

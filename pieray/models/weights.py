@@ -26,11 +26,11 @@ class MlpWeights:
 
 @dataclass(slots=True)
 class ExpertWeights:
-    """A mixture of E experts, as a grouped product reads it: matrices are [E, in, out]."""
+    """A mixture of E experts; matrices are [E, out, in]."""
 
     router: torch.Tensor  # [E, hidden]
-    gate_up: torch.Tensor  # [E, hidden, 2 * width]
-    down: torch.Tensor  # [E, width, hidden]
+    gate_up: torch.Tensor  # [E, 2 * width, hidden]
+    down: torch.Tensor  # [E, hidden, width]
     shared: MlpWeights | None
     shared_gate: torch.Tensor | None  # [1, hidden]
 
@@ -139,13 +139,13 @@ class _Fuser:
 
     def _experts(self, block: str, experts: ExpertsConfig, names: ExpertNames) -> ExpertWeights:
         hidden, width = self.config.hidden_size, experts.width
-        gate_up = torch.empty(experts.num_experts, hidden, 2 * width, dtype=self.dtype, device=self.device)
-        down = torch.empty(experts.num_experts, width, hidden, dtype=self.dtype, device=self.device)
+        gate_up = torch.empty(experts.num_experts, 2 * width, hidden, dtype=self.dtype, device=self.device)
+        down = torch.empty(experts.num_experts, hidden, width, dtype=self.dtype, device=self.device)
         for number in range(experts.num_experts):
             prefix = f"{block}.experts.{number}."
-            gate_up[number, :, :width] = self._tensor(prefix + names.gate + ".weight", width, hidden).T
-            gate_up[number, :, width:] = self._tensor(prefix + names.up + ".weight", width, hidden).T
-            down[number] = self._tensor(prefix + names.down + ".weight", hidden, width).T
+            gate_up[number, :width] = self._tensor(prefix + names.gate + ".weight", width, hidden)
+            gate_up[number, width:] = self._tensor(prefix + names.up + ".weight", width, hidden)
+            down[number] = self._tensor(prefix + names.down + ".weight", hidden, width)
         shared, shared_gate = None, None
         if experts.shared_width:
             prefix = f"{block}.shared_expert."

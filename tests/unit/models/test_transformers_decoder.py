@@ -21,6 +21,7 @@ from families import (
     make_model,
     u32,
 )
+from loras import as_bytes, random_lora
 from safetensors.torch import load_file, save_file
 
 from pieray.errors import InvalidRequest, ModelError
@@ -32,7 +33,6 @@ from pieray.models.runner import ModelRunner
 from pieray.models.transformers_decoder import TransformersDecoder
 from pieray.models.transformers_probe import hosted_config
 from pieray.models.ways import way_of
-from tests.support.loras import as_bytes, random_lora
 
 
 def hosted(folder: Path, page_size: int = 4) -> ModelRunner:
