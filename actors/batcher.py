@@ -50,6 +50,7 @@ class Batcher(ServingActor):
             gpu_fraction=settings.gpu_memory_fraction,
             cuda_graphs=settings.cuda_graphs,
             swap_bytes=settings.swap_memory_bytes,
+            bf16_products=settings.bf16_products,
         )
         warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)

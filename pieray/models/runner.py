@@ -17,6 +17,7 @@ from pieray.models import batch
 from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
 from pieray.models.config import ModelConfig
+from pieray.models.cores import cores, decoder_threads
 from pieray.models.decode_graphs import GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
@@ -62,24 +63,26 @@ class ModelRunner:
         gpu_fraction: float = 0.85,
         cuda_graphs: bool = True,
         swap_bytes: int = 0,
+        bf16_products: str = "auto",
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
 
         `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`, and 0 of these is 256 MiB
         on a CPU, and `gpu_fraction` of the memory that is free beside the weights on a GPU.  `threads` are those of
-        torch in this whole process (CPU only).  `cuda_graphs` replays decode steps as graphs (CUDA only).
-        `swap_bytes` of host memory take swapped pages, see `budget_of`.
+        torch in this whole process (CPU only); 0: see `decoder_threads`.  `cuda_graphs` replays decode steps as graphs
+        (CUDA only).  `swap_bytes` of host memory take swapped pages, see `budget_of`.  `bf16_products` as in
+        `CpuDecoder`.
         """
         config = ModelConfig.from_folder(path)
         name = dtype or config.dtype
         if name not in DTYPES:
             raise ModelError(f"dtype {name!r}: supported are {', '.join(DTYPES)}")
-        if device == "cpu":
-            torch.set_num_threads(threads)
         weights = load_weights(path, config, DTYPES[name], device)
+        if device == "cpu":
+            torch.set_num_threads(threads or decoder_threads(weights.step_bytes, cores()))
         decoder: Decoder | GraphedDecoder | CpuDecoder
         if CpuDecoder.can_run(config, weights):
-            decoder = CpuDecoder(config, weights)
+            decoder = CpuDecoder(config, weights, bf16_products)
         else:
             decoder = Decoder(config, weights)
             if cuda_graphs and decoder.device.type == "cuda":

@@ -37,6 +37,12 @@ class DecoderWeights:
     norm: torch.Tensor  # [hidden]
     lm_head: torch.Tensor  # [vocab, hidden]; the same tensor as `embed` if tied
 
+    @property
+    def step_bytes(self) -> int:
+        """What a step reads: all matrices but the embedding."""
+        matrices = [getattr(one, name) for one in self.layers for name in ("qkv", "out", "gate_up", "down")]
+        return sum(one.numel() * one.element_size() for one in (*matrices, self.lm_head))
+
 
 def load_weights(
     folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str
