@@ -80,6 +80,18 @@ class ModelConfig:
         """What scores of attention are multiplied by."""
         return self.attention_scale or float(self.head_dim**-0.5)
 
+    @property
+    def step_numbers(self) -> int:
+        """Weights that a step of one token reads: all matrices but the embedding."""
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = self.hidden_size * 2 * (heads + kv_heads)
+        widths = [self.intermediate_size] * self.num_layers
+        if self.experts is not None:
+            mixed = self.experts.num_per_token * self.experts.width + self.experts.shared_width
+            widths = [mixed if is_mixed else self.intermediate_size for is_mixed in self.experts.layers]
+        mlps = 3 * self.hidden_size * sum(widths)
+        return self.num_layers * attention + mlps + self.vocab_size * self.hidden_size
+
     def rope_of(self, layer: int) -> RopeConfig | None:
         return self.layer_ropes[layer] if self.layer_ropes else self.rope
 

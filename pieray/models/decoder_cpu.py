@@ -8,12 +8,26 @@ import numpy as np
 import torch
 
 from pieray.arrays import I64, U8
+from pieray.errors import ModelError
 from pieray.kernels.cc import library
 from pieray.kernels.decode_rows_cpu import CBounds, CRows, RowStep, column
-from pieray.kernels.decoder_step_cpu import CBlock, CMatrix, CModel, CStep, decoder_step, pack, padded, workspace
+from pieray.kernels.decoder_step_cpu import (
+    PAIR_KINDS,
+    CBlock,
+    CMatrix,
+    CModel,
+    CStep,
+    decoder_step,
+    kind_of,
+    pack,
+    padded,
+    pair_kinds,
+    workspace,
+)
 from pieray.kernels.paged_attention_cpu import is_supported, ragged
 from pieray.kernels.sample_cpu import CHOICE
 from pieray.models.adapter_file import AdapterFile
+from pieray.models.arena import Arena, huge_memory
 from pieray.models.batch import DecodeRows, RaggedBatch
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
@@ -26,11 +40,18 @@ from pieray.models.weights import DecoderWeights, LayerWeights, MlpWeights
 class CpuDecoder:
     """Drop-in for `Decoder`.  Weights and pool in float32 or bfloat16, everything between them in float32.
 
+    `bf16_products` says how rows are multiplied with weights of bfloat16: "amx" and "avx512_bf16" round the rows to
+    bfloat16 too, "float32" does not; "auto" takes the first of these that the processor has.  A row's logits are
+    the same in any batch with each of them, and differ between them.  Raises ModelError for what there is not.
+
     Owns packed copies of the matrices; `weights` can be dropped afterwards.  Bound to the pool of the last call.
     """
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, bf16_products: str = "auto") -> None:
         self.config = config
+        self.products = _products(weights.embed.dtype, bf16_products)
+        self._kind = kind_of(weights.embed.dtype, self.products)
+        self._arena = Arena()
         self.device = weights.embed.device
         self._embed = weights.embed
         self._keep: list[torch.Tensor] = []  # what the C structures point into
@@ -61,9 +82,8 @@ class CpuDecoder:
             lm_head=self._matrix(weights.lm_head, None),
             blocks=self._blocks,
         )
-        self._floats_per_token = workspace(self._model)
         self._work = torch.empty(0)
-        self._work_at = self._work.data_ptr()
+        self._work_at, self._num_tokens = self._work.data_ptr(), 0
         self._bounds = CBounds(config.vocab_size, config.max_position, 0)
         self._run_rows = RowStep(self._model, self._bounds)
         self._row_step = CStep()
@@ -147,9 +167,10 @@ class CpuDecoder:
         return self._logits[:num_rows, : self.config.vocab_size]
 
     def _reserve(self, num_tokens: int) -> None:
-        if self._work.numel() < num_tokens * self._floats_per_token:
-            self._work = torch.empty(num_tokens * self._floats_per_token)
-            self._work_at = self._work.data_ptr()
+        if num_tokens <= self._num_tokens:
+            return
+        self._work = huge_memory(workspace(self._model, num_tokens) * 4).view(torch.float32)
+        self._work_at, self._num_tokens = self._work.data_ptr(), num_tokens
 
     def _bind(self, pool: KvPool) -> None:
         if self._pool is pool:
@@ -188,12 +209,25 @@ class CpuDecoder:
         if bias is not None:
             wide = torch.zeros(padded(num_out))
             wide[:num_out] = bias
-        pointer = self._pointer(pack(matrix))
-        return CMatrix(pointer, None if wide is None else self._pointer(wide), num_out, num_in)
+        data = self._arena.take(pack(matrix, self._kind))
+        return CMatrix(data, None if wide is None else self._pointer(wide), num_out, num_in, self._kind)
 
     def _pointer(self, tensor: torch.Tensor) -> int:
         self._keep.append(tensor.contiguous())
         return self._keep[-1].data_ptr()
+
+
+def _products(dtype: torch.dtype, wanted: str) -> str:
+    """How this processor multiplies with weights of `dtype`; see `CpuDecoder`."""
+    names = ("auto", *PAIR_KINDS, "float32")
+    if wanted not in names:
+        raise ModelError(f"bf16_products {wanted!r}: supported are {', '.join(names)}")
+    found = [*pair_kinds(), "float32"]
+    if dtype is not torch.bfloat16:
+        return "float32"
+    if wanted not in ("auto", *found):
+        raise ModelError(f"bf16_products {wanted!r}: this processor has {', '.join(found)}")
+    return found[0] if wanted == "auto" else wanted
 
 
 def _view(rows: DecodeRows) -> CRows:

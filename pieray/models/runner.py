@@ -17,6 +17,7 @@ from pieray.models import batch
 from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
 from pieray.models.config import ModelConfig
+from pieray.models.cores import cores, decoder_threads
 from pieray.models.decode_graphs import GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
@@ -67,14 +68,15 @@ class ModelRunner:
         cuda_graphs: bool = True,
         swap_bytes: int = 0,
         max_context: int = 0,
+        bf16_products: str = "auto",
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
 
         `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`, and 0 of these is 256 MiB
         on a CPU, and `gpu_fraction` of the memory that is free beside the weights on a GPU.  `threads` are those of
-        torch in this whole process (CPU only).  `cuda_graphs` replays decode steps as graphs (CUDA only).
-        `swap_bytes` of host memory take swapped pages, see `budget_of`.  `max_context` tokens is the longest context
-        to serve, 0: the config's.
+        torch in this whole process (CPU only); 0: see `decoder_threads`.  `cuda_graphs` replays decode steps as graphs
+        (CUDA only).  `swap_bytes` of host memory take swapped pages, see `budget_of`.  `max_context` tokens is the
+        longest context to serve, 0: the config's.  `bf16_products` as in `CpuDecoder`.
         """
         way = way_of(path, max_context)
         config = way.config
@@ -82,8 +84,8 @@ class ModelRunner:
         if name not in DTYPES:
             raise ModelError(f"dtype {name!r}: supported are {', '.join(DTYPES)}")
         if device == "cpu":
-            torch.set_num_threads(threads)
-        decoder = _decoder(way, path, DTYPES[name], device, cuda_graphs=cuda_graphs)
+            torch.set_num_threads(threads or decoder_threads(config.step_numbers * DTYPES[name].itemsize, cores()))
+        decoder = _decoder(way, path, DTYPES[name], device, bf16_products, cuda_graphs=cuda_graphs)
         pages = num_pages or KvPool.pages_that_fit(config, page_size, DTYPES[name], device, kv_bytes, gpu_fraction)
         pool = KvPool(config, pages, page_size, DTYPES[name], device)
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
@@ -284,13 +286,15 @@ class ModelRunner:
         return drawn, values
 
 
-def _decoder(way: Way, path: str | Path, dtype: torch.dtype, device: str, *, cuda_graphs: bool) -> AnyDecoder:
+def _decoder(
+    way: Way, path: str | Path, dtype: torch.dtype, device: str, bf16_products: str, *, cuda_graphs: bool
+) -> AnyDecoder:
     """The model's decoder with its weights.  Raises ModelError."""
     if way.probe is not None:
         return TransformersDecoder.load(path, way.config, way.probe, dtype, device)
     with open_weights(path, way.config, dtype, device) as weights:
         if CpuDecoder.can_run(way.config, weights):
-            return CpuDecoder(way.config, weights)
+            return CpuDecoder(way.config, weights, bf16_products)
         decoder = Decoder(way.config, weights)
     if cuda_graphs and decoder.device.type == "cuda" and way.config.experts is None:
         return GraphedDecoder(decoder)
