@@ -51,7 +51,8 @@ engine run, and why. No code of a model's own runs, and no pickle is read.
   not compute runs so too. At load a few tokens are computed both ways, over pages and by transformers' own attention: a
   module for which they differ is refused.
 
-  The embedded model, run so on a CPU, takes 6.5 ms for a step of one row and 12 ms for 32; its native decoder 0.4 and 2.1.
+  The embedded model, run so on a CPU, takes 6.5 ms for a step of one row and 12 ms for 32; its native decoder takes
+  0.4 and 2.1.
 
 `model.max_context` is the longest context. Ropes of the kinds `dynamic` and `longrope` take their frequencies from the
 length of a text: here from `model.max_context`, for all texts, since keys that are kept cannot be rotated anew. A model
