@@ -63,6 +63,10 @@ length that it scales.
 Not served: recurrent state, encoder-decoders, attention that is neither causal nor windowed, layers whose heads differ,
 quantized weights. Latent attention (MLA) is served with the keys and values of each head in pages, not the latent ones:
 it takes the memory of plain attention.
+
+Vectors of texts (`/v1/embeddings`) are made as the folder says in sentence-transformers' layout (`modules.json`,
+`1_Pooling/config.json`): the last, the first or the mean of the hidden states, of length 1 or not; without these files
+the last one, of length 1. Models without a head for the next token, and reward models, are not served.
 """
 
 
