@@ -5,6 +5,7 @@ What computes is imported when the model is loaded: the Controller imports this 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ class Batcher(ServingActor):
 
     def load(self) -> dict[str, Any]:
         """Load the model; returns its facts and tokenizer as plain fields.  Raises ModelError."""
+        from pieray.models.pooling import Pooling
         from pieray.models.runner import ModelRunner
         from pieray.models.tokenizer import TokenizerSpec
         from pieray.models.warm_up import warm_up
@@ -83,6 +85,7 @@ class Batcher(ServingActor):
             "hidden_size": runner.config.hidden_size,
             "way": runner.way,
             "why": runner.why,
+            "pooling": dataclasses.asdict(Pooling.from_folder(folder)),
         }
         tokenizer = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
         return {"info": info, "tokenizer": tokenizer, "adapters": self._load_adapters(settings)}

@@ -16,7 +16,7 @@ from pieray.actors.device_groups import DeviceGroups
 from pieray.actors.health import TICK_S, Health
 from pieray.actors.hosts import Hosts
 from pieray.actors.kept_broker import KeptBroker
-from pieray.actors.members import BROKER, INFERLETS, Fleet, Member, Members
+from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER, Fleet, Member, Members
 from pieray.actors.placement import Placement
 from pieray.actors.records import Restarts
 from pieray.concurrency.stalls import Stalls
@@ -210,6 +210,8 @@ class Supervisor:
 
 def _row(member: Member, found: Mapping[str, Any] | PierayError) -> dict[str, Any]:
     row: dict[str, Any] = {"role": member.role, "name": member.name, "incarnation": member.incarnation, **member.facts}
+    if member.role in (BATCHER, RESOURCE_MANAGER):
+        row["group"] = member.number
     if not isinstance(found, PierayError):
         return {**row, "state": "up", **found}
     state = "silent" if isinstance(found, NoAnswer) else "failing"

@@ -51,6 +51,9 @@ engine run, and why. No code of a model's own runs, and no pickle is read.
   not compute runs so too. At load a few tokens are computed both ways, over pages and by transformers' own attention: a
   module for which they differ is refused.
 
+  The embedded model, run so on a CPU, takes 6.5 ms for a step of one row and 12 ms for 32; its native decoder takes
+  0.4 and 2.1.
+
 `model.max_context` is the longest context. Ropes of the kinds `dynamic` and `longrope` take their frequencies from the
 length of a text: here from `model.max_context`, for all texts, since keys that are kept cannot be rotated anew. A model
 with `longrope` that is served with its full context uses its long factors, with `model.max_context` up to its original
@@ -60,6 +63,10 @@ length that it scales.
 Not served: recurrent state, encoder-decoders, attention that is neither causal nor windowed, layers whose heads differ,
 quantized weights. Latent attention (MLA) is served with the keys and values of each head in pages, not the latent ones:
 it takes the memory of plain attention.
+
+Vectors of texts (`/v1/embeddings`) are made as the folder says in sentence-transformers' layout (`modules.json`,
+`1_Pooling/config.json`): the last, the first or the mean of the hidden states, of length 1 or not; without these files
+the last one, of length 1. Models without a head for the next token, and reward models, are not served.
 """
 
 

@@ -25,7 +25,6 @@ from pieray.models.config import ModelConfig
 
 MAX_RANK = 1024
 NAME = re.compile(r"(?:base_model\.model\.)?(.{1,200})\.lora_([AB])(?:\.default)?\.weight")
-EXAMPLE = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 #: the native decoders' matrices, in the order of the C kernel
 MATRICES = ("qkv", "out", "gate_up", "down")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -81,6 +80,13 @@ class LoraTargets:
         """(in, out) by module."""
         return {name: size for modules in self.layers[layer].values() for name, size in modules.items()}
 
+    def example(self) -> str:
+        """The name of a weight that an adapter may have; "" if there is none."""
+        for layer in range(len(self.layers)):
+            for module in self.sizes(layer):
+                return f"base_model.model.{self.prefix}{layer}.{module}.lora_A.weight"
+        return ""
+
 
 def native_targets(config: ModelConfig) -> LoraTargets:
     """Those of a native decoder: attention, and the MLPs of layers without experts."""
@@ -122,6 +128,8 @@ class _LoraReader:
             raise ModelError(f"{self.where}: not a readable safetensors file: {error}") from error
 
     def adapter(self, dtype: torch.dtype, device: torch.device | str, max_bytes: int) -> LoraAdapter:
+        if not self.targets.example():
+            raise ModelError(f"{self.where}: adapters add to matrices that all tokens go through; this model has none")
         found = self._pairs()
         ranks = [len(a) for modules in found for a, _ in modules.values()]
         targets = sorted({module.rpartition(".")[2] for modules in found for module in modules})
@@ -146,7 +154,7 @@ class _LoraReader:
                 raise ModelError(f"{self.where}: {name!r} is given twice, under two names")
             halves[layer, module][half] = name
         if not halves:
-            raise ModelError(f"{self.where}: no LoRA weight in it; a name is {EXAMPLE}")
+            raise ModelError(f"{self.where}: no LoRA weight in it; a name is {self.targets.example()}")
         found: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = [{} for _ in range(num_layers)]
         for (layer, module), names in halves.items():
             found[layer][module] = self._pair(self.targets.sizes(layer)[module], names)
@@ -163,7 +171,7 @@ class _LoraReader:
         return int(number), module, match[2]
 
     def _refuse_name(self, name: str) -> None:
-        raise ModelError(f"{self.where}: {name!r} is no LoRA weight of a decoder; a name is {EXAMPLE}")
+        raise ModelError(f"{self.where}: {name!r} is no LoRA weight of a decoder; a name is {self.targets.example()}")
 
     def _pair(self, size: tuple[int, int], names: dict[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
         if len(names) != 2:

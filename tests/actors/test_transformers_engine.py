@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -94,6 +95,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny / name, folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        '{"word_embedding_dimension": 64, "pooling_mode_mean_tokens": true}'
+    )
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
     return folder
 
 
@@ -127,10 +135,10 @@ def reference(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def ids_of(folder: Path) -> torch.Tensor:
+def ids_of(folder: Path, text: str = PROMPT) -> torch.Tensor:
     from transformers import PreTrainedTokenizerFast
 
-    return torch.tensor([PreTrainedTokenizerFast.from_pretrained(folder).encode(PROMPT)])
+    return torch.tensor([PreTrainedTokenizerFast.from_pretrained(folder).encode(text)])
 
 
 def test_the_engine_says_which_way_the_model_runs(engine: Any) -> None:
@@ -147,6 +155,16 @@ def test_plans_drafts_and_forks_say_what_transformers_says(drafter: str | None, 
             ids = torch.cat((ids, model(ids).logits[:, -1:].argmax(-1)), 1)
     said = engine.launch(GENERATED, {"prompt": PROMPT, "max_tokens": 24, "drafter": drafter}).result(timeout=60)
     assert said == [ids[0, -24:].tolist()] * 4
+
+
+def test_a_text_has_the_vector_that_the_folder_describes(engine: Any, folder: Path) -> None:
+    """The mean of its states, not brought to length 1."""
+    texts = [PROMPT, "12+7="]
+    found = engine.launch("openai-embeddings", {"inputs": texts}).result(timeout=60)["vectors"]
+    for text, vector in zip(texts, found, strict=True):
+        with torch.inference_mode():
+            states = reference(folder).model(ids_of(folder, text)).last_hidden_state[0]
+        np.testing.assert_allclose(vector, states.mean(0), rtol=1e-3, atol=1e-3)
 
 
 def test_masks_and_adapters_compute_what_they_say(

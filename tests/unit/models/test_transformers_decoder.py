@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from families import (
+    FAMILIES,
     HOSTED,
     PROMPTS,
     Sequence,
@@ -27,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from pieray.errors import InvalidRequest, ModelError
 from pieray.messages import Hidden, Logits
 from pieray.models.adapter_file import AdapterFile
+from pieray.models.architectures import ARCHITECTURES
 from pieray.models.batch import ForwardItem
 from pieray.models.kv_pool import KvPool
 from pieray.models.runner import ModelRunner
@@ -122,8 +124,23 @@ def test_an_adapter_for_what_a_module_does_not_have_is_refused(tmp_path: Path) -
     adapter = runner.read_adapter(AdapterFile("one", as_bytes(pair)), 1 << 20)
     assert (adapter.rank, adapter.targets) == (2, ("dense",))
     wrong = {key.replace("attention.dense", "self_attn.q_proj"): value for key, value in pair.items()}
-    with pytest.raises(ModelError, match="is no LoRA weight of a decoder"):
+    with pytest.raises(ModelError, match=r"is no LoRA weight of a decoder; a name is base_model\.model\.gpt_neox"):
         runner.read_adapter(AdapterFile("two", as_bytes(wrong)), 1 << 20)
+
+
+@pytest.mark.slow
+def test_a_model_without_such_matrices_takes_no_adapter(tmp_path: Path) -> None:
+    model_type, changes = HOSTED["gpt2"]  # whose matrices are of a class of its own
+    make_model(model_type, tmp_path, **changes)
+    with pytest.raises(ModelError, match="matrices that all tokens go through; this model has none"):
+        hosted(tmp_path).read_adapter(AdapterFile("one", as_bytes({"x.lora_A.weight": torch.zeros(1, 1)})), 1 << 20)
+
+
+def test_the_page_of_models_has_all_that_are_compared() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2].strip() for line in page.splitlines() if line.startswith("| `") and "e-" in line]
+    assert sorted(rows) == sorted([*FAMILIES, *HOSTED]), "`make models` writes it anew"
+    assert all(f"`{name}`" in page for name in ARCHITECTURES)
 
 
 @pytest.mark.slow
