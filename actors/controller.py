@@ -14,7 +14,7 @@ from pieray.actors.common import control, set_up_process
 from pieray.actors.door import open_door
 from pieray.actors.fleet import RayFleet
 from pieray.actors.supervisor import Supervisor
-from pieray.cluster.facts import num_actors
+from pieray.cluster.facts import num_actors, num_groups
 from pieray.config import Config
 from pieray.mapping import from_mapping
 from pieray.messages import Install, decode_one, encode
@@ -27,7 +27,9 @@ class Controller:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = from_mapping(Config, config)
         stalls = set_up_process(self._config)
-        self._supervisor = Supervisor(self._config, RayFleet(self._config), stalls, num_actors(self._config))
+        self._supervisor = Supervisor(
+            self._config, RayFleet(self._config), stalls, num_actors(self._config), num_groups(self._config)
+        )
         self._listener: Listener | None = None
 
     def start(self) -> None:
@@ -58,18 +60,18 @@ class Controller:
 
     @control
     def models(self) -> list[dict[str, Any]]:
-        return self._supervisor.device.models()
+        return self._supervisor.devices.models()
 
     @control
     def adapters(self) -> list[dict[str, Any]]:
-        return self._supervisor.device.adapters.facts()
+        return self._supervisor.devices.adapters.facts()
 
     def load_adapter(self, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
         """Load a LoRA adapter that `owner`'s inferlets may open; its facts."""
-        return self._supervisor.device.load_adapter(file, data, owner)
+        return self._supervisor.devices.load_adapter(file, data, owner)
 
     def unload_adapter(self, name: str, owner: str) -> None:
-        self._supervisor.device.unload_adapter(name, owner)
+        self._supervisor.devices.unload_adapter(name, owner)
 
     def launch(self, frame: bytes, sent_at: float | None = None, deadline: float | None = None) -> tuple[Any, ...]:
         """Place and start an inferlet; returns the endpoint of its actor.  See `Placement.launch`."""
@@ -125,19 +127,17 @@ class Controller:
     def trace(self, instance_id: str) -> dict[str, Any]:
         """What a traced inferlet has done, and the steps that it took part in; raises NotFound."""
         found = self._supervisor.placement.trace(instance_id)
-        return {**found, "steps": self._supervisor.device.steps(instance_id)}
+        return {**found, "steps": self._supervisor.devices.steps(instance_id)}
 
     @control
     def exports(self) -> list[dict[str, Any]]:
         """Facts of the exports of KV pages."""
-        found: list[dict[str, Any]] = self._supervisor.device.ask_pages("exports")
-        return found
+        return self._supervisor.devices.exports()
 
     @control
     def drop_export(self, name: str, access: str, tenant: str, user: str) -> dict[str, Any]:
         """Take an export away; raises NotFound, InvalidRequest."""
-        dropped: dict[str, Any] = self._supervisor.device.ask_pages("drop_export", name, access, tenant, user)
-        return dropped
+        return self._supervisor.devices.drop_export(name, access, tenant, user)
 
     @control
     def status(self) -> dict[str, Any]:

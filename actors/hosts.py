@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, TypeAlias
 
 from pieray.actors.health import Health
 from pieray.actors.members import FACTS_S, INFERLETS, SLICE_S, TELL_S, Member, Members, Wire
@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 DEVICE_S = 60.0
 """How long a new actor waits for a device group."""
+GROUP = "connect_group"
+"""The method that tells of a device group."""
+Telling: TypeAlias = tuple[str, int]
+"""A method, and which of several it tells of."""
 MAX_FAILED_TELLS = 3
 """An actor that cannot be connected so often is replaced."""
 
@@ -60,8 +64,8 @@ class Hosts:
             max_waiting=config.max_waiting_launches,
             delay_s=lambda: restarts.delay_s,
         )
-        self._wanted: dict[str, Wire] = {}  # what each is to know: the arguments of its methods
-        self._models: list[dict[str, Any]] = []  # that the device group serves
+        self._wanted: dict[Telling, Wire] = {}  # what each is to know: the arguments of its methods
+        self._models: dict[int, list[dict[str, Any]]] = {}  # by device group, that it serves
         self._lock = threading.Lock()  # guards the fields; never held while an actor is asked
         self._has_device = threading.Condition(self._lock)
         self._tellers = ThreadPoolExecutor(16, "pieray-tell")
@@ -82,19 +86,19 @@ class Hosts:
     def want(self, method: str, *args: Any) -> None:
         """Each is to be told so, by `tell_all` or a little later."""
         with self._lock:
-            self._wanted[method] = args
+            self._wanted[method, 0] = args
 
-    def want_device(self, batcher: Wire, manager: Wire, models: list[dict[str, Any]]) -> None:
+    def want_group(self, number: int, batcher: Wire, manager: Wire, models: list[dict[str, Any]]) -> None:
         """Each is to be connected to this device group, and those that wait for one are opened."""
         with self._lock:
-            self._models = models
-            self._wanted["reconnect"] = batcher, manager
+            self._models[number] = models
+            self._wanted[GROUP, number] = number, batcher, manager
             self._has_device.notify_all()
 
-    def drop_device(self) -> None:
-        """There is no device group; until they are connected to another one, nothing is placed on them."""
+    def drop_group(self, number: int) -> None:
+        """There is no such device group; until they are connected to one, nothing is placed on them."""
         with self._lock:
-            self._wanted.pop("reconnect", None)
+            self._wanted.pop((GROUP, number), None)
         for host in self.pool.hosts():
             self._is_behind(host)
 
@@ -120,9 +124,9 @@ class Hosts:
         try:
             while self._is_behind(host):
                 with self._lock:
-                    method, args = next((m, a) for m, a in self._wanted.items() if host.sent.get(m) != a)
-                self._members.ask(host, method, *args, timeout_s=TELL_S)
-                host.sent[method] = args
+                    what, args = next((w, a) for w, a in self._wanted.items() if host.sent.get(w) != a)
+                self._members.ask(host, what[0], *args, timeout_s=TELL_S)
+                host.sent[what] = args
                 host.num_failed_tells = 0
         except BaseException as error:  # noqa: BLE001 - it is told again
             host.num_failed_tells += 1
@@ -134,10 +138,14 @@ class Hosts:
             self._lost(host, f"could not be connected {MAX_FAILED_TELLS} times")
 
     def _is_behind(self, host: Member) -> bool:
-        """Whether there is something to tell it; notes whether it is connected to the device group of today."""
+        """Whether there is something to tell it; notes whether it is connected to a device group of today."""
         with self._lock:
-            host.is_current = host.sent.get("reconnect") == self._wanted.get("reconnect")
-            return any(host.sent.get(method) != args for method, args in self._wanted.items())
+            host.is_current = any(host.sent.get(what) == args for what, args in self._groups())
+            return any(host.sent.get(what) != args for what, args in self._wanted.items())
+
+    def _groups(self) -> list[tuple[Telling, Wire]]:
+        """The device groups that there are; with the lock held."""
+        return [(what, args) for what, args in self._wanted.items() if what[0] == GROUP]
 
     # --- starting them ---------------------------------------------------------------------------
 
@@ -151,7 +159,8 @@ class Hosts:
         """Connect new ones to the other actors, when there is a device group; raises what their `open` does, and
         EngineError."""
         wanted, models = self._known()
-        peers = *wanted["reconnect"], wanted.get("reconnect_broker", ((),))[0], *wanted["set_registry"]
+        groups = [args for what, args in wanted.items() if what[0] == GROUP]
+        peers = groups, wanted.get(("reconnect_broker", 0), ((),))[0], *wanted["set_registry", 0]
         opening = [self._members.begin(host, "open", self._token, models, *peers) for host in hosts]
         for host, answer in zip(hosts, opening, strict=True):
             host.endpoint = tuple(answer(self._config.start_timeout_s))
@@ -168,16 +177,25 @@ class Hosts:
             raise
         return host
 
-    def _known(self) -> tuple[dict[str, Wire], list[dict[str, Any]]]:
+    def _known(self) -> tuple[dict[Telling, Wire], list[dict[str, Any]]]:
         """What new ones are to know, and facts of the models; waits for a device group.  Raises EngineError."""
         with self._lock:
-            if not self._has_device.wait_for(lambda: "reconnect" in self._wanted or self._stopped.is_set(), DEVICE_S):
+            if not self._has_device.wait_for(lambda: self._groups() or self._stopped.is_set(), DEVICE_S):
                 failure = self._device_failure()
                 raise EngineError(f"the engine has had no device group for {DEVICE_S:.0f} s: {failure}")
-            if "reconnect" not in self._wanted:
+            if not self._groups():
                 raise EngineError("the engine is shutting down")
             wanted = dict(self._wanted)
-            return wanted, [{**facts, "adapters": wanted["set_adapters"][0]} for facts in self._models]
+            served = list(self._models.values())  # replicas of the same, whose pools may differ
+            models = [
+                {
+                    **facts[0],
+                    "info": {**facts[0]["info"], "num_pages": min(one["info"]["num_pages"] for one in facts)},
+                    "adapters": wanted["set_adapters", 0][0],
+                }
+                for facts in zip(*served, strict=True)
+            ]
+            return wanted, models
 
     def refresh(self, hosts: Sequence[Member]) -> None:
         """Have hosts give back the places that were granted to clients and are free, and say how many came back."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pieray.actors.common import control
 from pieray.actors.serving import ServingActor
+from pieray.errors import PierayError
 from pieray.json_log import RunOfThread
 from pieray.messages import Launch, decode_one
 from pieray.models.adapter_file import AdapterFacts
@@ -29,15 +30,10 @@ class InferletActor(ServingActor):
     _host: InferletHost | None = None
 
     def open(
-        self,
-        token: str,
-        models: list[dict[str, Any]],
-        batcher: Wire,
-        resource_manager: Wire,
-        broker: Wire,
-        registry_revision: int,
+        self, token: str, models: list[dict[str, Any]], groups: list[Wire], broker: Wire, registry_revision: int
     ) -> Wire:
-        """Connect to the device group and to the broker (`()`: it is not up yet), warm up, and listen for clients.
+        """Connect to the device groups, each as `connect_group` has it and one at least, and to the broker (`()`: it is
+        not up yet), warm up, and listen for clients.
 
         Returns the endpoint.
         """
@@ -46,7 +42,7 @@ class InferletActor(ServingActor):
         from pieray.host.children.service import ChildService
         from pieray.host.clients import ClientService
         from pieray.host.core import InferletHost
-        from pieray.host.device.sessions import DeviceSessions
+        from pieray.host.device.groups import DeviceGroups
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.host.services import Services
         from pieray.models.tokenizer import TokenizerSpec
@@ -54,8 +50,15 @@ class InferletActor(ServingActor):
 
         for handler in logging.getLogger().handlers:
             handler.addFilter(RunOfThread(running_id))
-        self._device = DeviceSessions(peer_id=self.peer_id, token=token)
-        self._device.open(Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
+        self._devices = DeviceGroups(peer_id=self.peer_id, token=token, policy=self.config.group_policy)
+        failures = []
+        for group in groups:
+            try:
+                self.connect_group(*group)
+            except PierayError as error:  # it is dialled again
+                failures.append(error)
+        if len(failures) == len(groups):
+            raise failures[0]
         self._services = Services.of(self.config)
         self._services.broker = BrokerClient(peer_id=self.peer_id, token=token)
         self._services.children = ChildService(
@@ -69,14 +72,14 @@ class InferletActor(ServingActor):
         if broker:
             self.reconnect_broker(broker)
         directory = ModelDirectory([ServedModel.from_wire(m["info"], TokenizerSpec(**m["tokenizer"])) for m in models])
-        self._host = InferletHost(self.config, self._device, directory, self._services, self.stalls)
+        self._host = InferletHost(self.config, self._devices, directory, self._services, self.stalls)
         self.set_registry(registry_revision)
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
-    def reconnect(self, batcher: Wire, resource_manager: Wire) -> None:
-        """The device group was replaced: later launches use the new one."""
-        self._device.open(Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
+    def connect_group(self, number: int, batcher: Wire, resource_manager: Wire) -> None:
+        """There is a device group, or it was replaced: later launches use the new one."""
+        self._devices.open(number, Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
 
     def reconnect_broker(self, broker: Wire) -> None:
         """The broker has come up, or another one in its place."""
@@ -150,7 +153,7 @@ class InferletActor(ServingActor):
 
     @control
     def status(self) -> dict[str, Any]:
-        links = {"device": self._device.status(), "broker": self._services.broker_status()}
+        links = {"device": self._devices.status(), "broker": self._services.broker_status()}
         host = self._running
         facts = {"executor": host.executor, "num_live": host.num_live, "totals": host.totals()}
         return {**self.describe(), **facts, "links": links}

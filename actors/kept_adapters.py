@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,8 @@ class _Loaded:
 
 
 class KeptAdapters:
-    """Not thread-safe: the DeviceGroup holds a lock.  `ask(member, method, *args, timeout_s=)` calls an actor, `keep`
-    is that of a Fleet."""
+    """Its methods are called with `lock` held.  `ask(member, method, *args, timeout_s=)` calls an actor, `keep` is that
+    of a Fleet."""
 
     def __init__(self, ask: Callable[..., Any], keep: Callable[[bytes], Any]) -> None:
         self._ask = ask
@@ -37,6 +38,7 @@ class KeptAdapters:
         self._settings: list[dict[str, Any]] = []
         self._loaded: list[_Loaded] = []
         self._next = FIRST_NUMBER
+        self.lock = threading.RLock()
 
     def facts(self) -> list[dict[str, Any]]:
         """Of all, as `AdapterFacts.from_wire` takes them."""
@@ -53,8 +55,9 @@ class KeptAdapters:
                 log.warning("adapter %r was not loaded again: %s", one.file["name"], error)
         self._settings, self._loaded = settings, kept
 
-    def add(self, batcher: Member, file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
-        """Load one; its facts.  Raises InvalidRequest (the name is taken), ModelError, QuotaExceeded."""
+    def add(self, batchers: Sequence[Member], file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
+        """Load one into all of them; its facts.  Raises InvalidRequest (the name is taken), ModelError, QuotaExceeded:
+        then none has it."""
         name = file["name"]
         if any((one["name"], one["owner"]) == (name, owner) for one in self.facts()):
             raise InvalidRequest(f"{owner or 'the engine'} has an adapter {name!r} already; unload it first")
@@ -62,7 +65,15 @@ class KeptAdapters:
             raise EngineError(f"an engine keeps at most {MAX_LOADED} loaded adapters; {name!r} would be one more")
         number, self._next = self._next, self._next + 1
         kept = self._keep(data)
-        facts = self._load(batcher, number, file, kept, owner)
+        having: list[Member] = []
+        try:
+            for batcher in batchers:
+                facts = self._load(batcher, number, file, kept, owner)
+                having.append(batcher)
+        except BaseException:
+            for batcher in having:
+                self._ask(batcher, "remove_adapter", number, timeout_s=LOAD_S)
+            raise
         self._loaded.append(_Loaded(number, file, kept, owner, facts))
         return facts
 

@@ -34,11 +34,13 @@ class Member:
     name: str
     handle: Any
     incarnation: int = 0
+    number: int = 0
+    """Which of its role: of an InferletActor, or of the device group that it is of."""
     endpoint: Wire = ()
     facts: dict[str, Any] = field(default_factory=dict)
     """pid and node_id, once it has answered."""
-    sent: dict[str, Wire] = field(default_factory=dict)
-    """What it has been told last, by method: a host's endpoints of the others, and the adapters."""
+    sent: dict[tuple[str, int], Wire] = field(default_factory=dict)
+    """What it has been told last, by method and which of several that told of: endpoints of the others, adapters."""
     num_failed_tells: int = 0
     telling: threading.Lock = field(default_factory=threading.Lock)
 
@@ -135,6 +137,7 @@ class Members:
             self._incarnation += 1
             incarnation = self._incarnation
         member = self._fleet.create(role, number, incarnation, near)
+        member.number = number or 0
         with self._lock:
             self._members.append(member)
         if self._stopped.is_set():

@@ -11,14 +11,17 @@ from pieray.actors.serving import ServingActor
 if TYPE_CHECKING:
     from pieray.leases.service import LeaseService
 
+NEWS_S = 0.02
+"""InferletActors are told so often of what a group holds, where there are several."""
+
 
 class ResourceManager(ServingActor):
     """Shell around `LeaseService`."""
 
     _leases: LeaseService | None = None
 
-    def open(self, token: str, num_pages: int) -> tuple[Any, ...]:
-        """Begin to lease out pages `[0, num_pages)`; returns the endpoint.
+    def open(self, token: str, num_pages: int, has_siblings: bool) -> tuple[Any, ...]:
+        """Begin to lease out pages `[0, num_pages)`; returns the endpoint.  `has_siblings`: there are other groups.
 
         The process ends when its Batcher stays away for good: neither is of use alone, and the pair is replaced.
         """
@@ -33,6 +36,7 @@ class ResourceManager(ServingActor):
             on_failure=lambda: os._exit(EXIT_FAILED),
             weight_of=lambda name: tenant(name).weight,
             quota_of=lambda name: tenant(name).pages,
+            news_s=NEWS_S if has_siblings else 0.0,
         )
         return self.listen(self._leases, token)
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pieray.actors.device_groups import DeviceGroups
 from pieray.actors.health import TICK_S, Health
 from pieray.actors.hosts import Hosts
-from pieray.actors.members import BROKER, INFERLETS, Fleet, Member, Members
+from pieray.actors.kept_broker import KeptBroker
+from pieray.actors.members import BATCHER, BROKER, INFERLETS, RESOURCE_MANAGER, Fleet, Member, Members
 from pieray.actors.placement import Placement
 from pieray.actors.records import Restarts
-from pieray.actors.services import DeviceGroup, KeptBroker
 from pieray.concurrency.stalls import Stalls
 from pieray.config import Config
 from pieray.errors import NoAnswer, PierayError
@@ -30,8 +31,16 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """The plain heart of the Controller.  Thread-safe."""
 
-    def __init__(self, config: Config, fleet: Fleet, stalls: Stalls | None = None, num_actors: int = 1) -> None:
-        """`num_actors`: InferletActors to keep, if the settings leave that open; the first of them is waited for."""
+    def __init__(
+        self,
+        config: Config,
+        fleet: Fleet,
+        stalls: Stalls | None = None,
+        num_actors: int = 1,
+        num_groups: int | None = None,
+    ) -> None:
+        """`num_actors`: InferletActors to keep, if the settings leave that open; the first of them is waited for.
+        `num_groups`: device groups; None: as many as the settings say, or one."""
         self._config = config
         self._fleet = fleet
         self.token = secrets.token_hex(32)
@@ -54,10 +63,15 @@ class Supervisor:
             stopped=self._stopped,
             num_kept=config.actor_pool or num_actors,
             lost=self._lost,
-            device_failure=lambda: self.device.keeper.failure,
+            device_failure=lambda: self.devices.failure,
         )
-        self.device = DeviceGroup(
-            config, self._members, self._hosts, token=self.token, restarts=self._restarts["device group"]
+        self.devices = DeviceGroups(
+            config,
+            self._members,
+            self._hosts,
+            token=self.token,
+            restarts=self._restarts["device group"],
+            num_groups=num_groups or config.model.replicas or 1,
         )
         self._broker = KeptBroker(config, self._members, self._hosts, token=self.token, restarts=self._restarts[BROKER])
         self.placement = Placement(
@@ -78,7 +92,7 @@ class Supervisor:
             self.registry = _registry_of(self._config)
             self._hosts.want("set_registry", self.registry.revision)
             hosts = [self._hosts.create() for _ in range(self._config.actor_pool or 1)]
-            self.device.bring_up()
+            self.devices.bring_up()
             if self._config.store_path:  # one that cannot be opened is an error of the start
                 self._broker.bring_up()
             self._hosts.open(hosts)
@@ -86,7 +100,7 @@ class Supervisor:
         except BaseException:
             self.shutdown()
             raise
-        self.device.keeper.start()
+        self.devices.keep()
         self._broker.keeper.start(is_down=not self._broker.running())  # no start waits for it; who asks it before waits
         for loop in (self._watch_deaths, self._watch_health):
             threading.Thread(target=self._repeat, args=(loop,), name=f"pieray{loop.__name__}", daemon=True).start()
@@ -94,8 +108,8 @@ class Supervisor:
     def shutdown(self) -> None:
         """Take all actors down, also while some are being replaced; idempotent."""
         self._stopped.set()
-        for keeper in (self.device.keeper, self._broker.keeper):
-            keeper.stop()
+        self.devices.stop()
+        self._broker.keeper.stop()
         self._hosts.stop()
         members = self._members.all()
         closing = [m for m in members if m.role == INFERLETS and m.endpoint and not m.is_suspect]
@@ -140,7 +154,7 @@ class Supervisor:
             return
         log.error("%s %s", member.describe(), why)
         self._members.end(member)
-        if not self.device.lost(member) and not self._broker.lost(member) and self._hosts.pool.remove(member):
+        if not self.devices.lost(member) and not self._broker.lost(member) and self._hosts.pool.remove(member):
             self._restarts[INFERLETS].note()
             self._hosts.pool.tend(time.monotonic())
 
@@ -149,7 +163,7 @@ class Supervisor:
 
     def _failure(self) -> str | None:
         """Why inferlets cannot be served at present; None also while something is being replaced in time."""
-        return self.device.keeper.failure or self._broker.keeper.failure
+        return self.devices.failure or self._broker.keeper.failure
 
     # --- programs ------------------------------------------------------------------------------
 
@@ -180,7 +194,7 @@ class Supervisor:
 
     def status(self) -> dict[str, Any]:
         """Facts of every actor, by role; of one that does not answer, what is known of it and its silence."""
-        alive = [*self.device.running(), *self._broker.running(), *self._hosts.pool.hosts()]
+        alive = [*self.devices.running(), *self._broker.running(), *self._hosts.pool.hosts()]
         rows = [_row(m, found) for m, found in zip(alive, self._members.facts_of(alive, "status"), strict=True)]
         return {
             "namespace": self._config.namespace,
@@ -196,6 +210,8 @@ class Supervisor:
 
 def _row(member: Member, found: Mapping[str, Any] | PierayError) -> dict[str, Any]:
     row: dict[str, Any] = {"role": member.role, "name": member.name, "incarnation": member.incarnation, **member.facts}
+    if member.role in (BATCHER, RESOURCE_MANAGER):
+        row["group"] = member.number
     if not isinstance(found, PierayError):
         return {**row, "state": "up", **found}
     state = "silent" if isinstance(found, NoAnswer) else "failing"

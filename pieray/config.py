@@ -21,6 +21,7 @@ MIB = 1 << 20
 LEAST_SUSPECT_S = 2.0
 """Longer than what `pieray.concurrency.stalls` takes for a stall: a launch that is given up must not start any more."""
 MAX_COHORT_WAIT_S = 60.0
+MAX_REPLICAS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,9 @@ class ModelSettings:
     """Folder with config.json, *.safetensors and tokenizer.json, or the name of an embedded model."""
     device: str = "auto"
     """"auto" (cuda where there is one), "cpu", "cuda", "cuda:1"."""
+    replicas: int = 1
+    """Device groups that serve it, each with its weights and its pool of pages on a device of its own; 0: one for each
+    GPU of the cluster."""
     dtype: str = "auto"
     """"auto" (the checkpoint's on cuda, float32 on cpu), "float32", "bfloat16", "float16"."""
     page_size: int = 16
@@ -186,6 +190,10 @@ class Config:
     `heartbeat_s`."""
     worker_threads: int = 1
     """Threads of an InferletActor that run guests."""
+    group_policy: str = "content"
+    """Which device group of several a program computes on, chosen when it first has something to compute: "content"
+    (where most of its prompt is computed already, unless that one has much more to do), "least-loaded", "round-robin".
+    """
     lease_pages: int = 8
     """Pages that an inferlet's lease grows by, ahead of need."""
     prefix_cache: bool = True
@@ -226,6 +234,9 @@ class Config:
     def __post_init__(self) -> None:
         _check_choice("executor", self.executor, ("auto", "fiber", "thread"))
         _check_choice("transport", self.transport, ("socket", "tcp", "ray"))
+        _check_choice("group_policy", self.group_policy, ("content", "least-loaded", "round-robin"))
+        if self.model.replicas > MAX_REPLICAS:
+            raise ConfigError(f"model.replicas is at most {MAX_REPLICAS}; given {self.model.replicas}")
         _check_choice("log_level", self.log_level.lower(), ("debug", "info", "warning", "error", "critical"))
         if not 0 < self.heartbeat_s <= self.lost_after_s / 2:
             raise ConfigError(

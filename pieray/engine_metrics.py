@@ -25,12 +25,11 @@ class Metric:
 
 def engine_metrics(status: Mapping[str, Any]) -> list[Metric]:
     """From what `Engine.status` tells; of actors that do not answer there is nothing."""
-    up = [row for row in status["actors"] if row["state"] == "up"]
     return [
         *_of_actors(status),
-        *_of_pages(next((row for row in up if row["role"] == "resource-manager"), None)),
-        *_of_steps(next((row for row in up if row["role"] == "batcher"), None)),
-        *_of_inferlets([row for row in up if row["role"] == "inferlets"]),
+        *_of_pages(_up(status["actors"], "resource-manager")),
+        *_of_steps(_up(status["actors"], "batcher")),
+        *_of_inferlets(_up(status["actors"], "inferlets")),
     ]
 
 
@@ -51,29 +50,81 @@ def _of_actors(status: Mapping[str, Any]) -> Iterator[Metric]:
         yield make(name, text, [({"tenant": tenant}, count) for tenant, count in found.items()])
 
 
-def _of_pages(row: Mapping[str, Any] | None) -> Iterator[Metric]:
-    if row is None:
+def _of_pages(rows: list[Mapping[str, Any]]) -> Iterator[Metric]:
+    if not rows:
         return
-    yield _gauge("kv_pages", "KV pages, by state.", [({"state": state}, row[state]) for state in PAGES])
-    yield _gauge("leases_waiting", "Requests for pages that wait.", [({}, row["waiting"])])
-    yield _counter("leases_waited", "Requests for pages that had to wait.", [({}, row["waited"])])
-    yield _counter("preemptions", "Times that programs gave up pages for others.", [({}, row["preempted"])])
-    yield _counter("pages_found", "Pages found by their content, and not computed.", [({}, row["found"])])
-    yield _gauge("exports", "Exports of KV pages.", [({}, row["exports"])])
+    states = [({**_group(row), "state": state}, row[state]) for row in rows for state in PAGES]
+    yield _gauge("kv_pages", "KV pages, by device group and state.", states)
+    for make, name, key, text in (
+        (_gauge, "leases_waiting", "waiting", "Requests for pages that wait."),
+        (_counter, "leases_waited", "waited", "Requests for pages that had to wait."),
+        (_counter, "preemptions", "preempted", "Times that programs gave up pages for others."),
+        (_counter, "pages_found", "found", "Pages found by their content, and not computed."),
+        (_gauge, "exports", "exports", "Exports of KV pages."),
+    ):
+        yield make(name, text, [(_group(row), row[key]) for row in rows])
 
 
-def _of_steps(row: Mapping[str, Any] | None) -> Iterator[Metric]:
-    if row is None:
+def _of_steps(rows: list[Mapping[str, Any]]) -> Iterator[Metric]:
+    if not rows:
         return
-    yield _counter("steps", "Steps of the device.", [({}, row["steps"])])
-    yield _counter("step_tokens", "Tokens that they have computed.", [({}, row["tokens"])])
-    yield _counter("step_passes", "Passes in them.", [({}, row["forwards"])])
-    yield _counter("device_busy_seconds", "What they took.", [({}, row["busy_s"])])
-    yield _gauge("commands_queued", "Commands that wait for a step.", [({}, row["queued"])])
-    swap = row["swap"]
-    yield _gauge("swapped_pages", "Pages in host memory.", [({}, swap["used"])])
-    moved = [({"direction": way}, swap[name]) for way, name in (("out", "swapped_out"), ("in", "swapped_in"))]
+    for make, name, key, text in (
+        (_counter, "steps", "steps", "Steps of the device."),
+        (_counter, "step_tokens", "tokens", "Tokens that they have computed."),
+        (_counter, "step_passes", "forwards", "Passes in them."),
+        (_counter, "device_busy_seconds", "busy_s", "What they took."),
+        (_gauge, "commands_queued", "queued", "Commands that wait for a step."),
+    ):
+        yield make(name, text, [(_group(row), row[key]) for row in rows])
+    yield _gauge("swapped_pages", "Pages in host memory.", [(_group(row), row["swap"]["used"]) for row in rows])
+    moved = [
+        ({**_group(row), "direction": way}, row["swap"][name])
+        for row in rows
+        for way, name in (("out", "swapped_out"), ("in", "swapped_in"))
+    ]
     yield _counter("swaps", "Pages moved to host memory, and back.", moved)
+
+
+def _group(row: Mapping[str, Any]) -> Labels:
+    return {"group": str(row["group"])}
+
+
+def pages_of_groups(actors: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the ResourceManagers that answer tell, of all device groups together; None: none does."""
+    return _together(actors, "resource-manager")
+
+
+def steps_of_groups(actors: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the Batchers that answer tell, of all device groups together; None: none does."""
+    actors = list(actors)
+    found = _together(actors, "batcher")
+    if found is not None and found["num_groups"] > 1:
+        rows = _up(actors, "batcher")
+        found["mean_batch"] = sum(row["mean_batch"] * row["steps"] for row in rows) / max(found["steps"], 1)
+    return found
+
+
+def _together(actors: Iterable[Mapping[str, Any]], role: str) -> dict[str, Any] | None:
+    rows = _up(actors, role)
+    return {**_sum(rows), "num_groups": len(rows)} if rows else None
+
+
+def _up(actors: Iterable[Mapping[str, Any]], role: str) -> list[Mapping[str, Any]]:
+    return [row for row in actors if row["role"] == role and row["state"] == "up"]
+
+
+def _sum(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers are added, what lies deeper too; of the rest, what the first says."""
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if name in row]
+        if all(isinstance(value, (int, float)) for value in values):
+            found[name] = sum(values)
+        elif all(isinstance(value, Mapping) for value in values):
+            found[name] = _sum(values)
+        else:
+            found[name] = values[0]
+    return found
 
 
 def _of_inferlets(rows: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:

@@ -18,6 +18,7 @@ from pieray.cli.guard import Debug, guard
 from pieray.cli.options import Address, InstanceId, Json, Namespace
 from pieray.cli.output import escaped, say
 from pieray.client.engine import Engine
+from pieray.engine_metrics import pages_of_groups, steps_of_groups
 from pieray.errors import EngineError
 from pieray.programs.sources import embedded_inferlets
 
@@ -62,11 +63,10 @@ def _say_admission(facts: Mapping[str, Mapping[str, int]]) -> None:
 
 def _say_pages(actors: Sequence[Mapping[str, Any]]) -> None:
     """What the KV pages of the engine are used for, and what has happened to programs that were short of them."""
-    by_role = {row["role"]: row for row in actors if row["state"] == "up"}
-    if (pages := by_role.get("resource-manager")) is None:
+    if (pages := pages_of_groups(actors)) is None:
         return
     states = ", ".join(f"{pages[state]} {state}" for state in ("free", "cached", "leased", "quarantined"))
-    swap = by_role.get("batcher", {}).get("swap", {"used": 0})
+    swap = (steps_of_groups(actors) or {"swap": {"used": 0}})["swap"]
     say(f"{pages['total']} KV pages: {states}; {swap['used']} more are swapped to host memory")
     for name, what in _ABOUT_PAGES.items():
         if counts := {tenant: row[name] for tenant, row in pages["tenants"].items() if row[name]}:

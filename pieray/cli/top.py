@@ -16,6 +16,7 @@ from pieray.cli.guard import Debug, guard
 from pieray.cli.lists import duration
 from pieray.cli.options import Address, Namespace
 from pieray.cli.output import escaped
+from pieray.engine_metrics import pages_of_groups, steps_of_groups
 from pieray.errors import PierayError
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ class Screen:
         """What `Engine.status` and `Engine.ps` have told at a Unix time."""
         from rich.console import Group
 
-        up = {row["role"]: row for row in status["actors"] if row["state"] == "up"}
+        steps = steps_of_groups(status["actors"]) or {}
         totals = {f"of {row['instance_id']}": float(row.get("tokens_computed", 0)) for row in inferlets}
-        totals |= {name: float(up.get("batcher", {}).get(name, 0)) for name in ("steps", "tokens", "busy_s")}
+        totals |= {name: float(steps.get(name, 0)) for name in ("steps", "tokens", "busy_s")}
         rates = self._rates(totals, now)
-        found = Group(*self._head(status, up, inferlets, rates), self._tree(inferlets, rates, now))
+        found = Group(*self._head(status, steps, inferlets, rates), self._tree(inferlets, rates, now))
         self._before, self._at = totals, now
         return found
 
@@ -93,7 +94,7 @@ class Screen:
     def _head(
         self,
         status: Mapping[str, Any],
-        up: Mapping[str, Mapping[str, Any]],
+        steps: Mapping[str, Any],
         inferlets: Sequence[Mapping[str, Any]],
         rates: Mapping[str, float],
     ) -> Iterator[RenderableType]:
@@ -108,15 +109,16 @@ class Screen:
             yield Text(escaped(status["failure"]), style="bold red")
         if status["silent"]:
             yield Text(f"silent: {escaped(', '.join(status['silent']))}", style="bold red")
-        batcher = up.get("batcher", {})
-        if batcher:
+        if steps:
             rate = "{tokens:.0f} tokens and {steps:.0f} steps a second, busy {busy:.0%}".format(
-                tokens=rates.get("tokens", 0), steps=rates.get("steps", 0), busy=rates.get("busy_s", 0)
+                tokens=rates.get("tokens", 0),
+                steps=rates.get("steps", 0),
+                busy=rates.get("busy_s", 0) / steps["num_groups"],
             )
-            told = rate if rates else f"{batcher['tokens']} tokens in {batcher['steps']} steps"
-            yield Text(f"{told}; {batcher['mean_batch']:.2f} passes in a step, {batcher['queued']} commands wait")
-        if (pages := up.get("resource-manager")) is not None:
-            yield _bar(pages, batcher.get("swap", {"used": 0})["used"])
+            told = rate if rates else f"{steps['tokens']} tokens in {steps['steps']} steps"
+            yield Text(f"{told}; {steps['mean_batch']:.2f} passes in a step, {steps['queued']} commands wait")
+        if (pages := pages_of_groups(status["actors"])) is not None:
+            yield _bar(pages, steps.get("swap", {"used": 0})["used"])
         yield Text("")
 
     def _tree(self, inferlets: Sequence[Mapping[str, Any]], rates: Mapping[str, float], now: float) -> RenderableType:

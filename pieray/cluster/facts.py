@@ -6,7 +6,7 @@ import time
 
 import ray
 
-from pieray.config import Config
+from pieray.config import MAX_REPLICAS, Config
 from pieray.errors import EngineError
 
 NAMES_FREE_S = 60.0
@@ -19,6 +19,12 @@ def num_gpus(config: Config) -> float:
     """One GPU where the cluster has one and the model may use it: a hard request elsewhere would wait for ever."""
     wants = config.model.device == "auto" or config.model.device.startswith("cuda")
     return 1.0 if wants and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def num_groups(config: Config) -> int:
+    """Device groups to keep: as the settings say, or one for each GPU of the cluster, and one where there is none."""
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if num_gpus(config) else 0
+    return config.model.replicas or max(1, min(MAX_REPLICAS, gpus))
 
 
 def num_actors(config: Config) -> int:

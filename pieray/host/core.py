@@ -30,6 +30,7 @@ from pieray.errors import (
 from pieray.host.children.service import Attachments
 from pieray.host.components import Components
 from pieray.host.device.device import DeviceClient
+from pieray.host.device.groups import DeviceGroups, LateDevice
 from pieray.host.device.sessions import DeviceSessions
 from pieray.host.ended_inferlet import EndedInferlet
 from pieray.host.inferlet import Inferlet
@@ -62,7 +63,7 @@ class InferletHost:
     def __init__(
         self,
         config: Config,
-        device: DeviceSessions,
+        device: DeviceGroups | DeviceSessions,
         models: ModelDirectory,
         services: Services | None = None,
         stalls: Stalls | None = None,
@@ -237,7 +238,9 @@ class InferletHost:
                 program.cancel()
             raise
 
-    def _admit(self, launch: Launch, limits: Limits, device: DeviceClient, give_back: Callable[[], None]) -> Inferlet:
+    def _admit(
+        self, launch: Launch, limits: Limits, device: DeviceClient | LateDevice, give_back: Callable[[], None]
+    ) -> Inferlet:
         with self._lock:
             if self._is_closed:
                 raise EngineError("this InferletActor is closing")

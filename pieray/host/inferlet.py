@@ -12,9 +12,11 @@ from pieray.concurrency.timers import Timer
 from pieray.config import Limits
 from pieray.errors import LAST_LOGS, Cancelled, DeviceLost, EngineError, GuestFailed, PierayError, QuotaExceeded
 from pieray.host.device.device import DeviceClient
+from pieray.host.device.groups import LateDevice
 from pieray.host.device.outbox import Outbox
 from pieray.host.device.prefixes import Prefixes
 from pieray.host.device.transfers import Transfers
+from pieray.host.device.visits import Visits
 from pieray.host.handlers import GuestHandlers
 from pieray.host.identity import Identity
 from pieray.host.models import ModelDirectory
@@ -45,7 +47,7 @@ class Inferlet:
         number: int,
         *,
         limits: Limits,
-        device: DeviceClient,
+        device: DeviceClient | LateDevice,
         models: ModelDirectory,
         services: Services,
         lease_pages: int,
@@ -101,6 +103,7 @@ class Inferlet:
             self._pages,
             lineage,
             self._outbox,
+            Visits(device if isinstance(device, LateDevice) else None, self._visited),
             self.log,
             self._mailbox,
             wake=self._unpark,
@@ -122,8 +125,9 @@ class Inferlet:
                 launch.family,
                 "" if trace is None else launch.instance_id,
             )
-            with self._parts.lock:
-                self._outbox.flush()
+            if isinstance(self._device, DeviceClient):  # pages ahead of need; of several groups none is chosen yet
+                with self._parts.lock:
+                    self._outbox.flush()
             guest = host.spawn(
                 program,
                 self._handlers if trace is None else traced_handlers(self._handlers, trace),
@@ -276,6 +280,13 @@ class Inferlet:
 
         return self._timers.at(time.monotonic() + seconds, locked)
 
+    def _visited(self, call: Callable[[], None]) -> None:
+        """Another device group than its own has answered."""
+        with self._parts.lock:
+            call()
+        self._device.flush()
+        self._unpark()
+
     def status(self) -> dict[str, Any]:
         """Facts for `pieray ps`."""
         guest, launch = self._guest, self.launch
@@ -338,6 +349,7 @@ class Inferlet:
         self._parts.close()
         with self._parts.lock:
             self._outbox.close()
+            self._parts.visits.close()
         self._device.retire(self.number, lambda: self._on_end(self))
 
     def _tell_end(self, outcome: Outcome) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from pieray.errors import PierayError
 from pieray.host.device.outbox import Outbox
+from pieray.host.device.visits import Visits
 from pieray.host.identity import Identity
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
@@ -33,6 +34,7 @@ class InferletParts:
     pages: PageSpace
     lineage: Lineage
     outbox: Outbox
+    visits: Visits
     log: EventLog
     mailbox: Mailbox
     wake: Callable[[], None]

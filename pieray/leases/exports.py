@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from pieray.errors import Denied, Evicted, InvalidRequest, NotFound, QuotaExceeded
 from pieray.leases.ledger import Holder, PageLedger
+from pieray.messages.leases import export_name, name_is_taken
 
 KEEP_EVICTED = 1024
 """Names of evicted exports that are remembered."""
@@ -103,6 +104,8 @@ class ExportTable:
         self._exports: OrderedDict[Key, Export] = OrderedDict()  # least recently used first
         self._evicted: OrderedDict[Key, None] = OrderedDict()
         self._expiries: list[tuple[float, Key]] = []  # heap; entries of exports that are gone are skipped
+        self.changes: dict[bytes, bool] | None = None
+        """By `export_name`, what has come (True) or gone since somebody looked last; None: nobody looks."""
 
     def __len__(self) -> int:
         return len(self._exports)
@@ -118,9 +121,7 @@ class ExportTable:
         if old is not None:
             _check_owner(old, export.owner)
             if not replace:
-                raise InvalidRequest(
-                    f"an export {export.name!r} ({export.access}) exists; replace it, or choose another name"
-                )
+                raise name_is_taken(export.name, export.access)
         self._check_quota(export, old, quota)
         if export.is_pinned(now):
             self._check_pins(export, old, now)
@@ -128,6 +129,7 @@ class ExportTable:
         if old is not None:
             self._remove(key)
         self._exports[key] = export
+        self._changed(key, is_here=True)
         self._evicted.pop(key, None)
         if export.expires_at != math.inf:
             self._expire_later(export.expires_at, key)
@@ -192,6 +194,10 @@ class ExportTable:
         ]
         for _, _, export in sorted(found, key=lambda item: item[:2]):
             yield export
+
+    def names(self) -> list[bytes]:
+        """`export_name` of all."""
+        return [export_name(*key) for key in self._exports]
 
     def num_importers(self, export: Export) -> int:
         """Inferlets that have imported it and still have a page of it."""
@@ -271,7 +277,12 @@ class ExportTable:
                 )
 
     def _remove(self, key: Key) -> int:
+        self._changed(key, is_here=False)
         return self._ledger.drop(self._exports.pop(key).pages)
+
+    def _changed(self, key: Key, *, is_here: bool) -> None:
+        if self.changes is not None:
+            self.changes[export_name(*key)] = is_here
 
     def _is_open(self, export: Export) -> bool:
         return any(self._ledger.is_leased(page) for page in export.pages)

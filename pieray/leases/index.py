@@ -40,6 +40,12 @@ class PageIndex:
         self._idle: list[tuple[int, int, bytes]] = []  # heap: used at, -depth, hash; outdated entries are skipped
         self._clock = 0
         self.num_idle = 0
+        self.changes: dict[bytes, bool] | None = None
+        """By hash, what has come (True) or gone since somebody looked last; None: nobody looks."""
+
+    def hashes(self) -> list[bytes]:
+        """Of all that is here."""
+        return list(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -66,6 +72,8 @@ class PageIndex:
         if place.name not in self._entries and page not in self._hashes:
             self._entries[place.name] = _Entry(page, place.before, place.depth)
             self._hashes[page] = place.name
+            if self.changes is not None:
+                self.changes[place.name] = True
 
     def rest(self, pages: Sequence[int]) -> None:
         """Pages that are here have lost their last owner, all by one use."""
@@ -93,6 +101,8 @@ class PageIndex:
     def clear(self) -> list[int]:
         """Forget all; the pages that were idle."""
         pages = [entry.page for entry in self._entries.values() if entry.is_idle]
+        if self.changes is not None:
+            self.changes.update(dict.fromkeys(self._entries, False))
         self._entries.clear()
         self._hashes.clear()
         self._idle.clear()
@@ -131,3 +141,5 @@ class PageIndex:
         entry = self._entries.pop(name)
         del self._hashes[entry.page]
         self.num_idle -= 1
+        if self.changes is not None:
+            self.changes[name] = False

@@ -65,7 +65,7 @@ class PageLedger:
         self._fenced_early: set[str] = set()
         self._num = dict.fromkeys(_State, 0)
         self._num[_State.FREE] = total
-        self._index = PageIndex()
+        self.index = PageIndex()
         self.num_found = 0  # pages leased by their content, ever
         self._resting: list[int] = []  # pages that the operation in progress leaves idle
 
@@ -78,17 +78,17 @@ class PageLedger:
     @property
     def num_idle(self) -> int:
         """Cached pages that the index alone has."""
-        return self._index.num_idle
+        return self.index.num_idle
 
     @property
     def num_available(self) -> int:
         """Pages that a lease may take: free ones, and idle ones, which are dropped for it."""
-        return len(self._free) + self._index.num_idle
+        return len(self._free) + self.index.num_idle
 
     @property
     def num_indexed(self) -> int:
         """Pages known by their content, whoever has them."""
-        return len(self._index)
+        return len(self.index)
 
     @property
     def num_leased(self) -> int:
@@ -163,14 +163,14 @@ class PageLedger:
     def take(self, holder: Holder, count: int, hashes: Sequence[bytes] = ()) -> Lease | None:
         """As `lease`, for a request that `admit` has let pass before.  The pages of the longest chain of `hashes` that
         is known come first, shared, and count as some of `count`; they may be more."""
-        found = self._index.find(hashes) if hashes else []
+        found = self.index.find(hashes) if hashes else []
         num_more = max(0, count - len(found))
-        if num_more > self.num_available - sum(map(self._index.is_idle, found)):
+        if num_more > self.num_available - sum(map(self.index.is_idle, found)):
             return None
         self._hold(holder, found)
         self.num_found += len(found)
         while num_more > len(self._free):
-            self._free_idle(self._index.evict())
+            self._free_idle(self.index.evict())
         pages = self._free[: -num_more - 1 : -1]
         del self._free[len(self._free) - num_more :]
         self._hold(holder, pages)
@@ -195,11 +195,11 @@ class PageLedger:
         changed."""
         self._check_held(holder, pages)
         for page, place in zip(pages, places, strict=True):
-            self._index.add(page, place)
+            self.index.add(page, place)
 
     def drop_index(self) -> None:
         """What pages hold is known no more: idle ones are free."""
-        for page in self._index.clear():
+        for page in self.index.clear():
             self._free_idle(page)
 
     # --- exports -------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ class PageLedger:
         for held in self._held.values():
             for page, count in held.items():
                 refs[page] += count
-        self._index.check()
+        self.index.check()
         states = [self._state(page) for page in range(self.total)]
         idle = [self._is_idle(page) for page in range(self.total)]
         num = {state: states.count(state) for state in _State}
@@ -304,7 +304,7 @@ class PageLedger:
             num == self._num
             and len(self._free) == num[_State.FREE]
             and refs == self._refs
-            and idle == [self._index.is_idle(page) for page in range(self.total)]
+            and idle == [self.index.is_idle(page) for page in range(self.total)]
             and len(set(self._free)) == len(self._free)
             and all(states[page] is _State.FREE for page in self._free)
             and all(0 <= dead <= held for dead, held in zip(self._dead_refs, self._refs, strict=True))
@@ -326,17 +326,17 @@ class PageLedger:
             return _State.CACHED
         if self._refs[page]:
             return _State.QUARANTINED
-        return _State.CACHED if page in self._index else _State.FREE
+        return _State.CACHED if page in self.index else _State.FREE
 
     def _is_idle(self, page: int) -> bool:
-        return not self._refs[page] and not self._kept[page] and page in self._index
+        return not self._refs[page] and not self._kept[page] and page in self.index
 
     def _change(self, page: int, *, refs: int = 0, dead: int = 0, kept: int = 0) -> None:
         """All that changes a page's counts; one that comes free is the next to be given, one that comes to be idle is
         left to `_rest`."""
         before = self._state(page)
-        if self._index.is_idle(page):
-            self._index.wake(page)
+        if self.index.is_idle(page):
+            self.index.wake(page)
         self._refs[page] += refs
         self._dead_refs[page] += dead
         self._kept[page] += kept
@@ -350,7 +350,7 @@ class PageLedger:
 
     def _rest(self) -> None:
         if self._resting:
-            self._index.rest(self._resting)
+            self.index.rest(self._resting)
             self._resting.clear()
 
     def _free_idle(self, page: int) -> None:

@@ -80,6 +80,11 @@ class Ranks:
         self._had: dict[str, float] = {}  # by tenant: pages times seconds, over its weight
         self._had_at = -math.inf  # up to when
 
+    @property
+    def num_programs(self) -> int:
+        """That have begun and not ended."""
+        return len(self._facts)
+
     def open(self, holder: Holder, facts: Facts) -> None:
         """A program has begun."""
         self._num_opened += 1

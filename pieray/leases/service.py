@@ -27,6 +27,7 @@ from pieray.messages import (
     ExportPages,
     Failed,
     FencePeer,
+    GroupNews,
     ImportPages,
     IndexPages,
     LeasePages,
@@ -80,8 +81,11 @@ class LeaseService:
         batcher_away_s: float = BATCHER_AWAY_S,
         weight_of: Callable[[str], float] = lambda _: 1.0,
         quota_of: Callable[[str], int] = lambda _: 0,
+        news_s: float = 0.0,
     ) -> None:
-        """`weight_of`: a tenant's weight in shares of the pool; `quota_of`: the pages that it may hold, 0 for all."""
+        """`weight_of`: a tenant's weight in shares of the pool; `quota_of`: the pages that it may hold, 0 for all.
+        `news_s`: so often InferletActors are told what is here and how many programs are, if it has changed; 0: never,
+        as there is no other group that programs might choose."""
         self._ledger = PageLedger(num_pages)
         self._ranks = Ranks(self._ledger, weight_of)
         self._line = LeaseQueue(self._ledger, self._ranks, quota_of)
@@ -104,6 +108,11 @@ class LeaseService:
         self._lock = PulsedLock()
         self._wake = threading.Condition(self._lock)  # type: ignore[arg-type]  # all that it needs of a lock
         self._is_closed = False
+        self._news_s = news_s
+        self._num_told = 0  # programs
+        if news_s:
+            self._ledger.index.changes, self._exports.changes = {}, {}
+            threading.Thread(target=self._tell_news, name="pieray-lease-news", daemon=True).start()
         threading.Thread(target=self._watch_deadlines, name="pieray-lease-deadlines", daemon=True).start()
 
     def on_connect(self, conn: Connection) -> None:
@@ -118,6 +127,9 @@ class LeaseService:
             else:
                 self._peers[conn.peer_id] = conn
                 self._fenced.discard(conn.peer_id)
+                if self._news_s:
+                    prints = _prints([*self._ledger.index.hashes(), *self._exports.names()])
+                    _post(conn, GroupNews(prints, b"", self._ranks.num_programs, is_whole=True))
         self._flush()
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
@@ -287,6 +299,32 @@ class LeaseService:
             except PeerLost:
                 log.debug("%s is gone; its pages come back when its connection closes", conn.peer_id)
 
+    def _tell_news(self) -> None:
+        try:
+            while True:
+                time.sleep(self._news_s)
+                with self._lock:
+                    if self._is_closed:
+                        return
+                    assert self._ledger.index.changes is not None
+                    assert self._exports.changes is not None
+                    changes = {**self._ledger.index.changes, **self._exports.changes}
+                    self._ledger.index.changes, self._exports.changes = {}, {}
+                    num_programs = self._ranks.num_programs
+                    peers = list(self._peers.values())
+                if changes or num_programs != self._num_told:
+                    self._num_told = num_programs
+                    came, gone = (
+                        [name for name, is_here in changes.items() if is_here == now] for now in (True, False)
+                    )
+                    news = GroupNews(_prints(came), _prints(gone), num_programs)
+                    for conn in peers:
+                        _post(conn, news)
+                    self._flush()
+        except BaseException:
+            log.exception("peers are told of the group no more: this resource manager ends")
+            self._on_failure()
+
     def _watch_deadlines(self) -> None:
         try:
             self._watch()
@@ -387,6 +425,11 @@ def _hashes(packed: bytes) -> list[bytes]:
     if len(packed) % HASH_BYTES:
         raise ProtocolError(f"hashes have {HASH_BYTES} bytes each; given {len(packed)}")
     return [packed[start : start + HASH_BYTES] for start in range(0, len(packed), HASH_BYTES)]
+
+
+def _prints(hashes: list[bytes]) -> bytes:
+    """What `fingerprints` reads."""
+    return b"".join([name[:4] for name in hashes])
 
 
 def _post(conn: Connection, message: Message) -> None:

@@ -120,6 +120,39 @@ class SwapIn(Message):
     pages: bytes  # u32, as many, each once
 
 
+@register(8)
+@dataclass(frozen=True, slots=True)
+class ReadPages(Message):
+    """Give what whole pages hold, of all layers; the inferlet has them, and nothing in flight writes to them.
+
+    -> [bytes, their CRC-32]: page after page, each [layers, 2, KV heads, page size, head size] of the pool's dtype.
+    """
+
+    ticket: int
+    inferlet: int
+    queue: int
+    priority: int
+    pages: bytes  # u32
+
+
+@register(9)
+@dataclass(frozen=True, slots=True)
+class WritePages(Message):
+    """Write into pages of the inferlet what ReadPages has given, of this batcher or another one of the same model,
+    ahead of all that the inferlet sends later and that touches them.
+
+    Answered with Completed(None); Failed(invalid) if data and checksum do not belong together, or the size is another.
+    """
+
+    ticket: int
+    inferlet: int
+    queue: int
+    priority: int
+    pages: bytes  # u32
+    data: bytes
+    checksum: int
+
+
 @register(7)
 @dataclass(frozen=True, slots=True)
 class DropSwapped(Message):

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import NamedTuple
 
+from pieray.errors import InvalidRequest
 from pieray.messages.frame import Message, register
 
 HASH_BYTES = 16
+
+
+def fingerprints(hashes: bytes) -> list[int]:
+    """Of hashes of HASH_BYTES each: 32 bits, by which groups tell what they hold."""
+    return [int.from_bytes(hashes[start : start + 4], "little") for start in range(0, len(hashes), HASH_BYTES)]
+
+
+ACCESSES = ("owner", "tenant", "public")
+"""Of exports, from the narrowest scope to the widest."""
+
+
+def export_name(access: str, tenant: str, user: str, name: str) -> bytes:
+    """A hash of HASH_BYTES of an export's name in its scope."""
+    scope = {"owner": (tenant, user), "tenant": (tenant,)}.get(access, ())
+    return blake2b("\0".join((access, *scope, name)).encode(), digest_size=HASH_BYTES).digest()
+
+
+def export_print(access: str, tenant: str, user: str, name: str) -> int:
+    """The fingerprint by which groups tell of an export."""
+    return fingerprints(export_name(access, tenant, user, name))[0]
+
+
+def name_is_taken(name: str, access: str) -> InvalidRequest:
+    """The error of who exports under a name that there is."""
+    return InvalidRequest(f"an export {name!r} ({access}) exists; replace it, or choose another name")
 
 
 class Place(NamedTuple):
@@ -185,3 +212,14 @@ class FencePeer(Message):
     """ResourceManager -> Batcher: that peer is lost here: drop it, and answer PeerFenced behind its last step."""
 
     peer_id: str
+
+
+@register(38)
+@dataclass(frozen=True, slots=True)
+class GroupNews(Message):
+    """ResourceManager -> InferletActor, where there are several groups: what has changed since the last one."""
+
+    added: bytes  # u32: fingerprints of pages that can be found by their content, and of exports' names
+    removed: bytes  # u32: of those that cannot any more
+    num_programs: int  # that compute on this group, of all actors
+    is_whole: bool = False  # `added` is all that there is

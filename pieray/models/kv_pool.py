@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from pieray.arrays import I64
 from pieray.errors import InvalidRequest, ModelError
 from pieray.models.arena import huge_memory
 from pieray.models.config import ModelConfig
@@ -70,6 +71,29 @@ class KvPool:
     @property
     def nbytes(self) -> int:
         return self.data.numel() * self.data.element_size()
+
+    def read_pages(self, pages: I64) -> bytes:
+        """What pages hold, one behind the other, all layers of each together; InvalidRequest if one is outside."""
+        places = self._places(pages)
+        found = self.data.transpose(0, 1).index_select(0, places).cpu().contiguous()
+        return found.view(torch.uint8).numpy().tobytes()
+
+    def write_pages(self, pages: I64, data: bytes) -> None:
+        """The other way, each page given once.  InvalidRequest if one is outside or the size is another; nothing is
+        written then."""
+        places = self._places(pages)
+        memory = self.data.transpose(0, 1)
+        shape = (len(pages), *memory.shape[1:])
+        num_bytes = math.prod(shape) * memory.element_size()
+        if len(data) != num_bytes:
+            raise InvalidRequest(f"{len(pages)} pages of this pool hold {num_bytes} bytes; given {len(data)}")
+        given = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(memory.dtype).view(shape)
+        memory.index_copy_(0, places, given.to(memory.device))
+
+    def _places(self, pages: I64) -> torch.Tensor:
+        if len(bad := pages[(pages < 0) | (pages >= self.num_pages)]):
+            raise InvalidRequest(f"page {int(bad[0])} is outside of {self.num_pages} pages")
+        return torch.from_numpy(pages).to(self.data.device)
 
     def copy_tokens(self, ranges: Sequence[TokenRange]) -> None:
         """Copy token ranges across all layers; all are read before any is written.

@@ -232,6 +232,16 @@ class ModelRunner:
         with self._device():
             self.host_pool.swap_in(slots, pages)
 
+    def read_pages(self, pages: I64) -> bytes:
+        """See `KvPool.read_pages`.  Raises DeviceLost."""
+        with self._device():
+            return self.pool.read_pages(pages)
+
+    def write_pages(self, pages: I64, data: bytes) -> None:
+        """See `KvPool.write_pages`.  Raises DeviceLost."""
+        with self._device():
+            self.pool.write_pages(pages, data)
+
     def _prepare(self, item: ForwardItem, wanted: Sequence[Output]) -> None:
         num_tokens, vocab = len(item.tokens), self.config.vocab_size
         for output in wanted:

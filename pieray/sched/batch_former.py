@@ -28,12 +28,12 @@ from pieray.sched.chunks import Chunk, add_chunk, add_rows, cut, decode_seconds,
 from pieray.sched.commands import Command, ForwardCommand, MoveCommand
 from pieray.sched.costs import CostModel, Kind
 from pieray.sched.gate import Gate
+from pieray.sched.page_moves import PageMove
 from pieray.sched.plans import PlanCommand
 from pieray.sched.precedence import Precedence, are_lower
 from pieray.sched.queues import CommandQueues, InferletQueues
 from pieray.sched.shares import Shares
 from pieray.sched.step_plan import StepLimits, StepPlan
-from pieray.sched.swap import SwapCommand
 from pieray.sched.table import SPECIAL, DecodeTable, RowGroup
 from pieray.urgency import launch_priority
 
@@ -339,7 +339,7 @@ class BatchFormer:
 
     def _most_parts(self, plan: StepPlan, command: MoveCommand) -> int:
         """How much of it may be in the step, whatever it costs."""
-        is_swap = isinstance(command, SwapCommand)
+        is_swap = isinstance(command, PageMove)
         return self._limits.max_swap_pages - plan.num_swapped if is_swap else max(command.num_parts, 1)
 
     def _copy(self, plan: StepPlan, lane: InferletQueues, command: MoveCommand, *, is_forced: bool) -> bool:
@@ -357,7 +357,7 @@ class BatchFormer:
             plan.work[Kind.COMMANDS] = 1.0
             plan.work[command.cost] += num_parts
             self._shares.charge(account, num_parts * each, is_decode=False)
-        if isinstance(command, SwapCommand):
+        if isinstance(command, PageMove):
             plan.num_swapped += num_parts
         plan.copies.append(command)
         return True

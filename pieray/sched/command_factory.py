@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from pieray.messages import CopyTokens, Forward, Message, StartPlan, SwapIn, SwapOut, Verify
-from pieray.sched.commands import Command, CopyCommand, ForwardCommand
+from pieray.messages import CopyTokens, Forward, Message, ReadPages, StartPlan, SwapIn, SwapOut, Verify, WritePages
+from pieray.sched.commands import Command, CopyCommand, ForwardCommand, Move
 from pieray.sched.device_steps import Runner
+from pieray.sched.page_moves import ReadPagesCommand, WritePagesCommand
 from pieray.sched.running_plans import RunningPlans
 from pieray.sched.swap import SwapInCommand, SwapOutCommand
 from pieray.sched.swap_slots import SwapSlots
 from pieray.sched.verify import VerifyCommand
 
-Enqueued: TypeAlias = Forward | CopyTokens | SwapOut | SwapIn | Verify | StartPlan
+Enqueued: TypeAlias = Forward | CopyTokens | SwapOut | SwapIn | ReadPages | WritePages | Verify | StartPlan
 
 
 class CommandFactory:
@@ -35,10 +36,17 @@ class CommandFactory:
             if command.is_tree:
                 self._runner.require_trees()
             return command
+        return self._move(peer_id, message)
+
+    def _move(self, peer_id: str, message: Move) -> Command:
         if isinstance(message, SwapOut):
             return SwapOutCommand(peer_id, message, self._swap)
         if isinstance(message, SwapIn):
             return SwapInCommand(peer_id, message, self._swap)
+        if isinstance(message, ReadPages):
+            return ReadPagesCommand(peer_id, message)
+        if isinstance(message, WritePages):
+            return WritePagesCommand(peer_id, message)
         return CopyCommand(peer_id, message, self._page_size)
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from pieray.arrays import F32, U32
 from pieray.errors import InvalidRequest, PierayError
-from pieray.messages import CopyTokens, Forward, Logprobs, Message, Output, SwapIn, SwapOut
+from pieray.messages import CopyTokens, Forward, Logprobs, Message, Output, ReadPages, SwapIn, SwapOut, WritePages
 from pieray.sched.costs import Kind
 from pieray.sched.failures import failed
 from pieray.sched.lanes import LaneKey
 
+Move: TypeAlias = CopyTokens | SwapOut | SwapIn | ReadPages | WritePages
 Slots: TypeAlias = dict[int, int]  # page: bits of its slots
 
 PART_BYTES = 64 << 10
@@ -41,7 +42,7 @@ class Command:
     )
     is_copy: ClassVar[bool]
 
-    def __init__(self, peer_id: str, message: Forward | CopyTokens | SwapOut | SwapIn, num_tokens: int) -> None:
+    def __init__(self, peer_id: str, message: Forward | Move, num_tokens: int) -> None:
         self.peer_id = peer_id
         self.inferlet = message.inferlet
         self.lane: LaneKey = (peer_id, message.inferlet)
@@ -218,7 +219,7 @@ class MoveCommand(Command):
     is_copy = True
     cost: ClassVar[Kind]  # of one part
 
-    def __init__(self, peer_id: str, message: CopyTokens | SwapOut | SwapIn, num_parts: int) -> None:
+    def __init__(self, peer_id: str, message: Move, num_parts: int) -> None:
         super().__init__(peer_id, message, 0)
         self.num_parts = num_parts
         self.step_range = (0, 0)  # the parts of the step that was scheduled last

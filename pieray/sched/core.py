@@ -24,12 +24,14 @@ from pieray.messages import (
     LoadAdapter,
     Message,
     OpenInferlet,
+    ReadPages,
     StartPlan,
     StopPlan,
     SwapIn,
     SwapOut,
     UnloadAdapter,
     Verify,
+    WritePages,
 )
 from pieray.models.batch import NO_ROWS
 from pieray.models.draws import Drawn
@@ -44,6 +46,7 @@ from pieray.sched.failures import dependency_failed, failed, malformed
 from pieray.sched.lanes import LaneKey
 from pieray.sched.loaded_adapters import LoadedAdapters
 from pieray.sched.lookups import EmbedLookups
+from pieray.sched.page_moves import PageMove
 from pieray.sched.passes import PassTable, passes_tickets
 from pieray.sched.plans import PlanCommand
 from pieray.sched.running_plans import Over, RunningPlans
@@ -51,7 +54,6 @@ from pieray.sched.scheduler import Scheduler
 from pieray.sched.step_plan import StepPlan
 from pieray.sched.step_totals import StepTotals
 from pieray.sched.step_trace import StepTrace
-from pieray.sched.swap import SwapCommand
 from pieray.sched.swap_slots import SwapSlots
 from pieray.sched.table import RowGroup
 from pieray.sched.verify import VerifyCommand
@@ -65,7 +67,7 @@ log = logging.getLogger(__name__)
 NO_LANES = np.zeros(0, np.int64)
 NO_SCORES = np.zeros(0, np.float32)
 Answers: TypeAlias = list[tuple[str, Message]]  # (peer_id, message)
-MOVES = (CopyTokens, SwapOut, SwapIn)
+MOVES = (CopyTokens, SwapOut, SwapIn, ReadPages, WritePages)
 
 
 class BatcherCore:
@@ -178,7 +180,11 @@ class BatcherCore:
             return
         if isinstance(message, StartPlan) and isinstance(command, PlanCommand):
             self.plans.begin(command, message, answers)
-        if isinstance(command, ForwardCommand) and not isinstance(message, MOVES) and message.adapter:
+        if (
+            isinstance(command, ForwardCommand)
+            and isinstance(message, (Forward, Verify, StartPlan))
+            and message.adapter
+        ):
             self._attach_adapter(command, message.adapter, answers)
 
     def _spill(self, key: LaneKey, now: float) -> None:
@@ -264,17 +270,17 @@ class BatcherCore:
 
     def _copy(self, commands: Sequence[MoveCommand], answers: Answers) -> None:
         for group in independent_groups(commands):
-            if isinstance(group, SwapCommand):
-                self._swap_pages(group, answers)
+            if isinstance(group, PageMove):
+                self._move_pages(group, answers)
                 continue
             error = self._device.copy([copy for command in group for copy in command.step_copies()])
             for command in group:
                 alone = self._device.copy(command.step_copies()) if error is not None and len(group) > 1 else error
                 self._moved(command, alone, None, answers)
 
-    def _swap_pages(self, command: SwapCommand, answers: Answers) -> None:
+    def _move_pages(self, command: PageMove, answers: Answers) -> None:
         if not command.is_over:  # else it would have moved what one before it has failed to write
-            error = self._device.swap(command)
+            error = self._device.move_pages(command)
             value = command.complete() if error is None and command.is_scheduled else None
             self._moved(command, error, value, answers)
 
@@ -403,7 +409,7 @@ class BatcherCore:
     def _answer_failed(self, commands: Iterable[Command], error: PierayError, answers: Answers) -> None:
         for command in commands:
             self._totals.num_failed += 1
-            if isinstance(command, SwapCommand):
+            if isinstance(command, PageMove):
                 command.undo()
             answers += [(command.peer_id, message) for message in command.failures(error)]
 

@@ -15,7 +15,7 @@ from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
 from pieray.models.draws import Drawn
 from pieray.sched.commands import CopyCommand, MoveCommand
 from pieray.sched.failures import error_of, known
-from pieray.sched.swap import SwapCommand, Swapper
+from pieray.sched.page_moves import PageMove, PageMover
 
 if TYPE_CHECKING:
     from pieray.models.adapter_file import AdapterFile
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Runner(Swapper, Protocol):
+class Runner(PageMover, Protocol):
     """What the core needs of `pieray.models.runner.ModelRunner`.
 
     All raise DeviceLost when the device is dead, and only then: nothing can be computed in this process any more.
@@ -53,7 +53,7 @@ class DeviceSteps:
         """Copy token ranges; what has gone wrong."""
         return error_of(lambda: self._runner.copy_tokens(copies))
 
-    def swap(self, command: SwapCommand) -> PierayError | None:
+    def move_pages(self, command: PageMove) -> PierayError | None:
         """Move the command's pages of the step; what has gone wrong."""
         return error_of(lambda: command.run(self._runner))
 
@@ -87,15 +87,15 @@ class DeviceSteps:
         return drawn, [self.compute(NO_ROWS, [i], [o])[1][0] for i, o in zip(items, outputs, strict=True)]
 
 
-def independent_groups(commands: Sequence[MoveCommand]) -> list[list[CopyCommand] | SwapCommand]:
+def independent_groups(commands: Sequence[MoveCommand]) -> list[list[CopyCommand] | PageMove]:
     """Swaps, and runs of copies in which none touches what another of its run writes, in order: each is one device
     call."""
-    groups: list[list[CopyCommand] | SwapCommand] = []
+    groups: list[list[CopyCommand] | PageMove] = []
     run: list[CopyCommand] | None = None  # the last of the groups, if it may go on
     written: set[int] = set()
     for command in commands:
         if not isinstance(command, CopyCommand):
-            assert isinstance(command, SwapCommand)
+            assert isinstance(command, PageMove)
             groups.append(command)
             run = None
             continue

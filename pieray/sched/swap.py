@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
-
 import numpy as np
 
-from pieray.arrays import I64, U32
+from pieray.arrays import I64
 from pieray.errors import InvalidRequest
 from pieray.messages import SwapIn, SwapOut
-from pieray.sched.commands import MoveCommand, Slots
-from pieray.sched.costs import Kind
+from pieray.sched.commands import Slots
+from pieray.sched.page_moves import PageMove, PageMover, numbers
 from pieray.sched.swap_slots import SwapSlots
 
 
-class Swapper(Protocol):
-    """What moves pages: `pieray.models.runner.ModelRunner`.  Raises InvalidRequest for a page outside of the pool, and
-    nothing has moved then; DeviceLost."""
-
-    def swap_out(self, pages: I64, slots: I64) -> None: ...
-    def swap_in(self, slots: I64, pages: I64) -> None: ...
-
-
-class SwapCommand(MoveCommand):
+class SwapCommand(PageMove):
     """Whole pages, in order, and the slot of each that has one."""
 
-    __slots__ = ("pages", "slots", "swap")
-    cost: ClassVar[Kind] = Kind.SWAPS
+    __slots__ = ("slots", "swap")
 
     def __init__(self, peer_id: str, message: SwapOut | SwapIn, swap: SwapSlots) -> None:
-        self.pages = _numbers(message.pages)
-        super().__init__(peer_id, message, len(self.pages))
+        super().__init__(peer_id, message)
         self.slots: list[int] = []
         self.swap = swap
 
-    def run(self, runner: Swapper) -> None:
-        """Move the pages of the step."""
-        raise NotImplementedError
-
-    def complete(self) -> Any:
-        """All have been moved: settle whose the slots are; the value of the answer."""
-        raise NotImplementedError
-
-    def undo(self) -> None:
-        """It has failed: the slots are as if it had not been there."""
-        raise NotImplementedError
-
-    def used_pages(self) -> list[int]:
-        return self.pages
-
-    def _step_arrays(self) -> tuple[I64, I64]:
-        part = slice(*self.step_range)
-        return np.array(self.pages[part], np.int64), np.array(self.slots[part], np.int64)
+    def step_slots(self) -> I64:
+        """The slots of the step."""
+        return np.array(self.slots[slice(*self.step_range)], np.int64)
 
 
 class SwapOutCommand(SwapCommand):
@@ -72,10 +45,9 @@ class SwapOutCommand(SwapCommand):
             self.num_parts = len(self.slots)
         return super().schedule(len(found))
 
-    def run(self, runner: Swapper) -> None:
-        pages, slots = self._step_arrays()
-        if len(slots):
-            runner.swap_out(pages, slots)
+    def run(self, runner: PageMover) -> None:
+        if len(slots := self.step_slots()):
+            runner.swap_out(self.step_pages(), slots)
 
     def complete(self) -> bytes:
         self.swap.keep(self.lane, self.slots, is_new=True)
@@ -86,9 +58,6 @@ class SwapOutCommand(SwapCommand):
 
     def written_pages(self) -> list[int]:
         return []
-
-    def read_slots(self, page_size: int) -> Slots:  # noqa: ARG002 - none, whatever the size
-        return {}
 
     def written_slots(self, page_size: int) -> Slots:  # noqa: ARG002 - none, whatever the size
         return {}
@@ -101,7 +70,7 @@ class SwapInCommand(SwapCommand):
 
     def __init__(self, peer_id: str, message: SwapIn, swap: SwapSlots) -> None:
         super().__init__(peer_id, message, swap)
-        slots = _numbers(message.slots)
+        slots = numbers(message.slots)
         if len(slots) != len(self.pages) or len(set(self.pages)) != len(self.pages):
             raise InvalidRequest(
                 f"as many pages as slots are swapped in, each once; given {len(slots)} slots and "
@@ -110,10 +79,9 @@ class SwapInCommand(SwapCommand):
         swap.borrow(self.lane, slots)
         self.slots = slots
 
-    def run(self, runner: Swapper) -> None:
-        pages, slots = self._step_arrays()
-        if len(slots):
-            runner.swap_in(slots, pages)
+    def run(self, runner: PageMover) -> None:
+        if len(slots := self.step_slots()):
+            runner.swap_in(slots, self.step_pages())
 
     def complete(self) -> None:
         self.swap.free(self.lane, self.slots, is_read=True)
@@ -124,14 +92,5 @@ class SwapInCommand(SwapCommand):
     def written_pages(self) -> list[int]:
         return self.pages
 
-    def read_slots(self, page_size: int) -> Slots:  # noqa: ARG002 - none, whatever the size
-        return {}
-
     def written_slots(self, page_size: int) -> Slots:
         return dict.fromkeys(self.pages, (1 << page_size) - 1)
-
-
-def _numbers(packed: bytes) -> list[int]:
-    numbers: U32 = np.frombuffer(packed, "<u4")
-    found: list[int] = numbers.tolist()
-    return found

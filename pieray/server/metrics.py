@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pieray.engine_metrics import engine_metrics
+from pieray.engine_metrics import engine_metrics, pages_of_groups
 
 FIRST_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
@@ -127,9 +127,8 @@ class Metrics:
     def exposition(self, status: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> bytes:
         """The page, with what `Engine.status` and `Engine.models` tell of the engine."""
         self._waiting.set(sum(status["admission"]["waiting"].values()))
-        for row in status["actors"]:
-            if row["role"] == "resource-manager" and row["state"] == "up":
-                self._cache_usage.set(1 - (row["free"] + row["cached"]) / max(row["total"], 1))
+        if (pages := pages_of_groups(status["actors"])) is not None:
+            self._cache_usage.set(1 - (pages["free"] + pages["cached"]) / max(pages["total"], 1))
         self._engine.status, self._engine.models = status, models
         return generate_latest(self._registry)
 
@@ -149,12 +148,16 @@ class _EngineCollector(Collector):
         for found in engine_metrics(self.status) if self.status is not None else ():
             yield _family(found.name, found.text, found.samples, is_counter=found.is_counter)
             if found.name == "pieray:preemptions":
-                samples = [(self._labels, value) for _, value in found.samples]
+                samples = [(self._labels, sum(value for _, value in found.samples))]
                 yield _family("vllm:num_preemptions", found.text, samples, is_counter=True)
 
 
 def _sizes(facts: Mapping[str, Any]) -> dict[str, str]:
-    return {"engine": "0", "block_size": str(facts["page_size"]), "num_gpu_blocks": str(facts["num_pages"])}
+    return {
+        "engine": "0",
+        "block_size": str(facts["page_size"]),
+        "num_gpu_blocks": str(facts["num_pages"] * facts["replicas"]),
+    }
 
 
 def _family(name: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]], *, is_counter: bool) -> Metric:

@@ -69,7 +69,7 @@ def test_the_engine_is_told_too(http: httpx.Client) -> None:
     assert pages.keys() == {"free", "leased", "cached", "quarantined"}
     assert 0 <= found["vllm:kv_cache_usage_perc", frozenset(MODEL.items())] <= 1
     assert found["vllm:num_requests_waiting", frozenset(MODEL.items())] == 0
-    assert found["pieray:steps_total", frozenset()] > 0
+    assert found["pieray:steps_total", frozenset({("group", "0")})] > 0
     sizes = frozenset({"engine": "0", "block_size": "16", "num_gpu_blocks": str(int(sum(pages.values())))}.items())
     assert found["vllm:cache_config_info", sizes] == 1
 

@@ -10,11 +10,11 @@ def assert_pages_return(engine: Any, timeout_s: float = 20.0) -> None:
     """Every page but those of exports comes back once nothing runs; the ledger checks its books as it answers."""
     deadline = time.monotonic() + timeout_s
     while True:
-        (pages,) = [a for a in engine.status()["actors"] if a["role"] == "resource-manager"]
-        if pages["free"] + pages["cached"] == pages["total"]:
+        pools = [a for a in engine.status()["actors"] if a["role"] == "resource-manager"]
+        if pools and all(pages["free"] + pages["cached"] == pages["total"] for pages in pools):
             return
         running = [row for row in engine.ps() if row["state"] in ("starting", "running")]
-        assert time.monotonic() < deadline, f"pages did not return: {pages}; running: {running}"
+        assert time.monotonic() < deadline, f"pages did not return: {pools}; running: {running}"
         time.sleep(0.05)
 
 

@@ -15,6 +15,7 @@ from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError, erro
 from pieray.host.device.commands import TICKET_MASK
 from pieray.host.device.decodes import HeldDecodes, columns
 from pieray.host.device.device_user import DeviceUser
+from pieray.host.device.news import NewsOfGroup
 from pieray.messages import (
     CancelInferlet,
     CloseLease,
@@ -22,6 +23,7 @@ from pieray.messages import (
     ExportPages,
     Failed,
     Forward,
+    GroupNews,
     LeasePages,
     Message,
     OpenInferlet,
@@ -70,6 +72,9 @@ class DeviceClient:
         self._tenants: dict[int, DeviceUser] = {}
         self._holding: set[int] = set()  # inferlets that may have pages
         self._standing: dict[int, tuple[str, int]] = {}  # tenant and priority
+        self._news = NewsOfGroup()
+        self.num_chosen = 0
+        """Inferlets that have chosen this group since it has told of itself last."""
         self._leasing: dict[int, tuple[float, int]] = {}  # who has asked for pages: since when, tokens computed by then
         self._lost: DeviceLost | None = None
         self._on_lost = on_lost
@@ -100,6 +105,15 @@ class DeviceClient:
     def lost(self) -> DeviceLost | None:
         """Why the device group is gone, or None."""
         return self._lost
+
+    @property
+    def load(self) -> float:
+        """Programs that compute on the group, those of other actors included, as far as it is known."""
+        return self._news.num_programs + self.num_chosen
+
+    def num_found(self, prints: Sequence[int]) -> int:
+        """How many pages of the beginning of a text are there, by their fingerprints; as far as it is known."""
+        return self._news.num_found(prints)
 
     def is_short(self, tenant: str, priority: int) -> bool:
         """Whether many inferlets of the tenant, of no lower priority and with no more service than a new one has had,
@@ -293,7 +307,13 @@ class DeviceClient:
                 tenant.answered(items)
 
     def _from_ledger(self, messages: list[Message]) -> None:
+        is_news = True
         for message in messages:
+            if isinstance(message, GroupNews):  # the first comes before the batcher is dialled
+                self._news.take(message)
+                self.num_chosen = 0
+                continue
+            is_news = False
             if isinstance(message, ReclaimSpare):
                 self._give_back_spare()
             elif isinstance(message, Preempt):
@@ -306,7 +326,8 @@ class DeviceClient:
                 if (tenant := self._tenants.get(number)) is not None:
                     _tell(tenant, message)
                     self._holding.add(number)  # behind it: what it gives up meanwhile takes it out
-        self.flush()
+        if not is_news:
+            self.flush()
 
     def _refused(self, message: Message, error: PierayError) -> None:
         """A command or request that cannot travel (it is larger than a frame) fails alone."""

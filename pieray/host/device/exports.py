@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from pieray.errors import InvalidRequest, PierayError, QuotaExceeded
+from pieray.errors import DeviceLost, Evicted, InvalidRequest, NotFound, PierayError, QuotaExceeded
 from pieray.host.device.commands import wire_ticket
+from pieray.host.device.device import DeviceClient
+from pieray.host.device.fetching import Fetching
+from pieray.host.device.groups import session_with
+from pieray.host.device.ledger import OnAnswer
 from pieray.host.device.outbox import Outbox
+from pieray.host.device.visits import Visits
 from pieray.host.identity import Identity
 from pieray.host.tickets import Kind, TicketTable
-from pieray.messages import ExportPages, ImportPages, LeasePages, ListExports, Message, Unexport
+from pieray.messages import ExportPages, ImportPages, LeasePages, ListExports, Unexport
+from pieray.messages.leases import export_print, name_is_taken
 from pieray.pages.exporting import ExportedFrames
 from pieray.pages.lineage import Lineage
 from pieray.pages.space import PageSpace
@@ -25,8 +31,16 @@ class PageRequests:
     """Requests of one inferlet; each gives a ticket.  All methods are called with the instance's lock held."""
 
     def __init__(
-        self, identity: Identity, pages: PageSpace, lineage: Lineage, tickets: TicketTable, outbox: Outbox
+        self,
+        identity: Identity,
+        pages: PageSpace,
+        lineage: Lineage,
+        tickets: TicketTable,
+        outbox: Outbox,
+        visits: Visits,
     ) -> None:
+        self._visits = visits
+        self._fetching = Fetching(visits, outbox, (identity.tenant, identity.launch.user), identity.limits.page_wait_s)
         self._limits = identity.limits
         self._who = (identity.tenant, identity.launch.user)
         self._pages = pages
@@ -89,7 +103,7 @@ class PageRequests:
                 done(found)
                 return
             quota = [limits.exports, limits.export_pages, limits.export_bytes]
-            self._ledger.ask(
+            self._make_known(
                 ticket,
                 ExportPages(
                     *self._wire(ticket),
@@ -111,11 +125,50 @@ class PageRequests:
         self._ledger.after(self._outbox.writers_of(frozenset(exported.rows.tolist())), ticket, written)
         return ticket
 
+    def _make_known(self, ticket: int, message: ExportPages, done: OnAnswer) -> None:
+        """Have the export made, unless another group has one of that name; one that is to be replaced is taken away
+        there when this one is made."""
+        others = self._visits.others()
+        known = export_print(message.access, message.tenant, message.user, message.name) if others else 0
+        holding = session_with(others, [known])
+        if holding is None:
+            self._ledger.ask(ticket, message, done)
+            return
+        if message.is_replacing:
+
+            def made(result: Any) -> None:
+                if isinstance(result, PierayError):
+                    done(result)
+                else:
+                    self._take_away(holding, message.name, message.access, lambda _: done(result))
+
+            self._ledger.ask(ticket, message, made)
+            return
+
+        def listed(result: Any) -> None:
+            names = [] if isinstance(result, PierayError) else json.loads(result)
+            if any((one["name"], one["access"]) == (message.name, message.access) for one in names):
+                done(name_is_taken(message.name, message.access))
+            else:
+                self._ledger.ask(ticket, message, done)
+
+        self._visits.ask(holding, lambda wire, number: ListExports(wire, number, *self._who, message.name), listed)
+
+    def _take_away(self, session: DeviceClient, name: str, access: str, on_answer: OnAnswer) -> None:
+        self._visits.ask(session, lambda wire, number: Unexport(wire, number, *self._who, name, access), on_answer)
+
     def open(self, name: str) -> int:
         """Ticket: text, as `kv.import-pages` documents it."""
         self._ledger.check_room()
         ticket = self._tickets.issue(Kind.TEXT)
-        self._ledger.ask(ticket, ImportPages(*self._wire(ticket), *self._who, name), lambda r: self._opened(ticket, r))
+
+        def answered(result: Any) -> None:
+            if isinstance(result, (NotFound, Evicted)) and self._visits.others():
+                self._fetching.fetch(ticket, name, result, lambda found: self._opened(ticket, found))
+            else:
+                self._opened(ticket, result)
+
+        self._ledger.ask(ticket, ImportPages(*self._wire(ticket), *self._who, name), answered)
         return ticket
 
     def _opened(self, ticket: int, result: Any) -> None:
@@ -138,26 +191,54 @@ class PageRequests:
         """Ticket: none."""
         self._ledger.check_room()
         ticket = self._tickets.issue(Kind.NONE)
-        return self._ask(ticket, Unexport(*self._wire(ticket), *self._who, name, access))
+
+        def answered(result: Any) -> None:
+            if not isinstance(result, NotFound):
+                self._tickets.resolve(ticket, result)
+                return
+            others = self._visits.others()  # by now it is known which group is its own
+
+            def answered_there(result: Any) -> None:
+                if isinstance(result, NotFound) and others:
+                    self._take_away(others.pop(), name, access, answered_there)
+                else:
+                    self._tickets.resolve(ticket, result)
+
+            answered_there(result)
+
+        self._ledger.ask(ticket, Unexport(*self._wire(ticket), *self._who, name, access), answered)
+        return ticket
 
     def names(self, prefix: str) -> int:
         """Ticket: text, as `kv.list-exports` documents it."""
         self._ledger.check_room()
         ticket = self._tickets.issue(Kind.TEXT)
-        return self._ask(ticket, ListExports(*self._wire(ticket), *self._who, prefix))
+        lists: list[str] = []
+        others: list[DeviceClient] = []
 
-    def _ask(self, ticket: int, message: Message) -> int:
-        limit = self._limits.message_bytes
-
-        def answered(result: object) -> None:
-            if isinstance(result, str) and (size := byte_size(result)) > limit:
-                result = QuotaExceeded(
-                    f"message_bytes: the limit is {limit}; the list has {size}: ask for a longer prefix"
+        def answered(result: Any) -> None:
+            if isinstance(result, str):
+                if not lists:  # by now it is known which group is its own
+                    others.extend(self._visits.others())
+                lists.append(result)
+            elif not lists or not isinstance(result, DeviceLost):  # a group that has died has none
+                self._tickets.resolve(ticket, result)
+                return
+            if others:
+                self._visits.ask(
+                    others.pop(), lambda wire, number: ListExports(wire, number, *self._who, prefix), answered
                 )
-            self._tickets.resolve(ticket, result)
+            else:
+                self._tickets.resolve(ticket, self._checked(_merged(lists)))
 
-        self._ledger.ask(ticket, message, answered)
+        self._ledger.ask(ticket, ListExports(*self._wire(ticket), *self._who, prefix), answered)
         return ticket
+
+    def _checked(self, listed: str) -> object:
+        limit = self._limits.message_bytes
+        if (size := byte_size(listed)) > limit:
+            return QuotaExceeded(f"message_bytes: the limit is {limit}; the list has {size}: ask for a longer prefix")
+        return listed
 
     def _wire(self, ticket: int) -> tuple[int, int]:
         return wire_ticket(self._ledger.inferlet, ticket), self._ledger.inferlet
@@ -167,6 +248,13 @@ def check_name(name: str, least: int = 1) -> None:
     """Raise InvalidRequest for a name, or the beginning of one, that is too short or too long."""
     if not least <= byte_size(name) <= MAX_NAME_BYTES:
         raise InvalidRequest(f"a name has from {least} to {MAX_NAME_BYTES} bytes; given {byte_size(name)}")
+
+
+def _merged(lists: list[str]) -> str:
+    """Of what several groups have, one list."""
+    if len(lists) == 1:
+        return lists[0]
+    return json.dumps(sorted((one for each in lists for one in json.loads(each)), key=lambda one: one["name"]))
 
 
 def _u32(data: Any) -> list[int]:

@@ -58,7 +58,7 @@ class DeviceSessions:
         Raises PeerLost, Denied, ProtocolError, DeadlineExceeded; the pair is dialled again then.
         """
         with self._changed:
-            if self._endpoints == (batcher, resource_manager) and self._is_up() is not None:
+            if self._endpoints == (batcher, resource_manager) and self.session is not None:
                 return
             self._endpoints = (batcher, resource_manager)
             old, self._session = self._session, None
@@ -77,17 +77,17 @@ class DeviceSessions:
         Raises DeviceLost, which says why the last one broke and how dialling fares; EngineError when closed.
         """
         with self._changed:
-            if self._is_up() is None and self._num_waiting < MAX_WAITING:
+            if self.session is None and self._num_waiting < MAX_WAITING:
                 self._num_waiting += 1
                 try:
                     self._changed.wait_for(
-                        lambda: self._is_closed or self._is_up() is not None, self._wait_s if wait_s is None else wait_s
+                        lambda: self._is_closed or self.session is not None, self._wait_s if wait_s is None else wait_s
                     )
                 finally:
                     self._num_waiting -= 1
             if self._is_closed:
                 raise EngineError("this InferletActor is closing")
-            if (session := self._is_up()) is not None:
+            if (session := self.session) is not None:
                 return session
             met_with = f"; the last try: {self._redial.error}" if self._redial.error else ""
             down_s = time.monotonic() - self._broken_at
@@ -95,6 +95,12 @@ class DeviceSessions:
                 f"the links to the device group broke {down_s:.1f} s ago ({self._error}) and are being dialled "
                 f"again{met_with}.  Launch again later"
             )
+
+    @property
+    def session(self) -> DeviceClient | None:
+        """The session that lives, or None."""
+        session = self._session
+        return session if session is not None and session.lost is None else None
 
     def is_short(self, tenant: str, priority: int) -> bool:
         """See `DeviceClient.is_short`, of the current session."""
@@ -109,7 +115,7 @@ class DeviceSessions:
     def status(self) -> dict[str, Any]:
         """Whether the links are up; if not, for how long and why.  `num_sessions`: dialled with success so far."""
         with self._changed:
-            is_up = self._is_up() is not None
+            is_up = self.session is not None
             return {
                 "is_up": is_up,
                 "num_sessions": self._num_sessions,
@@ -127,17 +133,12 @@ class DeviceSessions:
         if session is not None:
             session.close(reason)
 
-    def _is_up(self) -> DeviceClient | None:
-        """The session, if it lives; with the lock held."""
-        session = self._session
-        return session if session is not None and session.lost is None else None
-
     def _dial_again(self) -> None:
         """A new session, unless there is one."""
         while True:
             with self._changed:
                 endpoints = self._endpoints
-                if self._is_closed or endpoints is None or self._is_up() is not None:
+                if self._is_closed or endpoints is None or self.session is not None:
                     return
             session = DeviceClient(
                 batcher=endpoints[0],
@@ -157,7 +158,7 @@ class DeviceSessions:
 
     def _adopt(self, session: DeviceClient, endpoints: tuple[Endpoint, Endpoint]) -> bool:
         with self._changed:
-            if self._is_closed or self._endpoints != endpoints or self._is_up() is not None:
+            if self._is_closed or self._endpoints != endpoints or self.session is not None:
                 return False
             self._session = session
             self._num_sessions += 1

@@ -68,7 +68,7 @@ class GuestHandlers:
         )
         limits, tickets, pages, outbox = identity.limits, parts.tickets, parts.pages, parts.outbox
         slow = SlowWork(identity, services, models)
-        requests = PageRequests(identity, pages, parts.lineage, tickets, outbox)
+        requests = PageRequests(identity, pages, parts.lineage, tickets, outbox, parts.visits)
         context = PlanContext(identity, tickets, pages, parts.lineage, outbox, parts.log.send)
 
         def broker_calls() -> BrokerCalls:

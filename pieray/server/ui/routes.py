@@ -17,6 +17,7 @@ import pieray
 from pieray.client.chrome_trace import chrome_trace
 from pieray.client.process import Process
 from pieray.concurrency.off_loop import off_loop
+from pieray.engine_metrics import steps_of_groups
 from pieray.errors import NotFound
 from pieray.server.guard import caller_of
 from pieray.server.json_texts import encoded
@@ -64,9 +65,7 @@ class EngineRoutes:
         caller, seen = caller_of(request), await self._watch.look()
         status = seen.status
         admission = status["admission"]
-        steps: Mapping[str, Any] = next(
-            (row for row in status["actors"] if row["role"] == "batcher" and row["state"] == "up"), {}
-        )
+        steps: Mapping[str, Any] = steps_of_groups(status["actors"]) or {}
         return _json(
             {
                 "object": "engine",

@@ -12,6 +12,7 @@ from typing import Any
 
 from pieray.client.engine import Engine
 from pieray.concurrency.off_loop import off_loop
+from pieray.engine_metrics import pages_of_groups, steps_of_groups
 from pieray.errors import PierayError
 
 log = logging.getLogger(__name__)
@@ -93,8 +94,7 @@ class Watch:
 
 def pages_of(status: Mapping[str, Any]) -> dict[str, int] | None:
     """KV pages: total, by state, and those in host memory beside; None: nobody answers for them at present."""
-    up = {row["role"]: row for row in status["actors"] if row["state"] == "up"}
-    if (ledger := up.get("resource-manager")) is None:
+    if (ledger := pages_of_groups(status["actors"])) is None:
         return None
-    swap = up.get("batcher", {}).get("swap", {"used": 0})
+    swap = (steps_of_groups(status["actors"]) or {"swap": {"used": 0}})["swap"]
     return {"total": ledger["total"], **{state: ledger[state] for state in PAGES}, "swapped": swap["used"]}

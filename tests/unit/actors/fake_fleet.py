@@ -26,7 +26,9 @@ class FakeActor:
         self.running.set()
         self.calls: list[str] = []
         self.busy_s = 0.0
-        self.peers: list[Any] = []
+        self.groups: dict[int, tuple[Any, Any]] = {}  # as it has been told of them
+        self.broker: Any = None
+        self.adapters: list[int] = []
         self.live: dict[str, float] = {}
         self.num_returned = self.num_granted = 0
         self.launched: list[tuple[str, str]] = []  # by grants
@@ -59,14 +61,23 @@ class FakeActor:
 
     def open(self, *args: Any) -> tuple[str, int]:
         if self.member.role == INFERLETS:
-            self.peers, self.revision = list(args[2:5]), args[5]
+            _, _, groups, self.broker, self.revision = args
+            for group in groups:
+                self.connect_group(*group)
         return self.member.name, self.member.incarnation
 
-    def reconnect(self, batcher: Any, resource_manager: Any) -> None:
-        self.peers[:2] = batcher, resource_manager
+    def connect_group(self, number: int, batcher: Any, resource_manager: Any) -> None:
+        self.groups[number] = batcher, resource_manager
 
     def reconnect_broker(self, broker: Any) -> None:
-        self.peers[2] = broker
+        self.broker = broker
+
+    def add_adapter(self, number: int, file: dict[str, Any], data: Any, owner: str) -> dict[str, Any]:
+        self.adapters.append(number)
+        return {"name": file["name"], "owner": owner, "number": number}
+
+    def remove_adapter(self, number: int) -> None:
+        self.adapters.remove(number)
 
     def set_adapters(self, facts: Any) -> None: ...
 

@@ -21,6 +21,7 @@ from pieray.errors import (
     ChildCeiling,
     EngineError,
     InvalidRequest,
+    ModelError,
     NoAnswer,
     NotFound,
     Overloaded,
@@ -72,11 +73,16 @@ def until(condition: Callable[[], bool], what: str = "") -> None:
 
 def current(fleet: FakeFleet) -> bool:
     """Whether all hosts that run have been told of the actors of today."""
-    today = [
-        (a.member.name, a.member.incarnation) for role in (BATCHER, RESOURCE_MANAGER, BROKER) for a in fleet.alive(role)
-    ]
-    hosts = [actor for actor in fleet.alive(INFERLETS) if actor.running.is_set() and actor.peers]
-    return bool(hosts) and all(actor.peers == today for actor in hosts)
+
+    def today(role: str) -> list[tuple[str, int]]:
+        return sorted((a.member.name, a.member.incarnation) for a in fleet.alive(role))
+
+    groups = list(zip(today(BATCHER), today(RESOURCE_MANAGER), strict=False))
+    hosts = [actor for actor in fleet.alive(INFERLETS) if actor.running.is_set() and actor.groups]
+    return bool(hosts) and all(
+        [group for _, group in sorted(actor.groups.items())] == groups and [actor.broker] == today(BROKER)
+        for actor in hosts
+    )
 
 
 def frame(instance_id: str, depth: int = 0, **fields: Any) -> bytes:
@@ -140,7 +146,7 @@ def test_replacing_one_actor_blocks_notice_of_no_other(engine: Callable[..., Sup
     until(lambda: fleet.alive(BROKER) != [] and "open" in fleet.one(BROKER).calls)
     until(lambda: len(fleet.alive(INFERLETS)) == 2)
     loading.set()
-    until(lambda: current(fleet) and len([a for a in fleet.alive(INFERLETS) if a.peers]) == 2)
+    until(lambda: current(fleet) and len([a for a in fleet.alive(INFERLETS) if a.groups]) == 2)
 
 
 @pytest.mark.parametrize("role", [BATCHER, RESOURCE_MANAGER, BROKER, INFERLETS])
@@ -199,7 +205,7 @@ def test_a_host_that_cannot_be_connected_is_replaced(engine: Callable[..., Super
         if actor is stubborn:
             raise PierayError("no")
 
-    fleet.hooks[INFERLETS, "reconnect"] = refuse
+    fleet.hooks[INFERLETS, "connect_group"] = refuse
     fleet.die(fleet.one(BATCHER))
     until(lambda: stubborn.is_dead and current(fleet))
 
@@ -490,19 +496,102 @@ def test_a_host_that_is_started_while_the_device_group_is_lost_is_opened_when_th
     engine: Callable[..., Supervisor],
 ) -> None:
     running = engine()
-    hosts, models = running._hosts, running.device._models
-    pair = hosts._wanted["reconnect"]
-    hosts.drop_device()
+    hosts = running._hosts
+    what, told = hosts._groups()[0]
+    models = hosts._models[0]
+    hosts.drop_group(0)
     host = hosts.create()
     with ThreadPoolExecutor(1) as threads:
         opening = threads.submit(hosts.open, [host])
         time.sleep(0.1)
         assert not opening.done()
-        hosts.want_device(*pair, models)
+        hosts.want_group(*told, models)
         opening.result(SOON)
-        assert host.sent["reconnect"] == pair
-        hosts.drop_device()
+        assert host.sent[what] == told
+        hosts.drop_group(0)
         opening = threads.submit(hosts.open, [host])
         running.shutdown()
         with pytest.raises(EngineError, match="shutting down"):
             opening.result(SOON)
+
+
+def test_of_several_device_groups_one_that_dies_is_replaced_while_launches_go_on(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine(model={"replicas": 3})
+    batchers = fleet.alive(BATCHER)
+    assert [a.member.name for a in batchers] == ["pieray.batcher", "pieray.batcher.1", "pieray.batcher.2"]
+    assert [a.member.name for a in fleet.alive(RESOURCE_MANAGER)] == [
+        "pieray.resource-manager",
+        "pieray.resource-manager.1",
+        "pieray.resource-manager.2",
+    ]
+    assert running.devices.models()[0]["replicas"] == 3
+    loading = threading.Event()
+    fleet.hooks[BATCHER, "load"] = lambda _: assert_(loading.wait(SOON))
+    old = batchers[1]
+    pair = next(a for a in fleet.alive(RESOURCE_MANAGER) if a.member.name.endswith(".1"))
+    fleet.die(old)
+    until(lambda: any("load" in a.calls for a in fleet.alive(BATCHER) if a.member.name == "pieray.batcher.1"))
+    assert pair.is_dead
+    for number in range(3):
+        running.placement.launch(frame(f"it-{number}"))
+    assert running.status()["failure"] is None
+    loading.set()
+    until(lambda: len(fleet.alive(RESOURCE_MANAGER)) == 3 and current(fleet))
+    assert [a for a in fleet.alive(BATCHER) if a in (batchers[0], batchers[2])] == [batchers[0], batchers[2]]
+
+
+def test_while_no_device_group_can_be_used_the_engine_says_why(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine(model={"replicas": 2})
+
+    def fail(_: Any) -> None:
+        raise ModelError("no memory is left")
+
+    fleet.hooks[BATCHER, "load"] = fail
+    fleet.die(fleet.alive(BATCHER)[0])
+    until(lambda: running.devices._groups[0].keeper.failure is not None)
+    assert running.status()["failure"] is None
+    running.placement.launch(frame("it-1"))
+    fleet.die(next(a for a in fleet.alive(BATCHER) if a.member.name == "pieray.batcher.1"))
+    until(lambda: running.status()["failure"] is not None)
+    assert "no memory is left" in running.status()["failure"]
+    with pytest.raises(EngineError, match="no memory is left"):
+        running.placement.launch(frame("it-2"))
+    del fleet.hooks[BATCHER, "load"]
+    until(lambda: running.status()["failure"] is None and len(fleet.alive(RESOURCE_MANAGER)) == 2)
+
+
+def test_one_group_that_cannot_be_started_ends_the_start(fleet: FakeFleet) -> None:
+    def fail(actor: Any) -> None:
+        if actor.member.name == "pieray.batcher.1":
+            raise ModelError("this device is too small")
+
+    fleet.hooks[BATCHER, "load"] = fail
+    with pytest.raises(ModelError, match="too small"):
+        Supervisor(from_mapping(Config, {**SETTINGS, "model": {"replicas": 2}}), fleet).start()
+    assert not [a for a in fleet.actors if not a.is_dead]
+
+
+def test_an_adapter_is_loaded_into_each_group_or_into_none(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    running = engine(model={"replicas": 2})
+    first, second = fleet.alive(BATCHER)
+    running.devices.load_adapter({"name": "a"}, b"weights", "tenant")
+    assert first.adapters == second.adapters == [1 << 16]
+
+    def fail(actor: Any) -> None:
+        if actor is second:
+            raise ModelError("it does not fit here")
+
+    fleet.hooks[BATCHER, "add_adapter"] = fail
+    with pytest.raises(ModelError, match="does not fit"):
+        running.devices.load_adapter({"name": "b"}, b"weights", "tenant")
+    assert first.adapters == second.adapters == [1 << 16]
+    del fleet.hooks[BATCHER, "add_adapter"]
+    fleet.die(first)
+    until(lambda: current(fleet) and len(fleet.alive(RESOURCE_MANAGER)) == 2)
+    assert next(a for a in fleet.alive(BATCHER) if a is not second).adapters == [1 << 16]
+    running.devices.unload_adapter("a", "tenant")
+    assert [a.adapters for a in fleet.alive(BATCHER)] == [[], []]

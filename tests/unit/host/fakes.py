@@ -16,6 +16,7 @@ from pieray.errors import PierayError
 from pieray.host.device.outbox import Outbox
 from pieray.host.device.prefixes import Prefixes
 from pieray.host.device.transfers import Transfers
+from pieray.host.device.visits import Visits
 from pieray.host.handlers import GuestHandlers
 from pieray.host.identity import Identity
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
@@ -154,6 +155,7 @@ class Bench:
             self.pages,
             lineage,
             self.outbox,
+            Visits(None, lambda call: call()),
             self.log,
             self.mailbox,
             wake=self.wake,

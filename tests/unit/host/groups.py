@@ -49,8 +49,8 @@ class ScriptedBatcher:
 class Group:
     """A device group of real connections."""
 
-    def __init__(self, num_pages: int) -> None:
-        self.leases = LeaseService(num_pages, batcher_away_s=0.2)
+    def __init__(self, num_pages: int, news_s: float = 0.0) -> None:
+        self.leases = LeaseService(num_pages, batcher_away_s=0.2, news_s=news_s)
         self.batcher = ScriptedBatcher()
         self.doors = [
             serve(service, peer_id=name, incarnation=1, token=TOKEN)

@@ -139,9 +139,9 @@ def test_a_part_that_is_still_there_is_found_and_the_rest_is_computed_behind_it(
     group.end(first)
     taken = group.launch("other")
     group.ledger.lease(taken.holder, group.ledger.num_free + 3)
-    assert sum(page in group.ledger._index for page in shared) == FULL - 3
+    assert sum(page in group.ledger.index for page in shared) == FULL - 3
     for page in shared:
-        if page not in group.ledger._index:
+        if page not in group.ledger.index:
             group.runner.slots = {slot: held for slot, held in group.runner.slots.items() if slot[0] != page}
     group.ledger.close(taken.holder)
     before = len(group.runner.batches)

@@ -1,0 +1,205 @@
+"""The device groups that an InferletActor is connected to, and which of them an inferlet computes on."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pieray.errors import DeviceLost
+from pieray.host.device.device import DeviceClient
+from pieray.host.device.device_user import DeviceUser
+from pieray.host.device.group_policy import GROUP_POLICIES
+from pieray.host.device.sessions import DeviceSessions
+from pieray.messages import ImportPages, Message
+from pieray.messages.leases import ACCESSES, export_print, fingerprints
+from pieray.transport import Endpoint
+
+AGAIN_S = 0.001
+FIRST_VISITOR = 1 << 31
+"""Inferlets have lower numbers."""
+
+
+class DeviceGroups:
+    """Thread-safe.  Each group has a `DeviceSessions` of its own.
+
+    With one group, an inferlet's device is the session with it.  With several it is chosen when the inferlet first has
+    something for a device (`LateDevice`): by then it is known what it is going to compute.
+    """
+
+    def __init__(self, *, peer_id: str, token: str, policy: str = "content") -> None:
+        self._peer_id = peer_id
+        self._token = token
+        self._choose = GROUP_POLICIES[policy]
+        self._turns = itertools.count()
+        self._visitors = itertools.count()
+        self._groups: dict[int, DeviceSessions] = {}
+        self._lock = threading.Lock()  # guards the mapping, which is replaced and never changed
+        self._on_answered: Callable[[], None] = lambda: None
+
+    def open(self, number: int, batcher: Endpoint, resource_manager: Endpoint) -> None:
+        """Dial this pair, in place of the one that the group had.  Raises as `DeviceSessions.open`."""
+        with self._lock:
+            found = self._groups.get(number)
+            if found is None:
+                found = DeviceSessions(peer_id=self._peer_id, token=self._token)
+                found.on_answered = self._on_answered
+                self._groups = {**self._groups, number: found}
+        found.open(batcher, resource_manager)
+
+    @property
+    def on_answered(self) -> Callable[[], None]:
+        """Called when inferlets have got what one frame of a batcher brought."""
+        return self._on_answered
+
+    @on_answered.setter
+    def on_answered(self, called: Callable[[], None]) -> None:
+        with self._lock:
+            self._on_answered = called
+            for group in self._groups.values():
+                group.on_answered = called
+
+    def current(self, wait_s: float | None = None) -> DeviceClient | LateDevice:
+        """The device of a new inferlet, waiting `wait_s` (None: a few seconds) for one while none lives.
+
+        Raises DeviceLost, which says why the last one broke; EngineError when closed.
+        """
+        groups = self._groups
+        if len(groups) == 1:
+            return next(iter(groups.values())).current(wait_s)
+        if not self.alive():
+            next(iter(groups.values())).current(wait_s)
+        return LateDevice(self)
+
+    def alive(self) -> list[DeviceClient]:
+        """The sessions that live, by number of their group."""
+        found = sorted(self._groups.items())
+        return [session for _, group in found if (session := group.session) is not None]
+
+    def visitor_number(self) -> int:
+        """A number for an inferlet's visit to a group that is not its own: none that an inferlet has."""
+        return FIRST_VISITOR + next(self._visitors) % FIRST_VISITOR
+
+    def choose(self, hashes: bytes, export: Sequence[int] = ()) -> DeviceClient:
+        """The session that an inferlet computes on from now on; `hashes`: of the pages that it is about to compute,
+        `export`: fingerprints by which one may know the export that it is about to open.
+
+        Raises DeviceLost.
+        """
+        alive = self.alive()
+        if not alive:
+            raise DeviceLost("all device groups are gone, and are being replaced.  Launch again later")
+        if (holding := session_with(alive, export)) is not None:
+            return holding
+        return self._choose(alive, fingerprints(hashes), next(self._turns))
+
+    def is_short(self, tenant: str, priority: int) -> bool:
+        """Whether pages are short on all groups; see `DeviceClient.is_short`."""
+        groups = self._groups.values()
+        return bool(groups) and all(group.is_short(tenant, priority) for group in groups)
+
+    def flush(self) -> None:
+        """Send what inferlets have posted."""
+        for group in self._groups.values():
+            group.flush()
+
+    def status(self) -> dict[str, Any]:
+        """As `DeviceSessions.status`, of the one that is worst off; with several, of each by number too."""
+        found = {number: group.status() for number, group in sorted(self._groups.items())}
+        if not found:
+            return {"is_up": False, "num_sessions": 0, "down_s": 0.0, "error": "it was not dialled yet"}
+        worst = max(found.values(), key=lambda one: (not one["is_up"], one["down_s"]))
+        return worst if len(found) == 1 else {**worst, "groups": found}
+
+    def close(self) -> None:
+        """Hang up and dial no more; idempotent."""
+        for group in self._groups.values():
+            group.close()
+
+
+def session_with(sessions: Sequence[DeviceClient], prints: Sequence[int]) -> DeviceClient | None:
+    """The first of the groups that has told of one of these fingerprints."""
+    return next((one for one in sessions if any(one.num_found([each]) for each in prints)), None)
+
+
+class LateDevice:
+    """An inferlet's device where there are several: the session with one of them, once it has something for it.
+
+    Its methods are those of `DeviceClient`, called with the inferlet's lock held.
+    """
+
+    def __init__(self, groups: DeviceGroups) -> None:
+        self._groups = groups
+        self._session: DeviceClient | None = None
+        self._admission: tuple[Any, ...] | None = None
+        self._is_retired = False
+
+    @property
+    def session(self) -> DeviceClient | None:
+        """None until it is chosen."""
+        return self._session
+
+    def admit(self, number: int, tenant: DeviceUser, *facts: Any) -> None:
+        """See `DeviceClient.admit`, which is called when there is something for the device."""
+        self._admission = (number, tenant, *facts)
+
+    def others(self) -> list[DeviceClient]:
+        """The sessions with the other groups."""
+        return [session for session in self._groups.alive() if session is not self._session]
+
+    def standing(self) -> tuple[Any, ...]:
+        """What `DeviceClient.admit` takes behind number and user; it is not traced."""
+        assert self._admission is not None
+        return (*self._admission[2:7], "")
+
+    def visitor_number(self) -> int:
+        """See `DeviceGroups.visitor_number`."""
+        return self._groups.visitor_number()
+
+    def bound(self, hashes: bytes = b"", export: Sequence[int] = ()) -> DeviceClient:
+        """The session, chosen now if it is not yet.  Raises DeviceLost."""
+        while self._session is None:
+            assert self._admission is not None
+            chosen = self._groups.choose(hashes, export)
+            try:
+                chosen.admit(*self._admission)
+            except DeviceLost:
+                time.sleep(AGAIN_S)  # its link has just broken: it is not chosen again
+                continue
+            chosen.num_chosen += 1
+            self._session = chosen
+        return self._session
+
+    def post(self, messages: Sequence[Message]) -> None:
+        self.bound().post(messages)
+
+    def lease(
+        self, inferlet: int, count: int, deadline_s: float, hashes: bytes = b"", num_tokens: int = 0, num_more: int = 0
+    ) -> None:
+        self.bound(hashes).lease(inferlet, count, deadline_s, hashes, num_tokens, num_more)
+
+    def ask_ledger(self, message: Message) -> None:
+        export: Sequence[int] = ()
+        if self._session is None and isinstance(message, ImportPages):
+            export = [export_print(a, message.tenant, message.user, message.name) for a in ACCESSES]
+        self.bound(export=export).ask_ledger(message)
+
+    def preempted(self, inferlet: int, num_pages: int, *, is_whole: bool) -> None:
+        self.bound().preempted(inferlet, num_pages, is_whole=is_whole)
+
+    def release(self, inferlet: int, pages: Sequence[int]) -> None:
+        self.bound().release(inferlet, pages)
+
+    def flush(self) -> None:
+        """See `DeviceClient.flush`."""
+        if self._session is not None:
+            self._session.flush()
+
+    def retire(self, number: int, done: Callable[[], None]) -> None:
+        """See `DeviceClient.retire`."""
+        if self._session is None:
+            done()
+        else:
+            self._session.retire(number, done)
