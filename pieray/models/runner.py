@@ -64,14 +64,15 @@ class ModelRunner:
         cuda_graphs: bool = True,
         swap_bytes: int = 0,
         bf16_products: str = "auto",
+        num_sharing: int = 1,
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
 
         `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`, and 0 of these is 256 MiB
         on a CPU, and `gpu_fraction` of the memory that is free beside the weights on a GPU.  `threads` are those of
-        torch in this whole process (CPU only); 0: see `decoder_threads`.  `cuda_graphs` replays decode steps as graphs
-        (CUDA only).  `swap_bytes` of host memory take swapped pages, see `budget_of`.  `bf16_products` as in
-        `CpuDecoder`.
+        torch in this whole process (CPU only); 0: `decoder_threads` of the cores that `num_sharing` processes share.
+        `cuda_graphs` replays decode steps as graphs (CUDA only).  `swap_bytes` of host memory take swapped pages, see
+        `budget_of`.  `bf16_products` as in `CpuDecoder`.
         """
         config = ModelConfig.from_folder(path)
         name = dtype or config.dtype
@@ -79,7 +80,7 @@ class ModelRunner:
             raise ModelError(f"dtype {name!r}: supported are {', '.join(DTYPES)}")
         weights = load_weights(path, config, DTYPES[name], device)
         if device == "cpu":
-            torch.set_num_threads(threads or decoder_threads(weights.step_bytes, cores()))
+            torch.set_num_threads(threads or decoder_threads(weights.step_bytes, cores() // num_sharing))
         decoder: Decoder | GraphedDecoder | CpuDecoder
         if CpuDecoder.can_run(config, weights):
             decoder = CpuDecoder(config, weights, bf16_products)
