@@ -143,6 +143,20 @@ def pack(matrix: torch.Tensor, kind: int = FLOATS) -> torch.Tensor:
     return wide.view(-1, padded(1), num_in).transpose(1, 2).contiguous()
 
 
+def multiply_rows(x: torch.Tensor, matrix: CMatrix, threads: int = 1) -> torch.Tensor:
+    """x [n, in] float32, contiguous, times a packed matrix: float32 [n, out]."""
+    num_rows, num_in = x.shape
+    assert num_in == matrix.num_in
+    assert x.is_contiguous()
+    assert x.dtype is torch.float32
+    out = torch.empty(num_rows, padded(matrix.num_out))
+    if _library().multiply_rows(
+        c_void_p(x.data_ptr()), c_int64(num_rows), ctypes.byref(matrix), c_void_p(out.data_ptr()), c_int32(threads)
+    ):
+        raise MemoryError(f"no memory for a product of {num_rows} rows")
+    return out[:, : matrix.num_out]
+
+
 def _library() -> ctypes.CDLL:
     lib = library()
     assert lib is not None, "callers check `library()` first"

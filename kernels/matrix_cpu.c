@@ -30,7 +30,7 @@ typedef struct {
 
 // What a product needs beside its operands.
 typedef struct {
-    float *scratch;    // this thread's: `panel_floats`
+    float *scratch;    // this thread's: an unpacked panel
     uint16_t *halves;  // the team's: rows in bfloat16, padded_in(in) each
 } Work;
 
@@ -128,4 +128,24 @@ static void multiply(const float *x, int64_t x_stride, int64_t num_rows, const M
         if (w->kind == HALVES) multiply_panels(t, w, num_rows, first, last, work.scratch, 1);
         else multiply_panels(t, w, num_rows, first, last, work.scratch, 0);
     }
+}
+
+// y [num_rows, padded(out)] = x [num_rows, in] w^T + bias, alone.  Returns 0, or 1 if memory ran out.
+int multiply_rows(const float *x, int64_t num_rows, const Matrix *w, float *y, int threads) {
+    uint16_t *halves = aligned_alloc(64, num_rows * padded_in(w->num_in) * 2);
+    int failed = !halves;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        Work work = {malloc(w->num_in * PANEL * sizeof(float)), halves};
+        if (!work.scratch) {
+#pragma omp atomic write
+            failed = 1;
+        }
+#pragma omp barrier
+        if (!failed) multiply(x, w->num_in, num_rows, w, y, 0, work);
+        end_pairs();
+        free(work.scratch);
+    }
+    free(halves);
+    return failed;
 }

@@ -145,8 +145,8 @@ class ModelSettings:
     adapter_bytes: int = 512 * MIB
     """LoRA weights loaded at one time, those that inferlets load for themselves included."""
     threads: int = 0
-    """CPU threads of the batcher; 0: one for each 32 MiB of weights, and half of the cores at most, for the rest is the
-    actors'."""
+    """CPU threads of the batcher; 0: one for each 32 MiB of weights, and half of the cores at most, which replicas
+    share; the rest is the actors'."""
     bf16_products: str = "auto"
     """How a CPU multiplies with weights of bfloat16: "amx" and "avx512_bf16" (instructions of some processors, which
     round what they multiply to bfloat16), "float32" (on any), "auto" (the first of these that there is)."""

@@ -69,14 +69,16 @@ class ModelRunner:
         swap_bytes: int = 0,
         max_context: int = 0,
         bf16_products: str = "auto",
+        num_sharing: int = 1,
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
 
         `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`, and 0 of these is 256 MiB
         on a CPU, and `gpu_fraction` of the memory that is free beside the weights on a GPU.  `threads` are those of
-        torch in this whole process (CPU only); 0: see `decoder_threads`.  `cuda_graphs` replays decode steps as graphs
-        (CUDA only).  `swap_bytes` of host memory take swapped pages, see `budget_of`.  `max_context` tokens is the
-        longest context to serve, 0: the config's.  `bf16_products` as in `CpuDecoder`.
+        torch in this whole process (CPU only); 0: `decoder_threads` of the cores that `num_sharing` processes share.
+        `cuda_graphs` replays decode steps as graphs (CUDA only).  `swap_bytes` of host memory take swapped pages, see
+        `budget_of`.  `max_context` tokens is the longest context to serve, 0: the config's.  `bf16_products` as in
+        `CpuDecoder`.
         """
         way = way_of(path, max_context)
         config = way.config
@@ -84,7 +86,8 @@ class ModelRunner:
         if name not in DTYPES:
             raise ModelError(f"dtype {name!r}: supported are {', '.join(DTYPES)}")
         if device == "cpu":
-            torch.set_num_threads(threads or decoder_threads(config.step_numbers * DTYPES[name].itemsize, cores()))
+            step_bytes = config.step_numbers * DTYPES[name].itemsize
+            torch.set_num_threads(threads or decoder_threads(step_bytes, cores() // num_sharing))
         decoder = _decoder(way, path, DTYPES[name], device, bf16_products, cuda_graphs=cuda_graphs)
         pages = num_pages or KvPool.pages_that_fit(config, page_size, DTYPES[name], device, kv_bytes, gpu_fraction)
         pool = KvPool(config, pages, page_size, DTYPES[name], device)
