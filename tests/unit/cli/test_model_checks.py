@@ -121,3 +121,9 @@ def test_the_table_is_of_the_transformers_that_is_installed() -> None:
     assert {"GptOssForCausalLM", "Glm4ForCausalLM", "CohereForCausalLM"} <= set(table["served"])
     assert not set(table["served"]) & set(table["refused"])
     assert glance(model_folder("pie-tiny"))[:2] == ("native", "")
+
+
+def test_models_says_which_way_each_runs(call: Any) -> None:
+    done = call("models", "--json")
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert (rows["pie-tiny"]["way"], rows["pie-tiny"]["why"]) == ("native", "")

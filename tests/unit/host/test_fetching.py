@@ -93,6 +93,9 @@ class Nearby:
     def others(self) -> list[Any]:
         return [one for one in self.sessions if one.lost is None]
 
+    def other_with(self, prints: Any) -> Any:
+        return None
+
     def standing(self) -> tuple[Any, ...]:
         return ("acme", 0, 0.0, 0.0, "", "")
 
