@@ -15,7 +15,6 @@ from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError, erro
 from pieray.host.device.commands import TICKET_MASK
 from pieray.host.device.decodes import HeldDecodes, columns
 from pieray.host.device.device_user import DeviceUser
-from pieray.host.device.news import NewsOfGroup
 from pieray.messages import (
     CancelInferlet,
     CloseLease,
@@ -55,7 +54,8 @@ class DeviceClient:
     """One session: posts commands, routes answers to inferlets by number, retires inferlets in the safe order.
 
     `peer_id` is of this session alone: when one of the two links breaks, the other is closed too, and pages are fenced
-    and freed by that id.  `on_lost` is told once, behind all tenants; `on_answered` behind each frame of the batcher's.
+    and freed by that id.  `on_lost` is told once, behind all tenants; `on_answered` behind each frame of the batcher's;
+    `on_news` of what the group tells of itself, from before this object is complete.
     """
 
     def __init__(
@@ -68,13 +68,12 @@ class DeviceClient:
         timeout_s: float,
         on_lost: Callable[[DeviceClient, DeviceLost], None],
         on_answered: Callable[[], None] = lambda: None,
+        on_news: Callable[[DeviceClient, GroupNews], None] = lambda _session, _news: None,
     ) -> None:
         self._tenants: dict[int, DeviceUser] = {}
         self._holding: set[int] = set()  # inferlets that may have pages
         self._standing: dict[int, tuple[str, int]] = {}  # tenant and priority
-        self._news = NewsOfGroup()
-        self.num_chosen = 0
-        """Inferlets that have chosen this group since it has told of itself last."""
+        self._on_news = on_news
         self._leasing: dict[int, tuple[float, int]] = {}  # who has asked for pages: since when, tokens computed by then
         self._lost: DeviceLost | None = None
         self._on_lost = on_lost
@@ -105,15 +104,6 @@ class DeviceClient:
     def lost(self) -> DeviceLost | None:
         """Why the device group is gone, or None."""
         return self._lost
-
-    @property
-    def load(self) -> float:
-        """Programs that compute on the group, those of other actors included, as far as it is known."""
-        return self._news.num_programs + self.num_chosen
-
-    def num_found(self, prints: Sequence[int]) -> int:
-        """How many pages of the beginning of a text are there, by their fingerprints; as far as it is known."""
-        return self._news.num_found(prints)
 
     def is_short(self, tenant: str, priority: int) -> bool:
         """Whether many inferlets of the tenant, of no lower priority and with no more service than a new one has had,
@@ -310,8 +300,7 @@ class DeviceClient:
         is_news = True
         for message in messages:
             if isinstance(message, GroupNews):  # the first comes before the batcher is dialled
-                self._news.take(message)
-                self.num_chosen = 0
+                self._on_news(self, message)
                 continue
             is_news = False
             if isinstance(message, ReclaimSpare):

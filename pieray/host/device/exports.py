@@ -11,7 +11,6 @@ from pieray.errors import DeviceLost, Evicted, InvalidRequest, NotFound, PierayE
 from pieray.host.device.commands import wire_ticket
 from pieray.host.device.device import DeviceClient
 from pieray.host.device.fetching import Fetching
-from pieray.host.device.groups import session_with
 from pieray.host.device.ledger import OnAnswer
 from pieray.host.device.outbox import Outbox
 from pieray.host.device.visits import Visits
@@ -128,9 +127,8 @@ class PageRequests:
     def _make_known(self, ticket: int, message: ExportPages, done: OnAnswer) -> None:
         """Have the export made, unless another group has one of that name; one that is to be replaced is taken away
         there when this one is made."""
-        others = self._visits.others()
-        known = export_print(message.access, message.tenant, message.user, message.name) if others else 0
-        holding = session_with(others, [known])
+        known = export_print(message.access, message.tenant, message.user, message.name)
+        holding = self._visits.other_with([known])
         if holding is None:
             self._ledger.ask(ticket, message, done)
             return

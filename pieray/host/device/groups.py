@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from pieray.errors import DeviceLost
 from pieray.host.device.device import DeviceClient
 from pieray.host.device.device_user import DeviceUser
 from pieray.host.device.group_policy import GROUP_POLICIES
+from pieray.host.device.group_table import GroupTable
 from pieray.host.device.sessions import DeviceSessions
-from pieray.messages import ImportPages, Message
+from pieray.messages import GroupNews, ImportPages, Message
 from pieray.messages.leases import ACCESSES, export_print, fingerprints
 from pieray.transport import Endpoint
 
@@ -36,7 +39,9 @@ class DeviceGroups:
         self._turns = itertools.count()
         self._visitors = itertools.count()
         self._groups: dict[int, DeviceSessions] = {}
-        self._lock = threading.Lock()  # guards the mapping, which is replaced and never changed
+        self._table = GroupTable()  # of what groups tell; a row for each session that lives
+        self._rows: dict[DeviceClient, int] = {}
+        self._lock = threading.Lock()  # guards table and rows, and the mapping, which is replaced and never changed
         self._on_answered: Callable[[], None] = lambda: None
 
     def open(self, number: int, batcher: Endpoint, resource_manager: Endpoint) -> None:
@@ -46,6 +51,7 @@ class DeviceGroups:
             if found is None:
                 found = DeviceSessions(peer_id=self._peer_id, token=self._token)
                 found.on_answered = self._on_answered
+                found.on_news, found.on_lost = self._told, self._lost
                 self._groups = {**self._groups, number: found}
         found.open(batcher, resource_manager)
 
@@ -88,12 +94,53 @@ class DeviceGroups:
 
         Raises DeviceLost.
         """
-        alive = self.alive()
-        if not alive:
-            raise DeviceLost("all device groups are gone, and are being replaced.  Launch again later")
-        if (holding := session_with(alive, export)) is not None:
-            return holding
-        return self._choose(alive, fingerprints(hashes), next(self._turns))
+        with self._lock:
+            alive = self.alive()
+            if not alive:
+                raise DeviceLost("all device groups are gone, and are being replaced.  Launch again later")
+            sessions = {self._row_of(session): session for session in alive}
+            if (holding := self._session_with(alive, export)) is not None:
+                row = self._rows[holding]
+            else:
+                row = self._choose(self._table, fingerprints(hashes), next(self._turns))
+            self._table.add_load(row)
+            return sessions.get(row, alive[0])  # one whose loss is still to be told of is not among them
+
+    def session_with(self, sessions: Sequence[DeviceClient], prints: Sequence[int]) -> DeviceClient | None:
+        """The first of the groups that has told of one of these fingerprints."""
+        with self._lock:
+            return self._session_with(sessions, prints)
+
+    def _session_with(self, sessions: Sequence[DeviceClient], prints: Sequence[int]) -> DeviceClient | None:
+        for session in sessions:
+            row = self._rows.get(session)
+            if row is not None and any(self._table.is_known(row, each) for each in prints):
+                return session
+        return None
+
+    def load(self, session: DeviceClient) -> float:
+        """Programs that compute on its group, those of other actors included, as far as it is known."""
+        with self._lock:
+            return self._table.load(self._row_of(session))
+
+    def _row_of(self, session: DeviceClient) -> int:
+        if session not in self._rows:
+            self._rows[session] = self._table.open()
+        return self._rows[session]
+
+    def _told(self, session: DeviceClient, news: GroupNews) -> None:
+        """A group has told of what has changed, or, at first, of all."""
+        added, removed = (np.frombuffer(column, "<u4").tolist() for column in (news.added, news.removed))
+        with self._lock:
+            row = self._row_of(session)
+            self._table.forget(row, removed)
+            self._table.know(row, added)
+            self._table.set_load(row, news.num_programs)
+
+    def _lost(self, session: DeviceClient) -> None:
+        with self._lock:
+            if (row := self._rows.pop(session, None)) is not None:
+                self._table.close(row)
 
     def is_short(self, tenant: str, priority: int) -> bool:
         """Whether pages are short on all groups; see `DeviceClient.is_short`."""
@@ -117,11 +164,6 @@ class DeviceGroups:
         """Hang up and dial no more; idempotent."""
         for group in self._groups.values():
             group.close()
-
-
-def session_with(sessions: Sequence[DeviceClient], prints: Sequence[int]) -> DeviceClient | None:
-    """The first of the groups that has told of one of these fingerprints."""
-    return next((one for one in sessions if any(one.num_found([each]) for each in prints)), None)
 
 
 class LateDevice:
@@ -149,6 +191,10 @@ class LateDevice:
         """The sessions with the other groups."""
         return [session for session in self._groups.alive() if session is not self._session]
 
+    def other_with(self, prints: Sequence[int]) -> DeviceClient | None:
+        """The session with another group that has told of one of these fingerprints."""
+        return self._groups.session_with(self.others(), prints)
+
     def standing(self) -> tuple[Any, ...]:
         """What `DeviceClient.admit` takes behind number and user; it is not traced."""
         assert self._admission is not None
@@ -168,7 +214,6 @@ class LateDevice:
             except DeviceLost:
                 time.sleep(AGAIN_S)  # its link has just broken: it is not chosen again
                 continue
-            chosen.num_chosen += 1
             self._session = chosen
         return self._session
 

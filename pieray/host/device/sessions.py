@@ -11,6 +11,7 @@ from typing import Any
 
 from pieray.errors import DeviceLost, EngineError
 from pieray.host.device.device import DeviceClient
+from pieray.messages import GroupNews
 from pieray.transport import Endpoint
 from pieray.transport.redial import Redial
 
@@ -48,6 +49,10 @@ class DeviceSessions:
         self._is_closed = False
         self.on_answered: Callable[[], None] = lambda: None
         """Called when inferlets have got what one frame of the batcher brought."""
+        self.on_news: Callable[[DeviceClient, GroupNews], None] = lambda _session, _news: None
+        """Called with what the group of a session tells of itself."""
+        self.on_lost: Callable[[DeviceClient], None] = lambda _session: None
+        """Called when a session is over, at least once."""
         self._changed = threading.Condition()  # guards the fields
         self._redial = Redial("device-group", self._dial_again)
 
@@ -148,10 +153,14 @@ class DeviceSessions:
                 timeout_s=self._timeout_s,
                 on_lost=self._lost,
                 on_answered=self._answered,
+                on_news=self._told,
             )
             if self._adopt(session, endpoints):
                 return
             session.close("another one was dialled meanwhile")
+
+    def _told(self, session: DeviceClient, news: GroupNews) -> None:
+        self.on_news(session, news)
 
     def _answered(self) -> None:
         self.on_answered()
@@ -168,6 +177,7 @@ class DeviceSessions:
         return True
 
     def _lost(self, session: DeviceClient, error: DeviceLost) -> None:
+        self.on_lost(session)
         with self._changed:
             if self._session is not session:
                 return

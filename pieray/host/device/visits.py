@@ -36,6 +36,10 @@ class Visits:
         """The sessions with groups that are not this inferlet's; none where an engine has one group."""
         return self._device.others() if self._device is not None else []
 
+    def other_with(self, prints: Sequence[int]) -> DeviceClient | None:
+        """See `LateDevice.other_with`."""
+        return self._device.other_with(prints) if self._device is not None else None
+
     def begin(self, session: DeviceClient) -> Visit:
         """A visit; raises DeviceLost.  Who begins it ends it."""
         if self._is_closed:

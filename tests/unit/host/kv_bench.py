@@ -25,6 +25,7 @@ class Engine:
         self.table = ExportTable(self.ledger)
         self.benches: list[Bench] = []
         self.now = 0.0
+        self.num_on_their_way = 0  # pages leased at most for what is still copied from another group
 
     def launch(self, user: str = "ann", tenant: str = "acme", num_pages: int = 8, **limits: float) -> Bench:
         bench = Bench(dataclasses.replace(Limits(), **limits))
@@ -59,7 +60,8 @@ class Engine:
         self.ledger.release(self.holder(bench), released)
         self.ledger.check()
         bench.pages.check()
-        assert self.ledger.num_pages_of(self.holder(bench)) <= bench.pages.num_granted - bench.pages.num_released
+        num_known = bench.pages.num_granted - bench.pages.num_released + self.num_on_their_way
+        assert self.ledger.num_pages_of(self.holder(bench)) <= num_known
 
     def fill(self, bench: Bench, num_tokens: int = 6) -> np.ndarray:
         """Pages with that many tokens run."""

@@ -12,6 +12,7 @@ from test_device import Recorder
 from pieray.errors import DeviceLost
 from pieray.host.device.groups import DeviceGroups, LateDevice
 from pieray.messages import IndexPages
+from pieray.messages.leases import fingerprints
 
 TEXT = [bytes([n]) * 16 for n in range(1, 4)]
 
@@ -26,6 +27,10 @@ def two() -> Iterator[tuple[list[Group], DeviceGroups]]:
     devices.close()
     for group in both:
         group.close()
+
+
+def prints(*names: bytes) -> list[int]:
+    return fingerprints(b"".join(names))
 
 
 def late(devices: DeviceGroups) -> LateDevice:
@@ -63,13 +68,13 @@ def test_a_text_is_computed_where_it_was_before(two: tuple[list[Group], DeviceGr
     compute(first, 1, tenant, TEXT)
     holding = first.session
     assert holding is not None
-    until(lambda: holding.num_found([int.from_bytes(TEXT[0][:4], "little")]) == 1)
+    until(lambda: devices.session_with([holding], prints(TEXT[0])) is holding)
     for number in range(2, 4):
         other = late(devices)
         other.admit(number, Recorder(), "tenant")
         other.lease(number, 3, 5.0, b"".join(TEXT))
         assert other.session is holding
-    until(lambda: holding.load == 3)
+    until(lambda: devices.load(holding) == 3)
 
 
 def test_who_has_nothing_to_look_up_goes_where_fewest_are(two: tuple[list[Group], DeviceGroups]) -> None:
@@ -91,13 +96,13 @@ def test_what_is_gone_is_told_too_and_all_of_it_to_who_comes_later(two: tuple[li
     compute(first, 1, tenant, TEXT)
     holding = first.session
     assert holding is not None
-    prints = [int.from_bytes(one[:4], "little") for one in TEXT]
-    until(lambda: holding.num_found(prints) == 3)
+    until(lambda: all(devices.session_with([holding], prints(one)) is holding for one in TEXT))
     later = DeviceGroups(peer_id="late", token=TOKEN)
     for number, group in enumerate(both):
         later.open(number, group.doors[1].endpoint, group.doors[0].endpoint)
     place = devices.alive().index(holding)
-    until(lambda: later.alive()[place].num_found(prints) == 3)
+    there = later.alive()[place]
+    until(lambda: all(later.session_with([there], prints(one)) is there for one in TEXT))
     later.close()
     done: list[int] = []
     first.retire(1, lambda: done.append(1))
@@ -107,7 +112,7 @@ def test_what_is_gone_is_told_too_and_all_of_it_to_who_comes_later(two: tuple[li
     holding.lease(9, 10, 5.0)
     holding.flush()
     until(lambda: len(greedy.pages) == 10)
-    until(lambda: holding.num_found(prints) == 0)
+    until(lambda: devices.session_with([holding], prints(*TEXT)) is None)
 
 
 def test_a_group_that_is_lost_is_chosen_no_more(two: tuple[list[Group], DeviceGroups]) -> None:
@@ -140,4 +145,4 @@ def test_who_never_computes_is_nobodys_and_ends_at_once(two: tuple[list[Group], 
     done: list[int] = []
     device.retire(1, lambda: done.append(1))
     assert done == [1]
-    assert all(one.load == 0 for one in devices.alive())
+    assert all(devices.load(one) == 0 for one in devices.alive())

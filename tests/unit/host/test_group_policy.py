@@ -3,59 +3,79 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pieray.host.device.group_policy import GROUP_POLICIES, SLACK, SPREAD, by_content, least_loaded, round_robin
+from pieray.host.device.group_table import MANY, GroupTable
 
 
-@dataclass
-class Group:
-    load: float = 0
-    prints: set[int] = field(default_factory=set)
-
-    def num_found(self, prints: Sequence[int]) -> int:
-        return next((place for place, one in enumerate(prints) if one not in self.prints), len(prints))
+def table_of(*loads: float) -> GroupTable:
+    table = GroupTable()
+    for load in loads:
+        table.set_load(table.open(), load)
+    return table
 
 
 def test_content_goes_where_most_of_it_is() -> None:
-    groups = [Group(), Group(prints={1, 2}), Group(prints={1})]
-    assert by_content(groups, [1, 2, 3], 0) is groups[1]
-    assert by_content(groups, [1, 9], 0) in groups[1:]
-    groups[1].load = 1
-    assert by_content(groups, [1, 9], 0) is groups[2]
+    table = table_of(0, 0, 0)
+    table.know(1, [1, 2])
+    table.know(2, [1])
+    assert by_content(table, [1, 2, 3], 0) == 1
+    table.set_load(1, 1)
+    assert by_content(table, [1, 9], 0) == 2
+    table.forget(2, [1])
+    assert by_content(table, [1, 9], 0) == 1
+    assert table.is_known(1, 2)
+    assert not table.is_known(2, 1)
 
 
 def test_content_does_not_draw_all_to_one_group() -> None:
-    groups = [Group(), Group(prints={1}), Group()]
-    for _ in range(300):
-        by_content(groups, [1], 0).load += 1
-    assert max(group.load for group in groups) <= SPREAD * 100 + SLACK + 1
+    table = table_of(0, 0, 0)
+    table.know(1, [1])
+    for turn in range(300):
+        table.add_load(by_content(table, [1], turn))
+    assert table.loads.max() <= SPREAD * 100 + SLACK + 1
 
 
 def test_texts_that_begin_alike_and_that_nobody_has_meet_on_two_groups_at_most() -> None:
-    groups = [Group() for _ in range(16)]
-    chosen = {id(by_content(groups, [77, n], n)) for n in range(50)}
-    assert len(chosen) <= 2
+    table = table_of(*[0] * 16)
+    assert len({by_content(table, [77, n], n) for n in range(50)}) <= 2
 
 
 def test_texts_of_all_kinds_are_spread() -> None:
-    groups, rng = [Group() for _ in range(8)], random.Random(1)
+    table, rng = table_of(*[0] * 8), random.Random(1)
     for turn in range(800):
-        by_content(groups, [rng.randrange(1 << 32)], turn).load += 1
-    loads = [group.load for group in groups]
-    assert max(loads) <= 1.2 * 100
+        table.add_load(by_content(table, [rng.randrange(1 << 32)], turn))
+    assert table.loads.max() <= 1.2 * 100
+
+
+def test_of_many_that_hold_a_text_one_with_little_to_do_is_taken() -> None:
+    table = table_of(*[5] * 4 * MANY)
+    for row in table.rows:
+        table.know(row, [1, 2])
+    table.set_load(77, 4)
+    assert by_content(table, [1, 2, 3], 0) == 77
 
 
 def test_nothing_to_look_up_goes_to_the_least_loaded_in_turn() -> None:
-    groups = [Group(3), Group(1), Group(1)]
-    assert [by_content(groups, [], turn) for turn in range(3)] == [groups[1], groups[1], groups[2]]
-    assert [least_loaded(groups, [1], turn) for turn in range(3)] == [groups[1], groups[1], groups[2]]
-    assert [round_robin(groups, [1], turn) for turn in range(4)] == [*groups, groups[0]]
+    table = table_of(3, 1, 1)
+    assert [by_content(table, [], turn) for turn in range(3)] == [1, 2, 1]
+    assert [least_loaded(table, [1], turn) for turn in range(3)] == [1, 2, 1]
+    assert [round_robin(table, [1], turn) for turn in range(4)] == [0, 1, 2, 0]
+
+
+def test_a_group_that_is_gone_is_forgotten_and_its_row_is_given_out_again() -> None:
+    table = table_of(*range(9))
+    table.know(3, [1, 2])
+    table.close(3)
+    assert by_content(table, [1], 0) != 3
+    assert 3 not in {round_robin(table, [], turn) for turn in range(20)}
+    assert table.open() == 3
+    assert not table.is_known(3, 1)
+    assert table.loads.tolist() == [0, 1, 2, 0, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("name", GROUP_POLICIES)
@@ -65,12 +85,18 @@ def test_nothing_to_look_up_goes_to_the_least_loaded_in_turn() -> None:
     prints=st.lists(st.integers(0, 5), max_size=6),
     turn=st.integers(0, 1 << 40),
 )
-def test_one_of_those_given_is_chosen(
+def test_one_of_those_there_are_is_chosen(
     name: str, loads: list[int], held: list[set[int]], prints: list[int], turn: int
 ) -> None:
-    groups = [Group(load, own) for load, own in zip(loads, held, strict=False)]
-    chosen = GROUP_POLICIES[name](groups, prints, turn)
-    assert chosen in groups
+    table = table_of(*loads)
+    for row, own in zip(table.rows, held, strict=False):
+        table.know(row, own)
+    chosen = GROUP_POLICIES[name](table, prints, turn)
+    assert chosen in table.rows
     if name == "content":
         mean = (sum(loads) + 1) / len(loads)
-        assert chosen.load + 1 <= SPREAD * mean + SLACK or chosen.load == min(loads)
+        assert loads[chosen] + 1 <= SPREAD * mean + SLACK or loads[chosen] == min(loads)
+        depths = [next((n for n, one in enumerate(prints) if one not in own), len(prints)) for own in held]
+        fit = [row for row in table.rows if loads[row] + 1 <= SPREAD * mean + SLACK]
+        best = max((depths[row] for row in fit), default=0)
+        assert not best or depths[chosen] == best
