@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 GPU_OUT := bench/results/$(shell date -u +%F)-gpu.jsonl
 
-.PHONY: run test library unit clients fmt lint docs bench gpu install install-tests clean distclean
+.PHONY: run test library unit clients fmt lint docs bench gpu models install install-tests clean distclean
 
 run: $(VENV)/.installed
 	@$(BIN)/pieray run text-completion -- "--prompt=$$PROMPT"
@@ -66,6 +66,10 @@ bench: $(VENV)/.installed
 # what only a GPU can tell; without one it says so
 gpu: $(VENV)/.installed-tests
 	PYTHONPATH=tests/kernels $(BIN)/python tools/gpu_check.py --out $(GPU_OUT)
+
+# which models can be served, compared with transformers one by one: docs/models.md
+models: $(VENV)/.installed-tests
+	PYTHONPATH=tests/unit/models $(BIN)/python tools/model_table.py
 
 install: $(VENV)/.installed
 

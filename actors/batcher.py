@@ -5,6 +5,7 @@ What computes is imported when the model is loaded: the Controller imports this 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ class Batcher(ServingActor):
 
     def load(self) -> dict[str, Any]:
         """Load the model; returns its facts and tokenizer as plain fields.  Raises ModelError."""
+        from pieray.models.pooling import Pooling
         from pieray.models.runner import ModelRunner
         from pieray.models.tokenizer import TokenizerSpec
         from pieray.models.warm_up import warm_up
@@ -50,6 +52,9 @@ class Batcher(ServingActor):
             gpu_fraction=settings.gpu_memory_fraction,
             cuda_graphs=settings.cuda_graphs,
             swap_bytes=settings.swap_memory_bytes,
+            max_context=settings.max_context,
+            bf16_products=settings.bf16_products,
+            num_sharing=max(1, settings.replicas),
         )
         warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
@@ -79,6 +84,9 @@ class Batcher(ServingActor):
             "dtype": str(runner.pool.data.dtype).removeprefix("torch."),
             "device": str(runner.decoder.device),
             "hidden_size": runner.config.hidden_size,
+            "way": runner.way,
+            "why": runner.why,
+            "pooling": dataclasses.asdict(Pooling.from_folder(folder)),
         }
         tokenizer = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
         return {"info": info, "tokenizer": tokenizer, "adapters": self._load_adapters(settings)}

@@ -1,35 +1,19 @@
-// A whole decoder step on the CPU in one call: Llama, Mistral, Qwen2, Qwen3 with weights of float32 or bfloat16,
-// activations and sums in float32.  For small models most of a torch step is dispatch; here there is none.
+// A whole decoder step on the CPU in one call, of all native architectures without experts, with weights of float32 or
+// bfloat16, sums in float32, and activations too, but for what goes into a product of pairs (bfloat16).  For small models
+// most of a torch step is dispatch; here there is none.
 //
-// Each output of a matrix product is one chain of fused multiply-adds over k, in order, in every tile shape, so a
-// row's logits do not depend on the batch around it, to the last bit.
+// A row's logits do not depend on the batch around it, to the last bit: see matrix_cpu.c and paged_attention_cpu.c.
 #pragma once
-#include "paged_attention_cpu.c"
+#include "matrix_cpu.c"
+#include "paged_attention_amx.c"
 
 #include <stddef.h>
 
-#ifndef LANES
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
-#endif
-#define PANEL (2 * LANES)  // outputs that one column block of a packed matrix holds
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
-typedef uint16_t hvec __attribute__((vector_size(2 * LANES), aligned(2)));
-
-// A matrix [out, in] packed as [ceil(out / PANEL), in, PANEL], zero-padded; bias is [padded out] float32 or NULL.
-typedef struct {
-    const void *data;
-    const float *bias;
-    int64_t num_out, num_in;
-} Matrix;
-
 typedef struct {
     Matrix qkv, out, gate_up, down;
-    const float *attn_norm, *mlp_norm, *q_norm, *k_norm;  // the last two NULL without QK norm
+    const float *attn_norm, *mlp_norm, *q_norm, *k_norm;  // NULL: there is no such norm
+    const float *attn_post, *mlp_post;                    // norms of what attention and MLP add; NULL: none
+    const float *cos, *sin;                               // [max_position, head_dim / 2]
     void *kv;                                             // this layer of the pool
     int64_t window;
 } Block;
@@ -37,9 +21,12 @@ typedef struct {
 typedef struct {
     int64_t num_layers, hidden, intermediate, num_heads, num_kv_heads, head_dim, page_size;
     float eps, scale;
-    int32_t is_bf16;     // the packed matrices, the embedding and the pool
-    const void *embed;   // [vocab, hidden]
-    const float *norm, *cos, *sin;  // cos and sin: [max_position, head_dim / 2]
+    float softcap, embed_scale, residual_scale, logits_scale, logits_softcap;  // a softcap of 0: none
+    int32_t is_bf16;      // the packed matrices, the embedding and the pool
+    int32_t is_gelu;      // the gate: gelu by tanh, else silu
+    int32_t is_row_norm;  // QK norm of all heads of a row together, else of each head
+    const void *embed;    // [vocab, hidden]
+    const float *norm;
     Matrix lm_head;
     Block *blocks;
 } Model;
@@ -72,108 +59,28 @@ typedef struct {
     float *hidden;  // NULL, or [num_rows, hidden]: the wanted rows behind the final norm
 } Step;
 
-INLINE int64_t padded(int64_t n) { return (n + PANEL - 1) / PANEL * PANEL; }
-
-INLINE vec load_weights(const void *p, int64_t i, int is_bf16) {
-    if (!is_bf16) return *(const vec *)((const float *)p + i);
-    return (vec)(__builtin_convertvector(*(const hvec *)((const uint16_t *)p + i), uvec) << 16);
-}
-
-// The part of a product that one call of `tile` computes: columns from `column` on, weights from `data` on.
+// Where a product stands in the model, for what adapters add to it; rows [first, first + num_rows) of the step, or of
+// those that are wanted.
 typedef struct {
-    const float *x;
-    float *y;
-    const void *data;
-    const float *bias;
-    int64_t x_stride, y_stride, k_len, column;
-    int is_added;
-} Tile;
+    const Step *step;
+    int64_t layer, first, num_rows;
+    int are_wanted;
+} Place;
 
-// y[rows, PANEL * panels) (+)= x w + bias: `rows` and `panels` are constants at each call, the sums stay in registers.
-INLINE void tile(int rows, int panels, Tile t, int64_t row, int is_bf16) {
-    const float *x = t.x + row * t.x_stride;
-    vec acc[6][4][2];
-    for (int i = 0; i < rows; i++)
-        for (int p = 0; p < panels; p++) acc[i][p][0] = acc[i][p][1] = (vec){};
-    for (int64_t k = 0; k < t.k_len; k++) {
-        for (int p = 0; p < panels; p++) {
-            int64_t at = (p * t.k_len + k) * PANEL;
-            vec first = load_weights(t.data, at, is_bf16), second = load_weights(t.data, at + LANES, is_bf16);
-            for (int i = 0; i < rows; i++) {
-                acc[i][p][0] += x[i * t.x_stride + k] * first;
-                acc[i][p][1] += x[i * t.x_stride + k] * second;
-            }
-        }
-    }
-    for (int i = 0; i < rows; i++) {
-        for (int p = 0; p < 2 * panels; p++) {
-            int64_t column = t.column + p * LANES;
-            vec *target = (vec *)(t.y + (row + i) * t.y_stride + column), sum = acc[i][p / 2][p % 2];
-            if (t.bias) sum += *(const vec *)(t.bias + column);
-            *target = t.is_added ? *target + sum : sum;
-        }
-    }
-}
-
-// One panel for `num_rows` rows, in tiles of 6 and a rest of 3 to 5: shorter ones would wait for their own sums.
-INLINE void tile_rows(Tile t, int64_t num_rows, int is_bf16) {
-    int64_t row = 0;
-    for (; num_rows - row >= 9 || num_rows - row == 6; row += 6) tile(6, 1, t, row, is_bf16);
-    if (num_rows - row >= 7) { tile(4, 1, t, row, is_bf16); row += 4; }
-    switch (num_rows - row) {
-        case 5: tile(5, 1, t, row, is_bf16); break;
-        case 4: tile(4, 1, t, row, is_bf16); break;
-        case 3: tile(3, 1, t, row, is_bf16); break;
-        case 2: tile(2, 1, t, row, is_bf16); break;
-        case 1: tile(1, 1, t, row, is_bf16); break;
-    }
-}
-
-// A panel in float32, so that many rows do not unpack the same weights again; the same bits either way.
-INLINE void unpack_panel(const void *data, int64_t k_len, float *out) {
-    for (int64_t i = 0; i < k_len * PANEL; i += LANES) *(vec *)(out + i) = load_weights(data, i, 1);
-}
-
-// Panels [first, last) for all rows; `scratch` holds an unpacked panel.
-INLINE void multiply_panels(Tile t, const Matrix *w, int64_t num_rows, int64_t first, int64_t last, float *scratch, int is_bf16) {
-    for (int64_t p = first; p < last; p++) {
-        t.data = (const char *)w->data + p * t.k_len * PANEL * (is_bf16 ? 2 : 4);
-        t.column = p * PANEL;
-        if (num_rows == 1 && p + 4 <= last) { tile(1, 4, t, 0, is_bf16); p += 3; }
-        else if (num_rows == 2 && p + 2 <= last) { tile(2, 2, t, 0, is_bf16); p += 1; }
-        else if (num_rows < 8 || !is_bf16) tile_rows(t, num_rows, is_bf16);
-        else {
-            unpack_panel(t.data, t.k_len, scratch);
-            t.data = scratch;
-            tile_rows(t, num_rows, 0);
-        }
-    }
-}
-
-// y [num_rows, padded(out)] (+)= x [num_rows, in] w^T + bias; called by all threads of the team.
-static void multiply(const float *x, int64_t x_stride, int64_t num_rows, const Matrix *w, float *y, int is_added, float *scratch,
-                     int is_bf16) {
-    int64_t num_panels = padded(w->num_out) / PANEL;
-    Tile t = {x, y, NULL, w->bias, x_stride, padded(w->num_out), w->num_in, 0, is_added};
-#pragma omp for schedule(static)
-    for (int64_t first = 0; first < num_panels; first += 4) {
-        int64_t last = first + 4 < num_panels ? first + 4 : num_panels;
-        if (is_bf16) multiply_panels(t, w, num_rows, first, last, scratch, 1);
-        else multiply_panels(t, w, num_rows, first, last, scratch, 0);
-    }
-}
-
-// y (+)= x w^T + bias for all rows, then what the adapters of its segments add; `at` is the pair's place in a LoraBlock.
-static void project(const float *x, int64_t x_stride, int64_t num_rows, const Matrix *w, float *y, int is_added, float *scratch,
-                    int is_bf16, const Step *s, int64_t layer, size_t at, int are_wanted) {
-    multiply(x, x_stride, num_rows, w, y, is_added, scratch, is_bf16);
+// y (+)= x w^T + bias for the rows of `place`, then what the adapters of its segments add; `at` is the pair's place in a
+// LoraBlock.
+static void project(const float *x, int64_t x_stride, const Matrix *w, float *y, int is_added, Work work, Place place, size_t at) {
+    const Step *s = place.step;
+    multiply(x, x_stride, place.num_rows, w, y, is_added, work);
     for (int64_t i = 0; i < s->num_segments; i++) {
         const Segment *g = s->segments + i;
-        const LowRank *pair = (const LowRank *)((const char *)(g->blocks + layer) + at);
-        int64_t first = are_wanted ? g->first_row : g->first, rows = are_wanted ? g->num_rows : g->num_tokens;
-        if (!pair->down.data || !rows) continue;
-        multiply(x + first * x_stride, x_stride, rows, &pair->down, s->lora, 0, scratch, 0);
-        multiply(s->lora, padded(pair->down.num_out), rows, &pair->up, y + first * padded(w->num_out), 1, scratch, 0);
+        const LowRank *pair = (const LowRank *)((const char *)(g->blocks + place.layer) + at);
+        int64_t first = place.are_wanted ? g->first_row : g->first, last = first + (place.are_wanted ? g->num_rows : g->num_tokens);
+        first = (first > place.first ? first : place.first) - place.first;
+        last = (last < place.first + place.num_rows ? last : place.first + place.num_rows) - place.first;
+        if (!pair->down.data || first >= last) continue;
+        multiply(x + first * x_stride, x_stride, last - first, &pair->down, s->lora, 0, work);
+        multiply(s->lora, padded(pair->down.num_out), last - first, &pair->up, y + first * padded(w->num_out), 1, work);
     }
 }
 
@@ -196,10 +103,16 @@ static void normalize_rows(const float *x, const float *weight, float *y, int64_
 // QK norm and rotation of one row's heads, then its keys and values into the pool.
 static void place_row(float *heads, const Model *m, const Block *b, int64_t position, int64_t slot) {
     int64_t d = m->head_dim, half = d / 2, num_keys = m->num_heads + m->num_kv_heads;
-    const float *cos = m->cos + position * half, *sin = m->sin + position * half;
+    const float *cos = b->cos + position * half, *sin = b->sin + position * half;
+    int is_head_norm = b->q_norm && !m->is_row_norm;
+    if (b->q_norm && m->is_row_norm) {
+        float *keys = heads + m->num_heads * d;
+        normalize(heads, b->q_norm, heads, m->num_heads * d, m->eps);
+        normalize(keys, b->k_norm, keys, m->num_kv_heads * d, m->eps);
+    }
     for (int64_t h = 0; h < num_keys; h++) {
         float *x = heads + h * d;
-        if (b->q_norm) normalize(x, h < m->num_heads ? b->q_norm : b->k_norm, x, d, m->eps);
+        if (is_head_norm) normalize(x, h < m->num_heads ? b->q_norm : b->k_norm, x, d, m->eps);
         for (int64_t i = 0; i < half; i++) {
             float first = x[i], second = x[i + half];
             x[i] = first * cos[i] - second * sin[i];
@@ -213,35 +126,57 @@ static void place_row(float *heads, const Model *m, const Block *b, int64_t posi
     }
 }
 
-// mixed[i] = attention of row `rows ? rows[i] : i`, for i in [0, num_rows).
-static void attend_rows(const float *qkv, const Model *m, const Block *b, const Step *s, const int64_t *rows, int64_t num_rows,
-                        float *mixed, float *scores) {
-    Layer l = {b->kv, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, b->window, m->scale};
-    int64_t d = m->head_dim, group = m->num_heads / m->num_kv_heads, q_stride = padded(b->qkv.num_out);
+// Whether attention goes by tiles, as the products do.
+INLINE int attends_by_tiles(const Model *m) {
+    return m->lm_head.kind == PAIRS_AMX && m->num_heads / m->num_kv_heads <= MOST_GROUP && m->softcap == 0;
+}
+
+// mixed[i - first] = attention of row `rows ? rows[i] : i`, for i in [first, first + num_rows).
+static void attend_rows(const float *qkv, const Model *m, const Block *b, const Step *s, const int64_t *rows, int64_t first,
+                        int64_t num_rows, float *mixed, float *scores) {
+    Layer l = {b->kv, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, b->window, m->scale, m->softcap, NULL};
+    int64_t d = m->head_dim, group = m->num_heads / m->num_kv_heads, q_stride = padded(b->qkv.num_out), width = m->num_heads * d;
+    // rows of one request share what is unpacked for them; where each has its own, threads share the rows
+    int64_t together = !attends_by_tiles(m) || s->ragged.num_requests >= num_rows ? 1 : rows_together(&l);
+    int64_t num_parts = (num_rows + together - 1) / together;
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < num_rows * m->num_kv_heads; i++) {
-        int64_t place = i / m->num_kv_heads, head = i % m->num_kv_heads, row = rows ? rows[place] : place;
-        Span span = span_of(&s->ragged, row, b->window);
-        float *target = mixed + (place * m->num_heads + head * group) * d;
-        attend(qkv + row * q_stride + head * group * d, &l, head, &span, target, scores, m->is_bf16);
+    for (int64_t i = 0; i < num_parts * m->num_kv_heads; i++) {
+        int64_t head = i % m->num_kv_heads, at = first + i / m->num_kv_heads * together, end = at + together;
+        if (end > first + num_rows) end = first + num_rows;
+        while (at < end) {
+            int64_t row = rows ? rows[at] : at, num = 1;
+            float *target = mixed + (at - first) * width + head * group * d;
+            const float *q = qkv + head * group * d;
+            if (attends_by_tiles(m)) {
+                int64_t behind = s->ragged.qo_indptr[request_of(&s->ragged, row) + 1];
+                while (at + num < end && (rows ? rows[at + num] : at + num) < behind) num++;
+                attend_tiles(q, q_stride, &(Queries){&l, &s->ragged, rows, head, at, num}, target, (char *)scores);
+            } else {
+                Span span = span_of(&s->ragged, row, b->window);
+                attend(q + row * q_stride, &l, head, &span, target, scores, m->is_bf16);
+            }
+            at += num;
+        }
     }
 }
 
-// silu(gate) * up; a gate below -87 counts as -87 in the exponent, where silu is 0 either way.
-INLINE v8 gated8(v8 gate, v8 up) {
-    i8 is_low = gate < -87.0f;
-    v8 exponent = (v8)(((i8)-gate & ~is_low) | ((i8)((v8){} + 87.0f) & is_low));
+// gate * sigmoid(z) * up, with z the gate (silu) or what makes it gelu by tanh; a z below -87 counts as -87 in the
+// exponent, where the product is 0 either way.
+INLINE v8 gated8(v8 gate, v8 up, int is_gelu) {
+    v8 z = is_gelu ? 1.59576912f * (gate + 0.044715f * gate * gate * gate) : gate;
+    i8 is_low = z < -87.0f;
+    v8 exponent = (v8)(((i8)-z & ~is_low) | ((i8)((v8){} + 87.0f) & is_low));
     return gate / (1 + exp8(exponent)) * up;
 }
 
-// gate_up [num_rows, padded(2 n)] -> y [num_rows, n], silu(gate) * up.
-static void gate_rows(const float *gate_up, float *y, int64_t num_rows, int64_t n) {
+// gate_up [num_rows, padded(2 n)] -> y [num_rows, n].
+static void gate_rows(const float *gate_up, float *y, int64_t num_rows, int64_t n, int is_gelu) {
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < num_rows; t++) {
         const float *gate = gate_up + t * padded(2 * n), *up = gate + n;
         int64_t i = 0;
-        for (; i + 8 <= n; i += 8) *(v8u *)(y + t * n + i) = gated8(*(const v8u *)(gate + i), *(const v8u *)(up + i));
-        for (; i < n; i++) y[t * n + i] = gated8((v8){gate[i]}, (v8){up[i]})[0];
+        for (; i + 8 <= n; i += 8) *(v8u *)(y + t * n + i) = gated8(*(const v8u *)(gate + i), *(const v8u *)(up + i), is_gelu);
+        for (; i < n; i++) y[t * n + i] = gated8((v8){gate[i]}, (v8){up[i]}, is_gelu)[0];
     }
 }
 
@@ -265,83 +200,157 @@ static void embed_rows(const Model *m, const Step *s, float *x) {
     }
 }
 
+static void scale_embeds(const Model *m, const Step *s, float *x) {
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < s->num_tokens; t++)
+        for (int64_t i = 0; i < m->hidden; i++) x[t * padded(m->hidden) + i] *= m->embed_scale;
+}
+
+// x += residual_scale * y, of y normalized if there is a norm for it; y is overwritten.
+static void add_rows(float *y, const float *norm, float *x, int64_t num_rows, const Model *m) {
+    int64_t stride = padded(m->hidden);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < num_rows; t++) {
+        if (norm) normalize(y + t * stride, norm, y + t * stride, m->hidden, m->eps);
+        for (int64_t i = 0; i < m->hidden; i++) x[t * stride + i] += m->residual_scale * y[t * stride + i];
+    }
+}
+
+static void bend_logits(const Model *m, float *logits, int64_t num_rows) {
+    int64_t stride = padded(m->lm_head.num_out);
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < num_rows; t++)
+        for (int64_t i = 0; i < stride; i += 8) {
+            v8u *at = (v8u *)(logits + t * stride + i);
+            *at *= m->logits_scale;
+            if (m->logits_softcap > 0) *at = m->logits_softcap * tanh8(*at / m->logits_softcap);
+        }
+}
+
 static void place_embeds(const Model *m, const Step *s, float *x) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < s->num_embeds; i++)
         memcpy(x + s->embed_rows[i] * padded(m->hidden), s->embeds + i * m->hidden, m->hidden * sizeof(float));
 }
 
-static void give_hidden(const Model *m, const Step *s, const float *normed) {
+static void give_hidden(const Model *m, const Step *s, const float *normed, int64_t first, int64_t num_rows) {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < s->num_rows; i++)
-        memcpy(s->hidden + i * m->hidden, normed + i * padded(m->hidden), m->hidden * sizeof(float));
+    for (int64_t i = 0; i < num_rows; i++)
+        memcpy(s->hidden + (first + i) * m->hidden, normed + i * padded(m->hidden), m->hidden * sizeof(float));
 }
 
-// Floats that one token takes in the workspace of `decoder_step`.
-int64_t decoder_workspace(const Model *m) {
-    int64_t heads = m->num_heads * m->head_dim, qkv = heads + 2 * m->num_kv_heads * m->head_dim;
-    int64_t wide = padded(2 * m->intermediate) + padded(m->intermediate), attention = padded(qkv) + padded(heads);
-    return 3 * padded(m->hidden) + (wide > attention ? wide : attention);
+// Tokens that go through a layer together: what they take stays in the second cache.
+#define MOST_TOGETHER 256
+
+// Floats of the parts of a step's workspace.  Each token has the first two; each of those that go together the rest.
+typedef struct {
+    int64_t x, qkv, normed, wide, gated, halves;
+} Widths;
+
+static Widths widths_of(const Model *m) {
+    int64_t heads = m->num_heads * m->head_dim, most = padded_in(m->hidden);
+    if (padded_in(heads) > most) most = padded_in(heads);
+    if (padded_in(m->intermediate) > most) most = padded_in(m->intermediate);
+    int64_t wide = padded(2 * m->intermediate);
+    return (Widths){padded(m->hidden), padded(heads + 2 * m->num_kv_heads * m->head_dim), padded(m->hidden),
+                    wide > padded(heads) ? wide : padded(heads), padded(m->intermediate), most / 2};
+}
+
+// Floats that a step of `num_tokens` takes in its workspace, which begins on a line of the cache.
+int64_t decoder_workspace(const Model *m, int64_t num_tokens) {
+    Widths w = widths_of(m);
+    int64_t together = num_tokens < MOST_TOGETHER ? num_tokens : MOST_TOGETHER;
+    int64_t rows = 2 * num_tokens * w.x + num_tokens * w.qkv;  // wanted rows are copied behind all of them
+    return rows + together * (w.normed + w.wide + w.gated + w.halves);
 }
 
 // Floats that one thread takes: scores of attention, or an unpacked panel.
 static int64_t thread_floats(const Model *m, const Step *s) {
-    Layer shape = {NULL, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, 0, 0};
+    Layer shape = {NULL, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, 0, 0, 0, NULL};
     int64_t heads = m->num_heads * m->head_dim, most = scratch_floats(&shape, &s->ragged);
     int64_t widths[3] = {m->hidden, m->intermediate, heads};
     for (int i = 0; i < 3; i++) most = widths[i] * PANEL > most ? widths[i] * PANEL : most;
-    return most;
+    if (attends_by_tiles(m) && tiles_space(&shape, s->ragged.max_kv_len) > most * 4) most = tiles_space(&shape, s->ragged.max_kv_len) / 4;
+    return (most + 15) / 16 * 16;
 }
 
 int64_t decoder_panel(void) { return PANEL; }
 
-// logits [num_rows, padded(vocab)] of the wanted rows; `work` is num_tokens * decoder_workspace floats.
+// A layer's keys and values, of all tokens, and their queries into `qkv`.
+static void place_keys(const Model *m, const Step *s, int64_t layer, const float *x, float *qkv, float *normed, Work work) {
+    const Block *b = m->blocks + layer;
+    Widths w = widths_of(m);
+    for (int64_t first = 0; first < s->num_tokens; first += MOST_TOGETHER) {
+        int64_t left = s->num_tokens - first, num = left < MOST_TOGETHER ? left : MOST_TOGETHER;
+        float *heads = qkv + first * w.qkv;
+        if (b->attn_norm) normalize_rows(x + first * w.x, b->attn_norm, normed, num, m);
+        project(b->attn_norm ? normed : x + first * w.x, w.normed, &b->qkv, heads, 0, work, (Place){s, layer, first, num, 0}, offsetof(LoraBlock, qkv));
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < num; t++)
+            place_row(heads + t * w.qkv, m, b, s->positions[first + t], s->slots[first + t]);
+    }
+}
+
+// The rest of a layer: x of `num_rows` tokens, or of the wanted ones.
+static void mix_and_gate(const Model *m, const Step *s, int64_t layer, const int64_t *rows, int64_t num_rows, float *x,
+                         const float *qkv, float *normed, float *wide, float *gated, Work work) {
+    const Block *b = m->blocks + layer;
+    Widths w = widths_of(m);
+    int64_t heads = m->num_heads * m->head_dim, are_added = !b->attn_post && !b->mlp_post && m->residual_scale == 1;
+    for (int64_t first = 0; first < num_rows; first += MOST_TOGETHER) {
+        int64_t left = num_rows - first, num = left < MOST_TOGETHER ? left : MOST_TOGETHER;
+        Place place = {s, layer, first, num, rows != NULL};
+        float *part = x + first * w.x, *sum = are_added ? part : normed;
+        attend_rows(qkv, m, b, s, rows, first, num, wide, work.scratch);
+        project(wide, heads, &b->out, sum, are_added, work, place, offsetof(LoraBlock, out));
+        if (!are_added) add_rows(normed, b->attn_post, part, num, m);
+        if (b->mlp_norm) normalize_rows(part, b->mlp_norm, normed, num, m);
+        project(b->mlp_norm ? normed : part, w.normed, &b->gate_up, wide, 0, work, place, offsetof(LoraBlock, gate_up));
+        gate_rows(wide, gated, num, m->intermediate, m->is_gelu);
+        project(gated, m->intermediate, &b->down, sum, are_added, work, place, offsetof(LoraBlock, mlp_down));
+        if (!are_added) add_rows(normed, b->mlp_post, part, num, m);
+    }
+}
+
+// logits [num_rows, padded(vocab)] of the wanted rows; `work` is decoder_workspace floats.
 // Returns 0, or 1 if memory ran out.
 int decoder_step(const Model *m, const Step *s, float *work, float *logits, int threads) {
-    int64_t tokens = s->num_tokens, stride = padded(m->hidden), heads = m->num_heads * m->head_dim;
-    float *all = work, *wanted = all + tokens * stride, *normed = wanted + tokens * stride, *wide = normed + tokens * stride;
+    Widths w = widths_of(m);
+    int64_t tokens = s->num_tokens, together = tokens < MOST_TOGETHER ? tokens : MOST_TOGETHER;
+    float *all = work, *wanted = all + tokens * w.x, *qkv = wanted + tokens * w.x, *normed = qkv + tokens * w.qkv;
+    float *wide = normed + together * w.normed, *gated = wide + together * w.wide;
+    uint16_t *halves = (uint16_t *)(gated + together * w.gated);
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *x = all, *scratch = malloc(thread_floats(m, s) * sizeof(float));
-        int64_t rows = tokens;
+        float *x = all, *scratch = aligned_alloc(64, thread_floats(m, s) * sizeof(float));
+        Work own = {scratch, halves};
         if (!scratch) {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp barrier
         if (!failed) embed_rows(m, s, x);
+        if (!failed && m->embed_scale != 1) scale_embeds(m, s, x);
         if (!failed && s->num_embeds) place_embeds(m, s, x);
         for (int64_t layer = 0; layer < m->num_layers && !failed; layer++) {
-            const Block *b = m->blocks + layer;
-            int is_last = layer == m->num_layers - 1;
-            int64_t qkv_stride = padded(b->qkv.num_out);
-            float *mixed = wide + tokens * qkv_stride, *gated = wide + tokens * padded(2 * m->intermediate);
-            normalize_rows(x, b->attn_norm, normed, rows, m);
-            project(normed, stride, rows, &b->qkv, wide, 0, scratch, m->is_bf16, s, layer,
-                    offsetof(LoraBlock, qkv), 0);
-#pragma omp for schedule(static)
-            for (int64_t t = 0; t < rows; t++) place_row(wide + t * qkv_stride, m, b, s->positions[t], s->slots[t]);
-            if (is_last) {  // nothing after the last keys needs the other rows
-                take_rows(x, s->rows, s->num_rows, wanted, stride);
-                x = wanted;
-                rows = s->num_rows;
+            place_keys(m, s, layer, x, qkv, normed, own);
+            if (layer < m->num_layers - 1) {
+                mix_and_gate(m, s, layer, NULL, tokens, x, qkv, normed, wide, gated, own);
+                continue;
             }
-            attend_rows(wide, m, b, s, is_last ? s->rows : NULL, rows, mixed, scratch);
-            project(mixed, heads, rows, &b->out, x, 1, scratch, m->is_bf16, s, layer,
-                    offsetof(LoraBlock, out), is_last);
-            normalize_rows(x, b->mlp_norm, normed, rows, m);
-            project(normed, stride, rows, &b->gate_up, wide, 0, scratch, m->is_bf16, s, layer,
-                    offsetof(LoraBlock, gate_up), is_last);
-            gate_rows(wide, gated, rows, m->intermediate);
-            project(gated, m->intermediate, rows, &b->down, x, 1, scratch, m->is_bf16, s, layer,
-                    offsetof(LoraBlock, mlp_down), is_last);
+            take_rows(x, s->rows, s->num_rows, wanted, w.x);  // nothing after the last keys needs the other rows
+            x = wanted;
+            mix_and_gate(m, s, layer, s->rows, s->num_rows, x, qkv, normed, wide, gated, own);
         }
-        if (!failed) {
-            normalize_rows(x, m->norm, normed, rows, m);
-            if (s->hidden) give_hidden(m, s, normed);
-            multiply(normed, stride, rows, &m->lm_head, logits, 0, scratch, m->is_bf16);
+        for (int64_t first = 0; first < s->num_rows && !failed; first += MOST_TOGETHER) {
+            int64_t left = s->num_rows - first, num = left < MOST_TOGETHER ? left : MOST_TOGETHER;
+            normalize_rows(x + first * w.x, m->norm, normed, num, m);
+            if (s->hidden) give_hidden(m, s, normed, first, num);
+            multiply(normed, w.normed, num, &m->lm_head, logits + first * padded(m->lm_head.num_out), 0, own);
+            if (m->logits_scale != 1 || m->logits_softcap > 0) bend_logits(m, logits + first * padded(m->lm_head.num_out), num);
         }
+        end_pairs();
         free(scratch);
     }
     return failed;

@@ -10,11 +10,15 @@ import torch
 from pieray.kernels.cc import library
 from pieray.kernels.paged_attention_cpu import CRagged
 
+#: `kind` of a Matrix in matrix_cpu.c
+FLOATS, HALVES, PAIRS_AVX512, PAIRS_AMX = range(4)
+PAIR_KINDS = {"amx": PAIRS_AMX, "avx512_bf16": PAIRS_AVX512}
+
 
 class CMatrix(ctypes.Structure):
-    """`Matrix` of decoder_step_cpu.c."""
+    """`Matrix` of matrix_cpu.c."""
 
-    _fields_ = (("data", c_void_p), ("bias", c_void_p), ("num_out", c_int64), ("num_in", c_int64))
+    _fields_ = (("data", c_void_p), ("bias", c_void_p), ("num_out", c_int64), ("num_in", c_int64), ("kind", c_int64))
 
 
 class CBlock(ctypes.Structure):
@@ -22,7 +26,8 @@ class CBlock(ctypes.Structure):
 
     _fields_ = (
         *((name, CMatrix) for name in ("qkv", "out", "gate_up", "down")),
-        *((name, c_void_p) for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm", "kv")),
+        *((name, c_void_p) for name in ("attn_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((name, c_void_p) for name in ("attn_post", "mlp_post", "cos", "sin", "kv")),
         ("window", c_int64),
     )
 
@@ -33,10 +38,10 @@ class CModel(ctypes.Structure):
     _fields_ = (
         *((name, c_int64) for name in ("num_layers", "hidden", "intermediate")),
         *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim", "page_size")),
-        ("eps", c_float),
-        ("scale", c_float),
-        ("is_bf16", c_int32),
-        *((name, c_void_p) for name in ("embed", "norm", "cos", "sin")),
+        *((name, c_float) for name in ("eps", "scale", "softcap", "embed_scale")),
+        *((name, c_float) for name in ("residual_scale", "logits_scale", "logits_softcap")),
+        *((name, c_int32) for name in ("is_bf16", "is_gelu", "is_row_norm")),
+        *((name, c_void_p) for name in ("embed", "norm")),
         ("lm_head", CMatrix),
         ("blocks", ctypes.POINTER(CBlock)),
     )
@@ -81,7 +86,7 @@ class CStep(ctypes.Structure):
 
 
 def decoder_step(model: CModel, step: CStep, work: torch.Tensor, logits: torch.Tensor, threads: int) -> None:
-    """Run `step`; `logits` is float32 [num_rows, padded(vocab)], `work` num_tokens * workspace(model) floats."""
+    """Run `step`; `logits` is float32 [num_rows, padded(vocab)], `work` float32 [workspace(model, num_tokens)]."""
     lib = _library()
     failed = lib.decoder_step(
         ctypes.byref(model),
@@ -94,11 +99,11 @@ def decoder_step(model: CModel, step: CStep, work: torch.Tensor, logits: torch.T
         raise MemoryError(f"no scratch memory for attention over {step.ragged.max_kv_len} slots")
 
 
-def workspace(model: CModel) -> int:
-    """Floats of work space that a token takes."""
+def workspace(model: CModel, num_tokens: int) -> int:
+    """Floats of work space that a step of so many tokens takes."""
     lib = _library()
     lib.decoder_workspace.restype = c_int64
-    return int(lib.decoder_workspace(ctypes.byref(model)))
+    return int(lib.decoder_workspace(ctypes.byref(model), c_int64(num_tokens)))
 
 
 def padded(size: int) -> int:
@@ -107,12 +112,49 @@ def padded(size: int) -> int:
     return -(-size // panel) * panel
 
 
-def pack(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix [out, in] in the order that the C product reads: [panels, in, panel], zero-padded, contiguous."""
+def pair_kinds() -> list[str]:
+    """Which of PAIR_KINDS this process can multiply, the fastest first."""
+    lib = library()
+    if lib is None:
+        return []
+    lib.pair_kinds.restype = c_int64
+    found = int(lib.pair_kinds())
+    return [name for name, kind in PAIR_KINDS.items() if found >> kind & 1]
+
+
+def kind_of(dtype: torch.dtype, products: str) -> int:
+    """The kind of a matrix of `dtype` whose `products` are one of PAIR_KINDS, or "float32"."""
+    if dtype is torch.float32:
+        return FLOATS
+    return PAIR_KINDS.get(products, HALVES)
+
+
+def pack(matrix: torch.Tensor, kind: int = FLOATS) -> torch.Tensor:
+    """A matrix [out, in] in the order that the C product of its kind reads, zero-padded, contiguous.
+
+    That is [panels, in, panel], and of pairs [panels, blocks, 2, 16, 16, 2].
+    """
     num_out, num_in = matrix.shape
-    wide = torch.zeros(padded(num_out), num_in, dtype=matrix.dtype)
-    wide[:num_out] = matrix
+    is_pairs = kind in PAIR_KINDS.values()
+    wide = torch.zeros(padded(num_out), -(-num_in // 32) * 32 if is_pairs else num_in, dtype=matrix.dtype)
+    wide[:num_out, :num_in] = matrix
+    if is_pairs:
+        return wide.view(-1, 2, 16, wide.shape[1] // 32, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
     return wide.view(-1, padded(1), num_in).transpose(1, 2).contiguous()
+
+
+def multiply_rows(x: torch.Tensor, matrix: CMatrix, threads: int = 1) -> torch.Tensor:
+    """x [n, in] float32, contiguous, times a packed matrix: float32 [n, out]."""
+    num_rows, num_in = x.shape
+    assert num_in == matrix.num_in
+    assert x.is_contiguous()
+    assert x.dtype is torch.float32
+    out = torch.empty(num_rows, padded(matrix.num_out))
+    if _library().multiply_rows(
+        c_void_p(x.data_ptr()), c_int64(num_rows), ctypes.byref(matrix), c_void_p(out.data_ptr()), c_int32(threads)
+    ):
+        raise MemoryError(f"no memory for a product of {num_rows} rows")
+    return out[:, : matrix.num_out]
 
 
 def _library() -> ctypes.CDLL:

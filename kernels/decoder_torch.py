@@ -17,10 +17,13 @@ def add_rms_norm(
     return total, F.rms_norm(total, (total.shape[-1],), weight, eps)
 
 
-def swiglu(wide: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, [T, width], of wide [T, 2 * width]: the gates, then what they gate (Shazeer, 2020)."""
+def gated(wide: torch.Tensor, activation: str = "silu") -> torch.Tensor:
+    """activation(gate) * up, [T, width], of wide [T, 2 * width]: the gates, then what they gate (Shazeer, 2020).
+
+    `activation` is "silu" or "gelu_tanh".
+    """
     gate, up = wide.chunk(2, -1)
-    return F.silu(gate).mul_(up)
+    return (F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")).mul_(up)
 
 
 def rope_append(

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-SWIGLU_BLOCK = 1024
+GATED_BLOCK = 1024
 HEADS_PER_PROGRAM = 4
 
 
@@ -76,26 +76,30 @@ def add_rms_norm_bytes(num_rows: int, width: int, itemsize: int, *, has_delta: b
 
 
 @triton.jit
-def swiglu_kernel(wide_ptr, out_ptr, width, BLOCK: tl.constexpr):
+def gated_kernel(wide_ptr, out_ptr, width, IS_GELU: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     is_column = column < width
     gate = tl.load(wide_ptr + row * 2 * width + column, mask=is_column, other=0.0).to(tl.float32)
     up = tl.load(wide_ptr + row * 2 * width + width + column, mask=is_column, other=0.0).to(tl.float32)
-    gated = (gate / (1.0 + tl.exp(-gate))).to(out_ptr.dtype.element_ty).to(tl.float32)
+    exponent = -gate
+    if IS_GELU:  # gelu by tanh is gate * sigmoid(2 sqrt(2 / pi) (gate + 0.044715 gate^3))
+        exponent = -1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)
+    gated = (gate / (1.0 + tl.exp(exponent))).to(out_ptr.dtype.element_ty).to(tl.float32)
     tl.store(out_ptr + row * width + column, (gated * up).to(out_ptr.dtype.element_ty), mask=is_column)
 
 
-def swiglu(wide: torch.Tensor) -> torch.Tensor:
-    """[T, width] of wide [T, 2 * width], contiguous: the gates, then what they gate."""
+def gated(wide: torch.Tensor, activation: str = "silu") -> torch.Tensor:
+    """[T, width] of wide [T, 2 * width], contiguous: the gates, then what they gate; by "silu" or "gelu_tanh"."""
     num_rows, width = wide.shape[0], wide.shape[1] // 2
     out = torch.empty((num_rows, width), dtype=wide.dtype, device=wide.device)
     if num_rows:
-        swiglu_kernel[(num_rows, triton.cdiv(width, SWIGLU_BLOCK))](wide, out, width, BLOCK=SWIGLU_BLOCK, num_warps=4)
+        grid = num_rows, triton.cdiv(width, GATED_BLOCK)
+        gated_kernel[grid](wide, out, width, IS_GELU=activation == "gelu_tanh", BLOCK=GATED_BLOCK, num_warps=4)
     return out
 
 
-def swiglu_bytes(num_rows: int, width: int, itemsize: int) -> int:
+def gated_bytes(num_rows: int, width: int, itemsize: int) -> int:
     """Bytes moved at least."""
     return 3 * num_rows * width * itemsize
 

@@ -76,6 +76,12 @@ def _scores(q, k, UPCAST: tl.constexpr, IEEE: tl.constexpr):
 
 
 @triton.jit
+def _bent(s, cap):
+    """cap * tanh(s / cap)."""
+    return cap - 2.0 * cap / (tl.exp2(s * (2.8853900817779268 / cap)) + 1.0)
+
+
+@triton.jit
 def _weighted(acc, p, v, UPCAST: tl.constexpr, IEEE: tl.constexpr):
     """acc + p v, float32."""
     if UPCAST:
@@ -102,7 +108,9 @@ def paged_attention_kernel(
     tile_first_ptr,  # [tiles]: first row of the tile within its request
     mask_ptr,
     mask_indptr_ptr,
+    sinks_ptr,  # [num_heads] float32; not read unless HAS_SINK
     scale_log2,  # softmax scale * log2(e)
+    cap_log2,  # softcap * log2(e); of no meaning unless HAS_CAP
     window,
     num_rows,  # T
     num_kv_heads,
@@ -116,6 +124,8 @@ def paged_attention_kernel(
     BLOCK_N: tl.constexpr,
     HAS_MASK: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
+    HAS_CAP: tl.constexpr,
+    HAS_SINK: tl.constexpr,
     SPLITS: tl.constexpr,
     IEEE: tl.constexpr,  # float32: no tensor cores
     UPCAST: tl.constexpr,  # the interpreter's tl.dot multiplies bfloat16 as integers
@@ -163,6 +173,11 @@ def paged_attention_kernel(
 
     top = tl.full([BLOCK_Q * BLOCK_G], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_Q * BLOCK_G], tl.float32)
+    if HAS_SINK:  # a score that is there before all others, and has no value
+        is_first = split == 0
+        sink = tl.load(sinks_ptr + head, mask=is_row, other=0.0) * 1.4426950408889634
+        top = tl.where(is_first, sink, top)
+        total = tl.where(is_first, total + 1.0, total)
     acc = tl.zeros([BLOCK_Q * BLOCK_G, BLOCK_D], tl.float32)
     pages = pages_ptr + page0
     plain_end = low  # slots of whole blocks that every row of the tile sees: nothing to check there
@@ -176,6 +191,8 @@ def paged_attention_kernel(
             cell = kv_ptr + at[:, None] + column[None, :]
             k = tl.load(cell) if D == BLOCK_D else tl.load(cell, mask=is_column[None, :], other=0.0)
             s = _scores(q, k, UPCAST, IEEE) * scale_log2
+            if HAS_CAP:
+                s = _bent(s, cap_log2)
             new_top = tl.maximum(top, tl.max(s, 1))
             p = tl.exp2(s - new_top[:, None])
             shrink = tl.exp2(top - new_top)
@@ -193,6 +210,8 @@ def paged_attention_kernel(
         is_kv = is_slot[:, None] & is_column[None, :]
         k = tl.load(cell, mask=is_kv, other=0.0)
         s = _scores(q, k, UPCAST, IEEE) * scale_log2
+        if HAS_CAP:
+            s = _bent(s, cap_log2)
         may = is_slot[None, :] & (slot[None, :] <= last[:, None])
         if HAS_WINDOW:
             may = may & (slot[None, :] > own[:, None] - window)
@@ -258,6 +277,8 @@ def paged_attention(
     *,
     scale: float,
     window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
     num_splits: int | None = None,
     variant: Variant | None = None,
 ) -> torch.Tensor:
@@ -292,7 +313,9 @@ def paged_attention(
         firsts,
         meta.kv_lens if meta.mask is None else meta.mask,
         meta.kv_lens if meta.mask_indptr is None else meta.mask_indptr,
+        meta.kv_lens if sinks is None else sinks.float(),
         scale * LOG2_E,
+        softcap * LOG2_E,
         window,
         num_rows,
         num_kv_heads,
@@ -306,6 +329,8 @@ def paged_attention(
         BLOCK_N=chosen.block_n,
         HAS_MASK=meta.mask is not None,
         HAS_WINDOW=window > 0,
+        HAS_CAP=softcap > 0,
+        HAS_SINK=sinks is not None,
         SPLITS=splits,
         IEEE=q.dtype is torch.float32,
         UPCAST=is_interpreted and q.dtype is torch.bfloat16,
@@ -362,7 +387,14 @@ def _tiles(meta: AttentionMeta, block_q: int, device: torch.device) -> tuple[tor
 
 
 def reference(
-    q: torch.Tensor, kv_layer: torch.Tensor, meta: AttentionMeta, *, scale: float, window: int = 0
+    q: torch.Tensor,
+    kv_layer: torch.Tensor,
+    meta: AttentionMeta,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The definition, one request and one head at a time, in float64; returns float32."""
     _, num_heads, head_dim = q.shape
@@ -380,7 +412,12 @@ def reference(
                 .double()
             )
             scores = q[indptr[request] : indptr[request + 1], head].double() @ k.T * scale
-            weights = scores.masked_fill(~may, -torch.inf).softmax(-1).nan_to_num(0)
+            if softcap:
+                scores = softcap * torch.tanh(scores / softcap)
+            scores = scores.masked_fill(~may, -torch.inf)
+            if sinks is not None:
+                scores = torch.cat((scores, sinks[head].double().expand(q_len, 1)), 1)
+            weights = scores.softmax(-1).nan_to_num(0)[:, : kv_lens[request]]
             out[indptr[request] : indptr[request + 1], head] = weights @ v
     return out.float()
 

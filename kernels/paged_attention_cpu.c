@@ -68,7 +68,8 @@ INLINE v8 transpose_sums(const v8 *a) {
 typedef struct {
     const void *kv;  // [num_pages, 2, num_kv_heads, page_size, head_dim]
     int64_t num_heads, num_kv_heads, head_dim, page_size, window;
-    float scale;
+    float scale, softcap;  // softcap 0: none
+    const float *sinks;    // [num_heads], or NULL
 } Layer;
 
 // One request's view: slots [low, high) of `pages`, less those whose bit is 0.
@@ -106,6 +107,22 @@ INLINE void score_slots(const float *q, const Layer *l, int64_t kv_head, const S
     }
 }
 
+// tanh of each lane, by exp8 of what cannot overflow.
+INLINE v8 tanh8(v8 x) {
+    i8 is_low = x < 0.0f;
+    v8 size = (v8)(((i8)-x & is_low) | ((i8)x & ~is_low)), e = exp8(-2 * size), y = (1 - e) / (1 + e);
+    return (v8)(((i8)-y & is_low) | ((i8)y & ~is_low));
+}
+
+// Scores of slots [low, high) become softcap * tanh(score / softcap); those of whole vectors around them too.
+static void bend_scores(const Layer *l, const Span *s, int64_t group, float *scores, int64_t stride) {
+    for (int64_t g = 0; g < group; g++)
+        for (int64_t i = s->low / 8 * 8; i < s->high; i += 8) {
+            v8u *at = (v8u *)(scores + g * stride + i);
+            *at = l->softcap * tanh8(*at / l->softcap);
+        }
+}
+
 INLINE void hide_masked(const Span *s, int64_t group, float *scores, int64_t stride) {
     for (int64_t slot = s->low; slot < s->high; slot++) {
         int64_t bit = s->first_bit + slot;
@@ -119,14 +136,15 @@ INLINE v8 max8(v8 a, v8 b) {
     return (v8)(((i8)a & is_a) | ((i8)b & ~is_a));
 }
 
-// Turns scores[low, high) into weights that add up to 1; to all 0 if every slot is hidden.
-INLINE void softmax(float *scores, int64_t low, int64_t high) {
+// Turns scores[low, high) into weights that add up to 1; to all 0 if every slot is hidden.  A sink, if there is one, is
+// a score more, whose weight nobody gets.
+INLINE void softmax(float *scores, int64_t low, int64_t high, const float *sink) {
     int64_t first = low / 8 * 8, last = (high + 7) / 8 * 8;
     for (int64_t i = first; i < low; i++) scores[i] = -INFINITY;
     for (int64_t i = high; i < last; i++) scores[i] = -INFINITY;
     v8 tops = (v8){} - INFINITY, totals = {};
     for (int64_t i = first; i < last; i += 8) tops = max8(*(v8u *)(scores + i), tops);
-    float top = -INFINITY;
+    float top = sink ? *sink : -INFINITY;
     for (int j = 0; j < 8; j++) top = tops[j] > top ? tops[j] : top;
     if (top == -INFINITY) top = 0;
     for (int64_t i = first; i < last; i += 8) {
@@ -135,6 +153,7 @@ INLINE void softmax(float *scores, int64_t low, int64_t high) {
         totals += x;
     }
     float total = sum_lanes(totals);
+    if (sink) total += expf(*sink - top);
     if (total == 0) return;
     for (int64_t i = first; i < last; i += 8) *(v8u *)(scores + i) *= 1 / total;
 }
@@ -173,8 +192,10 @@ INLINE void attend_typed(const float *q, const Layer *l, int64_t kv_head, const 
                          int is_bf16) {
     int64_t d = l->head_dim, group = l->num_heads / l->num_kv_heads, stride = (s->high + 2 * l->page_size + 15) / 8 * 8;
     score_slots(q, l, kv_head, s, group, scores, stride, is_bf16);
+    if (l->softcap > 0) bend_scores(l, s, group, scores, stride);
     if (s->mask) hide_masked(s, group, scores, stride);
-    for (int64_t g = 0; g < group; g++) softmax(scores + g * stride, s->low, s->high);
+    const float *sinks = l->sinks ? l->sinks + kv_head * group : NULL;
+    for (int64_t g = 0; g < group; g++) softmax(scores + g * stride, s->low, s->high, sinks ? sinks + g : NULL);
     int64_t g = 0;
     if (group == 3) { add_all_values(scores, stride, l, kv_head, s, out, 3, is_bf16); return; }
     for (; g + 2 <= group; g += 2) add_all_values(scores + g * stride, stride, l, kv_head, s, out + g * d, 2, is_bf16);

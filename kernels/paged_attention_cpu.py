@@ -22,6 +22,8 @@ class CLayer(ctypes.Structure):
         ("kv", c_void_p),
         *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim", "page_size", "window")),
         ("scale", c_float),
+        ("softcap", c_float),
+        ("sinks", c_void_p),
     )
 
 
@@ -38,19 +40,28 @@ class CRagged(ctypes.Structure):
 
 
 def paged_attention_cpu(
-    q: torch.Tensor, kv_layer: torch.Tensor, meta: AttentionMeta, *, scale: float, window: int = 0
+    q: torch.Tensor,
+    kv_layer: torch.Tensor,
+    meta: AttentionMeta,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `dispatch.attention`, on the CPU.  In C the bits of a row do not depend on the rest of the batch."""
     lib = library()
     if lib is None or not is_supported(kv_layer.dtype, kv_layer.shape[-1]):
-        return paged_attention_torch(q, kv_layer, meta, scale=scale, window=window)
+        return paged_attention_torch(q, kv_layer, meta, scale=scale, window=window, softcap=softcap, sinks=sinks)
     rows = q.float()
     if rows.stride(2) != 1 or rows.stride(1) != rows.shape[2]:
         rows = rows.contiguous()
     out = torch.empty(q.shape, dtype=torch.float32)
     _, num_heads, head_dim = q.shape
     _, _, num_kv_heads, page_size, _ = kv_layer.shape
-    layer = CLayer(kv_layer.data_ptr(), num_heads, num_kv_heads, head_dim, page_size, window, scale)
+    sinks = None if sinks is None else sinks.float().contiguous()
+    at = None if sinks is None else sinks.data_ptr()
+    layer = CLayer(kv_layer.data_ptr(), num_heads, num_kv_heads, head_dim, page_size, window, scale, softcap, at)
     failed = lib.paged_attention(
         c_void_p(rows.data_ptr()),
         c_int64(rows.stride(0)),

@@ -119,6 +119,9 @@ class ModelSettings:
     GPU of the cluster."""
     dtype: str = "auto"
     """"auto" (the checkpoint's on cuda, float32 on cpu), "float32", "bfloat16", "float16"."""
+    max_context: int = 0
+    """Longest context in tokens; 0: the model's `max_position_embeddings`.  Ropes that grow with the text (`dynamic`,
+    `longrope`) have the frequencies of a text of this length, whatever the length of a text."""
     page_size: int = 16
     num_pages: int = 0
     """KV pages in the pool; 0 sizes it from `kv_memory_bytes`."""
@@ -141,8 +144,12 @@ class ModelSettings:
     """LoRA adapters by name: a safetensors file, or a folder with adapter_config.json."""
     adapter_bytes: int = 512 * MIB
     """LoRA weights loaded at one time, those that inferlets load for themselves included."""
-    threads: int = 1
-    """CPU threads of the batcher: a second one pays only when no actor needs the core."""
+    threads: int = 0
+    """CPU threads of the batcher; 0: one for each 32 MiB of weights, and half of the cores at most, which replicas
+    share; the rest is the actors'."""
+    bf16_products: str = "auto"
+    """How a CPU multiplies with weights of bfloat16: "amx" and "avx512_bf16" (instructions of some processors, which
+    round what they multiply to bfloat16), "float32" (on any), "auto" (the first of these that there is)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +250,7 @@ class Config:
         _check_at_least("suspect_after_s", self.suspect_after_s, LEAST_SUSPECT_S)
         _check_at_least("replace_after_s", self.replace_after_s, self.suspect_after_s)
         _check_choice("model.dtype", self.model.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _check_choice("model.bf16_products", self.model.bf16_products, ("auto", "amx", "avx512_bf16", "float32"))
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.model.device):
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
         _check_numbers(self, "")
@@ -279,7 +287,6 @@ _AT_LEAST_1 = frozenset(
         "max_waiting_launches",
         "model.max_batch_tokens",
         "model.max_batch_requests",
-        "model.threads",
     }
 )
 _LEAST = dict.fromkeys(_AT_LEAST_1, 1) | {"model.swap_memory_bytes": -1}

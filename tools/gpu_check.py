@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attention_cases import CASES, TOLERANCE, make
+from attention_cases import CASES, TOLERANCE, make, scoring
 from layer_op_cases import TOLERANCE as OP_TOLERANCE
 from layer_op_cases import errors
 from safetensors.torch import save_file
@@ -129,8 +129,8 @@ def check_kernels() -> Found:
     for case in CASES:
         for dtype in TOLERANCE:
             q, kv, meta = make(replace(case, dtype=dtype))
-            want = reference(q, kv, meta, scale=0.2, window=case.window)
-            options = {"scale": 0.2, "window": case.window, "num_splits": case.num_splits}
+            want = reference(q, kv, meta, **scoring(case))
+            options = {**scoring(case, CUDA), "num_splits": case.num_splits}
             got = paged_attention(q.to(CUDA), kv.to(CUDA), on_gpu(meta), **options).float().cpu()
             error = (got - want).abs().max().item() if got.numel() else 0.0
             num_cases += 1

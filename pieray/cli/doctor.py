@@ -6,33 +6,28 @@ import dataclasses
 import json as json_module
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
+from pieray.cli.checks import Check
 from pieray.cli.guard import Debug, guard
+from pieray.cli.model_checks import model_checks
 from pieray.cli.options import Json
 
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+MODEL_HELP = "Check this model alone: whether it can be served, which way, what memory it needs; a folder or a name."
+CheckedModel = Annotated[str | None, typer.Option("--model", metavar="PATH", help=MODEL_HELP)]
+
 LEAST_MEMORY_BYTES = 2 << 30
 LEAST_SHARED_MEMORY_BYTES = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding; `status` is "ok", "warn" (works, but less well) or "fail" (does not work)."""
-
-    status: str
-    name: str
-    detail: str
-    hint: str = ""
-
-
-def doctor(json: Json = False, debug: Debug = False) -> None:
-    """Check this machine: versions, features, memory, engines.  Exit code 1 if something needed is broken."""
+def doctor(model: CheckedModel = None, json: Json = False, debug: Debug = False) -> None:
+    """Check this machine: versions, features, memory, engines; or a model.  Exit code 1 if what is needed is broken."""
     with guard(debug=debug):
         found = []
-        for check in run_checks():
+        for check in run_checks() if model is None else model_checks(model):
             found.append(check)
             if not json:
                 _print(check)

@@ -117,7 +117,8 @@ def kill(instance_id: InstanceId, address: Address = None, namespace: Namespace 
 
 
 def models(address: Address = None, namespace: Namespace = None, json: Json = False, debug: Debug = False) -> None:
-    """Show the models that come with pieray, and what a running engine serves."""
+    """Show the models that come with pieray, and what a running engine serves: by a decoder of pieray's own or through
+    transformers' module (way), and why not by one of its own."""
     with guard(debug=debug):
         served = {row["name"]: row for row in _asked(address, namespace, lambda engine: engine.models())}
         embedded = {name: _facts_of(model_folder(name)) for name in embedded_models()}
@@ -125,7 +126,18 @@ def models(address: Address = None, namespace: Namespace = None, json: Json = Fa
             {"name": name, "served": name in served, **embedded.get(name, {}), **served.get(name, {})}
             for name in sorted({*embedded, *served})
         ]
-        columns = ("name", "served", "architecture", "vocab_size", "max_context", "num_pages", "dtype", "device")
+        columns = (
+            "name",
+            "served",
+            "architecture",
+            "vocab_size",
+            "max_context",
+            "num_pages",
+            "dtype",
+            "device",
+            "way",
+            "why",
+        )
         show(rows, columns, json=json, nothing="there is no model")
 
 
@@ -207,10 +219,15 @@ def _asked(
 
 
 def _facts_of(folder: Path) -> dict[str, Any]:
-    """What the config of a model says."""
+    """What the config of a model says, and which way it runs."""
+    from pieray.models.ways import glance
+
+    way, why, _ = glance(folder)
     values = json_module.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {
         "architecture": values.get("model_type"),
         "vocab_size": values.get("vocab_size"),
         "max_context": values.get("max_position_embeddings"),
+        "way": way,
+        "why": why,
     }

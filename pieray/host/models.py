@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pieray.errors import InvalidRequest, NotFound
+from pieray.models.pooling import Pooling
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
 
@@ -26,6 +27,12 @@ class ModelInfo:
     dtype: str
     device: str
     hidden_size: int = 0
+    way: str = "native"
+    """"native", a decoder of pieray's own, or "transformers", transformers' module with attention over pages."""
+    why: str = ""
+    """Why it is not native."""
+    pooling: dict[str, Any] = field(default_factory=lambda: asdict(Pooling()))
+    """How it makes one vector of a text: fields of `Pooling`."""
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
@@ -80,6 +87,7 @@ class ModelDirectory:
                 {
                     **found.info.as_dict(),
                     "bos_tokens": found.tokenizer.bos_ids,
+                    "end_tokens": found.tokenizer.end_ids,
                     "thought_tags": found.tokenizer.thought_tags,
                 }
             )

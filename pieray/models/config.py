@@ -1,7 +1,7 @@
-"""What a `config.json` says, reduced to the numbers that the decoder computes with.
+"""What a `config.json` says, reduced to the numbers that a decoder computes with.
 
-Reads the layouts of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`).  Whatever the
-decoder cannot compute exactly is refused here, before a weight is read.
+Reads the layouts of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`).  Whatever the native
+decoders cannot compute exactly is refused here, before a weight is read.
 """
 
 from __future__ import annotations
@@ -13,40 +13,35 @@ from pathlib import Path
 from typing import Any
 
 from pieray.errors import ModelError
+from pieray.models.architectures import ARCHITECTURES, Architecture
+from pieray.models.rope_config import RopeConfig, RopeReader
 
-#: architecture -> family
-ARCHITECTURES: dict[str, str] = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "mistral",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-#: what transformers assumes where the file is silent; else as many kv heads as heads, and hidden_size / num_heads
-DEFAULT_KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
-DEFAULT_HEAD_DIM = {"qwen3": 128}
-ROPE_TYPES = ("default", "linear", "llama3")
-ACTIVATIONS = ("silu", "swish")
+#: hidden_act -> what a decoder computes
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+LAYER_TYPES = {"sliding_attention", "full_attention"}
 NO_WINDOW = 0
 
 
 @dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary embedding: `kind` is one of ROPE_TYPES; the last four fields only matter to `linear` and `llama3`."""
+class ExpertsConfig:
+    """A mixture of experts: each token goes through `num_per_token` of `num_experts`, and through one shared expert
+    of width `shared_width` (0: there is none).  `layers` says which layers have it."""
 
-    theta: float = 10000.0
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position: int = 8192
+    num_experts: int
+    num_per_token: int
+    width: int
+    shared_width: int
+    are_weights_normalized: bool
+    layers: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shapes and switches of one decoder.
+    """Shapes and switches of one model.
 
     `windows[layer]` is the number of most recent slots that a row of the layer sees, itself included;
-    `NO_WINDOW` means all.  `eos_ids` comes from the config alone; `TokenizerSpec` knows the generation config.
+    `NO_WINDOW` means all.  `layer_ropes`, where layers differ, has each layer's; None is a layer that rotates nothing.
+    `eos_ids` comes from the config alone; `TokenizerSpec` knows the generation config.
     """
 
     family: str
@@ -64,47 +59,118 @@ class ModelConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str = ""  # see `Architecture.qk_norm`
     tie_embeddings: bool = False
     dtype: str = "float32"
     eos_ids: tuple[int, ...] = ()
+    architecture: str = "LlamaForCausalLM"
+    layer_ropes: tuple[RopeConfig | None, ...] = ()
+    activation: str = "silu"
+    embed_scale: float = 1.0  # of the embeddings of tokens
+    input_scale: float = 1.0  # of embeddings of tokens and of those given in their place
+    residual_scale: float = 1.0
+    attention_scale: float = 0.0  # 0: 1 / sqrt(head_dim)
+    attention_softcap: float = 0.0  # 0: none
+    logits_divisor: float = 1.0
+    logits_softcap: float = 0.0
+    experts: ExpertsConfig | None = None
+
+    @property
+    def softmax_scale(self) -> float:
+        """What scores of attention are multiplied by."""
+        return self.attention_scale or float(self.head_dim**-0.5)
+
+    @property
+    def step_numbers(self) -> int:
+        """Weights that a step of one token reads: all matrices but the embedding."""
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = self.hidden_size * 2 * (heads + kv_heads)
+        widths = [self.intermediate_size] * self.num_layers
+        if self.experts is not None:
+            mixed = self.experts.num_per_token * self.experts.width + self.experts.shared_width
+            widths = [mixed if is_mixed else self.intermediate_size for is_mixed in self.experts.layers]
+        mlps = 3 * self.hidden_size * sum(widths)
+        return self.num_layers * attention + mlps + self.vocab_size * self.hidden_size
+
+    def rope_of(self, layer: int) -> RopeConfig | None:
+        return self.layer_ropes[layer] if self.layer_ropes else self.rope
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> ModelConfig:
-        """Read `folder/config.json`.  Raises ModelError that names the file, the key and what is supported."""
+    def from_folder(cls, folder: str | Path, max_context: int = 0) -> ModelConfig:
+        """Read `folder/config.json`, for contexts of `max_context` tokens (0: as long as the file says).
+
+        Raises ModelError that names the file, the key and what is supported.
+        """
         path = Path(folder) / "config.json"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ModelError(f"{path}: no such file; a model folder holds config.json and *.safetensors") from None
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: not readable as JSON: {error}") from error
-        if not isinstance(raw, dict):
-            raise ModelError(f"{path}: expected an object, found {type(raw).__name__}")
-        return _Reader(raw, str(path)).config()
+        return _Reader(read_json(path), str(path)).config(max_context)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a `config.json`; ModelError says what is wrong with it."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file; a model folder holds config.json and *.safetensors") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path}: expected an object, found {type(raw).__name__}")
+    return raw
+
+
+def architecture_name(raw: Mapping[str, Any]) -> str | None:
+    """The first of `architectures`."""
+    names = raw.get("architectures") or [None]
+    name = names[0] if isinstance(names, list) else names
+    return None if name is None else str(name)
+
+
+def refuse_quantized(raw: Mapping[str, Any], file: str) -> None:
+    quantization = raw.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
+        raise ModelError(
+            f"{file}: quantization_config is {method!r}; supported: unquantized float32, float16 or bfloat16 weights"
+        )
 
 
 class _Reader:
     """One pass over the keys of a `config.json`; every complaint names file, key and value."""
 
     def __init__(self, raw: Mapping[str, Any], file: str) -> None:
-        self.raw = raw
         self.file = file
+        name = architecture_name(raw)
+        if name not in ARCHITECTURES:
+            self._refuse("architectures", name, " or ".join(sorted(ARCHITECTURES)))
+        self.name = str(name)
+        self.facts: Architecture = ARCHITECTURES[self.name]
+        self.raw = {**self.facts.defaults, **raw}
 
-    def config(self) -> ModelConfig:
-        family = self._family()
-        self._refuse_unsupported()
+    def config(self, max_context: int) -> ModelConfig:
+        facts = self.facts
+        refuse_quantized(self.raw, self.file)
+        if self.raw.get("use_bidirectional_attention"):
+            self._refuse("use_bidirectional_attention", True, "causal attention")
         num_layers, num_heads = self._count("num_hidden_layers"), self._count("num_attention_heads")
-        num_kv_heads = self._count("num_key_value_heads", DEFAULT_KV_HEADS.get(family, num_heads))
+        num_kv_heads = self._count("num_key_value_heads", int(facts.defaults.get("num_key_value_heads", num_heads)))
         if num_heads % num_kv_heads:
             self._refuse("num_key_value_heads", num_kv_heads, f"a divisor of num_attention_heads = {num_heads}")
         hidden_size = self._count("hidden_size")
-        head_dim = self._count("head_dim", DEFAULT_HEAD_DIM.get(family, hidden_size // num_heads))
+        head_dim = self._count("head_dim", int(facts.defaults.get("head_dim", hidden_size // num_heads)))
         if head_dim % 2:
             self._refuse("head_dim", head_dim, "an even number")
-        attention_bias = family in ("llama", "qwen3") and bool(self.raw.get("attention_bias"))
+        max_position = self._count("max_position_embeddings")
+        ropes = RopeReader(self.raw, self.file, max_position, head_dim, max_context)
+        if max_context > ropes.longest():
+            raise ModelError(
+                f"{self.file}: a context of {max_context} tokens; max_position_embeddings is {max_position}, "
+                f"and {ropes.longest()} can be served"
+            )
+        windows = self._windows(num_layers)
+        rope, layer_ropes = self._ropes(ropes, windows)
         return ModelConfig(
-            family=family,
+            family=facts.family,
+            architecture=self.name,
             vocab_size=self._count("vocab_size"),
             hidden_size=hidden_size,
             intermediate_size=self._count("intermediate_size"),
@@ -112,72 +178,88 @@ class _Reader:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=head_dim,
-            max_position=self._count("max_position_embeddings"),
+            max_position=ropes.context,
             rms_eps=self._number("rms_norm_eps", 1e-6),
-            rope=self._rope(),
-            windows=self._windows(family, num_layers),
-            qkv_bias=family == "qwen2" or attention_bias,
-            out_bias=attention_bias,
-            mlp_bias=family == "llama" and bool(self.raw.get("mlp_bias")),
-            qk_norm=family == "qwen3",
-            tie_embeddings=bool(self.raw.get("tie_word_embeddings")),
+            rope=rope,
+            layer_ropes=layer_ropes,
+            windows=windows,
+            qkv_bias=facts.has_qkv_bias or self._flag(facts.attention_bias),
+            out_bias=self._flag(facts.out_bias),
+            mlp_bias=self._flag(facts.mlp_bias),
+            qk_norm=facts.qk_norm,
+            tie_embeddings=self._flag("tie_word_embeddings"),
             dtype=str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32"),
             eos_ids=token_ids(self.raw.get("eos_token_id")),
+            activation=self._activation(),
+            embed_scale=hidden_size**0.5 if facts.scales_embedding else 1.0,
+            input_scale=self._factor(facts.embedding_multiplier),
+            residual_scale=self._factor(facts.residual_multiplier),
+            attention_scale=self._attention_scale(),
+            attention_softcap=self._softcap(facts.attention_softcap),
+            logits_divisor=self._factor(facts.logits_divisor),
+            logits_softcap=self._softcap(facts.logits_softcap),
+            experts=self._experts(num_layers),
         )
 
-    def _family(self) -> str:
-        names = self.raw.get("architectures") or [None]
-        name = names[0] if isinstance(names, list) else names
-        if name not in ARCHITECTURES:
-            self._refuse("architectures", name, " or ".join(sorted(ARCHITECTURES)))
-        return ARCHITECTURES[str(name)]
+    def _activation(self) -> str:
+        name = self.raw.get(self.facts.activation, "silu")
+        if name not in ACTIVATIONS:
+            self._refuse(self.facts.activation, name, " or ".join(ACTIVATIONS))
+        return ACTIVATIONS[name]
 
-    def _refuse_unsupported(self) -> None:
-        activation = self.raw.get("hidden_act", "silu")
-        if activation not in ACTIVATIONS:
-            self._refuse("hidden_act", activation, " or ".join(ACTIVATIONS))
-        quantization = self.raw.get("quantization_config")
-        if quantization:
-            method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
-            self._refuse("quantization_config", method, "unquantized float32, float16 or bfloat16 weights")
+    def _ropes(self, ropes: RopeReader, windows: tuple[int, ...]) -> tuple[RopeConfig, tuple[RopeConfig | None, ...]]:
+        if self.facts.has_local_rope:
+            both = ropes.by_layer_type()
+            full, local = both["full_attention"], both["sliding_attention"]
+            return full, tuple(local if kind == "sliding_attention" else full for kind in self._kinds(len(windows)))
+        rope = ropes.plain()
+        found = tuple(rope if self.facts.rotates(self.raw, layer) else None for layer in range(len(windows)))
+        return rope, found if None in found else ()
 
-    def _rope(self) -> RopeConfig:
-        key = "rope_parameters" if isinstance(self.raw.get("rope_parameters"), dict) else "rope_scaling"
-        given = self.raw.get(key) or {}
-        kind = given.get("rope_type") or given.get("type") or "default"
-        if kind not in ROPE_TYPES or any(isinstance(value, dict) for value in given.values()):
-            self._refuse(f"{key}.rope_type", kind if kind not in ROPE_TYPES else "per layer", " or ".join(ROPE_TYPES))
-        partial = given.get("partial_rotary_factor", self.raw.get("partial_rotary_factor", 1.0))
-        if partial != 1.0:
-            self._refuse("partial_rotary_factor", partial, "1.0")
-        theta = given.get("rope_theta", self.raw.get("rope_theta", 10000.0))
-        needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}.get(kind, ())
-        for name in needed:
-            if not isinstance(given.get(name), int | float):
-                self._refuse(f"{key}.{name}", given.get(name), f"a number (rope_type {kind})")
-        return RopeConfig(
-            theta=float(theta),
-            kind=kind,
-            factor=float(given.get("factor", 1.0)),
-            low_freq_factor=float(given.get("low_freq_factor", 1.0)),
-            high_freq_factor=float(given.get("high_freq_factor", 4.0)),
-            original_max_position=int(given.get("original_max_position_embeddings") or 8192),
-        )
+    def _kinds(self, num_layers: int) -> list[str]:
+        """Of each layer, one of LAYER_TYPES."""
+        given = self.raw.get("layer_types") if self.facts.reads_layer_types else None
+        if given is None:
+            windowed = (self.facts.is_windowed(self.raw, layer) for layer in range(num_layers))
+            return ["sliding_attention" if one else "full_attention" for one in windowed]
+        if len(given) != num_layers or set(given) - LAYER_TYPES:
+            self._refuse("layer_types", given, f"{num_layers} of sliding_attention or full_attention")
+        return list(given)
 
-    def _windows(self, family: str, num_layers: int) -> tuple[int, ...]:
-        """Mistral windows every layer; Qwen those of `layer_types`, else all from `max_window_layers` on."""
-        size = int(self.raw.get("sliding_window", 4096) or NO_WINDOW)
-        if family == "mistral":
-            return (size,) * num_layers
-        if family == "llama" or not self.raw.get("use_sliding_window"):
+    def _windows(self, num_layers: int) -> tuple[int, ...]:
+        switch = self.facts.window_switch
+        if switch and not self.raw.get(switch):
             return (NO_WINDOW,) * num_layers
-        kinds = self.raw.get("layer_types")
-        if kinds is None:
-            first = int(self.raw.get("max_window_layers", 28))
-            kinds = ["sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)]
-        if len(kinds) != num_layers or set(kinds) - {"sliding_attention", "full_attention"}:
-            self._refuse("layer_types", kinds, f"{num_layers} of sliding_attention or full_attention")
-        return tuple(size if kind == "sliding_attention" else NO_WINDOW for kind in kinds)
+        size = int(self.raw.get("sliding_window") or NO_WINDOW)
+        return tuple(size if kind == "sliding_attention" else NO_WINDOW for kind in self._kinds(num_layers))
+
+    def _experts(self, num_layers: int) -> ExpertsConfig | None:
+        facts = self.facts
+        if facts.experts is None:
+            return None
+        step, dense = int(self.raw.get("decoder_sparse_step", 1)), self.raw.get("mlp_only_layers") or []
+        return ExpertsConfig(
+            num_experts=self._count("num_local_experts", self.raw["num_experts"]),  # either name
+            num_per_token=self._count("num_experts_per_tok"),
+            width=self._count(facts.experts_width),
+            shared_width=self._count(facts.shared_width) if facts.shared_width else 0,
+            are_weights_normalized=facts.are_weights_normalized or self._flag("norm_topk_prob"),
+            layers=tuple(layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers)),
+        )
+
+    def _attention_scale(self) -> float:
+        if self.facts.query_scalar:
+            return float(self._number(self.facts.query_scalar, 0.0) ** -0.5)
+        return self._number(self.facts.attention_multiplier, 0.0) if self.facts.attention_multiplier else 0.0
+
+    def _flag(self, key: str) -> bool:
+        return bool(key and self.raw.get(key))
+
+    def _factor(self, key: str) -> float:
+        return self._number(key, 1.0) if key else 1.0
+
+    def _softcap(self, key: str) -> float:
+        return self._number(key, 0.0) if key and self.raw.get(key) is not None else 0.0
 
     def _count(self, key: str, default: int | None = None) -> int:
         value = self.raw.get(key)

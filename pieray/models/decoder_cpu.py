@@ -8,37 +8,58 @@ import numpy as np
 import torch
 
 from pieray.arrays import I64, U8
+from pieray.errors import ModelError
 from pieray.kernels.cc import library
 from pieray.kernels.decode_rows_cpu import CBounds, CRows, RowStep, column
-from pieray.kernels.decoder_step_cpu import CBlock, CMatrix, CModel, CStep, decoder_step, pack, padded, workspace
+from pieray.kernels.decoder_step_cpu import (
+    PAIR_KINDS,
+    CBlock,
+    CMatrix,
+    CModel,
+    CStep,
+    decoder_step,
+    kind_of,
+    pack,
+    padded,
+    pair_kinds,
+    workspace,
+)
 from pieray.kernels.paged_attention_cpu import is_supported, ragged
 from pieray.kernels.sample_cpu import CHOICE
 from pieray.models.adapter_file import AdapterFile
+from pieray.models.arena import Arena, huge_memory
 from pieray.models.batch import DecodeRows, RaggedBatch
 from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
-from pieray.models.lora import LoraAdapter, LoraSegment, read_lora
+from pieray.models.lora import LoraAdapter, LoraSegment, native_targets, read_lora
 from pieray.models.lora_cpu import compile_adapter, segments
-from pieray.models.rope import rope_tables
-from pieray.models.weights import DecoderWeights, LayerWeights
+from pieray.models.rope import RopeTables
+from pieray.models.weights import DecoderWeights, LayerWeights, MlpWeights
 
 
 class CpuDecoder:
     """Drop-in for `Decoder`.  Weights and pool in float32 or bfloat16, everything between them in float32.
 
+    `bf16_products` says how rows are multiplied with weights of bfloat16: "amx" and "avx512_bf16" round the rows to
+    bfloat16 too, "float32" does not; "auto" takes the first of these that the processor has.  A row's logits are
+    the same in any batch with each of them, and differ between them.  Raises ModelError for what there is not.
+
     Owns packed copies of the matrices; `weights` can be dropped afterwards.  Bound to the pool of the last call.
     """
 
-    def __init__(self, config: ModelConfig, weights: DecoderWeights) -> None:
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, bf16_products: str = "auto") -> None:
         self.config = config
+        self.products = _products(weights.embed.dtype, bf16_products)
+        self._kind = kind_of(weights.embed.dtype, self.products)
+        self._arena = Arena()
         self.device = weights.embed.device
         self._embed = weights.embed
         self._keep: list[torch.Tensor] = []  # what the C structures point into
         self._pool: KvPool | None = None
         self._blocks = (CBlock * config.num_layers)()
+        self._tables = RopeTables(config.head_dim, config.max_position, self.device)
         for layer, one in enumerate(weights.layers):
-            self._blocks[layer] = self._block(one, config.windows[layer])
-        cos, sin = rope_tables(config.rope, config.head_dim, config.max_position, self.device)
+            self._blocks[layer] = self._block(one, layer)
         self._model = CModel(
             num_layers=config.num_layers,
             hidden=config.hidden_size,
@@ -47,18 +68,22 @@ class CpuDecoder:
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             eps=config.rms_eps,
-            scale=config.head_dim**-0.5,
+            scale=config.softmax_scale,
+            softcap=config.attention_softcap,
+            embed_scale=torch.tensor(config.embed_scale, dtype=weights.embed.dtype).item() * config.input_scale,
+            residual_scale=config.residual_scale,
+            logits_scale=1 / config.logits_divisor,
+            logits_softcap=config.logits_softcap,
             is_bf16=weights.embed.dtype is torch.bfloat16,
+            is_gelu=config.activation == "gelu_tanh",
+            is_row_norm=config.qk_norm == "row",
             embed=self._pointer(weights.embed),
             norm=self._pointer(weights.norm.float()),
-            cos=self._pointer(cos),
-            sin=self._pointer(sin),
             lm_head=self._matrix(weights.lm_head, None),
             blocks=self._blocks,
         )
-        self._floats_per_token = workspace(self._model)
         self._work = torch.empty(0)
-        self._work_at = self._work.data_ptr()
+        self._work_at, self._num_tokens = self._work.data_ptr(), 0
         self._bounds = CBounds(config.vocab_size, config.max_position, 0)
         self._run_rows = RowStep(self._model, self._bounds)
         self._row_step = CStep()
@@ -69,17 +94,24 @@ class CpuDecoder:
     def can_run(config: ModelConfig, weights: DecoderWeights) -> bool:
         """Whether there is a compiled library and it computes this model on this device and dtype."""
         on_cpu = weights.embed.device.type == "cpu"
-        return on_cpu and is_supported(weights.embed.dtype, config.head_dim) and library() is not None
+        return (
+            config.experts is None
+            and on_cpu
+            and is_supported(weights.embed.dtype, config.head_dim)
+            and library() is not None
+        )
 
     def adapt(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
         """Load an adapter for this model, in float32; see `read_lora`."""
-        adapter = read_lora(file, self.config, torch.float32, self.device, max_bytes)
+        adapter = read_lora(file, native_targets(self.config), torch.float32, self.device, max_bytes)
         compile_adapter(adapter)
         return adapter
 
     def embeddings(self, tokens: torch.Tensor) -> torch.Tensor:
         """[n, hidden] of tokens int64 [n], in model dtype."""
-        return self._embed[tokens]
+        embed = self._embed[tokens]
+        scale = torch.tensor(self.config.embed_scale, dtype=embed.dtype)
+        return embed if scale == 1 else embed * scale
 
     def forward(self, batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
         """Write the keys and values of all T tokens to `pool`; logits float32 [R, vocab] of the wanted rows."""
@@ -88,6 +120,7 @@ class CpuDecoder:
         self._reserve(num_tokens)
         logits = torch.empty(num_rows, padded(self.config.vocab_size))
         found, lora = segments(batch.adapters)
+        embeds = None if batch.embeds is None else batch.embeds.values * self.config.input_scale
         step = CStep(
             batch.tokens.data_ptr(),
             batch.positions.data_ptr(),
@@ -100,7 +133,7 @@ class CpuDecoder:
             len(batch.adapters),
             lora.data_ptr(),
             None if batch.embeds is None else batch.embeds.rows.data_ptr(),
-            None if batch.embeds is None else batch.embeds.values.data_ptr(),
+            None if embeds is None else embeds.data_ptr(),
             0 if batch.embeds is None else len(batch.embeds.rows),
             None if batch.hidden is None else batch.hidden.data_ptr(),
         )
@@ -134,9 +167,10 @@ class CpuDecoder:
         return self._logits[:num_rows, : self.config.vocab_size]
 
     def _reserve(self, num_tokens: int) -> None:
-        if self._work.numel() < num_tokens * self._floats_per_token:
-            self._work = torch.empty(num_tokens * self._floats_per_token)
-            self._work_at = self._work.data_ptr()
+        if num_tokens <= self._num_tokens:
+            return
+        self._work = huge_memory(workspace(self._model, num_tokens) * 4).view(torch.float32)
+        self._work_at, self._num_tokens = self._work.data_ptr(), num_tokens
 
     def _bind(self, pool: KvPool) -> None:
         if self._pool is pool:
@@ -147,18 +181,27 @@ class CpuDecoder:
         for block, layer in zip(self._blocks, pool.layers, strict=True):
             block.kv = layer.data_ptr()
 
-    def _block(self, one: LayerWeights, window: int) -> CBlock:
+    def _block(self, one: LayerWeights, layer: int) -> CBlock:
+        assert isinstance(one.mlp, MlpWeights), "see `can_run`"
+        cos, sin = self._tables.of(self.config.rope_of(layer))
         return CBlock(
             qkv=self._matrix(one.qkv, one.qkv_bias),
             out=self._matrix(one.out, one.out_bias),
-            gate_up=self._matrix(one.gate_up, one.gate_up_bias),
-            down=self._matrix(one.down, one.down_bias),
-            attn_norm=self._pointer(one.attn_norm.float()),
-            mlp_norm=self._pointer(one.mlp_norm.float()),
-            q_norm=None if one.q_norm is None else self._pointer(one.q_norm.float()),
-            k_norm=None if one.k_norm is None else self._pointer(one.k_norm.float()),
-            window=window,
+            gate_up=self._matrix(one.mlp.gate_up, one.mlp.gate_up_bias),
+            down=self._matrix(one.mlp.down, one.mlp.down_bias),
+            attn_norm=self._vector(one.attn_norm),
+            mlp_norm=self._vector(one.mlp_norm),
+            q_norm=self._vector(one.q_norm),
+            k_norm=self._vector(one.k_norm),
+            attn_post=self._vector(one.attn_post),
+            mlp_post=self._vector(one.mlp_post),
+            cos=cos.data_ptr(),
+            sin=sin.data_ptr(),
+            window=self.config.windows[layer],
         )
+
+    def _vector(self, weight: torch.Tensor | None) -> int | None:
+        return None if weight is None else self._pointer(weight.float())
 
     def _matrix(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> CMatrix:
         num_out, num_in = matrix.shape
@@ -166,12 +209,25 @@ class CpuDecoder:
         if bias is not None:
             wide = torch.zeros(padded(num_out))
             wide[:num_out] = bias
-        pointer = self._pointer(pack(matrix))
-        return CMatrix(pointer, None if wide is None else self._pointer(wide), num_out, num_in)
+        data = self._arena.take(pack(matrix, self._kind))
+        return CMatrix(data, None if wide is None else self._pointer(wide), num_out, num_in, self._kind)
 
     def _pointer(self, tensor: torch.Tensor) -> int:
         self._keep.append(tensor.contiguous())
         return self._keep[-1].data_ptr()
+
+
+def _products(dtype: torch.dtype, wanted: str) -> str:
+    """How this processor multiplies with weights of `dtype`; see `CpuDecoder`."""
+    names = ("auto", *PAIR_KINDS, "float32")
+    if wanted not in names:
+        raise ModelError(f"bf16_products {wanted!r}: supported are {', '.join(names)}")
+    found = [*pair_kinds(), "float32"]
+    if dtype is not torch.bfloat16:
+        return "float32"
+    if wanted not in ("auto", *found):
+        raise ModelError(f"bf16_products {wanted!r}: this processor has {', '.join(found)}")
+    return found[0] if wanted == "auto" else wanted
 
 
 def _view(rows: DecodeRows) -> CRows:

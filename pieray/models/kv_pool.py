@@ -10,6 +10,7 @@ import torch
 
 from pieray.arrays import I64
 from pieray.errors import InvalidRequest, ModelError
+from pieray.models.arena import huge_memory
 from pieray.models.config import ModelConfig
 
 #: (src_page, src_offset, dst_page, dst_offset, count): `count` tokens, within one page on either side
@@ -35,7 +36,10 @@ class KvPool:
         self.page_size = page_size
         num_held = num_pages + (torch.device(device).type == "cuda")
         shape = (config.num_layers, num_held, 2, config.num_kv_heads, page_size, config.head_dim)
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        if torch.device(device).type == "cpu":
+            self.data = huge_memory(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+        else:
+            self.data = torch.zeros(shape, dtype=dtype, device=device)
         self.scratch_slot = num_pages * page_size
         self.layers = list(self.data.unbind(0))
 

@@ -6,18 +6,21 @@ import json
 import logging
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from pieray.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+FLOATS = {"torch.float32", "torch.float16", "torch.bfloat16"}
 
 
 class Checkpoint:
@@ -26,8 +29,10 @@ class Checkpoint:
     Owns the open files: use it as a context manager.  Every ModelError names the file and the key.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, framework: str = "pt") -> None:
+        """`framework` is what tensors are read as; with "numpy" torch is not imported, nor needed for `headers`."""
         self.folder = Path(folder)
+        self._framework = framework
         self._files: dict[str, Any] = {}
         has_index, has_single = (self.folder / INDEX).exists(), (self.folder / SINGLE).exists()
         self._file_of = self._index() if has_index and not has_single else self._single()
@@ -58,9 +63,14 @@ class Checkpoint:
             raise ModelError(f"{path}: cannot read {name!r}: {error}") from error
         if tuple(tensor.shape) != shape:
             raise ModelError(f"{path}: {name!r} has shape {tuple(tensor.shape)}; config.json implies {shape}")
-        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        if str(tensor.dtype) not in FLOATS:
             raise ModelError(f"{path}: {name!r} is {tensor.dtype}; supported: float32, float16 or bfloat16")
         return tensor
+
+    def headers(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """(shape, safetensors' name of the dtype) of each tensor; reads no tensor."""
+        slices = {name: self._open(file).get_slice(name) for name, file in self._file_of.items()}
+        return {name: (tuple(one.get_shape()), str(one.get_dtype())) for name, one in slices.items()}
 
     def _single(self) -> dict[str, str]:
         path = self.folder / SINGLE
@@ -105,7 +115,7 @@ class Checkpoint:
         if file not in self._files:
             path = self.folder / file
             try:
-                self._files[file] = safe_open(path, framework="pt")
+                self._files[file] = safe_open(path, framework=self._framework)
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
         return self._files[file]

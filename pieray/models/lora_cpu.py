@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pieray.kernels.decoder_step_cpu import CLoraBlock, CLowRank, CMatrix, CSegment, pack, padded
+from pieray.kernels.decoder_step_cpu import FLOATS, CLoraBlock, CLowRank, CMatrix, CSegment, pack, padded
 from pieray.models.lora import MATRICES, LoraAdapter, LoraSegment, LowRank
 
 
@@ -27,7 +27,7 @@ class _Compiled:
 
     def _matrix(self, matrix: torch.Tensor) -> CMatrix:
         self.keep.append(pack(matrix))
-        return CMatrix(self.keep[-1].data_ptr(), None, *matrix.shape)
+        return CMatrix(self.keep[-1].data_ptr(), None, *matrix.shape, FLOATS)
 
 
 def compile_adapter(adapter: LoraAdapter) -> None:

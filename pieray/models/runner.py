@@ -17,6 +17,7 @@ from pieray.models import batch
 from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import NO_ROWS, DecodeRows, ForwardItem
 from pieray.models.config import ModelConfig
+from pieray.models.cores import cores, decoder_threads
 from pieray.models.decode_graphs import GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
@@ -25,11 +26,16 @@ from pieray.models.host_pool import HostPool, budget_of
 from pieray.models.kv_pool import KvPool, TokenRange
 from pieray.models.lora import LoraAdapter
 from pieray.models.outputs import OutputValues, StepResult, check_ids
-from pieray.models.weights import load_weights
+from pieray.models.transformers_decoder import TransformersDecoder
+from pieray.models.ways import NATIVE, Way, way_of
+from pieray.models.weights import open_weights
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+AnyDecoder = Decoder | GraphedDecoder | CpuDecoder | TransformersDecoder
 
 
 class ModelRunner:
@@ -40,13 +46,12 @@ class ModelRunner:
     in a kernel: nothing can be computed in this process any more.
     """
 
-    def __init__(
-        self, config: ModelConfig, decoder: Decoder | GraphedDecoder | CpuDecoder, pool: KvPool, swap_bytes: int = 0
-    ) -> None:
+    def __init__(self, config: ModelConfig, decoder: AnyDecoder, pool: KvPool, swap_bytes: int = 0) -> None:
         self.config = config
         self.decoder = decoder
         self.pool = pool
         self.host_pool = HostPool(pool, swap_bytes)
+        self.way, self.why = NATIVE, ""
 
     @classmethod
     def load(
@@ -62,32 +67,34 @@ class ModelRunner:
         gpu_fraction: float = 0.85,
         cuda_graphs: bool = True,
         swap_bytes: int = 0,
+        max_context: int = 0,
+        bf16_products: str = "auto",
+        num_sharing: int = 1,
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
 
         `dtype` None takes the config's; `num_pages` None takes what fits in `kv_bytes`, and 0 of these is 256 MiB
         on a CPU, and `gpu_fraction` of the memory that is free beside the weights on a GPU.  `threads` are those of
-        torch in this whole process (CPU only).  `cuda_graphs` replays decode steps as graphs (CUDA only).
-        `swap_bytes` of host memory take swapped pages, see `budget_of`.
+        torch in this whole process (CPU only); 0: `decoder_threads` of the cores that `num_sharing` processes share.
+        `cuda_graphs` replays decode steps as graphs (CUDA only).  `swap_bytes` of host memory take swapped pages, see
+        `budget_of`.  `max_context` tokens is the longest context to serve, 0: the config's.  `bf16_products` as in
+        `CpuDecoder`.
         """
-        config = ModelConfig.from_folder(path)
+        way = way_of(path, max_context)
+        config = way.config
         name = dtype or config.dtype
         if name not in DTYPES:
             raise ModelError(f"dtype {name!r}: supported are {', '.join(DTYPES)}")
         if device == "cpu":
-            torch.set_num_threads(threads)
-        weights = load_weights(path, config, DTYPES[name], device)
-        decoder: Decoder | GraphedDecoder | CpuDecoder
-        if CpuDecoder.can_run(config, weights):
-            decoder = CpuDecoder(config, weights)
-        else:
-            decoder = Decoder(config, weights)
-            if cuda_graphs and decoder.device.type == "cuda":
-                decoder = GraphedDecoder(decoder)
+            step_bytes = config.step_numbers * DTYPES[name].itemsize
+            torch.set_num_threads(threads or decoder_threads(step_bytes, cores() // num_sharing))
+        decoder = _decoder(way, path, DTYPES[name], device, bf16_products, cuda_graphs=cuda_graphs)
         pages = num_pages or KvPool.pages_that_fit(config, page_size, DTYPES[name], device, kv_bytes, gpu_fraction)
         pool = KvPool(config, pages, page_size, DTYPES[name], device)
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
-        return cls(config, decoder, pool, budget_of(swap_bytes, pool.nbytes))
+        runner = cls(config, decoder, pool, budget_of(swap_bytes, pool.nbytes))
+        runner.way, runner.why = way.kind, way.why
+        return runner
 
     def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]) -> list[StepResult]:
         """As `decode`, without rows."""
@@ -280,3 +287,18 @@ class ModelRunner:
         if logits.is_cuda and not len(ragged.rows):  # nothing has waited for the device: the next step's time would
             torch.cuda.synchronize(logits.device)  # be this one's too
         return drawn, values
+
+
+def _decoder(
+    way: Way, path: str | Path, dtype: torch.dtype, device: str, bf16_products: str, *, cuda_graphs: bool
+) -> AnyDecoder:
+    """The model's decoder with its weights.  Raises ModelError."""
+    if way.probe is not None:
+        return TransformersDecoder.load(path, way.config, way.probe, dtype, device)
+    with open_weights(path, way.config, dtype, device) as weights:
+        if CpuDecoder.can_run(way.config, weights):
+            return CpuDecoder(way.config, weights, bf16_products)
+        decoder = Decoder(way.config, weights)
+    if cuda_graphs and decoder.device.type == "cuda" and way.config.experts is None:
+        return GraphedDecoder(decoder)
+    return decoder

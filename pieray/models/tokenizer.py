@@ -146,9 +146,19 @@ class Tokenizer:
     @property
     def bos_ids(self) -> list[int]:
         """What the tokenizer's post-processor puts before a text."""
+        return self._around()[0]
+
+    @property
+    def end_ids(self) -> list[int]:
+        """What the tokenizer's post-processor puts behind a text, as those of embedding models do."""
+        return self._around()[1]
+
+    def _around(self) -> tuple[list[int], list[int]]:
         plain, marked = self.encode("a"), self.encode("a", add_special_tokens=True)
-        found = next((at for at in range(len(marked)) if marked[at : at + len(plain)] == plain), 0)
-        return marked[:found]
+        for at in range(len(marked)):
+            if marked[at : at + len(plain)] == plain:
+                return marked[:at], marked[at + len(plain) :]
+        return [], []
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text; bytes that are not UTF-8 become U+FFFD."""

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pieray.models.config import ModelConfig
+from pieray.models.architectures import ARCHITECTURES, Architecture, ExpertNames
+from pieray.models.config import ExpertsConfig, ModelConfig
 from pieray.models.loader import Checkpoint
 
 
 @dataclass(slots=True)
-class LayerWeights:
-    """One layer; matrices are [out, in].  `qkv` stacks query, key and value heads, `gate_up` the gate over the up."""
+class MlpWeights:
+    """A gated MLP; matrices are [out, in].  `gate_up` has the gate over the up."""
 
-    attn_norm: torch.Tensor  # [hidden]
-    qkv: torch.Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
-    qkv_bias: torch.Tensor | None
-    q_norm: torch.Tensor | None  # [head_dim]
-    k_norm: torch.Tensor | None
-    out: torch.Tensor  # [hidden, num_heads * head_dim]
-    out_bias: torch.Tensor | None
-    mlp_norm: torch.Tensor  # [hidden]
     gate_up: torch.Tensor  # [2 * intermediate, hidden]
     gate_up_bias: torch.Tensor | None
     down: torch.Tensor  # [hidden, intermediate]
@@ -31,19 +25,60 @@ class LayerWeights:
 
 
 @dataclass(slots=True)
+class ExpertWeights:
+    """A mixture of E experts; matrices are [E, out, in]."""
+
+    router: torch.Tensor  # [E, hidden]
+    gate_up: torch.Tensor  # [E, 2 * width, hidden]
+    down: torch.Tensor  # [E, hidden, width]
+    shared: MlpWeights | None
+    shared_gate: torch.Tensor | None  # [1, hidden]
+
+
+@dataclass(slots=True)
+class LayerWeights:
+    """One layer; matrices are [out, in].  `qkv` stacks query, key and value heads.  Norms that are None are absent."""
+
+    attn_norm: torch.Tensor | None  # [hidden]
+    qkv: torch.Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
+    qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None  # [head_dim], or [num_heads * head_dim]
+    k_norm: torch.Tensor | None
+    out: torch.Tensor  # [hidden, num_heads * head_dim]
+    out_bias: torch.Tensor | None
+    attn_post: torch.Tensor | None  # [hidden]
+    mlp_norm: torch.Tensor | None
+    mlp: MlpWeights | ExpertWeights
+    mlp_post: torch.Tensor | None
+
+
+@dataclass(slots=True)
 class DecoderWeights:
+    """`layers` may be read once alone, in order, each made as it is asked for: see `open_weights`."""
+
     embed: torch.Tensor  # [vocab, hidden]
-    layers: list[LayerWeights]
+    layers: Iterable[LayerWeights]
     norm: torch.Tensor  # [hidden]
     lm_head: torch.Tensor  # [vocab, hidden]; the same tensor as `embed` if tied
+
+
+@contextmanager
+def open_weights(
+    folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str
+) -> Iterator[DecoderWeights]:
+    """Read, check, fuse and place the weights of a model folder, layers one by one: who makes something else of them
+    never has two copies of all.  ModelError names the file and the key."""
+    with Checkpoint(folder) as checkpoint:
+        yield _Fuser(checkpoint, config, dtype, device).weights()
 
 
 def load_weights(
     folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str
 ) -> DecoderWeights:
-    """Read, check, fuse and place all weights of a model folder; ModelError names the file and the key."""
-    with Checkpoint(folder) as checkpoint:
-        return _Fuser(checkpoint, config, dtype, device).weights()
+    """As `open_weights`, all layers at once."""
+    with open_weights(folder, config, dtype, device) as weights:
+        weights.layers = list(weights.layers)
+        return weights
 
 
 class _Fuser:
@@ -52,46 +87,93 @@ class _Fuser:
     ) -> None:
         self.checkpoint = checkpoint
         self.config = config
+        self.facts: Architecture = ARCHITECTURES[config.architecture]
         self.dtype = dtype
         self.device = device
 
     def weights(self) -> DecoderWeights:
         c = self.config
-        embed = self._vector("model.embed_tokens.weight", c.vocab_size, c.hidden_size)
-        lm_head = embed if c.tie_embeddings else self._vector("lm_head.weight", c.vocab_size, c.hidden_size)
-        layers = [self._layer(f"model.layers.{layer}.") for layer in range(c.num_layers)]
-        return DecoderWeights(embed, layers, self._vector("model.norm.weight", c.hidden_size), lm_head)
+        embed = self._tensor("model.embed_tokens.weight", c.vocab_size, c.hidden_size)
+        lm_head = embed if c.tie_embeddings else self._tensor("lm_head.weight", c.vocab_size, c.hidden_size)
+        layers = (self._layer(layer) for layer in range(c.num_layers))
+        norm = self._norm("model.", "norm", c.hidden_size)
+        assert norm is not None
+        return DecoderWeights(embed, layers, norm, lm_head)
 
-    def _layer(self, prefix: str) -> LayerWeights:
-        c = self.config
+    def _layer(self, layer: int) -> LayerWeights:
+        c, norms, prefix = self.config, self.facts.norms, f"model.layers.{layer}."
         q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        qkv = [
-            (prefix + f"self_attn.{name}_proj", size)
-            for name, size in zip("qkv", (q_size, kv_size, kv_size), strict=True)
-        ]
+        qkv = self._parts(prefix, self.facts.qkv, (q_size, kv_size, kv_size))
         out = [(prefix + "self_attn.o_proj", c.hidden_size)]
-        gate_up = [(prefix + f"mlp.{name}_proj", c.intermediate_size) for name in ("gate", "up")]
-        down = [(prefix + "mlp.down_proj", c.hidden_size)]
+        sizes = {"": (0, 0), "head": (c.head_dim, c.head_dim), "row": (q_size, kv_size)}[c.qk_norm]
         return LayerWeights(
-            attn_norm=self._vector(prefix + "input_layernorm.weight", c.hidden_size),
+            attn_norm=self._norm(prefix, norms.attn, c.hidden_size),
             qkv=self._matrix(qkv, c.hidden_size),
             qkv_bias=self._bias(qkv, c.qkv_bias),
-            q_norm=self._vector(prefix + "self_attn.q_norm.weight", c.head_dim) if c.qk_norm else None,
-            k_norm=self._vector(prefix + "self_attn.k_norm.weight", c.head_dim) if c.qk_norm else None,
+            q_norm=self._norm(prefix, "self_attn.q_norm" if c.qk_norm else None, sizes[0]),
+            k_norm=self._norm(prefix, "self_attn.k_norm" if c.qk_norm else None, sizes[1]),
             out=self._matrix(out, q_size),
             out_bias=self._bias(out, c.out_bias),
-            mlp_norm=self._vector(prefix + "post_attention_layernorm.weight", c.hidden_size),
+            attn_post=self._norm(prefix, norms.attn_post, c.hidden_size),
+            mlp_norm=self._norm(prefix, norms.mlp, c.hidden_size),
+            mlp=self._mlp_or_experts(prefix, layer),
+            mlp_post=self._norm(prefix, norms.mlp_post, c.hidden_size),
+        )
+
+    def _mlp_or_experts(self, prefix: str, layer: int) -> MlpWeights | ExpertWeights:
+        experts, names = self.config.experts, self.facts.experts
+        if experts is None or names is None or not experts.layers[layer]:
+            gate_up = self._parts(prefix, self.facts.gate_up, (self.config.intermediate_size,) * 2)
+            return self._mlp(gate_up, prefix + "mlp.down_proj", self.config.intermediate_size)
+        return self._experts(prefix + names.block, experts, names)
+
+    def _mlp(self, gate_up: Sequence[tuple[str, int]], down_name: str, width: int) -> MlpWeights:
+        c = self.config
+        down = [(down_name, c.hidden_size)]
+        return MlpWeights(
             gate_up=self._matrix(gate_up, c.hidden_size),
             gate_up_bias=self._bias(gate_up, c.mlp_bias),
-            down=self._matrix(down, c.intermediate_size),
+            down=self._matrix(down, width),
             down_bias=self._bias(down, c.mlp_bias),
         )
 
-    def _vector(self, name: str, *shape: int) -> torch.Tensor:
+    def _experts(self, block: str, experts: ExpertsConfig, names: ExpertNames) -> ExpertWeights:
+        hidden, width = self.config.hidden_size, experts.width
+        gate_up = torch.empty(experts.num_experts, 2 * width, hidden, dtype=self.dtype, device=self.device)
+        down = torch.empty(experts.num_experts, hidden, width, dtype=self.dtype, device=self.device)
+        for number in range(experts.num_experts):
+            prefix = f"{block}.experts.{number}."
+            gate_up[number, :width] = self._tensor(prefix + names.gate + ".weight", width, hidden)
+            gate_up[number, width:] = self._tensor(prefix + names.up + ".weight", width, hidden)
+            down[number] = self._tensor(prefix + names.down + ".weight", hidden, width)
+        shared, shared_gate = None, None
+        if experts.shared_width:
+            prefix = f"{block}.shared_expert."
+            parts = [(prefix + "gate_proj", experts.shared_width), (prefix + "up_proj", experts.shared_width)]
+            shared = self._mlp(parts, prefix + "down_proj", experts.shared_width)
+            shared_gate = self._tensor(f"{block}.shared_expert_gate.weight", 1, hidden)
+        router = self._tensor(f"{block}.gate.weight", experts.num_experts, hidden)
+        return ExpertWeights(router, gate_up, down, shared, shared_gate)
+
+    @staticmethod
+    def _parts(prefix: str, modules: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, int]]:
+        """(name, outputs) of each module; one alone has the outputs of all."""
+        if len(modules) == 1:
+            return [(prefix + modules[0], sum(sizes))]
+        return [(prefix + module, size) for module, size in zip(modules, sizes, strict=True)]
+
+    def _tensor(self, name: str, *shape: int) -> torch.Tensor:
         return self.checkpoint.tensor(name, shape).to(self.device, self.dtype).contiguous()
 
+    def _norm(self, prefix: str, name: str | None, size: int) -> torch.Tensor | None:
+        if name is None:
+            return None
+        weight = self._tensor(f"{prefix}{name}.weight", size)
+        return weight + self.facts.norm_offset if self.facts.norm_offset else weight
+
     def _matrix(self, parts: Sequence[tuple[str, int]], width: int) -> torch.Tensor:
-        return torch.cat([self._vector(f"{name}.weight", size, width) for name, size in parts])
+        found = [self._tensor(f"{name}.weight", size, width) for name, size in parts]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _bias(self, parts: Sequence[tuple[str, int]], is_present: bool) -> torch.Tensor | None:
-        return torch.cat([self._vector(f"{name}.bias", size) for name, size in parts]) if is_present else None
+        return torch.cat([self._tensor(f"{name}.bias", size) for name, size in parts]) if is_present else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ class Case:
     causal: tuple[int, ...] = ()  # per request, all 1 if empty
     dtype: torch.dtype = torch.float32
     num_splits: int = 1
+    softcap: float = 0.0
+    has_sinks: bool = False
     seed: int = 0
 
 
@@ -45,12 +48,25 @@ CASES = (
     replace(BASE, name="decode", requests=DECODE),
     replace(BASE, name="decode in 3 splits", requests=DECODE, num_splits=3),
     replace(BASE, name="decode in splits, mask, window", requests=DECODE, num_splits=4, hidden=0.6, window=40),
+    replace(BASE, name="softcap", softcap=1.5),
+    replace(BASE, name="softcap, window and mask", softcap=0.7, window=9, hidden=0.3),
+    replace(BASE, name="sinks", has_sinks=True),
+    replace(BASE, name="sinks and a mask that hides most", has_sinks=True, hidden=0.97),
+    replace(BASE, name="decode, sinks, softcap", requests=DECODE, has_sinks=True, softcap=2.0),
+    replace(BASE, name="decode in 3 splits, sinks, window", requests=DECODE, num_splits=3, has_sinks=True, window=40),
+    replace(BASE, name="bfloat16, sinks, softcap", dtype=torch.bfloat16, has_sinks=True, softcap=2.0),
     replace(BASE, name="float16", dtype=torch.float16),
     replace(BASE, name="bfloat16", dtype=torch.bfloat16),
     replace(BASE, name="bfloat16, mask", dtype=torch.bfloat16, hidden=0.5),
     replace(BASE, name="bfloat16, splits", requests=DECODE, dtype=torch.bfloat16, num_splits=2),
 )
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def scoring(case: Case, device: str = "cpu") -> dict[str, Any]:
+    """The named arguments of attention that a case asks for."""
+    sinks = torch.linspace(-2, 3, case.num_heads, device=device) if case.has_sinks else None
+    return {"scale": 0.2, "window": case.window, "softcap": case.softcap, "sinks": sinks}
 
 
 def make(case: Case) -> tuple[torch.Tensor, torch.Tensor, AttentionMeta]:

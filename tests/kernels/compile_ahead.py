@@ -19,11 +19,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pieray.kernels.decoder_triton import (
+    GATED_BLOCK,
     HEADS_PER_PROGRAM,
-    SWIGLU_BLOCK,
     add_rms_norm_kernel,
+    gated_kernel,
     rope_append_kernel,
-    swiglu_kernel,
 )
 from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel, sized
 from pieray.kernels.sample_triton import BLOCK, KEY_BITS, NUM_WARPS, sample_kernel
@@ -50,6 +50,8 @@ def shipped() -> Iterator[tuple[str, Variant, dict[str, object]]]:
                     "BLOCK_N": variant.block_n,
                     "HAS_MASK": is_masked,
                     "HAS_WINDOW": has_window,
+                    "HAS_CAP": False,
+                    "HAS_SINK": False,
                     "SPLITS": 8 if kind.startswith("split") else 1,
                     "IEEE": False,
                     "UPCAST": False,
@@ -67,6 +69,8 @@ def shipped() -> Iterator[tuple[str, Variant, dict[str, object]]]:
                 "BLOCK_N": narrow.block_n,
                 "HAS_MASK": kind.endswith("_masked"),
                 "HAS_WINDOW": False,
+                "HAS_CAP": False,
+                "HAS_SINK": False,
                 "SPLITS": 8 if kind.startswith("split") else 1,
                 "IEEE": True,
                 "UPCAST": False,
@@ -101,7 +105,9 @@ def attention_signature(constants: dict[str, object]) -> dict[str, str]:
         "lse_ptr": "*fp32",
         **pointers,
         "mask_ptr": mask,
+        "sinks_ptr": "*fp32",
         "scale_log2": "fp32",
+        "cap_log2": "fp32",
         **numbers,
     }
 
@@ -148,7 +154,7 @@ def small_kernels() -> Iterator[tuple[str, object, dict[str, str], dict[str, obj
         num_warps = min(16, width // 256)
         yield f"norm {width}", add_rms_norm_kernel, {**half, "eps": "fp32", "width": "i32"}, constants, num_warps
     wide = {"wide_ptr": "*bf16", "out_ptr": "*bf16", "width": "i32"}
-    yield "gate", swiglu_kernel, wide, {"BLOCK": SWIGLU_BLOCK}, 4
+    yield "gate", gated_kernel, wide, {"IS_GELU": False, "BLOCK": GATED_BLOCK}, 4
     turned = {
         "heads_ptr": "*bf16",
         "cos_ptr": "*fp32",

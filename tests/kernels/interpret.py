@@ -11,7 +11,7 @@ import time
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
-from attention_cases import CASES, make
+from attention_cases import CASES, make, scoring
 
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention import Variant, paged_attention, reference
@@ -38,9 +38,9 @@ def main(part: int, parts: int) -> None:
         q, kv, meta = make(case)
         start = time.perf_counter()
         held, options = poisoned(kv, meta, case.window), {"num_splits": case.num_splits, "variant": SMALL}
-        out = paged_attention(q, held, meta, scale=0.2, window=case.window, **options)
+        out = paged_attention(q, held, meta, **scoring(case), **options)
         seconds = time.perf_counter() - start
-        wrong = (out.float() - reference(q, kv, meta, scale=0.2, window=case.window)).abs().max().item()
+        wrong = (out.float() - reference(q, kv, meta, **scoring(case))).abs().max().item()
         print(json.dumps({"name": case.name, "error": wrong, "seconds": seconds}), flush=True)
 
 

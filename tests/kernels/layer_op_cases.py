@@ -53,7 +53,9 @@ def _gates(ops: LayerOps, device: torch.device, dtype: torch.dtype) -> Cases:
     for rows in ROWS:
         for width in (24, 1100):
             wide = _normal((rows, 2 * width), device, dtype) * 4
-            yield f"gate, {rows} x {width}", ops.swiglu(wide), decoder_torch.swiglu(wide)
+            for activation in ("silu", "gelu_tanh"):
+                got, want = (one.gated(wide, activation) for one in (ops, decoder_torch))
+                yield f"gate, {activation}, {rows} x {width}", got, want
 
 
 def _rotations(ops: LayerOps, device: torch.device, dtype: torch.dtype) -> Cases:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import BASE, CASES, TOLERANCE, Case, make
+from attention_cases import BASE, CASES, TOLERANCE, Case, make, scoring
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounds import examples
@@ -29,18 +29,18 @@ SCALE = 0.2
 
 def error(case: Case, out: torch.Tensor) -> float:
     q, kv, meta = make(case)
-    return float((out.float() - reference(q, kv, meta, scale=SCALE, window=case.window)).abs().max())
+    return float((out.float() - reference(q, kv, meta, **scoring(case))).abs().max())
 
 
 @needs_c
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_c_operator_equals_reference(case: Case) -> None:
-    assert error(case, paged_attention_cpu(*make(case), scale=SCALE, window=case.window)) < TOLERANCE[case.dtype]
+    assert error(case, paged_attention_cpu(*make(case), **scoring(case))) < TOLERANCE[case.dtype]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_torch_stand_in_equals_reference(case: Case) -> None:
-    assert error(case, paged_attention_torch(*make(case), scale=SCALE, window=case.window)) < TOLERANCE[case.dtype]
+    assert error(case, paged_attention_torch(*make(case), **scoring(case))) < TOLERANCE[case.dtype]
 
 
 requests = st.lists(
@@ -58,6 +58,8 @@ cases = st.builds(
     page_size=st.integers(1, 33),
     window=st.integers(0, 20),
     hidden=st.none() | st.floats(0, 1),
+    softcap=st.sampled_from([0.0, 1.5]),
+    has_sinks=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 1000),
 )
@@ -67,7 +69,7 @@ cases = st.builds(
 @settings(max_examples=examples(60))
 @given(cases)
 def test_c_operator_equals_reference_for_any_shape(case: Case) -> None:
-    out = paged_attention_cpu(*make(case), scale=SCALE, window=case.window)
+    out = paged_attention_cpu(*make(case), **scoring(case))
     assert bool(out.isfinite().all())
     assert error(case, out) < TOLERANCE[case.dtype]
 

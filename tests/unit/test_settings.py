@@ -40,6 +40,11 @@ def test_environment_and_overrides_lie_over_defaults(monkeypatch: pytest.MonkeyP
         ({"model": {"gpu_memory_fraction": 1.5}}, "model.gpu_memory_fraction is from 0 to 1; given 1.5"),
         ({"model": {"device": "gpu"}}, "model.device is auto, cpu, cuda or cuda:NUMBER; given 'gpu'"),
         ({"model": {"dtype": "int8"}}, "model.dtype is one of auto, float32, bfloat16, float16; given 'int8'"),
+        (
+            {"model": {"bf16_products": "fast"}},
+            "model.bf16_products is one of auto, amx, avx512_bf16, float32; given 'fast'",
+        ),
+        ({"model": {"threads": -1}}, "model.threads is at least 0; given -1"),
         ({"executor": "magic"}, "executor is one of auto, fiber, thread; given 'magic'"),
         ({"limits": 3}, "limits is Limits; given 3"),
         ({"limits": {"wall_time_s": float("nan")}}, "wall_time_s is float"),

@@ -38,7 +38,7 @@ def test_silent_files_mean_what_each_family_means(tmp_path: Path) -> None:
     mistral = read(tmp_path, architectures=["MistralForCausalLM"], num_attention_heads=16)
     assert (mistral.num_kv_heads, mistral.head_dim) == (8, 2)
     qwen = read(tmp_path, architectures=["Qwen3ForCausalLM"], num_attention_heads=32)
-    assert (qwen.num_kv_heads, qwen.head_dim, qwen.qk_norm) == (32, 128, True)
+    assert (qwen.num_kv_heads, qwen.head_dim, qwen.qk_norm) == (32, 128, "head")
 
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -85,12 +85,17 @@ def test_windows(changes: dict[str, Any], windows: tuple[int, ...], tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "architectures is 'GPT2LMHeadModel'; supported: LlamaForCausalLM or"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "architectures is 'GPT2LMHeadModel'; supported: Gemma2ForCausalLM or"),
         ({"architectures": None}, "architectures is None"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: silu or swish"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: silu or swish or gelu_pytorch_tanh"),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-            "rope_scaling.rope_type is 'yarn'; supported: default",
+            {"rope_scaling": {"rope_type": "axial", "factor": 4.0}},
+            "rope_scaling.rope_type is 'axial'; supported: default",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.factor is None; supported: a number"),
+        (
+            {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0] * 4}},
+            "rope_scaling.short_factor is [1.0]; supported: a list of 4 numbers",
         ),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is None; supported: a number"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is 'gptq'; supported: unquantized"),

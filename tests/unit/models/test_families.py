@@ -8,8 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, make_model, ragged_logits, u32
+from families import (
+    CHUNKS,
+    FAMILIES,
+    PROMPTS,
+    Sequence,
+    all_logits,
+    expected_logits,
+    fork_difference,
+    largest_difference,
+    make_model,
+    ragged_logits,
+)
+from loras import as_bytes
 
+from pieray.models.adapter_file import AdapterFile
 from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
@@ -17,12 +30,10 @@ from pieray.models.kv_pool import KvPool
 from pieray.models.runner import ModelRunner
 from pieray.models.weights import load_weights
 
-PROMPTS = [u32(np.random.default_rng(seed).integers(3, 96, size)) for seed, size in enumerate((26, 23, 1, 9))]
 
-
-def runners(folder: Path, page_size: int) -> list[ModelRunner]:
+def runners(folder: Path, page_size: int, max_context: int = 0) -> list[ModelRunner]:
     """The same model with the torch decoder and, where there is a compiler, the C one."""
-    config = ModelConfig.from_folder(folder)
+    config = ModelConfig.from_folder(folder, max_context)
     weights = load_weights(folder, config, torch.float32, "cpu")
     decoders: list[Any] = [Decoder(config, weights)]
     if CpuDecoder.can_run(config, weights):
@@ -34,15 +45,47 @@ def runners(folder: Path, page_size: int) -> list[ModelRunner]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_equal_transformers_alone_and_in_ragged_batches(name: str, tmp_path: Path) -> None:
     model_type, changes = FAMILIES[name]
-    model = make_model(model_type, tmp_path, **changes)
-    with torch.inference_mode():
-        expected = [model(torch.from_numpy(prompt.astype(np.int64))[None]).logits[0].numpy() for prompt in PROMPTS]
-    scale = max(np.abs(one).max() for one in expected)
+    expected = expected_logits(make_model(model_type, tmp_path, **changes))
     for runner in runners(tmp_path, page_size=4):
-        alone = ragged_logits(runner, PROMPTS[:1], [26])
-        mixed = ragged_logits(runner, PROMPTS, [7, 1, 1, 9])  # prefill chunks and decode in the same steps
-        for logits, want in zip(alone + mixed, expected[:1] + expected, strict=True):
-            assert np.abs(logits - want).max() < 1e-4 * scale
+        assert largest_difference(runner, expected) < 1e-4
+        assert fork_difference(runner) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["phi3", "gemma3", "granite", "olmo2"])
+def test_adapters_equal_merged_weights_whatever_the_layers_are_made_of(name: str, tmp_path: Path) -> None:
+    """Fused matrices, norms behind them, a scale of what is added."""
+    model_type, changes = FAMILIES[name]
+    model = make_model(model_type, tmp_path, **changes)
+    modules = ("self_attn.qkv_proj", "mlp.down_proj") if name == "phi3" else ("self_attn.v_proj", "mlp.up_proj")
+    pairs: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for layer in range(3):
+            for module in modules:
+                weight = model.get_submodule(f"model.layers.{layer}.{module}").weight
+                a, b = torch.randn(3, weight.shape[1]) * 0.3, torch.randn(weight.shape[0], 3) * 0.3
+                weight += b @ a
+                where = f"base_model.model.model.layers.{layer}.{module}.lora_"
+                pairs |= {f"{where}A.weight": a, f"{where}B.weight": b}
+    want = expected_logits(model)[0]
+    for runner in runners(tmp_path, page_size=4):
+        adapter = runner.read_adapter(AdapterFile("one", as_bytes(pairs)), 1 << 20)
+        item = Sequence(runner, 0, 8).item(PROMPTS[0])
+        item.adapter = adapter
+        beside = Sequence(runner, 20, 8).item(PROMPTS[1])
+        logits = np.stack(runner.step([beside, item], [all_logits(beside), all_logits(item)])[1])
+        assert np.abs(logits - want).max() < 1e-4 * np.abs(want).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gemma2", "granite", "olmo2", "mixtral", "qwen2_moe"])
+def test_bfloat16_of_every_kind_of_layer_stays_near_float32(name: str, tmp_path: Path) -> None:
+    model_type, changes = FAMILIES[name]
+    expected = expected_logits(make_model(model_type, tmp_path, **changes))
+    runner = ModelRunner.load(tmp_path, dtype="bfloat16", num_pages=64, page_size=4)
+    found = ragged_logits(runner, PROMPTS, CHUNKS)
+    for logits, want in zip(found, expected, strict=True):
+        assert np.abs(logits - want).mean() < 0.03 * np.abs(want).max()
 
 
 @pytest.mark.slow

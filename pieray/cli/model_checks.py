@@ -1,0 +1,103 @@
+"""`pieray doctor --model`: can this folder be served, which way, and what does it need?  No torch, no weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pieray.cli.checks import Check
+
+if TYPE_CHECKING:
+    from pieray.models.config import ModelConfig
+
+GIB = 1 << 30
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
+SERVED_AS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+CPU_KV_BYTES = 256 << 20
+"""What the KV pool takes on a CPU unless it is told."""
+
+
+def model_checks(name_or_path: str) -> Iterator[Check]:
+    """Findings on one model, the first failure last: what comes behind it is not looked at."""
+    from pieray.assets import model_folder
+    from pieray.errors import ModelError
+    from pieray.models.config import architecture_name, read_json
+    from pieray.models.ways import NATIVE, glance
+
+    try:
+        folder = model_folder(name_or_path)
+        raw = read_json(folder / "config.json")
+        kind, why, config = glance(folder)
+        detail = "a decoder of pieray's own" if kind == NATIVE else f"through transformers' module: {why}"
+        yield Check("ok", "model", f"{architecture_name(raw)}, {detail}")
+        yield from _weights(folder, kv_numbers(config, raw))
+        yield from _tokenizer(folder)
+    except ModelError as error:
+        yield Check("fail", "model", error.message)
+
+
+def _weights(folder: Path, kv_per_token: int) -> Iterator[Check]:
+    """The files, and what weights and KV pages take in memory against what is free."""
+    import psutil
+
+    from pieray.models.loader import Checkpoint
+
+    with Checkpoint(folder, framework="numpy") as checkpoint:
+        headers = checkpoint.headers()
+    dtypes = sorted({dtype for _, dtype in headers.values()})
+    num_parameters = sum(math.prod(shape) for shape, _ in headers.values())
+    stored = sum(math.prod(shape) * BYTES.get(dtype, 1) for shape, dtype in headers.values())
+    yield Check("ok", "weights", f"{num_parameters:,} parameters, {_size(stored)} as {', '.join(dtypes)}")
+    odd = [dtype for dtype in dtypes if dtype not in SERVED_AS]
+    if odd:
+        yield Check("fail", "weights", f"{', '.join(odd)}; supported: float32, float16 or bfloat16")
+        return
+    on_gpu = has_gpu()
+    dtype = SERVED_AS[dtypes[0]] if on_gpu and len(dtypes) == 1 else "float32" if not on_gpu else "bfloat16"
+    item = 4 if dtype == "float32" else 2
+    kv = f"{_size(kv_per_token * item)} for each token of context" if kv_per_token else "known once it is loaded"
+    yield Check("ok", "KV pages", kv)
+    needed = num_parameters * item
+    if on_gpu:
+        yield Check("ok", "memory", f"{_size(needed)} of the GPU for the weights as {dtype}; the rest is for KV pages")
+        return
+    free = psutil.virtual_memory().available
+    detail = f"{_size(needed + CPU_KV_BYTES)} for the weights as {dtype} and a KV pool of 256 MiB; {_size(free)} free"
+    if needed + CPU_KV_BYTES <= free:
+        yield Check("ok", "memory", detail)
+    else:
+        yield Check("fail", "memory", detail, "serve it with --set model.dtype=bfloat16, or on a larger machine")
+
+
+def kv_numbers(config: ModelConfig | None, raw: Mapping[str, Any]) -> int:
+    """Numbers that the keys and values of one token take, over all layers; 0 where the config does not say."""
+    if config is not None:
+        return 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    heads, kv_heads = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
+    head_dim = raw.get("head_dim") or (raw["hidden_size"] // heads if heads and raw.get("hidden_size") else None)
+    if "kv_lora_rank" in raw:  # latent attention, whose keys and values are kept for each head
+        kv_heads, head_dim = heads, raw.get("qk_nope_head_dim", 0) + raw.get("qk_rope_head_dim", 0)
+    found = [one for one in (raw.get("num_hidden_layers"), kv_heads or heads, head_dim) if isinstance(one, int)]
+    return 2 * math.prod(found) if len(found) == 3 else 0
+
+
+def _tokenizer(folder: Path) -> Iterator[Check]:
+    from pieray.models.tokenizer import TokenizerSpec
+
+    spec = TokenizerSpec.from_folder(folder)
+    chat = "with a chat template" if spec.chat_template else "no chat template: chats are refused"
+    yield Check("ok", "tokenizer", f"{_size(len(spec.json))}, {chat}")
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU, without torch."""
+    return any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _size(num_bytes: int) -> str:
+    for unit, size in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes} bytes"

@@ -1,0 +1,34 @@
+"""A mixture of experts as two grouped products: no loop over experts, nothing that waits for the device."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
+
+from pieray.kernels.dispatch import LayerOps
+from pieray.models.config import ExpertsConfig
+from pieray.models.weights import ExpertWeights
+
+
+def mix_experts(
+    x: torch.Tensor, weights: ExpertWeights, config: ExpertsConfig, ops: LayerOps, activation: str
+) -> torch.Tensor:
+    """[T, hidden] of x [T, hidden]: the likeliest experts of each row, weighted; without the shared one.
+
+    Rows are sorted by expert, each expert's run through its matrices together (Gale et al. 2022, MegaBlocks), and put
+    back in order of experts for each row, so that a row's sum does not depend on the rows around it.
+    """
+    k = config.num_per_token
+    likely, chosen = F.linear(x, weights.router).softmax(-1, dtype=torch.float32).topk(k)
+    if config.are_weights_normalized:
+        likely = likely / likely.sum(-1, keepdim=True)
+    chosen = chosen.flatten()
+    order = chosen.argsort(stable=True)
+    counts = torch.zeros(config.num_experts, dtype=torch.int32, device=x.device)
+    counts.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))  # bincount would wait for a GPU
+    ends = counts.cumsum(0, dtype=torch.int32)
+    wide = F.grouped_mm(x[order // k], weights.gate_up.transpose(1, 2), offs=ends)
+    mixed = F.grouped_mm(ops.gated(wide, activation), weights.down.transpose(1, 2), offs=ends)
+    back = torch.empty_like(mixed)
+    back[order] = mixed
+    return (back.view(len(x), k, x.shape[1]) * likely.to(x.dtype)[..., None]).sum(1)
