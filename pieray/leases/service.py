@@ -17,6 +17,7 @@ from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError
 from pieray.leases import export_calls
 from pieray.leases.exports import ExportTable, PinShares
 from pieray.leases.ledger import Holder, Lease, PageLedger
+from pieray.leases.news import News
 from pieray.leases.queue import Granted, LeaseQueue, Refused
 from pieray.leases.rank import Facts, Ranks
 from pieray.leases.relief import Relief
@@ -27,7 +28,6 @@ from pieray.messages import (
     ExportPages,
     Failed,
     FencePeer,
-    GroupNews,
     ImportPages,
     IndexPages,
     LeasePages,
@@ -109,9 +109,8 @@ class LeaseService:
         self._wake = threading.Condition(self._lock)  # type: ignore[arg-type]  # all that it needs of a lock
         self._is_closed = False
         self._news_s = news_s
-        self._num_told = 0  # programs
+        self._news = News(self._ledger.index, self._exports, self._ranks) if news_s else None
         if news_s:
-            self._ledger.index.changes, self._exports.changes = {}, {}
             threading.Thread(target=self._tell_news, name="pieray-lease-news", daemon=True).start()
         threading.Thread(target=self._watch_deadlines, name="pieray-lease-deadlines", daemon=True).start()
 
@@ -127,9 +126,8 @@ class LeaseService:
             else:
                 self._peers[conn.peer_id] = conn
                 self._fenced.discard(conn.peer_id)
-                if self._news_s:
-                    prints = _prints([*self._ledger.index.hashes(), *self._exports.names()])
-                    _post(conn, GroupNews(prints, b"", self._ranks.num_programs, is_whole=True))
+                if self._news is not None:
+                    _post(conn, self._news.whole())
         self._flush()
 
     def on_messages(self, conn: Connection, messages: list[Message]) -> None:
@@ -300,26 +298,15 @@ class LeaseService:
                 log.debug("%s is gone; its pages come back when its connection closes", conn.peer_id)
 
     def _tell_news(self) -> None:
+        assert self._news is not None
         try:
-            while True:
+            while not self._is_closed:
                 time.sleep(self._news_s)
                 with self._lock:
-                    if self._is_closed:
-                        return
-                    assert self._ledger.index.changes is not None
-                    assert self._exports.changes is not None
-                    changes = {**self._ledger.index.changes, **self._exports.changes}
-                    self._ledger.index.changes, self._exports.changes = {}, {}
-                    num_programs = self._ranks.num_programs
-                    peers = list(self._peers.values())
-                if changes or num_programs != self._num_told:
-                    self._num_told = num_programs
-                    came, gone = (
-                        [name for name, is_here in changes.items() if is_here == now] for now in (True, False)
-                    )
-                    news = GroupNews(_prints(came), _prints(gone), num_programs)
-                    for conn in peers:
-                        _post(conn, news)
+                    if (news := self._news.take()) is not None:
+                        for conn in self._peers.values():
+                            _post(conn, news)
+                if news is not None:
                     self._flush()
         except BaseException:
             log.exception("peers are told of the group no more: this resource manager ends")
@@ -425,11 +412,6 @@ def _hashes(packed: bytes) -> list[bytes]:
     if len(packed) % HASH_BYTES:
         raise ProtocolError(f"hashes have {HASH_BYTES} bytes each; given {len(packed)}")
     return [packed[start : start + HASH_BYTES] for start in range(0, len(packed), HASH_BYTES)]
-
-
-def _prints(hashes: list[bytes]) -> bytes:
-    """What `fingerprints` reads."""
-    return b"".join([name[:4] for name in hashes])
 
 
 def _post(conn: Connection, message: Message) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError, error_from
+from pieray.errors import DeviceLost, PeerLost, PierayError, ProtocolError
 from pieray.host.device.commands import TICKET_MASK
 from pieray.host.device.decodes import HeldDecodes, columns
 from pieray.host.device.device_user import DeviceUser
+from pieray.host.device.routing import HOST, DeviceLink, inferlet_of, result_of, tell_of_pages
 from pieray.messages import (
     CancelInferlet,
     CloseLease,
@@ -37,13 +38,10 @@ from pieray.messages import (
     Sampled,
 )
 from pieray.transport import Connection, Endpoint, connect
-from pieray.transport.lanes import Refused
 from pieray.urgency import SERVICE_TOKENS
 
 log = logging.getLogger(__name__)
 
-HOST = 0
-"""Inferlet number of the host's own requests."""
 SHORT_S = 0.02
 """A request for pages that has no answer for so long waits in line."""
 MANY_WAIT = 8
@@ -87,7 +85,7 @@ class DeviceClient:
         self._is_due = False  # that thread has posted something itself
 
         def dial(endpoint: Endpoint, on_messages: Callable[[list[Message]], None]) -> Connection:
-            service = _Link(on_messages, self._link_lost, self._refused)
+            service = DeviceLink(on_messages, self._link_lost, self._refused)
             return connect(endpoint, service, role="inferlets", peer_id=peer_id, token=token, timeout_s=timeout_s)
 
         self._ledger = dial(resource_manager, self._from_ledger)
@@ -151,7 +149,7 @@ class DeviceClient:
 
         Megabytes travel in parts, in the inferlet's lane: they hold up nobody else's.
         """
-        inferlet = _inferlet_of(messages[0]) if messages else HOST
+        inferlet = inferlet_of(messages[0]) if messages else HOST
         if self._answering == threading.get_ident():
             self._is_due = True
         with self._posting:
@@ -177,7 +175,7 @@ class DeviceClient:
 
     def ask_ledger(self, message: Message) -> None:
         """Collect an inferlet's message for the ResourceManager; `flush` sends it."""
-        self._post(self._ledger, [message], _inferlet_of(message))
+        self._post(self._ledger, [message], inferlet_of(message))
 
     def release(self, inferlet: int, pages: Sequence[int]) -> None:
         """Give pages of an inferlet back that is not retired yet."""
@@ -273,7 +271,7 @@ class DeviceClient:
         answers: dict[int, list[tuple[int, object]]] = {}
         for message in messages:
             if isinstance(message, (Completed, Failed, RunEnded)):
-                result = _result_of(message)
+                result = result_of(message)
             elif isinstance(message, PlanTokens):
                 for row in message.rows():
                     answers.setdefault(row.ticket >> 32, []).append((row.ticket & TICKET_MASK, row))
@@ -313,7 +311,7 @@ class DeviceClient:
                 if not message.ticket & TICKET_MASK:
                     self._leasing.pop(number, None)
                 if (tenant := self._tenants.get(number)) is not None:
-                    _tell(tenant, message)
+                    tell_of_pages(tenant, message)
                     self._holding.add(number)  # behind it: what it gives up meanwhile takes it out
         if not is_news:
             self.flush()
@@ -362,51 +360,3 @@ class DeviceClient:
     def close(self, reason: str = "this InferletActor is closing") -> None:
         """Hang up: to inferlets, the device group is lost.  Idempotent."""
         self._link_lost(PeerLost(reason))
-
-
-class _Link:
-    """One connection's service: forwards to the client's methods."""
-
-    def __init__(
-        self, on_messages: Callable[[list[Message]], None], on_lost: Callable[[PeerLost], None], on_refused: Refused
-    ) -> None:
-        self._on_messages = on_messages
-        self._on_lost = on_lost
-        self._on_refused = on_refused
-
-    def on_connect(self, conn: Connection) -> None:
-        conn.on_refused = self._on_refused
-
-    def on_messages(self, _conn: Connection, messages: list[Message]) -> None:
-        self._on_messages(messages)
-
-    def on_close(self, _conn: Connection, error: PeerLost) -> None:
-        self._on_lost(error)
-
-
-def _inferlet_of(message: Message) -> int:
-    """The inferlet that a command or request is of: its ticket begins with it, or it is named."""
-    ticket: int = getattr(message, "ticket", 0)
-    number: int = ticket >> 32 or getattr(message, "inferlet", HOST)
-    return number
-
-
-def _result_of(message: Completed | Failed | RunEnded) -> object:
-    if isinstance(message, Completed):
-        return message.value
-    if isinstance(message, RunEnded):
-        return error_from(*message.error) if message.error else [message.reason, message.stopped_by]
-    return error_from(message.code, message.message)
-
-
-def _tell(tenant: DeviceUser, message: Completed | Failed) -> None:
-    """An answer of the ResourceManager: to a request of the guest's by its ticket, else to one for pages."""
-    ticket = message.ticket & TICKET_MASK
-    if isinstance(message, Failed):
-        error = error_from(message.code, message.message)
-        tenant.ledger_answered(ticket, error) if ticket else tenant.lease_failed(error)
-    elif ticket:
-        tenant.ledger_answered(ticket, message.value)
-    else:
-        pages, num_found = message.value
-        tenant.granted(np.frombuffer(pages, "<u4").tolist(), num_found)

@@ -89,7 +89,7 @@ class Fetching:
     def write(self, pages: bytes, data: bytes, checksum: int, on_answer: Callable[[Any], None]) -> None:
         """Write what was read into pages of the inferlet."""
         inferlet = self._outbox.ledger.inferlet
-        self._outbox.post_own(
+        self._outbox.own.post(
             lambda ticket: WritePages(wire_ticket(inferlet, ticket), inferlet, 0, 0, pages, data, checksum), on_answer
         )
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from pieray.arrays import I64, U32
 from pieray.errors import DeviceLost, PierayError, QuotaExceeded
 from pieray.host.device.commands import INTERNAL, Command, Pass, Queue, Restore, Run, wire_ticket
 from pieray.host.device.leases import Leases
-from pieray.host.device.ledger import CallLater, Device, LedgerClient, OnAnswer
+from pieray.host.device.ledger import CallLater, Device, LedgerClient
 from pieray.host.device.preemption import Preemption
 from pieray.host.device.prefixes import Prefixes
 from pieray.host.device.rebuild import Rebuild
-from pieray.host.device.results import Results
+from pieray.host.device.results import OwnMessages, Results
 from pieray.host.device.swap import Swap
 from pieray.host.device.transfers import Transfers
 from pieray.host.device.work import Work
@@ -58,7 +58,7 @@ class Outbox:
         self._is_closed = False
         self.swap = Swap(inferlet, pages, lineage, pool_pages, prefixes)
         self._host_queue = Queue(0, priority)  # of commands of the host's own
-        self._own: dict[int, OnAnswer] = {}  # by ticket, messages of `post_own` that are not answered
+        self.own = OwnMessages(tickets.number, self._post)
         self.passes: dict[int, Pass] = {}
         self.transfers = transfers
         self.results = Results(inferlet, tickets, transfers)
@@ -280,12 +280,6 @@ class Outbox:
         except DeviceLost as error:
             self.fail_all(error)
 
-    def post_own(self, message: Callable[[int], Message], on_answer: OnAnswer) -> None:
-        """Post the host's own message, made of a ticket; `on_answer` is told what comes of it."""
-        ticket = self._tickets.number()
-        self._own[ticket] = on_answer
-        self._post([message(ticket)])
-
     def drew(self, ticket: int, tokens: bytes, logprobs: bytes, counts: bytes) -> None:
         """What a run has drawn: tokens (u32), their log-probabilities (f32, or b""), and its counts (u32[3])."""
         run = self._runs.get(ticket)
@@ -321,9 +315,7 @@ class Outbox:
             self.preemption.go_on()
             if self._work.num_lacking or self.leases.is_waiting_for_own:  # for pages of others of its own
                 self._pump()
-        elif (on_answer := self._own.pop(ticket, None)) is not None:
-            on_answer(result)
-        elif not self.preemption.answered(ticket, result) and ticket != INTERNAL:
+        elif not (self.own.answered(ticket, result) or self.preemption.answered(ticket, result) or ticket == INTERNAL):
             self.transfers.ended(ticket)
             self._tickets.resolve(ticket, result)
 
@@ -384,7 +376,7 @@ class Outbox:
         if self._prefixes is not None:
             self._prefixes.enter_all(self._work.unfinished())
         self.passes.clear()
-        self._own.clear()
+        self.own.end(None)
         self._runs.clear()
         self._staged.clear()
         self._work.num_flushed = 0
@@ -402,7 +394,5 @@ class Outbox:
         self.preemption.stop()
         for command in commands:
             self._settle(command, error)
-        own, self._own = self._own, {}
-        for on_answer in own.values():
-            on_answer(error)
+        self.own.end(error)
         self.ledger.fail_all(error)

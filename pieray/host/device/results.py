@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pieray.errors import PierayError
 from pieray.host.device.commands import TICKET_MASK, Pass, wire_ticket
+from pieray.host.device.ledger import OnAnswer
 from pieray.host.device.transfers import Transfers
 from pieray.host.tickets import Kind, Ticket, TicketTable
-from pieray.messages import Output
+from pieray.messages import Message, Output
 
 
 class ResultTicket(Ticket):
@@ -68,3 +70,31 @@ class Results:
             pass_.num_open -= 1
             if not pass_.num_open:
                 self._tickets.drop((pass_.ticket,))
+
+
+class OwnMessages:
+    """The host's own messages to the batcher, and who is told what comes of each.  Called with the instance's lock."""
+
+    def __init__(self, number: Callable[[], int], post: Callable[[list[Message]], None]) -> None:
+        """`number` gives tickets."""
+        self._number, self._post = number, post
+        self._waiting: dict[int, OnAnswer] = {}
+
+    def post(self, message: Callable[[int], Message], on_answer: OnAnswer) -> None:
+        """Post what is made of a ticket."""
+        ticket = self._number()
+        self._waiting[ticket] = on_answer
+        self._post([message(ticket)])
+
+    def answered(self, ticket: int, result: object) -> bool:
+        """The answer to one of them; False if it is not."""
+        on_answer = self._waiting.pop(ticket, None)
+        if on_answer is not None:
+            on_answer(result)
+        return on_answer is not None
+
+    def end(self, error: PierayError | None) -> None:
+        """No answer comes any more; all are told, if there is an error."""
+        waiting, self._waiting = self._waiting, {}
+        for on_answer in waiting.values() if error is not None else ():
+            on_answer(error)

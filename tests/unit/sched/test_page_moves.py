@@ -79,7 +79,7 @@ def write(ticket: int, pages: list[int], data: bytes, checksum: int | None = Non
 
 
 def forward(ticket: int, tokens: list[int], pages: list[int], kv_len: int = 0, sample: int = 0) -> Forward:
-    outputs = [Sample(-1, ticket=sample)] if sample else []
+    outputs = [Sample(len(tokens) - 1, ticket=sample)] if sample else []
     return Forward(ticket, 1, 1, 0, u32(*pages), kv_len, u32(*tokens), b"", b"", outputs)
 
 
