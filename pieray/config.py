@@ -149,7 +149,7 @@ class ModelSettings:
     share; the rest is the actors'."""
     bf16_products: str = "auto"
     """How a CPU multiplies with weights of bfloat16: "amx" and "avx512_bf16" (instructions of some processors, which
-    round what they multiply to bfloat16), "float32" (on any), "auto" (the first of these that there is)."""
+    round what they multiply to bfloat16), "float32" (on any), "auto" ("amx" where there is, else "float32")."""
 
 
 @dataclass(frozen=True, slots=True)

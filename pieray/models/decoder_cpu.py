@@ -41,7 +41,7 @@ class CpuDecoder:
     """Drop-in for `Decoder`.  Weights and pool in float32 or bfloat16, everything between them in float32.
 
     `bf16_products` says how rows are multiplied with weights of bfloat16: "amx" and "avx512_bf16" round the rows to
-    bfloat16 too, "float32" does not; "auto" takes the first of these that the processor has.  A row's logits are
+    bfloat16 too, "float32" does not; "auto" is "amx" where there is, else "float32".  A row's logits are
     the same in any batch with each of them, and differ between them.  Raises ModelError for what there is not.
 
     Owns packed copies of the matrices; `weights` can be dropped afterwards.  Bound to the pool of the last call.
@@ -227,7 +227,9 @@ def _products(dtype: torch.dtype, wanted: str) -> str:
         return "float32"
     if wanted not in ("auto", *found):
         raise ModelError(f"bf16_products {wanted!r}: this processor has {', '.join(found)}")
-    return found[0] if wanted == "auto" else wanted
+    if wanted == "auto":
+        return "amx" if "amx" in found else "float32"
+    return wanted
 
 
 def _view(rows: DecodeRows) -> CRows:
