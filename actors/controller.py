@@ -62,6 +62,11 @@ class Controller:
     def models(self) -> list[dict[str, Any]]:
         return self._supervisor.devices.models()
 
+    def scale(self, replicas: int, drain_s: float) -> list[dict[str, Any]]:
+        """Have so many device groups, see `DeviceGroups.scale`; facts of the models."""
+        self._supervisor.devices.scale(replicas, drain_s)
+        return self._supervisor.devices.models()
+
     @control
     def adapters(self) -> list[dict[str, Any]]:
         return self._supervisor.devices.adapters.facts()

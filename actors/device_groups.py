@@ -1,13 +1,15 @@
 """The device groups of an engine, each a Batcher with its ResourceManager: brought up, kept up, replaced when they die.
 
-A model has as many as `model.replicas` says.  They know nothing of each other; what is loaded into one, adapters, is
-loaded into each.
+A model has as many as `model.replicas` says, or as `scale` has made them.  They know nothing of each other; what is
+loaded into one, adapters, is loaded into each.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,8 +19,10 @@ from pieray.actors.keeper import Keeper
 from pieray.actors.kept_adapters import KeptAdapters
 from pieray.actors.members import BATCHER, FACTS_S, RESOURCE_MANAGER, TELL_S, Member, Members
 from pieray.actors.records import Restarts
-from pieray.config import Config
-from pieray.errors import ActorGone, EngineError, NotFound, PierayError
+from pieray.config import MAX_REPLICAS, Config
+from pieray.errors import ActorGone, EngineError, InvalidRequest, NotFound, PierayError
+
+DRAIN_POLL_S = 0.1
 
 
 class DeviceGroup:
@@ -34,10 +38,11 @@ class DeviceGroup:
         *,
         token: str,
         restarts: Restarts,
-        has_siblings: bool,
     ) -> None:
         self.number = number
-        self._has_siblings = has_siblings
+        self.has_siblings = False
+        """Whether there are other groups: then hosts are told of what this one holds."""
+        self._is_draining = self._is_ended = False
         self._config = config
         self._members = members
         self._hosts = hosts
@@ -68,6 +73,8 @@ class DeviceGroup:
         """
         with self._busy:
             self._drop()
+            if self._is_ended:
+                raise EngineError("this device group has been ended")
             pair: list[Member] = []
             number = self.number or None
             try:
@@ -76,14 +83,14 @@ class DeviceGroup:
                 loading = self._members.begin(batcher, "load")
                 pair.append(manager := self._members.create(RESOURCE_MANAGER, number, near=batcher))
                 facts = loading(self._config.start_timeout_s)
+                self._open(batcher, manager, facts["info"]["num_pages"])
                 with self._adapters.lock:  # what is loaded from here on is loaded into this one too
                     self._adapters.give_to(batcher, facts["adapters"])
-                    self._open(batcher, manager, facts["info"]["num_pages"])
                     self.models = [facts]
                     with self._lock:
                         self._pair = batcher, manager
                         self._hosts.want("set_adapters", self._adapters.facts())
-                        self._hosts.want_group(self.number, batcher.endpoint, manager.endpoint, self.models)
+                        self._want_hosts(batcher, manager)
             except BaseException:
                 for member in pair:
                     self._members.end(member)
@@ -92,10 +99,47 @@ class DeviceGroup:
             raise ActorGone("one of the new device group has died already")
         self._hosts.tell_all()
 
+    def _want_hosts(self, batcher: Member, manager: Member) -> None:
+        endpoints = batcher.endpoint, manager.endpoint
+        self._hosts.want_group(self.number, *endpoints, self.models, is_draining=self._is_draining)
+
+    def gain_siblings(self) -> None:
+        """There are other groups from now on."""
+        with self._busy:
+            if not self.has_siblings:
+                self.has_siblings = True
+                if self.running():
+                    self.ask_pages("tell_news")
+
+    def drain(self) -> None:
+        """No inferlet chooses it any more."""
+        with self._busy:
+            self._is_draining = True
+            with self._lock:
+                if self._pair is not None:
+                    self._want_hosts(*self._pair)
+
+    @property
+    def num_programs(self) -> int:
+        """That compute on it; 0 while there is none."""
+        try:
+            found: int = self.ask_pages("status")["programs"]
+        except PierayError:
+            return len(self.running())  # it does not answer: until it is replaced, nobody knows
+        return found
+
+    def end(self) -> None:
+        """For good; what computes on it fails with `device-lost`."""
+        self.keeper.stop()
+        with self._busy:
+            self._is_ended = True
+            self._drop()
+            self._hosts.end_group(self.number)
+
     def _open(self, batcher: Member, manager: Member, num_pages: int) -> None:
         timeout_s = self._config.start_timeout_s
         manager.endpoint = tuple(
-            self._members.ask(manager, "open", self._token, num_pages, self._has_siblings, timeout_s=timeout_s)
+            self._members.ask(manager, "open", self._token, num_pages, self.has_siblings, timeout_s=timeout_s)
         )
         batcher.endpoint = tuple(self._members.ask(batcher, "open", self._token, manager.endpoint, timeout_s=timeout_s))
 
@@ -133,32 +177,67 @@ class DeviceGroups:
         self._members = members
         self._hosts = hosts
         self.adapters = KeptAdapters(members.ask, members.keep)
-        self._groups = [
-            DeviceGroup(
-                number,
-                config,
-                members,
-                hosts,
-                self.adapters,
-                token=token,
-                restarts=restarts,
-                has_siblings=num_groups > 1,
-            )
-            for number in range(num_groups)
-        ]
+
+        def new(*, has_siblings: bool) -> DeviceGroup:
+            number = next(self._numbers)
+            made = DeviceGroup(number, config, members, hosts, self.adapters, token=token, restarts=restarts)
+            made.has_siblings = has_siblings
+            return made
+
+        self._new = new
+        self._numbers = itertools.count()
+        self._groups = [new(has_siblings=num_groups > 1) for _ in range(num_groups)]
+        self._scaling = threading.Lock()
 
     # --- life ------------------------------------------------------------------------------------
 
     def bring_up(self) -> None:
         """Bring all up, side by side; raises what went wrong with the first that could not be."""
-        with ThreadPoolExecutor(len(self._groups), "pieray-groups") as threads:
-            for done in [threads.submit(group.bring_up) for group in self._groups]:
-                done.result()
+        _bring_up(self._groups)
 
     def keep(self) -> None:
         """From now on, replace those that die."""
         for group in self._groups:
             group.keeper.start()
+
+    def scale(self, num_groups: int, drain_s: float) -> None:
+        """Have so many, one at least: more are brought up, or the last ones go when nothing computes on them any more,
+        after `drain_s` seconds in any case.  Raises InvalidRequest, and what `bring_up` does: then there are as many as
+        before."""
+        if not 1 <= num_groups <= MAX_REPLICAS:
+            raise InvalidRequest(f"an engine has from 1 to {MAX_REPLICAS} replicas; given {num_groups}")
+        with self._scaling:
+            missing = num_groups - len(self._groups)
+            if missing > 0:
+                self._grow(missing)
+            elif missing < 0:
+                self._shrink(self._groups[num_groups:], drain_s)
+
+    def _grow(self, count: int) -> None:
+        for group in self._groups:
+            group.gain_siblings()
+        added = [self._new(has_siblings=True) for _ in range(count)]
+        try:
+            _bring_up(added)
+        except BaseException:
+            for group in added:
+                group.end()
+            raise
+        self._groups = [*self._groups, *added]
+        for group in added:
+            group.keeper.start()
+
+    def _shrink(self, leaving: list[DeviceGroup], drain_s: float) -> None:
+        for group in leaving:
+            group.drain()
+        self._hosts.tell_all()
+        deadline = time.monotonic() + drain_s
+        while any(group.num_programs for group in leaving) and time.monotonic() < deadline:
+            time.sleep(DRAIN_POLL_S)
+        self._groups = [group for group in self._groups if group not in leaving]
+        for group in leaving:
+            group.end()
+        self._hosts.tell_all()
 
     def stop(self) -> None:
         """Bring none up any more."""
@@ -248,3 +327,10 @@ class DeviceGroups:
                 with contextlib.suppress(PierayError):
                     found += self._members.ask(batcher, "steps", instance_id, timeout_s=FACTS_S)
         return found
+
+
+def _bring_up(groups: Sequence[DeviceGroup]) -> None:
+    """Side by side."""
+    with ThreadPoolExecutor(len(groups), "pieray-groups") as threads:
+        for done in [threads.submit(group.bring_up) for group in groups]:
+            done.result()

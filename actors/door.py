@@ -36,7 +36,16 @@ QUICK_METHODS = frozenset(
     }
 )
 """Answered within seconds, however many others are under way: they have threads of their own."""
-METHODS = QUICK_METHODS | {"load_adapter", "unload_adapter", "launch", "install", "uninstall", "program", "shutdown"}
+METHODS = QUICK_METHODS | {
+    "load_adapter",
+    "unload_adapter",
+    "launch",
+    "install",
+    "uninstall",
+    "program",
+    "scale",
+    "shutdown",
+}
 QUICK_THREADS, THREADS = 8, 64
 """Asks that are worked on at one time, as many as Ray calls of the Controller, beside the launches that wait for a
 place; others wait."""

@@ -88,11 +88,14 @@ class Hosts:
         with self._lock:
             self._wanted[method, 0] = args
 
-    def want_group(self, number: int, batcher: Wire, manager: Wire, models: list[dict[str, Any]]) -> None:
-        """Each is to be connected to this device group, and those that wait for one are opened."""
+    def want_group(
+        self, number: int, batcher: Wire, manager: Wire, models: list[dict[str, Any]], *, is_draining: bool = False
+    ) -> None:
+        """Each is to be connected to this device group, and those that wait for one are opened.  `is_draining`: no
+        inferlet is to choose it."""
         with self._lock:
             self._models[number] = models
-            self._wanted[GROUP, number] = number, batcher, manager
+            self._wanted[GROUP, number] = number, batcher, manager, is_draining
             self._has_device.notify_all()
 
     def drop_group(self, number: int) -> None:
@@ -101,6 +104,13 @@ class Hosts:
             self._wanted.pop((GROUP, number), None)
         for host in self.pool.hosts():
             self._is_behind(host)
+
+    def end_group(self, number: int) -> None:
+        """There will never be such a device group again: each is to let go of it."""
+        with self._lock:
+            self._wanted.pop((GROUP, number), None)
+            self._models.pop(number, None)
+            self._wanted["end_group", number] = (number,)
 
     def tell_all(self, timeout_s: float = TELL_S) -> None:
         """Bring all hosts up to date, at once; those that take longer, or do not answer, are told later."""

@@ -77,9 +77,14 @@ class InferletActor(ServingActor):
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
-    def connect_group(self, number: int, batcher: Wire, resource_manager: Wire) -> None:
-        """There is a device group, or it was replaced: later launches use the new one."""
-        self._devices.open(number, Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager))
+    def connect_group(self, number: int, batcher: Wire, resource_manager: Wire, is_draining: bool) -> None:
+        """There is a device group, or it was replaced: later inferlets use it, unless it is draining."""
+        endpoints = Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager)
+        self._devices.open(number, *endpoints, is_draining=is_draining)
+
+    def end_group(self, number: int) -> None:
+        """There will be no such device group any more."""
+        self._devices.end(number)
 
     def reconnect_broker(self, broker: Wire) -> None:
         """The broker has come up, or another one in its place."""

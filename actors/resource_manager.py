@@ -52,6 +52,12 @@ class ResourceManager(ServingActor):
         return {**self.describe(), **self._leases.status()}
 
     @control
+    def tell_news(self) -> None:
+        """There are other groups from now on."""
+        assert self._leases is not None
+        self._leases.tell_news(NEWS_S)
+
+    @control
     def exports(self) -> list[dict[str, Any]]:
         """Facts of every export of KV pages."""
         assert self._leases is not None

@@ -31,6 +31,7 @@ COMMANDS = {
     "doctor": "doctor",
     "version": "lists",
     "exports": "exports",
+    "scale": "scale",
 }
 """The module of `pieray.cli` that has each, in the order of the help."""
 

@@ -108,10 +108,9 @@ class LeaseService:
         self._lock = PulsedLock()
         self._wake = threading.Condition(self._lock)  # type: ignore[arg-type]  # all that it needs of a lock
         self._is_closed = False
-        self._news_s = news_s
-        self._news = News(self._ledger.index, self._exports, self._ranks) if news_s else None
+        self._news: News | None = None
         if news_s:
-            threading.Thread(target=self._tell_news, name="pieray-lease-news", daemon=True).start()
+            self.tell_news(news_s)
         threading.Thread(target=self._watch_deadlines, name="pieray-lease-deadlines", daemon=True).start()
 
     def on_connect(self, conn: Connection) -> None:
@@ -297,11 +296,22 @@ class LeaseService:
             except PeerLost:
                 log.debug("%s is gone; its pages come back when its connection closes", conn.peer_id)
 
-    def _tell_news(self) -> None:
+    def tell_news(self, every_s: float) -> None:
+        """Tell InferletActors so often what is here and how many programs are, from now on; idempotent."""
+        with self._lock:
+            if self._news is not None:
+                return
+            self._news = news = News(self._ledger.index, self._exports, self._ranks)
+            for conn in self._peers.values():
+                _post(conn, news.whole())
+        self._flush()
+        threading.Thread(target=self._tell_news, args=(every_s,), name="pieray-lease-news", daemon=True).start()
+
+    def _tell_news(self, every_s: float) -> None:
         assert self._news is not None
         try:
             while not self._is_closed:
-                time.sleep(self._news_s)
+                time.sleep(every_s)
                 with self._lock:
                     if (news := self._news.take()) is not None:
                         for conn in self._peers.values():
@@ -370,8 +380,9 @@ class LeaseService:
     def status(self) -> dict[str, Any]:
         """Pages by state, and how many requests wait; the books are checked first.
 
-        `available`: free, or dropped for whoever asks.  `indexed`: known by their content, whoever has them.  `found`:
-        those given by their content, ever.  `tenants`: see `TenantCounts`."""
+        `programs`: that have pages, or may ask for some.  `available`: free, or dropped for whoever asks.  `indexed`:
+        known by their content, whoever has them.  `found`: those given by their content, ever.  `tenants`: see
+        `TenantCounts`."""
         with self._lock:
             self._ledger.check()
             return {
@@ -384,6 +395,7 @@ class LeaseService:
                 "indexed": self._ledger.num_indexed,
                 "found": self._ledger.num_found,
                 "waiting": len(self._line),
+                "programs": self._ranks.num_programs,
                 "tenants": self._counts.status(self._ranks.held_by_tenant(), self._line.num_waiting()),
                 "waited": self._num_waited,
                 "preempted": self._num_preempted,

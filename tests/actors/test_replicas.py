@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -267,3 +268,33 @@ def test_a_group_that_dies_fails_its_own_programs_alone(two: Any, alone: Any) ->
     for one in holding:
         one.send("go")
         one.result(timeout=60)
+
+
+def test_replicas_come_and_go_and_no_program_is_lost(ray_cluster: None, alone: Any) -> None:
+    with pieray.start(namespace="scaled", model={"num_pages": 200}) as engine:
+        early = engine.launch(HOLD, tokens=tokens(700))
+        assert next(iter(early)).text == "there"
+        assert engine.scale(2)[0]["replicas"] == 2
+        late = [engine.launch(HOLD, tokens=tokens(701 + n)) for n in range(4)]
+        for one in late:
+            assert next(iter(one)).text == "there"
+        assert all(held(engine)), held(engine)
+        with ThreadPoolExecutor(1) as threads:
+            scaling = threads.submit(engine.scale, 1)
+            deadline = time.monotonic() + 20
+            while held(engine)[1]:
+                assert not scaling.done()
+                assert run(engine, GENERATE, tokens=tokens(710))[0][0] == run(alone, GENERATE, tokens=tokens(710))[0][0]
+                if time.monotonic() > deadline - 18:
+                    for one in late:
+                        one.send("go")
+                    break
+            assert scaling.result(timeout=60)[0]["replicas"] == 1
+        texts = [one.result(timeout=60) for one in late]
+        early.send("go")
+        assert [early.result(timeout=60), *texts] == [
+            run(alone, GENERATE, tokens=tokens(700 + n))[0][0] for n in range(5)
+        ]
+        assert len(actors(engine, "batcher")) == 1
+        assert engine.status()["failure"] is None
+        assert_pages_return(engine)

@@ -39,14 +39,17 @@ class DeviceGroups:
         self._turns = itertools.count()
         self._visitors = itertools.count()
         self._groups: dict[int, DeviceSessions] = {}
+        self._draining: frozenset[int] = frozenset()
         self._table = GroupTable()  # of what groups tell; a row for each session that lives
         self._rows: dict[DeviceClient, int] = {}
         self._lock = threading.Lock()  # guards table and rows, and the mapping, which is replaced and never changed
         self._on_answered: Callable[[], None] = lambda: None
 
-    def open(self, number: int, batcher: Endpoint, resource_manager: Endpoint) -> None:
-        """Dial this pair, in place of the one that the group had.  Raises as `DeviceSessions.open`."""
+    def open(self, number: int, batcher: Endpoint, resource_manager: Endpoint, *, is_draining: bool = False) -> None:
+        """Dial this pair, in place of the one that the group had.  `is_draining`: no inferlet chooses it any more.
+        Raises as `DeviceSessions.open`."""
         with self._lock:
+            self._draining = self._draining | {number} if is_draining else self._draining - {number}
             found = self._groups.get(number)
             if found is None:
                 found = DeviceSessions(peer_id=self._peer_id, token=self._token)
@@ -54,6 +57,15 @@ class DeviceGroups:
                 found.on_news, found.on_lost = self._told, self._lost
                 self._groups = {**self._groups, number: found}
         found.open(batcher, resource_manager)
+
+    def end(self, number: int) -> None:
+        """Hang up and forget the group: what computes there is lost.  Nothing happens if there is no such group."""
+        with self._lock:
+            self._draining -= {number}
+            group = self._groups.get(number)
+            self._groups = {other: found for other, found in self._groups.items() if other != number}
+        if group is not None:
+            group.close("the device group was taken away")
 
     @property
     def on_answered(self) -> Callable[[], None]:
@@ -76,13 +88,23 @@ class DeviceGroups:
         if len(groups) == 1:
             return next(iter(groups.values())).current(wait_s)
         if not self.alive():
-            next(iter(groups.values())).current(wait_s)
+            try:
+                next(iter(groups.values())).current(wait_s)
+            except DeviceLost:
+                if not self.alive():  # another one came back meanwhile
+                    raise
         return LateDevice(self)
 
     def alive(self) -> list[DeviceClient]:
         """The sessions that live, by number of their group."""
         found = sorted(self._groups.items())
         return [session for _, group in found if (session := group.session) is not None]
+
+    def open_to_all(self) -> list[DeviceClient]:
+        """Of these, the ones that inferlets may choose: all, if all are draining."""
+        found = [(number, one.session) for number, one in sorted(self._groups.items())]
+        chosen = [session for number, session in found if session is not None and number not in self._draining]
+        return chosen or self.alive()
 
     def visitor_number(self) -> int:
         """A number for an inferlet's visit to a group that is not its own: none that an inferlet has."""
@@ -95,16 +117,17 @@ class DeviceGroups:
         Raises DeviceLost.
         """
         with self._lock:
-            alive = self.alive()
-            if not alive:
+            sessions = {self._row_of(session): session for session in self.open_to_all()}
+            if not sessions:
                 raise DeviceLost("all device groups are gone, and are being replaced.  Launch again later")
-            sessions = {self._row_of(session): session for session in alive}
-            if (holding := self._session_with(alive, export)) is not None:
+            if (holding := self._session_with(list(sessions.values()), export)) is not None:
                 row = self._rows[holding]
             else:
                 row = self._choose(self._table, fingerprints(hashes), next(self._turns))
+            if row not in sessions:  # of one that is draining, is just being dialled, or is lost
+                row = min(sessions, key=self._table.load)
             self._table.add_load(row)
-            return sessions.get(row, alive[0])  # one whose loss is still to be told of is not among them
+            return sessions[row]
 
     def session_with(self, sessions: Sequence[DeviceClient], prints: Sequence[int]) -> DeviceClient | None:
         """The first of the groups that has told of one of these fingerprints."""
@@ -132,6 +155,8 @@ class DeviceGroups:
         """A group has told of what has changed, or, at first, of all."""
         added, removed = (np.frombuffer(column, "<u4").tolist() for column in (news.added, news.removed))
         with self._lock:
+            if session.lost is not None:
+                return
             row = self._row_of(session)
             self._table.forget(row, removed)
             self._table.know(row, added)

@@ -27,6 +27,8 @@ class FakeActor:
         self.calls: list[str] = []
         self.busy_s = 0.0
         self.groups: dict[int, tuple[Any, Any]] = {}  # as it has been told of them
+        self.draining: set[int] = set()
+        self.num_programs = 0  # of a ResourceManager
         self.broker: Any = None
         self.adapters: list[int] = []
         self.live: dict[str, float] = {}
@@ -66,8 +68,14 @@ class FakeActor:
                 self.connect_group(*group)
         return self.member.name, self.member.incarnation
 
-    def connect_group(self, number: int, batcher: Any, resource_manager: Any) -> None:
+    def connect_group(self, number: int, batcher: Any, resource_manager: Any, is_draining: bool) -> None:
         self.groups[number] = batcher, resource_manager
+        self.draining.discard(number)
+        if is_draining:
+            self.draining.add(number)
+
+    def end_group(self, number: int) -> None:
+        self.groups.pop(number, None)
 
     def reconnect_broker(self, broker: Any) -> None:
         self.broker = broker
@@ -116,7 +124,9 @@ class FakeActor:
         return time.monotonic()
 
     def status(self) -> dict[str, Any]:
-        return self.describe()
+        return {**self.describe(), "programs": self.num_programs}
+
+    def tell_news(self) -> None: ...
 
     def close(self) -> None: ...
 

@@ -505,7 +505,7 @@ def test_a_host_that_is_started_while_the_device_group_is_lost_is_opened_when_th
         opening = threads.submit(hosts.open, [host])
         time.sleep(0.1)
         assert not opening.done()
-        hosts.want_group(*told, models)
+        hosts.want_group(*told[:3], models)
         opening.result(SOON)
         assert host.sent[what] == told
         hosts.drop_group(0)
@@ -595,3 +595,63 @@ def test_an_adapter_is_loaded_into_each_group_or_into_none(engine: Callable[...,
     assert next(a for a in fleet.alive(BATCHER) if a is not second).adapters == [1 << 16]
     running.devices.unload_adapter("a", "tenant")
     assert [a.adapters for a in fleet.alive(BATCHER)] == [[], []]
+
+
+def test_scaling_adds_groups_and_takes_them_away_when_nothing_computes_there(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine()
+    running.devices.scale(3, drain_s=0.0)
+    until(lambda: current(fleet))
+    assert len(fleet.alive(BATCHER)) == running.devices.models()[0]["replicas"] == 3
+    assert "tell_news" in fleet.alive(RESOURCE_MANAGER)[0].calls
+    first, *others = fleet.alive(RESOURCE_MANAGER)
+    others[1].num_programs = 2
+    with ThreadPoolExecutor(1) as threads:
+        scaling = threads.submit(running.devices.scale, 1, SOON)
+        host = fleet.one(INFERLETS)
+        until(lambda: host.draining == {1, 2})
+        time.sleep(0.3)
+        assert not scaling.done()
+        assert len(fleet.alive(BATCHER)) == 3
+        others[1].num_programs = 0
+        scaling.result(SOON)
+    assert fleet.alive(RESOURCE_MANAGER) == [first]
+    until(lambda: list(host.groups) == [0])
+    running.placement.launch(frame("it-1"))
+    time.sleep(0.3)
+    assert len(fleet.alive(BATCHER)) == 1, "what was taken away is not brought up again"
+    running.devices.scale(2, drain_s=0.0)
+    until(lambda: list(host.groups) == [0, 3])  # numbers are never given out again
+
+
+def test_what_computes_for_too_long_on_a_group_that_goes_is_not_waited_for(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine(model={"replicas": 2})
+    last = fleet.alive(RESOURCE_MANAGER)[1]
+    last.num_programs = 1
+    began = time.monotonic()
+    running.devices.scale(1, drain_s=0.5)
+    assert 0.5 <= time.monotonic() - began < SOON
+    assert last.is_dead
+
+
+def test_a_replica_that_cannot_be_started_leaves_those_that_there_are(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine()
+
+    def fail(actor: Any) -> None:
+        if actor.member.name == "pieray.batcher.2":
+            raise ModelError("this device is too small")
+
+    fleet.hooks[BATCHER, "load"] = fail
+    with pytest.raises(ModelError, match="too small"):
+        running.devices.scale(3, drain_s=0.0)
+    assert [a.member.name for a in fleet.alive(BATCHER)] == ["pieray.batcher"]
+    assert running.devices.models()[0]["replicas"] == 1
+    for wrong in (0, -1, 257):
+        with pytest.raises(InvalidRequest, match=f"from 1 to 256 replicas; given {wrong}"):
+            running.devices.scale(wrong, drain_s=0.0)
+    running.placement.launch(frame("it-1"))

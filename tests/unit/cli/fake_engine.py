@@ -11,7 +11,7 @@ from typing import Any
 
 from pieray.client.process import Event, Process
 from pieray.config import Config
-from pieray.errors import NotFound, PierayError
+from pieray.errors import InvalidRequest, NotFound, PierayError
 from pieray.programs.sources import ProgramSource
 
 
@@ -160,6 +160,11 @@ class FakeEngine:
 
     def models(self) -> list[dict[str, Any]]:
         return [{"name": "pie-tiny", "num_pages": 64, "device": "cpu"}]
+
+    def scale(self, replicas: int, *, drain_s: float) -> list[dict[str, Any]]:
+        if replicas < 1:
+            raise InvalidRequest(f"an engine has from 1 to 256 replicas; given {replicas}")
+        return [{"name": "pie-tiny", "replicas": replicas, "drain_s": drain_s}]
 
     def exports(self) -> list[dict[str, Any]]:
         facts = {"num_pages": 3, "num_tokens": 40, "expires_in_ms": None, "num_importers": 1}

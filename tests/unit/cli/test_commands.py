@@ -208,6 +208,14 @@ def test_a_namespace_that_is_no_file_name_is_refused(call: Call, namespace: str)
         up_state.state_file(namespace)
 
 
+def test_an_engine_is_scaled(engine: FakeEngine, call: Call, is_up: UpState) -> None:
+    assert "pie-tiny is on 3 device groups" in call("scale", "3").stderr
+    assert json.loads(call("scale", "2", "--drain", "5", "--json").stdout)[0]["drain_s"] == 5
+    wrong = call("scale", "0")
+    assert wrong.exit_code == 2
+    assert "from 1 to 256 replicas; given 0" in wrong.stderr
+
+
 def test_exports_are_shown_and_dropped(engine: FakeEngine, call: Call, is_up: UpState) -> None:
     shown = call("exports")
     assert shown.exit_code == 0, shown.stderr
