@@ -10,14 +10,14 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pieray.actors.hosts import Hosts
 from pieray.actors.keeper import Keeper
 from pieray.actors.kept_adapters import KeptAdapters
-from pieray.actors.members import BATCHER, FACTS_S, RESOURCE_MANAGER, TELL_S, Member, Members
+from pieray.actors.members import BATCHER, FACTS_S, RESOURCE_MANAGER, Member, Members
 from pieray.actors.records import Restarts
 from pieray.config import MAX_REPLICAS, Config
 from pieray.errors import ActorGone, EngineError, InvalidRequest, NotFound, PierayError
@@ -40,6 +40,8 @@ class DeviceGroup:
         restarts: Restarts,
     ) -> None:
         self.number = number
+        self.siblings: Callable[[], Sequence[Member]] = tuple
+        """The batchers of the other groups."""
         self.has_siblings = False
         """Whether there are other groups: then hosts are told of what this one holds."""
         self._is_draining = self._is_ended = False
@@ -85,7 +87,7 @@ class DeviceGroup:
                 facts = loading(self._config.start_timeout_s)
                 self._open(batcher, manager, facts["info"]["num_pages"])
                 with self._adapters.lock:  # what is loaded from here on is loaded into this one too
-                    self._adapters.give_to(batcher, facts["adapters"])
+                    self._adapters.give_to(batcher, facts["adapters"], self.siblings())
                     self.models = [facts]
                     with self._lock:
                         self._pair = batcher, manager
@@ -181,7 +183,7 @@ class DeviceGroups:
         def new(*, has_siblings: bool) -> DeviceGroup:
             number = next(self._numbers)
             made = DeviceGroup(number, config, members, hosts, self.adapters, token=token, restarts=restarts)
-            made.has_siblings = has_siblings
+            made.has_siblings, made.siblings = has_siblings, self._running_batchers
             return made
 
         self._new = new
@@ -281,15 +283,17 @@ class DeviceGroups:
         with self.adapters.lock:
             number = self.adapters.remove(name, owner)
             self._tell_adapters()
-            for batcher in self._batchers():
-                self._members.ask(batcher, "remove_adapter", number, timeout_s=TELL_S)
+            self.adapters.tell_removed(self._batchers(), number)
 
     def _tell_adapters(self) -> None:
         self._hosts.want("set_adapters", self.adapters.facts())
         self._hosts.tell_all()
 
-    def _batchers(self) -> Sequence[Member]:
-        if not (found := [batcher for group in self._groups if (batcher := group.batcher) is not None]):
+    def _running_batchers(self) -> list[Member]:
+        return [batcher for group in self._groups if (batcher := group.batcher) is not None]
+
+    def _batchers(self) -> list[Member]:
+        if not (found := self._running_batchers()):
             raise EngineError("the engine has no device group at present: it died and is being replaced")
         return found
 
@@ -297,27 +301,32 @@ class DeviceGroups:
         """Facts of the exports of KV pages, of all groups; `group`: which has the pages.  Raises EngineError while
         there is none."""
         found: list[dict[str, Any]] = []
-        for group in self._groups_with_pages():
-            found += [{**one, "group": group.number} for one in group.ask_pages("exports")]
+        for group, rows in self._ask_pages("exports"):
+            found += [{**one, "group": group.number} for one in rows]
         return sorted(found, key=lambda one: (one["name"], one["group"]))
 
     def drop_export(self, name: str, access: str, tenant: str, user: str) -> dict[str, Any]:
         """Take an export away, of the first group that has one so named; whose it was.  Raises NotFound, and
         InvalidRequest if several of that group match."""
-        missing: NotFound | None = None
-        for group in self._groups_with_pages():
-            try:
-                dropped: dict[str, Any] = group.ask_pages("drop_export", name, access, tenant, user)
-            except NotFound as error:
-                missing = error
-            else:
-                return dropped
-        assert missing is not None
-        raise missing
+        dropped: dict[str, Any]
+        for _, dropped in self._ask_pages("drop_export", name, access, tenant, user):
+            return dropped
+        raise AssertionError("unreachable: what went wrong was raised")
 
-    def _groups_with_pages(self) -> Iterator[DeviceGroup]:
-        groups = [group for group in self._groups if group.running()] or self._groups[:1]  # which says what is wrong
-        yield from groups
+    def _ask_pages(self, method: str, *args: Any) -> Iterator[tuple[DeviceGroup, Any]]:
+        """What each ResourceManager answers; those that have nothing to say are left out, if any has."""
+        failures: list[PierayError] = []
+        has_any = False
+        for group in self._groups:
+            try:
+                found = group.ask_pages(method, *args)
+            except (EngineError, NotFound) as error:
+                failures.append(error)
+                continue
+            has_any = True
+            yield group, found
+        if not has_any:
+            raise next((error for error in failures if isinstance(error, NotFound)), failures[0])
 
     def steps(self, instance_id: str) -> list[dict[str, Any]]:
         """Steps that a traced inferlet has taken part in; none of a Batcher that is gone."""

@@ -132,26 +132,37 @@ class Hosts:
         if not host.telling.acquire(blocking=False):
             return
         try:
-            while self._is_behind(host):
-                with self._lock:
-                    what, args = next((w, a) for w, a in self._wanted.items() if host.sent.get(w) != a)
-                self._members.ask(host, what[0], *args, timeout_s=TELL_S)
-                host.sent[what] = args
+            while behind := self._news_for(host):
+                told = [self._tell_one(host, what, args) for what, args in behind]
+                if not all(told):
+                    break
                 host.num_failed_tells = 0
-        except BaseException as error:  # noqa: BLE001 - it is told again
-            host.num_failed_tells += 1
-            log.warning("%s could not be told of the others: %s", host.describe(), error)
         finally:
             host.telling.release()
         self.pool.noted()
         if host.num_failed_tells >= MAX_FAILED_TELLS:
             self._lost(host, f"could not be connected {MAX_FAILED_TELLS} times")
 
+    def _tell_one(self, host: Member, what: Telling, args: Wire) -> bool:
+        """False: it did not come to know it, and is told again."""
+        try:
+            self._members.ask(host, what[0], *args, timeout_s=TELL_S)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, others are told
+            log.warning("%s could not be told of the others: %s", host.describe(), error)
+            if what[0] != GROUP or not host.is_current:  # else another group serves it
+                host.num_failed_tells += 1
+            return False
+        host.sent[what] = args
+        return True
+
     def _is_behind(self, host: Member) -> bool:
-        """Whether there is something to tell it; notes whether it is connected to a device group of today."""
+        return bool(self._news_for(host))
+
+    def _news_for(self, host: Member) -> list[tuple[Telling, Wire]]:
+        """What there is to tell it; notes whether it is connected to a device group of today."""
         with self._lock:
             host.is_current = any(host.sent.get(what) == args for what, args in self._groups())
-            return any(host.sent.get(what) != args for what, args in self._wanted.items())
+            return [(what, args) for what, args in self._wanted.items() if host.sent.get(what) != args]
 
     def _groups(self) -> list[tuple[Telling, Wire]]:
         """The device groups that there are; with the lock held."""

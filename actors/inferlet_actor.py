@@ -50,7 +50,9 @@ class InferletActor(ServingActor):
 
         for handler in logging.getLogger().handlers:
             handler.addFilter(RunOfThread(running_id))
-        self._devices = DeviceGroups(peer_id=self.peer_id, token=token, policy=self.config.group_policy)
+        self._devices = DeviceGroups(
+            peer_id=self.peer_id, token=token, policy=self.config.group_policy, is_one=self.config.model.replicas == 1
+        )
         failures = []
         for group in groups:
             try:

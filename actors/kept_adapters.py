@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pieray.actors.members import Member
-from pieray.errors import EngineError, InvalidRequest, ModelError, NotFound, QuotaExceeded
+from pieray.actors.members import TELL_S, Member
+from pieray.errors import EngineError, InvalidRequest, ModelError, NotFound, PierayError, QuotaExceeded
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,9 @@ class KeptAdapters:
         """Of all, as `AdapterFacts.from_wire` takes them."""
         return [*self._settings, *(one.facts for one in self._loaded)]
 
-    def give_to(self, batcher: Member, settings: list[dict[str, Any]]) -> None:
-        """A new batcher has those of the settings; it gets the others.  One that it does not take is forgotten."""
+    def give_to(self, batcher: Member, settings: list[dict[str, Any]], others: Sequence[Member] = ()) -> None:
+        """A new batcher has those of the settings; it gets the others.  One that it does not take is forgotten, by the
+        `others` too."""
         kept = []
         for one in self._loaded:
             try:
@@ -53,6 +54,7 @@ class KeptAdapters:
                 kept.append(one)
             except (ModelError, QuotaExceeded) as error:
                 log.warning("adapter %r was not loaded again: %s", one.file["name"], error)
+                self.tell_removed(others, one.number)
         self._settings, self._loaded = settings, kept
 
     def add(self, batchers: Sequence[Member], file: dict[str, Any], data: bytes, owner: str) -> dict[str, Any]:
@@ -71,8 +73,7 @@ class KeptAdapters:
                 facts = self._load(batcher, number, file, kept, owner)
                 having.append(batcher)
         except BaseException:
-            for batcher in having:
-                self._ask(batcher, "remove_adapter", number, timeout_s=LOAD_S)
+            self.tell_removed(having, number)
             raise
         self._loaded.append(_Loaded(number, file, kept, owner, facts))
         return facts
@@ -84,6 +85,14 @@ class KeptAdapters:
                 self._loaded.remove(one)
                 return one.number
         raise NotFound(f"{owner or 'the engine'} has loaded no adapter {name!r}")
+
+    def tell_removed(self, batchers: Sequence[Member], number: int) -> None:
+        """Each is to let it go; one that does not answer is replaced in time, and never gets it again."""
+        for batcher in batchers:
+            try:
+                self._ask(batcher, "remove_adapter", number, timeout_s=TELL_S)
+            except PierayError as error:
+                log.warning("%s was not told to unload adapter %d: %s", batcher.describe(), number, error)
 
     def _load(self, batcher: Member, number: int, file: dict[str, Any], data: Any, owner: str) -> dict[str, Any]:
         facts: dict[str, Any] = self._ask(batcher, "add_adapter", number, file, data, owner, timeout_s=LOAD_S)

@@ -80,6 +80,8 @@ class Inferlet:
         lineage = Lineage(self._pages.page_size, self._pages.live_frames)
         prefixes = Prefixes(number, device, self._pages, lineage, tenant=launch.tenant, model=model.name)
         self._tickets = TicketTable(limits.tickets)
+        if isinstance(device, LateDevice):
+            device.lock = self._tickets.lock
         self._outbox = Outbox(
             number,
             device,
@@ -103,7 +105,7 @@ class Inferlet:
             self._pages,
             lineage,
             self._outbox,
-            Visits(device if isinstance(device, LateDevice) else None, self._visited),
+            Visits(device if isinstance(device, LateDevice) else None, self._visited, self._at_once),
             self.log,
             self._mailbox,
             wake=self._unpark,
@@ -279,6 +281,10 @@ class Inferlet:
             self._unpark()
 
         return self._timers.at(time.monotonic() + seconds, locked)
+
+    def _at_once(self, call: Callable[[], None]) -> None:
+        """On a thread that holds no lock."""
+        self._timers.at(time.monotonic(), call)
 
     def _visited(self, call: Callable[[], None]) -> None:
         """Another device group than its own has answered."""

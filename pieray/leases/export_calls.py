@@ -26,7 +26,10 @@ def answer(table: ExportTable, holder: Holder, call: ExportCall, now: float) -> 
         pages = np.asarray(found.pages, "<u4").tobytes()
         return [pages, found.written, found.num_tokens, found.meta, found.access, found.owner.user]
     if isinstance(call, Unexport):
-        table.remove(owner, call.access, call.name)
+        if call.is_checking:
+            table.check_removal(owner, call.access, call.name)
+        else:
+            table.remove(owner, call.access, call.name)
         return None
     return json.dumps([_facts(table, export, now) for export in table.visible(owner, call.prefix)])
 

@@ -152,13 +152,17 @@ class ExportTable:
 
     def remove(self, owner: Owner, access: str, name: str) -> None:
         """Take the name away; who has imported the pages keeps them.  Raises NotFound, Evicted and Denied."""
+        self._remove(self.check_removal(owner, access, name))
+
+    def check_removal(self, owner: Owner, access: str, name: str) -> Key:
+        """Its place, if the owner may take it away; raises as `remove`."""
         key = key_of(access, owner, name)
         if key in self._evicted:
             raise Evicted(f"export {name!r} ({access}) was dropped already, when memory was short")
         if key not in self._exports:
             raise NotFound(f"there is no export {name!r} ({access})")
         _check_owner(self._exports[key], owner)
-        self._remove(key)
+        return key
 
     def drop(self, name: str, *, access: str = "", tenant: str = "", user: str = "") -> Export:
         """Take away an export from outside, whoever made it and however it is pinned; who has imported it keeps the

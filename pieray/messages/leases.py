@@ -176,7 +176,7 @@ class ImportPages(Message):
 @register(26)
 @dataclass(frozen=True, slots=True)
 class Unexport(Message):
-    """Take an export's name away.  Answered with Completed(None)."""
+    """Take an export's name away, or say whether that may be.  Answered with Completed(None)."""
 
     ticket: int
     inferlet: int
@@ -184,6 +184,7 @@ class Unexport(Message):
     user: str
     name: str
     access: str
+    is_checking: bool = False
 
 
 @register(27)

@@ -397,6 +397,10 @@ class PageSpace:
         pages: list[int] = self._frames.page.take(rows).tolist()
         return pages
 
+    def check_room(self, count: int) -> None:
+        """Raise QuotaExceeded if so many handles more are past limits.pages."""
+        self._check_quota(count)
+
     def adopt(self, pages: Sequence[int], written: U64) -> U32:
         """Handles to an export's pages, of which those slots were written; whoever writes to them copies them first.
 

@@ -14,7 +14,7 @@ from engines import assert_pages_return, run
 from programs import program
 
 import pieray
-from pieray.errors import DeviceLost, InvalidRequest, NotFound, QuotaExceeded
+from pieray.errors import Denied, DeviceLost, InvalidRequest, NotFound, QuotaExceeded
 
 GENERATE = program(
     """
@@ -41,15 +41,28 @@ async def main(tokens):
 """,
     "hold",
 )
+LATER = program(
+    """
+from inferlet import Context, runtime, session
+async def main(tokens):
+    session.send("waiting")
+    await session.receive()
+    async with Context(tokens) as ctx:
+        generation = ctx.generate(12, stop_tokens=())
+        await generation
+        return generation.tokens, runtime.usage()["tokens_computed"]
+""",
+    "later",
+)
 SAVE = program(
     """
 from inferlet import Context, session
-async def main(tokens, name, replace=False):
+async def main(tokens, name, replace=False, access="owner"):
     async with Context(tokens) as ctx:
         await ctx.flush()
         session.send("computed")
         await session.receive()
-        await ctx.save(name, replace=replace)
+        await ctx.save(name, replace=replace, access=access)
 """,
     "save",
 )
@@ -118,12 +131,17 @@ def held(engine: Any) -> list[int]:
     return [pages["leased"] for pages in actors(engine, "resource-manager")]
 
 
-def beside(engine: Any, source: Any, other: Any, **arguments: Any) -> tuple[Any, Any]:
+def beside(engine: Any, source: Any, other: Any, users: tuple[str, str] = ("local", "local")) -> tuple[Any, Any]:
     """Two programs, each on a group of its own: launched one behind the other, for each computes before the next."""
-    first = engine.launch(source[0], **source[1])
-    assert next(iter(first)).text in ("there", "computed")
-    second = engine.launch(other[0], **other[1])
-    assert next(iter(second)).text in ("there", "computed")
+    launched = []
+    try:
+        for (code, arguments), user in zip((source, other), users, strict=True):
+            engine.user = user
+            launched.append(engine.launch(code, arguments))
+            assert next(iter(launched[-1])).text in ("there", "computed")
+    finally:
+        engine.user = "local"
+    first, second = launched
     assert all(held(engine)), "each is on a group of its own"
     return first, second
 
@@ -222,6 +240,38 @@ def test_a_name_is_one_in_all_groups(two: Any) -> None:
     assert run(two, LIST) == [["one-name", 49]]  # the last token is not computed yet
     run(two, LIST, delete="one-name")
     assert_pages_return(two)
+
+
+def test_another_users_name_is_not_replaced_from_another_group(two: Any) -> None:
+    arguments = {"name": "annas", "replace": True, "access": "public"}
+    first, second = beside(
+        two,
+        (SAVE, {**arguments, "tokens": tokens(420)}),
+        (SAVE, {**arguments, "tokens": tokens(421)}),
+        users=("anna", "bob"),
+    )
+    first.send("go")
+    first.result(timeout=60)
+    time.sleep(0.1)  # the group tells of it
+    second.send("go")
+    with pytest.raises(Denied, match="annas.*another user's"):
+        second.result(timeout=60)
+    assert [(one["name"], one["owner"]) for one in two.exports()] == [("annas", "anna")]
+    two.drop_export("annas")
+    assert_pages_return(two)
+
+
+def test_a_program_that_first_waits_goes_where_its_prompt_is_too(two: Any) -> None:
+    prompt = tokens(430)
+    first, _ = run(two, GENERATE, tokens=prompt)
+    time.sleep(0.1)  # the group tells of it
+    waiting = [two.launch(LATER, tokens=prompt) for _ in range(4)]
+    for one in waiting:
+        assert next(iter(one)).text == "waiting"
+        one.send("go")
+        found, num_computed = one.result(timeout=60)
+        assert found == first[0]
+        assert num_computed < 50
 
 
 def test_a_large_export_that_does_not_fit_here_leaves_nothing_behind(two: Any) -> None:

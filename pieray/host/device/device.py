@@ -56,6 +56,9 @@ class DeviceClient:
     `on_news` of what the group tells of itself, from before this object is complete.
     """
 
+    is_chosen = True
+    """See `LateDevice`."""
+
     def __init__(
         self,
         *,
@@ -139,9 +142,14 @@ class DeviceClient:
             raise self._new_lost()
         self._tenants[number] = tenant
         self._standing[number] = owner, priority
-        if owner:
-            self.post([OpenInferlet(number, owner, traced_as)])
-            self.ask_ledger(OpenLease(number, owner, priority, deadline, born, family))
+        try:
+            if owner:
+                self.post([OpenInferlet(number, owner, traced_as)])
+                self.ask_ledger(OpenLease(number, owner, priority, deadline, born, family))
+        except BaseException:
+            self._tenants.pop(number, None)
+            self._standing.pop(number, None)
+            raise
 
     def post(self, messages: Sequence[Message]) -> None:
         """Collect an inferlet's messages for the batcher; `flush` sends them, those of all inferlets as one frame, in

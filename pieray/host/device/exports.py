@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pieray.errors import DeviceLost, Evicted, InvalidRequest, NotFound, PierayError, QuotaExceeded
+from pieray.errors import Denied, DeviceLost, Evicted, InvalidRequest, NotFound, PierayError, QuotaExceeded
 from pieray.host.device.commands import wire_ticket
 from pieray.host.device.device import DeviceClient
 from pieray.host.device.fetching import Fetching
@@ -39,7 +39,14 @@ class PageRequests:
         visits: Visits,
     ) -> None:
         self._visits = visits
-        self._fetching = Fetching(visits, outbox, (identity.tenant, identity.launch.user), identity.limits.page_wait_s)
+        self._fetching = Fetching(
+            visits,
+            outbox,
+            (identity.tenant, identity.launch.user),
+            identity.limits.page_wait_s,
+            is_wanted=tickets.is_open,
+            check_room=pages.check_room,
+        )
         self._limits = identity.limits
         self._who = (identity.tenant, identity.launch.user)
         self._pages = pages
@@ -51,7 +58,7 @@ class PageRequests:
 
     def reserve(self, count: int) -> int:
         """Ticket: none.  Raises QuotaExceeded."""
-        self._ledger.check_room()
+        self._check_room()
         ticket = self._tickets.issue(Kind.NONE)
         try:
             short = self._pages.reserve(count, self._num_coming)
@@ -81,7 +88,7 @@ class PageRequests:
         self, exported: ExportedFrames, name: str, meta: str, access: str, ttl_ms: int, *, pinned: bool, replace: bool
     ) -> int:
         """Ticket: none, once what was staged before has written the pages and they are kept."""
-        self._ledger.check_room()
+        self._check_room()
         limits = self._limits
         ticket = self._tickets.issue(Kind.NONE)
 
@@ -134,13 +141,19 @@ class PageRequests:
             return
         if message.is_replacing:
 
+            def allowed(result: Any) -> None:
+                if isinstance(result, Denied):  # it is another user's
+                    done(result)
+                else:
+                    self._ledger.ask(ticket, message, made)
+
             def made(result: Any) -> None:
                 if isinstance(result, PierayError):
                     done(result)
                 else:
                     self._take_away(holding, message.name, message.access, lambda _: done(result))
 
-            self._ledger.ask(ticket, message, made)
+            self._take_away(holding, message.name, message.access, allowed, is_checking=True)
             return
 
         def listed(result: Any) -> None:
@@ -152,12 +165,17 @@ class PageRequests:
 
         self._visits.ask(holding, lambda wire, number: ListExports(wire, number, *self._who, message.name), listed)
 
-    def _take_away(self, session: DeviceClient, name: str, access: str, on_answer: OnAnswer) -> None:
-        self._visits.ask(session, lambda wire, number: Unexport(wire, number, *self._who, name, access), on_answer)
+    def _take_away(
+        self, session: DeviceClient, name: str, access: str, on_answer: OnAnswer, *, is_checking: bool = False
+    ) -> None:
+        """`is_checking`: only ask whether it may be."""
+        self._visits.ask(
+            session, lambda wire, number: Unexport(wire, number, *self._who, name, access, is_checking), on_answer
+        )
 
     def open(self, name: str) -> int:
         """Ticket: text, as `kv.import-pages` documents it."""
-        self._ledger.check_room()
+        self._check_room()
         ticket = self._tickets.issue(Kind.TEXT)
 
         def answered(result: Any) -> None:
@@ -187,7 +205,7 @@ class PageRequests:
 
     def remove(self, name: str, access: str) -> int:
         """Ticket: none."""
-        self._ledger.check_room()
+        self._check_room()
         ticket = self._tickets.issue(Kind.NONE)
 
         def answered(result: Any) -> None:
@@ -196,11 +214,12 @@ class PageRequests:
                 return
             others = self._visits.others()  # by now it is known which group is its own
 
-            def answered_there(result: Any) -> None:
-                if isinstance(result, NotFound) and others:
+            def answered_there(found: Any) -> None:
+                is_elsewhere = isinstance(found, (NotFound, DeviceLost))  # a group that has died has none
+                if is_elsewhere and others:
                     self._take_away(others.pop(), name, access, answered_there)
                 else:
-                    self._tickets.resolve(ticket, result)
+                    self._tickets.resolve(ticket, result if is_elsewhere else found)
 
             answered_there(result)
 
@@ -209,7 +228,7 @@ class PageRequests:
 
     def names(self, prefix: str) -> int:
         """Ticket: text, as `kv.list-exports` documents it."""
-        self._ledger.check_room()
+        self._check_room()
         ticket = self._tickets.issue(Kind.TEXT)
         lists: list[str] = []
         others: list[DeviceClient] = []
@@ -237,6 +256,16 @@ class PageRequests:
         if (size := byte_size(listed)) > limit:
             return QuotaExceeded(f"message_bytes: the limit is {limit}; the list has {size}: ask for a longer prefix")
         return listed
+
+    def _check_room(self) -> None:
+        """Raise QuotaExceeded over `Limits.tickets` requests, those to other groups included."""
+        self._ledger.check_room()
+        limit = self._limits.tickets
+        if self._visits.num_open + self._fetching.num_waiting >= limit:
+            raise QuotaExceeded(
+                f"tickets: the limit is {limit}, as many requests to other device groups are under way; one more "
+                "was made"
+            )
 
     def _wire(self, ticket: int) -> tuple[int, int]:
         return wire_ticket(self._ledger.inferlet, ticket), self._ledger.inferlet

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pieray.errors import Evicted, NotFound, PierayError
+from pieray.errors import DeviceLost, Evicted, NotFound, PierayError
 from pieray.host.device.commands import wire_ticket
 from pieray.host.device.outbox import Outbox
 from pieray.host.device.visits import Visit, Visits
 from pieray.messages import ImportPages, LeasePages, WritePages
+from pieray.messages.leases import ACCESSES, export_print
 
 CHUNK_BYTES = 8 << 20
 
@@ -27,14 +29,31 @@ CHUNK_BYTES = 8 << 20
 class Fetching:
     """Of one inferlet.  All methods are called with the inferlet's lock held."""
 
-    def __init__(self, visits: Visits, outbox: Outbox, who: tuple[str, str], page_wait_s: float) -> None:
-        """`who`: tenant and user."""
+    def __init__(
+        self,
+        visits: Visits,
+        outbox: Outbox,
+        who: tuple[str, str],
+        page_wait_s: float,
+        *,
+        is_wanted: Callable[[int], bool],
+        check_room: Callable[[int], None],
+    ) -> None:
+        """`who`: tenant and user.  `is_wanted`: whether the guest has a ticket still; `check_room` raises QuotaExceeded
+        where it may not hold so many pages more."""
         self._visits = visits
         self._outbox = outbox
         self._who = who
         self._page_wait_s = page_wait_s
-        self._waiting: deque[Callable[[], None]] = deque()
-        self._is_busy = False
+        self._is_wanted = is_wanted
+        self.check_room = check_room
+        self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
+        self._is_busy = self._is_looking = False
+
+    @property
+    def num_waiting(self) -> int:
+        """Exports that are to be fetched yet."""
+        return len(self._waiting)
 
     def fetch(self, ticket: int, name: str, missing: PierayError, on_answer: Callable[[Any], None]) -> None:
         """The export, as the ResourceManager of the inferlet's own group would have answered, but for the pages, which
@@ -42,47 +61,65 @@ class Fetching:
 
         def done(result: Any) -> None:
             self._is_busy = False
-            on_answer(result)
-            self._next()
+            self._outbox.ledger.num_on_their_way = 0
+            try:
+                on_answer(result)
+            finally:
+                self._next()
 
-        self._waiting.append(lambda: _Fetch(self, ticket, name, missing, done).start())
+        self._waiting.append((ticket, lambda: _Fetch(self, ticket, name, missing, done).start()))
         self._next()
 
     def _next(self) -> None:
-        if not self._is_busy and self._waiting:
-            self._is_busy = True
-            self._waiting.popleft()()
+        """Begin with the next that somebody waits for; many may have their answers at once."""
+        if self._is_looking:
+            return
+        self._is_looking = True
+        try:
+            while self._waiting and not self._is_busy:
+                ticket, start = self._waiting.popleft()
+                if self._is_wanted(ticket):
+                    self._is_busy = True
+                    start()
+        finally:
+            self._is_looking = False
 
     def find(self, name: str, found: Callable[[Visit | None, Any], None], missing: PierayError) -> None:
-        """Ask one group after the other; `found` is told the visit that has leased the export, and its facts, or None
-        and why there is none."""
-        left = self._visits.others()
+        """Ask one group after the other, first the one that is said to have it; `found` is told the visit that has
+        leased the export, and its facts, or None and why there is none."""
+        known = [export_print(access, *self._who, name) for access in ACCESSES]
+        holding = self._visits.other_with(known)
+        left = sorted(self._visits.others(), key=lambda session: session is not holding)
 
         def ask_next(missing: PierayError) -> None:
-            if not left:
-                found(None, missing)
-                return
-            try:
-                visit = self._visits.begin(left.pop(0))
-            except PierayError:
-                ask_next(missing)
-                return
-
-            def answered(result: Any) -> None:
-                if not isinstance(result, PierayError):
-                    found(visit, result)
+            while left:
+                try:
+                    visit = self._visits.begin(left.pop(0))
+                except DeviceLost:
+                    continue
+                except PierayError as error:
+                    found(None, error)
                     return
-                visit.end()
-                is_worse = isinstance(result, Evicted) or not isinstance(missing, (NotFound, Evicted))
-                ask_next(result if is_worse else missing)
+                visit.ask(
+                    lambda wire, number: ImportPages(wire, number, *self._who, name), partial(answered, visit, missing)
+                )
+                return
+            found(None, missing)
 
-            visit.ask(lambda wire, number: ImportPages(wire, number, *self._who, name), answered)
+        def answered(visit: Visit, missing: PierayError, result: Any) -> None:
+            if not isinstance(result, PierayError):
+                found(visit, result)
+                return
+            visit.end()
+            is_worse = isinstance(result, Evicted) or not isinstance(missing, (NotFound, Evicted))
+            ask_next(result if is_worse else missing)
 
         ask_next(missing)
 
     def lease(self, ticket: int, count: int, on_answer: Callable[[Any], None]) -> None:
         """Pages of the inferlet's own group, under the guest's ticket."""
         inferlet = self._outbox.ledger.inferlet
+        self._outbox.ledger.num_on_their_way = count
         message = LeasePages(wire_ticket(inferlet, ticket), inferlet, count, self._page_wait_s)
         self._outbox.ledger.ask(ticket, message, on_answer)
 
@@ -124,7 +161,13 @@ class _Fetch:
             return
         self._visit = visit
         self._there, *self._facts = result
-        self._fetching.lease(self._ticket, len(self._there) // 4, self._leased)
+        count = len(self._there) // 4
+        try:
+            self._fetching.check_room(count)
+        except PierayError as error:
+            self._end(error)
+            return
+        self._fetching.lease(self._ticket, count, self._leased)
 
     def _leased(self, result: Any) -> None:
         if isinstance(result, PierayError):

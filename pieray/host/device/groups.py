@@ -32,7 +32,9 @@ class DeviceGroups:
     something for a device (`LateDevice`): by then it is known what it is going to compute.
     """
 
-    def __init__(self, *, peer_id: str, token: str, policy: str = "content") -> None:
+    def __init__(self, *, peer_id: str, token: str, policy: str = "content", is_one: bool = True) -> None:
+        """`is_one`: one group is all that there is, unless others are opened later."""
+        self._is_one = is_one
         self._peer_id = peer_id
         self._token = token
         self._choose = GROUP_POLICIES[policy]
@@ -85,7 +87,7 @@ class DeviceGroups:
         Raises DeviceLost, which says why the last one broke; EngineError when closed.
         """
         groups = self._groups
-        if len(groups) == 1:
+        if len(groups) == 1 and self._is_one:
             return next(iter(groups.values())).current(wait_s)
         if not self.alive():
             try:
@@ -201,7 +203,13 @@ class LateDevice:
         self._groups = groups
         self._session: DeviceClient | None = None
         self._admission: tuple[Any, ...] | None = None
-        self._is_retired = False
+        self.lock: threading.RLock = threading.RLock()
+        """The inferlet's, which puts it here."""
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether it has a session."""
+        return self._session is not None
 
     @property
     def session(self) -> DeviceClient | None:
@@ -234,9 +242,12 @@ class LateDevice:
         while self._session is None:
             assert self._admission is not None
             chosen = self._groups.choose(hashes, export)
+            number, tenant, *facts = self._admission
+            user = _UserOfOne(tenant, self.lock)
             try:
-                chosen.admit(*self._admission)
+                chosen.admit(number, user, *facts)
             except DeviceLost:
+                user.is_dropped = True
                 time.sleep(AGAIN_S)  # its link has just broken: it is not chosen again
                 continue
             self._session = chosen
@@ -273,3 +284,20 @@ class LateDevice:
             done()
         else:
             self._session.retire(number, done)
+
+
+class _UserOfOne:
+    """An inferlet, as one session has it: one that could not take it, and breaks, has nothing to tell it."""
+
+    def __init__(self, user: DeviceUser, lock: threading.RLock) -> None:
+        self._user = user
+        self._lock = lock
+        self.is_dropped = False
+        self.answered, self.granted, self.lease_failed = user.answered, user.granted, user.lease_failed
+        self.ledger_answered, self.reclaim = user.ledger_answered, user.reclaim
+        self.is_idle, self.preempt = user.is_idle, user.preempt
+
+    def device_lost(self, error: DeviceLost) -> None:
+        with self._lock:
+            if not self.is_dropped:
+                self._user.device_lost(error)

@@ -207,6 +207,8 @@ class Leases:
         if short == 0 and wanted == 0 and is_enough and looking is None:
             return False
         is_needed = short + num_lacking > 0 or looking is not None
+        if not is_needed and not self._device.is_chosen:
+            return False  # what it needs first will say which device group it computes on
         count = short + num_lacking if is_needed else max(wanted, expected, self._lease_pages)
         room, self._asked_for = self._preemption.room, None
         if count > room:

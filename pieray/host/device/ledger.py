@@ -45,6 +45,10 @@ class LedgerDevice(Protocol):
 class Device(LedgerDevice, Protocol):
     """What an outbox needs of the device client."""
 
+    @property
+    def is_chosen(self) -> bool:
+        """False as long as the inferlet may compute on any of several device groups."""
+
     def post(self, messages: Sequence[Message]) -> None:
         """Collect messages for the batcher; raises DeviceLost when it is gone."""
 
@@ -73,6 +77,8 @@ class LedgerClient:
         self._asked: dict[int, OnAnswer] = {}
         self._waiting: dict[int, tuple[set[int], OnAnswer]] = {}  # by ticket: commands not yet finished
         self._is_closed = False
+        self.num_on_their_way = 0
+        """Pages that are leased, and that the page space knows nothing of yet: what they hold is being copied."""
 
     def check_room(self) -> None:
         """Raise QuotaExceeded over `Limits.tickets` requests: one whose ticket was cancelled still counts here."""

@@ -192,6 +192,7 @@ class Preemption:
             pages += self._pages.surplus(keep=0)
         self._ledger.release(pages)
         if not is_own:
+            is_whole = is_whole and not self._ledger.num_on_their_way
             self._device.preempted(self._ledger.inferlet, len(pages), is_whole=is_whole)
         if wanted is not None:
             self.preempt(*wanted)

@@ -23,12 +23,19 @@ class Visits:
     """Of one inferlet.  All methods are called with the inferlet's lock held, and so is what they call back.
 
     `device` None: there are no other groups.  `locked` calls a function with that lock held, on any thread, sends what
-    it has posted, and lets the guest look at its tickets.
+    it has posted, and lets the guest look at its tickets; `later` calls one at once on a thread that holds no lock: a
+    session's locks are never taken under an inferlet's.
     """
 
-    def __init__(self, device: LateDevice | None, locked: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        device: LateDevice | None,
+        locked: Callable[[Callable[[], None]], None],
+        later: Callable[[Callable[[], None]], None],
+    ) -> None:
         self._device = device
         self._locked = locked
+        self._later = later
         self._open: dict[Visit, None] = {}
         self._is_closed = False
 
@@ -45,7 +52,7 @@ class Visits:
         if self._is_closed:
             raise Cancelled("the inferlet has ended")
         assert self._device is not None
-        visit = Visit(session, self._device.visitor_number(), self._locked, self._ended)
+        visit = Visit(session, self._device.visitor_number(), self._locked, self._later, self._ended)
         self._open[visit] = None
         try:
             session.admit(visit.number, visit, *self._device.standing())
@@ -68,6 +75,11 @@ class Visits:
 
         visit.ask(message, answered)
 
+    @property
+    def num_open(self) -> int:
+        """Visits that have not ended."""
+        return len(self._open)
+
     def _ended(self, visit: Visit) -> None:
         self._open.pop(visit, None)
 
@@ -86,11 +98,13 @@ class Visit:
         session: DeviceClient,
         number: int,
         locked: Callable[[Callable[[], None]], None],
+        later: Callable[[Callable[[], None]], None],
         ended: Callable[[Visit], None],
     ) -> None:
         self.number = number
         self._session = session
         self._locked = locked
+        self._later = later
         self._ended = ended
         self._on_answer: OnAnswer | None = None
         self._is_over = False
@@ -110,7 +124,7 @@ class Visit:
         self._on_answer = on_answer
         try:
             send()
-            self._session.flush()
+            self._later(self._session.flush)
         except DeviceLost as error:
             self._answered(error)
 
@@ -120,7 +134,7 @@ class Visit:
             self._is_over = True
             self._on_answer = None
             self._ended(self)
-            self._session.retire(self.number, lambda: None)
+            self._later(lambda: self._session.retire(self.number, lambda: None))
 
     def _answered(self, result: Any) -> None:
         on_answer, self._on_answer = self._on_answer, None

@@ -29,6 +29,7 @@ class FakeActor:
         self.groups: dict[int, tuple[Any, Any]] = {}  # as it has been told of them
         self.draining: set[int] = set()
         self.num_programs = 0  # of a ResourceManager
+        self.exported: dict[str, dict[str, Any]] = {}
         self.broker: Any = None
         self.adapters: list[int] = []
         self.live: dict[str, float] = {}
@@ -125,6 +126,14 @@ class FakeActor:
 
     def status(self) -> dict[str, Any]:
         return {**self.describe(), "programs": self.num_programs}
+
+    def exports(self) -> list[dict[str, Any]]:
+        return list(self.exported.values())
+
+    def drop_export(self, name: str, _access: str, _tenant: str, _user: str) -> dict[str, Any]:
+        if name not in self.exported:
+            raise NotFound(f"there is no export {name!r}")
+        return self.exported.pop(name)
 
     def tell_news(self) -> None: ...
 

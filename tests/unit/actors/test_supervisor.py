@@ -519,9 +519,9 @@ def test_of_several_device_groups_one_that_dies_is_replaced_while_launches_go_on
     engine: Callable[..., Supervisor], fleet: FakeFleet
 ) -> None:
     running = engine(model={"replicas": 3})
-    batchers = fleet.alive(BATCHER)
+    batchers = sorted(fleet.alive(BATCHER), key=lambda a: a.member.name)
     assert [a.member.name for a in batchers] == ["pieray.batcher", "pieray.batcher.1", "pieray.batcher.2"]
-    assert [a.member.name for a in fleet.alive(RESOURCE_MANAGER)] == [
+    assert sorted(a.member.name for a in fleet.alive(RESOURCE_MANAGER)) == [
         "pieray.resource-manager",
         "pieray.resource-manager.1",
         "pieray.resource-manager.2",
@@ -551,7 +551,7 @@ def test_while_no_device_group_can_be_used_the_engine_says_why(
         raise ModelError("no memory is left")
 
     fleet.hooks[BATCHER, "load"] = fail
-    fleet.die(fleet.alive(BATCHER)[0])
+    fleet.die(next(a for a in fleet.alive(BATCHER) if a.member.name == "pieray.batcher"))
     until(lambda: running.devices._groups[0].keeper.failure is not None)
     assert running.status()["failure"] is None
     running.placement.launch(frame("it-1"))
@@ -629,7 +629,7 @@ def test_what_computes_for_too_long_on_a_group_that_goes_is_not_waited_for(
     engine: Callable[..., Supervisor], fleet: FakeFleet
 ) -> None:
     running = engine(model={"replicas": 2})
-    last = fleet.alive(RESOURCE_MANAGER)[1]
+    last = next(a for a in fleet.alive(RESOURCE_MANAGER) if a.member.name == "pieray.resource-manager.1")
     last.num_programs = 1
     began = time.monotonic()
     running.devices.scale(1, drain_s=0.5)
@@ -655,3 +655,72 @@ def test_a_replica_that_cannot_be_started_leaves_those_that_there_are(
         with pytest.raises(InvalidRequest, match=f"from 1 to 256 replicas; given {wrong}"):
             running.devices.scale(wrong, drain_s=0.0)
     running.placement.launch(frame("it-1"))
+
+
+def test_a_host_that_reaches_one_device_group_is_kept_however_long_another_is_out_of_reach(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine(model={"replicas": 2})
+    host = fleet.one(INFERLETS)
+    tried: list[int] = []
+
+    def refuse(_: Any) -> None:
+        tried.append(1)
+        raise PeerLost("no route")
+
+    fleet.hooks[INFERLETS, "connect_group"] = refuse
+    fleet.die(next(a for a in fleet.alive(BATCHER) if a.member.name == "pieray.batcher.1"))
+    until(lambda: len(tried) > 5)
+    running.placement.launch(frame("it-1"))
+    assert fleet.one(INFERLETS) is host
+    del fleet.hooks[INFERLETS, "connect_group"]
+    until(lambda: current(fleet))
+
+
+def test_an_adapter_goes_everywhere_also_where_a_batcher_does_not_answer(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine(model={"replicas": 3})
+    running.devices.load_adapter({"name": "a"}, b"weights", "tenant")
+
+    def refuse(actor: Any) -> None:
+        if actor.member.name == "pieray.batcher":
+            raise EngineError("it is dying")
+
+    fleet.hooks[BATCHER, "remove_adapter"] = refuse
+    running.devices.unload_adapter("a", "tenant")
+    assert sorted(len(a.adapters) for a in fleet.alive(BATCHER)) == [0, 0, 1]
+    del fleet.hooks[BATCHER, "remove_adapter"]
+    running.devices.load_adapter({"name": "b"}, b"weights", "tenant")
+
+    def too_small(actor: Any) -> None:
+        if actor.member.name == "pieray.batcher.2":
+            raise ModelError("it does not fit here")
+
+    fleet.hooks[BATCHER, "add_adapter"] = too_small
+    fleet.die(next(a for a in fleet.alive(BATCHER) if a.member.name == "pieray.batcher.2"))
+    until(lambda: current(fleet) and len(fleet.alive(RESOURCE_MANAGER)) == 3)
+    assert running.devices.adapters.facts() == []
+    assert [a.adapters for a in fleet.alive(BATCHER) if a.member.name == "pieray.batcher.1"] == [[]]
+
+
+def test_exports_are_told_and_dropped_while_one_group_does_not_answer(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine(model={"replicas": 2})
+    first, second = sorted(fleet.alive(RESOURCE_MANAGER), key=lambda a: a.member.name)
+    second.exported = {"x": {"name": "x", "access": "owner"}}
+
+    def refuse(actor: Any) -> None:
+        if actor is first:
+            raise EngineError("it does not answer")
+
+    for method in ("exports", "drop_export"):
+        fleet.hooks[RESOURCE_MANAGER, method] = refuse
+    assert running.devices.exports() == [{"name": "x", "access": "owner", "group": 1}]
+    assert running.devices.drop_export("x", "", "", "")["name"] == "x"
+    with pytest.raises(NotFound, match="'x'"):
+        running.devices.drop_export("x", "", "", "")
+    fleet.hooks[RESOURCE_MANAGER, "exports"] = lambda _: refuse(first)
+    with pytest.raises(EngineError, match="does not answer"):
+        running.devices.exports()

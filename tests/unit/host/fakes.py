@@ -46,6 +46,8 @@ def byte_tokenizer(template: str | None = None) -> Tokenizer:
 class FakeDevice:
     """Records what is posted; leases when told to."""
 
+    is_chosen = True
+
     def __init__(self) -> None:
         self.posted: list[Message] = []
         self.leases: list[tuple[int, float]] = []
@@ -155,7 +157,7 @@ class Bench:
             self.pages,
             lineage,
             self.outbox,
-            Visits(None, lambda call: call()),
+            Visits(None, lambda call: call(), lambda call: call()),
             self.log,
             self.mailbox,
             wake=self.wake,

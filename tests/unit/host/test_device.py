@@ -34,6 +34,12 @@ class Recorder:
     def lease_failed(self, error: PierayError) -> None:
         self.failures.append(error)
 
+    def ledger_answered(self, _ticket: int, result: object) -> None:
+        raise AssertionError(f"it has asked for nothing, and got {result}")
+
+    def preempt(self, _kept: Sequence[int], _shared: Sequence[int]) -> None:
+        raise AssertionError("nobody lacks pages")
+
     def device_lost(self, error: DeviceLost) -> None:
         self.lost.append(error)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,3 +147,39 @@ def test_who_never_computes_is_nobodys_and_ends_at_once(two: tuple[list[Group], 
     device.retire(1, lambda: done.append(1))
     assert done == [1]
     assert all(devices.load(one) == 0 for one in devices.alive())
+
+
+class Breaking:
+    """A session whose link breaks as an inferlet is admitted, and which tells of it later."""
+
+    lost = None
+
+    def __init__(self) -> None:
+        self.users: list[Any] = []
+
+    def admit(self, _number: int, user: Any, *_facts: Any) -> None:
+        self.users.append(user)
+        raise DeviceLost("its link has just broken")
+
+
+class Healthy(Breaking):
+    def admit(self, _number: int, user: Any, *_facts: Any) -> None:
+        self.users.append(user)
+
+
+def test_a_session_that_could_not_take_an_inferlet_tells_it_nothing_later() -> None:
+    breaking, healthy, tenant = Breaking(), Healthy(), Recorder()
+    offered: list[Any] = [breaking, healthy]
+
+    class Groups:
+        def choose(self, _hashes: bytes, _export: object) -> Any:
+            return offered.pop(0)
+
+    device = LateDevice(Groups())  # type: ignore[arg-type]
+    device.admit(1, tenant, "tenant")
+    assert not device.is_chosen
+    assert device.bound() is healthy  # type: ignore[comparison-overlap]
+    breaking.users[0].device_lost(DeviceLost("its link has just broken"))
+    assert tenant.lost == []
+    healthy.users[0].device_lost(DeviceLost("gone"))
+    assert len(tenant.lost) == 1

@@ -17,7 +17,7 @@ from pieray.host.device import fetching
 from pieray.host.device.visits import Visits
 from pieray.leases import export_calls
 from pieray.leases.ledger import Holder
-from pieray.messages import Completed, ReadPages, WritePages
+from pieray.messages import Completed, ReadPages, SwapOut, WritePages
 
 PAGE_BYTES = 64
 
@@ -112,7 +112,7 @@ class World:
         self.here.num_on_their_way = 10
         self.groups = [Elsewhere(Engine()) for _ in range(num_groups)]
         self.bench: Bench = self.here.launch(**limits)
-        self.bench.change(visits=Visits(Nearby(self.groups), lambda call: call()))  # type: ignore[arg-type]
+        self.bench.change(visits=Visits(Nearby(self.groups), lambda call: call(), lambda call: call()))  # type: ignore[arg-type]
         self.written: dict[int, bytes] = {}
 
     def export(self, name: str, num_tokens: int, group: int = 0) -> list[int]:
@@ -307,3 +307,58 @@ def test_a_guest_that_has_forgotten_it_has_no_pages_of_it() -> None:
     world.check_nothing_is_left(free)
     assert world.bench.pages.num_handles == 0
     assert NUMBER not in world.groups[0].visitors
+
+
+def test_many_that_no_group_has_any_more_all_have_their_answers() -> None:
+    world = World()
+    tickets = [world.bench.handlers.kv.import_pages(f"x{number}") for number in range(500)]
+    world.here.serve(world.bench)
+    world.groups[0].lose()
+    world.run()
+    for ticket in tickets:
+        with pytest.raises((NotFound, DeviceLost)):
+            world.opened(ticket)
+    world.check_nothing_is_left(world.here.ledger.num_free)
+
+
+def test_requests_whose_tickets_were_cancelled_are_bounded_too_and_are_not_made() -> None:
+    world = World(tickets=20)
+    first = world.bench.handlers.kv.import_pages("x")
+    for number in range(19):
+        world.bench.handlers.tickets.cancel(u32(world.bench.handlers.kv.import_pages(f"x{number}")))
+    world.here.serve(world.bench)
+    with pytest.raises(QuotaExceeded, match="tickets: the limit is 20, as many requests to other device groups"):
+        world.bench.handlers.kv.import_pages("x")
+    assert world.groups[0].serve() == 1
+    with pytest.raises(NotFound):
+        world.opened(first)
+    assert not world.groups[0].asked
+    ticket = world.bench.handlers.kv.import_pages("x")
+    world.run()
+    with pytest.raises(NotFound):
+        world.opened(ticket)
+
+
+def test_what_would_pass_the_limit_of_handles_is_not_even_leased() -> None:
+    world = World(pages=5)
+    world.export("x", 38)
+    world.bench.handlers.kv.import_pages("x")
+    world.here.serve(world.bench)
+    world.groups[0].serve()
+    assert world.bench.device.asked == []
+
+
+def test_who_gives_up_its_pages_meanwhile_says_that_it_has_others() -> None:
+    world = World()
+    world.export("x", 38)
+    ticket = world.bench.handlers.kv.import_pages("x")
+    world.here.serve(world.bench)
+    world.groups[0].serve()
+    world.here.serve(world.bench)  # leased here, and not copied yet
+    world.bench.outbox.preempt(())
+    swap = world.bench.device.posted.pop()
+    assert isinstance(swap, SwapOut)
+    world.bench.answer(Completed(swap.ticket, b""))
+    assert world.bench.device.preempted_pages[-1][1] is False
+    world.run()
+    assert world.opened(ticket)["num_tokens"] == 38
