@@ -133,6 +133,7 @@ def held(engine: Any) -> list[int]:
 
 def beside(engine: Any, source: Any, other: Any, users: tuple[str, str] = ("local", "local")) -> tuple[Any, Any]:
     """Two programs, each on a group of its own: launched one behind the other, for each computes before the next."""
+    time.sleep(0.1)  # groups tell that those before have ended
     launched = []
     try:
         for (code, arguments), user in zip((source, other), users, strict=True):

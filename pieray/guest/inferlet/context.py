@@ -34,6 +34,8 @@ Content: TypeAlias = str | Sequence[Mapping[str, Any]]
 
 #: Rows scored in one pass, so that a long continuation stays within the limit of tickets.
 SCORE_ROWS = 256
+#: Continuations that `generate_many` draws at one time: each is a fork and a plan of its own.
+MOST_AT_ONCE = 1024
 
 
 class Context(Snapshots):
@@ -345,6 +347,8 @@ class Context(Snapshots):
         draws continuation i.  Options are those of `generate`.  The generations, each at its end.
         """
         n = _convert.u32("n", n)
+        if n > MOST_AT_ONCE:
+            raise InvalidRequest(f"generate_many continues a text at most {MOST_AT_ONCE} times at once; given {n}")
         sampler = options.pop("sampler", None)
         if sampler is None:
             options.setdefault("temperature", 1.0)

@@ -36,8 +36,11 @@ def by_content(table: GroupTable, prints: Sequence[int], turn: int) -> int:
     most = SPREAD * (float(loads.sum()) + 1.0) / len(rows) + SLACK - 1.0
     if (holding := table.find(prints, most)) is not None:
         return holding
-    pair = [(prints[0] * odd & 0xFFFFFFFF) * len(rows) >> 32 for odd in MULTIPLIERS]
-    chosen = min(pair, key=loads.__getitem__)
+    first, further = (
+        (prints[0] * odd & 0xFFFFFFFF) * size >> 32
+        for odd, size in zip(MULTIPLIERS, (len(rows), len(rows) - 1), strict=True)
+    )
+    chosen = min(first, (first + 1 + further) % len(rows), key=loads.__getitem__)
     return int(rows[chosen]) if loads[chosen] <= most else least_loaded(table, prints, turn)
 
 

@@ -150,7 +150,7 @@ def test_an_error_of_our_own_is_one_line_and_a_traceback_only_with_debug(engine:
         ((*RUN, "--", "--prompt"), "--prompt takes a value: 'prompt' of main() is str"),
         ((*RUN, "--input", '{"prompt": 12}'), "argument 'prompt' of main() is str; given 12"),
         ((*RUN, "--num-pages", "-3"), "model.num_pages is at least 0; given -3"),
-        ((*RUN, "--set", "model.threads=0"), "model.threads is at least 1; given 0"),
+        ((*RUN, "--set", "model.page_size=0"), "model.page_size is at least 1; given 0"),
         ((*RUN, "--set", "child_ceiling=-1"), "child_ceiling is at least 0; given -1"),
         ((*RUN, "--set", "log_level=loud"), "log_level is one of"),
         ((*RUN, "--", "--prompt", "\udcff\udcfe"), r"UTF-8 text; given '\xff\xfe'"),
