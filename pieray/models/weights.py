@@ -37,7 +37,8 @@ class ExpertWeights:
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One layer; matrices are [out, in].  `qkv` stacks query, key and value heads.  Norms that are None are absent."""
+    """One layer; matrices are [out, in].  `qkv` stacks query, key and value heads.  Norms that are None are absent;
+    where an architecture adds an offset to them they are float32, whatever the dtype of the model."""
 
     attn_norm: torch.Tensor | None  # [hidden]
     qkv: torch.Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
@@ -163,13 +164,19 @@ class _Fuser:
         return [(prefix + module, size) for module, size in zip(modules, sizes, strict=True)]
 
     def _tensor(self, name: str, *shape: int) -> torch.Tensor:
-        return self.checkpoint.tensor(name, shape).to(self.device, self.dtype).contiguous()
+        stored = self.checkpoint.tensor(name, shape)
+        found = stored.to(self.device, self.dtype).contiguous()
+        # what still is the mapped file would change with it, or end the process where the file gets shorter
+        return found.clone() if found.device == stored.device and found.data_ptr() == stored.data_ptr() else found
 
     def _norm(self, prefix: str, name: str | None, size: int) -> torch.Tensor | None:
         if name is None:
             return None
-        weight = self._tensor(f"{prefix}{name}.weight", size)
-        return weight + self.facts.norm_offset if self.facts.norm_offset else weight
+        name = f"{prefix}{name}.weight"
+        if not self.facts.norm_offset:
+            return self._tensor(name, size)
+        # half precision rounds the sum more coarsely than what is stored: 1 + weight stays in float32
+        return (self.checkpoint.tensor(name, (size,)).float() + self.facts.norm_offset).to(self.device)
 
     def _matrix(self, parts: Sequence[tuple[str, int]], width: int) -> torch.Tensor:
         found = [self._tensor(f"{name}.weight", size, width) for name, size in parts]
