@@ -137,7 +137,7 @@ def probe(model_class: Any, config: Any, where: str) -> Probe:
         except Exception as error:
             if isinstance(error, KeyError) and error.args == (PROBE,):
                 raise Unservable(where, "its layers compute attention themselves") from error
-            raise Unservable(where, f"its module does not run over plain tokens: {_first_line(error)}") from error
+            raise Unservable(where, f"its module does not run over plain tokens: {first_line(error)}") from error
     mixing = {type(one).__name__ for one in model.modules() if isinstance(one, nn.Conv1d | nn.Conv2d | nn.RNNBase)}
     if mixing:
         raise Unservable(
@@ -313,7 +313,7 @@ def _names(mapping: Any) -> Iterator[str]:
         yield from ([value] if isinstance(value, str) else value)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
