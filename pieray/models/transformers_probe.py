@@ -20,7 +20,15 @@ import torch
 from torch import nn
 
 from pieray.errors import ModelError
-from pieray.models.config import NO_WINDOW, ModelConfig, architecture_name, read_json, refuse_quantized, token_ids
+from pieray.models.config import (
+    NO_WINDOW,
+    ModelConfig,
+    architecture_name,
+    read_json,
+    readable,
+    refuse_quantized,
+    token_ids,
+)
 from pieray.models.rope_config import RopeConfig, RopeReader
 
 if TYPE_CHECKING:
@@ -95,7 +103,8 @@ def hosted_config(folder: str | Path, max_context: int = 0) -> tuple[ModelConfig
         except Exception as error:
             raise Unservable(where, f"transformers does not read its config: {error}") from error
     found = probe(model_class, config, where)
-    return _shapes(found, raw, str(path), max_context), found
+    with readable(str(path)):
+        return _shapes(found, raw, str(path), max_context), found
 
 
 def causal_class(name: str | None, where: str) -> Any:
