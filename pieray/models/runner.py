@@ -296,13 +296,22 @@ def _decoder(
 ) -> AnyDecoder:
     """The model's decoder with its weights.  Raises ModelError."""
     if way.probe is not None:
+        if bf16_products != "auto":
+            log.warning("%s: bf16_products %r does not apply through transformers' module", path, bf16_products)
         return TransformersDecoder.load(path, way.config, way.probe, dtype, device)
     check_widths(way.config, dtype)
     if device.startswith("cuda") and way.config.head_dim > MAX_GPU_HEAD_DIM:
         raise ModelError(f"head_dim is {way.config.head_dim}; at most {MAX_GPU_HEAD_DIM} on {device}")
     with open_weights(path, way.config, dtype, device) as weights:
         if CpuDecoder.can_run(way.config, weights):
-            return CpuDecoder(way.config, weights, bf16_products)
+            try:
+                decoder_cpu = CpuDecoder(way.config, weights, bf16_products)
+            except MemoryError as error:
+                raise ModelError(f"{path}: its packed weights: {error}") from error
+            log.info("%s: %s", path, decoder_cpu.products_why)
+            return decoder_cpu
+        if bf16_products != "auto":
+            log.warning("%s: bf16_products %r applies to the C decoder alone, not to this model", path, bf16_products)
         decoder = Decoder(way.config, weights)
     if cuda_graphs and decoder.device.type == "cuda" and way.config.experts is None:
         return GraphedDecoder(decoder)
