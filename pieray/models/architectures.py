@@ -1,6 +1,6 @@
 """The architectures with a decoder of pieray's own, and in what they differ: a row each, read by `ModelConfig`.
 
-An architecture that is not here runs through transformers' own module (`pieray/models/hosted.py`).
+An architecture that is not here runs through transformers' own module (`pieray/models/transformers_decoder.py`).
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ def mix_experts(
     """[T, hidden] of x [T, hidden]: the likeliest experts of each row, weighted; without the shared one.
 
     Rows are sorted by expert, each expert's run through its matrices together (Gale et al. 2022, MegaBlocks), and put
-    back in order of experts for each row, so that a row's sum does not depend on the rows around it.
+    back in order of experts for each row, so that a row's sum is taken in the same order whatever rows are around it.
+    The products that are summed may round otherwise in another batch: bits of a row are promised of the C step alone,
+    which has no experts.
     """
     k = config.num_per_token
     likely, chosen = F.linear(x, weights.router).softmax(-1, dtype=torch.float32).topk(k)
