@@ -14,7 +14,9 @@ from pieray.kernels.decoder_torch import add_rms_norm
 from pieray.models.config import ModelConfig
 from pieray.models.decoder import Decoder
 from pieray.models.kv_pool import KvPool
+from pieray.models.loader import Checkpoint
 from pieray.models.runner import ModelRunner
+from pieray.models.tensor_shapes import wanted_tensors
 from pieray.models.weights import MlpWeights, load_weights
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -95,3 +97,23 @@ def test_a_checkpoint_that_is_overwritten_changes_no_weight(tmp_path: Path) -> N
     found = (weights.embed, weights.lm_head, layer.mlp.down, weights.norm)
     for (key, tensor), one in zip(want.items(), found, strict=True):
         assert torch.equal(one, tensor), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_tensors_that_doctor_looks_for_are_those_that_are_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model_type, changes = FAMILIES[name]
+    make_model(model_type, tmp_path, **changes)
+    config = ModelConfig.from_folder(tmp_path)
+    read: dict[str, tuple[int, ...]] = {}
+    tensor = Checkpoint.tensor
+
+    def noted(self: Checkpoint, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        read[name] = shape
+        return tensor(self, name, shape)
+
+    monkeypatch.setattr(Checkpoint, "tensor", noted)
+    load_weights(tmp_path, config, torch.float32, "cpu")
+    assert wanted_tensors(config) == read
