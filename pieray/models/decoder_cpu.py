@@ -99,13 +99,13 @@ class CpuDecoder:
     @staticmethod
     def can_run(config: ModelConfig, weights: DecoderWeights) -> bool:
         """Whether there is a compiled library and it computes this model on this device and dtype."""
-        on_cpu = weights.embed.device.type == "cpu"
-        return (
-            config.experts is None
-            and on_cpu
-            and is_supported(weights.embed.dtype, config.head_dim)
-            and library() is not None
-        )
+        return CpuDecoder.computes(config, weights.embed.dtype, weights.embed.device)
+
+    @staticmethod
+    def computes(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> bool:
+        """As `can_run`, before weights are read."""
+        on_cpu = torch.device(device).type == "cpu"
+        return config.experts is None and on_cpu and is_supported(dtype, config.head_dim) and library() is not None
 
     def adapt(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
         """Load an adapter for this model, in float32; see `read_lora`."""

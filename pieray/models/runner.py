@@ -302,8 +302,9 @@ def _decoder(
     check_widths(way.config, dtype)
     if device.startswith("cuda") and way.config.head_dim > MAX_GPU_HEAD_DIM:
         raise ModelError(f"head_dim is {way.config.head_dim}; at most {MAX_GPU_HEAD_DIM} on {device}")
-    with open_weights(path, way.config, dtype, device) as weights:
-        if CpuDecoder.can_run(way.config, weights):
+    is_packed = CpuDecoder.computes(way.config, dtype, device)
+    with open_weights(path, way.config, dtype, device, is_copied=not is_packed) as weights:
+        if is_packed:
             try:
                 decoder_cpu = CpuDecoder(way.config, weights, bf16_products)
             except MemoryError as error:

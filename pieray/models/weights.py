@@ -13,6 +13,8 @@ from pieray.models.architectures import ARCHITECTURES, Architecture, ExpertNames
 from pieray.models.config import ExpertsConfig, ModelConfig
 from pieray.models.loader import Checkpoint
 
+EMBED = "model.embed_tokens.weight"
+
 
 @dataclass(slots=True)
 class MlpWeights:
@@ -65,12 +67,15 @@ class DecoderWeights:
 
 @contextmanager
 def open_weights(
-    folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str
+    folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str, *, is_copied: bool = True
 ) -> Iterator[DecoderWeights]:
     """Read, check, fuse and place the weights of a model folder, layers one by one: who makes something else of them
-    never has two copies of all.  ModelError names the file and the key."""
+    never has two copies of all.  ModelError names the file and the key.
+
+    Unless `is_copied`, matrices other than the embedding may be maps of the file: for who packs them.
+    """
     with Checkpoint(folder) as checkpoint:
-        yield _Fuser(checkpoint, config, dtype, device).weights()
+        yield _Fuser(checkpoint, config, dtype, device, is_copied=is_copied).weights()
 
 
 def load_weights(
@@ -84,8 +89,15 @@ def load_weights(
 
 class _Fuser:
     def __init__(
-        self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device | str
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        is_copied: bool,
     ) -> None:
+        self.is_copied = is_copied
         self.checkpoint = checkpoint
         self.config = config
         self.facts: Architecture = ARCHITECTURES[config.architecture]
@@ -94,7 +106,7 @@ class _Fuser:
 
     def weights(self) -> DecoderWeights:
         c = self.config
-        embed = self._tensor("model.embed_tokens.weight", c.vocab_size, c.hidden_size)
+        embed = self._tensor(EMBED, c.vocab_size, c.hidden_size)
         lm_head = embed if c.tie_embeddings else self._tensor("lm_head.weight", c.vocab_size, c.hidden_size)
         layers = (self._layer(layer) for layer in range(c.num_layers))
         norm = self._norm("model.", "norm", c.hidden_size)
@@ -166,6 +178,8 @@ class _Fuser:
     def _tensor(self, name: str, *shape: int) -> torch.Tensor:
         stored = self.checkpoint.tensor(name, shape)
         found = stored.to(self.device, self.dtype).contiguous()
+        if not (self.is_copied or len(shape) == 1 or name == EMBED):
+            return found
         # what still is the mapped file would change with it, or end the process where the file gets shorter
         return found.clone() if found.device == stored.device and found.data_ptr() == stored.data_ptr() else found
 

@@ -117,3 +117,17 @@ def test_the_tensors_that_doctor_looks_for_are_those_that_are_read(
     monkeypatch.setattr(Checkpoint, "tensor", noted)
     load_weights(tmp_path, config, torch.float32, "cpu")
     assert wanted_tensors(config) == read
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "llama with biases", "gemma2", "qwen3"])
+def test_a_runner_whose_checkpoint_is_overwritten_computes_as_before(name: str, tmp_path: Path) -> None:
+    model_type, changes = FAMILIES[name]
+    make_model(model_type, tmp_path, **changes)
+    runner = ModelRunner.load(tmp_path, num_pages=64, page_size=4)
+    before = ragged_logits(runner, PROMPTS[:1], [26])[0]
+    path = tmp_path / "model.safetensors"
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    again = ragged_logits(runner, PROMPTS[:1], [26])[0]
+    assert np.array_equal(again, before)
