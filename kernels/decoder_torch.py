@@ -14,7 +14,15 @@ def add_rms_norm(
     Root mean square norm: Zhang and Sennrich, 2019.
     """
     total = x if delta is None else x + delta
-    return total, F.rms_norm(total, (total.shape[-1],), weight, eps)
+    return total, rms_norm(total, weight, eps)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """The norm of the last dimension of x times weight, in the dtype of x; a weight of float32 is multiplied before
+    the result is rounded."""
+    if weight.dtype == x.dtype:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
 
 def gated(wide: torch.Tensor, activation: str = "silu") -> torch.Tensor:
@@ -47,7 +55,7 @@ def rope_append(
     num_heads = heads.shape[1] - 2 * num_kv_heads
     if norms is not None:
         for part, weight in ((heads[:, :num_heads], norms[0]), (heads[:, num_heads:-num_kv_heads], norms[1])):
-            part.copy_(F.rms_norm(part, (head_dim,), weight, eps))
+            part.copy_(rms_norm(part, weight, eps))
     turned = heads[:, :-num_kv_heads]
     first, second = turned.chunk(2, -1)
     cos, sin = cos[positions][:, None], sin[positions][:, None]

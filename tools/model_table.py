@@ -1,4 +1,4 @@
-"""Writes docs/models.md and pieray/models/transformers_table.py: what can be served, found out, not claimed.
+"""Writes docs/models.md and pieray/models/transformers_table.json: what can be served, found out, not claimed.
 
     make models
 

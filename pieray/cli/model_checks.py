@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1}
+#: ends of names of buffers in checkpoints of before: GPT-2's and GPT-NeoX' masks, frequencies of ropes
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq")
 SERVED_AS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 CPU_KV_BYTES = 256 << 20
 """What the KV pool takes on a CPU unless it is told."""
@@ -24,28 +26,44 @@ def model_checks(name_or_path: str) -> Iterator[Check]:
     from pieray.assets import model_folder
     from pieray.errors import ModelError
     from pieray.models.config import architecture_name, read_json
+    from pieray.models.tensor_shapes import wanted_tensors
     from pieray.models.ways import NATIVE, glance
 
     try:
         folder = model_folder(name_or_path)
         raw = read_json(folder / "config.json")
         kind, why, config = glance(folder)
-        detail = "a decoder of pieray's own" if kind == NATIVE else f"through transformers' module: {why}"
+        detail = "a decoder of pieray's own"
+        if kind != NATIVE:
+            detail = f"through transformers' module: {why}"
+        if config is None:  # the table has answered
+            detail += "; so models of this architecture run, whether this one does is seen when it is loaded"
         yield Check("ok", "model", f"{architecture_name(raw)}, {detail}")
-        yield from _weights(folder, kv_numbers(config, raw))
+        wanted = wanted_tensors(config) if kind == NATIVE and config is not None else None
+        yield from _weights(folder, kv_numbers(config, raw), wanted)
         yield from _tokenizer(folder)
     except ModelError as error:
         yield Check("fail", "model", error.message)
 
 
-def _weights(folder: Path, kv_per_token: int) -> Iterator[Check]:
-    """The files, and what weights and KV pages take in memory against what is free."""
+def _weights(folder: Path, kv_per_token: int, wanted: Mapping[str, tuple[int, ...]] | None) -> Iterator[Check]:
+    """The files, the tensors that a native decoder reads (None: it is not known which), and what weights and KV pages
+    take in memory against what is free."""
     import psutil
 
     from pieray.models.loader import Checkpoint
 
     with Checkpoint(folder, framework="numpy") as checkpoint:
-        headers = checkpoint.headers()
+        stored_headers = checkpoint.headers()
+    if wanted is None:
+        headers = {name: one for name, one in stored_headers.items() if not is_buffer(name, one[1])}
+    else:
+        wrong = _wrong(wanted, stored_headers)
+        if wrong:
+            more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            yield Check("fail", "weights", f"{wrong[0]}{more}")
+            return
+        headers = {name: stored_headers[name] for name in wanted}
     dtypes = sorted({dtype for _, dtype in headers.values()})
     num_parameters = sum(math.prod(shape) for shape, _ in headers.values())
     stored = sum(math.prod(shape) * BYTES.get(dtype, 1) for shape, dtype in headers.values())
@@ -69,6 +87,20 @@ def _weights(folder: Path, kv_per_token: int) -> Iterator[Check]:
         yield Check("ok", "memory", detail)
     else:
         yield Check("fail", "memory", detail, "serve it with --set model.dtype=bfloat16, or on a larger machine")
+
+
+def _wrong(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[tuple[int, ...], str]]) -> list[str]:
+    """What is missing or has another shape, a line for each."""
+    lines = [f"no {name!r}" for name in wanted if name not in found]
+    for name, shape in wanted.items():
+        if name in found and found[name][0] != shape:
+            lines.append(f"{name!r} has shape {found[name][0]}; config.json implies {shape}")
+    return lines
+
+
+def is_buffer(name: str, dtype: str) -> bool:
+    """Whether a tensor of a file is one that no module reads as a weight: masks, and frequencies of ropes."""
+    return name.endswith(BUFFERS) or dtype == "BOOL"
 
 
 def kv_numbers(config: ModelConfig | None, raw: Mapping[str, Any]) -> int:

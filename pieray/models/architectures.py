@@ -1,6 +1,6 @@
 """The architectures with a decoder of pieray's own, and in what they differ: a row each, read by `ModelConfig`.
 
-An architecture that is not here runs through transformers' own module (`pieray/models/hosted.py`).
+An architecture that is not here runs through transformers' own module (`pieray/models/transformers_decoder.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Raw = Mapping[str, Any]
+
+
+class OddValue(ValueError):
+    """A key of a `config.json` has a value that nothing can be computed of."""
+
+
+def whole_number(raw: Raw, key: str, default: int, least: int = 1) -> int:
+    """The integer at `key`; OddValue if it is another thing or less than `least`."""
+    value = raw.get(key, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise OddValue(f"{key} is {value!r}; supported: an integer of at least {least}")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +64,13 @@ def _always(_raw: Raw, _layer: int) -> bool:
 
 
 def _from_layer(raw: Raw, layer: int) -> bool:
-    return bool(raw.get("use_sliding_window")) and layer >= int(raw.get("max_window_layers", 28))
+    return bool(raw.get("use_sliding_window")) and layer >= whole_number(raw, "max_window_layers", 28, 0)
 
 
 def _even_up_to(raw: Raw, layer: int) -> bool:
-    return bool(raw.get("use_sliding_window")) and not layer % 2 and layer < int(raw.get("max_window_layers", 28))
+    return (
+        bool(raw.get("use_sliding_window")) and not layer % 2 and layer < whole_number(raw, "max_window_layers", 28, 0)
+    )
 
 
 def _if_used(raw: Raw, _layer: int) -> bool:
@@ -64,13 +78,17 @@ def _if_used(raw: Raw, _layer: int) -> bool:
 
 
 def _but_each_nth(raw: Raw, layer: int) -> bool:
-    return bool((layer + 1) % int(raw.get("sliding_window_pattern", 2)))
+    return bool((layer + 1) % whole_number(raw, "sliding_window_pattern", 2))
 
 
 def _rotates(raw: Raw, layer: int) -> bool:
     """Whether a layer of SmolLM3 rotates its queries and keys."""
     listed = raw.get("no_rope_layers")  # so they are called that are rotated
-    return bool(listed[layer] if listed else (layer + 1) % int(raw.get("no_rope_layer_interval", 4)))
+    if not listed:
+        return bool((layer + 1) % whole_number(raw, "no_rope_layer_interval", 4))
+    if not isinstance(listed, list) or len(listed) <= layer:
+        raise OddValue(f"no_rope_layers is {listed!r}; supported: a list with a number for each layer")
+    return bool(listed[layer])
 
 
 def _all_rotate(_raw: Raw, _layer: int) -> bool:
@@ -120,7 +138,6 @@ GEMMA: dict[str, Any] = {
     "activation": "hidden_activation",
     "scales_embedding": True,
     "query_scalar": "query_pre_attn_scalar",
-    "attention_softcap": "attn_logit_softcapping",
     "logits_softcap": "final_logit_softcapping",
     "attention_bias": "attention_bias",
     "out_bias": "attention_bias",
@@ -159,7 +176,10 @@ ARCHITECTURES: dict[str, Architecture] = {
         **QWEN_WINDOWS,
     ),
     "Gemma2ForCausalLM": Architecture(
-        "gemma2", {**GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}, **GEMMA
+        "gemma2",
+        {**GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        attention_softcap="attn_logit_softcapping",
+        **GEMMA,
     ),
     "Gemma3ForCausalLM": Architecture(
         "gemma3",

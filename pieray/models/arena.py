@@ -36,9 +36,15 @@ class Arena:
 
 
 def huge_memory(nbytes: int) -> torch.Tensor:
-    """Bytes [nbytes] of zeros that begin a huge page; pages are taken from the system as they are first used."""
+    """Bytes [nbytes] of zeros that begin a huge page; pages are taken from the system as they are first used.
+
+    Raises MemoryError where the system does not give so many.
+    """
     flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = mmap.mmap(-1, nbytes + HUGE_PAGE, **flags)
+    try:
+        memory = mmap.mmap(-1, nbytes + HUGE_PAGE, **flags)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"the system does not give {nbytes} bytes: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a system without them
             memory.madvise(mmap.MADV_HUGEPAGE)

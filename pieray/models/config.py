@@ -7,13 +7,15 @@ decoders cannot compute exactly is refused here, before a weight is read.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pieray.errors import ModelError
-from pieray.models.architectures import ARCHITECTURES, Architecture
+from pieray.models.architectures import ARCHITECTURES, Architecture, OddValue, whole_number
 from pieray.models.rope_config import RopeConfig, RopeReader
 
 #: hidden_act -> what a decoder computes
@@ -102,7 +104,20 @@ class ModelConfig:
         Raises ModelError that names the file, the key and what is supported.
         """
         path = Path(folder) / "config.json"
-        return _Reader(read_json(path), str(path)).config(max_context)
+        raw = read_json(path)
+        with readable(str(path)):
+            return _Reader(raw, str(path)).config(max_context)
+
+
+@contextmanager
+def readable(file: str) -> Iterator[None]:
+    """Whatever else reading of values in `file` fails with becomes a ModelError that names the file."""
+    try:
+        yield
+    except OddValue as error:
+        raise ModelError(f"{file}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        raise ModelError(f"{file}: a value in it cannot be read: {type(error).__name__}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -152,7 +167,7 @@ class _Reader:
         if self.raw.get("use_bidirectional_attention"):
             self._refuse("use_bidirectional_attention", True, "causal attention")
         num_layers, num_heads = self._count("num_hidden_layers"), self._count("num_attention_heads")
-        num_kv_heads = self._count("num_key_value_heads", int(facts.defaults.get("num_key_value_heads", num_heads)))
+        num_kv_heads = self._count("num_key_value_heads", num_heads)  # null means so too
         if num_heads % num_kv_heads:
             self._refuse("num_key_value_heads", num_kv_heads, f"a divisor of num_attention_heads = {num_heads}")
         hidden_size = self._count("hidden_size")
@@ -196,14 +211,14 @@ class _Reader:
             residual_scale=self._factor(facts.residual_multiplier),
             attention_scale=self._attention_scale(),
             attention_softcap=self._softcap(facts.attention_softcap),
-            logits_divisor=self._factor(facts.logits_divisor),
+            logits_divisor=self._divisor(facts.logits_divisor),
             logits_softcap=self._softcap(facts.logits_softcap),
             experts=self._experts(num_layers),
         )
 
     def _activation(self) -> str:
         name = self.raw.get(self.facts.activation, "silu")
-        if name not in ACTIVATIONS:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             self._refuse(self.facts.activation, name, " or ".join(ACTIVATIONS))
         return ACTIVATIONS[name]
 
@@ -222,25 +237,37 @@ class _Reader:
         if given is None:
             windowed = (self.facts.is_windowed(self.raw, layer) for layer in range(num_layers))
             return ["sliding_attention" if one else "full_attention" for one in windowed]
-        if len(given) != num_layers or set(given) - LAYER_TYPES:
+        if (
+            not isinstance(given, list)
+            or len(given) != num_layers
+            or any(one not in LAYER_TYPES for one in map(str, given))
+        ):
             self._refuse("layer_types", given, f"{num_layers} of sliding_attention or full_attention")
         return list(given)
 
     def _windows(self, num_layers: int) -> tuple[int, ...]:
         switch = self.facts.window_switch
-        if switch and not self.raw.get(switch):
+        if switch and not self._flag(switch):
             return (NO_WINDOW,) * num_layers
-        size = int(self.raw.get("sliding_window") or NO_WINDOW)
+        size = NO_WINDOW
+        if self.raw.get("sliding_window") is not None:
+            size = whole_number(self.raw, "sliding_window", NO_WINDOW, 0)
         return tuple(size if kind == "sliding_attention" else NO_WINDOW for kind in self._kinds(num_layers))
 
     def _experts(self, num_layers: int) -> ExpertsConfig | None:
         facts = self.facts
         if facts.experts is None:
             return None
-        step, dense = int(self.raw.get("decoder_sparse_step", 1)), self.raw.get("mlp_only_layers") or []
+        step, dense = whole_number(self.raw, "decoder_sparse_step", 1), self.raw.get("mlp_only_layers") or []
+        if not isinstance(dense, list):
+            self._refuse("mlp_only_layers", dense, "a list of layers")
+        num_experts = self._count("num_local_experts", self.raw["num_experts"])  # either name
+        num_per_token = self._count("num_experts_per_tok")
+        if num_per_token > num_experts:
+            self._refuse("num_experts_per_tok", num_per_token, f"at most the number of experts, {num_experts}")
         return ExpertsConfig(
-            num_experts=self._count("num_local_experts", self.raw["num_experts"]),  # either name
-            num_per_token=self._count("num_experts_per_tok"),
+            num_experts=num_experts,
+            num_per_token=num_per_token,
             width=self._count(facts.experts_width),
             shared_width=self._count(facts.shared_width) if facts.shared_width else 0,
             are_weights_normalized=facts.are_weights_normalized or self._flag("norm_topk_prob"),
@@ -248,15 +275,28 @@ class _Reader:
         )
 
     def _attention_scale(self) -> float:
-        if self.facts.query_scalar:
-            return float(self._number(self.facts.query_scalar, 0.0) ** -0.5)
-        return self._number(self.facts.attention_multiplier, 0.0) if self.facts.attention_multiplier else 0.0
+        key = self.facts.query_scalar or self.facts.attention_multiplier
+        if not key:
+            return 0.0
+        value = self._number(key, 0.0)
+        if value <= 0:
+            self._refuse(key, value, "a number greater than 0")
+        return float(value**-0.5) if self.facts.query_scalar else value
 
     def _flag(self, key: str) -> bool:
-        return bool(key and self.raw.get(key))
+        value = self.raw.get(key) if key else None
+        if value is not None and not isinstance(value, bool):
+            self._refuse(key, value, "true or false")
+        return bool(value)
 
     def _factor(self, key: str) -> float:
         return self._number(key, 1.0) if key else 1.0
+
+    def _divisor(self, key: str) -> float:
+        value = self._factor(key)
+        if not value:
+            self._refuse(key, value, "a number other than 0")
+        return value
 
     def _softcap(self, key: str) -> float:
         return self._number(key, 0.0) if key and self.raw.get(key) is not None else 0.0
@@ -270,7 +310,7 @@ class _Reader:
 
     def _number(self, key: str, default: float) -> float:
         value = self.raw.get(key, default)
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             self._refuse(key, value, "a number")
         return float(value)
 
@@ -279,7 +319,10 @@ class _Reader:
 
 
 def token_ids(value: object) -> tuple[int, ...]:
-    """An `eos_token_id` as it stands in a config (null, a number or a list) as a tuple."""
+    """An `eos_token_id` as it stands in a config (null, a number or a list) as a tuple; OddValue for another thing."""
     if value is None:
         return ()
-    return tuple(int(item) for item in value) if isinstance(value, list) else (int(str(value)),)
+    found = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in found):
+        raise OddValue(f"eos_token_id is {value!r}; supported: null, a number or a list of numbers")
+    return tuple(found)

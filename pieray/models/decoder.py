@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
+from pieray.kernels.decoder_torch import rms_norm
 from pieray.kernels.dispatch import attention, layer_ops
 from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import RaggedBatch
@@ -88,7 +89,7 @@ class Decoder:
         if norms is not None and c.qk_norm == "row":
             q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
             for part, norm in zip(torch.split(projected, [q_size, kv_size, kv_size], -1), norms, strict=False):
-                part.copy_(F.rms_norm(part, norm.shape, norm, c.rms_eps))
+                part.copy_(rms_norm(part, norm, c.rms_eps))
             norms = None
         heads = projected.view(len(x), -1, c.head_dim)
         kv, (cos, sin) = pool.layers[layer], self.ropes[layer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,20 +37,25 @@ from pieray.models.lora_cpu import compile_adapter, segments
 from pieray.models.rope import RopeTables
 from pieray.models.weights import DecoderWeights, LayerWeights, MlpWeights
 
+log = logging.getLogger(__name__)
+
 
 class CpuDecoder:
     """Drop-in for `Decoder`.  Weights and pool in float32 or bfloat16, everything between them in float32.
 
     `bf16_products` says how rows are multiplied with weights of bfloat16: "amx" and "avx512_bf16" round the rows to
     bfloat16 too, "float32" does not; "auto" is "amx" where there is, else "float32".  A row's logits are
-    the same in any batch with each of them, and differ between them.  Raises ModelError for what there is not.
+    the same in any batch with each of them, and differ between them; `products` is the one, `products_why` says why.
+    Raises ModelError for what there is not, MemoryError where packed matrices do not fit.
 
     Owns packed copies of the matrices; `weights` can be dropped afterwards.  Bound to the pool of the last call.
     """
 
     def __init__(self, config: ModelConfig, weights: DecoderWeights, bf16_products: str = "auto") -> None:
         self.config = config
-        self.products = _products(weights.embed.dtype, bf16_products)
+        self.products, self.products_why = _products(weights.embed.dtype, bf16_products)
+        if bf16_products not in ("auto", self.products):
+            log.warning("bf16_products %r does not apply: %s", bf16_products, self.products_why)
         self._kind = kind_of(weights.embed.dtype, self.products)
         self._arena = Arena()
         self.device = weights.embed.device
@@ -93,13 +99,13 @@ class CpuDecoder:
     @staticmethod
     def can_run(config: ModelConfig, weights: DecoderWeights) -> bool:
         """Whether there is a compiled library and it computes this model on this device and dtype."""
-        on_cpu = weights.embed.device.type == "cpu"
-        return (
-            config.experts is None
-            and on_cpu
-            and is_supported(weights.embed.dtype, config.head_dim)
-            and library() is not None
-        )
+        return CpuDecoder.computes(config, weights.embed.dtype, weights.embed.device)
+
+    @staticmethod
+    def computes(config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> bool:
+        """As `can_run`, before weights are read."""
+        on_cpu = torch.device(device).type == "cpu"
+        return config.experts is None and on_cpu and is_supported(dtype, config.head_dim) and library() is not None
 
     def adapt(self, file: AdapterFile, max_bytes: int) -> LoraAdapter:
         """Load an adapter for this model, in float32; see `read_lora`."""
@@ -217,19 +223,21 @@ class CpuDecoder:
         return self._keep[-1].data_ptr()
 
 
-def _products(dtype: torch.dtype, wanted: str) -> str:
-    """How this processor multiplies with weights of `dtype`; see `CpuDecoder`."""
+def _products(dtype: torch.dtype, wanted: str) -> tuple[str, str]:
+    """How this processor multiplies with weights of `dtype`, and why so; see `CpuDecoder`."""
     names = ("auto", *PAIR_KINDS, "float32")
     if wanted not in names:
         raise ModelError(f"bf16_products {wanted!r}: supported are {', '.join(names)}")
     found = [*pair_kinds(), "float32"]
     if dtype is not torch.bfloat16:
-        return "float32"
+        return "float32", f"products in float32, for the weights are {str(dtype).removeprefix('torch.')}"
     if wanted not in ("auto", *found):
         raise ModelError(f"bf16_products {wanted!r}: this processor has {', '.join(found)}")
     if wanted == "auto":
-        return "amx" if "amx" in found else "float32"
-    return wanted
+        if "amx" in found:
+            return "amx", "bf16_products auto: amx"
+        return "float32", f"bf16_products auto: float32, for this processor has no amx; it has {', '.join(found)}"
+    return wanted, f"bf16_products {wanted}, as it was set"
 
 
 def _view(rows: DecodeRows) -> CRows:

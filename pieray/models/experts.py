@@ -5,9 +5,26 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
+from pieray.errors import ModelError
 from pieray.kernels.dispatch import LayerOps
-from pieray.models.config import ExpertsConfig
+from pieray.models.config import ExpertsConfig, ModelConfig
 from pieray.models.weights import ExpertWeights
+
+ROW_BYTES = 16
+
+
+def check_widths(config: ModelConfig, dtype: torch.dtype) -> None:
+    """Raise ModelError if rows of the experts' matrices do not begin at multiples of ROW_BYTES, as grouped products
+    want it."""
+    if config.experts is None:
+        return
+    least = ROW_BYTES // dtype.itemsize
+    for name, width in (("hidden_size", config.hidden_size), ("the width of an expert", config.experts.width)):
+        if width % least:
+            raise ModelError(
+                f"{config.architecture}: {name} is {width}; supported in {str(dtype).removeprefix('torch.')}: "
+                f"multiples of {least}"
+            )
 
 
 def mix_experts(
@@ -16,7 +33,9 @@ def mix_experts(
     """[T, hidden] of x [T, hidden]: the likeliest experts of each row, weighted; without the shared one.
 
     Rows are sorted by expert, each expert's run through its matrices together (Gale et al. 2022, MegaBlocks), and put
-    back in order of experts for each row, so that a row's sum does not depend on the rows around it.
+    back in order of experts for each row, so that a row's sum is taken in the same order whatever rows are around it.
+    The products that are summed may round otherwise in another batch: bits of a row are promised of the C step alone,
+    which has no experts.
     """
     k = config.num_per_token
     likely, chosen = F.linear(x, weights.router).softmax(-1, dtype=torch.float32).topk(k)

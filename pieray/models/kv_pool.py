@@ -37,7 +37,11 @@ class KvPool:
         num_held = num_pages + (torch.device(device).type == "cuda")
         shape = (config.num_layers, num_held, 2, config.num_kv_heads, page_size, config.head_dim)
         if torch.device(device).type == "cpu":
-            self.data = huge_memory(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+            try:
+                memory = huge_memory(math.prod(shape) * dtype.itemsize)
+            except MemoryError as error:
+                raise ModelError(f"a KV pool of {num_pages} pages of {page_size} tokens: {error}") from error
+            self.data = memory.view(dtype).view(shape)
         else:
             self.data = torch.zeros(shape, dtype=dtype, device=device)
         self.scratch_slot = num_pages * page_size

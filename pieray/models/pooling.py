@@ -45,6 +45,8 @@ class Pooling:
         if not path or Path(path).name != path:
             return cls("last", is_normalized)
         given = _read(folder / path / "config.json") or {}
+        if not isinstance(given, dict):
+            raise ModelError(f"{folder / path / 'config.json'}: expected an object, found {type(given).__name__}")
         modes = [key.removeprefix("pooling_mode_") for key, value in given.items() if value is True and "mode" in key]
         if len(modes) != 1 or modes[0] not in MODES:
             return cls("", is_normalized, f"{path}: pooling by {', '.join(modes) or 'nothing'}")

@@ -58,8 +58,11 @@ class RopeReader:
         self.max_position = max_position
         self.head_dim = head_dim
         self.context = context or max_position
-        self.key = "rope_parameters" if isinstance(raw.get("rope_parameters"), dict) else "rope_scaling"
-        self.given: Mapping[str, Any] = raw.get(self.key) or {}
+        self.key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
+        given = raw.get(self.key) or {}
+        if not isinstance(given, dict):
+            raise ModelError(f"{file}: {self.key} is {given!r}; supported: an object")
+        self.given: Mapping[str, Any] = given
 
     def plain(self) -> RopeConfig:
         """The one of all layers."""
@@ -84,17 +87,28 @@ class RopeReader:
         ):
             return self.max_position
         base = self.max_position if self._kind(self.given) == "dynamic" else self._original(self.given)
-        return max(self.max_position, int(base * float(self.given.get("factor") or 1)))
+        return max(self.max_position, int(base * self._positive(self.given, "factor", 1.0)))
 
     def _kind(self, given: Mapping[str, Any]) -> str:
         kind = str(given.get("rope_type") or given.get("type") or "default")
         return ALIASES.get(kind, kind)
 
     def _original(self, given: Mapping[str, Any]) -> int:
-        own = self.raw.get("original_max_position_embeddings")
-        return int(own or given.get("original_max_position_embeddings") or self.max_position)
+        key = "original_max_position_embeddings"
+        value = self.raw.get(key) or given.get(key) or self.max_position
+        if not _is_number(value) or value < 1:
+            self._refuse(key, value, "a positive integer")
+        return int(value)
 
-    def _config(self, given: Mapping[str, Any], theta: float) -> RopeConfig:
+    def _positive(self, given: Mapping[str, Any], name: str, default: float) -> float:
+        """A number greater than 0; where the file has none, or null, it is `default`."""
+        value = given.get(name)
+        value = default if value is None else value
+        if not _is_number(value) or value <= 0:
+            self._refuse(name, value, "a number greater than 0")
+        return float(value)
+
+    def _config(self, given: Mapping[str, Any], theta: Any) -> RopeConfig:
         kind = self._kind(given)
         if kind not in NEEDED:
             self._refuse("rope_type", kind, " or ".join(NEEDED))
@@ -102,9 +116,12 @@ class RopeReader:
         if partial != 1.0:
             raise ModelError(f"{self.file}: partial_rotary_factor is {partial!r}; supported: 1.0")
         for name in NEEDED[kind]:
-            if not isinstance(given.get(name), int | float):
+            if not _is_number(given.get(name)):
                 self._refuse(name, given.get(name), f"a number (rope_type {kind})")
-        plain = RopeConfig(theta=float(given.get("rope_theta") or theta), factor=float(given.get("factor") or 1.0))
+        base = given.get("rope_theta") or theta
+        if not _is_number(base) or base <= 0:
+            raise ModelError(f"{self.file}: rope_theta is {base!r}; supported: a number greater than 0")
+        plain = RopeConfig(theta=float(base), factor=self._positive(given, "factor", 1.0))
         match kind:
             case "default":
                 return RopeConfig(theta=plain.theta)
@@ -135,16 +152,21 @@ class RopeReader:
         """Peng et al. 2023."""
         attention = given.get("attention_factor")
         if attention is None:
-            scale, all_dim = given.get("mscale"), given.get("mscale_all_dim")
+            scale, all_dim = (given.get(name) for name in ("mscale", "mscale_all_dim"))
+            for name in ("mscale", "mscale_all_dim"):
+                if given.get(name) is not None and not _is_number(given[name]):
+                    self._refuse(name, given[name], "a number")
             attention = _mscale(plain.factor, scale) / _mscale(plain.factor, all_dim) if scale and all_dim else None
         return RopeConfig(
             theta=plain.theta,
             kind="yarn",
             factor=plain.factor,
             original_max_position=self._original(given),
-            attention_factor=float(_mscale(plain.factor, 1.0) if attention is None else attention),
-            beta_fast=float(given.get("beta_fast") or 32),
-            beta_slow=float(given.get("beta_slow") or 1),
+            attention_factor=self._positive(
+                {"attention_factor": attention}, "attention_factor", _mscale(plain.factor, 1)
+            ),
+            beta_fast=self._positive(given, "beta_fast", 32),
+            beta_slow=self._positive(given, "beta_slow", 1),
             is_truncated=bool(given.get("truncate", True)),
         )
 
@@ -153,9 +175,10 @@ class RopeReader:
         original = self._original(given)
         name = "long_factor" if self.context > original else "short_factor"
         divisors = given.get(name)
-        if not isinstance(divisors, list) or len(divisors) != self.head_dim // 2:
-            self._refuse(name, divisors, f"a list of {self.head_dim // 2} numbers (rope_type longrope)")
-        factor = float(given.get("factor") or self.max_position / original)
+        is_right = isinstance(divisors, list) and len(divisors) == self.head_dim // 2
+        if not is_right or not all(_is_number(one) and one > 0 for one in divisors or ()):
+            self._refuse(name, divisors, f"a list of {self.head_dim // 2} numbers greater than 0 (rope_type longrope)")
+        factor = self._positive(given, "factor", self.max_position / original)
         attention = given.get("attention_factor")
         if attention is None:
             attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
@@ -164,12 +187,16 @@ class RopeReader:
             kind="longrope",
             factor=factor,
             original_max_position=original,
-            attention_factor=float(attention),
+            attention_factor=self._positive({"attention_factor": attention}, "attention_factor", 1.0),
             divisors=tuple(float(one) for one in divisors),  # type: ignore[union-attr]
         )
 
     def _refuse(self, name: str, value: object, supported: str) -> None:
         raise ModelError(f"{self.file}: {self.key}.{name} is {value!r}; supported: {supported}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _mscale(factor: float, scale: float) -> float:

@@ -22,6 +22,7 @@ from pieray.models.decode_graphs import GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
 from pieray.models.draws import NO_SCORES, Drawn, check_sampler, draw_plain, draw_rows, finite, not_finite, spread
+from pieray.models.experts import check_widths
 from pieray.models.host_pool import HostPool, budget_of
 from pieray.models.kv_pool import KvPool, TokenRange
 from pieray.models.lora import LoraAdapter
@@ -32,6 +33,7 @@ from pieray.models.weights import open_weights
 
 log = logging.getLogger(__name__)
 
+MAX_GPU_HEAD_DIM = 256
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -294,10 +296,23 @@ def _decoder(
 ) -> AnyDecoder:
     """The model's decoder with its weights.  Raises ModelError."""
     if way.probe is not None:
+        if bf16_products != "auto":
+            log.warning("%s: bf16_products %r does not apply through transformers' module", path, bf16_products)
         return TransformersDecoder.load(path, way.config, way.probe, dtype, device)
-    with open_weights(path, way.config, dtype, device) as weights:
-        if CpuDecoder.can_run(way.config, weights):
-            return CpuDecoder(way.config, weights, bf16_products)
+    check_widths(way.config, dtype)
+    if device.startswith("cuda") and way.config.head_dim > MAX_GPU_HEAD_DIM:
+        raise ModelError(f"head_dim is {way.config.head_dim}; at most {MAX_GPU_HEAD_DIM} on {device}")
+    is_packed = CpuDecoder.computes(way.config, dtype, device)
+    with open_weights(path, way.config, dtype, device, is_copied=not is_packed) as weights:
+        if is_packed:
+            try:
+                decoder_cpu = CpuDecoder(way.config, weights, bf16_products)
+            except MemoryError as error:
+                raise ModelError(f"{path}: its packed weights: {error}") from error
+            log.info("%s: %s", path, decoder_cpu.products_why)
+            return decoder_cpu
+        if bf16_products != "auto":
+            log.warning("%s: bf16_products %r applies to the C decoder alone, not to this model", path, bf16_products)
         decoder = Decoder(way.config, weights)
     if cuda_graphs and decoder.device.type == "cuda" and way.config.experts is None:
         return GraphedDecoder(decoder)

@@ -17,6 +17,7 @@ from pieray.errors import InvalidRequest, ModelError
 from pieray.models.chat import Message, json_object, json_objects
 from pieray.models.chat_parse import parse_reply, thought_tags
 from pieray.models.chat_tools import render_with_tools
+from pieray.models.config import readable, token_ids
 from pieray.models.detokenizer import ByteStream, DecodeStream, Pieces, WindowStream
 from pieray.models.reply import Reply
 
@@ -50,9 +51,8 @@ class TokenizerSpec:
         chat_template, tool_template = _templates(folder, settings)
         spec = cls(path.read_bytes(), chat_template, (), special, tool_template)
         tokenizer = Tokenizer(spec, name=str(path))
-        said = [_read(folder / name).get("eos_token_id") for name in ("generation_config.json", "config.json")]
-        said += [tokenizer.token_id(special.get("eos_token", "")), _end_of_turn(tokenizer)]
-        ids = [eos for one in said for eos in (one if isinstance(one, list) else [one])]
+        ids: list[int | None] = [*_ends(folder / "generation_config.json"), *_ends(folder / "config.json")]
+        ids += [tokenizer.token_id(special.get("eos_token", "")), _end_of_turn(tokenizer)]
         return replace(spec, eos_ids=tuple(dict.fromkeys(eos for eos in ids if eos is not None)))
 
 
@@ -64,6 +64,12 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path}: not readable as JSON: {error}") from error
     return value if isinstance(value, dict) else {}
+
+
+def _ends(path: Path) -> tuple[int, ...]:
+    """The eos_token_id of a config."""
+    with readable(str(path)):
+        return token_ids(_read(path).get("eos_token_id"))
 
 
 def _content(token: object) -> str | None:

@@ -7,6 +7,7 @@ one row of tokens, each with its own positions.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import re
@@ -27,11 +28,12 @@ from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
 from pieray.models.loader import Checkpoint
 from pieray.models.lora import LoraAdapter, LoraTargets, add_low_rank, read_lora
-from pieray.models.transformers_probe import GROWING, Probe, quiet
+from pieray.models.transformers_probe import GROWING, Probe, first_line, quiet
 
 log = logging.getLogger(__name__)
 
 PAGED = "pieray_paged"
+ADAPTER = "adapter_config.json"
 #: largest difference from transformers' own attention over the largest logit, at load
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.1}
 
@@ -86,19 +88,28 @@ class TransformersDecoder:
         cls, folder: str | Path, config: ModelConfig, found: Probe, dtype: torch.dtype, device: str
     ) -> TransformersDecoder:
         """Read the weights; ModelError if one is missing or not as the config says, or if the module computes something
-        else over pages than by itself."""
+        else over pages than by itself.
+
+        Implementations of attention and experts that the folder's config asks for are not taken: they may be packages,
+        or code of a hub.
+        """
+        if (Path(folder) / ADAPTER).exists():
+            raise ModelError(
+                f"{Path(folder) / ADAPTER}: the folder is of an adapter; serve the model that it is for, merged or not"
+            )
         with Checkpoint(folder), quiet():  # what is no checkpoint of safetensors is refused here, with its name
             try:
                 model, info = found.model_class.from_pretrained(
                     str(folder),
-                    config=found.config,
+                    config=_plain_ways(found.config),
+                    attn_implementation="eager",
                     dtype=dtype,
                     local_files_only=True,
                     use_safetensors=True,
                     output_loading_info=True,
                 )
-            except (OSError, ValueError, RuntimeError, KeyError) as error:
-                raise ModelError(f"{folder}: transformers cannot load it: {error}") from error
+            except Exception as error:  # whatever a module of theirs raises
+                raise ModelError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
         for kind in ("missing_keys", "mismatched_keys", "error_msgs"):
             if info.get(kind):
                 raise ModelError(f"{folder}: {kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:5]))}")
@@ -210,6 +221,15 @@ class TransformersDecoder:
                 add_low_rank(y, x, step.batch.adapters, layer, name, are_rows=False)
 
         return add
+
+
+def _plain_ways(config: Any) -> Any:
+    """A copy of transformers' config that names no implementation of attention or experts."""
+    own = copy.deepcopy(config)
+    parts = [own, *(part for name in own.sub_configs if (part := getattr(own, name, None)) is not None)]
+    for part in parts:
+        part._attn_implementation_internal = part._experts_implementation_internal = None
+    return own
 
 
 def _register() -> None:

@@ -20,7 +20,15 @@ import torch
 from torch import nn
 
 from pieray.errors import ModelError
-from pieray.models.config import NO_WINDOW, ModelConfig, architecture_name, read_json, refuse_quantized, token_ids
+from pieray.models.config import (
+    NO_WINDOW,
+    ModelConfig,
+    architecture_name,
+    read_json,
+    readable,
+    refuse_quantized,
+    token_ids,
+)
 from pieray.models.rope_config import RopeConfig, RopeReader
 
 if TYPE_CHECKING:
@@ -95,7 +103,8 @@ def hosted_config(folder: str | Path, max_context: int = 0) -> tuple[ModelConfig
         except Exception as error:
             raise Unservable(where, f"transformers does not read its config: {error}") from error
     found = probe(model_class, config, where)
-    return _shapes(found, raw, str(path), max_context), found
+    with readable(str(path)):
+        return _shapes(found, raw, str(path), max_context), found
 
 
 def causal_class(name: str | None, where: str) -> Any:
@@ -137,7 +146,7 @@ def probe(model_class: Any, config: Any, where: str) -> Probe:
         except Exception as error:
             if isinstance(error, KeyError) and error.args == (PROBE,):
                 raise Unservable(where, "its layers compute attention themselves") from error
-            raise Unservable(where, f"its module does not run over plain tokens: {_first_line(error)}") from error
+            raise Unservable(where, f"its module does not run over plain tokens: {first_line(error)}") from error
     mixing = {type(one).__name__ for one in model.modules() if isinstance(one, nn.Conv1d | nn.Conv2d | nn.RNNBase)}
     if mixing:
         raise Unservable(
@@ -313,7 +322,7 @@ def _names(mapping: Any) -> Iterator[str]:
         yield from ([value] if isinstance(value, str) else value)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 

@@ -13,6 +13,8 @@ from pieray.models.architectures import ARCHITECTURES, Architecture, ExpertNames
 from pieray.models.config import ExpertsConfig, ModelConfig
 from pieray.models.loader import Checkpoint
 
+EMBED = "model.embed_tokens.weight"
+
 
 @dataclass(slots=True)
 class MlpWeights:
@@ -37,7 +39,8 @@ class ExpertWeights:
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One layer; matrices are [out, in].  `qkv` stacks query, key and value heads.  Norms that are None are absent."""
+    """One layer; matrices are [out, in].  `qkv` stacks query, key and value heads.  Norms that are None are absent;
+    where an architecture adds an offset to them they are float32, whatever the dtype of the model."""
 
     attn_norm: torch.Tensor | None  # [hidden]
     qkv: torch.Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
@@ -64,12 +67,15 @@ class DecoderWeights:
 
 @contextmanager
 def open_weights(
-    folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str
+    folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str, *, is_copied: bool = True
 ) -> Iterator[DecoderWeights]:
     """Read, check, fuse and place the weights of a model folder, layers one by one: who makes something else of them
-    never has two copies of all.  ModelError names the file and the key."""
+    never has two copies of all.  ModelError names the file and the key.
+
+    Unless `is_copied`, matrices other than the embedding may be maps of the file: for who packs them.
+    """
     with Checkpoint(folder) as checkpoint:
-        yield _Fuser(checkpoint, config, dtype, device).weights()
+        yield _Fuser(checkpoint, config, dtype, device, is_copied=is_copied).weights()
 
 
 def load_weights(
@@ -83,8 +89,15 @@ def load_weights(
 
 class _Fuser:
     def __init__(
-        self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device | str
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        *,
+        is_copied: bool,
     ) -> None:
+        self.is_copied = is_copied
         self.checkpoint = checkpoint
         self.config = config
         self.facts: Architecture = ARCHITECTURES[config.architecture]
@@ -93,7 +106,7 @@ class _Fuser:
 
     def weights(self) -> DecoderWeights:
         c = self.config
-        embed = self._tensor("model.embed_tokens.weight", c.vocab_size, c.hidden_size)
+        embed = self._tensor(EMBED, c.vocab_size, c.hidden_size)
         lm_head = embed if c.tie_embeddings else self._tensor("lm_head.weight", c.vocab_size, c.hidden_size)
         layers = (self._layer(layer) for layer in range(c.num_layers))
         norm = self._norm("model.", "norm", c.hidden_size)
@@ -163,13 +176,21 @@ class _Fuser:
         return [(prefix + module, size) for module, size in zip(modules, sizes, strict=True)]
 
     def _tensor(self, name: str, *shape: int) -> torch.Tensor:
-        return self.checkpoint.tensor(name, shape).to(self.device, self.dtype).contiguous()
+        stored = self.checkpoint.tensor(name, shape)
+        found = stored.to(self.device, self.dtype).contiguous()
+        if not (self.is_copied or len(shape) == 1 or name == EMBED):
+            return found
+        # what still is the mapped file would change with it, or end the process where the file gets shorter
+        return found.clone() if found.device == stored.device and found.data_ptr() == stored.data_ptr() else found
 
     def _norm(self, prefix: str, name: str | None, size: int) -> torch.Tensor | None:
         if name is None:
             return None
-        weight = self._tensor(f"{prefix}{name}.weight", size)
-        return weight + self.facts.norm_offset if self.facts.norm_offset else weight
+        name = f"{prefix}{name}.weight"
+        if not self.facts.norm_offset:
+            return self._tensor(name, size)
+        # half precision rounds the sum more coarsely than what is stored: 1 + weight stays in float32
+        return (self.checkpoint.tensor(name, (size,)).float() + self.facts.norm_offset).to(self.device)
 
     def _matrix(self, parts: Sequence[tuple[str, int]], width: int) -> torch.Tensor:
         found = [self._tensor(f"{name}.weight", size, width) for name, size in parts]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from pieray.assets import model_folder
 from pieray.cli.checks import Check
@@ -127,3 +127,34 @@ def test_models_says_which_way_each_runs(call: Any) -> None:
     done = call("models", "--json")
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert (rows["pie-tiny"]["way"], rows["pie-tiny"]["why"]) == ("native", "")
+
+
+def test_buffers_that_no_module_reads_neither_fail_nor_count(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, GPT_OSS)
+    tensors = {
+        "one": np.zeros((10, 100), np.float32),
+        "transformer.h.0.attn.bias": np.ones((1, 1, 8, 8), np.uint8),
+        "gpt_neox.layers.0.attention.bias": np.ones((1, 1, 8, 8), np.bool_),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    assert found(folder)["weights"].detail == "1,000 parameters, 3.9 KiB as F32"
+    assert "whether this one does is seen when it is loaded" in found(folder)["model"].detail
+
+
+def test_tensors_that_the_native_decoder_reads_are_looked_for(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(model_folder("pie-tiny") / name, tmp_path)
+    good = load_file(model_folder("pie-tiny") / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    path = tmp_path / "model.safetensors"
+    save_file({**good, "model.rotary_emb.inv_freq": np.ones(8, np.int64)}, path)
+    start = time.monotonic()
+    assert found(tmp_path)["weights"].detail == "1,931,712 parameters, 7.4 MiB as F32"
+    assert time.monotonic() - start < 5  # a tenth of a second on a quiet machine
+    save_file({key: one for key, one in good.items() if key != name}, path)
+    assert (found(tmp_path)["weights"].status, found(tmp_path)["weights"].detail) == ("fail", f"no {name!r}")
+    save_file({**good, name: good[name].T.copy()}, path)
+    assert f"{name!r} has shape {good[name].T.shape}; config.json implies {good[name].shape}" in (
+        found(tmp_path)["weights"].detail
+    )

@@ -10,6 +10,7 @@ import pytest
 
 from pieray.errors import ModelError
 from pieray.models.config import ModelConfig
+from pieray.models.runner import ModelRunner
 
 PLAIN: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -95,7 +96,7 @@ def test_windows(changes: dict[str, Any], windows: tuple[int, ...], tmp_path: Pa
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.factor is None; supported: a number"),
         (
             {"rope_scaling": {"type": "su", "short_factor": [1.0], "long_factor": [1.0] * 4}},
-            "rope_scaling.short_factor is [1.0]; supported: a list of 4 numbers",
+            "rope_scaling.short_factor is [1.0]; supported: a list of 4 numbers greater than 0",
         ),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is None; supported: a number"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is 'gptq'; supported: unquantized"),
@@ -111,6 +112,91 @@ def test_what_cannot_be_computed_is_refused(changes: dict[str, Any], says: str, 
         read(tmp_path, **changes)
     assert says in caught.value.message
     assert str(tmp_path / "config.json") in caught.value.message
+
+
+LONG = {"type": "longrope", "long_factor": [1.0] * 4, "original_max_position_embeddings": 64}
+QWEN_LAYERS = {"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 32, "use_sliding_window": True}
+QWEN_WINDOWS = {"architectures": ["Qwen2ForCausalLM"], "num_key_value_heads": 2, "use_sliding_window": True}
+MISTRAL = {"architectures": ["MistralForCausalLM"], "num_key_value_heads": 2}
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"]}
+SMOLLM = {"architectures": ["SmolLM3ForCausalLM"]}
+MOE = {"architectures": ["Qwen3MoeForCausalLM"]}
+GRANITE = {"architectures": ["GraniteForCausalLM"]}
+#: values that no config should have, and the key that is named
+ODD: list[tuple[dict[str, Any], str]] = [
+    ({"rope_theta": None}, "rope_theta is None"),
+    ({"rope_theta": "1e4"}, "rope_theta is '1e4'"),
+    ({"rope_theta": -1}, "rope_theta is -1"),
+    ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'"),
+    ({"rope_parameters": [1]}, "rope_parameters is [1]"),
+    (
+        {"rope_scaling": {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": "64"}},
+        "original_max_position_embeddings is '64'",
+    ),
+    ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": "32"}}, "beta_fast is '32'"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": "a", "mscale_all_dim": 1}}, "mscale is 'a'"),
+    ({"rope_scaling": {"type": "yarn", "factor": 2.0, "attention_factor": []}}, "attention_factor is []"),
+    ({"rope_scaling": {**LONG, "long_factor": ["1"] * 4}}, "long_factor is ['1', '1', '1', '1']"),
+    ({"rope_scaling": {**LONG, "original_max_position_embeddings": 1}}, "ZeroDivisionError"),
+    ({**QWEN_LAYERS, "layer_types": 3}, "layer_types is 3"),
+    ({**QWEN_LAYERS, "layer_types": [["full_attention"]] * 4}, "layer_types is [['full_attention']"),
+    ({**MISTRAL, "sliding_window": [1]}, "sliding_window is [1]"),
+    ({**MISTRAL, "sliding_window": -1}, "sliding_window is -1"),
+    ({**QWEN_WINDOWS, "max_window_layers": None}, "max_window_layers is None"),
+    ({**QWEN_WINDOWS, "use_sliding_window": "yes"}, "use_sliding_window is 'yes'"),
+    ({"eos_token_id": "</s>"}, "eos_token_id is '</s>'"),
+    ({"eos_token_id": [2, None]}, "eos_token_id is [2, None]"),
+    ({"hidden_act": ["silu"]}, "hidden_act is ['silu']"),
+    ({**GEMMA3, "sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
+    ({**GEMMA3, "query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+    ({**GEMMA3, "query_pre_attn_scalar": -1}, "query_pre_attn_scalar is -1"),
+    ({**MOE, "decoder_sparse_step": 0}, "decoder_sparse_step is 0"),
+    ({**MOE, "mlp_only_layers": 3}, "mlp_only_layers is 3"),
+    ({**MOE, "num_experts": 4, "num_experts_per_tok": 5}, "num_experts_per_tok is 5; supported: at most the number of"),
+    ({**SMOLLM, "no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
+    ({**SMOLLM, "no_rope_layers": [1, 0]}, "no_rope_layers is [1, 0]"),
+    ({**GRANITE, "logits_scaling": 0}, "logits_scaling is 0"),
+    ({**GRANITE, "attention_multiplier": 0}, "attention_multiplier is 0"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; supported: true or false"),
+    ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), ODD, ids=[says for _, says in ODD])
+def test_odd_values_are_refused_with_file_and_key(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        read(tmp_path, **changes)
+    assert says in caught.value.message
+    assert str(tmp_path / "config.json") in caught.value.message
+
+
+def test_null_heads_of_keys_are_as_many_as_those_of_queries(tmp_path: Path) -> None:
+    assert read(tmp_path, architectures=["MistralForCausalLM"], num_key_value_heads=None).num_kv_heads == 4
+
+
+def test_gemma_3_caps_no_scores_as_transformers_does(tmp_path: Path) -> None:
+    assert read(tmp_path, **GEMMA3, attn_logit_softcapping=50.0).attention_softcap == 0
+    gemma2 = read(tmp_path, architectures=["Gemma2ForCausalLM"], attn_logit_softcapping=20.0)
+    assert gemma2.attention_softcap == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"), [({}, "the width of an expert is 20"), ({"hidden_size": 36}, "hidden_size is 36")]
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_experts_of_odd_widths_are_refused_at_load(
+    changes: dict[str, Any], says: str, dtype: str, tmp_path: Path
+) -> None:
+    read(tmp_path, **{**MOE, "moe_intermediate_size": 20, "head_dim": 8, **changes})
+    with pytest.raises(ModelError, match=f"{says}; supported in {dtype}: multiples of 8"):
+        ModelRunner.load(tmp_path, dtype=dtype)
+
+
+def test_heads_that_no_kernel_of_the_gpu_computes_are_refused_at_load(tmp_path: Path) -> None:
+    read(tmp_path, head_dim=320)
+    with pytest.raises(ModelError, match="head_dim is 320; at most 256 on cuda"):
+        ModelRunner.load(tmp_path, device="cuda")
 
 
 def test_a_missing_or_broken_config_names_the_file(tmp_path: Path) -> None:

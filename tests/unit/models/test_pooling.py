@@ -55,3 +55,9 @@ def test_what_a_tokenizer_puts_behind_a_text_is_known() -> None:
     }
     tokenizer = Tokenizer(TokenizerSpec(json.dumps(wanted).encode()))
     assert (tokenizer.bos_ids, tokenizer.end_ids) == ([], [1])
+
+
+@pytest.mark.parametrize("odd", [[1], "mean", 3])
+def test_a_config_of_pooling_that_is_no_object_is_refused(odd: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"1_Pooling/config\.json: expected an object, found"):
+        pooling_of(tmp_path, odd, "Transformer", "Pooling")

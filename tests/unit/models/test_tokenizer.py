@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from pieray.assets import model_folder
 from pieray.errors import InvalidRequest, ModelError
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
@@ -177,3 +179,11 @@ def test_light_processes_need_neither_torch_nor_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_an_end_of_text_that_is_no_number_names_its_file(name: str, tmp_path: Path) -> None:
+    shutil.copy(model_folder("pie-tiny") / "tokenizer.json", tmp_path)
+    (tmp_path / name).write_text(json.dumps({"eos_token_id": "</s>"}))
+    with pytest.raises(ModelError, match=f"{name}: eos_token_id is '</s>'; supported: null, a number or a list"):
+        TokenizerSpec.from_folder(tmp_path)

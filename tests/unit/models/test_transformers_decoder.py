@@ -222,3 +222,47 @@ def test_a_module_that_computes_something_else_over_pages_is_refused_at_load(tmp
     decoder.model.model.layers[0].mlp.register_forward_hook(lambda _module, _given, y: y + y.roll(1, 1))
     with pytest.raises(ModelError, match=r"Glm4ForCausalLM does not compute over pages what it computes by itself"):
         decoder.check("here")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
+@pytest.mark.parametrize("wanted", ["flash_attention_2", "kernels-community/x", "no_such_way"])
+def test_attention_that_a_config_asks_for_is_not_taken(key: str, wanted: str, tmp_path: Path) -> None:
+    """Neither what would be loaded from a hub nor a package that may be there."""
+    model_type, changes = HOSTED["gpt2"]
+    expected = expected_logits(make_model(model_type, tmp_path, **changes))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: wanted}))
+    runner = ModelRunner.load(tmp_path, num_pages=64, page_size=4)
+    assert isinstance(runner.decoder, TransformersDecoder)
+    assert runner.decoder.model.config._attn_implementation == "pieray_paged"
+    assert largest_difference(runner, expected) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", ["experts_implementation", "_experts_implementation"])
+def test_experts_that_a_config_asks_for_are_not_taken(key: str, tmp_path: Path) -> None:
+    model_type, changes = HOSTED["olmoe"]
+    expected = expected_logits(make_model(model_type, tmp_path, **changes))
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: "no_such_way"}))
+    assert largest_difference(ModelRunner.load(tmp_path, num_pages=64, page_size=4), expected) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_folder_of_an_adapter_is_refused(tmp_path: Path) -> None:
+    model_type, changes = HOSTED["gpt2"]
+    make_model(model_type, tmp_path, **changes)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/else"}))
+    with pytest.raises(ModelError, match=r"adapter_config\.json: the folder is of an adapter"):
+        ModelRunner.load(tmp_path, num_pages=8)
+
+
+@pytest.mark.slow
+def test_whatever_transformers_raises_at_load_is_said(tmp_path: Path) -> None:
+    """Here, a generation config with which it fails in its own ways."""
+    model_type, changes = HOSTED["gpt2"]
+    make_model(model_type, tmp_path, **changes)
+    (tmp_path / "generation_config.json").write_text("[1]")
+    with pytest.raises(ModelError, match=r"transformers cannot load it: \w+"):
+        ModelRunner.load(tmp_path, num_pages=8)
