@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from inferlet import Context, session
+from inferlet import Context, InvalidRequest, session
 from inferlet.tools import calculate
 
 ACTION = re.compile(r"Action: (\w+)\((.*)\)")
@@ -42,5 +42,5 @@ def act(text: str, tools: dict[str, Callable[[str], str]]) -> str:
         return f"error: the tools are {', '.join(tools)}"
     try:
         return tools[found[1]](found[2])
-    except (ValueError, ArithmeticError, KeyError) as error:
+    except (InvalidRequest, KeyError) as error:
         return f"error: {error}"

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from inferlet import Context, children, gather, messaging, runtime
+from inferlet import Context, InvalidRequest, children, gather, messaging, runtime
 from inferlet.tools import calculate
 
 TOOLS = ("calc", "lookup")
@@ -51,7 +51,7 @@ async def serve(desk: str, tool: str, ages: dict[str, int]) -> int:
         asked = json.loads(task)
         try:
             observed = str(use(asked["argument"]))
-        except (KeyError, ValueError, ZeroDivisionError) as error:
+        except (InvalidRequest, KeyError) as error:
             observed = f"error: {error}"
         await messaging.push(asked["to"], observed)
         count += 1

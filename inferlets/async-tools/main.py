@@ -4,7 +4,7 @@ import asyncio
 import re
 from typing import Any
 
-from inferlet import Context, gather, runtime, session
+from inferlet import Context, InvalidRequest, gather, runtime, session
 from inferlet.tools import calculate
 
 ACTION = re.compile(r"Action: (\w+)\((.*)\)")
@@ -25,7 +25,7 @@ async def main(
         await asyncio.sleep(tool_time_s)  # where a real tool would wait for the network
         try:
             return str(calculate(argument) if tool == "calc" else ages[argument])
-        except (KeyError, ValueError, ZeroDivisionError) as error:
+        except (InvalidRequest, KeyError) as error:
             return f"error: {error}"
 
     under_way: list[tuple[int, str, asyncio.Task[str]]] = []  # where its value goes, the placeholder there, the call

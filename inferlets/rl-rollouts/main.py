@@ -4,7 +4,7 @@ import re
 from statistics import mean, pstdev
 from typing import Any
 
-from inferlet import Context, gather, model
+from inferlet import Context, InvalidRequest, gather, model
 from inferlet.tools import calculate
 
 TASKS = (("What is 12 plus 7?", "19"), ("Compute 6 times 8.", "48"))
@@ -74,5 +74,5 @@ def observed(text: str) -> str:
     action = re.search(r"Action: calc\((.*)\)", text)
     try:
         return str(calculate(action[1])) if action else "error"
-    except (ValueError, ZeroDivisionError):
+    except InvalidRequest:
         return "error"

@@ -196,12 +196,13 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 def calculate(text: str) -> float:
     """The value of an expression of numbers, parentheses and + - * / // %: a calculator that a model may be given.
 
-    Raises ValueError for anything else, ZeroDivisionError.
+    Raises InvalidRequest for anything else, and for what has no value (1 / 0).
     """
+    text = _convert.text("text", text)
     try:
         return _value(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, RecursionError, MemoryError):
-        raise ValueError(f"cannot calculate {text[:100]}") from None
+    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise InvalidRequest(f"cannot calculate {text[:100]!r}: {error}") from None
 
 
 def _value(node: ast.expr) -> float:
@@ -213,7 +214,7 @@ def _value(node: ast.expr) -> float:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             found: float = _OPERATORS[type(op)](_value(left), _value(right))
             return found
-    raise ValueError(f"cannot calculate {ast.unparse(node)[:100]}")
+    raise ValueError(f"{ast.unparse(node)[:100]} is none of these")
 
 
 __all__ = ["Answer", "Step", "Tool", "calculate", "run_tools", "tool"]
