@@ -13,7 +13,7 @@ class News:
 
     def __init__(self, index: PageIndex, exports: ExportTable, ranks: Ranks) -> None:
         self._index, self._exports, self._ranks = index, exports, ranks
-        self._num_told = 0  # programs
+        self._told = (0, 0)  # programs, and how many have begun, when it was last told
         index.changes, exports.changes = {}, {}
 
     def whole(self) -> GroupNews:
@@ -26,9 +26,10 @@ class News:
         changes = {**(self._index.changes or {}), **(self._exports.changes or {})}
         self._index.changes, self._exports.changes = {}, {}
         num_programs = self._ranks.num_programs
-        if not changes and num_programs == self._num_told:
+        programs = num_programs, self._ranks.num_opened  # who has begun and ended meanwhile counts where it was chosen
+        if not changes and programs == self._told:
             return None
-        self._num_told = num_programs
+        self._told = programs
         came = [name for name, is_here in changes.items() if is_here]
         gone = [name for name, is_here in changes.items() if not is_here]
         return GroupNews(_prints(came), _prints(gone), num_programs)

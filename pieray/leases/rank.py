@@ -81,6 +81,11 @@ class Ranks:
         self._had_at = -math.inf  # up to when
 
     @property
+    def num_opened(self) -> int:
+        """Programs that have begun, ever."""
+        return self._num_opened
+
+    @property
     def num_programs(self) -> int:
         """That have begun and not ended."""
         return len(self._facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -119,7 +120,8 @@ MESSAGING = {"messaging": True}
 
 
 def tokens(seed: int, count: int = 100) -> list[int]:
-    return [10 + (seed * 7919 + n * n * 31 + n) % 600 for n in range(count)]
+    rng = random.Random(seed)
+    return [rng.randrange(10, 610) for _ in range(count)]
 
 
 def actors(engine: Any, role: str) -> list[dict[str, Any]]:

@@ -149,6 +149,19 @@ def test_who_never_computes_is_nobodys_and_ends_at_once(two: tuple[list[Group], 
     assert all(devices.load(one) == 0 for one in devices.alive())
 
 
+def test_programs_that_end_at_once_leave_no_load_behind(two: tuple[list[Group], DeviceGroups]) -> None:
+    _, devices = two
+    for number in range(1, 30):
+        device = late(devices)
+        device.admit(number, Recorder(), "tenant")
+        device.lease(number, 1, 5.0)
+        device.flush()
+        done: list[int] = []
+        device.retire(number, lambda done=done: done.append(1))
+        until(lambda done=done: bool(done))
+    until(lambda: all(devices.load(one) == 0 for one in devices.alive()))
+
+
 class Breaking:
     """A session whose link breaks as an inferlet is admitted, and which tells of it later."""
 
