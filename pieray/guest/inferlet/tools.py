@@ -214,7 +214,7 @@ def _value(node: ast.expr) -> float:
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             found: float = _OPERATORS[type(op)](_value(left), _value(right))
             return found
-    raise ValueError(f"{ast.unparse(node)[:100]} is none of these")
+    raise ValueError(f"there is a {type(node).__name__} in it")
 
 
 __all__ = ["Answer", "Step", "Tool", "calculate", "run_tools", "tool"]
