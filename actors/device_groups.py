@@ -190,6 +190,7 @@ class DeviceGroups:
         self._numbers = itertools.count()
         self._groups = [new(has_siblings=num_groups > 1) for _ in range(num_groups)]
         self._scaling = threading.Lock()
+        self._stopped = threading.Event()
 
     # --- life ------------------------------------------------------------------------------------
 
@@ -218,14 +219,15 @@ class DeviceGroups:
     def _grow(self, count: int) -> None:
         for group in self._groups:
             group.gain_siblings()
-        added = [self._new(has_siblings=True) for _ in range(count)]
+        before, added = self._groups, [self._new(has_siblings=True) for _ in range(count)]
+        self._groups = [*before, *added]  # one that dies while others are still loading is replaced when all are up
         try:
             _bring_up(added)
         except BaseException:
+            self._groups = before
             for group in added:
                 group.end()
             raise
-        self._groups = [*self._groups, *added]
         for group in added:
             group.keeper.start()
 
@@ -235,14 +237,16 @@ class DeviceGroups:
         self._hosts.tell_all()
         deadline = time.monotonic() + drain_s
         while any(group.num_programs for group in leaving) and time.monotonic() < deadline:
-            time.sleep(DRAIN_POLL_S)
+            if self._stopped.wait(DRAIN_POLL_S):
+                return
         self._groups = [group for group in self._groups if group not in leaving]
         for group in leaving:
             group.end()
         self._hosts.tell_all()
 
     def stop(self) -> None:
-        """Bring none up any more."""
+        """Bring none up any more, and wait for none that is to go."""
+        self._stopped.set()
         for group in self._groups:
             group.keeper.stop()
 

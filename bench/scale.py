@@ -141,7 +141,7 @@ def simulate(policy: str, given: argparse.Namespace) -> dict[str, Any]:
         text = [*shared, *(rng.getrandbits(32) for _ in range(4))]
         began = time.perf_counter()
         row = choose(table, text, turn)
-        table.add_load(row)
+        table.choose(row, text)
         took.append(time.perf_counter() - began)
         num_pages += len(shared)
         num_found += min(caches[row].num_found(text), len(shared))

@@ -27,15 +27,17 @@ GroupPolicy: TypeAlias = Callable[[GroupTable, Sequence[int], int], int]
 def by_content(table: GroupTable, prints: Sequence[int], turn: int) -> int:
     """Where most of the text is computed already, among those that have not much more to do than others.
 
-    Texts that begin alike and that nobody has yet go to one of two groups, whichever of them has less to do: of many
-    launched at one time the first computes what the others find.
+    Where nobody has any of it yet, it goes where a text that begins alike has gone last; the first of them to one of
+    two groups, whichever has less to do, which others who choose know too: of many launched at one time the first
+    computes what the others find.
     """
     if not prints:
         return least_loaded(table, prints, turn)
     loads, rows = table.loads, table.rows
     most = SPREAD * (float(loads.sum()) + 1.0) / len(rows) + SLACK - 1.0
-    if (holding := table.find(prints, most)) is not None:
-        return holding
+    for found in (table.find(prints, most), table.expected(prints, most)):
+        if found is not None:
+            return found
     first, further = (
         (prints[0] * odd & 0xFFFFFFFF) * size >> 32
         for odd, size in zip(MULTIPLIERS, (len(rows), len(rows) - 1), strict=True)

@@ -8,6 +8,8 @@ import numpy as np
 
 from pieray.arrays import F64, I64
 
+MOST_EXPECTED = 4096
+"""Texts that are about to be computed, of which it is remembered where."""
 MANY = 32
 """Of more groups that hold the beginning of a text only so many are looked at, those that have least to do."""
 
@@ -24,6 +26,7 @@ class GroupTable:
         self._loads: F64 = np.zeros(4)
         self._prints: list[set[int]] = []  # by row, of pages that are there
         self._holders: dict[int, set[int]] = {}  # by fingerprint: rows
+        self._expected: dict[int, int] = {}  # by the first fingerprint of a text: a row, the oldest first
 
     def open(self) -> int:
         """A row for one more group, of which nothing is known."""
@@ -59,6 +62,20 @@ class GroupTable:
     def add_load(self, row: int, num_programs: float = 1.0) -> None:
         """So many more."""
         self._loads[row] += num_programs
+
+    def choose(self, row: int, prints: Sequence[int]) -> None:
+        """A program is about to compute that text there: the next with the same beginning may find it."""
+        self.add_load(row)
+        if prints:
+            self._expected.pop(prints[0], None)
+            self._expected[prints[0]] = row
+            if len(self._expected) > MOST_EXPECTED:
+                del self._expected[next(iter(self._expected))]
+
+    def expected(self, prints: Sequence[int], most: float) -> int | None:
+        """Where the beginning of a text was last about to be computed, if no more than `most` compute there."""
+        row = self._expected.get(prints[0]) if prints else None
+        return row if row is not None and row in self.rows and self._loads[row] <= most else None
 
     def know(self, row: int, prints: Collection[int]) -> None:
         """Pages are there, by their fingerprints."""

@@ -118,6 +118,7 @@ class DeviceGroups:
 
         Raises DeviceLost.
         """
+        prints = fingerprints(hashes)
         with self._lock:
             sessions = {self._row_of(session): session for session in self.open_to_all()}
             if not sessions:
@@ -125,10 +126,10 @@ class DeviceGroups:
             if (holding := self._session_with(list(sessions.values()), export)) is not None:
                 row = self._rows[holding]
             else:
-                row = self._choose(self._table, fingerprints(hashes), next(self._turns))
+                row = self._choose(self._table, prints, next(self._turns))
             if row not in sessions:  # of one that is draining, is just being dialled, or is lost
                 row = min(sessions, key=self._table.load)
-            self._table.add_load(row)
+            self._table.choose(row, prints)
             return sessions[row]
 
     def session_with(self, sessions: Sequence[DeviceClient], prints: Sequence[int]) -> DeviceClient | None:

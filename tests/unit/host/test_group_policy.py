@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pieray.host.device.group_policy import GROUP_POLICIES, SLACK, SPREAD, by_content, least_loaded, round_robin
-from pieray.host.device.group_table import MANY, GroupTable
+from pieray.host.device.group_table import MANY, MOST_EXPECTED, GroupTable
 
 
 def table_of(*loads: float) -> GroupTable:
@@ -43,6 +43,27 @@ def test_content_does_not_draw_all_to_one_group() -> None:
 def test_texts_that_begin_alike_and_that_nobody_has_meet_on_two_groups_at_most() -> None:
     table = table_of(*[0] * 16)
     assert len({by_content(table, [77, n], n) for n in range(50)}) <= 2
+
+
+def test_the_second_of_a_text_that_is_about_to_be_computed_follows_the_first() -> None:
+    table = table_of(*[0] * 16)
+    first = by_content(table, [77, 1], 0)
+    table.choose(first, [77, 1])
+    assert {by_content(table, [77, n], n) for n in range(20)} == {first}
+    table.set_load(first, 9)
+    assert by_content(table, [77, 2], 0) != first, "it has much more to do than others"
+    table.set_load(first, 0)
+    table.close(first)
+    assert by_content(table, [77, 2], 0) != first
+
+
+def test_what_is_expected_takes_no_memory_for_ever() -> None:
+    table = table_of(0, 0)
+    for one in range(MOST_EXPECTED + 10):
+        table.choose(0, [one])
+    assert len(table._expected) == MOST_EXPECTED
+    assert table.expected([5], 1e9) is None
+    assert table.expected([MOST_EXPECTED], 1e9) == 0
 
 
 def test_texts_of_all_kinds_are_spread() -> None:
