@@ -8,7 +8,10 @@ token to the end of the window, so that a burst hides no gap.
 The step is that of the decoder alone for one sequence (`bare_ms`).  A row is `ok` if its p99 gap grew by at most three
 bare steps and the victim kept its share, half of what it had alone (less TOLERANCE, for the noise of the machine).
 
-    python bench/neighbours.py [--seconds 3] [--rounds 1] [--only logits spinner] [--list]
+A bare step of pie-tiny takes less than the noise of most machines; `--model 5m` and `82m` are random Llama models whose
+steps are what users have (`bench/peers/models.py`).  `--apart` gives the hostile inferlet a tenant of its own.
+
+    python bench/neighbours.py [--seconds 3] [--rounds 1] [--only logits spinner] [--model 82m] [--apart] [--list]
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ import contextlib
 import json
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from common import machine
+from peers.models import SHAPES, make_model
 from served import Peer
 
 import pieray
@@ -250,14 +256,16 @@ def end(process: Process) -> None:
 
 
 def measure(
-    engine: pieray.Engine, victim: ProgramSource, program: ProgramSource, seconds: float
+    engine: pieray.Engine, victim: ProgramSource, program: ProgramSource, seconds: float, *, is_apart: bool
 ) -> tuple[Figures, Figures, str]:
     """The victim alone, then beside the hostile one, and how that one fared."""
+    engine.tenant = "victim"
     process = engine.launch(victim, prompt=PROMPT)
     watch = Watch(process)
     while len(watch.times) < 20:
         time.sleep(0.01)
     alone = watch.window(seconds)
+    engine.tenant = "hostile" if is_apart else "victim"
     other = engine.launch(program)
     time.sleep(WARM_UP_S)
     beside = watch.window(seconds)
@@ -272,9 +280,9 @@ def measure(
     return alone, beside, state
 
 
-def bare_step_ms() -> float:
+def bare_step_ms(model: str, dtype: str) -> float:
     """Of one sequence, the decoder alone in its process; the least of five."""
-    decoder = Peer("--bare", [1, 64])
+    decoder = Peer("--bare", [1, 64, model, "cpu", dtype])
     found = []
     for _ in range(5):
         decoder.say(["greedy", 1])
@@ -303,19 +311,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="the round with the median p99 counts")
     parser.add_argument("--only", nargs="+", choices=BODIES, default=list(BODIES), metavar="ROW")
     parser.add_argument("--passes", action="store_true", help="the victim asks for each token by a pass, not by a plan")
+    parser.add_argument("--model", default="pie-tiny", help=f"{', '.join(SHAPES)}, a folder or an embedded model")
+    parser.add_argument("--apart", action="store_true", help="the hostile inferlet is of another tenant")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     if arguments.list:
         sys.stdout.write("\n".join(BODIES) + "\n")
         return
-    bare_ms = bare_step_ms()
     victim = ProgramSource("victim", "victim.py", source=PASSES if arguments.passes else VICTIM)
     figures = {}
-    with pieray.start(namespace="bench-neighbours") as engine:
-        measure(engine, victim, hostile("idle", "await asyncio.sleep(60)"), 0.5)
+    with contextlib.ExitStack() as stack:
+        model, dtype = arguments.model, "float32"
+        if model in SHAPES:
+            dtype, model = "bfloat16", str(make_model(model, Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+        bare_ms = bare_step_ms(model, dtype)
+        settings = {"path": model, "dtype": dtype, "threads": 1}  # the bare decoder has one too
+        engine = stack.enter_context(pieray.start(settings, namespace="bench-neighbours"))
+        measure(engine, victim, hostile("idle", "await asyncio.sleep(60)"), 0.5, is_apart=arguments.apart)
         for name in arguments.only:
             program = hostile(name, BODIES[name])
-            rounds = [measure(engine, victim, program, arguments.seconds) for _ in range(arguments.rounds)]
+            rounds = [
+                measure(engine, victim, program, arguments.seconds, is_apart=arguments.apart)
+                for _ in range(arguments.rounds)
+            ]
             alone, beside, state = sorted(rounds, key=lambda one: one[1].p99_ms)[len(rounds) // 2]
             figures[name] = row(alone, beside, bare_ms, state)
             sys.stdout.write(f"{name:16s} {figures[name]}\n")
@@ -325,6 +343,8 @@ def main() -> None:
             {
                 "claim": "no inferlet moves a neighbour's p99 gap by more than three bare steps or takes more than "
                 "its share of the tokens; rows: [tokens/s, p50 ms, p99 ms]",
+                "model": Path(arguments.model).name,
+                "apart": arguments.apart,
                 "bare_ms": round(bare_ms, 3),
                 "victim": "passes" if arguments.passes else "plan",
                 "figures": figures,

@@ -102,9 +102,8 @@ def serve_bare() -> None:
     from pieray.models.sampler import choices_of
     from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 
-    most, num_tokens, model, device = json.loads(sys.stdin.readline())
+    most, num_tokens, model, device, dtype = json.loads(sys.stdin.readline())
     folder = model_folder(model)
-    dtype = "float32" if device == "cpu" else None
     prompt = np.array(Tokenizer(TokenizerSpec.from_folder(folder)).encode(PROMPT), np.uint32)
     per_sequence = -(-(len(prompt) + num_tokens) // 16)
     num_pages = most * per_sequence
@@ -398,11 +397,12 @@ def main() -> None:
         serve_bare()
         return
     levels, num_tokens = arguments.levels, arguments.tokens
+    dtype = "float32" if arguments.device == "cpu" else None  # what the engine takes by itself
     figures: dict[str, Any] = {}
     model = {"path": arguments.model, "device": arguments.device, "num_pages": arguments.num_pages}
     with pieray.start(model, namespace="bench-served", actor_pool=arguments.actors) as engine:
         await_actors(engine)
-        bench = Bench(engine, [max(levels), num_tokens, arguments.model, arguments.device])
+        bench = Bench(engine, [max(levels), num_tokens, arguments.model, arguments.device, dtype])
         try:
             for kind in arguments.kinds:
                 for sampling in arguments.sampling if kind == "stream" else arguments.sampling[:1]:
