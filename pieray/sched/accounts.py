@@ -42,8 +42,10 @@ class Account:
 
     tenant: Tenant
     spent: float = -math.inf
-    taken: float = 0.0
+    taken: float = 0.0  # in the step that is being filled
+    own: float = 0.0  # of that, what its share pays for
     is_ahead: bool = False
+    may_join: bool = False  # its commands may join rows of others in the step that is being filled
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ from pieray.sched.chunks import Chunk, add_chunk, add_rows, cut, decode_seconds,
 from pieray.sched.commands import Command, ForwardCommand, MoveCommand
 from pieray.sched.costs import CostModel, Kind
 from pieray.sched.gate import Gate
+from pieray.sched.kept_rows import KeptRows
 from pieray.sched.page_moves import PageMove
 from pieray.sched.plans import PlanCommand
 from pieray.sched.precedence import Precedence, are_lower
@@ -41,8 +42,9 @@ DECODE_TOKENS = 16
 """A pass of so few tokens is a decode: one token, or the drafts of one."""
 FEW_ROWS = 4
 """Of an inferlet, which are looked at one by one."""
-AGED, COPY, DECODE, PREFILL = range(4)
-"""Classes, in the order in which they are given room."""
+AGED, COPY, JOINING, DECODE, PREFILL = range(5)
+"""Classes, in the order in which they are given room; commands that have waited to join rows of others come before
+these (`gate.py`)."""
 
 _Candidate: TypeAlias = tuple[int, int, int, Command | int]  # class, minus priority, order of arrival, command or row
 
@@ -62,6 +64,8 @@ class BatchFormer:
         self._is_ranked = False  # whether candidates of the last step had several priorities, as far as it was looked
         self._now = 0.0  # of the last step
         self._seconds = np.zeros(0)  # what each row of the table takes, where accounts are looked at
+        self._kept = KeptRows()
+        self._are_lower_out = False  # of the last step that was looked at
         self._gate = Gate()
         self._joining: list[Account] = []  # of who has commands in this step beside rows of others, if they are let in
 
@@ -70,6 +74,12 @@ class BatchFormer:
         self._now = now
         plan = StepPlan()
         rows = self._table.ready()
+        changes = self._table.num_changes, self._queues.num_opened
+        if (kept := self._kept.take(rows, changes, self._others_stay_out)) is not None:
+            self._gate.passed()
+            self._take_rows(plan, kept)
+            return plan
+        ready = rows
         heap = self._commands(is_beside_rows=len(rows) > 0)
         if not heap and not len(rows):
             return plan
@@ -83,10 +93,27 @@ class BatchFormer:
             if self.costs is None or self._shares.are_even(self.costs, group, self._now):
                 self._gate.passed()
                 self._take_rows(plan, group)
+                self._keep(plan, ready, changes, is_charged=False)
                 return plan
         heapq.heapify(heap)
+        waiting = self._fill(plan, rows, heap)
+        self._pay(plan)
+        if plan.picked:
+            self._take_rows(plan, self._table.group(rows if len(plan.picked) == len(rows) else np.sort(plan.picked)))
+            has_commands = plan.copies or plan.forwards or any(isinstance(one[3], Command) for one in waiting)
+            if self.costs is not None and not has_commands:
+                self._keep(plan, ready, changes, is_charged=True)
+        return plan
+
+    def _keep(self, plan: StepPlan, ready: I64, changes: tuple[int, int], *, is_charged: bool) -> None:
+        """The rows of the step are in the next ones too, unless others come to be in every other one."""
+        if plan.group is not None and self._is_ranked == self._are_lower_out:
+            self._kept.keep(plan.group, ready, changes, is_charged=is_charged)
+
+    def _fill(self, plan: StepPlan, rows: I64, heap: list[_Candidate]) -> list[_Candidate]:
+        """Put into the step what has its turn; those whose inferlets have had their share."""
         bulk = self._bulk_of(rows, heap)
-        waiting: list[_Candidate] = []  # their inferlets have had their share
+        waiting: list[_Candidate] = []
         while heap or len(bulk):
             if len(bulk) and (not heap or heap[0][0] >= DECODE):
                 if self._is_room(plan, len(bulk), heap):
@@ -100,10 +127,13 @@ class BatchFormer:
                 waiting.append(one)
         if waiting and not plan.copies and not plan.num_requests:
             self._run(plan, waiting[0][3], heap, is_forced=True)
-        self._pay(plan)
-        if plan.picked:
-            self._take_rows(plan, self._table.group(rows if len(plan.picked) == len(rows) else np.sort(plan.picked)))
-        return plan
+        return waiting
+
+    def _others_stay_out(self) -> bool:
+        """Whether those that rows were chosen from, and commands, are not in the next step either."""
+        if self._are_lower_out:
+            return self._precedence.keeps_out_again()
+        return not self._queues.num_active or self._gate.stays_closed(self._queues.num_opened)
 
     def _commands(self, *, is_beside_rows: bool) -> list[_Candidate]:
         """Those that may be in the step, as far as it is looked."""
@@ -118,7 +148,7 @@ class BatchFormer:
             commands = (*plan.copies, *(chunk.command for chunk in plan.forwards))
             numbers = {self._queues.by_inferlet[command.lane].number for command in commands}
             self._shares.pay([self._shares.account(number) for number in numbers])
-            self._gate.joined(self._steps_until_joined(0), self._queues.num_opened)
+            self._gate.joined(self._shares.steps_until(self._joining, 0), self._queues.num_opened)
 
     def _without_lower(self, costs: CostModel, rows: I64, heap: list[_Candidate]) -> tuple[I64, list[_Candidate]]:
         """Without those that wait because of their tenant's programs of higher priority (`precedence.py`)."""
@@ -129,7 +159,7 @@ class BatchFormer:
             numbers = [self._queues.by_inferlet[one[3].lane].number for one in commands if isinstance(one[3], Command)]
             lanes = np.concatenate([lanes, np.array(numbers, np.int64)])
             levels = np.concatenate([levels, np.array([launch_priority(-one[1]) for one in commands])])
-        self._is_ranked = bool((levels != levels[:1]).any())
+        self._is_ranked, self._are_lower_out = bool((levels != levels[:1]).any()), False
         if not self._is_ranked:
             return rows, heap
         is_lower = are_lower(levels, self._shares.tenants(lanes))
@@ -145,7 +175,8 @@ class BatchFormer:
         all_s = highest_s + float(seconds[is_lower & ~is_prefill].sum())
         if not has_commands and not is_prefill[num_rows:].all():
             all_s += commands_s
-        is_out = is_lower if self._precedence.keeps_out(highest_s, all_s) else is_lower & is_prefill
+        self._are_lower_out = self._precedence.keeps_out(highest_s, all_s)
+        is_out = is_lower if self._are_lower_out else is_lower & is_prefill
         out = {id(one) for one, is_one_out in zip(commands, is_out[num_rows:].tolist(), strict=True) if is_one_out}
         is_in = ~is_out[:num_rows]
         return rows if is_in.all() else rows[is_in], [one for one in heap if id(one) not in out]
@@ -183,12 +214,13 @@ class BatchFormer:
         found = []
         for lane in np.unique(lanes).tolist():
             own = rows[lanes == lane]
-            seconds = self._shares.allowance(self._shares.account(lane), is_decode=False)
+            seconds = self._shares.allowance(self._shares.account(lane), is_decode=False, is_row=True)
             found.append(own[: int(np.searchsorted(np.cumsum(self._seconds[own]), seconds)) + 2])
         return np.concatenate(found)
 
     def _begin_shares(self, costs: CostModel, heap: list[_Candidate], rows: I64) -> Bools:
         """Tell what each inferlet wants of the step; which rows need no account in it."""
+        self._shares.repeat(self._kept.take_uncharged())
         demands: dict[int, Demand] = {}
         for _, _, _, command in heap:
             assert isinstance(command, Command)
@@ -227,20 +259,23 @@ class BatchFormer:
             )
             if is_beside:
                 self._joining = [demands[lane].account for lane in set(wanting)]
-                if (num_steps := self._steps_until_joined(self._gate.num_waited)) > 0:
+                if (num_steps := self._shares.steps_until(self._joining, self._gate.num_waited)) > 0:
                     self._gate.keep_out(num_steps, self._queues.num_opened)
                     heap.clear()
+                heap[:] = [self._joined(one) for one in heap]
+                heapq.heapify(heap)
         return is_free
 
     def _is_gated(self, wanting: list[int], lanes: I64) -> bool:
         """Whether those that have commands pay for joining the rows of `lanes`; see `gate.py`."""
-        if self._is_ranked or set(wanting).issuperset(lanes.tolist()):
-            return False
-        tenants = self._shares.tenants(np.concatenate([lanes, np.array(wanting, np.int64)]))
-        return bool((tenants == tenants[0]).all())
+        return not self._is_ranked and not set(wanting).issuperset(lanes.tolist())
 
-    def _steps_until_joined(self, num_waited: int) -> int:
-        return min(self._shares.steps_until(account, num_waited) for account in self._joining)
+    def _joined(self, one: _Candidate) -> _Candidate:
+        """The same, ahead of rows if it may join them."""
+        kind, priority, turn, command = one
+        assert isinstance(command, Command)
+        account = self._shares.account(self._queues.by_inferlet[command.lane].number)
+        return (min(kind, JOINING), priority, turn, command) if account.may_join else one
 
     def _demand(self, demands: dict[int, Demand], lane: int) -> Demand:
         found = demands.get(lane)
@@ -324,7 +359,7 @@ class BatchFormer:
             return True
         if self.costs is not None:
             account = self._shares.account(int(self._table.rows["lane"][row]))
-            if self._shares.allowance(account, is_decode=True) <= 0.0 and not is_forced:
+            if self._shares.allowance(account, is_decode=True, is_row=True) <= 0.0 and not is_forced:
                 return False
             self._shares.charge(account, float(self._seconds[row]), is_decode=True)
         plan.picked.append(row)

@@ -5,8 +5,8 @@ CUDA graph.  So their inferlets pay for that (`Shares.pay`) and come together, i
 of them is behind by that and by work that is worth it, or would be if it had taken nothing else since the last time
 (`Shares.steps_until`).  In between, nobody looks at them.
 
-That is so among inferlets of one tenant and of one priority.  Otherwise commands may join each step, and nobody pays:
-what tenants and priorities may take is for `shares.py` and `precedence.py` to say.
+Tenants pay likewise, out of what they may have beside others.  Where candidates have several priorities, commands may
+join each step, and nobody pays: `precedence.py` says then who is in it.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import numpy as np
 
 from pieray.arrays import I64, Bools
 
-LOWER_PART = 0.5
+LOWER_PART = 0.25
+"""Beside the others, those of the highest priority are slower by this part at most."""
 
 
 def are_lower(priorities: I64, tenants: I64) -> Bools:
@@ -27,12 +28,20 @@ class Precedence:
 
     def __init__(self) -> None:
         self._saved_s = 0.0  # by which steps with all may be longer
+        self._more_s = 0.0  # by which they are, as it was when this was asked last
+        self._each_s = 0.0  # what a step without the lower ones saves
 
     def keeps_out(self, highest_s: float, all_s: float) -> bool:
         """Whether the lower ones come to a later step, of one that takes so long without and with them."""
-        more_s = all_s - highest_s
-        if more_s <= LOWER_PART * highest_s or self._saved_s >= more_s:
-            self._saved_s = 0.0
+        self._more_s, self._each_s = all_s - highest_s, LOWER_PART * highest_s
+        if self._more_s > self._each_s and self.keeps_out_again():
+            return True
+        self._saved_s = 0.0
+        return False
+
+    def keeps_out_again(self) -> bool:
+        """Whether they do so in the next step too, which has the same as the last one."""
+        if self._saved_s >= self._more_s:
             return False
-        self._saved_s += LOWER_PART * highest_s
+        self._saved_s += self._each_s
         return True

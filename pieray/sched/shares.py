@@ -31,7 +31,7 @@ from pieray.sched.table import RowGroup
 
 CROWD_STEPS = 2.0
 """Bare steps that all slices add to a step, at most, while somebody decodes; or as much as all who decode take."""
-SLICE_OF_STEP = 0.8
+SLICE_OF_STEP = 0.7
 """What one may add to a step, as a part of what the step takes for the least of the others alone.  What is left of it
 is for what no step measures: the work of the actor's threads and of receivers."""
 FREE_OF_STEP = 0.3
@@ -63,6 +63,7 @@ class Shares:
         self._numbers: Registry[str] = Registry()
         self._tenants: dict[int, Tenant] = {}
         self._clock = 0.0  # of tenants
+        self._share = math.inf  # seconds that it moves by in a step
         self._burst_s = 0.0
         self._is_alone = False
         self._are_tenants_alone = True
@@ -71,6 +72,7 @@ class Shares:
         self._fee_s = 0.0
         self._joining_s = 0.0  # by which an inferlet must be behind for its commands to join rows of others
         self._num_steps = 1  # that clocks move by
+        self._charged: list[Account] = []  # in the step that is being filled
 
     # --- accounts --------------------------------------------------------------------------------
 
@@ -159,6 +161,7 @@ class Shares:
         """
         bare = step_s + token_s
         self._fee_s, self._num_steps = fee_s, num_steps
+        self._charged.clear()
         self._joining_s = (1.0 + WORK_FEES) * fee_s
         for tenant in self._tenants.values():
             tenant.lanes.clear()
@@ -169,7 +172,7 @@ class Shares:
         self._count_rows(rows, seconds)
         for one in demands:
             tenant, cost = one.account.tenant, one.decode_s
-            one.account.taken = 0.0
+            one.account.taken, one.account.may_join = 0.0, False
             tenant.lanes.append(one)
             tenant.decode_s += cost
             if 0.0 < cost < tenant.least:
@@ -242,6 +245,13 @@ class Shares:
         for number in np.flatnonzero(totals).tolist():
             self._charge_tenant(self._tenants[number], float(totals[number]))
 
+    def repeat(self, num_steps: int) -> None:
+        """As many more steps have had the same rows as the one that was filled last, and nothing else."""
+        for account in self._charged:
+            account.spent += num_steps * account.own
+        for tenant in self._tenants.values():
+            tenant.spent += num_steps * tenant.taken / tenant.part
+
     def _charge_tenant(self, tenant: Tenant, seconds: float) -> None:
         tenant.taken += seconds
         tenant.spent = max(tenant.spent, self._clock - self._burst_s) + seconds / tenant.part
@@ -258,18 +268,25 @@ class Shares:
         decoding = [tenant.decode_s for tenant in present if tenant.decode_s > 0.0]
         if self._are_tenants_alone:
             self._clock = max([self._clock, *(tenant.spent for tenant in wanting)])
+            self._share = math.inf
             return math.inf, math.inf
         least = min(decoding, default=math.inf)
         crowd = max(CROWD_STEPS * bare, step_s + least * len(decoding)) if decoding else ALONE_STEPS * bare
         num_wanting_more = sum(
             tenant.decode_s > step_s + least or any(one.has_more for one in tenant.lanes) for tenant in wanting
         )
-        share = min(SLICE_OF_STEP * (step_s + least), crowd / max(num_wanting_more, 1))
+        self._share = share = min(SLICE_OF_STEP * (step_s + least), crowd / max(num_wanting_more, 1))
         self._burst_s = max(BURST_STEPS * share, self._joining_s)
         self._clock = max(self._clock + self._num_steps * share, min([tenant.spent for tenant in wanting]))
         for tenant in wanting:
             tenant.is_ahead = tenant.spent > self._clock
-        return crowd + WORK_FEES * self._fee_s, share
+        return self._within(crowd), share
+
+    def _within(self, crowd: float) -> float:
+        """What slices may add to a step that may be longer by `crowd`, what they pay for as commands included, so that
+        half of it at least is work; where that alone is longer, what is worth it."""
+        fee = self._fee_s
+        return max(crowd - fee, fee) if fee <= crowd else crowd + WORK_FEES * fee
 
     def _begin_inferlets(self, tenant: Tenant, step_s: float, bare: float, tenant_share: float) -> None:
         lanes, least = tenant.lanes, tenant.least
@@ -279,7 +296,7 @@ class Shares:
         else:
             sizes = sum([one.decode_s if one.decode_s < least else least for one in lanes]) + tenant.num_rows * least
             crowd = max(CROWD_STEPS * bare, step_s + sizes)
-        self._left_s = min(self._left_s, crowd + WORK_FEES * self._fee_s)
+        self._left_s = min(self._left_s, self._within(crowd))
         crowd = min(crowd, tenant_share)
         quantum = step_s + least
         tenant.free_s = 0.0 if tenant.decode_s > tenant_share else max(least, FREE_OF_STEP * quantum)
@@ -322,11 +339,18 @@ class Shares:
         per_tenant = np.bincount(self._tenant.values[lanes])
         return 1 if np.count_nonzero(per_tenant) == 1 else int(per_tenant.max())
 
-    def allowance(self, account: Account, *, is_decode: bool) -> float:
+    def allowance(self, account: Account, *, is_decode: bool, is_row: bool = False) -> float:
         """Seconds that the inferlet may still take of this step; 0: nothing more.  The first decode of one that is not
-        ahead of its share is never cut."""
+        ahead of its share is never cut.  Commands that have waited to join rows of others may do the work that is worth
+        it whatever else its tenant and it have taken meanwhile: that waits then, until it is paid for."""
         if self._is_alone:
             return math.inf if is_decode else self._left_s
+        found = self._regular(account, is_decode=is_decode)
+        if account.may_join and not is_row:
+            found = max(found, min(WORK_FEES * self._fee_s - account.taken, self._left_s))
+        return found
+
+    def _regular(self, account: Account, *, is_decode: bool) -> float:
         if account.is_ahead:
             return 0.0
         tenant = account.tenant
@@ -350,16 +374,32 @@ class Shares:
             self._left_s -= seconds
         else:
             own = max(0.0, seconds - tenant.free_s)
+        if account.taken == 0.0:
+            account.own = 0.0
+            self._charged.append(account)
         account.taken += seconds
+        account.own += own
         account.spent = max(account.spent, tenant.clock - tenant.burst_s) + own
         self._charge_tenant(tenant, seconds)
 
-    def steps_until(self, account: Account, num_waited: int) -> int:
-        """In how many steps the inferlet is far enough behind for its commands to join rows of others, or would be if
-        it took nothing in those and in the `num_waited` steps before; 0: it is."""
-        tenant = account.tenant
-        behind_s = max(tenant.clock - account.spent, num_waited * tenant.share)
-        return _steps(self._joining_s - behind_s, tenant.share)
+    def steps_until(self, accounts: Collection[Account], num_waited: int) -> int:
+        """In how many steps one of these inferlets, and its tenant, are far enough behind for its commands to join rows
+        of others, or would be if they took nothing in those and in the `num_waited` steps before; 0: `may_join` says
+        which are."""
+        least = math.inf
+        for account in accounts:
+            tenant = account.tenant
+            num_steps = self._steps(tenant.clock - account.spent, tenant.share, num_waited)
+            if not self._are_tenants_alone:
+                behind_s = (self._clock - tenant.spent) * tenant.part
+                num_steps = max(num_steps, self._steps(behind_s, self._share * tenant.part, num_waited))
+            account.may_join = num_steps == 0
+            least = min(least, num_steps)
+        return int(least)
+
+    def _steps(self, behind_s: float, share: float, num_waited: int) -> int:
+        lacking_s = self._joining_s - max(behind_s, num_waited * share)
+        return math.ceil(lacking_s / share) if lacking_s > 0.0 else 0
 
     def pay(self, accounts: Collection[Account]) -> None:
         """Commands of these inferlets are in the step: they pay for what it takes longer whatever they are."""
@@ -368,7 +408,3 @@ class Shares:
             tenant = account.tenant
             account.spent = max(account.spent, tenant.clock - tenant.burst_s) + each
             self._charge_tenant(tenant, each)
-
-
-def _steps(seconds: float, share: float) -> int:
-    return math.ceil(seconds / share) if seconds > 0.0 else 0

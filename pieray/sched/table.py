@@ -75,6 +75,7 @@ class DecodeTable:
         self._pages: U32 = np.zeros((32, 8), np.uint32)
         self._stops: U32 = np.full((32, 0), NO_TOKEN, np.uint32)
         self._ready: I64 = np.zeros(0, np.int64)
+        self.num_changes = 0  # times that rows have come or gone
         self._num_calm = 0  # steps for which these are the rows that have a slot, if none comes or goes
         self._group: RowGroup | None = None  # of those
         self.own: list[Own] = []
@@ -163,6 +164,7 @@ class DecodeTable:
     def _changed(self) -> None:
         """Rows come or go."""
         self._num_calm = 0
+        self.num_changes += 1
         self._dissolve()
 
     def _dissolve(self) -> None:

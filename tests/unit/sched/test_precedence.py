@@ -31,7 +31,7 @@ def test_steps_with_all_make_those_of_the_highest_no_slower_than_by_a_part_and_c
     assert without.count(False) >= int(1000 / (1 + (all_s - highest_s) / (LOWER_PART * highest_s) + 1))
 
 
-def test_an_urgent_plan_is_slowed_by_half_at_most_however_many_others_there_are():
+def test_an_urgent_plan_is_slowed_by_a_part_at_most_however_many_others_there_are():
     alone = Device()
     alone.plan(1, priority=HIGH)
     alone.run(100)
