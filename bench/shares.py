@@ -36,7 +36,7 @@ from pieray.urgency import command_priority
 
 TOKENS = (5 + np.arange(1000) % 600).astype("<u4").tobytes()
 VICTIM, FLOOD = 1, 2
-TURNS, WARM_UP = 5, 300
+TURNS, WARM_UP = 5, 1.5
 SHARE, MOVED, PRIORITY = 0.5, 3.0, 2.0
 DRAWN = Sampler(temperature=1.0, top_k=50, top_p=0.9)
 BIASED = Sampler(
@@ -130,7 +130,7 @@ FLOODS: dict[str, Callable[[Rig], list[Message]]] = {
 def beside(alone: Rig, flooded: Rig, steps: int) -> dict[str, Any]:
     rigs = alone, flooded
     for rig in rigs:
-        rig.gaps(WARM_UP)
+        rig.gaps(int(WARM_UP * steps))
     pairs = [[rig.gaps(steps) for rig in rigs] for _ in range(TURNS)]
     quiet, loud = (np.concatenate([pair[side] for pair in pairs]) * 1e3 for side in (0, 1))
     moved = (np.quantile(loud, 0.99) - np.quantile(quiet, 0.99)) / quiet.mean()

@@ -284,9 +284,9 @@ class Shares:
 
     def _within(self, crowd: float) -> float:
         """What slices may add to a step that may be longer by `crowd`, what they pay for as commands included, so that
-        half of it at least is work; where that alone is longer, what is worth it."""
+        half of it at least is work; where they alone take twice as long, what is worth it."""
         fee = self._fee_s
-        return max(crowd - fee, fee) if fee <= crowd else crowd + WORK_FEES * fee
+        return max(crowd - fee, fee) if fee <= 2.0 * crowd else crowd + WORK_FEES * fee
 
     def _begin_inferlets(self, tenant: Tenant, step_s: float, bare: float, tenant_share: float) -> None:
         lanes, least = tenant.lanes, tenant.least
