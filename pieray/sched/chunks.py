@@ -83,6 +83,10 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
     seconds = costs.seconds[Kind.ITEMS] + costs.tokens(num_tokens, context, is_masked=command.is_masked)
     if command.is_masked:
         work[Kind.MASK_BITS] += square
+    if command.programs or command.draw_programs:
+        operations = _program_operations(command, num_tokens, len(outputs))
+        work[Kind.PROGRAMS] += operations
+        seconds += operations * costs.seconds[Kind.PROGRAMS]
     if isinstance(command, PlanCommand):
         num_draws = start + num_tokens - max(command.num_known - 1, start)
         if num_draws > 0:
@@ -95,6 +99,13 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
         costs.add_output(work, output)
         seconds += costs.output(output)
     return seconds
+
+
+def _program_operations(command: ForwardCommand, num_tokens: int, num_draws: int) -> float:
+    """Millions that tensor programs compute for a chunk, at most."""
+    draws = sum(one.program.work for one in command.draw_programs.values())
+    each = 1 if isinstance(command, PlanCommand) else num_draws
+    return (num_tokens * command.program_work + each * draws) / 1e6
 
 
 def add_rows(work: Work, rows: RowGroup) -> None:

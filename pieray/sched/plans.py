@@ -155,6 +155,8 @@ class PlanCommand(ForwardCommand):
     @property
     def may_be_row(self) -> bool:
         """Whether all that it will run is one token a step, behind which it draws the next one."""
+        if self.programs or self.draw_programs:
+            return False
         return self.num_due == 1 and self.num_drawn > 0 and self._drafter is None and self.visible is None
 
     def record(self, lane: int) -> tuple[Any, ...]:

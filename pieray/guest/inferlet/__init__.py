@@ -37,6 +37,7 @@ from . import (
     session,
     store,
     structured,
+    tensor,
     tickets,
     tools,
 )
@@ -134,6 +135,7 @@ __all__ = [
     "sleep",
     "store",
     "structured",
+    "tensor",
     "tickets",
     "timeout",
     "tool",

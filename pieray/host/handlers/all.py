@@ -20,6 +20,7 @@ from pieray.host.handlers.messaging import MessagingHandlers
 from pieray.host.handlers.model import ModelHandlers
 from pieray.host.handlers.plans import PlanHandlers
 from pieray.host.handlers.printed import Printed
+from pieray.host.handlers.programs import ProgramHandlers
 from pieray.host.handlers.queues import QueueHandlers
 from pieray.host.handlers.runtime import RuntimeHandlers
 from pieray.host.handlers.samplers import SamplerHandlers
@@ -42,6 +43,7 @@ class GuestHandlers:
     samplers: SamplerHandlers
     forward: ForwardHandlers
     plans: PlanHandlers
+    programs: ProgramHandlers
     grammar: GrammarHandlers
     adapters: AdapterHandlers
     model: ModelHandlers
@@ -74,14 +76,17 @@ class GuestHandlers:
         def broker_calls() -> BrokerCalls:
             return BrokerCalls(identity, work, services.timers, lambda: services.broker)
 
+        passes = ForwardHandlers(limits, models, tables, pages, parts.lineage, tickets, outbox)
+        plans = PlanHandlers(limits, models, tables, context)
         return cls(
             tickets=TicketHandlers(tickets, outbox),
             queues=QueueHandlers(models, tables.queues, tickets, outbox, identity.launch.priority),
             kv=KvHandlers(limits, tables.queues, pages, tickets, outbox, requests),
             embeds=EmbedsHandlers(limits, models, tables, tickets, outbox),
             samplers=SamplerHandlers(models, tables.samplers),
-            forward=ForwardHandlers(limits, models, tables, pages, parts.lineage, tickets, outbox),
-            plans=PlanHandlers(limits, models, tables, context),
+            forward=passes,
+            plans=plans,
+            programs=ProgramHandlers(limits, models, tables, tickets, outbox, passes, plans),
             grammar=GrammarHandlers(identity, models, tables.matchers, services.grammars, slow, work),
             adapters=AdapterHandlers(identity, services.adapters, tables.adapters, parts.scratch, tickets, outbox),
             model=ModelHandlers(models, tables.streams, slow),

@@ -63,7 +63,7 @@ class PlanHandlers:
     # --- what it draws with ----------------------------------------------------------------------
 
     def set_sampler(self, plan: int, sampler: int) -> None:
-        self._change(plan, sampler=self._tables.sampler(sampler))
+        self.change(plan, sampler=self._tables.sampler(sampler))
 
     def set_stop(self, plan: int, tokens: U32, texts: list[str]) -> None:
         if len(tokens) > MAX_STOP_TOKENS:
@@ -74,7 +74,7 @@ class PlanHandlers:
         special = self._models.get("").tokenizer.special_ids() if texts else {}
         all_tokens = np.append(tokens, [special[text] for text in texts if text in special]).astype("<u4")
         left = tuple(text for text in texts if text not in special)
-        self._change(plan, stop_tokens=all_tokens.tobytes(), stop_texts=left)
+        self.change(plan, stop_tokens=all_tokens.tobytes(), stop_texts=left)
 
     def set_grammar(self, plan: int, matcher: int) -> None:
         found = self._tables.matchers.get(matcher) if matcher else None
@@ -82,10 +82,10 @@ class PlanHandlers:
         if found is not None:
             grammar = found.grammar.kind, found.grammar.text, np.array(found.consumed, "<u4").tobytes()
         num_drawn = self._plans.get(plan).drawn.count
-        self._change(plan, grammar=grammar, num_taken=num_drawn)
+        self.change(plan, grammar=grammar, num_taken=num_drawn)
 
     def set_adapter(self, plan: int, adapter: int) -> None:
-        self._change(plan, adapter=self._tables.adapter(adapter))
+        self.change(plan, adapter=self._tables.adapter(adapter))
 
     def set_drafter(self, plan: int, num_drafts: int, history: U32) -> None:
         if num_drafts > MAX_DRAFTS:
@@ -94,7 +94,7 @@ class PlanHandlers:
         limit = self._models.get("").info.max_context
         if len(history) > limit:
             raise InvalidRequest(f"a history has at most {limit} tokens, the model's context; given {len(history)}")
-        self._change(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
+        self.change(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
 
     def score(self, plan: int) -> None:
         with self._lock:
@@ -103,7 +103,8 @@ class PlanHandlers:
                 raise InvalidRequest(f"score: ask for it before start; this plan is {found.state}")
             found.settings.is_scored = True
 
-    def _change(self, plan: int, **values: Any) -> None:
+    def change(self, plan: int, **values: Any) -> None:
+        """Settings of a plan that may be changed now; raises BadHandle, InvalidRequest."""
         with self._lock:
             found = self._plans.get(plan)
             found.check_editable()
