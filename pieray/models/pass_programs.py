@@ -48,6 +48,8 @@ class PassPrograms:
         self._positions = positions
         self._pool = pool
         self._config = config
+        self.pending: dict[ProgramInstance, list[torch.Tensor]] = {}
+        """Next states, once the step has gone well."""
         self._items = []
         starts, page_starts, kv_lens = (one.tolist() for one in (meta.qo_indptr, meta.page_indptr, meta.kv_lens))
         for request, given in programs:
@@ -75,16 +77,27 @@ class PassPrograms:
         turn = 0
         while groups := self._groups(layer, turn):
             for code, owners in groups.items():
-                rows = torch.cat([torch.arange(item.first, item.last) for item, _ in owners]).to(x.device)
-                for part in torch.split(rows, code.num_together):
-                    inputs = {"hidden": x[part].float(), "position": self._positions[part]}
-                    inputs["layer"] = torch.full_like(inputs["position"], layer)
-                    found, _ = code.result(Given(inputs, ()))
-                    assert found is not None
-                    x[part] = found.to(x.dtype)
-                for item, one in owners:
-                    one.counts["rows"] += item.last - item.first
+                for run in [owners] if not code.program.states else [[one] for one in owners]:
+                    self._steer(code, run, layer, x)
             turn += 1
+
+    def _steer(self, code: Compiled, owners: list[tuple[_Item, ProgramInstance]], layer: int, x: torch.Tensor) -> None:
+        """Rows of passes that share a program, or of one with states, which go on from its last token."""
+        rows = torch.cat([torch.arange(item.first, item.last) for item, _ in owners]).to(x.device)
+        one = owners[0][1]
+        states = [state[None] for state in self.pending.get(one, one.states)]
+        for start in range(0, len(rows), code.num_together):
+            part = rows[start : start + code.num_together]
+            inputs = {"hidden": x[part].float(), "position": self._positions[part]}
+            inputs["layer"] = torch.full_like(inputs["position"], layer)
+            if states and part[-1] == rows[-1]:
+                last = Given({name: value[-1:] for name, value in inputs.items()}, states)
+                self.pending[one] = [state[0].clone() for state in code.updated(last, code.result(last)[1])]
+            found, _ = code.result(Given(inputs, [state.expand(len(part), *state.shape[1:]) for state in states]))
+            assert found is not None
+            x[part] = found.to(x.dtype)
+        for item, owner in owners:
+            owner.counts["rows"] += item.last - item.first
 
     def _groups(self, layer: int, turn: int) -> dict[Compiled, list[tuple[_Item, ProgramInstance]]]:
         """Of each pass the program that comes at this turn, by program."""
@@ -208,8 +221,9 @@ class PassPrograms:
 
     # --- behind the pass -------------------------------------------------------------------------
 
-    def finish(self, pending: dict[ProgramInstance, list[torch.Tensor]]) -> None:
-        """Programs of stage `attention` look at the pass; their next states."""
+    def finish(self) -> None:
+        """Programs of stage `attention` look at the pass; `pending` has the next states of all."""
+        pending = self.pending
         for item in self._watched:
             mass = torch.stack(item.mass).mean(0)
             for one in item.programs[WATCHING]:

@@ -307,7 +307,8 @@ class ModelRunner:
         logits, bad = finite(logits)
         pending: dict[ProgramInstance, list[torch.Tensor]] = {}
         if ragged.programs is not None:
-            ragged.programs.finish(pending)
+            ragged.programs.finish()
+            pending = ragged.programs.pending
         values = OutputValues(items, outputs, logits, ragged.hidden, len(rows), pending).collect(bad)
         special = sorted({*rows.samplers, *rows.masks})
         logits = logits[: len(rows)]

@@ -72,7 +72,10 @@ STAGES: Mapping[str, Stage] = {
     "logits": Stage(_DRAW, _LOGITS, frozenset({"token"}), has_states=True),
     "draw": Stage(_DRAW, _LOGITS, frozenset({"token"}), has_states=True),
     "hidden": Stage(
-        {"hidden": Type(FLOAT, ("H",)), "position": Type(INT), "layer": Type(INT)}, Type(FLOAT, ("H",)), has_layers=True
+        {"hidden": Type(FLOAT, ("H",)), "position": Type(INT), "layer": Type(INT)},
+        Type(FLOAT, ("H",)),
+        has_states=True,
+        has_layers=True,
     ),
     "pages": Stage(
         {

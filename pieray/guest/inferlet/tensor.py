@@ -396,10 +396,22 @@ def draw(
     return _program("draw", function, states, update)
 
 
-def hidden(function: Function, *, layers: Iterable[int] | None = None) -> TensorProgram:
+def hidden(
+    function: Function,
+    *,
+    layers: Iterable[int] | None = None,
+    states: Mapping[str, Value | str] | None = None,
+    update: Update | None = None,
+) -> TensorProgram:
     """Steering: from `hidden` [H], the residual stream of a token in front of each of the `layers` (None: all), to what
-    goes on in its place.  Also `position` and `layer`."""
-    return _program("hidden", function, layers=layers)
+    goes on in its place.  Also `position` and `layer`.  States go on from the last token of a pass: so they read what
+    is there (`read_hidden`)."""
+    return _program("hidden", function, states, update, layers)
+
+
+def read_hidden(layer: int) -> TensorProgram:
+    """Changes nothing; its state [H] is the residual stream in front of a layer at the last token of the last pass."""
+    return hidden(lambda hidden: hidden, layers=[layer], states={"seen": "H"}, update=lambda hidden: {"seen": hidden})
 
 
 def pages(function: Function, *, layers: Iterable[int] | None = None) -> TensorProgram:
