@@ -72,6 +72,7 @@ class DecodeRows:
     masks: dict[int, bytes] = field(default_factory=dict)  # what else restricts the draw of a row, as Sampler.allowed
     scored: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose log-probabilities are wanted
     adapters: list[tuple[LoraAdapter, int, int]] = field(default_factory=list)  # each of rows [first, last)
+    draws: dict[int, Mapping[int, ProgramInstance]] = field(default_factory=dict)  # of rows, those their samplers name
     native: Any = field(default=None, init=False)  # what a decoder has made of the columns: where they lie
 
     def __len__(self) -> int:
@@ -91,6 +92,7 @@ class DecodeRows:
             {place[row]: one for row, one in self.masks.items() if row in place},
             np.flatnonzero(np.isin(kept, self.scored)),
             [one for one in adapters if one[1] < one[2]],
+            {place[row]: one for row, one in self.draws.items() if row in place},
         )
 
 

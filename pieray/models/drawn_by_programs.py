@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 
@@ -12,8 +13,19 @@ from pieray.messages import Sampler
 from pieray.models.sampler import choices_of, uniforms
 from pieray.models.tensor_programs import Compiled, Given, ProgramInstance, Values
 
-Instances = Mapping[int, ProgramInstance]
+Instances: TypeAlias = Mapping[int, ProgramInstance]
 """By the number that samplers have for them."""
+Pending: TypeAlias = dict[ProgramInstance, list[torch.Tensor]]
+"""Next states, of a step that has not gone well yet."""
+
+
+def turn_of(sampler: Sampler, draws: Instances, turns: dict[ProgramInstance, int]) -> int:
+    """Draws of a step that share a program with states take turns, in order: the first has turn 0."""
+    found = [draws[number] for number in (sampler.processor, sampler.program) if number]
+    found = [one for one in found if one.states]
+    turn = max((turns.get(one, 0) for one in found), default=0)
+    turns.update(dict.fromkeys(found, turn + 1))
+    return turn
 
 
 def plain(sampler: Sampler) -> Sampler:

@@ -10,10 +10,10 @@ import torch
 
 from pieray.arrays import F32, U32
 from pieray.errors import InvalidRequest, PierayError
-from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler
+from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample
 from pieray.models import sampler as sampling
 from pieray.models.batch import ForwardItem
-from pieray.models.drawn_by_programs import ProgramDraws, plain
+from pieray.models.drawn_by_programs import ProgramDraws, plain, turn_of
 from pieray.models.draws import banned, no_token, not_finite, restricted
 from pieray.models.tensor_programs import ProgramInstance
 
@@ -55,16 +55,7 @@ def _kind(
         return type(output), False, False, 0
     if not draws or not output.sampler.has_programs:
         return Sample, output.is_scored, False, 0
-    return Sample, output.is_scored, True, _turn(output.sampler, draws, turns)
-
-
-def _turn(sampler: Sampler, draws: Mapping[int, ProgramInstance], turns: dict[ProgramInstance, int]) -> int:
-    """Draws of a step that share a program with states take turns, in order: the first has turn 0."""
-    found = [draws[number] for number in (sampler.processor, sampler.program) if number]
-    found = [one for one in found if one.states]
-    turn = max((turns.get(one, 0) for one in found), default=0)
-    turns.update(dict.fromkeys(found, turn + 1))
-    return turn
+    return Sample, output.is_scored, True, turn_of(output.sampler, draws, turns)
 
 
 class OutputValues:

@@ -312,7 +312,7 @@ class ModelRunner:
         values = OutputValues(items, outputs, logits, ragged.hidden, len(rows), pending).collect(bad)
         special = sorted({*rows.samplers, *rows.masks})
         logits = logits[: len(rows)]
-        drawn = draw_rows(rows, logits, special, draw_plain(rows, logits, special))
+        drawn = draw_rows(rows, logits, special, draw_plain(rows, logits, special), pending)
         drawn.errors |= {row: not_finite() for row in bad if row < len(rows)}
         if pending:
             commit(pending)

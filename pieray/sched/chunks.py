@@ -117,6 +117,7 @@ def add_rows(work: Work, rows: RowGroup) -> None:
     work[Kind.DRAWS] += rows.num_drawn
     work[Kind.GREEDY] += count - rows.num_drawn
     work[Kind.FILTERED] += len(rows.special)
+    work[Kind.PROGRAMS] += rows.program_work / 1e6
 
 
 def decode_seconds(command: ForwardCommand, costs: CostModel) -> float:

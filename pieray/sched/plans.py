@@ -95,7 +95,7 @@ class PlanCommand(ForwardCommand):
         self.counts = [0, 0, 0]  # steps, drafted, accepted
         self.sampler = message.sampler
         self.draw_kind = Kind.DRAWS if self.sampler.temperature else Kind.GREEDY
-        self.is_filtered = bool(self.sampler.bias_tokens or self.sampler.allowed)
+        self.is_filtered = bool(self.sampler.bias_tokens or self.sampler.allowed or self.sampler.has_programs)
         self.is_scored = message.is_scored
         self.finish: str | None = None  # why it ended
         self.stopped_by: int | str = ""
@@ -155,7 +155,7 @@ class PlanCommand(ForwardCommand):
     @property
     def may_be_row(self) -> bool:
         """Whether all that it will run is one token a step, behind which it draws the next one."""
-        if self.programs or self.draw_programs:
+        if self.programs:
             return False
         return self.num_due == 1 and self.num_drawn > 0 and self._drafter is None and self.visible is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +15,14 @@ from test_rebuild_bits import NUM_PAGES, ModelBench, text
 
 from inferlet import _host, _raw, tensor
 from pieray.assets import model_folder
-from pieray.config import Limits
+from pieray.config import Limits, ModelSettings
 from pieray.errors import BadHandle, InvalidRequest, PierayError, Unsupported
 from pieray.host.handlers import GuestHandlers
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.host.tables import HandleTables
 from pieray.models.runner import ModelRunner
 from pieray.models.sampler import uniforms
+from pieray.sched.core import BatcherCore
 
 PROMPT = text(37)
 F32 = np.zeros(0, np.float32)
@@ -28,7 +30,7 @@ F32 = np.zeros(0, np.float32)
 
 @pytest.fixture(scope="module")
 def runner() -> ModelRunner:
-    return ModelRunner.load(model_folder("pie-tiny"), num_pages=NUM_PAGES, page_size=4)
+    return ModelRunner.load(model_folder("pie-tiny"), num_pages=NUM_PAGES, page_size=4, swap_bytes=64 << 20)
 
 
 class ProgramBench(ModelBench):
@@ -323,3 +325,48 @@ def test_a_freed_program_runs_what_was_enqueued_and_no_more(bench: ProgramBench)
         bench.all(late)
     with pytest.raises(BadHandle):
         bench.handlers.programs.free(u32(77))
+
+
+def test_plans_with_programs_of_draws_are_rows_of_the_decode_table(bench: ProgramBench) -> None:
+    """A step of them is one with all others; a program inside of the pass makes it a command."""
+    sampler = bench.sampler(mirostat(2.0))
+    for programs, num_rows in (([], 1), ([tensor.quest(3)], 0)):
+        plan = bench.plan(PROMPT, 20, sampler=sampler)
+        bench.handlers.programs.for_plan(plan, u32(*[one.id for one in programs]))
+        bench.handlers.plans.start(plan)
+        for _ in range(4):
+            bench.turn()
+        assert len(bench.core._scheduler.table) == num_rows
+        assert len(bench.all(plan)) == 20
+
+
+@pytest.mark.parametrize("stage", ["draw", "hidden", "pages"])
+def test_programs_and_their_states_stay_when_pages_are_given_up(runner: ModelRunner, stage: str) -> None:
+    """Again and again in the middle of a plan: the text is that without."""
+
+    def drawn(preempts: random.Random | None) -> list[int]:
+        bench = ProgramBench(runner)
+        bench.core = BatcherCore(runner, ModelSettings(page_size=4), num_swap_slots=runner.host_pool.num_slots)
+        bench.preempts = preempts
+        if stage == "draw":
+            return bench.by_plan(30, bench.sampler(mirostat(2.0)))
+        if stage == "pages":
+            return bench.by_plan(30, 0, [tensor.quest(3)])
+        return bench.by_plan(30, 0, [tensor.steer([0.2] * runner.config.hidden_size, 2)])
+
+    assert drawn(random.Random(3)) == drawn(None)
+
+
+def test_two_plans_of_one_program_with_states_take_turns(bench: ProgramBench) -> None:
+    """Both draw through it in each step: no token comes twice in either."""
+    program = tensor.logits(
+        lambda logits, seen: tensor.where(seen > 0, -tensor.inf, logits),
+        states={"seen": "V"},
+        update=lambda seen, token: {"seen": seen.scatter_add(token, 1.0)},
+    )
+    sampler = bench.sampler(program, temperature=0.0)
+    plans = [bench.plan(PROMPT, 15, sampler=sampler) for _ in range(2)]
+    for plan in plans:
+        bench.handlers.plans.start(plan)
+    tokens = [token for plan in plans for token in bench.all(plan)]
+    assert len(set(tokens)) == 30
