@@ -11,11 +11,10 @@ from pieray.arrays import F32, U32
 from pieray.config import Limits
 from pieray.errors import InvalidRequest, QuotaExceeded, Unsupported
 from pieray.host.device.commands import Queue
-from pieray.host.device.outbox import Outbox
+from pieray.host.device.model_side import ModelSides
 from pieray.host.device.programs import Load, OpenProgram, Read, Unload, counts_of, states_of
 from pieray.host.handlers.forward import ForwardHandlers
 from pieray.host.handlers.plans import PlanHandlers
-from pieray.host.models import ModelDirectory
 from pieray.host.tables import HandleTables
 from pieray.host.tickets import Kind, TicketTable
 from pieray.tensor.program import Bounds, Program, parse
@@ -33,18 +32,17 @@ class ProgramHandlers:
     def __init__(
         self,
         limits: Limits,
-        models: ModelDirectory,
         tables: HandleTables,
         tickets: TicketTable,
-        outbox: Outbox,
+        sides: ModelSides,
         passes: ForwardHandlers,
         plans: PlanHandlers,
     ) -> None:
         self._limits = limits
-        self._models = models
         self._tables = tables
         self._tickets = tickets
-        self._outbox = outbox
+        self._sides = sides
+        self._outbox = sides.first.outbox
         self._passes = passes
         self._plans = plans
         self._queue = Queue(0)
@@ -52,7 +50,7 @@ class ProgramHandlers:
         self._bounds = Bounds(limits.program_ops, limits.program_bytes, limits.program_work)
 
     def create(self, code: str, states: F32) -> int:
-        info = self._models.get("").info
+        info = self._sides.first.info
         most = -(-info.max_context // info.page_size)
         sizes = Sizes(info.vocab_size, info.hidden_size, info.num_heads, info.head_dim, info.num_layers, most)
         program = parse(code, sizes, self._bounds)
@@ -80,6 +78,8 @@ class ProgramHandlers:
 
     def for_pass(self, pass_: int, programs: U32) -> None:
         found = self._passes.unsent(pass_)
+        if len(programs):
+            self._sides.check_programs(found.queue)
         numbers, looks_at_pages = self._of_pass(programs)
         if looks_at_pages and found.mask:
             raise InvalidRequest(
@@ -89,13 +89,15 @@ class ProgramHandlers:
 
     def for_plan(self, plan: int, programs: U32) -> None:
         numbers, looks_at_pages = self._of_pass(programs)
+        if len(programs):
+            self._sides.check_programs(self._plans.queue_of(plan))
         self._plans.change(plan, programs=tuple(numbers), looks_at_pages=looks_at_pages)
 
     def states(self, program: int) -> int:
         found = self._tables.programs.get(program)
         num_bytes = found.program.state_bytes
         if any(PAGES in state.type.shape for state in found.program.states):
-            num_bytes += 4 * self._models.get("").info.max_context
+            num_bytes += 4 * self._sides.first.info.max_context
         with self._tickets.lock:
             self._outbox.check_room()
             ticket = self._outbox.results.open_result(Kind.FLOATS, num_bytes, "the states of this program have").number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Callable
@@ -17,8 +18,7 @@ from inferlet import _host, _raw, tensor
 from pieray.assets import model_folder
 from pieray.config import Limits, ModelSettings
 from pieray.errors import BadHandle, InvalidRequest, PierayError, Unsupported
-from pieray.host.handlers import GuestHandlers
-from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
+from pieray.host.models import ModelInfo
 from pieray.host.tables import HandleTables
 from pieray.models.runner import ModelRunner
 from pieray.models.sampler import uniforms
@@ -38,16 +38,14 @@ class ProgramBench(ModelBench):
 
     def __init__(self, runner: ModelRunner, **limits: int) -> None:
         super().__init__(runner)
-        c, old = runner.config, self.parts.models.get("")
+        c = runner.config
         info = ModelInfo(
             "pie-tiny", "llama", c.vocab_size, 1024, 4, NUM_PAGES, "float32", "cpu", c.hidden_size,
             num_layers=c.num_layers, num_heads=c.num_heads, head_dim=c.head_dim,
         )  # fmt: skip
-        identity = self.parts.identity
-        self.change(models=ModelDirectory([ServedModel(info, old.tokenizer)]))
-        self.parts.identity = type(identity)(identity.launch, identity.number, Limits(**limits), identity.capabilities)
         self.parts.tables = HandleTables(Limits(**limits))
-        self.handlers = GuestHandlers.of(self.parts)
+        self.parts.identity = dataclasses.replace(self.parts.identity, limits=Limits(**limits))
+        self.change(info=info)
         self.queue = self.handlers.queues.create("")
         _host.install(SimpleNamespace(programs=SimpleNamespace(create=self._create, free=self._free)))
 
@@ -214,7 +212,7 @@ def test_what_a_program_may_have_changed_is_found_by_nobody(runner: ModelRunner)
     bench = ProgramBench(runner)
     vector = [0.5] * runner.config.hidden_size
     bench.by_plan(8, 0, [tensor.steer(vector, 0)])
-    contents = bench.parts.lineage._log
+    contents = bench.sides.first.lineage._log
     assert contents
     assert all(step.adapter >= 1 << 31 for step in contents)
 
