@@ -160,20 +160,18 @@ class PassPrograms:
         yield "query", query[None]
         if names.isdisjoint(("bound", "key_min", "key_max")):
             return
-        least, greatest = self._bounds.of(layer, item.pages[:-1])
-        count = item.kv_len - (len(item.pages) - 1) * self._pool.page_size
-        last = self._pool.layers[layer][item.pages[-1], 0, :, :count].float()  # not full: of the slots that are written
-        least, greatest = torch.cat((least, last.amin(1)[None])), torch.cat((greatest, last.amax(1)[None]))
+        num_last = item.kv_len - (len(item.pages) - 1) * self._pool.page_size
+        bounds = self._bounds.of(layer, item.pages, num_last)
         group = self._config.num_heads // self._config.num_kv_heads
         if "bound" in names:
             heads = query.view(-1, group, query.shape[-1])
-            most = torch.einsum("kgd,pkd->pkg", heads.clamp_min(0), greatest)
-            most = most + torch.einsum("kgd,pkd->pkg", heads.clamp_max(0), least)
-            yield "bound", most.reshape(1, len(item.pages), -1)
+            both = torch.cat((heads.clamp_max(0), heads.clamp_min(0)), -1)  # what meets the least, and the greatest
+            most = torch.matmul(bounds.flatten(2).transpose(0, 1), both.transpose(1, 2))
+            yield "bound", most.transpose(0, 1).reshape(1, len(item.pages), -1)
         if "key_min" in names:
-            yield "key_min", least.repeat_interleave(group, 1)[None]
+            yield "key_min", bounds[:, :, 0].repeat_interleave(group, 1)[None]
         if "key_max" in names:
-            yield "key_max", greatest.repeat_interleave(group, 1)[None]
+            yield "key_max", bounds[:, :, 1].repeat_interleave(group, 1)[None]
 
     def _shortened(self, chosen: dict[int, torch.Tensor]) -> AttentionMeta:
         """The same attention, where these requests have only the pages at those places."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from arrays import NONE, u32
+from fakes import Bench
 from test_rebuild_bits import NUM_PAGES, ModelBench, text
 
 from inferlet import _host, _raw, tensor
@@ -368,3 +369,21 @@ def test_two_plans_of_one_program_with_states_take_turns(bench: ProgramBench) ->
         bench.handlers.plans.start(plan)
     tokens = [token for plan in plans for token in bench.all(plan)]
     assert len(set(tokens)) == 30
+
+
+def test_programs_are_of_the_default_model() -> None:
+    """On a queue of another one they are refused, with both names."""
+    small = ModelInfo("small", "llama", 200, 64, 4, 32, "float32", "cpu")
+    handlers = Bench(others={"small": small}).handlers
+    program = handlers.programs.create('{"stage": "logits", "ops": [["input", "logits"]], "result": 0}', F32)
+    sampler = handlers.samplers.create(1.0, 0, 1.0, 0.0, 1.0, 0)
+    handlers.programs.for_sampler(sampler, program, 0)
+    other = handlers.queues.create("small")
+    pass_ = handlers.forward.forward(other, handlers.kv.alloc_for("small", 2), 0, u32(1, 2), NONE, NONE)
+    with pytest.raises(InvalidRequest, match="tensor programs are of fake, the default model; this is for small"):
+        handlers.forward.sample_with(pass_, 1, sampler)
+    watch = handlers.programs.create(
+        '{"stage": "attention", "ops": [["input", "mass"]], "states": [[["P"], null]], "updates": [0]}', F32
+    )
+    with pytest.raises(InvalidRequest, match="the default model; this is for small"):
+        handlers.programs.for_pass(pass_, u32(watch))

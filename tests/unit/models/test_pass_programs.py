@@ -13,6 +13,7 @@ import torch
 from families import make_model
 
 from pieray.assets import model_folder
+from pieray.errors import Unsupported
 from pieray.messages import Logits, Sample
 from pieray.models.batch import ForwardItem
 from pieray.models.config import ModelConfig
@@ -134,15 +135,15 @@ def test_bounds_are_of_the_keys_and_follow_what_is_written(runner: ModelRunner) 
         for layer in range(runner.config.num_layers):
             bounds = runner.pool.key_bounds()
             bounds.users.add(one := quest(runner, 2, [layer]))
-            least, greatest = bounds.of(layer, torch.arange(6))
+            least, greatest = bounds.of(layer, torch.arange(6), SIZE).unbind(2)
             keys = runner.pool.layers[layer][:6, 0]
             torch.testing.assert_close(least, keys.amin(2), rtol=0, atol=0)
             torch.testing.assert_close(greatest, keys.amax(2), rtol=0, atol=0)
             logits(runner, item(tokens[-1], 52, programs=[one]))
             assert one.counts["pages_read"] in (2, 3)  # two, and the last
     runner.copy_tokens([(0, 0, 3, 0, SIZE)])
-    least, _ = runner.pool.key_bounds().of(0, torch.tensor([3]))
-    torch.testing.assert_close(least[0], runner.pool.layers[0][0, 0].amin(1), rtol=0, atol=0)
+    bounds = runner.pool.key_bounds().of(0, torch.tensor([3, 4]), SIZE)
+    torch.testing.assert_close(bounds[0, :, 0], runner.pool.layers[0][0, 0].amin(1), rtol=0, atol=0)
 
 
 def test_bounds_are_given_up_with_the_programs_that_use_them(runner: ModelRunner) -> None:
@@ -231,3 +232,11 @@ def test_layers_with_windows_read_as_they_do(tmp_path: Path) -> None:
     )
     assert asked.counts["rows"] == 0
     assert plain.shape == (96,)
+
+
+def test_a_hosted_model_refuses_programs_inside_of_passes(tmp_path: Path) -> None:
+    make_model("gemma", tmp_path, head_dim=16)
+    runner = ModelRunner.load(tmp_path, num_pages=8, page_size=SIZE)
+    with pytest.raises(Unsupported, match="stage pages need a native decoder"):
+        quest(runner, 1)
+    program(runner, "logits", [["input", "logits"]], 0)
