@@ -103,9 +103,8 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
 
 def _program_operations(command: ForwardCommand, num_tokens: int, num_draws: int) -> float:
     """Millions that tensor programs compute for a chunk, at most."""
-    draws = sum(one.program.work for one in command.draw_programs.values())
     each = 1 if isinstance(command, PlanCommand) else num_draws
-    return (num_tokens * command.program_work + each * draws) / 1e6
+    return (num_tokens * command.program_work + each * command.draw_work) / 1e6
 
 
 def add_rows(work: Work, rows: RowGroup) -> None:

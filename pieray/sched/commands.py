@@ -107,6 +107,7 @@ class ForwardCommand(Command):
         "all_outputs",
         "counters",
         "draw_programs",
+        "draw_work",
         "embeds",
         "first_written",
         "kv_len",
@@ -147,6 +148,7 @@ class ForwardCommand(Command):
         self.embeds = _checked_embeds(message.embeds, num_tokens)
         self.programs: Sequence[ProgramInstance] = ()  # that run in the pass
         self.draw_programs: Mapping[int, ProgramInstance] = {}  # that samplers name
+        self.draw_work = 0  # operations of these for a draw, at most
         self.program_work = 0  # operations of `programs` for a token
         self.adapter: Any = None  # a `LoraAdapter`: held, so that it stays loaded until the command has run
         for output in message.outputs:

@@ -227,6 +227,7 @@ class BatcherCore:
             has_drafts = isinstance(message, Verify) or (isinstance(message, StartPlan) and message.num_drafts > 0)
             if has_drafts and any(one.states for one in command.draw_programs.values()):
                 raise Unsupported("drafts are verified with samplers whose programs have no states")
+            command.draw_work = sum(one.program.work for one in command.draw_programs.values())
             command.programs = [self._programs.find(command.lane, number) for number in numbers]
             command.program_work = sum(one.program.work for one in command.programs)
         except PierayError as error:

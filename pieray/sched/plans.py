@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MAX_DRAFTS = 15
 """With the token before them, a pass of as many tokens as a decode may have."""
 
+MOST_ROW_WORK = 2_000_000
+"""Operations of tensor programs for a draw of a row, whose step is everybody's; a command pays for more out of its share."""
+
 
 class PlanCommand(ForwardCommand):
     """One run of a plan.  It stays at the head of its queue: after each step `take` notes what was drawn, and with that
@@ -155,7 +158,7 @@ class PlanCommand(ForwardCommand):
     @property
     def may_be_row(self) -> bool:
         """Whether all that it will run is one token a step, behind which it draws the next one."""
-        if self.programs:
+        if self.programs or self.draw_work > MOST_ROW_WORK:
             return False
         return self.num_due == 1 and self.num_drawn > 0 and self._drafter is None and self.visible is None
 

@@ -244,10 +244,7 @@ class RowGroup:
         self.special: list[int] = np.flatnonzero(flags & SPECIAL).tolist()
         self.hooked: list[int] = np.flatnonzero(flags & HOOKED).tolist()
         self.program_work = sum(
-            program.program.work
-            for place in self.special
-            if (plan := table.own[int(rows[place])].plan) is not None
-            for program in plan.draw_programs.values()
+            plan.draw_work for place in self.special if (plan := table.own[int(rows[place])].plan) is not None
         )
         """Operations of tensor programs that their draws go through."""
         self.num_drawn = int(np.count_nonzero(records["choice"]["temperature"] > 0))

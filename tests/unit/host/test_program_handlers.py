@@ -329,8 +329,11 @@ def test_a_freed_program_runs_what_was_enqueued_and_no_more(bench: ProgramBench)
 def test_plans_with_programs_of_draws_are_rows_of_the_decode_table(bench: ProgramBench) -> None:
     """A step of them is one with all others; a program inside of the pass makes it a command."""
     sampler = bench.sampler(mirostat(2.0))
-    for programs, num_rows in (([], 1), ([tensor.quest(3)], 0)):
-        plan = bench.plan(PROMPT, 20, sampler=sampler)
+    wide = [[0.0] * bench.sides.first.info.vocab_size] * 64
+    wide_program = tensor.logits(lambda logits: logits + (logits + wide).sort().sum(0) * 0.0)
+    heavy = bench.sampler(wide_program, temperature=0.0)
+    for chain, programs, num_rows in ((sampler, [], 1), (sampler, [tensor.quest(3)], 0), (heavy, [], 0)):
+        plan = bench.plan(PROMPT, 20, sampler=chain)
         bench.handlers.programs.for_plan(plan, u32(*[one.id for one in programs]))
         bench.handlers.plans.start(plan)
         for _ in range(4):
