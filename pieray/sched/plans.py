@@ -25,7 +25,7 @@ MAX_DRAFTS = 15
 """With the token before them, a pass of as many tokens as a decode may have."""
 
 MOST_ROW_WORK = 2_000_000
-"""Operations of tensor programs for a draw of a row, whose step is everybody's; a command pays for more out of its share."""
+"""Operations of tensor programs for a draw of a row: its step is everybody's, and a command pays for more."""
 
 
 class PlanCommand(ForwardCommand):
