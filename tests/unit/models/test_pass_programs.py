@@ -127,6 +127,24 @@ def test_pages_left_out_are_not_read(runner: ModelRunner) -> None:
     runner.pool.data[:, :2] = kept
 
 
+@pytest.mark.parametrize("products", ["float32", "auto"])
+def test_few_pages_in_bfloat16_are_a_shorter_text(products: str) -> None:
+    """Where attention goes by tiles too: nothing of the pages that are left out is read."""
+    runner = ModelRunner.load(
+        model_folder("pie-tiny"), dtype="bfloat16", num_pages=64, page_size=SIZE, bf16_products=products
+    )
+    logits(runner, item(PROMPT, 0))
+    ops = [["iota", "P"], ["const", [], "int", _int(2)], ["ge", 0, 1]]
+    sparse = logits(runner, item(PROMPT[-1], 52, programs=[program(runner, "pages", ops, 2)]))
+    shorter = item(PROMPT[-1], 52)
+    shorter.pages, shorter.kv_len = shorter.pages[2:], 52 - 2 * SIZE
+    assert logits(runner, shorter).tobytes() == sparse.tobytes()
+    runner.pool.data[:, :2] = float("nan")
+    assert (
+        logits(runner, item(PROMPT[-1], 52, programs=[program(runner, "pages", ops, 2)])).tobytes() == sparse.tobytes()
+    )
+
+
 def test_bounds_are_of_the_keys_and_follow_what_is_written(runner: ModelRunner) -> None:
     """Quest's choice is that of a reference that looks at all keys, also when pages get other content."""
     for shift in (0, 11):
