@@ -68,7 +68,7 @@ class ProgramHandlers:
             self._tables.programs.check_room()
             self._outbox.check_room()
             number, self._next = self._next, self._next + 1
-            self._outbox.stage(Load(self._tickets.number(), self._queue, number, code, self._bounds, values))
+            self._outbox.stage_first(Load(self._tickets.number(), self._queue, number, code, self._bounds, values))
             return self._tables.programs.put(OpenProgram(number, program, num_bytes))
 
     def for_sampler(self, sampler: int, logits: int, draw: int) -> None:

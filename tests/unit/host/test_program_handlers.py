@@ -390,3 +390,16 @@ def test_programs_are_of_the_default_model() -> None:
     )
     with pytest.raises(InvalidRequest, match="the default model; this is for small"):
         handlers.programs.for_pass(pass_, u32(watch))
+
+
+def test_a_pass_may_be_older_than_its_programs(bench: ProgramBench) -> None:
+    """It is enqueued, and then somebody thinks of a program for it; also behind others that have gone."""
+    for _ in range(2):
+        pass_ = bench.handlers.forward.forward(bench.queue, bench.alloc(40), 0, u32(*PROMPT), NONE, NONE)
+        total = tensor.attention(states={"total": "P"}, update=lambda total, mass: {"total": total + mass})
+        sampler = bench.sampler(top_n_sigma(1.0))
+        bench.handlers.programs.for_pass(pass_, u32(total.id))
+        ticket = bench.handlers.forward.sample_with(pass_, 36, sampler)
+        assert 0 <= bench.drawn(ticket) < 640
+        assert bench.states(total).sum() == pytest.approx(37, rel=1e-4)
+    bench.check()
