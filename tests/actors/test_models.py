@@ -160,7 +160,7 @@ PARENT = program(
 from inferlet import children, model
 
 async def main(source, input):
-    child = children.launch(source=source, input=input)
+    child = children.launch(source=source, **input)
     return [model.names(), await child]
 """,
     "parent",
@@ -243,9 +243,8 @@ def test_a_program_that_names_no_model_runs_on_the_one_of_its_launch(engine: Any
     names = ["", "pie-tiny"]
     mine, theirs = engine.launch(BOTH, prompt=PROMPT, names=names, on_model="small").result(timeout=60)
     assert (mine, [theirs]) == (expected, run(engine, BOTH, prompt=PROMPT, names=[""]))
-    found = engine.launch(
-        PARENT, {"source": BOTH.source, "input": {"prompt": PROMPT, "names": names}}, on_model="small"
-    )
+    asked = {"source": BOTH.source, "input": {"prompt": PROMPT, "names": names}}
+    found = engine.launch(PARENT, asked, on_model="small", capabilities={"children": True})
     assert found.result(timeout=60) == [["small", "pie-tiny", "twin"], [mine, theirs]]  # its children use it too
     assert engine.launch(FACTS, on_model="pie-tiny").result(timeout=60) == run(engine, FACTS)
     with pytest.raises(NotFound, match="no model is named 'large'; served: pie-tiny, twin, small"):
