@@ -312,9 +312,13 @@ static void mix_and_gate(const Model *m, const Step *s, int64_t layer, const int
     }
 }
 
-// logits [num_rows, padded(vocab)] of the wanted rows; `work` is decoder_workspace floats.
-// Returns 0, or 1 if memory ran out.
-int decoder_step(const Model *m, const Step *s, float *work, float *logits, int threads) {
+// A step's phases: the embeddings (0); of each layer l the keys (2 l + 1) and the rest (2 l + 2); the logits behind all.
+#define NUM_PHASES(m) (2 * (m)->num_layers + 2)
+
+// Phases [from, to) of a step: what is between two phases lies in `work`, decoder_workspace floats, as [tokens, padded(hidden)]
+// rows, as much for those that are wanted, and [tokens, padded(queries, keys and values)].  The last phase gives logits
+// [num_rows, padded(vocab)] of the wanted rows.  Returns 0, or 1 if memory ran out.
+int decoder_phases(const Model *m, const Step *s, float *work, float *logits, int threads, int64_t from, int64_t to) {
     Widths w = widths_of(m);
     int64_t tokens = s->num_tokens, together = tokens < MOST_TOGETHER ? tokens : MOST_TOGETHER;
     float *all = work, *wanted = all + tokens * w.x, *qkv = wanted + tokens * w.x, *normed = qkv + tokens * w.qkv;
@@ -323,29 +327,33 @@ int decoder_step(const Model *m, const Step *s, float *work, float *logits, int 
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        float *x = all, *scratch = aligned_alloc(64, thread_floats(m, s) * sizeof(float));
+        float *scratch = aligned_alloc(64, thread_floats(m, s) * sizeof(float));
         Work own = {scratch, halves};
         if (!scratch) {
 #pragma omp atomic write
             failed = 1;
         }
 #pragma omp barrier
-        if (!failed) embed_rows(m, s, x);
-        if (!failed && m->embed_scale != 1) scale_embeds(m, s, x);
-        if (!failed && s->num_embeds) place_embeds(m, s, x);
-        for (int64_t layer = 0; layer < m->num_layers && !failed; layer++) {
-            place_keys(m, s, layer, x, qkv, normed, own);
-            if (layer < m->num_layers - 1) {
-                mix_and_gate(m, s, layer, NULL, tokens, x, qkv, normed, wide, gated, own);
-                continue;
-            }
-            take_rows(x, s->rows, s->num_rows, wanted, w.x);  // nothing after the last keys needs the other rows
-            x = wanted;
-            mix_and_gate(m, s, layer, s->rows, s->num_rows, x, qkv, normed, wide, gated, own);
+        if (!failed && from == 0) {
+            embed_rows(m, s, all);
+            if (m->embed_scale != 1) scale_embeds(m, s, all);
+            if (s->num_embeds) place_embeds(m, s, all);
         }
-        for (int64_t first = 0; first < s->num_rows && !failed; first += MOST_TOGETHER) {
-            int64_t left = s->num_rows - first, num = left < MOST_TOGETHER ? left : MOST_TOGETHER;
-            normalize_rows(x + first * w.x, m->norm, normed, num, m);
+        for (int64_t phase = from > 1 ? from : 1; phase < to && phase < NUM_PHASES(m) - 1 && !failed; phase++) {
+            int64_t layer = (phase - 1) / 2;
+            if (phase % 2) {
+                place_keys(m, s, layer, all, qkv, normed, own);
+            } else if (layer < m->num_layers - 1) {
+                mix_and_gate(m, s, layer, NULL, tokens, all, qkv, normed, wide, gated, own);
+            } else {
+                take_rows(all, s->rows, s->num_rows, wanted, w.x);  // nothing after the last keys needs the other rows
+                mix_and_gate(m, s, layer, s->rows, s->num_rows, wanted, qkv, normed, wide, gated, own);
+            }
+        }
+        int64_t num_rows = to < NUM_PHASES(m) ? 0 : s->num_rows;
+        for (int64_t first = 0; first < num_rows && !failed; first += MOST_TOGETHER) {
+            int64_t left = num_rows - first, num = left < MOST_TOGETHER ? left : MOST_TOGETHER;
+            normalize_rows(wanted + first * w.x, m->norm, normed, num, m);
             if (s->hidden) give_hidden(m, s, normed, first, num);
             multiply(normed, w.normed, num, &m->lm_head, logits + first * padded(m->lm_head.num_out), 0, own);
             if (m->logits_scale != 1 || m->logits_softcap > 0) bend_logits(m, logits + first * padded(m->lm_head.num_out), num);
@@ -354,4 +362,9 @@ int decoder_step(const Model *m, const Step *s, float *work, float *logits, int 
         free(scratch);
     }
     return failed;
+}
+
+// A whole step.
+int decoder_step(const Model *m, const Step *s, float *work, float *logits, int threads) {
+    return decoder_phases(m, s, work, logits, threads, 0, NUM_PHASES(m));
 }

@@ -85,18 +85,32 @@ class CStep(ctypes.Structure):
     )
 
 
-def decoder_step(model: CModel, step: CStep, work: torch.Tensor, logits: torch.Tensor, threads: int) -> None:
-    """Run `step`; `logits` is float32 [num_rows, padded(vocab)], `work` float32 [workspace(model, num_tokens)]."""
+def decoder_step(
+    model: CModel, step: CStep, work: torch.Tensor, logits: torch.Tensor, threads: int, phases: range | None = None
+) -> None:
+    """Run `step`; `logits` is float32 [num_rows, padded(vocab)], `work` float32 [workspace(model, num_tokens)].
+
+    `phases`: a part of it alone, see `decoder_phases` in C; what is between two parts is in `work`.
+    """
     lib = _library()
-    failed = lib.decoder_step(
+    if phases is None:
+        phases = range(num_phases(model))
+    failed = lib.decoder_phases(
         ctypes.byref(model),
         ctypes.byref(step),
         c_void_p(work.data_ptr()),
         c_void_p(logits.data_ptr()),
         c_int32(threads),
+        c_int64(phases.start),
+        c_int64(phases.stop),
     )
     if failed:
         raise MemoryError(f"no scratch memory for attention over {step.ragged.max_kv_len} slots")
+
+
+def num_phases(model: CModel) -> int:
+    """Of a step: embeddings, two of each layer (keys, the rest), logits."""
+    return 2 * int(model.num_layers) + 2
 
 
 def workspace(model: CModel, num_tokens: int) -> int:

@@ -77,6 +77,14 @@ class Limits:
     """Compiling one grammar."""
     adapter_bytes: int = 64 * MIB
     """LoRA weights that an inferlet has loaded for itself."""
+    programs: int = 64
+    """Tensor programs open at one time."""
+    program_bytes: int = 4 * MIB
+    """Of all of them: code, constants and states."""
+    program_ops: int = 256
+    """Operations that one tensor program is written with."""
+    program_work: int = 64_000_000
+    """Numbers that one tensor program computes for a row, in a context as long as the model's."""
     scratch_bytes: int = 64 * MIB
     """Files in the scratch folder."""
     subscriptions: int = 64

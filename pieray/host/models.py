@@ -31,6 +31,10 @@ class ModelInfo:
     """"native", a decoder of pieray's own, or "transformers", transformers' module with attention over pages."""
     why: str = ""
     """Why it is not native."""
+    num_layers: int = 0
+    num_heads: int = 0
+    """Of queries."""
+    head_dim: int = 0
     pooling: dict[str, Any] = field(default_factory=lambda: asdict(Pooling()))
     """How it makes one vector of a text: fields of `Pooling`."""
 

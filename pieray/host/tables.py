@@ -8,6 +8,7 @@ from pieray.config import Limits
 from pieray.host.device.adapter_commands import OpenAdapter
 from pieray.host.device.commands import Queue
 from pieray.host.device.embeds import EmbedTable
+from pieray.host.device.programs import OpenProgram
 from pieray.host.open_handles import OpenHandles
 from pieray.host.text.textstreams import MAX_STREAMS, TextStream
 from pieray.messages import GREEDY, Sampler
@@ -24,6 +25,7 @@ class HandleTables:
         self.samplers: OpenHandles[Sampler] = OpenHandles("sampler", "plans", limits.plans)
         self.matchers: OpenHandles[Matcher] = OpenHandles("matcher", "plans", limits.plans)
         self.adapters: OpenHandles[OpenAdapter] = OpenHandles("adapter", "plans", limits.plans)
+        self.programs: OpenHandles[OpenProgram] = OpenHandles("tensor program", "programs", limits.programs)
         self.streams: OpenHandles[TextStream] = OpenHandles("text stream", "text streams", MAX_STREAMS)
         self.embeds = EmbedTable(limits.embed_bytes)
 

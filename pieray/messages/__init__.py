@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from pieray.messages.opening import Completed, Failed, Hello, Welcome
     from pieray.messages.outputs import GREEDY, Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample, Sampler
     from pieray.messages.plans import ExtendPlan, PlanTokens, RunEnded, RunTokens, StartPlan, StopPlan
+    from pieray.messages.programs import LoadProgram, ReadProgram, UnloadProgram
 
 __all__ = [
     "GREEDY",
@@ -122,6 +123,7 @@ __all__ = [
     "LeasePages",
     "ListExports",
     "LoadAdapter",
+    "LoadProgram",
     "Logits",
     "Logprobs",
     "Message",
@@ -136,6 +138,7 @@ __all__ = [
     "Pull",
     "Push",
     "ReadPages",
+    "ReadProgram",
     "ReclaimSpare",
     "Reclaimed",
     "ReleasePages",
@@ -160,6 +163,7 @@ __all__ = [
     "SwapOut",
     "Unexport",
     "UnloadAdapter",
+    "UnloadProgram",
     "Unsubscribe",
     "Verify",
     "Welcome",
@@ -187,6 +191,7 @@ _MODULES = (
     "outputs",
     "batcher",
     "plans",
+    "programs",
 )
 
 

@@ -35,6 +35,7 @@ class Forward(Message):
     outputs: list[Output]  # each answered with a Completed of its ticket
     adapter: int = 0  # the batcher's number for a LoRA adapter; 0: none
     embeds: list[bytes] = field(default_factory=list)  # [rows u32, values f32]: rows that are embeddings, not tokens
+    programs: list[int] = field(default_factory=list)  # the inferlet's numbers of tensor programs that run in it
 
 
 @register(18)

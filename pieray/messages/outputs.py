@@ -17,7 +17,8 @@ from pieray.messages.frame import Message, register
 @register(100)
 @dataclass(frozen=True, slots=True)
 class Sampler(Message):
-    """A sampler chain: bias, allowed tokens, temperature, top-k, top-p, min-p, typical-p.  The defaults are greedy."""
+    """A sampler chain: a program, bias, allowed tokens, temperature, top-k, top-p, min-p, typical-p, or a program in
+    place of these.  The defaults are greedy."""
 
     temperature: float = 0.0
     top_k: int = 0  # 0: off
@@ -28,6 +29,12 @@ class Sampler(Message):
     bias_tokens: bytes = b""  # u32, distinct
     bias_values: bytes = b""  # f32, one per token, added to its logit; -inf bans it
     allowed: bytes = b""  # packed bits [vocab], least significant first, 1 = may be drawn; b"": all
+    processor: int = 0  # the inferlet's number for a tensor program that the logits go through first; 0: none
+    program: int = 0  # of one in place of temperature and filters, whose result is drawn from; 0: none
+
+    @property
+    def has_programs(self) -> bool:
+        return bool(self.processor or self.program)
 
 
 GREEDY = Sampler()

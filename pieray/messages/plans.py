@@ -7,7 +7,7 @@ all that it needs, so that a batcher keeps nothing of a plan that is paused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,6 +42,7 @@ class StartPlan(Message):
     drawn: bytes  # u32: tokens that earlier runs have drawn, if there are stop texts: one may begin in them
     is_scored: bool  # whether log-probabilities are wanted
     visible: bytes  # packed bits [kv_len], 1 = may be attended to; b"": all
+    programs: list[int] = field(default_factory=list)  # as those of Forward
 
 
 @register(16)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,10 @@ from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
 from pieray.models.lora import LoraAdapter, LoraSegment, segments_of
 
+if TYPE_CHECKING:
+    from pieray.models.pass_programs import PassPrograms
+    from pieray.models.tensor_programs import ProgramInstance
+
 CPU = torch.device("cpu")
 
 
@@ -32,7 +36,8 @@ class ForwardItem:
     `adapter` is added to the weights, for this item alone.  `embeds`, if any, are rows in [0, n), each once, and their
     embeddings, float32 [len(rows), hidden], which stand in place of those of their tokens.  `counters` make the draws
     behind its tokens unique to their places; None: each token's number in the sequence, `kv_len` and up.  `start` is
-    the number of its first token in the pass whose rows its outputs count.
+    the number of its first token in the pass whose rows its outputs count.  `programs` run in the pass; `draws` are
+    those that samplers of its outputs name, by number.
     """
 
     pages: U32
@@ -46,6 +51,8 @@ class ForwardItem:
     embeds: tuple[U32, F32] | None = None
     counters: U32 | None = None
     start: int = 0
+    programs: Sequence[ProgramInstance] = ()
+    draws: Mapping[int, ProgramInstance] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -65,6 +72,7 @@ class DecodeRows:
     masks: dict[int, bytes] = field(default_factory=dict)  # what else restricts the draw of a row, as Sampler.allowed
     scored: I64 = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose log-probabilities are wanted
     adapters: list[tuple[LoraAdapter, int, int]] = field(default_factory=list)  # each of rows [first, last)
+    draws: dict[int, Mapping[int, ProgramInstance]] = field(default_factory=dict)  # of rows, those their samplers name
     native: Any = field(default=None, init=False)  # what a decoder has made of the columns: where they lie
 
     def __len__(self) -> int:
@@ -84,6 +92,7 @@ class DecodeRows:
             {place[row]: one for row, one in self.masks.items() if row in place},
             np.flatnonzero(np.isin(kept, self.scored)),
             [one for one in adapters if one[1] < one[2]],
+            {place[row]: one for row, one in self.draws.items() if row in place},
         )
 
 
@@ -117,6 +126,7 @@ class RaggedBatch:
     embeds: Embeddings | None = None
     hidden: torch.Tensor | None = None  # float32 [R, hidden]: the decoder writes the rows behind the final norm here
     logits: torch.Tensor | None = None  # [R, vocab]: where a decoder that replays its steps writes them
+    programs: PassPrograms | None = None
 
 
 def validate_item(item: ForwardItem, config: ModelConfig, pool: KvPool) -> None:

@@ -48,6 +48,9 @@ class Decoder:
             delta = None
             for layer, weights in enumerate(self.layers):
                 are_rows = layer == c.num_layers - 1
+                if batch.programs is not None and batch.programs.steers(layer):
+                    x, delta = x.clone() if delta is None else x + delta, None
+                    batch.programs.hidden(layer, x)
                 x, normed = self._normed(x, delta, weights.attn_norm)
                 mixed = self._attend(normed, weights, layer, batch, pool)
                 if are_rows:
@@ -95,7 +98,10 @@ class Decoder:
         kv, (cos, sin) = pool.layers[layer], self.ropes[layer]
         self.ops.rope_append(heads, cos, sin, batch.positions, kv, batch.slots, norms, c.rms_eps)
         queries, window, cap = heads[:, : c.num_heads], c.windows[layer], c.attention_softcap
-        mixed = attention(queries, kv, batch.attention, scale=c.softmax_scale, window=window, softcap=cap)
+        meta = batch.attention
+        if batch.programs is not None and batch.programs.selects(layer):
+            meta = batch.programs.attention(layer, queries)
+        mixed = attention(queries, kv, meta, scale=c.softmax_scale, window=window, softcap=cap)
         return mixed.reshape(len(x), -1)
 
     def _mlp(

@@ -20,6 +20,7 @@ from pieray.kernels.decoder_step_cpu import (
     CStep,
     decoder_step,
     kind_of,
+    num_phases,
     pack,
     padded,
     pair_kinds,
@@ -34,6 +35,7 @@ from pieray.models.config import ModelConfig
 from pieray.models.kv_pool import KvPool
 from pieray.models.lora import LoraAdapter, LoraSegment, native_targets, read_lora
 from pieray.models.lora_cpu import compile_adapter, segments
+from pieray.models.pass_programs import PassPrograms
 from pieray.models.rope import RopeTables
 from pieray.models.weights import DecoderWeights, LayerWeights, MlpWeights
 
@@ -143,8 +145,39 @@ class CpuDecoder:
             0 if batch.embeds is None else len(batch.embeds.rows),
             None if batch.hidden is None else batch.hidden.data_ptr(),
         )
-        decoder_step(self._model, step, self._work, logits, torch.get_num_threads())
+        if batch.programs is None:
+            decoder_step(self._model, step, self._work, logits, torch.get_num_threads())
+        else:
+            self._run_with(batch.programs, step, logits)
         return logits[:, : self.config.vocab_size]
+
+    def _run_with(self, programs: PassPrograms, step: CStep, logits: torch.Tensor) -> None:
+        """The step in parts, with programs between them."""
+        c, tokens, first = self.config, int(step.num_tokens), 0
+        width = padded(c.hidden_size)
+        hidden = self._work[: tokens * width].view(tokens, width)[:, : c.hidden_size]
+        heads = padded((c.num_heads + 2 * c.num_kv_heads) * c.head_dim)
+        projected = self._work[2 * tokens * width : tokens * (2 * width + heads)].view(tokens, heads)
+        queries = torch.unflatten(projected[:, : c.num_heads * c.head_dim], 1, (c.num_heads, c.head_dim))
+        whole = step.ragged
+        meta = None  # outlives the part of the step that reads it
+        for layer in range(c.num_layers):
+            if programs.steers(layer):
+                first = self._run_part(step, logits, first, 1 + 2 * layer)
+                programs.hidden(layer, hidden)
+            if programs.selects(layer):
+                first = self._run_part(step, logits, first, 2 + 2 * layer)
+                meta = programs.attention(layer, queries)
+                step.ragged = ragged(meta)
+                first = self._run_part(step, logits, first, 3 + 2 * layer)
+                step.ragged = whole
+        self._run_part(step, logits, first, num_phases(self._model))
+        del meta
+
+    def _run_part(self, step: CStep, logits: torch.Tensor, first: int, last: int) -> int:
+        if first < last:
+            decoder_step(self._model, step, self._work, logits, torch.get_num_threads(), range(first, last))
+        return last
 
     def decode_rows(self, rows: DecodeRows, pool: KvPool, special: Sequence[int] = ()) -> tuple[I64, U8 | None] | None:
         """Run rows and draw from their plain logits, but for those at `special`.

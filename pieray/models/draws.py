@@ -15,7 +15,9 @@ from pieray.kernels.sample_cpu import is_supported
 from pieray.messages import GREEDY, Sampler
 from pieray.models import sampler as sampling
 from pieray.models.batch import DecodeRows
+from pieray.models.drawn_by_programs import Pending, ProgramDraws, commit, plain, turn_of
 from pieray.models.sampler import Bias
+from pieray.models.tensor_programs import ProgramInstance
 
 NO_SCORES = np.zeros(0, np.float32)
 
@@ -86,19 +88,57 @@ def no_token() -> PierayError:
     return InvalidRequest("the sampler allows no token: all are banned by its bias or its mask")
 
 
-def draw_rows(rows: DecodeRows, logits: torch.Tensor, special: list[int], tokens: torch.Tensor) -> Drawn:
-    """The `tokens` drawn from plain logits, with those of the `special` rows drawn now, and the scores of all."""
+def draw_rows(
+    rows: DecodeRows, logits: torch.Tensor, special: list[int], tokens: torch.Tensor, pending: Pending | None = None
+) -> Drawn:
+    """The `tokens` drawn from plain logits, with those of the `special` rows drawn now, and the scores of all.
+
+    `pending`: next states of tensor programs, of rows here too: whoever gives it commits them; None: that is done here.
+    """
     errors: dict[int, PierayError] = {}
+    if rows.draws:
+        found: Pending = {} if pending is None else pending
+        for turn in turns_of(rows):
+            errors |= _draw_with_programs(rows, logits, turn, tokens, found)
+        if pending is None:
+            commit(found)
+        special = [row for row in special if row not in rows.draws]
     if special:
         places = np.array(special)
         samplers = [rows.samplers.get(row, GREEDY) for row in special]
         allowed = restricted(logits[places], samplers, [rows.masks.get(row, b"") for row in special])
         tokens[places] = sampling.sample(allowed, rows.choices[places])
-        errors = {special[place]: no_token() for place in banned(allowed)}
+        errors |= {special[place]: no_token() for place in banned(allowed)}
     scores = NO_SCORES
     if len(rows.scored):
         scores = sampling.logprobs(logits[rows.scored], tokens[rows.scored, None])[:, 0].cpu().numpy()
     return Drawn(tokens.cpu().numpy(), scores, errors)
+
+
+def turns_of(rows: DecodeRows) -> list[list[int]]:
+    """Rows with tensor programs, those that share one with states in turns."""
+    turns: dict[ProgramInstance, int] = {}
+    found: dict[int, list[int]] = {}
+    for row, draws in rows.draws.items():
+        found.setdefault(turn_of(rows.samplers[row], draws, turns), []).append(row)
+    return [found[turn] for turn in sorted(found)]
+
+
+def _draw_with_programs(
+    rows: DecodeRows, logits: torch.Tensor, places: list[int], tokens: torch.Tensor, pending: Pending
+) -> dict[int, PierayError]:
+    """Draw for rows with tensor programs; the errors of those that fail."""
+    samplers = [rows.samplers[row] for row in places]
+    counters = rows.choices["counter"][places].tolist()
+    programs = ProgramDraws(samplers, counters, [rows.draws[row] for row in places], pending)
+    given = logits[torch.tensor(places, device=logits.device)]
+    allowed = restricted(programs.processed(given), samplers, [rows.masks.get(row, b"") for row in places])
+    allowed = programs.scored(allowed)
+    drawn = sampling.sample(allowed, sampling.choices_of([plain(one) for one in samplers], counters))
+    errors = {place: no_token() for place in banned(allowed)} | programs.errors
+    programs.drew(drawn, set(errors))
+    tokens[torch.tensor(places, device=tokens.device)] = drawn
+    return {places[place]: error for place, error in errors.items()}
 
 
 def draw_plain(rows: DecodeRows, logits: torch.Tensor, special: list[int]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from pieray.arrays import I64
 from pieray.errors import InvalidRequest, ModelError
 from pieray.models.arena import huge_memory
 from pieray.models.config import ModelConfig
+from pieray.models.key_bounds import KeyBounds
 
 #: (src_page, src_offset, dst_page, dst_offset, count): `count` tokens, within one page on either side
 TokenRange = tuple[int, int, int, int, int]
@@ -46,6 +47,25 @@ class KvPool:
             self.data = torch.zeros(shape, dtype=dtype, device=device)
         self.scratch_slot = num_pages * page_size
         self.layers = list(self.data.unbind(0))
+        self._key_bounds: KeyBounds | None = None
+
+    def key_bounds(self) -> KeyBounds:
+        """Bounds of the keys of pages, kept from now on for as long as they have users."""
+        if self._key_bounds is None:
+            self._key_bounds = KeyBounds(self.layers)
+        return self._key_bounds
+
+    @property
+    def keeps_bounds(self) -> bool:
+        """Whether those who write to pages have to say so."""
+        if self._key_bounds is not None and not self._key_bounds.users:
+            self._key_bounds = None
+        return self._key_bounds is not None
+
+    def written(self, pages: torch.Tensor | I64) -> None:
+        """Something is written to these pages: what is kept about their keys holds no more."""
+        if self._key_bounds is not None:
+            self._key_bounds.written(torch.as_tensor(pages).to(self.data.device))
 
     @staticmethod
     def page_nbytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
@@ -93,6 +113,7 @@ class KvPool:
             raise InvalidRequest(f"{len(pages)} pages of this pool hold {num_bytes} bytes; given {len(data)}")
         given = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(memory.dtype).view(shape)
         memory.index_copy_(0, places, given.to(memory.device))
+        self.written(places)
 
     def _places(self, pages: I64) -> torch.Tensor:
         if len(bad := pages[(pages < 0) | (pages >= self.num_pages)]):
@@ -120,6 +141,7 @@ class KvPool:
             )
         )
         self.data[:, dst_page, :, :, dst_off] = self.data[:, src_page, :, :, src_off]
+        self.written(dst_page)
 
     def _check(self, table: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
         pages, offsets, counts = table[:, [0, 2]], table[:, [1, 3]], table[:, 4]

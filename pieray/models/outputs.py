@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,9 @@ from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import Distribution, Entropy, Hidden, Logits, Logprobs, Output, Sample
 from pieray.models import sampler as sampling
 from pieray.models.batch import ForwardItem
+from pieray.models.drawn_by_programs import ProgramDraws, plain, turn_of
 from pieray.models.draws import banned, no_token, not_finite, restricted
+from pieray.models.tensor_programs import ProgramInstance
 
 SLICE_BYTES = 64 << 20
 """Of float32 logits that are looked at in one go."""
@@ -44,6 +46,18 @@ def _num_ids(asked: _Asked) -> float:
     return asked.output.k or float("inf")
 
 
+def _kind(
+    output: Output, draws: Mapping[int, ProgramInstance], turns: dict[ProgramInstance, int]
+) -> tuple[type, bool, bool, int]:
+    """What outputs that are computed together have in common: what they are, whether they are scored, whether tensor
+    programs have a part in them, and whose turn it is."""
+    if not isinstance(output, Sample):
+        return type(output), False, False, 0
+    if not draws or not output.sampler.has_programs:
+        return Sample, output.is_scored, False, 0
+    return Sample, output.is_scored, True, turn_of(output.sampler, draws, turns)
+
+
 class OutputValues:
     """From the logits of a step to each item's values: vectorised calls per kind of output, each over as many rows as
     fit in SLICE_BYTES of float32, so that no copy of all rows is ever made."""
@@ -55,12 +69,17 @@ class OutputValues:
         logits: torch.Tensor,
         hidden: torch.Tensor | None,
         first_row: int,
+        pending: dict[ProgramInstance, list[torch.Tensor]] | None = None,
     ) -> None:
+        """`pending` gets the next states of programs that draws go through."""
         self.logits = logits
         self.hidden = hidden
         self.first_row = first_row
+        self.pending = {} if pending is None else pending
         self.values: list[list[OutputValue]] = [[0] * len(wanted) for wanted in outputs]
-        self.groups: dict[tuple[type, bool], list[_Asked]] = {}
+        self.groups: dict[tuple[type, bool, bool, int], list[_Asked]] = {}
+        self.draws = [item.draws for item in items]
+        turns: dict[ProgramInstance, int] = {}
         self.owner: list[int] = []  # of rows from `first_row` on
         for index, (item, wanted) in enumerate(zip(items, outputs, strict=True)):
             row_of = {row: first_row + len(self.owner) + place for place, row in enumerate(item.rows)}
@@ -68,7 +87,7 @@ class OutputValues:
             for place, output in enumerate(wanted):
                 row = (output.row - item.start) % len(item.tokens)
                 counter = item.kv_len + row if item.counters is None else int(item.counters[row])
-                kind = type(output), isinstance(output, Sample) and output.is_scored
+                kind = _kind(output, item.draws, turns)
                 self.groups.setdefault(kind, []).append(_Asked(index, place, row_of[row], output, counter))
 
     def collect(self, bad: Sequence[int]) -> list[StepResult]:
@@ -81,13 +100,16 @@ class OutputValues:
             Entropy: lambda _, logits: list(sampling.entropies(logits).cpu().numpy()[:, None]),
         }
         most = max(1, SLICE_BYTES // (4 * max(self.logits.shape[-1], 1)))
-        for (kind, _), group in self.groups.items():
+        for (kind, _, has_programs, _), group in sorted(self.groups.items(), key=lambda one: one[0][3]):
             if kind is Distribution:  # rows that want as many tokens share a slice
                 group.sort(key=_num_ids)
             for start in range(0, len(group), most):
                 part = group[start : start + most]
                 rows = [asked.row for asked in part]
-                values = self._states(rows) if kind is Hidden else answer[kind](part, self._picked(rows))
+                if has_programs:
+                    values = self._sample_with_programs(part, self._picked(rows), frozenset(bad))
+                else:
+                    values = self._states(rows) if kind is Hidden else answer[kind](part, self._picked(rows))
                 for asked, value in zip(part, values, strict=True):
                     self.values[asked.item][asked.place] = value
         failed = {self.owner[row - self.first_row]: not_finite() for row in bad if row >= self.first_row}
@@ -110,6 +132,23 @@ class OutputValues:
             values = [(np.array([token], np.uint32), scores[i]) for i, token in enumerate(drawn.tolist())]
         for place in banned(allowed) if allowed is not logits else ():
             values[place] = no_token()
+        return values
+
+    def _sample_with_programs(
+        self, group: list[_Asked], logits: torch.Tensor, bad: frozenset[int]
+    ) -> Sequence[OutputValue]:
+        samplers, counters = [asked.output.sampler for asked in group], [asked.counter for asked in group]
+        programs = ProgramDraws(samplers, counters, [self.draws[asked.item] for asked in group], self.pending)
+        allowed = programs.scored(restricted(programs.processed(logits), samplers, [b""] * len(group)))
+        drawn = sampling.sample(allowed, sampling.choices_of([plain(one) for one in samplers], counters))
+        values: list[OutputValue] = drawn.tolist()
+        if group[0].output.is_scored:
+            scores = sampling.logprobs(logits, drawn[:, None]).cpu().numpy()
+            values = [(np.array([token], np.uint32), scores[i]) for i, token in enumerate(drawn.tolist())]
+        errors = {place: no_token() for place in banned(allowed)} | programs.errors
+        for place, error in errors.items():
+            values[place] = error
+        programs.drew(drawn, {*errors, *(place for place, asked in enumerate(group) if asked.row in bad)})
         return values
 
     def _distribution(self, group: list[_Asked], logits: torch.Tensor) -> Sequence[OutputValue]:

@@ -21,15 +21,19 @@ from pieray.models.cores import cores, decoder_threads
 from pieray.models.decode_graphs import GraphedDecoder
 from pieray.models.decoder import Decoder
 from pieray.models.decoder_cpu import CpuDecoder
+from pieray.models.drawn_by_programs import commit
 from pieray.models.draws import NO_SCORES, Drawn, check_sampler, draw_plain, draw_rows, finite, not_finite, spread
 from pieray.models.experts import check_widths
 from pieray.models.host_pool import HostPool, budget_of
 from pieray.models.kv_pool import KvPool, TokenRange
 from pieray.models.lora import LoraAdapter
 from pieray.models.outputs import OutputValues, StepResult, check_ids
+from pieray.models.pass_programs import PASS_STAGES, PassPrograms
+from pieray.models.tensor_programs import ProgramInstance, sizes_of
 from pieray.models.transformers_decoder import TransformersDecoder
 from pieray.models.ways import NATIVE, Way, way_of
 from pieray.models.weights import open_weights
+from pieray.tensor.program import Bounds, parse
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +137,18 @@ class ModelRunner:
             results[index] = result
         return drawn, results
 
+    def load_program(self, code: bytes, bounds: Bounds, states: Sequence[bytes]) -> ProgramInstance:
+        """A tensor program for this model; raises InvalidRequest, QuotaExceeded."""
+        program = parse(code, sizes_of(self.config, self.pool.page_size), bounds)
+        if states and len(states) != len(program.states):
+            raise InvalidRequest(f"this program has {len(program.states)} states; given {len(states)}")
+        self._check_stage(program.stage)
+        return ProgramInstance.of(program, self.decoder.device, states)
+
+    def _check_stage(self, stage: str) -> None:
+        if stage in PASS_STAGES and isinstance(self.decoder, TransformersDecoder):
+            raise Unsupported(f"programs of stage {stage} need a native decoder; this model runs through transformers")
+
     def _draw_rows(self, decoder: CpuDecoder | GraphedDecoder, rows: DecodeRows) -> Drawn | None:
         """A step of rows alone in one call; None if one of them fails, which is found out as with any others."""
         special = sorted({*rows.samplers, *rows.masks}) if rows.samplers or rows.masks else []
@@ -151,6 +167,8 @@ class ModelRunner:
         found = decoder.decode_rows(rows, self.pool, special)
         if found is None:
             return None
+        if self.pool.keeps_bounds:
+            self.pool.written(rows.pages[np.arange(len(rows)), rows.kv_lens // self.pool.page_size].astype(np.int64))
         tokens, is_bad = found
         errors = {} if is_bad is None else {row: not_finite() for row in np.flatnonzero(is_bad).tolist()}
         if not special and not len(rows.scored):
@@ -237,6 +255,7 @@ class ModelRunner:
         """See `HostPool.swap_in`.  Raises DeviceLost."""
         with self._device():
             self.host_pool.swap_in(slots, pages)
+            self.pool.written(pages)
 
     def read_pages(self, pages: I64) -> bytes:
         """See `KvPool.read_pages`.  Raises DeviceLost."""
@@ -279,13 +298,24 @@ class ModelRunner:
         if any(isinstance(output, Hidden) for wanted in outputs for output in wanted):
             shape = len(ragged.rows), self.config.hidden_size
             ragged.hidden = torch.empty(shape, dtype=torch.float32, device=self.decoder.device)
+        if self.pool.keeps_bounds:
+            self.pool.written(ragged.slots // self.pool.page_size)
+        programs = [(len(rows) + i, item.programs) for i, item in enumerate(items) if item.programs]
+        if programs:
+            ragged.programs = PassPrograms(programs, ragged.attention, ragged.positions, self.pool, self.config)
         logits = self.decoder.forward(ragged, self.pool)
         logits, bad = finite(logits)
-        values = OutputValues(items, outputs, logits, ragged.hidden, len(rows)).collect(bad)
+        pending: dict[ProgramInstance, list[torch.Tensor]] = {}
+        if ragged.programs is not None:
+            ragged.programs.finish()
+            pending = ragged.programs.pending
+        values = OutputValues(items, outputs, logits, ragged.hidden, len(rows), pending).collect(bad)
         special = sorted({*rows.samplers, *rows.masks})
         logits = logits[: len(rows)]
-        drawn = draw_rows(rows, logits, special, draw_plain(rows, logits, special))
+        drawn = draw_rows(rows, logits, special, draw_plain(rows, logits, special), pending)
         drawn.errors |= {row: not_finite() for row in bad if row < len(rows)}
+        if pending:
+            commit(pending)
         if logits.is_cuda and not len(ragged.rows):  # nothing has waited for the device: the next step's time would
             torch.cuda.synchronize(logits.device)  # be this one's too
         return drawn, values

@@ -83,6 +83,10 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
     seconds = costs.seconds[Kind.ITEMS] + costs.tokens(num_tokens, context, is_masked=command.is_masked)
     if command.is_masked:
         work[Kind.MASK_BITS] += square
+    if command.programs or command.draw_programs:
+        operations = _program_operations(command, num_tokens, len(outputs))
+        work[Kind.PROGRAMS] += operations
+        seconds += operations * costs.seconds[Kind.PROGRAMS]
     if isinstance(command, PlanCommand):
         num_draws = start + num_tokens - max(command.num_known - 1, start)
         if num_draws > 0:
@@ -97,6 +101,12 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
     return seconds
 
 
+def _program_operations(command: ForwardCommand, num_tokens: int, num_draws: int) -> float:
+    """Millions that tensor programs compute for a chunk, at most."""
+    each = 1 if isinstance(command, PlanCommand) else num_draws
+    return (num_tokens * command.program_work + each * command.draw_work) / 1e6
+
+
 def add_rows(work: Work, rows: RowGroup) -> None:
     """Count rows of the decode table."""
     count = len(rows)
@@ -106,6 +116,7 @@ def add_rows(work: Work, rows: RowGroup) -> None:
     work[Kind.DRAWS] += rows.num_drawn
     work[Kind.GREEDY] += count - rows.num_drawn
     work[Kind.FILTERED] += len(rows.special)
+    work[Kind.PROGRAMS] += rows.program_work / 1e6
 
 
 def decode_seconds(command: ForwardCommand, costs: CostModel) -> float:

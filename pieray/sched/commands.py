@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from pieray.messages import CopyTokens, Forward, Logprobs, Message, Output, Read
 from pieray.sched.costs import Kind
 from pieray.sched.failures import failed
 from pieray.sched.lanes import LaneKey
+
+if TYPE_CHECKING:
+    from pieray.models.tensor_programs import ProgramInstance
 
 Move: TypeAlias = CopyTokens | SwapOut | SwapIn | ReadPages | WritePages
 Slots: TypeAlias = dict[int, int]  # page: bits of its slots
@@ -103,6 +106,8 @@ class ForwardCommand(Command):
         "adapter",
         "all_outputs",
         "counters",
+        "draw_programs",
+        "draw_work",
         "embeds",
         "first_written",
         "kv_len",
@@ -112,6 +117,8 @@ class ForwardCommand(Command):
         "outputs",
         "pages",
         "positions",
+        "program_work",
+        "programs",
         "tokens",
     )
     is_copy = False
@@ -139,6 +146,10 @@ class ForwardCommand(Command):
         self.counters: U32 | None = None  # of the draws behind its tokens, if not `kv_len` and up
         self.mask = _checked_mask(message.mask, num_tokens, end)
         self.embeds = _checked_embeds(message.embeds, num_tokens)
+        self.programs: Sequence[ProgramInstance] = ()  # that run in the pass
+        self.draw_programs: Mapping[int, ProgramInstance] = {}  # that samplers name
+        self.draw_work = 0  # operations of these for a draw, at most
+        self.program_work = 0  # operations of `programs` for a token
         self.adapter: Any = None  # a `LoraAdapter`: held, so that it stays loaded until the command has run
         for output in message.outputs:
             if not 0 <= output.row < num_tokens:

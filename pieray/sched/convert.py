@@ -39,6 +39,8 @@ def _forward_item(command: ForwardCommand, start: int, num_tokens: int, page_siz
             embeds=command.embeds,
             adapter=command.adapter,
             counters=command.counters,
+            programs=command.programs,
+            draws=command.draw_programs,
         )
     kv_len, stop = command.kv_len + start, start + num_tokens
     return ForwardItem(
@@ -51,6 +53,8 @@ def _forward_item(command: ForwardCommand, start: int, num_tokens: int, page_siz
         adapter=command.adapter,
         counters=None if command.counters is None else command.counters[start:stop],
         start=start,
+        programs=command.programs,
+        draws=command.draw_programs,
     )
 
 
@@ -64,7 +68,16 @@ def _plan_item(plan: PlanCommand, start: int, num_tokens: int) -> ForwardItem:
     stop = start + num_tokens
     tokens, positions = plan.chunk(start, stop)
     pages = plan.pages[: -(-(plan.kv_len + stop) // plan.page_size)]
-    return ForwardItem(pages, plan.kv_len + start, tokens, positions, plan.mask_rows(start, stop), adapter=plan.adapter)
+    return ForwardItem(
+        pages,
+        plan.kv_len + start,
+        tokens,
+        positions,
+        plan.mask_rows(start, stop),
+        adapter=plan.adapter,
+        programs=plan.programs,
+        draws=plan.draw_programs,
+    )
 
 
 def _plan_outputs(plan: PlanCommand, start: int, num_tokens: int) -> list[Sample]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pieray.arrays import I64
 from pieray.config import ModelSettings
-from pieray.errors import DeviceLost, Evicted, PierayError, ProtocolError
+from pieray.errors import DeviceLost, Evicted, PierayError, ProtocolError, Unsupported
 from pieray.messages import (
     CancelInferlet,
     Completed,
@@ -22,14 +22,18 @@ from pieray.messages import (
     ExtendPlan,
     Forward,
     LoadAdapter,
+    LoadProgram,
     Message,
     OpenInferlet,
     ReadPages,
+    ReadProgram,
+    Sample,
     StartPlan,
     StopPlan,
     SwapIn,
     SwapOut,
     UnloadAdapter,
+    UnloadProgram,
     Verify,
     WritePages,
 )
@@ -45,6 +49,7 @@ from pieray.sched.device_steps import DeviceSteps, Runner, independent_groups
 from pieray.sched.failures import dependency_failed, failed, malformed
 from pieray.sched.lanes import LaneKey
 from pieray.sched.loaded_adapters import LoadedAdapters
+from pieray.sched.loaded_programs import LoadedPrograms
 from pieray.sched.lookups import EmbedLookups
 from pieray.sched.page_moves import PageMove
 from pieray.sched.passes import PassTable, passes_tickets
@@ -113,6 +118,7 @@ class BatcherCore:
         self.lost: DeviceLost | None = None
         self.plans = RunningPlans(self._scheduler, self._fail, tokenizer)
         self.adapters = LoadedAdapters(runner, settings.adapter_bytes)
+        self._programs = LoadedPrograms(runner)
         self._factory = CommandFactory(runner, settings.page_size, self.plans, self._swap)
         self._passes = PassTable(self._scheduler, self.adapters.find)
 
@@ -135,6 +141,8 @@ class BatcherCore:
                 self._lookups.add(peer_id, message)
             elif isinstance(message, (LoadAdapter, UnloadAdapter)):
                 answers += self.adapters.submit(peer_id, message)
+            elif isinstance(message, (LoadProgram, UnloadProgram, ReadProgram)):
+                answers += self._programs.submit(peer_id, message)
             elif isinstance(message, DropSwapped):
                 self._drop_swapped(peer_id, message)
             elif isinstance(message, OpenInferlet):
@@ -186,6 +194,8 @@ class BatcherCore:
             and message.adapter
         ):
             self._attach_adapter(command, message.adapter, answers)
+        if isinstance(command, ForwardCommand) and isinstance(message, (Forward, Verify, StartPlan)):
+            self._attach_programs(command, message, answers)
 
     def _spill(self, key: LaneKey, now: float) -> None:
         """Passes of the inferlet that wait as rows become commands: what comes behind may have to wait for them."""
@@ -200,6 +210,29 @@ class BatcherCore:
         except Evicted as error:
             self._fail(command, error, answers)
 
+    def _attach_programs(
+        self, command: ForwardCommand, message: Forward | Verify | StartPlan, answers: Answers
+    ) -> None:
+        """The tensor programs that a command names, for as long as it runs."""
+        if isinstance(message, Forward):
+            samplers = [output.sampler for output in message.outputs if isinstance(output, Sample)]
+        else:
+            samplers = [message.sampler]
+        samplers = [one for one in samplers if one.has_programs]
+        numbers = () if isinstance(message, Verify) else message.programs
+        if not samplers and not numbers:
+            return
+        try:
+            command.draw_programs = self._programs.of_draws(command.lane, samplers)
+            has_drafts = isinstance(message, Verify) or (isinstance(message, StartPlan) and message.num_drafts > 0)
+            if has_drafts and any(one.states for one in command.draw_programs.values()):
+                raise Unsupported("drafts are verified with samplers whose programs have no states")
+            command.draw_work = sum(one.program.work for one in command.draw_programs.values())
+            command.programs = [self._programs.find(command.lane, number) for number in numbers]
+            command.program_work = sum(one.program.work for one in command.programs)
+        except PierayError as error:
+            self._fail(command, error, answers)
+
     def _drop_swapped(self, peer_id: str, message: DropSwapped) -> None:
         try:
             self._swap.drop((peer_id, message.inferlet), np.frombuffer(message.slots, "<u4").tolist())
@@ -211,6 +244,7 @@ class BatcherCore:
         self._lookups.cancel(peer_id, inferlet)
         self._swap.close(peer_id, inferlet)
         self.adapters.drop(peer_id, inferlet)
+        self._programs.drop(peer_id, inferlet)
         self.trace.forget(peer_id, inferlet)
 
     def drop_peer(self, peer_id: str) -> None:

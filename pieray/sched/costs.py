@@ -47,6 +47,7 @@ class Kind(IntEnum):
     LOOKUPS = 16  # an embedding
     COMMANDS = 17  # a step that has commands, not rows of the decode table alone
     SWAPS = 18  # a page swapped to host memory or back
+    PROGRAMS = 19  # a million operations of tensor programs
 
 
 Work: TypeAlias = list[float]
@@ -74,6 +75,7 @@ def first_guess(vocab_size: int) -> list[float]:
         Kind.LOOKUPS: 1e-6,
         Kind.COMMANDS: 2e-3,
         Kind.SWAPS: 2e-4,
+        Kind.PROGRAMS: 1e-3,
     }
     return [seconds[kind] for kind in Kind]
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pieray.models.adapter_file import AdapterFile
     from pieray.models.lora import LoraAdapter
     from pieray.models.outputs import StepResult
+    from pieray.models.tensor_programs import ProgramInstance
+    from pieray.tensor.program import Bounds
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class Runner(PageMover, Protocol):
     def require_trees(self) -> None: ...
 
     def embed(self, tokens: U32) -> F32: ...
+    def load_program(self, code: bytes, bounds: Bounds, states: Sequence[bytes]) -> ProgramInstance: ...
     def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
 
 

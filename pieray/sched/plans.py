@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MAX_DRAFTS = 15
 """With the token before them, a pass of as many tokens as a decode may have."""
 
+MOST_ROW_WORK = 2_000_000
+"""Operations of tensor programs for a draw of a row: its step is everybody's, and a command pays for more."""
+
 
 class PlanCommand(ForwardCommand):
     """One run of a plan.  It stays at the head of its queue: after each step `take` notes what was drawn, and with that
@@ -95,7 +98,7 @@ class PlanCommand(ForwardCommand):
         self.counts = [0, 0, 0]  # steps, drafted, accepted
         self.sampler = message.sampler
         self.draw_kind = Kind.DRAWS if self.sampler.temperature else Kind.GREEDY
-        self.is_filtered = bool(self.sampler.bias_tokens or self.sampler.allowed)
+        self.is_filtered = bool(self.sampler.bias_tokens or self.sampler.allowed or self.sampler.has_programs)
         self.is_scored = message.is_scored
         self.finish: str | None = None  # why it ended
         self.stopped_by: int | str = ""
@@ -155,6 +158,8 @@ class PlanCommand(ForwardCommand):
     @property
     def may_be_row(self) -> bool:
         """Whether all that it will run is one token a step, behind which it draws the next one."""
+        if self.programs or self.draw_work > MOST_ROW_WORK:
+            return False
         return self.num_due == 1 and self.num_drawn > 0 and self._drafter is None and self.visible is None
 
     def record(self, lane: int) -> tuple[Any, ...]:

@@ -245,6 +245,10 @@ class RowGroup:
         self.scored: I64 = np.flatnonzero(flags & SCORED)
         self.special: list[int] = np.flatnonzero(flags & SPECIAL).tolist()
         self.hooked: list[int] = np.flatnonzero(flags & HOOKED).tolist()
+        self.program_work = sum(
+            plan.draw_work for place in self.special if (plan := table.own[int(rows[place])].plan) is not None
+        )
+        """Operations of tensor programs that their draws go through."""
         self.num_drawn = int(np.count_nonzero(records["choice"]["temperature"] > 0))
         kv_lens, turns, levels = records["kv_len"], records["turn"], launch_priority(records["priority"])
         self.is_of_one_priority = bool((levels == levels[:1]).all())
@@ -321,10 +325,16 @@ class RowGroup:
 
     def _made(self) -> DecodeRows:
         records = self.records
+        own = {place: self.table.own[int(self.rows[place])] for place in self.special}
         samplers = {
             place: sampler
-            for place in self.special
-            if (sampler := self.table.own[int(self.rows[place])].sampler).bias_tokens or sampler.allowed
+            for place, one in own.items()
+            if (sampler := one.sampler).bias_tokens or sampler.allowed or sampler.has_programs
+        }
+        draws = {
+            place: one.plan.draw_programs
+            for place, one in own.items()
+            if one.plan is not None and one.plan.draw_programs
         }
         return DecodeRows(
             records["token"],
@@ -335,6 +345,7 @@ class RowGroup:
             samplers,
             scored=self.scored,
             adapters=self._adapters(),
+            draws=draws,
         )
 
     def _adapters(self) -> list[tuple[LoraAdapter, int, int]]:

@@ -17,7 +17,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import inferlet
-from inferlet import Context, Error, Mismatch, children, embeds, forward, grammar, http, kv, mcp, model, plans, queue
+from inferlet import (
+    Context,
+    Error,
+    Mismatch,
+    children,
+    embeds,
+    forward,
+    grammar,
+    http,
+    kv,
+    mcp,
+    model,
+    plans,
+    queue,
+    tensor,
+)
 
 from inferlet import runtime, structured, tickets, tools  # isort: skip
 
@@ -117,7 +132,7 @@ AS_PYTHON = {
     **dict.fromkeys(("log.debug", "log.info", "log.warning", "log.error"), (RuntimeError, RecursionError)),  # as str()
 }
 #: What a program does not make itself, but gets from a function that is called.
-SKIPPED = {"Generation"}
+SKIPPED = {"Generation", "tensor.Tensor"}
 
 
 def shared() -> dict[str, Any]:
@@ -217,6 +232,23 @@ def shared() -> dict[str, Any]:
         "is_error": False,
         "reuse": False,
         "input_schema": {},
+        # tensor programs
+        "condition": lambda: tensor.Tensor(tensor._Trace(), 0),
+        "left": lambda: tensor.Tensor(tensor._Trace(), 0),
+        "x": lambda: tensor.Tensor(tensor._Trace(), 0),
+        "right": 1.0,
+        "index": 1,
+        "axis": 0,
+        "size": "V",
+        "code": "{}",
+        "stage": "logits",
+        "vector": [0.5],
+        "layer": 0,
+        "num_pages": 1,
+        "states": {},
+        "update": one,
+        "target": step,
+        "programs": (),
     }
 
 
@@ -251,6 +283,8 @@ def objects() -> dict[type, Callable[[], Any]]:
         http.Response: lambda: http.Response(200, "u", [("a", "b")], b"{}"),
         mcp.Tool: lambda: mcp.Tool("s", "t", "", {}),
         mcp.Result: lambda: mcp.Result(False, []),
+        tensor.Tensor: lambda: tensor.Tensor(tensor._Trace(), 0),
+        tensor.TensorProgram: lambda: tensor.logits(lambda logits: logits),
         inferlet.messaging.Subscription: lambda: inferlet.messaging.Subscription("t", 5),
     }
 
@@ -338,7 +372,7 @@ async def call(
                 continue
             else:
                 chosen = given[parameter.name]
-                if callable(chosen) and parameter.name not in ("function", "type", "take"):
+                if callable(chosen) and parameter.name not in ("function", "type", "take", "update"):
                     chosen = chosen()
             if parameter.kind is parameter.POSITIONAL_ONLY or parameter.kind is parameter.VAR_POSITIONAL:
                 positional.append(chosen)

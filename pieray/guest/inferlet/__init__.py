@@ -37,6 +37,7 @@ from . import (
     session,
     store,
     structured,
+    tensor,
     tickets,
     tools,
 )
@@ -136,6 +137,7 @@ __all__ = [
     "sleep",
     "store",
     "structured",
+    "tensor",
     "tickets",
     "timeout",
     "tool",

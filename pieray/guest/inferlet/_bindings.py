@@ -884,6 +884,78 @@ class plans:
             raise error_of(err.value) from None
 
 
+class programs:
+    """Tensor programs: small functions over the named tensors of a pass, which run with the step."""
+
+    @staticmethod
+    def create(code: str, states: Iterable[float]) -> int:
+        code = _convert.text("code", code)
+        states = _convert.f32s("states", states)
+        try:
+            return _raw.programs.create(code, states)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def for_sampler(sampler: int, logits: int, draw: int) -> None:
+        if sampler.__class__ is not int or not 0 <= sampler <= 0xFFFFFFFF:
+            sampler = _convert.u32("sampler", sampler)
+        if logits.__class__ is not int or not 0 <= logits <= 0xFFFFFFFF:
+            logits = _convert.u32("logits", logits)
+        if draw.__class__ is not int or not 0 <= draw <= 0xFFFFFFFF:
+            draw = _convert.u32("draw", draw)
+        try:
+            _raw.programs.for_sampler(sampler, logits, draw)
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def for_pass(pass_: int, programs: Iterable[int]) -> None:
+        if pass_.__class__ is not int or not 0 <= pass_ <= 0xFFFFFFFF:
+            pass_ = _convert.u32("pass", pass_)
+        programs = _convert.u32s("programs", programs)
+        try:
+            _raw.programs.for_pass(pass_, programs)
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def for_plan(plan: int, programs: Iterable[int]) -> None:
+        if plan.__class__ is not int or not 0 <= plan <= 0xFFFFFFFF:
+            plan = _convert.u32("plan", plan)
+        programs = _convert.u32s("programs", programs)
+        try:
+            _raw.programs.for_plan(plan, programs)
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def states(program: int) -> int:
+        if program.__class__ is not int or not 0 <= program <= 0xFFFFFFFF:
+            program = _convert.u32("program", program)
+        try:
+            return _raw.programs.states(program)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def counts(program: int) -> int:
+        if program.__class__ is not int or not 0 <= program <= 0xFFFFFFFF:
+            program = _convert.u32("program", program)
+        try:
+            return _raw.programs.counts(program)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def free(programs: Iterable[int]) -> None:
+        programs = _convert.u32s("programs", programs)
+        try:
+            _raw.programs.free(programs)
+        except Err as err:
+            raise error_of(err.value) from None
+
+
 class grammar:
     """Grammars: which tokens may come next."""
 

@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from . import _host
 from .adapters import Adapter
 from .runtime import random_u64
 from .sampler import Sampler, open_chain
+from .tensor import DRAWS, TensorProgram, draws_of
 
 if TYPE_CHECKING:
     from .context import Context
@@ -45,6 +47,7 @@ class Draws:
     matcher: int = 0  # its matcher at the beginning of the generation, once it is compiled
     drafter: Drafter | str | None = None
     adapter: Adapter | None = None  # that its passes run through
+    programs: Sequence[TensorProgram] = ()  # tensor programs, of all stages
     seed: int | None = None
     model: str = ""
     choose: Choose | None = None
@@ -63,11 +66,18 @@ class Draws:
     def open_sampler(self) -> int:
         """A sampler chain's handle, to be freed; 0: greedy."""
         is_greedy = self.sampler.is_plain and not self.sampler.temperature
-        return 0 if is_greedy else self.open_chain()
+        return 0 if is_greedy and not self.draws_with_programs else self.open_chain()
+
+    @property
+    def draws_with_programs(self) -> bool:
+        return any(one.stage in DRAWS for one in self.programs)
 
     def open_chain(self) -> int:
         """As `open_sampler`, never 0."""
-        return open_chain(self.sampler, self.chain()[-1], self.model)
+        handle = open_chain(self.sampler, self.chain()[-1], self.model)
+        if self.draws_with_programs:
+            _host.programs.for_sampler(handle, *draws_of(self.programs))
+        return handle
 
 
 class NoPlan(Exception):

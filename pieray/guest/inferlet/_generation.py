@@ -17,6 +17,7 @@ from ._texts import Texts
 from .adapters import Adapter
 from .errors import Error, InvalidRequest
 from .sampler import Sampler
+from .tensor import TensorProgram
 
 if TYPE_CHECKING:
     from .context import Context
@@ -88,6 +89,7 @@ class Generation:
         choose: Choose | None = None,
         beside: Sequence[Context] = (),
         deadline_s: float | None = None,
+        programs: Sequence[TensorProgram] = (),
     ) -> None:
         if drafter is not None and drafter != "ngram" and not callable(drafter):
             raise InvalidRequest(f"a drafter is a function or ngram; given {_convert.shown(drafter)}")
@@ -97,6 +99,8 @@ class Generation:
             raise InvalidRequest("contexts beside this one are for `choose`, which is not given")
         if choose is not None and (grammar is not None or drafter is not None):
             raise InvalidRequest("`choose` takes the token itself: give it neither grammar, schema nor drafter")
+        if programs and (choose is not None or callable(drafter)):
+            raise InvalidRequest("tensor programs run in the engine's own draws: give neither `choose` nor a drafter")
         if on_token is not None and not callable(on_token):
             raise InvalidRequest(f"on_token is a function; given {_convert.shown(on_token)}")
         self._context = context
@@ -112,6 +116,7 @@ class Generation:
             model=context.model,
             choose=choose,
             beside=beside,
+            programs=programs,
         )
         self._grammar = grammar
         self._owns_grammar = False

@@ -10,6 +10,7 @@ from ._generation import OnToken
 from .adapters import Adapter
 from .grammar import Grammar, Matcher
 from .sampler import Sampler
+from .tensor import TensorProgram
 
 if TYPE_CHECKING:
     from .context import Context
@@ -35,6 +36,7 @@ class FreeOptions(TypedDict, total=False):
     choose: Choose | None
     beside: Iterable[Context]
     deadline_s: float | None
+    programs: Iterable[TensorProgram]
 
 
 class Options(FreeOptions, total=False):

@@ -14,6 +14,7 @@ from ._texts import Texts
 from ._waiting import wait_ticket
 from .errors import Error, InvalidRequest, QuotaExceeded, Unsupported
 from .plans import Plan
+from .tensor import in_pass
 
 if TYPE_CHECKING:
     from .context import Context
@@ -222,6 +223,8 @@ class PlanSource:
             plan.set_drafter(NUM_DRAFTS, context.tokens[:kv_len])
         if draws.matcher:
             self._set_grammar(plan)
+        if programs := in_pass(draws.programs):
+            _host.programs.for_plan(plan.handle, programs)
 
     def _set_grammar(self, plan: Plan) -> None:
         """The grammar behind what was drawn before."""

@@ -13,6 +13,7 @@ from ._texts import Texts
 from ._waiting import wait_ticket, wait_tickets
 from .errors import InvalidRequest
 from .sampling import log_softmax
+from .tensor import in_pass
 
 if TYPE_CHECKING:
     from .context import Context
@@ -47,6 +48,8 @@ class PassSource:
         pending = context._pending()
         handle = self._handle = sequence.forward(pending, num_left, self._draws.adapter)
         row = len(pending) - 1
+        if programs := in_pass(self._draws.programs):
+            _host.programs.for_pass(handle, programs)
         if self._sampler:
             ticket = _host.forward.sample_with(handle, row, self._sampler)
         else:
@@ -101,7 +104,8 @@ class PassSource:
         """A chain for what numbers alone cannot say: the handle of the one before is given back."""
         draws, old = self._draws, self._sampler
         self._mask = draws.sampler.mask(draws.model)
-        self._sampler = draws.open_chain() if self._matcher or not draws.sampler.is_plain else 0
+        is_plain = draws.sampler.is_plain and not draws.draws_with_programs
+        self._sampler = draws.open_chain() if self._matcher or not is_plain else 0
         if old:
             _host.samplers.free(old)
 

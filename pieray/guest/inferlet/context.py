@@ -21,6 +21,7 @@ from .forward import Pass
 from .grammar import Grammar, Matcher
 from .sampler import Sampler, sampler_of
 from .structured import collect_json
+from .tensor import TensorProgram
 from .tools import specs_of
 
 if TYPE_CHECKING:
@@ -267,6 +268,7 @@ class Context(Snapshots):
         choose: Choose | None = None,
         beside: Iterable[Context] = (),
         deadline_s: float | None = None,
+        programs: Iterable[TensorProgram] = (),
     ) -> Generation:
         """Continue the text: iterate for tokens, or await for the text.
 
@@ -303,6 +305,10 @@ class Context(Snapshots):
         (see `flush`), what it samples and what `on_token` appends.  The KV that was there before stays, as does the KV
         it leaves; so do not flush a prompt that the adapter is to read.  The last token waits, as always.
 
+        `programs`: tensor programs (see `tensor`), each run where its stage says: a logits processor and a sampler in
+        the draws, others in the passes.  They are kept open until it has ended.  Unlike `choose` they run in the
+        engine, and in plans.
+
         Cancelling the task that awaits it ends it: no more tokens are computed, and pages that hold none of the context
         are given back; the rest stays with the context until that is closed.
 
@@ -336,6 +342,7 @@ class Context(Snapshots):
             choose=choose,
             beside=_convert.instances("beside", list(beside), Context),
             deadline_s=deadline_s,
+            programs=_convert.instances("programs", list(programs), TensorProgram),
         )
 
     async def generate_many(

@@ -18,6 +18,10 @@ INTERNAL = 0
 """Guest ticket of commands that the host itself adds (copy-on-write)."""
 
 
+PROGRAMMED = 1 << 62
+"""As the adapter of what a tensor program may have changed: nobody finds that by its content, or computes it again."""
+
+
 def wire_ticket(inferlet: int, ticket: int) -> int:
     """The number under which a guest's ticket travels: unique on the connection."""
     return inferlet << 32 | ticket
@@ -130,6 +134,7 @@ class Pass(Command):
         "adapter",
         "embeds",
         "kv_len",
+        "looks_at_pages",
         "mask",
         "num_open",
         "num_skipped",
@@ -137,6 +142,7 @@ class Pass(Command):
         "output_bytes",
         "outputs",
         "positions",
+        "programs",
         "tokens",
     )
 
@@ -159,6 +165,8 @@ class Pass(Command):
         self.mask: bytes | bytearray = mask
         self.embeds = embeds
         self.adapter = 0  # the batcher's number
+        self.programs: list[int] = []  # the batcher's numbers of tensor programs
+        self.looks_at_pages = False  # whether one of them does
         self.outputs: list[Output] = []
         self.num_open = 0  # outputs that the guest has neither taken nor forgotten
         self.output_bytes = 0  # of lists that travel with them
@@ -174,11 +182,15 @@ class Pass(Command):
             lineage.give_up()
         else:
             lineage.add_forward(
-                self.prepared.frames, self.kv_len, self.tokens, self.positions, bytes(self.mask), b"", self.adapter
+                self.prepared.frames, self.kv_len, self.tokens, self.positions, bytes(self.mask), b"", self._content
             )
 
     def text(self) -> Text | None:
-        return None if self.mask or self.embeds else Text(self.kv_len, self.tokens, self.positions, self.adapter)
+        return None if self.mask or self.embeds else Text(self.kv_len, self.tokens, self.positions, self._content)
+
+    @property
+    def _content(self) -> int:
+        return PROGRAMMED if self.programs else self.adapter
 
     @property
     def num_skippable(self) -> int:  # type: ignore[override]
@@ -212,6 +224,7 @@ class Pass(Command):
             outputs,
             self.adapter,
             self.embeds,
+            self.programs,
         )
         self.mask, self.embeds = b"", []  # megabytes, perhaps, that thousands of passes in flight need no more
         return message

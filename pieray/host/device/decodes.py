@@ -14,9 +14,10 @@ def is_decode(message: Message) -> bool:
     return (
         isinstance(message, Forward)
         and len(message.tokens) == 4
-        and not (message.mask or message.embeds)
+        and not (message.mask or message.embeds or message.programs)
         and len(message.outputs) == 1
         and isinstance(message.outputs[0], Sample)
+        and not message.outputs[0].sampler.has_programs
     )
 
 

@@ -227,6 +227,8 @@ class ModelSides:
 
     def fitted(self, chain: Sampler, queue: Queue) -> Sampler:
         """The chain as commands of the queue draw with it, see `ModelSide.fitted`."""
+        if chain.has_programs:
+            self.check_programs(queue)
         is_any = len(self._vocabularies) == 1 or not (chain.bias_tokens or chain.allowed)
         return chain if is_any else self.of_queue(queue).fitted(chain)
 
@@ -235,6 +237,13 @@ class ModelSides:
         if adapter and (side := self.of_queue(queue)) is not self.first:
             raise InvalidRequest(
                 f"adapters are of {self.first.info.name}, the default model; this is for {side.info.name}"
+            )
+
+    def check_programs(self, queue: Queue) -> None:
+        """Raise InvalidRequest unless the queue is of the default model, by whose sizes tensor programs are checked."""
+        if (side := self.of_queue(queue)) is not self.first:
+            raise InvalidRequest(
+                f"tensor programs are of {self.first.info.name}, the default model; this is for {side.info.name}"
             )
 
     @property

@@ -125,6 +125,14 @@ class Outbox:
         if len(self._staged) > MAX_STAGED:
             self.flush(keep=1)
 
+    def stage_first(self, command: Command) -> None:
+        """Enqueue ahead of all that is staged: what is there already may come to need it."""
+        self._staged.appendleft(command)
+        self.leases.enqueued()
+        command.queue.outstanding[command.ticket] = None
+        if self._work.num_flushed:
+            self._work.num_flushed += 1
+
     def flush(self, keep: int = 0) -> None:
         """The guest waits or flushes: all that is staged, but the last `keep`, may go."""
         if self._staged:

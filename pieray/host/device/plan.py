@@ -99,6 +99,8 @@ class Plan:
         context.outbox.check_room()
         kv_len = self.kv_len + done
         visible = context.pages.visible(self._pages, kv_len)
+        if visible is not None and self.settings.looks_at_pages:
+            raise InvalidRequest("programs that look at pages run in plans without hidden slots; this one has some")
         growing = context.pages.plans.stage(self._pages, kv_len, len(self.tokens) - done, num_more - 1)
         bits = b"" if visible is None else np.packbits(visible, bitorder="little").tobytes()
         self._run = run = PlanRun(context.tickets.number(), self, growing, done, num_more, bits)
@@ -138,6 +140,7 @@ class Plan:
             drawn.tobytes() if settings.stop_texts else b"",
             settings.is_scored,
             run.visible,
+            list(settings.programs),
         )
 
     def drew(self, tokens: bytes, logprobs: bytes) -> None:
@@ -285,7 +288,7 @@ class PlanRun(Run):
         plan = self.plan
         if self.visible:
             return None
-        return Text(plan.kv_len + self.done, plan.tokens[self.done :].tobytes(), b"", plan.settings.adapter)
+        return Text(plan.kv_len + self.done, plan.tokens[self.done :].tobytes(), b"", plan.settings.content)
 
     @property
     def num_skippable(self) -> int:  # type: ignore[override]
@@ -342,7 +345,7 @@ class PlanRun(Run):
             return
         frames = self.growing.idents[: -(-stop // context.pages.page_size)]
         tokens = plan.tokens[start - plan.kv_len : stop - plan.kv_len].tobytes()
-        context.lineage.add_forward(frames, start, tokens, visible=self.visible, adapter=plan.settings.adapter)
+        context.lineage.add_forward(frames, start, tokens, visible=self.visible, adapter=plan.settings.content)
 
     def failure(self, result: object) -> PierayError | None:
         """Why it did not end well; None for a run that was stopped, also before it began."""

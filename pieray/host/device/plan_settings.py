@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pieray.host.device.commands import PROGRAMMED
 from pieray.host.device.outbox import Outbox
 from pieray.host.identity import Identity
 from pieray.host.tickets import TicketTable
@@ -27,6 +28,13 @@ class PlanSettings:
     num_drafts: int = 0
     history: bytes = b""  # u32
     is_scored: bool = False
+    programs: tuple[int, ...] = ()  # the batcher's numbers of tensor programs
+    looks_at_pages: bool = False  # whether one of them does
+
+    @property
+    def content(self) -> int:
+        """What the KV that it writes depends on, besides its tokens."""
+        return PROGRAMMED if self.programs else self.adapter
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from pieray.host.handlers.messaging import MessagingHandlers
 from pieray.host.handlers.model import ModelHandlers
 from pieray.host.handlers.plans import PlanHandlers
 from pieray.host.handlers.printed import Printed
+from pieray.host.handlers.programs import ProgramHandlers
 from pieray.host.handlers.queues import QueueHandlers
 from pieray.host.handlers.runtime import RuntimeHandlers
 from pieray.host.handlers.samplers import SamplerHandlers
@@ -41,6 +42,7 @@ class GuestHandlers:
     samplers: SamplerHandlers
     forward: ForwardHandlers
     plans: PlanHandlers
+    programs: ProgramHandlers
     grammar: GrammarHandlers
     adapters: AdapterHandlers
     model: ModelHandlers
@@ -71,14 +73,17 @@ class GuestHandlers:
         def broker_calls() -> BrokerCalls:
             return BrokerCalls(identity, work, services.timers, lambda: services.broker)
 
+        passes = ForwardHandlers(limits, tables, tickets, sides)
+        plans = PlanHandlers(limits, tables, tickets, sides)
         return cls(
             tickets=TicketHandlers(tickets, sides),
             queues=QueueHandlers(tables.queues, tickets, sides, identity.launch.priority),
             kv=KvHandlers(limits, tables.queues, tickets, sides),
             embeds=EmbedsHandlers(limits, tables, tickets, sides),
             samplers=SamplerHandlers(models, tables.samplers),
-            forward=ForwardHandlers(limits, tables, tickets, sides),
-            plans=PlanHandlers(limits, tables, tickets, sides),
+            forward=passes,
+            plans=plans,
+            programs=ProgramHandlers(limits, tables, tickets, sides, passes, plans),
             grammar=GrammarHandlers(identity, models, tables.matchers, services.grammars, slow, work),
             adapters=AdapterHandlers(
                 identity,

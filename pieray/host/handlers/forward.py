@@ -79,6 +79,8 @@ class ForwardHandlers:
 
     def mask_runs(self, pass_: int, row: int, runs: U32) -> None:
         found = self._open_pass(pass_, row)
+        if found.looks_at_pages:
+            raise InvalidRequest("a pass whose programs look at pages takes no mask")
         width = found.kv_len + found.num_tokens
         num_bytes = mask_bytes(found.num_tokens, width)
         if num_bytes > self._limits.message_bytes:
@@ -93,7 +95,7 @@ class ForwardHandlers:
         found.mask = mask
 
     def set_adapter(self, pass_: int, adapter: int) -> None:
-        found, number = self._unsent(pass_), self._tables.adapter(adapter)
+        found, number = self.unsent(pass_), self._tables.adapter(adapter)
         self._sides.check_adapter(number, found.queue)
         found.adapter = number
 
@@ -186,12 +188,12 @@ class ForwardHandlers:
 
     def _open_pass(self, handle: int, row: int) -> Pass:
         """A pass that can still be asked for outputs of `row`."""
-        found = self._unsent(handle)
+        found = self.unsent(handle)
         if row >= found.num_tokens:
             raise InvalidRequest(f"rows of this pass are below {found.num_tokens}; given {row}")
         return found
 
-    def _unsent(self, handle: int) -> Pass:
+    def unsent(self, handle: int) -> Pass:
         """A pass that can still be changed: its guest alone sends it, so it stays so unless the device is lost."""
         found = self._sides.first.outbox.passes.get(handle)
         if found is None and (error := self._tickets.failure(handle)) is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from pieray.arrays import U32
 from pieray.config import Limits
 from pieray.errors import InvalidRequest
+from pieray.host.device.commands import Queue
 from pieray.host.device.drawn import Columns, NextTicket, StreamTicket
 from pieray.host.device.model_side import ModelSide, ModelSides
 from pieray.host.device.plan import ENDED, READY, Plan
@@ -65,7 +66,7 @@ class PlanHandlers:
 
     def set_sampler(self, plan: int, sampler: int) -> None:
         chain = self._tables.sampler(sampler)
-        self._change(plan, sampler=self._sides.fitted(chain, self._plans.get(plan).queue))
+        self.change(plan, sampler=self._sides.fitted(chain, self._plans.get(plan).queue))
 
     def set_stop(self, plan: int, tokens: U32, texts: list[str]) -> None:
         if len(tokens) > MAX_STOP_TOKENS:
@@ -76,7 +77,7 @@ class PlanHandlers:
         special = self._side(plan).model.tokenizer.special_ids() if texts else {}
         all_tokens = np.append(tokens, [special[text] for text in texts if text in special]).astype("<u4")
         left = tuple(text for text in texts if text not in special)
-        self._change(plan, stop_tokens=all_tokens.tobytes(), stop_texts=left)
+        self.change(plan, stop_tokens=all_tokens.tobytes(), stop_texts=left)
 
     def set_grammar(self, plan: int, matcher: int) -> None:
         found = self._tables.matchers.get(matcher) if matcher else None
@@ -87,12 +88,12 @@ class PlanHandlers:
                 raise InvalidRequest("matcher {} is of {}, and the plan of {}".format(matcher, *names))
             grammar = found.grammar.kind, found.grammar.text, np.array(found.consumed, "<u4").tobytes()
         num_drawn = self._plans.get(plan).drawn.count
-        self._change(plan, grammar=grammar, num_taken=num_drawn)
+        self.change(plan, grammar=grammar, num_taken=num_drawn)
 
     def set_adapter(self, plan: int, adapter: int) -> None:
         number = self._tables.adapter(adapter)
         self._sides.check_adapter(number, self._plans.get(plan).queue)
-        self._change(plan, adapter=number)
+        self.change(plan, adapter=number)
 
     def set_drafter(self, plan: int, num_drafts: int, history: U32) -> None:
         if num_drafts > MAX_DRAFTS:
@@ -102,7 +103,7 @@ class PlanHandlers:
         limit = info.max_context
         if len(history) > limit:
             raise InvalidRequest(f"a history has at most {limit} tokens, the model's context; given {len(history)}")
-        self._change(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
+        self.change(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
 
     def score(self, plan: int) -> None:
         with self._lock:
@@ -111,7 +112,12 @@ class PlanHandlers:
                 raise InvalidRequest(f"score: ask for it before start; this plan is {found.state}")
             found.settings.is_scored = True
 
-    def _change(self, plan: int, **values: Any) -> None:
+    def queue_of(self, plan: int) -> Queue:
+        """That it runs on; raises BadHandle."""
+        return self._plans.get(plan).queue
+
+    def change(self, plan: int, **values: Any) -> None:
+        """Settings of a plan that may be changed now; raises BadHandle, InvalidRequest."""
         with self._lock:
             found = self._plans.get(plan)
             found.check_editable()

@@ -208,6 +208,20 @@ PIERAY_IMPORT("plans", "state") void plans_state(uint32_t plan, result *);  // s
 PIERAY_IMPORT("plans", "cancel") void plans_cancel(uint32_t plan, result *);  // value
 PIERAY_IMPORT("plans", "close") void plans_close(uint32_t plan, result *);
 
+// programs: Tensor programs: small functions over the named tensors of a pass, which run with the step.
+PIERAY_IMPORT("programs", "create")
+void programs_create(const char *code, uint32_t code_size, const float *states, uint32_t num_states,
+    result *);  // value
+PIERAY_IMPORT("programs", "for-sampler")
+void programs_for_sampler(uint32_t sampler, uint32_t logits, uint32_t draw, result *);
+PIERAY_IMPORT("programs", "for-pass")
+void programs_for_pass(uint32_t pass, const uint32_t *programs, uint32_t num_programs, result *);
+PIERAY_IMPORT("programs", "for-plan")
+void programs_for_plan(uint32_t plan, const uint32_t *programs, uint32_t num_programs, result *);
+PIERAY_IMPORT("programs", "states") void programs_states(uint32_t program, result *);  // value
+PIERAY_IMPORT("programs", "counts") void programs_counts(uint32_t program, result *);  // value
+PIERAY_IMPORT("programs", "free") void programs_free(const uint32_t *programs, uint32_t num_programs, result *);
+
 // grammar: Grammars: which tokens may come next.
 PIERAY_IMPORT("grammar", "compile")
 void grammar_compile(const char *model, uint32_t model_size, uint32_t kind, const char *text, uint32_t text_size,

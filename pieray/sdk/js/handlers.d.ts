@@ -297,6 +297,40 @@ export declare const plans: {
   close(plan: number): void;
 };
 
+/** Tensor programs: small functions over the named tensors of a pass, which run with the step. */
+export declare const programs: {
+  /**
+   * A program, from JSON: a stage, operations in order, the result, states and their next values.  `states`: what its
+   * states begin with, all in a line, as `states` gives them; empty: as the program says.  Each handle has states of
+   * its own.  Checked against limits.program-bytes, program-ops and program-work.
+   */
+  create(code: string, states: readonly number[]): number;
+  /**
+   * A sampler's draws go through a program of stage logits before bias, mask, temperature and filters, and are made
+   * from the result of one of stage draw in place of temperature and filters (0: none).
+   */
+  forSampler(sampler: number, logits: number, draw: number): void;
+  /**
+   * Programs of the other stages run in a pass that is not sent yet, at most 8; hidden ones in the order given.  Those
+   * that look at pages need a pass without a mask.  What the pass writes is not found by others.
+   */
+  forPass(pass: number, programs: readonly number[]): void;
+  /** The same in all passes of a plan, before `start` or while it is paused. */
+  forPlan(plan: number, programs: readonly number[]): void;
+  /** The states as they are behind the draws and passes that have been answered, all in a line.  Ticket: floats. */
+  states(program: number): number;
+  /**
+   * What it has done.  Ticket: text, JSON {"rows", "pages_held", "pages_read"}: rows that it has run for; of stage
+   * pages, pages of these rows, over all layers that it runs in, and those of them that attention has read.
+   */
+  counts(program: number): number;
+  /**
+   * Give programs back, all or, if one is not open, none.  What is enqueued still runs through them; a plan that is
+   * resumed does not.
+   */
+  free(programs: readonly number[]): void;
+};
+
 /** Grammars: which tokens may come next. */
 export declare const grammar: {
   /**

@@ -1036,6 +1036,98 @@ pub mod plans {
     }
 }
 
+/// Tensor programs: small functions over the named tensors of a pass, which run with the step.
+pub mod programs {
+    use super::*;
+
+    #[link(wasm_import_module = "pieray:inferlet/programs@0.2.0")]
+    extern "C" {
+        #[link_name = "create"]
+        fn raw_create(code: *const u8, code_len: usize, states: *const f32, states_len: usize, out: *mut Area);
+        #[link_name = "for-sampler"]
+        fn raw_for_sampler(sampler: u32, logits: u32, draw: u32, out: *mut Area);
+        #[link_name = "for-pass"]
+        fn raw_for_pass(pass: u32, programs: *const u32, programs_len: usize, out: *mut Area);
+        #[link_name = "for-plan"]
+        fn raw_for_plan(plan: u32, programs: *const u32, programs_len: usize, out: *mut Area);
+        #[link_name = "states"]
+        fn raw_states(program: u32, out: *mut Area);
+        #[link_name = "counts"]
+        fn raw_counts(program: u32, out: *mut Area);
+        #[link_name = "free"]
+        fn raw_free(programs: *const u32, programs_len: usize, out: *mut Area);
+    }
+
+    /// A program, from JSON: a stage, operations in order, the result, states and their next values.  `states`: what its
+    /// states begin with, all in a line, as `states` gives them; empty: as the program says.  Each handle has states of
+    /// its own.  Checked against limits.program-bytes, program-ops and program-work.
+    pub fn create(code: &str, states: &[f32]) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_create(code.as_ptr(), code.len(), states.as_ptr(), states.len(), &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
+    /// A sampler's draws go through a program of stage logits before bias, mask, temperature and filters, and are made
+    /// from the result of one of stage draw in place of temperature and filters (0: none).
+    pub fn for_sampler(sampler: u32, logits: u32, draw: u32) -> Result<(), Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_for_sampler(sampler, logits, draw, &mut out);
+            out.result(4, |out| out.unit(4))
+        }
+    }
+
+    /// Programs of the other stages run in a pass that is not sent yet, at most 8; hidden ones in the order given.  Those
+    /// that look at pages need a pass without a mask.  What the pass writes is not found by others.
+    pub fn for_pass(pass: u32, programs: &[u32]) -> Result<(), Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_for_pass(pass, programs.as_ptr(), programs.len(), &mut out);
+            out.result(4, |out| out.unit(4))
+        }
+    }
+
+    /// The same in all passes of a plan, before `start` or while it is paused.
+    pub fn for_plan(plan: u32, programs: &[u32]) -> Result<(), Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_for_plan(plan, programs.as_ptr(), programs.len(), &mut out);
+            out.result(4, |out| out.unit(4))
+        }
+    }
+
+    /// The states as they are behind the draws and passes that have been answered, all in a line.  Ticket: floats.
+    pub fn states(program: u32) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_states(program, &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
+    /// What it has done.  Ticket: text, JSON {"rows", "pages_held", "pages_read"}: rows that it has run for; of stage
+    /// pages, pages of these rows, over all layers that it runs in, and those of them that attention has read.
+    pub fn counts(program: u32) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_counts(program, &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
+    /// Give programs back, all or, if one is not open, none.  What is enqueued still runs through them; a plan that is
+    /// resumed does not.
+    pub fn free(programs: &[u32]) -> Result<(), Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_free(programs.as_ptr(), programs.len(), &mut out);
+            out.result(4, |out| out.unit(4))
+        }
+    }
+}
+
 /// Grammars: which tokens may come next.
 pub mod grammar {
     use super::*;
