@@ -54,6 +54,7 @@ class Batcher(ServingActor):
             swap_bytes=settings.swap_memory_bytes,
             max_context=settings.max_context,
             bf16_products=settings.bf16_products,
+            quantization=settings.quantization,
             num_sharing=max(1, settings.replicas),
         )
         warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)

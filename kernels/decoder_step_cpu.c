@@ -1,5 +1,5 @@
-// A whole decoder step on the CPU in one call, of all native architectures without experts, with weights of float32 or
-// bfloat16, sums in float32, and activations too, but for what goes into a product of pairs (bfloat16).  For small models
+// A whole decoder step on the CPU in one call, of all native architectures without experts, with weights as in matrix_cpu.c,
+// sums in float32, and activations too, but for what goes into a product of pairs (bfloat16) or of int8.  For small models
 // most of a torch step is dispatch; here there is none.
 //
 // A row's logits do not depend on the batch around it, to the last bit: see matrix_cpu.c and paged_attention_cpu.c.
@@ -25,6 +25,7 @@ typedef struct {
     int32_t is_bf16;      // the packed matrices, the embedding and the pool
     int32_t is_gelu;      // the gate: gelu by tanh, else silu
     int32_t is_row_norm;  // QK norm of all heads of a row together, else of each head
+    int32_t has_tiles;    // attention goes by tiles (AMX)
     const void *embed;    // [vocab, hidden]
     const float *norm;
     Matrix lm_head;
@@ -128,7 +129,7 @@ static void place_row(float *heads, const Model *m, const Block *b, int64_t posi
 
 // Whether attention goes by tiles, as the products do.
 INLINE int attends_by_tiles(const Model *m) {
-    return m->lm_head.kind == PAIRS_AMX && m->num_heads / m->num_kv_heads <= MOST_GROUP && m->softcap == 0;
+    return m->has_tiles && m->num_heads / m->num_kv_heads <= MOST_GROUP && m->softcap == 0;
 }
 
 // mixed[i - first] = attention of row `rows ? rows[i] : i`, for i in [first, first + num_rows).
@@ -253,7 +254,7 @@ static Widths widths_of(const Model *m) {
     if (padded_in(m->intermediate) > most) most = padded_in(m->intermediate);
     int64_t wide = padded(2 * m->intermediate);
     return (Widths){padded(m->hidden), padded(heads + 2 * m->num_kv_heads * m->head_dim), padded(m->hidden),
-                    wide > padded(heads) ? wide : padded(heads), padded(m->intermediate), most / 2};
+                    wide > padded(heads) ? wide : padded(heads), padded(m->intermediate), most / 2 + 32};
 }
 
 // Floats that a step of `num_tokens` takes in its workspace, which begins on a line of the cache.

@@ -150,6 +150,10 @@ class ModelSettings:
     bf16_products: str = "auto"
     """How a CPU multiplies with weights of bfloat16: "amx" and "avx512_bf16" (instructions of some processors, which
     round what they multiply to bfloat16), "float32" (on any), "auto" ("amx" where there is, else "float32")."""
+    quantization: str = "none"
+    """What the matrices of a checkpoint of floats become as they are loaded: "int8" (a scale for each output; rows are
+    rounded to int8 too, each over its largest number), "fp8" (E4M3, likewise; on a CPU rows stay as they are), or
+    "none"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +255,7 @@ class Config:
         _check_at_least("replace_after_s", self.replace_after_s, self.suspect_after_s)
         _check_choice("model.dtype", self.model.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("model.bf16_products", self.model.bf16_products, ("auto", "amx", "avx512_bf16", "float32"))
+        _check_choice("model.quantization", self.model.quantization, ("none", "int8", "fp8"))
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.model.device):
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
         _check_numbers(self, "")

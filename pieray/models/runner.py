@@ -12,6 +12,7 @@ import torch
 
 from pieray.arrays import F32, I64, U32
 from pieray.errors import DeviceLost, InvalidRequest, ModelError, PierayError, Unsupported
+from pieray.kernels.quantized import DTYPES as QUANTIZED
 from pieray.messages import Distribution, Hidden, Logprobs, Output, Sample
 from pieray.models import batch
 from pieray.models.adapter_file import AdapterFile
@@ -71,6 +72,7 @@ class ModelRunner:
         swap_bytes: int = 0,
         max_context: int = 0,
         bf16_products: str = "auto",
+        quantization: str = "none",
         num_sharing: int = 1,
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
@@ -80,7 +82,7 @@ class ModelRunner:
         torch in this whole process (CPU only); 0: `decoder_threads` of the cores that `num_sharing` processes share.
         `cuda_graphs` replays decode steps as graphs (CUDA only).  `swap_bytes` of host memory take swapped pages, see
         `budget_of`.  `max_context` tokens is the longest context to serve, 0: the config's.  `bf16_products` as in
-        `CpuDecoder`.
+        `CpuDecoder`; `quantization` "int8" or "fp8" is what the matrices become.
         """
         way = way_of(path, max_context)
         config = way.config
@@ -88,9 +90,9 @@ class ModelRunner:
         if name not in DTYPES:
             raise ModelError(f"dtype {name!r}: supported are {', '.join(DTYPES)}")
         if device == "cpu":
-            step_bytes = config.step_numbers * DTYPES[name].itemsize
+            step_bytes = config.step_numbers * (DTYPES[name].itemsize if quantization == "none" else 1)
             torch.set_num_threads(threads or decoder_threads(step_bytes, cores() // num_sharing))
-        decoder = _decoder(way, path, DTYPES[name], device, bf16_products, cuda_graphs=cuda_graphs)
+        decoder = _decoder(way, path, DTYPES[name], device, bf16_products, quantization, cuda_graphs=cuda_graphs)
         pages = num_pages or KvPool.pages_that_fit(config, page_size, DTYPES[name], device, kv_bytes, gpu_fraction)
         pool = KvPool(config, pages, page_size, DTYPES[name], device)
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
@@ -291,10 +293,29 @@ class ModelRunner:
         return drawn, values
 
 
+def check_quantization(way: Way, path: str | Path, quantization: str) -> None:
+    """Raise ModelError if the matrices of this model do not become what `model.quantization` says."""
+    if quantization not in QUANTIZED:
+        raise ModelError(f"quantization {quantization!r}: supported are none, {', '.join(QUANTIZED)}")
+    if way.probe is not None:
+        raise ModelError(f"{path}: quantization {quantization!r} is of native models; this one runs so: {way.why}")
+    if way.config.experts is not None:
+        raise ModelError(f"{path}: quantization {quantization!r}: a mixture of experts is served unquantised alone")
+
+
 def _decoder(
-    way: Way, path: str | Path, dtype: torch.dtype, device: str, bf16_products: str, *, cuda_graphs: bool
+    way: Way,
+    path: str | Path,
+    dtype: torch.dtype,
+    device: str,
+    bf16_products: str,
+    quantization: str,
+    *,
+    cuda_graphs: bool,
 ) -> AnyDecoder:
     """The model's decoder with its weights.  Raises ModelError."""
+    if quantization != "none":
+        check_quantization(way, path, quantization)
     if way.probe is not None:
         if bf16_products != "auto":
             log.warning("%s: bf16_products %r does not apply through transformers' module", path, bf16_products)
@@ -303,7 +324,7 @@ def _decoder(
     if device.startswith("cuda") and way.config.head_dim > MAX_GPU_HEAD_DIM:
         raise ModelError(f"head_dim is {way.config.head_dim}; at most {MAX_GPU_HEAD_DIM} on {device}")
     is_packed = CpuDecoder.computes(way.config, dtype, device)
-    with open_weights(path, way.config, dtype, device, is_copied=not is_packed) as weights:
+    with open_weights(path, way.config, dtype, device, is_copied=not is_packed, quantization=quantization) as weights:
         if is_packed:
             try:
                 decoder_cpu = CpuDecoder(way.config, weights, bf16_products)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from pieray.errors import ModelError
+from pieray.kernels.quantized import AnyMatrix, QuantizedMatrix
 from pieray.models.architectures import ARCHITECTURES, Architecture, ExpertNames
 from pieray.models.config import ExpertsConfig, ModelConfig
 from pieray.models.loader import Checkpoint
@@ -20,9 +22,9 @@ EMBED = "model.embed_tokens.weight"
 class MlpWeights:
     """A gated MLP; matrices are [out, in].  `gate_up` has the gate over the up."""
 
-    gate_up: torch.Tensor  # [2 * intermediate, hidden]
+    gate_up: AnyMatrix  # [2 * intermediate, hidden]
     gate_up_bias: torch.Tensor | None
-    down: torch.Tensor  # [hidden, intermediate]
+    down: AnyMatrix  # [hidden, intermediate]
     down_bias: torch.Tensor | None
 
 
@@ -43,11 +45,11 @@ class LayerWeights:
     where an architecture adds an offset to them they are float32, whatever the dtype of the model."""
 
     attn_norm: torch.Tensor | None  # [hidden]
-    qkv: torch.Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
+    qkv: AnyMatrix  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
     qkv_bias: torch.Tensor | None
     q_norm: torch.Tensor | None  # [head_dim], or [num_heads * head_dim]
     k_norm: torch.Tensor | None
-    out: torch.Tensor  # [hidden, num_heads * head_dim]
+    out: AnyMatrix  # [hidden, num_heads * head_dim]
     out_bias: torch.Tensor | None
     attn_post: torch.Tensor | None  # [hidden]
     mlp_norm: torch.Tensor | None
@@ -62,20 +64,27 @@ class DecoderWeights:
     embed: torch.Tensor  # [vocab, hidden]
     layers: Iterable[LayerWeights]
     norm: torch.Tensor  # [hidden]
-    lm_head: torch.Tensor  # [vocab, hidden]; the same tensor as `embed` if tied
+    lm_head: AnyMatrix  # [vocab, hidden]; the same tensor as `embed` if tied, unless it is quantised
 
 
 @contextmanager
 def open_weights(
-    folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str, *, is_copied: bool = True
+    folder: str | Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    is_copied: bool = True,
+    quantization: str = "none",
 ) -> Iterator[DecoderWeights]:
     """Read, check, fuse and place the weights of a model folder, layers one by one: who makes something else of them
     never has two copies of all.  ModelError names the file and the key.
 
     Unless `is_copied`, matrices other than the embedding may be maps of the file: for who packs them.
+    `quantization` "int8" or "fp8" is what all matrices but the embedding and those of experts become.
     """
     with Checkpoint(folder) as checkpoint:
-        yield _Fuser(checkpoint, config, dtype, device, is_copied=is_copied).weights()
+        yield _Fuser(checkpoint, config, dtype, device, is_copied=is_copied, quantization=quantization).weights()
 
 
 def load_weights(
@@ -96,8 +105,10 @@ class _Fuser:
         device: torch.device | str,
         *,
         is_copied: bool,
+        quantization: str,
     ) -> None:
         self.is_copied = is_copied
+        self.quantization = quantization
         self.checkpoint = checkpoint
         self.config = config
         self.facts: Architecture = ARCHITECTURES[config.architecture]
@@ -107,7 +118,10 @@ class _Fuser:
     def weights(self) -> DecoderWeights:
         c = self.config
         embed = self._tensor(EMBED, c.vocab_size, c.hidden_size)
-        lm_head = embed if c.tie_embeddings else self._tensor("lm_head.weight", c.vocab_size, c.hidden_size)
+        if c.tie_embeddings:
+            lm_head = self._quantized(embed, EMBED)
+        else:
+            lm_head = self._matrix([("lm_head", c.vocab_size)], c.hidden_size)
         layers = (self._layer(layer) for layer in range(c.num_layers))
         norm = self._norm("model.", "norm", c.hidden_size)
         assert norm is not None
@@ -192,9 +206,15 @@ class _Fuser:
         # half precision rounds the sum more coarsely than what is stored: 1 + weight stays in float32
         return (self.checkpoint.tensor(name, (size,)).float() + self.facts.norm_offset).to(self.device)
 
-    def _matrix(self, parts: Sequence[tuple[str, int]], width: int) -> torch.Tensor:
+    def _matrix(self, parts: Sequence[tuple[str, int]], width: int) -> AnyMatrix:
         found = [self._tensor(f"{name}.weight", size, width) for name, size in parts]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return self._quantized(found[0] if len(found) == 1 else torch.cat(found), parts[0][0])
+
+    def _quantized(self, matrix: torch.Tensor, name: str) -> AnyMatrix:
+        try:
+            return matrix if self.quantization == "none" else QuantizedMatrix.of(matrix, self.quantization)
+        except ValueError as error:
+            raise ModelError(f"{self.checkpoint.folder}: {name}: {error}") from error
 
     def _bias(self, parts: Sequence[tuple[str, int]], is_present: bool) -> torch.Tensor | None:
         return torch.cat([self._tensor(f"{name}.bias", size) for name, size in parts]) if is_present else None

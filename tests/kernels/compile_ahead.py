@@ -26,6 +26,7 @@ from pieray.kernels.decoder_triton import (
     rope_append_kernel,
 )
 from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel, sized
+from pieray.kernels.quantized_triton import blocks, product_kernel, quantize_rows_kernel
 from pieray.kernels.sample_triton import BLOCK, KEY_BITS, NUM_WARPS, sample_kernel
 
 TARGET, ARCH = GPUTarget("cuda", 90, 32), "sm_90a"
@@ -82,7 +83,7 @@ def compiled(
     kernel: object, signature: dict[str, str], constants: dict[str, object], options: dict[str, int]
 ) -> object:
     names = kernel.arg_names
-    aligned = [name for name, kind in signature.items() if kind.startswith("*")] + ["q_stride"]
+    aligned = [name for name, kind in signature.items() if kind.startswith("*")] + ["q_stride", "num_in"]
     source = ASTSource(
         fn=kernel,
         signature={name: signature.get(name, "constexpr") for name in names},
@@ -177,6 +178,22 @@ def small_kernels() -> Iterator[tuple[str, object, dict[str, str], dict[str, obj
             "BLOCK_C": head_dim // 2,
         }
         yield f"rotation head_dim={head_dim} norm={int(has_norm)}", rope_append_kernel, turned, constants, 2
+    for kind, element in (("int8", "*i8"), ("fp8", "*fp8e4nv")):
+        rows = {"x_ptr": "*bf16", "values_ptr": element, "scales_ptr": "*fp32", "width": "i32", "x_stride": "i32"}
+        constants = {"LARGEST": 127.0 if kind == "int8" else 448.0, "IS_INT": kind == "int8", "BLOCK": 4096}
+        yield f"rows to {kind}", quantize_rows_kernel, rows, constants, 4
+        pointers = {
+            "x_ptr": element,
+            "x_scales_ptr": "*fp32",
+            "w_ptr": element,
+            "w_scales_ptr": "*fp32",
+            "y_ptr": "*bf16",
+        }
+        numbers = dict.fromkeys(("num_rows", "num_out", "num_in"), "i32")
+        for num_rows in (1, 64):
+            sizes = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), blocks(num_rows), strict=True))
+            constants = {"IS_INT": kind == "int8", "UPCAST": False, **sizes}
+            yield f"product of {kind}, {num_rows} rows", product_kernel, {**pointers, **numbers}, constants, 4
     columns = {"temperature": "*fp32", "top_p": "*fp64", "log_min_p": "*fp32", "top_k": "*i32", "uniform": "*fp64"}
     drawn = {f"{name}_ptr": kind for name, kind in columns.items()}
     drawn |= {"rows_ptr": "*i64", "token_ptr": "*i64", "is_bad_ptr": "*i32", "stride": "i32", "vocab": "i32"}
