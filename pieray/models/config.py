@@ -17,6 +17,7 @@ from typing import Any
 from pieray.errors import ModelError
 from pieray.models.architectures import ARCHITECTURES, Architecture, OddValue, whole_number
 from pieray.models.rope_config import RopeConfig, RopeReader
+from pieray.models.stored_formats import StoredFormat
 
 #: hidden_act -> what a decoder computes
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -76,6 +77,7 @@ class ModelConfig:
     logits_divisor: float = 1.0
     logits_softcap: float = 0.0
     experts: ExpertsConfig | None = None
+    stored: StoredFormat | None = None  # how matrices are stored if not as floats
 
     @property
     def softmax_scale(self) -> float:
@@ -140,15 +142,6 @@ def architecture_name(raw: Mapping[str, Any]) -> str | None:
     return None if name is None else str(name)
 
 
-def refuse_quantized(raw: Mapping[str, Any], file: str) -> None:
-    quantization = raw.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
-        raise ModelError(
-            f"{file}: quantization_config is {method!r}; supported: unquantized float32, float16 or bfloat16 weights"
-        )
-
-
 class _Reader:
     """One pass over the keys of a `config.json`; every complaint names file, key and value."""
 
@@ -163,7 +156,6 @@ class _Reader:
 
     def config(self, max_context: int) -> ModelConfig:
         facts = self.facts
-        refuse_quantized(self.raw, self.file)
         if self.raw.get("use_bidirectional_attention"):
             self._refuse("use_bidirectional_attention", True, "causal attention")
         num_layers, num_heads = self._count("num_hidden_layers"), self._count("num_attention_heads")
@@ -214,6 +206,7 @@ class _Reader:
             logits_divisor=self._divisor(facts.logits_divisor),
             logits_softcap=self._softcap(facts.logits_softcap),
             experts=self._experts(num_layers),
+            stored=StoredFormat.from_config(self.raw, self.file),
         )
 
     def _activation(self) -> str:

@@ -20,16 +20,9 @@ import torch
 from torch import nn
 
 from pieray.errors import ModelError
-from pieray.models.config import (
-    NO_WINDOW,
-    ModelConfig,
-    architecture_name,
-    read_json,
-    readable,
-    refuse_quantized,
-    token_ids,
-)
+from pieray.models.config import NO_WINDOW, ModelConfig, architecture_name, read_json, readable, token_ids
 from pieray.models.rope_config import RopeConfig, RopeReader
+from pieray.models.stored_formats import require_floats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +86,7 @@ def hosted_config(folder: str | Path, max_context: int = 0) -> tuple[ModelConfig
 
     path = Path(folder) / "config.json"
     raw = read_json(path)
-    refuse_quantized(raw, str(path))
+    require_floats(raw, str(path))
     name = architecture_name(raw)
     where = f"{path}: {name}"
     model_class = causal_class(name, where)

@@ -13,6 +13,7 @@ from pieray.errors import ModelError
 from pieray.kernels.quantized import AnyMatrix, QuantizedMatrix
 from pieray.models.architectures import ARCHITECTURES, Architecture, ExpertNames
 from pieray.models.config import ExpertsConfig, ModelConfig
+from pieray.models.dequantize import MatrixReader
 from pieray.models.loader import Checkpoint
 
 EMBED = "model.embed_tokens.weight"
@@ -109,6 +110,7 @@ class _Fuser:
     ) -> None:
         self.is_copied = is_copied
         self.quantization = quantization
+        self.reader = MatrixReader(checkpoint, config.stored, dtype)
         self.checkpoint = checkpoint
         self.config = config
         self.facts: Architecture = ARCHITECTURES[config.architecture]
@@ -170,16 +172,16 @@ class _Fuser:
         down = torch.empty(experts.num_experts, hidden, width, dtype=self.dtype, device=self.device)
         for number in range(experts.num_experts):
             prefix = f"{block}.experts.{number}."
-            gate_up[number, :width] = self._tensor(prefix + names.gate + ".weight", width, hidden)
-            gate_up[number, width:] = self._tensor(prefix + names.up + ".weight", width, hidden)
-            down[number] = self._tensor(prefix + names.down + ".weight", hidden, width)
+            gate_up[number, :width] = self._plain(prefix + names.gate + ".weight", width, hidden)
+            gate_up[number, width:] = self._plain(prefix + names.up + ".weight", width, hidden)
+            down[number] = self._plain(prefix + names.down + ".weight", hidden, width)
         shared, shared_gate = None, None
         if experts.shared_width:
             prefix = f"{block}.shared_expert."
             parts = [(prefix + "gate_proj", experts.shared_width), (prefix + "up_proj", experts.shared_width)]
             shared = self._mlp(parts, prefix + "down_proj", experts.shared_width)
-            shared_gate = self._tensor(f"{block}.shared_expert_gate.weight", 1, hidden)
-        router = self._tensor(f"{block}.gate.weight", experts.num_experts, hidden)
+            shared_gate = self._plain(f"{block}.shared_expert_gate.weight", 1, hidden)
+        router = self._plain(f"{block}.gate.weight", experts.num_experts, hidden)
         return ExpertWeights(router, gate_up, down, shared, shared_gate)
 
     @staticmethod
@@ -190,12 +192,20 @@ class _Fuser:
         return [(prefix + module, size) for module, size in zip(modules, sizes, strict=True)]
 
     def _tensor(self, name: str, *shape: int) -> torch.Tensor:
-        stored = self.checkpoint.tensor(name, shape)
+        return self._placed(self.checkpoint.tensor(name, shape), is_mapped=not (len(shape) == 1 or name == EMBED))
+
+    def _placed(self, stored: torch.Tensor, *, is_mapped: bool) -> torch.Tensor:
+        """On the device, in the model's dtype; `is_mapped` may be a map of the file."""
         found = stored.to(self.device, self.dtype).contiguous()
-        if not (self.is_copied or len(shape) == 1 or name == EMBED):
+        if is_mapped and not self.is_copied:
             return found
         # what still is the mapped file would change with it, or end the process where the file gets shorter
         return found.clone() if found.device == stored.device and found.data_ptr() == stored.data_ptr() else found
+
+    def _plain(self, name: str, *shape: int) -> torch.Tensor:
+        """A matrix as floats, however it is stored."""
+        found = self._read(name, *shape)
+        return found.dequantized(self.dtype) if isinstance(found, QuantizedMatrix) else found
 
     def _norm(self, prefix: str, name: str | None, size: int) -> torch.Tensor | None:
         if name is None:
@@ -207,8 +217,21 @@ class _Fuser:
         return (self.checkpoint.tensor(name, (size,)).float() + self.facts.norm_offset).to(self.device)
 
     def _matrix(self, parts: Sequence[tuple[str, int]], width: int) -> AnyMatrix:
-        found = [self._tensor(f"{name}.weight", size, width) for name, size in parts]
-        return self._quantized(found[0] if len(found) == 1 else torch.cat(found), parts[0][0])
+        found = [self._read(f"{name}.weight", size, width) for name, size in parts]
+        quantised = [one for one in found if isinstance(one, QuantizedMatrix)]
+        if len(quantised) == len(found) and len({one.dtype for one in quantised}) == 1:
+            return QuantizedMatrix.cat(quantised)
+        plain = [one.dequantized(self.dtype) if isinstance(one, QuantizedMatrix) else one for one in found]
+        return self._quantized(plain[0] if len(plain) == 1 else torch.cat(plain), parts[0][0])
+
+    def _read(self, name: str, *shape: int) -> AnyMatrix:
+        """A matrix as it is stored, on the device; floats in the model's dtype."""
+        num_out, num_in = shape
+        found = self.reader.read(name, (num_out, num_in))
+        if isinstance(found, QuantizedMatrix):
+            values = found.values.clone() if self.is_copied else found.values  # a map of the file, as in `_placed`
+            return QuantizedMatrix(values.to(self.device), found.scales.to(self.device))
+        return self._placed(found, is_mapped=True)
 
     def _quantized(self, matrix: torch.Tensor, name: str) -> AnyMatrix:
         try:
