@@ -55,6 +55,7 @@ class Batcher(ServingActor):
             max_context=settings.max_context,
             bf16_products=settings.bf16_products,
             quantization=settings.quantization,
+            kv_dtype=settings.kv_dtype,
             num_sharing=max(1, settings.replicas),
         )
         warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
@@ -82,7 +83,7 @@ class Batcher(ServingActor):
             "max_context": runner.config.max_position,
             "page_size": runner.pool.page_size,
             "num_pages": runner.pool.num_pages,
-            "dtype": str(runner.pool.data.dtype).removeprefix("torch."),
+            "dtype": runner.dtype,
             "device": str(runner.decoder.device),
             "hidden_size": runner.config.hidden_size,
             "way": runner.way,

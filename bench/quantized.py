@@ -33,7 +33,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "bfloat16": {},
     "int8": {"quantization": "int8"},
     "fp8": {"quantization": "fp8"},
-    # KV
+    "int8, fp8 pages": {"quantization": "int8", "kv_dtype": "fp8"},
 }
 
 

@@ -48,7 +48,7 @@ class CModel(ctypes.Structure):
         *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim", "page_size")),
         *((name, c_float) for name in ("eps", "scale", "softcap", "embed_scale")),
         *((name, c_float) for name in ("residual_scale", "logits_scale", "logits_softcap")),
-        *((name, c_int32) for name in ("is_bf16", "is_gelu", "is_row_norm", "has_tiles")),
+        *((name, c_int32) for name in ("is_bf16", "is_gelu", "is_row_norm", "has_tiles", "kv_kind")),
         *((name, c_void_p) for name in ("embed", "norm")),
         ("lm_head", CMatrix),
         ("blocks", ctypes.POINTER(CBlock)),

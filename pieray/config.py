@@ -130,6 +130,8 @@ class ModelSettings:
     gpu_memory_fraction: float = 0.85
     """Of the GPU memory that is free once the weights are loaded, so much is for KV pages, of which there are then
     262,144 at most; the rest is for what steps compute in."""
+    kv_dtype: str = "auto"
+    """What KV pages hold: "auto", what the model computes in, or "fp8", E4M3 without scales: a byte a number."""
     swap_memory_bytes: int = -1
     """Host memory for KV pages that are swapped out, taken as it is used; 0: nothing is swapped; -1: four times the KV
     pool, and at most a quarter of the memory that is available at the start."""
@@ -256,6 +258,7 @@ class Config:
         _check_choice("model.dtype", self.model.dtype, ("auto", "float32", "bfloat16", "float16"))
         _check_choice("model.bf16_products", self.model.bf16_products, ("auto", "amx", "avx512_bf16", "float32"))
         _check_choice("model.quantization", self.model.quantization, ("none", "int8", "fp8"))
+        _check_choice("model.kv_dtype", self.model.kv_dtype, ("auto", "fp8"))
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.model.device):
             raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
         _check_numbers(self, "")

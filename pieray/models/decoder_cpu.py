@@ -28,7 +28,7 @@ from pieray.kernels.decoder_step_cpu import (
     pair_kinds,
     workspace,
 )
-from pieray.kernels.paged_attention_cpu import is_supported, ragged
+from pieray.kernels.paged_attention_cpu import POOL_KINDS, is_supported, ragged
 from pieray.kernels.quantized import AnyMatrix, QuantizedMatrix
 from pieray.kernels.sample_cpu import CHOICE
 from pieray.models.adapter_file import AdapterFile
@@ -190,6 +190,7 @@ class CpuDecoder:
             return
         self._pool = pool
         self._model.page_size = pool.page_size
+        self._model.kv_kind = POOL_KINDS[pool.data.dtype]
         self._bounds.num_pages = pool.num_pages
         for block, layer in zip(self._blocks, pool.layers, strict=True):
             block.kv = layer.data_ptr()

@@ -12,6 +12,7 @@ import torch
 
 from pieray.arrays import F32, I64, U32
 from pieray.errors import DeviceLost, InvalidRequest, ModelError, PierayError, Unsupported
+from pieray.kernels.cells import E4M3
 from pieray.kernels.quantized import DTYPES as QUANTIZED
 from pieray.messages import Distribution, Hidden, Logprobs, Output, Sample
 from pieray.models import batch
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 MAX_GPU_HEAD_DIM = 256
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+KV_DTYPES = {"auto": None, "fp8": E4M3}
 
 
 AnyDecoder = Decoder | GraphedDecoder | CpuDecoder | TransformersDecoder
@@ -54,7 +56,7 @@ class ModelRunner:
         self.decoder = decoder
         self.pool = pool
         self.host_pool = HostPool(pool, swap_bytes)
-        self.way, self.why = NATIVE, ""
+        self.way, self.why, self.dtype = NATIVE, "", config.dtype
 
     @classmethod
     def load(
@@ -73,6 +75,7 @@ class ModelRunner:
         max_context: int = 0,
         bf16_products: str = "auto",
         quantization: str = "none",
+        kv_dtype: str = "auto",
         num_sharing: int = 1,
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
@@ -83,6 +86,7 @@ class ModelRunner:
         `cuda_graphs` replays decode steps as graphs (CUDA only).  `swap_bytes` of host memory take swapped pages, see
         `budget_of`.  `max_context` tokens is the longest context to serve, 0: the config's.  `bf16_products` as in
         `CpuDecoder`; `quantization` "int8" or "fp8" is what the matrices become.
+        `kv_dtype` "fp8" has pages hold E4M3, "auto" what the model computes in.
         """
         way = way_of(path, max_context)
         config = way.config
@@ -93,11 +97,14 @@ class ModelRunner:
             step_bytes = config.step_numbers * (DTYPES[name].itemsize if quantization == "none" else 1)
             torch.set_num_threads(threads or decoder_threads(step_bytes, cores() // num_sharing))
         decoder = _decoder(way, path, DTYPES[name], device, bf16_products, quantization, cuda_graphs=cuda_graphs)
-        pages = num_pages or KvPool.pages_that_fit(config, page_size, DTYPES[name], device, kv_bytes, gpu_fraction)
-        pool = KvPool(config, pages, page_size, DTYPES[name], device)
+        if kv_dtype not in KV_DTYPES:
+            raise ModelError(f"kv_dtype {kv_dtype!r}: supported are {', '.join(KV_DTYPES)}")
+        cells = KV_DTYPES[kv_dtype] or DTYPES[name]
+        pages = num_pages or KvPool.pages_that_fit(config, page_size, cells, device, kv_bytes, gpu_fraction)
+        pool = KvPool(config, pages, page_size, cells, device)
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
         runner = cls(config, decoder, pool, budget_of(swap_bytes, pool.nbytes))
-        runner.way, runner.why = way.kind, way.why
+        runner.way, runner.why, runner.dtype = way.kind, way.why, name
         return runner
 
     def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]) -> list[StepResult]:

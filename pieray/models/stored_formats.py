@@ -60,8 +60,8 @@ def require_floats(raw: Mapping[str, Any], file: str) -> None:
     form = StoredFormat.from_config(raw, file)
     if form is not None:
         raise ModelError(
-            f"{file}: quantization_config: {form.method} checkpoints are served of models with a decoder of pieray's own, "
-            f"which this is not"
+            f"{file}: quantization_config: {form.method} checkpoints are served of models with a decoder of pieray's "
+            f"own, which this one has not"
         )
 
 

@@ -49,7 +49,16 @@ def exact() -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"quantization": "int8"}, {"quantization": "fp8"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quantization": "int8"},
+        {"quantization": "fp8"},
+        {"kv_dtype": "fp8"},
+        {"quantization": "int8", "kv_dtype": "fp8"},
+    ],
+    ids=str,
+)
 def test_scores_of_pie_tiny_hold(settings: dict[str, Any]) -> None:
     found, want = scores(**settings), exact()
     assert np.mean(want) > 0.75
