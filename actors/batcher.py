@@ -58,10 +58,13 @@ class Batcher(ServingActor):
             kv_dtype=settings.kv_dtype,
             num_sharing=max(1, settings.replicas),
         )
-        warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
+        if runner.scores is None:  # what scores texts has no steps of rows
+            warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
-        if runner.decoder.device.type == "cpu":  # elsewhere the first step of a size compiles kernels
+        if (
+            runner.decoder.device.type == "cpu" and runner.scores is None
+        ):  # elsewhere the first step of a size compiles kernels
             calibrate(runner, settings, spec, costs)
         core = BatcherCore(
             runner,

@@ -77,6 +77,7 @@ class ModelConfig:
     logits_divisor: float = 1.0
     logits_softcap: float = 0.0
     experts: ExpertsConfig | None = None
+    is_scoring: bool = False  # states become scores; embeddings stand in for the head that there is not
     stored: StoredFormat | None = None  # how matrices are stored if not as floats
 
     @property
@@ -142,14 +143,27 @@ def architecture_name(raw: Mapping[str, Any]) -> str | None:
     return None if name is None else str(name)
 
 
+SCORING, CAUSAL = "ForSequenceClassification", "ForCausalLM"
+
+
+def causal_name(name: str | None) -> str | None:
+    """The class of the same decoder that predicts the next token, of one that scores texts; others as they are."""
+    return name.removesuffix(SCORING) + CAUSAL if name is not None and name.endswith(SCORING) else name
+
+
+def is_scoring(raw: Mapping[str, Any]) -> bool:
+    """Whether the model scores texts: see scores.py.  It has no head for the next token."""
+    return (architecture_name(raw) or "").endswith(SCORING)
+
+
 class _Reader:
     """One pass over the keys of a `config.json`; every complaint names file, key and value."""
 
     def __init__(self, raw: Mapping[str, Any], file: str) -> None:
         self.file = file
-        name = architecture_name(raw)
+        name = causal_name(architecture_name(raw))
         if name not in ARCHITECTURES:
-            self._refuse("architectures", name, " or ".join(sorted(ARCHITECTURES)))
+            self._refuse("architectures", architecture_name(raw), " or ".join(sorted(ARCHITECTURES)))
         self.name = str(name)
         self.facts: Architecture = ARCHITECTURES[self.name]
         self.raw = {**self.facts.defaults, **raw}
@@ -194,7 +208,8 @@ class _Reader:
             out_bias=self._flag(facts.out_bias),
             mlp_bias=self._flag(facts.mlp_bias),
             qk_norm=facts.qk_norm,
-            tie_embeddings=self._flag("tie_word_embeddings"),
+            tie_embeddings=self._flag("tie_word_embeddings") or is_scoring(self.raw),
+            is_scoring=is_scoring(self.raw),
             dtype=str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32"),
             eos_ids=token_ids(self.raw.get("eos_token_id")),
             activation=self._activation(),

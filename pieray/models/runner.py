@@ -29,6 +29,7 @@ from pieray.models.host_pool import HostPool, budget_of
 from pieray.models.kv_pool import KvPool, TokenRange
 from pieray.models.lora import LoraAdapter
 from pieray.models.outputs import OutputValues, StepResult, check_ids
+from pieray.models.scores import ScoreHead
 from pieray.models.transformers_decoder import TransformersDecoder
 from pieray.models.ways import NATIVE, Way, way_of
 from pieray.models.weights import open_weights
@@ -57,6 +58,7 @@ class ModelRunner:
         self.pool = pool
         self.host_pool = HostPool(pool, swap_bytes)
         self.way, self.why, self.dtype = NATIVE, "", config.dtype
+        self.scores: ScoreHead | None = None
 
     @classmethod
     def load(
@@ -104,6 +106,8 @@ class ModelRunner:
         pool = KvPool(config, pages, page_size, cells, device)
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
         runner = cls(config, decoder, pool, budget_of(swap_bytes, pool.nbytes))
+        if config.is_scoring:
+            runner.scores = ScoreHead.from_folder(path, config.hidden_size, decoder.device)
         runner.way, runner.why, runner.dtype = way.kind, way.why, name
         return runner
 
@@ -121,7 +125,7 @@ class ModelRunner:
 
         Raises DeviceLost, and ModelError for a step that fails to compute: `DeviceSteps` finds out who is at fault.
         """
-        if not items and isinstance(self.decoder, (CpuDecoder, GraphedDecoder)) and len(rows):
+        if not items and self.scores is None and isinstance(self.decoder, (CpuDecoder, GraphedDecoder)) and len(rows):
             drawn = self._draw_rows(self.decoder, rows)
             if drawn is not None:
                 return drawn, []
@@ -176,6 +180,8 @@ class ModelRunner:
     ) -> tuple[Drawn, list[StepResult]]:
         """As `decode`, of valid items."""
         errors: dict[int, PierayError] = dict(batch.row_errors(rows, self.config, self.pool))
+        if self.scores is not None:
+            errors = dict.fromkeys(range(len(rows)), _scores_alone())
         for row, sampler in rows.samplers.items():
             try:
                 check_sampler(sampler, self.config.vocab_size)
@@ -262,6 +268,8 @@ class ModelRunner:
         for output in wanted:
             if not -num_tokens <= output.row - item.start < num_tokens:
                 raise InvalidRequest(f"row {output.row} is outside of {num_tokens} tokens from {item.start} on")
+            if self.scores is not None and not isinstance(output, Hidden):
+                raise _scores_alone()
             if isinstance(output, Sample):
                 check_sampler(output.sampler, vocab)
             elif isinstance(output, Logprobs):
@@ -289,6 +297,8 @@ class ModelRunner:
             shape = len(ragged.rows), self.config.hidden_size
             ragged.hidden = torch.empty(shape, dtype=torch.float32, device=self.decoder.device)
         logits = self.decoder.forward(ragged, self.pool)
+        if ragged.hidden is not None and self.scores is not None:
+            ragged.hidden = self.scores(ragged.hidden)
         logits, bad = finite(logits)
         values = OutputValues(items, outputs, logits, ragged.hidden, len(rows)).collect(bad)
         special = sorted({*rows.samplers, *rows.masks})
@@ -298,6 +308,12 @@ class ModelRunner:
         if logits.is_cuda and not len(ragged.rows):  # nothing has waited for the device: the next step's time would
             torch.cuda.synchronize(logits.device)  # be this one's too
         return drawn, values
+
+
+def _scores_alone() -> InvalidRequest:
+    return InvalidRequest(
+        "this model scores texts and predicts no tokens: of outputs it has `hidden`, the scores, alone"
+    )
 
 
 def check_quantization(way: Way, path: str | Path, quantization: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pieray.errors import ModelError
 from pieray.models.architectures import ARCHITECTURES
-from pieray.models.config import ModelConfig, architecture_name, read_json
+from pieray.models.config import ModelConfig, architecture_name, causal_name, read_json
 from pieray.models.stored_formats import require_floats
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def glance(folder: str | Path) -> tuple[str, str, ModelConfig | None]:
 
     path = Path(folder) / "config.json"
     raw = read_json(path)
-    name = architecture_name(raw)
+    name = causal_name(architecture_name(raw))
     why = f"{name} has no decoder of pieray's own"
     if name in ARCHITECTURES:
         try:
@@ -65,7 +65,7 @@ def way_of(folder: str | Path, max_context: int = 0) -> Way:
     """
     path = Path(folder) / "config.json"
     raw = read_json(path)
-    name = architecture_name(raw)
+    name = causal_name(architecture_name(raw))
     if name is None:
         raise ModelError(f"{path}: architectures is None; it names the class of the model, as in LlamaForCausalLM")
     try:
