@@ -1,10 +1,10 @@
 """Claim: a model is loaded in at most 1.3 times what reading its bytes takes, with 1.2 times its memory at most.
 
 A random Llama of 1.2 billion parameters in bfloat16, in the page cache, one thread; each in a process of its own.
-`seconds` are of `ModelRunner.load` with a small pool, over those of reading the file into memory that is taken for it, as
-large pages, in the same round.  `peak` is the most memory that the process had beyond what it had before, over the
+`seconds` are of `ModelRunner.load` with a small pool, over those of reading the file into memory that is taken for it,
+as large pages, in the same round. `peak` is the most memory that the process had beyond what it had before, over the
 bytes of the weights: memory of its own (`own`), and with the pages of the file that it has mapped (`all`), which the
-system takes back when it needs them.  Weights are those that are served: of int8, half of the file.
+system takes back when it needs them. Weights are those that are served: of int8, half of the file.
 
     python bench/load.py [--rounds 3] [--folder build/load]
 """
