@@ -56,15 +56,14 @@ class Batcher(ServingActor):
             bf16_products=settings.bf16_products,
             quantization=settings.quantization,
             kv_dtype=settings.kv_dtype,
-            num_sharing=max(1, settings.replicas),
+            num_sharing=sum(max(1, one.replicas) for one in self.config.all_models().values()),
         )
         if runner.scores is None:  # what scores texts has no steps of rows
             warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
-        if (
-            runner.decoder.device.type == "cpu" and runner.scores is None
-        ):  # elsewhere the first step of a size compiles kernels
+        # elsewhere the first step of a size compiles kernels, and what scores texts takes no steps of the kinds measured
+        if runner.decoder.device.type == "cpu" and runner.scores is None:
             calibrate(runner, settings, spec, costs)
         core = BatcherCore(
             runner,
@@ -80,7 +79,7 @@ class Batcher(ServingActor):
         self._trace = core.trace
         self._loop = StepLoop(core, on_failure=_end_process)
         info = {
-            "name": folder.name,
+            "name": settings.name or folder.name,
             "architecture": runner.config.family,
             "vocab_size": runner.config.vocab_size,
             "max_context": runner.config.max_position,

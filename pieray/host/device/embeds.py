@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pieray.arrays import U32
-from pieray.errors import BadHandle, QuotaExceeded
+from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
 from pieray.host.device.commands import Command, Queue, wire_ticket
 from pieray.host.open_handles import OpenHandles
 from pieray.messages import EmbedTokens, Message
@@ -25,6 +25,8 @@ class Embedding:
     num_rows: int
     tokens: bytes = b""  # u32
     values: bytes = b""
+    model: str = ""
+    """Whose they are, as `Queue.model` has it."""
 
     @property
     def nbytes(self) -> int:
@@ -76,6 +78,13 @@ class EmbedLookup(Command):
 
     def message(self, inferlet: int) -> Message:
         return EmbedTokens(wire_ticket(inferlet, self.ticket), inferlet, self.tokens)
+
+
+def check_model(handle: int, embedding: Embedding, queue: Queue) -> None:
+    """Raise InvalidRequest for embeddings of another model than the queue's."""
+    if embedding.model != queue.model:
+        mine, others = (name or "the default model" for name in (embedding.model, queue.model))
+        raise InvalidRequest(f"embedding {handle} is of {mine}, and queue {queue.handle} of {others}")
 
 
 def joined(parts: Sequence[Embedding]) -> tuple[U32, list[bytes]]:
