@@ -62,7 +62,7 @@ class Batcher(ServingActor):
             warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
-        # elsewhere the first step of a size compiles kernels, and what scores texts takes no steps of the kinds measured
+        # elsewhere the first step of a size compiles kernels; what scores texts takes no steps of the measured kinds
         if runner.decoder.device.type == "cpu" and runner.scores is None:
             calibrate(runner, settings, spec, costs)
         core = BatcherCore(
