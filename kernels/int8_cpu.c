@@ -15,7 +15,7 @@ typedef int8_t bvec __attribute__((vector_size(LANES), aligned(1)));
 
 INLINE int64_t padded_int8(int64_t n) { return (n + INT8_BLOCK - 1) / INT8_BLOCK * INT8_BLOCK; }
 
-// Bytes from a quantised row to the next: its numbers, zeros up to a whole block, and its scale.
+// Bytes from a quantized row to the next: its numbers, zeros up to a whole block, and its scale.
 INLINE int64_t int8_stride(int64_t num_in) { return padded_int8(num_in) + 64; }
 
 INLINE float scale_of(const int8_t *row, int64_t num_in) { return *(const float *)(row + padded_int8(num_in)); }

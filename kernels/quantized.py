@@ -13,7 +13,7 @@ DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 #: the largest number that is used of each; -128 is not, so that both signs are alike
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
-#: of a matrix that are quantised at once
+#: of a matrix that are quantized at once
 PART_NUMBERS = 1 << 20
 
 
@@ -50,7 +50,7 @@ class QuantizedMatrix:
             part = slice(first, first + step)
             values[part], scales[part] = quantize_rows(matrix[part], values.dtype)
         if not bool(scales.isfinite().all()):
-            raise ValueError("a matrix that is to be quantised has numbers that are not finite")
+            raise ValueError("a matrix that is to be quantized has numbers that are not finite")
         return cls(values, scales)
 
     @classmethod

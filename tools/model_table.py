@@ -61,7 +61,7 @@ one the short factors. `yarn` and `dynamic` can be served beyond `max_position_e
 length that it scales.
 
 Not served: recurrent state, encoder-decoders, attention that is neither causal nor windowed, layers whose heads differ,
-quantised weights of models that run through transformers' module. Latent attention (MLA) is served with the keys and
+quantized weights of models that run through transformers' module. Latent attention (MLA) is served with the keys and
 values of each head in pages, not the latent ones: it takes the memory of plain attention.
 
 Vectors of texts (`/v1/embeddings`) are made as the folder says in sentence-transformers' layout (`modules.json`,
@@ -71,8 +71,8 @@ that are served, with a matrix `score.weight`: reward models, classifiers) the v
 as the head gives them, before any softmax or sigmoid; so is `hidden` in a program. It predicts no tokens: other
 outputs are refused. Other models without a head for the next token are not served.
 
-## Quantised weights
-`model.quantization` has a checkpoint of floats quantised as it is loaded: `int8` or `fp8` (E4M3), each with a scale
+## Quantized weights
+`model.quantization` has a checkpoint of floats quantized as it is loaded: `int8` or `fp8` (E4M3), each with a scale
 for each output. All matrices are, the head too; embeddings and norms are not. For native models without experts.
 
 * `int8`: a row is rounded to int8 as well, over its own largest number, and sums are exact: a row has the same bits
@@ -86,7 +86,7 @@ on the average; bfloat16 by less than 0.03. pie-tiny's mean score over its tasks
 (`tests/unit/models/test_quantized_scores.py`). The GPU's kernels are compiled for sm_90 and run in Triton's
 interpreter; on a GPU they have not been run.
 
-Checkpoints that are quantised already, of native models (with experts too), in safetensors:
+Checkpoints that are quantized already, of native models (with experts too), in safetensors:
 
 | format | served | how |
 | --- | --- | --- |
@@ -98,7 +98,7 @@ Checkpoints that are quantised already, of native models (with experts too), in 
 | `awq` | 4 bits, `gemm` | as floats |
 | `bitsandbytes` | int8, nf4, fp4, nested too | as floats |
 
-*As floats*: matrices are dequantised as they are read, one by one, to `model.dtype`; with `model.quantization` they
+*As floats*: matrices are dequantized as they are read, one by one, to `model.dtype`; with `model.quantization` they
 become int8 or fp8 then. Scales of rows that a checkpoint has (static activations) are not used: rows are measured.
 Everything else (MXFP4, NVFP4, HQQ, three bits, sparse or rotated weights, AWQ's gemv) is refused by name, with this
 list.

@@ -87,7 +87,7 @@ def _weights(folder: Path, kv_per_token: int, wanted: Mapping[str, tuple[int, ..
 
 
 def _stored_weights(folder: Path, config: ModelConfig) -> Iterator[Check]:
-    """As `_weights`, of a quantised checkpoint: what products take as it is stays so, the rest becomes floats."""
+    """As `_weights`, of a quantized checkpoint: what products take as it is stays so, the rest becomes floats."""
     from pieray.models.loader import Checkpoint
     from pieray.models.stored_formats import tensors_of
     from pieray.models.tensor_shapes import wanted_tensors

@@ -1,4 +1,4 @@
-"""Matrices of quantised checkpoints, made plain as they are read, one by one; see stored_formats.py.
+"""Matrices of quantized checkpoints, made plain as they are read, one by one; see stored_formats.py.
 
 What a product here computes with as it is stored stays so: int8 whose rows are rounded too, and E4M3, with a scale for
 each output or one for all.  Everything else becomes floats: then `model.quantization` may make int8 of it.
@@ -112,7 +112,7 @@ class MatrixReader:
 
     def _four_bits(self, name: str, shape: tuple[int, int]) -> torch.Tensor:
         """bitsandbytes: two numbers a byte, the first in the high half, each a place in a table; a largest number for
-        each block, itself quantised if there is a table for that (Dettmers et al. 2023, QLoRA)."""
+        each block, itself quantized if there is a table for that (Dettmers et al. 2023, QLoRA)."""
         kinds = [kind for kind in FOUR_BIT_KINDS if f"{name}.quant_state.bitsandbytes__{kind}" in self.checkpoint]
         if not kinds:
             raise ModelError(f"{self.checkpoint.folder}: no '{name}.quant_state.bitsandbytes__nf4'")

@@ -323,7 +323,7 @@ def check_quantization(way: Way, path: str | Path, quantization: str) -> None:
     if way.probe is not None:
         raise ModelError(f"{path}: quantization {quantization!r} is of native models; this one runs so: {way.why}")
     if way.config.experts is not None:
-        raise ModelError(f"{path}: quantization {quantization!r}: a mixture of experts is served unquantised alone")
+        raise ModelError(f"{path}: quantization {quantization!r}: a mixture of experts is served unquantized alone")
 
 
 def _decoder(

@@ -1,4 +1,4 @@
-"""The formats of quantised checkpoints, as `quantization_config` of a config.json names them: which are served.
+"""The formats of quantized checkpoints, as `quantization_config` of a config.json names them: which are served.
 
 Without torch; what they hold is read by dequantize.py.
 """
@@ -56,7 +56,7 @@ class StoredFormat:
 
 
 def require_floats(raw: Mapping[str, Any], file: str) -> None:
-    """Raise ModelError for a quantised checkpoint: of a model that runs through transformers' module."""
+    """Raise ModelError for a quantized checkpoint: of a model that runs through transformers' module."""
     form = StoredFormat.from_config(raw, file)
     if form is not None:
         raise ModelError(

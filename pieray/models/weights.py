@@ -65,7 +65,7 @@ class DecoderWeights:
     embed: torch.Tensor  # [vocab, hidden]
     layers: Iterable[LayerWeights]
     norm: torch.Tensor  # [hidden]
-    lm_head: AnyMatrix  # [vocab, hidden]; the same tensor as `embed` if tied, unless it is quantised
+    lm_head: AnyMatrix  # [vocab, hidden]; the same tensor as `embed` if tied, unless it is quantized
 
 
 @contextmanager
@@ -218,9 +218,9 @@ class _Fuser:
 
     def _matrix(self, parts: Sequence[tuple[str, int]], width: int) -> AnyMatrix:
         found = [self._read(f"{name}.weight", size, width) for name, size in parts]
-        quantised = [one for one in found if isinstance(one, QuantizedMatrix)]
-        if len(quantised) == len(found) and len({one.dtype for one in quantised}) == 1:
-            return QuantizedMatrix.cat(quantised)
+        quantized = [one for one in found if isinstance(one, QuantizedMatrix)]
+        if len(quantized) == len(found) and len({one.dtype for one in quantized}) == 1:
+            return QuantizedMatrix.cat(quantized)
         plain = [one.dequantized(self.dtype) if isinstance(one, QuantizedMatrix) else one for one in found]
         return self._quantized(plain[0] if len(plain) == 1 else torch.cat(plain), parts[0][0])
 

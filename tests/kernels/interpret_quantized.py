@@ -1,4 +1,4 @@
-"""Runs the kernels of quantised products in Triton's interpreter; prints one JSON line per case.
+"""Runs the kernels of quantized products in Triton's interpreter; prints one JSON line per case.
 
 A process of its own, as interpret.py is.
 """

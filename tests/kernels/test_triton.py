@@ -55,7 +55,7 @@ def test_kernels_between_products_equal_torch() -> None:
     assert {name: line["error"] for name, line in lines.items() if not line["error"] <= line["tolerance"]} == {}
 
 
-def test_quantised_products_equal_torch() -> None:
+def test_quantized_products_equal_torch() -> None:
     lines = run_script("interpret_quantized.py", interpret="1")
     assert len(lines) == 11
     for name, line in lines.items():

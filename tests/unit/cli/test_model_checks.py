@@ -160,7 +160,7 @@ def test_tensors_that_the_native_decoder_reads_are_looked_for(tmp_path: Path) ->
     )
 
 
-def test_a_quantised_checkpoint_says_its_format_and_what_it_takes(tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_says_its_format_and_what_it_takes(tmp_path: Path) -> None:
     shutil.copytree(model_folder("pie-tiny"), tmp_path, dirs_exist_ok=True)
     weights = {"num_bits": 8, "type": "int", "strategy": "channel"}
     rows = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}

@@ -1,4 +1,4 @@
-"""pie-tiny does its tasks as well with quantised weights and pages, within a stated bound."""
+"""pie-tiny does its tasks as well with quantized weights and pages, within a stated bound."""
 
 from __future__ import annotations
 

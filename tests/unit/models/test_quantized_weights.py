@@ -71,7 +71,7 @@ def test_int8_products_have_the_same_bits_by_all_instructions(shape: tuple[int, 
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_e4m3_products_are_those_of_the_dequantised_matrix(shape: tuple[int, int]) -> None:
+def test_e4m3_products_are_those_of_the_dequantized_matrix(shape: tuple[int, int]) -> None:
     needs_compiler()
     plain = random_matrix(*shape)
     plain[0] *= torch.logspace(-6, 0, shape[0])  # small numbers too
@@ -100,7 +100,7 @@ def test_rows_that_are_not_finite_stay_so_and_rows_of_zeros_give_zeros() -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", DTYPES)
-def test_a_quantised_model_is_near_float32_and_bits_do_not_depend_on_the_batch(
+def test_a_quantized_model_is_near_float32_and_bits_do_not_depend_on_the_batch(
     kind: str, dtype: str, tmp_path: Path
 ) -> None:
     needs_compiler()
@@ -128,9 +128,9 @@ def test_without_a_compiler_torch_computes_the_same(kind: str, tmp_path: Path, m
         assert np.abs(one - other).mean() < 4e-3 * np.abs(other).mean()
 
 
-def test_what_cannot_be_quantised_is_refused_by_name(tmp_path: Path) -> None:
+def test_what_cannot_be_quantized_is_refused_by_name(tmp_path: Path) -> None:
     make_model("mixtral", tmp_path / "experts", num_local_experts=2, num_experts_per_tok=1, head_dim=16)
-    with pytest.raises(ModelError, match="'int8': a mixture of experts is served unquantised alone"):
+    with pytest.raises(ModelError, match="'int8': a mixture of experts is served unquantized alone"):
         ModelRunner.load(tmp_path / "experts", num_pages=4, quantization="int8")
     model = make_model("llama", tmp_path / "plain", head_dim=16)
     with pytest.raises(ModelError, match="quantization 'int4': supported are none, int8, fp8"):

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: written as their makers write them, served with the logits of the dequantised matrices."""
+"""Quantized checkpoints: written as their makers write them, served with the logits of the dequantized matrices."""
 
 from __future__ import annotations
 
@@ -212,16 +212,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(plain: Path, folder: Path, config: dict[str, Any], writer: Writer) -> Path:
-    """The quantised checkpoint in folder/stored, the dequantised one in folder/plain."""
+    """The quantized checkpoint in folder/stored, the dequantized one in folder/plain."""
     raw = json.loads((plain / "config.json").read_text())
-    stored, dequantised = {}, {}
+    stored, dequantized = {}, {}
     for name, tensor in load_file(plain / "model.safetensors").items():
-        stored[name] = dequantised[name] = tensor
+        stored[name] = dequantized[name] = tensor
         if name.endswith("_proj.weight"):
             del stored[name]
-            found, dequantised[name] = writer(name.removesuffix(".weight"), tensor)
+            found, dequantized[name] = writer(name.removesuffix(".weight"), tensor)
             stored |= found
-    for kind, tensors, more in (("stored", stored, {"quantization_config": config}), ("plain", dequantised, {})):
+    for kind, tensors, more in (("stored", stored, {"quantization_config": config}), ("plain", dequantized, {})):
         (folder / kind).mkdir()
         (folder / kind / "config.json").write_text(json.dumps({**raw, **more}))
         save_file({key: value.contiguous() for key, value in tensors.items()}, folder / kind / "model.safetensors")
@@ -237,7 +237,7 @@ def difference(folder: Path, **settings: Any) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_those_of_the_dequantised_matrices(name: str, plain: Path, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_dequantized_matrices(name: str, plain: Path, tmp_path: Path) -> None:
     config, writer, tolerance = CASES[name]
     write(plain, tmp_path, config, writer)
     found = difference(tmp_path)
@@ -245,7 +245,7 @@ def test_logits_are_those_of_the_dequantised_matrices(name: str, plain: Path, tm
     assert (found > 1e-3) == (tolerance == ROUNDED)  # rows are rounded where the checkpoint says so, else not
 
 
-def test_what_is_stored_is_quantised_once_more_where_the_settings_say_so(plain: Path, tmp_path: Path) -> None:
+def test_what_is_stored_is_quantized_once_more_where_the_settings_say_so(plain: Path, tmp_path: Path) -> None:
     config, writer, _ = CASES["bitsandbytes int8"]
     write(plain, tmp_path, config, writer)
     assert 1e-3 < difference(tmp_path, quantization="int8") < ROUNDED
@@ -280,7 +280,7 @@ def test_what_is_not_served_is_refused_with_what_is(name: str, plain: Path, tmp_
         ModelRunner.load(tmp_path, num_pages=4)
 
 
-def test_models_that_run_through_transformers_are_refused_quantised(plain: Path, tmp_path: Path) -> None:
+def test_models_that_run_through_transformers_are_refused_quantized(plain: Path, tmp_path: Path) -> None:
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "quantization_config": CASES["awq"][0]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="awq checkpoints are served of models with a decoder of pieray's own"):
