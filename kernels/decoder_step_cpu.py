@@ -150,14 +150,23 @@ def pack(matrix: torch.Tensor, kind: int = FLOATS) -> torch.Tensor:
 
     That is [panels, in, panel], and of tiles, `width` inputs to a dword, [panels, blocks, 2, 16, 16, width].
     """
+    return packed(matrix, kind).contiguous()
+
+
+def packed(matrix: torch.Tensor, kind: int) -> torch.Tensor:
+    """As `pack`, not yet contiguous: a view of the matrix where nothing is padded.  Elements of tiles are dwords."""
     num_out, num_in = matrix.shape
     width = {PAIRS_AVX512: 2, PAIRS_AMX: 2, INT8_VNNI: 4, INT8_AMX: 4}.get(kind, 0)
     block = 16 * width or 1
-    wide = torch.zeros(padded(num_out), -(-num_in // block) * block, dtype=matrix.dtype)
-    wide[:num_out, :num_in] = matrix
+    shape = padded(num_out), -(-num_in // block) * block
+    wide = matrix
+    is_odd = matrix.storage_offset() * matrix.element_size() % 4  # of a mapped file, for a view as dwords
+    if shape != matrix.shape or is_odd or not matrix.is_contiguous():
+        wide = torch.zeros(shape, dtype=matrix.dtype)
+        wide[:num_out, :num_in] = matrix
     if width:
-        return wide.view(-1, 2, 16, wide.shape[1] // block, 16, width).permute(0, 3, 1, 4, 2, 5).contiguous()
-    return wide.view(-1, padded(1), num_in).transpose(1, 2).contiguous()
+        return wide.view(torch.int32).view(-1, 2, 16, shape[1] // block, 16).permute(0, 3, 1, 4, 2)
+    return wide.view(-1, padded(1), num_in).transpose(1, 2)
 
 
 def multiply_rows(x: torch.Tensor, matrix: CMatrix, threads: int = 1) -> torch.Tensor:

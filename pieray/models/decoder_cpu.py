@@ -23,7 +23,7 @@ from pieray.kernels.decoder_step_cpu import (
     decoder_step,
     int8_kinds,
     kind_of,
-    pack,
+    packed,
     padded,
     pair_kinds,
     workspace,
@@ -226,7 +226,7 @@ class CpuDecoder:
             found.scales = self._padded(matrix.scales)
             found.sums = self._padded(matrix.values.sum(1, dtype=torch.int32)) if is_int else None
             matrix = matrix.values if is_int else matrix.values.view(torch.uint8)
-        found.data = self._arena.take(pack(matrix, found.kind))
+        found.data = self._arena.take(packed(matrix, found.kind))
         return found
 
     def _padded(self, vector: torch.Tensor | None) -> int | None:
