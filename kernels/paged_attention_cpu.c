@@ -21,7 +21,8 @@ typedef uint8_t b8u __attribute__((vector_size(8), aligned(1)));
 enum { F32, BF16, E4M3 };
 
 INLINE v8 load8_e4m3(const uint8_t *p) {
-    u8 bits = __builtin_convertvector(*(const b8u *)p, u8), size = bits & 0x7F;
+    h8u wide = __builtin_convertvector(*(const b8u *)p, h8u);  // in one step GCC converts lane by lane
+    u8 bits = __builtin_convertvector(wide, u8), size = bits & 0x7F;
     u8 is_small = (u8)(size < 8), is_nan = (u8)(size == 0x7F);  // small: without the leading 1, which is taken away again
     v8 x = (v8)(((size + (is_small & 8)) << 20) + (120 << 23)) - (v8)(is_small & 0x3C800000);
     return (v8)((u8)x | (bits & 0x80) << 24 | (is_nan & 0x7FC00000));

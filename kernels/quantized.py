@@ -13,8 +13,8 @@ DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 #: the largest number that is used of each; -128 is not, so that both signs are alike
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
-#: of a matrix that are quantized at once
-PART_NUMBERS = 1 << 20
+#: of a matrix that are quantized at once: in float32 they stay in the second cache
+PART_NUMBERS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,12 @@ def quantize_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, to
 
     A row that is not finite has a scale of NaN.
     """
-    wide = x.float()
-    largest = LARGEST[dtype]
-    scales = wide.abs().amax(1) / largest
-    scaled = wide / scales.clamp_min(1e-30)[:, None]
-    if dtype is torch.int8:
-        scaled = scaled.round_()
-    values = scaled.nan_to_num_(0).clamp_(-largest, largest).to(dtype)
-    return values, torch.where(scales.isfinite(), scales, torch.nan)
+    scales = x.abs().amax(1).float() / LARGEST[dtype]
+    is_finite = scales.isfinite()
+    if not bool(is_finite.all()):
+        x, scales = x.masked_fill(~is_finite[:, None], 0), scales.masked_fill(~is_finite, torch.nan)
+    scaled = x.float() / scales.nan_to_num(0).clamp_min(1e-30)[:, None]
+    return (scaled.round_() if dtype is torch.int8 else scaled).to(dtype), scales
 
 
 def linear(x: torch.Tensor, matrix: AnyMatrix, bias: torch.Tensor | None = None) -> torch.Tensor:
