@@ -225,7 +225,7 @@ class CpuDecoder:
             found.kind = self._int8_kind if is_int else FP8
             found.scales = self._padded(matrix.scales)
             if is_int:  # in parts, for each is made int32 on the way
-                sums = [part.sum(1, dtype=torch.int32) for part in matrix.values.split(256)]
+                sums = [part.sum(1, dtype=torch.int32) for part in torch.split(matrix.values, 256)]
                 found.sums = self._padded(torch.cat(sums))
             matrix = matrix.values if is_int else matrix.values.view(torch.uint8)
         found.data = self._arena.take(packed(matrix, found.kind))
