@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from doors import hosted
 from engines import assert_pages_return, run
 from programs import program
 from small_models import VOCAB, greedy, random_llama
@@ -18,6 +20,7 @@ import pieray
 from pieray.assets import model_folder
 from pieray.errors import DeviceLost, NotFound
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
+from pieray.server.guard import Guard
 
 PROMPT = "Sort: 3 1 2 9"
 
@@ -120,6 +123,49 @@ async def main(prompt):
     "snapshots",
 )
 
+PLAIN = program(
+    """
+from inferlet import Context
+
+async def main(prompt, max_tokens, **options):
+    async with Context(prompt) as ctx:
+        return await ctx.generate(max_tokens, **{"temperature": 0.0, "seed": 0, **options})
+""",
+    "plain",
+)
+
+ITSELF = program(
+    """
+from inferlet import Context, DraftModel
+from inferlet.errors import InvalidRequest
+
+async def main():
+    found = []
+    async with Context("a") as ctx:
+        try:
+            DraftModel(ctx, ctx)
+        except InvalidRequest as error:
+            found.append(str(error))
+        try:
+            DraftModel(ctx, "b")
+        except InvalidRequest as error:
+            found.append(str(error).split()[0])
+    return found
+""",
+    "itself",
+)
+
+PARENT = program(
+    """
+from inferlet import children, model
+
+async def main(source, input):
+    child = children.launch(source=source, **input)
+    return [model.names(), await child]
+""",
+    "parent",
+)
+
 LONG = program(
     """
 from inferlet import Context, session
@@ -148,7 +194,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def started(ray_cluster: None, folder: Path) -> Iterator[Any]:
     small = {"path": str(folder), "num_pages": 128, "page_size": 8}
-    with pieray.start(namespace=f"models-{time.time_ns()}", models={"small": small}) as engine:
+    with pieray.start(namespace=f"models-{time.time_ns()}", models={"twin": "pie-tiny", "small": small}) as engine:
         yield engine
 
 
@@ -159,12 +205,12 @@ def engine(started: Any) -> Iterator[Any]:
 
 
 def test_programs_see_all_models_by_name(engine: Any) -> None:
-    assert run(engine, FACTS) == [["pie-tiny", "small"], [16, 8], 8]
+    assert run(engine, FACTS) == [["pie-tiny", "twin", "small"], [16, 16, 8], 8]
     facts = {one["name"]: one for one in engine.models()}
-    assert list(facts) == ["pie-tiny", "small"]
+    assert list(facts) == ["pie-tiny", "twin", "small"]
     assert (facts["small"]["num_pages"], facts["small"]["replicas"], facts["small"]["vocab_size"]) == (128, 1, VOCAB)
     groups = {(row["model"], row["group"]) for row in engine.status()["actors"] if row["role"] == "batcher"}
-    assert groups == {("pie-tiny", 0), ("small", 1)}
+    assert groups == {("pie-tiny", 0), ("twin", 1), ("small", 2)}
 
 
 def test_each_says_what_it_says_alone_also_at_the_same_time(engine: Any, folder: Path) -> None:
@@ -192,6 +238,81 @@ def test_each_model_has_snapshots_of_its_own(engine: Any) -> None:
     assert run(engine, SNAPSHOTS, prompt=PROMPT) == [[[], ["said"]], [], True, "small"]
 
 
+def test_a_program_that_names_no_model_runs_on_the_one_of_its_launch(engine: Any, folder: Path) -> None:
+    expected = greedy(folder, tokens_of(PROMPT), 24)
+    names = ["", "pie-tiny"]
+    mine, theirs = engine.launch(BOTH, prompt=PROMPT, names=names, on_model="small").result(timeout=60)
+    assert (mine, [theirs]) == (expected, run(engine, BOTH, prompt=PROMPT, names=[""]))
+    asked = {"source": BOTH.source, "input": {"prompt": PROMPT, "names": names}}
+    found = engine.launch(PARENT, asked, on_model="small", capabilities={"children": True})
+    assert found.result(timeout=60) == [["small", "pie-tiny", "twin"], [mine, theirs]]  # its children use it too
+    assert engine.launch(FACTS, on_model="pie-tiny").result(timeout=60) == run(engine, FACTS)
+    with pytest.raises(NotFound, match="no model is named 'large'; served: pie-tiny, twin, small"):
+        engine.launch(BOTH, prompt=PROMPT, on_model="large")
+
+
+def test_the_door_serves_each_under_its_name(engine: Any, folder: Path) -> None:
+    tokens = tokens_of(PROMPT)
+    with hosted(engine, Guard(), others=["twin", "small"]) as url, httpx.Client(base_url=url, timeout=60) as http:
+        listed = {one["id"]: one for one in http.get("/v1/models").json()["data"]}
+        assert (listed["small"]["max_model_len"], list(listed)[:3]) == (512, ["pie-tiny", "twin", "small"])
+        asked = {"prompt": tokens, "max_tokens": 12, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+        found = http.post("/v1/completions", json={**asked, "model": "small"}).json()
+        assert found["model"] == "small"
+        assert found["choices"][0]["token_ids"] == greedy(folder, tokens, 12)
+        assert http.post("/v1/completions", json=asked).json()["model"] == "pie-tiny"
+        assert http.post("/v1/completions", json={**asked, "model": "large"}).status_code == 404
+        sizes = {
+            name: len(http.post("/v1/embeddings", json={"model": name, "input": PROMPT}).json()["data"][0]["embedding"])
+            for name in ("pie-tiny", "small")
+        }
+        assert sizes["small"] == 64 != sizes["pie-tiny"]
+        run_ = {"input": {"prompt": PROMPT, "names": [""]}, "model": "small"}
+        engine.install(BOTH)
+        try:
+            assert http.post("/v1/inferlets/both/runs", json=run_).json()["result"] == [greedy(folder, tokens, 24)]
+            refused = http.post("/v1/inferlets/both/runs", json={**run_, "model": "large"})
+            assert (refused.status_code, "no model is named" in refused.text) == (404, True)
+        finally:
+            engine.uninstall("both")
+        counted = http.get("/metrics").text
+    for name in ("pie-tiny", "small"):
+        assert f'vllm:request_success_total{{engine="0",finished_reason="length",model_name="{name}"}} 1.0' in counted
+        assert f'vllm:generation_tokens_total{{engine="0",model_name="{name}"}} 12.0' in counted
+    assert 'pieray:device_groups{group="2",model="small"} 1.0' in counted
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 5}], ids=["greedy", "sampled"])
+def test_another_models_drafts_change_the_passes_and_not_the_text(engine: Any, options: dict[str, Any]) -> None:
+    given = {"prompt": "Repeat: red blue red blue red", "max_tokens": 40, **options}
+    alone = run(engine, PLAIN, **given)
+    good, bad, none = (run(engine, "draft-model", draft=name, **given) for name in ("twin", "small", "pie-tiny"))
+    assert [found["text"] for found in (good, bad, none)] == [alone] * 3
+    if not options:  # who drafts what it would say itself is always right
+        assert good["num_right"] >= good["num_drafted"] - 12
+        assert good["num_passes"] <= good["num_tokens"] / 3
+        assert none["num_passes"] == good["num_passes"]
+    assert bad["num_right"] < bad["num_drafted"] / 2
+    assert good["num_passes"] <= bad["num_passes"] <= bad["num_tokens"] + 1
+
+
+def test_a_context_does_not_draft_for_itself(engine: Any) -> None:
+    assert run(engine, ITSELF) == [
+        "a context cannot draft for itself: give another one, of a smaller model",
+        "verifier",
+    ]
+
+
+def test_the_large_model_answers_what_the_small_one_is_not_sure_of(engine: Any) -> None:
+    sure = run(engine, "cascade", small="twin", prompt="12+7=")
+    assert (sure["text"], sure["model"], len(sure["tried"])) == ("19", "twin", 1)
+    unsure = run(engine, "cascade", small="small", prompt="12+7=")
+    assert (unsure["text"], unsure["model"]) == ("19", "pie-tiny")
+    assert [one["model"] for one in unsure["tried"]] == ["small", "pie-tiny"]
+    assert unsure["tried"][0]["sure"] < 0.8 <= unsure["tried"][1]["sure"]
+    assert run(engine, "cascade", small="small", large="twin", prompt="12+7=", least=0.0)["model"] == "small"
+
+
 def test_a_model_whose_device_dies_fails_its_own_programs_alone(engine: Any) -> None:
     processes = {name: engine.launch(LONG, name=name, prompt=PROMPT) for name in ("", "small")}
     for process in processes.values():
@@ -214,11 +335,11 @@ def test_a_model_whose_device_dies_fails_its_own_programs_alone(engine: Any) -> 
 
 
 def test_a_model_is_scaled_by_its_name(engine: Any) -> None:
-    with pytest.raises(NotFound, match="no model is named 'large'; served: pie-tiny, small"):
+    with pytest.raises(NotFound, match="no model is named 'large'; served: pie-tiny, twin, small"):
         engine.scale(2, model="large")
-    assert [one["replicas"] for one in engine.scale(2, model="small")] == [1, 2]
+    assert [one["replicas"] for one in engine.scale(2, model="small")] == [1, 1, 2]
     expected = run(engine, BOTH, prompt=PROMPT)
     processes = [engine.launch(BOTH, prompt=PROMPT) for _ in range(8)]
     assert [process.result(timeout=60) for process in processes] == [expected] * 8
-    assert [one["replicas"] for one in engine.scale(1, model="small")] == [1, 1]
+    assert [one["replicas"] for one in engine.scale(1, model="small")] == [1, 1, 1]
     assert run(engine, BOTH, prompt=PROMPT) == expected

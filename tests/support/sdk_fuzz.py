@@ -132,6 +132,8 @@ def shared() -> dict[str, Any]:
         "dst": lambda: kv.alloc(1)[0],
         "pass_": step,
         "ctx": lambda: Context("ab"),
+        "draft": lambda: Context("ab"),
+        "verifier": lambda: Context("ab"),
         "tickets": lambda: [runtime.sleep(0).id],
         "ticket": lambda: runtime.sleep(0).id,
         "id": 7,
@@ -232,6 +234,7 @@ def objects() -> dict[type, Callable[[], Any]]:
     return {
         Context: lambda: Context("ab"),
         inferlet.Generation: lambda: Context("ab").generate(2),
+        inferlet.DraftModel: lambda: inferlet.DraftModel(Context("ab"), Context("ab")),
         inferlet.Sampler: lambda: inferlet.Sampler(seed=1),
         inferlet.SamplerHandle: lambda: inferlet.Sampler(seed=1).handle(),
         inferlet.Grammar: lambda: inferlet.Grammar.regex("[ab]+"),

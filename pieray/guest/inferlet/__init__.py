@@ -69,6 +69,7 @@ from .errors import (
 from .grammar import Grammar, Matcher
 from .plans import Plan
 from .sampler import Sampler, SamplerHandle, greedy
+from .speculation import DraftModel
 from .structured import Mismatch, collect_json
 from .tools import Tool, run_tools, tool
 
@@ -83,6 +84,7 @@ __all__ = [
     "Deadlock",
     "Denied",
     "DeviceLost",
+    "DraftModel",
     "Error",
     "Evicted",
     "Finish",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Choose: TypeAlias = Callable[..., int | Awaitable[int | None] | None]
 """Takes all logits of the next token, of the context and of each beside it; the token's id, or None to end."""
-Drafter: TypeAlias = Callable[[list[int]], Sequence[int]]
+Drafter: TypeAlias = Callable[[list[int]], Sequence[int] | Awaitable[Sequence[int]]]
 
 
 @dataclass(slots=True)

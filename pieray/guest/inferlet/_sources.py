@@ -180,7 +180,10 @@ class DraftSource:
         if sequence.dropped:
             raise NoPlan  # a verification has no positions of its own
         pending = context._pending()
-        drafts = _convert.u32s("drafts of the drafter", self._drafter(context.tokens))[: (most or num_left) - 1]
+        drafted: Any = self._drafter(context.tokens)
+        if inspect.isawaitable(drafted):
+            drafted = await drafted
+        drafts = _convert.u32s("drafts of the drafter", drafted)[: (most or num_left) - 1]
         ticket = self._ticket = sequence.verify(pending, drafts, self._sampler, self._draws.adapter)
         sequence.source, self.is_stale = self, False
         await wait_ticket(ticket)

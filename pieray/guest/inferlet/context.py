@@ -283,9 +283,9 @@ class Context(Snapshots):
         for a JSON schema (a dict), a type (see `structured.schema_of`) or a Grammar.  Such a text ends with a stop
         token, or before it is whole where `max_tokens` ends it: `finish_reason` is "length" then.
 
-        `drafter`: "ngram" drafts by prompt lookup in the engine.  A function takes the ids of all tokens of the context
-        and returns the ids that it expects next, perhaps none; they are verified in one pass.  Both change the speed,
-        not the text.
+        `drafter`: "ngram" drafts by prompt lookup in the engine.  A function (it may be a coroutine) takes the ids of
+        all tokens of the context and returns the ids that it expects next, perhaps none; they are verified in one pass.
+        A `DraftModel` asks another model for them.  All of this changes the speed, not the text.
 
         `on_token`: a function that takes each Token before it is given out, and returns None (or True) to go on, a
         Sampler to draw the next tokens with, text or token ids to append to the context, or False to end.
