@@ -54,12 +54,16 @@ class Batcher(ServingActor):
             swap_bytes=settings.swap_memory_bytes,
             max_context=settings.max_context,
             bf16_products=settings.bf16_products,
+            quantization=settings.quantization,
+            kv_dtype=settings.kv_dtype,
             num_sharing=sum(max(1, one.replicas) for one in self.config.all_models().values()),
         )
-        warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
+        if runner.scores is None:  # what scores texts has no steps of rows
+            warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
         costs = CostModel(runner.config.vocab_size, runner.config.hidden_size)
-        if runner.decoder.device.type == "cpu":  # elsewhere the first step of a size compiles kernels
+        # elsewhere the first step of a size compiles kernels; what scores texts takes no steps of the measured kinds
+        if runner.decoder.device.type == "cpu" and runner.scores is None:
             calibrate(runner, settings, spec, costs)
         core = BatcherCore(
             runner,
@@ -81,7 +85,7 @@ class Batcher(ServingActor):
             "max_context": runner.config.max_position,
             "page_size": runner.pool.page_size,
             "num_pages": runner.pool.num_pages,
-            "dtype": str(runner.pool.data.dtype).removeprefix("torch."),
+            "dtype": runner.dtype,
             "device": str(runner.decoder.device),
             "hidden_size": runner.config.hidden_size,
             "num_layers": runner.config.num_layers,

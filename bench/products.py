@@ -1,9 +1,10 @@
 """Claim: on a CPU, products with packed weights of bfloat16 in C are as fast as torch's (oneDNN) at each shape.
 
-GFLOP/s of one thread, of each way that `model.bf16_products` names and of torch's own bfloat16 product, by shape and
-number of rows.  Each product goes through copies of its matrix that together take 64 MiB, as the layers of a model do:
-none is in the second cache when its turn comes.  The ways take turns; figures are the best of the rounds, for a busy
-neighbour makes a round slower and nothing makes it faster.  `ratio` is the first way over torch.
+GFLOP/s of one thread, of each way that `model.bf16_products` names, of int8 by each of the processor's instructions
+(`model.quantization`) and of torch's own bfloat16 product, by shape and number of rows. Each product goes through
+copies of its matrix that together take 64 MiB, as the layers of a model do: none is in the second cache when its turn
+comes. The ways take turns; figures are the best of the rounds, for a busy neighbour makes a round slower and nothing
+makes it faster. `ratio` is the first way over torch.
 
     python bench/products.py
 """
@@ -19,7 +20,17 @@ import torch
 from common import machine
 
 from pieray.kernels.cc import library
-from pieray.kernels.decoder_step_cpu import CMatrix, kind_of, multiply_rows, pack, pair_kinds
+from pieray.kernels.decoder_step_cpu import (
+    INT8_KINDS,
+    CMatrix,
+    int8_kinds,
+    kind_of,
+    multiply_rows,
+    pack,
+    padded,
+    pair_kinds,
+)
+from pieray.kernels.quantized import QuantizedMatrix
 from pieray.models.arena import Arena
 
 SHAPES = ((256, 1408), (768, 1280), (768, 4096), (2048, 768), (2048, 11264))
@@ -35,6 +46,16 @@ def ways(matrix: torch.Tensor, arena: Arena, copies: int) -> dict[str, Callable[
         packed = pack(matrix, kind)
         many = [CMatrix(arena.take(packed), None, *matrix.shape, kind) for _ in range(copies)]
         found[products] = lambda x, many=many: [multiply_rows(x, one) for one in many]
+    small = QuantizedMatrix.of(matrix, "int8")
+    scales, sums = (
+        arena.take(torch.nn.functional.pad(one, (0, padded(len(one)) - len(one))))
+        for one in (small.scales, small.values.sum(1, dtype=torch.int32))
+    )
+    for name in int8_kinds():
+        data = pack(small.values, INT8_KINDS[name])
+        kind = INT8_KINDS[name]
+        many = [CMatrix(arena.take(data), None, *matrix.shape, kind, scales, sums) for _ in range(copies)]
+        found[f"int8, {name}"] = lambda x, many=many: [multiply_rows(x, one) for one in many]
     plain = [matrix.clone() for _ in range(copies)]
     found["torch"] = lambda x: [torch.nn.functional.linear(x.bfloat16(), one) for one in plain]
     return found

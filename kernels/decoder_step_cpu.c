@@ -1,5 +1,5 @@
-// A whole decoder step on the CPU in one call, of all native architectures without experts, with weights of float32 or
-// bfloat16, sums in float32, and activations too, but for what goes into a product of pairs (bfloat16).  For small models
+// A whole decoder step on the CPU in one call, of all native architectures without experts, with weights as in matrix_cpu.c,
+// sums in float32, and activations too, but for what goes into a product of pairs (bfloat16) or of int8.  For small models
 // most of a torch step is dispatch; here there is none.
 //
 // A row's logits do not depend on the batch around it, to the last bit: see matrix_cpu.c and paged_attention_cpu.c.
@@ -22,9 +22,11 @@ typedef struct {
     int64_t num_layers, hidden, intermediate, num_heads, num_kv_heads, head_dim, page_size;
     float eps, scale;
     float softcap, embed_scale, residual_scale, logits_scale, logits_softcap;  // a softcap of 0: none
-    int32_t is_bf16;      // the packed matrices, the embedding and the pool
+    int32_t is_bf16;      // the embedding
     int32_t is_gelu;      // the gate: gelu by tanh, else silu
     int32_t is_row_norm;  // QK norm of all heads of a row together, else of each head
+    int32_t has_tiles;    // attention goes by tiles (AMX)
+    int32_t kv_kind;      // of the pool: see load8
     const void *embed;    // [vocab, hidden]
     const float *norm;
     Matrix lm_head;
@@ -122,19 +124,19 @@ static void place_row(float *heads, const Model *m, const Block *b, int64_t posi
     int64_t page = slot / m->page_size, offset = slot % m->page_size;
     for (int64_t h = 0; h < 2 * m->num_kv_heads; h++) {
         int64_t at = ((page * 2 * m->num_kv_heads + h) * m->page_size + offset) * d;
-        for (int64_t i = 0; i < d; i++) store1(b->kv, at + i, heads[(m->num_heads + h) * d + i], m->is_bf16);
+        for (int64_t i = 0; i < d; i++) store1(b->kv, at + i, heads[(m->num_heads + h) * d + i], m->kv_kind);
     }
 }
 
 // Whether attention goes by tiles, as the products do.
 INLINE int attends_by_tiles(const Model *m) {
-    return m->lm_head.kind == PAIRS_AMX && m->num_heads / m->num_kv_heads <= MOST_GROUP && m->softcap == 0;
+    return m->has_tiles && m->num_heads / m->num_kv_heads <= MOST_GROUP && m->softcap == 0;
 }
 
 // mixed[i - first] = attention of row `rows ? rows[i] : i`, for i in [first, first + num_rows).
 static void attend_rows(const float *qkv, const Model *m, const Block *b, const Step *s, const int64_t *rows, int64_t first,
                         int64_t num_rows, float *mixed, float *scores) {
-    Layer l = {b->kv, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, b->window, m->scale, m->softcap, NULL};
+    Layer l = {b->kv, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, b->window, m->scale, m->softcap, NULL, m->kv_kind};
     int64_t d = m->head_dim, group = m->num_heads / m->num_kv_heads, q_stride = padded(b->qkv.num_out), width = m->num_heads * d;
     // rows of one request share what is unpacked for them; where each has its own, threads share the rows
     int64_t together = !attends_by_tiles(m) || s->ragged.num_requests >= num_rows ? 1 : rows_together(&l);
@@ -153,7 +155,7 @@ static void attend_rows(const float *qkv, const Model *m, const Block *b, const 
                 attend_tiles(q, q_stride, &(Queries){&l, &s->ragged, rows, head, at, num}, target, (char *)scores);
             } else {
                 Span span = span_of(&s->ragged, row, b->window);
-                attend(q + row * q_stride, &l, head, &span, target, scores, m->is_bf16);
+                attend(q + row * q_stride, &l, head, &span, target, scores);
             }
             at += num;
         }
@@ -253,7 +255,7 @@ static Widths widths_of(const Model *m) {
     if (padded_in(m->intermediate) > most) most = padded_in(m->intermediate);
     int64_t wide = padded(2 * m->intermediate);
     return (Widths){padded(m->hidden), padded(heads + 2 * m->num_kv_heads * m->head_dim), padded(m->hidden),
-                    wide > padded(heads) ? wide : padded(heads), padded(m->intermediate), most / 2};
+                    wide > padded(heads) ? wide : padded(heads), padded(m->intermediate), most / 2 + 32};
 }
 
 // Floats that a step of `num_tokens` takes in its workspace, which begins on a line of the cache.
@@ -266,7 +268,7 @@ int64_t decoder_workspace(const Model *m, int64_t num_tokens) {
 
 // Floats that one thread takes: scores of attention, or an unpacked panel.
 static int64_t thread_floats(const Model *m, const Step *s) {
-    Layer shape = {NULL, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, 0, 0, 0, NULL};
+    Layer shape = {NULL, m->num_heads, m->num_kv_heads, m->head_dim, m->page_size, 0, 0, 0, NULL, 0};
     int64_t heads = m->num_heads * m->head_dim, most = scratch_floats(&shape, &s->ragged);
     int64_t widths[3] = {m->hidden, m->intermediate, heads};
     for (int i = 0; i < 3; i++) most = widths[i] * PANEL > most ? widths[i] * PANEL : most;

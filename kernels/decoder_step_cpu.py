@@ -11,14 +11,22 @@ from pieray.kernels.cc import library
 from pieray.kernels.paged_attention_cpu import CRagged
 
 #: `kind` of a Matrix in matrix_cpu.c
-FLOATS, HALVES, PAIRS_AVX512, PAIRS_AMX = range(4)
+FLOATS, HALVES, PAIRS_AVX512, PAIRS_AMX, FP8, INT8, INT8_VNNI, INT8_AMX = range(8)
 PAIR_KINDS = {"amx": PAIRS_AMX, "avx512_bf16": PAIRS_AVX512}
+#: the fastest first
+INT8_KINDS = {"amx_int8": INT8_AMX, "avx512_vnni": INT8_VNNI, "c": INT8}
 
 
 class CMatrix(ctypes.Structure):
     """`Matrix` of matrix_cpu.c."""
 
-    _fields_ = (("data", c_void_p), ("bias", c_void_p), ("num_out", c_int64), ("num_in", c_int64), ("kind", c_int64))
+    _fields_ = (
+        ("data", c_void_p),
+        ("bias", c_void_p),
+        *((name, c_int64) for name in ("num_out", "num_in", "kind")),
+        ("scales", c_void_p),
+        ("sums", c_void_p),
+    )
 
 
 class CBlock(ctypes.Structure):
@@ -40,7 +48,7 @@ class CModel(ctypes.Structure):
         *((name, c_int64) for name in ("num_heads", "num_kv_heads", "head_dim", "page_size")),
         *((name, c_float) for name in ("eps", "scale", "softcap", "embed_scale")),
         *((name, c_float) for name in ("residual_scale", "logits_scale", "logits_softcap")),
-        *((name, c_int32) for name in ("is_bf16", "is_gelu", "is_row_norm")),
+        *((name, c_int32) for name in ("is_bf16", "is_gelu", "is_row_norm", "has_tiles", "kv_kind")),
         *((name, c_void_p) for name in ("embed", "norm")),
         ("lm_head", CMatrix),
         ("blocks", ctypes.POINTER(CBlock)),
@@ -136,6 +144,14 @@ def pair_kinds() -> list[str]:
     return [name for name, kind in PAIR_KINDS.items() if found >> kind & 1]
 
 
+def int8_kinds() -> list[str]:
+    """Which of INT8_KINDS this process can multiply, the fastest first."""
+    lib = _library()
+    lib.int8_kinds.restype = c_int64
+    found = int(lib.int8_kinds())
+    return [name for name, kind in INT8_KINDS.items() if found >> kind & 1]
+
+
 def kind_of(dtype: torch.dtype, products: str) -> int:
     """The kind of a matrix of `dtype` whose `products` are one of PAIR_KINDS, or "float32"."""
     if dtype is torch.float32:
@@ -146,15 +162,25 @@ def kind_of(dtype: torch.dtype, products: str) -> int:
 def pack(matrix: torch.Tensor, kind: int = FLOATS) -> torch.Tensor:
     """A matrix [out, in] in the order that the C product of its kind reads, zero-padded, contiguous.
 
-    That is [panels, in, panel], and of pairs [panels, blocks, 2, 16, 16, 2].
+    That is [panels, in, panel], and of tiles, `width` inputs to a dword, [panels, blocks, 2, 16, 16, width].
     """
+    return packed(matrix, kind).contiguous()
+
+
+def packed(matrix: torch.Tensor, kind: int) -> torch.Tensor:
+    """As `pack`, not yet contiguous: a view of the matrix where nothing is padded.  Elements of tiles are dwords."""
     num_out, num_in = matrix.shape
-    is_pairs = kind in PAIR_KINDS.values()
-    wide = torch.zeros(padded(num_out), -(-num_in // 32) * 32 if is_pairs else num_in, dtype=matrix.dtype)
-    wide[:num_out, :num_in] = matrix
-    if is_pairs:
-        return wide.view(-1, 2, 16, wide.shape[1] // 32, 16, 2).permute(0, 3, 1, 4, 2, 5).contiguous()
-    return wide.view(-1, padded(1), num_in).transpose(1, 2).contiguous()
+    width = {PAIRS_AVX512: 2, PAIRS_AMX: 2, INT8_VNNI: 4, INT8_AMX: 4}.get(kind, 0)
+    block = 16 * width or 1
+    shape = padded(num_out), -(-num_in // block) * block
+    wide = matrix
+    is_odd = matrix.storage_offset() * matrix.element_size() % 4  # of a mapped file, for a view as dwords
+    if shape != matrix.shape or is_odd or not matrix.is_contiguous():
+        wide = torch.zeros(shape, dtype=matrix.dtype)
+        wide[:num_out, :num_in] = matrix
+    if width:
+        return wide.view(torch.int32).view(-1, 2, 16, shape[1] // block, 16).permute(0, 3, 1, 4, 2)
+    return wide.view(-1, padded(1), num_in).transpose(1, 2)
 
 
 def multiply_rows(x: torch.Tensor, matrix: CMatrix, threads: int = 1) -> torch.Tensor:

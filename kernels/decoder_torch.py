@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from pieray.kernels.cells import as_bits, to_cells
+
 
 def add_rms_norm(
     x: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float
@@ -61,4 +63,5 @@ def rope_append(
     cos, sin = cos[positions][:, None], sin[positions][:, None]
     turned.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), -1))
     page = slots.div(page_size, rounding_mode="floor")
-    kv_layer[page, :, :, slots - page * page_size] = heads[:, num_heads:].view(len(heads), 2, num_kv_heads, head_dim)
+    states = to_cells(heads[:, num_heads:], kv_layer.dtype).view(len(heads), 2, num_kv_heads, head_dim)
+    as_bits(kv_layer)[page, :, :, slots - page * page_size] = as_bits(states)

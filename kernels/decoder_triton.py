@@ -105,6 +105,16 @@ def gated_bytes(num_rows: int, width: int, itemsize: int) -> int:
 
 
 @triton.jit
+def _cells(x, dtype: tl.constexpr):
+    """As `cells.to_cells`."""
+    if dtype == tl.float8e4nv:
+        x = x.to(tl.float32)
+        x += x - x  # what is infinite becomes NaN
+        x = tl.where(x > 448.0, 448.0, tl.where(x < -448.0, -448.0, x))
+    return x.to(dtype)
+
+
+@triton.jit
 def rope_append_kernel(
     heads_ptr,  # [T, H + 2 * KV_H, D]
     cos_ptr,  # [positions, D / 2] float32
@@ -156,8 +166,9 @@ def rope_append_kernel(
     kv_head = head - H - is_value * KV_H
     cell = (((slot // PAGE * 2 + is_value) * KV_H + kv_head) * PAGE + slot % PAGE) * D
     to_pool = is_cell & (head >= H)[:, None]
-    tl.store(kv_ptr + cell[:, None] + column[None, :], turned_first, mask=to_pool)
-    tl.store(kv_ptr + cell[:, None] + D // 2 + column[None, :], turned_second, mask=to_pool)
+    tl.store(kv_ptr + cell[:, None] + column[None, :], _cells(turned_first, kv_ptr.dtype.element_ty), mask=to_pool)
+    at = kv_ptr + cell[:, None] + D // 2 + column[None, :]
+    tl.store(at, _cells(turned_second, kv_ptr.dtype.element_ty), mask=to_pool)
 
 
 def rope_append(

@@ -54,10 +54,10 @@ def attention(
 ) -> torch.Tensor:
     """softmax(scale * q k^T + mask) v for each row of q [T, num_heads, head_dim]; returns the same shape and dtype.
 
-    `kv_layer` is [num_pages, 2, num_kv_heads, page_size, head_dim]; `window` counts the slots a row sees, itself
-    included, 0 = all; `scale` defaults to head_dim ** -0.5.  With a `softcap` scores become softcap * tanh(score /
-    softcap) (Gemma 2).  `sinks`, float32 [num_heads], are scores that take part in the softmax of each head and have no
-    value (GPT-OSS).  A row whose mask hides everything gives 0.
+    `kv_layer` is [num_pages, 2, num_kv_heads, page_size, head_dim], in the dtype of q or in E4M3. `window` counts the
+    slots a row sees, itself included, 0 = all; `scale` defaults to head_dim ** -0.5. With a `softcap` scores become
+    softcap * tanh(score / softcap) (Gemma 2). `sinks`, float32 [num_heads], are scores that take part in the softmax
+    of each head and have no value (GPT-OSS). A row whose mask hides everything gives 0.
     Triton on CUDA; elsewhere the C operator, or torch where there is no C compiler.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale

@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from pieray.kernels.cells import as_bits
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention_torch import visible
 
@@ -96,7 +97,7 @@ def _weighted(acc, p, v, UPCAST: tl.constexpr, IEEE: tl.constexpr):
 @triton.jit
 def paged_attention_kernel(
     q_ptr,  # [T, num_heads, D], rows q_stride apart
-    kv_ptr,  # [num_pages, 2, num_kv_heads, PAGE, D]
+    kv_ptr,  # [num_pages, 2, num_kv_heads, PAGE, D], in the dtype of q or float8e4nv
     out_ptr,  # [SPLITS, T, num_heads, D]
     lse_ptr,  # [SPLITS, T, num_heads] float32, base 2
     qo_indptr_ptr,
@@ -190,7 +191,7 @@ def paged_attention_kernel(
             at = ((page * 2 * num_kv_heads + kv_head) * PAGE + slot % PAGE) * D
             cell = kv_ptr + at[:, None] + column[None, :]
             k = tl.load(cell) if D == BLOCK_D else tl.load(cell, mask=is_column[None, :], other=0.0)
-            s = _scores(q, k, UPCAST, IEEE) * scale_log2
+            s = _scores(q, k.to(q.dtype), UPCAST, IEEE) * scale_log2
             if HAS_CAP:
                 s = _bent(s, cap_log2)
             new_top = tl.maximum(top, tl.max(s, 1))
@@ -199,7 +200,7 @@ def paged_attention_kernel(
             total = total * shrink + tl.sum(p, 1)
             cell += num_kv_heads * PAGE * D
             v = tl.load(cell) if D == BLOCK_D else tl.load(cell, mask=is_column[None, :], other=0.0)
-            acc = _weighted(acc * shrink[:, None], p, v, UPCAST, IEEE)
+            acc = _weighted(acc * shrink[:, None], p, v.to(q.dtype), UPCAST, IEEE)
             top = new_top
     for base in range(plain_end, high, BLOCK_N):
         slot = base + tl.arange(0, BLOCK_N)
@@ -209,7 +210,7 @@ def paged_attention_kernel(
         cell = kv_ptr + at[:, None] + column[None, :]
         is_kv = is_slot[:, None] & is_column[None, :]
         k = tl.load(cell, mask=is_kv, other=0.0)
-        s = _scores(q, k, UPCAST, IEEE) * scale_log2
+        s = _scores(q, k.to(q.dtype), UPCAST, IEEE) * scale_log2
         if HAS_CAP:
             s = _bent(s, cap_log2)
         may = is_slot[None, :] & (slot[None, :] <= last[:, None])
@@ -228,7 +229,7 @@ def paged_attention_kernel(
         if HAS_MASK:  # what no row may see can be NaN, and 0 * NaN is not 0
             is_kv = is_kv & (tl.max((may & is_row[:, None]).to(tl.int32), 0) != 0)[:, None]
         v = tl.load(cell + num_kv_heads * PAGE * D, mask=is_kv, other=0.0)
-        acc = _weighted(acc * shrink[:, None], p, v, UPCAST, IEEE)
+        acc = _weighted(acc * shrink[:, None], p, v.to(q.dtype), UPCAST, IEEE)
         top = new_top
 
     divisor = tl.where(total > 0, total, 1.0)
@@ -406,7 +407,8 @@ def reference(
         may = visible(meta, request, q_len, kv_lens[request], window)
         for head in range(num_heads):
             k, v = (
-                kv_layer[pages, :, head // group]
+                as_bits(kv_layer)[pages, :, head // group]
+                .view(kv_layer.dtype)
                 .transpose(0, 1)
                 .reshape(2, -1, head_dim)[:, : kv_lens[request]]
                 .double()

@@ -1,4 +1,4 @@
-// Paged attention over a pool of bfloat16 by tiles (AMX): rows of one request together, as many as there are.
+// Paged attention over a pool of bfloat16 or E4M3 by tiles (AMX): rows of one request together, as many as there are.
 //
 // Queries and weights are rounded to bfloat16, sums are float32.  A score is a chain over blocks of 32 of head_dim; an
 // output a chain over blocks of 32 slots, of weights that are 0 wherever the row does not attend, which adds nothing.
@@ -111,9 +111,22 @@ INLINE void transpose16(__m512i *r, uint16_t *out) {
     }
 }
 
-// Elements [i, i + 32) of a row of head_dim, zeros behind its end.
-INLINE __m512i load_row(const uint16_t *row, int64_t i, int64_t d) {
-    return _mm512_maskz_loadu_epi16(d - i >= 32 ? ~0u : (1u << (d - i)) - 1, row + i);
+// 32 numbers of E4M3 as bfloat16, which has all of them.
+INLINE __m512i widen_e4m3(__m256i bytes) {
+    uint16_t small[32] = {0, 0x3B00, 0x3B80, 0x3BC0, 0x3C00, 0x3C20, 0x3C40, 0x3C60};  // 0 to 7 times 2^-9
+    __m512i bits = _mm512_cvtepu8_epi16(bytes), size = _mm512_and_si512(bits, _mm512_set1_epi16(0x7F));
+    __m512i x = _mm512_add_epi16(_mm512_slli_epi16(size, 4), _mm512_set1_epi16(120 << 7));
+    __mmask32 is_small = _mm512_cmplt_epi16_mask(size, _mm512_set1_epi16(8));
+    x = _mm512_mask_permutexvar_epi16(x, is_small, size, _mm512_loadu_si512(small));
+    x = _mm512_mask_mov_epi16(x, _mm512_cmpeq_epi16_mask(size, _mm512_set1_epi16(0x7F)), _mm512_set1_epi16(0x7FC0));
+    return _mm512_or_si512(x, _mm512_slli_epi16(_mm512_and_si512(bits, _mm512_set1_epi16(0x80)), 8));
+}
+
+// Elements [i, i + 32) of a row of head_dim that begins at `at` of the pool, zeros behind its end; in bfloat16.
+INLINE __m512i load_row(const Layer *l, int64_t at, int64_t i) {
+    __mmask32 is_there = l->head_dim - i >= 32 ? ~0u : (1u << (l->head_dim - i)) - 1;
+    if (l->kind == E4M3) return widen_e4m3(_mm256_maskz_loadu_epi8(is_there, (const uint8_t *)l->kv + at + i));
+    return _mm512_maskz_loadu_epi16(is_there, (const uint16_t *)l->kv + at + i);
 }
 
 // Tiles of the keys of 64 slots: [depth / 32, 4].
@@ -121,7 +134,7 @@ INLINE void pack_keys(const Layer *l, const int64_t *at, TileSpace *w) {
     for (int64_t t = 0; t < 4; t++) {
         for (int64_t b = 0; b < w->depth / 32; b++) {
             __m512i r[16];
-            for (int i = 0; i < 16; i++) r[i] = load_row((const uint16_t *)l->kv + at[16 * t + i], 32 * b, l->head_dim);
+            for (int i = 0; i < 16; i++) r[i] = load_row(l, at[16 * t + i], 32 * b);
             transpose16(r, w->keys + (b * 4 + t) * 512);
         }
     }
@@ -136,18 +149,17 @@ INLINE int pack_values(const Layer *l, const Span *s, int64_t first, const int64
     __m512i low = _mm512_loadu_si512(order[0]), high = _mm512_loadu_si512(order[1]);
     int any = 0;
     for (int64_t pair = 0; pair < 16; pair++) {
-        const uint16_t *rows[2];
+        int64_t rows[2];
         for (int i = 0; i < 2; i++) {
             int64_t slot = first + 2 * pair + i;
             is_odd[2 * pair + i] = 0;
-            rows[i] = NULL;
-            if (slot >= s->low && slot < s->high)
-                rows[i] = (const uint16_t *)l->kv + at[2 * pair + i] + l->num_kv_heads * l->page_size * l->head_dim;
+            rows[i] = -1;
+            if (slot >= s->low && slot < s->high) rows[i] = at[2 * pair + i] + l->num_kv_heads * l->page_size * l->head_dim;
         }
         for (int64_t b = 0; 32 * b < l->head_dim; b++) {
             __m512i found[2];
             for (int i = 0; i < 2; i++) {
-                found[i] = rows[i] ? load_row(rows[i], 32 * b, l->head_dim) : _mm512_setzero_si512();
+                found[i] = rows[i] >= 0 ? load_row(l, rows[i], 32 * b) : _mm512_setzero_si512();
                 __mmask32 odd = _mm512_cmpeq_epi16_mask(_mm512_and_si512(found[i], exponent), exponent);
                 if (!odd) continue;
                 found[i] = _mm512_maskz_mov_epi16(~odd, found[i]);
@@ -162,12 +174,13 @@ INLINE int pack_values(const Layer *l, const Span *s, int64_t first, const int64
 
 // scores[0, num_slots) of all queries, `tiles` times 16 of them.
 static void score_tiles(const Layer *l, int64_t num_slots, int64_t tiles, TileSpace *w) {
-    int64_t lines = (2 * l->head_dim + 63) / 64, values = l->num_kv_heads * l->page_size * l->head_dim;
+    int64_t size = l->kind == E4M3 ? 1 : 2, lines = (size * l->head_dim + 63) / 64;
+    int64_t values = l->num_kv_heads * l->page_size * l->head_dim;
     for (int64_t at = 0; at < num_slots; at += 64) {
         for (int64_t i = at; tiles == 1 && i < at + 64; i++) {  // one row waits for memory
-            const uint16_t *keys = (const uint16_t *)l->kv;
-            if (i + 64 < w->stride) fetch_lines((const char *)(keys + w->slots[i + 64]), lines);
-            fetch_lines((const char *)(keys + w->slots[i] + values), lines);
+            const char *keys = (const char *)l->kv;
+            if (i + 64 < w->stride) fetch_lines(keys + w->slots[i + 64] * size, lines);
+            fetch_lines(keys + (w->slots[i] + values) * size, lines);
         }
         pack_keys(l, w->slots + at, w);
         STORED();

@@ -13,19 +13,42 @@ typedef float v8u __attribute__((vector_size(32), aligned(4)));
 typedef int32_t i8 __attribute__((vector_size(32)));
 typedef uint32_t u8 __attribute__((vector_size(32)));
 typedef uint16_t h8u __attribute__((vector_size(16), aligned(2)));
+typedef uint8_t b8u __attribute__((vector_size(8), aligned(1)));
 #define MAX_HEAD_DIM 256
 #define INLINE static inline __attribute__((always_inline))
 
-// Elements [i, i + 8) of an array of float or, if is_bf16, of bfloat16.
-INLINE v8 load8(const void *p, int64_t i, int is_bf16) {
-    if (!is_bf16) return *(const v8u *)((const float *)p + i);
+// What an array holds: float, bfloat16, or E4M3 (Micikevicius et al., 2022), whose largest number is 448.
+enum { F32, BF16, E4M3 };
+
+INLINE v8 load8_e4m3(const uint8_t *p) {
+    h8u wide = __builtin_convertvector(*(const b8u *)p, h8u);  // in one step GCC converts lane by lane
+    u8 bits = __builtin_convertvector(wide, u8), size = bits & 0x7F;
+    u8 is_small = (u8)(size < 8), is_nan = (u8)(size == 0x7F);  // small: without the leading 1, which is taken away again
+    v8 x = (v8)(((size + (is_small & 8)) << 20) + (120 << 23)) - (v8)(is_small & 0x3C800000);
+    return (v8)((u8)x | (bits & 0x80) << 24 | (is_nan & 0x7FC00000));
+}
+
+// Elements [i, i + 8).
+INLINE v8 load8(const void *p, int64_t i, int kind) {
+    if (kind == F32) return *(const v8u *)((const float *)p + i);
+    if (kind == E4M3) return load8_e4m3((const uint8_t *)p + i);
     return (v8)(__builtin_convertvector(*(const h8u *)((const uint16_t *)p + i), u8) << 16);
 }
 
-INLINE void store1(void *p, int64_t i, float x, int is_bf16) {
-    if (!is_bf16) { ((float *)p)[i] = x; return; }
+// To the nearest; in E4M3 what is larger than 448 becomes 448, and what is infinite NaN.
+INLINE void store1(void *p, int64_t i, float x, int kind) {
+    if (kind == F32) { ((float *)p)[i] = x; return; }
     uint32_t u;
     memcpy(&u, &x, 4);
+    if (kind == E4M3) {
+        uint32_t size = u & 0x7FFFFFFF, found;
+        if (size >= 0x7F800000) found = 0x7F;
+        else if (size >= 0x43E00000) found = 0x7E;
+        else if (size < 0x3C800000) found = (uint32_t)(fabsf(x) * 512 + 8388608.0f - 8388608.0f);
+        else found = ((size + 0x7FFFF + (size >> 20 & 1)) >> 20) - (120 << 3);
+        ((uint8_t *)p)[i] = (u >> 24 & 0x80) | found;
+        return;
+    }
     ((uint16_t *)p)[i] = x != x ? 0x7FC0 : (uint16_t)((u + 0x7FFF + ((u >> 16) & 1)) >> 16);
 }
 
@@ -70,6 +93,7 @@ typedef struct {
     int64_t num_heads, num_kv_heads, head_dim, page_size, window;
     float scale, softcap;  // softcap 0: none
     const float *sinks;    // [num_heads], or NULL
+    int64_t kind;          // of kv
 } Layer;
 
 // One request's view: slots [low, high) of `pages`, less those whose bit is 0.
@@ -82,7 +106,7 @@ typedef struct {
 
 // Scores of `group` heads against slots [low, high) of the span: scores[g * stride + slot].
 INLINE void score_slots(const float *q, const Layer *l, int64_t kv_head, const Span *s, int64_t group, float *scores,
-                        int64_t stride, int is_bf16) {
+                        int64_t stride, int kind) {
     int64_t d = l->head_dim, page_size = l->page_size;
     for (int64_t base = s->low / page_size * page_size; base < s->high; base += page_size) {
         int64_t page = s->pages[base / page_size], count = s->high - base < page_size ? s->high - base : page_size;
@@ -92,8 +116,8 @@ INLINE void score_slots(const float *q, const Layer *l, int64_t kv_head, const S
             const float *row[8];
             for (int j = 0; j < 8; j++) {
                 int64_t at = keys + (first + j < count ? first + j : count - 1) * d;
-                row[j] = is_bf16 ? unpacked + j * d : (const float *)l->kv + at;
-                for (int64_t i = 0; is_bf16 && i < d; i += 8) *(v8u *)(unpacked + j * d + i) = load8(l->kv, at + i, 1);
+                row[j] = kind != F32 ? unpacked + j * d : (const float *)l->kv + at;
+                for (int64_t i = 0; kind != F32 && i < d; i += 8) *(v8u *)(unpacked + j * d + i) = load8(l->kv, at + i, kind);
             }
             for (int64_t g = 0; g < group; g++) {
                 v8 acc[8] = {};
@@ -161,7 +185,7 @@ INLINE void softmax(float *scores, int64_t low, int64_t high, const float *sink)
 // out[g * d + column, + 8 * blocks) = sum of weight * value over the slots, for `heads` heads; heads and blocks are
 // constants at each call.  Weights that are 0 for all heads hide even a NaN.
 INLINE void add_values(const float *weights, int64_t stride, const Layer *l, int64_t kv_head, const Span *s, float *out,
-                       int64_t column, int heads, int blocks, int is_bf16) {
+                       int64_t column, int heads, int blocks, int kind) {
     int64_t d = l->head_dim, page_size = l->page_size;
     v8 acc[3][4] = {};
     for (int64_t base = s->low / page_size * page_size; base < s->high; base += page_size) {
@@ -172,7 +196,7 @@ INLINE void add_values(const float *weights, int64_t stride, const Layer *l, int
             for (int g = 0; g < heads; g++) any += weights[g * stride + base + j];
             if (any == 0) continue;
             for (int b = 0; b < blocks; b++) {
-                v8 value = load8(l->kv, values + j * d + 8 * b, is_bf16);
+                v8 value = load8(l->kv, values + j * d + 8 * b, kind);
                 for (int g = 0; g < heads; g++) acc[g][b] += weights[g * stride + base + j] * value;
             }
         }
@@ -182,30 +206,31 @@ INLINE void add_values(const float *weights, int64_t stride, const Layer *l, int
 }
 
 INLINE void add_all_values(const float *weights, int64_t stride, const Layer *l, int64_t kv_head, const Span *s, float *out,
-                           int heads, int is_bf16) {
+                           int heads, int kind) {
     int64_t i = 0, d = l->head_dim;
-    for (; i + 32 <= d; i += 32) add_values(weights, stride, l, kv_head, s, out, i, heads, 4, is_bf16);
-    for (; i < d; i += 8) add_values(weights, stride, l, kv_head, s, out, i, heads, 1, is_bf16);
+    for (; i + 32 <= d; i += 32) add_values(weights, stride, l, kv_head, s, out, i, heads, 4, kind);
+    for (; i < d; i += 8) add_values(weights, stride, l, kv_head, s, out, i, heads, 1, kind);
 }
 
 INLINE void attend_typed(const float *q, const Layer *l, int64_t kv_head, const Span *s, float *out, float *scores,
-                         int is_bf16) {
+                         int kind) {
     int64_t d = l->head_dim, group = l->num_heads / l->num_kv_heads, stride = (s->high + 2 * l->page_size + 15) / 8 * 8;
-    score_slots(q, l, kv_head, s, group, scores, stride, is_bf16);
+    score_slots(q, l, kv_head, s, group, scores, stride, kind);
     if (l->softcap > 0) bend_scores(l, s, group, scores, stride);
     if (s->mask) hide_masked(s, group, scores, stride);
     const float *sinks = l->sinks ? l->sinks + kv_head * group : NULL;
     for (int64_t g = 0; g < group; g++) softmax(scores + g * stride, s->low, s->high, sinks ? sinks + g : NULL);
     int64_t g = 0;
-    if (group == 3) { add_all_values(scores, stride, l, kv_head, s, out, 3, is_bf16); return; }
-    for (; g + 2 <= group; g += 2) add_all_values(scores + g * stride, stride, l, kv_head, s, out + g * d, 2, is_bf16);
-    if (g < group) add_all_values(scores + g * stride, stride, l, kv_head, s, out + g * d, 1, is_bf16);
+    if (group == 3) { add_all_values(scores, stride, l, kv_head, s, out, 3, kind); return; }
+    for (; g + 2 <= group; g += 2) add_all_values(scores + g * stride, stride, l, kv_head, s, out + g * d, 2, kind);
+    if (g < group) add_all_values(scores + g * stride, stride, l, kv_head, s, out + g * d, 1, kind);
 }
 
 // All query heads of one kv head for one row: q and out are [group, head_dim]; head_dim is a multiple of 8, up to MAX_HEAD_DIM.
-static void attend(const float *q, const Layer *l, int64_t kv_head, const Span *s, float *out, float *scores, int is_bf16) {
-    if (is_bf16) attend_typed(q, l, kv_head, s, out, scores, 1);
-    else attend_typed(q, l, kv_head, s, out, scores, 0);
+static void attend(const float *q, const Layer *l, int64_t kv_head, const Span *s, float *out, float *scores) {
+    if (l->kind == F32) attend_typed(q, l, kv_head, s, out, scores, F32);
+    else if (l->kind == E4M3) attend_typed(q, l, kv_head, s, out, scores, E4M3);
+    else attend_typed(q, l, kv_head, s, out, scores, BF16);
 }
 
 // The ragged call: as AttentionMeta in meta.py says.
@@ -240,7 +265,7 @@ static Span span_of(const Ragged *r, int64_t row, int64_t window) {
 }
 
 // q rows are `q_stride` floats apart, those of out num_heads * head_dim.  Returns 0, or 1 if memory ran out.
-int paged_attention(const float *q, int64_t q_stride, const Layer *l, const Ragged *r, float *out, int is_bf16, int threads) {
+int paged_attention(const float *q, int64_t q_stride, const Layer *l, const Ragged *r, float *out, int threads) {
     int64_t group = l->num_heads / l->num_kv_heads, d = l->head_dim, num_rows = r->qo_indptr[r->num_requests];
     int failed = 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -255,7 +280,7 @@ int paged_attention(const float *q, int64_t q_stride, const Layer *l, const Ragg
             int64_t row = i / l->num_kv_heads, head = i % l->num_kv_heads;
             Span s = span_of(r, row, l->window);
             float *target = out + (row * l->num_heads + head * group) * d;
-            if (scores) attend(q + row * q_stride + head * group * d, l, head, &s, target, scores, is_bf16);
+            if (scores) attend(q + row * q_stride + head * group * d, l, head, &s, target, scores);
         }
         free(scores);
     }

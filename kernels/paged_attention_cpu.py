@@ -8,10 +8,12 @@ from ctypes import c_float, c_int32, c_int64, c_void_p
 import torch
 
 from pieray.kernels.cc import library
+from pieray.kernels.cells import E4M3
 from pieray.kernels.meta import AttentionMeta
 from pieray.kernels.paged_attention_torch import paged_attention_torch
 
-POOL_DTYPES = (torch.float32, torch.bfloat16)
+#: of a pool -> `kind` in paged_attention_cpu.c
+POOL_KINDS = {torch.float32: 0, torch.bfloat16: 1, E4M3: 2}
 MAX_HEAD_DIM = 256
 
 
@@ -24,6 +26,7 @@ class CLayer(ctypes.Structure):
         ("scale", c_float),
         ("softcap", c_float),
         ("sinks", c_void_p),
+        ("kind", c_int64),
     )
 
 
@@ -61,14 +64,14 @@ def paged_attention_cpu(
     _, _, num_kv_heads, page_size, _ = kv_layer.shape
     sinks = None if sinks is None else sinks.float().contiguous()
     at = None if sinks is None else sinks.data_ptr()
-    layer = CLayer(kv_layer.data_ptr(), num_heads, num_kv_heads, head_dim, page_size, window, scale, softcap, at)
+    shape = (num_heads, num_kv_heads, head_dim, page_size)
+    layer = CLayer(kv_layer.data_ptr(), *shape, window, scale, softcap, at, POOL_KINDS[kv_layer.dtype])
     failed = lib.paged_attention(
         c_void_p(rows.data_ptr()),
         c_int64(rows.stride(0)),
         ctypes.byref(layer),
         ctypes.byref(ragged(meta)),
         c_void_p(out.data_ptr()),
-        c_int32(kv_layer.dtype is torch.bfloat16),
         c_int32(torch.get_num_threads()),
     )
     if failed:
@@ -78,7 +81,7 @@ def paged_attention_cpu(
 
 def is_supported(dtype: torch.dtype, head_dim: int) -> bool:
     """Whether the C operator computes this pool; it reads eight floats at a time."""
-    return dtype in POOL_DTYPES and head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM
+    return dtype in POOL_KINDS and head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM
 
 
 def ragged(meta: AttentionMeta) -> CRagged:

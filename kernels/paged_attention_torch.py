@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pieray.kernels.cells import as_bits
 from pieray.kernels.meta import AttentionMeta
 
 
@@ -69,7 +70,12 @@ def _attend(
     """q [B, Q, num_heads, D], pages [B, P], may [B, Q, K <= P * page_size] -> [B, Q, num_heads, D], in float32."""
     batch, q_len, num_heads, head_dim = q.shape
     num_kv_heads = kv_layer.shape[2]
-    both = kv_layer[pages].permute(2, 0, 3, 1, 4, 5).reshape(2, batch, num_kv_heads, -1, head_dim)
+    both = (
+        as_bits(kv_layer)[pages]
+        .view(kv_layer.dtype)
+        .permute(2, 0, 3, 1, 4, 5)
+        .reshape(2, batch, num_kv_heads, -1, head_dim)
+    )
     k, v = both[:, :, :, : may.shape[-1]].float().unbind(0)
     v = v.masked_fill(~may.any(1)[:, None, :, None], 0)  # what no row may see can be NaN, and 0 * NaN is not 0
     grouped = q.float().view(batch, q_len, num_kv_heads, -1, head_dim).permute(0, 2, 3, 1, 4).flatten(2, 3)

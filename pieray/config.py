@@ -145,6 +145,8 @@ class ModelSettings:
     gpu_memory_fraction: float = 0.85
     """Of the GPU memory that is free once the weights are loaded, so much is for KV pages, of which there are then
     262,144 at most; the rest is for what steps compute in."""
+    kv_dtype: str = "auto"
+    """What KV pages hold: "auto", what the model computes in, or "fp8", E4M3 without scales: a byte a number."""
     swap_memory_bytes: int = -1
     """Host memory for KV pages that are swapped out, taken as it is used; 0: nothing is swapped; -1: four times the KV
     pool, and at most a quarter of the memory that is available at the start."""
@@ -165,6 +167,10 @@ class ModelSettings:
     bf16_products: str = "auto"
     """How a CPU multiplies with weights of bfloat16: "amx" and "avx512_bf16" (instructions of some processors, which
     round what they multiply to bfloat16), "float32" (on any), "auto" ("amx" where there is, else "float32")."""
+    quantization: str = "none"
+    """What the matrices of a checkpoint of floats become as they are loaded: "int8" (a scale for each output; rows are
+    rounded to int8 too, each over its largest number), "fp8" (E4M3, likewise; on a CPU rows stay as they are), or
+    "none"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +332,8 @@ def _check_model(settings: ModelSettings, prefix: str) -> None:
         raise ConfigError(f"{prefix}replicas is at most {MAX_REPLICAS}; given {settings.replicas}")
     _check_choice(f"{prefix}dtype", settings.dtype, ("auto", "float32", "bfloat16", "float16"))
     _check_choice(f"{prefix}bf16_products", settings.bf16_products, ("auto", "amx", "avx512_bf16", "float32"))
+    _check_choice(f"{prefix}quantization", settings.quantization, ("none", "int8", "fp8"))
+    _check_choice(f"{prefix}kv_dtype", settings.kv_dtype, ("auto", "fp8"))
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", settings.device):
         raise ConfigError(f"{prefix}device is auto, cpu, cuda or cuda:NUMBER; given {settings.device!r}")
     _check_share(f"{prefix}gpu_memory_fraction", settings.gpu_memory_fraction)

@@ -39,8 +39,11 @@ def model_checks(name_or_path: str) -> Iterator[Check]:
         if config is None:  # the table has answered
             detail += "; so models of this architecture run, whether this one does is seen when it is loaded"
         yield Check("ok", "model", f"{architecture_name(raw)}, {detail}")
-        wanted = wanted_tensors(config) if kind == NATIVE and config is not None else None
-        yield from _weights(folder, kv_numbers(config, raw), wanted)
+        if config is not None and config.stored is not None:
+            yield from _stored_weights(folder, config)
+        else:
+            wanted = wanted_tensors(config) if kind == NATIVE and config is not None else None
+            yield from _weights(folder, kv_numbers(config, raw), wanted)
         yield from _tokenizer(folder)
     except ModelError as error:
         yield Check("fail", "model", error.message)
@@ -49,8 +52,6 @@ def model_checks(name_or_path: str) -> Iterator[Check]:
 def _weights(folder: Path, kv_per_token: int, wanted: Mapping[str, tuple[int, ...]] | None) -> Iterator[Check]:
     """The files, the tensors that a native decoder reads (None: it is not known which), and what weights and KV pages
     take in memory against what is free."""
-    import psutil
-
     from pieray.models.loader import Checkpoint
 
     with Checkpoint(folder, framework="numpy") as checkpoint:
@@ -75,18 +76,68 @@ def _weights(folder: Path, kv_per_token: int, wanted: Mapping[str, tuple[int, ..
     on_gpu = has_gpu()
     dtype = SERVED_AS[dtypes[0]] if on_gpu and len(dtypes) == 1 else "float32" if not on_gpu else "bfloat16"
     item = 4 if dtype == "float32" else 2
-    kv = f"{_size(kv_per_token * item)} for each token of context" if kv_per_token else "known once it is loaded"
-    yield Check("ok", "KV pages", kv)
-    needed = num_parameters * item
-    if on_gpu:
-        yield Check("ok", "memory", f"{_size(needed)} of the GPU for the weights as {dtype}; the rest is for KV pages")
-        return
+    yield _kv_check(kv_per_token, item)
+    num_matrix = sum(
+        math.prod(shape) for name, (shape, _) in headers.items() if len(shape) == 2 and wanted and "embed" not in name
+    )
+    hint = (
+        f"; with model.quantization=int8 {_size(num_parameters * item - num_matrix * (item - 1))}" if num_matrix else ""
+    )
+    yield _memory_check(num_parameters * item, f"the weights as {dtype}", hint)
+
+
+def _stored_weights(folder: Path, config: ModelConfig) -> Iterator[Check]:
+    """As `_weights`, of a quantized checkpoint: what products take as it is stays so, the rest becomes floats."""
+    from pieray.models.loader import Checkpoint
+    from pieray.models.stored_formats import tensors_of
+    from pieray.models.tensor_shapes import wanted_tensors
+
+    form = config.stored
+    assert form is not None
+    with Checkpoint(folder, framework="numpy") as checkpoint:
+        headers = checkpoint.headers()
+    dtype = "float32" if not has_gpu() else "bfloat16"
+    item, stored, needed, numbers, dtypes = 4 if dtype == "float32" else 2, 0, 0, 0, set()
+    for name, shape in wanted_tensors(config).items():
+        held = tensors_of(name, headers) or [name]
+        if held[0] not in headers:
+            yield Check("fail", "weights", f"no {name!r}, nor what {form.method} has in its place")
+            return
+        kind, has_zeros = headers[held[0]][1], any(one.endswith("zero_point") for one in held)
+        is_plain = has_zeros or any(form.block) or ".experts." in name
+        stays = not is_plain and (kind == "F8_E4M3" or (kind == "I8" and form.rounds_rows))
+        stored += sum(math.prod(headers[one][0]) * BYTES.get(headers[one][1], 1) for one in held)
+        needed += math.prod(shape) * (1 if stays else item)
+        numbers += math.prod(shape)
+        dtypes.add(kind)
+    yield Check(
+        "ok", "weights", f"{numbers:,} parameters, {_size(stored)} of {form.method} as {', '.join(sorted(dtypes))}"
+    )
+    yield _kv_check(kv_numbers(config, {}), item)
+    yield _memory_check(
+        needed, f"the weights, of which {dtype} is made where products do not take them as they are", ""
+    )
+
+
+def _kv_check(per_token: int, item: int) -> Check:
+    if not per_token:
+        return Check("ok", "KV pages", "known once it is loaded")
+    fp8 = f"; {_size(per_token)} with model.kv_dtype=fp8"
+    return Check("ok", "KV pages", f"{_size(per_token * item)} for each token of context{fp8}")
+
+
+def _memory_check(needed: int, what: str, hint: str) -> Check:
+    """Whether so many bytes for the weights, and KV pages, fit into what is free."""
+    import psutil
+
+    if has_gpu():
+        return Check("ok", "memory", f"{_size(needed)} of the GPU for {what}; the rest is for KV pages{hint}")
     free = psutil.virtual_memory().available
-    detail = f"{_size(needed + CPU_KV_BYTES)} for the weights as {dtype} and a KV pool of 256 MiB; {_size(free)} free"
+    detail = f"{_size(needed + CPU_KV_BYTES)} for {what} and a KV pool of 256 MiB; {_size(free)} free{hint}"
     if needed + CPU_KV_BYTES <= free:
-        yield Check("ok", "memory", detail)
-    else:
-        yield Check("fail", "memory", detail, "serve it with --set model.dtype=bfloat16, or on a larger machine")
+        return Check("ok", "memory", detail)
+    advice = "serve it with --set model.dtype=bfloat16 or model.quantization=int8, or on a larger machine"
+    return Check("fail", "memory", detail, advice)
 
 
 def _wrong(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[tuple[int, ...], str]]) -> list[str]:

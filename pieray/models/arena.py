@@ -24,7 +24,7 @@ class Arena:
         self._used = 0
 
     def take(self, tensor: torch.Tensor) -> int:
-        """The address of a contiguous copy."""
+        """The address of a contiguous copy, whether the tensor is contiguous or not."""
         nbytes = tensor.numel() * tensor.element_size()
         if not self._chunks or self._used + nbytes > len(self._chunks[-1]):
             self._chunks.append(huge_memory(max(nbytes, CHUNK)))

@@ -17,6 +17,7 @@ from typing import Any
 from pieray.errors import ModelError
 from pieray.models.architectures import ARCHITECTURES, Architecture, OddValue, whole_number
 from pieray.models.rope_config import RopeConfig, RopeReader
+from pieray.models.stored_formats import StoredFormat
 
 #: hidden_act -> what a decoder computes
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -76,6 +77,8 @@ class ModelConfig:
     logits_divisor: float = 1.0
     logits_softcap: float = 0.0
     experts: ExpertsConfig | None = None
+    is_scoring: bool = False  # states become scores; embeddings stand in for the head that there is not
+    stored: StoredFormat | None = None  # how matrices are stored if not as floats
 
     @property
     def softmax_scale(self) -> float:
@@ -140,13 +143,17 @@ def architecture_name(raw: Mapping[str, Any]) -> str | None:
     return None if name is None else str(name)
 
 
-def refuse_quantized(raw: Mapping[str, Any], file: str) -> None:
-    quantization = raw.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "?") if isinstance(quantization, dict) else quantization
-        raise ModelError(
-            f"{file}: quantization_config is {method!r}; supported: unquantized float32, float16 or bfloat16 weights"
-        )
+SCORING, CAUSAL = "ForSequenceClassification", "ForCausalLM"
+
+
+def causal_name(name: str | None) -> str | None:
+    """The class of the same decoder that predicts the next token, of one that scores texts; others as they are."""
+    return name.removesuffix(SCORING) + CAUSAL if name is not None and name.endswith(SCORING) else name
+
+
+def is_scoring(raw: Mapping[str, Any]) -> bool:
+    """Whether the model scores texts: see scores.py.  It has no head for the next token."""
+    return (architecture_name(raw) or "").endswith(SCORING)
 
 
 class _Reader:
@@ -154,16 +161,15 @@ class _Reader:
 
     def __init__(self, raw: Mapping[str, Any], file: str) -> None:
         self.file = file
-        name = architecture_name(raw)
+        name = causal_name(architecture_name(raw))
         if name not in ARCHITECTURES:
-            self._refuse("architectures", name, " or ".join(sorted(ARCHITECTURES)))
+            self._refuse("architectures", architecture_name(raw), " or ".join(sorted(ARCHITECTURES)))
         self.name = str(name)
         self.facts: Architecture = ARCHITECTURES[self.name]
         self.raw = {**self.facts.defaults, **raw}
 
     def config(self, max_context: int) -> ModelConfig:
         facts = self.facts
-        refuse_quantized(self.raw, self.file)
         if self.raw.get("use_bidirectional_attention"):
             self._refuse("use_bidirectional_attention", True, "causal attention")
         num_layers, num_heads = self._count("num_hidden_layers"), self._count("num_attention_heads")
@@ -202,7 +208,8 @@ class _Reader:
             out_bias=self._flag(facts.out_bias),
             mlp_bias=self._flag(facts.mlp_bias),
             qk_norm=facts.qk_norm,
-            tie_embeddings=self._flag("tie_word_embeddings"),
+            tie_embeddings=self._flag("tie_word_embeddings") or is_scoring(self.raw),
+            is_scoring=is_scoring(self.raw),
             dtype=str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32"),
             eos_ids=token_ids(self.raw.get("eos_token_id")),
             activation=self._activation(),
@@ -214,6 +221,7 @@ class _Reader:
             logits_divisor=self._divisor(facts.logits_divisor),
             logits_softcap=self._softcap(facts.logits_softcap),
             experts=self._experts(num_layers),
+            stored=StoredFormat.from_config(self.raw, self.file),
         )
 
     def _activation(self) -> str:

@@ -62,7 +62,7 @@ class GraphedDecoder:
         self.device = decoder.device
         self._capture = capture or _CudaCapture()
         self._draw = draw or _triton_draw()
-        self._logits = decoder.weights.lm_head.new_empty((ROWS[-1], decoder.config.vocab_size))
+        self._logits = decoder.weights.embed.new_empty((ROWS[-1], decoder.config.vocab_size))
         self._graphs: dict[tuple[int, int], _Graph | None] = {}  # None: there was no memory for it
         self.num_replayed = 0
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
 from pieray.kernels.decoder_torch import rms_norm
 from pieray.kernels.dispatch import attention, layer_ops
+from pieray.kernels.quantized import linear
 from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import RaggedBatch
 from pieray.models.config import ModelConfig
@@ -55,16 +56,19 @@ class Decoder:
                 mixed = self._attend(normed, weights, layer, batch, pool)
                 if are_rows:
                     x, mixed = x[batch.rows], mixed[batch.rows]  # nothing after the last keys needs the other rows
-                delta = F.linear(mixed, weights.out, weights.out_bias)
+                delta = linear(mixed, weights.out, weights.out_bias)
                 add_low_rank(delta, mixed, batch.adapters, layer, "out", are_rows=are_rows)
                 x, normed = self._normed(x, self._added(delta, weights.attn_post), weights.mlp_norm)
                 delta = self._added(self._mlp(normed, weights.mlp, layer, batch), weights.mlp_post)
             _, x = self.ops.add_rms_norm(x, delta, self.weights.norm, c.rms_eps)
             if batch.hidden is not None:
                 batch.hidden.copy_(x)
-            if batch.logits is not None:
-                return self._bent(torch.mm(x, self.weights.lm_head.T, out=batch.logits))
-            return self._bent(F.linear(x, self.weights.lm_head))
+            lm_head = self.weights.lm_head
+            if batch.logits is None:
+                return self._bent(linear(x, lm_head))
+            if isinstance(lm_head, torch.Tensor):
+                return self._bent(torch.mm(x, lm_head.T, out=batch.logits))
+            return self._bent(batch.logits.copy_(linear(x, lm_head)))
 
     def _normed(
         self, x: torch.Tensor, delta: torch.Tensor | None, norm: torch.Tensor | None
@@ -86,7 +90,7 @@ class Decoder:
     ) -> torch.Tensor:
         """x [T, hidden], normed -> [T, num_heads * head_dim], not yet projected."""
         c = self.config
-        projected = F.linear(x, weights.qkv, weights.qkv_bias)
+        projected = linear(x, weights.qkv, weights.qkv_bias)
         add_low_rank(projected, x, batch.adapters, layer, "qkv", are_rows=False)
         norms = None if weights.q_norm is None or weights.k_norm is None else (weights.q_norm, weights.k_norm)
         if norms is not None and c.qk_norm == "row":
@@ -110,10 +114,10 @@ class Decoder:
         if isinstance(weights, ExpertWeights):
             return self._experts(x, weights)
         are_rows = layer == self.config.num_layers - 1
-        wide = F.linear(x, weights.gate_up, weights.gate_up_bias)
+        wide = linear(x, weights.gate_up, weights.gate_up_bias)
         add_low_rank(wide, x, batch.adapters, layer, "gate_up", are_rows=are_rows)
         gated = self.ops.gated(wide, self.config.activation)
-        down = F.linear(gated, weights.down, weights.down_bias)
+        down = linear(gated, weights.down, weights.down_bias)
         return add_low_rank(down, gated, batch.adapters, layer, "down", are_rows=are_rows)
 
     def _experts(self, x: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:
@@ -122,8 +126,8 @@ class Decoder:
         mixed = mix_experts(x, weights, c.experts, self.ops, c.activation)
         if weights.shared is None or weights.shared_gate is None:
             return mixed
-        gated = self.ops.gated(F.linear(x, weights.shared.gate_up), c.activation)
-        return mixed + F.linear(x, weights.shared_gate).sigmoid() * F.linear(gated, weights.shared.down)
+        gated = self.ops.gated(linear(x, weights.shared.gate_up), c.activation)
+        return mixed + F.linear(x, weights.shared_gate).sigmoid() * linear(gated, weights.shared.down)
 
     def _bent(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits divided and capped as the model does, in place."""

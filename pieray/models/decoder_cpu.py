@@ -13,20 +13,24 @@ from pieray.errors import ModelError
 from pieray.kernels.cc import library
 from pieray.kernels.decode_rows_cpu import CBounds, CRows, RowStep, column
 from pieray.kernels.decoder_step_cpu import (
+    FP8,
+    INT8_KINDS,
     PAIR_KINDS,
     CBlock,
     CMatrix,
     CModel,
     CStep,
     decoder_step,
+    int8_kinds,
     kind_of,
     num_phases,
-    pack,
+    packed,
     padded,
     pair_kinds,
     workspace,
 )
-from pieray.kernels.paged_attention_cpu import is_supported, ragged
+from pieray.kernels.paged_attention_cpu import POOL_KINDS, is_supported, ragged
+from pieray.kernels.quantized import AnyMatrix, QuantizedMatrix
 from pieray.kernels.sample_cpu import CHOICE
 from pieray.models.adapter_file import AdapterFile
 from pieray.models.arena import Arena, huge_memory
@@ -48,6 +52,7 @@ class CpuDecoder:
     `bf16_products` says how rows are multiplied with weights of bfloat16: "amx" and "avx512_bf16" round the rows to
     bfloat16 too, "float32" does not; "auto" is "amx" where there is, else "float32".  A row's logits are
     the same in any batch with each of them, and differ between them; `products` is the one, `products_why` says why.
+    Matrices of int8 are multiplied by the fastest instructions there are for them, to the same bits by all.
     Raises ModelError for what there is not, MemoryError where packed matrices do not fit.
 
     Owns packed copies of the matrices; `weights` can be dropped afterwards.  Bound to the pool of the last call.
@@ -59,6 +64,7 @@ class CpuDecoder:
         if bf16_products not in ("auto", self.products):
             log.warning("bf16_products %r does not apply: %s", bf16_products, self.products_why)
         self._kind = kind_of(weights.embed.dtype, self.products)
+        self._int8_kind = INT8_KINDS[int8_kinds()[0]]
         self._arena = Arena()
         self.device = weights.embed.device
         self._embed = weights.embed
@@ -85,6 +91,7 @@ class CpuDecoder:
             is_bf16=weights.embed.dtype is torch.bfloat16,
             is_gelu=config.activation == "gelu_tanh",
             is_row_norm=config.qk_norm == "row",
+            has_tiles=self.products == "amx",
             embed=self._pointer(weights.embed),
             norm=self._pointer(weights.norm.float()),
             lm_head=self._matrix(weights.lm_head, None),
@@ -216,6 +223,7 @@ class CpuDecoder:
             return
         self._pool = pool
         self._model.page_size = pool.page_size
+        self._model.kv_kind = POOL_KINDS[pool.data.dtype]
         self._bounds.num_pages = pool.num_pages
         for block, layer in zip(self._blocks, pool.layers, strict=True):
             block.kv = layer.data_ptr()
@@ -242,14 +250,28 @@ class CpuDecoder:
     def _vector(self, weight: torch.Tensor | None) -> int | None:
         return None if weight is None else self._pointer(weight.float())
 
-    def _matrix(self, matrix: torch.Tensor, bias: torch.Tensor | None) -> CMatrix:
+    def _matrix(self, matrix: AnyMatrix, bias: torch.Tensor | None) -> CMatrix:
         num_out, num_in = matrix.shape
-        wide = None
-        if bias is not None:
-            wide = torch.zeros(padded(num_out))
-            wide[:num_out] = bias
-        data = self._arena.take(pack(matrix, self._kind))
-        return CMatrix(data, None if wide is None else self._pointer(wide), num_out, num_in, self._kind)
+        found = CMatrix(None, self._padded(bias), num_out, num_in, self._kind)
+        if isinstance(matrix, QuantizedMatrix):
+            is_int = matrix.dtype is torch.int8
+            found.kind = self._int8_kind if is_int else FP8
+            found.scales = self._padded(matrix.scales)
+            if is_int:  # in parts, for each is made int32 on the way
+                sums = [part.sum(1, dtype=torch.int32) for part in torch.split(matrix.values, 256)]
+                found.sums = self._padded(torch.cat(sums))
+            matrix = matrix.values if is_int else matrix.values.view(torch.uint8)
+        found.data = self._arena.take(packed(matrix, found.kind))
+        return found
+
+    def _padded(self, vector: torch.Tensor | None) -> int | None:
+        """The address of numbers of outputs, in float32 or int32, with zeros up to whole panels."""
+        if vector is None:
+            return None
+        dtype = torch.int32 if vector.dtype is torch.int32 else torch.float32
+        wide = torch.zeros(padded(len(vector)), dtype=dtype)
+        wide[: len(vector)] = vector
+        return self._pointer(wide)
 
     def _pointer(self, tensor: torch.Tensor) -> int:
         self._keep.append(tensor.contiguous())

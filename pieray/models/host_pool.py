@@ -28,7 +28,7 @@ class HostPool:
     """
 
     def __init__(self, pool: KvPool, budget: int) -> None:
-        self._pages = pool.data.transpose(0, 1)  # [pages, layers, 2, heads, page_size, head_dim]
+        self._pages = pool.bits.transpose(0, 1)  # [pages, layers, 2, heads, page_size, head_dim]
         self._num_pages = pool.num_pages
         self._is_gpu = pool.data.device.type == "cuda"
         page_nbytes = self._pages[0].numel() * self._pages.element_size()

@@ -10,6 +10,7 @@ import torch
 
 from pieray.arrays import I64
 from pieray.errors import InvalidRequest, ModelError
+from pieray.kernels.cells import as_bits
 from pieray.models.arena import huge_memory
 from pieray.models.config import ModelConfig
 from pieray.models.key_bounds import KeyBounds
@@ -24,8 +25,9 @@ MOST_PAGES = 1 << 18
 class KvPool:
     """`layers[i]` is [num_pages, 2, num_kv_heads, page_size, head_dim]: keys at 0, values at 1.
 
-    A token's *slot* is `page * page_size + offset`.  The memory starts as zeros and is never cleared again.  On a GPU
-    one more page lies behind the others, for the idle rows of captured steps to write to.
+    Of float32, float16 or bfloat16, or of E4M3 without scales. A token's *slot* is `page * page_size + offset`. The
+    memory starts as zeros and is never cleared again. On a GPU one more page lies behind the others, for the idle
+    rows of captured steps to write to.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class KvPool:
             self.data = torch.zeros(shape, dtype=dtype, device=device)
         self.scratch_slot = num_pages * page_size
         self.layers = list(self.data.unbind(0))
+        self.bits = as_bits(self.data)  # for who moves pages and does not look at them
         self._key_bounds: KeyBounds | None = None
 
     def key_bounds(self) -> KeyBounds:
@@ -99,14 +102,14 @@ class KvPool:
     def read_pages(self, pages: I64) -> bytes:
         """What pages hold, one behind the other, all layers of each together; InvalidRequest if one is outside."""
         places = self._places(pages)
-        found = self.data.transpose(0, 1).index_select(0, places).cpu().contiguous()
+        found = self.bits.transpose(0, 1).index_select(0, places).cpu().contiguous()
         return found.view(torch.uint8).numpy().tobytes()
 
     def write_pages(self, pages: I64, data: bytes) -> None:
         """The other way, each page given once.  InvalidRequest if one is outside or the size is another; nothing is
         written then."""
         places = self._places(pages)
-        memory = self.data.transpose(0, 1)
+        memory = self.bits.transpose(0, 1)
         shape = (len(pages), *memory.shape[1:])
         num_bytes = math.prod(shape) * memory.element_size()
         if len(data) != num_bytes:
@@ -140,7 +143,7 @@ class KvPool:
                 np.repeat(table[:, 3], counts) + step,
             )
         )
-        self.data[:, dst_page, :, :, dst_off] = self.data[:, src_page, :, :, src_off]
+        self.bits[:, dst_page, :, :, dst_off] = self.bits[:, src_page, :, :, src_off]
         self.written(dst_page)
 
     def _check(self, table: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:

@@ -54,6 +54,16 @@ class Checkpoint:
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """The tensor `name`, which must have `shape` and a floating dtype.  Not yet cast or moved."""
+        tensor = self.stored(name)
+        path = self.folder / self._file_of[name]
+        if tuple(tensor.shape) != shape:
+            raise ModelError(f"{path}: {name!r} has shape {tuple(tensor.shape)}; config.json implies {shape}")
+        if str(tensor.dtype) not in FLOATS:
+            raise ModelError(f"{path}: {name!r} is {tensor.dtype}; supported: float32, float16 or bfloat16")
+        return tensor
+
+    def stored(self, name: str) -> torch.Tensor:
+        """The tensor `name`, whatever it is."""
         if name not in self._file_of:
             raise ModelError(f"{self.folder / INDEX if len(self._names()) > 1 else self.folder / SINGLE}: no {name!r}")
         path = self.folder / self._file_of[name]
@@ -61,10 +71,6 @@ class Checkpoint:
             tensor: torch.Tensor = self._open(self._file_of[name]).get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: cannot read {name!r}: {error}") from error
-        if tuple(tensor.shape) != shape:
-            raise ModelError(f"{path}: {name!r} has shape {tuple(tensor.shape)}; config.json implies {shape}")
-        if str(tensor.dtype) not in FLOATS:
-            raise ModelError(f"{path}: {name!r} is {tensor.dtype}; supported: float32, float16 or bfloat16")
         return tensor
 
     def headers(self) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pieray.errors import ModelError
+from pieray.models.config import is_scoring
 
 #: pooling_mode_... of 1_Pooling/config.json -> what is computed
 MODES = {"lasttoken": "last", "mean_tokens": "mean", "cls_token": "first"}
@@ -29,10 +30,14 @@ class Pooling:
     def from_folder(cls, folder: str | Path) -> Pooling:
         """Reads modules.json and the config of its pooling; without them it is the last state, of length 1.
 
+        Of a model that scores texts it is the scores of the last token, as they are.
+
         ModelError names a file that is not readable as JSON.
         """
         folder = Path(folder)
         listed = _read(folder / "modules.json")
+        if is_scoring(_read(folder / "config.json") or {}):
+            return cls("last", is_normalized=False)
         if not isinstance(listed, list):
             return cls()
         modules = [one for one in listed if isinstance(one, dict)]

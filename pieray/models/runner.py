@@ -12,6 +12,8 @@ import torch
 
 from pieray.arrays import F32, I64, U32
 from pieray.errors import DeviceLost, InvalidRequest, ModelError, PierayError, Unsupported
+from pieray.kernels.cells import E4M3
+from pieray.kernels.quantized import DTYPES as QUANTIZED
 from pieray.messages import Distribution, Hidden, Logprobs, Output, Sample
 from pieray.models import batch
 from pieray.models.adapter_file import AdapterFile
@@ -29,6 +31,7 @@ from pieray.models.kv_pool import KvPool, TokenRange
 from pieray.models.lora import LoraAdapter
 from pieray.models.outputs import OutputValues, StepResult, check_ids
 from pieray.models.pass_programs import PASS_STAGES, PassPrograms
+from pieray.models.scores import ScoreHead
 from pieray.models.tensor_programs import ProgramInstance, sizes_of
 from pieray.models.transformers_decoder import TransformersDecoder
 from pieray.models.ways import NATIVE, Way, way_of
@@ -39,6 +42,7 @@ log = logging.getLogger(__name__)
 
 MAX_GPU_HEAD_DIM = 256
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+KV_DTYPES = {"auto": None, "fp8": E4M3}
 
 
 AnyDecoder = Decoder | GraphedDecoder | CpuDecoder | TransformersDecoder
@@ -57,7 +61,8 @@ class ModelRunner:
         self.decoder = decoder
         self.pool = pool
         self.host_pool = HostPool(pool, swap_bytes)
-        self.way, self.why = NATIVE, ""
+        self.way, self.why, self.dtype = NATIVE, "", config.dtype
+        self.scores: ScoreHead | None = None
 
     @classmethod
     def load(
@@ -75,6 +80,8 @@ class ModelRunner:
         swap_bytes: int = 0,
         max_context: int = 0,
         bf16_products: str = "auto",
+        quantization: str = "none",
+        kv_dtype: str = "auto",
         num_sharing: int = 1,
     ) -> ModelRunner:
         """Load the model folder `path`; ModelError if it cannot be served.
@@ -84,7 +91,8 @@ class ModelRunner:
         torch in this whole process (CPU only); 0: `decoder_threads` of the cores that `num_sharing` processes share.
         `cuda_graphs` replays decode steps as graphs (CUDA only).  `swap_bytes` of host memory take swapped pages, see
         `budget_of`.  `max_context` tokens is the longest context to serve, 0: the config's.  `bf16_products` as in
-        `CpuDecoder`.
+        `CpuDecoder`; `quantization` "int8" or "fp8" is what the matrices become.
+        `kv_dtype` "fp8" has pages hold E4M3, "auto" what the model computes in.
         """
         way = way_of(path, max_context)
         config = way.config
@@ -92,14 +100,19 @@ class ModelRunner:
         if name not in DTYPES:
             raise ModelError(f"dtype {name!r}: supported are {', '.join(DTYPES)}")
         if device == "cpu":
-            step_bytes = config.step_numbers * DTYPES[name].itemsize
+            step_bytes = config.step_numbers * (DTYPES[name].itemsize if quantization == "none" else 1)
             torch.set_num_threads(threads or decoder_threads(step_bytes, cores() // num_sharing))
-        decoder = _decoder(way, path, DTYPES[name], device, bf16_products, cuda_graphs=cuda_graphs)
-        pages = num_pages or KvPool.pages_that_fit(config, page_size, DTYPES[name], device, kv_bytes, gpu_fraction)
-        pool = KvPool(config, pages, page_size, DTYPES[name], device)
+        decoder = _decoder(way, path, DTYPES[name], device, bf16_products, quantization, cuda_graphs=cuda_graphs)
+        if kv_dtype not in KV_DTYPES:
+            raise ModelError(f"kv_dtype {kv_dtype!r}: supported are {', '.join(KV_DTYPES)}")
+        cells = KV_DTYPES[kv_dtype] or DTYPES[name]
+        pages = num_pages or KvPool.pages_that_fit(config, page_size, cells, device, kv_bytes, gpu_fraction)
+        pool = KvPool(config, pages, page_size, cells, device)
         log.info("%s on %s as %s: %d pages of %d tokens, %d bytes", path, device, name, pages, page_size, pool.nbytes)
         runner = cls(config, decoder, pool, budget_of(swap_bytes, pool.nbytes))
-        runner.way, runner.why = way.kind, way.why
+        if config.is_scoring:
+            runner.scores = ScoreHead.from_folder(path, config.hidden_size, decoder.device)
+        runner.way, runner.why, runner.dtype = way.kind, way.why, name
         return runner
 
     def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]) -> list[StepResult]:
@@ -116,7 +129,7 @@ class ModelRunner:
 
         Raises DeviceLost, and ModelError for a step that fails to compute: `DeviceSteps` finds out who is at fault.
         """
-        if not items and isinstance(self.decoder, (CpuDecoder, GraphedDecoder)) and len(rows):
+        if not items and self.scores is None and isinstance(self.decoder, (CpuDecoder, GraphedDecoder)) and len(rows):
             drawn = self._draw_rows(self.decoder, rows)
             if drawn is not None:
                 return drawn, []
@@ -185,6 +198,8 @@ class ModelRunner:
     ) -> tuple[Drawn, list[StepResult]]:
         """As `decode`, of valid items."""
         errors: dict[int, PierayError] = dict(batch.row_errors(rows, self.config, self.pool))
+        if self.scores is not None:
+            errors = dict.fromkeys(range(len(rows)), _scores_alone())
         for row, sampler in rows.samplers.items():
             try:
                 check_sampler(sampler, self.config.vocab_size)
@@ -272,6 +287,8 @@ class ModelRunner:
         for output in wanted:
             if not -num_tokens <= output.row - item.start < num_tokens:
                 raise InvalidRequest(f"row {output.row} is outside of {num_tokens} tokens from {item.start} on")
+            if self.scores is not None and not isinstance(output, Hidden):
+                raise _scores_alone()
             if isinstance(output, Sample):
                 check_sampler(output.sampler, vocab)
             elif isinstance(output, Logprobs):
@@ -304,6 +321,8 @@ class ModelRunner:
         if programs:
             ragged.programs = PassPrograms(programs, ragged.attention, ragged.positions, self.pool, self.config)
         logits = self.decoder.forward(ragged, self.pool)
+        if ragged.hidden is not None and self.scores is not None:
+            ragged.hidden = self.scores(ragged.hidden)
         logits, bad = finite(logits)
         pending: dict[ProgramInstance, list[torch.Tensor]] = {}
         if ragged.programs is not None:
@@ -321,10 +340,35 @@ class ModelRunner:
         return drawn, values
 
 
+def _scores_alone() -> InvalidRequest:
+    return InvalidRequest(
+        "this model scores texts and predicts no tokens: of outputs it has `hidden`, the scores, alone"
+    )
+
+
+def check_quantization(way: Way, path: str | Path, quantization: str) -> None:
+    """Raise ModelError if the matrices of this model do not become what `model.quantization` says."""
+    if quantization not in QUANTIZED:
+        raise ModelError(f"quantization {quantization!r}: supported are none, {', '.join(QUANTIZED)}")
+    if way.probe is not None:
+        raise ModelError(f"{path}: quantization {quantization!r} is of native models; this one runs so: {way.why}")
+    if way.config.experts is not None:
+        raise ModelError(f"{path}: quantization {quantization!r}: a mixture of experts is served unquantized alone")
+
+
 def _decoder(
-    way: Way, path: str | Path, dtype: torch.dtype, device: str, bf16_products: str, *, cuda_graphs: bool
+    way: Way,
+    path: str | Path,
+    dtype: torch.dtype,
+    device: str,
+    bf16_products: str,
+    quantization: str,
+    *,
+    cuda_graphs: bool,
 ) -> AnyDecoder:
     """The model's decoder with its weights.  Raises ModelError."""
+    if quantization != "none":
+        check_quantization(way, path, quantization)
     if way.probe is not None:
         if bf16_products != "auto":
             log.warning("%s: bf16_products %r does not apply through transformers' module", path, bf16_products)
@@ -333,7 +377,7 @@ def _decoder(
     if device.startswith("cuda") and way.config.head_dim > MAX_GPU_HEAD_DIM:
         raise ModelError(f"head_dim is {way.config.head_dim}; at most {MAX_GPU_HEAD_DIM} on {device}")
     is_packed = CpuDecoder.computes(way.config, dtype, device)
-    with open_weights(path, way.config, dtype, device, is_copied=not is_packed) as weights:
+    with open_weights(path, way.config, dtype, device, is_copied=not is_packed, quantization=quantization) as weights:
         if is_packed:
             try:
                 decoder_cpu = CpuDecoder(way.config, weights, bf16_products)

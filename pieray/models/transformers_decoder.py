@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import nn
 
 from pieray.errors import ModelError
+from pieray.kernels.cells import as_bits, to_cells
 from pieray.kernels.dispatch import attention
 from pieray.models.adapter_file import AdapterFile
 from pieray.models.batch import ForwardItem, RaggedBatch, build_batch
@@ -183,8 +184,8 @@ class TransformersDecoder:
         head_dim, value_dim = kv.shape[-1], value.shape[-1]
         for half, states in enumerate((key, value)):
             rows = F.pad(states[0].transpose(0, 1), (0, head_dim - states.shape[-1]))
-            kv[self._step.pages, half, :, self._step.offsets] = rows.to(kv.dtype)
-        queries = F.pad(query[0].transpose(0, 1), (0, head_dim - query.shape[-1])).to(kv.dtype).contiguous()
+            as_bits(kv)[self._step.pages, half, :, self._step.offsets] = as_bits(to_cells(rows, kv.dtype))
+        queries = F.pad(query[0].transpose(0, 1), (0, head_dim - query.shape[-1])).to(self.dtype).contiguous()
         scale = given.get("scaling")
         mixed = attention(
             queries,

@@ -20,16 +20,9 @@ import torch
 from torch import nn
 
 from pieray.errors import ModelError
-from pieray.models.config import (
-    NO_WINDOW,
-    ModelConfig,
-    architecture_name,
-    read_json,
-    readable,
-    refuse_quantized,
-    token_ids,
-)
+from pieray.models.config import NO_WINDOW, ModelConfig, architecture_name, is_scoring, read_json, readable, token_ids
 from pieray.models.rope_config import RopeConfig, RopeReader
+from pieray.models.stored_formats import require_floats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,18 +86,28 @@ def hosted_config(folder: str | Path, max_context: int = 0) -> tuple[ModelConfig
 
     path = Path(folder) / "config.json"
     raw = read_json(path)
-    refuse_quantized(raw, str(path))
+    require_floats(raw, str(path))
     name = architecture_name(raw)
     where = f"{path}: {name}"
-    model_class = causal_class(name, where)
+    model_class = causal_class(_sibling(raw) if is_scoring(raw) else name, where)
     with quiet():
         try:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         except Exception as error:
             raise Unservable(where, f"transformers does not read its config: {error}") from error
+    if is_scoring(raw):
+        config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = True  # it has no head of its own
     found = probe(model_class, config, where)
     with readable(str(path)):
         return _shapes(found, raw, str(path), max_context), found
+
+
+def _sibling(raw: dict[str, Any]) -> str | None:
+    """The class that predicts the next token, of the kind of model that scores texts here."""
+    from transformers.models.auto import modeling_auto
+
+    names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(raw.get("model_type")))
+    return names[0] if isinstance(names, tuple) else names or architecture_name(raw)
 
 
 def causal_class(name: str | None, where: str) -> Any:
@@ -217,6 +220,7 @@ def _shapes(found: Probe, raw: dict[str, Any], file: str, max_context: int) -> M
         rms_eps=0.0,
         rope=RopeConfig(),
         windows=tuple(call.window for call in found.calls),
+        is_scoring=is_scoring(raw),
         tie_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         eos_ids=token_ids(raw.get("eos_token_id")),

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from pieray.errors import ModelError
 from pieray.models.architectures import ARCHITECTURES
-from pieray.models.config import ModelConfig, architecture_name, read_json, refuse_quantized
+from pieray.models.config import ModelConfig, architecture_name, causal_name, read_json
+from pieray.models.stored_formats import require_floats
 
 if TYPE_CHECKING:
     from pieray.models.transformers_probe import Probe
@@ -39,14 +40,14 @@ def glance(folder: str | Path) -> tuple[str, str, ModelConfig | None]:
 
     path = Path(folder) / "config.json"
     raw = read_json(path)
-    refuse_quantized(raw, str(path))
-    name = architecture_name(raw)
+    name = causal_name(architecture_name(raw))
     why = f"{name} has no decoder of pieray's own"
     if name in ARCHITECTURES:
         try:
             return NATIVE, "", ModelConfig.from_folder(folder)
         except ModelError as error:
             why = error.message
+    require_floats(raw, str(path))
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     if table["transformers"] == version("transformers"):
         if name in table["refused"]:
@@ -64,8 +65,7 @@ def way_of(folder: str | Path, max_context: int = 0) -> Way:
     """
     path = Path(folder) / "config.json"
     raw = read_json(path)
-    refuse_quantized(raw, str(path))
-    name = architecture_name(raw)
+    name = causal_name(architecture_name(raw))
     if name is None:
         raise ModelError(f"{path}: architectures is None; it names the class of the model, as in LlamaForCausalLM")
     try:

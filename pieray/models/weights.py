@@ -9,8 +9,11 @@ from pathlib import Path
 
 import torch
 
+from pieray.errors import ModelError
+from pieray.kernels.quantized import AnyMatrix, QuantizedMatrix
 from pieray.models.architectures import ARCHITECTURES, Architecture, ExpertNames
 from pieray.models.config import ExpertsConfig, ModelConfig
+from pieray.models.dequantize import MatrixReader
 from pieray.models.loader import Checkpoint
 
 EMBED = "model.embed_tokens.weight"
@@ -20,9 +23,9 @@ EMBED = "model.embed_tokens.weight"
 class MlpWeights:
     """A gated MLP; matrices are [out, in].  `gate_up` has the gate over the up."""
 
-    gate_up: torch.Tensor  # [2 * intermediate, hidden]
+    gate_up: AnyMatrix  # [2 * intermediate, hidden]
     gate_up_bias: torch.Tensor | None
-    down: torch.Tensor  # [hidden, intermediate]
+    down: AnyMatrix  # [hidden, intermediate]
     down_bias: torch.Tensor | None
 
 
@@ -43,11 +46,11 @@ class LayerWeights:
     where an architecture adds an offset to them they are float32, whatever the dtype of the model."""
 
     attn_norm: torch.Tensor | None  # [hidden]
-    qkv: torch.Tensor  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
+    qkv: AnyMatrix  # [(num_heads + 2 * num_kv_heads) * head_dim, hidden]
     qkv_bias: torch.Tensor | None
     q_norm: torch.Tensor | None  # [head_dim], or [num_heads * head_dim]
     k_norm: torch.Tensor | None
-    out: torch.Tensor  # [hidden, num_heads * head_dim]
+    out: AnyMatrix  # [hidden, num_heads * head_dim]
     out_bias: torch.Tensor | None
     attn_post: torch.Tensor | None  # [hidden]
     mlp_norm: torch.Tensor | None
@@ -62,20 +65,27 @@ class DecoderWeights:
     embed: torch.Tensor  # [vocab, hidden]
     layers: Iterable[LayerWeights]
     norm: torch.Tensor  # [hidden]
-    lm_head: torch.Tensor  # [vocab, hidden]; the same tensor as `embed` if tied
+    lm_head: AnyMatrix  # [vocab, hidden]; the same tensor as `embed` if tied, unless it is quantized
 
 
 @contextmanager
 def open_weights(
-    folder: str | Path, config: ModelConfig, dtype: torch.dtype, device: torch.device | str, *, is_copied: bool = True
+    folder: str | Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    *,
+    is_copied: bool = True,
+    quantization: str = "none",
 ) -> Iterator[DecoderWeights]:
     """Read, check, fuse and place the weights of a model folder, layers one by one: who makes something else of them
     never has two copies of all.  ModelError names the file and the key.
 
     Unless `is_copied`, matrices other than the embedding may be maps of the file: for who packs them.
+    `quantization` "int8" or "fp8" is what all matrices but the embedding and those of experts become.
     """
     with Checkpoint(folder) as checkpoint:
-        yield _Fuser(checkpoint, config, dtype, device, is_copied=is_copied).weights()
+        yield _Fuser(checkpoint, config, dtype, device, is_copied=is_copied, quantization=quantization).weights()
 
 
 def load_weights(
@@ -96,8 +106,11 @@ class _Fuser:
         device: torch.device | str,
         *,
         is_copied: bool,
+        quantization: str,
     ) -> None:
         self.is_copied = is_copied
+        self.quantization = quantization
+        self.reader = MatrixReader(checkpoint, config.stored, dtype)
         self.checkpoint = checkpoint
         self.config = config
         self.facts: Architecture = ARCHITECTURES[config.architecture]
@@ -107,7 +120,10 @@ class _Fuser:
     def weights(self) -> DecoderWeights:
         c = self.config
         embed = self._tensor(EMBED, c.vocab_size, c.hidden_size)
-        lm_head = embed if c.tie_embeddings else self._tensor("lm_head.weight", c.vocab_size, c.hidden_size)
+        if c.tie_embeddings:
+            lm_head = self._quantized(embed, EMBED)
+        else:
+            lm_head = self._matrix([("lm_head", c.vocab_size)], c.hidden_size)
         layers = (self._layer(layer) for layer in range(c.num_layers))
         norm = self._norm("model.", "norm", c.hidden_size)
         assert norm is not None
@@ -156,16 +172,16 @@ class _Fuser:
         down = torch.empty(experts.num_experts, hidden, width, dtype=self.dtype, device=self.device)
         for number in range(experts.num_experts):
             prefix = f"{block}.experts.{number}."
-            gate_up[number, :width] = self._tensor(prefix + names.gate + ".weight", width, hidden)
-            gate_up[number, width:] = self._tensor(prefix + names.up + ".weight", width, hidden)
-            down[number] = self._tensor(prefix + names.down + ".weight", hidden, width)
+            gate_up[number, :width] = self._plain(prefix + names.gate + ".weight", width, hidden)
+            gate_up[number, width:] = self._plain(prefix + names.up + ".weight", width, hidden)
+            down[number] = self._plain(prefix + names.down + ".weight", hidden, width)
         shared, shared_gate = None, None
         if experts.shared_width:
             prefix = f"{block}.shared_expert."
             parts = [(prefix + "gate_proj", experts.shared_width), (prefix + "up_proj", experts.shared_width)]
             shared = self._mlp(parts, prefix + "down_proj", experts.shared_width)
-            shared_gate = self._tensor(f"{block}.shared_expert_gate.weight", 1, hidden)
-        router = self._tensor(f"{block}.gate.weight", experts.num_experts, hidden)
+            shared_gate = self._plain(f"{block}.shared_expert_gate.weight", 1, hidden)
+        router = self._plain(f"{block}.gate.weight", experts.num_experts, hidden)
         return ExpertWeights(router, gate_up, down, shared, shared_gate)
 
     @staticmethod
@@ -176,12 +192,20 @@ class _Fuser:
         return [(prefix + module, size) for module, size in zip(modules, sizes, strict=True)]
 
     def _tensor(self, name: str, *shape: int) -> torch.Tensor:
-        stored = self.checkpoint.tensor(name, shape)
+        return self._placed(self.checkpoint.tensor(name, shape), is_mapped=not (len(shape) == 1 or name == EMBED))
+
+    def _placed(self, stored: torch.Tensor, *, is_mapped: bool) -> torch.Tensor:
+        """On the device, in the model's dtype; `is_mapped` may be a map of the file."""
         found = stored.to(self.device, self.dtype).contiguous()
-        if not (self.is_copied or len(shape) == 1 or name == EMBED):
+        if is_mapped and not self.is_copied:
             return found
         # what still is the mapped file would change with it, or end the process where the file gets shorter
         return found.clone() if found.device == stored.device and found.data_ptr() == stored.data_ptr() else found
+
+    def _plain(self, name: str, *shape: int) -> torch.Tensor:
+        """A matrix as floats, however it is stored."""
+        found = self._read(name, *shape)
+        return found.dequantized(self.dtype) if isinstance(found, QuantizedMatrix) else found
 
     def _norm(self, prefix: str, name: str | None, size: int) -> torch.Tensor | None:
         if name is None:
@@ -192,9 +216,28 @@ class _Fuser:
         # half precision rounds the sum more coarsely than what is stored: 1 + weight stays in float32
         return (self.checkpoint.tensor(name, (size,)).float() + self.facts.norm_offset).to(self.device)
 
-    def _matrix(self, parts: Sequence[tuple[str, int]], width: int) -> torch.Tensor:
-        found = [self._tensor(f"{name}.weight", size, width) for name, size in parts]
-        return found[0] if len(found) == 1 else torch.cat(found)
+    def _matrix(self, parts: Sequence[tuple[str, int]], width: int) -> AnyMatrix:
+        found = [self._read(f"{name}.weight", size, width) for name, size in parts]
+        quantized = [one for one in found if isinstance(one, QuantizedMatrix)]
+        if len(quantized) == len(found) and len({one.dtype for one in quantized}) == 1:
+            return QuantizedMatrix.cat(quantized)
+        plain = [one.dequantized(self.dtype) if isinstance(one, QuantizedMatrix) else one for one in found]
+        return self._quantized(plain[0] if len(plain) == 1 else torch.cat(plain), parts[0][0])
+
+    def _read(self, name: str, *shape: int) -> AnyMatrix:
+        """A matrix as it is stored, on the device; floats in the model's dtype."""
+        num_out, num_in = shape
+        found = self.reader.read(name, (num_out, num_in))
+        if isinstance(found, QuantizedMatrix):
+            values = found.values.clone() if self.is_copied else found.values  # a map of the file, as in `_placed`
+            return QuantizedMatrix(values.to(self.device), found.scales.to(self.device))
+        return self._placed(found, is_mapped=True)
+
+    def _quantized(self, matrix: torch.Tensor, name: str) -> AnyMatrix:
+        try:
+            return matrix if self.quantization == "none" else QuantizedMatrix.of(matrix, self.quantization)
+        except ValueError as error:
+            raise ModelError(f"{self.checkpoint.folder}: {name}: {error}") from error
 
     def _bias(self, parts: Sequence[tuple[str, int]], is_present: bool) -> torch.Tensor | None:
         return torch.cat([self._tensor(f"{name}.bias", size) for name, size in parts]) if is_present else None

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pieray.kernels.cells import E4M3, to_cells
 from pieray.kernels.meta import AttentionMeta
 
 
@@ -28,6 +29,7 @@ class Case:
     num_splits: int = 1
     softcap: float = 0.0
     has_sinks: bool = False
+    has_fp8_pages: bool = False
     seed: int = 0
 
 
@@ -59,6 +61,9 @@ CASES = (
     replace(BASE, name="bfloat16", dtype=torch.bfloat16),
     replace(BASE, name="bfloat16, mask", dtype=torch.bfloat16, hidden=0.5),
     replace(BASE, name="bfloat16, splits", requests=DECODE, dtype=torch.bfloat16, num_splits=2),
+    replace(BASE, name="pages of E4M3", has_fp8_pages=True),
+    replace(BASE, name="pages of E4M3, mask and window", has_fp8_pages=True, hidden=0.3, window=9),
+    replace(BASE, name="pages of E4M3, bfloat16, splits", has_fp8_pages=True, dtype=torch.bfloat16, num_splits=2),
 )
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -93,7 +98,7 @@ def make(case: Case) -> tuple[torch.Tensor, torch.Tensor, AttentionMeta]:
         mask=mask,
         mask_indptr=mask_indptr,
     )
-    return q.to(case.dtype), kv.to(case.dtype), meta
+    return q.to(case.dtype), to_cells(kv, E4M3 if case.has_fp8_pages else case.dtype), meta
 
 
 def _masks(case: Case, rng: np.random.Generator) -> tuple[torch.Tensor | None, torch.Tensor | None]:

@@ -26,6 +26,7 @@ from pieray.kernels.decoder_triton import (
     rope_append_kernel,
 )
 from pieray.kernels.paged_attention import VARIANTS, Variant, merge_kernel, paged_attention_kernel, sized
+from pieray.kernels.quantized_triton import blocks, product_kernel, quantize_rows_kernel
 from pieray.kernels.sample_triton import BLOCK, KEY_BITS, NUM_WARPS, sample_kernel
 
 TARGET, ARCH = GPUTarget("cuda", 90, 32), "sm_90a"
@@ -82,7 +83,7 @@ def compiled(
     kernel: object, signature: dict[str, str], constants: dict[str, object], options: dict[str, int]
 ) -> object:
     names = kernel.arg_names
-    aligned = [name for name, kind in signature.items() if kind.startswith("*")] + ["q_stride"]
+    aligned = [name for name, kind in signature.items() if kind.startswith("*")] + ["q_stride", "num_in"]
     source = ASTSource(
         fn=kernel,
         signature={name: signature.get(name, "constexpr") for name in names},
@@ -92,7 +93,15 @@ def compiled(
     return triton.compile(source, target=TARGET, options=options)
 
 
-def attention_signature(constants: dict[str, object]) -> dict[str, str]:
+def over_fp8_pages() -> Iterator[tuple[str, Variant, dict[str, object]]]:
+    """Some of `shipped`, which there are of all variants in bfloat16."""
+    for name, variant, constants in shipped():
+        is_wanted = not constants["HAS_WINDOW"] or constants["HAS_MASK"]
+        if is_wanted and constants["D"] == 128 and constants["PAGE"] == 16 and not constants["IEEE"]:
+            yield f"{name} fp8 pages", variant, constants
+
+
+def attention_signature(constants: dict[str, object], *, has_fp8_pages: bool) -> dict[str, str]:
     element = "*fp32" if constants["IEEE"] else "*bf16"
     part = "*fp32" if constants["SPLITS"] > 1 else element
     pointers = {f"{name}_ptr": "*i32" for name in INDEX_POINTERS}
@@ -100,7 +109,7 @@ def attention_signature(constants: dict[str, object]) -> dict[str, str]:
     mask = "*u8" if constants["HAS_MASK"] else "*i32"
     return {
         "q_ptr": element,
-        "kv_ptr": element,
+        "kv_ptr": "*fp8e4nv" if has_fp8_pages else element,
         "out_ptr": part,
         "lse_ptr": "*fp32",
         **pointers,
@@ -134,9 +143,10 @@ def resources(kernel: object) -> dict[str, int]:
 
 
 def main(part: int, parts: int) -> None:
-    for name, variant, constants in list(shipped())[part::parts]:
+    for name, variant, constants in list(itertools.chain(shipped(), over_fp8_pages()))[part::parts]:
+        signature = attention_signature(constants, has_fp8_pages=name.endswith("fp8 pages"))
         options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
-        kernel = compiled(paged_attention_kernel, attention_signature(constants), constants, options)
+        kernel = compiled(paged_attention_kernel, signature, constants, options)
         print(json.dumps({"name": name, **resources(kernel)}), flush=True)
     for index, (name, kernel, signature, constants, num_warps) in enumerate(small_kernels()):
         if index % parts == part:
@@ -176,7 +186,26 @@ def small_kernels() -> Iterator[tuple[str, object, dict[str, str], dict[str, obj
             "BLOCK_H": HEADS_PER_PROGRAM,
             "BLOCK_C": head_dim // 2,
         }
-        yield f"rotation head_dim={head_dim} norm={int(has_norm)}", rope_append_kernel, turned, constants, 2
+        name = f"rotation head_dim={head_dim} norm={int(has_norm)}"
+        yield name, rope_append_kernel, turned, constants, 2
+        if has_norm:
+            yield f"{name} fp8 pages", rope_append_kernel, {**turned, "kv_ptr": "*fp8e4nv"}, constants, 2
+    for kind, element in (("int8", "*i8"), ("fp8", "*fp8e4nv")):
+        rows = {"x_ptr": "*bf16", "values_ptr": element, "scales_ptr": "*fp32", "width": "i32", "x_stride": "i32"}
+        constants = {"LARGEST": 127.0 if kind == "int8" else 448.0, "IS_INT": kind == "int8", "BLOCK": 4096}
+        yield f"rows to {kind}", quantize_rows_kernel, rows, constants, 4
+        pointers = {
+            "x_ptr": element,
+            "x_scales_ptr": "*fp32",
+            "w_ptr": element,
+            "w_scales_ptr": "*fp32",
+            "y_ptr": "*bf16",
+        }
+        numbers = dict.fromkeys(("num_rows", "num_out", "num_in"), "i32")
+        for num_rows in (1, 64):
+            sizes = dict(zip(("BLOCK_M", "BLOCK_N", "BLOCK_K"), blocks(num_rows), strict=True))
+            constants = {"IS_INT": kind == "int8", "UPCAST": False, **sizes}
+            yield f"product of {kind}, {num_rows} rows", product_kernel, {**pointers, **numbers}, constants, 4
     columns = {"temperature": "*fp32", "top_p": "*fp64", "log_min_p": "*fp32", "top_k": "*i32", "uniform": "*fp64"}
     drawn = {f"{name}_ptr": kind for name, kind in columns.items()}
     drawn |= {"rows_ptr": "*i64", "token_ptr": "*i64", "is_bad_ptr": "*i32", "stride": "i32", "vocab": "i32"}

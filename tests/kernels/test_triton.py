@@ -55,6 +55,16 @@ def test_kernels_between_products_equal_torch() -> None:
     assert {name: line["error"] for name, line in lines.items() if not line["error"] <= line["tolerance"]} == {}
 
 
+def test_quantized_products_equal_torch() -> None:
+    lines = run_script("interpret_quantized.py", interpret="1")
+    assert len(lines) == 11
+    for name, line in lines.items():
+        assert line["error"] <= line["tolerance"], (name, line)
+        assert line["scales"] < 1e-6, (name, line)
+        assert line["steps"] <= 1, (name, line)
+        assert line["odd"] < 0.04, (name, line)  # the interpreter cuts what is halfway between two numbers of E4M3
+
+
 def test_the_sampler_draws_as_torch_does() -> None:
     lines = run_script("interpret_sampling.py", interpret="1")
     assert len(lines) == 18
@@ -67,6 +77,6 @@ def test_kernel_equals_reference(case: Case, interpreted: dict[str, dict[str, fl
 
 
 def test_every_shipped_variant_compiles_for_hopper_without_spills(compiled: dict[str, dict[str, float]]) -> None:
-    assert len(compiled) == 54  # see `shipped` and `main` of compile_ahead.py
+    assert len(compiled) == 68  # see `shipped` and `main` of compile_ahead.py
     assert {name: line["spills"] for name, line in compiled.items() if line["spills"]} == {}
     assert {name: line["shared"] for name, line in compiled.items() if line["shared"] > SHARED_MEMORY_OF_SM_90} == {}

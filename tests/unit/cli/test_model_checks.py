@@ -64,7 +64,7 @@ def test_an_architecture_without_one_is_served_through_transformers(tmp_path: Pa
     [
         ({**GPT_OSS, "architectures": ["MambaForCausalLM"]}, "MambaForCausalLM: its layers keep a recurrent state"),
         ({**GPT_OSS, "architectures": ["BartForCausalLM"]}, "an encoder-decoder"),
-        ({**GPT_OSS, "quantization_config": {"quant_method": "awq"}}, "quantization_config is 'awq'"),
+        ({**GPT_OSS, "quantization_config": {"quant_method": "awq"}}, "quantization_config: bits is None"),
         ({}, "no such file"),
     ],
 )
@@ -158,3 +158,40 @@ def test_tensors_that_the_native_decoder_reads_are_looked_for(tmp_path: Path) ->
     assert f"{name!r} has shape {good[name].T.shape}; config.json implies {good[name].shape}" in (
         found(tmp_path)["weights"].detail
     )
+
+
+def test_a_quantized_checkpoint_says_its_format_and_what_it_takes(tmp_path: Path) -> None:
+    shutil.copytree(model_folder("pie-tiny"), tmp_path, dirs_exist_ok=True)
+    weights = {"num_bits": 8, "type": "int", "strategy": "channel"}
+    rows = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
+    group = {"weights": weights, "input_activations": rows}
+    config = json.loads((tmp_path / "config.json").read_text())
+    quantization = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "config_groups": {"group_0": group},
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}))
+    tensors = load_file(tmp_path / "model.safetensors")
+    num_bytes = 0
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        tensors[name.replace("weight", "weight_scale")] = np.ones((len(tensors[name]), 1), np.float32)
+        tensors[name] = tensors[name].astype(np.int8)
+        num_bytes += tensors[name].nbytes
+    save_file(tensors, tmp_path / "model.safetensors")
+    checks = found(tmp_path)
+    assert {check.status for check in checks.values()} == {"ok"}
+    assert checks["weights"].detail.startswith("1,931,712 parameters, 2.2 MiB of compressed-tensors as F32, I8")
+    assert checks["KV pages"].detail == "3.0 KiB for each token of context; 768 bytes with model.kv_dtype=fp8"
+    needed = num_bytes + 4 * (1_931_712 - num_bytes) + (256 << 20)
+    assert checks["memory"].detail.startswith(f"{needed / (1 << 20):.1f} MiB for the weights, of which float32")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert found(tmp_path)["weights"].detail.startswith("no 'model.layers.1.mlp.up_proj.weight', nor what compressed")
+    config["quantization_config"] = {"quant_method": "hqq"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "quant_method is 'hqq'; supported:" in found(tmp_path)["model"].detail
+
+
+def test_what_int8_weights_would_take_is_said() -> None:
+    assert "; with model.quantization=int8 2.2 MiB" in found("pie-tiny")["memory"].detail

@@ -99,7 +99,10 @@ def test_windows(changes: dict[str, Any], windows: tuple[int, ...], tmp_path: Pa
             "rope_scaling.short_factor is [1.0]; supported: a list of 4 numbers greater than 0",
         ),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is None; supported: a number"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is 'gptq'; supported: unquantized"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            "quantization_config: bits is None; supported: weights of float32",
+        ),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3; supported: a divisor of num_attention_heads = 4"),
         ({"vocab_size": None}, "vocab_size is None; supported: a positive integer"),
         ({"hidden_size": "32"}, "hidden_size is '32'"),
