@@ -86,6 +86,7 @@ class Batcher(ServingActor):
             "hidden_size": runner.config.hidden_size,
             "way": runner.way,
             "why": runner.why,
+            "image": {} if runner.images is None else runner.images.rules.as_dict(),
             "pooling": dataclasses.asdict(Pooling.from_folder(folder)),
         }
         tokenizer = {name: getattr(spec, name) for name in spec.__dataclass_fields__}

@@ -140,6 +140,8 @@ class ModelSettings:
     """How long a step waits at most for inferlets that have just been answered."""
     cuda_graphs: bool = True
     """Replay decode steps as CUDA graphs, captured at first use; of no meaning on a CPU."""
+    image_pixels: int = 1 << 24
+    """Pixels of an image, of a model that sees; more are refused before any is decoded."""
     adapters: dict[str, Any] = field(default_factory=dict)
     """LoRA adapters by name: a safetensors file, or a folder with adapter_config.json."""
     adapter_bytes: int = 512 * MIB
@@ -286,6 +288,7 @@ _AT_LEAST_1 = frozenset(
         "model.page_size",
         "max_waiting_launches",
         "model.max_batch_tokens",
+        "model.image_pixels",
         "model.max_batch_requests",
     }
 )

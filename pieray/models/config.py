@@ -76,6 +76,12 @@ class ModelConfig:
     logits_divisor: float = 1.0
     logits_softcap: float = 0.0
     experts: ExpertsConfig | None = None
+    has_shifts: bool = False  # positions run on otherwise behind an image: see `KvPool.shifts`
+
+    @property
+    def num_pool_layers(self) -> int:
+        """Layers of the page pool."""
+        return self.num_layers + self.has_shifts
 
     @property
     def softmax_scale(self) -> float:

@@ -18,6 +18,7 @@ from pieray.messages import (
     CopyTokens,
     DecodePasses,
     DropSwapped,
+    EmbedImage,
     EmbedTokens,
     ExtendPlan,
     Forward,
@@ -43,6 +44,7 @@ from pieray.sched.convert import asked, wire_value
 from pieray.sched.costs import CostModel
 from pieray.sched.device_steps import DeviceSteps, Runner, independent_groups
 from pieray.sched.failures import dependency_failed, failed, malformed
+from pieray.sched.images import ImageQueue
 from pieray.sched.lanes import LaneKey
 from pieray.sched.loaded_adapters import LoadedAdapters
 from pieray.sched.lookups import EmbedLookups
@@ -107,6 +109,7 @@ class BatcherCore:
         )
         self._cohort = CohortWait(self._scheduler.lanes, settings.cohort_wait_s)
         self._lookups = EmbedLookups()
+        self.images = ImageQueue(runner, settings.image_pixels)
         self._swap = SwapSlots(num_swap_slots)
         self._totals = StepTotals(costs)
         self.trace = StepTrace()
@@ -133,6 +136,8 @@ class BatcherCore:
                 self.plans.change(peer_id, message, answers)
             elif isinstance(message, EmbedTokens):
                 self._lookups.add(peer_id, message)
+            elif isinstance(message, EmbedImage):
+                self.images.submit(peer_id, message)
             elif isinstance(message, (LoadAdapter, UnloadAdapter)):
                 answers += self.adapters.submit(peer_id, message)
             elif isinstance(message, DropSwapped):
@@ -209,9 +214,14 @@ class BatcherCore:
     def _drop(self, peer_id: str, inferlet: int | None = None) -> None:
         self.plans.forget(self._scheduler.cancel(peer_id, inferlet))
         self._lookups.cancel(peer_id, inferlet)
+        self.images.drop(peer_id, inferlet)
         self._swap.close(peer_id, inferlet)
         self.adapters.drop(peer_id, inferlet)
         self.trace.forget(peer_id, inferlet)
+
+    def seen(self, key: LaneKey, seconds: float) -> None:
+        """An image of the inferlet has taken so long, beside the steps: it counts as device time of its own."""
+        self._scheduler.charge(key, seconds)
 
     def drop_peer(self, peer_id: str) -> None:
         """The peer is dead: drop all that it has queued.  No step touches its pages any more."""
@@ -252,6 +262,7 @@ class BatcherCore:
         """The device is dead: everything that is queued fails."""
         self.lost = error
         answers += self._lookups.fail_all(error)
+        answers += self.images.fail_all(error)
         answers += self._passes.fail_all(error)
         for peer_id in self._scheduler.peers():
             commands = self._scheduler.cancel(peer_id)

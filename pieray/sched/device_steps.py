@@ -19,6 +19,7 @@ from pieray.sched.page_moves import PageMove, PageMover
 
 if TYPE_CHECKING:
     from pieray.models.adapter_file import AdapterFile
+    from pieray.models.images import SeenImage
     from pieray.models.lora import LoraAdapter
     from pieray.models.outputs import StepResult
 
@@ -40,6 +41,7 @@ class Runner(PageMover, Protocol):
     def require_trees(self) -> None: ...
 
     def embed(self, tokens: U32) -> F32: ...
+    def see(self, data: bytes, max_pixels: int, max_bytes: int) -> SeenImage: ...
     def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
 
 

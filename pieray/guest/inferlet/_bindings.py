@@ -330,6 +330,27 @@ class embeds:
             raise error_of(err.value) from None
 
     @staticmethod
+    def image(queue: int, image: str) -> int:
+        if queue.__class__ is not int or not 0 <= queue <= 0xFFFFFFFF:
+            queue = _convert.u32("queue", queue)
+        image = _convert.text("image", image)
+        try:
+            return _raw.embeds.image(queue, image)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def image_rows(width: int, height: int) -> int:
+        if width.__class__ is not int or not 0 <= width <= 0xFFFFFFFF:
+            width = _convert.u32("width", width)
+        if height.__class__ is not int or not 0 <= height <= 0xFFFFFFFF:
+            height = _convert.u32("height", height)
+        try:
+            return _raw.embeds.image_rows(width, height)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def size(embed: int) -> int:
         if embed.__class__ is not int or not 0 <= embed <= 0xFFFFFFFF:
             embed = _convert.u32("embed", embed)

@@ -179,6 +179,7 @@ class DraftSource:
         context, sequence = self._context, self._context.sequence
         if sequence.dropped:
             raise NoPlan  # a verification has no positions of its own
+        await context._see(self._draws.adapter)
         pending = context._pending()
         drafts = _convert.u32s("drafts of the drafter", self._drafter(context.tokens))[: (most or num_left) - 1]
         ticket = self._ticket = sequence.verify(pending, drafts, self._sampler, self._draws.adapter)

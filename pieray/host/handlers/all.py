@@ -78,7 +78,7 @@ class GuestHandlers:
             tickets=TicketHandlers(tickets, outbox),
             queues=QueueHandlers(models, tables.queues, tickets, outbox, identity.launch.priority),
             kv=KvHandlers(limits, tables.queues, pages, tickets, outbox, requests),
-            embeds=EmbedsHandlers(limits, models, tables, tickets, outbox),
+            embeds=EmbedsHandlers(limits, models, tables, tickets, outbox, identity.tenant),
             samplers=SamplerHandlers(models, tables.samplers),
             forward=ForwardHandlers(limits, models, tables, pages, parts.lineage, tickets, outbox),
             plans=PlanHandlers(limits, models, tables, context),

@@ -54,17 +54,25 @@ class ForwardHandlers:
         num_rows, room = sum(part.num_rows for part in parts), len(pages) * self._pages.page_size
         if num_rows > room:
             raise InvalidRequest(f"{num_rows} rows do not fit in {len(pages)} pages, which have {room} slots")
-        num_bytes = sum(len(part.values) for part in parts)
+        num_bytes = sum(len(part.values) for part in parts if not part.media)
         if num_bytes > self._limits.message_bytes:
             raise QuotaExceeded(
                 f"message_bytes: the limit is {self._limits.message_bytes}; the embeddings of this "
                 f"pass have {num_bytes}"
             )
-        tokens, rows = joined(parts)
-        return self._enqueue(queue, pages, kv_len, tokens, positions, mask, rows)
+        tokens, rows, media = joined(parts)
+        return self._enqueue(queue, pages, kv_len, tokens, positions, mask, rows, media)
 
     def _enqueue(
-        self, queue: int, pages: U32, kv_len: int, tokens: U32, positions: U32, mask: U32, embeds: list[bytes]
+        self,
+        queue: int,
+        pages: U32,
+        kv_len: int,
+        tokens: U32,
+        positions: U32,
+        mask: U32,
+        embeds: list[bytes],
+        media: bytes = b"",
     ) -> int:
         found = self._tables.queues.get(queue)
         num_tokens = len(tokens)
@@ -83,7 +91,7 @@ class ForwardHandlers:
                 self._tickets.drop((ticket,))
                 self._outbox.transfers.ended(ticket)
                 raise
-            packed = tokens.tobytes(), positions.tobytes(), bits, embeds
+            packed = tokens.tobytes(), positions.tobytes(), bits, embeds, media
             self._outbox.stage(Pass(ticket, found, prepared, kv_len, *packed))
         return ticket
 

@@ -115,6 +115,9 @@ void kv_list_exports(const char *prefix, uint32_t prefix_size, result *);  // va
 // embeds: Embeddings: what a pass reads in place of tokens.
 PIERAY_IMPORT("embeds", "text") void embeds_text(const uint32_t *tokens, uint32_t num_tokens, result *);  // value
 PIERAY_IMPORT("embeds", "put") void embeds_put(const float *values, uint32_t num_values, result *);  // value
+PIERAY_IMPORT("embeds", "image")
+void embeds_image(uint32_t queue, const char *image, uint32_t image_size, result *);  // value
+PIERAY_IMPORT("embeds", "image-rows") void embeds_image_rows(uint32_t width, uint32_t height, result *);  // value
 PIERAY_IMPORT("embeds", "size") void embeds_size(uint32_t embed, result *);  // value
 PIERAY_IMPORT("embeds", "values") void embeds_values(uint32_t queue, uint32_t embed, result *);  // value
 PIERAY_IMPORT("embeds", "free") void embeds_free(const uint32_t *embeds, uint32_t num_embeds, result *);
