@@ -88,14 +88,20 @@ class Context(Snapshots):
 
     # -- content
 
-    def append(self, text: str | Sequence[int]) -> Context:
-        """Add text, or tokens, at the end."""
+    def append(self, text: str | Sequence[int], photos: Sequence[Embedding] = ()) -> Context:
+        """Add text, or tokens, at the end; in it `images.token()` stands for each of the `photos`, in order."""
         self.sequence.check_open()
         added = self._tokens_of(text)
         if added and not self._tokens and self._bos and isinstance(text, str):
             bos = models.info(self.model).get("bos_tokens", [])
             added = added if added[: len(bos)] == bos else [*bos, *added]
-        return self._add(added)
+        return self._add_seen(added, photos) if photos else self._add(added)
+
+    def _add_seen(self, tokens: list[int], photos: Sequence[Embedding]) -> Context:
+        tokens, placed = self._laid(tokens, len(self._tokens), photos)
+        self._add(tokens)
+        self.sequence.images += placed
+        return self
 
     def _add(self, tokens: list[int]) -> Context:
         if tokens:
@@ -107,8 +113,8 @@ class Context(Snapshots):
         """Add a message, as the model's chat template writes it; an open reply is closed first.
 
         `content`: a text, an image that `images.see` has given, or a list of both.  `more`: other keys of the message
-        that the template knows, such as `name`.  A message that the template does not take without the next one (a system
-        message, in some) is no text before that comes.
+        that the template knows, such as `name`.  A message that the template does not take without the next one (a
+        system message, in some) is no text before that comes.
         """
         text, seen = images.told(content)
         return self._say(self._closed().add({"role": role, "content": text} | more), seen, cue=False)
@@ -171,12 +177,10 @@ class Context(Snapshots):
             return self._mark(replace(chat, is_waiting=True))
         start = chat.start if chat.said else len(self._tokens)
         if text.startswith(chat.said):
-            tokens, placed = self._laid(text[len(chat.said) :], len(self._tokens), unplaced)
-            self._add(tokens)
-            self.sequence.images += placed
+            self._add_seen(self._tokens_of(text[len(chat.said) :]), unplaced)
         elif chat.end == len(self._tokens):  # the template writes the messages otherwise, now that there is another one
             before = [one.embedding for one in self.sequence.images if one.start >= start]
-            self._rewrite(start, *self._laid(text, start, before + unplaced))
+            self._rewrite(start, *self._laid(self._tokens_of(text), start, before + unplaced))
         else:
             raise Unsupported(
                 "this model's chat template writes the messages since the last reply otherwise now, and other text was "
@@ -185,15 +189,14 @@ class Context(Snapshots):
         self._unplaced = []
         return self._mark(replace(chat, start=start, end=len(self._tokens), said=text, is_open=cue, is_waiting=False))
 
-    def _laid(self, text: str, start: int, seen: Sequence[Embedding]) -> tuple[list[int], list[Placed]]:
-        """Tokens of a rendered text that is to stand at `start`, with the rows of the images in it."""
-        tokens = self._tokens_of(text)
+    def _laid(self, tokens: list[int], start: int, seen: Sequence[Embedding]) -> tuple[list[int], list[Placed]]:
+        """Tokens of a text that is to stand at `start`, with the rows of the images in it."""
         if not seen:
             return tokens, []
         mark = images.token(self.model)
         if tokens.count(mark) != len(seen):
             raise InvalidRequest(
-                f"the chat template makes {tokens.count(mark)} places for {len(seen)} images; a text does not spell "
+                f"the text has {tokens.count(mark)} places for {len(seen)} images: {tokens.count(mark)} times "
                 f"{models.detokenize([mark], model=self.model)!r}"
             )
         laid: list[int] = []
