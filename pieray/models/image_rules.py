@@ -20,6 +20,8 @@ SEEING = {
     "Qwen2VLForConditionalGeneration": True,
     "Qwen2_5_VLForConditionalGeneration": True,
 }
+#: files that say how images are scaled: one of them is there
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 MOST_RATIO = 200
 """Of the longer side to the shorter one, of images whose size follows the model's grid."""
 

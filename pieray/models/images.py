@@ -25,7 +25,7 @@ import torch
 from pieray.arrays import F32, I32
 from pieray.errors import InvalidRequest, ModelError, PierayError, QuotaExceeded
 from pieray.models.batch import PLACE_SIZE
-from pieray.models.image_rules import SEEING, ImageRules
+from pieray.models.image_rules import PREPROCESSORS, SEEING, ImageRules
 from pieray.models.transformers_probe import first_line, quiet
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)
 """Orientations whose width is the picture's height."""
-PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 
 @dataclass(frozen=True, slots=True)
