@@ -91,6 +91,7 @@ class Context(Snapshots):
     def append(self, text: str | Sequence[int], photos: Sequence[Embedding] = ()) -> Context:
         """Add text, or tokens, at the end; in it `images.token()` stands for each of the `photos`, in order."""
         self.sequence.check_open()
+        photos = _convert.instances("photos", photos, Embedding)
         added = self._tokens_of(text)
         if added and not self._tokens and self._bos and isinstance(text, str):
             bos = models.info(self.model).get("bos_tokens", [])
@@ -130,6 +131,7 @@ class Context(Snapshots):
     async def image(self, data: images.Data, text: str = "") -> Context:
         """Add a user's message of an image, a file's bytes or its base64, and a text behind it.  See `images.see`."""
         self.sequence.check_open()
+        text = _convert.text("text", text)
         photo = await images.see(data, model=self.model)
         return self.user([photo, text] if text else [photo])
 

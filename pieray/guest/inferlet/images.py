@@ -60,7 +60,7 @@ async def seen(messages: Sequence[Mapping[str, Any]], *, model: str = "") -> lis
     An image at another URL is refused: fetch it with `http` first.
     """
     found = []
-    for message in messages:
+    for message in _convert.instances("messages", messages, Mapping):  # type: ignore[type-abstract]
         content = message.get("content")
         if isinstance(content, list):
             content = [await _seen_part(part, model) for part in content]
@@ -96,7 +96,9 @@ def _told(part: Any) -> Any:
     if isinstance(part, Embedding):
         return {"type": "image"}
     if isinstance(part, Mapping) and part.get("type") in ("image", "image_url"):
-        raise InvalidRequest("an image in a content is what `images.see` has given")
+        raise InvalidRequest(
+            f"the parts of a content are texts, and images that `images.see` has given; given one of type {part['type']!r}"
+        )
     return part
 
 
