@@ -54,7 +54,7 @@ class Batcher(ServingActor):
             swap_bytes=settings.swap_memory_bytes,
             max_context=settings.max_context,
             bf16_products=settings.bf16_products,
-            num_sharing=max(1, settings.replicas),
+            num_sharing=sum(max(1, one.replicas) for one in self.config.all_models().values()),
         )
         warm_up(runner, settings.max_batch_requests, settings.max_batch_tokens)
         spec = TokenizerSpec.from_folder(folder)
@@ -75,7 +75,7 @@ class Batcher(ServingActor):
         self._trace = core.trace
         self._loop = StepLoop(core, on_failure=_end_process)
         info = {
-            "name": folder.name,
+            "name": settings.name or folder.name,
             "architecture": runner.config.family,
             "vocab_size": runner.config.vocab_size,
             "max_context": runner.config.max_position,

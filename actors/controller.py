@@ -62,9 +62,9 @@ class Controller:
     def models(self) -> list[dict[str, Any]]:
         return self._supervisor.devices.models()
 
-    def scale(self, replicas: int, drain_s: float) -> list[dict[str, Any]]:
-        """Have so many device groups, see `DeviceGroups.scale`; facts of the models."""
-        self._supervisor.devices.scale(replicas, drain_s)
+    def scale(self, replicas: int, drain_s: float, model: str = "") -> list[dict[str, Any]]:
+        """Have so many device groups of a model, see `ModelGroups.scale`; facts of the models."""
+        self._supervisor.devices.scale(replicas, drain_s, model)
         return self._supervisor.devices.models()
 
     @control

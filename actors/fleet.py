@@ -39,13 +39,16 @@ class RayFleet:
         self._watched: dict[Any, Member] = {}  # by the call that ends with the actor
         self._lock = threading.Lock()
 
-    def create(self, role: str, number: int | None, incarnation: int, near: Member | None = None) -> Member:
+    def create(
+        self, role: str, number: int | None, incarnation: int, near: Member | None = None, model: str = ""
+    ) -> Member:
         """See Fleet.  The Broker's place is the head node, where the file of its store is; Ray chooses for others."""
         name = actor_name(role, number)
         await_free([name], self._config.namespace)
         node = near.facts.get("node_id") if near is not None else head_node() if role == BROKER else None
-        gpus = num_gpus(self._config) if role == BATCHER else 0.0
-        handle = create_actor(CLASSES[role], self._config, name, name, incarnation, num_gpus=gpus, node=node)
+        config = self._config.serving(model)
+        gpus = num_gpus(config.model) if role == BATCHER else 0.0
+        handle = create_actor(CLASSES[role], config, name, name, incarnation, num_gpus=gpus, node=node)
         member = Member(role, name, handle, incarnation)
         with self._lock:
             self._watched[handle.watch.remote()] = member

@@ -65,7 +65,8 @@ class Hosts:
             delay_s=lambda: restarts.delay_s,
         )
         self._wanted: dict[Telling, Wire] = {}  # what each is to know: the arguments of its methods
-        self._models: dict[int, list[dict[str, Any]]] = {}  # by device group, that it serves
+        self._served: dict[int, tuple[str, dict[str, Any]]] = {}  # by device group: its model's name, and facts
+        self._names = list(config.all_models())
         self._lock = threading.Lock()  # guards the fields; never held while an actor is asked
         self._has_device = threading.Condition(self._lock)
         self._tellers = ThreadPoolExecutor(16, "pieray-tell")
@@ -89,13 +90,20 @@ class Hosts:
             self._wanted[method, 0] = args
 
     def want_group(
-        self, number: int, batcher: Wire, manager: Wire, models: list[dict[str, Any]], *, is_draining: bool = False
+        self,
+        number: int,
+        model: str,
+        batcher: Wire,
+        manager: Wire,
+        served: dict[str, Any],
+        *,
+        is_draining: bool = False,
     ) -> None:
-        """Each is to be connected to this device group, and those that wait for one are opened.  `is_draining`: no
-        inferlet is to choose it."""
+        """Each is to be connected to this device group, and those that wait for one are opened.  `model`: its name, ""
+        for the default one; `served`: what the group tells of it.  `is_draining`: no inferlet is to choose it."""
         with self._lock:
-            self._models[number] = models
-            self._wanted[GROUP, number] = number, batcher, manager, is_draining
+            self._served[number] = model, served
+            self._wanted[GROUP, number] = number, model, batcher, manager, is_draining
             self._has_device.notify_all()
 
     def drop_group(self, number: int) -> None:
@@ -109,7 +117,7 @@ class Hosts:
         """There will never be such a device group again: each is to let go of it."""
         with self._lock:
             self._wanted.pop((GROUP, number), None)
-            self._models.pop(number, None)
+            self._served.pop(number, None)
             self._wanted["end_group", number] = (number,)
 
     def tell_all(self, timeout_s: float = TELL_S) -> None:
@@ -159,14 +167,14 @@ class Hosts:
         return bool(self._news_for(host))
 
     def _news_for(self, host: Member) -> list[tuple[Telling, Wire]]:
-        """What there is to tell it; notes whether it is connected to a device group of today."""
+        """What there is to tell it; notes whether it is connected to a device group of today of the default model."""
         with self._lock:
             host.is_current = any(host.sent.get(what) == args for what, args in self._groups())
             return [(what, args) for what, args in self._wanted.items() if host.sent.get(what) != args]
 
     def _groups(self) -> list[tuple[Telling, Wire]]:
-        """The device groups that there are; with the lock held."""
-        return [(what, args) for what, args in self._wanted.items() if what[0] == GROUP]
+        """The device groups that there are of the default model; with the lock held."""
+        return [(what, args) for what, args in self._wanted.items() if what[0] == GROUP and not args[1]]
 
     # --- starting them ---------------------------------------------------------------------------
 
@@ -207,15 +215,12 @@ class Hosts:
             if not self._groups():
                 raise EngineError("the engine is shutting down")
             wanted = dict(self._wanted)
-            served = list(self._models.values())  # replicas of the same, whose pools may differ
-            models = [
-                {
-                    **facts[0],
-                    "info": {**facts[0]["info"], "num_pages": min(one["info"]["num_pages"] for one in facts)},
-                    "adapters": wanted["set_adapters", 0][0],
-                }
-                for facts in zip(*served, strict=True)
-            ]
+            models = []
+            for name in self._names:
+                facts = [served for model, served in self._served.values() if model == name]  # pools may differ
+                info = {**facts[0]["info"], "num_pages": min(one["info"]["num_pages"] for one in facts)}
+                adapters = [] if name else wanted["set_adapters", 0][0]
+                models.append({**facts[0], "info": info, "adapters": adapters})
             return wanted, models
 
     def refresh(self, hosts: Sequence[Member]) -> None:

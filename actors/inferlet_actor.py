@@ -43,6 +43,7 @@ class InferletActor(ServingActor):
         from pieray.host.clients import ClientService
         from pieray.host.core import InferletHost
         from pieray.host.device.groups import DeviceGroups
+        from pieray.host.device.model_devices import ModelDevices
         from pieray.host.models import ModelDirectory, ServedModel
         from pieray.host.services import Services
         from pieray.models.tokenizer import TokenizerSpec
@@ -50,9 +51,14 @@ class InferletActor(ServingActor):
 
         for handler in logging.getLogger().handlers:
             handler.addFilter(RunOfThread(running_id))
-        self._devices = DeviceGroups(
-            peer_id=self.peer_id, token=token, policy=self.config.group_policy, is_one=self.config.model.replicas == 1
-        )
+        self._groups_of = {
+            name: DeviceGroups(
+                peer_id=self.peer_id, token=token, policy=self.config.group_policy, is_one=settings.replicas == 1
+            )
+            for name, settings in self.config.all_models().items()
+        }
+        others = dict(self._groups_of)
+        self._devices = ModelDevices(others.pop(""), others)
         failures = []
         for group in groups:
             try:
@@ -79,14 +85,16 @@ class InferletActor(ServingActor):
         self._host.warm_up()
         return self.listen(ClientService(self._host), token)
 
-    def connect_group(self, number: int, batcher: Wire, resource_manager: Wire, is_draining: bool) -> None:
-        """There is a device group, or it was replaced: later inferlets use it, unless it is draining."""
+    def connect_group(self, number: int, model: str, batcher: Wire, resource_manager: Wire, is_draining: bool) -> None:
+        """There is a device group of that model ("" is the default one), or it was replaced: later inferlets use it,
+        unless it is draining."""
         endpoints = Endpoint.from_wire(batcher), Endpoint.from_wire(resource_manager)
-        self._devices.open(number, *endpoints, is_draining=is_draining)
+        self._groups_of[model].open(number, *endpoints, is_draining=is_draining)
 
     def end_group(self, number: int) -> None:
         """There will be no such device group any more."""
-        self._devices.end(number)
+        for groups in self._groups_of.values():
+            groups.end(number)
 
     def reconnect_broker(self, broker: Wire) -> None:
         """The broker has come up, or another one in its place."""

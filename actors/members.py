@@ -36,6 +36,8 @@ class Member:
     incarnation: int = 0
     number: int = 0
     """Which of its role: of an InferletActor, or of the device group that it is of."""
+    model: str = ""
+    """Of a device group: the name of the model that it serves, "" for the default one."""
     endpoint: Wire = ()
     facts: dict[str, Any] = field(default_factory=dict)
     """pid and node_id, once it has answered."""
@@ -89,8 +91,10 @@ class Member:
 class Fleet(Protocol):
     """The cluster's side of supervision.  Thread-safe."""
 
-    def create(self, role: str, number: int | None, incarnation: int, near: Member | None = None) -> Member:
-        """Start an actor, on the node of `near` if given.  Raises EngineError."""
+    def create(
+        self, role: str, number: int | None, incarnation: int, near: Member | None = None, model: str = ""
+    ) -> Member:
+        """Start an actor, on the node of `near` if given; `model`: see `Member.model`.  Raises EngineError."""
 
     def begin(self, member: Member, method: str, *args: Any) -> Answer:
         """Call one of its methods.  Raises EngineError if that cannot even be sent."""
@@ -131,13 +135,13 @@ class Members:
     def __contains__(self, member: Member) -> bool:
         return member in self._members
 
-    def create(self, role: str, number: int | None = None, near: Member | None = None) -> Member:
+    def create(self, role: str, number: int | None = None, near: Member | None = None, model: str = "") -> Member:
         """Start an actor, see Fleet.  Raises EngineError, also while the engine is shutting down."""
         with self._lock:
             self._incarnation += 1
             incarnation = self._incarnation
-        member = self._fleet.create(role, number, incarnation, near)
-        member.number = number or 0
+        member = self._fleet.create(role, number, incarnation, near, model)
+        member.number, member.model = number or 0, model
         with self._lock:
             self._members.append(member)
         if self._stopped.is_set():

@@ -37,10 +37,10 @@ class Supervisor:
         fleet: Fleet,
         stalls: Stalls | None = None,
         num_actors: int = 1,
-        num_groups: int | None = None,
+        num_groups: Mapping[str, int] | None = None,
     ) -> None:
         """`num_actors`: InferletActors to keep, if the settings leave that open; the first of them is waited for.
-        `num_groups`: device groups; None: as many as the settings say, or one."""
+        `num_groups`: device groups by model, see `DeviceGroups`."""
         self._config = config
         self._fleet = fleet
         self.token = secrets.token_hex(32)
@@ -71,7 +71,7 @@ class Supervisor:
             self._hosts,
             token=self.token,
             restarts=self._restarts["device group"],
-            num_groups=num_groups or config.model.replicas or 1,
+            num_groups=num_groups,
         )
         self._broker = KeptBroker(config, self._members, self._hosts, token=self.token, restarts=self._restarts[BROKER])
         self.placement = Placement(
@@ -195,7 +195,7 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """Facts of every actor, by role; of one that does not answer, what is known of it and its silence."""
         alive = [*self.devices.running(), *self._broker.running(), *self._hosts.pool.hosts()]
-        rows = [_row(m, found) for m, found in zip(alive, self._members.facts_of(alive, "status"), strict=True)]
+        rows = [self._row(m, found) for m, found in zip(alive, self._members.facts_of(alive, "status"), strict=True)]
         return {
             "namespace": self._config.namespace,
             "transport": self._config.transport,
@@ -207,15 +207,15 @@ class Supervisor:
             "admission": self.placement.admission(),
         }
 
-
-def _row(member: Member, found: Mapping[str, Any] | PierayError) -> dict[str, Any]:
-    row: dict[str, Any] = {"role": member.role, "name": member.name, "incarnation": member.incarnation, **member.facts}
-    if member.role in (BATCHER, RESOURCE_MANAGER):
-        row["group"] = member.number
-    if not isinstance(found, PierayError):
-        return {**row, "state": "up", **found}
-    state = "silent" if isinstance(found, NoAnswer) else "failing"
-    return {**row, "state": state, "silent_s": round(member.silent_s, 1), "error": found.message}
+    def _row(self, member: Member, found: Mapping[str, Any] | PierayError) -> dict[str, Any]:
+        row: dict[str, Any] = {"role": member.role, "name": member.name, "incarnation": member.incarnation}
+        row |= member.facts
+        if member.role in (BATCHER, RESOURCE_MANAGER):
+            row |= {"group": member.number, "model": self.devices.name_of(member)}
+        if not isinstance(found, PierayError):
+            return {**row, "state": "up", **found}
+        state = "silent" if isinstance(found, NoAnswer) else "failing"
+        return {**row, "state": state, "silent_s": round(member.silent_s, 1), "error": found.message}
 
 
 def _registry_of(config: Config) -> Registry:

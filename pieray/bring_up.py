@@ -9,6 +9,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pieray.assets import embedded_models, model_folder
@@ -73,11 +74,9 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
     from pieray.cluster.facts import head_node
     from pieray.wasm.prepare import prepare_python_runtime
 
-    folder = model_folder(config.model.path)
-    if config.model.path not in embedded_models():  # an embedded one is found by name on every node
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=str(folder)))
+    config = _with_folders(config)
     prepare_python_runtime(progress)
-    say(progress, f"loading {folder.name}")
+    say(progress, f"loading {', '.join(Path(one.path).name for one in config.all_models().values())}")
     if not (is_served := _is_served(config.namespace)):
         end_engine(config.namespace)  # what a Controller that died has left, its name included
     create = partial(
@@ -102,6 +101,18 @@ def start_engine(config: Config, progress: Progress | None) -> Any:
         raise
     say(progress, "ready")
     return controller
+
+
+def _with_folders(config: Config) -> Config:
+    """With the whole paths of models; an embedded one is found by name on every node.  Raises ModelError."""
+    found = {}
+    for name, settings in config.all_models().items():
+        folder = str(model_folder(settings.path))
+        found[name] = settings if settings.path in embedded_models() else dataclasses.replace(settings, path=folder)
+    first = found.pop("")
+    return dataclasses.replace(
+        config, model=first, models={name: dataclasses.asdict(one) for name, one in found.items()}
+    )
 
 
 def _is_served(namespace: str) -> bool:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pieray.errors import ConfigError
@@ -22,6 +23,8 @@ LEAST_SUSPECT_S = 2.0
 """Longer than what `pieray.concurrency.stalls` takes for a stall: a launch that is given up must not start any more."""
 MAX_COHORT_WAIT_S = 60.0
 MAX_REPLICAS = 256
+MAX_MODELS = 16
+"""Page handles tell models apart in four bits, see `pieray.pages.handles`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +115,15 @@ class ModelSettings:
 
     path: str = "pie-tiny"
     """Folder with config.json, *.safetensors and tokenizer.json, or the name of an embedded model."""
+    name: str = ""
+    """By which programs and clients ask for it; "": the folder's name."""
     device: str = "auto"
     """"auto" (cuda where there is one), "cpu", "cuda", "cuda:1"."""
     replicas: int = 1
     """Device groups that serve it, each with its weights and its pool of pages on a device of its own; 0: one for each
-    GPU of the cluster."""
+    GPU of the cluster that no other model takes."""
+    gpu_share: float = 1.0
+    """Part of a GPU that a replica takes, where there is one: replicas whose parts add up to 1 may share it."""
     dtype: str = "auto"
     """"auto" (the checkpoint's on cuda, float32 on cpu), "float32", "bfloat16", "float16"."""
     max_context: int = 0
@@ -161,6 +168,10 @@ class Config:
     namespace: str = "pieray"
     """Ray namespace of the engine's named actors."""
     model: ModelSettings = field(default_factory=ModelSettings)
+    """The default one: what programs use that name none."""
+    models: dict[str, Any] = field(default_factory=dict)
+    """Models served beside it, by name: fields of `ModelSettings`, or a path.
+    {"draft": "/models/small", "embedder": {"path": "/models/e5", "replicas": 2}}."""
     limits: Limits = field(default_factory=Limits)
     inferlets_per_actor: int = 64
     """Inferlets in one actor process; 1 gives each an actor of its own."""
@@ -240,8 +251,6 @@ class Config:
         _check_choice("executor", self.executor, ("auto", "fiber", "thread"))
         _check_choice("transport", self.transport, ("socket", "tcp", "ray"))
         _check_choice("group_policy", self.group_policy, ("content", "least-loaded", "round-robin"))
-        if self.model.replicas > MAX_REPLICAS:
-            raise ConfigError(f"model.replicas is at most {MAX_REPLICAS}; given {self.model.replicas}")
         _check_choice("log_level", self.log_level.lower(), ("debug", "info", "warning", "error", "critical"))
         if not 0 < self.heartbeat_s <= self.lost_after_s / 2:
             raise ConfigError(
@@ -251,22 +260,48 @@ class Config:
         _check_at_least("max_actors", self.max_actors, max(1, self.actor_pool))
         _check_at_least("suspect_after_s", self.suspect_after_s, LEAST_SUSPECT_S)
         _check_at_least("replace_after_s", self.replace_after_s, self.suspect_after_s)
-        _check_choice("model.dtype", self.model.dtype, ("auto", "float32", "bfloat16", "float16"))
-        _check_choice("model.bf16_products", self.model.bf16_products, ("auto", "amx", "avx512_bf16", "float32"))
-        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.model.device):
-            raise ConfigError(f"model.device is auto, cpu, cuda or cuda:NUMBER; given {self.model.device!r}")
         _check_numbers(self, "")
-        _check_numbers(self.model, "model.")
         check_tenants(self.tenants)
-        _check_share("model.gpu_memory_fraction", self.model.gpu_memory_fraction)
+        for name, settings in self.all_models().items():
+            _check_model(settings, f"models.{name}." if name else "model.")
         _check_share("tenant_pin_share", self.tenant_pin_share)
         _check_share("pin_share", self.pin_share)
         _check_share("trace_share", self.trace_share)
         _check_choice("log_format", self.log_format, ("text", "json"))
-        if not self.model.cohort_wait_s <= MAX_COHORT_WAIT_S:
-            raise ConfigError(
-                f"model.cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; given {self.model.cohort_wait_s}"
-            )
+
+    def all_models(self) -> dict[str, ModelSettings]:
+        """Settings of what is served, by name; "" is the default one.  Raises ConfigError."""
+        found = {"": self.model}
+        default = self.model.name or Path(self.model.path).name
+        if len(self.models) >= MAX_MODELS:
+            raise ConfigError(f"an engine serves at most {MAX_MODELS} models; given {len(self.models) + 1}")
+        for name, given in self.models.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}", name):
+                raise ConfigError(f"the name of a model is from 1 to 100 letters, digits and ._:/-; given {name!r}")
+            if name == default:
+                raise ConfigError(f"models.{name}: the default model is named so too; give one of them a `name`")
+            values = {"path": given} if isinstance(given, str) else given
+            if isinstance(values, ModelSettings):
+                values = dataclasses.asdict(values)
+            if not isinstance(values, Mapping) or "path" not in values:
+                raise ConfigError(f"models.{name} is a path, or a mapping of settings with one; given {given!r}")
+            if values.get("adapters"):
+                raise ConfigError(f"models.{name}.adapters: adapters are of the default model alone")
+            if (own := values.get("name", "")) not in ("", name):
+                raise ConfigError(f"models.{name}.name is {name!r}, or not given; given {own!r}")
+            found[name] = from_mapping(ModelSettings, {**values, "name": name}, f"models.{name}.")
+        return found
+
+    def serving(self, name: str) -> Config:
+        """The same with the model of that name as the default one, and the default one among the others."""
+        if not name:
+            return self
+        found = self.all_models()
+        first, default = found.pop(name), found.pop("")
+        others = {default.name or Path(default.path).name: dataclasses.replace(default, name="", adapters={}), **found}
+        return dataclasses.replace(
+            self, model=first, models={key: dataclasses.asdict(one) for key, one in others.items()}
+        )
 
     def tenant(self, name: str) -> TenantSettings:
         """What the tenant may have."""
@@ -279,20 +314,34 @@ class Config:
         return dataclasses.replace(self.limits, **given) if given else self.limits
 
 
+def _check_model(settings: ModelSettings, prefix: str) -> None:
+    _check_numbers(settings, prefix)
+    if settings.replicas > MAX_REPLICAS:
+        raise ConfigError(f"{prefix}replicas is at most {MAX_REPLICAS}; given {settings.replicas}")
+    _check_choice(f"{prefix}dtype", settings.dtype, ("auto", "float32", "bfloat16", "float16"))
+    _check_choice(f"{prefix}bf16_products", settings.bf16_products, ("auto", "amx", "avx512_bf16", "float32"))
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", settings.device):
+        raise ConfigError(f"{prefix}device is auto, cpu, cuda or cuda:NUMBER; given {settings.device!r}")
+    _check_share(f"{prefix}gpu_memory_fraction", settings.gpu_memory_fraction)
+    _check_share(f"{prefix}gpu_share", settings.gpu_share)
+    if not settings.cohort_wait_s <= MAX_COHORT_WAIT_S:
+        raise ConfigError(f"{prefix}cohort_wait_s is from 0 to {MAX_COHORT_WAIT_S:g}; given {settings.cohort_wait_s}")
+
+
 _AT_LEAST_1 = frozenset(
     {
         "inferlets_per_actor",
         "worker_threads",
         "lease_pages",
         "turn_timeout_s",
-        "model.page_size",
+        "page_size",
         "max_waiting_launches",
-        "model.max_batch_tokens",
-        "model.image_pixels",
-        "model.max_batch_requests",
+        "max_batch_tokens",
+        "image_pixels",
+        "max_batch_requests",
     }
 )
-_LEAST = dict.fromkeys(_AT_LEAST_1, 1) | {"model.swap_memory_bytes": -1}
+_LEAST = dict.fromkeys(_AT_LEAST_1, 1) | {"swap_memory_bytes": -1}
 
 
 def _check_numbers(settings: object, prefix: str) -> None:
@@ -300,7 +349,7 @@ def _check_numbers(settings: object, prefix: str) -> None:
     for f in dataclasses.fields(settings):  # type: ignore[arg-type]  # always one of the dataclasses here
         value = getattr(settings, f.name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            _check_at_least(prefix + f.name, value, _LEAST.get(prefix + f.name, 0))
+            _check_at_least(prefix + f.name, value, _LEAST.get(f.name, 0))
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -27,6 +27,7 @@ def engine_metrics(status: Mapping[str, Any]) -> list[Metric]:
     """From what `Engine.status` tells; of actors that do not answer there is nothing."""
     return [
         *_of_actors(status),
+        *_of_groups(_up(status["actors"], "batcher")),
         *_of_pages(_up(status["actors"], "resource-manager")),
         *_of_steps(_up(status["actors"], "batcher")),
         *_of_inferlets(_up(status["actors"], "inferlets")),
@@ -63,6 +64,12 @@ def _of_pages(rows: list[Mapping[str, Any]]) -> Iterator[Metric]:
         (_gauge, "exports", "exports", "Exports of KV pages."),
     ):
         yield make(name, text, [(_group(row), row[key]) for row in rows])
+
+
+def _of_groups(rows: list[Mapping[str, Any]]) -> Iterator[Metric]:
+    samples = [({**_group(row), "model": str(row["model"])}, 1.0) for row in rows]
+    if rows:
+        yield _gauge("device_groups", "1 for each device group, with the model that it serves.", samples)
 
 
 def _of_steps(rows: list[Mapping[str, Any]]) -> Iterator[Metric]:

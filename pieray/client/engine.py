@@ -265,16 +265,17 @@ class Engine:
         """Let go an adapter that was loaded so; later passes through it fail with `evicted`.  Raises NotFound."""
         self._ask("unload_adapter", name, self.tenant if tenant is None else tenant)
 
-    def scale(self, replicas: int, *, drain_s: float = 600.0) -> list[dict[str, Any]]:
-        """Have the model on so many device groups, see `model.replicas`; what `models` gives, when that is so.
+    def scale(self, replicas: int, *, model: str = "", drain_s: float = 600.0) -> list[dict[str, Any]]:
+        """Have a model ("": the default one) on so many device groups, see `model.replicas`; what `models` gives, when
+        that is so.
 
         Programs do not notice new ones. Of those that go, none is chosen any more; they end with the last program that
         computes there, or after `drain_s` seconds: then what still does fails with `device-lost`. Exports that they
-        have end with them. Raises InvalidRequest, and ModelError or EngineError where one could not be started: then
-        there are as many as before.
+        have end with them. Raises InvalidRequest, NotFound, and ModelError or EngineError where one could not be
+        started: then there are as many as before.
         """
         wait_s = drain_s + 2 * self.config.start_timeout_s
-        found: list[dict[str, Any]] = self._ask("scale", replicas, drain_s, timeout_s=wait_s)
+        found: list[dict[str, Any]] = self._ask("scale", replicas, drain_s, model, timeout_s=wait_s)
         return found
 
     # --- exports -------------------------------------------------------------------------------

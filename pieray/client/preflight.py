@@ -13,18 +13,22 @@ from pieray.models.config import ModelConfig
 
 def check_files(config: Config) -> None:
     """Raises ModelError for a model that cannot be served or an adapter that is not there, ConfigError for a path."""
-    folder = model_folder(config.model.path)
-    ModelConfig.from_folder(folder)
-    if not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder}: no *.safetensors there; weights are read from these alone, never from pickles")
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{folder / 'tokenizer.json'}: no such file")
+    for settings in config.all_models().values():
+        _check_model(model_folder(settings.path))
     for name, path in config.model.adapters.items():
         _check_adapter(name, path)
     if config.registry_path and not _may_be_folder(Path(config.registry_path).expanduser()):
         raise ConfigError(f"registry_path is a folder; {config.registry_path!r} is none")
     if config.store_path and Path(config.store_path).expanduser().is_dir():
         raise ConfigError(f"store_path is a file; {config.store_path!r} is a folder")
+
+
+def _check_model(folder: Path) -> None:
+    ModelConfig.from_folder(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder}: no *.safetensors there; weights are read from these alone, never from pickles")
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder / 'tokenizer.json'}: no such file")
 
 
 def _check_adapter(name: str, path: object) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 
 import ray
 
-from pieray.config import MAX_REPLICAS, Config
+from pieray.config import MAX_REPLICAS, Config, ModelSettings
 from pieray.errors import EngineError
+
+log = logging.getLogger(__name__)
 
 NAMES_FREE_S = 60.0
 CORES_PER_ACTOR = 2
@@ -15,16 +19,36 @@ CORES_PER_ACTOR = 2
 MOST_ACTORS = 8
 
 
-def num_gpus(config: Config) -> float:
-    """One GPU where the cluster has one and the model may use it: a hard request elsewhere would wait for ever."""
-    wants = config.model.device == "auto" or config.model.device.startswith("cuda")
-    return 1.0 if wants and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+def num_gpus(model: ModelSettings) -> float:
+    """What a replica takes of a GPU, where the cluster has one and the model may use it: a hard request elsewhere would
+    wait for ever."""
+    wants = model.device == "auto" or model.device.startswith("cuda")
+    return model.gpu_share if wants and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
-def num_groups(config: Config) -> int:
-    """Device groups to keep: as the settings say, or one for each GPU of the cluster, and one where there is none."""
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if num_gpus(config) else 0
-    return config.model.replicas or max(1, min(MAX_REPLICAS, gpus))
+def num_groups(config: Config) -> dict[str, int]:
+    """Device groups to keep, by model: as the settings say, or one for each GPU of the cluster that is left, and one
+    where there is none."""
+    return groups_on(int(ray.cluster_resources().get("GPU", 0)), config, num_gpus)
+
+
+def groups_on(gpus: int, config: Config, share: Callable[[ModelSettings], float]) -> dict[str, int]:
+    """The same for so many GPUs; `share`: what a replica takes of one."""
+    models = config.all_models()
+    taken = sum(share(one) * (one.replicas or 1) for one in models.values())
+    if gpus and taken > gpus + 1e-6:
+        log.warning(
+            "the models take %g GPUs together, of which the cluster has %d by now: unless more nodes join, let them "
+            "share with gpu_share, have fewer replicas, or put some on the CPU with device",
+            taken,
+            gpus,
+        )
+    found = {}
+    for name, one in models.items():
+        more = max(0, int((gpus - taken) / share(one) + 1e-6)) if not one.replicas and share(one) else 0
+        found[name] = min(MAX_REPLICAS, (one.replicas or 1) + more)
+        taken += share(one) * (found[name] - (one.replicas or 1))
+    return found
 
 
 def num_actors(config: Config) -> int:

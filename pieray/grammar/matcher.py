@@ -23,7 +23,7 @@ class Matcher:
     raises QuotaExceeded once the grammar has passed a limit of llguidance (`parser_limits`), and ever after.
     """
 
-    __slots__ = ("_inner", "_mask", "_num_stops", "consumed", "grammar")
+    __slots__ = ("_inner", "_mask", "_num_stops", "consumed", "grammar", "model")
 
     def __init__(self, grammar: Grammar, inner: LLMatcher) -> None:
         self.grammar = grammar
@@ -32,6 +32,8 @@ class Matcher:
         self._num_stops = 0
         self.consumed: list[int] = []
         """All tokens taken in and not rolled back: `grammar.matcher(consumed)` is in this state."""
+        self.model = ""
+        """Whose tokens they are, as whoever opened it says: "" is the default one."""
 
     def accept(self, tokens: Sequence[int]) -> int:
         """Take tokens in; how many of them, from the first, the grammar allows.  The rest changes nothing.
@@ -73,7 +75,7 @@ class Matcher:
         """A second matcher in the same state."""
         self._check()
         other = Matcher(self.grammar, self._inner.deep_copy())
-        other.consumed = list(self.consumed)
+        other.consumed, other.model = list(self.consumed), self.model
         other._num_stops, other._mask = self._num_stops, self._mask
         return other
 

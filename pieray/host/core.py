@@ -30,8 +30,8 @@ from pieray.errors import (
 from pieray.host.children.service import Attachments
 from pieray.host.components import Components
 from pieray.host.device.device import DeviceClient
-from pieray.host.device.groups import DeviceGroups, LateDevice
-from pieray.host.device.sessions import DeviceSessions
+from pieray.host.device.groups import LateDevice
+from pieray.host.device.model_devices import ModelDevices
 from pieray.host.ended_inferlet import EndedInferlet
 from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory
@@ -63,7 +63,7 @@ class InferletHost:
     def __init__(
         self,
         config: Config,
-        device: DeviceGroups | DeviceSessions,
+        devices: ModelDevices,
         models: ModelDirectory,
         services: Services | None = None,
         stalls: Stalls | None = None,
@@ -71,7 +71,7 @@ class InferletHost:
         self._config = config
         self.services = services or Services.of(config)
         self.attachments = Attachments(self.services.timers, self._kill_child)
-        self._device = device
+        self._devices = devices
         self._models = models
         num_ready = min(config.ready_guests, config.inferlets_per_actor)
         most_guests = config.inferlets_per_actor + num_ready + config.worker_threads
@@ -79,11 +79,11 @@ class InferletHost:
             config.executor,
             config.worker_threads,
             most_guests=most_guests,
-            is_short=device.is_short,
+            is_short=devices.is_short,
             weight_of=lambda tenant: config.tenant(tenant).weight,
         )
         self._wasm.on_batch_end = self._flush
-        device.on_answered = self._flush_clients
+        devices.on_answered(self._flush_clients)
         self._components = Components(self._wasm)
         self._stalls = stalls or Stalls(float("inf"))
         self.grants = Grants()
@@ -230,7 +230,7 @@ class InferletHost:
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch, limits)
         try:
-            device = self._device.current(wait_s)
+            device = self._devices.current(wait_s)
             check()
             return self._admit(launch, limits, device, give_back), program
         except BaseException:
@@ -259,6 +259,7 @@ class InferletHost:
                 launch,
                 number,
                 limits=limits,
+                devices=self._devices,
                 device=device,
                 models=self._models,
                 services=self.services,
@@ -327,7 +328,7 @@ class InferletHost:
             conn.close(f"events of {events[0].instance_id} cannot be sent: {error.message}")
 
     def _flush(self) -> None:
-        self._device.flush()
+        self._devices.flush()
         self.services.flush()
         self._flush_clients()
 
@@ -368,4 +369,4 @@ class InferletHost:
         self._components.close()
         self._wasm.close()
         self.services.close()
-        self._device.close()
+        self._devices.close()

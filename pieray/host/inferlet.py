@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 from pieray.concurrency.timers import Timer
 from pieray.config import Limits
-from pieray.errors import LAST_LOGS, Cancelled, DeviceLost, EngineError, GuestFailed, PierayError, QuotaExceeded
+from pieray.errors import LAST_LOGS, Cancelled, EngineError, GuestFailed, PierayError, QuotaExceeded
 from pieray.host.device.device import DeviceClient
 from pieray.host.device.groups import LateDevice
-from pieray.host.device.outbox import Outbox
-from pieray.host.device.prefixes import Prefixes
+from pieray.host.device.model_devices import ModelDevices
+from pieray.host.device.model_side import ModelSide, ModelSides, SidesShare
 from pieray.host.device.transfers import Transfers
-from pieray.host.device.visits import Visits
 from pieray.host.handlers import GuestHandlers
 from pieray.host.identity import Identity
-from pieray.host.models import ModelDirectory
+from pieray.host.models import ModelDirectory, ServedModel
 from pieray.host.parts import InferletParts
 from pieray.host.services import Services
 from pieray.host.session.client_servers import ClientServers
 from pieray.host.session.session import EventLog, Mailbox
 from pieray.host.tickets import TicketTable
 from pieray.host.trace import Trace, TracedUser, trace_of, traced_handlers
-from pieray.messages import Event, Launch, RunTokens
-from pieray.pages.lineage import Lineage
-from pieray.pages.space import PageSpace
+from pieray.messages import Event, Launch
 from pieray.programs.limits import capabilities_of
 from pieray.texts import byte_size, check_size, parse_json
-from pieray.urgency import command_priority
 from pieray.wasm.host import Guest, Outcome, Program, WasmHost
 
 ERROR_CHARS = 200
@@ -47,6 +43,7 @@ class Inferlet:
         number: int,
         *,
         limits: Limits,
+        devices: ModelDevices,
         device: DeviceClient | LateDevice,
         models: ModelDirectory,
         services: Services,
@@ -55,13 +52,14 @@ class Inferlet:
         on_leave: Callable[[Inferlet], None],
         on_end: Callable[[Inferlet], None],
     ) -> None:
+        """`device`: of the default model; those of others come from `devices`."""
         self.launch = launch
         self.number = number
         self.started_at = time.time()
         self.ended_at: float | None = None
         self.log = EventLog(launch.instance_id, limits)
         self._limits = limits
-        self._device = device
+        self._devices = devices
         self._on_leave = on_leave
         self._on_end = on_end
         self._has_left = False
@@ -75,37 +73,30 @@ class Inferlet:
         self.tracing = Trace(launch.trace, launched_at) if launch.trace else None
         self.started: Future[None] = Future()
         """Done when its guest runs, or with the error why it never will."""
-        model = models.get("").info
-        self._pages = PageSpace(model.page_size, limits.pages)
-        lineage = Lineage(self._pages.page_size, self._pages.live_frames)
-        prefixes = Prefixes(number, device, self._pages, lineage, tenant=launch.tenant, model=model.name)
         self._tickets = TicketTable(limits.tickets)
-        if isinstance(device, LateDevice):
-            device.lock = self._tickets.lock
-        self._outbox = Outbox(
-            number,
-            device,
-            self._pages,
+        self._identity = Identity(launch, number, limits, capabilities_of(launch))
+        self._share = SidesShare(
+            self._identity,
             self._tickets,
+            Transfers(limits.pass_bytes, services.transfers),
             lease_pages=lease_pages,
-            page_wait_s=limits.page_wait_s,
+            is_finding=prefix_cache,
             call_later=self._call_later,
-            lineage=lineage,
-            prefixes=prefixes if prefix_cache else None,
-            pool_pages=model.num_pages,
-            priority=command_priority(launch.priority, 0),
-            transfers=Transfers(limits.pass_bytes, services.transfers),
+            at_once=self._at_once,
+            wake=self._unpark,
+            is_waiting=self._is_waiting,
+            send=self.log.send,
         )
+        self._numbers = {name: number for number, name in enumerate(models.names)} if len(models.names) > 1 else {}
+        ModelSide(self._share, default := models.get(""), device, self._numbers.get(default.info.name))
+        self._sides = ModelSides(self._share, models, self._open_side)
         self._mailbox = Mailbox(limits, self._tickets)
         self._parts = InferletParts(
-            Identity(launch, number, limits, capabilities_of(launch)),
+            self._identity,
             services,
             models,
             self._tickets,
-            self._pages,
-            lineage,
-            self._outbox,
-            Visits(device if isinstance(device, LateDevice) else None, self._visited, self._at_once),
+            self._sides,
             self.log,
             self._mailbox,
             wake=self._unpark,
@@ -116,20 +107,11 @@ class Inferlet:
     def start(self, host: WasmHost, program: Program) -> None:
         """Lease the first pages and let the guest run.  If it cannot, the pages come back and `on_end` is called."""
         try:
-            launch, trace = self.launch, self.tracing
-            self._device.admit(
-                self.number,
-                self if trace is None else TracedUser(self, trace),
-                launch.tenant,
-                launch.priority,
-                launch.deadline,
-                launch.born or self.started_at,
-                launch.family,
-                "" if trace is None else launch.instance_id,
-            )
-            if isinstance(self._device, DeviceClient):  # pages ahead of need; of several groups none is chosen yet
+            trace, first = self.tracing, self._sides.first
+            self._admit(first)
+            if isinstance(first.device, DeviceClient):  # pages ahead of need; of several groups none is chosen yet
                 with self._parts.lock:
-                    self._outbox.flush()
+                    first.outbox.flush()
             guest = host.spawn(
                 program,
                 self._handlers if trace is None else traced_handlers(self._handlers, trace),
@@ -141,7 +123,8 @@ class Inferlet:
                 name=self.launch.instance_id,
                 tenant=self.launch.tenant,
                 priority=self.launch.priority,
-                may_be_held=not launch.parent and not launch.deadline,  # others may wait for it, or it goes first
+                may_be_held=not self.launch.parent
+                and not self.launch.deadline,  # others may wait for it, or it goes first
             )
         except BaseException:
             self._retire()
@@ -154,6 +137,21 @@ class Inferlet:
             guest.kill(self._killed)
 
         self.started.set_result(None)
+
+    def _admit(self, side: ModelSide) -> None:
+        trace, born = self.tracing, self.launch.born or self.started_at
+        side.admit(side if trace is None else TracedUser(side, trace), self.launch.instance_id if trace else "", born)
+
+    def _open_side(self, model: ServedModel) -> ModelSide:
+        """For a model that the guest has named for the first time; raises DeviceLost."""
+        device = self._devices.of(model.info.name).current(0.0)
+        side = ModelSide(self._share, model, device, self._numbers[model.info.name])
+        try:
+            self._admit(side)
+        except BaseException:
+            self._share.sides.remove(side)
+            raise
+        return side
 
     def start_later(self, host: WasmHost, loading: Future[Program]) -> None:
         """Start once the program is loaded; if it cannot be, or the inferlet is killed before, it ends with the error.
@@ -222,56 +220,10 @@ class Inferlet:
                 self._end_unstarted(error)
             self._loading.cancel()
 
-    def answered(self, answers: Sequence[tuple[int, object]]) -> None:
-        outbox = self._outbox
-        with self._parts.lock:
-            for ticket, result in answers:
-                if isinstance(result, RunTokens):
-                    outbox.drew(ticket, result.tokens, result.logprobs, result.counts)
-                else:
-                    outbox.answered(ticket, result)
-            has_news, self._tickets.has_news = self._tickets.has_news, False
-        if has_news:
-            self._unpark()
-
-    def granted(self, pages: list[int], num_found: int) -> None:
-        with self._parts.lock:
-            self._outbox.leases.granted(pages, num_found)
-        self._unpark()  # a command that can now be bound may turn out to have failed
-
-    def lease_failed(self, error: PierayError) -> None:
-        with self._parts.lock:
-            self._outbox.leases.lease_failed(error)
-        self._unpark()
-
-    def ledger_answered(self, ticket: int, result: object) -> None:
-        with self._parts.lock:
-            self._outbox.ledger.answered(ticket, result)
-        self._unpark()
-
-    def device_lost(self, error: DeviceLost) -> None:
-        with self._parts.lock:
-            self._outbox.fail_all(error)
-        self._unpark()
-
-    def reclaim(self) -> list[int]:
-        if not self._pages.has_unused:
-            return []
-        with self._parts.lock:
-            return self._outbox.leases.reclaim()
-
-    def is_idle(self, now: float) -> bool:
-        guest = self._guest  # one that waits for its turn has been answered, and is about to go on
-        return self._outbox.leases.is_idle(now) and guest is not None and guest.is_waiting
-
-    def preempt(self, kept: Sequence[int], shared: Sequence[int]) -> None:
-        with self._parts.lock:
-            self._outbox.preempt(kept, shared)
-
     def take_tokens(self) -> int:
         """Tokens that it has computed since this was called last."""
         with self._parts.lock:
-            before, self._num_reported = self._num_reported, self._outbox.num_computed
+            before, self._num_reported = self._num_reported, self._sides.num_computed
             return self._num_reported - before
 
     def _call_later(self, seconds: float, call: Callable[[], None]) -> Timer:
@@ -286,12 +238,9 @@ class Inferlet:
         """On a thread that holds no lock."""
         self._timers.at(time.monotonic(), call)
 
-    def _visited(self, call: Callable[[], None]) -> None:
-        """Another device group than its own has answered."""
-        with self._parts.lock:
-            call()
-        self._device.flush()
-        self._unpark()
+    def _is_waiting(self) -> bool:
+        guest = self._guest  # one that waits for its turn has been answered, and is about to go on
+        return guest is not None and guest.is_waiting
 
     def status(self) -> dict[str, Any]:
         """Facts for `pieray ps`."""
@@ -311,7 +260,7 @@ class Inferlet:
             "started_at": self.started_at,
             "ended_at": self.ended_at,
             "cpu_time_s": guest.cpu_time_s if guest else 0.0,
-            "pages": self._pages.num_handles,
+            "pages": self._sides.num_handles,
             "swapped": self._num_swapped(),
             "output_bytes": self.log.output_bytes,
             **self.usage(),
@@ -320,12 +269,12 @@ class Inferlet:
     def _num_swapped(self) -> int:
         """Of its pages, those that it has given up at present: they are in host memory, or to be computed again."""
         with self._parts.lock:
-            return len(self._pages.away_rows())
+            return sum(len(side.pages.away_rows()) for side in self._sides.all)
 
     def usage(self) -> dict[str, int]:
         """See `Outbox.usage`."""
         with self._parts.lock:
-            return self._outbox.usage()
+            return self._sides.usage()
 
     def trace(self) -> dict[str, Any]:
         """See `trace_of`."""
@@ -353,10 +302,7 @@ class Inferlet:
     def _retire(self) -> None:
         self._leave()
         self._parts.close()
-        with self._parts.lock:
-            self._outbox.close()
-            self._parts.visits.close()
-        self._device.retire(self.number, lambda: self._on_end(self))
+        self._sides.retire(lambda: self._on_end(self))
 
     def _tell_end(self, outcome: Outcome) -> None:
         try:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pieray.errors import PierayError
-from pieray.host.device.outbox import Outbox
-from pieray.host.device.visits import Visits
+from pieray.host.device.model_side import ModelSides
 from pieray.host.identity import Identity
 from pieray.host.models import ModelDirectory
 from pieray.host.services import Services
@@ -19,22 +18,17 @@ from pieray.host.session.session import EventLog, Mailbox
 from pieray.host.tables import HandleTables
 from pieray.host.ticket_work import TicketWork
 from pieray.host.tickets import TicketTable
-from pieray.pages.lineage import Lineage
-from pieray.pages.space import PageSpace
 
 
 @dataclass(slots=True)
 class InferletParts:
-    """`lock` guards pages, outbox and handle tables: guest and reader threads both touch them."""
+    """`lock` guards sides and handle tables: guest and reader threads both touch them."""
 
     identity: Identity
     services: Services
     models: ModelDirectory
     tickets: TicketTable
-    pages: PageSpace
-    lineage: Lineage
-    outbox: Outbox
-    visits: Visits
+    sides: ModelSides
     log: EventLog
     mailbox: Mailbox
     wake: Callable[[], None]
@@ -61,9 +55,10 @@ class InferletParts:
 
     def prefetch(self) -> None:
         """Ask for the pages that were given up, if any: the guest goes on."""
-        if self.pages.num_swapped:
-            with self.lock:
-                self.outbox.prefetch()
+        for side in self.sides.all:
+            if side.pages.num_swapped:
+                with self.lock:
+                    side.outbox.prefetch()
 
     def close(self) -> None:
         """The guest has ended: stop the work outside of the device, give back what is held elsewhere."""

@@ -12,20 +12,35 @@ from pieray.errors import BadHandle, QuotaExceeded
 INDEX_BITS = 20
 MAX_SLOTS = 1 << INDEX_BITS
 _INDEX_MASK = np.uint32(MAX_SLOTS - 1)
-_LAST_GENERATION = (1 << (32 - INDEX_BITS)) - 1
+NUM_GENERATIONS = 1 << (32 - INDEX_BITS)
+MAX_TABLES = 16
+"""Tables whose handles can be told apart, see `generations_of`."""
+
+
+def generations_of(number: int) -> range:
+    """Of table `number` of MAX_TABLES: no two have a handle in common."""
+    size = NUM_GENERATIONS // MAX_TABLES
+    return range(max(1, number * size), (number + 1) * size)
+
+
+def table_of(handles: U32) -> int | None:
+    """Number of the table whose handles they look like; None: of several.  At least one handle is given."""
+    numbers = handles >> np.uint32(32 - MAX_TABLES.bit_length() + 1)
+    return int(numbers[0]) if (numbers == numbers[0]).all() else None
 
 
 class HandleTable:
-    """Handles `generation << 20 | slot`, each with a value; generations begin at 1, so that 0 is never a handle.
+    """Handles `generation << 20 | slot`, each with a value; generations are not 0, so that 0 is never a handle.
 
     A slot whose generations are used up is retired: no handle is given twice in the life of the table.
     """
 
-    def __init__(self, noun: str) -> None:
+    def __init__(self, noun: str, generations: range = range(1, NUM_GENERATIONS)) -> None:
         self._noun = noun  # what a handle stands for, in errors
+        self._before_first, self._last = generations.start - 1, generations.stop - 1
         self._handle = _vacant(0, 16)  # the live handle of a slot
         self._value = np.zeros(16, np.int64)
-        self._generation = [0] * 16
+        self._generation = [self._before_first] * 16
         self._free = list(range(15, -1, -1))
         self.num_live = 0
 
@@ -76,15 +91,17 @@ class HandleTable:
         return values
 
     def _reusable(self, slots: Sequence[int]) -> list[int]:
-        return [slot for slot in reversed(slots) if self._generation[slot] < _LAST_GENERATION]
+        return [slot for slot in reversed(slots) if self._generation[slot] < self._last]
 
     def _grow(self) -> None:
         size = len(self._handle)
         if size >= MAX_SLOTS:
-            raise QuotaExceeded(f"all {MAX_SLOTS * _LAST_GENERATION} {self._noun} handle numbers are used up")
+            raise QuotaExceeded(
+                f"all {MAX_SLOTS * (self._last - self._before_first)} {self._noun} handle numbers are used up"
+            )
         self._handle = np.concatenate((self._handle, _vacant(size, 2 * size)))
         self._value = np.concatenate((self._value, np.zeros_like(self._value)))
-        self._generation += [0] * size
+        self._generation += [self._before_first] * size
         self._free[:0] = range(2 * size - 1, size - 1, -1)
 
 

@@ -17,7 +17,7 @@ last owner left.  Slots that are masked need not be: no pass sees them (`visible
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -34,13 +34,21 @@ from pieray.pages.staging import Stager
 
 
 class PageSpace:
-    """Handles, frames and spare pages of one inferlet.  `limit` is limits.pages, `page_size` is in tokens."""
+    """Handles, frames and spare pages of one inferlet, on one model."""
 
-    def __init__(self, page_size: int, limit: int) -> None:
+    def __init__(
+        self,
+        page_size: int,
+        limit: int,
+        handles: HandleTable | None = None,
+        num_elsewhere: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`page_size` is in tokens, `limit` is limits.pages.  `num_elsewhere`: what others count against it."""
         if not 1 <= page_size <= MAX_PAGE_SIZE:
             raise ConfigError(f"page_size is in [1, {MAX_PAGE_SIZE}]; given {page_size}")
         self.page_size = page_size
-        self._handles = HandleTable("page")
+        self._handles = handles or HandleTable("page")
+        self._num_elsewhere = num_elsewhere
         self._frames = FrameTable()
         self._marks = Marks()
         self.runs = Runs(page_size, self._frames)
@@ -55,6 +63,11 @@ class PageSpace:
     @property
     def num_handles(self) -> int:
         return self._handles.num_live
+
+    @property
+    def num_counted(self) -> int:
+        """What counts against limits.pages: handles, and pages of exports under way."""
+        return self.num_handles + self.exports.num_rows
 
     @property
     def num_bound(self) -> int:
@@ -422,7 +435,7 @@ class PageSpace:
     def _check_quota(self, count: int) -> None:
         if count < 0:
             raise InvalidRequest(f"a count of pages is at least 0; given {count}")
-        num_held = self.num_handles + self.exports.num_rows
+        num_held = self.num_counted + self._num_elsewhere()
         if num_held + count > self.limit:
             raise QuotaExceeded(
                 f"limits.pages is {self.limit}: {num_held} handles are held, {count} more were asked for"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from typing import Any
 
 import pytest
 
@@ -90,3 +92,42 @@ def test_each_tenant_has_its_own_settings_or_those_of_all_others() -> None:
 def test_tenants_may_come_as_json() -> None:
     table = from_environment({"PIERAY_TENANTS": '{"lab": {"priority": -3}}'})
     assert from_mapping(Config, table).tenant("lab").priority == -3
+
+
+def test_other_models_are_settings_by_name_or_paths() -> None:
+    config = load(
+        {"models": '{"small": "/models/s", "b": {"path": "pie-tiny", "num_pages": "7"}}', "model": {"path": "/x/big"}}
+    )
+    models = config.all_models()
+    assert list(models) == ["", "small", "b"]
+    assert (models["small"].path, models["small"].name, models["b"].num_pages) == ("/models/s", "small", 7)
+    serving = config.serving("b")
+    assert (serving.model.name, serving.model.num_pages) == ("b", 7)
+    assert {name: one.path for name, one in serving.all_models().items()} == {
+        "": "pie-tiny",
+        "big": "/x/big",
+        "small": "/models/s",
+    }
+    assert config.serving("") is config
+    assert load(dataclasses.asdict(serving)) == serving  # as it travels to an actor
+
+
+@pytest.mark.parametrize(
+    ("models", "text"),
+    [
+        ({"pie-tiny": "/x"}, "models.pie-tiny: the default model is named so too"),
+        ({"a b": "/x"}, "the name of a model is from 1 to 100 letters, digits and ._:/-; given 'a b'"),
+        ({"a": 5}, "models.a is a path, or a mapping of settings with one; given 5"),
+        ({"a": {}}, "models.a is a path, or a mapping of settings with one"),
+        ({"a": {"path": "/x", "num_page": 3}}, "unknown setting models.a.num_page; did you mean models.a.num_pages"),
+        ({"a": {"path": "/x", "num_pages": -3}}, "models.a.num_pages is at least 0; given -3"),
+        ({"a": {"path": "/x", "device": "tpu"}}, "models.a.device is auto, cpu, cuda or cuda:NUMBER; given 'tpu'"),
+        ({"a": {"path": "/x", "replicas": 257}}, "models.a.replicas is at most 256; given 257"),
+        ({"a": {"path": "/x", "name": "b"}}, "models.a.name is 'a', or not given; given 'b'"),
+        ({"a": {"path": "/x", "adapters": {"l": "/y"}}}, "models.a.adapters: adapters are of the default model alone"),
+        ({str(n): "/x" for n in range(16)}, "an engine serves at most 16 models; given 17"),
+    ],
+)
+def test_other_models_that_cannot_be_are_refused(models: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        load({"models": models})

@@ -160,11 +160,31 @@ class kv:
             raise error_of(err.value) from None
 
     @staticmethod
+    def alloc_for(model: str, count: int) -> list[int]:
+        model = _convert.text("model", model)
+        if count.__class__ is not int or not 0 <= count <= 0xFFFFFFFF:
+            count = _convert.u32("count", count)
+        try:
+            return _raw.kv.alloc_for(model, count)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def reserve(count: int) -> int:
         if count.__class__ is not int or not 0 <= count <= 0xFFFFFFFF:
             count = _convert.u32("count", count)
         try:
             return _raw.kv.reserve(count)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def reserve_for(model: str, count: int) -> int:
+        model = _convert.text("model", model)
+        if count.__class__ is not int or not 0 <= count <= 0xFFFFFFFF:
+            count = _convert.u32("count", count)
+        try:
+            return _raw.kv.reserve_for(model, count)  # type: ignore[no-any-return]
         except Err as err:
             raise error_of(err.value) from None
 
@@ -259,6 +279,16 @@ class kv:
             raise error_of(err.value) from None
 
     @staticmethod
+    def expect_for(model: str, count: int) -> None:
+        model = _convert.text("model", model)
+        if count.__class__ is not int or not 0 <= count <= 0xFFFFFFFF:
+            count = _convert.u32("count", count)
+        try:
+            _raw.kv.expect_for(model, count)
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def export_pages(
         name: str,
         pages: Iterable[int],
@@ -293,6 +323,15 @@ class kv:
             raise error_of(err.value) from None
 
     @staticmethod
+    def import_for(model: str, name: str) -> int:
+        model = _convert.text("model", model)
+        name = _convert.text("name", name)
+        try:
+            return _raw.kv.import_for(model, name)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def unexport(name: str, access: Any) -> int:
         name = _convert.text("name", name)
         _convert.enum("access", access, _raw.Access)
@@ -302,10 +341,29 @@ class kv:
             raise error_of(err.value) from None
 
     @staticmethod
+    def unexport_for(model: str, name: str, access: Any) -> int:
+        model = _convert.text("model", model)
+        name = _convert.text("name", name)
+        _convert.enum("access", access, _raw.Access)
+        try:
+            return _raw.kv.unexport_for(model, name, access)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def list_exports(prefix: str) -> int:
         prefix = _convert.text("prefix", prefix)
         try:
             return _raw.kv.list_exports(prefix)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def list_exports_for(model: str, prefix: str) -> int:
+        model = _convert.text("model", model)
+        prefix = _convert.text("prefix", prefix)
+        try:
+            return _raw.kv.list_exports_for(model, prefix)  # type: ignore[no-any-return]
         except Err as err:
             raise error_of(err.value) from None
 
@@ -322,10 +380,28 @@ class embeds:
             raise error_of(err.value) from None
 
     @staticmethod
+    def text_for(model: str, tokens: Iterable[int]) -> int:
+        model = _convert.text("model", model)
+        tokens = _convert.u32s("tokens", tokens)
+        try:
+            return _raw.embeds.text_for(model, tokens)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def put(values: Iterable[float]) -> int:
         values = _convert.f32s("values", values)
         try:
             return _raw.embeds.put(values)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def put_for(model: str, values: Iterable[float]) -> int:
+        model = _convert.text("model", model)
+        values = _convert.f32s("values", values)
+        try:
+            return _raw.embeds.put_for(model, values)  # type: ignore[no-any-return]
         except Err as err:
             raise error_of(err.value) from None
 
@@ -340,13 +416,14 @@ class embeds:
             raise error_of(err.value) from None
 
     @staticmethod
-    def image_rows(width: int, height: int) -> int:
+    def image_rows(model: str, width: int, height: int) -> int:
+        model = _convert.text("model", model)
         if width.__class__ is not int or not 0 <= width <= 0xFFFFFFFF:
             width = _convert.u32("width", width)
         if height.__class__ is not int or not 0 <= height <= 0xFFFFFFFF:
             height = _convert.u32("height", height)
         try:
-            return _raw.embeds.image_rows(width, height)  # type: ignore[no-any-return]
+            return _raw.embeds.image_rows(model, width, height)  # type: ignore[no-any-return]
         except Err as err:
             raise error_of(err.value) from None
 

@@ -43,7 +43,6 @@ class KvSequence:
         "_capacity",
         "_in_flight",
         "_num_dropped",
-        "_page_size",
         "_queue",
         "adapter",
         "dropped",
@@ -53,6 +52,7 @@ class KvSequence:
         "is_pinned",
         "kv_len",
         "model",
+        "page_size",
         "pages",
         "reuse",
         "source",
@@ -73,7 +73,7 @@ class KvSequence:
         """Those that stand in the text, in order, run or not."""
         self._num_dropped = 0  # slots of pages that are given back
         self.is_closed = self.is_pinned = False
-        self._page_size = kv.page_size()
+        self.page_size = kv.page_size(model)
         self._capacity = 0
         self._queue: int | None = None
         self._in_flight = 0
@@ -132,7 +132,7 @@ class KvSequence:
             for image in [*(one for one in self.images if start <= one.start < end), None]:
                 stop = end if image is None else image.start
                 if at < stop:
-                    texts.append(_host.embeds.text(tokens[at - start : stop - start]))
+                    texts.append(_host.embeds.text_for(self.model, tokens[at - start : stop - start]))
                     parts.append(texts[-1])
                 if image is not None:
                     parts.append(image.embedding.id)
@@ -231,8 +231,8 @@ class KvSequence:
         other.kv_len = self.kv_len
         other.hidden, other.dropped = Ranges(self.hidden), Ranges(self.dropped)
         other.images = list(self.images)
-        other._num_dropped = other.pages.count(0) * self._page_size
-        other._capacity = used * self._page_size
+        other._num_dropped = other.pages.count(0) * self.page_size
+        other._capacity = used * self.page_size
         return other
 
     def adopt(self, pages: list[int], num_slots: int, dropped: Ranges) -> None:
@@ -241,9 +241,9 @@ class KvSequence:
         self.dropped = dropped
         while (page := 0 if self._is_dropped(len(self.pages)) else next(left, None)) is not None:
             self.pages.append(page)
-        self._num_dropped = self.pages.count(0) * self._page_size
+        self._num_dropped = self.pages.count(0) * self.page_size
         self.kv_len = num_slots + self._num_dropped
-        self._capacity = len(self.pages) * self._page_size
+        self._capacity = len(self.pages) * self.page_size
 
     @property
     def num_slots(self) -> int:
@@ -264,28 +264,28 @@ class KvSequence:
         self.mask(start, end, visible=False)
         self.dropped.add(start, end)
         freed = []
-        for number in range(start // self._page_size, min(self._num_pages(end), self.kv_len // self._page_size)):
+        for number in range(start // self.page_size, min(self._num_pages(end), self.kv_len // self.page_size)):
             if self.pages[number] and self._is_dropped(number):
                 freed.append(self.pages[number])
                 self.pages[number] = 0
-        self._num_dropped += len(freed) * self._page_size
+        self._num_dropped += len(freed) * self.page_size
         if freed:
             kv.free(freed)
         self._free_surplus()
 
     def _is_dropped(self, number: int) -> bool:
         """Whether every token of a page was dropped."""
-        start = number * self._page_size
-        return self.dropped.within(start, start + self._page_size) == [(start, start + self._page_size)]
+        start = number * self.page_size
+        return self.dropped.within(start, start + self.page_size) == [(start, start + self.page_size)]
 
     def rewind(self, length: int) -> None:
         """Only the first `length` tokens count as valid KV; the slot behind them can be written."""
         self.kv_len = length
-        number, offset = divmod(length, self._page_size)
+        number, offset = divmod(length, self.page_size)
         if number < len(self.pages) and not self.pages[number]:
-            (self.pages[number],) = kv.alloc(1)  # its slots before `length` are not written: all are hidden
-            self._num_dropped -= self._page_size
-            for start, end in self.hidden.within(length - offset, length - offset + self._page_size):
+            (self.pages[number],) = kv.alloc(1, self.model)  # its slots before `length` are not written: all are hidden
+            self._num_dropped -= self.page_size
+            for start, end in self.hidden.within(length - offset, length - offset + self.page_size):
                 self._mask_slots(start, end, visible=False)
 
     def mask(self, start: int, end: int, *, visible: bool) -> None:
@@ -299,8 +299,8 @@ class KvSequence:
 
     def _mask_slots(self, start: int, end: int, *, visible: bool) -> None:
         while start < end:
-            page, offset = divmod(start, self._page_size)
-            count = min(self._page_size - offset, end - start)
+            page, offset = divmod(start, self.page_size)
+            count = min(self.page_size - offset, end - start)
             if self.pages[page]:
                 kv.mask(self.pages[page], offset, count, visible)
             start += count
@@ -326,8 +326,8 @@ class KvSequence:
         surplus = self.pages[used:]
         if surplus:
             self.pages = self.pages[:used]
-            self._capacity = used * self._page_size
-            self._num_dropped = self.pages.count(0) * self._page_size
+            self._capacity = used * self.page_size
+            self._num_dropped = self.pages.count(0) * self.page_size
             kv.free([page for page in surplus if page])
 
     def pin(self) -> None:
@@ -366,7 +366,7 @@ class KvSequence:
             raise BadHandle("this context is closed")
 
     def _num_pages(self, length: int) -> int:
-        return -(-length // self._page_size)
+        return -(-length // self.page_size)
 
     def _grow(self, end: int, num_more: int) -> None:
         self.check_open()
@@ -375,7 +375,7 @@ class KvSequence:
         self._add_pages(needed + min(ahead, GROWTH_PAGES))
 
     def _add_pages(self, count: int) -> None:
-        self.pages += kv.alloc(count)
-        before, self._capacity = self._capacity, len(self.pages) * self._page_size
+        self.pages += kv.alloc(count, self.model)
+        before, self._capacity = self._capacity, len(self.pages) * self.page_size
         for start, stop in self.hidden.within(before, self._capacity):
             self._mask_slots(start, stop, visible=False)

@@ -67,40 +67,39 @@ class Snapshots:
         await kv.export_pages(name, sequence.live_pages(), sequence.num_slots, meta=meta, **options)
 
     @classmethod
-    async def open(cls, name: str, *, adapter: Adapter | None = None) -> Self:
-        """A fork of a snapshot: yours by that name, else the tenant's, else a public one.
+    async def open(cls, name: str, *, model: str = "", adapter: Adapter | None = None) -> Self:
+        """A fork of a snapshot on that model: yours by that name, else the tenant's, else a public one.
 
         Raises NotFound, Evicted, and InvalidRequest if it is no snapshot, or one made with another adapter: one of
         other weights or scaling, whatever its name.
         """
-        return (await cls._opened(name, adapter))[0]
+        return (await cls._opened(name, model, adapter))[0]
 
     @classmethod
-    async def take(cls, name: str, *, adapter: Adapter | None = None) -> Self:
+    async def take(cls, name: str, *, model: str = "", adapter: Adapter | None = None) -> Self:
         """Open a snapshot of yours and delete it."""
-        context, access = await cls._opened(name, adapter)
+        context, access = await cls._opened(name, model, adapter)
         try:
-            await kv.unexport(name, access)
+            await kv.unexport(name, access, model)
         except BaseException:
             context.close()
             raise
         return context
 
     @staticmethod
-    async def delete(name: str, access: str = "owner") -> None:
+    async def delete(name: str, access: str = "owner", *, model: str = "") -> None:
         """Delete a snapshot of yours; contexts opened from it stay."""
-        await kv.unexport(name, access)
+        await kv.unexport(name, access, model)
 
     @staticmethod
-    async def names(prefix: str = "") -> list[str]:
+    async def names(prefix: str = "", *, model: str = "") -> list[str]:
         """Names that `open` finds, in order."""
-        return sorted({export.name for export in await kv.list_exports(prefix)})
+        return sorted({export.name for export in await kv.list_exports(prefix, model)})
 
     def _meta(self) -> dict[str, Any]:
         adapter = self.sequence.adapter
         return {
             "context": FORMAT,
-            "model": self.model,
             "adapter": [adapter.name, adapter.digest] if adapter is not None else None,
             "tokens": self._tokens,
             "tools": list(self._setting.tools),
@@ -113,10 +112,10 @@ class Snapshots:
         }
 
     @classmethod
-    async def _opened(cls, name: str, adapter: Adapter | None) -> tuple[Self, str]:
-        found = await kv.import_pages(name)
+    async def _opened(cls, name: str, model: str, adapter: Adapter | None) -> tuple[Self, str]:
+        found = await kv.import_pages(name, model)
         try:
-            return cls._restored(found, adapter), found.access
+            return cls._restored(found, model, adapter), found.access
         except (ValueError, TypeError, LookupError, AttributeError):
             raise InvalidRequest(f"export {name!r} is no snapshot of a context; kv.import_pages imports it") from None
         finally:
@@ -124,11 +123,11 @@ class Snapshots:
                 kv.free(found.pages)
 
     @classmethod
-    def _restored(cls, found: kv.Imported, adapter: Adapter | None) -> Self:
+    def _restored(cls, found: kv.Imported, model: str, adapter: Adapter | None) -> Self:
         meta = json.loads(found.meta)
         tokens = _convert.u32s("tokens", meta["tokens"])
         tools = tuple(dict(tool) for tool in meta["tools"])
-        setting = Setting(str(meta["model"]), tools, dict(meta["template"]), int(meta["now"]))
+        setting = Setting(model, tools, dict(meta["template"]), int(meta["now"]))
         marks = [(int(at), _chat_of(said)) for at, said in meta["marks"]]
         hidden = Ranges((int(start), int(end)) for start, end in meta["hidden"])
         dropped = Ranges((int(start), int(end)) for start, end in meta["dropped"])
@@ -191,7 +190,7 @@ class Snapshots:
         """Lease memory for `num_tokens` more tokens now.  Raises OutOfPages if there is none in time."""
         count = self._num_pages_for("num_tokens", num_tokens)
         if count > 0:
-            await kv.reserve(count)
+            await kv.reserve(count, self.model)
 
     def expect(self, tokens: int) -> None:
         """`tokens` more tokens are to be expected here soon: memory for them is leased ahead, without waiting.
@@ -201,13 +200,13 @@ class Snapshots:
         """
         count = self._num_pages_for("tokens", tokens)
         if count > 0:
-            kv.expect(count)
+            kv.expect(count, self.model)
 
     def _num_pages_for(self, name: str, num_tokens: int) -> int:
         """That are needed beyond those whose KV is there."""
         self.sequence.check_open()
         _convert.u32(name, num_tokens)
-        size = kv.page_size()
+        size = self.sequence.page_size
         return -(-(len(self._tokens) + num_tokens) // size) - -(-self.sequence.kv_len // size)
 
     def idle(self) -> None:

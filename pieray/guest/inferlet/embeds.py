@@ -50,13 +50,13 @@ class Embedding:
             self.close()
 
 
-def text(tokens: Sequence[int]) -> Embedding:
-    """The embeddings of tokens, looked up when a pass uses them."""
+def text(tokens: Sequence[int], model: str = "") -> Embedding:
+    """The embeddings of tokens, looked up when a pass uses them, one on that model."""
     ids = _convert.u32s("tokens", tokens)
-    return Embedding(_host.embeds.text(ids), len(ids))
+    return Embedding(_host.embeds.text_for(model, ids) if model else _host.embeds.text(ids), len(ids))
 
 
-def put(values: Sequence[float]) -> Embedding:
-    """Embeddings of your own: finite, row by row, each row of the model's hidden size."""
-    handle = _host.embeds.put(values)
+def put(values: Sequence[float], model: str = "") -> Embedding:
+    """Embeddings of your own, for passes on that model: finite, row by row, each row of its hidden size."""
+    handle = _host.embeds.put_for(model, values) if model else _host.embeds.put(values)
     return Embedding(handle, int(_host.embeds.size(handle)))

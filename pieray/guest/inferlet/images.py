@@ -41,9 +41,9 @@ async def see(data: Data, *, model: str = "") -> Embedding:
     return Embedding(handle, num_rows)
 
 
-def rows(width: int, height: int) -> int:
+def rows(width: int, height: int, *, model: str = "") -> int:
     """How many tokens' room an image of that size in pixels takes.  Raises Unsupported if the model does not see."""
-    return int(_host.embeds.image_rows(width, height))
+    return int(_host.embeds.image_rows(model, width, height))
 
 
 def token(model: str = "") -> int:
@@ -97,7 +97,7 @@ def _told(part: Any) -> Any:
         return {"type": "image"}
     if isinstance(part, Mapping) and part.get("type") in ("image", "image_url"):
         raise InvalidRequest(
-            f"the parts of a content are texts, and images that `images.see` has given; given one of type {part['type']!r}"
+            f"parts of a content are texts, and images that `images.see` has given; given one of type {part['type']!r}"
         )
     return part
 

@@ -16,14 +16,15 @@ MAX_TTL_MS = 1 << 53
 
 
 @_host.cached
-def page_size() -> int:
+def page_size(model: str = "") -> int:
     """Tokens in a page."""
-    return int(models.info()["page_size"])
+    return int(models.info(model)["page_size"])
 
 
-def alloc(count: int) -> list[int]:
-    """New page handles.  If no memory comes free behind them, the first command that needs it says so."""
-    return list(_host.kv.alloc(count))
+def alloc(count: int, model: str = "") -> list[int]:
+    """New page handles, for passes on that model alone.  If no memory comes free behind them, the first command that
+    needs it says so."""
+    return list(_host.kv.alloc_for(model, count) if model else _host.kv.alloc(count))
 
 
 def free(pages: list[int]) -> None:
@@ -41,9 +42,9 @@ def copy(queue: int, src: int, src_offset: int, dst: int, dst_offset: int, count
     return Ticket(_host.kv.copy(queue, src, src_offset, dst, dst_offset, count), take_none)
 
 
-def reserve(count: int) -> Ticket[None]:
+def reserve(count: int, model: str = "") -> Ticket[None]:
     """Lease memory for `count` pages ahead of their use; the ticket may bring OutOfPages."""
-    ticket = Ticket(_host.kv.reserve(count), take_none)
+    ticket = Ticket(_host.kv.reserve_for(model, count) if model else _host.kv.reserve(count), take_none)
     held.has_reserved = True
     return ticket
 
@@ -81,10 +82,13 @@ def unpin() -> None:
     held.num_pins -= 1
 
 
-def expect(count: int) -> None:
+def expect(count: int, model: str = "") -> None:
     """`count` pages more will be needed soon: memory for them is leased ahead, without waiting and as far as there is
     any.  Others who need it first get it, unlike what was reserved.  0: no more than usual."""
-    _host.kv.expect(count)
+    if model:
+        _host.kv.expect_for(model, count)
+    else:
+        _host.kv.expect(count)
 
 
 class Imported(NamedTuple):
@@ -134,19 +138,23 @@ def export_pages(
     return Ticket(_host.kv.export_pages(*arguments), take_none)
 
 
-def import_pages(name: str) -> Ticket[Imported]:
-    """Open an export: yours, else the tenant's, else a public one.  The ticket may bring NotFound or Evicted."""
-    return Ticket(_host.kv.import_pages(name), lambda ticket: Imported(**json.loads(take_text(ticket))))
+def import_pages(name: str, model: str = "") -> Ticket[Imported]:
+    """Open an export of the model's pages: yours, else the tenant's, else a public one.  Each model has names of its
+    own.  The ticket may bring NotFound or Evicted."""
+    ticket = _host.kv.import_for(model, name) if model else _host.kv.import_pages(name)
+    return Ticket(ticket, lambda ticket: Imported(**json.loads(take_text(ticket))))
 
 
-def unexport(name: str, access: str = "owner") -> Ticket[None]:
+def unexport(name: str, access: str = "owner", model: str = "") -> Ticket[None]:
     """Take the name of an export of yours away; who has imported the pages keeps them."""
-    return Ticket(_host.kv.unexport(name, _access(access)), take_none)
+    whose = _access(access)
+    return Ticket(_host.kv.unexport_for(model, name, whose) if model else _host.kv.unexport(name, whose), take_none)
 
 
-def list_exports(prefix: str = "") -> Ticket[list[Export]]:
+def list_exports(prefix: str = "", model: str = "") -> Ticket[list[Export]]:
     """Exports that this inferlet may import and whose names begin with `prefix`."""
-    return Ticket(_host.kv.list_exports(prefix), _take_exports)
+    ticket = _host.kv.list_exports_for(model, prefix) if model else _host.kv.list_exports(prefix)
+    return Ticket(ticket, _take_exports)
 
 
 def _take_exports(ticket: int) -> list[Export]:

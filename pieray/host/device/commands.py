@@ -28,10 +28,12 @@ def wire_ticket(inferlet: int, ticket: int) -> int:
 class Queue:
     """A guest's command queue: what it has outstanding, and who waits for that."""
 
-    __slots__ = ("handle", "is_reusing", "outstanding", "priority", "syncs")
+    __slots__ = ("handle", "is_reusing", "model", "outstanding", "priority", "syncs")
 
-    def __init__(self, handle: int, priority: int = 0) -> None:
+    def __init__(self, handle: int, priority: int = 0, model: str = "") -> None:
         self.handle = handle
+        self.model = model
+        """Its name; "" for the default one."""
         self.priority = priority
         """Of its commands, see `pieray.urgency.command_priority`."""
         self.is_reusing = True  # whether its commands take pages that hold what they are to write

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pieray.arrays import U32
-from pieray.errors import BadHandle, QuotaExceeded
+from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded
 from pieray.host.device.commands import Command, Queue, wire_ticket
 from pieray.host.open_handles import OpenHandles
 from pieray.host.tickets import Kind, Ticket
@@ -29,17 +29,19 @@ class Embedding:
     num_rows: int
     tokens: bytes = b""  # u32
     values: bytes = b""
+    model: str = ""
+    """Whose they are, as `Queue.model` has it."""
     places: bytes = b""  # i32 [num_rows, PLACE_SIZE], of an image's rows: as `Forward.embeds` has them
     media: bytes = b""  # of an image's rows what they are of, as `ForwardStep.media` has it
 
     @classmethod
-    def of_image(cls, answer: Sequence[bytes], hidden_size: int) -> Embedding:
+    def of_image(cls, answer: Sequence[bytes], hidden_size: int, model: str) -> Embedding:
         """What `EmbedImage` is answered with."""
         values, places, digest = answer
         num_rows = len(values) // (4 * hidden_size)
         rows = np.tile(np.frombuffer(digest, "<u8"), (num_rows, 1))
         rows[:, 1] ^= np.arange(1, num_rows + 1, dtype=np.uint64)
-        return cls(num_rows, values=values, places=places, media=rows.astype("<u8").tobytes())
+        return cls(num_rows, values=values, places=places, media=rows.astype("<u8").tobytes(), model=model)
 
     @property
     def nbytes(self) -> int:
@@ -91,6 +93,13 @@ class EmbedLookup(Command):
 
     def message(self, inferlet: int) -> Message:
         return EmbedTokens(wire_ticket(inferlet, self.ticket), inferlet, self.tokens)
+
+
+def check_model(handle: int, embedding: Embedding, queue: Queue) -> None:
+    """Raise InvalidRequest for embeddings of another model than the queue's."""
+    if embedding.model != queue.model:
+        mine, others = (name or "the default model" for name in (embedding.model, queue.model))
+        raise InvalidRequest(f"embedding {handle} is of {mine}, and queue {queue.handle} of {others}")
 
 
 class SeeImage(Command):

@@ -43,10 +43,11 @@ class Outbox:
         prefixes: Prefixes | None = None,
         pool_pages: int = 0,
         priority: int = 0,
+        passes: dict[int, Pass] | None = None,
     ) -> None:
         """`prefixes` None: all is computed, whatever pages there are.  `pool_pages`: pages of the device group, 0 for
         unknown: then nothing is dropped that would have to be computed again.  `priority`: of the host's own
-        commands."""
+        commands.  `passes`: the inferlet's by ticket, those on other models included."""
         self._inferlet = inferlet
         self._device = device
         self._pages = pages
@@ -59,7 +60,7 @@ class Outbox:
         self.swap = Swap(inferlet, pages, lineage, pool_pages, prefixes)
         self._host_queue = Queue(0, priority)  # of commands of the host's own
         self.own = OwnMessages(tickets.number, self._post)
-        self.passes: dict[int, Pass] = {}
+        self.passes = {} if passes is None else passes
         self.transfers = transfers
         self.results = Results(inferlet, tickets, transfers)
         self.ledger = LedgerClient(inferlet, device, pages, tickets.limit, call_later)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pieray.host.broker.calls import BrokerCalls
-from pieray.host.device.exports import PageRequests
-from pieray.host.device.plan_settings import PlanContext
 from pieray.host.handlers.adapters import AdapterHandlers
 from pieray.host.handlers.chat import ChatHandlers
 from pieray.host.handlers.children import ChildrenHandlers
@@ -66,24 +64,24 @@ class GuestHandlers:
             parts.tables,
             parts.work,
         )
-        limits, tickets, pages, outbox = identity.limits, parts.tickets, parts.pages, parts.outbox
+        limits, tickets, sides = identity.limits, parts.tickets, parts.sides
         slow = SlowWork(identity, services, models)
-        requests = PageRequests(identity, pages, parts.lineage, tickets, outbox, parts.visits)
-        context = PlanContext(identity, tickets, pages, parts.lineage, outbox, parts.log.send)
 
         def broker_calls() -> BrokerCalls:
             return BrokerCalls(identity, work, services.timers, lambda: services.broker)
 
         return cls(
-            tickets=TicketHandlers(tickets, outbox),
-            queues=QueueHandlers(models, tables.queues, tickets, outbox, identity.launch.priority),
-            kv=KvHandlers(limits, tables.queues, pages, tickets, outbox, requests),
-            embeds=EmbedsHandlers(limits, models, tables, tickets, outbox, identity.tenant),
+            tickets=TicketHandlers(tickets, sides),
+            queues=QueueHandlers(tables.queues, tickets, sides, identity.launch.priority),
+            kv=KvHandlers(limits, tables.queues, tickets, sides),
+            embeds=EmbedsHandlers(limits, tables, tickets, sides, identity.tenant),
             samplers=SamplerHandlers(models, tables.samplers),
-            forward=ForwardHandlers(limits, models, tables, pages, parts.lineage, tickets, outbox),
-            plans=PlanHandlers(limits, models, tables, context),
+            forward=ForwardHandlers(limits, tables, tickets, sides),
+            plans=PlanHandlers(limits, tables, tickets, sides),
             grammar=GrammarHandlers(identity, models, tables.matchers, services.grammars, slow, work),
-            adapters=AdapterHandlers(identity, services.adapters, tables.adapters, parts.scratch, tickets, outbox),
+            adapters=AdapterHandlers(
+                identity, services.adapters, tables.adapters, parts.scratch, tickets, sides.first.outbox
+            ),
             model=ModelHandlers(models, tables.streams, slow),
             chat=ChatHandlers(models, slow),
             session=SessionHandlers(parts.log, parts.mailbox, parts.scratch, parts.files, slow, work),
@@ -93,6 +91,6 @@ class GuestHandlers:
             http=HttpHandlers(identity, services, work),
             store=StoreHandlers(identity, broker_calls()),
             mcp=McpHandlers(identity, services, parts.client_servers, slow, work),
-            runtime=RuntimeHandlers(identity, tables, pages, outbox, parts.log, parts.scratch, services.timers, work),
+            runtime=RuntimeHandlers(identity, tables, sides, parts.log, parts.scratch, services.timers, work),
             printed=Printed(parts.log),
         )

@@ -68,7 +68,7 @@ class GrammarHandlers:
             kind,
             text,
             self._identity.limits.grammar_time_s,
-            lambda found: self._compiled(ticket, found),
+            lambda found: self._compiled(ticket, "" if served is self._models.get("") else served.info.name, found),
             tenant=self._identity.tenant,
             owner=self._identity.instance_id,
         )
@@ -80,7 +80,7 @@ class GrammarHandlers:
             with self._lock:
                 self._num_compiling -= 1
 
-    def _compiled(self, ticket: int, found: Grammar | PierayError) -> None:
+    def _compiled(self, ticket: int, model: str, found: Grammar | PierayError) -> None:
         """The service is done, on whatever thread."""
         with self._lock:
             self._num_compiling -= 1
@@ -89,6 +89,7 @@ class GrammarHandlers:
                 return
             try:
                 matcher = found.matcher()
+                matcher.model = model
             except BaseException as error:  # noqa: BLE001 - a panic of llguidance too: the guest waits for its ticket
                 self._work.complete(ticket, PierayError(f"the grammar gives no matcher: {error!r}"))
                 return
@@ -109,7 +110,7 @@ class GrammarHandlers:
 
     def accept(self, matcher: int, tokens: U32) -> int | Future[Answer]:
         found = self._matcher(matcher)
-        most = self._models.get("").info.max_context
+        most = self._models.get(found.model).info.max_context
         if len(tokens) > MAX_ACCEPTED:
             raise InvalidRequest(f"accept takes at most {MAX_ACCEPTED} tokens in one call; given {len(tokens)}")
         if len(found.consumed) + len(tokens) > most:

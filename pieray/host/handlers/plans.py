@@ -11,12 +11,12 @@ from pieray.arrays import U32
 from pieray.config import Limits
 from pieray.errors import InvalidRequest
 from pieray.host.device.drawn import Columns, NextTicket, StreamTicket
+from pieray.host.device.model_side import ModelSide, ModelSides
 from pieray.host.device.plan import ENDED, READY, Plan
-from pieray.host.device.plan_settings import PlanContext
-from pieray.host.models import ModelDirectory
+from pieray.host.models import ModelInfo
 from pieray.host.open_handles import OpenHandles
 from pieray.host.tables import HandleTables
-from pieray.host.tickets import Kind
+from pieray.host.tickets import Kind, TicketTable
 from pieray.wasm.parks import Later
 
 MAX_STOP_TOKENS = 1024
@@ -30,17 +30,18 @@ NOTHING: Columns = [], [], []
 class PlanHandlers:
     """Plans.  What can be checked here is, so that a bad plan fails at once, not in the batch."""
 
-    def __init__(self, limits: Limits, models: ModelDirectory, tables: HandleTables, context: PlanContext) -> None:
-        self._models = models
+    def __init__(self, limits: Limits, tables: HandleTables, tickets: TicketTable, sides: ModelSides) -> None:
         self._tables = tables
-        self._context = context
-        self._lock = context.tickets.lock
+        self._tickets = tickets
+        self._sides = sides
+        self._lock = tickets.lock
         self._plans: OpenHandles[Plan] = OpenHandles("plan", "plans", limits.plans)
 
     def create(self, queue: int, pages: U32, kv_len: int, tokens: U32, max_tokens: int, sampler: int) -> int:
-        found, info = self._tables.queues.get(queue), self._models.get("").info
-        pages_of, size = self._context.pages, self._context.pages.page_size
-        self._check_tokens("tokens", tokens)
+        found = self._tables.queues.get(queue)
+        side = self._sides.of_queue(found)
+        info, size = side.info, side.pages.page_size
+        _check_tokens("tokens", tokens, info)
         if len(tokens) == 0 or max_tokens == 0:
             raise InvalidRequest(f"a plan runs and draws at least 1 token; given {len(tokens)} and {max_tokens}")
         end = kv_len + len(tokens) + max_tokens - 1
@@ -54,16 +55,17 @@ class PlanHandlers:
                 f"a plan's pages have room for kv-len + tokens + max-tokens - 1, {end} tokens; "
                 f"{len(pages)} pages of {size} were given"
             )
-        chain = self._tables.sampler(sampler)
+        chain = self._sides.fitted(self._tables.sampler(sampler), found)
         with self._lock:
-            pages_of.frame_ids(pages)
+            side.pages.frame_ids(pages)
             used = pages[: -(-end // size)].copy()
-            return self._plans.put(Plan(self._context, found, used, kv_len, tokens, max_tokens, chain))
+            return self._plans.put(Plan(side.plans, found, used, kv_len, tokens, max_tokens, chain))
 
     # --- what it draws with ----------------------------------------------------------------------
 
     def set_sampler(self, plan: int, sampler: int) -> None:
-        self._change(plan, sampler=self._tables.sampler(sampler))
+        chain = self._tables.sampler(sampler)
+        self._change(plan, sampler=self._sides.fitted(chain, self._plans.get(plan).queue))
 
     def set_stop(self, plan: int, tokens: U32, texts: list[str]) -> None:
         if len(tokens) > MAX_STOP_TOKENS:
@@ -71,7 +73,7 @@ class PlanHandlers:
         _check_stops(len(texts), sum(map(len, texts)))
         if "" in texts:
             raise InvalidRequest("a stop text has at least 1 character; one was empty")
-        special = self._models.get("").tokenizer.special_ids() if texts else {}
+        special = self._side(plan).model.tokenizer.special_ids() if texts else {}
         all_tokens = np.append(tokens, [special[text] for text in texts if text in special]).astype("<u4")
         left = tuple(text for text in texts if text not in special)
         self._change(plan, stop_tokens=all_tokens.tobytes(), stop_texts=left)
@@ -80,18 +82,24 @@ class PlanHandlers:
         found = self._tables.matchers.get(matcher) if matcher else None
         grammar: tuple[Any, ...] = ()
         if found is not None:
+            if found.model != (mine := self._plans.get(plan).queue.model):
+                names = (name or "the default model" for name in (found.model, mine))
+                raise InvalidRequest("matcher {} is of {}, and the plan of {}".format(matcher, *names))
             grammar = found.grammar.kind, found.grammar.text, np.array(found.consumed, "<u4").tobytes()
         num_drawn = self._plans.get(plan).drawn.count
         self._change(plan, grammar=grammar, num_taken=num_drawn)
 
     def set_adapter(self, plan: int, adapter: int) -> None:
-        self._change(plan, adapter=self._tables.adapter(adapter))
+        number = self._tables.adapter(adapter)
+        self._sides.check_adapter(number, self._plans.get(plan).queue)
+        self._change(plan, adapter=number)
 
     def set_drafter(self, plan: int, num_drafts: int, history: U32) -> None:
         if num_drafts > MAX_DRAFTS:
             raise InvalidRequest(f"a plan drafts at most {MAX_DRAFTS} tokens a step; given {num_drafts}")
-        self._check_tokens("history", history)
-        limit = self._models.get("").info.max_context
+        info = self._side(plan).info
+        _check_tokens("history", history, info)
+        limit = info.max_context
         if len(history) > limit:
             raise InvalidRequest(f"a history has at most {limit} tokens, the model's context; given {len(history)}")
         self._change(plan, num_drafts=num_drafts, history=history.astype("<u4").tobytes())
@@ -136,7 +144,7 @@ class PlanHandlers:
         with self._lock:
             drawn = self._started("next", plan).drawn
             ticket = NextTicket(kind, drawn)
-            number = self._context.tickets.add(ticket)
+            number = self._tickets.add(ticket)
             drawn.next(ticket)
         return number
 
@@ -150,7 +158,7 @@ class PlanHandlers:
 
         if timeout_ms:
             with self._lock:
-                self._context.outbox.flush()
+                self._sides.flush()
         if (found := look()) is not None or not timeout_ms:
             return found or NOTHING
         deadline = None if timeout_ms < 0 else time.monotonic() + timeout_ms / 1e3
@@ -166,11 +174,11 @@ class PlanHandlers:
         with self._lock:
             drawn = self._started("stream", plan).drawn
             ticket = StreamTicket(drawn, texts)
-            number = self._context.tickets.add(ticket)
+            number = self._tickets.add(ticket)
             try:
                 drawn.stream(ticket)
             except BaseException:
-                self._context.tickets.drop((number,))
+                self._tickets.drop((number,))
                 raise
         return number
 
@@ -203,10 +211,13 @@ class PlanHandlers:
                 found.end()
             found.drawn.close()
 
-    def _check_tokens(self, name: str, tokens: U32) -> None:
-        vocab = self._models.get("").info.vocab_size
-        if len(tokens) and int(tokens.max()) >= vocab:
-            raise InvalidRequest(f"{name}: token ids are below {vocab}; given {int(tokens.max())}")
+    def _side(self, plan: int) -> ModelSide:
+        return self._sides.of_queue(self._plans.get(plan).queue)
+
+
+def _check_tokens(name: str, tokens: U32, info: ModelInfo) -> None:
+    if len(tokens) and int(tokens.max()) >= info.vocab_size:
+        raise InvalidRequest(f"{name}: token ids are below {info.vocab_size}; given {int(tokens.max())}")
 
 
 def _check_stops(num_texts: int, num_characters: int) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pieray.errors import InvalidRequest
 from pieray.host.device.commands import Queue, SyncTicket
-from pieray.host.device.outbox import Outbox
-from pieray.host.models import ModelDirectory
+from pieray.host.device.model_side import ModelSides
 from pieray.host.open_handles import OpenHandles
 from pieray.host.tickets import TicketTable
 from pieray.tenants import MAX_PRIORITY
@@ -15,18 +14,17 @@ from pieray.urgency import command_priority
 class QueueHandlers:
     """Command queues (paper, section 4)."""
 
-    def __init__(
-        self, models: ModelDirectory, queues: OpenHandles[Queue], tickets: TicketTable, outbox: Outbox, priority: int
-    ) -> None:
-        self._models = models
+    def __init__(self, queues: OpenHandles[Queue], tickets: TicketTable, sides: ModelSides, priority: int) -> None:
+        """`priority`: of the launch."""
         self._queues = queues
         self._tickets = tickets
-        self._outbox = outbox
-        self._priority = priority  # of the launch
+        self._sides = sides
+        self._priority = priority
 
     def create(self, model: str) -> int:
-        self._models.get(model)
-        queue = Queue(0, command_priority(self._priority, 0))
+        with self._tickets.lock:
+            side = self._sides.of(model)
+        queue = Queue(0, command_priority(self._priority, 0), self._sides.name_of(side))
         queue.handle = self._queues.put(queue)
         return queue.handle
 
@@ -39,9 +37,9 @@ class QueueHandlers:
         self._queues.get(queue).is_reusing = reuse
 
     def flush(self, queue: int) -> None:
-        self._queues.get(queue)
+        found = self._queues.get(queue)
         with self._tickets.lock:
-            self._outbox.flush()
+            self._sides.of_queue(found).outbox.flush()
 
     def synchronize(self, queue: int) -> int:
         found = self._queues.get(queue)

@@ -9,14 +9,13 @@ import random
 import time
 
 from pieray.concurrency.timers import Timers
-from pieray.host.device.outbox import Outbox
+from pieray.host.device.model_side import ModelSides
 from pieray.host.identity import Identity
 from pieray.host.session.scratch import ScratchFolder
 from pieray.host.session.session import EventLog
 from pieray.host.tables import HandleTables
 from pieray.host.ticket_work import TicketWork
 from pieray.host.tickets import Kind
-from pieray.pages.space import PageSpace
 from pieray.wit import api
 
 
@@ -27,8 +26,7 @@ class RuntimeHandlers:
         self,
         identity: Identity,
         tables: HandleTables,
-        pages: PageSpace,
-        outbox: Outbox,
+        sides: ModelSides,
         log: EventLog,
         scratch: ScratchFolder,
         timers: Timers,
@@ -37,8 +35,7 @@ class RuntimeHandlers:
         self._identity = identity
         self._launch = identity.launch
         self._tables = tables
-        self._pages = pages
-        self._outbox = outbox
+        self._sides = sides
         self._log = log
         self._scratch = scratch
         self._timers = timers
@@ -72,7 +69,7 @@ class RuntimeHandlers:
 
     def limits(self) -> str:
         used = {
-            "pages": self._pages.num_handles,
+            "pages": self._sides.num_handles,
             "queues": len(self._tables.queues),
             "tickets": len(self._work.tickets),
             "log_bytes": self._log.log_bytes,
@@ -83,7 +80,7 @@ class RuntimeHandlers:
 
     def usage(self) -> str:
         with self._work.tickets.lock:
-            return json.dumps(self._outbox.usage())
+            return json.dumps(self._sides.usage())
 
     def monotonic_now(self) -> int:
         return time.monotonic_ns()

@@ -21,7 +21,7 @@ class SamplerHandlers:
     """A handle names a chain as it is now: a change makes a new value, and what was asked for keeps the old one."""
 
     def __init__(self, models: ModelDirectory, samplers: OpenHandles[Sampler]) -> None:
-        self._models = models
+        self._vocabularies = sorted({one.info.vocab_size for one in models.all})
         self._samplers = samplers
 
     def create(self, temperature: float, top_k: int, top_p: float, min_p: float, typical_p: float, seed: int) -> int:
@@ -32,7 +32,7 @@ class SamplerHandlers:
 
     def bias(self, sampler: int, tokens: U32, values: F32) -> None:
         found = self._samplers.get(sampler)
-        vocab = self._models.get("").info.vocab_size
+        vocab = max(self._vocabularies)
         if len(tokens) != len(values):
             raise InvalidRequest(f"a bias has one value per token; given {len(tokens)} tokens, {len(values)} values")
         if len(tokens) > MAX_BIAS:
@@ -50,11 +50,16 @@ class SamplerHandlers:
 
     def allow(self, sampler: int, mask: U32) -> None:
         found = self._samplers.get(sampler)
-        vocab = self._models.get("").info.vocab_size
-        num_words = -(-vocab // 32)
-        if len(mask) not in (0, num_words):
-            raise InvalidRequest(f"a mask of {vocab} tokens takes {num_words} words, or none; given {len(mask)}")
-        allowed = mask.astype("<u4").tobytes()[: -(-vocab // 8)]
+        if len(mask) == 0:
+            self._samplers.replace(sampler, dataclasses.replace(found, allowed=b""))
+            return
+        if all(-(-size // 32) != len(mask) for size in self._vocabularies):
+            sizes = " or ".join(str(size) for size in self._vocabularies)
+            words = " or ".join(str(-(-size // 32)) for size in self._vocabularies)
+            raise InvalidRequest(f"a mask of {sizes} tokens takes {words} words, or none; given {len(mask)}")
+        allowed = mask.astype("<u4").tobytes()
+        if len(self._vocabularies) == 1:  # else the model cuts it that it is used on
+            allowed = allowed[: -(-self._vocabularies[0] // 8)]
         self._samplers.replace(sampler, dataclasses.replace(found, allowed=allowed))
 
     def free(self, sampler: int) -> None:

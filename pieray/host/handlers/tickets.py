@@ -8,21 +8,21 @@ import numpy as np
 
 from pieray.arrays import F32, U32
 from pieray.errors import QuotaExceeded
-from pieray.host.device.outbox import Outbox
+from pieray.host.device.model_side import ModelSides
 from pieray.host.tickets import Kind, TicketTable
 
 
 class TicketHandlers:
     """The results of enqueued commands."""
 
-    def __init__(self, tickets: TicketTable, outbox: Outbox) -> None:
+    def __init__(self, tickets: TicketTable, sides: ModelSides) -> None:
         self._tickets = tickets
-        self._outbox = outbox
+        self._sides = sides
 
     def flush(self) -> None:
         """Send all that is staged; called by the wasm host at every wait."""
         with self._tickets.lock:
-            self._outbox.flush()
+            self._sides.flush()
 
     def ready(self, tickets: U32) -> list[int]:
         most = 2 * self._tickets.limit  # each pass that does not count has an output that does

@@ -88,7 +88,11 @@ PIERAY_IMPORT("queues", "close") void queues_close(uint32_t queue, result *);
 // kv: KV pages.
 PIERAY_IMPORT("kv", "page-size") uint32_t kv_page_size(void);
 PIERAY_IMPORT("kv", "alloc") void kv_alloc(uint32_t count, result *);  // numbers
+PIERAY_IMPORT("kv", "alloc-for")
+void kv_alloc_for(const char *model, uint32_t model_size, uint32_t count, result *);  // numbers
 PIERAY_IMPORT("kv", "reserve") void kv_reserve(uint32_t count, result *);  // value
+PIERAY_IMPORT("kv", "reserve-for")
+void kv_reserve_for(const char *model, uint32_t model_size, uint32_t count, result *);  // value
 PIERAY_IMPORT("kv", "free") void kv_free(const uint32_t *pages, uint32_t num_pages, result *);
 PIERAY_IMPORT("kv", "fork") void kv_fork(const uint32_t *pages, uint32_t num_pages, result *);  // numbers
 PIERAY_IMPORT("kv", "copy")
@@ -102,22 +106,40 @@ PIERAY_IMPORT("kv", "idle") void kv_idle(const uint32_t *pages, uint32_t num_pag
 PIERAY_IMPORT("kv", "pin") void kv_pin(result *);
 PIERAY_IMPORT("kv", "unpin") void kv_unpin(result *);
 PIERAY_IMPORT("kv", "expect") void kv_expect(uint32_t count, result *);
+PIERAY_IMPORT("kv", "expect-for")
+void kv_expect_for(const char *model, uint32_t model_size, uint32_t count, result *);
 PIERAY_IMPORT("kv", "export-pages")
 void kv_export_pages(const char *name, uint32_t name_size, const uint32_t *pages, uint32_t num_pages,
     uint32_t num_tokens, const char *meta, uint32_t meta_size, uint32_t access, uint64_t ttl_ms, uint32_t pinned,
     uint32_t replace, result *);  // value
 PIERAY_IMPORT("kv", "import-pages") void kv_import_pages(const char *name, uint32_t name_size, result *);  // value
+PIERAY_IMPORT("kv", "import-for")
+void kv_import_for(const char *model, uint32_t model_size, const char *name, uint32_t name_size,
+    result *);  // value
 PIERAY_IMPORT("kv", "unexport")
 void kv_unexport(const char *name, uint32_t name_size, uint32_t access, result *);  // value
+PIERAY_IMPORT("kv", "unexport-for")
+void kv_unexport_for(const char *model, uint32_t model_size, const char *name, uint32_t name_size, uint32_t access,
+    result *);  // value
 PIERAY_IMPORT("kv", "list-exports")
 void kv_list_exports(const char *prefix, uint32_t prefix_size, result *);  // value
+PIERAY_IMPORT("kv", "list-exports-for")
+void kv_list_exports_for(const char *model, uint32_t model_size, const char *prefix, uint32_t prefix_size,
+    result *);  // value
 
 // embeds: Embeddings: what a pass reads in place of tokens.
 PIERAY_IMPORT("embeds", "text") void embeds_text(const uint32_t *tokens, uint32_t num_tokens, result *);  // value
+PIERAY_IMPORT("embeds", "text-for")
+void embeds_text_for(const char *model, uint32_t model_size, const uint32_t *tokens, uint32_t num_tokens,
+    result *);  // value
 PIERAY_IMPORT("embeds", "put") void embeds_put(const float *values, uint32_t num_values, result *);  // value
+PIERAY_IMPORT("embeds", "put-for")
+void embeds_put_for(const char *model, uint32_t model_size, const float *values, uint32_t num_values,
+    result *);  // value
 PIERAY_IMPORT("embeds", "image")
 void embeds_image(uint32_t queue, const char *image, uint32_t image_size, result *);  // value
-PIERAY_IMPORT("embeds", "image-rows") void embeds_image_rows(uint32_t width, uint32_t height, result *);  // value
+PIERAY_IMPORT("embeds", "image-rows")
+void embeds_image_rows(const char *model, uint32_t model_size, uint32_t width, uint32_t height, result *);  // value
 PIERAY_IMPORT("embeds", "size") void embeds_size(uint32_t embed, result *);  // value
 PIERAY_IMPORT("embeds", "values") void embeds_values(uint32_t queue, uint32_t embed, result *);  // value
 PIERAY_IMPORT("embeds", "free") void embeds_free(const uint32_t *embeds, uint32_t num_embeds, result *);

@@ -59,15 +59,21 @@ export declare const queues: {
 
 /** KV pages. */
 export declare const kv: {
-  /** Tokens in a page. */
+  /** Tokens in a page of the default model; see `model.info`. */
   pageSize(): number;
   /**
    * New page handles.  Memory is bound behind them ahead of use; if none comes free before the
    * deadline, the ticket of the first command that needs it carries `out-of-pages`.
    */
   alloc(count: number): number[];
+  /**
+   * The same on a model by name: pages are of one model, `alloc`'s of the default one.  `device-lost` while no device
+   * serves it.
+   */
+  allocFor(model: string, count: number): number[];
   /** Lease memory for `count` pages ahead of their use.  Ticket: none, or `out-of-pages`. */
   reserve(count: number): number;
+  reserveFor(model: string, count: number): number;
   /** Give handles back.  Commands in flight still finish.  All handles are checked before any is freed. */
   free(pages: readonly number[]): void;
   /** Second handles to the same pages, copy-on-write: the first write through either copies the page. */
@@ -99,6 +105,7 @@ export declare const kv: {
    * far as there is any.  Unlike with `reserve` it goes to others who need it first.  0: no more than usual.
    */
   expect(count: number): void;
+  expectFor(model: string, count: number): void;
   /**
    * Give pages a name under which others import them; they outlive this inferlet.  `num-tokens` of them are
    * valid; `meta` is text kept with them.  `ttl-ms` 0: for as long as the engine lives.  Unless `pinned`, they
@@ -113,30 +120,37 @@ export declare const kv: {
    * Ticket: text, JSON {"pages": [handle], "num_tokens", "meta", "access", "owner"}; `not-found`, `evicted`.
    */
   importPages(name: string): number;
+  /** The same of a model's exports: each model has names of its own. */
+  importFor(model: string, name: string): number;
   /** Take the name away; who has imported the pages keeps them.  The owner's alone.  Ticket: none. */
   unexport(name: string, access: Access): number;
+  unexportFor(model: string, name: string, access: Access): number;
   /**
    * Exports that this inferlet may import and whose names begin with `prefix`.  Ticket: text, JSON
    * [{"name", "access", "owner", "num_pages", "num_tokens", "pinned", "expires_in_ms", "num_importers"}].
    */
   listExports(prefix: string): number;
+  listExportsFor(model: string, prefix: string): number;
 };
 
 /** Embeddings: what a pass reads in place of tokens. */
 export declare const embeds: {
   /** The embeddings of tokens.  Looked up when a pass uses them. */
   text(tokens: readonly number[]): number;
+  /** The same of a model by name: passes on it alone may read them. */
+  textFor(model: string, tokens: readonly number[]): number;
   /** Embeddings of the guest's own: float32, row-major [rows, hidden size], all finite, at least one row. */
   put(values: readonly number[]): number;
+  putFor(model: string, values: readonly number[]): number;
   /**
-   * See an image, as the model's own image processor and vision tower do: a file of the kinds JPEG, PNG, WebP, GIF (its
-   * first frame) or BMP in base64, of at most limits.message-bytes of that and model.image-pixels pixels.  Ticket:
+   * See an image, as image processor and vision tower of the queue's model do: a file of the kinds JPEG, PNG, WebP, GIF
+   * (its first frame) or BMP in base64, of at most limits.message-bytes of that and model.image-pixels pixels.  Ticket:
    * tokens, the handle of its embeddings and how many rows they are; `invalid` for what is no image or is damaged.
    * `unsupported` if the model does not see.  A pass runs them in the place of as many tokens.
    */
   image(queue: number, image: string): number;
   /** How many rows an image of that size in pixels becomes, as it is to be seen. */
-  imageRows(width: number, height: number): number;
+  imageRows(model: string, width: number, height: number): number;
   /** Rows behind the handle. */
   size(embed: number): number;
   /** The rows' values, at most limits.message-bytes of them.  Ticket: floats, [rows, hidden size]. */

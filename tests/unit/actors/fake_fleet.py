@@ -27,9 +27,11 @@ class FakeActor:
         self.calls: list[str] = []
         self.busy_s = 0.0
         self.groups: dict[int, tuple[Any, Any]] = {}  # as it has been told of them
+        self.models: dict[int, str] = {}  # of these
         self.draining: set[int] = set()
         self.num_programs = 0  # of a ResourceManager
         self.exported: dict[str, dict[str, Any]] = {}
+        self.served: list[dict[str, Any]] = []  # models, when it was opened
         self.broker: Any = None
         self.adapters: list[int] = []
         self.live: dict[str, float] = {}
@@ -60,17 +62,18 @@ class FakeActor:
         }
 
     def load(self) -> dict[str, Any]:
-        return MODEL
+        return {**MODEL, "info": {**MODEL["info"], "name": self.member.model or "m"}}
 
     def open(self, *args: Any) -> tuple[str, int]:
         if self.member.role == INFERLETS:
-            _, _, groups, self.broker, self.revision = args
+            _, self.served, groups, self.broker, self.revision = args
             for group in groups:
                 self.connect_group(*group)
         return self.member.name, self.member.incarnation
 
-    def connect_group(self, number: int, batcher: Any, resource_manager: Any, is_draining: bool) -> None:
+    def connect_group(self, number: int, model: str, batcher: Any, resource_manager: Any, is_draining: bool) -> None:
         self.groups[number] = batcher, resource_manager
+        self.models[number] = model
         self.draining.discard(number)
         if is_draining:
             self.draining.add(number)
@@ -152,10 +155,12 @@ class FakeFleet:
         self._deaths: list[Member] = []
         self._changed = threading.Condition()
 
-    def create(self, role: str, number: int | None, incarnation: int, near: Member | None = None) -> Member:
+    def create(
+        self, role: str, number: int | None, incarnation: int, near: Member | None = None, model: str = ""
+    ) -> Member:
         name = f"pieray.{role}" if number is None else f"pieray.{role}.{number}"
         assert name not in [a.member.name for a in self.actors if not a.is_dead], "the name is taken"
-        member = Member(role, name, None, incarnation)
+        member = Member(role, name, None, incarnation, model=model)
         actor = member.handle = FakeActor(self, member, near)
         self.actors.append(actor)
         if (hook := self.hooks.get((role, "create"))) is not None:

@@ -145,6 +145,7 @@ def test_replacing_one_actor_blocks_notice_of_no_other(engine: Callable[..., Sup
     fleet.die(host)
     until(lambda: fleet.alive(BROKER) != [] and "open" in fleet.one(BROKER).calls)
     until(lambda: len(fleet.alive(INFERLETS)) == 2)
+    running._hosts.pool.add([new])
     loading.set()
     until(lambda: current(fleet) and len([a for a in fleet.alive(INFERLETS) if a.groups]) == 2)
 
@@ -498,14 +499,14 @@ def test_a_host_that_is_started_while_the_device_group_is_lost_is_opened_when_th
     running = engine()
     hosts = running._hosts
     what, told = hosts._groups()[0]
-    models = hosts._models[0]
+    _, served = hosts._served[0]
     hosts.drop_group(0)
     host = hosts.create()
     with ThreadPoolExecutor(1) as threads:
         opening = threads.submit(hosts.open, [host])
         time.sleep(0.1)
         assert not opening.done()
-        hosts.want_group(*told[:3], models)
+        hosts.want_group(*told[:4], served)
         opening.result(SOON)
         assert host.sent[what] == told
         hosts.drop_group(0)
@@ -537,6 +538,7 @@ def test_of_several_device_groups_one_that_dies_is_replaced_while_launches_go_on
     for number in range(3):
         running.placement.launch(frame(f"it-{number}"))
     assert running.status()["failure"] is None
+    running._hosts.pool.add([new])
     loading.set()
     until(lambda: len(fleet.alive(RESOURCE_MANAGER)) == 3 and current(fleet))
     assert [a for a in fleet.alive(BATCHER) if a in (batchers[0], batchers[2])] == [batchers[0], batchers[2]]
@@ -552,7 +554,7 @@ def test_while_no_device_group_can_be_used_the_engine_says_why(
 
     fleet.hooks[BATCHER, "load"] = fail
     fleet.die(next(a for a in fleet.alive(BATCHER) if a.member.name == "pieray.batcher"))
-    until(lambda: running.devices._groups[0].keeper.failure is not None)
+    until(lambda: running.devices.of("").groups[0].keeper.failure is not None)
     assert running.status()["failure"] is None
     running.placement.launch(frame("it-1"))
     fleet.die(next(a for a in fleet.alive(BATCHER) if a.member.name == "pieray.batcher.1"))
@@ -717,10 +719,81 @@ def test_exports_are_told_and_dropped_while_one_group_does_not_answer(
 
     for method in ("exports", "drop_export"):
         fleet.hooks[RESOURCE_MANAGER, method] = refuse
-    assert running.devices.exports() == [{"name": "x", "access": "owner", "group": 1}]
+    assert running.devices.exports() == [{"name": "x", "access": "owner", "group": 1, "model": "pie-tiny"}]
     assert running.devices.drop_export("x", "", "", "")["name"] == "x"
     with pytest.raises(NotFound, match="'x'"):
         running.devices.drop_export("x", "", "", "")
     fleet.hooks[RESOURCE_MANAGER, "exports"] = lambda _: refuse(first)
     with pytest.raises(EngineError, match="does not answer"):
         running.devices.exports()
+
+
+def test_each_model_has_groups_of_its_own_and_stands_and_falls_for_itself(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine(models={"small": {"path": "pie-tiny", "replicas": 2}, "third": "pie-tiny"})
+    assert [(one["name"], one["replicas"]) for one in running.devices.models()] == [
+        ("m", 1),
+        ("small", 2),
+        ("third", 1),
+    ]
+    assert sorted((a.member.model, a.member.number) for a in fleet.alive(BATCHER)) == [
+        ("", 0),
+        ("small", 1),
+        ("small", 2),
+        ("third", 3),
+    ]
+    host = fleet.one(INFERLETS)
+    assert [one["info"]["name"] for one in host.served] == ["m", "small", "third"]
+    assert host.models == {0: "", 1: "small", 2: "small", 3: "third"}
+    rows = {(row["role"], row["group"]): row["model"] for row in running.status()["actors"] if "group" in row}
+    assert rows[BATCHER, 2] == rows[RESOURCE_MANAGER, 2] == "small"
+
+    loading = threading.Event()
+
+    def slow(_actor: FakeActor) -> None:
+        loading.wait(SOON)
+
+    fleet.hooks[BATCHER, "load"] = slow
+    fleet.die(next(a for a in fleet.alive(BATCHER) if a.member.model == "third"))
+    until(lambda: len(fleet.alive(RESOURCE_MANAGER)) == 4 and len(running.devices.of("third").running()) == 0)
+    running.placement.launch(frame("while-it-is-away"))  # on the default model all is well
+    assert running.devices.failure is None
+    new = running._hosts._new()  # and hosts that start meanwhile know of the model too
+    assert [one["info"]["name"] for one in new.handle.served] == ["m", "small", "third"]
+    running._hosts.pool.add([new])
+    loading.set()
+    until(lambda: len(running.devices.of("third").running()) == 2 and new.handle.models.get(3) == "third")
+    with pytest.raises(NotFound, match=r"no model is named 'large'; served: pie-tiny, small, third"):
+        running.devices.scale(2, 1.0, "large")
+
+
+def test_a_model_is_scaled_beside_others(engine: Callable[..., Supervisor], fleet: FakeFleet) -> None:
+    running = engine(models={"small": "pie-tiny"})
+    running.devices.scale(3, 1.0, "small")
+    running.devices.scale(2, 1.0)
+    assert sorted((a.member.model, a.member.number) for a in fleet.alive(BATCHER)) == [
+        ("", 0),
+        ("", 4),
+        ("small", 1),
+        ("small", 2),
+        ("small", 3),
+    ]
+    running.devices.scale(1, 1.0, "small")
+    assert [one["replicas"] for one in running.devices.models()] == [2, 1]
+    host = fleet.one(INFERLETS)
+    until(lambda: sorted(host.groups) == [0, 1, 4])
+    assert host.models[4] == ""
+
+
+def test_exports_of_all_models_are_told_with_whose_they_are(
+    engine: Callable[..., Supervisor], fleet: FakeFleet
+) -> None:
+    running = engine(models={"small": "pie-tiny"})
+    for actor in fleet.alive(RESOURCE_MANAGER):
+        actor.exported["a"] = {"name": "a", "of": actor.member.model}
+    assert [(one["model"], one["of"]) for one in running.devices.exports()] == [("pie-tiny", ""), ("small", "small")]
+    assert running.devices.drop_export("a", "", "", "")["of"] == ""
+    assert running.devices.drop_export("a", "", "", "")["of"] == "small"
+    with pytest.raises(NotFound):
+        running.devices.drop_export("a", "", "", "")

@@ -161,10 +161,11 @@ class FakeEngine:
     def models(self) -> list[dict[str, Any]]:
         return [{"name": "pie-tiny", "num_pages": 64, "device": "cpu"}]
 
-    def scale(self, replicas: int, *, drain_s: float) -> list[dict[str, Any]]:
+    def scale(self, replicas: int, *, model: str, drain_s: float) -> list[dict[str, Any]]:
         if replicas < 1:
-            raise InvalidRequest(f"an engine has from 1 to 256 replicas; given {replicas}")
-        return [{"name": "pie-tiny", "replicas": replicas, "drain_s": drain_s}]
+            raise InvalidRequest(f"a model has from 1 to 256 replicas; given {replicas}")
+        found = {"name": model or "pie-tiny", "replicas": replicas, "drain_s": drain_s}
+        return [{"name": "pie-tiny", "replicas": 1}, found] if model else [found]
 
     def exports(self) -> list[dict[str, Any]]:
         facts = {"num_pages": 3, "num_tokens": 40, "expires_in_ms": None, "num_importers": 1}

@@ -13,8 +13,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from pieray.config import Limits
 from pieray.errors import PierayError
-from pieray.host.device.outbox import Outbox
-from pieray.host.device.prefixes import Prefixes
+from pieray.host.device.exports import PageRequests
+from pieray.host.device.model_side import ModelSide, ModelSides, SidesShare
 from pieray.host.device.transfers import Transfers
 from pieray.host.device.visits import Visits
 from pieray.host.handlers import GuestHandlers
@@ -26,8 +26,6 @@ from pieray.host.session.session import EventLog, Mailbox
 from pieray.host.tickets import TicketTable
 from pieray.messages import Completed, Failed, Forward, Launch, Message
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
-from pieray.pages.lineage import Lineage
-from pieray.pages.space import PageSpace
 from pieray.programs.capabilities import Capabilities
 
 NUMBER = 7
@@ -115,55 +113,61 @@ class Bench:
         tenant: str | None = None,
         num_pages: int = 64,
         services: Services | None = None,
+        others: dict[str, ModelInfo] | None = None,
     ) -> None:
         """`tenant`: whose pages it finds, see Prefixes; None: it looks for none.  `num_pages`: of the pool.
-        `services`: those of an actor, which outlive it."""
+        `services`: those of an actor, which outlive it.  `others`: models beside the default one, each on a device of
+        its own (`devices`)."""
         self.services = services or Services()
         self.failures: list[PierayError] = []
         self.timers: list[FakeTimer] = []
         self.limits = limits or Limits()
         self.device = FakeDevice()
-        info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, num_pages, "float32", "cpu")
-        directory = ModelDirectory([ServedModel(info, byte_tokenizer(template))])
-        self.pages = PageSpace(PAGE_SIZE, self.limits.pages)
-        lineage = Lineage(PAGE_SIZE, self.pages.live_frames)
         self.tickets = TicketTable(self.limits.tickets)
-        found = Prefixes(NUMBER, self.device, self.pages, lineage, tenant=tenant or "", model="fake")
-        self.outbox = Outbox(
-            NUMBER,
-            self.device,
-            self.pages,
-            self.tickets,
-            lease_pages=lease_pages,
-            page_wait_s=9.0,
-            prefixes=None if tenant is None else found,
-            pool_pages=info.num_pages,
-            transfers=Transfers(self.limits.pass_bytes, self.services.transfers),
-            call_later=self.call_later,
-            lineage=lineage,
-        )
         self.log = EventLog("it", self.limits)
+        launch = Launch("it", "it", "it.py", "def main(): ...", b"", "{}", {}, tenant=tenant or "local")
+        identity = Identity(launch, NUMBER, self.limits, capabilities or Capabilities())
+        self.others = others or {}
+        infos = [ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, num_pages, "float32", "cpu"), *self.others.values()]
+        directory = ModelDirectory([ServedModel(info, byte_tokenizer(template)) for info in infos])
+        is_default = self.limits.page_wait_s == Limits().page_wait_s
+        self.share = SidesShare(
+            dataclasses.replace(identity, limits=dataclasses.replace(self.limits, page_wait_s=9.0))
+            if is_default
+            else identity,
+            self.tickets,
+            Transfers(self.limits.pass_bytes, self.services.transfers),
+            lease_pages=lease_pages,
+            is_finding=tenant is not None,
+            call_later=self.call_later,
+            at_once=lambda call: call(),
+            wake=self.wake,
+            is_waiting=lambda: True,
+            send=self.log.send,
+        )
+        self.devices = {"fake": self.device}
+        first = ModelSide(self.share, directory.get(""), self.device, 0 if self.others else None)  # type: ignore[arg-type]
+        self.sides = ModelSides(self.share, directory, self.open_side)
+        self.pages, self.outbox = first.pages, first.outbox
         self.mailbox = Mailbox(self.limits, self.tickets)
         self.parts = InferletParts(
-            Identity(
-                Launch("it", "it", "it.py", "def main(): ...", b"", "{}", {}),
-                NUMBER,
-                self.limits,
-                capabilities or Capabilities(),
-            ),
+            identity,
             self.services,
             directory,
             self.tickets,
-            self.pages,
-            lineage,
-            self.outbox,
-            Visits(None, lambda call: call(), lambda call: call()),
+            self.sides,
             self.log,
             self.mailbox,
             wake=self.wake,
             fail=self.fail,
         )
         self.handlers = GuestHandlers.of(self.parts)
+
+    def open_side(self, model: ServedModel) -> ModelSide:
+        """For a model that a handler has named."""
+        name = model.info.name
+        device = self.devices[name] = FakeDevice()
+        return ModelSide(self.share, model, device, 1 + list(self.others).index(name))  # type: ignore[arg-type]
 
     def wake(self) -> None:
         """The guest may look at its tickets again."""
@@ -172,12 +176,17 @@ class Bench:
         """The inferlet ends."""
         self.failures.append(error)
 
-    def change(self, *, launch: dict[str, Any] | None = None, **parts: Any) -> None:
-        """The same inferlet launched with other settings: its handlers are made anew."""
-        identity = self.parts.identity
-        parts["identity"] = dataclasses.replace(identity, launch=dataclasses.replace(identity.launch, **(launch or {})))
-        for name, value in parts.items():
-            setattr(self.parts, name, value)
+    def change(
+        self, *, launch: dict[str, Any] | None = None, info: ModelInfo | None = None, visits: Visits | None = None
+    ) -> None:
+        """The same inferlet launched with other settings, on another model or device: its handlers are made anew."""
+        identity, side = self.parts.identity, self.sides.first
+        identity = dataclasses.replace(identity, launch=dataclasses.replace(identity.launch, **(launch or {})))
+        self.parts.identity = self.share.identity = identity
+        if info is not None:
+            side.model = dataclasses.replace(side.model, info=info)
+        side.visits = visits or side.visits
+        side.requests = PageRequests(identity, side.pages, side.lineage, self.tickets, side.outbox, side.visits)
         self.handlers = GuestHandlers.of(self.parts)
 
     def call_later(self, seconds: float, call: Callable[[], None]) -> FakeTimer:

@@ -20,6 +20,7 @@ from pieray.errors import Cancelled, InvalidRequest, QuotaExceeded
 from pieray.host import components
 from pieray.host.clients import ClientService
 from pieray.host.core import InferletHost
+from pieray.host.device.model_devices import ModelDevices
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.messages import AwaitStart, Completed, Failed, Launch, Message
 from pieray.wasm import host as wasm_host
@@ -69,7 +70,7 @@ def host(slow: SlowCompiler) -> Iterator[InferletHost]:
     with contextlib.closing(Group(num_pages=20)) as group:
         info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 20, "float32", "cpu")
         models = ModelDirectory([ServedModel(info, byte_tokenizer())])
-        host = InferletHost(Config(inferlets_per_actor=128), group.sessions("host"), models)
+        host = InferletHost(Config(inferlets_per_actor=128), ModelDevices(group.sessions("host")), models)
         yield host
         slow.release.set()
         host.close()

@@ -287,12 +287,12 @@ def test_at_the_inferlets_end_nothing_is_held_elsewhere() -> None:
     world.here.serve(world.bench)
     assert world.groups[0].visitors
     world.bench.outbox.close()
-    world.bench.parts.visits.close()
+    world.bench.sides.first.visits.close()
     assert not world.groups[0].visitors
     world.groups[0].serve()
     assert world.bench.device.posted == []
     with pytest.raises(Cancelled):
-        world.bench.parts.visits.begin(world.groups[0])  # type: ignore[arg-type]
+        world.bench.sides.first.visits.begin(world.groups[0])  # type: ignore[arg-type]
 
 
 def test_a_guest_that_has_forgotten_it_has_no_pages_of_it() -> None:

@@ -16,7 +16,6 @@ from pieray.config import Limits
 from pieray.errors import BadHandle, DeviceLost, InvalidRequest, QuotaExceeded
 from pieray.host.device.masks import hide_runs, mask_bytes
 from pieray.host.device.verify import MAX_DRAFTS
-from pieray.host.models import ModelDirectory, ServedModel
 from pieray.messages import Completed, EmbedTokens, Entropy, Failed, Hidden, Verify
 
 HIDDEN_SIZE = 6
@@ -26,9 +25,7 @@ NAN, INF = math.nan, math.inf
 def make(limits: Limits | None = None) -> Bench:
     bench = Bench(limits)
     bench.outbox.leases.granted(range(100, 120))
-    served = bench.parts.models.get("")
-    info = dataclasses.replace(served.info, hidden_size=HIDDEN_SIZE)
-    bench.change(models=ModelDirectory([ServedModel(info, served.tokenizer)]))
+    bench.change(info=dataclasses.replace(bench.sides.first.info, hidden_size=HIDDEN_SIZE))
     return bench
 
 
@@ -90,7 +87,7 @@ def test_runs_become_the_mask_of_the_pass_and_join_the_one_given(bench: Bench) -
     first, second = bench.forwards()
     assert int.from_bytes(first.mask, "little") & 0x1FF == 0b110_111_111
     assert int.from_bytes(second.mask, "little") & 0xF == 0b0011
-    steps = bench.parts.lineage.rebuild_plan(bench.pages.frame_ids(pages[:2]).tolist())
+    steps = bench.sides.first.lineage.rebuild_plan(bench.pages.frame_ids(pages[:2]).tolist())
     assert [step.mask for step in steps] == [first.mask, second.mask]
 
 
@@ -217,7 +214,7 @@ def test_lineage_has_the_accepted_text(bench: Bench) -> None:
     ticket = verify(bench, queue, pages, 2, u32(5, 6))
     bench.handlers.tickets.flush()
     bench.answer(Completed(NUMBER << 32 | ticket, u32(5, 9).tobytes()))
-    steps = bench.parts.lineage.rebuild_plan(bench.pages.frame_ids(pages).tolist())
+    steps = bench.sides.first.lineage.rebuild_plan(bench.pages.frame_ids(pages).tolist())
     tokens = [token for step in steps for token in np.frombuffer(step.tokens, "<u4").tolist()]  # type: ignore[union-attr]
     assert tokens == [1, 2, 1, 2, 5]
 
@@ -320,7 +317,7 @@ def test_hidden_slots_travel_with_drafts(bench: Bench) -> None:
     assert sent.visible == b"\x05"
     bench.answer(Completed(sent.ticket, u32(9).tobytes()))
     assert handlers.tickets.take_tokens(ticket).tolist() == [9]
-    steps = bench.parts.lineage.rebuild_plan(bench.pages.frame_ids(pages[:1]).tolist())
+    steps = bench.sides.first.lineage.rebuild_plan(bench.pages.frame_ids(pages[:1]).tolist())
     assert [(step.kv_len, step.visible) for step in steps] == [(0, b""), (3, b"\x05")]
 
 

@@ -18,6 +18,7 @@ from pieray.config import Config
 from pieray.host.clients import ClientService
 from pieray.host.core import InferletHost
 from pieray.host.device.device import DeviceClient
+from pieray.host.device.model_devices import ModelDevices
 from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.messages import Completed, Failed, Launch, LaunchHere, encode
@@ -78,7 +79,7 @@ def host(group: Group, stalls: Stalls) -> Iterator[InferletHost]:
     info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 20, "float32", "cpu")
     models = ModelDirectory([ServedModel(info, byte_tokenizer())])
     sessions = group.sessions(f"granted-{len(group.clients)}")
-    host = InferletHost(Config(inferlets_per_actor=8), sessions, models, stalls=stalls)
+    host = InferletHost(Config(inferlets_per_actor=8), ModelDevices(sessions), models, stalls=stalls)
     host._components.compile(COMPONENT, "misbehave", tenant="", owner="", wait_s=60.0).result()
     host.grants.open("g", PLACES, 60.0)
     yield host
@@ -162,9 +163,9 @@ def test_what_a_quota_counts_is_for_the_controller_and_its_tallies_are_told(door
     metered = host.find("metered")
     assert isinstance(metered, Inferlet)
     for num_more in (7, 0, 3):
-        metered._outbox._work.num_settled += num_more
+        metered._sides.first.outbox._work.num_settled += num_more
         assert host.take_tallies()["tokens"] == ({"slow": num_more} if num_more else {})
-    metered._outbox._work.num_settled += 5
+    metered._sides.first.outbox._work.num_settled += 5
     for name in ("free", "counted", "metered"):
         host.kill(name, "enough")
     until(lambda: host.num_live == 0)
@@ -235,7 +236,7 @@ def test_an_attached_one_ends_with_the_connection_that_launched_it(door: Door, h
 
 
 def test_a_device_that_is_replaced_is_not_waited_for(door: Door, host: InferletHost) -> None:
-    host._device.close("a test")
+    host._devices.first.close("a test")
     began = time.monotonic()
     answer = door.ask(launch("it", "echo 1"))
     assert isinstance(answer, Failed)

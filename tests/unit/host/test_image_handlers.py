@@ -13,7 +13,6 @@ from fakes import NUMBER, PAGE_SIZE, Bench
 from pieray.config import Limits
 from pieray.errors import BadHandle, InvalidRequest, QuotaExceeded, Unsupported
 from pieray.host.device.commands import without_first
-from pieray.host.models import ModelDirectory, ServedModel
 from pieray.messages import Completed, EmbedImage, Failed
 from pieray.models.image_rules import ImageRules
 
@@ -26,10 +25,8 @@ GIVEN = base64.b64encode(FILE).decode()
 def make(limits: Limits | None = None, rules: ImageRules | None = RULES) -> Bench:
     bench = Bench(limits)
     bench.outbox.leases.granted(range(100, 120))
-    served = bench.parts.models.get("")
     image = {} if rules is None else rules.as_dict()
-    info = dataclasses.replace(served.info, hidden_size=HIDDEN_SIZE, image=image)
-    bench.change(models=ModelDirectory([ServedModel(info, served.tokenizer)]))
+    bench.change(info=dataclasses.replace(bench.sides.first.info, hidden_size=HIDDEN_SIZE, image=image))
     return bench
 
 
@@ -145,14 +142,14 @@ def test_what_goes_wrong_with_an_image_is_its_own_error() -> None:
 
 def test_rows_are_known_from_the_size_and_a_model_that_does_not_see_says_so() -> None:
     handlers = make().handlers
-    assert handlers.embeds.image_rows(56, 56) == 4
-    assert handlers.embeds.image_rows(10000, 10000) <= 1280
+    assert handlers.embeds.image_rows("", 56, 56) == 4
+    assert handlers.embeds.image_rows("", 10000, 10000) <= 1280
     with pytest.raises(InvalidRequest, match="at least 1 x 1 pixels; given 0 x 5"):
-        handlers.embeds.image_rows(0, 5)
+        handlers.embeds.image_rows("", 0, 5)
     with pytest.raises(InvalidRequest, match="200 times"):
-        handlers.embeds.image_rows(1, 1000)
+        handlers.embeds.image_rows("", 1, 1000)
     blind = make(rules=None).handlers
-    for call in (lambda: blind.embeds.image_rows(5, 5), lambda: blind.embeds.image(1, GIVEN)):
+    for call in (lambda: blind.embeds.image_rows("", 5, 5), lambda: blind.embeds.image(1, GIVEN)):
         with pytest.raises((Unsupported, BadHandle)):
             call()
     with pytest.raises(Unsupported, match="does not see images"):

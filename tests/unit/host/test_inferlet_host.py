@@ -20,6 +20,7 @@ from pieray.host import core
 from pieray.host.clients import ClientService
 from pieray.host.core import InferletHost
 from pieray.host.device.device import DeviceClient
+from pieray.host.device.model_devices import ModelDevices
 from pieray.host.inferlet import Inferlet
 from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.messages import Attach, Completed, Event, Failed, Kill, Launch, Message, SendText
@@ -42,7 +43,9 @@ def group() -> Iterator[Group]:
 def host(group: Group) -> Iterator[InferletHost]:
     info = ModelInfo("fake", "llama", VOCAB, 1024, PAGE_SIZE, 20, "float32", "cpu")
     models = ModelDirectory([ServedModel(info, byte_tokenizer())])
-    host = InferletHost(Config(inferlets_per_actor=4), group.sessions(f"host-{len(group.clients)}"), models)
+    host = InferletHost(
+        Config(inferlets_per_actor=4), ModelDevices(group.sessions(f"host-{len(group.clients)}")), models
+    )
     host._components.compile(COMPONENT, "misbehave", tenant="", owner="", wait_s=60.0).result()
     yield host
     host.close()
@@ -86,7 +89,7 @@ def test_a_launch_that_fails_half_way_gives_its_place_and_pages_back(host: Infer
             host.launch(launch(f"both-{i}", "echo 1", source="def main(): ..."))
     until(lambda: host.num_live == 0)
     until(lambda: group.free() == 20)
-    assert host._device.current()._tenants == {}
+    assert host._devices.current()._tenants == {}
     with pytest.raises(NotFound):
         host.find("both-0")
 

@@ -115,7 +115,7 @@ def test_what_a_plan_wrote_can_be_rebuilt():
     assert said == reference(PROMPT, 30)
     frames = bench.pages.frame_ids(pages[:9]).tolist()
     slots: dict[tuple[int, int], int] = {}
-    for step in bench.parts.lineage.rebuild_plan(frames):
+    for step in bench.sides.first.lineage.rebuild_plan(frames):
         if isinstance(step, ForwardStep):
             tokens = np.frombuffer(step.tokens, "<u4").tolist()
             for index, token in enumerate(tokens, step.kv_len):

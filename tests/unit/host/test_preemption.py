@@ -169,7 +169,7 @@ def test_what_can_be_neither_copied_nor_computed_again_stays_where_it_is_and_tha
     bench.handlers.forward.forward(bench.queue, pages, 0, u32(*range(8)), u32(), u32())
     bench.run()
     if why == "the log is given up":
-        bench.parts.lineage.give_up()
+        bench.sides.first.lineage.give_up()
     elif why == "a command has failed":
         bench.runner.fail_at = bench.runner.num_steps + 1
         bench.handlers.forward.forward(bench.queue, bench.handlers.kv.alloc(1), 0, u32(1), u32(), u32())

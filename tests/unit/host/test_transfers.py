@@ -12,7 +12,6 @@ from fakes import NUMBER, Bench
 from pieray.config import Limits
 from pieray.errors import DeviceLost, QuotaExceeded
 from pieray.host.device.transfers import FREE_BYTES, ActorTransfers, Transfers
-from pieray.host.models import ModelDirectory, ServedModel
 from pieray.messages import Completed, EmbedTokens, Failed
 
 VOCAB = 151_936
@@ -22,9 +21,7 @@ ROW = 4 * VOCAB
 def bench_of(pass_bytes: int = 10 * ROW) -> Bench:
     bench = Bench(Limits(pass_bytes=pass_bytes))
     bench.outbox.leases.granted(range(100, 200))
-    served = bench.parts.models.get("")
-    info = dataclasses.replace(served.info, vocab_size=VOCAB, hidden_size=2048)
-    bench.change(models=ModelDirectory([ServedModel(info, served.tokenizer)]))
+    bench.change(info=dataclasses.replace(bench.sides.first.info, vocab_size=VOCAB, hidden_size=2048))
     return bench
 
 
@@ -50,7 +47,7 @@ def test_128_rows_of_logits_over_a_large_vocabulary_are_refused_as_they_are_aske
     with pytest.raises(QuotaExceeded):
         bench.handlers.forward.distribution(pass_, 0, VOCAB)
     bench.handlers.forward.sample(pass_, 0, 0, 0, 1, 0, 0)  # a few bytes are always there
-    assert len(bench.parts.outbox.passes[pass_].outputs) == 110 + 1
+    assert len(bench.outbox.passes[pass_].outputs) == 110 + 1
 
 
 def test_a_result_counts_until_it_is_computed_and_taken() -> None:

@@ -264,8 +264,12 @@ pub mod kv {
         fn raw_page_size() -> u32;
         #[link_name = "alloc"]
         fn raw_alloc(count: u32, out: *mut Area);
+        #[link_name = "alloc-for"]
+        fn raw_alloc_for(model: *const u8, model_len: usize, count: u32, out: *mut Area);
         #[link_name = "reserve"]
         fn raw_reserve(count: u32, out: *mut Area);
+        #[link_name = "reserve-for"]
+        fn raw_reserve_for(model: *const u8, model_len: usize, count: u32, out: *mut Area);
         #[link_name = "free"]
         fn raw_free(pages: *const u32, pages_len: usize, out: *mut Area);
         #[link_name = "fork"]
@@ -284,17 +288,25 @@ pub mod kv {
         fn raw_unpin(out: *mut Area);
         #[link_name = "expect"]
         fn raw_expect(count: u32, out: *mut Area);
+        #[link_name = "expect-for"]
+        fn raw_expect_for(model: *const u8, model_len: usize, count: u32, out: *mut Area);
         #[link_name = "export-pages"]
         fn raw_export_pages(name: *const u8, name_len: usize, pages: *const u32, pages_len: usize, num_tokens: u32, meta: *const u8, meta_len: usize, access: u32, ttl_ms: u64, pinned: u32, replace: u32, out: *mut Area);
         #[link_name = "import-pages"]
         fn raw_import_pages(name: *const u8, name_len: usize, out: *mut Area);
+        #[link_name = "import-for"]
+        fn raw_import_for(model: *const u8, model_len: usize, name: *const u8, name_len: usize, out: *mut Area);
         #[link_name = "unexport"]
         fn raw_unexport(name: *const u8, name_len: usize, access: u32, out: *mut Area);
+        #[link_name = "unexport-for"]
+        fn raw_unexport_for(model: *const u8, model_len: usize, name: *const u8, name_len: usize, access: u32, out: *mut Area);
         #[link_name = "list-exports"]
         fn raw_list_exports(prefix: *const u8, prefix_len: usize, out: *mut Area);
+        #[link_name = "list-exports-for"]
+        fn raw_list_exports_for(model: *const u8, model_len: usize, prefix: *const u8, prefix_len: usize, out: *mut Area);
     }
 
-    /// Tokens in a page.
+    /// Tokens in a page of the default model; see `model.info`.
     pub fn page_size() -> u32 {
         unsafe { raw_page_size() }
     }
@@ -309,11 +321,29 @@ pub mod kv {
         }
     }
 
+    /// The same on a model by name: pages are of one model, `alloc`'s of the default one.  `device-lost` while no device
+    /// serves it.
+    pub fn alloc_for(model: &str, count: u32) -> Result<Vec<u32>, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_alloc_for(model.as_ptr(), model.len(), count, &mut out);
+            out.result(4, |out| out.numbers(4))
+        }
+    }
+
     /// Lease memory for `count` pages ahead of their use.  Ticket: none, or `out-of-pages`.
     pub fn reserve(count: u32) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
             raw_reserve(count, &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
+    pub fn reserve_for(model: &str, count: u32) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_reserve_for(model.as_ptr(), model.len(), count, &mut out);
             out.result(4, |out| out.word(4))
         }
     }
@@ -404,6 +434,14 @@ pub mod kv {
         }
     }
 
+    pub fn expect_for(model: &str, count: u32) -> Result<(), Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_expect_for(model.as_ptr(), model.len(), count, &mut out);
+            out.result(4, |out| out.unit(4))
+        }
+    }
+
     /// Give pages a name under which others import them; they outlive this inferlet.  `num-tokens` of them are
     /// valid; `meta` is text kept with them.  `ttl-ms` 0: for as long as the engine lives.  Unless `pinned`, they
     /// are dropped when memory is short and nobody has them open.  A pin lasts for limits.pin-time-s, and what a
@@ -427,11 +465,28 @@ pub mod kv {
         }
     }
 
+    /// The same of a model's exports: each model has names of its own.
+    pub fn import_for(model: &str, name: &str) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_import_for(model.as_ptr(), model.len(), name.as_ptr(), name.len(), &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
     /// Take the name away; who has imported the pages keeps them.  The owner's alone.  Ticket: none.
     pub fn unexport(name: &str, access: Access) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
             raw_unexport(name.as_ptr(), name.len(), access as u32, &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
+    pub fn unexport_for(model: &str, name: &str, access: Access) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_unexport_for(model.as_ptr(), model.len(), name.as_ptr(), name.len(), access as u32, &mut out);
             out.result(4, |out| out.word(4))
         }
     }
@@ -445,6 +500,14 @@ pub mod kv {
             out.result(4, |out| out.word(4))
         }
     }
+
+    pub fn list_exports_for(model: &str, prefix: &str) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_list_exports_for(model.as_ptr(), model.len(), prefix.as_ptr(), prefix.len(), &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
 }
 
 /// Embeddings: what a pass reads in place of tokens.
@@ -455,12 +518,16 @@ pub mod embeds {
     extern "C" {
         #[link_name = "text"]
         fn raw_text(tokens: *const u32, tokens_len: usize, out: *mut Area);
+        #[link_name = "text-for"]
+        fn raw_text_for(model: *const u8, model_len: usize, tokens: *const u32, tokens_len: usize, out: *mut Area);
         #[link_name = "put"]
         fn raw_put(values: *const f32, values_len: usize, out: *mut Area);
+        #[link_name = "put-for"]
+        fn raw_put_for(model: *const u8, model_len: usize, values: *const f32, values_len: usize, out: *mut Area);
         #[link_name = "image"]
         fn raw_image(queue: u32, image: *const u8, image_len: usize, out: *mut Area);
         #[link_name = "image-rows"]
-        fn raw_image_rows(width: u32, height: u32, out: *mut Area);
+        fn raw_image_rows(model: *const u8, model_len: usize, width: u32, height: u32, out: *mut Area);
         #[link_name = "size"]
         fn raw_size(embed: u32, out: *mut Area);
         #[link_name = "values"]
@@ -478,6 +545,15 @@ pub mod embeds {
         }
     }
 
+    /// The same of a model by name: passes on it alone may read them.
+    pub fn text_for(model: &str, tokens: &[u32]) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_text_for(model.as_ptr(), model.len(), tokens.as_ptr(), tokens.len(), &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
     /// Embeddings of the guest's own: float32, row-major [rows, hidden size], all finite, at least one row.
     pub fn put(values: &[f32]) -> Result<u32, Error> {
         let mut out = Area::new();
@@ -487,8 +563,16 @@ pub mod embeds {
         }
     }
 
-    /// See an image, as the model's own image processor and vision tower do: a file of the kinds JPEG, PNG, WebP, GIF (its
-    /// first frame) or BMP in base64, of at most limits.message-bytes of that and model.image-pixels pixels.  Ticket:
+    pub fn put_for(model: &str, values: &[f32]) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_put_for(model.as_ptr(), model.len(), values.as_ptr(), values.len(), &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
+    /// See an image, as image processor and vision tower of the queue's model do: a file of the kinds JPEG, PNG, WebP, GIF
+    /// (its first frame) or BMP in base64, of at most limits.message-bytes of that and model.image-pixels pixels.  Ticket:
     /// tokens, the handle of its embeddings and how many rows they are; `invalid` for what is no image or is damaged.
     /// `unsupported` if the model does not see.  A pass runs them in the place of as many tokens.
     pub fn image(queue: u32, image: &str) -> Result<u32, Error> {
@@ -500,10 +584,10 @@ pub mod embeds {
     }
 
     /// How many rows an image of that size in pixels becomes, as it is to be seen.
-    pub fn image_rows(width: u32, height: u32) -> Result<u32, Error> {
+    pub fn image_rows(model: &str, width: u32, height: u32) -> Result<u32, Error> {
         let mut out = Area::new();
         unsafe {
-            raw_image_rows(width, height, &mut out);
+            raw_image_rows(model.as_ptr(), model.len(), width, height, &mut out);
             out.result(4, |out| out.word(4))
         }
     }
