@@ -76,7 +76,7 @@ def test_a_pass_carries_where_rows_of_images_stand_beside_text_and_values() -> N
     rows, _, places = sent.embeds
     assert np.frombuffer(rows, "<u4").tolist() == [2, 3, 4, 5]
     assert np.frombuffer(places, "<i4").reshape(-1, 4).tolist() == [*np.arange(12).reshape(3, 4).tolist(), [0] * 4]
-    assert not bench.parts.lineage.is_complete, "nobody knows what the guest's own values are"
+    assert not bench.sides.first.lineage.is_complete, "nobody knows what the guest's own values are"
 
 
 def test_pages_of_images_can_be_computed_again_and_are_known_by_what_they_show() -> None:
@@ -92,7 +92,7 @@ def test_pages_of_images_can_be_computed_again_and_are_known_by_what_they_show()
         assert text_of is not None
         found.append(text_of)
         handlers.tickets.flush()
-        (step,) = bench.parts.lineage.rebuild_plan(bench.pages.frame_ids(pages).tolist())
+        (step,) = bench.sides.first.lineage.rebuild_plan(bench.pages.frame_ids(pages).tolist())
         assert list(step.embeds) == bench.forwards()[0].embeds
     assert found[0] == found[1] != found[2]
     assert found[0].tokens == found[2].tokens
