@@ -145,7 +145,6 @@ def test_replacing_one_actor_blocks_notice_of_no_other(engine: Callable[..., Sup
     fleet.die(host)
     until(lambda: fleet.alive(BROKER) != [] and "open" in fleet.one(BROKER).calls)
     until(lambda: len(fleet.alive(INFERLETS)) == 2)
-    running._hosts.pool.add([new])
     loading.set()
     until(lambda: current(fleet) and len([a for a in fleet.alive(INFERLETS) if a.groups]) == 2)
 
@@ -538,7 +537,6 @@ def test_of_several_device_groups_one_that_dies_is_replaced_while_launches_go_on
     for number in range(3):
         running.placement.launch(frame(f"it-{number}"))
     assert running.status()["failure"] is None
-    running._hosts.pool.add([new])
     loading.set()
     until(lambda: len(fleet.alive(RESOURCE_MANAGER)) == 3 and current(fleet))
     assert [a for a in fleet.alive(BATCHER) if a in (batchers[0], batchers[2])] == [batchers[0], batchers[2]]
