@@ -29,16 +29,16 @@ def test_what_is_whole_passes(folder: Path, tmp_path: Path) -> None:
     check_files(load({"model": {"path": str(folder)}, "registry_path": str(tmp_path / "new")}))
 
 
-@pytest.mark.parametrize(
-    ("file", "text"),
-    [("config.json", "no such file"), ("tokenizer.json", "no such file"), ("*.safetensors", "pickles")],
-)
 def test_models_that_run_through_transformers_are_let_through(tmp_path: Path) -> None:
     """The check knows what `way_of` knows: not native alone."""
     make_seeing("llava", tmp_path)
     check_files(load({"model": {"path": str(tmp_path)}}))
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("config.json", "no such file"), ("tokenizer.json", "no such file"), ("*.safetensors", "pickles")],
+)
 def test_a_file_that_a_model_lacks_is_named(folder: Path, file: str, text: str) -> None:
     for path in folder.glob(file):
         path.unlink()
