@@ -85,6 +85,9 @@ Mcp = Annotated[
 ]
 
 
+On = Annotated[
+    str, typer.Option("--on", metavar="MODEL", help="Which of an engine's models it uses where it names none.")
+]
 TraceFile = Annotated[
     str | None,
     typer.Option("--trace", metavar="PATH", help="Trace the run, and write a Chrome trace there when it has ended."),
@@ -109,6 +112,7 @@ def run(
     detach: Detach = False,
     priority: Priority = 0,
     deadline: Deadline = None,
+    on_model: On = "",
     trace_file: TraceFile = None,
     json: Json = False,
     debug: Debug = False,
@@ -148,6 +152,7 @@ def run(
             priority=priority,
             deadline_s=deadline,
             trace=trace_file is not None,
+            on_model=on_model,
         )
         if trace_file is not None:
             closing.callback(_keep_trace, engine, process.id, trace_file)

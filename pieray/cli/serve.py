@@ -111,14 +111,15 @@ def _serve(
     from pieray.server.app import Door
     from pieray.server.guard import Guard
 
-    served = model_name or str(engine.models()[0]["name"])
+    default, *others = (str(one["name"]) for one in engine.models())
+    served = model_name or default
     gate = Guard(keys)
     name, port = bound.getsockname()[:2]
     url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
     def ready() -> None:
         who = "to who has a key" if keys is not None else "to every user of this machine: no key is asked for"
-        say(f"serving {served} at {url}/v1, {who}")
+        say(f"serving {', '.join([served, *others])} at {url}/v1, {who}")
 
     def wants_end() -> float | None:
         if signals.signum is None:
@@ -126,7 +127,7 @@ def _serve(
         say("stopping")
         return drain if signals.signum == signal.SIGTERM else 0.0
 
-    door = Door(engine, model=served, **programs)
+    door = Door(engine, model=served, others=others, **programs)
     hosting.serve(door.app(gate), gate, bound, wants_end=wants_end, on_ready=ready, on_end=door.close)
 
 

@@ -86,6 +86,7 @@ class Engine:
         priority: int = 0,
         deadline_s: float | None = None,
         trace: bool | str = False,
+        on_model: str = "",
         **arguments: Any,
     ) -> Process:
         """Launch an inferlet by name, file or source; `input` and `arguments` are the arguments of its `main`.
@@ -101,15 +102,24 @@ class Engine:
         its result is wanted (None and 0: no matter).  It ranks earlier ones first among those of one priority, and is
         no limit: nothing ends at it (that is `limits.wall_time_s`).  Children have both of their parent.
         `trace`: note what it and its children do, for `trace`; a W3C traceparent: as part of that trace.
+        `on_model`: the served model that it, and its children, use where they name none, in place of the default one.
 
-        Raises NotFound (no such inferlet), InvalidRequest (arguments are not JSON, a priority is none), ConfigError (a
-        limit is unknown or above the engine's), Overloaded (no place within `launch_wait_s`, too many wait for one, or
-        the tenant has used up a quota; its `retry_after_s` says when to try again), EngineError (the engine is gone),
-        PeerLost (its actor was lost with it, and it may have run for a moment; what surely has not run is launched on
-        another actor).
+        Raises NotFound (no such inferlet or model), InvalidRequest (arguments are not JSON, a priority is none),
+        ConfigError (a limit is unknown or above the engine's), Overloaded (no place within `launch_wait_s`, too many
+        wait for one, or the tenant has used up a quota; its `retry_after_s` says when to try again), EngineError (the
+        engine is gone), PeerLost (its actor was lost with it, and it may have run for a moment; what surely has not run
+        is launched on another actor).
         """
         request = LaunchRequest(
-            program, {**(input or {}), **arguments}, limits, capabilities, attached, priority, deadline_s, trace
+            program,
+            {**(input or {}), **arguments},
+            limits,
+            capabilities,
+            attached,
+            priority,
+            deadline_s,
+            trace,
+            on_model,
         )
         tools = _tools_of(mcp) if mcp else None
         prepared = self._prepared(request, tools.names if tools is not None else ())

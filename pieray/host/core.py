@@ -230,16 +230,24 @@ class InferletHost:
         check_size("source_bytes", limits.source_bytes, byte_size(launch.source) + len(launch.component))
         program = self._program_of(launch, limits)
         try:
-            device = self._devices.current(wait_s)
+            models = self._models.on(launch.model)
+            if models is self._models and launch.model:
+                launch = replace(launch, model="")
+            device = self._devices.of(launch.model).current(wait_s)
             check()
-            return self._admit(launch, limits, device, give_back), program
+            return self._admit(launch, limits, models, device, give_back), program
         except BaseException:
             if isinstance(program, Future):
                 program.cancel()
             raise
 
     def _admit(
-        self, launch: Launch, limits: Limits, device: DeviceClient | LateDevice, give_back: Callable[[], None]
+        self,
+        launch: Launch,
+        limits: Limits,
+        models: ModelDirectory,
+        device: DeviceClient | LateDevice,
+        give_back: Callable[[], None],
     ) -> Inferlet:
         with self._lock:
             if self._is_closed:
@@ -261,7 +269,7 @@ class InferletHost:
                 limits=limits,
                 devices=self._devices,
                 device=device,
-                models=self._models,
+                models=models,
                 services=self.services,
                 lease_pages=self._config.lease_pages,
                 prefix_cache=self._config.prefix_cache,

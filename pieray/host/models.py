@@ -65,6 +65,13 @@ class ModelDirectory:
         self._default = models[0]
         self._info_json: dict[str, str] = {}
 
+    def on(self, name: str) -> ModelDirectory:
+        """The same with that one as the default; "": as it is.  Raises NotFound."""
+        first = self.get(name)
+        if first is self._default:
+            return self
+        return ModelDirectory([first, *(one for one in self.all if one is not first)])
+
     @property
     def names(self) -> list[str]:
         return list(self._models)

@@ -123,6 +123,7 @@ class Launch(Message):
     born: float = 0.0  # Unix time at which the root of its family was launched; 0: when it comes to the engine
     family: str = ""  # instance id of that root; a launch of a client's is one, whatever it says
     trace: str = ""  # W3C traceparent of whoever wants it traced, which children have too; "": nobody does
+    model: str = ""  # name of the served model that it means where it names none, as its children do; "": the engine's
 
 
 @register(47)

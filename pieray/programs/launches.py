@@ -40,6 +40,7 @@ class LaunchRequest:
     priority: int = 0
     deadline_s: float | None = None
     trace: bool | str = False
+    on_model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,7 @@ def prepared(
         deadline=deadline_at(request.deadline_s, now),
         born=now,
         trace=_traceparent(request.trace),
+        model=request.on_model,
     )
     if not isinstance(found, ProgramSource):
         spec, revision, installed = found

@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -99,7 +99,8 @@ RESPONSE = Kind(read_response, _response_of, "response")
 class Door:
     """Answers requests from an engine.
 
-    `model`: the name of the served model.  `generate`, `embed`: the inferlets that serve it, embedded or installed.
+    `model`: the name of the default model, `others`: those of what else the engine serves.  `generate`, `embed`: the
+    inferlets that serve them, embedded or installed.
     `telemetry`: where requests are traced to.
     """
 
@@ -108,6 +109,7 @@ class Door:
         engine: Engine,
         *,
         model: str,
+        others: Sequence[str] = (),
         generate: str = GENERATE,
         embed: str = EMBED,
         telemetry: Telemetry | None = None,
@@ -117,6 +119,8 @@ class Door:
         self._engine_routes: EngineRoutes | None = None
         self.metrics = Metrics(model)
         self.model = model
+        self._served = {model: "", **{name: name for name in others}}
+        """What the engine calls them; "" is the default one."""
         self._generate = generate
         self._embed = embed
         self._began = int(time.time())
@@ -175,16 +179,17 @@ class Door:
         clock = Clock()
         body, caller = await read_json(request), caller_of(request)
         engine = await self.tenants.engine_of(caller)
-        name = text("model", body.get("model") or self.model, 200)
+        name = clock.model = text("model", body.get("model") or self.model, 200)
         asked: Asked
-        if name == self.model:
+        is_own = name in self._served
+        if is_own:
             asked, program = await worked_out(request, kind.read, body), _source(self._generate)
         else:
             main = await main_named(engine, name)
             asked = await worked_out(request, read_for_program, body, name, main, kind.route)
             program = _source(name)
-        is_own = name == self.model
-        process = await unless_gone(request, self._launch(engine, program, asked, caller, trace_of(request)))
+        on_model = self._served.get(name, "")
+        process = await unless_gone(request, self._launch(engine, program, asked, caller, trace_of(request), on_model))
         clock.launched, clock.asked = time.perf_counter(), asked.arguments
         answer = kind.answer(asked, name, int(time.time()))
         headers = {"x-pieray-run": process.id}
@@ -224,11 +229,13 @@ class Door:
         kill_soon(process)
 
     async def _launch(
-        self, engine: Engine, program: str | ProgramSource, asked: Asked, caller: Caller, trace: str
+        self, engine: Engine, program: str | ProgramSource, asked: Asked, caller: Caller, trace: str, on_model: str = ""
     ) -> Process:
         priority = asked.door.get("priority", 0)
         check_priority(caller, priority)
-        process = await engine.alaunch(program, asked.arguments, attached=True, priority=priority, trace=trace)
+        process = await engine.alaunch(
+            program, asked.arguments, attached=True, priority=priority, trace=trace, on_model=on_model
+        )
         if self._meter is not None:
             self._meter.watch(process, caller)
         self.metrics.launched(process.name)
@@ -298,14 +305,14 @@ class Door:
         body = await read_json(request)
         asked = await worked_out(request, read_embeddings, body)
         name = asked.door.get("model", self.model)
-        if name != self.model:
+        if name not in self._served:
             raise HttpProblem(
                 404, f"{name[:100]!r} gives no embeddings; {self.model!r} does", param="model", code="model_not_found"
             )
         caller = caller_of(request)
         engine = await self.tenants.engine_of(caller)
         process = await unless_gone(
-            request, self._launch(engine, _source(self._embed), asked, caller, trace_of(request))
+            request, self._launch(engine, _source(self._embed), asked, caller, trace_of(request), self._served[name])
         )
         try:
             result = await unless_gone(request, process.wait())
@@ -315,11 +322,11 @@ class Door:
         return _json(answers.embeddings(result, name, encoding), {"x-pieray-run": process.id})
 
     async def _models(self, _: Request) -> Response:
-        return _json({"object": "list", "data": await models_of(self.tenants.engine, self.model, self._began)})
+        return _json({"object": "list", "data": await models_of(self.tenants.engine, self._served, self._began)})
 
     async def _one_model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        for row in await models_of(self.tenants.engine, self.model, self._began):
+        for row in await models_of(self.tenants.engine, self._served, self._began):
             if row["id"] == name:
                 return _json(row)
         raise HttpProblem(404, f"there is no model {name[:100]!r}", param="model", code="model_not_found")

@@ -37,17 +37,22 @@ class Metrics:
     """What `/metrics` tells.  For one event loop."""
 
     def __init__(self, model: str) -> None:
+        """`model`: the name of the default one; others are counted under theirs."""
         self._registry = CollectorRegistry()
-        labels = {"model_name": model, "engine": "0"}
+        self._labels = {"model_name": model, "engine": "0"}
 
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(name, text, labels, registry=self._registry).labels(**labels)
+            return Gauge(name, text, self._labels, registry=self._registry).labels(**self._labels)
 
         def counter(name: str, text: str) -> Counter:
-            return Counter(name, text, labels, registry=self._registry).labels(**labels)
+            made = Counter(name, text, self._labels, registry=self._registry)
+            made.labels(**self._labels)  # it is 0 before the first request
+            return made
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(name, text, labels, buckets=buckets, registry=self._registry).labels(**labels)
+            made = Histogram(name, text, self._labels, buckets=buckets, registry=self._registry)
+            made.labels(**self._labels)
+            return made
 
         self.running = gauge("vllm:num_requests_running", "Requests that are being answered.")
         self._waiting = gauge("vllm:num_requests_waiting", "Launches that wait for a place.")
@@ -72,15 +77,18 @@ class Metrics:
         )
         self._most_tokens = histogram("vllm:request_params_max_tokens", "max_tokens, where it is given.", TOKENS)
         self._choices = histogram("vllm:request_params_n", "n: choices that were asked for.", CHOICES)
-        self._intervals = _Weighted("vllm:inter_token_latency_seconds", "Of streams, between tokens.", TOKEN_S, labels)
-        self._registry.register(self._intervals)
-        reasons = Counter(
-            "vllm:request_success", "Choices, by how they ended.", [*labels, REASON], registry=self._registry
+        self._intervals = _Weighted(
+            "vllm:inter_token_latency_seconds", "Of streams, between tokens.", TOKEN_S, self._labels
         )
-        self._ended = {reason: reasons.labels(**labels, **{REASON: reason}) for reason in REASONS}
+        self._registry.register(self._intervals)
+        self._ended = Counter(
+            "vllm:request_success", "Choices, by how they ended.", [*self._labels, REASON], registry=self._registry
+        )
+        for reason in REASONS:
+            self._ended.labels(**self._labels, **{REASON: reason})
         self._launched = Counter("pieray:runs", "Inferlets launched over HTTP.", ["program"], registry=self._registry)
         self._answers = Counter("pieray:http_answers", "Answers, by status.", ["status"], registry=self._registry)
-        self._engine = _EngineCollector(labels)
+        self._engine = _EngineCollector(self._labels)
         self._registry.register(self._engine)
 
     def launched(self, program: str) -> None:
@@ -90,39 +98,49 @@ class Metrics:
         self._answers.labels(status=str(status)).inc()
 
     def ended(self, clock: Clock, result: Mapping[str, Any]) -> None:
-        """A request of the served model has its answer."""
-        usage, now = result["usage"], time.perf_counter()
+        """A request to a served model has its answer."""
+        usage, now, labels = result["usage"], time.perf_counter(), {**self._labels, "model_name": clock.model}
+
+        def count(counter: Counter, value: float) -> None:
+            counter.labels(**labels).inc(value)
+
+        def observe(histogram: Histogram, value: float) -> None:
+            histogram.labels(**labels).observe(value)
+
         prompt, generated = usage["prompt_tokens"], usage["completion_tokens"]
-        self._prompt_tokens.inc(prompt)
-        self._generated_tokens.inc(generated)
-        self._queries.inc(prompt)
-        self._hits.inc(usage.get("cached_tokens", 0))
-        self._prompt_sizes.observe(prompt)
-        self._answer_sizes.observe(generated)
-        self._whole_s.observe(now - clock.began)
+        count(self._prompt_tokens, prompt)
+        count(self._generated_tokens, generated)
+        count(self._queries, prompt)
+        count(self._hits, usage.get("cached_tokens", 0))
+        observe(self._prompt_sizes, prompt)
+        observe(self._answer_sizes, generated)
+        observe(self._whole_s, now - clock.began)
         launched = clock.launched or clock.began
-        self._queue_s.observe(launched - clock.began)
-        self._inference_s.observe(now - launched)
-        self._choices.observe(clock.asked.get("n") or 1)
+        observe(self._queue_s, launched - clock.began)
+        observe(self._inference_s, now - launched)
+        observe(self._choices, clock.asked.get("n") or 1)
         if (most := clock.asked.get("max_tokens")) is not None:
-            self._most_tokens.observe(most)
-            self._longest.observe(most)
+            observe(self._most_tokens, most)
+            observe(self._longest, most)
         if clock.first:
-            self._first_s.observe(clock.first - clock.began)
-            self._prefill_s.observe(clock.first - launched)
-            self._decode_s.observe(now - clock.first)
+            observe(self._first_s, clock.first - clock.began)
+            observe(self._prefill_s, clock.first - launched)
+            observe(self._decode_s, now - clock.first)
             interval = (now - clock.first) / max(generated - 1, 1)
-            self._token_s.observe(interval)
-            self._intervals.observe(interval, max(generated - 1, 0))
+            observe(self._token_s, interval)
+            self._intervals.observe(labels, interval, max(generated - 1, 0))
         for choice in result["choices"]:
-            self._ended["length" if choice["finish_reason"] == "length" else "stop"].inc()
+            self._end(clock, "length" if choice["finish_reason"] == "length" else "stop")
         clock.has_ended = True
 
     def left(self, clock: Clock) -> None:
-        """Nobody waits for a request of the served model any more; without an answer it was aborted."""
+        """Nobody waits for a request to a served model any more; without an answer it was aborted."""
         if not clock.has_ended:
             clock.has_ended = True
-            self._ended["abort"].inc()
+            self._end(clock, "abort")
+
+    def _end(self, clock: Clock, reason: str) -> None:
+        self._ended.labels(**{**self._labels, "model_name": clock.model, REASON: reason}).inc()
 
     def exposition(self, status: Mapping[str, Any], models: Sequence[Mapping[str, Any]]) -> bytes:
         """The page, with what `Engine.status` and `Engine.models` tell of the engine."""
@@ -173,34 +191,40 @@ class _Weighted(Collector):
     """A histogram that is told how often a value was: prometheus_client's takes one observation at a time."""
 
     def __init__(self, name: str, text: str, buckets: tuple[float, ...], labels: Mapping[str, str]) -> None:
-        self._name, self._text, self._labels = name, text, dict(labels)
+        """`labels`: their names; and values for which it is there from the start."""
+        self._name, self._text, self._names = name, text, list(labels)
         self._bounds = buckets
-        self._counts = [0] * (len(buckets) + 1)
-        self._sum = 0.0
+        self._counts: dict[tuple[str, ...], list[int]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
+        self.observe(labels, 0.0, 0)
 
-    def observe(self, value: float, times: int) -> None:
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._sum += value * times
+    def observe(self, labels: Mapping[str, str], value: float, times: int) -> None:
+        key = tuple(labels.values())
+        self._counts.setdefault(key, [0] * (len(self._bounds) + 1))[bisect_left(self._bounds, value)] += times
+        self._sums[key] = self._sums.get(key, 0.0) + value * times
 
     def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(self._name, self._text, labels=list(self._labels))
-        total, buckets = 0, []
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        family.add_metric(list(self._labels.values()), buckets, self._sum)
+        family = HistogramMetricFamily(self._name, self._text, labels=self._names)
+        for key, counts in self._counts.items():
+            total, buckets = 0, []
+            for bound, count in zip((*map(str, self._bounds), "+Inf"), counts, strict=True):
+                total += count
+                buckets.append((bound, float(total)))
+            family.add_metric(key, buckets, self._sums[key])
         yield family
 
 
 class Clock:
     """Of one request: when it began, was launched and, of a stream, when its first piece went out; 0.0: not yet."""
 
-    __slots__ = ("asked", "began", "first", "has_ended", "launched")
+    __slots__ = ("asked", "began", "first", "has_ended", "launched", "model")
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
         self.launched = 0.0
         self.first = 0.0
         self.has_ended = False
+        self.model = ""
+        """The name that it was asked of."""
         self.asked: Mapping[str, Any] = {}
         """Arguments of the inferlet that serves it."""

@@ -1,9 +1,9 @@
-"""What may stand in `model`: the served model, or the name of an inferlet, which is run as if it were one."""
+"""What may stand in `model`: a served model, or the name of an inferlet, which is run as if it were one."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,11 +144,14 @@ def _text(message: Mapping[str, Any]) -> str:
     return content if isinstance(content, str) else "".join(text("content", part["text"]) for part in content)
 
 
-async def models_of(engine: Engine, served: str, created: int) -> list[dict[str, Any]]:
-    """What `/v1/models` lists: the served model, then the inferlets that take what a user says."""
-    facts = next(iter(await off_loop(engine.models)), {})
-    context = facts.get("max_context")
-    found = [_row(served, created, "pieray") | ({"max_model_len": context} if context else {})]
+async def models_of(engine: Engine, served: Iterable[str], created: int) -> list[dict[str, Any]]:
+    """What `/v1/models` lists: what is served, in the order in which the engine has it, then the inferlets that take
+    what a user says."""
+    contexts = [one.get("max_context") for one in await off_loop(engine.models)]
+    found = []
+    for at, name in enumerate(served):
+        context = contexts[at] if at < len(contexts) else None
+        found.append(_row(name, created, "pieray") | ({"max_model_len": context} if context else {}))
     names = [(name, "pieray") for name in embedded_inferlets() if _is_usable(name)]
     rows = await off_loop(engine.programs)
     names += [(f"{row['name']}@{row['version']}", str(row.get("owner", ""))) for row in rows]

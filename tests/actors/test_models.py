@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from doors import hosted
 from engines import assert_pages_return, run
 from programs import program
 from small_models import VOCAB, greedy, random_llama
@@ -18,6 +20,7 @@ import pieray
 from pieray.assets import model_folder
 from pieray.errors import DeviceLost, NotFound
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
+from pieray.server.guard import Guard
 
 PROMPT = "Sort: 3 1 2 9"
 
@@ -120,6 +123,17 @@ async def main(prompt):
     "snapshots",
 )
 
+PARENT = program(
+    """
+from inferlet import children, model
+
+async def main(source, input):
+    child = children.launch(source=source, input=input)
+    return [model.names(), await child]
+""",
+    "parent",
+)
+
 LONG = program(
     """
 from inferlet import Context, session
@@ -190,6 +204,51 @@ def test_grammars_are_of_the_models_tokenizer(engine: Any) -> None:
 
 def test_each_model_has_snapshots_of_its_own(engine: Any) -> None:
     assert run(engine, SNAPSHOTS, prompt=PROMPT) == [[[], ["said"]], [], True, "small"]
+
+
+def test_a_program_that_names_no_model_runs_on_the_one_of_its_launch(engine: Any, folder: Path) -> None:
+    expected = greedy(folder, tokens_of(PROMPT), 24)
+    names = ["", "pie-tiny"]
+    mine, theirs = engine.launch(BOTH, prompt=PROMPT, names=names, on_model="small").result(timeout=60)
+    assert (mine, [theirs]) == (expected, run(engine, BOTH, prompt=PROMPT, names=[""]))
+    found = engine.launch(
+        PARENT, {"source": BOTH.source, "input": {"prompt": PROMPT, "names": names}}, on_model="small"
+    )
+    assert found.result(timeout=60) == [["small", "pie-tiny"], [mine, theirs]]  # its children use it too
+    assert engine.launch(FACTS, on_model="pie-tiny").result(timeout=60) == run(engine, FACTS)
+    with pytest.raises(NotFound, match="no model is named 'large'; served: pie-tiny, small"):
+        engine.launch(BOTH, prompt=PROMPT, on_model="large")
+
+
+def test_the_door_serves_each_under_its_name(engine: Any, folder: Path) -> None:
+    tokens = tokens_of(PROMPT)
+    with hosted(engine, Guard(), others=["small"]) as url, httpx.Client(base_url=url, timeout=60) as http:
+        listed = {one["id"]: one for one in http.get("/v1/models").json()["data"]}
+        assert (listed["small"]["max_model_len"], list(listed)[:2]) == (512, ["pie-tiny", "small"])
+        asked = {"prompt": tokens, "max_tokens": 12, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+        found = http.post("/v1/completions", json={**asked, "model": "small"}).json()
+        assert found["model"] == "small"
+        assert found["choices"][0]["token_ids"] == greedy(folder, tokens, 12)
+        assert http.post("/v1/completions", json=asked).json()["model"] == "pie-tiny"
+        assert http.post("/v1/completions", json={**asked, "model": "large"}).status_code == 404
+        sizes = {
+            name: len(http.post("/v1/embeddings", json={"model": name, "input": PROMPT}).json()["data"][0]["embedding"])
+            for name in ("pie-tiny", "small")
+        }
+        assert sizes["small"] == 64 != sizes["pie-tiny"]
+        run_ = {"input": {"prompt": PROMPT, "names": [""]}, "model": "small"}
+        engine.install(BOTH)
+        try:
+            assert http.post("/v1/inferlets/both/runs", json=run_).json()["result"] == [greedy(folder, tokens, 24)]
+            refused = http.post("/v1/inferlets/both/runs", json={**run_, "model": "large"})
+            assert (refused.status_code, "no model is named" in refused.text) == (404, True)
+        finally:
+            engine.uninstall("both")
+        counted = http.get("/metrics").text
+    for name in ("pie-tiny", "small"):
+        assert f'vllm:request_success_total{{engine="0",finished_reason="length",model_name="{name}"}} 1.0' in counted
+        assert f'vllm:generation_tokens_total{{engine="0",model_name="{name}"}} 12.0' in counted
+    assert 'pieray:device_groups{group="1",model="small"} 1.0' in counted
 
 
 def test_a_model_whose_device_dies_fails_its_own_programs_alone(engine: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,12 @@ from pieray.server.hosting import listening, serve
 
 
 @contextmanager
-def hosted(engine: Any, gate: Guard, telemetry: Any = None) -> Iterator[str]:
-    """The URL of a door over the engine, behind `gate`; `telemetry` is closed with it."""
+def hosted(engine: Any, gate: Guard, telemetry: Any = None, others: Sequence[str] = ()) -> Iterator[str]:
+    """The URL of a door over the engine, behind `gate`; `telemetry` is closed with it.  `others`: what the engine
+    serves beside pie-tiny."""
     ready, leave = threading.Event(), threading.Event()
     bound = listening("127.0.0.1", 0)
-    door = Door(engine, model="pie-tiny", telemetry=telemetry)
+    door = Door(engine, model="pie-tiny", others=others, telemetry=telemetry)
     app = door.app(gate)
 
     def wants_end() -> float | None:

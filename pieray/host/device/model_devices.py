@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from pieray.host.device.device import DeviceClient
-from pieray.host.device.groups import DeviceGroups, LateDevice
+from pieray.host.device.groups import DeviceGroups
 from pieray.host.device.sessions import DeviceSessions
 
 Devices: TypeAlias = DeviceGroups | DeviceSessions
@@ -25,10 +24,6 @@ class ModelDevices:
     def of(self, name: str) -> Devices:
         """Of the model of that name, "" for the default one."""
         return self._others.get(name, self.first)
-
-    def current(self, wait_s: float | None = None) -> DeviceClient | LateDevice:
-        """The default model's, see `DeviceGroups.current`."""
-        return self.first.current(wait_s)
 
     def on_answered(self, called: Callable[[], None]) -> None:
         """Call this when inferlets have got what one frame of a batcher brought."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pieray.host.broker.calls import BrokerCalls
+from pieray.host.device.adapter_commands import AdapterDirectory
 from pieray.host.handlers.adapters import AdapterHandlers
 from pieray.host.handlers.chat import ChatHandlers
 from pieray.host.handlers.children import ChildrenHandlers
@@ -80,7 +81,12 @@ class GuestHandlers:
             plans=PlanHandlers(limits, tables, tickets, sides),
             grammar=GrammarHandlers(identity, models, tables.matchers, services.grammars, slow, work),
             adapters=AdapterHandlers(
-                identity, services.adapters, tables.adapters, parts.scratch, tickets, sides.first.outbox
+                identity,
+                AdapterDirectory() if identity.launch.model else services.adapters,
+                tables.adapters,
+                parts.scratch,
+                tickets,
+                sides.first.outbox,
             ),
             model=ModelHandlers(models, tables.streams, slow),
             chat=ChatHandlers(models, slow),

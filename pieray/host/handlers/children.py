@@ -73,6 +73,7 @@ class ChildrenHandlers:
             born=identity.launch.born,
             family=identity.launch.family,
             trace=identity.launch.trace,
+            model=identity.launch.model,
         )
         return self._children.put(family.launch(message, is_linked=link == "linked"))
 

@@ -11,7 +11,19 @@ from typing import Any
 from pieray.server.problems import BadField
 from pieray.server.values import boolean, integer, listed, mapping, number, shown, text
 
-FIELDS = ("input", "limits", "priority", "deadline_s", "stream", "wait", "keep_s", "messages", "files", "trace")
+FIELDS = (
+    "input",
+    "limits",
+    "priority",
+    "deadline_s",
+    "stream",
+    "wait",
+    "keep_s",
+    "messages",
+    "files",
+    "trace",
+    "model",
+)
 KEPT_S = 600.0
 """A run that nobody waits for is kept so long, unless it says otherwise."""
 MOST_KEEP_S = 86_400.0
@@ -42,6 +54,8 @@ def read_run(body: Mapping[str, Any]) -> Wanted:
         options["limits"] = {name: number(f"limits.{name}", value, 0) for name, value in limits.items()}
     if "deadline_s" in given:
         options["deadline_s"] = number("deadline_s", given["deadline_s"], 0, MOST_KEEP_S)
+    if "model" in given:
+        options["on_model"] = text("model", given["model"], 200)
     options["trace"] = boolean("trace", given.get("trace", False))
     stream, wait = boolean("stream", given.get("stream", False)), boolean("wait", given.get("wait", True))
     if stream and not wait:

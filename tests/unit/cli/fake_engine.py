@@ -94,11 +94,12 @@ class FakeEngine:
         priority: int = 0,
         deadline_s: float | None = None,
         trace: bool = False,
+        on_model: str = "",
         **arguments: Any,
     ) -> Process:
         self.mcp = mcp
         self.is_attached = attached
-        self.urgency = priority, deadline_s
+        self.urgency, self.on_model = (priority, deadline_s), on_model
         self.on_launch()
         if self.refusal is not None:
             raise self.refusal

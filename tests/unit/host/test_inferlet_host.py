@@ -89,7 +89,7 @@ def test_a_launch_that_fails_half_way_gives_its_place_and_pages_back(host: Infer
             host.launch(launch(f"both-{i}", "echo 1", source="def main(): ..."))
     until(lambda: host.num_live == 0)
     until(lambda: group.free() == 20)
-    assert host._devices.current()._tenants == {}
+    assert host._devices.first.current()._tenants == {}
     with pytest.raises(NotFound):
         host.find("both-0")
 
