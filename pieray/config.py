@@ -60,7 +60,7 @@ class Limits:
     source_bytes: int = 4 * MIB
     """Source text or component given by a client at launch."""
     embed_bytes: int = 64 * MIB
-    """Embeddings held by handles."""
+    """Embeddings held by handles; of images as much again may be kept, so that pages can be computed again."""
     exports: int = 256
     """Exports of one user that exist at one time."""
     export_pages: int = 4096

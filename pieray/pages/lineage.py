@@ -25,6 +25,8 @@ MEDIA_BYTES = 16
 """Of what says of which row of which image a token is."""
 STEP_BYTES = 400
 """What a step takes beside its arrays, nearly."""
+LOG_BYTES = 16 << 20
+"""Of a log, beside embeddings of images."""
 SMALL_BYTES = 256 << 10
 """A log that takes less is left as it is."""
 _ALL_SLOTS = (1 << 64) - 1
@@ -109,7 +111,7 @@ class Lineage:
     `live_frames` gives the identities of the frames that something uses.
     """
 
-    def __init__(self, page_size: int, live_frames: Callable[[], Iterable[int]], max_bytes: int = 16 << 20) -> None:
+    def __init__(self, page_size: int, live_frames: Callable[[], Iterable[int]], max_bytes: int = LOG_BYTES) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self.is_complete = True
