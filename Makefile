@@ -69,7 +69,7 @@ gpu: $(VENV)/.installed-tests
 
 # which models can be served, compared with transformers one by one: docs/models.md
 models: $(VENV)/.installed-tests
-	PYTHONPATH=tests/unit/models $(BIN)/python tools/model_table.py
+	PYTHONPATH=tests/unit/models:tests/support $(BIN)/python tools/model_table.py
 
 install: $(VENV)/.installed
 

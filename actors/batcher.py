@@ -93,6 +93,7 @@ class Batcher(ServingActor):
             "head_dim": runner.config.head_dim,
             "way": runner.way,
             "why": runner.why,
+            "image": {} if runner.images is None else runner.images.rules.as_dict(),
             "pooling": dataclasses.asdict(Pooling.from_folder(folder)),
         }
         tokenizer = {name: getattr(spec, name) for name in spec.__dataclass_fields__}

@@ -43,8 +43,8 @@ async def main(**given):
         _sent()
 """
 ELSEWHERE = {
-    "approval", "chat", "file-summary", "http-fetch", "mcp-tools", "openai-embeddings", "openai-generate",
-    "completion-c", "completion-js", "completion-rust",
+    "approval", "chat", "describe-image", "file-summary", "http-fetch", "mcp-tools", "openai-embeddings",
+    "openai-generate", "completion-c", "completion-js", "completion-rust",
 }  # fmt: skip
 """They wait for a person, a file or a request, or are not written in Python."""
 FAMILIES = {"agent-swarm", "map-reduce", "soft-prompt", "supervisor"}

@@ -60,7 +60,7 @@ class Limits:
     source_bytes: int = 4 * MIB
     """Source text or component given by a client at launch."""
     embed_bytes: int = 64 * MIB
-    """Embeddings held by handles."""
+    """Embeddings held by handles; of images as much again may be kept, so that pages can be computed again."""
     exports: int = 256
     """Exports of one user that exist at one time."""
     export_pages: int = 4096
@@ -157,6 +157,8 @@ class ModelSettings:
     """How long a step waits at most for inferlets that have just been answered."""
     cuda_graphs: bool = True
     """Replay decode steps as CUDA graphs, captured at first use; of no meaning on a CPU."""
+    image_pixels: int = 1 << 24
+    """Pixels of an image, of a model that sees; more are refused before any is decoded."""
     adapters: dict[str, Any] = field(default_factory=dict)
     """LoRA adapters by name: a safetensors file, or a folder with adapter_config.json."""
     adapter_bytes: int = 512 * MIB
@@ -351,6 +353,7 @@ _AT_LEAST_1 = frozenset(
         "page_size",
         "max_waiting_launches",
         "max_batch_tokens",
+        "image_pixels",
         "max_batch_requests",
     }
 )

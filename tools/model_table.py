@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import seeing
 import torch
 import transformers
 from families import FAMILIES, HOSTED, expected_logits, fork_difference, largest_difference, make_model
+from seen import Seen
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
@@ -108,6 +110,21 @@ list.
 takes. What is above 448 becomes 448, what is infinite NaN. Forks, copies, swap and exports move the bytes as they
 are. Logits of random models differ by less than 0.12 of their mean size from those over plain pages; pie-tiny's
 scores as above. A row's bits do not depend on the batch, as with other pages.
+
+## Images
+A model that sees runs through transformers' module; its vision tower is that of the same module. An image
+(`ctx.image(data, "What is this?")`, `images.see`, `image_url` with a `data:` URL over HTTP) goes to the Batcher, which
+decodes it with Pillow, scales it with the family's image processor (`preprocessor_config.json`) and runs the tower: on
+a thread of its own beside the steps, one image at a time, tenants in turn, its time counted as its inferlet's. JPEG,
+PNG, WebP, GIF (the first frame) and BMP are taken, of any colours, turned as the camera says. The header is looked at
+before anything is decoded: `model.image_pixels` bounds the pixels, `limits.message_bytes` the base64 of the file,
+`limits.embed_bytes` the embeddings. What is no image, or is damaged, is an error of its own inferlet.
+
+The embeddings stand in the text as any tokens do: forks, masks, drafts, plans, swaps, snapshots and pages found by
+content work as without images, and a page is found only by the images that were before it. Positions of Qwen2-VL and
+Qwen2.5-VL (M-RoPE) are counted as those of tokens are; what an image takes less of them is kept with the pages, at the
+cost of one layer more of KV memory. Not served: videos, images cut into tiles (LLaVA-NeXT, InternVL), attention both
+ways within an image (Gemma 3, PaliGemma), models that feed what they see to later layers (Qwen3-VL).
 """  # noqa: E501 - rows of tables
 
 
@@ -130,6 +147,16 @@ def compared(name: str, model_type: str, changes: dict[str, Any], device: str) -
         way = f"{runner.way}, C" if isinstance(runner.decoder, CpuDecoder) else runner.way
         architecture = str(architecture_name(read_json(Path(folder) / "config.json")))
         return Row(name, architecture, way, largest_difference(runner, expected), fork_difference(runner))
+
+
+def seen(family: str) -> Row:
+    """A conversation with two images."""
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet():
+            found = Seen(family, Path(folder))
+        architecture = str(architecture_name(read_json(Path(folder) / "config.json")))
+        logits = max(found.difference(found.run(chunk)[1]) for chunk in (1000, 7))
+        return Row(f"{family}, with images", architecture, found.runner.way, logits, found.forked())
 
 
 @dataclass(frozen=True)
@@ -166,7 +193,8 @@ def page(rows: list[Row], known: dict[str, Probed], device: str) -> Iterator[str
     yield f"Logits of small random models in float32 against those of transformers {transformers.__version__}, with its"
     yield f"own attention, on {device}: a prompt alone, and four in ragged batches, prefill beside decode. *Fork*: a"
     yield "context against its copy, and against one that shares its full pages. Differences are over the largest"
-    yield f"logit; tests and this table fail from {TOLERANCE:.0e} on. Written by `make models`."
+    yield f"logit; tests and this table fail from {TOLERANCE:.0e} on. Written by `make models`. *With images*: a"
+    yield "conversation with two images, in chunks beside other texts."
     yield ""
     yield "| architecture | model | way | device | logits | fork |\n| --- | --- | --- | --- | --- | --- |"
     for row in sorted(rows, key=lambda one: (not one.way.startswith("native"), one.architecture)):
@@ -192,6 +220,8 @@ def main() -> None:
     device = parser.parse_args().device
     torch.set_num_threads(1)
     rows = [compared(name, *found, device) for name, found in {**FAMILIES, **HOSTED}.items()]
+    if device == "cpu":
+        rows += [seen(family) for family in seeing.FAMILIES]
     wrong = [row for row in rows if not max(row.logits, row.fork) < TOLERANCE]
     if wrong:
         sys.exit(f"not equal to transformers: {wrong}")

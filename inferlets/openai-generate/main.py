@@ -12,7 +12,21 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from inferlet import Context, Generation, Grammar, InvalidRequest, Sampler, Token, chat, gather, model, runtime, session
+from inferlet import (
+    Context,
+    Generation,
+    Grammar,
+    InvalidRequest,
+    Sampler,
+    Token,
+    chat,
+    gather,
+    images,
+    model,
+    runtime,
+    session,
+)
+from inferlet.embeds import Embedding
 
 ROWS = 64
 """Rows of a prompt scored in one pass."""
@@ -144,26 +158,31 @@ async def main(
         shows_reasoning=include_reasoning,
         shows_ids=return_token_ids,
     )
+    photos: list[Embedding] = []
     if messages is not None:
+        messages, photos = await seen(messages)
         text = rendered(messages, offered, template, add_generation_prompt, continue_final_message)
         lines = [tokens_of(text, bool(add_special_tokens))]
     else:
         lines = [tokens_of(prompt, add_special_tokens is not False) for prompt in prompts or []]
     if truncate_prompt_tokens is not None:
         lines = [cut(line, truncate_prompt_tokens, truncation_side) for line in lines]
+    num_rows = sum(len(photo) - 1 for photo in photos)  # beside the token that stands for each
+    if photos and (prompt_logprobs is not None or echo or truncate_prompt_tokens is not None):
+        raise InvalidRequest("prompt_logprobs, echo and truncate_prompt_tokens are of texts: there are images here")
     for line in lines:
-        check_room(line, max_tokens)
-    answered = await gather(*(answer(wish, line, n, at * n, prompt_logprobs) for at, line in enumerate(lines)))
+        check_room(line, max_tokens, num_rows)
+    answered = await gather(*(answer(wish, line, photos, n, at * n, prompt_logprobs) for at, line in enumerate(lines)))
     choices = [choice for found, _ in answered for choice in found]
     return {
         "choices": choices,
         "prompt_logprobs": [scores for _, scores in answered] if prompt_logprobs is not None else None,
         "prompt_token_ids": lines if return_token_ids else None,
         "usage": {
-            "prompt_tokens": sum(map(len, lines)),
+            "prompt_tokens": sum(map(len, lines)) + num_rows,
             "completion_tokens": sum(choice.pop("num_tokens") for choice in choices),
             "reasoning_tokens": sum(len(model.tokenize(choice["reasoning"])) for choice in choices),
-            "cached_tokens": min(runtime.usage()["tokens_found"], sum(map(len, lines))),
+            "cached_tokens": min(runtime.usage()["tokens_found"], sum(map(len, lines)) + num_rows),
         },
     }
 
@@ -196,6 +215,18 @@ def rendered(
     return text[: place + len(said.strip())]
 
 
+async def seen(messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Embedding]]:
+    """The messages as a chat template takes them, and their images, in order."""
+    if not any(isinstance(message.get("content"), list) for message in messages):
+        return messages, []
+    told, photos = [], []
+    for message in await images.seen(messages):
+        content, found = images.told(message.get("content"))
+        told.append({**message, "content": content})
+        photos += found
+    return told, photos
+
+
 def tokens_of(prompt: str | list[int], has_bos: bool) -> list[int]:
     if not isinstance(prompt, str):
         return prompt
@@ -209,25 +240,26 @@ def cut(line: list[int], length: int, side: str) -> list[int]:
     return line if len(line) <= most else line[:most] if side == "right" else line[len(line) - most :]
 
 
-def check_room(line: list[int], max_tokens: int | None) -> None:
+def check_room(line: list[int], max_tokens: int | None, num_rows: int = 0) -> None:
     if not line:
         raise InvalidRequest("the prompt is empty: there is nothing to continue")
     most = model.info()["max_context"]
-    if len(line) + (1 if max_tokens is None else max_tokens) > most:
+    if len(line) + num_rows + (1 if max_tokens is None else max_tokens) > most:
         asked = "" if max_tokens is None else f", and {max_tokens} more are asked for (max_tokens)"
-        raise InvalidRequest(f"the model's context is {most} tokens; the prompt has {len(line)}{asked}")
+        raise InvalidRequest(f"the model's context is {most} tokens; the prompt has {len(line) + num_rows}{asked}")
 
 
 # -- choices
 
 
 async def answer(
-    wish: Wish, line: list[int], n: int, first: int, prompt_logprobs: int | None
+    wish: Wish, line: list[int], photos: list[Embedding], n: int, first: int, prompt_logprobs: int | None
 ) -> tuple[list[dict[str, Any]], list[Any] | None]:
     """`n` choices behind one prompt, whose KV they share, numbered from `first`; and the prompt's own scores."""
     wanted = prompt_logprobs if prompt_logprobs is not None else wish.logprobs if wish.echo else None
     scores = None if wanted is None else await scored(line, wanted)
-    async with Context(line) as ctx:
+    async with Context() as ctx:
+        ctx.append(line, photos)
         if n == 1:
             choices = [await choose(wish, ctx, first, scores)]
         else:

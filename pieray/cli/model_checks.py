@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pieray.cli.checks import Check
+from pieray.models.config import architecture_name
+from pieray.models.image_rules import PREPROCESSORS, SEEING
 
 if TYPE_CHECKING:
     from pieray.models.config import ModelConfig
@@ -25,7 +27,7 @@ def model_checks(name_or_path: str) -> Iterator[Check]:
     """Findings on one model, the first failure last: what comes behind it is not looked at."""
     from pieray.assets import model_folder
     from pieray.errors import ModelError
-    from pieray.models.config import architecture_name, read_json
+    from pieray.models.config import read_json
     from pieray.models.tensor_shapes import wanted_tensors
     from pieray.models.ways import NATIVE, glance
 
@@ -39,6 +41,8 @@ def model_checks(name_or_path: str) -> Iterator[Check]:
         if config is None:  # the table has answered
             detail += "; so models of this architecture run, whether this one does is seen when it is loaded"
         yield Check("ok", "model", f"{architecture_name(raw)}, {detail}")
+        if architecture_name(raw) in SEEING:
+            yield _images(folder)
         if config is not None and config.stored is not None:
             yield from _stored_weights(folder, config)
         else:
@@ -157,13 +161,25 @@ def is_buffer(name: str, dtype: str) -> bool:
 def kv_numbers(config: ModelConfig | None, raw: Mapping[str, Any]) -> int:
     """Numbers that the keys and values of one token take, over all layers; 0 where the config does not say."""
     if config is not None:
-        return 2 * config.num_layers * config.num_kv_heads * config.head_dim
+        return 2 * config.num_pool_layers * config.num_kv_heads * config.head_dim
+    text = raw.get("text_config")
+    if isinstance(text, dict):  # of a model that sees
+        has_shifts = SEEING.get(str(architecture_name(raw)), False)
+        raw = {**raw, **text}
+        raw["num_hidden_layers"] = raw.get("num_hidden_layers", 0) + has_shifts
     heads, kv_heads = raw.get("num_attention_heads"), raw.get("num_key_value_heads")
     head_dim = raw.get("head_dim") or (raw["hidden_size"] // heads if heads and raw.get("hidden_size") else None)
     if "kv_lora_rank" in raw:  # latent attention, whose keys and values are kept for each head
         kv_heads, head_dim = heads, raw.get("qk_nope_head_dim", 0) + raw.get("qk_rope_head_dim", 0)
     found = [one for one in (raw.get("num_hidden_layers"), kv_heads or heads, head_dim) if isinstance(one, int)]
     return 2 * math.prod(found) if len(found) == 3 else 0
+
+
+def _images(folder: Path) -> Check:
+    """Whether there is what says how its images are scaled."""
+    if any((folder / name).exists() for name in PREPROCESSORS):
+        return Check("ok", "images", "seen by its vision tower")
+    return Check("fail", "images", f"{folder / PREPROCESSORS[0]}: no such file; it says how images are scaled")
 
 
 def _tokenizer(folder: Path) -> Iterator[Check]:

@@ -8,7 +8,7 @@ from pieray.assets import model_folder
 from pieray.config import Config
 from pieray.errors import ConfigError, ModelError
 from pieray.models.adapter_file import CONFIG, WEIGHTS
-from pieray.models.config import ModelConfig
+from pieray.models.ways import glance
 
 
 def check_files(config: Config) -> None:
@@ -24,7 +24,7 @@ def check_files(config: Config) -> None:
 
 
 def _check_model(folder: Path) -> None:
-    ModelConfig.from_folder(folder)
+    glance(folder)
     if not any(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: no *.safetensors there; weights are read from these alone, never from pickles")
     if not (folder / "tokenizer.json").is_file():

@@ -37,10 +37,13 @@ class ModelInfo:
     head_dim: int = 0
     pooling: dict[str, Any] = field(default_factory=lambda: asdict(Pooling()))
     """How it makes one vector of a text: fields of `Pooling`."""
+    image: dict[str, Any] = field(default_factory=dict)
+    """How images become embeddings, of a model that sees: fields of `ImageRules`; else nothing."""
 
     def as_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
             "traits": ["tokenize", "forward", "sample", "distribution", "logprobs", "mask"]
+            + ["image"] * bool(self.image)
         }
 
 

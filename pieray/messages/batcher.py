@@ -34,7 +34,9 @@ class Forward(Message):
     mask: bytes  # packed bits [tokens, kv_len + tokens], or b"": causal
     outputs: list[Output]  # each answered with a Completed of its ticket
     adapter: int = 0  # the batcher's number for a LoRA adapter; 0: none
-    embeds: list[bytes] = field(default_factory=list)  # [rows u32, values f32]: rows that are embeddings, not tokens
+    embeds: list[bytes] = field(default_factory=list)
+    """[rows u32, values f32]: rows that are embeddings, not tokens; a third one, places i32[rows, 4], says where those
+    of images stand, see `Embeddings` of pieray/models/batch.py."""
     programs: list[int] = field(default_factory=list)  # the inferlet's numbers of tensor programs that run in it
 
 
@@ -172,6 +174,19 @@ class EmbedTokens(Message):
     ticket: int
     inferlet: int
     tokens: bytes  # u32
+
+
+@register(39)
+@dataclass(frozen=True, slots=True)
+class EmbedImage(Message):
+    """See an image -> [values f32[rows, hidden size], places i32[rows, 4] or b"", digest of 16 bytes], see
+    `SeenImage`."""
+
+    ticket: int
+    inferlet: int
+    tenant: str  # images of tenants take turns, and of a tenant those of its inferlets
+    data: bytes  # a file: JPEG, PNG, WebP, GIF or BMP
+    max_bytes: int  # of the values
 
 
 @register(14)

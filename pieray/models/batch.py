@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pieray.models.tensor_programs import ProgramInstance
 
 CPU = torch.device("cpu")
+PLACE_SIZE = 4
+"""Numbers that say where an embedding stands: see `Embeddings`."""
 
 
 @dataclass(slots=True)
@@ -34,7 +36,8 @@ class ForwardItem:
     little-endian within a byte, 1 = may attend, ANDed with causality unless `causal` is False.  `positions` feed the
     rotary embedding only; causality goes by order.  `rows`, in [0, n) and ascending, are those whose logits are wanted.
     `adapter` is added to the weights, for this item alone.  `embeds`, if any, are rows in [0, n), each once, and their
-    embeddings, float32 [len(rows), hidden], which stand in place of those of their tokens.  `counters` make the draws
+    embeddings, float32 [len(rows), hidden], which stand in place of those of their tokens; `places` says where those of
+    images stand, see `Embeddings`.  `counters` make the draws
     behind its tokens unique to their places; None: each token's number in the sequence, `kv_len` and up.  `start` is
     the number of its first token in the pass whose rows its outputs count.  `programs` run in the pass; `draws` are
     those that samplers of its outputs name, by number.
@@ -51,6 +54,7 @@ class ForwardItem:
     embeds: tuple[U32, F32] | None = None
     counters: U32 | None = None
     start: int = 0
+    places: I32 | None = None
     programs: Sequence[ProgramInstance] = ()
     draws: Mapping[int, ProgramInstance] = field(default_factory=dict)
 
@@ -111,6 +115,9 @@ class Embeddings:
 
     rows: torch.Tensor  # int64 [E], indices into T
     values: torch.Tensor  # float32 [E, hidden], contiguous
+    places: torch.Tensor | None = None
+    """int32 [E, PLACE_SIZE], None: as tokens stand.  What is to be added to the position of a row for its temporal
+    position, its height and its width; and to the positions of all that comes behind it."""
 
 
 @dataclass(slots=True)
@@ -152,6 +159,11 @@ def validate_item(item: ForwardItem, config: ModelConfig, pool: KvPool) -> None:
         )
     if item.embeds is not None:
         _check_embeds(item.embeds, num_tokens, config.hidden_size)
+        if item.places is not None and item.places.shape != (len(item.embeds[0]), PLACE_SIZE):
+            raise InvalidRequest(
+                f"places of {len(item.embeds[0])} embeddings are {PLACE_SIZE} numbers for each; "
+                f"given {list(item.places.shape)}"
+            )
     if any(not 0 <= row < num_tokens for row in item.rows):
         raise InvalidRequest(f"rows {item.rows} reach outside of {num_tokens} tokens")
 
@@ -256,12 +268,18 @@ def build_batch(
 
 
 def _embeddings(items: Sequence[ForwardItem], starts: I64, device: torch.device) -> Embeddings | None:
-    given = [(start, *item.embeds) for start, item in zip(starts.tolist(), items, strict=False) if item.embeds]
+    given = [
+        (start, *item.embeds, item.places) for start, item in zip(starts.tolist(), items, strict=False) if item.embeds
+    ]
     if not given:
         return None
-    rows = np.concatenate([start + rows.astype(np.int64) for start, rows, _ in given])
-    values = np.concatenate([values for _, _, values in given]).astype(np.float32, copy=False)
-    return Embeddings(torch.from_numpy(rows).to(device), torch.from_numpy(values).to(device))
+    rows = np.concatenate([start + rows.astype(np.int64) for start, rows, _, _ in given])
+    values = np.concatenate([values for _, _, values, _ in given]).astype(np.float32, copy=False)
+    found = Embeddings(torch.from_numpy(rows).to(device), torch.from_numpy(values).to(device))
+    if any(places is not None for *_, places in given):
+        plain = [np.zeros((len(rows), PLACE_SIZE), np.int32) if own is None else own for _, rows, _, own in given]
+        found.places = torch.from_numpy(np.concatenate(plain)).to(device)
+    return found
 
 
 def _indptr(lengths: I64) -> I64:

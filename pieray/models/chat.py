@@ -36,6 +36,8 @@ def render_chat(
     instance about the order of roles.
     """
     told = [_with_text(message, takes_parts=_takes_parts(template)) for message in messages]
+    if _needs_parts(template):
+        told = [_in_parts(message) for message in told]
     try:
         when = datetime.datetime.fromtimestamp(now) if now else datetime.datetime.now()
         known = {
@@ -71,10 +73,26 @@ def _with_text(message: Message, *, takes_parts: bool) -> Message:
     if not isinstance(parts, list):
         return message
     for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-            raise InvalidRequest(f"the parts of a content are {{type: text, text}}; given one of type {kind!r}")
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind == "image" and takes_parts:
+            continue
+        if kind != "text" or not isinstance(part.get("text"), str):
+            known = "{type: text, text}" + ", {type: image}" * takes_parts
+            raise InvalidRequest(f"the parts of a content are {known}; given one of type {kind!r}")
     return message if takes_parts else {**message, "content": "".join([part["text"] for part in parts])}
+
+
+@lru_cache(maxsize=16)
+def _needs_parts(template: str) -> bool:
+    """Whether the template takes parts alone: it goes through them without asking whether they are a text."""
+    return (
+        _takes_parts(template) and re.search(r"\bis\s+(not\s+)?(string|iterable|sequence|mapping)\b", template) is None
+    )
+
+
+def _in_parts(message: Message) -> Message:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def json_object(name: str, text: str) -> dict[str, Any]:

@@ -79,6 +79,12 @@ class ModelConfig:
     experts: ExpertsConfig | None = None
     is_scoring: bool = False  # states become scores; embeddings stand in for the head that there is not
     stored: StoredFormat | None = None  # how matrices are stored if not as floats
+    has_shifts: bool = False  # positions run on otherwise behind an image: see `KvPool.shifts`
+
+    @property
+    def num_pool_layers(self) -> int:
+        """Layers of the page pool."""
+        return self.num_layers + self.has_shifts
 
     @property
     def softmax_scale(self) -> float:

@@ -28,6 +28,15 @@ class KvPool:
     Of float32, float16 or bfloat16, or of E4M3 without scales. A token's *slot* is `page * page_size + offset`. The
     memory starts as zeros and is never cleared again. On a GPU one more page lies behind the others, for the idle
     rows of captured steps to write to.
+
+    A model whose positions run on otherwise behind an image (`ModelConfig.has_shifts`) has one layer more, which no
+    attention reads: whatever moves a page moves what it holds too.  `shifts` is int32 [num_pages, page_size]: what is
+    to be added to the position of the token *behind* the slot.
+
+        text     | a   b  [ i   i   i   i   i   i ] c   d       an image of 2 x 3 rows
+        position | 0   1    2   3   4   5   6   7   8   9       as the guest counts
+        shift    | 0   0    0   0   0   0   0  -3  -3  -3       the image takes max(2, 3) positions, not 6
+        rotated  | 0   1      (2, 2..3, 2..4)       5   6
     """
 
     def __init__(
@@ -38,7 +47,7 @@ class KvPool:
         self.num_pages = num_pages
         self.page_size = page_size
         num_held = num_pages + (torch.device(device).type == "cuda")
-        shape = (config.num_layers, num_held, 2, config.num_kv_heads, page_size, config.head_dim)
+        shape = (config.num_pool_layers, num_held, 2, config.num_kv_heads, page_size, config.head_dim)
         if torch.device(device).type == "cpu":
             try:
                 memory = huge_memory(math.prod(shape) * dtype.itemsize)
@@ -48,7 +57,10 @@ class KvPool:
         else:
             self.data = torch.zeros(shape, dtype=dtype, device=device)
         self.scratch_slot = num_pages * page_size
-        self.layers = list(self.data.unbind(0))
+        self.layers = list(self.data[: config.num_layers].unbind(0))
+        self.shifts: torch.Tensor | None = None
+        if config.has_shifts:
+            self.shifts = self.data[-1].view(torch.int32)[:, 0, 0, :, 0]
         self.bits = as_bits(self.data)  # for who moves pages and does not look at them
         self._key_bounds: KeyBounds | None = None
 
@@ -73,7 +85,7 @@ class KvPool:
     @staticmethod
     def page_nbytes(config: ModelConfig, page_size: int, dtype: torch.dtype) -> int:
         """Bytes of one page over all layers."""
-        return config.num_layers * 2 * config.num_kv_heads * page_size * config.head_dim * dtype.itemsize
+        return config.num_pool_layers * 2 * config.num_kv_heads * page_size * config.head_dim * dtype.itemsize
 
     @classmethod
     def pages_for(cls, config: ModelConfig, page_size: int, dtype: torch.dtype, budget: int) -> int:

@@ -27,6 +27,7 @@ from pieray.models.drawn_by_programs import commit
 from pieray.models.draws import NO_SCORES, Drawn, check_sampler, draw_plain, draw_rows, finite, not_finite, spread
 from pieray.models.experts import check_widths
 from pieray.models.host_pool import HostPool, budget_of
+from pieray.models.images import ImageEncoder, SeenImage
 from pieray.models.kv_pool import KvPool, TokenRange
 from pieray.models.lora import LoraAdapter
 from pieray.models.outputs import OutputValues, StepResult, check_ids
@@ -63,6 +64,8 @@ class ModelRunner:
         self.host_pool = HostPool(pool, swap_bytes)
         self.way, self.why, self.dtype = NATIVE, "", config.dtype
         self.scores: ScoreHead | None = None
+        self.images: ImageEncoder | None = None
+        """What sees images; None: the model does not."""
 
     @classmethod
     def load(
@@ -113,6 +116,8 @@ class ModelRunner:
         if config.is_scoring:
             runner.scores = ScoreHead.from_folder(path, config.hidden_size, decoder.device)
         runner.way, runner.why, runner.dtype = way.kind, way.why, name
+        if isinstance(decoder, TransformersDecoder):
+            runner.images = ImageEncoder.load(path, decoder.model, config.hidden_size)
         return runner
 
     def step(self, items: Sequence[ForwardItem], outputs: Sequence[Sequence[Output]]) -> list[StepResult]:
@@ -255,6 +260,14 @@ class ModelRunner:
             ids = torch.from_numpy(tokens.astype(np.int64)).to(self.decoder.device)
             values: F32 = self.decoder.embeddings(ids).float().cpu().numpy()
         return values
+
+    def see(self, data: bytes, max_pixels: int, max_bytes: int) -> SeenImage:
+        """The embeddings of an image file; see `ImageEncoder.encode`.  From one thread, beside that of the steps.
+        Raises Unsupported for a model that does not see, and DeviceLost."""
+        if self.images is None:
+            raise Unsupported(f"{self.config.architecture} does not see images")
+        with self._device():
+            return self.images.encode(data, max_pixels, max_bytes)
 
     def copy_tokens(self, ranges: Sequence[TokenRange]) -> None:
         """See `KvPool.copy_tokens`.  Raises DeviceLost."""

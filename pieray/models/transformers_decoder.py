@@ -82,7 +82,8 @@ class TransformersDecoder:
             raise ModelError(f"{config.architecture}: its head is {head}; expected {config.vocab_size} logits")
         head.register_forward_pre_hook(self._keep_hidden)
         _register()
-        model.config._attn_implementation = PAGED
+        self._attention = model.config.get_text_config()  # a model that sees has another one for its images
+        self._attention._attn_implementation = PAGED
 
     @classmethod
     def load(
@@ -103,7 +104,7 @@ class TransformersDecoder:
                 model, info = found.model_class.from_pretrained(
                     str(folder),
                     config=_plain_ways(found.config),
-                    attn_implementation="eager",
+                    attn_implementation=_attention_of(found.config),
                     dtype=dtype,
                     local_files_only=True,
                     use_safetensors=True,
@@ -151,12 +152,12 @@ class TransformersDecoder:
         """
         tokens = np.arange(6, dtype=np.uint32) % self.config.vocab_size
         with torch.inference_mode():
-            self.model.config._attn_implementation = "eager"
+            self._attention._attn_implementation = "eager"
             try:
                 ids = torch.from_numpy(tokens.astype(np.int64))[None].to(self.device)
                 want = self.model(input_ids=ids, use_cache=False).logits[0].float()
             finally:
-                self.model.config._attn_implementation = PAGED
+                self._attention._attn_implementation = PAGED
         pool = KvPool(self.config, 4, 4, self.dtype, self.device)
         got = torch.cat([self._checked(pool, tokens, start) for start in (0, 3)])
         worst = float((got - want).abs().max() / want.abs().max().clamp_min(1e-6))
@@ -206,7 +207,11 @@ class TransformersDecoder:
             given = {"inputs_embeds": embeds}
         if self._keeps_rows:
             given["logits_to_keep"] = batch.rows
-        logits: torch.Tensor = self.model(**given, position_ids=batch.positions[None], use_cache=False).logits[0]
+        assert self._step is not None
+        positions = (
+            shifted_positions(batch, self._step.pool)[:, None] if self.config.has_shifts else batch.positions[None]
+        )
+        logits: torch.Tensor = self.model(**given, position_ids=positions, use_cache=False).logits[0]
         return logits if self._keeps_rows else logits[batch.rows]
 
     def _keep_hidden(self, _module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
@@ -224,6 +229,34 @@ class TransformersDecoder:
         return add
 
 
+def shifted_positions(batch: RaggedBatch, pool: KvPool) -> torch.Tensor:
+    """Temporal, vertical and horizontal positions, int64 [3, T]; writes the shifts of all T tokens: see `KvPool`."""
+    shifts, meta = pool.shifts, batch.attention
+    assert shifts is not None
+    q_lens = (meta.qo_indptr[1:] - meta.qo_indptr[:-1]).long()
+    num_before = meta.kv_lens.long() - q_lens
+    last = (num_before - 1).clamp_min(0)
+    pages = meta.pages[meta.page_indptr[:-1].long() + last.div(pool.page_size, rounding_mode="floor")].long()
+    before = shifts[pages, last % pool.page_size].long().where(num_before > 0, 0)
+    owner = torch.repeat_interleave(torch.arange(len(q_lens), device=q_lens.device), q_lens)
+    shift = before[owner]
+    positions = batch.positions + shift
+    found = positions.expand(3, -1)
+    if batch.embeds is not None and batch.embeds.places is not None:
+        places = batch.embeds.places.long()
+        taken = torch.zeros_like(batch.positions)
+        taken[batch.embeds.rows] = places[:, 3]
+        total = taken.cumsum(0)
+        first = meta.qo_indptr[:-1].long()
+        total = total - (total - taken)[first[owner]]
+        found = (positions + total - taken).repeat(3, 1)
+        found[:, batch.embeds.rows] += places[:, :3].T
+        shift = shift + total
+    slots = batch.slots.div(pool.page_size, rounding_mode="floor"), batch.slots % pool.page_size
+    shifts[slots] = shift.to(torch.int32)
+    return found
+
+
 def _plain_ways(config: Any) -> Any:
     """A copy of transformers' config that names no implementation of attention or experts."""
     own = copy.deepcopy(config)
@@ -231,6 +264,12 @@ def _plain_ways(config: Any) -> Any:
     for part in parts:
         part._attn_implementation_internal = part._experts_implementation_internal = None
     return own
+
+
+def _attention_of(config: Any) -> Any:
+    """Of the layers that predict tokens, plain attention, until it is that over pages; of those that see, torch's."""
+    parts = dict.fromkeys(config.sub_configs, "sdpa")
+    return {**parts, "text_config": "eager", "": "eager"} if "vision_config" in parts else "eager"
 
 
 def _register() -> None:

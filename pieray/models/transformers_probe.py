@@ -21,6 +21,7 @@ from torch import nn
 
 from pieray.errors import ModelError
 from pieray.models.config import NO_WINDOW, ModelConfig, architecture_name, is_scoring, read_json, readable, token_ids
+from pieray.models.image_rules import SEEING
 from pieray.models.rope_config import RopeConfig, RopeReader
 from pieray.models.stored_formats import require_floats
 
@@ -116,7 +117,7 @@ def causal_class(name: str | None, where: str) -> Any:
     from transformers.models.auto import modeling_auto
 
     causal = set(_names(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
-    if name in causal:
+    if name in causal or name in SEEING:
         return getattr(transformers, str(name))
     if name in set(_names(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)):
         raise Unservable(where, ENCODER_DECODER, is_of_class=True)
@@ -150,7 +151,8 @@ def probe(model_class: Any, config: Any, where: str) -> Probe:
             if isinstance(error, KeyError) and error.args == (PROBE,):
                 raise Unservable(where, "its layers compute attention themselves") from error
             raise Unservable(where, f"its module does not run over plain tokens: {first_line(error)}") from error
-    mixing = {type(one).__name__ for one in model.modules() if isinstance(one, nn.Conv1d | nn.Conv2d | nn.RNNBase)}
+    text = model.model.language_model if model_class.__name__ in SEEING else model
+    mixing = {type(one).__name__ for one in text.modules() if isinstance(one, nn.Conv1d | nn.Conv2d | nn.RNNBase)}
     if mixing:
         raise Unservable(
             where, f"its layers mix neighbouring tokens outside of attention ({', '.join(sorted(mixing))})"
@@ -203,6 +205,8 @@ def _shapes(found: Probe, raw: dict[str, Any], file: str, max_context: int) -> M
     if not isinstance(max_position, int):
         raise Unservable(f"{file}: {architecture_name(raw)}", "its config has no max_position_embeddings")
     head_dim = max(call.key_dim, call.value_dim)
+    if architecture_name(raw) in SEEING:  # files of transformers 4 have what is of the text in one place or the other
+        raw = {**raw, **text.to_dict(), "architectures": raw["architectures"]}
     ropes = RopeReader(raw, file, max_position, head_dim, max_context)
     if max_context > ropes.longest():
         raise ModelError(f"{file}: a context of {max_context} tokens; max_position_embeddings is {max_position}")
@@ -224,6 +228,7 @@ def _shapes(found: Probe, raw: dict[str, Any], file: str, max_context: int) -> M
         tie_embeddings=bool(getattr(text, "tie_word_embeddings", False)),
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
         eos_ids=token_ids(raw.get("eos_token_id")),
+        has_shifts=SEEING.get(str(architecture_name(raw)), False),
     )
 
 

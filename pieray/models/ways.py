@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pieray.errors import ModelError
 from pieray.models.architectures import ARCHITECTURES
 from pieray.models.config import ModelConfig, architecture_name, causal_name, read_json
+from pieray.models.image_rules import SEEING
 from pieray.models.stored_formats import require_floats
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def glance(folder: str | Path) -> tuple[str, str, ModelConfig | None]:
     if table["transformers"] == version("transformers"):
         if name in table["refused"]:
             raise ModelError(f"{path}: {name}: {table['refused'][name]}")
-        if name in table["served"]:
+        if name in table["served"] or name in SEEING:
             return TRANSFORMERS, why, None
     way = way_of(folder)
     return way.kind, way.why, way.config

@@ -2,8 +2,9 @@
 
 The hash of a page is chained over all that its KV depends on: the pages before it, its tokens, their positions and
 the adapter; the first follows a root that names the tenant, the model and the size of pages.  Only plain pages have
-one, those of a text that attends all of what is before it, and not through an adapter of the inferlet's own.  It is
-computed from the log (`pieray.pages.lineage`) when somebody looks: nothing is done for a token.
+one, those of a text that attends all of what is before it, and not through an adapter of the inferlet's own.  Of a row
+of an image it is chained over what the image is, not over a token.  It is computed from the log
+(`pieray.pages.lineage`) when somebody looks: nothing is done for a token.
 
     page        | 7        | 0        | 9        |
     hash   root > h0 ----- > h1 ----- > -             page 9 is not full, or masked: here the chain ends
@@ -19,7 +20,7 @@ import numpy as np
 
 from pieray.messages import PRIVATE
 from pieray.messages.leases import HASH_BYTES, Place
-from pieray.pages.lineage import CopyStep, ForwardStep, Step
+from pieray.pages.lineage import MEDIA_BYTES, CopyStep, ForwardStep, Step
 
 
 def root_of(*names: str | int) -> bytes:
@@ -27,12 +28,16 @@ def root_of(*names: str | int) -> bytes:
     return _hash(repr(names).encode())
 
 
-def chain(before: bytes, tokens: bytes, positions: bytes, page_size: int, adapter: int = 0) -> list[bytes]:
-    """Hashes of the full pages of `tokens` at `positions` (u32 each), the first of them behind the page `before`."""
+def chain(
+    before: bytes, tokens: bytes, positions: bytes, page_size: int, adapter: int = 0, media: bytes = b""
+) -> list[bytes]:
+    """Hashes of the full pages of `tokens` at `positions` (u32 each), the first of them behind the page `before`;
+    `media` as `ForwardStep` has it."""
     size = 4 * page_size
     found = []
     for start in range(0, len(tokens) - size + 1, size):
-        before = _page_hash(before, tokens[start : start + size], positions[start : start + size], adapter)
+        seen = media[start * MEDIA_BYTES // 4 : (start + size) * MEDIA_BYTES // 4]
+        before = _page_hash(before, tokens[start : start + size], positions[start : start + size], adapter, seen)
         found.append(before)
     return found
 
@@ -51,6 +56,7 @@ class _Record:
     adapter: int
     tokens: bytes = b""  # u32
     positions: bytes = b""  # u32
+    media: bytes = b""  # MEDIA_BYTES of each token
 
     @property
     def count(self) -> int:
@@ -60,13 +66,20 @@ class _Record:
         """Whether tokens run behind that page, and behind `offset` tokens of this one, run this one on."""
         return self.count >= offset and (self.before, self.adapter) == (before, adapter)
 
-    def add(self, offset: int, tokens: bytes | bytearray, positions: bytes | bytearray) -> None:
+    def add(
+        self, offset: int, tokens: bytes | bytearray, positions: bytes | bytearray, media: bytes | bytearray = b""
+    ) -> None:
         """Write to the slots from `offset` on: what was there or behind counts no more."""
         self.tokens = self.tokens[: 4 * offset] + bytes(tokens)
         self.positions = self.positions[: 4 * offset] + bytes(positions)
+        before = self.media[: MEDIA_BYTES * offset]
+        if media:
+            self.media = before.ljust(MEDIA_BYTES * offset, b"\0") + bytes(media)
+        else:
+            self.media = before
 
     def name(self) -> bytes:
-        return _page_hash(self.before, self.tokens, self.positions, self.adapter)
+        return _page_hash(self.before, self.tokens, self.positions, self.adapter, self.media)
 
 
 class Contents:
@@ -117,7 +130,8 @@ class Contents:
             is_plain = is_plain and record is not None and record.may_follow(name, step.adapter, offset)
             if is_plain and record is not None:
                 records[frames[index]] = record
-                record.add(offset, step.tokens[4 * start : 4 * stop], positions[4 * start : 4 * stop])
+                seen = step.media[MEDIA_BYTES * start : MEDIA_BYTES * stop]
+                record.add(offset, step.tokens[4 * start : 4 * stop], positions[4 * start : 4 * stop], seen)
                 if record.count == size:
                     name = record.name()
             else:
@@ -130,13 +144,15 @@ class Contents:
         if step.src_offset == step.dst_offset == 0 and src is not None and src.count >= step.count and src is not dst:
             size = 4 * step.count
             tokens, positions = src.tokens[:size], src.positions[:size]
-            self._records[step.dst] = _Record(src.before, src.depth, src.adapter, tokens, positions)
+            media = src.media[: MEDIA_BYTES * step.count]
+            self._records[step.dst] = _Record(src.before, src.depth, src.adapter, tokens, positions, media)
         elif dst is not None:
             dst.add(step.dst_offset, b"", b"")
 
 
-def _page_hash(before: bytes, tokens: bytes, positions: bytes, adapter: int) -> bytes:
-    return _hash(before, adapter.to_bytes(8, "little"), tokens, positions)
+def _page_hash(before: bytes, tokens: bytes, positions: bytes, adapter: int, media: bytes) -> bytes:
+    seen = media.rstrip(b"\0")  # one page, one name, whether it says of each token that it is text or does not
+    return _hash(before, adapter.to_bytes(8, "little"), tokens, positions, seen)
 
 
 def _hash(*parts: bytes) -> bytes:

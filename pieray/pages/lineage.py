@@ -21,8 +21,12 @@ from pieray.arrays import I64
 from pieray.errors import Unsupported
 from pieray.pages.frames import slot_bits
 
+MEDIA_BYTES = 16
+"""Of what says of which row of which image a token is."""
 STEP_BYTES = 400
 """What a step takes beside its arrays, nearly."""
+LOG_BYTES = 16 << 20
+"""Of a log, beside embeddings of images."""
 SMALL_BYTES = 256 << 10
 """A log that takes less is left as it is."""
 _ALL_SLOTS = (1 << 64) - 1
@@ -39,6 +43,8 @@ class ForwardStep:
     mask: bytes = b""  # packed bits [tokens, kv_len + tokens], or b"": causal
     visible: bytes = b""  # packed bits, of as many of the first tokens as it has, which all rows may see; b"": all
     adapter: int = 0
+    embeds: tuple[bytes, ...] = ()  # rows of images, as `Forward.embeds` has them
+    media: bytes = b""  # what they are of: MEDIA_BYTES a token, zeros of one that is text; b"": text alone
 
     @property
     def end(self) -> int:
@@ -46,8 +52,8 @@ class ForwardStep:
 
     @property
     def num_bytes(self) -> int:
-        arrays = len(self.tokens) + len(self.positions) + len(self.mask) + len(self.visible)
-        return STEP_BYTES + arrays + self.frames.nbytes
+        arrays = len(self.tokens) + len(self.positions) + len(self.mask) + len(self.visible) + len(self.media)
+        return STEP_BYTES + arrays + sum(map(len, self.embeds)) + self.frames.nbytes
 
     def writes(self, page_size: int) -> list[tuple[int, int]]:
         """Frames and their slots (bits) that it writes."""
@@ -68,6 +74,7 @@ class ForwardStep:
         return (
             self.end == later.kv_len
             and not (self.mask or later.mask)
+            and not (self.embeds or later.embeds)
             and (not self.positions) == (not later.positions)
             and (self.visible, self.adapter) == (later.visible, later.adapter)
             and later.frames.tobytes().startswith(self.frames.tobytes())
@@ -104,7 +111,7 @@ class Lineage:
     `live_frames` gives the identities of the frames that something uses.
     """
 
-    def __init__(self, page_size: int, live_frames: Callable[[], Iterable[int]], max_bytes: int = 16 << 20) -> None:
+    def __init__(self, page_size: int, live_frames: Callable[[], Iterable[int]], max_bytes: int = LOG_BYTES) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
         self.is_complete = True
@@ -126,10 +133,13 @@ class Lineage:
         mask: bytes = b"",
         visible: bytes = b"",
         adapter: int = 0,
+        embeds: Sequence[bytes] = (),
+        media: bytes = b"",
     ) -> None:
-        """Tokens are run: what the message carries."""
+        """Tokens are run: what the message carries, and of what images its embeddings are."""
         if self.is_complete:
-            self._add(ForwardStep(frames, kv_len, tokens, positions, mask, visible, adapter))
+            step = ForwardStep(frames, kv_len, tokens, positions, mask, visible, adapter, tuple(embeds), media)
+            self._add(step)
 
     def add_copies(self, copies: Iterable[tuple[int, int, int, int, int]]) -> None:
         """Slots of frames are copied, in that order."""
@@ -228,7 +238,7 @@ def _written_once(steps: Iterable[Step], page_size: int) -> set[int]:
 
 def _cut(step: Step, given: Collection[int], page_size: int) -> Step | None:
     """A step without the first pages that it writes, as far as they are there; None: nothing is left of it."""
-    if isinstance(step, CopyStep) or step.mask or step.visible or step.kv_len % page_size:
+    if isinstance(step, CopyStep) or step.mask or step.visible or step.embeds or step.kv_len % page_size:
         return step
     first, last = step.kv_len // page_size, -(-step.end // page_size)
     start = first

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
-from pieray.arrays import F32, U32
+from pieray.arrays import F32, I32, U32
 from pieray.errors import InvalidRequest, PierayError
 from pieray.messages import CopyTokens, Forward, Logprobs, Message, Output, ReadPages, SwapIn, SwapOut, WritePages
+from pieray.models.batch import PLACE_SIZE
 from pieray.sched.costs import Kind
 from pieray.sched.failures import failed
 from pieray.sched.lanes import LaneKey
@@ -116,6 +117,7 @@ class ForwardCommand(Command):
         "num_asked",
         "outputs",
         "pages",
+        "places",
         "positions",
         "program_work",
         "programs",
@@ -150,6 +152,7 @@ class ForwardCommand(Command):
         self.draw_programs: Mapping[int, ProgramInstance] = {}  # that samplers name
         self.draw_work = 0  # operations of these for a draw, at most
         self.program_work = 0  # operations of `programs` for a token
+        self.places = _checked_places(message.embeds)
         self.adapter: Any = None  # a `LoraAdapter`: held, so that it stays loaded until the command has run
         for output in message.outputs:
             if not 0 <= output.row < num_tokens:
@@ -326,6 +329,18 @@ def _checked_embeds(embeds: list[bytes], num_tokens: int) -> tuple[U32, F32] | N
             f"{len(rows)} rows, {len(values)} floats"
         )
     return rows, values.reshape(len(rows), -1)
+
+
+def _checked_places(embeds: list[bytes]) -> I32 | None:
+    """Where embeddings of images stand [rows, PLACE_SIZE], if any of them are of images."""
+    if len(embeds) < 3:
+        return None
+    places = np.frombuffer(embeds[2], "<i4")
+    if len(places) * 4 != PLACE_SIZE * len(embeds[0]):
+        raise InvalidRequest(
+            f"places are {PLACE_SIZE} numbers for each row; given {len(places)} for {len(embeds[0]) // 4}"
+        )
+    return places.reshape(-1, PLACE_SIZE)
 
 
 def _by_row(outputs: list[Output]) -> list[Output]:

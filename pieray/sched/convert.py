@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pieray.arrays import F32, U32
+from pieray.arrays import F32, I32, U32
 from pieray.messages import Output, Sample, Sampler
 from pieray.models.batch import ForwardItem
 from pieray.sched.chunks import Chunk
@@ -37,19 +37,22 @@ def _forward_item(command: ForwardCommand, start: int, num_tokens: int, page_siz
             command.positions,
             command.mask_between(0, num_tokens),
             embeds=command.embeds,
+            places=command.places,
             adapter=command.adapter,
             counters=command.counters,
             programs=command.programs,
             draws=command.draw_programs,
         )
     kv_len, stop = command.kv_len + start, start + num_tokens
+    embeds, places = _embeds_between(command, start, stop)
     return ForwardItem(
         command.pages[: -(-(kv_len + num_tokens) // page_size)],
         kv_len,
         command.tokens[start:stop],
         command.positions[start:stop],
         command.mask_between(start, stop),
-        embeds=None if command.embeds is None else _embeds_between(*command.embeds, start, stop),
+        embeds=embeds,
+        places=places,
         adapter=command.adapter,
         counters=None if command.counters is None else command.counters[start:stop],
         start=start,
@@ -58,10 +61,16 @@ def _forward_item(command: ForwardCommand, start: int, num_tokens: int, page_siz
     )
 
 
-def _embeds_between(rows: U32, values: F32, start: int, stop: int) -> tuple[U32, F32] | None:
-    """Those of rows `[start, stop)`, counted from `start`."""
+def _embeds_between(command: ForwardCommand, start: int, stop: int) -> tuple[tuple[U32, F32] | None, I32 | None]:
+    """Those of rows `[start, stop)`, counted from `start`, and their places."""
+    if command.embeds is None:
+        return None, None
+    rows, values = command.embeds
     first, last = np.searchsorted(rows, [start, stop])
-    return (rows[first:last] - np.uint32(start), values[first:last]) if first < last else None
+    if first == last:
+        return None, None
+    places = None if command.places is None else command.places[first:last]
+    return (rows[first:last] - np.uint32(start), values[first:last]), places
 
 
 def _plan_item(plan: PlanCommand, start: int, num_tokens: int) -> ForwardItem:

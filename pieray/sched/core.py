@@ -18,6 +18,7 @@ from pieray.messages import (
     CopyTokens,
     DecodePasses,
     DropSwapped,
+    EmbedImage,
     EmbedTokens,
     ExtendPlan,
     Forward,
@@ -47,6 +48,7 @@ from pieray.sched.convert import asked, wire_value
 from pieray.sched.costs import CostModel
 from pieray.sched.device_steps import DeviceSteps, Runner, independent_groups
 from pieray.sched.failures import dependency_failed, failed, malformed
+from pieray.sched.images import ImageQueue
 from pieray.sched.lanes import LaneKey
 from pieray.sched.loaded_adapters import LoadedAdapters
 from pieray.sched.loaded_programs import LoadedPrograms
@@ -112,6 +114,7 @@ class BatcherCore:
         )
         self._cohort = CohortWait(self._scheduler.lanes, settings.cohort_wait_s)
         self._lookups = EmbedLookups()
+        self.images = ImageQueue(runner, settings.image_pixels)
         self._swap = SwapSlots(num_swap_slots)
         self._totals = StepTotals(costs)
         self.trace = StepTrace()
@@ -137,8 +140,8 @@ class BatcherCore:
                 self._enqueue(peer_id, message, now, answers)
             elif isinstance(message, (ExtendPlan, StopPlan)):
                 self.plans.change(peer_id, message, answers)
-            elif isinstance(message, EmbedTokens):
-                self._lookups.add(peer_id, message)
+            elif isinstance(message, (EmbedTokens, EmbedImage)):
+                self._embed(peer_id, message)
             elif isinstance(message, (LoadAdapter, UnloadAdapter)):
                 answers += self.adapters.submit(peer_id, message)
             elif isinstance(message, (LoadProgram, UnloadProgram, ReadProgram)):
@@ -156,6 +159,12 @@ class BatcherCore:
                     answers.append((peer_id, failed(ticket, error)))
                 log.warning("%s: %s", peer_id, error)
         return answers
+
+    def _embed(self, peer_id: str, message: EmbedTokens | EmbedImage) -> None:
+        if isinstance(message, EmbedImage):
+            self.images.submit(peer_id, message)
+        else:
+            self._lookups.add(peer_id, message)
 
     def _open(self, peer_id: str, message: OpenInferlet) -> None:
         key = peer_id, message.inferlet
@@ -242,10 +251,15 @@ class BatcherCore:
     def _drop(self, peer_id: str, inferlet: int | None = None) -> None:
         self.plans.forget(self._scheduler.cancel(peer_id, inferlet))
         self._lookups.cancel(peer_id, inferlet)
+        self.images.drop(peer_id, inferlet)
         self._swap.close(peer_id, inferlet)
         self.adapters.drop(peer_id, inferlet)
         self._programs.drop(peer_id, inferlet)
         self.trace.forget(peer_id, inferlet)
+
+    def seen(self, key: LaneKey, seconds: float) -> None:
+        """An image of the inferlet has taken so long, beside the steps: it counts as device time of its own."""
+        self._scheduler.charge(key, seconds)
 
     def drop_peer(self, peer_id: str) -> None:
         """The peer is dead: drop all that it has queued.  No step touches its pages any more."""
@@ -286,6 +300,7 @@ class BatcherCore:
         """The device is dead: everything that is queued fails."""
         self.lost = error
         answers += self._lookups.fail_all(error)
+        answers += self.images.fail_all(error)
         answers += self._passes.fail_all(error)
         for peer_id in self._scheduler.peers():
             commands = self._scheduler.cancel(peer_id)

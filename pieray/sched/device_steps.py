@@ -19,6 +19,7 @@ from pieray.sched.page_moves import PageMove, PageMover
 
 if TYPE_CHECKING:
     from pieray.models.adapter_file import AdapterFile
+    from pieray.models.images import SeenImage
     from pieray.models.lora import LoraAdapter
     from pieray.models.outputs import StepResult
     from pieray.models.tensor_programs import ProgramInstance
@@ -43,6 +44,7 @@ class Runner(PageMover, Protocol):
 
     def embed(self, tokens: U32) -> F32: ...
     def load_program(self, code: bytes, bounds: Bounds, states: Sequence[bytes]) -> ProgramInstance: ...
+    def see(self, data: bytes, max_pixels: int, max_bytes: int) -> SeenImage: ...
     def read_adapter(self, file: AdapterFile, max_bytes: int) -> LoraAdapter: ...
 
 

@@ -48,7 +48,9 @@ class StepLoop:
         self._pulse = Pulse()
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
         core.plans.call_later = self._inbox.put
-        core.adapters.send = self._answer
+        core.adapters.send = core.images.send = self._answer
+        core.images.on_seen = lambda key, seconds: self._inbox.put(lambda: self._charge(key, seconds))
+        core.images.on_lost = lambda error: self._inbox.put(lambda: self._lose(error))
         core.adapters.on_lost = lambda error: self._inbox.put(lambda: self._lose(error))
 
     def start(self, fences: FenceLink) -> None:
@@ -92,6 +94,7 @@ class StepLoop:
         """Stop after the step in progress; idempotent."""
         self._core.plans.close()
         self._core.adapters.close()
+        self._core.images.close()
         self._inbox.put(None)
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout=10)
@@ -111,6 +114,10 @@ class StepLoop:
         except BaseException as error:
             log.critical("the step loop failed", exc_info=error)
             self._on_failure(error)
+
+    def _charge(self, key: tuple[str, int], seconds: float) -> list[tuple[str, Message]]:
+        self._core.seen(key, seconds)
+        return []
 
     def _lose(self, error: DeviceLost) -> list[tuple[str, Message]]:
         answers: list[tuple[str, Message]] = []

@@ -382,6 +382,15 @@ class Shares:
         account.spent = max(account.spent, tenant.clock - tenant.burst_s) + own
         self._charge_tenant(tenant, seconds)
 
+    def charge_aside(self, lane: int, seconds: float) -> None:
+        """The inferlet has taken so much outside of steps."""
+        if self._tenant.values[lane] < 0:
+            self.introduce(lane, "")
+        account = self.account(lane)
+        tenant = account.tenant
+        account.spent = max(account.spent, tenant.clock - tenant.burst_s) + seconds
+        self._charge_tenant(tenant, seconds)
+
     def steps_until(self, accounts: Collection[Account], num_waited: int) -> int:
         """In how many steps one of these inferlets, and its tenant, are far enough behind for its commands to join rows
         of others, or would be if they took nothing in those and in the `num_waited` steps before; 0: `may_join` says

@@ -406,6 +406,28 @@ class embeds:
             raise error_of(err.value) from None
 
     @staticmethod
+    def image(queue: int, image: str) -> int:
+        if queue.__class__ is not int or not 0 <= queue <= 0xFFFFFFFF:
+            queue = _convert.u32("queue", queue)
+        image = _convert.text("image", image)
+        try:
+            return _raw.embeds.image(queue, image)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
+    def image_rows(model: str, width: int, height: int) -> int:
+        model = _convert.text("model", model)
+        if width.__class__ is not int or not 0 <= width <= 0xFFFFFFFF:
+            width = _convert.u32("width", width)
+        if height.__class__ is not int or not 0 <= height <= 0xFFFFFFFF:
+            height = _convert.u32("height", height)
+        try:
+            return _raw.embeds.image_rows(model, width, height)  # type: ignore[no-any-return]
+        except Err as err:
+            raise error_of(err.value) from None
+
+    @staticmethod
     def size(embed: int) -> int:
         if embed.__class__ is not int or not 0 <= embed <= 0xFFFFFFFF:
             embed = _convert.u32("embed", embed)

@@ -113,6 +113,7 @@ class PlanSource:
         return await self._drawn(num_left, self._stream)
 
     async def _drawn(self, num_left: int, draw: Callable[[Plan], Coroutine[Any, Any, Drawn]]) -> Drawn:
+        await self._context._see(self._draws.adapter)
         while not self.finish_reason:
             while self._plan is None and not self._open(num_left):
                 await _open_plans.wait()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import _host, _queues, kv
 from ._ranges import Ranges
 from ._waiting import wait_ticket
 from .adapters import Adapter
+from .embeds import Embedding
 from .errors import BadHandle, InvalidRequest, QuotaExceeded
 
 if TYPE_CHECKING:
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 GROWTH_PAGES = 8
 #: Tokens of a pass while others are masked.
 MASKED_TOKENS = 256
+
+
+class Placed(NamedTuple):
+    """An image in the text: its rows stand at [start, end)."""
+
+    start: int
+    end: int
+    embedding: Embedding
 
 
 class KvSequence:
@@ -38,6 +47,7 @@ class KvSequence:
         "adapter",
         "dropped",
         "hidden",
+        "images",
         "is_closed",
         "is_pinned",
         "kv_len",
@@ -59,6 +69,8 @@ class KvSequence:
         """Tokens that passes do not see (`kv.mask`), those not run yet included."""
         self.dropped = Ranges()
         """Of these, those whose pages are given back where a page holds nothing else."""
+        self.images: list[Placed] = []
+        """Those that stand in the text, in order, run or not."""
         self._num_dropped = 0  # slots of pages that are given back
         self.is_closed = self.is_pinned = False
         self.page_size = kv.page_size(model)
@@ -95,9 +107,13 @@ class KvSequence:
         end = self.kv_len + len(tokens)
         if end > self._capacity:
             self._grow(end, num_more)
+        pages, kv_len, positions = self.pages, self.kv_len, range(0)
         if self._num_dropped:
-            pages, kv_len = self.live_pages(), self.num_slots
-            handle = _host.forward.forward(self.queue, pages, kv_len, tokens, range(self.kv_len, end), [])
+            pages, kv_len, positions = self.live_pages(), self.num_slots, range(self.kv_len, end)
+        if self.images and self.images[-1].end > self.kv_len:
+            handle = self._forward_seen(pages, kv_len, tokens, positions)
+        elif self._num_dropped:
+            handle = _host.forward.forward(self.queue, pages, kv_len, tokens, positions, [])
         else:
             handle = _host.forward.forward(self.queue, self.pages, self.kv_len, tokens, [], [])
         adapter = adapter or self.adapter
@@ -105,6 +121,30 @@ class KvSequence:
             _host.forward.set_adapter(handle, adapter.id)
         self._in_flight = handle
         return handle
+
+    def _forward_seen(self, pages: list[int], kv_len: int, tokens: list[int], positions: range) -> int:
+        """A pass over text and images."""
+        start, end = self.kv_len, self.kv_len + len(tokens)
+        if self.cut(start) != start or self.cut(end) != end:
+            raise InvalidRequest("a pass runs whole images: append text behind the last one")
+        parts, texts, at = [], [], start
+        try:
+            for image in [*(one for one in self.images if start <= one.start < end), None]:
+                stop = end if image is None else image.start
+                if at < stop:
+                    texts.append(_host.embeds.text_for(self.model, tokens[at - start : stop - start]))
+                    parts.append(texts[-1])
+                if image is not None:
+                    parts.append(image.embedding.id)
+                    at = image.end
+            return int(_host.forward.forward_embeds(self.queue, pages, kv_len, parts, positions, []))
+        finally:
+            if texts:
+                _host.embeds.free(texts)
+
+    def cut(self, length: int) -> int:
+        """The same, or where the image begins that it would cut."""
+        return next((one.start for one in self.images if one.start < length < one.end), length)
 
     def verify(self, tokens: list[int], drafts: list[int], sampler: int, adapter: Adapter | None = None) -> int:
         """Enqueue a verification of drafts behind `tokens`; its ticket.  As `forward` else."""
@@ -159,14 +199,19 @@ class KvSequence:
         if self._in_flight == handle:
             self._in_flight = 0
 
-    async def prefill(self, tokens: list[int]) -> None:
+    async def prefill(self, tokens: list[int], adapter: Adapter | None = None) -> None:
         """Run `tokens` for their KV alone; in parts where tokens are masked, for each pass has a mask then."""
         size = MASKED_TOKENS if self.hidden else len(tokens)
-        for start in range(0, len(tokens), size):
-            await self._prefill(tokens[start : start + size])
+        begin, start = self.kv_len, 0
+        while start < len(tokens):
+            stop = self.cut(begin + min(start + size, len(tokens))) - begin
+            if stop <= start:  # an image that is larger
+                stop = next(one.end for one in self.images if one.start == begin + start) - begin
+            await self._prefill(tokens[start:stop], adapter)
+            start = stop
 
-    async def _prefill(self, tokens: list[int]) -> None:
-        handle = self.forward(tokens)
+    async def _prefill(self, tokens: list[int], adapter: Adapter | None) -> None:
+        handle = self.forward(tokens, adapter=adapter)
         try:
             await wait_ticket(handle)
             _host.tickets.take_none(handle)
@@ -185,6 +230,7 @@ class KvSequence:
             other.pages = [next(forks) if page else 0 for page in self.pages[:used]]
         other.kv_len = self.kv_len
         other.hidden, other.dropped = Ranges(self.hidden), Ranges(self.dropped)
+        other.images = list(self.images)
         other._num_dropped = other.pages.count(0) * self.page_size
         other._capacity = used * self.page_size
         return other
@@ -267,6 +313,7 @@ class KvSequence:
         if self._in_flight:
             raise InvalidRequest("this context is running a pass: await it before it is truncated")
         self.release()
+        self.images = [one for one in self.images if one.end <= length]
         for start, end in self.hidden.within(length, 1 << 32):
             self.mask(start, end, visible=True)
         self.dropped.remove(length, 1 << 32)
@@ -302,6 +349,7 @@ class KvSequence:
         self.is_closed = True
         self.unpin()
         self.release()
+        self.images = []
         pages, self.pages, self.kv_len, self._capacity, self._num_dropped = self.live_pages(), [], 0, 0, 0
         if self._queue is not None:
             _queues.release(self.model, self.reuse, self._queue)

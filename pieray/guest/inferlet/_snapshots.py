@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from . import _convert, kv
 from ._chat import Chat, Setting
 from ._ranges import Ranges
+from ._sequence import Placed
+from .embeds import Embedding
 from .errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ class Snapshots:
             "marks": [[position, asdict(chat)] for position, chat in self._marks],
             "hidden": list(self.sequence.hidden),
             "dropped": list(self.sequence.dropped),
+            "images": [[one.start, one.end] for one in self.sequence.images],
         }
 
     @classmethod
@@ -138,6 +141,9 @@ class Snapshots:
             )
         context = cls(model=setting.model, adapter=adapter)
         context._setting, context._tokens, context._marks = setting, tokens, marks
+        context.sequence.images = [
+            Placed(int(start), int(end), Embedding(0, int(end) - int(start))) for start, end in meta.get("images", [])
+        ]
         context.sequence.adopt(found.pages, found.num_tokens, dropped)
         found.pages.clear()
         context._mask_all(hidden)

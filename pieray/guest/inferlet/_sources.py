@@ -183,6 +183,7 @@ class DraftSource:
         context, sequence = self._context, self._context.sequence
         if sequence.dropped:
             raise NoPlan  # a verification has no positions of its own
+        await context._see(self._draws.adapter)
         pending = context._pending()
         drafted: Any = self._drafter(context.tokens)
         if inspect.isawaitable(drafted):

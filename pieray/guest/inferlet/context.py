@@ -7,15 +7,16 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
-from . import _convert, _host
+from . import _convert, _host, images
 from . import model as models
 from ._chat import Chat, Setting, reply_of
 from ._draws import Choose, Drafter
 from ._generation import Generation, OnToken, rules_of
-from ._sequence import KvSequence
+from ._sequence import KvSequence, Placed
 from ._snapshots import Snapshots
 from ._waiting import wait_ticket, wait_tickets
 from .adapters import Adapter
+from .embeds import Embedding
 from .errors import InvalidRequest, Unsupported
 from .forward import Pass
 from .grammar import Grammar, Matcher
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from ._options import FreeOptions, Options
 
 T = TypeVar("T")
-Content: TypeAlias = str | Sequence[Mapping[str, Any]]
-"""Of a message: a text, or its parts."""
+Content: TypeAlias = "str | Embedding | Sequence[images.Part]"
+"""Of a message: a text, an image (see `images.see`), or its parts."""
 
 #: Rows scored in one pass, so that a long continuation stays within the limit of tickets.
 SCORE_ROWS = 256
@@ -73,6 +74,7 @@ class Context(Snapshots):
         self.sequence = KvSequence(model, adapter, _convert.boolean("reuse", reuse))
         self._tokens: list[int] = []
         self._marks: list[tuple[int, Chat]] = []
+        self._unplaced: list[Embedding] = []  # images of messages that wait for another one
         self.append(text)
 
     @classmethod
@@ -87,14 +89,21 @@ class Context(Snapshots):
 
     # -- content
 
-    def append(self, text: str | Sequence[int]) -> Context:
-        """Add text, or tokens, at the end."""
+    def append(self, text: str | Sequence[int], photos: Sequence[Embedding] = ()) -> Context:
+        """Add text, or tokens, at the end; in it `images.token()` stands for each of the `photos`, in order."""
         self.sequence.check_open()
+        photos = _convert.instances("photos", photos, Embedding)
         added = self._tokens_of(text)
         if added and not self._tokens and self._bos and isinstance(text, str):
             bos = models.info(self.model).get("bos_tokens", [])
             added = added if added[: len(bos)] == bos else [*bos, *added]
-        return self._add(added)
+        return self._add_seen(added, photos) if photos else self._add(added)
+
+    def _add_seen(self, tokens: list[int], photos: Sequence[Embedding]) -> Context:
+        tokens, placed = self._laid(tokens, len(self._tokens), photos)
+        self._add(tokens)
+        self.sequence.images += placed
+        return self
 
     def _add(self, tokens: list[int]) -> Context:
         if tokens:
@@ -105,11 +114,12 @@ class Context(Snapshots):
     def chat(self, role: str, content: Content, **more: Any) -> Context:
         """Add a message, as the model's chat template writes it; an open reply is closed first.
 
-        `content`: a text, or a list of {"type": "text", "text": ...}.  `more`: other keys of the message that the
-        template knows, such as `name`.  A message that the template does not take without the next one (a system
-        message, in some) is no text before that comes.
+        `content`: a text, an image that `images.see` has given, or a list of both.  `more`: other keys of the message
+        that the template knows, such as `name`.  A message that the template does not take without the next one (a
+        system message, in some) is no text before that comes.
         """
-        return self._say(self._closed().add({"role": role, "content": content} | more), cue=False)
+        text, seen = images.told(content)
+        return self._say(self._closed().add({"role": role, "content": text} | more), seen, cue=False)
 
     def system(self, content: Content) -> Context:
         """Add a system message."""
@@ -118,6 +128,13 @@ class Context(Snapshots):
     def user(self, content: Content) -> Context:
         """Add a user's message."""
         return self.chat("user", content)
+
+    async def image(self, data: images.Data, text: str = "") -> Context:
+        """Add a user's message of an image, a file's bytes or its base64, and a text behind it.  See `images.see`."""
+        self.sequence.check_open()
+        text = _convert.text("text", text)
+        photo = await images.see(data, model=self.model)
+        return self.user([photo, text] if text else [photo])
 
     def assistant(self, content: Content) -> Context:
         """Add an assistant's message, as if it had been generated."""
@@ -149,41 +166,72 @@ class Context(Snapshots):
         text = models.detokenize(tokens, model=self.model)
         return chat.replied(*reply_of(text, self.model, len(chat.messages)), ended_by, len(self._tokens))
 
-    def _say(self, chat: Chat, *, cue: bool) -> Context:
-        """Bring the text to what the conversation is; `cue`: with the beginning of the assistant's turn."""
+    def _say(self, chat: Chat, seen: Sequence[Embedding] = (), *, cue: bool) -> Context:
+        """Bring the text to what the conversation is, with further images; `cue`: with the beginning of the assistant's
+        turn."""
         self.sequence.check_open()
+        unplaced = [*self._unplaced, *seen]
         try:
             text, chat = chat.text(self._setting, cue=cue)
         except InvalidRequest:
             if cue or not chat.may_wait:
                 raise
+            self._unplaced = unplaced
             return self._mark(replace(chat, is_waiting=True))
         start = chat.start if chat.said else len(self._tokens)
         if text.startswith(chat.said):
-            self._add(self._tokens_of(text[len(chat.said) :]))
+            self._add_seen(self._tokens_of(text[len(chat.said) :]), unplaced)
         elif chat.end == len(self._tokens):  # the template writes the messages otherwise, now that there is another one
-            self._rewrite(start, self._tokens_of(text))
+            before = [one.embedding for one in self.sequence.images if one.start >= start]
+            self._rewrite(start, *self._laid(self._tokens_of(text), start, before + unplaced))
         else:
             raise Unsupported(
                 "this model's chat template writes the messages since the last reply otherwise now, and other text was "
                 "appended behind them: add them at once, with tool_results for instance"
             )
+        self._unplaced = []
         return self._mark(replace(chat, start=start, end=len(self._tokens), said=text, is_open=cue, is_waiting=False))
 
-    def _rewrite(self, start: int, tokens: list[int]) -> None:
-        """These tokens in place of those from `start` on; what is the same stays."""
+    def _laid(self, tokens: list[int], start: int, seen: Sequence[Embedding]) -> tuple[list[int], list[Placed]]:
+        """Tokens of a text that is to stand at `start`, with the rows of the images in it."""
+        if not seen:
+            return tokens, []
+        mark = images.token(self.model)
+        if tokens.count(mark) != len(seen):
+            raise InvalidRequest(
+                f"the text has {tokens.count(mark)} places for {len(seen)} images: {tokens.count(mark)} times "
+                f"{models.detokenize([mark], model=self.model)!r}"
+            )
+        laid: list[int] = []
+        placed, left = [], iter(seen)
+        for one in tokens:
+            if one == mark:
+                photo = next(left)
+                place = start + len(laid)
+                placed.append(Placed(place, place + photo.num_rows, photo))
+                laid += [mark] * photo.num_rows
+            else:
+                laid.append(one)
+        return laid, placed
+
+    def _rewrite(self, start: int, tokens: list[int], placed: list[Placed]) -> None:
+        """These tokens and images in place of those from `start` on; what is the same stays."""
         old = self._tokens[start:]
         same = next(
             (at for at, pair in enumerate(zip(old, tokens, strict=False)) if pair[0] != pair[1]),
             min(len(old), len(tokens)),
         )
-        self._cut(start + same)
-        self._add(tokens[same:])
+        length = self.sequence.cut(start + same)
+        self._cut(length)
+        self._add(tokens[length - start :])
+        self.sequence.images += [one for one in placed if one.end > length]
 
     def truncate(self, length: int) -> Context:
         """Keep the first `length` tokens, and the messages that end within them."""
         self.sequence.check_open()
         _convert.integer("length", length, 0, len(self._tokens))
+        if self.sequence.cut(length) != length:
+            raise InvalidRequest(f"an image stands at {self.sequence.cut(length)}: it stays whole; given {length}")
         self._cut(length)
         return self
 
@@ -231,6 +279,7 @@ class Context(Snapshots):
         other.sequence = self.sequence.fork()
         other._tokens = list(self._tokens)
         other._marks = list(self._marks)
+        other._unplaced = list(self._unplaced)
         return other
 
     def close(self) -> None:
@@ -430,7 +479,7 @@ class Context(Snapshots):
 
     async def flush(self) -> None:
         """Run what waits, but for the last token."""
-        waiting = self._tokens[self.sequence.kv_len : -1]
+        waiting = self._tokens[self.sequence.kv_len : self.sequence.cut(max(len(self._tokens) - 1, 0))]
         if waiting:
             await self.sequence.prefill(waiting)
 
@@ -494,12 +543,20 @@ class Context(Snapshots):
 
     # -- for generations
 
+    async def _see(self, adapter: Adapter | None = None) -> None:
+        """Run images that wait: what a plan, or a verification, begins with is text."""
+        sequence = self.sequence
+        if sequence.images and sequence.images[-1].end > sequence.kv_len:
+            await sequence.prefill(self._tokens[sequence.kv_len : sequence.images[-1].end], adapter)
+
     def _pending(self) -> list[int]:
         """The tokens whose KV is not there yet: at least one, so that there is a row to sample from."""
         sequence = self.sequence
         if sequence.kv_len >= len(self._tokens):
             if not self._tokens:
                 raise InvalidRequest("the context is empty: append something first")
+            if sequence.cut(len(self._tokens) - 1) != len(self._tokens) - 1:
+                raise InvalidRequest("the context ends with an image that is run: append text behind it first")
             sequence.rewind(len(self._tokens) - 1)
         return self._tokens[sequence.kv_len :]
 

@@ -6,6 +6,8 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
+import numpy as np
+
 from pieray.errors import PierayError
 from pieray.host.tickets import Kind, Ticket
 from pieray.messages import CopyTokens, Forward, Message, Output
@@ -71,6 +73,7 @@ class Text(NamedTuple):
     tokens: bytes  # u32
     positions: bytes  # u32; b"": kv_len, kv_len + 1, ...
     adapter: int
+    media: bytes = b""  # as `ForwardStep` has it
 
 
 class Command:
@@ -136,6 +139,7 @@ class Pass(Command):
         "kv_len",
         "looks_at_pages",
         "mask",
+        "media",
         "num_open",
         "num_skipped",
         "num_tokens",
@@ -156,7 +160,9 @@ class Pass(Command):
         positions: bytes,
         mask: bytes,
         embeds: list[bytes],
+        media: bytes = b"",
     ) -> None:
+        """`media`: of what images the embeddings are, as `ForwardStep` has it; of others nobody knows."""
         super().__init__(ticket, queue, prepared)
         self.kv_len = kv_len
         self.tokens = tokens
@@ -164,6 +170,7 @@ class Pass(Command):
         self.positions = positions
         self.mask: bytes | bytearray = mask
         self.embeds = embeds
+        self.media = media
         self.adapter = 0  # the batcher's number
         self.programs: list[int] = []  # the batcher's numbers of tensor programs
         self.looks_at_pages = False  # whether one of them does
@@ -178,15 +185,16 @@ class Pass(Command):
 
     def trace(self, lineage: Lineage) -> None:
         super().trace(lineage)
-        if self.embeds:
+        if self.embeds and not self.media:
             lineage.give_up()
         else:
-            lineage.add_forward(
-                self.prepared.frames, self.kv_len, self.tokens, self.positions, bytes(self.mask), b"", self._content
-            )
+            run = (self.kv_len, self.tokens, self.positions, bytes(self.mask), b"", self._content)
+            lineage.add_forward(self.prepared.frames, *run, self.embeds, self.media)
 
     def text(self) -> Text | None:
-        return None if self.mask or self.embeds else Text(self.kv_len, self.tokens, self.positions, self._content)
+        if self.mask or (self.embeds and not self.media):
+            return None
+        return Text(self.kv_len, self.tokens, self.positions, self._content, self.media)
 
     @property
     def _content(self) -> int:
@@ -211,6 +219,7 @@ class Pass(Command):
         if skipped:
             tokens, positions = tokens[4 * skipped :], positions[4 * skipped :]
             outputs = [replace(output, row=output.row - skipped) for output in outputs]
+            self.embeds = without_first(self.embeds, skipped)
         message = Forward(
             wire_ticket(inferlet, self.ticket),
             inferlet,
@@ -228,6 +237,16 @@ class Pass(Command):
         )
         self.mask, self.embeds = b"", []  # megabytes, perhaps, that thousands of passes in flight need no more
         return message
+
+
+def without_first(embeds: list[bytes], num_tokens: int) -> list[bytes]:
+    """`Forward.embeds` of a pass without its first tokens."""
+    if not embeds:
+        return []
+    rows = np.frombuffer(embeds[0], "<u4")
+    first = int(np.searchsorted(rows, num_tokens))
+    left = (part[first * (len(part) // len(rows)) :] for part in embeds[1:])
+    return [(rows[first:] - num_tokens).astype("<u4").tobytes(), *left] if first < len(rows) else []
 
 
 class Run(Command):

@@ -26,7 +26,7 @@ from pieray.host.models import ModelDirectory, ModelInfo, ServedModel
 from pieray.host.tickets import TicketTable
 from pieray.messages import RunTokens, Sampler
 from pieray.pages.handles import HandleTable, generations_of, table_of
-from pieray.pages.lineage import Lineage
+from pieray.pages.lineage import LOG_BYTES, Lineage
 from pieray.pages.space import PageSpace
 from pieray.urgency import command_priority
 
@@ -72,7 +72,8 @@ class ModelSide:
         limits, launch = identity.limits, identity.launch
         handles = HandleTable("page") if number is None else HandleTable("page", generations_of(number))
         self.pages = PageSpace(info.page_size, limits.pages, handles, self._num_elsewhere)
-        self.lineage = Lineage(info.page_size, self.pages.live_frames)
+        log_bytes = LOG_BYTES + (limits.embed_bytes if info.image else 0)  # what it has seen is in it
+        self.lineage = Lineage(info.page_size, self.pages.live_frames, log_bytes)
         self._lock = tickets.lock
         if isinstance(device, LateDevice):
             device.lock = self._lock

@@ -77,7 +77,7 @@ class Prefixes:
             before = hashes[-1]
         num_tokens = count * size
         positions = text.positions or positions_of(text.kv_len, num_tokens)
-        return chain(before, text.tokens[: 4 * num_tokens], positions, size, text.adapter)
+        return chain(before, text.tokens[: 4 * num_tokens], positions, size, text.adapter, text.media)
 
     def adopt(self, command: Command, pages: Sequence[int], commands: Sequence[Command]) -> int:
         """Pages found for a command that is not sent: as many as can be take the place of its fresh ones, and are not

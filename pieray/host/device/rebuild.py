@@ -75,11 +75,9 @@ class Rebuild(Command):
                 found.append(CopyTokens(*head, [[src, step.src_offset, dst, step.dst_offset, step.count]]))
             else:
                 line = pages[[place[frame] for frame in step.frames.tolist()]].astype("<u4").tobytes()
-                found.append(
-                    Forward(
-                        *head, line, step.kv_len, bytes(step.tokens), bytes(step.positions), step.mask, [], step.adapter
-                    )
-                )
+                tokens, positions = bytes(step.tokens), bytes(step.positions)
+                embeds = list(step.embeds)
+                found.append(Forward(*head, line, step.kv_len, tokens, positions, step.mask, [], step.adapter, embeds))
         # a copy of each page's first token onto itself: it comes behind all of these, and fails if one of them does
         written = pages[[frame not in self._given for frame in self._frames]]
         touched = [[page, 0, page, 0, 1] for page in np.unique(written).tolist()]

@@ -79,7 +79,7 @@ class GuestHandlers:
             tickets=TicketHandlers(tickets, sides),
             queues=QueueHandlers(tables.queues, tickets, sides, identity.launch.priority),
             kv=KvHandlers(limits, tables.queues, tickets, sides),
-            embeds=EmbedsHandlers(limits, tables, tickets, sides),
+            embeds=EmbedsHandlers(limits, tables, tickets, sides, identity.tenant),
             samplers=SamplerHandlers(models, tables.samplers),
             forward=passes,
             plans=plans,

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
 from pieray.arrays import F32, U32
 from pieray.config import Limits
-from pieray.errors import InvalidRequest, QuotaExceeded
-from pieray.host.device.embeds import Embedding, EmbedLookup, check_model
+from pieray.errors import InvalidRequest, PierayError, QuotaExceeded, Unsupported
+from pieray.host.device.embeds import Embedding, EmbedLookup, ImageTicket, SeeImage, check_model
 from pieray.host.device.model_side import ModelSide, ModelSides
 from pieray.host.tables import HandleTables
 from pieray.host.tickets import Kind, TicketTable
+from pieray.messages import MAX_FRAME_BYTES
+from pieray.models.image_rules import ImageRules
+from pieray.texts import check_size, from_base64
+
+MARGIN_BYTES = 1 << 20
+"""Of a frame, beside the values of an embedding."""
 
 
 class EmbedsHandlers:
     """Embeddings by handle; of tokens only the ids are kept."""
 
-    def __init__(self, limits: Limits, tables: HandleTables, tickets: TicketTable, sides: ModelSides) -> None:
+    def __init__(
+        self, limits: Limits, tables: HandleTables, tickets: TicketTable, sides: ModelSides, tenant: str = ""
+    ) -> None:
         self._limits = limits
+        self._tenant = tenant
         self._tables = tables
         self._tickets = tickets
         self._sides = sides
@@ -51,6 +62,48 @@ class EmbedsHandlers:
     def _side(self, model: str) -> ModelSide:
         with self._tickets.lock:
             return self._sides.of(model)
+
+    def image(self, queue: int, image: str) -> int:
+        found = self._tables.queues.get(queue)
+        side = self._sides.of_queue(found)
+        if not side.info.image:
+            raise Unsupported(f"{side.info.name} ({side.info.architecture}) does not see images")
+        check_size("message_bytes", self._limits.message_bytes, len(image), "the image given")
+        data = from_base64(image)
+        embeds = self._tables.embeds
+        most = min(self._limits.embed_bytes - embeds.num_bytes, MAX_FRAME_BYTES - MARGIN_BYTES)
+        with self._tickets.lock:
+            side.outbox.check_room()
+            ticket = ImageTicket(embeds)
+            number = self._tickets.add(ticket)
+
+            def seen(result: object) -> object:
+                """With the lock held, once the batcher has answered."""
+                if isinstance(result, PierayError):
+                    return result
+                embedding = Embedding.of_image(cast(list[bytes], result), side.info.hidden_size, found.model)
+                if not ticket.is_open:
+                    return None
+                try:
+                    ticket.embed = embeds.put(embedding)
+                except QuotaExceeded as error:
+                    return error
+                return np.array([ticket.embed, embedding.num_rows], "<u4").tobytes()
+
+            try:
+                side.outbox.transfers.hold(number, len(data), "the image has")
+            except BaseException:
+                self._tickets.drop((number,))
+                raise
+            side.outbox.stage(SeeImage(number, found, self._tenant, data, max(most, 0), seen))
+        return number
+
+    def image_rows(self, model: str, width: int, height: int) -> int:
+        info = self._side(model).info
+        rules = ImageRules.of(info.image)
+        if rules is None:
+            raise Unsupported(f"{info.name} ({info.architecture}) does not see images")
+        return rules.rows(width, height)
 
     def size(self, embed: int) -> int:
         return self._tables.embeds.get(embed).num_rows

@@ -44,17 +44,25 @@ class ForwardHandlers:
         num_rows, room = sum(part.num_rows for part in parts), len(pages) * page_size
         if num_rows > room:
             raise InvalidRequest(f"{num_rows} rows do not fit in {len(pages)} pages, which have {room} slots")
-        num_bytes = sum(len(part.values) for part in parts)
+        num_bytes = sum(len(part.values) for part in parts if not part.media)
         if num_bytes > self._limits.message_bytes:
             raise QuotaExceeded(
                 f"message_bytes: the limit is {self._limits.message_bytes}; the embeddings of this "
                 f"pass have {num_bytes}"
             )
-        tokens, rows = joined(parts)
-        return self._enqueue(found, pages, kv_len, tokens, positions, mask, rows)
+        tokens, rows, media = joined(parts)
+        return self._enqueue(found, pages, kv_len, tokens, positions, mask, rows, media)
 
     def _enqueue(
-        self, queue: Queue, pages: U32, kv_len: int, tokens: U32, positions: U32, mask: U32, embeds: list[bytes]
+        self,
+        queue: Queue,
+        pages: U32,
+        kv_len: int,
+        tokens: U32,
+        positions: U32,
+        mask: U32,
+        embeds: list[bytes],
+        media: bytes = b"",
     ) -> int:
         side = self._sides.of_queue(queue)
         outbox, num_tokens = side.outbox, len(tokens)
@@ -73,7 +81,7 @@ class ForwardHandlers:
                 self._tickets.drop((ticket,))
                 outbox.transfers.ended(ticket)
                 raise
-            packed = tokens.tobytes(), positions.tobytes(), bits, embeds
+            packed = tokens.tobytes(), positions.tobytes(), bits, embeds, media
             outbox.stage(Pass(ticket, queue, prepared, kv_len, *packed))
         return ticket
 

@@ -136,6 +136,10 @@ PIERAY_IMPORT("embeds", "put") void embeds_put(const float *values, uint32_t num
 PIERAY_IMPORT("embeds", "put-for")
 void embeds_put_for(const char *model, uint32_t model_size, const float *values, uint32_t num_values,
     result *);  // value
+PIERAY_IMPORT("embeds", "image")
+void embeds_image(uint32_t queue, const char *image, uint32_t image_size, result *);  // value
+PIERAY_IMPORT("embeds", "image-rows")
+void embeds_image_rows(const char *model, uint32_t model_size, uint32_t width, uint32_t height, result *);  // value
 PIERAY_IMPORT("embeds", "size") void embeds_size(uint32_t embed, result *);  // value
 PIERAY_IMPORT("embeds", "values") void embeds_values(uint32_t queue, uint32_t embed, result *);  // value
 PIERAY_IMPORT("embeds", "free") void embeds_free(const uint32_t *embeds, uint32_t num_embeds, result *);

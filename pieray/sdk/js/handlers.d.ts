@@ -142,6 +142,15 @@ export declare const embeds: {
   /** Embeddings of the guest's own: float32, row-major [rows, hidden size], all finite, at least one row. */
   put(values: readonly number[]): number;
   putFor(model: string, values: readonly number[]): number;
+  /**
+   * See an image, as image processor and vision tower of the queue's model do: a file of the kinds JPEG, PNG, WebP, GIF
+   * (its first frame) or BMP in base64, of at most limits.message-bytes of that and model.image-pixels pixels.  Ticket:
+   * tokens, the handle of its embeddings and how many rows they are; `invalid` for what is no image or is damaged.
+   * `unsupported` if the model does not see.  A pass runs them in the place of as many tokens.
+   */
+  image(queue: number, image: string): number;
+  /** How many rows an image of that size in pixels becomes, as it is to be seen. */
+  imageRows(model: string, width: number, height: number): number;
   /** Rows behind the handle. */
   size(embed: number): number;
   /** The rows' values, at most limits.message-bytes of them.  Ticket: floats, [rows, hidden size]. */

@@ -50,17 +50,40 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
-def _part(name: str, value: Any, role: str) -> dict[str, str]:
+def _part(name: str, value: Any, role: str) -> dict[str, Any]:
     given = mapping(name, value)
     if given.get("type") == "refusal" and role == "assistant":  # what it said, in other words
         return {"type": "text", "text": text(f"{name}.refusal", given.get("refusal"), 1 << 24)}
+    if given.get("type") == "image_url" and role in ("user", "tool"):
+        return _image(f"{name}.image_url", given.get("image_url"))
     if given.get("type") != "text":
         raise BadField(
             f"{name}.type",
-            f"is text: the model reads no other; given {shown(given.get('type'))}",
+            f"is text, or image_url of a user; given {shown(given.get('type'))}",
             code="unsupported_field",
         )
     return {"type": "text", "text": text(f"{name}.text", given.get("text"), 1 << 24)}
+
+
+def _image(name: str, value: Any) -> dict[str, Any]:
+    """An image in a `data:` URL.  Nothing is fetched: a server that does so asks whom its clients name."""
+    given = mapping(name, value)
+    for key, one in given.items():
+        if key not in ("url", "detail") and one is not None:
+            raise BadField(f"{name}.{key}", "is not served here", code="unsupported_field")
+    if given.get("detail") is not None:
+        one_of(f"{name}.detail", given["detail"], ("auto", "low", "high"))
+    url = text(f"{name}.url", given.get("url"), 1 << 24)
+    if not url.startswith("data:"):
+        scheme = url.partition(":")[0][:20]
+        raise BadField(
+            f"{name}.url",
+            f"is a data: URL that holds the image: nothing is fetched here; given {shown(scheme)}",
+            code="unsupported_field",
+        )
+    if not url.partition(",")[0].endswith(";base64"):
+        raise BadField(f"{name}.url", f"is data:image/...;base64,...; given {shown(url[:40])}")
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _call(name: str, value: Any) -> dict[str, Any]:

@@ -59,6 +59,18 @@ def test_an_architecture_without_one_is_served_through_transformers(tmp_path: Pa
     assert checks["KV pages"].detail.startswith(("768 bytes for", "384 bytes for"))
 
 
+def test_a_model_that_sees_is_said_to_and_needs_what_scales_its_images(tmp_path: Path) -> None:
+    text = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "text_config": text}
+    folder = folder_of(tmp_path, config, np.float16)
+    assert found(folder)["images"].status == "fail"
+    assert "preprocessor_config.json: no such file" in found(folder)["images"].detail
+    (folder / "preprocessor_config.json").write_text("{}")
+    checks = found(folder)
+    assert {check.status for check in checks.values()} == {"ok"}
+    assert checks["KV pages"].detail.startswith(("1.0 KiB for", "512 bytes for")), "a layer more, of shifts"
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [

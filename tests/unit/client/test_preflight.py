@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from seeing import make_seeing
 
 import pieray
 from pieray.assets import model_folder
@@ -26,6 +27,12 @@ def folder(tmp_path: Path) -> Path:
 def test_what_is_whole_passes(folder: Path, tmp_path: Path) -> None:
     check_files(load())
     check_files(load({"model": {"path": str(folder)}, "registry_path": str(tmp_path / "new")}))
+
+
+def test_models_that_run_through_transformers_are_let_through(tmp_path: Path) -> None:
+    """The check knows what `way_of` knows: not native alone."""
+    make_seeing("llava", tmp_path)
+    check_files(load({"model": {"path": str(tmp_path)}}))
 
 
 @pytest.mark.parametrize(

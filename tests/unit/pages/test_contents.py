@@ -51,6 +51,33 @@ def test_what_a_page_holds_depends_on_all_before_it():
     assert root_of("a", "bc") != root_of("ab", "c")
 
 
+def test_a_page_of_an_image_is_known_by_the_image_however_it_came_to_be_written():
+    row, other = (bytes([number]) * 15 + b"\0" for number in (1, 2))  # they may end like what says of text
+
+    def seen(*rows: bytes) -> bytes:
+        return b"".join(one or bytes(16) for one in rows)
+
+    tokens = (10, 0, 0, 11, 12, 0, 13, 14)
+    media = seen(b"", row, other, b"", b"", row, b"", b"")
+    embeds = (b"rows", b"values")
+    names = chain(ROOT, u32(*tokens), positions_of(0, 8), SIZE, 0, media)
+    whole = [step([1, 2], 0, *tokens, embeds=embeds, media=media)]
+    parts = [
+        step([1], 0, 10),
+        step([1], 1, 0, 0, embeds=embeds, media=seen(row, other)),
+        step([1, 2], 3, 11, 12),
+        step([1, 2], 5, 0, embeds=embeds, media=row),
+        step([1, 2], 6, 13, 14),
+    ]
+    assert hashes(whole, 1, 2) == hashes(parts, 1, 2) == names
+    turned = chain(ROOT, u32(*tokens), positions_of(0, 8), SIZE, 0, seen(b"", other, row, b"", b"", row, b"", b""))
+    assert not {*names} & {*turned}, "what is behind an image hangs on it"
+    assert not {*names} & {*expected(*tokens)}
+    copied = [*parts, CopyStep(1, 0, 3, 0, 4), step([3, 4], 4, *TEXT[4:8])]
+    assert hashes(copied, 3) == names[:1]
+    assert hashes([*parts, step([1], 1, 5, 6)], 1) != names[:1]
+
+
 def test_a_rewritten_page_has_the_hash_of_what_it_holds_now_and_those_behind_it_none():
     steps = [step([1, 2], 0, *TEXT[:8]), step([1], 2, 90, 91)]
     assert hashes(steps, 1, 2) == expected(10, 11, 90, 91)

@@ -579,3 +579,24 @@ def test_rows_that_stay_leave_at_once_for_a_newcomer():
             device.plan(100 + count)
             device.step()
             assert device.tokens.get(100 + count), "its prompt has run"
+
+
+@pytest.mark.parametrize("tenants", [("a", "a"), ("a", "b")], ids=["one tenant", "two tenants"])
+def test_what_an_inferlet_has_outside_of_steps_counts_as_its_own(tenants):
+    """Images are seen beside the steps: whoever has many of them seen computes less in the steps."""
+    device = Device()
+    for inferlet, tenant in enumerate(tenants, 1):
+        device.open(inferlet, tenant)
+    feeds, aside = [prefills(device, 1, 4), prefills(device, 2, 4)], 0.0
+
+    def feed() -> None:
+        nonlocal aside
+        aside += 2e-4
+        device.scheduler.charge(("p", 2), 2e-4)
+        device.scheduler.charge(("gone", 9), 1.0)
+        for one in feeds:
+            one()
+
+    device.run(500, feed)
+    assert device.had[1] == pytest.approx(device.had[2] + aside / 2, rel=0.1)
+    assert device.had[1] > 1.1 * device.had[2]

@@ -217,9 +217,18 @@ WRONG = [
     ({"messages": [{"role": "boss", "content": "a"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "a", "weight": 1}]}, "messages[0].weight"),
-    (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
-        "messages[0].content[0].type",
+    *(
+        ({"messages": [{"role": role, "content": [part]}]}, f"messages[0].content[0].{name}")
+        for role, part, name in (
+            ("user", {"type": "input_audio", "input_audio": {}}, "type"),
+            ("system", {"type": "image_url", "image_url": {"url": "data:image/png;base64,aa"}}, "type"),
+            ("user", {"type": "image_url", "image_url": "data:image/png;base64,aa"}, "image_url"),
+            ("user", {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}, "image_url.url"),
+            ("user", {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "image_url.url"),
+            ("user", {"type": "image_url", "image_url": {"url": "data:image/png,abc"}}, "image_url.url"),
+            ("user", {"type": "image_url", "image_url": {"url": "data:;base64,aa", "detail": 7}}, "image_url.detail"),
+            ("user", {"type": "image_url", "image_url": {"url": "data:;base64,aa", "size": 7}}, "image_url.size"),
+        )
     ),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tools": [{"type": "custom"}]}, "tools[0].type"),

@@ -524,6 +524,10 @@ pub mod embeds {
         fn raw_put(values: *const f32, values_len: usize, out: *mut Area);
         #[link_name = "put-for"]
         fn raw_put_for(model: *const u8, model_len: usize, values: *const f32, values_len: usize, out: *mut Area);
+        #[link_name = "image"]
+        fn raw_image(queue: u32, image: *const u8, image_len: usize, out: *mut Area);
+        #[link_name = "image-rows"]
+        fn raw_image_rows(model: *const u8, model_len: usize, width: u32, height: u32, out: *mut Area);
         #[link_name = "size"]
         fn raw_size(embed: u32, out: *mut Area);
         #[link_name = "values"]
@@ -563,6 +567,27 @@ pub mod embeds {
         let mut out = Area::new();
         unsafe {
             raw_put_for(model.as_ptr(), model.len(), values.as_ptr(), values.len(), &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
+    /// See an image, as image processor and vision tower of the queue's model do: a file of the kinds JPEG, PNG, WebP, GIF
+    /// (its first frame) or BMP in base64, of at most limits.message-bytes of that and model.image-pixels pixels.  Ticket:
+    /// tokens, the handle of its embeddings and how many rows they are; `invalid` for what is no image or is damaged.
+    /// `unsupported` if the model does not see.  A pass runs them in the place of as many tokens.
+    pub fn image(queue: u32, image: &str) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_image(queue, image.as_ptr(), image.len(), &mut out);
+            out.result(4, |out| out.word(4))
+        }
+    }
+
+    /// How many rows an image of that size in pixels becomes, as it is to be seen.
+    pub fn image_rows(model: &str, width: u32, height: u32) -> Result<u32, Error> {
+        let mut out = Area::new();
+        unsafe {
+            raw_image_rows(model.as_ptr(), model.len(), width, height, &mut out);
             out.result(4, |out| out.word(4))
         }
     }
