@@ -32,8 +32,21 @@ class MatrixReader:
     def read(self, name: str, shape: tuple[int, int]) -> AnyMatrix:
         """The matrix `name`, "...weight", [out, in]; floats that are stored as such are not yet cast.
 
-        ModelError names what is missing or has another shape.
+        ModelError names what is missing, has another shape or does not fit the rest.
         """
+        try:
+            found = self._read(name, shape)
+        except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError, MemoryError) as error:
+            raise ModelError(
+                f"{self.checkpoint.folder}: what is stored of {name!r} does not fit together: {error}"
+            ) from error
+        if tuple(found.shape) != shape:
+            raise ModelError(
+                f"{self.checkpoint.folder}: {name!r} has shape {tuple(found.shape)}; config.json implies {shape}"
+            )
+        return found
+
+    def _read(self, name: str, shape: tuple[int, int]) -> AnyMatrix:
         module, held = name.removesuffix(".weight"), self.checkpoint
         if self.form is None:
             return held.tensor(name, shape)
@@ -130,10 +143,10 @@ class MatrixReader:
         tops = self._raw(f"{name}.absmax")
         if nested_block:
             table, nested = self._raw(f"{name}.nested_quant_map"), self._raw(f"{name}.nested_absmax")
-            tops = table[tops.int()] * nested.repeat_interleave(nested_block)[: len(tops)] + offset
+            tops = table[tops.int()] * _repeated(nested, nested_block, len(tops)) + offset
         places = torch.stack((data >> 4, data & 15), 1).flatten()[:numbers]
         plain = self._raw(f"{name}.quant_map").float()[places.int()]
-        return (plain * tops.float().repeat_interleave(block)[:numbers]).view(shape)
+        return (plain * _repeated(tops.float(), block, numbers)).view(shape)
 
     def _spread(
         self, found: torch.Tensor, shape: tuple[int, int], name: str, groups: torch.Tensor | None
@@ -150,17 +163,23 @@ class MatrixReader:
             if len(groups) != shape[1] or int(groups.min()) < 0 or int(groups.max()) >= num:
                 raise ModelError(f"{self.checkpoint.folder}: the groups of {name!r} are not below {num} for {shape[1]}")
             return found[:, groups]
-        return found.repeat_interleave(-(-shape[1] // num), 1)[:, : shape[1]]
+        if num == 0 or shape[1] % num:  # how large the last group is, nothing says
+            raise ModelError(f"{self.checkpoint.folder}: {name!r} has {num} groups of {shape[1]} inputs")
+        return found.repeat_interleave(shape[1] // num, 1)
 
     def _scales(self, name: str, shape: tuple[int, int], block: tuple[int, int] = (0, 0)) -> torch.Tensor:
         """Numbers that go with outputs, groups of inputs or blocks of both, float32 [out or 1, in or 1]."""
         found = self._raw(name).float()
         if found.ndim < 2:
             found = found.reshape(-1, 1)
-        if block[0] and found.shape[0] != shape[0]:
-            found = found.repeat_interleave(block[0], 0)[: shape[0]]
-        if block[1] and found.shape[1] > 1:
-            found = found.repeat_interleave(block[1], 1)[:, : shape[1]]
+        high, wide = (min(one, most) for one, most in zip(block, shape, strict=True))
+        if high and tuple(found.shape) == (-(-shape[0] // high), -(-shape[1] // wide)):
+            return found.repeat_interleave(high, 0)[: shape[0]].repeat_interleave(wide, 1)[:, : shape[1]]
+        if high and found.shape[1] != 1:
+            raise ModelError(
+                f"{self.checkpoint.folder}: {name!r} has shape {tuple(found.shape)}; the matrix has {shape}, in blocks "
+                f"of {block}"
+            )
         return self._spread(found, shape, name, None)
 
     def _stored(self, name: str, shape: tuple[int, int], *dtypes: torch.dtype) -> torch.Tensor:
@@ -178,6 +197,13 @@ class MatrixReader:
         is_odd = values.dtype is torch.float8_e4m3fn and bool((values.view(torch.uint8) & 0x7F == 0x7F).any())
         if is_odd or not bool(scales.isfinite().all()):
             raise ModelError(f"{self.checkpoint.folder}: {module}.weight has numbers that are not finite")
+
+
+def _repeated(each: torch.Tensor, block: int, count: int) -> torch.Tensor:
+    """The first `count` numbers of which each has been repeated `block` times; ValueError unless the last one is."""
+    if block < 1 or tuple(each.shape) != (-(-count // block),):
+        raise ValueError(f"{tuple(each.shape)} numbers for blocks of {block} of {count}")
+    return each.repeat_interleave(min(block, count))[:count]
 
 
 def _fields(words: torch.Tensor, bits: int) -> torch.Tensor:

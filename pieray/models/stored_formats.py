@@ -52,7 +52,12 @@ class StoredFormat:
         )
         if read is None:
             raise _refusal(file, "quant_method", method)
-        return read(given, file)
+        try:
+            return read(given, file)
+        except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+            raise ModelError(
+                f"{file}: quantization_config: a value in it cannot be read: {type(error).__name__}: {error}"
+            ) from error
 
 
 def require_floats(raw: Mapping[str, Any], file: str) -> None:
@@ -95,17 +100,24 @@ def _compressed(given: Mapping[str, Any], file: str) -> StoredFormat:
     shapes = {tuple(one.get("block_structure") or (0, 0)) for one in weights}
     if len(shapes) != 1:
         raise _refusal(file, "block_structure", sorted(shapes))
-    block_out, block_in = shapes.pop()
-    return StoredFormat(COMPRESSED, bits, rounds_rows=rounds and form != PACKED, block=(int(block_out), int(block_in)))
+    block = _block(shapes.pop(), "block_structure", file)
+    return StoredFormat(COMPRESSED, bits, rounds_rows=rounds and form != PACKED, block=block)
 
 
 def _fp8(given: Mapping[str, Any], file: str) -> StoredFormat:
     if given.get("fmt", "e4m3") != "e4m3":
         raise _refusal(file, "fmt", given["fmt"])
-    block = given.get("weight_block_size") or (0, 0)
-    if not isinstance(block, list | tuple) or len(block) != 2 or not all(isinstance(one, int) for one in block):
-        raise _refusal(file, "weight_block_size", block)
-    return StoredFormat(FP8, block=(block[0], block[1]))
+    return StoredFormat(FP8, block=_block(given.get("weight_block_size") or (0, 0), "weight_block_size", file))
+
+
+def _block(given: Any, key: str, file: str) -> tuple[int, int]:
+    """Outputs and inputs of a block: both are numbers of some, or both 0."""
+    if not isinstance(given, list | tuple) or len(given) != 2 or not all(isinstance(one, int) for one in given):
+        raise _refusal(file, key, given)
+    high, wide = given
+    if not (high > 0 and wide > 0) and (high, wide) != (0, 0):
+        raise _refusal(file, key, given)
+    return high, wide
 
 
 def _gptq(given: Mapping[str, Any], file: str) -> StoredFormat:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from pieray.errors import ModelError
 from pieray.models.decoder import Decoder
 from pieray.models.runner import ModelRunner
+from pieray.models.ways import glance, way_of
 
 PROMPTS = [u32(np.random.default_rng(seed).integers(3, 96, size)) for seed, size in enumerate((40, 9))]
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
@@ -267,6 +268,12 @@ REFUSED = {
     "three bits": ({"quant_method": "gptq", "bits": 3}, "bits is 3"),
     "gemv": ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "version is 'gemv'"),
     "e5m2": ({"quant_method": "fp8", "fmt": "e5m2"}, "fmt is 'e5m2'"),
+    "blocks of less than nothing": ({"quant_method": "fp8", "weight_block_size": [-128, 128]}, "weight_block_size is"),
+    "half a block": ({"quant_method": "fp8", "weight_block_size": [128, 0]}, "weight_block_size is"),
+    "three sides to a block": (
+        compressed_config("float-quantized", {**FP8, "block_structure": [16, 16, 16]}),
+        "block_structure is",
+    ),
     "six bits": (compressed_config("pack-quantized", {**INT4, "num_bits": 6}), "int weights of 6 bits"),
 }
 
@@ -294,6 +301,27 @@ def test_models_that_run_through_transformers_are_refused_quantized(plain: Path,
         ("gptq", lambda key, t: t + 9 if key.endswith("q_proj.g_idx") else t, "groups of .*q_proj.* are not below 2"),
         ("awq", lambda key, t: None if key.endswith("q_proj.scales") else t, "no '.*q_proj.scales'"),
         ("fp8 of blocks", lambda key, t: t[:1] if key.endswith("q_proj.weight_scale_inv") else t, "q_proj.* has shape"),
+        ("fp8 of blocks", lambda key, t: t[:, :0] if key.endswith("q_proj.weight_scale_inv") else t, "in blocks of"),
+        ("fp8 of blocks", lambda key, t: t[:, :2] if key.endswith("down_proj.weight_scale_inv") else t, "in blocks of"),
+        ("w4a16", lambda key, t: t[:, :0] if key.endswith("q_proj.weight_scale") else t, "0 groups of 64 inputs"),
+        ("w4a16", lambda key, t: t[:, [0, 1, 1]] if key.endswith("q_proj.weight_scale") else t, "3 groups of 64"),
+        ("w4a16", lambda key, t: t[:, [0] * 128] if key.endswith("q_proj.weight_scale") else t, "128 groups of 64"),
+        (
+            "w4a16 with zero points",
+            lambda key, t: t.float() if key.endswith("q_proj.weight_zero_point") else t,
+            "what is stored of '.*q_proj.weight' does not fit together",
+        ),
+        ("awq", lambda key, t: t[:, :-1] if key.endswith("q_proj.qzeros") else t, "q_proj.qzeros' has shape"),
+        ("awq", lambda key, t: t.float() if key.endswith("q_proj.qzeros") else t, "does not fit together"),
+        ("awq", lambda key, t: t[0] if key.endswith("q_proj.qzeros") else t, "does not fit together"),
+        ("gptq", lambda key, t: t[:0] if key.endswith("q_proj.g_idx") else t, "groups of .*q_proj.* are not below 2"),
+        ("nf4", lambda key, t: t[:-1] if key.endswith("q_proj.weight.absmax") else t, "does not fit together"),
+        ("nf4", lambda key, t: t[:3] if key.endswith("q_proj.weight.quant_map") else t, "does not fit together"),
+        (
+            "nf4, nested",
+            lambda key, t: t[:3] if key.endswith("q_proj.weight.nested_quant_map") else t,
+            "does not fit together",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(
@@ -306,3 +334,47 @@ def test_what_does_not_fit_is_named(
     save_file({key: tensor.contiguous() for key, tensor in changed.items() if tensor is not None}, path)
     with pytest.raises(ModelError, match=message):
         ModelRunner.load(tmp_path / "stored", num_pages=4)
+
+
+ODD = [
+    {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": [1]},
+    {"quant_method": "compressed-tensors", "format": "int-quantized", "sparsity_config": "dense"},
+    compressed_config("int-quantized", {**INT8, "num_bits": "many"}),
+    compressed_config("float-quantized", {**FP8, "block_structure": 7}),
+    compressed_config("float-quantized", {**FP8, "block_structure": [[1], [2]]}),
+]
+
+
+@pytest.mark.parametrize("config", ODD)
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "GPT2LMHeadModel"])
+def test_settings_that_cannot_be_read_are_said_to_be_so(
+    config: dict[str, Any], architecture: str, plain: Path, tmp_path: Path
+) -> None:
+    raw = {**json.loads((plain / "config.json").read_text()), "architectures": [architecture]}
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "quantization_config": config}))
+    for read in (glance, way_of):
+        with pytest.raises(ModelError, match="quantization_config: a value in it cannot be read"):
+            read(tmp_path)
+
+
+def test_sizes_of_blocks_that_a_checkpoint_makes_up_take_no_memory(plain: Path, tmp_path: Path) -> None:
+    for number, (case, change) in enumerate(
+        [
+            ("nf4", {"blocksize": 1 << 40}),
+            ("nf4", {"blocksize": 0}),
+            ("nf4", {"blocksize": -64}),
+            ("nf4, nested", {"nested_blocksize": 1}),
+            ("nf4, nested", {"nested_blocksize": -1}),
+        ]
+    ):
+        (folder := tmp_path / str(number)).mkdir()
+        config, writer, _ = CASES[case]
+        write(plain, folder, config, writer)
+        path = folder / "stored" / "model.safetensors"
+        held = load_file(path)
+        key = next(name for name in held if "q_proj.weight.quant_state" in name)
+        facts = {**json.loads(bytes(held[key].tolist())), **change}
+        held[key] = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+        save_file(held, path)
+        with pytest.raises(ModelError, match="does not fit together"):
+            ModelRunner.load(folder / "stored", num_pages=4)
