@@ -254,6 +254,9 @@ class Shares:
 
     def _charge_tenant(self, tenant: Tenant, seconds: float) -> None:
         tenant.taken += seconds
+        self._spend(tenant, seconds)
+
+    def _spend(self, tenant: Tenant, seconds: float) -> None:
         tenant.spent = max(tenant.spent, self._clock - self._burst_s) + seconds / tenant.part
 
     def _room(self, tenant: Tenant) -> float:
@@ -389,7 +392,7 @@ class Shares:
         account = self.account(lane)
         tenant = account.tenant
         account.spent = max(account.spent, tenant.clock - tenant.burst_s) + seconds
-        self._charge_tenant(tenant, seconds)
+        self._spend(tenant, seconds)  # `taken` is of the last step alone, which `repeat` counts again
 
     def steps_until(self, accounts: Collection[Account], num_waited: int) -> int:
         """In how many steps one of these inferlets, and its tenant, are far enough behind for its commands to join rows

@@ -7,11 +7,13 @@ import pytest
 from rounds import seeds
 
 from pieray.messages import GREEDY, CopyTokens, Forward, Logits, Logprobs, StartPlan, SwapOut
+from pieray.sched.accounts import Demand
 from pieray.sched.commands import Command, CopyCommand, ForwardCommand
 from pieray.sched.costs import CostModel, Kind
+from pieray.sched.lanes import Lanes, Registry
 from pieray.sched.plans import PlanCommand
 from pieray.sched.scheduler import Scheduler
-from pieray.sched.shares import ALONE_STEPS, BURST_STEPS, SLICE_OF_STEP
+from pieray.sched.shares import ALONE_STEPS, BURST_STEPS, SLICE_OF_STEP, Shares
 from pieray.sched.step_plan import StepPlan
 from pieray.sched.swap import SwapCommand, SwapOutCommand
 from pieray.sched.swap_slots import SwapSlots
@@ -600,3 +602,25 @@ def test_what_an_inferlet_has_outside_of_steps_counts_as_its_own(tenants):
     device.run(500, feed)
     assert device.had[1] == pytest.approx(device.had[2] + aside / 2, rel=0.1)
     assert device.had[1] > 1.1 * device.had[2]
+
+
+def test_what_is_had_outside_of_steps_is_not_had_again_with_the_steps_that_are_like_the_last():
+    def spent(order: str) -> float:
+        lanes: Lanes = Registry()
+        shares = Shares(lanes)
+        both = [lanes.open(("p", inferlet)) for inferlet in (1, 2)]
+        for lane, tenant in zip(both, "ab", strict=True):
+            shares.introduce(lane, tenant)
+            shares.arrive(lane)
+        demands = [Demand(lane, shares.account(lane), 1e-4, is_row=True) for lane in both]
+        shares.begin(0.0, demands, np.zeros(0, np.int64), np.zeros(0), 1e-3, 1e-4)
+        for demand in demands:
+            shares.charge(demand.account, 1e-4, is_decode=True)
+        for what in order.split():
+            if what == "image":
+                shares.charge_aside(both[0], 0.5)
+            else:
+                shares.repeat(8)
+        return shares.account(both[0]).tenant.spent
+
+    assert spent("image steps") == pytest.approx(spent("steps image"))
