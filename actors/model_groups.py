@@ -9,7 +9,6 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pieray.actors.device_group import DeviceGroup, bring_up
@@ -41,7 +40,7 @@ class ModelGroups:
         """`name`: of the model, "" for the default one.  `numbers` gives each group one that no other has."""
         self.name = name
         settings = config.all_models()[name]
-        self.served_name = name or settings.name or Path(settings.path).name
+        self.served_name = settings.served_name
         """By which programs ask for it."""
         self._members = members
         self._hosts = hosts

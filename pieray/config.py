@@ -25,6 +25,7 @@ MAX_COHORT_WAIT_S = 60.0
 MAX_REPLICAS = 256
 MAX_MODELS = 16
 """Page handles tell models apart in four bits, see `pieray.pages.handles`."""
+MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,11 @@ class ModelSettings:
     rounded to int8 too, each over its largest number), "fp8" (E4M3, likewise; on a CPU rows stay as they are), or
     "none"."""
 
+    @property
+    def served_name(self) -> str:
+        """`name`, or that of the folder, if its path is whole."""
+        return self.name or Path(self.path).name
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -286,11 +292,17 @@ class Config:
     def all_models(self) -> dict[str, ModelSettings]:
         """Settings of what is served, by name; "" is the default one.  Raises ConfigError."""
         found = {"": self.model}
-        default = self.model.name or Path(self.model.path).name
+        default = self.model.served_name
         if len(self.models) >= MAX_MODELS:
             raise ConfigError(f"an engine serves at most {MAX_MODELS} models; given {len(self.models) + 1}")
+        is_known = bool(self.model.name) or Path(self.model.path).is_absolute()
+        if self.models and is_known and not re.fullmatch(MODEL_NAME, default):  # see `serving`
+            raise ConfigError(
+                "beside others the default model's name is from 1 to 100 letters, digits and ._:/-; its folder's is "
+                f"{default!r}: give it a `name`"
+            )
         for name, given in self.models.items():
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}", name):
+            if not re.fullmatch(MODEL_NAME, name):
                 raise ConfigError(f"the name of a model is from 1 to 100 letters, digits and ._:/-; given {name!r}")
             if name == default:
                 raise ConfigError(f"models.{name}: the default model is named so too; give one of them a `name`")
@@ -312,7 +324,7 @@ class Config:
             return self
         found = self.all_models()
         first, default = found.pop(name), found.pop("")
-        others = {default.name or Path(default.path).name: dataclasses.replace(default, name="", adapters={}), **found}
+        others = {default.served_name: dataclasses.replace(default, name="", adapters={}), **found}
         return dataclasses.replace(
             self, model=first, models={key: dataclasses.asdict(one) for key, one in others.items()}
         )

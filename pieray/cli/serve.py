@@ -113,6 +113,10 @@ def _serve(
 
     default, *others = (str(one["name"]) for one in engine.models())
     served = model_name or default
+    if served in others:
+        raise ConfigError(
+            f"--model-name: the engine serves another model as {served}; give the default one another name"
+        )
     gate = Guard(keys)
     name, port = bound.getsockname()[:2]
     url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"

@@ -70,6 +70,11 @@ class PageSpace:
         return self.num_handles + self.exports.num_rows
 
     @property
+    def num_claimed(self) -> int:
+        """What counts against limits.pages where others have pages too: those that are kept spare for it included."""
+        return max(self.num_counted, self.num_bound + self.num_reserved)
+
+    @property
     def num_bound(self) -> int:
         return self.num_held - self.num_spare - len(self._frames.returned)
 
@@ -194,10 +199,11 @@ class PageSpace:
 
     def check_limit(self, count: int, num_coming: int = 0) -> None:
         """Raise QuotaExceeded if so many pages more, with those in use and the `num_coming`, are over limits.pages."""
-        if count < 0 or self.num_bound + num_coming + count > self.limit:
+        num_used = self.num_bound + self._num_elsewhere()
+        if count < 0 or num_used + num_coming + count > self.limit:
             coming = f" and {num_coming} on their way" if num_coming else ""
             raise QuotaExceeded(
-                f"limits.pages is {self.limit}: {self.num_bound} pages are in use{coming}, {count} more were asked for"
+                f"limits.pages is {self.limit}: {num_used} pages are in use{coming}, {count} more were asked for"
             )
 
     def unreserve(self) -> None:

@@ -131,3 +131,13 @@ def test_other_models_are_settings_by_name_or_paths() -> None:
 def test_other_models_that_cannot_be_are_refused(models: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(text)):
         load({"models": models})
+
+
+def test_a_default_model_whose_name_none_of_several_may_have_is_refused_before_anything_starts() -> None:
+    alone = {"model": {"path": "/models/My Model"}}
+    assert load(alone).model.served_name == "My Model"
+    with pytest.raises(ConfigError, match="its folder's is 'My Model': give it a `name`"):
+        load({**alone, "models": {"small": "/x"}})
+    named = load({"model": {"path": "/models/My Model", "name": "mine"}, "models": {"small": "/x"}})
+    assert list(named.serving("small").all_models()) == ["", "mine"]
+    assert list(load({"model": {"path": "."}, "models": {"small": "/x"}}).all_models()) == ["", "small"]

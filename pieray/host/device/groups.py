@@ -87,6 +87,8 @@ class DeviceGroups:
         Raises DeviceLost, which says why the last one broke; EngineError when closed.
         """
         groups = self._groups
+        if not groups:  # of a model whose groups were all down when this actor began
+            raise DeviceLost("no device group of this model has been dialled yet.  Launch again later")
         if len(groups) == 1 and self._is_one:
             return next(iter(groups.values())).current(wait_s)
         if not self.alive():

@@ -77,7 +77,8 @@ class Leases:
         self._makes_way_for: Run | None = None  # which lacks pages that others of its own are to give up
         self._asked_for: Command | None = None  # which alone fails if there are no pages for it; None: who is first
         self._is_idle = False  # nothing is leased ahead of need until there is a command again
-        self._num_pins = 0
+        self.num_pins = 0
+        """How often it is pinned."""
         self._num_expected = 0  # pages in use that are to be leased ahead of need; 0: no more than usual
         self._active_at = time.monotonic()  # when a command was last enqueued, or ended
         self._has_begun = False  # whether one has been
@@ -106,18 +107,18 @@ class Leases:
 
     def pin(self) -> None:
         """It does not count as idle until `unpin` has been called as often."""
-        self._num_pins += 1
+        self.num_pins += 1
 
     def unpin(self) -> None:
         """Raises InvalidRequest unless it is pinned."""
-        if not self._num_pins:
+        if not self.num_pins:
             raise InvalidRequest("unpin: this inferlet is not pinned, or was unpinned as often as pinned")
-        self._num_pins -= 1
+        self.num_pins -= 1
 
     def is_idle(self, now: float) -> bool:
         """Whether it has pages, and has had nothing to compute for a while, or is not going to."""
         is_waiting = self._work.num_outstanding or (self._is_leasing and self._is_needed)
-        if is_waiting or self._num_pins or not self._pages.num_bound:
+        if is_waiting or self.num_pins or not self._pages.num_bound:
             return False
         return self._is_idle or now - self._active_at >= IDLE_S
 

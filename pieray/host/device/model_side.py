@@ -130,7 +130,7 @@ class ModelSide:
         return replace(chain, allowed=chain.allowed[: -(-vocab // 8)])
 
     def _num_elsewhere(self) -> int:
-        return sum(side.pages.num_counted for side in self._share.sides if side is not self)
+        return sum(side.pages.num_claimed for side in self._share.sides if side is not self)
 
     def _visited(self, call: Callable[[], None]) -> None:
         """Another device group than its own has answered."""
@@ -206,6 +206,7 @@ class ModelSides:
         found = self._by_name.get(name)
         if found is None:
             found = self._by_name[name] = self._open(self.models.get(name))
+            found.outbox.leases.num_pins = self.first.outbox.leases.num_pins  # it is the inferlet that is pinned
         return found
 
     def of_queue(self, queue: Queue) -> ModelSide:

@@ -60,6 +60,20 @@ def test_one_group_is_no_choice(two: tuple[list[Group], DeviceGroups]) -> None:
     devices.close()
 
 
+@pytest.mark.parametrize("is_one", [True, False])
+def test_a_model_none_of_whose_groups_was_dialled_yet_is_lost_until_one_is(
+    two: tuple[list[Group], DeviceGroups], *, is_one: bool
+) -> None:
+    """An InferletActor that begins while another model's groups are replaced."""
+    (first, _), _ = two
+    devices = DeviceGroups(peer_id="b", token=TOKEN, is_one=is_one)
+    with pytest.raises(DeviceLost, match="no device group of this model"):
+        devices.current(0.0)
+    devices.open(0, first.doors[1].endpoint, first.doors[0].endpoint)
+    assert devices.current(0.0) is not None
+    devices.close()
+
+
 def test_a_text_is_computed_where_it_was_before(two: tuple[list[Group], DeviceGroups]) -> None:
     _, devices = two
     tenant = Recorder()

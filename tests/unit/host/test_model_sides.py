@@ -113,6 +113,21 @@ def test_one_limit_is_for_the_pages_of_all_models() -> None:
     h.kv.alloc(1)
 
 
+def test_what_is_reserved_on_one_model_counts_on_the_others() -> None:
+    bench = Bench(Limits(pages=5), others={"small": SMALL})
+    h = bench.handlers
+    h.kv.reserve_for("small", 3)
+    h.kv.reserve(2)
+    for refused in (lambda: h.kv.reserve(3), lambda: h.kv.expect(3), lambda: h.kv.alloc(3)):
+        with pytest.raises(QuotaExceeded, match=r"limits.pages is 5: [03] .* 3 more"):
+            refused()
+    theirs = h.kv.alloc_for("small", 3)  # what it was reserved for
+    h.kv.alloc(2)
+    with pytest.raises(QuotaExceeded, match="1 more"):
+        h.kv.alloc_for("small", 1)
+    h.kv.free(theirs)
+
+
 def test_tokens_positions_and_outputs_are_checked_against_the_model(bench: Bench) -> None:
     h = bench.handlers
     queue, pages = h.queues.create("small"), h.kv.alloc_for("small", 8)
@@ -223,3 +238,17 @@ def test_handles_of_tables_tell_which_table_they_are_of() -> None:
         handles = u32(*[each << 20 | 77 for each in (generations[0], generations[-1])])
         assert table_of(handles) == number
     assert table_of(u32(1 << 20, 1 << 31)) is None
+
+
+def test_an_inferlet_that_is_pinned_is_so_on_a_model_that_it_names_later(bench: Bench) -> None:
+    h = bench.handlers
+    h.kv.pin()
+    h.kv.pin()
+    h.queues.create("small")
+    assert [side.outbox.leases.num_pins for side in bench.sides.all] == [2, 2]
+    h.kv.unpin()
+    h.queues.create("third")
+    h.kv.unpin()
+    assert [side.outbox.leases.num_pins for side in bench.sides.all] == [0, 0, 0]
+    with pytest.raises(InvalidRequest, match="not pinned"):
+        h.kv.unpin()
