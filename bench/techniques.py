@@ -44,9 +44,9 @@ async def main(**given):
 """
 ELSEWHERE = {
     "approval", "chat", "describe-image", "file-summary", "http-fetch", "mcp-tools", "openai-embeddings",
-    "openai-generate", "completion-c", "completion-js", "completion-rust",
+    "openai-generate", "completion-c", "completion-js", "completion-rust", "draft-model", "cascade",
 }  # fmt: skip
-"""They wait for a person, a file or a request, or are not written in Python."""
+"""They wait for a person, a file or a request, are not written in Python, or want a second model."""
 FAMILIES = {"agent-swarm", "map-reduce", "soft-prompt", "supervisor"}
 """Their children compute, or they have no tokens: what they ask for is not followed."""
 EVICT = pieray.ProgramSource(
