@@ -85,7 +85,7 @@ class Limits:
     program_ops: int = 256
     """Operations that one tensor program is written with."""
     program_work: int = 64_000_000
-    """Numbers that one tensor program computes for a row, in a context as long as the model's."""
+    """Numbers that one tensor program computes for a row, in all its layers, in a context as long as the model's."""
     scratch_bytes: int = 64 * MIB
     """Files in the scratch folder."""
     subscriptions: int = 64

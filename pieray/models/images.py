@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Of images that are taken: decoders that much of the world tries to break."""
 ORIENTATION = 0x0112
-TURNED = (5, 6, 7, 8)
-"""Orientations whose width is the picture's height."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,9 @@ class ImageEncoder:
         before it is decoded.
         """
         with _opened(data, max_pixels) as picture:
-            width, height = _size(picture)
+            width, height = (
+                picture.size
+            )  # a note that it is to be turned may lie behind the pixels, and changes no count
             if width * height > max_pixels:
                 raise QuotaExceeded(
                     f"image_pixels: the limit is {max_pixels}; the image has {width} x {height} = {width * height}"
@@ -197,12 +197,6 @@ def _opened(data: bytes, max_pixels: int) -> Iterator[Image]:
         raise InvalidRequest(f"not an image that can be read; taken are {kinds}; given {len(data)} bytes") from None
     except Exception as error:  # decoders raise much: OSError, SyntaxError, struct.error
         raise InvalidRequest(f"the image is damaged: {first_line(error)}") from error
-
-
-def _size(picture: Image) -> tuple[int, int]:
-    """Width and height as the picture is to be seen."""
-    width, height = picture.size
-    return (height, width) if _orientation(picture) in TURNED else (width, height)
 
 
 def _orientation(picture: Image) -> int:

@@ -226,7 +226,7 @@ class PassPrograms:
             mass = torch.stack(item.mass).mean(0)
             for one in item.programs[WATCHING]:
                 last = self._positions[item.last - 1 : item.last]
-                states = [state[None] for state in pending.get(one) or one.states_for(len(mass))]
+                states = [state[None] for state in one.states_for(len(mass), pending.get(one))]
                 given = Given({"mass": mass[None], "position": last}, states, len(mass))
                 _, values = one.code.result(given)
                 pending[one] = [state[0] for state in one.code.updated(given, values)]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ class Compiled:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.num_together = max(1, SLICE_BYTES // (4 * max(program.work, 1)))
+        self.num_together = max(1, SLICE_BYTES // (8 * program.num_held))
         late = _late(program)
         wanted = _needed(program, [*program.updates, *([] if program.result is None else [program.result])])
         early = [n for n in wanted if n not in late]
@@ -78,10 +78,15 @@ class Compiled:
         return [one.expand(given.num_rows, *one.shape[1:]) for one in found]
 
 
-@lru_cache(maxsize=256)
+_compiled_programs: WeakValueDictionary[Program, Compiled] = WeakValueDictionary()
+
+
 def compiled(program: Program) -> Compiled:
-    """Equal programs are one."""
-    return Compiled(program)
+    """Equal programs are one, for as long as somebody has it: their constants may be megabytes."""
+    found = _compiled_programs.get(program)
+    if found is None:
+        found = _compiled_programs[program] = Compiled(program)
+    return found
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -107,11 +112,11 @@ class ProgramInstance:
             states.append(tensor.to(device))
         return cls(program, compiled(program), states)
 
-    def states_for(self, num_pages: int) -> list[torch.Tensor]:
-        """The states, those over pages with that many of them: behind those that there were, 0."""
+    def states_for(self, num_pages: int, states: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
+        """The states, or those given, those over pages with that many of them: behind those that there were, 0."""
         return [
             _resized(one, num_pages) if PAGES in state.type.shape else one
-            for one, state in zip(self.states, self.program.states, strict=True)
+            for one, state in zip(self.states if states is None else states, self.program.states, strict=True)
         ]
 
     def state_values(self) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -24,7 +24,7 @@ import numpy as np
 
 from pieray.arrays import F64, I64, Bools
 from pieray.sched.accounts import Account, Demand
-from pieray.sched.chunks import Chunk, add_chunk, add_rows, cut, decode_seconds, whole
+from pieray.sched.chunks import Chunk, add_chunk, add_rows, cut, decode_seconds, output_seconds, program_seconds, whole
 from pieray.sched.commands import Command, ForwardCommand, MoveCommand
 from pieray.sched.costs import CostModel, Kind
 from pieray.sched.gate import Gate
@@ -289,6 +289,7 @@ class BatchFormer:
         seconds = s[Kind.ATTENTION] * table["kv_len"][rows] + (s[Kind.ITEMS] + s[Kind.TOKENS] + s[Kind.ATTENTION])
         seconds += np.where(table["choice"]["temperature"][rows] > 0, s[Kind.DRAWS], s[Kind.GREEDY])
         seconds += (table["flags"][rows] & SPECIAL > 0) * s[Kind.FILTERED]
+        seconds += table["work"][rows] * (s[Kind.PROGRAMS] / 1e6)
         return seconds
 
     def _is_room(self, plan: StepPlan, num_rows: int, heap: list[_Candidate]) -> bool:
@@ -427,4 +428,8 @@ def _is_decode(command: ForwardCommand, costs: CostModel) -> bool:
     """Whether it takes part in every step: a few tokens, whose outputs take less than a step does."""
     if command.num_due > DECODE_TOKENS:
         return False
-    return not command.outputs or command.seconds_of_outputs(costs.output) <= costs.bare
+    if program_seconds(command, command.num_due, costs) > costs.bare:
+        return False
+    if not command.outputs:
+        return True
+    return command.seconds_of_outputs(lambda output: output_seconds(command, output, costs)) <= costs.bare

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pieray.messages import Output
+from pieray.messages import Output, Sample
 from pieray.sched.commands import ForwardCommand
 from pieray.sched.costs import CostModel, Kind, Work, add_draw
 from pieray.sched.plans import PlanCommand
@@ -36,6 +36,8 @@ def whole(command: ForwardCommand, num_tokens: int) -> Chunk:
 
 def cut(command: ForwardCommand, num_tokens: int, seconds: float, costs: CostModel) -> Chunk:
     """The next tokens and outputs that take at most `seconds`, at least one of either; they count as scheduled."""
+    if command.program_work:
+        num_tokens = min(num_tokens, max(int(min(seconds / program_seconds(command, 1, costs), num_tokens)), 1))
     if isinstance(command, PlanCommand):
         within = costs.tokens_within(seconds, command.kv_len + command.num_done, is_masked=command.is_masked)
         return whole(command, min(num_tokens, max(within, 1)))
@@ -53,7 +55,7 @@ def cut(command: ForwardCommand, num_tokens: int, seconds: float, costs: CostMod
             break
         first = asked
         while asked < len(outputs) and outputs[asked].row == row:
-            left -= costs.output(outputs[asked])
+            left -= output_seconds(command, outputs[asked], costs)
             if left < 0.0 and (asked > first or stop > start + 1):
                 break
             asked += 1
@@ -84,7 +86,7 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
     if command.is_masked:
         work[Kind.MASK_BITS] += square
     if command.programs or command.draw_programs:
-        operations = _program_operations(command, num_tokens, len(outputs))
+        operations = _program_operations(command, num_tokens, outputs)
         work[Kind.PROGRAMS] += operations
         seconds += operations * costs.seconds[Kind.PROGRAMS]
     if isinstance(command, PlanCommand):
@@ -101,10 +103,29 @@ def add_chunk(work: Work, chunk: Chunk, costs: CostModel) -> float:
     return seconds
 
 
-def _program_operations(command: ForwardCommand, num_tokens: int, num_draws: int) -> float:
+def _program_operations(command: ForwardCommand, num_tokens: int, outputs: Sequence[Output]) -> float:
     """Millions that tensor programs compute for a chunk, at most."""
-    each = 1 if isinstance(command, PlanCommand) else num_draws
-    return (num_tokens * command.program_work + each * command.draw_work) / 1e6
+    if isinstance(command, PlanCommand):
+        return (num_tokens * command.program_work + command.draw_work) / 1e6
+    return num_tokens * command.program_work / 1e6 + sum(_draw_operations(command, output) for output in outputs)
+
+
+def _draw_operations(command: ForwardCommand, output: Output) -> float:
+    """Millions that tensor programs compute for an output of a pass, at most."""
+    if not command.draw_programs or not isinstance(output, Sample):
+        return 0.0
+    named = output.sampler.processor, output.sampler.program
+    return sum(command.draw_programs[number].program.work for number in named if number) / 1e6
+
+
+def program_seconds(command: ForwardCommand, num_tokens: int, costs: CostModel) -> float:
+    """What the tensor programs inside of a pass take for so many tokens."""
+    return num_tokens * command.program_work / 1e6 * costs.seconds[Kind.PROGRAMS]
+
+
+def output_seconds(command: ForwardCommand, output: Output, costs: CostModel) -> float:
+    """What an output of a pass takes, with the tensor programs that it is drawn through."""
+    return costs.output(output) + _draw_operations(command, output) * costs.seconds[Kind.PROGRAMS]
 
 
 def add_rows(work: Work, rows: RowGroup) -> None:
@@ -123,6 +144,8 @@ def decode_seconds(command: ForwardCommand, costs: CostModel) -> float:
     """What all that is left of a command takes, if it is a decode: about that, its outputs as they come first."""
     num_tokens = command.num_tokens - command.num_done
     seconds = costs.decode(num_tokens, command.kv_len + command.num_done, num_draws=0)
+    seconds += program_seconds(command, num_tokens, costs)
     if isinstance(command, PlanCommand):
+        seconds += command.draw_work / 1e6 * costs.seconds[Kind.PROGRAMS]
         return seconds + (1 + len(command.drafts)) * costs.seconds[command.draw_kind]
-    return seconds + command.seconds_of_outputs(costs.output)
+    return seconds + command.seconds_of_outputs(lambda output: output_seconds(command, output, costs))

@@ -181,6 +181,7 @@ class PlanCommand(ForwardCommand):
             self.line[-1],
             len(self.pages) * self.page_size,
             0 if self.adapter is None else self.adapter.serial,
+            self.draw_work,
             choice,
             kv_len,
             kv_len,

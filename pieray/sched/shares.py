@@ -328,7 +328,8 @@ class Shares:
         seconds, (longest, shortest) = costs.seconds, rows.reach
         step_s, decode_s, slot_s = seconds[Kind.STEP], costs.decode(1, 0), seconds[Kind.ATTENTION]
         most = rows.most_of_tenant
-        return most * (decode_s + slot_s * longest) <= step_s + decode_s + slot_s * shortest
+        program_s = rows.most_work * seconds[Kind.PROGRAMS] / 1e6
+        return most * (decode_s + slot_s * longest + program_s) <= step_s + decode_s + slot_s * shortest
 
     def _most_of_tenant(self, lanes: I64) -> float:
         """The most rows of one tenant, beside others, if each is of another inferlet: 0 for one row alone, ONE_LANE

@@ -44,6 +44,7 @@ ROW = np.dtype(
         ("token", "<u4"),
         ("room", "<i8"),  # slots of its pages
         ("adapter", "<i8"),
+        ("work", "<i8"),  # operations of tensor programs for a draw, at most
         ("choice", CHOICE),  # behind it, and its counter, is what each step moves, see STEP
         ("kv_len", "<i8"),  # tokens with KV: `token` is the one behind them
         ("position", "<i8"),
@@ -245,10 +246,8 @@ class RowGroup:
         self.scored: I64 = np.flatnonzero(flags & SCORED)
         self.special: list[int] = np.flatnonzero(flags & SPECIAL).tolist()
         self.hooked: list[int] = np.flatnonzero(flags & HOOKED).tolist()
-        self.program_work = sum(
-            plan.draw_work for place in self.special if (plan := table.own[int(rows[place])].plan) is not None
-        )
-        """Operations of tensor programs that their draws go through."""
+        self.program_work, self.most_work = int(records["work"].sum()), int(records["work"].max())
+        """Operations of tensor programs that their draws go through, and that of one of them."""
         self.num_drawn = int(np.count_nonzero(records["choice"]["temperature"] > 0))
         kv_lens, turns, levels = records["kv_len"], records["turn"], launch_priority(records["priority"])
         self.is_of_one_priority = bool((levels == levels[:1]).all())

@@ -20,6 +20,12 @@ from pieray.tensor.ops import OPS, decoded, work_of
 from pieray.tensor.types import FLOAT, PAGES, STAGES, Sizes, Stage, Type, resolved
 
 MAX_STATES = 8
+OP_WORK = 4096
+"""What an operation counts for beside its numbers: to start it takes as long as so many."""
+STATE_WORK = 4
+"""What each number of a state counts for: it is read, kept and copied."""
+OP_VALUES, OTHER_VALUES = 16, 512
+"""Values of JSON, lists among them, that an operation is written with at most, and all the rest but for layers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,9 @@ class Program:
     states: tuple[State, ...]
     updates: tuple[int, ...]
     work: int
-    """Operations for a row."""
+    """Operations for a row, in all its layers."""
+    num_held: int
+    """Numbers that there are at one time for a row, at most."""
     digest: str
     """Of the code: equal programs are computed together."""
 
@@ -97,8 +105,15 @@ def parse(code: str | bytes, sizes: Sizes, bounds: Bounds) -> Program:
     """
     if len(code) > bounds.num_bytes:
         raise QuotaExceeded(f"program_bytes: the limit is {bounds.num_bytes}; this program has {len(code)}")
+    text = code.encode() if isinstance(code, str) else bytes(code)
+    most = OP_VALUES * bounds.num_ops + 2 * sizes.num_layers + OTHER_VALUES
+    if (num_values := text.count(b",") + text.count(b"[") + text.count(b"{")) > most:  # before megabytes become lists
+        raise QuotaExceeded(
+            f"program_ops: the limit is {bounds.num_ops}; their code has at most {most} commas and brackets; "
+            f"this one has {num_values}"
+        )
     try:
-        given = json.loads(code)
+        given = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"a tensor program is JSON: {error}") from None
     if not isinstance(given, dict) or not isinstance(given.get("ops"), list):
@@ -111,7 +126,6 @@ def parse(code: str | bytes, sizes: Sizes, bounds: Bounds) -> Program:
         raise InvalidRequest(f"the stage of a program is one of {', '.join(STAGES)}; given {str(name)[:40]!r}")
     if len(given["ops"]) > bounds.num_ops:
         raise QuotaExceeded(f"program_ops: the limit is {bounds.num_ops}; this program has {len(given['ops'])}")
-    text = code.encode() if isinstance(code, str) else bytes(code)
     return _Reader(name, STAGES[name], given, sizes, bounds).read(hashlib.sha256(text).hexdigest())
 
 
@@ -126,7 +140,7 @@ class _Reader:
         self.bounds = bounds
         self.steps: list[Step] = []
         self.are_late: list[bool] = []
-        self.work = 0
+        self.work = self.num_held = 0
 
     def read(self, digest: str) -> Program:
         states = self._states()
@@ -136,21 +150,29 @@ class _Reader:
             except InvalidRequest as error:
                 shown = op[0] if isinstance(op, list) and op and isinstance(op[0], str) else "?"
                 raise InvalidRequest(f"operation {number} ({shown[:20]}): {error.message}") from None
-            if self.work > self.bounds.work:
-                raise QuotaExceeded(
-                    f"program_work: the limit is {self.bounds.work} operations for a row; this program has "
-                    f"{self.work} and more up to operation {number}"
-                )
+            self._check_work(self.work, f" and more up to operation {number}")
+        layers = self._layers()
+        if self.stage.has_layers:
+            num_layers = self.sizes.num_layers if layers is None else len(layers)
+            self.work *= max(num_layers, 1)
+            self._check_work(self.work, f" in {num_layers} layers")
         return Program(
             self.name,
-            self._layers(),
+            layers,
             tuple(self.steps),
             self._result(),
             states,
             self._updates(states),
             self.work,
+            max(self.num_held, 1),
             digest,
         )
+
+    def _check_work(self, work: int, where: str) -> None:
+        if work > self.bounds.work:
+            raise QuotaExceeded(
+                f"program_work: the limit is {self.bounds.work} operations for a row; this program has {work}{where}"
+            )
 
     def _states(self) -> tuple[State, ...]:
         given = self.given.get("states") or []
@@ -170,12 +192,15 @@ class _Reader:
                 raise InvalidRequest(
                     f"a state of {list(kind.shape)} begins with as many values; given {len(first)} bytes"
                 )
+            self._check_pages(kind)
             if PAGES in kind.shape and len(kind.shape) != 1:
                 raise InvalidRequest(f"a state over pages has one axis; given {list(kind.shape)}")
             found.append(State(kind, first))
         num_bytes = sum(4 * self.sizes.count(state.type.shape) for state in found)
         if num_bytes > self.bounds.num_bytes:
             raise QuotaExceeded(f"program_bytes: the limit is {self.bounds.num_bytes}; these states have {num_bytes}")
+        self.work += STATE_WORK * num_bytes // 4
+        self.num_held += num_bytes // 2
         return tuple(found)
 
     def _step(self, op: Any, states: Sequence[State]) -> Step:
@@ -195,7 +220,9 @@ class _Reader:
         types = [self.steps[number].type for number in operands]
         attributes = rest[known.num_operands :]
         found = known.rule(types, attributes, self.sizes)
-        self.work += work_of(name, known, types, found, self.sizes)
+        self._check_pages(found)
+        self.work += OP_WORK + work_of(name, known, types, found, self.sizes)
+        self.num_held += self.sizes.count(found.shape)
         self.are_late.append(any(self.are_late[number] for number in operands))
         return Step(name, operands, tuple(attributes), found)
 
@@ -213,7 +240,12 @@ class _Reader:
         self.are_late.append(which in self.stage.late)
         shape = resolved(given.shape, self.sizes)
         self.work += self.sizes.count(shape)
+        self.num_held += self.sizes.count(shape)
         return Step(name, (), (which,), Type(given.dtype, shape))
+
+    def _check_pages(self, kind: Type) -> None:
+        if PAGES in kind.shape and not self.stage.has_pages:
+            raise InvalidRequest(f"{PAGES} is a size of stages pages and attention alone; this one is {self.name}")
 
     def _operand(self, number: Any) -> int:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self.steps):

@@ -14,6 +14,7 @@ DTYPES = (FLOAT, INT, BOOL)
 PAGES = "P"
 """The one size that is known only when a program runs: pages of the row."""
 MAX_RANK = 3
+MOST_SIZE = (1 << 31) - 1
 Dim: TypeAlias = int | str
 Shape: TypeAlias = tuple[Dim, ...]
 
@@ -65,6 +66,11 @@ class Stage:
     has_states: bool = False
     has_layers: bool = False
 
+    @property
+    def has_pages(self) -> bool:
+        """Whether P is known there."""
+        return any(PAGES in one.shape for one in self.inputs.values())
+
 
 _DRAW = {"logits": Type(FLOAT, ("V",)), "position": Type(INT), "uniform": Type(FLOAT), "token": Type(INT)}
 _LOGITS = Type(FLOAT, ("V",))
@@ -98,18 +104,18 @@ the attention of a layer reads, of passes of one token.  attention: behind a pas
 
 def resolved(shape: Sequence[Dim], sizes: Sizes) -> Shape:
     """A shape with names replaced by the model's numbers, but for P."""
+    if len(shape) > MAX_RANK:
+        raise InvalidRequest(f"values have at most {MAX_RANK} axes; given {len(shape)}")
     found: list[Dim] = []
     for dim in shape:
         if isinstance(dim, str):
             if dim not in sizes.named:
                 raise InvalidRequest(f"sizes are numbers or one of {', '.join(sizes.named)}; given {dim[:20]!r}")
             found.append(sizes.named[dim])
-        elif isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise InvalidRequest(f"sizes are numbers above 0; given {str(dim)[:20]}")
+        elif isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= MOST_SIZE:
+            raise InvalidRequest(f"sizes are numbers above 0, up to {MOST_SIZE}; given {str(dim)[:20]}")
         else:
             found.append(dim)
-    if len(found) > MAX_RANK:
-        raise InvalidRequest(f"values have at most {MAX_RANK} axes; given {len(found)}")
     return tuple(found)
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from families import Sequence, all_logits, u32
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from seeing import FAMILIES, file_of, make_seeing, picture
 from seen import ROOM, Seen
 
@@ -170,6 +171,26 @@ def test_bytes_that_are_turned_over_never_do_more_than_fail(eye: ImageEncoder) -
                 broken[place] = int(random.integers(256))
             with contextlib.suppress(InvalidRequest, QuotaExceeded):
                 eye.encode(bytes(broken), 1 << 16, ROOM)
+
+
+def test_nothing_is_decoded_of_what_its_header_refuses(eye: ImageEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for the camera's orientation either, which may lie behind the pixels of a PNG."""
+    decoded: list[tuple[int, int]] = []
+    load = PngImageFile.load
+
+    def noted(self: PngImageFile) -> object:
+        decoded.append(self.size)
+        return load(self)
+
+    monkeypatch.setattr(PngImageFile, "load", noted)
+    data = file_of(picture(400, 240))
+    with pytest.raises(QuotaExceeded, match="image_pixels: the limit is 1000; the image has 400 x 240 = 96000"):
+        eye.encode(data, 1000, ROOM)
+    with pytest.raises(QuotaExceeded, match="embed_bytes"):
+        eye.encode(data, ROOM, 100)
+    assert not decoded
+    eye.encode(data, ROOM, ROOM)
+    assert decoded
 
 
 def test_many_embeddings_are_refused_before_the_image_is_decoded(eye: ImageEncoder) -> None:

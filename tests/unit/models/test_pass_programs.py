@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -258,3 +260,25 @@ def test_a_hosted_model_refuses_programs_inside_of_passes(tmp_path: Path) -> Non
     with pytest.raises(Unsupported, match="stage pages need a native decoder"):
         quest(runner, 1)
     program(runner, "logits", [["input", "logits"]], 0)
+
+
+def test_texts_of_different_length_share_what_a_program_has_seen(runner: ModelRunner) -> None:
+    """In one step: the second begins with what the first has left, on as many pages as it has."""
+    ops = [["input", "mass"], ["state", 0], ["add", 0, 1]]
+    watch = program(runner, "attention", ops, None, states=[[["P"], None]], updates=[2])
+    items = [item(PROMPT[:20], 0, programs=[watch]), item(PROMPT, 0, first_page=10, programs=[watch])]
+    values = runner.step(items, [[Logits(19)], [Logits(52)]])
+    assert all(isinstance(one, list) for one in values), values
+    assert len(watch.states[0]) == 7
+    assert float(watch.states[0].sum()) == pytest.approx(20 + 53, rel=1e-4)
+
+
+def test_constants_are_given_up_with_the_last_program_that_has_them(runner: ModelRunner) -> None:
+    made = [added(runner, np.full(runner.config.hidden_size, 0.5), 1) for _ in range(2)]
+    assert made[0].code is made[1].code
+    gone = weakref.ref(made[0].code)
+    made.pop()
+    assert gone() is not None
+    made.clear()
+    gc.collect()
+    assert gone() is None

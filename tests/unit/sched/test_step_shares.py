@@ -59,7 +59,9 @@ class Device:
     def open(self, inferlet: int, tenant: str) -> None:
         self.scheduler.introduce(("p", inferlet), tenant)
 
-    def plan(self, inferlet: int, *, length: int = 1, queue: int = 1, kv_len: int = 0, priority: int = 0) -> None:
+    def plan(
+        self, inferlet: int, *, length: int = 1, queue: int = 1, kv_len: int = 0, priority: int = 0, draw_work: int = 0
+    ) -> None:
         self.ticket += 1
         base = 100_000 * inferlet + 300 * queue  # queues of an inferlet share no page
         pages = u32(*range(base, base + 300))
@@ -83,9 +85,13 @@ class Device:
             False,
             b"",
         )
-        self._submit(PlanCommand("p", message, PAGE))
+        command = PlanCommand("p", message, PAGE)
+        command.draw_work = draw_work
+        self._submit(command)
 
-    def forward(self, inferlet: int, length: int, outputs=(), *, queue: int = 1, priority: int = 0) -> ForwardCommand:
+    def forward(
+        self, inferlet: int, length: int, outputs=(), *, queue: int = 1, priority: int = 0, program_work: int = 0
+    ) -> ForwardCommand:
         self.ticket += 1
         base = 100_000 * inferlet + 300 * queue
         pages = u32(*range(base, base + -(-length // PAGE)))
@@ -93,6 +99,7 @@ class Device:
             self.ticket, inferlet, queue, priority, pages, 0, u32(*range(length)), b"", b"", list(outputs)
         )
         command = ForwardCommand("p", message, PAGE)
+        command.program_work, command.programs = program_work, [None] * bool(program_work)
         self._submit(command)
         return command
 
@@ -604,6 +611,7 @@ def test_what_an_inferlet_has_outside_of_steps_counts_as_its_own(tenants):
     assert device.had[1] > 1.1 * device.had[2]
 
 
+<<<<<<< HEAD
 def test_what_is_had_outside_of_steps_is_not_had_again_with_the_steps_that_are_like_the_last():
     def spent(order: str) -> float:
         lanes: Lanes = Registry()
@@ -624,3 +632,26 @@ def test_what_is_had_outside_of_steps_is_not_had_again_with_the_steps_that_are_l
         return shares.account(both[0]).tenant.spent
 
     assert spent("image steps") == pytest.approx(spent("steps image"))
+=======
+def test_what_tensor_programs_compute_counts_against_their_inferlet() -> None:
+    """64 rows whose draws take 2 ms each, and prompts of which a token takes 10 ms, beside one who decodes."""
+    costs = seconds()
+    costs[Kind.PROGRAMS] = 1e-3
+    for flood in ("rows", "prompts"):
+        device = Device(costs)
+        device.plan(1)
+        if flood == "rows":
+            for queue in range(1, 65):
+                device.plan(2, queue=queue, draw_work=2_000_000)
+        device.run(
+            300,
+            lambda d=device, flood=flood: (
+                flood == "prompts" and 2 not in busy(d) and d.forward(2, 1000, program_work=10_000_000)
+            ),
+        )
+        assert max(device.lengths) < 0.02, flood  # a token of such a prompt at a time
+        assert device.tokens[1] > 250, flood
+        if flood == "rows":
+            assert sum(device.gaps[1]) / len(device.gaps[1]) < 4 * device.costs.bare
+            assert device.tokens[2] > 10
+>>>>>>> review1

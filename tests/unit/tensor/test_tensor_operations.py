@@ -12,9 +12,10 @@ import torch
 from rounds import seeds
 from tensor_reference import PLAIN, REDUCED, interpret
 
+from pieray.errors import InvalidRequest, QuotaExceeded
 from pieray.models.tensor_programs import Compiled, Given
 from pieray.tensor.ops import OPS
-from pieray.tensor.program import Bounds, Program, parse
+from pieray.tensor.program import OP_WORK, Bounds, Program, parse
 from pieray.tensor.types import BOOL, FLOAT, INT, Sizes
 
 SIZES = Sizes(vocab=37, hidden=8, num_heads=4, head_dim=8, num_layers=3, max_pages=9)
@@ -162,3 +163,44 @@ def test_order_is_stable() -> None:
     assert one("sort", values, True).tolist()[:5] == [9.0, 5.0, 5.0, 3.0, 3.0]
     assert one("argmax", [1.0, 7.0, 7.0], -1, False) == 1
     assert set(PLAIN) | set(REDUCED) <= set(OPS), "the reference knows no more than the engine"
+
+
+PROGRAM = {"stage": "logits", "ops": [["input", "logits"]], "result": 0}
+REFUSED = {
+    "pages where there are none": ({"ops": [["input", "logits"], ["iota", "P"]]}, "P is a size of stages pages"),
+    "a state over them": ({"states": [[["P"], None]], "updates": [0]}, "P is a size of stages pages"),
+    "a size of a hundred digits": ({"ops": [["iota", 10**100]]}, "up to 2147483647; given 1000"),
+    "sizes whose product has more digits than Python writes": (
+        {"states": [[[10**3000] * 2, None]]},
+        "up to 2147483647",
+    ),
+    "a shape of many axes": ({"states": [[[1] * 100, None]]}, "at most 3 axes; given 100"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_stage_can_compute_is_refused(name: str) -> None:
+    change, message = REFUSED[name]
+    with pytest.raises(InvalidRequest, match=message) as found:
+        parse(json.dumps(PROGRAM | change), SIZES, BOUNDS)
+    assert len(found.value.message) < 200
+
+
+def test_code_of_many_values_is_refused_before_it_is_read() -> None:
+    for more in ('"layers": [' + "0," * 100_000 + "0]", '"states": ' + "[" * 90_000 + "]" * 90_000):
+        code = json.dumps(PROGRAM)[:-1] + ", " + more + "}"
+        with pytest.raises(QuotaExceeded, match="program_ops: the limit is 200; their code has at most"):
+            parse(code, SIZES, Bounds(200, 1 << 22, 10_000_000))
+
+
+def test_work_is_that_of_all_layers_of_each_operation_and_of_states() -> None:
+    def work(**change: object) -> int:
+        return parse(json.dumps(PROGRAM | change), SIZES, BOUNDS).work
+
+    inside: dict[str, object] = {"stage": "hidden", "ops": [["input", "hidden"], ["neg", 0]], "result": 1}
+    assert work(**inside) == SIZES.num_layers * work(**inside, layers=[1])
+    assert work(ops=[["input", "logits"], *[["iota", 1]] * 100]) > 100 * OP_WORK
+    states: dict[str, object] = {"ops": [["input", "logits"], ["state", 0]], "states": [[[50_000], None]]}
+    assert work(**states, updates=[1]) >= work() + 4 * 50_000
+    with pytest.raises(QuotaExceeded, match=r"program_work: the limit is \d+ operations for a row; .* in 3 layers"):
+        parse(json.dumps(PROGRAM | inside), SIZES, Bounds(200, 1 << 20, 2 * OP_WORK))
