@@ -611,7 +611,6 @@ def test_what_an_inferlet_has_outside_of_steps_counts_as_its_own(tenants):
     assert device.had[1] > 1.1 * device.had[2]
 
 
-<<<<<<< HEAD
 def test_what_is_had_outside_of_steps_is_not_had_again_with_the_steps_that_are_like_the_last():
     def spent(order: str) -> float:
         lanes: Lanes = Registry()
@@ -632,7 +631,8 @@ def test_what_is_had_outside_of_steps_is_not_had_again_with_the_steps_that_are_l
         return shares.account(both[0]).tenant.spent
 
     assert spent("image steps") == pytest.approx(spent("steps image"))
-=======
+
+
 def test_what_tensor_programs_compute_counts_against_their_inferlet() -> None:
     """64 rows whose draws take 2 ms each, and prompts of which a token takes 10 ms, beside one who decodes."""
     costs = seconds()
@@ -654,4 +654,3 @@ def test_what_tensor_programs_compute_counts_against_their_inferlet() -> None:
         if flood == "rows":
             assert sum(device.gaps[1]) / len(device.gaps[1]) < 4 * device.costs.bare
             assert device.tokens[2] > 10
->>>>>>> review1
