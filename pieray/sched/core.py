@@ -257,9 +257,10 @@ class BatcherCore:
         self._programs.drop(peer_id, inferlet)
         self.trace.forget(peer_id, inferlet)
 
-    def seen(self, key: LaneKey, seconds: float) -> None:
-        """An image of the inferlet has taken so long, beside the steps: it counts as device time of its own."""
-        self._scheduler.charge(key, seconds)
+    def seen(self, key: LaneKey, tenant: str, seconds: float) -> None:
+        """An image of the inferlet has taken so long, beside the steps: it counts as device time of its own, or, if it
+        has ended, of its tenant."""
+        self._scheduler.charge(key, tenant, seconds)
 
     def drop_peer(self, peer_id: str) -> None:
         """The peer is dead: drop all that it has queued.  No step touches its pages any more."""

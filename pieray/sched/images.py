@@ -39,13 +39,13 @@ class Eye(Protocol):
 class ImageQueue:
     """Thread-safe.  Tenants take turns, and the inferlets of each; of an inferlet one comes behind the other.
 
-    `send` takes the answers; `on_seen` is told, on the thread, what an inferlet's image has taken in seconds, and
-    `on_lost` when one meets a dead device.
+    `send` takes the answers; `on_seen` is told, on the thread, what an image of an inferlet and tenant has taken in
+    seconds, and `on_lost` when one meets a dead device.
     """
 
     def __init__(self, eye: Eye, max_pixels: int) -> None:
         self.send: Callable[[Answers], None] = lambda _: None
-        self.on_seen: Callable[[LaneKey, float], None] = lambda _lane, _seconds: None
+        self.on_seen: Callable[[LaneKey, str, float], None] = lambda _lane, _tenant, _seconds: None
         self.on_lost: Callable[[DeviceLost], None] = lambda _: None
         self._eye = eye
         self._max_pixels = max_pixels
@@ -116,7 +116,7 @@ class ImageQueue:
             self._running, self._running_of = message, lane
         began = time.monotonic()
         answer = self._answer(message)
-        self.on_seen(lane, time.monotonic() - began)
+        self.on_seen(lane, tenant, time.monotonic() - began)
         with self._lock:
             is_wanted, self._running, self._running_of = self._running_of is not None, None, None
         if is_wanted:

@@ -49,7 +49,7 @@ class StepLoop:
         self._thread = threading.Thread(target=self._run, name="pieray-steps", daemon=True)
         core.plans.call_later = self._inbox.put
         core.adapters.send = core.images.send = self._answer
-        core.images.on_seen = lambda key, seconds: self._inbox.put(lambda: self._charge(key, seconds))
+        core.images.on_seen = lambda *image: self._inbox.put(lambda: self._charge(*image))
         core.images.on_lost = lambda error: self._inbox.put(lambda: self._lose(error))
         core.adapters.on_lost = lambda error: self._inbox.put(lambda: self._lose(error))
 
@@ -115,8 +115,8 @@ class StepLoop:
             log.critical("the step loop failed", exc_info=error)
             self._on_failure(error)
 
-    def _charge(self, key: tuple[str, int], seconds: float) -> list[tuple[str, Message]]:
-        self._core.seen(key, seconds)
+    def _charge(self, key: tuple[str, int], tenant: str, seconds: float) -> list[tuple[str, Message]]:
+        self._core.seen(key, tenant, seconds)
         return []
 
     def _lose(self, error: DeviceLost) -> list[tuple[str, Message]]:

@@ -96,11 +96,13 @@ class Scheduler:
         """Whose inferlet it is: to be told before its commands come.  Those of nobody share one tenant."""
         self._shares.introduce(self.open(key), tenant)
 
-    def charge(self, key: LaneKey, seconds: float) -> None:
-        """The inferlet, if it is still there, has had so much of the device's time outside of steps."""
+    def charge(self, key: LaneKey, tenant: str, seconds: float) -> None:
+        """The inferlet, or its tenant if it has ended, has had so much of the device's time outside of steps."""
         number = self.lanes.find(key)
         if number is not None:
             self._shares.charge_aside(number, seconds)
+        else:
+            self._shares.charge_tenant_aside(tenant, seconds)
 
     def open(self, key: LaneKey) -> int:
         """The inferlet's number."""

@@ -395,6 +395,12 @@ class Shares:
         account.spent = max(account.spent, tenant.clock - tenant.burst_s) + seconds
         self._spend(tenant, seconds)  # `taken` is of the last step alone, which `repeat` counts again
 
+    def charge_tenant_aside(self, name: str, seconds: float) -> None:
+        """An inferlet of the tenant that has ended has taken so much outside of steps."""
+        number = self._numbers.find(name)
+        if number is not None:  # else nobody of the tenant is there
+            self._spend(self._tenants[number], seconds)
+
     def steps_until(self, accounts: Collection[Account], num_waited: int) -> int:
         """In how many steps one of these inferlets, and its tenant, are far enough behind for its commands to join rows
         of others, or would be if they took nothing in those and in the `num_waited` steps before; 0: `may_join` says

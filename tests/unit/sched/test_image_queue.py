@@ -41,11 +41,11 @@ class Desk:
         self.eye = Eye()
         self.queue = ImageQueue(self.eye, 1000)
         self.answers: list[tuple[str, Message]] = []
-        self.charged: list[tuple[tuple[str, int], float]] = []
+        self.charged: list[tuple[tuple[str, int], str, float]] = []
         self.lost: list[DeviceLost] = []
         self.came = threading.Semaphore(0)
         self.queue.send = self._send
-        self.queue.on_seen = lambda lane, seconds: self.charged.append((lane, seconds))
+        self.queue.on_seen = lambda lane, tenant, seconds: self.charged.append((lane, tenant, seconds))
         self.queue.on_lost = self.lost.append
 
     def _send(self, answers: list[tuple[str, Message]]) -> None:
@@ -82,8 +82,8 @@ def test_a_flood_of_one_tenant_is_behind_one_image_of_anothers(desk: Desk) -> No
     desk.let(7)
     assert desk.eye.looked == [b"loud0", b"loud1", b"quiet", b"other", b"loud2", b"loud3", b"loud4"]
     assert [message.ticket for _, message in desk.answers] == [0, 1, 20, 10, 2, 3, 4]
-    assert [lane for lane, _ in desk.charged][2] == ("p", 3)
-    assert all(seconds >= 0 for _, seconds in desk.charged)
+    assert [lane for lane, _, _ in desk.charged][2] == ("p", 3)
+    assert all(seconds >= 0 for _, _, seconds in desk.charged)
 
 
 def test_values_places_and_digest_are_answered_and_what_fails_fails_alone(desk: Desk) -> None:

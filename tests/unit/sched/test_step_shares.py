@@ -601,14 +601,31 @@ def test_what_an_inferlet_has_outside_of_steps_counts_as_its_own(tenants):
     def feed() -> None:
         nonlocal aside
         aside += 2e-4
-        device.scheduler.charge(("p", 2), 2e-4)
-        device.scheduler.charge(("gone", 9), 1.0)
+        device.scheduler.charge(("p", 2), tenants[1], 2e-4)
+        device.scheduler.charge(("gone", 9), "nobody", 1.0)
         for one in feeds:
             one()
 
     device.run(500, feed)
     assert device.had[1] == pytest.approx(device.had[2] + aside / 2, rel=0.1)
     assert device.had[1] > 1.1 * device.had[2]
+
+
+def test_what_an_inferlet_had_that_has_ended_counts_as_its_tenants():
+    device = Device()
+    for inferlet, tenant in enumerate("ab", 1):
+        device.open(inferlet, tenant)
+    feeds, aside = [prefills(device, 1, 4), prefills(device, 2, 4)], 0.0
+
+    def feed() -> None:
+        nonlocal aside
+        aside += 2e-4
+        device.scheduler.charge(("gone", 9), "b", 2e-4)
+        for one in feeds:
+            one()
+
+    device.run(500, feed)
+    assert device.had[1] == pytest.approx(device.had[2] + aside, rel=0.1)
 
 
 def test_what_is_had_outside_of_steps_is_not_had_again_with_the_steps_that_are_like_the_last():
