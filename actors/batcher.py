@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from pieray.actors.common import EXIT_FAILED, control
 from pieray.actors.serving import ServingActor
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.errors import DeviceLost
+from pieray.model_settings import ModelSettings
 from pieray.models.adapter_file import AdapterFile, read_adapter
 from pieray.transport import Connection, Endpoint, Service, connect
 

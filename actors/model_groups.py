@@ -16,8 +16,9 @@ from pieray.actors.hosts import Hosts
 from pieray.actors.kept_adapters import KeptAdapters
 from pieray.actors.members import FACTS_S, Member, Members
 from pieray.actors.records import Restarts
-from pieray.config import MAX_REPLICAS, Config
+from pieray.config import Config
 from pieray.errors import EngineError, InvalidRequest, PierayError
+from pieray.model_settings import MAX_REPLICAS
 
 DRAIN_POLL_S = 0.1
 

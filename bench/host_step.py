@@ -28,9 +28,9 @@ import numpy as np
 from common import machine
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.grammar.compiler import GrammarCompiler
 from pieray.messages import GREEDY, DecodePasses, Forward, Logits, Logprobs, Message, OpenInferlet, Sampler, StartPlan
+from pieray.model_settings import ModelSettings
 from pieray.models.draws import Drawn
 from pieray.models.tokenizer import Tokenizer, TokenizerSpec
 from pieray.sched.core import BatcherCore

@@ -25,8 +25,8 @@ from common import machine
 from peers.models import SHAPES, make_model
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.messages import GREEDY, Forward, Message, OpenInferlet, PlanTokens, RunEnded, Sample, Sampler, StartPlan
+from pieray.model_settings import ModelSettings
 from pieray.models.runner import ModelRunner
 from pieray.models.tokenizer import TokenizerSpec
 from pieray.sched.calibration import calibrate

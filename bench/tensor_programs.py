@@ -24,9 +24,9 @@ import torch
 from common import machine
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.guest import GUEST_ROOT
 from pieray.messages import GREEDY, LoadProgram, Sampler, StartPlan
+from pieray.model_settings import ModelSettings
 from pieray.models.kv_pool import KvPool
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore

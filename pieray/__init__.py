@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from pieray.client.connecting import connect
     from pieray.client.engine import Engine
     from pieray.client.process import Event, Process
-    from pieray.config import Config, Limits, ModelSettings
+    from pieray.config import Config, Limits
     from pieray.errors import PierayError
+    from pieray.model_settings import ModelSettings
     from pieray.programs.launches import LaunchRequest
     from pieray.programs.sources import ProgramSource
     from pieray_client import AsyncClient, Client
@@ -53,7 +54,7 @@ __all__ = [
 _MODULES = {
     "Config": "config",
     "Limits": "config",
-    "ModelSettings": "config",
+    "ModelSettings": "model_settings",
     "Engine": "client.engine",
     "connect": "client.connecting",
     "start": "bring_up",

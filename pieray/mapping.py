@@ -1,4 +1,5 @@
-"""From nested mappings (files, flags, JSON) to dataclasses of settings: every key known, every value of its type."""
+"""From nested mappings (files, flags, JSON) to dataclasses of settings: every key known, every value of its type and
+in its range."""
 
 from __future__ import annotations
 
@@ -96,3 +97,29 @@ def _table(value: object) -> dict[str, Any] | None:
         except ValueError:
             return None
     return dict(value) if isinstance(value, Mapping) and all(isinstance(k, str) for k in value) else None
+
+
+def check_numbers(settings: object, prefix: str, least: Mapping[str, float]) -> None:
+    """Raise ConfigError unless every number of a settings dataclass is at least 0, or what `least` says of it."""
+    for f in dataclasses.fields(settings):  # type: ignore[arg-type]  # it is one
+        value = getattr(settings, f.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            check_at_least(prefix + f.name, value, least.get(f.name, 0))
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise ConfigError for a value that is none of those."""
+    if value not in allowed:
+        raise ConfigError(f"{name} is one of {', '.join(allowed)}; given {value!r}")
+
+
+def check_share(name: str, value: float) -> None:
+    """Raise ConfigError for what is no part of a whole."""
+    if not 0 <= value <= 1:  # NaN neither
+        raise ConfigError(f"{name} is from 0 to 1; given {value}")
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Raise ConfigError for less."""
+    if not value >= least:  # NaN neither
+        raise ConfigError(f"{name} is at least {least}; given {value}")

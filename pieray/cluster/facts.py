@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import ray
 
-from pieray.config import MAX_REPLICAS, Config, ModelSettings
+from pieray.config import Config
 from pieray.errors import EngineError
+from pieray.model_settings import MAX_REPLICAS, ModelSettings
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from pieray.config import ModelSettings
 from pieray.messages import Forward, Message, OpenInferlet, Output, Sample, Sampler, StartPlan
+from pieray.model_settings import ModelSettings
 from pieray.models.tokenizer import TokenizerSpec
 from pieray.sched.core import BatcherCore
 from pieray.sched.costs import CostModel

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pieray.arrays import I64
-from pieray.config import ModelSettings
 from pieray.errors import DeviceLost, Evicted, PierayError, ProtocolError, Unsupported
 from pieray.messages import (
     CancelInferlet,
@@ -38,6 +37,7 @@ from pieray.messages import (
     Verify,
     WritePages,
 )
+from pieray.model_settings import ModelSettings
 from pieray.models.batch import NO_ROWS
 from pieray.models.draws import Drawn
 from pieray.sched.chunks import Chunk

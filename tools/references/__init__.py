@@ -31,7 +31,8 @@ CLIENT_NAMES = {
     "client/process": ("Process", "Event"),
     "programs/sources": ("ProgramSource",),
     "programs/launches": ("LaunchRequest",),
-    "config": ("Config", "ModelSettings", "Limits"),
+    "config": ("Config", "Limits"),
+    "model_settings": ("ModelSettings",),
     "errors": ("PierayError", "*"),
 }
 

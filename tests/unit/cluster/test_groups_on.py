@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from pieray.cluster.facts import groups_on
-from pieray.config import Config, ModelSettings
+from pieray.config import Config
 from pieray.mapping import from_mapping
+from pieray.model_settings import ModelSettings
 
 
 def share(model: ModelSettings) -> float:

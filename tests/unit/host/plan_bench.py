@@ -8,9 +8,10 @@ import random
 from arrays import u32
 from fakes import NUMBER, PAGE_SIZE, Bench, byte_tokenizer
 
-from pieray.config import Limits, ModelSettings
+from pieray.config import Limits
 from pieray.errors import OutOfPages, error_from
 from pieray.messages import Completed, Failed, PlanTokens, RunEnded
+from pieray.model_settings import ModelSettings
 from pieray.sched.core import BatcherCore
 from tests.support.digest_runner import DigestRunner
 

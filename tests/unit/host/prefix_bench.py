@@ -9,7 +9,7 @@ import numpy as np
 from arrays import NONE, u32
 from fakes import NUMBER, PAGE_SIZE, Bench, byte_tokenizer
 
-from pieray.config import Limits, ModelSettings
+from pieray.config import Limits
 from pieray.errors import PierayError, error_from
 from pieray.leases import export_calls
 from pieray.leases.exports import ExportTable
@@ -19,6 +19,7 @@ from pieray.leases.rank import Facts
 from pieray.leases.relief import AGAIN_S, Relief
 from pieray.messages import CancelInferlet, Completed, Failed, IndexPages, PlanTokens, RunEnded, Sampled
 from pieray.messages.leases import Place
+from pieray.model_settings import ModelSettings
 from pieray.sched.core import BatcherCore
 from tests.support.digest_runner import DigestRunner
 

@@ -17,10 +17,11 @@ from test_rebuild_bits import NUM_PAGES, ModelBench, text
 
 from inferlet import _host, _raw, tensor
 from pieray.assets import model_folder
-from pieray.config import Limits, ModelSettings
+from pieray.config import Limits
 from pieray.errors import BadHandle, InvalidRequest, PierayError, Unsupported
 from pieray.host.models import ModelInfo
 from pieray.host.tables import HandleTables
+from pieray.model_settings import ModelSettings
 from pieray.models.runner import ModelRunner
 from pieray.models.sampler import uniforms
 from pieray.sched.core import BatcherCore

@@ -12,7 +12,7 @@ from plan_bench import PlanBench
 from rounds import seeds
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
+from pieray.model_settings import ModelSettings
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
 

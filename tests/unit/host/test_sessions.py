@@ -10,11 +10,11 @@ import pytest
 from groups import TOKEN, Group, until
 from test_device import Recorder, lease
 
-from pieray.config import ModelSettings
 from pieray.errors import DeviceLost, EngineError, PeerLost, PierayError
 from pieray.host.device.sessions import DeviceSessions
 from pieray.leases.service import LeaseService
 from pieray.messages import CancelInferlet, Forward, PeerFenced
+from pieray.model_settings import ModelSettings
 from pieray.sched.core import BatcherCore
 from pieray.sched.fences import FenceLink
 from pieray.sched.loop import StepLoop

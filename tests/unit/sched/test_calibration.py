@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.errors import DeviceLost
 from pieray.messages import Completed, PlanTokens, StartPlan
 from pieray.messages.outputs import GREEDY
+from pieray.model_settings import ModelSettings
 from pieray.models.batch import ForwardItem
 from pieray.models.draws import Drawn
 from pieray.models.runner import ModelRunner

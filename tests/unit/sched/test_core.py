@@ -6,7 +6,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pieray.config import ModelSettings
 from pieray.errors import DeviceLost, InvalidRequest, ModelError
 from pieray.messages import (
     CancelInferlet,
@@ -23,6 +22,7 @@ from pieray.messages import (
     Sample,
     Sampler,
 )
+from pieray.model_settings import ModelSettings
 from pieray.sched.core import BatcherCore
 from pieray.sched.costs import CostModel
 from tests.support.rows import RowsAsItems

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.messages import Completed, CopyTokens, Forward, Logits, Message, Output, Sample, Sampler
+from pieray.model_settings import ModelSettings
 from pieray.models.runner import ModelRunner
 from pieray.pages.space import PageSpace
 from pieray.sched.core import BatcherCore

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.messages import GREEDY, OpenInferlet, PlanTokens, Sampler, StartPlan
+from pieray.model_settings import ModelSettings
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
 from pieray.sched.costs import CostModel

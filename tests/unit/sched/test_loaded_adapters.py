@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pieray.config import ModelSettings
 from pieray.errors import Evicted, ModelError, QuotaExceeded
 from pieray.messages import PRIVATE, CancelInferlet, Completed, Failed, Forward, LoadAdapter, Logits, UnloadAdapter
+from pieray.model_settings import ModelSettings
 from pieray.models.adapter_file import AdapterFile
 from pieray.sched.core import BatcherCore
 from pieray.sched.loaded_adapters import LoadedAdapters

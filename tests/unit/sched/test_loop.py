@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pieray.config import ModelSettings
 from pieray.errors import DeviceLost, PeerLost
 from pieray.messages import Completed, EmbedTokens, Failed, Forward, LoadAdapter, Message
+from pieray.model_settings import ModelSettings
 from pieray.models.adapter_file import AdapterFile
 from pieray.sched.core import BatcherCore
 from pieray.sched.loop import StepLoop

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.messages import (
     GREEDY,
     Completed,
@@ -29,6 +28,7 @@ from pieray.messages import (
     StartPlan,
     SwapOut,
 )
+from pieray.model_settings import ModelSettings
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
 from pieray.sched.costs import CostModel

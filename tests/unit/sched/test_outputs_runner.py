@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.messages import (
     CancelInferlet,
     Completed,
@@ -25,6 +24,7 @@ from pieray.messages import (
     Sample,
     Sampler,
 )
+from pieray.model_settings import ModelSettings
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pieray.config import ModelSettings
 from pieray.errors import InvalidRequest
 from pieray.messages import Completed, Failed, Forward, Message, ReadPages, Sample, WritePages
+from pieray.model_settings import ModelSettings
 from pieray.sched.core import BatcherCore
 from tests.support.digest_runner import DigestRunner, reference
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pieray.config import ModelSettings
 from pieray.messages import (
     GREEDY,
     CancelInferlet,
@@ -21,6 +20,7 @@ from pieray.messages import (
     StartPlan,
     StopPlan,
 )
+from pieray.model_settings import ModelSettings
 from pieray.sched.core import BatcherCore
 from pieray.sched.drafts import NgramDrafter
 from tests.support.digest_runner import DigestRunner, reference

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pieray.config import ModelSettings
 from pieray.errors import DeviceLost, InvalidRequest
 from pieray.messages import (
     CancelInferlet,
@@ -21,6 +20,7 @@ from pieray.messages import (
     SwapIn,
     SwapOut,
 )
+from pieray.model_settings import ModelSettings
 from pieray.sched.core import BatcherCore
 from pieray.sched.costs import CostModel, Kind
 from tests.support.digest_runner import VOCAB, DigestRunner

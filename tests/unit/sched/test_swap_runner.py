@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.messages import CancelInferlet, Completed, Forward, Logits, Message, SwapIn, SwapOut
+from pieray.model_settings import ModelSettings
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
 

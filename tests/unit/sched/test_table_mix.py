@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pieray.config import ModelSettings
 from pieray.messages import (
     CancelInferlet,
     Completed,
@@ -32,6 +31,7 @@ from pieray.messages import (
     SwapIn,
     SwapOut,
 )
+from pieray.model_settings import ModelSettings
 from pieray.sched.core import BatcherCore
 from pieray.sched.costs import CostModel
 from tests.support.digest_runner import VOCAB, DigestRunner, chain, draw, score

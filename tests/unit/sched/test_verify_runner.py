@@ -12,9 +12,9 @@ from loras import as_bytes, random_lora
 from rounds import examples
 
 from pieray.assets import model_folder
-from pieray.config import ModelSettings
 from pieray.errors import Unsupported
 from pieray.messages import Completed, Failed, Forward, Logits, Output, Sample, Sampler, Verify
+from pieray.model_settings import ModelSettings
 from pieray.models.adapter_file import AdapterFile
 from pieray.models.runner import ModelRunner
 from pieray.sched.core import BatcherCore
