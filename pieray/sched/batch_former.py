@@ -107,7 +107,7 @@ class BatchFormer:
 
     def _keep(self, plan: StepPlan, ready: I64, changes: tuple[int, int], *, is_charged: bool) -> None:
         """The rows of the step are in the next ones too, unless others come to be in every other one."""
-        if plan.group is not None and self._is_ranked == self._are_lower_out:
+        if plan.group is not None and len(plan.group) < len(ready) and self._is_ranked == self._are_lower_out:
             self._kept.keep(plan.group, ready, changes, is_charged=is_charged)
 
     def _fill(self, plan: StepPlan, rows: I64, heap: list[_Candidate]) -> list[_Candidate]:

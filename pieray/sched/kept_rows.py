@@ -39,8 +39,10 @@ class KeptRows:
     def take(self, ready: I64, changes: tuple[int, int], stay_out: Callable[[], bool]) -> RowGroup | None:
         """Those of the next step; None: it is to be looked who is in it.  `stay_out`, asked last, tells whether those
         that were kept out of the step before are kept out of this one."""
+        if self._group is None:
+            return None
         is_same = ready is self._ready and changes == self._changes and self._num_steps < KEPT_STEPS
-        if self._group is None or not is_same or not stay_out():
+        if not is_same or not stay_out():
             self._group = None
             return None
         self._num_steps += 1
