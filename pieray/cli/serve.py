@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Annotated, Any
 
@@ -111,12 +112,7 @@ def _serve(
     from pieray.server.app import Door
     from pieray.server.guard import Guard
 
-    default, *others = (str(one["name"]) for one in engine.models())
-    served = model_name or default
-    if served in others:
-        raise ConfigError(
-            f"--model-name: the engine serves another model as {served}; give the default one another name"
-        )
+    served, others = served_names(engine.models(), model_name)
     gate = Guard(keys)
     name, port = bound.getsockname()[:2]
     url = f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
@@ -133,6 +129,18 @@ def _serve(
 
     door = Door(engine, model=served, others=others, **programs)
     hosting.serve(door.app(gate), gate, bound, wants_end=wants_end, on_ready=ready, on_end=door.close)
+
+
+def served_names(models: Sequence[Mapping[str, Any]], asked: str | None) -> tuple[str, list[str]]:
+    """The name under which clients ask for the default one of an engine's models, `asked` or its own, and those of the
+    others.  Raises ConfigError where one would hide another."""
+    default, *others = (str(one["name"]) for one in models)
+    served = asked or default
+    if served in others:
+        raise ConfigError(
+            f"--model-name: the engine serves another model as {served}; give the default one another name"
+        )
+    return served, others
 
 
 def _log(level: str, form: str) -> None:
